@@ -6,7 +6,7 @@
 __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'conform', 'read_yaml', 'yaml_lines', 'sha256_file',
            'sha256_files', 'hash_folder']
 
-# %% ../nbs/01_files.ipynb #b5af1fa6
+# %% ../nbs/01_files.ipynb #d87feefe
 import hashlib, os, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +16,13 @@ import msgspec
 
 from .errors import UserError, did_you_mean
 
-# %% ../nbs/01_files.ipynb #522d6c43
+# %% ../nbs/01_files.ipynb #1e6e2528
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/01_files.ipynb #59971859
+# %% ../nbs/01_files.ipynb #5307cddd
 @contextmanager
 def atomic_file(
     path: str | Path, # Where the finished file goes; missing parent folders are made
@@ -40,7 +40,7 @@ def atomic_file(
         _fsync(path.parent)
     finally: Path(tmp).unlink(missing_ok=True)
 
-# %% ../nbs/01_files.ipynb #b514924f
+# %% ../nbs/01_files.ipynb #84b37e3d
 @contextmanager
 def atomic_dir(
     path: str | Path, # Where the finished folder goes; an old one there is replaced
@@ -60,7 +60,7 @@ def atomic_dir(
         shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/01_files.ipynb #16fc4ecb
+# %% ../nbs/01_files.ipynb #f5ec2d8f
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
     with atomic_file(path) as tmp: tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
@@ -75,11 +75,11 @@ def read_json(
     except FileNotFoundError: raise UserError(f"{path} does not exist; run the step that writes it first.") from None
     except msgspec.MsgspecError as e: raise UserError(f"{path} cannot be read: {e}; delete it and run the step that writes it.") from None
 
-# %% ../nbs/01_files.ipynb #b8fd961c
+# %% ../nbs/01_files.ipynb #b2dae66a
 import re
 from typing import Any, get_args, get_origin
 
-# %% ../nbs/01_files.ipynb #434ef694
+# %% ../nbs/01_files.ipynb #3c274b36
 def _is_struct(type): return isinstance(type, msgspec._core.StructMeta)
 
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "null": "null", "array": "a list",
@@ -94,7 +94,7 @@ def _expected(error, type):
     names = re.sub(r"`([^`]+)`", lambda m: " or ".join(_WORDS.get(n, n) for n in m[1].split(" | ")), text)
     return f"{names.removeprefix('Expected ')} is expected"
 
-# %% ../nbs/01_files.ipynb #348f302a
+# %% ../nbs/01_files.ipynb #e8b963bc
 def conform(
     value: Any, # Plain data: what YAML, JSON or an INI file holds
     type: Any, # A msgspec Struct, or any type msgspec can convert to
@@ -118,9 +118,11 @@ def conform(
         if key not in fields: raise UserError(f"{where}: there is no key {key!r}{did_you_mean(key, fields)}")
     for f in fields.values():
         if f.required and f.name not in value: raise UserError(f"{where}: the key '{f.name}' is missing; add it.")
-    return type(**{k: conform(v, fields[k].type, file, (*at, k), strict) for k, v in value.items()})
+    content = {k: conform(v, fields[k].type, file, (*at, k), strict) for k, v in value.items()}
+    try: return type(**content)
+    except ValueError as e: raise UserError(f"{where}: {e}") from None
 
-# %% ../nbs/01_files.ipynb #a41258bf
+# %% ../nbs/01_files.ipynb #f1789a78
 def read_yaml(
     path: str | Path, # A YAML file
     type: Any = dict, # What it must hold
@@ -144,7 +146,7 @@ def read_yaml(
         raise UserError(f"{path}{place} is not YAML: {problem}; correct that line.") from None
     return conform({} if data is None else data, type, path)
 
-# %% ../nbs/01_files.ipynb #b277e8de
+# %% ../nbs/01_files.ipynb #a59a2597
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -159,7 +161,7 @@ def _flow(value):
     if isinstance(value, dict): return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
 
-# %% ../nbs/01_files.ipynb #33fa1b54
+# %% ../nbs/01_files.ipynb #d693ff1d
 def yaml_lines(
     obj: msgspec.Struct, # What to write
     notes: dict[str, str] = {}, # Comments behind the keys of a dictionary of structs, e.g. behind a column's name
@@ -180,7 +182,7 @@ def yaml_lines(
             lines += yaml_lines(struct, notes, indent + "    ")
     return lines
 
-# %% ../nbs/01_files.ipynb #1fd6f600
+# %% ../nbs/01_files.ipynb #02951387
 def sha256_file(path: str | Path) -> str: # 64 hexadecimal digits
     "The sha256 of a file's content."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -7,7 +7,7 @@ __all__ = ['Share', 'Count', 'Positive', 'PositiveNumber', 'Duration', 'Simulate
            'PrepareParams', 'EncoderParams', 'GbdtParams', 'TrainParams', 'CostParams', 'EvaluateParams',
            'ExplainParams', 'GateParams', 'Params', 'write_params', 'read_params']
 
-# %% ../nbs/04_params.ipynb #b1c4c0cd
+# %% ../nbs/04_params.ipynb #774c9432
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,14 +16,14 @@ from msgspec import Meta, Struct, field
 from .errors import UserError
 from .files import atomic_file, read_yaml, yaml_lines
 
-# %% ../nbs/04_params.ipynb #00ba3764
+# %% ../nbs/04_params.ipynb #da5ecd0f
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 PositiveNumber = Annotated[float, Meta(gt=0)]
 Duration = Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$")] # seconds, minutes, hours, days or weeks
 
-# %% ../nbs/04_params.ipynb #2e5ce034
+# %% ../nbs/04_params.ipynb #33b17fb7
 class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The simulated telecom."
     subscribers: Annotated[Positive, Meta(description="how many people are followed")] = 6000
@@ -35,12 +35,12 @@ class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     new_category: Annotated[bool, Meta(description="does a plan appear late that was never seen before?")] = False
     seasonal_growth: Annotated[float, Meta(description="how strongly usage grows and swings over the year; 0 = not at all")] = 0.0
 
-# %% ../nbs/04_params.ipynb #f82b3f73
+# %% ../nbs/04_params.ipynb #cc1f906e
 class ValidateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Which rows are accepted."
     max_quarantined: Annotated[Share, Meta(description="share of rows that may break the contract; above it the run stops")] = 0.1
 
-# %% ../nbs/04_params.ipynb #b5c1bbf9
+# %% ../nbs/04_params.ipynb #b898db26
 class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Which rows the model learns from, and which it is judged on."
     method: Annotated[Literal["time", "order", "group", "random", "column", "files"],
@@ -51,12 +51,16 @@ class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
     test_files: Annotated[list[str], Meta(description="method files: the source files that are the test part")] = field(default_factory=list)
     seed: Annotated[Count, Meta(description="of the random and the group method")] = 0
 
+    def __post_init__(self):
+        if self.method == "column" and not self.column: raise ValueError("method 'column' needs the name of a column; set 'column'.")
+        if self.method == "files" and not self.test_files: raise ValueError("method 'files' needs the names of files; set 'test_files'.")
+
 class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What the model sees of a row."
     features: Annotated[str | None, Meta(description="a Python file with @feature functions, exported from a notebook; null for none")] = None
     split: SplitParams = field(default_factory=SplitParams)
 
-# %% ../nbs/04_params.ipynb #7fe33cd1
+# %% ../nbs/04_params.ipynb #13ffd73e
 class EncoderParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How categories become numbers."
     min_count: Annotated[Positive, Meta(description="categories seen less often in training share one code")] = 10
@@ -74,7 +78,7 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     reg_lambda: Annotated[Annotated[float, Meta(ge=0)], Meta(description="L2 penalty on the leaves")] = 0.0
     checkpoint_every: Annotated[Positive, Meta(description="trees between two checkpoints of a training")] = 200
 
-# %% ../nbs/04_params.ipynb #51f9e9e8
+# %% ../nbs/04_params.ipynb #b05e03dc
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
     learners: Annotated[list[Literal["gbdt"]], Meta(min_length=1, description="which learners are trained")] = field(default_factory=lambda: ["gbdt"])
@@ -85,7 +89,7 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
 
-# %% ../nbs/04_params.ipynb #b0d93543
+# %% ../nbs/04_params.ipynb #1e6eb7ff
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What one decision costs, by what was decided and what was true (binary tasks)."
     false_positive: Annotated[float, Meta(description="acted, and it was not needed")] = 1.0
@@ -105,7 +109,7 @@ class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is explained."
     rows: Annotated[Positive, Meta(description="test rows that are explained, at most")] = 20000
 
-# %% ../nbs/04_params.ipynb #9218edd8
+# %% ../nbs/04_params.ipynb #321b1d3c
 class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a model must reach to be deployed, on the test part."
     max_log_loss: Annotated[float | None, Meta(description="classification; null = not checked")] = None
@@ -117,7 +121,7 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     max_slice_gap: Annotated[float | None, Meta(description="share by which a segment's loss may be above the loss of all rows; null = not checked")] = 1.0
     max_calibration_error: Annotated[Share | None, Meta(description="classification: expected calibration error; null = not checked")] = 0.1
 
-# %% ../nbs/04_params.ipynb #9896e716
+# %% ../nbs/04_params.ipynb #c93b0efc
 class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     "Everything `params.yaml` can say."
     simulate: SimulateParams = field(default_factory=SimulateParams)
@@ -128,7 +132,7 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     explain: ExplainParams = field(default_factory=ExplainParams)
     gate: GateParams = field(default_factory=GateParams)
 
-# %% ../nbs/04_params.ipynb #818b0627
+# %% ../nbs/04_params.ipynb #2f919270
 _HEADER = """# What the model learns from. DVC watches this file: `dvc repro` runs again what a change here touches.
 # Try a value without editing: dvc exp run -S train.gbdt.learning_rate=0.03
 """
