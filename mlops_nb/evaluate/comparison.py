@@ -6,7 +6,7 @@
 __all__ = ['Difference', 'gain', 'compare', 'Comparison', 'in_words', 'align', 'score_array', 'compare_baselines',
            'champion_scores', 'compare_champion']
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #5d7aaf9b
+# %% ../../nbs/evaluate/03_comparison.ipynb #ce745db6
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from .thresholds import choose_threshold
 from ..params import CostParams
 from ..schema import Schema
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #fd13f996
+# %% ../../nbs/evaluate/03_comparison.ipynb #1a0d657a
 class Difference(Struct):
     "One metric of two models on the same rows."
     ours: float | None
@@ -28,7 +28,7 @@ class Difference(Struct):
     gain: Estimate # how much better ours is, in units of the metric: negative is worse
     worse: float | None # share of replicates in which ours is worse; `None` if the metric is undefined
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #5d0ec559
+# %% ../../nbs/evaluate/03_comparison.ipynb #81b3d2a0
 def gain(
     better: Literal['higher', 'lower', 'zero'], # which direction of the metric is good
     ours: float | np.ndarray,
@@ -38,7 +38,7 @@ def gain(
     if better == 'higher': return ours - theirs
     return theirs - ours if better == 'lower' else np.abs(theirs) - np.abs(ours)
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #c741f2b2
+# %% ../../nbs/evaluate/03_comparison.ipynb #86906c0b
 def compare(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
@@ -63,7 +63,7 @@ def _difference(better, a, b, pairs, confidence):
     number = lambda x: float(x) if np.isfinite(x) else None
     return Difference(number(a), number(b), estimate, None if estimate.value is None else float((gains < 0).mean()))
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #f1112ccd
+# %% ../../nbs/evaluate/03_comparison.ipynb #01de935d
 class Comparison(Struct):
     "Our model against one other, on the test rows."
     name: str # constant, linear, champion, ...
@@ -72,7 +72,7 @@ class Comparison(Struct):
     bundle: str | None = None # the id of the champion's bundle
     metrics: dict[str, Difference] = field(default_factory=dict) # empty if it could not score these rows
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #88f12677
+# %% ../../nbs/evaluate/03_comparison.ipynb #8023ac11
 def in_words(
     task: str,
     name: str, # whom ours is compared with
@@ -89,7 +89,7 @@ def in_words(
     sure = 'which chance does not explain' if g.low > 0 or g.high < 0 else 'which may be chance'
     return (f"{m} {d.ours:.4g}, {size} the {name}'s {d.theirs:.4g} ({confidence:.0%} interval of the gain {g.low:+.3g} to {g.high:+.3g}), {sure}.")
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #1e56625f
+# %% ../../nbs/evaluate/03_comparison.ipynb #aeed23fe
 def align(
     scores: pl.DataFrame, # `_source`, `_row` and scores
     keys: pl.DataFrame, # `_source`, `_row` of the rows wanted
@@ -102,7 +102,7 @@ def align(
         raise UserError(f"artifacts/models/baseline/scores.parquet does not hold each of the {len(keys)} rows once ({missing} are missing); run the stage baseline again.")
     return found.select(names)
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #7d73c56f
+# %% ../../nbs/evaluate/03_comparison.ipynb #bdfb7461
 def score_array(
     column: pl.Series, # numbers, or a list of k numbers a row
 ) -> np.ndarray: # (n,) or (n, k)
@@ -110,7 +110,7 @@ def score_array(
     if column.dtype.base_type() in (pl.List, pl.Array): return np.array(column.to_list(), float)
     return column.cast(pl.Float64).to_numpy()
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #85bb7eb8
+# %% ../../nbs/evaluate/03_comparison.ipynb #3e1833e5
 def compare_baselines(
     task: str,
     valid: pl.DataFrame, # `_source`, `_row`, `_target`
@@ -131,7 +131,7 @@ def compare_baselines(
         found.append(Comparison(name, 'baseline', in_words(task, f"{name} baseline", metrics[PRIMARY[task]], confidence), metrics=metrics))
     return found
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #8047bc09
+# %% ../../nbs/evaluate/03_comparison.ipynb #a2e6b537
 def champion_scores(
     predictor, # the champion's `Predictor`
     frame: pl.DataFrame, # the rows, with the columns of the contract
@@ -147,7 +147,7 @@ def champion_scores(
     if schema.task == 'binary' and theirs.classes[1] != schema.classes[1]: return 1 - scores
     return scores if scores.ndim == 1 else scores[:, [theirs.classes.index(c) for c in schema.classes]]
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #91e07d4e
+# %% ../../nbs/evaluate/03_comparison.ipynb #e81592af
 def compare_champion(
     champion: Path, # its bundle folder
     schema: Schema,
@@ -163,7 +163,7 @@ def compare_champion(
         predictor = Predictor.open(champion)
         theirs = champion_scores(predictor, test, schema)
     except Exception as e: # its feature functions are arbitrary code: whatever they raise, our own evaluation goes on
-        why = str(e).rstrip('.') if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        why = (str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}").rstrip('.').replace(str(champion), 'its bundle')
         return Comparison('champion', 'champion', f"The champion {name[:12]} cannot score these rows: {why}.", name)
     at = getattr(predictor.policy, 'threshold', None)
     metrics = compare(schema.task, test['_target'].to_numpy(), ours, theirs, terms,
