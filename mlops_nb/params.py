@@ -7,7 +7,7 @@ __all__ = ['Share', 'Count', 'Positive', 'PositiveNumber', 'Duration', 'Simulate
            'PrepareParams', 'EncoderParams', 'GbdtParams', 'TrainParams', 'CostParams', 'EvaluateParams',
            'ExplainParams', 'GateParams', 'Params', 'write_params', 'read_params']
 
-# %% ../nbs/04_params.ipynb #774c9432
+# %% ../nbs/04_params.ipynb #ef9b1488
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,14 +16,14 @@ from msgspec import Meta, Struct, field
 from .errors import UserError
 from .files import atomic_file, read_yaml, yaml_lines
 
-# %% ../nbs/04_params.ipynb #da5ecd0f
+# %% ../nbs/04_params.ipynb #e748f633
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 PositiveNumber = Annotated[float, Meta(gt=0)]
 Duration = Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$")] # seconds, minutes, hours, days or weeks
 
-# %% ../nbs/04_params.ipynb #33b17fb7
+# %% ../nbs/04_params.ipynb #7084104d
 class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The simulated telecom."
     subscribers: Annotated[Positive, Meta(description="how many people are followed")] = 6000
@@ -35,19 +35,19 @@ class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     new_category: Annotated[bool, Meta(description="does a plan appear late that was never seen before?")] = False
     seasonal_growth: Annotated[float, Meta(description="how strongly usage grows and swings over the year; 0 = not at all")] = 0.0
 
-# %% ../nbs/04_params.ipynb #cc1f906e
+# %% ../nbs/04_params.ipynb #70e99af6
 class ValidateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Which rows are accepted."
     max_quarantined: Annotated[Share, Meta(description="share of rows that may break the contract; above it the run stops")] = 0.1
 
-# %% ../nbs/04_params.ipynb #b898db26
+# %% ../nbs/04_params.ipynb #2b957fc5
 class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Which rows the model learns from, and which it is judged on."
     method: Annotated[Literal["time", "order", "group", "random", "column", "files"],
                       Meta(description="time | order (of the rows) | group (entities stay together) | random | column | files")] = "time"
     test: Annotated[Share, Meta(description="share of all rows that judge the model")] = 0.2
     valid: Annotated[Share, Meta(description="share of the rest that stops the training")] = 0.2
-    column: Annotated[str | None, Meta(description="method column: holds train, valid or test; method group: names the group")] = None
+    column: Annotated[str | None, Meta(description="column: holds train, valid or test; group: names the group")] = None
     test_files: Annotated[list[str], Meta(description="method files: the source files that are the test part")] = field(default_factory=list)
     seed: Annotated[Count, Meta(description="of the random and the group method")] = 0
 
@@ -57,10 +57,11 @@ class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What the model sees of a row."
-    features: Annotated[str | None, Meta(description="a Python file with @feature functions, exported from a notebook; null for none")] = None
+    features: Annotated[str | None, Meta(description="a Python file with @feature functions, which `notebook` exports; null for none")] = None
+    notebook: Annotated[str | None, Meta(description="the notebook that exports `features`; the first stage exports it again after an edit")] = None
     split: SplitParams = field(default_factory=SplitParams)
 
-# %% ../nbs/04_params.ipynb #13ffd73e
+# %% ../nbs/04_params.ipynb #9dd3d407
 class EncoderParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How categories become numbers."
     min_count: Annotated[Positive, Meta(description="categories seen less often in training share one code")] = 10
@@ -78,18 +79,19 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     reg_lambda: Annotated[Annotated[float, Meta(ge=0)], Meta(description="L2 penalty on the leaves")] = 0.0
     checkpoint_every: Annotated[Positive, Meta(description="trees between two checkpoints of a training")] = 200
 
-# %% ../nbs/04_params.ipynb #b05e03dc
+# %% ../nbs/04_params.ipynb #49316251
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
-    learners: Annotated[list[Literal["gbdt"]], Meta(min_length=1, description="which learners are trained")] = field(default_factory=lambda: ["gbdt"])
+    learners: Annotated[list[Literal["gbdt"]], Meta(min_length=1, description="which learners are trained")] = field(
+        default_factory=lambda: ["gbdt"])
     seed: Annotated[Count, Meta(description="the same seed on the same data gives the same model")] = 0
     recency_half_life: Annotated[Duration | None, Meta(
-        description="such as 180d: a row's weight halves with every such age before the newest training row; null = all rows weigh the same")] = None
+        description="such as 180d: a row weighs half for each such time it is older than the newest; null = all weigh the same")] = None
     continue_from: Annotated[str | None, Meta(description="a model folder or bundle to go on from; null = from nothing")] = None
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
 
-# %% ../nbs/04_params.ipynb #1e6eb7ff
+# %% ../nbs/04_params.ipynb #81305e78
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What one decision costs, by what was decided and what was true (binary tasks)."
     false_positive: Annotated[float, Meta(description="acted, and it was not needed")] = 1.0
@@ -103,28 +105,28 @@ class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     confidence: Annotated[Annotated[float, Meta(gt=0, lt=1)], Meta(description="of the intervals")] = 0.95
     seed: Annotated[Count, Meta(description="of the resamples")] = 0
     min_slice: Annotated[Positive, Meta(description="a segment with fewer rows is not judged")] = 200
+    within: Annotated[PositiveNumber | None, Meta(
+        description="regression: an error up to this is near enough, in units of the target; null = a quarter of its standard deviation")] = None
     costs: CostParams = field(default_factory=CostParams)
 
 class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is explained."
-    rows: Annotated[Positive, Meta(description="test rows that are explained, at most")] = 20000
+    rows: Annotated[Positive, Meta(description="test rows that are explained, at most; SHAP takes about a second for 750 rows of 300 trees")] = 2000
 
-# %% ../nbs/04_params.ipynb #321b1d3c
+# %% ../nbs/04_params.ipynb #ca5b0691
 class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a model must reach to be deployed, on the test part."
-    max_log_loss: Annotated[float | None, Meta(description="classification; null = not checked")] = None
-    min_auc: Annotated[Share | None, Meta(description="binary; null = not checked")] = None
-    min_accuracy: Annotated[Share | None, Meta(description="classification; null = not checked")] = None
-    max_rmse: Annotated[float | None, Meta(description="regression; null = not checked")] = None
-    min_gain_over_baseline: Annotated[float, Meta(description="share by which the loss must be below the best baseline's")] = 0.0
-    champion_tolerance: Annotated[float, Meta(description="share by which the loss may be above the present champion's")] = 0.0
-    max_slice_gap: Annotated[float | None, Meta(description="share by which a segment's loss may be above the loss of all rows; null = not checked")] = 1.0
-    max_calibration_error: Annotated[Share | None, Meta(description="classification: expected calibration error; null = not checked")] = 0.1
+    thresholds: Annotated[dict[str, float], Meta(description="bounds on metrics of the test part, such as {auc: 0.8, log_loss: 0.4}")] = field(default_factory=dict)
+    min_gain: Annotated[float, Meta(description="share by which the primary metric must be better than every baseline's")] = 0.0
+    champion_tolerance: Annotated[Share, Meta(description="share by which the primary metric may be worse than the champion's")] = 0.01
+    max_slice_gap: Annotated[float | None, Meta(description="share by which a segment may be worse than the rest; null = not checked")] = 0.5
+    max_calibration_error: Annotated[Share | None, Meta(
+        description="mean distance of predicted and observed: of probabilities, or as a share of the target's standard deviation; null = not checked")] = 0.1
 
-# %% ../nbs/04_params.ipynb #c93b0efc
+# %% ../nbs/04_params.ipynb #f254f051
 class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     "Everything `params.yaml` can say."
-    simulate: SimulateParams = field(default_factory=SimulateParams)
+    simulate: Annotated[SimulateParams | None, Meta(description="the simulated data; null in a project with real data")] = None
     validate: ValidateParams = field(default_factory=ValidateParams)
     prepare: PrepareParams = field(default_factory=PrepareParams)
     train: TrainParams = field(default_factory=TrainParams)
@@ -132,7 +134,7 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     explain: ExplainParams = field(default_factory=ExplainParams)
     gate: GateParams = field(default_factory=GateParams)
 
-# %% ../nbs/04_params.ipynb #2f919270
+# %% ../nbs/04_params.ipynb #da3bb9b2
 _HEADER = """# What the model learns from. DVC watches this file: `dvc repro` runs again what a change here touches.
 # Try a value without editing: dvc exp run -S train.gbdt.learning_rate=0.03
 """
