@@ -7,7 +7,7 @@ __all__ = ['BUCKETS', 'COUNTERS', 'HASHES', 'QUANTILES', 'TOP', 'STATISTICS', 'B
            'Sketch', 'sketch', 'top_counts', 'smallest_hashes', 'distinct', 'Summary', 'summarise', 'merge',
            'statistics_frame', 'Reference', 'Baseline', 'fit_baseline', 'Skew', 'compare', 'value_skew']
 
-# %% ../../nbs/data/03_statistics.ipynb #e4627847
+# %% ../../nbs/data/03_statistics.ipynb #28471957
 import functools
 
 import msgspec
@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from ..schema import Schema
 
-# %% ../../nbs/data/03_statistics.ipynb #b0f137b4
+# %% ../../nbs/data/03_statistics.ipynb #b5ff5db8
 def float_keys(
     values: np.ndarray, # Floats, none of them missing
 ) -> np.ndarray: # int64, in the same order as the values
@@ -30,7 +30,7 @@ def key_floats(keys: np.ndarray) -> np.ndarray: # Floats; the inverse of `float_
     "The values that the integers stand for."
     return np.where(keys < 0, keys ^ np.int64(2**63 - 1), keys).view(np.float64)
 
-# %% ../../nbs/data/03_statistics.ipynb #860f0242
+# %% ../../nbs/data/03_statistics.ipynb #9e801e00
 BUCKETS = 4096 # a sketch holds at most this many
 
 class Sketch(Struct):
@@ -39,19 +39,25 @@ class Sketch(Struct):
     counts: np.ndarray # int64
     shift: int = 0
 
+def _bit_length(x): # of int64, seen as 64 bits; in halves, since a float holds 53 bits exactly
+    high, low = (h.astype(np.float64) for h in (x.view(np.uint64) >> np.uint64(32), x.view(np.uint64) & np.uint64(2**32 - 1)))
+    return np.where(high > 0, np.frexp(high)[1] + 32, np.frexp(low)[1])
+
 def sketch(
     keys: np.ndarray, # int64; need not be sorted or unique
     counts: np.ndarray, # How often each key occurs
     shift: int = 0, # Low bits that the keys have already lost
 ) -> Sketch:
     "Count keys, and drop low bits until they fit into `BUCKETS`."
-    while True:
-        keys, where = np.unique(keys, return_inverse=True)
-        counts = np.bincount(where, counts, len(keys)).astype(np.int64)
-        if len(keys) <= BUCKETS: return Sketch(keys, counts, shift)
-        keys, shift = keys >> 1, shift + 1
+    if not len(keys): return Sketch(keys, counts, shift)
+    order = np.argsort(keys, kind='stable')
+    keys, counts = keys[order], counts[order]
+    apart = _bit_length(keys[1:] ^ keys[:-1]) # 0 for equal keys
+    drop = int(np.partition(apart, -BUCKETS)[-BUCKETS]) if len(apart) >= BUCKETS else 0
+    first = np.flatnonzero(np.concatenate([[True], apart > drop]))
+    return Sketch(keys[first] >> drop, np.add.reduceat(counts, first), shift + drop)
 
-# %% ../../nbs/data/03_statistics.ipynb #a6a29ea2
+# %% ../../nbs/data/03_statistics.ipynb #482e823e
 @patch
 def merge(self:Sketch, other: Sketch) -> Sketch:
     "The sketch of the values of both."
@@ -68,7 +74,7 @@ def quantile(
     at = np.searchsorted(self.counts.cumsum(), q * self.counts.sum())
     return int(self.keys[min(at, len(self.keys) - 1)] << self.shift)
 
-# %% ../../nbs/data/03_statistics.ipynb #92702957
+# %% ../../nbs/data/03_statistics.ipynb #3a26a654
 COUNTERS = 1000 # categories that are counted by name
 
 def top_counts(
@@ -79,18 +85,18 @@ def top_counts(
     spare = ranked[COUNTERS][1] if len(ranked) > COUNTERS else 0
     return {k: n - spare for k, n in ranked[:COUNTERS] if n > spare}
 
-# %% ../../nbs/data/03_statistics.ipynb #4fcf704c
+# %% ../../nbs/data/03_statistics.ipynb #b67041b3
 HASHES = 1024
 
 def smallest_hashes(*hashes: np.ndarray) -> np.ndarray: # uint64, ascending, at most `HASHES`
-    "The smallest distinct hashes of all the given arrays."
-    return np.unique(np.concatenate(hashes))[:HASHES]
+    "The smallest distinct hashes of arrays that have no duplicates each."
+    return np.unique(np.concatenate([np.partition(h, HASHES)[:HASHES] if len(h) > HASHES else h for h in hashes]))[:HASHES]
 
 def distinct(hashes: np.ndarray) -> int:
     "About how many distinct values have these smallest hashes."
     return len(hashes) if len(hashes) < HASHES else round((HASHES - 1) / (int(hashes[-1]) / 2**64))
 
-# %% ../../nbs/data/03_statistics.ipynb #8c8d37dd
+# %% ../../nbs/data/03_statistics.ipynb #50e57e4a
 class Summary(Struct):
     "What is known of a column: enough for a table, a histogram and a comparison."
     type: str # as in the contract
@@ -104,7 +110,7 @@ class Summary(Struct):
     top: dict[str, int] = {} # of categories and booleans
     hashes: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0, np.uint64))
 
-# %% ../../nbs/data/03_statistics.ipynb #6a79b82b
+# %% ../../nbs/data/03_statistics.ipynb #99f19346
 @patch
 def merge(self:Summary, other: Summary) -> Summary:
     "The summary of the rows of both."
@@ -121,7 +127,7 @@ def merge(self:Summary, other: Summary) -> Summary:
         top=top_counts({k: self.top.get(k, 0) + other.top.get(k, 0) for k in self.top.keys() | other.top.keys()}),
         hashes=smallest_hashes(self.hashes, other.hashes))
 
-# %% ../../nbs/data/03_statistics.ipynb #682ffd7b
+# %% ../../nbs/data/03_statistics.ipynb #3b55f16e
 def _summary(
     type: str, # As in the contract
     rows: int, # Of the batch
@@ -138,11 +144,11 @@ def _summary(
     x = keys.astype(float) if type == 'timestamp' else values.to_numpy().astype(float)
     s.low, s.high = float(x[0]), float(x[-1])
     if type != 'timestamp':
-        s.mean = float(np.average(x, weights=n))
-        s.m2 = float(((x - s.mean)**2 * n).sum())
+        s.mean = float((x * (n / n.sum())).sum()) # the weights first: a sum of huge values would overflow
+        with np.errstate(over='ignore'): s.m2 = float(((x - s.mean)**2 * n).sum()) # infinite for values beyond 1e154
     return s
 
-# %% ../../nbs/data/03_statistics.ipynb #c95b221c
+# %% ../../nbs/data/03_statistics.ipynb #a647f99c
 def summarise(
     frame: pl.DataFrame, # Columns of the contract, in the contract's types; others are left out
     schema: Schema,
@@ -150,10 +156,10 @@ def summarise(
     "Summarise each column of a batch."
     columns = [c for c in schema.columns if c in frame.columns]
     clean = lambda c: pl.col(c).fill_nan(None) if frame.schema[c].is_float() else pl.col(c)
-    counted = frame.select(clean(c).drop_nulls().value_counts(name='n').implode().alias(c) for c in columns)
+    counted = frame.select(clean(c).drop_nulls().alias('value').value_counts(name='count').implode().alias(c) for c in columns)
     out = {}
     for c in columns:
-        values, n = pl.DataFrame({'value': counted[c][0]}).unnest('value').sort(c).get_columns()
+        values, n = counted[c][0].struct.unnest().sort('value').get_columns()
         out[c] = _summary(schema.columns[c].type, frame.height, values, n.to_numpy().astype(np.int64))
     return out
 
@@ -163,7 +169,7 @@ def merge(
     "The summaries of all batches together."
     return functools.reduce(lambda a, b: {c: a[c].merge(b[c]) for c in a}, summaries)
 
-# %% ../../nbs/data/03_statistics.ipynb #2563bb4b
+# %% ../../nbs/data/03_statistics.ipynb #4981ee6f
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP = 20 # categories that are listed
 
@@ -175,7 +181,7 @@ def quantiles(self:Summary) -> list[float]: # At `QUANTILES`; empty where there 
     values = keys.astype(float) if self.type == 'timestamp' else key_floats(keys)
     return np.clip(values, self.low, self.high).tolist()
 
-# %% ../../nbs/data/03_statistics.ipynb #826aad8c
+# %% ../../nbs/data/03_statistics.ipynb #4ec96fed
 STATISTICS = pl.Schema(dict(
     partition=pl.String, column=pl.String, type=pl.String, rows=pl.Int64, missing=pl.Int64, distinct=pl.Int64, min=pl.Float64,
     max=pl.Float64, mean=pl.Float64, sd=pl.Float64, quantiles=pl.List(pl.Float64), top=pl.List(pl.Struct(dict(value=pl.String, count=pl.Int64)))))
@@ -194,7 +200,7 @@ def statistics_frame(
                          [dict(value=v, count=k) for v, k in list(s.top.items())[:TOP]]))
     return pl.DataFrame(rows, STATISTICS, orient='row')
 
-# %% ../../nbs/data/03_statistics.ipynb #1bd89796
+# %% ../../nbs/data/03_statistics.ipynb #c2d53acd
 BINS, CATEGORIES = 10, 50
 
 class Reference(Struct):
@@ -215,7 +221,7 @@ def cells(
     where = np.searchsorted(self.edges, key_floats(s.sketch.keys << s.sketch.shift), side='right')
     return np.array([s.missing, *np.bincount(where, s.sketch.counts, len(self.edges) + 1).astype(int)])
 
-# %% ../../nbs/data/03_statistics.ipynb #d94567ba
+# %% ../../nbs/data/03_statistics.ipynb #f3cddea1
 class Baseline(Struct):
     "What the training rows of a model looked like; travels in its bundle as `baseline.json`."
     rows: int
@@ -237,7 +243,7 @@ def fit_baseline(
     summaries = {c: s for c, s in summarise(frame, schema).items() if c in used and s.type not in ('timestamp', 'text')}
     return Baseline(frame.height, {c: _reference(s) for c, s in summaries.items()})
 
-# %% ../../nbs/data/03_statistics.ipynb #d6cc1d12
+# %% ../../nbs/data/03_statistics.ipynb #eb4087cd
 def _join(
     a: np.ndarray, b: np.ndarray, # Counts of two samples in the same cells
 ) -> list[list[int]]: # Groups of neighbouring cells
@@ -254,7 +260,7 @@ def _divergence(p, q, wp=0.5, wq=0.5): # nats, by cell
     term = lambda x: x * np.log(np.divide(x, m, out=np.ones_like(m), where=x > 0))
     return wp * term(p) + wq * term(q)
 
-# %% ../../nbs/data/03_statistics.ipynb #c0fd12d6
+# %% ../../nbs/data/03_statistics.ipynb #a496525f
 class Skew(Struct, omit_defaults=True):
     "A column whose values are no longer spread as they were."
     column: str
@@ -265,13 +271,13 @@ class Skew(Struct, omit_defaults=True):
     p_value: float
     sentence: str
 
-# %% ../../nbs/data/03_statistics.ipynb #002d2d38
+# %% ../../nbs/data/03_statistics.ipynb #9a23c084
 def compare(
     before: np.ndarray, # Counts in cells
     now: np.ndarray, # Counts in the same cells
 ) -> tuple[float, float, float, list[int]]: # Distance, its null level, p-value, the cells that moved most
     "The Jensen-Shannon distance of two samples, beside what chance gives; no evidence is distance 0."
-    from scipy.stats import chi2
+    from scipy.special import chdtrc, chdtri
     if not before.sum() or not now.sum(): return 0.0, 1.0, 1.0, []
     groups = _join(before, now)
     if len(groups) < 2: return 0.0, 1.0, 1.0, groups[0]
@@ -279,11 +285,11 @@ def compare(
     n, m, df = a.sum(), b.sum(), len(groups) - 1
     by_cell = _divergence(a / n, b / m)
     g_statistic = 2 * (n + m) * _divergence(a / n, b / m, n / (n + m), m / (n + m)).sum()
-    null = chi2.ppf(0.99, df) * (1 / n + 1 / m) / (8 * np.log(2))
+    null = chdtri(df, 0.01) * (1 / n + 1 / m) / (8 * np.log(2))
     value = (max(by_cell.sum(), 0) / np.log(2))**0.5
-    return float(value), float(min(null, 1)**0.5), float(chi2.sf(g_statistic, df)), groups[int(by_cell.argmax())]
+    return float(value), float(min(null, 1)**0.5), float(chdtrc(df, g_statistic)), groups[int(by_cell.argmax())]
 
-# %% ../../nbs/data/03_statistics.ipynb #7515b5c7
+# %% ../../nbs/data/03_statistics.ipynb #955f53e7
 @patch
 def cell_name(self:Reference, cells: list[int]) -> str:
     "Words for some neighbouring cells."
@@ -302,7 +308,7 @@ def _sentence(column, reference, now, value, null, cells):
     return (f"{column}: its distribution is {value:.2f} away from the training data's, where chance alone gives at most {null:.2f}; "
             f"what moved most: {reference.cell_name(cells)} was {was:.1f} %, is {is_:.1f} %.")
 
-# %% ../../nbs/data/03_statistics.ipynb #7dc86f12
+# %% ../../nbs/data/03_statistics.ipynb #7d6ac8c4
 def value_skew(
     current: dict[str, Summary], # Of the new rows
     baseline: Baseline,
