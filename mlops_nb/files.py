@@ -6,8 +6,8 @@
 __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'conform', 'read_yaml', 'yaml_lines', 'sha256_file',
            'sha256_files', 'hash_folder']
 
-# %% ../nbs/01_files.ipynb #d87feefe
-import hashlib, os, shutil, tempfile
+# %% ../nbs/01_files.ipynb #57ea7072
+import ctypes, hashlib, os, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,13 +16,13 @@ import msgspec
 
 from .errors import UserError, did_you_mean
 
-# %% ../nbs/01_files.ipynb #1e6e2528
+# %% ../nbs/01_files.ipynb #421cbacc
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/01_files.ipynb #5307cddd
+# %% ../nbs/01_files.ipynb #8bc9b3ec
 @contextmanager
 def atomic_file(
     path: str | Path, # Where the finished file goes; missing parent folders are made
@@ -40,7 +40,15 @@ def atomic_file(
         _fsync(path.parent)
     finally: Path(tmp).unlink(missing_ok=True)
 
-# %% ../nbs/01_files.ipynb #84b37e3d
+# %% ../nbs/01_files.ipynb #e46c1ee3
+def _exchange(a, b):
+    "Exchange two names in one step; False where that is not possible."
+    try: rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError): return False # not Linux
+    here, exchange = -100, 2 # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+
+# %% ../nbs/01_files.ipynb #bd846b8f
 @contextmanager
 def atomic_dir(
     path: str | Path, # Where the finished folder goes; an old one there is replaced
@@ -52,15 +60,16 @@ def atomic_dir(
     try:
         yield tmp
         tmp.chmod(0o755)
-        for f in tmp.rglob('*'): _fsync(f)
-        old = tmp.with_suffix('.old')
-        if path.exists(): os.replace(path, old)
-        os.replace(tmp, path)
+        for f in [*tmp.rglob('*'), tmp]: _fsync(f)
+        if not (path.exists() and _exchange(tmp, path)):
+            old = tmp.with_suffix('.old.tmp')
+            if path.exists(): os.replace(path, old)
+            os.replace(tmp, path)
+            tmp = old
         _fsync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/01_files.ipynb #f5ec2d8f
+# %% ../nbs/01_files.ipynb #95fd5b83
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
     with atomic_file(path) as tmp: tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
@@ -75,11 +84,11 @@ def read_json(
     except FileNotFoundError: raise UserError(f"{path} does not exist; run the step that writes it first.") from None
     except msgspec.MsgspecError as e: raise UserError(f"{path} cannot be read: {e}; delete it and run the step that writes it.") from None
 
-# %% ../nbs/01_files.ipynb #b2dae66a
+# %% ../nbs/01_files.ipynb #d91d9f7b
 import re
 from typing import Any, get_args, get_origin
 
-# %% ../nbs/01_files.ipynb #3c274b36
+# %% ../nbs/01_files.ipynb #ab3d418d
 def _is_struct(type): return isinstance(type, msgspec._core.StructMeta)
 
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "null": "null", "array": "a list",
@@ -94,7 +103,7 @@ def _expected(error, type):
     names = re.sub(r"`([^`]+)`", lambda m: " or ".join(_WORDS.get(n, n) for n in m[1].split(" | ")), text)
     return f"{names.removeprefix('Expected ')} is expected"
 
-# %% ../nbs/01_files.ipynb #e8b963bc
+# %% ../nbs/01_files.ipynb #a20b64c9
 def conform(
     value: Any, # Plain data: what YAML, JSON or an INI file holds
     type: Any, # A msgspec Struct, or any type msgspec can convert to
@@ -122,7 +131,7 @@ def conform(
     try: return type(**content)
     except ValueError as e: raise UserError(f"{where}: {e}") from None
 
-# %% ../nbs/01_files.ipynb #f1789a78
+# %% ../nbs/01_files.ipynb #2cf1877b
 def read_yaml(
     path: str | Path, # A YAML file
     type: Any = dict, # What it must hold
@@ -146,7 +155,7 @@ def read_yaml(
         raise UserError(f"{path}{place} is not YAML: {problem}; correct that line.") from None
     return conform({} if data is None else data, type, path)
 
-# %% ../nbs/01_files.ipynb #a59a2597
+# %% ../nbs/01_files.ipynb #3c708403
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -161,7 +170,7 @@ def _flow(value):
     if isinstance(value, dict): return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
 
-# %% ../nbs/01_files.ipynb #d693ff1d
+# %% ../nbs/01_files.ipynb #da9a4e03
 def yaml_lines(
     obj: msgspec.Struct, # What to write
     notes: dict[str, str] = {}, # Comments behind the keys of a dictionary of structs, e.g. behind a column's name
@@ -170,7 +179,8 @@ def yaml_lines(
     "A struct as YAML, each field with its description as a comment; fields at their default are left out where the struct says so."
     lines = []
     def line(key, value, comment): lines.append(f"{indent}{key}:{value and ' ' + value}{comment and '  # ' + _escape(comment)}")
-    for f in msgspec.structs.fields(obj):
+    fields = msgspec.structs.fields(obj)
+    for f in sorted(fields, key=lambda f: get_origin(f.type) is dict): # the long ones last
         value = getattr(obj, f.name)
         if type(obj).__struct_config__.omit_defaults and not f.required and value == f.default: continue
         comment = next((m.description for m in getattr(f.type, "__metadata__", ()) if m.description), "")
@@ -182,7 +192,7 @@ def yaml_lines(
             lines += yaml_lines(struct, notes, indent + "    ")
     return lines
 
-# %% ../nbs/01_files.ipynb #02951387
+# %% ../nbs/01_files.ipynb #c059df30
 def sha256_file(path: str | Path) -> str: # 64 hexadecimal digits
     "The sha256 of a file's content."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

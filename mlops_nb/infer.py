@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLEAR', 'UNCLEAR', 'FORMATS', 'Facts', 'observe', 'infer_range', 'why_not', 'guess_task', 'order_classes',
-           'infer_schema']
+           'settle_target', 'infer_schema']
 
-# %% ../nbs/03_infer.ipynb #5304e208
+# %% ../nbs/03_infer.ipynb #41b1629c
 import math, re
 
 import polars as pl
@@ -15,9 +15,9 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .schema import Column, Schema, class_text, read_timestamp
 
-# %% ../nbs/03_infer.ipynb #f14fb2a0
+# %% ../nbs/03_infer.ipynb #98f528c0
 CLEAR = ["?", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "NaN", "nan"] # these always mean "no value"
-UNCLEAR = ["None", "none", "-", "--", ".", "unknown", "Unknown", "missing"] # these do among numbers and dates; elsewhere they may be a category
+UNCLEAR = ["None", "none", "-", "--", ".", "unknown", "Unknown", "missing"] # only among numbers and dates; elsewhere a category
 
 class Facts(Struct):
     "What was observed in one column."
@@ -36,7 +36,7 @@ class Facts(Struct):
     length: float | None = None # characters, on average
     dates: dict[str, int] = field(default_factory=dict) # readable by this format
 
-# %% ../nbs/03_infer.ipynb #79581d30
+# %% ../nbs/03_infer.ipynb #98887e9b
 def _aggregates(name, dtype, formats):
     "Expressions, one a figure, over the column `name`."
     value = pl.col(name)
@@ -47,9 +47,10 @@ def _aggregates(name, dtype, formats):
         known = text.filter(~text.is_in(["", *CLEAR, *UNCLEAR]))
         number = known.cast(pl.Float64, strict=False)
         return dict(rows=pl.len(), missing=(value.is_null() | (text == "")).sum(), distinct=text.approx_n_unique(),
-                    values=known.count(), **{f"token {t}": (text == t).sum() for t in CLEAR + UNCLEAR},
-                    numbers=number.is_finite().sum(), integers=(number == number.floor()).sum(), zeros=known.str.contains(r"^[+-]?0\d").sum(),
-                    length=known.str.len_chars().mean(), **{f"date {f}": _date(known, f).count() for f in formats})
+                    values=known.count(), length=known.str.len_chars().mean(), zeros=known.str.contains(r"^[+-]?0\d").sum(),
+                    numbers=number.is_finite().sum(), integers=(number == number.floor()).sum(),
+                    **{f"token {t}": (text == t).sum() for t in CLEAR + UNCLEAR},
+                    **{f"date {f}": _date(known, f).count() for f in formats})
     figures = dict(rows=pl.len(), missing=missing.sum(), distinct=value.filter(~missing).approx_n_unique())
     if dtype.is_numeric():
         finite = value.filter(value.is_finite())
@@ -57,9 +58,9 @@ def _aggregates(name, dtype, formats):
     if dtype.is_temporal(): figures |= dict(min=value.min(), max=value.max())
     return figures
 
-# %% ../nbs/03_infer.ipynb #d893ee6d
-_DAYS = ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y",
-         "%d/%m/%y", "%m/%d/%y", "%d-%b-%y"]
+# %% ../nbs/03_infer.ipynb #e0a00afd
+_DAYS = ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y",
+         "%d %B %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d-%b-%y"]
 FORMATS = ["", *(f"{d}{t}" for d in _DAYS for t in ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"))] # "" is ISO 8601
 
 def _date(text, format):
@@ -73,15 +74,15 @@ def _formats(sample):
     counts = sample.to_frame("v").select(_date(pl.col("v"), f).count().alias(f) for f in FORMATS).row(0, named=True)
     return [f for f, n in counts.items() if n >= 0.99 * len(sample)]
 
-# %% ../nbs/03_infer.ipynb #3b8aac61
+# %% ../nbs/03_infer.ipynb #e46c7ec1
 def observe(
     frame: pl.LazyFrame, # The data set, or a part of it
 ) -> dict[str, Facts]: # By column
     "Look at every column in one streaming pass."
     schema = frame.collect_schema()
     texts = [n for n, t in schema.items() if t == pl.String]
-    heads = frame.select(pl.col(n).str.strip_chars().replace("", None).drop_nulls().head(200).implode() for n in texts).collect(engine="streaming") if texts else {}
-    formats = {n: _formats(heads[n][0]) for n in texts}
+    heads = frame.select(pl.col(n).str.strip_chars().replace("", None).drop_nulls().head(200).implode() for n in texts)
+    formats = {s.name: _formats(s[0]) for s in heads.collect(engine="streaming")} if texts else {}
     wanted = {(n, k): e for n, t in schema.items() for k, e in _aggregates(n, t, formats.get(n, [])).items()}
     figures = frame.select(e.alias(str(i)) for i, e in enumerate(wanted.values())).collect(engine="streaming").row(0)
     facts = {n: Facts() for n in schema}
@@ -90,9 +91,10 @@ def observe(
         if kind == "date": facts[name].dates[word] = value
         elif kind != "token": setattr(facts[name], key, value)
         elif value: facts[name].tokens[word] = value
+    for f in facts.values(): f.distinct = min(f.distinct, f.rows) # an estimate may be above
     return facts
 
-# %% ../nbs/03_infer.ipynb #bd4a1e76
+# %% ../nbs/03_infer.ipynb #6cb63d84
 def _type(f, dtype):
     "The type of the contract, by what was observed."
     if dtype == pl.Boolean: return "boolean"
@@ -106,7 +108,7 @@ def _type(f, dtype):
 
 def _rows_per_value(f): return (f.rows - f.missing) / max(f.distinct, 1)
 
-# %% ../nbs/03_infer.ipynb #b8472860
+# %% ../nbs/03_infer.ipynb #5c82a64d
 def _round_out(x):
     "The next number of one digit, away from zero."
     if x == 0: return 0.0
@@ -127,7 +129,7 @@ def infer_range(
     bounds = (0.0 if low >= 0 else bound(low, -1), bound(high, +1))
     return None if bounds == (None, None) else bounds
 
-# %% ../nbs/03_infer.ipynb #537bb41e
+# %% ../nbs/03_infer.ipynb #70dff325
 _ID = re.compile(r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
 
 def why_not(
@@ -145,7 +147,7 @@ def why_not(
     if type == "category" and f.distinct > 100 and _rows_per_value(f) < 10: return "too few rows a category to learn from"
     return ""
 
-# %% ../nbs/03_infer.ipynb #234d38bc
+# %% ../nbs/03_infer.ipynb #eb7d662d
 def guess_task(
     dtype: pl.DataType, # Of the target
     distinct: int, # Values of the target
@@ -156,7 +158,7 @@ def guess_task(
     if not dtype.is_numeric(): return "multiclass"
     return "multiclass" if whole and distinct <= 20 else "regression"
 
-# %% ../nbs/03_infer.ipynb #244de043
+# %% ../nbs/03_infer.ipynb #d5add66f
 _YES = {"yes", "y", "true", "t", "1", "positive", "pos", "+", "+1", "churn", "churned", "fraud", "bad", "default", "success", "event", "case"}
 _NO = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control", "benign"}
 
@@ -168,34 +170,51 @@ def order_classes(
     def eventful(c): return (c.lower() in _YES) - (c.lower() in _NO), -counts[c], c
     return sorted(counts, key=eventful if len(counts) == 2 else number)
 
-# %% ../nbs/03_infer.ipynb #27a643b8
-def _settle_target(schema, frame, task):
-    "Fill in `task` and `classes` from the target's values."
-    name, dtypes = f"the target '{schema.target}'", frame.collect_schema()
+# %% ../nbs/03_infer.ipynb #2954fcd2
+def _target_values(schema, frame):
+    "The values of the target in the rows that pass the filter: a lazy frame with the column `target`."
+    dtypes = frame.collect_schema()
     used = dict.fromkeys([*schema.target_columns, *schema.filter_columns])
-    values = (frame.select(schema.parse_expr(n, dtypes[n]) for n in used).with_columns(schema.target_expr())
-              .filter(schema.filter_expr()).select(pl.col("target").drop_nulls()))
-    try: dtype = values.collect_schema()["target"]
-    except pl.exceptions.PolarsError as e: raise UserError(f"{name} or its filter cannot be computed: {str(e).splitlines()[0]}; correct the expression.") from None
-    if not (dtype.is_numeric() or dtype in (pl.String, pl.Boolean)):
-        raise UserError(f"{name} is a {dtype}; a target is a number, text or true/false, so compute one, as in \"b - a\".")
-    value = pl.col("target")
-    number = value.filter(value.is_finite()) if dtype.is_numeric() else pl.lit(0)
-    try: n, distinct, whole = values.select(pl.len(), value.approx_n_unique().alias("d"), (number == number.floor()).all().alias("w")).collect(engine="streaming").row(0)
-    except pl.exceptions.PolarsError as e: raise UserError(f"{name} or its filter cannot be computed: {str(e).splitlines()[0]}; correct the expression.") from None
-    if not n: raise UserError(f"{name} has no value in any row{' that passes the filter' if schema.filter else ''}; choose another target or mend the data.")
-    schema.task = task or guess_task(dtype, distinct, whole)
-    if distinct == 1: raise UserError(f"{name} has the same value in all {n:,} rows{' that pass the filter' if schema.filter else ''}, so nothing can be learned; choose another target or add data.")
-    if schema.task == "regression":
-        if not dtype.is_numeric(): raise UserError(f"{name} holds text, which a regression cannot predict; leave --task out, or compute a number from it.")
-        return
-    most = 100 if task is None else 1000
-    if distinct > 1.2 * most: raise UserError(f"{name} has about {distinct:,} different values, more than a classification with {most} classes can have; choose another target or compute one.")
-    counts = values.select(class_text(value).alias("c")).group_by("c").len().collect(engine="streaming")
-    schema.classes = order_classes(dict(counts.iter_rows()))
-    if schema.task == "binary" and len(schema.classes) != 2: raise UserError(f"{name} has {len(schema.classes)} values, and a binary task has two; use --task multiclass.")
+    return (frame.select(schema.parse_expr(n, dtypes[n]) for n in used).with_columns(schema.target_expr())
+            .filter(schema.filter_expr()).select(pl.col("target").drop_nulls()))
 
-# %% ../nbs/03_infer.ipynb #d0e8b39a
+def _target_facts(values):
+    "Type, rows, distinct values (about), whether all are whole numbers, and the rows of each value if there are not too many."
+    dtype, value = values.collect_schema()["target"], pl.col("target")
+    whole = (value == value.floor()).all() if dtype.is_float() else pl.lit(True)
+    figures = values.select(pl.len(), value.approx_n_unique().alias("distinct"), whole.alias("whole"))
+    n, distinct, whole = figures.collect(engine="streaming").row(0)
+    if distinct > 1200: return dtype, n, distinct, whole, {}
+    counts = dict(values.group_by(class_text(value)).len().collect(engine="streaming").sort("target").iter_rows())
+    return dtype, n, len(counts), whole, counts
+
+# %% ../nbs/03_infer.ipynb #800741b3
+def settle_target(
+    schema: Schema, # Its `task` and `classes` are filled in
+    frame: pl.LazyFrame, # The data
+    task: str | None = None, # As the user wishes; None: guess
+) -> None:
+    "Decide the task and the classes from the target's values; raises `UserError` if they cannot be learned."
+    name, passing = f"the target '{schema.target}'", " that pass the filter" if schema.filter else ""
+    try: dtype, n, distinct, whole, counts = _target_facts(_target_values(schema, frame))
+    except pl.exceptions.PolarsError as e:
+        raise UserError(f"{name} or the filter cannot be computed: {str(e).splitlines()[0]}; correct the expression.") from None
+    if not (dtype.is_numeric() or dtype in (pl.String, pl.Boolean)):
+        raise UserError(f"{name} is a {dtype}; a target is a number, text or true/false: compute one, as in \"b - a\".")
+    if not n: raise UserError(f"{name} has no value in any of the rows{passing}; choose another target, or mend the data.")
+    if distinct == 1:
+        raise UserError(f"{name} has the same value in all {n:,} rows{passing}, so nothing can be learned; choose another, or add data.")
+    schema.task = task or guess_task(dtype, distinct, whole)
+    if schema.task == "regression":
+        if dtype.is_numeric(): return
+        raise UserError(f"{name} is no number, and a regression predicts one; compute one from it, or use another task.")
+    if schema.task == "binary" and distinct != 2:
+        raise UserError(f"{name} has {distinct:,} values, and a binary task has two; use multiclass, or an expression such as a = 'b'.")
+    if distinct > (1000 if task else 100):
+        raise UserError(f"{name} has {distinct:,} different values, too many for classes; choose another target, or compute one.")
+    schema.classes = order_classes(counts)
+
+# %% ../nbs/03_infer.ipynb #0738ebba
 def _reread(frame, schema, facts):
     "Complete the facts of text columns, read as the type they were found to have; the domains of categories."
     dtypes = frame.collect_schema()
@@ -211,7 +230,7 @@ def _reread(frame, schema, facts):
     for name, values in domains.items(): facts[name].distinct = len(values)
     return {n: sorted(v) for n, v in domains.items() if 0 < len(v) <= 100}
 
-# %% ../nbs/03_infer.ipynb #931ca981
+# %% ../nbs/03_infer.ipynb #4d4f0280
 def _propose(frame, dataset, target, facts):
     "The contract without the target's part."
     dtypes = frame.collect_schema()
@@ -229,25 +248,27 @@ def _propose(frame, dataset, target, facts):
         column.nullable, column.feature, column.domain = f.missing > 0, not reason, domains.get(name)
         if not reason and column.type in ("integer", "number") and f.min is not None:
             column.range = infer_range(f.min, f.max, f.distinct, f.mean, f.sd)
-        schema.notes[name] = _note(column, f, reason)
+            if column.range and column.type == "integer": column.range = tuple(b if b is None else int(b) for b in column.range)
+        schema.notes[name] = _note(column, f, words, reason)
     return schema
 
-# %% ../nbs/03_infer.ipynb #b9231eb3
+# %% ../nbs/03_infer.ipynb #6697844a
 def _short(x): return f"{x:.4g}" if isinstance(x, float) else str(x).removesuffix(" 00:00:00")
 
-def _note(column, f, reason):
+def _note(column, f, words, reason):
     "What was observed, in a line."
     share = f.missing / f.rows
     parts = ["nothing missing" if not f.missing else f"{share:.1%} missing" if share >= 0.001 else f"{f.missing:,} missing"]
-    parts.append(f"{'about ' if f.distinct > 1000 else ''}{f.distinct:,} distinct")
+    parts.append(f"{'' if f.distinct <= 10 or column.domain else 'about '}{f.distinct:,} distinct")
     if f.min is not None: parts.append(f"{_short(f.min)} to {_short(f.max)}")
+    parts += [f"{k:,} × {t!r} read as missing" for t, k in f.tokens.items() if t in words]
     if column.type in ("integer", "number", "timestamp") and f.values:
         unreadable = f.values - max([f.numbers, *f.dates.values()])
         if unreadable: parts.append(f"{unreadable:,} unreadable values will be quarantined")
-        if sorted(f.dates.values())[-2:] == [f.values] * 2: parts.append("PLEASE CHECK the format, day and month cannot be told apart")
+        if column.format and list(f.dates.values()).count(f.dates[column.format]) > 1: parts.append("CHECK the format: day or month first?")
     return "; ".join(parts + ([f"not a feature: {reason}"] if reason else []))
 
-# %% ../nbs/03_infer.ipynb #7d924084
+# %% ../nbs/03_infer.ipynb #a705972f
 def _known(name, columns, what):
     if name not in columns: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, columns)}")
 
@@ -262,7 +283,7 @@ def _checked(frame):
     if not frame.collect_schema().names(): raise UserError("the data has no columns; check the file.")
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
-# %% ../nbs/03_infer.ipynb #dc7881a8
+# %% ../nbs/03_infer.ipynb #9ea62b1b
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name
@@ -286,12 +307,13 @@ def infer_schema(
     schema = _propose(frame, dataset, target, facts)
     schema.filter, schema.event_time, schema.entity = filter, time, entity
     if time and schema.columns[time].type != "timestamp":
-        raise UserError(f"time: the column '{time}' holds no dates but is {schema.columns[time].type} (such as {_example(frame, time)}); choose another, or leave --time out.")
+        raise UserError(f"time: the column '{time}' holds no dates, but the type {schema.columns[time].type}, such as "
+                        f"{_example(frame, time)}; choose another column, or leave the time out.")
     for name in exclude:
         schema.columns[name].feature, schema.columns[name].range = False, None
-        schema.notes[name] += "; not a feature: excluded"
-    _settle_target(schema, frame, task)
+        schema.notes[name] = schema.notes[name].split("; not a feature")[0] + "; not a feature: excluded"
+    settle_target(schema, frame, task)
     schema.segments = [n for n in schema.feature_columns if schema.columns[n].type in ("category", "boolean") and 2 <= facts[n].distinct <= 10][:3]
     return schema
 
-def _example(frame, name): return repr(next(iter(frame.select(pl.col(name).drop_nulls().head(1)).collect().to_series().to_list()), None))
+def _example(frame, name): return next(iter(frame.select(pl.col(name).drop_nulls().head(1)).collect().to_series()), None)

@@ -6,20 +6,20 @@
 __all__ = ['POLARS', 'ISO', 'Column', 'Schema', 'expression_columns', 'class_text', 'read_timestamp', 'write_schema',
            'read_schema', 'Change', 'diff_schemas', 'schema_hash', 'to_pandera']
 
-# %% ../nbs/02_schema.ipynb #6e49922e
+# %% ../nbs/02_schema.ipynb #35b0ec02
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from .errors import UserError, did_you_mean
 from .files import atomic_file, read_yaml, yaml_lines
 
-# %% ../nbs/02_schema.ipynb #230bdaf8
+# %% ../nbs/02_schema.ipynb #d2020898
 class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "What one column may hold, and what happens to a row that breaks it."
     type: Literal["integer", "number", "category", "boolean", "timestamp", "text"]
@@ -36,35 +36,37 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
         if self.range and self.type not in ("integer", "number", "timestamp"): raise ValueError(f"a {self.type} has no range; remove it.")
         if self.domain is not None and self.type != "category": raise ValueError(f"a {self.type} has no domain; remove it.")
         if self.range and any(isinstance(b, str) != (self.type == "timestamp") for b in self.range if b is not None):
-            raise ValueError(f"the range {list(self.range)} does not fit a {self.type}; timestamps have bounds like '2024-01-31', others numbers.")
+            raise ValueError(f"the range {list(self.range)} does not fit a {self.type}; a timestamp has bounds like '2024-01-31', "
+                             "the others have numbers.")
         if self.range and None not in self.range and self.range[0] > self.range[1]:
             raise ValueError(f"the range {list(self.range)} begins after its end; swap the bounds.")
 
-# %% ../nbs/02_schema.ipynb #627a4edf
+# %% ../nbs/02_schema.ipynb #fbe119a3
 class Schema(Struct, forbid_unknown_fields=True, dict=True):
     "The contract of a data set: `columns` by name, and what is to be predicted from them."
     dataset: str
-    task: Literal["binary", "multiclass", "regression"]
-    target: str # a column, or a SQL expression over columns
+    task: Annotated[Literal["binary", "multiclass", "regression"], Meta(description="binary | multiclass | regression")]
+    target: Annotated[str, Meta(description="a column, or a SQL expression over columns")]
     columns: dict[str, Column]
-    classes: list[str] | None = None # of a classification; for binary the second is the event
-    filter: str | None = None # a SQL expression over columns and `target`: other rows are left out of training and evaluation
-    entity: str | None = None # the column that names whom a row is about
-    event_time: str | None = None # the column that says when the row was true
-    label_delay: str = "0d" # how long after event_time the label is known: 30d, 12h, ...
-    segments: list[str] = field(default_factory=list) # columns by which results are always broken down
-    missing: list[str] = field(default_factory=list) # texts that mean "no value", beside the empty one
+    classes: Annotated[list[str] | None, Meta(description="of a classification; for binary the second is the event")] = None
+    filter: Annotated[str | None, Meta(description="SQL over columns and `target`: other rows are not trained or judged on")] = None
+    entity: Annotated[str | None, Meta(description="the column that names whom a row is about")] = None
+    event_time: Annotated[str | None, Meta(description="the column that says when a row was true")] = None
+    label_delay: Annotated[str, Meta(description="how long after event_time the target is known: 30d, 12h, ...")] = "0d"
+    segments: Annotated[list[str], Meta(description="columns by which results are always broken down")] = field(default_factory=list)
+    missing: Annotated[list[str], Meta(description="texts that mean 'no value', beside the empty one")] = field(default_factory=list)
 
-# %% ../nbs/02_schema.ipynb #303f19cb
+# %% ../nbs/02_schema.ipynb #afda4f43
 def expression_columns(
     expression: str, # SQL, e.g. `"end - start"`
 ) -> list[str]: # Column names, each once, in order of appearance
     "The columns a SQL expression reads; raises `UserError` if it cannot be parsed."
     try: return list(dict.fromkeys(pl.sql_expr(expression).meta.root_names()))
     except pl.exceptions.PolarsError as e:
-        raise UserError(f"'{expression}' is neither a column nor a SQL expression ({e}); write it like \"a - b\" or \"rtrim(label, '.')\".") from None
+        raise UserError(f"'{expression}' is neither a column nor a SQL expression ({e}); "
+                        "write it like \"a - b\" or \"rtrim(label, '.')\".") from None
 
-# %% ../nbs/02_schema.ipynb #2aa6a660
+# %% ../nbs/02_schema.ipynb #329e3a92
 @patch(as_prop=True)
 def target_columns(self:Schema) -> list[str]: # Column names
     "The columns the target is, or is computed from."
@@ -76,7 +78,7 @@ def feature_columns(self:Schema) -> list[str]: # Column names, in the order of t
     never = {*self.target_columns, self.entity, self.event_time}
     return [n for n, c in self.columns.items() if c.feature and n not in never and c.type not in ("timestamp", "text")]
 
-# %% ../nbs/02_schema.ipynb #6a7d1603
+# %% ../nbs/02_schema.ipynb #0a43d780
 def _expr(text, columns): return pl.col(text) if text in columns else pl.sql_expr(text)
 
 @patch
@@ -95,7 +97,7 @@ def filter_expr(self:Schema) -> pl.Expr: # Boolean; needs a column `target` wher
     "The row filter as a polars expression; everything passes where there is none."
     return pl.lit(True) if self.filter is None else _expr(self.filter, self.columns).fill_null(False)
 
-# %% ../nbs/02_schema.ipynb #4ad5a477
+# %% ../nbs/02_schema.ipynb #88b4b56f
 def class_text(value: pl.Expr) -> pl.Expr: # String
     "A class as text; whole numbers without their `.0`."
     return value.cast(pl.String).str.strip_chars().str.replace(r"^(-?\d+)\.0$", "$1")
@@ -109,12 +111,13 @@ def target_number(self:Schema) -> pl.Expr: # Float64, named `target`
     index = {c: float(i) for i, c in enumerate(self.classes)}
     return class_text(self.target_expr()).replace_strict(index, default=None, return_dtype=pl.Float64).alias("target")
 
-# %% ../nbs/02_schema.ipynb #fa190f49
-POLARS = {"integer": pl.Int64, "number": pl.Float64, "category": pl.String, "boolean": pl.Boolean, "timestamp": pl.Datetime("us"), "text": pl.String}
+# %% ../nbs/02_schema.ipynb #77296589
+POLARS = {"integer": pl.Int64, "number": pl.Float64, "category": pl.String, "boolean": pl.Boolean,
+          "timestamp": pl.Datetime("us"), "text": pl.String}
 
 ISO = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f%#z"] # after the T between day and time became a blank
 
-# %% ../nbs/02_schema.ipynb #9b1e1f9b
+# %% ../nbs/02_schema.ipynb #617def73
 def _text(value, dtype):
     "Stripped text; whole floats without their `.0`, so that a code reads the same in every file."
     if dtype.is_float(): return pl.when(value.is_not_nan()).then(class_text(value))
@@ -136,7 +139,7 @@ def read_timestamp(
     parsed = [text.str.to_datetime(f, strict=False, time_unit="us", **({"time_zone": "UTC"} if "z" in f else {})) for f in ISO]
     return pl.coalesce(*parsed[:-1], parsed[-1].dt.replace_time_zone(None))
 
-# %% ../nbs/02_schema.ipynb #2e14a704
+# %% ../nbs/02_schema.ipynb #92719710
 def _number(value, dtype):
     if dtype == pl.String: value = value.str.strip_chars()
     elif not (dtype.is_numeric() or dtype == pl.Boolean): return pl.lit(None, pl.Float64)
@@ -154,7 +157,7 @@ def _boolean(value, dtype):
     text = _text(value, dtype).str.to_lowercase()
     return pl.when(text.is_in(["true", "t", "yes", "y", "1"])).then(True).when(text.is_in(["false", "f", "no", "n", "0"])).then(False)
 
-# %% ../nbs/02_schema.ipynb #3bc3179f
+# %% ../nbs/02_schema.ipynb #db2607c1
 @patch
 def missing_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Boolean
     "Which values of the raw column `name`, of polars type `dtype`, mean \"no value\"."
@@ -172,7 +175,7 @@ def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the 
     parsed = read(value, dtype) if read else read_timestamp(value, dtype, column.format)
     return pl.when(~self.missing_expr(name, dtype)).then(parsed).alias(name)
 
-# %% ../nbs/02_schema.ipynb #f8ee6d92
+# %% ../nbs/02_schema.ipynb #10907461
 _HEADER = """# The contract of the data set: every row is checked against it, and the model may see only what it allows.
 # It was inferred from the data. Please read it once, and correct what the data cannot know:
 #   feature   false for whatever is not yet known at the moment of prediction (a leak), and for identifiers
@@ -202,7 +205,7 @@ def read_schema(path: str | Path = "schema.yaml") -> Schema:
         raise UserError(f"{path}: a binary task has two classes, and 'classes' lists {len(schema.classes)}; make the task multiclass.")
     return schema
 
-# %% ../nbs/02_schema.ipynb #17344e1a
+# %% ../nbs/02_schema.ipynb #f928d35c
 class Change(Struct):
     "One difference between two contracts."
     column: str # "" for the data set as a whole
@@ -212,7 +215,7 @@ class Change(Struct):
     new: object
     sentence: str
 
-# %% ../nbs/02_schema.ipynb #9b3f26ce
+# %% ../nbs/02_schema.ipynb #8676e027
 def _widens(key, old, new):
     "True, False, or None where the change is neither wider nor narrower."
     if key == "nullable": return new
@@ -237,7 +240,7 @@ def _words(value):
     if isinstance(value, tuple): return f"{'-∞' if value[0] is None else value[0]} to {'∞' if value[1] is None else value[1]}"
     return {"None": "not given", "True": "true", "False": "false", "''": "empty"}.get(repr(value)) or str(value)
 
-# %% ../nbs/02_schema.ipynb #53b76fc6
+# %% ../nbs/02_schema.ipynb #b8007987
 def diff_schemas(
     old: Schema, # The contract before
     new: Schema, # The contract after
@@ -249,16 +252,16 @@ def diff_schemas(
         a, b = old.columns.get(name), new.columns.get(name)
         if a is None: changes.append(Change(name, "added", "column", None, b.type, f"The column '{name}' ({b.type}) is new."))
         elif b is None: changes.append(Change(name, "removed", "column", a.type, None, f"The column '{name}' ({a.type}) is gone."))
-        else: changes += [_change(name, k, getattr(a, k), getattr(b, k)) for k in Column.__struct_fields__ if getattr(a, k) != getattr(b, k)]
+        else: changes += [_change(name, k, x, y) for k in Column.__struct_fields__ if (x := getattr(a, k)) != (y := getattr(b, k))]
     return changes
 
-# %% ../nbs/02_schema.ipynb #0d19f48c
+# %% ../nbs/02_schema.ipynb #8b5dbaff
 def schema_hash(schema: Schema) -> str: # 64 hexadecimal digits
     "The sha256 of the contract's content; comments and spacing in the file do not count."
     same = msgspec.convert(msgspec.to_builtins(schema), Schema) # a bound is a float, however it was written
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
-# %% ../nbs/02_schema.ipynb #72c36957
+# %% ../nbs/02_schema.ipynb #cae4e94e
 def _bound(column, value): # a pl.lit where needed: timestamps are compared as timestamps
     from datetime import datetime
     return datetime.fromisoformat(value) if column.type == "timestamp" and value is not None else value
