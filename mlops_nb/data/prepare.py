@@ -6,7 +6,7 @@
 __all__ = ['REASONS', 'usable', 'batches', 'read_keys', 'with_features', 'write_parts', 'Part', 'Lineage', 'Dataset',
            'read_dataset', 'describe_part', 'prepare']
 
-# %% ../../nbs/data/07_prepare.ipynb #9271481d
+# %% ../../nbs/data/07_prepare.ipynb #e7fd8f53
 from pathlib import Path
 from typing import Iterator
 
@@ -21,7 +21,7 @@ from ..files import atomic_dir, read_json, sha256_file, write_json
 from ..params import SplitParams, read_params
 from ..schema import Schema, read_schema, schema_hash
 
-# %% ../../nbs/data/07_prepare.ipynb #bae69588
+# %% ../../nbs/data/07_prepare.ipynb #03878f5d
 REASONS = ("the target is missing", "the target is not a finite number", "the target is not one of the classes",
            "left out by the filter", "the event time is missing")
 
@@ -41,21 +41,24 @@ def usable(
     if schema.event_time: reason = reason.when(pl.col(schema.event_time).is_null()).then(4)
     return frame.select("_target", reason.cast(pl.Int8).alias("_reason"))
 
-# %% ../../nbs/data/07_prepare.ipynb #aa03ba75
+# %% ../../nbs/data/07_prepare.ipynb #e24a8d6b
 def batches(
     folder: Path, # artifacts/accepted
     columns: list[str] | None = None, # None for all
     rows: int = 131_072, # At most so many at a time
 ) -> Iterator[pl.DataFrame]:
     "The accepted rows, in the order of the files; raises `UserError` if there are none."
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
     files = sorted(folder.glob("part-*.parquet"))
     if not files: raise UserError(f"{folder} holds no accepted rows; run the stage `validate` first.")
     for f in files:
-        with ParquetFile(f) as file:
-            for batch in file.iter_batches(rows, columns=columns): yield pl.from_arrow(batch)
+        try:
+            with ParquetFile(f) as file:
+                for batch in file.iter_batches(rows, columns=columns): yield pl.from_arrow(batch)
+        except ArrowException as e: raise UserError(f"{f} is damaged ({str(e).splitlines()[0]}); run the stage `validate` again.") from None
 
-# %% ../../nbs/data/07_prepare.ipynb #dadea921
+# %% ../../nbs/data/07_prepare.ipynb #8f334c37
 def read_keys(
     folder: Path, # artifacts/accepted
     schema: Schema,
@@ -71,7 +74,7 @@ def read_keys(
         reasons.append(use["_reason"].fill_null(-1).to_numpy())
     return pl.concat(keys), np.concatenate(reasons)
 
-# %% ../../nbs/data/07_prepare.ipynb #34fe88a1
+# %% ../../nbs/data/07_prepare.ipynb #467b7e06
 def with_features(
     frame: pl.DataFrame, # Contract columns
     features: Features,
@@ -81,7 +84,7 @@ def with_features(
     return frame.with_columns(pl.Series(n, v.tolist(), dtype=pl.String) if n in text else pl.Series(n, v, nan_to_null=True)
                               for n, v in features.compute(frame).items())
 
-# %% ../../nbs/data/07_prepare.ipynb #628b94d2
+# %% ../../nbs/data/07_prepare.ipynb #5a6c3126
 def write_parts(
     accepted: Path, # Folder with the accepted rows
     out: Path, # Folder for train.parquet, valid.parquet and test.parquet
@@ -107,7 +110,7 @@ def write_parts(
     finally:
         for w in writers.values(): w.close()
 
-# %% ../../nbs/data/07_prepare.ipynb #4e2641c4
+# %% ../../nbs/data/07_prepare.ipynb #74e9c7b8
 class Part(Struct):
     "One of the three files."
     rows: int
@@ -142,7 +145,7 @@ def read_dataset(root: str | Path = ".") -> Dataset:
     "The description of the prepared data; raises `UserError` if the stage has not run."
     return read_json(Path(root) / "artifacts/prepared/dataset.json", Dataset)
 
-# %% ../../nbs/data/07_prepare.ipynb #91c2b3d5
+# %% ../../nbs/data/07_prepare.ipynb #1704a626
 def describe_part(
     path: Path, # One of the three files
     keys: pl.DataFrame, # `_target` and the event time, read back from it
@@ -155,7 +158,7 @@ def describe_part(
     time = schema.event_time and tuple(f(keys[schema.event_time]).isoformat() for f in (pl.Series.min, pl.Series.max))
     return Part(len(keys), sha256_file(path), target, time)
 
-# %% ../../nbs/data/07_prepare.ipynb #2dce2367
+# %% ../../nbs/data/07_prepare.ipynb #33d7f603
 def _counts(reasons): return {r: int(n) for i, r in enumerate(REASONS) if (n := (reasons == i).sum())}
 
 def _describe(out, schema, split, features, keys, reasons, manifest):
@@ -169,7 +172,7 @@ def _describe(out, schema, split, features, keys, reasons, manifest):
                    sources=dict(sources.iter_rows()), features=features.types, split=split, split_check=check, parts=parts,
                    lineage=Lineage(sha256_file(manifest) if manifest.exists() else None, schema_hash(schema), features.sha256))
 
-# %% ../../nbs/data/07_prepare.ipynb #fbdca7e9
+# %% ../../nbs/data/07_prepare.ipynb #0847bb86
 def prepare(
     root: str | Path = ".", # The project folder
 ) -> dict: # Facts for the stage's record
