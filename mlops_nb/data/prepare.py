@@ -6,7 +6,7 @@
 __all__ = ['REASONS', 'usable', 'batches', 'read_keys', 'with_features', 'write_parts', 'Part', 'Lineage', 'Dataset',
            'read_dataset', 'describe_part', 'prepare']
 
-# %% ../../nbs/data/07_prepare.ipynb #e7fd8f53
+# %% ../../nbs/data/07_prepare.ipynb #b502ac51
 from pathlib import Path
 from typing import Iterator
 
@@ -21,7 +21,7 @@ from ..files import atomic_dir, read_json, sha256_file, write_json
 from ..params import SplitParams, read_params
 from ..schema import Schema, read_schema, schema_hash
 
-# %% ../../nbs/data/07_prepare.ipynb #03878f5d
+# %% ../../nbs/data/07_prepare.ipynb #d33334eb
 REASONS = ("the target is missing", "the target is not a finite number", "the target is not one of the classes",
            "left out by the filter", "the event time is missing")
 
@@ -41,7 +41,7 @@ def usable(
     if schema.event_time: reason = reason.when(pl.col(schema.event_time).is_null()).then(4)
     return frame.select("_target", reason.cast(pl.Int8).alias("_reason"))
 
-# %% ../../nbs/data/07_prepare.ipynb #e24a8d6b
+# %% ../../nbs/data/07_prepare.ipynb #44adcd6a
 def batches(
     folder: Path, # artifacts/accepted
     columns: list[str] | None = None, # None for all
@@ -58,7 +58,7 @@ def batches(
                 for batch in file.iter_batches(rows, columns=columns): yield pl.from_arrow(batch)
         except ArrowException as e: raise UserError(f"{f} is damaged ({str(e).splitlines()[0]}); run the stage `validate` again.") from None
 
-# %% ../../nbs/data/07_prepare.ipynb #8f334c37
+# %% ../../nbs/data/07_prepare.ipynb #72bbe8a7
 def read_keys(
     folder: Path, # artifacts/accepted
     schema: Schema,
@@ -72,9 +72,10 @@ def read_keys(
         use = usable(batch, schema)
         keys.append(batch.select("_source", "_row", *wanted).with_columns(use["_target"]).filter(use["_reason"].is_null()))
         reasons.append(use["_reason"].fill_null(-1).to_numpy())
+    if not keys: raise UserError(f"the files in {folder} hold no rows; look at artifacts/validation.json for what became of them.")
     return pl.concat(keys), np.concatenate(reasons)
 
-# %% ../../nbs/data/07_prepare.ipynb #467b7e06
+# %% ../../nbs/data/07_prepare.ipynb #d9cd664f
 def with_features(
     frame: pl.DataFrame, # Contract columns
     features: Features,
@@ -84,7 +85,7 @@ def with_features(
     return frame.with_columns(pl.Series(n, v.tolist(), dtype=pl.String) if n in text else pl.Series(n, v, nan_to_null=True)
                               for n, v in features.compute(frame).items())
 
-# %% ../../nbs/data/07_prepare.ipynb #5a6c3126
+# %% ../../nbs/data/07_prepare.ipynb #ad963997
 def write_parts(
     accepted: Path, # Folder with the accepted rows
     out: Path, # Folder for train.parquet, valid.parquet and test.parquet
@@ -110,7 +111,7 @@ def write_parts(
     finally:
         for w in writers.values(): w.close()
 
-# %% ../../nbs/data/07_prepare.ipynb #74e9c7b8
+# %% ../../nbs/data/07_prepare.ipynb #514a8c87
 class Part(Struct):
     "One of the three files."
     rows: int
@@ -145,7 +146,7 @@ def read_dataset(root: str | Path = ".") -> Dataset:
     "The description of the prepared data; raises `UserError` if the stage has not run."
     return read_json(Path(root) / "artifacts/prepared/dataset.json", Dataset)
 
-# %% ../../nbs/data/07_prepare.ipynb #1704a626
+# %% ../../nbs/data/07_prepare.ipynb #100f9a07
 def describe_part(
     path: Path, # One of the three files
     keys: pl.DataFrame, # `_target` and the event time, read back from it
@@ -158,7 +159,7 @@ def describe_part(
     time = schema.event_time and tuple(f(keys[schema.event_time]).isoformat() for f in (pl.Series.min, pl.Series.max))
     return Part(len(keys), sha256_file(path), target, time)
 
-# %% ../../nbs/data/07_prepare.ipynb #33d7f603
+# %% ../../nbs/data/07_prepare.ipynb #57a76f4f
 def _counts(reasons): return {r: int(n) for i, r in enumerate(REASONS) if (n := (reasons == i).sum())}
 
 def _describe(out, schema, split, features, keys, reasons, manifest):
@@ -172,7 +173,7 @@ def _describe(out, schema, split, features, keys, reasons, manifest):
                    sources=dict(sources.iter_rows()), features=features.types, split=split, split_check=check, parts=parts,
                    lineage=Lineage(sha256_file(manifest) if manifest.exists() else None, schema_hash(schema), features.sha256))
 
-# %% ../../nbs/data/07_prepare.ipynb #0847bb86
+# %% ../../nbs/data/07_prepare.ipynb #e6dce905
 def prepare(
     root: str | Path = ".", # The project folder
 ) -> dict: # Facts for the stage's record
@@ -185,7 +186,7 @@ def prepare(
     accepted = root / "artifacts/accepted"
     keys, reasons = read_keys(accepted, schema, params.split)
     if keys.is_empty():
-        why = ", ".join(f"{n} × {r}" for r, n in _counts(reasons).items()) or "there is none"
+        why = ", ".join(f"{n} × {r}" for r, n in _counts(reasons).items())
         raise UserError(f"none of the {len(reasons)} accepted rows can be used: {why}; correct schema.yaml.")
     part = np.full(len(reasons), "", dtype="<U5")
     part[reasons < 0] = assign(keys, params.split, schema).to_numpy()

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'last_share', 'by_position', 'group_column', 'check_params', 'key_columns', 'by_column', 'by_files',
            'check_parts', 'assign', 'SplitCheck', 'check_split']
 
-# %% ../../nbs/data/06_splits.ipynb #21cbec7c
+# %% ../../nbs/data/06_splits.ipynb #4bcdc8aa
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -17,10 +17,10 @@ from ..errors import UserError, did_you_mean
 from ..params import SplitParams
 from ..schema import Schema
 
-# %% ../../nbs/data/06_splits.ipynb #19285fe1
+# %% ../../nbs/data/06_splits.ipynb #2f762abc
 PARTS = ("train", "valid", "test")
 
-# %% ../../nbs/data/06_splits.ipynb #a2caa8f0
+# %% ../../nbs/data/06_splits.ipynb #ed400b1e
 def last_share(
     position: np.ndarray, # (n,) numbers; rows with equal ones stay together
     share: float, # of the rows, 0 to 1
@@ -31,7 +31,7 @@ def last_share(
     before = np.cumsum(counts)[:-1] # rows before each possible cut
     return position >= values[1 + np.abs(before - (1 - share) * len(position)).argmin()]
 
-# %% ../../nbs/data/06_splits.ipynb #38302f15
+# %% ../../nbs/data/06_splits.ipynb #21a3963e
 def by_position(
     position: np.ndarray, # (n,)
     test: float, # share of all rows
@@ -49,7 +49,7 @@ def by_position(
             rest = rest[~last]
     return part
 
-# %% ../../nbs/data/06_splits.ipynb #ffd6439b
+# %% ../../nbs/data/06_splits.ipynb #3d4eabaa
 def _place(keys): return keys.select(pl.struct("_source", "_row").rank("ordinal") - 1).to_series().to_numpy()
 
 def _random(keys, seed): return np.random.default_rng(seed).permutation(len(keys))[_place(keys)]
@@ -58,7 +58,7 @@ def _group(keys, column, seed):
     code = keys.select(pl.col(column).rank("dense").fill_null(0)).to_series().to_numpy() # all rows without a group are one group
     return np.random.default_rng(seed).permutation(int(code.max(initial=0)) + 1)[code]
 
-# %% ../../nbs/data/06_splits.ipynb #987940ac
+# %% ../../nbs/data/06_splits.ipynb #67c46b44
 def group_column(params: SplitParams, schema: Schema) -> str | None: # None unless the method is `group`
     "The column whose values may not be in two parts."
     if params.method != "group": return None
@@ -66,20 +66,17 @@ def group_column(params: SplitParams, schema: Schema) -> str | None: # None unle
         raise UserError("params.yaml, prepare.split: method 'group' needs a group; name it in `column`, or name the `entity` in schema.yaml.")
     return params.column or schema.entity
 
-# %% ../../nbs/data/06_splits.ipynb #65bd4262
+# %% ../../nbs/data/06_splits.ipynb #11c65512
 def check_params(params: SplitParams, schema: Schema):
     "Raise `UserError` for a split that cannot work with this contract."
-    where, column = "params.yaml, prepare.split", group_column(params, schema) or (params.column if params.method == "column" else None)
+    where = "params.yaml, prepare.split"
+    column = params.column if params.method == "column" else group_column(params, schema)
     if params.method == "time" and schema.event_time is None:
         raise UserError(f"{where}: method 'time' needs a time; name `event_time` in schema.yaml, or use order, group or random.")
-    if params.method == "column" and column is None:
-        raise UserError(f"{where}: method 'column' needs `column`, the one that holds train, valid or test.")
     if column is not None and column not in schema.columns:
         raise UserError(f"{where}: there is no column '{column}' in schema.yaml{did_you_mean(column, schema.columns)}")
     if params.method == "column" and column in schema.feature_columns:
         raise UserError(f"{where}: '{column}' splits the rows and must not be a feature; give it `feature: false` in schema.yaml.")
-    if params.method == "files" and not params.test_files:
-        raise UserError(f"{where}: method 'files' needs `test_files`, the source files that are the test part.")
     shares = [("valid", params.valid)] + [("test", params.test)] * (params.method not in ("column", "files"))
     for name, share in shares:
         if not 0 < share <= .5:
@@ -90,7 +87,7 @@ def key_columns(params: SplitParams, schema: Schema) -> list[str]: # Column name
     wanted = [schema.event_time, group_column(params, schema), params.column if params.method == "column" else None]
     return list(dict.fromkeys(c for c in wanted if c))
 
-# %% ../../nbs/data/06_splits.ipynb #e3c22e29
+# %% ../../nbs/data/06_splits.ipynb #c6c83d9d
 def _strata(keys, schema): return None if schema.task == "regression" else keys["_target"].to_numpy()
 
 def _valid_from(keys, part, params, schema):
@@ -111,7 +108,7 @@ def by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.nda
     part = given.to_numpy().astype("<U5")
     return part if "valid" in part else _valid_from(keys, part, params, schema)
 
-# %% ../../nbs/data/06_splits.ipynb #2fa4d029
+# %% ../../nbs/data/06_splits.ipynb #de6a1cef
 def by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray: # (n,) of train, valid and test
     "The rows of the files that `params.test_files` name (`*` and `?` allowed) are the test part."
     sources = keys["_source"].unique().cast(pl.String).sort().to_list()
@@ -122,7 +119,7 @@ def by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndar
     part = np.where(keys["_source"].cast(pl.String).is_in(test).to_numpy(), "test", "train").astype("<U5")
     return _valid_from(keys, part, params, schema)
 
-# %% ../../nbs/data/06_splits.ipynb #e2c73e0e
+# %% ../../nbs/data/06_splits.ipynb #78d54264
 def check_parts(keys: pl.DataFrame, part: np.ndarray, params: SplitParams, schema: Schema):
     "Raise `UserError` for an empty part, or a training part that lacks a class or has one value only."
     for name in reversed(PARTS):
@@ -139,7 +136,7 @@ def check_parts(keys: pl.DataFrame, part: np.ndarray, params: SplitParams, schem
         raise UserError(f"the class {absent[0]!r} of '{schema.target}' is in no training row ({len(target)} rows, method '{params.method}'); "
                         "take it out of `classes` in schema.yaml, or split in another way.")
 
-# %% ../../nbs/data/06_splits.ipynb #f341ab0d
+# %% ../../nbs/data/06_splits.ipynb #0e9ba398
 def assign(
     keys: pl.DataFrame, # One row a row of the data: _source, _row, _target and `key_columns`
     params: SplitParams,
@@ -158,7 +155,7 @@ def assign(
     check_parts(keys, part, params, schema)
     return pl.Series("part", part)
 
-# %% ../../nbs/data/06_splits.ipynb #4bb73950
+# %% ../../nbs/data/06_splits.ipynb #a6336504
 class SplitCheck(Struct):
     "What is in two parts: nothing, or the split is refused. None means that the method makes no such promise."
     rows_twice: int # rows, by `_source` and `_row`, that are in the data more than once
@@ -172,7 +169,7 @@ def _shared(parts, column):
     values = [p.select(pl.col(column).unique().drop_nulls()) for p in parts.values()]
     return pl.concat(values).select((pl.col(column).unique_counts() > 1).sum()).item()
 
-# %% ../../nbs/data/06_splits.ipynb #23263086
+# %% ../../nbs/data/06_splits.ipynb #cbc9aced
 def check_split(
     parts: dict[str, pl.DataFrame], # train, valid, test: the keys of their rows
     params: SplitParams,
