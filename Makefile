@@ -1,0 +1,53 @@
+# Everything a person types. `make repro` and `make test` need Python 3.11, git and make, and nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+READY := $(VENV)/.ready
+
+.PHONY: repro test check lessons pytest lab ui docs bench hooks export clean
+
+repro: $(READY)            ## data, the whole pipeline, the reports
+	@mlops-nb simulate --if-missing
+	@dvc repro
+	@echo "Open $(abspath reports/index.html)"
+
+test: check lessons pytest ## export drift, lint, lesson cells, pytest
+
+check: $(READY)            ## the notebooks and the package are in step; ruff
+	@python tests/drift.py
+	@ruff check tests benchmarks docs
+
+lessons: $(READY)          ## run every notebook that exports, each in a process of its own
+	@python tests/lessons.py
+
+pytest: $(READY)
+	@python -m pytest -n 2 --dist loadfile
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lab: $(READY)              ## JupyterLab on the same environment
+	@jupyter lab nbs
+
+ui: $(READY)               ## the runs, in MLflow's pages
+	@mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+docs: $(READY)             ## the site, into docs/_build
+	@python docs/build.py
+
+bench: $(READY)            ## the ratios, into docs/benchmarks.md
+	@python benchmarks/run.py
+
+hooks: $(READY)            ## git hooks: clean notebooks, merge them cell by cell, check before a commit
+	@nbdev-install-hooks && pre-commit install
+
+export: $(READY)           ## notebooks to package
+	@nbdev-export && nbdev-clean
+
+clean:                     ## what runs and tests leave behind; data and models stay
+	@rm -rf .pytest_cache .ruff_cache .hypothesis docs/_build _proc _docs
