@@ -7,7 +7,7 @@ __all__ = ['BUCKETS', 'COUNTERS', 'HASHES', 'QUANTILES', 'TOP', 'STATISTICS', 'B
            'Sketch', 'sketch', 'top_counts', 'smallest_hashes', 'distinct', 'Summary', 'summarise', 'merge',
            'statistics_frame', 'Reference', 'Baseline', 'fit_baseline', 'Skew', 'compare', 'value_skew']
 
-# %% ../../nbs/data/03_statistics.ipynb #28471957
+# %% ../../nbs/data/03_statistics.ipynb #dcb7e413
 import functools
 
 import msgspec
@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from ..schema import Schema
 
-# %% ../../nbs/data/03_statistics.ipynb #b5ff5db8
+# %% ../../nbs/data/03_statistics.ipynb #94426f2c
 def float_keys(
     values: np.ndarray, # Floats, none of them missing
 ) -> np.ndarray: # int64, in the same order as the values
@@ -30,7 +30,7 @@ def key_floats(keys: np.ndarray) -> np.ndarray: # Floats; the inverse of `float_
     "The values that the integers stand for."
     return np.where(keys < 0, keys ^ np.int64(2**63 - 1), keys).view(np.float64)
 
-# %% ../../nbs/data/03_statistics.ipynb #9e801e00
+# %% ../../nbs/data/03_statistics.ipynb #0436cd31
 BUCKETS = 4096 # a sketch holds at most this many
 
 class Sketch(Struct):
@@ -57,7 +57,7 @@ def sketch(
     first = np.flatnonzero(np.concatenate([[True], apart > drop]))
     return Sketch(keys[first] >> drop, np.add.reduceat(counts, first), shift + drop)
 
-# %% ../../nbs/data/03_statistics.ipynb #482e823e
+# %% ../../nbs/data/03_statistics.ipynb #c08d0b13
 @patch
 def merge(self:Sketch, other: Sketch) -> Sketch:
     "The sketch of the values of both."
@@ -74,7 +74,7 @@ def quantile(
     at = np.searchsorted(self.counts.cumsum(), q * self.counts.sum())
     return int(self.keys[min(at, len(self.keys) - 1)] << self.shift)
 
-# %% ../../nbs/data/03_statistics.ipynb #3a26a654
+# %% ../../nbs/data/03_statistics.ipynb #a9eea9ab
 COUNTERS = 1000 # categories that are counted by name
 
 def top_counts(
@@ -85,7 +85,7 @@ def top_counts(
     spare = ranked[COUNTERS][1] if len(ranked) > COUNTERS else 0
     return {k: n - spare for k, n in ranked[:COUNTERS] if n > spare}
 
-# %% ../../nbs/data/03_statistics.ipynb #b67041b3
+# %% ../../nbs/data/03_statistics.ipynb #2adf9298
 HASHES = 1024
 
 def smallest_hashes(*hashes: np.ndarray) -> np.ndarray: # uint64, ascending, at most `HASHES`
@@ -96,7 +96,7 @@ def distinct(hashes: np.ndarray) -> int:
     "About how many distinct values have these smallest hashes."
     return len(hashes) if len(hashes) < HASHES else round((HASHES - 1) / (int(hashes[-1]) / 2**64))
 
-# %% ../../nbs/data/03_statistics.ipynb #50e57e4a
+# %% ../../nbs/data/03_statistics.ipynb #ea839f53
 class Summary(Struct):
     "What is known of a column: enough for a table, a histogram and a comparison."
     type: str # as in the contract
@@ -110,7 +110,7 @@ class Summary(Struct):
     top: dict[str, int] = {} # of categories and booleans
     hashes: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0, np.uint64))
 
-# %% ../../nbs/data/03_statistics.ipynb #99f19346
+# %% ../../nbs/data/03_statistics.ipynb #12f11450
 @patch
 def merge(self:Summary, other: Summary) -> Summary:
     "The summary of the rows of both."
@@ -127,7 +127,7 @@ def merge(self:Summary, other: Summary) -> Summary:
         top=top_counts({k: self.top.get(k, 0) + other.top.get(k, 0) for k in self.top.keys() | other.top.keys()}),
         hashes=smallest_hashes(self.hashes, other.hashes))
 
-# %% ../../nbs/data/03_statistics.ipynb #3b55f16e
+# %% ../../nbs/data/03_statistics.ipynb #af859b70
 def _summary(
     type: str, # As in the contract
     rows: int, # Of the batch
@@ -148,7 +148,7 @@ def _summary(
         with np.errstate(over='ignore'): s.m2 = float(((x - s.mean)**2 * n).sum()) # infinite for values beyond 1e154
     return s
 
-# %% ../../nbs/data/03_statistics.ipynb #a647f99c
+# %% ../../nbs/data/03_statistics.ipynb #08c29774
 def summarise(
     frame: pl.DataFrame, # Columns of the contract, in the contract's types; others are left out
     schema: Schema,
@@ -169,7 +169,7 @@ def merge(
     "The summaries of all batches together."
     return functools.reduce(lambda a, b: {c: a[c].merge(b[c]) for c in a}, summaries)
 
-# %% ../../nbs/data/03_statistics.ipynb #4981ee6f
+# %% ../../nbs/data/03_statistics.ipynb #74df3242
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP = 20 # categories that are listed
 
@@ -181,7 +181,7 @@ def quantiles(self:Summary) -> list[float]: # At `QUANTILES`; empty where there 
     values = keys.astype(float) if self.type == 'timestamp' else key_floats(keys)
     return np.clip(values, self.low, self.high).tolist()
 
-# %% ../../nbs/data/03_statistics.ipynb #4ec96fed
+# %% ../../nbs/data/03_statistics.ipynb #d5e96e8a
 STATISTICS = pl.Schema(dict(
     partition=pl.String, column=pl.String, type=pl.String, rows=pl.Int64, missing=pl.Int64, distinct=pl.Int64, min=pl.Float64,
     max=pl.Float64, mean=pl.Float64, sd=pl.Float64, quantiles=pl.List(pl.Float64), top=pl.List(pl.Struct(dict(value=pl.String, count=pl.Int64)))))
@@ -200,13 +200,13 @@ def statistics_frame(
                          [dict(value=v, count=k) for v, k in list(s.top.items())[:TOP]]))
     return pl.DataFrame(rows, STATISTICS, orient='row')
 
-# %% ../../nbs/data/03_statistics.ipynb #c2d53acd
+# %% ../../nbs/data/03_statistics.ipynb #d7fec146
 BINS, CATEGORIES = 10, 50
 
 class Reference(Struct):
     "How the values of a column were spread over cells."
     counts: list[int] # `[missing, cell, cell, ...]`; for categories the last is "any other"
-    edges: list[float] | None = None # of numbers: a cell holds edge ≤ value < next edge
+    edges: list[float] | None = None # of numbers: a cell holds edge ≤ value < next edge; the first and the last are empty
     categories: list[str] | None = None
 
 @patch
@@ -218,19 +218,24 @@ def cells(
     if self.categories is not None:
         named = [s.top.get(c, 0) for c in self.categories]
         return np.array([s.missing, *named, s.rows - s.missing - sum(named)])
-    where = np.searchsorted(self.edges, key_floats(s.sketch.keys << s.sketch.shift), side='right')
-    return np.array([s.missing, *np.bincount(where, s.sketch.counts, len(self.edges) + 1).astype(int)])
+    keys, shift = float_keys(self.edges), s.sketch.shift
+    edges = np.append(keys[:-1] >> shift, -(-keys[-1:] >> shift)) # as coarse as the sketch; what is at an edge stays above it
+    where = np.searchsorted(edges, s.sketch.keys, side='right')
+    return np.array([s.missing, *np.bincount(where, s.sketch.counts, len(edges) + 1).astype(int)])
 
-# %% ../../nbs/data/03_statistics.ipynb #f3cddea1
+# %% ../../nbs/data/03_statistics.ipynb #47753b50
 class Baseline(Struct):
     "What the training rows of a model looked like; travels in its bundle as `baseline.json`."
     rows: int
     columns: dict[str, Reference]
 
+def _edges(s: Sketch) -> list[float]:
+    if not len(s.keys): return [0.0]
+    ends = [int(s.keys[0]) << s.shift, *(s.quantile(i / BINS) for i in range(1, BINS)), (int(s.keys[-1]) + 1) << s.shift]
+    return key_floats(np.unique(np.clip(ends, *float_keys(np.finfo(float).max * np.array([-1, 1]))))).tolist()
+
 def _reference(s: Summary) -> Reference:
-    r = Reference([])
-    if s.sketch is None: r.categories = list(s.top)[:CATEGORIES]
-    else: r.edges = [] if s.low is None else np.unique(key_floats(np.array([s.sketch.quantile(i / BINS) for i in range(1, BINS)]))).tolist()
+    r = Reference([], categories=list(s.top)[:CATEGORIES]) if s.sketch is None else Reference([], edges=_edges(s.sketch))
     r.counts = r.cells(s).tolist()
     return r
 
@@ -243,7 +248,7 @@ def fit_baseline(
     summaries = {c: s for c, s in summarise(frame, schema).items() if c in used and s.type not in ('timestamp', 'text')}
     return Baseline(frame.height, {c: _reference(s) for c, s in summaries.items()})
 
-# %% ../../nbs/data/03_statistics.ipynb #eb4087cd
+# %% ../../nbs/data/03_statistics.ipynb #e0b02963
 def _join(
     a: np.ndarray, b: np.ndarray, # Counts of two samples in the same cells
 ) -> list[list[int]]: # Groups of neighbouring cells
@@ -260,7 +265,7 @@ def _divergence(p, q, wp=0.5, wq=0.5): # nats, by cell
     term = lambda x: x * np.log(np.divide(x, m, out=np.ones_like(m), where=x > 0))
     return wp * term(p) + wq * term(q)
 
-# %% ../../nbs/data/03_statistics.ipynb #a496525f
+# %% ../../nbs/data/03_statistics.ipynb #8d9f227e
 class Skew(Struct, omit_defaults=True):
     "A column whose values are no longer spread as they were."
     column: str
@@ -271,7 +276,7 @@ class Skew(Struct, omit_defaults=True):
     p_value: float
     sentence: str
 
-# %% ../../nbs/data/03_statistics.ipynb #9a23c084
+# %% ../../nbs/data/03_statistics.ipynb #3da1e630
 def compare(
     before: np.ndarray, # Counts in cells
     now: np.ndarray, # Counts in the same cells
@@ -289,7 +294,7 @@ def compare(
     value = (max(by_cell.sum(), 0) / np.log(2))**0.5
     return float(value), float(min(null, 1)**0.5), float(chdtrc(df, g_statistic)), groups[int(by_cell.argmax())]
 
-# %% ../../nbs/data/03_statistics.ipynb #955f53e7
+# %% ../../nbs/data/03_statistics.ipynb #9da80127
 @patch
 def cell_name(self:Reference, cells: list[int]) -> str:
     "Words for some neighbouring cells."
@@ -297,10 +302,10 @@ def cell_name(self:Reference, cells: list[int]) -> str:
     if self.categories is not None:
         names = ["missing", *self.categories, "any other value"]
         return ', '.join(names[i] for i in cells[:3]) + (' and more' if len(cells) > 3 else '')
-    edges = [None, *self.edges, None] # bin i, from 1 on, lies between edges i - 1 and i
-    low, high = edges[max(cells[0], 1) - 1], edges[cells[-1]]
-    words = [w for w in (low is not None and f"from {low:g}", high is not None and f"below {high:g}") if w]
-    return ("missing or " if cells[0] == 0 else "") + (' '.join(words) or "any number")
+    edges, first, last = [None, *self.edges, None], max(cells[0], 1), cells[-1] # cell i, from 1 on, lies between edges i - 1 and i
+    low = edges[first - 1] is not None and f"{'above' if first > len(self.edges) else 'from'} {edges[first - 1]:g}"
+    high = edges[last] is not None and f"{'up to' if last == len(self.edges) else 'below'} {edges[last]:g}"
+    return ("missing or " if cells[0] == 0 else "") + (' '.join(w for w in (low, high) if w) or "any number")
 
 def _sentence(column, reference, now, value, null, cells):
     before = np.array(reference.counts)
@@ -308,7 +313,7 @@ def _sentence(column, reference, now, value, null, cells):
     return (f"{column}: its distribution is {value:.2f} away from the training data's, where chance alone gives at most {null:.2f}; "
             f"what moved most: {reference.cell_name(cells)} was {was:.1f} %, is {is_:.1f} %.")
 
-# %% ../../nbs/data/03_statistics.ipynb #7d6ac8c4
+# %% ../../nbs/data/03_statistics.ipynb #76918de8
 def value_skew(
     current: dict[str, Summary], # Of the new rows
     baseline: Baseline,

@@ -7,7 +7,7 @@ __all__ = ['RAW', 'PART_BYTES', 'readable', 'Mismatch', 'SchemaChange', 'compare
            'rules', 'Split', 'read_batch', 'split_batch', 'Parts', 'check_accepted', 'PartitionCount', 'Validation',
            'check_shape', 'check_retyped', 'check_counts', 'validate']
 
-# %% ../../nbs/data/08_validation.ipynb #975de989
+# %% ../../nbs/data/08_validation.ipynb #45f9c0ae
 import re
 from collections import Counter
 from datetime import datetime, timezone
@@ -26,7 +26,7 @@ from ..files import atomic_dir, atomic_file, write_json
 from ..params import read_params
 from ..schema import POLARS, Column, Schema, read_schema, to_pandera
 
-# %% ../../nbs/data/08_validation.ipynb #5d349564
+# %% ../../nbs/data/08_validation.ipynb #f5fb2bbe
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
 
 def readable(
@@ -38,7 +38,7 @@ def readable(
     if type == 'timestamp': return dtype in (pl.Date, pl.Datetime)
     return dtype.is_numeric() or dtype == pl.Boolean or (type == 'text' and dtype.is_temporal())
 
-# %% ../../nbs/data/08_validation.ipynb #302a867f
+# %% ../../nbs/data/08_validation.ipynb #4c01219d
 class Mismatch(Struct, frozen=True):
     "A column that is not as the contract says."
     file: str
@@ -53,16 +53,18 @@ class SchemaChange(Struct, frozen=True):
     from_: str = field(name="from") # physical type
     to: str # type of the contract
 
-# %% ../../nbs/data/08_validation.ipynb #6238b372
+# %% ../../nbs/data/08_validation.ipynb #dd1f85ee
 def _plain(name): return re.sub(r'[^a-z0-9]', '', name.lower())
 
-def _renamed(
-    missing: str, # A column of the contract
-    extra: dict[str, pl.DataType], # The new columns of the same partition that could hold it
-) -> str: # Words, or nothing
-    near = get_close_matches(_plain(missing), [_plain(e) for e in extra], n=1, cutoff=0.6)
-    like = [e for e in extra if near and _plain(e) == near[0]] or (list(extra) if len(extra) == 1 else [])
-    return f"; a new column {like[0]!r} looks like it" if like else ""
+def _renames(missing, extra, schema) -> dict[str, str]: # Missing column -> the new one that looks like it
+    could = lambda n, e: readable(extra[e], schema.columns[n].type)
+    out = {}
+    for n in missing:
+        plain = {_plain(e): e for e in extra if could(n, e)}
+        if near := get_close_matches(_plain(n), plain, n=1): out[n] = plain[near[0]]
+    left, free = [n for n in missing if n not in out], [e for e in extra if e not in out.values()]
+    if len(left) == len(free) == 1 and could(left[0], free[0]): out[left[0]] = free[0]
+    return out
 
 def compare_columns(
     partition: str, # Its path in data/
@@ -72,16 +74,16 @@ def compare_columns(
 ) -> tuple[list[Mismatch], list[SchemaChange]]:
     "What stops the run, and what is merely recorded."
     extra = {n: d for n, d in found.items() if n not in schema.columns and n not in ('_source', '_row')}
+    renames = _renames([n for n in schema.columns if n not in found], extra, schema)
     out, changes = [], []
     for name, c in schema.columns.items():
-        if name not in found:
-            could = {n: d for n, d in extra.items() if readable(d, c.type)}
-            out.append(Mismatch(file, name, c.type, f"missing{_renamed(name, could)}"))
+        hint = f"; a new column {renames[name]!r} looks like it" if name in renames else ""
+        if name not in found: out.append(Mismatch(file, name, c.type, f"missing{hint}"))
         elif not readable(found[name], c.type): out.append(Mismatch(file, name, c.type, f"retyped to {found[name]}"))
         elif found[name] != POLARS[c.type]: changes.append(SchemaChange(partition, name, str(found[name]), c.type))
     return out + [Mismatch(file, n, "no such column", f"extra, {d}") for n, d in extra.items()], changes
 
-# %% ../../nbs/data/08_validation.ipynb #7ac3aad3
+# %% ../../nbs/data/08_validation.ipynb #7033ad87
 class SchemaSkew(UserError):
     "The data has another shape than the contract; `mismatches` says where."
     def __init__(self, mismatches: list[Mismatch], most: int = 40):
@@ -94,7 +96,7 @@ class SchemaSkew(UserError):
         super().__init__(f"The data does not have the shape that schema.yaml describes ({len(columns)} column(s) in {len(files)} file(s) differ); "
                          f"mend the files, or change schema.yaml if this is how it will be from now on.\n\n{table}{more}")
 
-# %% ../../nbs/data/08_validation.ipynb #c958982c
+# %% ../../nbs/data/08_validation.ipynb #bfdf1969
 RAW = '\0' # prefix of a column as delivered, beside the converted one
 
 class Rule(Struct):
@@ -108,7 +110,7 @@ class Rule(Struct):
     @property
     def key(self): return f"{self.column}:{self.name}"
 
-# %% ../../nbs/data/08_validation.ipynb #1a576bc9
+# %% ../../nbs/data/08_validation.ipynb #a76eb5b0
 def _infinite(name): return pl.col(RAW + name).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
 
 def _bound(value, type, name):
@@ -124,7 +126,7 @@ def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (broken, words)
     if high is not None: tests.append((x > _bound(high, c.type, name), f"is above {high}"))
     return tests
 
-# %% ../../nbs/data/08_validation.ipynb #8483d7b8
+# %% ../../nbs/data/08_validation.ipynb #9138c0a6
 def must_read(dtype: pl.DataType, type: str) -> bool:
     "Do values have to be converted, so that one of them may turn out not to be of the type?"
     return dtype not in (POLARS[type], pl.Null) and not (_is_text(dtype) and type in ('category', 'text'))
@@ -154,7 +156,7 @@ def rules(
         out.append(Rule(name, 'domain' if refused else 'new_category', 'quarantine' if refused else 'accept', new, say("is a new category")))
     return out
 
-# %% ../../nbs/data/08_validation.ipynb #08838f09
+# %% ../../nbs/data/08_validation.ipynb #50903c5b
 class Split(Struct):
     "A batch, divided."
     accepted: pl.DataFrame # types and order of the contract, then `_source`, `_row`
@@ -167,7 +169,7 @@ def read_batch(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     present = (pl.when(~schema.missing_expr(n, frame.schema[n])).then(pl.col(n)).alias(RAW + n) for n in schema.columns)
     return frame.select(*present, *(schema.parse_expr(n, frame.schema[n]) for n in schema.columns), '_source', '_row')
 
-# %% ../../nbs/data/08_validation.ipynb #e27d8c60
+# %% ../../nbs/data/08_validation.ipynb #6e6c178a
 def _stop(both, rule):
     row = both.filter(rule.broken).head(1).select('_source', '_row', reason=rule.reason).row(0, named=True)
     raise UserError(f"{row['_source']}, data row {row['_row'] + 1}: {row['reason']}; mend it, or change on_violation of column "
@@ -182,7 +184,7 @@ def _quarantined(frame, both, broken, schema):
     listed = both.with_columns(pl.concat_list(reasons).list.drop_nulls().alias('_reasons')).select('_reasons')
     return frame.select(pl.col(list(schema.columns)).cast(pl.String), '_source', '_row').hstack(listed)
 
-# %% ../../nbs/data/08_validation.ipynb #b037dc25
+# %% ../../nbs/data/08_validation.ipynb #6332434e
 def split_batch(
     frame: pl.DataFrame, # The contract's columns as delivered, `_source` and `_row`
     schema: Schema,
@@ -202,7 +204,7 @@ def split_batch(
                  _quarantined(frame.filter(bad), both.filter(bad), broken, schema),
                  {r.key: count[r.key] for r in broken}, present.drop(RAW).row(0, named=True))
 
-# %% ../../nbs/data/08_validation.ipynb #8b12e3f3
+# %% ../../nbs/data/08_validation.ipynb #941a469a
 PART_BYTES = 128 * 2**20 # of a part in memory
 
 class Parts:
@@ -221,7 +223,7 @@ class Parts:
         pl.concat(self.held).write_parquet(self.folder / f"part-{self.written:05d}.parquet", compression='zstd', compression_level=1)
         self.held, self.written = [], self.written + 1
 
-# %% ../../nbs/data/08_validation.ipynb #2daca2cc
+# %% ../../nbs/data/08_validation.ipynb #6b7ccb90
 def check_accepted(
     accepted: pl.DataFrame, # As `split_batch` gives it
     contract, # What `to_pandera` gives
@@ -231,7 +233,7 @@ def check_accepted(
     try: contract.validate(accepted.drop('_source', '_row'))
     except SchemaError as e: raise RuntimeError(f"rows were accepted that pandera refuses: {e}") from e
 
-# %% ../../nbs/data/08_validation.ipynb #5edebd30
+# %% ../../nbs/data/08_validation.ipynb #39d7ba02
 class PartitionCount(Struct):
     "Where the rows of a partition went."
     partition: str
@@ -252,7 +254,7 @@ class Validation(Struct):
     champion: str | None = None # bundle id of the model the baseline belongs to
     value_skew: list[Skew] = []
 
-# %% ../../nbs/data/08_validation.ipynb #eca704ef
+# %% ../../nbs/data/08_validation.ipynb #c33ee70a
 def check_shape(
     root: Path, # The project folder
     manifest: Manifest,
@@ -269,7 +271,7 @@ def check_shape(
     if wrong: raise SchemaSkew(wrong)
     return changes
 
-# %% ../../nbs/data/08_validation.ipynb #086448b9
+# %% ../../nbs/data/08_validation.ipynb #32e4384e
 def check_retyped(
     count: PartitionCount, # Names the partition
     by_rule: Counter, # Of this partition
@@ -282,7 +284,7 @@ def check_retyped(
              for n, k in present.items() if strange(n) > k / 2]
     if wrong: raise SchemaSkew(wrong)
 
-# %% ../../nbs/data/08_validation.ipynb #cb736a17
+# %% ../../nbs/data/08_validation.ipynb #a0e7c0d7
 class _Run:
     "The state of a run while batches pass by."
     def __init__(self, schema, newest):
@@ -302,7 +304,7 @@ class _Run:
         kept = rows if self.schema.filter is None else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr())
         self.current.append(summarise(kept, self.schema))
 
-# %% ../../nbs/data/08_validation.ipynb #d03298d9
+# %% ../../nbs/data/08_validation.ipynb #941d6642
 @patch
 def partition(self:_Run, part, frames, accepted, quarantine):
     "All batches of one partition."
@@ -323,7 +325,7 @@ def result(self:_Run) -> Validation:
     total = [sum(getattr(c, k) for c in self.counts) for k in ('received', 'accepted', 'quarantined')]
     return Validation(*total, by_rule=dict(sorted(self.by_rule.items())), partitions=self.counts)
 
-# %% ../../nbs/data/08_validation.ipynb #d8ad157c
+# %% ../../nbs/data/08_validation.ipynb #99823539
 def check_counts(
     v: Validation,
     max_quarantined: float, # Share of the rows
@@ -335,7 +337,7 @@ def check_counts(
     raise UserError(f"{v.quarantined:,} of {v.received:,} rows broke the contract, and validate.max_quarantined in params.yaml allows {max_quarantined:.1%}; "
                     f"the rules broken most often are {worst}; look at the rows in quarantine/, then mend the data or schema.yaml.")
 
-# %% ../../nbs/data/08_validation.ipynb #6b95ddcc
+# %% ../../nbs/data/08_validation.ipynb #362cac75
 def validate(
     root: str | Path = '.', # The project folder
     baseline: Baseline | None = None, # Of the present champion; None when there is none yet
