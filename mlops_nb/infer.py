@@ -6,7 +6,7 @@
 __all__ = ['CLEAR', 'UNCLEAR', 'FORMATS', 'Facts', 'observe', 'infer_range', 'why_not', 'guess_task', 'order_classes',
            'settle_target', 'infer_schema']
 
-# %% ../nbs/03_infer.ipynb #41b1629c
+# %% ../nbs/03_infer.ipynb #05205156
 import math, re
 
 import polars as pl
@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .schema import Column, Schema, class_text, read_timestamp
 
-# %% ../nbs/03_infer.ipynb #98f528c0
+# %% ../nbs/03_infer.ipynb #1f5d8e19
 CLEAR = ["?", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "NaN", "nan"] # these always mean "no value"
 UNCLEAR = ["None", "none", "-", "--", ".", "unknown", "Unknown", "missing"] # only among numbers and dates; elsewhere a category
 
@@ -36,7 +36,7 @@ class Facts(Struct):
     length: float | None = None # characters, on average
     dates: dict[str, int] = field(default_factory=dict) # readable by this format
 
-# %% ../nbs/03_infer.ipynb #98887e9b
+# %% ../nbs/03_infer.ipynb #b9f2c54f
 def _aggregates(name, dtype, formats):
     "Expressions, one a figure, over the column `name`."
     value = pl.col(name)
@@ -58,7 +58,7 @@ def _aggregates(name, dtype, formats):
     if dtype.is_temporal(): figures |= dict(min=value.min(), max=value.max())
     return figures
 
-# %% ../nbs/03_infer.ipynb #e0a00afd
+# %% ../nbs/03_infer.ipynb #28d94b15
 _DAYS = ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y",
          "%d %B %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d-%b-%y"]
 FORMATS = ["", *(f"{d}{t}" for d in _DAYS for t in ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"))] # "" is ISO 8601
@@ -74,7 +74,7 @@ def _formats(sample):
     counts = sample.to_frame("v").select(_date(pl.col("v"), f).count().alias(f) for f in FORMATS).row(0, named=True)
     return [f for f, n in counts.items() if n >= 0.99 * len(sample)]
 
-# %% ../nbs/03_infer.ipynb #e46c7ec1
+# %% ../nbs/03_infer.ipynb #9f2f773e
 def observe(
     frame: pl.LazyFrame, # The data set, or a part of it
 ) -> dict[str, Facts]: # By column
@@ -94,7 +94,7 @@ def observe(
     for f in facts.values(): f.distinct = min(f.distinct, f.rows) # an estimate may be above
     return facts
 
-# %% ../nbs/03_infer.ipynb #6cb63d84
+# %% ../nbs/03_infer.ipynb #0dd47afe
 def _type(f, dtype):
     "The type of the contract, by what was observed."
     if dtype == pl.Boolean: return "boolean"
@@ -108,7 +108,7 @@ def _type(f, dtype):
 
 def _rows_per_value(f): return (f.rows - f.missing) / max(f.distinct, 1)
 
-# %% ../nbs/03_infer.ipynb #5c82a64d
+# %% ../nbs/03_infer.ipynb #e635fb04
 def _round_out(x):
     "The next number of one digit, away from zero."
     if x == 0: return 0.0
@@ -129,7 +129,7 @@ def infer_range(
     bounds = (0.0 if low >= 0 else bound(low, -1), bound(high, +1))
     return None if bounds == (None, None) else bounds
 
-# %% ../nbs/03_infer.ipynb #70dff325
+# %% ../nbs/03_infer.ipynb #7a028e64
 _ID = re.compile(r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
 
 def why_not(
@@ -147,7 +147,7 @@ def why_not(
     if type == "category" and f.distinct > 100 and _rows_per_value(f) < 10: return "too few rows a category to learn from"
     return ""
 
-# %% ../nbs/03_infer.ipynb #eb7d662d
+# %% ../nbs/03_infer.ipynb #e288aea6
 def guess_task(
     dtype: pl.DataType, # Of the target
     distinct: int, # Values of the target
@@ -158,8 +158,8 @@ def guess_task(
     if not dtype.is_numeric(): return "multiclass"
     return "multiclass" if whole and distinct <= 20 else "regression"
 
-# %% ../nbs/03_infer.ipynb #d5add66f
-_YES = {"yes", "y", "true", "t", "1", "positive", "pos", "+", "+1", "churn", "churned", "fraud", "bad", "default", "success", "event", "case"}
+# %% ../nbs/03_infer.ipynb #e0ce7736
+_YES = {"yes", "y", "true", "t", "1", "+1", "+", "positive", "pos", "churn", "churned", "fraud", "bad", "default", "event", "case"}
 _NO = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control", "benign"}
 
 def order_classes(
@@ -170,7 +170,7 @@ def order_classes(
     def eventful(c): return (c.lower() in _YES) - (c.lower() in _NO), -counts[c], c
     return sorted(counts, key=eventful if len(counts) == 2 else number)
 
-# %% ../nbs/03_infer.ipynb #2954fcd2
+# %% ../nbs/03_infer.ipynb #2d4ff6f4
 def _target_values(schema, frame):
     "The values of the target in the rows that pass the filter: a lazy frame with the column `target`."
     dtypes = frame.collect_schema()
@@ -188,7 +188,7 @@ def _target_facts(values):
     counts = dict(values.group_by(class_text(value)).len().collect(engine="streaming").sort("target").iter_rows())
     return dtype, n, len(counts), whole, counts
 
-# %% ../nbs/03_infer.ipynb #800741b3
+# %% ../nbs/03_infer.ipynb #61b4b9a5
 def settle_target(
     schema: Schema, # Its `task` and `classes` are filled in
     frame: pl.LazyFrame, # The data
@@ -214,7 +214,7 @@ def settle_target(
         raise UserError(f"{name} has {distinct:,} different values, too many for classes; choose another target, or compute one.")
     schema.classes = order_classes(counts)
 
-# %% ../nbs/03_infer.ipynb #0738ebba
+# %% ../nbs/03_infer.ipynb #406a2396
 def _reread(frame, schema, facts):
     "Complete the facts of text columns, read as the type they were found to have; the domains of categories."
     dtypes = frame.collect_schema()
@@ -230,7 +230,7 @@ def _reread(frame, schema, facts):
     for name, values in domains.items(): facts[name].distinct = len(values)
     return {n: sorted(v) for n, v in domains.items() if 0 < len(v) <= 100}
 
-# %% ../nbs/03_infer.ipynb #4d4f0280
+# %% ../nbs/03_infer.ipynb #e165340c
 def _propose(frame, dataset, target, facts):
     "The contract without the target's part."
     dtypes = frame.collect_schema()
@@ -252,7 +252,7 @@ def _propose(frame, dataset, target, facts):
         schema.notes[name] = _note(column, f, words, reason)
     return schema
 
-# %% ../nbs/03_infer.ipynb #6697844a
+# %% ../nbs/03_infer.ipynb #f056fad9
 def _short(x): return f"{x:.4g}" if isinstance(x, float) else str(x).removesuffix(" 00:00:00")
 
 def _note(column, f, words, reason):
@@ -268,7 +268,7 @@ def _note(column, f, words, reason):
         if column.format and list(f.dates.values()).count(f.dates[column.format]) > 1: parts.append("CHECK the format: day or month first?")
     return "; ".join(parts + ([f"not a feature: {reason}"] if reason else []))
 
-# %% ../nbs/03_infer.ipynb #a705972f
+# %% ../nbs/03_infer.ipynb #7723b476
 def _known(name, columns, what):
     if name not in columns: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, columns)}")
 
@@ -283,7 +283,7 @@ def _checked(frame):
     if not frame.collect_schema().names(): raise UserError("the data has no columns; check the file.")
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
-# %% ../nbs/03_infer.ipynb #9ea62b1b
+# %% ../nbs/03_infer.ipynb #eef9e700
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name
@@ -313,7 +313,8 @@ def infer_schema(
         schema.columns[name].feature, schema.columns[name].range = False, None
         schema.notes[name] = schema.notes[name].split("; not a feature")[0] + "; not a feature: excluded"
     settle_target(schema, frame, task)
-    schema.segments = [n for n in schema.feature_columns if schema.columns[n].type in ("category", "boolean") and 2 <= facts[n].distinct <= 10][:3]
+    groups = [n for n in schema.feature_columns if schema.columns[n].type in ("category", "boolean")]
+    schema.segments = [n for n in groups if 2 <= facts[n].distinct <= 10][:3]
     return schema
 
 def _example(frame, name): return next(iter(frame.select(pl.col(name).drop_nulls().head(1)).collect().to_series()), None)
