@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['library', 'model_header', 'Booster']
 
-# %% ../nbs/20_booster.ipynb #51c7897e
+# %% ../nbs/20_booster.ipynb #554d86cd
 import ctypes, threading, weakref
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .errors import UserError
 
-# %% ../nbs/20_booster.ipynb #797e0f96
+# %% ../nbs/20_booster.ipynb #14cd7d49
 _HANDLE, _OUT = ctypes.POINTER(c_void_p), ctypes.POINTER(c_int64)
 _FUNCTIONS = { # LightGBM 4, include/LightGBM/c_api.h
     'LGBM_BoosterLoadModelFromString': [c_char_p, ctypes.POINTER(c_int), _HANDLE],
@@ -31,7 +31,7 @@ _FUNCTIONS = { # LightGBM 4, include/LightGBM/c_api.h
 _FLOAT64, _ALL, _ROW_MAJOR = 1, -1, 1 # C_API_DTYPE_FLOAT64, every iteration, the order of C_CONTIGUOUS arrays
 _NORMAL, _RAW, _CONTRIB = 0, 1, 3 # C_API_PREDICT_...
 
-# %% ../nbs/20_booster.ipynb #873c7ef7
+# %% ../nbs/20_booster.ipynb #06c9fc4b
 @cache
 def library() -> ctypes.CDLL:
     "LightGBM's shared library, loaded once; raises `UserError` if the package is not installed."
@@ -44,12 +44,12 @@ def library() -> ctypes.CDLL:
     for name, types in _FUNCTIONS.items(): getattr(lib, name).argtypes = types
     return lib
 
-# %% ../nbs/20_booster.ipynb #b76838f2
+# %% ../nbs/20_booster.ipynb #3968f105
 def _call(name, *args):
     if getattr(library(), name)(*args) != 0:
         raise UserError(f"LightGBM refused the model or the data: {library().LGBM_GetLastError().decode(errors='replace').strip()}.")
 
-# %% ../nbs/20_booster.ipynb #6fb5d86d
+# %% ../nbs/20_booster.ipynb #e8f38710
 def model_header(
     text: str, # The content of a `model.txt`
 ) -> dict[str, str]: # `num_class`, `feature_names`, `objective`, ...
@@ -62,10 +62,11 @@ def model_header(
         raise UserError("the model text is not a LightGBM model; train the model again.")
     length = sum(map(int, sizes))
     if not trees.encode()[length:].startswith(b'end of trees\n'):
-        raise UserError(f"the model text is damaged: its {len(sizes)} trees do not fill the {length} bytes that its header announces; train the model again.")
+        raise UserError(f"the model text is damaged: its {len(sizes)} trees do not fill the {length} bytes that its header announces; "
+                        "train the model again.")
     return header
 
-# %% ../nbs/20_booster.ipynb #e3f595bc
+# %% ../nbs/20_booster.ipynb #05ede27e
 class Booster:
     "A LightGBM model ready to predict; safe to share between threads."
     def __init__(self,
@@ -80,7 +81,7 @@ class Booster:
         _call('LGBM_BoosterLoadModelFromString', model_text.encode(), byref(c_int()), byref(self._handle))
         weakref.finalize(self, library().LGBM_BoosterFree, self._handle)
 
-# %% ../nbs/20_booster.ipynb #21169259
+# %% ../nbs/20_booster.ipynb #5304d7f9
 _TURN = threading.Lock()
 
 @patch
@@ -95,7 +96,7 @@ def _batch(self:Booster, X, what, width):
               b'num_threads=%d verbosity=-1' % self.threads, byref(c_int64()), out.ctypes.data)
     return out
 
-# %% ../nbs/20_booster.ipynb #08c48af1
+# %% ../nbs/20_booster.ipynb #4563a0ec
 @patch
 def predict(self:Booster,
     X: np.ndarray, # (n, features)
@@ -112,7 +113,7 @@ def predict_raw(self:Booster,
     out = self._batch(X, _RAW, self.classes)
     return out[:, 0] if self.classes == 1 else out
 
-# %% ../nbs/20_booster.ipynb #8f95bca4
+# %% ../nbs/20_booster.ipynb #b486b787
 @patch
 def contributions(self:Booster,
     X: np.ndarray, # (n, features)
@@ -122,7 +123,7 @@ def contributions(self:Booster,
     out = self._batch(X, _CONTRIB, self.classes * f)
     return out if self.classes == 1 else out.reshape(len(out), self.classes, f)
 
-# %% ../nbs/20_booster.ipynb #6f1b8807
+# %% ../nbs/20_booster.ipynb #c122be5d
 class _Row:
     "The prepared call of one thread, with its buffers."
     def __init__(self, booster):
@@ -133,7 +134,7 @@ class _Row:
         self.x, self.out = np.empty(len(booster.features)), np.empty(booster.classes)
         self.args = config, self.x.ctypes.data, byref(self.length), self.out.ctypes.data
 
-# %% ../nbs/20_booster.ipynb #0b0d02b2
+# %% ../nbs/20_booster.ipynb #9ad49060
 @patch
 def predict_one(self:Booster,
     x: np.ndarray, # (features,)
@@ -141,7 +142,8 @@ def predict_one(self:Booster,
     "What the model expects for one row: to the last bit what `predict` gives."
     try: row = self._rows.row
     except AttributeError: row = self._rows.row = _Row(self)
-    if len(x) != len(row.x): raise UserError(f"the row has {len(x)} values and the model needs {len(row.x)}: {', '.join(self.features[:12])}.")
+    if len(x) != len(row.x):
+        raise UserError(f"the row has {len(x)} values and the model needs {len(row.x)}: {', '.join(self.features[:12])}.")
     row.x[:] = x
     _call('LGBM_BoosterPredictForMatSingleRowFast', *row.args)
     return row.out[0].item() if self.classes == 1 else row.out.copy()

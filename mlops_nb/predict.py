@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_contract', 'Policy', 'Predictor', 'score_file']
 
-# %% ../nbs/22_predict.ipynb #ec316a9f
+# %% ../nbs/22_predict.ipynb #dd357cd8
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterator
@@ -24,7 +24,7 @@ from .schema import Schema
 from .sealed import open_sealed
 from .train.encoder import Encoder
 
-# %% ../nbs/22_predict.ipynb #4b9fb1b7
+# %% ../nbs/22_predict.ipynb #f809672c
 def as_contract(
     frame: pl.DataFrame, # Rows as they arrived
     schema: Schema,
@@ -39,10 +39,11 @@ def as_contract(
         if out[c].null_count() == frame[c].null_count(): continue
         lost = frame.filter(out[c].is_null() & ~frame.select(schema.missing_expr(c, types[c])).to_series())[c]
         if len(lost):
-            raise UserError(f"column '{c}' holds {lost[0]!r}, and the contract says {schema.columns[c].type}; correct it, or send null for a missing value.")
+            raise UserError(f"column '{c}' holds {lost[0]!r}, and the contract says {schema.columns[c].type}; "
+                            "correct it, or send null for a missing value.")
     return out
 
-# %% ../nbs/22_predict.ipynb #4b406b50
+# %% ../nbs/22_predict.ipynb #86108417
 class Policy(Struct):
     "How a score becomes a decision."
     task: str # binary, multiclass, regression
@@ -50,7 +51,7 @@ class Policy(Struct):
     threshold: float | None = None # binary: at this probability or above, the event is expected
     costs: dict[str, float] = field(default_factory=dict) # what the threshold was chosen by
 
-# %% ../nbs/22_predict.ipynb #a224ca3d
+# %% ../nbs/22_predict.ipynb #efccb83c
 class Predictor:
     "Everything needed to answer for one model."
     def __init__(self,
@@ -62,7 +63,8 @@ class Predictor:
         id: str | None = None, # Of the bundle; None for a model that is in none
     ):
         if encoder.names != [*schema.feature_columns, *features.names] or len(encoder.names) != len(booster.features):
-            raise UserError("the model was trained on other columns than schema.yaml and the features file describe now; run the stage train again.")
+            raise UserError("the model was trained on other columns than schema.yaml and the features file describe now; "
+                            "run the stage train again.")
         self.schema, self.features, self.encoder, self.booster, self.policy, self.id = schema, features, encoder, booster, policy, id
 
     @property
@@ -75,7 +77,7 @@ class Predictor:
         "The columns of the contract that must be given; others are ignored."
         return list(dict.fromkeys([*self.schema.feature_columns, *self.features.inputs]))
 
-# %% ../nbs/22_predict.ipynb #9c029360
+# %% ../nbs/22_predict.ipynb #e2d803bb
 @patch
 def matrix(self:Predictor,
     frame: pl.DataFrame, # Has the columns `inputs`
@@ -86,7 +88,7 @@ def matrix(self:Predictor,
         pl.Series(n, v, pl.Float64) if self.features.types[n] == 'number' else pl.Series(n, v.tolist(), pl.String)
         for n, v in self.features.compute(given).items()))
 
-# %% ../nbs/22_predict.ipynb #a50085b4
+# %% ../nbs/22_predict.ipynb #d0f3d746
 @patch
 def predict(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
@@ -108,7 +110,7 @@ def explain(self:Predictor,
     "What each input added to each raw score."
     return self.booster.contributions(self.matrix(frame))
 
-# %% ../nbs/22_predict.ipynb #9087c58c
+# %% ../nbs/22_predict.ipynb #efebe33e
 def _series(name, value):
     try: return pl.Series(name, [value])
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
@@ -122,7 +124,7 @@ def predict_one(self:Predictor,
     known = [c for c in self.inputs if c in row]
     return self.booster.predict_one(self.matrix(pl.DataFrame([_series(c, row[c]) for c in known]))[0])
 
-# %% ../nbs/22_predict.ipynb #62e40710
+# %% ../nbs/22_predict.ipynb #20cd4ff1
 @patch
 def decide(self:Predictor,
     scores: np.ndarray, # What `predict` gave
@@ -131,10 +133,11 @@ def decide(self:Predictor,
     if self.schema.task == 'regression': return np.asarray(scores)
     classes = np.array(self.schema.classes, dtype=object)
     if self.schema.task == 'multiclass': return classes[np.argmax(scores, axis=-1)]
-    if self.policy is None or self.policy.threshold is None: raise UserError("the model has no threshold yet; run the stage evaluate, which chooses it.")
+    if self.policy is None or self.policy.threshold is None:
+        raise UserError("the model has no threshold yet; run the stage evaluate, which chooses it.")
     return classes[(np.asarray(scores) >= self.policy.threshold).astype(int)]
 
-# %% ../nbs/22_predict.ipynb #796a7b11
+# %% ../nbs/22_predict.ipynb #85a4a124
 @patch(cls_method=True)
 def open(cls:Predictor,
     path: str | Path, # A bundle folder
@@ -143,11 +146,13 @@ def open(cls:Predictor,
     "The predictor of a bundle; raises `UserError` if a byte of the bundle was changed."
     sealed, path = open_sealed(path), Path(path)
     for name in ('schema.json', 'features.py', 'encoder.json', 'model.txt', 'policy.json'):
-        if name not in sealed.manifest.files: raise UserError(f"{path} holds no {name}, so it is no bundle of a model; give the folder of a bundle.")
-    return cls(read_json(path / 'schema.json', Schema), load_features(path / 'features.py'), Encoder.from_json((path / 'encoder.json').read_bytes()),
-               Booster((path / 'model.txt').read_text(encoding='utf-8'), threads), read_json(path / 'policy.json', Policy), sealed.id)
+        if name not in sealed.manifest.files:
+            raise UserError(f"{path} holds no {name}, so it is no bundle of a model; give the folder of a bundle.")
+    return cls(read_json(path / 'schema.json', Schema), load_features(path / 'features.py'),
+               Encoder.from_json((path / 'encoder.json').read_bytes()), Booster((path / 'model.txt').read_text(encoding='utf-8'), threads),
+               read_json(path / 'policy.json', Policy), sealed.id)
 
-# %% ../nbs/22_predict.ipynb #bebc0f89
+# %% ../nbs/22_predict.ipynb #0d72cc2b
 @patch
 def output(self:Predictor) -> dict[str, pl.DataType]: # Column -> type
     "The columns of scored rows: `score`, or `score_<class>` for several; and `decision` for a classification."
@@ -167,7 +172,7 @@ def score(self:Predictor,
     "Scores and decisions, row for row."
     return self._score(self.matrix(frame))
 
-# %% ../nbs/22_predict.ipynb #65ae9abb
+# %% ../nbs/22_predict.ipynb #8459c545
 def _batches(source, columns, rows) -> Iterator[pl.DataFrame]:
     "The needed columns of a Parquet file, batch by batch; what is wrong with the file in a sentence."
     try:
@@ -175,9 +180,10 @@ def _batches(source, columns, rows) -> Iterator[pl.DataFrame]:
         present = set(lazy.collect_schema().names())
         yield from lazy.select(c for c in columns if c in present).collect_batches(chunk_size=rows, maintain_order=True, engine='streaming')
     except FileNotFoundError: raise UserError(f"{source} does not exist; give a Parquet file.") from None
-    except pl.exceptions.PolarsError as e: raise UserError(f"{source} cannot be read as Parquet ({e}); write it again, or fetch it again.") from None
+    except pl.exceptions.PolarsError as e:
+        raise UserError(f"{source} cannot be read as Parquet ({e}); write it again, or fetch it again.") from None
 
-# %% ../nbs/22_predict.ipynb #3ab37019
+# %% ../nbs/22_predict.ipynb #6122dd89
 def _ahead(items: Iterator) -> Iterator:
     "The same items; each is made in a thread while the one before it is in use."
     with ThreadPoolExecutor(1) as pool:
@@ -186,7 +192,7 @@ def _ahead(items: Iterator) -> Iterator:
             later = pool.submit(next, items, None)
             yield item
 
-# %% ../nbs/22_predict.ipynb #d0ec7f72
+# %% ../nbs/22_predict.ipynb #dd2ef46c
 def score_file(
     predictor: Predictor,
     source: str | Path, # A Parquet file with rows of the contract; may be larger than memory
@@ -203,5 +209,6 @@ def score_file(
             done += len(X)
             yield predictor._score(X)
     with atomic_file(target) as tmp:
-        register_io_source(scored, schema=predictor.output()).sink_parquet(tmp, row_group_size=batch_rows, maintain_order=True, engine='streaming')
+        scores = register_io_source(scored, schema=predictor.output())
+        scores.sink_parquet(tmp, row_group_size=batch_rows, maintain_order=True, engine='streaming')
     return done

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'Manifest', 'producers', 'seal', 'Sealed', 'open_sealed']
 
-# %% ../nbs/21_sealed.ipynb #89501bbe
+# %% ../nbs/21_sealed.ipynb #37670e23
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from msgspec import Struct
 from .errors import UserError
 from .files import atomic_file, sha256_file, sha256_files
 
-# %% ../nbs/21_sealed.ipynb #d0eb2dc1
+# %% ../nbs/21_sealed.ipynb #fcb525f0
 MANIFEST, FORMAT = 'manifest.json', 1
 
 class Manifest(Struct, forbid_unknown_fields=True, frozen=True):
@@ -26,13 +26,13 @@ class Manifest(Struct, forbid_unknown_fields=True, frozen=True):
     producers: dict[str, str] # package -> version
     files: dict[str, str] # name -> sha256
 
-# %% ../nbs/21_sealed.ipynb #f99f65c5
+# %% ../nbs/21_sealed.ipynb #f770e6c6
 def _identity(format, producers, files):
-    return sha256_files({f"format {format}": "", **{f"producer {k}": v for k, v in producers.items()}, **{f"file {k}": v for k, v in files.items()}})
+    return sha256_files({f"format {format}": ""} | {f"producer {k}": v for k, v in producers.items()} | {f"file {k}": v for k, v in files.items()})
 
 def _written(manifest): return msgspec.json.format(msgspec.json.encode(manifest, order='sorted'), indent=1) + b'\n'
 
-# %% ../nbs/21_sealed.ipynb #012e4df4
+# %% ../nbs/21_sealed.ipynb #5cd47962
 def producers() -> dict[str, str]: # package -> version
     "The versions of the packages whose code makes and runs a model."
     found = {}
@@ -41,7 +41,7 @@ def producers() -> dict[str, str]: # package -> version
         except PackageNotFoundError: pass # mlops_nb may run from a checkout that was never installed
     return found
 
-# %% ../nbs/21_sealed.ipynb #6b9bc6b0
+# %% ../nbs/21_sealed.ipynb #57aa24c6
 def _names(folder):
     "The names in a folder of plain files; `UserError` for anything else."
     try: entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -52,7 +52,7 @@ def _names(folder):
             raise UserError(f"{folder} contains {e.name!r}, which is {what}; a bundle holds plain files only: fetch it again.")
     return [e.name for e in entries]
 
-# %% ../nbs/21_sealed.ipynb #15080e31
+# %% ../nbs/21_sealed.ipynb #4240b46d
 def seal(
     folder: str | Path, # Holds plain files; an old manifest is replaced
 ) -> str: # The id: 64 hexadecimal digits
@@ -63,7 +63,7 @@ def seal(
     with atomic_file(Path(folder) / MANIFEST) as tmp: tmp.write_bytes(_written(manifest))
     return manifest.id
 
-# %% ../nbs/21_sealed.ipynb #e321fb58
+# %% ../nbs/21_sealed.ipynb #2b572ed1
 class Sealed(Struct, frozen=True):
     "A folder whose content was checked when it was opened."
     path: Path
@@ -74,7 +74,7 @@ class Sealed(Struct, frozen=True):
         "What the folder is called everywhere: equal ids, equal bytes."
         return self.manifest.id
 
-# %% ../nbs/21_sealed.ipynb #64e48d84
+# %% ../nbs/21_sealed.ipynb #b65af6cb
 _AGAIN = "fetch it again from the bundle store, or build it with `dvc repro`."
 
 def _read_manifest(folder):
@@ -82,11 +82,13 @@ def _read_manifest(folder):
     if not path.is_file() or path.is_symlink(): raise UserError(f"{folder} is not a bundle, it has no {MANIFEST}; {_AGAIN}")
     try: m = msgspec.json.decode(raw := path.read_bytes(), type=Manifest)
     except (msgspec.MsgspecError, UnicodeError): raise UserError(f"{path} is damaged and cannot be read; {_AGAIN}") from None
-    if m.format != FORMAT: raise UserError(f"{path} says format {m.format}, and this version of mlops-nb reads format {FORMAT}; install a version that fits.")
-    if raw != _written(m) or m.id != _identity(m.format, m.producers, m.files): raise UserError(f"{path} was changed after it was written; {_AGAIN}")
+    if m.format != FORMAT:
+        raise UserError(f"{path} says format {m.format}, and this version of mlops-nb reads format {FORMAT}; install one that fits.")
+    if raw != _written(m) or m.id != _identity(m.format, m.producers, m.files):
+        raise UserError(f"{path} was changed after it was written; {_AGAIN}")
     return m
 
-# %% ../nbs/21_sealed.ipynb #cc5f468d
+# %% ../nbs/21_sealed.ipynb #79d771a5
 def open_sealed(
     folder: str | Path, # Was sealed with `seal`
 ) -> Sealed:
@@ -97,5 +99,6 @@ def open_sealed(
     for name in sorted({*names, *manifest.files} - {MANIFEST}):
         if name not in names: raise UserError(f"{folder} lacks the file {name!r} that its manifest names; {_AGAIN}")
         if name not in manifest.files: raise UserError(f"{folder} contains {name!r}, which its manifest does not name; {_AGAIN}")
-        if sha256_file(folder / name) != manifest.files[name]: raise UserError(f"{folder / name} was changed after the bundle was sealed; {_AGAIN}")
+        if sha256_file(folder / name) != manifest.files[name]:
+            raise UserError(f"{folder / name} was changed after the bundle was sealed; {_AGAIN}")
     return Sealed(folder, manifest)
