@@ -6,7 +6,7 @@
 __all__ = ['REASONS', 'usable', 'batches', 'read_keys', 'with_features', 'write_parts', 'Part', 'Lineage', 'Dataset',
            'read_dataset', 'describe_part', 'prepare']
 
-# %% ../../nbs/data/07_prepare.ipynb #b502ac51
+# %% ../../nbs/data/07_prepare.ipynb #0cc1b80b
 from pathlib import Path
 from typing import Iterator
 
@@ -21,7 +21,7 @@ from ..files import atomic_dir, read_json, sha256_file, write_json
 from ..params import SplitParams, read_params
 from ..schema import Schema, read_schema, schema_hash
 
-# %% ../../nbs/data/07_prepare.ipynb #d33334eb
+# %% ../../nbs/data/07_prepare.ipynb #2610d75e
 REASONS = ("the target is missing", "the target is not a finite number", "the target is not one of the classes",
            "left out by the filter", "the event time is missing")
 
@@ -41,7 +41,7 @@ def usable(
     if schema.event_time: reason = reason.when(pl.col(schema.event_time).is_null()).then(4)
     return frame.select("_target", reason.cast(pl.Int8).alias("_reason"))
 
-# %% ../../nbs/data/07_prepare.ipynb #44adcd6a
+# %% ../../nbs/data/07_prepare.ipynb #1832320a
 def batches(
     folder: Path, # artifacts/accepted
     columns: list[str] | None = None, # None for all
@@ -58,7 +58,7 @@ def batches(
                 for batch in file.iter_batches(rows, columns=columns): yield pl.from_arrow(batch)
         except ArrowException as e: raise UserError(f"{f} is damaged ({str(e).splitlines()[0]}); run the stage `validate` again.") from None
 
-# %% ../../nbs/data/07_prepare.ipynb #72bbe8a7
+# %% ../../nbs/data/07_prepare.ipynb #5ff07461
 def read_keys(
     folder: Path, # artifacts/accepted
     schema: Schema,
@@ -75,7 +75,7 @@ def read_keys(
     if not keys: raise UserError(f"the files in {folder} hold no rows; look at artifacts/validation.json for what became of them.")
     return pl.concat(keys), np.concatenate(reasons)
 
-# %% ../../nbs/data/07_prepare.ipynb #d9cd664f
+# %% ../../nbs/data/07_prepare.ipynb #cf32b918
 def with_features(
     frame: pl.DataFrame, # Contract columns
     features: Features,
@@ -85,7 +85,7 @@ def with_features(
     return frame.with_columns(pl.Series(n, v.tolist(), dtype=pl.String) if n in text else pl.Series(n, v, nan_to_null=True)
                               for n, v in features.compute(frame).items())
 
-# %% ../../nbs/data/07_prepare.ipynb #ad963997
+# %% ../../nbs/data/07_prepare.ipynb #af407417
 def write_parts(
     accepted: Path, # Folder with the accepted rows
     out: Path, # Folder for train.parquet, valid.parquet and test.parquet
@@ -111,7 +111,7 @@ def write_parts(
     finally:
         for w in writers.values(): w.close()
 
-# %% ../../nbs/data/07_prepare.ipynb #514a8c87
+# %% ../../nbs/data/07_prepare.ipynb #fc7c6971
 class Part(Struct):
     "One of the three files."
     rows: int
@@ -142,11 +142,12 @@ class Dataset(Struct):
     parts: dict[str, Part]
     lineage: Lineage
 
+# %% ../../nbs/data/07_prepare.ipynb #58b3944d
 def read_dataset(root: str | Path = ".") -> Dataset:
     "The description of the prepared data; raises `UserError` if the stage has not run."
     return read_json(Path(root) / "artifacts/prepared/dataset.json", Dataset)
 
-# %% ../../nbs/data/07_prepare.ipynb #100f9a07
+# %% ../../nbs/data/07_prepare.ipynb #67fba752
 def describe_part(
     path: Path, # One of the three files
     keys: pl.DataFrame, # `_target` and the event time, read back from it
@@ -159,7 +160,7 @@ def describe_part(
     time = schema.event_time and tuple(f(keys[schema.event_time]).isoformat() for f in (pl.Series.min, pl.Series.max))
     return Part(len(keys), sha256_file(path), target, time)
 
-# %% ../../nbs/data/07_prepare.ipynb #57a76f4f
+# %% ../../nbs/data/07_prepare.ipynb #0f5f276e
 def _counts(reasons): return {r: int(n) for i, r in enumerate(REASONS) if (n := (reasons == i).sum())}
 
 def _describe(out, schema, split, features, keys, reasons, manifest):
@@ -173,7 +174,7 @@ def _describe(out, schema, split, features, keys, reasons, manifest):
                    sources=dict(sources.iter_rows()), features=features.types, split=split, split_check=check, parts=parts,
                    lineage=Lineage(sha256_file(manifest) if manifest.exists() else None, schema_hash(schema), features.sha256))
 
-# %% ../../nbs/data/07_prepare.ipynb #e6dce905
+# %% ../../nbs/data/07_prepare.ipynb #cab5e467
 def prepare(
     root: str | Path = ".", # The project folder
 ) -> dict: # Facts for the stage's record

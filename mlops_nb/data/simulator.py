@@ -6,7 +6,7 @@
 __all__ = ['REGIONS', 'PLANS', 'PRICE', 'CAP', 'CONTRACT_MONTHS', 'NOTES', 'ONSET', 'LABEL_DELAY', 'people', 'behave', 'log_odds',
            'record', 'break_column', 'upgrade', 'simulate_frames', 'labels', 'regret', 'simulate']
 
-# %% ../../nbs/data/02_simulator.ipynb #aea95626
+# %% ../../nbs/data/02_simulator.ipynb #e8481be0
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..errors import UserError, did_you_mean
 from ..files import atomic_dir, atomic_file
 from ..params import SimulateParams
 
-# %% ../../nbs/data/02_simulator.ipynb #e95bbed8
+# %% ../../nbs/data/02_simulator.ipynb #2ff88b93
 REGIONS = dict(north=.18, south=.22, east=.15, west=.17, capital=.28)
 PLANS = dict(prepaid=.22, basic=.30, plus=.25, family=.15, business=.08)
 PRICE = dict(prepaid=12., basic=20., plus=32., family=48., business=65., unlimited_5g=40.) # euros a month
@@ -40,7 +40,7 @@ def people(
                 age=np.clip(rng.normal(46 - 12 * shift, 16, n), 18, 95).round(), devices=1 + rng.poisson(.7, n),
                 tenure=np.zeros(n), usage=rng.lognormal(-.9, .8, n), complains=rng.gamma(.8, .5, n), forgets=rng.beta(1, 9, n))
 
-# %% ../../nbs/data/02_simulator.ipynb #431ba917
+# %% ../../nbs/data/02_simulator.ipynb #4959e7be
 CONTRACT_MONTHS = dict(monthly=1, one_year=12, two_year=24)
 
 def behave(
@@ -64,7 +64,7 @@ def behave(
                 late_payments=rng.binomial(6, np.where(who["autopay"], .3, 1.) * who["forgets"]),
                 months_to_renewal=np.where(length > 1, length - 1 - who["tenure"] % length, np.nan))
 
-# %% ../../nbs/data/02_simulator.ipynb #b50f6c51
+# %% ../../nbs/data/02_simulator.ipynb #9ddb298e
 def log_odds(
     who: dict[str, np.ndarray], # Traits, from `people`
     did: dict[str, np.ndarray], # Behaviour, from `behave`
@@ -85,7 +85,7 @@ def log_odds(
                (.8, (who["age"] < 30) & (who["plan"] == "prepaid")), (-.6, who["devices"] >= 3), (.6, did["dropped_calls"] > .07)]
     return sum(weight * np.asarray(true) for weight, true in reasons)
 
-# %% ../../nbs/data/02_simulator.ipynb #a49ededc
+# %% ../../nbs/data/02_simulator.ipynb #57d9afad
 NOTES = ["asked about the bill", "no network at home", "wants a cheaper plan", "could not log in", "moving house", "roaming did not work"]
 
 def record(
@@ -114,7 +114,7 @@ def record(
     return pl.DataFrame(seen, nan_to_null=True).with_columns(pl.col("support_note").replace("", None),
         pl.format("S{}", pl.col("subscriber_id").cast(pl.String).str.zfill(6)).alias("subscriber_id"), pl.col(whole).cast(pl.Int64))
 
-# %% ../../nbs/data/02_simulator.ipynb #b2db83ae
+# %% ../../nbs/data/02_simulator.ipynb #7b668041
 ONSET = 2 / 3 # the share of the months after which the switches act
 
 def break_column(
@@ -130,7 +130,7 @@ def break_column(
     if dtype.is_numeric(): return frame.with_columns((column / 100).cast(dtype))
     raise UserError(f"{where}: '{name}' is a {dtype} and cannot be broken; name a number, a text or a boolean.")
 
-# %% ../../nbs/data/02_simulator.ipynb #b2e56181
+# %% ../../nbs/data/02_simulator.ipynb #1572f17f
 def upgrade(
     rng: np.random.Generator,
     plan: np.ndarray, # (n,) plans
@@ -138,7 +138,7 @@ def upgrade(
     "Some subscribers of the dearer plans move to `unlimited_5g`, a plan that did not exist before."
     return np.where(np.isin(plan, ["plus", "family"]) & (rng.random(len(plan)) < .1), "unlimited_5g", plan)
 
-# %% ../../nbs/data/02_simulator.ipynb #e2116363
+# %% ../../nbs/data/02_simulator.ipynb #aaa9858b
 def simulate_frames(
     params: SimulateParams, # Section `simulate` of params.yaml
 ) -> Iterator[tuple[str, pl.DataFrame, np.ndarray]]: # File name, snapshot, and the true probability of each of its rows
@@ -162,7 +162,7 @@ def simulate_frames(
         stayed, lost = {k: v[~left] for k, v in everybody.items()}, left.sum()
         stayed["tenure"] = stayed["tenure"] + 1
 
-# %% ../../nbs/data/02_simulator.ipynb #4fa70cd5
+# %% ../../nbs/data/02_simulator.ipynb #344ed04d
 LABEL_DELAY = timedelta(days=30) # in schema.yaml: label_delay: 30d
 
 def labels(
@@ -173,7 +173,7 @@ def labels(
     known = pl.col("snapshot") + LABEL_DELAY
     return frame.select("subscriber_id", "snapshot", "churned", known_at=known).filter(pl.col("known_at") <= at)
 
-# %% ../../nbs/data/02_simulator.ipynb #d8813e00
+# %% ../../nbs/data/02_simulator.ipynb #71034c46
 def regret(
     scores: np.ndarray, # (n,) predicted probabilities
     probability: np.ndarray, # (n,) true probabilities
@@ -182,7 +182,7 @@ def regret(
     p, q = (np.clip(np.asarray(x, float), 1e-15, 1 - 1e-15) for x in (probability, scores))
     return float(np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))))
 
-# %% ../../nbs/data/02_simulator.ipynb #3811a63b
+# %% ../../nbs/data/02_simulator.ipynb #ef9e56e7
 def _only_simulated(root):
     "Raise `UserError` if data/ holds deliveries that no simulation wrote."
     if not (root / "data/manifest.json").exists(): return

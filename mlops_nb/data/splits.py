@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'last_share', 'by_position', 'group_column', 'check_params', 'key_columns', 'by_column', 'by_files',
            'check_parts', 'assign', 'SplitCheck', 'check_split']
 
-# %% ../../nbs/data/06_splits.ipynb #4bcdc8aa
+# %% ../../nbs/data/06_splits.ipynb #205ccfb6
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -17,10 +17,10 @@ from ..errors import UserError, did_you_mean
 from ..params import SplitParams
 from ..schema import Schema
 
-# %% ../../nbs/data/06_splits.ipynb #2f762abc
+# %% ../../nbs/data/06_splits.ipynb #e8fa2323
 PARTS = ("train", "valid", "test")
 
-# %% ../../nbs/data/06_splits.ipynb #ed400b1e
+# %% ../../nbs/data/06_splits.ipynb #8e28ba90
 def last_share(
     position: np.ndarray, # (n,) numbers; rows with equal ones stay together
     share: float, # of the rows, 0 to 1
@@ -31,7 +31,7 @@ def last_share(
     before = np.cumsum(counts)[:-1] # rows before each possible cut
     return position >= values[1 + np.abs(before - (1 - share) * len(position)).argmin()]
 
-# %% ../../nbs/data/06_splits.ipynb #21a3963e
+# %% ../../nbs/data/06_splits.ipynb #d5c777bd
 def by_position(
     position: np.ndarray, # (n,)
     test: float, # share of all rows
@@ -49,7 +49,7 @@ def by_position(
             rest = rest[~last]
     return part
 
-# %% ../../nbs/data/06_splits.ipynb #3d4eabaa
+# %% ../../nbs/data/06_splits.ipynb #0e73709a
 def _place(keys): return keys.select(pl.struct("_source", "_row").rank("ordinal") - 1).to_series().to_numpy()
 
 def _random(keys, seed): return np.random.default_rng(seed).permutation(len(keys))[_place(keys)]
@@ -58,7 +58,7 @@ def _group(keys, column, seed):
     code = keys.select(pl.col(column).rank("dense").fill_null(0)).to_series().to_numpy() # all rows without a group are one group
     return np.random.default_rng(seed).permutation(int(code.max(initial=0)) + 1)[code]
 
-# %% ../../nbs/data/06_splits.ipynb #67c46b44
+# %% ../../nbs/data/06_splits.ipynb #107583f5
 def group_column(params: SplitParams, schema: Schema) -> str | None: # None unless the method is `group`
     "The column whose values may not be in two parts."
     if params.method != "group": return None
@@ -66,7 +66,7 @@ def group_column(params: SplitParams, schema: Schema) -> str | None: # None unle
         raise UserError("params.yaml, prepare.split: method 'group' needs a group; name it in `column`, or name the `entity` in schema.yaml.")
     return params.column or schema.entity
 
-# %% ../../nbs/data/06_splits.ipynb #11c65512
+# %% ../../nbs/data/06_splits.ipynb #aed63902
 def check_params(params: SplitParams, schema: Schema):
     "Raise `UserError` for a split that cannot work with this contract."
     where = "params.yaml, prepare.split"
@@ -87,7 +87,7 @@ def key_columns(params: SplitParams, schema: Schema) -> list[str]: # Column name
     wanted = [schema.event_time, group_column(params, schema), params.column if params.method == "column" else None]
     return list(dict.fromkeys(c for c in wanted if c))
 
-# %% ../../nbs/data/06_splits.ipynb #c6c83d9d
+# %% ../../nbs/data/06_splits.ipynb #7ac0c182
 def _strata(keys, schema): return None if schema.task == "regression" else keys["_target"].to_numpy()
 
 def _valid_from(keys, part, params, schema):
@@ -108,7 +108,7 @@ def by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.nda
     part = given.to_numpy().astype("<U5")
     return part if "valid" in part else _valid_from(keys, part, params, schema)
 
-# %% ../../nbs/data/06_splits.ipynb #de6a1cef
+# %% ../../nbs/data/06_splits.ipynb #64b5a820
 def by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray: # (n,) of train, valid and test
     "The rows of the files that `params.test_files` name (`*` and `?` allowed) are the test part."
     sources = keys["_source"].unique().cast(pl.String).sort().to_list()
@@ -119,7 +119,7 @@ def by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndar
     part = np.where(keys["_source"].cast(pl.String).is_in(test).to_numpy(), "test", "train").astype("<U5")
     return _valid_from(keys, part, params, schema)
 
-# %% ../../nbs/data/06_splits.ipynb #78d54264
+# %% ../../nbs/data/06_splits.ipynb #fb304b63
 def check_parts(keys: pl.DataFrame, part: np.ndarray, params: SplitParams, schema: Schema):
     "Raise `UserError` for an empty part, or a training part that lacks a class or has one value only."
     for name in reversed(PARTS):
@@ -136,7 +136,7 @@ def check_parts(keys: pl.DataFrame, part: np.ndarray, params: SplitParams, schem
         raise UserError(f"the class {absent[0]!r} of '{schema.target}' is in no training row ({len(target)} rows, method '{params.method}'); "
                         "take it out of `classes` in schema.yaml, or split in another way.")
 
-# %% ../../nbs/data/06_splits.ipynb #0e9ba398
+# %% ../../nbs/data/06_splits.ipynb #864127f9
 def assign(
     keys: pl.DataFrame, # One row a row of the data: _source, _row, _target and `key_columns`
     params: SplitParams,
@@ -155,7 +155,7 @@ def assign(
     check_parts(keys, part, params, schema)
     return pl.Series("part", part)
 
-# %% ../../nbs/data/06_splits.ipynb #a6336504
+# %% ../../nbs/data/06_splits.ipynb #61644232
 class SplitCheck(Struct):
     "What is in two parts: nothing, or the split is refused. None means that the method makes no such promise."
     rows_twice: int # rows, by `_source` and `_row`, that are in the data more than once
@@ -169,7 +169,7 @@ def _shared(parts, column):
     values = [p.select(pl.col(column).unique().drop_nulls()) for p in parts.values()]
     return pl.concat(values).select((pl.col(column).unique_counts() > 1).sum()).item()
 
-# %% ../../nbs/data/06_splits.ipynb #cbc9aced
+# %% ../../nbs/data/06_splits.ipynb #475fe8e8
 def check_split(
     parts: dict[str, pl.DataFrame], # train, valid, test: the keys of their rows
     params: SplitParams,
