@@ -7,7 +7,7 @@ __all__ = ['RAW', 'PART_BYTES', 'readable', 'Mismatch', 'SchemaChange', 'compare
            'rules', 'Split', 'read_batch', 'split_batch', 'Parts', 'check_accepted', 'PartitionCount', 'Validation',
            'check_shape', 'check_retyped', 'check_counts', 'validate']
 
-# %% ../../nbs/data/08_validation.ipynb #45f9c0ae
+# %% ../../nbs/data/08_validation.ipynb #db6bb911
 import re
 from collections import Counter
 from datetime import datetime, timezone
@@ -26,7 +26,7 @@ from ..files import atomic_dir, atomic_file, write_json
 from ..params import read_params
 from ..schema import POLARS, Column, Schema, read_schema, to_pandera
 
-# %% ../../nbs/data/08_validation.ipynb #f5fb2bbe
+# %% ../../nbs/data/08_validation.ipynb #83465dc3
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
 
 def readable(
@@ -38,7 +38,7 @@ def readable(
     if type == 'timestamp': return dtype in (pl.Date, pl.Datetime)
     return dtype.is_numeric() or dtype == pl.Boolean or (type == 'text' and dtype.is_temporal())
 
-# %% ../../nbs/data/08_validation.ipynb #4c01219d
+# %% ../../nbs/data/08_validation.ipynb #47b5e046
 class Mismatch(Struct, frozen=True):
     "A column that is not as the contract says."
     file: str
@@ -53,7 +53,7 @@ class SchemaChange(Struct, frozen=True):
     from_: str = field(name="from") # physical type
     to: str # type of the contract
 
-# %% ../../nbs/data/08_validation.ipynb #dd1f85ee
+# %% ../../nbs/data/08_validation.ipynb #707c0b21
 def _plain(name): return re.sub(r'[^a-z0-9]', '', name.lower())
 
 def _renames(missing, extra, schema) -> dict[str, str]: # Missing column -> the new one that looks like it
@@ -83,7 +83,7 @@ def compare_columns(
         elif found[name] != POLARS[c.type]: changes.append(SchemaChange(partition, name, str(found[name]), c.type))
     return out + [Mismatch(file, n, "no such column", f"extra, {d}") for n, d in extra.items()], changes
 
-# %% ../../nbs/data/08_validation.ipynb #7033ad87
+# %% ../../nbs/data/08_validation.ipynb #0a63a8db
 class SchemaSkew(UserError):
     "The data has another shape than the contract; `mismatches` says where."
     def __init__(self, mismatches: list[Mismatch], most: int = 40):
@@ -93,10 +93,10 @@ class SchemaSkew(UserError):
         table = '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(r, width)).rstrip() for r in rows)
         more = f"\n... and {len(self.mismatches) - most} more" if len(self.mismatches) > most else ""
         columns, files = ({getattr(m, k) for m in self.mismatches} for k in ('column', 'file'))
-        super().__init__(f"The data does not have the shape that schema.yaml describes ({len(columns)} column(s) in {len(files)} file(s) differ); "
-                         f"mend the files, or change schema.yaml if this is how it will be from now on.\n\n{table}{more}")
+        super().__init__(f"The data does not have the shape that schema.yaml describes ({len(columns)} column(s) in {len(files)} file(s) "
+                         f"differ); mend the files, or change schema.yaml if this is how it will be from now on.\n\n{table}{more}")
 
-# %% ../../nbs/data/08_validation.ipynb #bfdf1969
+# %% ../../nbs/data/08_validation.ipynb #693cdbe5
 RAW = '\0' # prefix of a column as delivered, beside the converted one
 
 class Rule(Struct):
@@ -110,13 +110,14 @@ class Rule(Struct):
     @property
     def key(self): return f"{self.column}:{self.name}"
 
-# %% ../../nbs/data/08_validation.ipynb #a76eb5b0
+# %% ../../nbs/data/08_validation.ipynb #84aec32e
 def _infinite(name): return pl.col(RAW + name).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
 
 def _bound(value, type, name):
     if type != 'timestamp': return value
     try: at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError: raise UserError(f"schema.yaml, column {name!r}: the bound {value!r} of its range is no date; write it like 2026-05-01.") from None
+    except ValueError:
+        raise UserError(f"schema.yaml, column {name!r}: the bound {value!r} of its range is no date; write it like 2026-05-01.") from None
     return at.astimezone(timezone.utc).replace(tzinfo=None) if at.tzinfo else at
 
 def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (broken, words)
@@ -126,12 +127,13 @@ def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (broken, words)
     if high is not None: tests.append((x > _bound(high, c.type, name), f"is above {high}"))
     return tests
 
-# %% ../../nbs/data/08_validation.ipynb #9138c0a6
+# %% ../../nbs/data/08_validation.ipynb #7bc553fc
 def must_read(dtype: pl.DataType, type: str) -> bool:
     "Do values have to be converted, so that one of them may turn out not to be of the type?"
     return dtype not in (POLARS[type], pl.Null) and not (_is_text(dtype) and type in ('category', 'text'))
 
-_NOUN = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time', category='a category', text='a text')
+_NOUN = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time', category='a category',
+             text='a text')
 
 def rules(
     name: str, # A column
@@ -153,10 +155,11 @@ def rules(
         out.append(Rule(name, 'range', c.on_violation, pl.any_horizontal(t for t, _ in tests), reason))
     if c.domain is not None:
         new, refused = x.is_not_null() & ~x.is_in(c.domain), c.on_new_category == 'quarantine'
-        out.append(Rule(name, 'domain' if refused else 'new_category', 'quarantine' if refused else 'accept', new, say("is a new category")))
+        kind, action = ('domain', 'quarantine') if refused else ('new_category', 'accept')
+        out.append(Rule(name, kind, action, new, say("is a new category")))
     return out
 
-# %% ../../nbs/data/08_validation.ipynb #50903c5b
+# %% ../../nbs/data/08_validation.ipynb #d20a7dcb
 class Split(Struct):
     "A batch, divided."
     accepted: pl.DataFrame # types and order of the contract, then `_source`, `_row`
@@ -169,7 +172,7 @@ def read_batch(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     present = (pl.when(~schema.missing_expr(n, frame.schema[n])).then(pl.col(n)).alias(RAW + n) for n in schema.columns)
     return frame.select(*present, *(schema.parse_expr(n, frame.schema[n]) for n in schema.columns), '_source', '_row')
 
-# %% ../../nbs/data/08_validation.ipynb #6e6c178a
+# %% ../../nbs/data/08_validation.ipynb #195efd31
 def _stop(both, rule):
     row = both.filter(rule.broken).head(1).select('_source', '_row', reason=rule.reason).row(0, named=True)
     raise UserError(f"{row['_source']}, data row {row['_row'] + 1}: {row['reason']}; mend it, or change on_violation of column "
@@ -184,7 +187,7 @@ def _quarantined(frame, both, broken, schema):
     listed = both.with_columns(pl.concat_list(reasons).list.drop_nulls().alias('_reasons')).select('_reasons')
     return frame.select(pl.col(list(schema.columns)).cast(pl.String), '_source', '_row').hstack(listed)
 
-# %% ../../nbs/data/08_validation.ipynb #6332434e
+# %% ../../nbs/data/08_validation.ipynb #4a31a0fd
 def split_batch(
     frame: pl.DataFrame, # The contract's columns as delivered, `_source` and `_row`
     schema: Schema,
@@ -199,12 +202,13 @@ def split_batch(
     for r in broken:
         if r.action == 'stop': _stop(both, r)
     bad = masks.select(pl.any_horizontal(RAW, *(r.key for r in broken if r.action == 'quarantine'))).to_series()
-    present = both.select(pl.lit(0).alias(RAW), *(pl.col(RAW + n).count().alias(n) for n, c in schema.columns.items() if must_read(frame.schema[n], c.type)))
+    converted = [n for n, c in schema.columns.items() if must_read(frame.schema[n], c.type)]
+    present = {n: both[RAW + n].count() for n in converted}
     return Split(_accepted(both.filter(~bad) if bad.any() else both, broken, schema),
                  _quarantined(frame.filter(bad), both.filter(bad), broken, schema),
-                 {r.key: count[r.key] for r in broken}, present.drop(RAW).row(0, named=True))
+                 {r.key: count[r.key] for r in broken}, present)
 
-# %% ../../nbs/data/08_validation.ipynb #941a469a
+# %% ../../nbs/data/08_validation.ipynb #2d9159bd
 PART_BYTES = 128 * 2**20 # of a part in memory
 
 class Parts:
@@ -223,7 +227,7 @@ class Parts:
         pl.concat(self.held).write_parquet(self.folder / f"part-{self.written:05d}.parquet", compression='zstd', compression_level=1)
         self.held, self.written = [], self.written + 1
 
-# %% ../../nbs/data/08_validation.ipynb #6b7ccb90
+# %% ../../nbs/data/08_validation.ipynb #835ea848
 def check_accepted(
     accepted: pl.DataFrame, # As `split_batch` gives it
     contract, # What `to_pandera` gives
@@ -233,7 +237,7 @@ def check_accepted(
     try: contract.validate(accepted.drop('_source', '_row'))
     except SchemaError as e: raise RuntimeError(f"rows were accepted that pandera refuses: {e}") from e
 
-# %% ../../nbs/data/08_validation.ipynb #39d7ba02
+# %% ../../nbs/data/08_validation.ipynb #45ddff4a
 class PartitionCount(Struct):
     "Where the rows of a partition went."
     partition: str
@@ -254,7 +258,7 @@ class Validation(Struct):
     champion: str | None = None # bundle id of the model the baseline belongs to
     value_skew: list[Skew] = []
 
-# %% ../../nbs/data/08_validation.ipynb #c33ee70a
+# %% ../../nbs/data/08_validation.ipynb #5ce2dbd6
 def check_shape(
     root: Path, # The project folder
     manifest: Manifest,
@@ -271,7 +275,7 @@ def check_shape(
     if wrong: raise SchemaSkew(wrong)
     return changes
 
-# %% ../../nbs/data/08_validation.ipynb #32e4384e
+# %% ../../nbs/data/08_validation.ipynb #3d8fffe1
 def check_retyped(
     count: PartitionCount, # Names the partition
     by_rule: Counter, # Of this partition
@@ -284,7 +288,7 @@ def check_retyped(
              for n, k in present.items() if strange(n) > k / 2]
     if wrong: raise SchemaSkew(wrong)
 
-# %% ../../nbs/data/08_validation.ipynb #a0e7c0d7
+# %% ../../nbs/data/08_validation.ipynb #9fef77df
 class _Run:
     "The state of a run while batches pass by."
     def __init__(self, schema, newest):
@@ -294,7 +298,8 @@ class _Run:
     def take(self, frame, accepted, quarantine):
         "One batch: split, check, write, summarise."
         s = split_batch(frame, self.schema)
-        if s.accepted.height + s.quarantined.height != frame.height: raise RuntimeError(f"{frame.height} rows became {s.accepted.height} + {s.quarantined.height}")
+        kept, put_away = s.accepted.height, s.quarantined.height
+        if kept + put_away != frame.height: raise RuntimeError(f"{frame.height} rows became {kept} + {put_away}")
         check_accepted(s.accepted, self.contract)
         accepted.add(s.accepted); quarantine.add(s.quarantined)
         return s, summarise(s.accepted, self.schema)
@@ -304,7 +309,7 @@ class _Run:
         kept = rows if self.schema.filter is None else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr())
         self.current.append(summarise(kept, self.schema))
 
-# %% ../../nbs/data/08_validation.ipynb #941d6642
+# %% ../../nbs/data/08_validation.ipynb #c79f1c57
 @patch
 def partition(self:_Run, part, frames, accepted, quarantine):
     "All batches of one partition."
@@ -316,7 +321,8 @@ def partition(self:_Run, part, frames, accepted, quarantine):
         if part.source == self.newest: self.compare(s.accepted)
     check_retyped(count, rule, present, self.schema)
     if count.received != part.rows:
-        raise UserError(f"data/{part.path} holds {count.received:,} rows, and data/manifest.json says {part.rows:,}; restore it with `dvc checkout data.dvc`.")
+        raise UserError(f"data/{part.path} holds {count.received:,} rows, and data/manifest.json says {part.rows:,}; "
+                        "restore it with `dvc checkout data.dvc`.")
     self.counts.append(count); self.by_rule.update(rule); self.statistics[part.path] = merge(summaries)
 
 @patch
@@ -325,7 +331,7 @@ def result(self:_Run) -> Validation:
     total = [sum(getattr(c, k) for c in self.counts) for k in ('received', 'accepted', 'quarantined')]
     return Validation(*total, by_rule=dict(sorted(self.by_rule.items())), partitions=self.counts)
 
-# %% ../../nbs/data/08_validation.ipynb #99823539
+# %% ../../nbs/data/08_validation.ipynb #fb011111
 def check_counts(
     v: Validation,
     max_quarantined: float, # Share of the rows
@@ -334,10 +340,11 @@ def check_counts(
     if not v.received: raise UserError("data/ holds no rows; ingest a file that has some.")
     worst = ', '.join(f"{k} ({n:,})" for k, n in Counter(v.by_rule).most_common(3))
     if v.accepted and v.quarantined <= max_quarantined * v.received: return
-    raise UserError(f"{v.quarantined:,} of {v.received:,} rows broke the contract, and validate.max_quarantined in params.yaml allows {max_quarantined:.1%}; "
-                    f"the rules broken most often are {worst}; look at the rows in quarantine/, then mend the data or schema.yaml.")
+    raise UserError(f"{v.quarantined:,} of {v.received:,} rows broke the contract, and validate.max_quarantined in params.yaml allows "
+                    f"{max_quarantined:.1%}; the rules broken most often are {worst}; look at the rows in quarantine/, "
+                    "then mend the data or schema.yaml.")
 
-# %% ../../nbs/data/08_validation.ipynb #362cac75
+# %% ../../nbs/data/08_validation.ipynb #98ff87a8
 def validate(
     root: str | Path = '.', # The project folder
     baseline: Baseline | None = None, # Of the present champion; None when there is none yet
@@ -345,7 +352,8 @@ def validate(
 ) -> dict: # Facts for the record of the stage
     "The stage `validate`: data/ → artifacts/accepted, quarantine/, artifacts/validation.json and artifacts/statistics.parquet."
     root = Path(root)
-    schema, limit, manifest = read_schema(root / 'schema.yaml'), read_params(root / 'params.yaml').validate.max_quarantined, read_manifest(root)
+    schema, manifest = read_schema(root / 'schema.yaml'), read_manifest(root)
+    limit = read_params(root / 'params.yaml').validate.max_quarantined
     changes = check_shape(root, manifest, schema)
     run = _Run(schema, manifest.files[-1].name if baseline and manifest.files else None)
     with atomic_dir(root / 'artifacts/accepted') as a:
