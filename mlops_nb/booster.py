@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['library', 'model_header', 'Booster']
 
-# %% ../nbs/20_booster.ipynb #554d86cd
+# %% ../nbs/20_booster.ipynb #e48ba48f
 import ctypes, threading, weakref
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .errors import UserError
 
-# %% ../nbs/20_booster.ipynb #14cd7d49
+# %% ../nbs/20_booster.ipynb #8bf9d860
 _HANDLE, _OUT = ctypes.POINTER(c_void_p), ctypes.POINTER(c_int64)
 _FUNCTIONS = { # LightGBM 4, include/LightGBM/c_api.h
     'LGBM_BoosterLoadModelFromString': [c_char_p, ctypes.POINTER(c_int), _HANDLE],
@@ -31,7 +31,7 @@ _FUNCTIONS = { # LightGBM 4, include/LightGBM/c_api.h
 _FLOAT64, _ALL, _ROW_MAJOR = 1, -1, 1 # C_API_DTYPE_FLOAT64, every iteration, the order of C_CONTIGUOUS arrays
 _NORMAL, _RAW, _CONTRIB = 0, 1, 3 # C_API_PREDICT_...
 
-# %% ../nbs/20_booster.ipynb #06c9fc4b
+# %% ../nbs/20_booster.ipynb #93ceee14
 @cache
 def library() -> ctypes.CDLL:
     "LightGBM's shared library, loaded once; raises `UserError` if the package is not installed."
@@ -44,12 +44,12 @@ def library() -> ctypes.CDLL:
     for name, types in _FUNCTIONS.items(): getattr(lib, name).argtypes = types
     return lib
 
-# %% ../nbs/20_booster.ipynb #3968f105
+# %% ../nbs/20_booster.ipynb #004b6caa
 def _call(name, *args):
     if getattr(library(), name)(*args) != 0:
         raise UserError(f"LightGBM refused the model or the data: {library().LGBM_GetLastError().decode(errors='replace').strip()}.")
 
-# %% ../nbs/20_booster.ipynb #e8f38710
+# %% ../nbs/20_booster.ipynb #8249260e
 def model_header(
     text: str, # The content of a `model.txt`
 ) -> dict[str, str]: # `num_class`, `feature_names`, `objective`, ...
@@ -66,7 +66,7 @@ def model_header(
                         "train the model again.")
     return header
 
-# %% ../nbs/20_booster.ipynb #05ede27e
+# %% ../nbs/20_booster.ipynb #909ccffe
 class Booster:
     "A LightGBM model ready to predict; safe to share between threads."
     def __init__(self,
@@ -81,14 +81,15 @@ class Booster:
         _call('LGBM_BoosterLoadModelFromString', model_text.encode(), byref(c_int()), byref(self._handle))
         weakref.finalize(self, library().LGBM_BoosterFree, self._handle)
 
-# %% ../nbs/20_booster.ipynb #5304d7f9
+# %% ../nbs/20_booster.ipynb #7b9b8149
 _TURN = threading.Lock()
 
 @patch
 def _batch(self:Booster, X, what, width):
     X = np.ascontiguousarray(X, np.float64)
     if X.ndim != 2 or X.shape[1] != len(self.features):
-        raise UserError(f"the matrix has the shape {X.shape} and the model needs (rows, {len(self.features)}): {', '.join(self.features[:12])}.")
+        raise UserError(f"the matrix has the shape {X.shape} and the model needs (rows, {len(self.features)}): "
+                        f"{', '.join(self.features[:12])}.")
     out = np.empty((len(X), width))
     if not len(X): return out
     with _TURN:
@@ -96,7 +97,7 @@ def _batch(self:Booster, X, what, width):
               b'num_threads=%d verbosity=-1' % self.threads, byref(c_int64()), out.ctypes.data)
     return out
 
-# %% ../nbs/20_booster.ipynb #4563a0ec
+# %% ../nbs/20_booster.ipynb #fc4644e4
 @patch
 def predict(self:Booster,
     X: np.ndarray, # (n, features)
@@ -113,7 +114,7 @@ def predict_raw(self:Booster,
     out = self._batch(X, _RAW, self.classes)
     return out[:, 0] if self.classes == 1 else out
 
-# %% ../nbs/20_booster.ipynb #b486b787
+# %% ../nbs/20_booster.ipynb #4bc8914b
 @patch
 def contributions(self:Booster,
     X: np.ndarray, # (n, features)
@@ -123,7 +124,7 @@ def contributions(self:Booster,
     out = self._batch(X, _CONTRIB, self.classes * f)
     return out if self.classes == 1 else out.reshape(len(out), self.classes, f)
 
-# %% ../nbs/20_booster.ipynb #c122be5d
+# %% ../nbs/20_booster.ipynb #709f13b4
 class _Row:
     "The prepared call of one thread, with its buffers."
     def __init__(self, booster):
@@ -134,7 +135,7 @@ class _Row:
         self.x, self.out = np.empty(len(booster.features)), np.empty(booster.classes)
         self.args = config, self.x.ctypes.data, byref(self.length), self.out.ctypes.data
 
-# %% ../nbs/20_booster.ipynb #9ad49060
+# %% ../nbs/20_booster.ipynb #3f622e9d
 @patch
 def predict_one(self:Booster,
     x: np.ndarray, # (features,)

@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'FILES', 'draft', 'golden', 'ModelBaseline', 'score_reference', 'pack', 'open_bundle', 'read_baseline',
            'check_golden', 'bundle']
 
-# %% ../nbs/24_bundle.ipynb #1bf97e3a
+# %% ../nbs/24_bundle.ipynb #d5bc33cb
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from .sealed import Sealed, open_sealed, seal
 from .settings import read_settings, thread_count
 from .train.encoder import Encoder
 
-# %% ../nbs/24_bundle.ipynb #d134c759
+# %% ../nbs/24_bundle.ipynb #613a81b5
 def _need(path, stage):
     if not path.exists(): raise UserError(f"{path} does not exist; run the stage {stage} first.")
     return path
@@ -43,7 +43,7 @@ def draft(
                      Encoder.from_json(_need(folder / 'encoder.json', f'train ({learner})').read_bytes()),
                      Booster(_need(folder / 'model.txt', f'train ({learner})').read_text(encoding='utf-8'), threads))
 
-# %% ../nbs/24_bundle.ipynb #d19ae213
+# %% ../nbs/24_bundle.ipynb #db615f71
 ROWS = 64
 
 def _real_rows(predictor, frame):
@@ -52,7 +52,7 @@ def _real_rows(predictor, frame):
     for c in predictor.inputs: picked += [frame[c].arg_min(), frame[c].arg_max(), frame[c].is_null().arg_max()]
     return frame[[i for i in dict.fromkeys(picked) if i is not None][:ROWS - 4]]
 
-# %% ../nbs/24_bundle.ipynb #b0d6aa62
+# %% ../nbs/24_bundle.ipynb #e19fe953
 def _made_rows(predictor, row):
     "Rows that nobody sent, and the contract allows."
     columns = {c: predictor.schema.columns[c] for c in predictor.inputs}
@@ -62,7 +62,7 @@ def _made_rows(predictor, row):
             *({c: r[i] for c, r in bounds.items() if r[i] is not None} for i in (0, 1))]
     return [row.with_columns(pl.lit(v).cast(row.schema[c]).alias(c) for c, v in m.items()) for m in made if m]
 
-# %% ../nbs/24_bundle.ipynb #5efdb2a1
+# %% ../nbs/24_bundle.ipynb #d5e1ecf0
 def _answers(predictor, rows):
     raw, score = predictor.raw(rows), predictor.predict(rows)
     decision = [None] * len(rows) if predictor.schema.task == 'regression' else predictor.decide(score).tolist()
@@ -78,7 +78,7 @@ def golden(
     rows = pl.concat([real, *_made_rows(predictor, real[len(real) // 4])])
     return rows.hstack(_answers(predictor, rows))
 
-# %% ../nbs/24_bundle.ipynb #9a5b2aa2
+# %% ../nbs/24_bundle.ipynb #d8ccbb95
 class ModelBaseline(Struct):
     "What monitoring compares with; `baseline.json`."
     data: Baseline # the columns, on the training rows
@@ -92,7 +92,7 @@ def score_reference(
     edges = np.unique(np.quantile(scores, np.arange(1, BINS) / BINS))
     return Reference([0, *np.bincount(np.searchsorted(edges, scores, side='right'), minlength=len(edges) + 1).tolist()], edges.tolist())
 
-# %% ../nbs/24_bundle.ipynb #8347a46a
+# %% ../nbs/24_bundle.ipynb #f8e14797
 def _baseline(root, predictor):
     train = pl.read_parquet(_need(root / 'artifacts/prepared/train.parquet', 'prepare'), columns=[*predictor.schema.columns])
     valid = predictor.predict(pl.read_parquet(_need(root / 'artifacts/prepared/valid.parquet', 'prepare')))
@@ -101,7 +101,7 @@ def _baseline(root, predictor):
     return ModelBaseline(fit_baseline(train, predictor.schema), scores,
                          read_json(_need(root / 'artifacts/explanation/attribution.json', 'explain'), dict))
 
-# %% ../nbs/24_bundle.ipynb #fd58f151
+# %% ../nbs/24_bundle.ipynb #0196b08b
 def pack(
     root: Path = Path('.'), # The project's folder
     parent: str | None = None, # Bundle id of the present champion
@@ -123,7 +123,7 @@ def pack(
         seal(out)
     return art / 'bundle'
 
-# %% ../nbs/24_bundle.ipynb #d90f3c31
+# %% ../nbs/24_bundle.ipynb #1d2e7a63
 FILES = {'schema.json', 'features.py', 'encoder.json', 'model.txt', 'policy.json', 'golden.parquet', 'baseline.json', 'metrics.json',
          'card.md', 'provenance.json'}
 
@@ -134,7 +134,8 @@ def open_bundle(
     bundle = open_sealed(path)
     wrong = FILES ^ {*bundle.manifest.files}
     if wrong:
-        raise UserError(f"{path} is sealed, but {', '.join(sorted(wrong))} is missing or does not belong in a bundle; build it with `dvc repro`.")
+        raise UserError(f"{path} is sealed, but {', '.join(sorted(wrong))} is missing or does not belong in a bundle; "
+                        "build it with `dvc repro`.")
     return bundle
 
 def read_baseline(
@@ -143,7 +144,7 @@ def read_baseline(
     "How the training rows of a bundle's model were distributed."
     return read_json(open_bundle(path).path / 'baseline.json', ModelBaseline).data
 
-# %% ../nbs/24_bundle.ipynb #70cfcab6
+# %% ../nbs/24_bundle.ipynb #bbfff0bc
 def _lists(column): return [x.to_list() if isinstance(x, pl.Series) else x for x in column]
 
 def check_golden(
@@ -159,7 +160,7 @@ def check_golden(
         alone = np.atleast_1d(predictor.predict_one(row)).tolist()
         if alone != score: return f"golden row {i} gets {alone} alone and {score} among others."
 
-# %% ../nbs/24_bundle.ipynb #c5743120
+# %% ../nbs/24_bundle.ipynb #ecdcb023
 def bundle(
     root: Path = Path('.'), # The project's folder
     parent: str | None = None, # Bundle id of the present champion

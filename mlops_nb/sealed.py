@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'Manifest', 'producers', 'seal', 'Sealed', 'open_sealed']
 
-# %% ../nbs/21_sealed.ipynb #37670e23
+# %% ../nbs/21_sealed.ipynb #43497470
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from msgspec import Struct
 from .errors import UserError
 from .files import atomic_file, sha256_file, sha256_files
 
-# %% ../nbs/21_sealed.ipynb #fcb525f0
+# %% ../nbs/21_sealed.ipynb #ca3066d3
 MANIFEST, FORMAT = 'manifest.json', 1
 
 class Manifest(Struct, forbid_unknown_fields=True, frozen=True):
@@ -26,13 +26,14 @@ class Manifest(Struct, forbid_unknown_fields=True, frozen=True):
     producers: dict[str, str] # package -> version
     files: dict[str, str] # name -> sha256
 
-# %% ../nbs/21_sealed.ipynb #f770e6c6
+# %% ../nbs/21_sealed.ipynb #c18f80a9
 def _identity(format, producers, files):
-    return sha256_files({f"format {format}": ""} | {f"producer {k}": v for k, v in producers.items()} | {f"file {k}": v for k, v in files.items()})
+    return sha256_files({f"format {format}": ""} | {f"producer {k}": v for k, v in producers.items()} |
+                        {f"file {k}": v for k, v in files.items()})
 
 def _written(manifest): return msgspec.json.format(msgspec.json.encode(manifest, order='sorted'), indent=1) + b'\n'
 
-# %% ../nbs/21_sealed.ipynb #5cd47962
+# %% ../nbs/21_sealed.ipynb #e7f21b5e
 def producers() -> dict[str, str]: # package -> version
     "The versions of the packages whose code makes and runs a model."
     found = {}
@@ -41,7 +42,7 @@ def producers() -> dict[str, str]: # package -> version
         except PackageNotFoundError: pass # mlops_nb may run from a checkout that was never installed
     return found
 
-# %% ../nbs/21_sealed.ipynb #57aa24c6
+# %% ../nbs/21_sealed.ipynb #fee339db
 def _names(folder):
     "The names in a folder of plain files; `UserError` for anything else."
     try: entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -52,7 +53,7 @@ def _names(folder):
             raise UserError(f"{folder} contains {e.name!r}, which is {what}; a bundle holds plain files only: fetch it again.")
     return [e.name for e in entries]
 
-# %% ../nbs/21_sealed.ipynb #4240b46d
+# %% ../nbs/21_sealed.ipynb #e9f6b83c
 def seal(
     folder: str | Path, # Holds plain files; an old manifest is replaced
 ) -> str: # The id: 64 hexadecimal digits
@@ -63,7 +64,7 @@ def seal(
     with atomic_file(Path(folder) / MANIFEST) as tmp: tmp.write_bytes(_written(manifest))
     return manifest.id
 
-# %% ../nbs/21_sealed.ipynb #2b572ed1
+# %% ../nbs/21_sealed.ipynb #bc8c9135
 class Sealed(Struct, frozen=True):
     "A folder whose content was checked when it was opened."
     path: Path
@@ -74,7 +75,7 @@ class Sealed(Struct, frozen=True):
         "What the folder is called everywhere: equal ids, equal bytes."
         return self.manifest.id
 
-# %% ../nbs/21_sealed.ipynb #b65af6cb
+# %% ../nbs/21_sealed.ipynb #7b7ed246
 _AGAIN = "fetch it again from the bundle store, or build it with `dvc repro`."
 
 def _read_manifest(folder):
@@ -88,7 +89,7 @@ def _read_manifest(folder):
         raise UserError(f"{path} was changed after it was written; {_AGAIN}")
     return m
 
-# %% ../nbs/21_sealed.ipynb #79d771a5
+# %% ../nbs/21_sealed.ipynb #2179f1e5
 def open_sealed(
     folder: str | Path, # Was sealed with `seal`
 ) -> Sealed:
