@@ -1,0 +1,59 @@
+"What every test shares."
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    "A function that gives the path of a real data set, or skips with the reason."
+    def find(name):
+        path = REAL / name
+        if not path.exists(): pytest.skip(f"the real data set {name} is not at {path}")
+        return path
+    return find
+
+
+def _postgres_bin():
+    "The folder of PostgreSQL's programs, or None; Debian keeps initdb off the PATH."
+    found = shutil.which("initdb")
+    if found: return Path(found).parent
+    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    "A real PostgreSQL server on the loopback, for the session: `.url` (without password) and `.password`."
+    programs = _postgres_bin()
+    if programs is None: pytest.skip("PostgreSQL's initdb is not installed (Debian: apt-get install postgresql)")
+    home = Path(tempfile.mkdtemp(prefix="mlops-nb-postgres-"))
+    as_user = {}
+    if os.getuid() == 0: # initdb refuses to run as root
+        as_user = dict(user="postgres", group="postgres", extra_groups=[])
+        shutil.chown(home, "postgres", "postgres")
+    def run(program, *args):
+        done = subprocess.run([programs / program, "-D", home / "db", *args], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              text=True, timeout=60, **as_user)
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    password = secrets.token_hex(8)
+    (home / "password").write_text(password)
+    (home / "password").chmod(0o644)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    try:
+        run("initdb", "-U", "tester", f"--pwfile={home / 'password'}", "-A", "scram-sha-256", "--no-sync", "--locale=C", "-E", "UTF8")
+        run("pg_ctl", "-w", "-l", home / "log", "-o", options, "start")
+        try: yield SimpleNamespace(url=f"postgresql://tester@127.0.0.1:{port}/postgres", password=password)
+        finally: run("pg_ctl", "-m", "immediate", "stop")
+    finally: shutil.rmtree(home, ignore_errors=True)
