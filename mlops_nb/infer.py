@@ -6,7 +6,7 @@
 __all__ = ['CLEAR', 'UNCLEAR', 'FORMATS', 'Facts', 'observe', 'infer_range', 'why_not', 'guess_task', 'order_classes',
            'settle_target', 'infer_schema']
 
-# %% ../nbs/03_infer.ipynb #05205156
+# %% ../nbs/03_infer.ipynb #7f78a411
 import math, re
 
 import polars as pl
@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .schema import Column, Schema, class_text, read_timestamp
 
-# %% ../nbs/03_infer.ipynb #1f5d8e19
+# %% ../nbs/03_infer.ipynb #3f6d8b4e
 CLEAR = ["?", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "NaN", "nan"] # these always mean "no value"
 UNCLEAR = ["None", "none", "-", "--", ".", "unknown", "Unknown", "missing"] # only among numbers and dates; elsewhere a category
 
@@ -36,7 +36,7 @@ class Facts(Struct):
     length: float | None = None # characters, on average
     dates: dict[str, int] = field(default_factory=dict) # readable by this format
 
-# %% ../nbs/03_infer.ipynb #b9f2c54f
+# %% ../nbs/03_infer.ipynb #7b845f0d
 def _aggregates(name, dtype, formats):
     "Expressions, one a figure, over the column `name`."
     value = pl.col(name)
@@ -52,13 +52,14 @@ def _aggregates(name, dtype, formats):
                     **{f"token {t}": (text == t).sum() for t in CLEAR + UNCLEAR},
                     **{f"date {f}": _date(known, f).count() for f in formats})
     figures = dict(rows=pl.len(), missing=missing.sum(), distinct=value.filter(~missing).approx_n_unique())
+    if dtype.is_decimal(): value = value.cast(pl.Float64)
     if dtype.is_numeric():
         finite = value.filter(value.is_finite())
         figures |= dict(min=finite.min(), max=finite.max(), mean=finite.mean(), sd=finite.std())
     if dtype.is_temporal(): figures |= dict(min=value.min(), max=value.max())
     return figures
 
-# %% ../nbs/03_infer.ipynb #28d94b15
+# %% ../nbs/03_infer.ipynb #ac7ec833
 _DAYS = ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y",
          "%d %B %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d-%b-%y"]
 FORMATS = ["", *(f"{d}{t}" for d in _DAYS for t in ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"))] # "" is ISO 8601
@@ -74,15 +75,22 @@ def _formats(sample):
     counts = sample.to_frame("v").select(_date(pl.col("v"), f).count().alias(f) for f in FORMATS).row(0, named=True)
     return [f for f, n in counts.items() if n >= 0.99 * len(sample)]
 
-# %% ../nbs/03_infer.ipynb #9f2f773e
+# %% ../nbs/03_infer.ipynb #fb732787
+def _sample(frame, places=8, rows=200):
+    "A few rows from places that are evenly spread."
+    n = frame.select(pl.len()).collect(engine="streaming").item()
+    parts = [frame.slice(i * n // places, min(rows, n // places + 1)) for i in range(places)]
+    return pl.concat(parts).collect(engine="streaming")
+
+# %% ../nbs/03_infer.ipynb #6962dcfd
 def observe(
     frame: pl.LazyFrame, # The data set, or a part of it
 ) -> dict[str, Facts]: # By column
     "Look at every column in one streaming pass."
     schema = frame.collect_schema()
     texts = [n for n, t in schema.items() if t == pl.String]
-    heads = frame.select(pl.col(n).str.strip_chars().replace("", None).drop_nulls().head(200).implode() for n in texts)
-    formats = {s.name: _formats(s[0]) for s in heads.collect(engine="streaming")} if texts else {}
+    sample = _sample(frame.select(texts))
+    formats = {n: _formats(sample[n].str.strip_chars().replace("", None).drop_nulls()) for n in texts}
     wanted = {(n, k): e for n, t in schema.items() for k, e in _aggregates(n, t, formats.get(n, [])).items()}
     figures = frame.select(e.alias(str(i)) for i, e in enumerate(wanted.values())).collect(engine="streaming").row(0)
     facts = {n: Facts() for n in schema}
@@ -94,7 +102,7 @@ def observe(
     for f in facts.values(): f.distinct = min(f.distinct, f.rows) # an estimate may be above
     return facts
 
-# %% ../nbs/03_infer.ipynb #0dd47afe
+# %% ../nbs/03_infer.ipynb #fd61656a
 def _type(f, dtype):
     "The type of the contract, by what was observed."
     if dtype == pl.Boolean: return "boolean"
@@ -108,7 +116,7 @@ def _type(f, dtype):
 
 def _rows_per_value(f): return (f.rows - f.missing) / max(f.distinct, 1)
 
-# %% ../nbs/03_infer.ipynb #e635fb04
+# %% ../nbs/03_infer.ipynb #825dc380
 def _round_out(x):
     "The next number of one digit, away from zero."
     if x == 0: return 0.0
@@ -123,13 +131,13 @@ def infer_range(
     span = high - low
     unsure = distinct < 20 or not math.isfinite(span)
     def bound(value, sign):
-        if unsure or abs(value - mean) > 20 * (sd or 0): return None
+        if unsure or abs(value - mean) > 10 * (sd or 0): return None
         moved = value + sign * max(span, abs(value))
         return _round_out(moved) if math.isfinite(moved) else None
     bounds = (0.0 if low >= 0 else bound(low, -1), bound(high, +1))
     return None if bounds == (None, None) else bounds
 
-# %% ../nbs/03_infer.ipynb #7a028e64
+# %% ../nbs/03_infer.ipynb #a8259b69
 _ID = re.compile(r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
 
 def why_not(
@@ -147,7 +155,7 @@ def why_not(
     if type == "category" and f.distinct > 100 and _rows_per_value(f) < 10: return "too few rows a category to learn from"
     return ""
 
-# %% ../nbs/03_infer.ipynb #e288aea6
+# %% ../nbs/03_infer.ipynb #588ac80e
 def guess_task(
     dtype: pl.DataType, # Of the target
     distinct: int, # Values of the target
@@ -158,7 +166,7 @@ def guess_task(
     if not dtype.is_numeric(): return "multiclass"
     return "multiclass" if whole and distinct <= 20 else "regression"
 
-# %% ../nbs/03_infer.ipynb #e0ce7736
+# %% ../nbs/03_infer.ipynb #0a4d0cb6
 _YES = {"yes", "y", "true", "t", "1", "+1", "+", "positive", "pos", "churn", "churned", "fraud", "bad", "default", "event", "case"}
 _NO = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control", "benign"}
 
@@ -170,7 +178,7 @@ def order_classes(
     def eventful(c): return (c.lower() in _YES) - (c.lower() in _NO), -counts[c], c
     return sorted(counts, key=eventful if len(counts) == 2 else number)
 
-# %% ../nbs/03_infer.ipynb #2d4ff6f4
+# %% ../nbs/03_infer.ipynb #d4eb7256
 def _target_values(schema, frame):
     "The values of the target in the rows that pass the filter: a lazy frame with the column `target`."
     dtypes = frame.collect_schema()
@@ -188,7 +196,7 @@ def _target_facts(values):
     counts = dict(values.group_by(class_text(value)).len().collect(engine="streaming").sort("target").iter_rows())
     return dtype, n, len(counts), whole, counts
 
-# %% ../nbs/03_infer.ipynb #61b4b9a5
+# %% ../nbs/03_infer.ipynb #eddfebc1
 def settle_target(
     schema: Schema, # Its `task` and `classes` are filled in
     frame: pl.LazyFrame, # The data
@@ -214,7 +222,7 @@ def settle_target(
         raise UserError(f"{name} has {distinct:,} different values, too many for classes; choose another target, or compute one.")
     schema.classes = order_classes(counts)
 
-# %% ../nbs/03_infer.ipynb #406a2396
+# %% ../nbs/03_infer.ipynb #040e8d9e
 def _reread(frame, schema, facts):
     "Complete the facts of text columns, read as the type they were found to have; the domains of categories."
     dtypes = frame.collect_schema()
@@ -230,7 +238,7 @@ def _reread(frame, schema, facts):
     for name, values in domains.items(): facts[name].distinct = len(values)
     return {n: sorted(v) for n, v in domains.items() if 0 < len(v) <= 100}
 
-# %% ../nbs/03_infer.ipynb #e165340c
+# %% ../nbs/03_infer.ipynb #c685f9c5
 def _propose(frame, dataset, target, facts):
     "The contract without the target's part."
     dtypes = frame.collect_schema()
@@ -252,7 +260,7 @@ def _propose(frame, dataset, target, facts):
         schema.notes[name] = _note(column, f, words, reason)
     return schema
 
-# %% ../nbs/03_infer.ipynb #f056fad9
+# %% ../nbs/03_infer.ipynb #9a008f5f
 def _short(x): return f"{x:.4g}" if isinstance(x, float) else str(x).removesuffix(" 00:00:00")
 
 def _note(column, f, words, reason):
@@ -268,7 +276,7 @@ def _note(column, f, words, reason):
         if column.format and list(f.dates.values()).count(f.dates[column.format]) > 1: parts.append("CHECK the format: day or month first?")
     return "; ".join(parts + ([f"not a feature: {reason}"] if reason else []))
 
-# %% ../nbs/03_infer.ipynb #7723b476
+# %% ../nbs/03_infer.ipynb #0ee0ba73
 def _known(name, columns, what):
     if name not in columns: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, columns)}")
 
@@ -283,7 +291,7 @@ def _checked(frame):
     if not frame.collect_schema().names(): raise UserError("the data has no columns; check the file.")
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
-# %% ../nbs/03_infer.ipynb #eef9e700
+# %% ../nbs/03_infer.ipynb #a9fda7a4
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name

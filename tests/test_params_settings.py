@@ -154,7 +154,8 @@ def test_the_environment_goes_first_and_may_hold_a_password(tmp_path):
 
 
 @pytest.mark.parametrize("variable, says", [("MLOPS_NB_RUN_THREAD", "did you mean 'MLOPS_NB_RUN_THREADS'"),
-                                            ("MLOPS_NB_RUN_THREADS", "an integer"), ("MLOPS_NB_SCHEDULE_NOBODY_CRON", "there is no such setting")])
+                                            ("MLOPS_NB_RUN_THREADS", "an integer"),
+                                            ("MLOPS_NB_SCHEDULE_NOBODY_CRON", "there is no such setting")])
 def test_a_mistake_in_the_environment_names_the_variable(tmp_path, variable, says):
     with pytest.raises(UserError, match=says) as error: read_settings(tmp_path, {variable: "x"})
     assert variable in str(error.value)
