@@ -6,7 +6,7 @@
 __all__ = ['Difference', 'gain', 'compare', 'Comparison', 'in_words', 'align', 'score_array', 'compare_baselines',
            'champion_scores', 'compare_champion']
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #ce745db6
+# %% ../../nbs/evaluate/03_comparison.ipynb #b4117fcb
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from .thresholds import choose_threshold
 from ..params import CostParams
 from ..schema import Schema
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #1a0d657a
+# %% ../../nbs/evaluate/03_comparison.ipynb #29ea9ee9
 class Difference(Struct):
     "One metric of two models on the same rows."
     ours: float | None
@@ -28,7 +28,7 @@ class Difference(Struct):
     gain: Estimate # how much better ours is, in units of the metric: negative is worse
     worse: float | None # share of replicates in which ours is worse; `None` if the metric is undefined
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #81b3d2a0
+# %% ../../nbs/evaluate/03_comparison.ipynb #92ebf1ff
 def gain(
     better: Literal['higher', 'lower', 'zero'], # which direction of the metric is good
     ours: float | np.ndarray,
@@ -38,7 +38,7 @@ def gain(
     if better == 'higher': return ours - theirs
     return theirs - ours if better == 'lower' else np.abs(theirs) - np.abs(ours)
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #86906c0b
+# %% ../../nbs/evaluate/03_comparison.ipynb #3a1362c2
 def compare(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
@@ -63,7 +63,7 @@ def _difference(better, a, b, pairs, confidence):
     number = lambda x: float(x) if np.isfinite(x) else None
     return Difference(number(a), number(b), estimate, None if estimate.value is None else float((gains < 0).mean()))
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #01de935d
+# %% ../../nbs/evaluate/03_comparison.ipynb #e9b4adc4
 class Comparison(Struct):
     "Our model against one other, on the test rows."
     name: str # constant, linear, champion, ...
@@ -72,7 +72,7 @@ class Comparison(Struct):
     bundle: str | None = None # the id of the champion's bundle
     metrics: dict[str, Difference] = field(default_factory=dict) # empty if it could not score these rows
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #8023ac11
+# %% ../../nbs/evaluate/03_comparison.ipynb #ccea72eb
 def in_words(
     task: str,
     name: str, # whom ours is compared with
@@ -87,9 +87,10 @@ def in_words(
     size = f"{abs(g.value):.3g} {word} than" if g.value else 'the same as'
     if g.low is None: return f"{m} {d.ours:.4g}, {size} the {name}'s {d.theirs:.4g}; there are too few rows for an interval."
     sure = 'which chance does not explain' if g.low > 0 or g.high < 0 else 'which may be chance'
-    return (f"{m} {d.ours:.4g}, {size} the {name}'s {d.theirs:.4g} ({confidence:.0%} interval of the gain {g.low:+.3g} to {g.high:+.3g}), {sure}.")
+    return (f"{m} {d.ours:.4g}, {size} the {name}'s {d.theirs:.4g} ({confidence:.0%} interval of the gain "
+            f"{g.low:+.3g} to {g.high:+.3g}), {sure}.")
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #aeed23fe
+# %% ../../nbs/evaluate/03_comparison.ipynb #28d0776d
 def align(
     scores: pl.DataFrame, # `_source`, `_row` and scores
     keys: pl.DataFrame, # `_source`, `_row` of the rows wanted
@@ -99,10 +100,11 @@ def align(
     names = [c for c in scores.columns if c not in ('_source', '_row', 'part')]
     missing = found.select(pl.any_horizontal(pl.col(names).is_null())).to_series().sum()
     if len(found) != len(keys) or missing:
-        raise UserError(f"artifacts/models/baseline/scores.parquet does not hold each of the {len(keys)} rows once ({missing} are missing); run the stage baseline again.")
+        raise UserError(f"artifacts/models/baseline/scores.parquet does not hold each of the {len(keys)} rows once ({missing} are missing);"
+                        " run the stage baseline again.")
     return found.select(names)
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #bdfb7461
+# %% ../../nbs/evaluate/03_comparison.ipynb #91bcda4b
 def score_array(
     column: pl.Series, # numbers, or a list of k numbers a row
 ) -> np.ndarray: # (n,) or (n, k)
@@ -110,7 +112,7 @@ def score_array(
     if column.dtype.base_type() in (pl.List, pl.Array): return np.array(column.to_list(), float)
     return column.cast(pl.Float64).to_numpy()
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #3e1833e5
+# %% ../../nbs/evaluate/03_comparison.ipynb #eecf3580
 def compare_baselines(
     task: str,
     valid: pl.DataFrame, # `_source`, `_row`, `_target`
@@ -131,7 +133,7 @@ def compare_baselines(
         found.append(Comparison(name, 'baseline', in_words(task, f"{name} baseline", metrics[PRIMARY[task]], confidence), metrics=metrics))
     return found
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #a2e6b537
+# %% ../../nbs/evaluate/03_comparison.ipynb #1fb32cd3
 def champion_scores(
     predictor, # the champion's `Predictor`
     frame: pl.DataFrame, # the rows, with the columns of the contract
@@ -142,12 +144,13 @@ def champion_scores(
     if theirs.task != schema.task: raise UserError(f"it was made for a {theirs.task} task, and this is a {schema.task} task")
     if sorted(theirs.classes or []) != sorted(schema.classes or []):
         raise UserError(f"it tells apart {', '.join(theirs.classes)}, and the classes are now {', '.join(schema.classes)}")
-    if gone := [c for c in predictor.inputs if c not in frame.columns]: raise UserError(f"it needs columns that are gone: {', '.join(gone)}")
+    gone = [c for c in predictor.inputs if c not in frame.columns]
+    if gone: raise UserError(f"it needs columns that are gone: {', '.join(gone)}")
     scores = predictor.predict(frame)
     if schema.task == 'binary' and theirs.classes[1] != schema.classes[1]: return 1 - scores
     return scores if scores.ndim == 1 else scores[:, [theirs.classes.index(c) for c in schema.classes]]
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #e81592af
+# %% ../../nbs/evaluate/03_comparison.ipynb #b1d95422
 def compare_champion(
     champion: Path, # its bundle folder
     schema: Schema,

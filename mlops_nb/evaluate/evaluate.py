@@ -6,7 +6,7 @@
 __all__ = ['Scores', 'describe_scores', 'Evaluation', 'read_evaluation', 'choose_terms', 'measure', 'regret_of', 'read_part',
            'predictions', 'evaluate']
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #12fdf03d
+# %% ../../nbs/evaluate/04_evaluate.ipynb #bb90fb3a
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..params import EvaluateParams, read_params
 from ..predict import Policy, Predictor
 from ..schema import Schema
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #82e6222f
+# %% ../../nbs/evaluate/04_evaluate.ipynb #01766ecb
 class Scores(Struct):
     "Whether the scores of a part can be used at all."
     rows: int
@@ -39,9 +39,10 @@ def describe_scores(
     "Count the scores that are no numbers, and the distinct ones."
     bad = ~np.isfinite(s).reshape(len(s), -1).all(1)
     good = s[~bad]
-    return Scores(len(s), int(bad.sum()), len(np.unique(good, axis=0)), *(map(float, (good.min(), good.max())) if len(good) else (None, None)))
+    low, high = (float(good.min()), float(good.max())) if len(good) else (None, None)
+    return Scores(len(s), int(bad.sum()), len(np.unique(good, axis=0)), low, high)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #a4efacb2
+# %% ../../nbs/evaluate/04_evaluate.ipynb #4a48b678
 class Evaluation(Struct):
     "What is known about a model's quality; `artifacts/evaluation/evaluation.json`."
     dataset: str
@@ -63,14 +64,14 @@ class Evaluation(Struct):
     comparisons: list[Comparison] # on test: each baseline, and the champion if there is one
     regret: float | None # simulated data only: expected log loss above the best possible, nats per row of test
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #4998885e
+# %% ../../nbs/evaluate/04_evaluate.ipynb #56a81cfe
 def read_evaluation(
     root: Path = Path('.'), # The project's folder
 ) -> Evaluation:
     "What the stage evaluate wrote; raises `UserError` if it has not run."
     return read_json(Path(root) / 'artifacts/evaluation/evaluation.json', Evaluation)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #2340d5d1
+# %% ../../nbs/evaluate/04_evaluate.ipynb #77d921bc
 def choose_terms(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) targets of the valid rows
@@ -82,7 +83,7 @@ def choose_terms(
     if task == 'multiclass' or not np.isfinite(s).all(): return Terms(costs=params.costs)
     return Terms(choose_threshold(y, s, params.costs), params.costs)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #ffe64d6e
+# %% ../../nbs/evaluate/04_evaluate.ipynb #f4c4e32d
 def _matrix(y, s): # rows[truth][decision]
     k = s.shape[1]
     return np.bincount(y.astype(int) * k + s.argmax(1), minlength=k * k).reshape(k, k).tolist()
@@ -92,7 +93,7 @@ def _confusion(task, y, s, terms):
     if task == 'binary': s = np.column_stack([s < terms.threshold, s >= terms.threshold])
     return _matrix(y, s)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #d164c827
+# %% ../../nbs/evaluate/04_evaluate.ipynb #bd3ac801
 def measure(
     schema: Schema,
     params: EvaluateParams,
@@ -109,12 +110,13 @@ def measure(
     return Evaluation(
         dataset=schema.dataset, task=task, target=schema.target, classes=schema.classes, primary=PRIMARY[task],
         better=METRICS[task][PRIMARY[task]].better, confidence=params.confidence, bootstrap=params.bootstrap, terms=terms,
-        scores={p: describe_scores(s) for p, s in scores.items()}, metrics={p: estimate(task, y[p], s, terms, *sure) for p, s in scores.items()},
+        scores={p: describe_scores(s) for p, s in scores.items()},
+        metrics={p: estimate(task, y[p], s, terms, *sure) for p, s in scores.items()},
         calibration=calibrate(task, y['test'], scores['test'], schema.classes, params.confidence)[0],
         money=money(y['test'], scores['test'], terms.threshold, params.costs, *sure) if task == 'binary' and usable else None,
         confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, comparisons=[], regret=None)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #ceee23af
+# %% ../../nbs/evaluate/04_evaluate.ipynb #ca0cdd41
 def regret_of(
     root: Path, # The project's folder
     test: pl.DataFrame, # `_source`, `_row`
@@ -125,7 +127,7 @@ def regret_of(
     p = test.select('_source', '_row').join(pl.read_parquet(path), on=['_source', '_row'], how='left', maintain_order='left')['probability']
     return regret(s, p.to_numpy()) if len(p) == len(s) and not p.null_count() and np.isfinite(s).all() else None
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #78330de6
+# %% ../../nbs/evaluate/04_evaluate.ipynb #743ceb6f
 def read_part(
     root: Path, # The project's folder
     part: str, # train, valid or test
@@ -137,7 +139,7 @@ def read_part(
     if not len(frame): raise UserError(f"{path} holds no row; give the {part} part a larger share in params.yaml, section prepare.split.")
     return frame
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #aabcdbf4
+# %% ../../nbs/evaluate/04_evaluate.ipynb #01ccaf75
 def predictions(
     predictor: Predictor, # with its policy
     frame: pl.DataFrame, # rows of one part
@@ -150,7 +152,7 @@ def predictions(
     return frame.select('_source', '_row', pl.lit(part).alias('part'), '_target').with_columns(
         pl.Series(name, values, dtype) for (name, dtype), values in zip(predictor.output().items(), columns))
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #0838faef
+# %% ../../nbs/evaluate/04_evaluate.ipynb #24a43e0b
 def evaluate(
     root: Path = Path('.'), # The project's folder
     champion: Path | None = None, # The bundle folder of the present champion
@@ -169,7 +171,7 @@ def evaluate(
     _write(root, predictor, found, parts, scores, p)
     return {'rows': sum(map(len, parts.values()))}
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #24aee2b8
+# %% ../../nbs/evaluate/04_evaluate.ipynb #d6932437
 def _compare(root, champion, found, schema, parts, ours, p):
     sure = (p.bootstrap, p.confidence, p.seed)
     path = root / 'artifacts/models/baseline/scores.parquet'

@@ -7,7 +7,7 @@ __all__ = ['contributions', 'additivity_error', 'gain_importance', 'importance',
            'Example', 'top_three', 'example', 'Attributed', 'Attribution', 'attribution', 'Explanation',
            'read_explanation', 'sample_rows', 'explain']
 
-# %% ../../nbs/evaluate/05_explain.ipynb #7061cd10
+# %% ../../nbs/evaluate/05_explain.ipynb #362c3cf6
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..files import atomic_dir, read_json, write_json
 from ..params import read_params
 from ..predict import Predictor
 
-# %% ../../nbs/evaluate/05_explain.ipynb #f52daf58
+# %% ../../nbs/evaluate/05_explain.ipynb #57a1f06e
 def contributions(
     predictor: Predictor,
     frame: pl.DataFrame, # rows of the contract
@@ -32,14 +32,15 @@ def contributions(
     parts, raw = parts.reshape(len(frame), -1, parts.shape[-1]), raw.reshape(len(frame), -1)
     error = additivity_error(parts, raw)
     if not error <= 1e-6:
-        raise UserError(f"the contributions do not add up to the raw scores (they are {error:.2g} apart, 1e-6 is allowed), so they explain another model; run the stages train and explain again.")
+        raise UserError(f"the contributions do not add up to the raw scores (they are {error:.2g} apart, 1e-6 is allowed), "
+                        "so they explain another model; run the stages train and explain again.")
     return parts, error
 
 def additivity_error(parts, raw):
     "The largest distance between the sum of a row's contributions and its raw score, relative where the score is above 1."
     return float((np.abs(parts.sum(-1) - raw) / np.maximum(1, np.abs(raw))).max())
 
-# %% ../../nbs/evaluate/05_explain.ipynb #10f21233
+# %% ../../nbs/evaluate/05_explain.ipynb #6b9132fe
 def gain_importance(
     model_text: str, # the content of `model.txt`
     features: int, # how many
@@ -53,7 +54,7 @@ def gain_importance(
         elif name == 'end of trees': break
     return gains
 
-# %% ../../nbs/evaluate/05_explain.ipynb #890f05b4
+# %% ../../nbs/evaluate/05_explain.ipynb #bb64285a
 def importance(
     parts: np.ndarray, # (n, k, features + 1) from `contributions`
     features: list[str],
@@ -64,10 +65,11 @@ def importance(
     table = lambda c, p: pl.DataFrame({'feature': features, 'class': pl.Series([c] * len(features), dtype=pl.String),
                                        'mean_abs': np.abs(p).mean(0), 'mean': p.mean(0), 'gain': gains})
     shares = parts[:, :, :-1]
-    every = table(None, shares.mean(1)).with_columns(pl.Series('mean_abs', np.abs(shares).mean((0, 1)))).sort('mean_abs', descending=True, maintain_order=True)
+    every = table(None, shares.mean(1)).with_columns(pl.Series('mean_abs', np.abs(shares).mean((0, 1))))
+    every = every.sort('mean_abs', descending=True, maintain_order=True)
     return every if len(classes) == 1 else pl.concat([every, *(table(c, shares[:, k]) for k, c in enumerate(classes))])
 
-# %% ../../nbs/evaluate/05_explain.ipynb #bd21e56d
+# %% ../../nbs/evaluate/05_explain.ipynb #f52515f4
 def dependence(
     frame: pl.DataFrame, # the explained rows
     feature: str,
@@ -89,21 +91,21 @@ def dependence_points(
     "A sample of rows for the same plot."
     at = np.unique(np.linspace(0, len(part) - 1, min(points, len(part))).astype(int))
     values = frame[feature][at]
-    number = values.cast(pl.Float64) if values.dtype.is_numeric() or values.dtype == pl.Boolean else pl.Series([None] * len(at), dtype=pl.Float64)
+    number = values.cast(pl.Float64) if values.dtype.is_numeric() else pl.Series([None] * len(at), dtype=pl.Float64)
     return pl.DataFrame({'feature': feature, 'value': number, 'label': values.cast(pl.String), 'contribution': part[at]})
 
-# %% ../../nbs/evaluate/05_explain.ipynb #933a51c4
+# %% ../../nbs/evaluate/05_explain.ipynb #c681e1a4
 class Reason(Struct):
     "One feature of one row."
     feature: str
-    value: str | float | bool | None
+    value: str | int | float | bool | None
     contribution: float # to the raw score
 
 class Example(Struct):
     "One row, what was predicted, what was true, and why."
     source: str
     row: int
-    values: dict[str, str | float | bool | None] # every column of the row
+    values: dict[str, str | int | float | bool | None] # every column of the row
     prediction: float # the value, the probability of the event, or that of the predicted class
     decided: str | None # the predicted class; for two classes the more probable one, whatever the threshold
     truth: str | float # the true class, or value
@@ -113,7 +115,7 @@ class Example(Struct):
     reasons: list[Reason] # the strongest first
     top_three: float | None # their share of all contributions, 0..1; `None` if every contribution is 0
 
-# %% ../../nbs/evaluate/05_explain.ipynb #2dbe6247
+# %% ../../nbs/evaluate/05_explain.ipynb #6aae4519
 def top_three(
     parts: np.ndarray, # (n, features + 1)
 ) -> np.ndarray: # (n,) share, NaN where every contribution is 0
@@ -122,7 +124,7 @@ def top_three(
     total = size.sum(1)
     return np.divide(size[:, :3].sum(1), total, out=np.full(len(size), np.nan), where=total > 0)
 
-# %% ../../nbs/evaluate/05_explain.ipynb #7f73c389
+# %% ../../nbs/evaluate/05_explain.ipynb #f9411a55
 def _plain(value): # Something JSON can hold
     if value is None or isinstance(value, (bool, int, float, str)): return value if value == value else None
     return str(value)
@@ -138,14 +140,16 @@ def example(
     task, classes, y = predictor.schema.task, predictor.schema.classes, row['_target']
     k = int(s.argmax()) if task == 'multiclass' else int(s >= .5)
     part = parts[k] if task == 'multiclass' else parts[0]
-    strongest = np.argsort(-np.abs(part[:-1]), kind='stable')[:reasons]
+    strongest = [(predictor.columns[i], float(part[i])) for i in np.argsort(-np.abs(part[:-1]), kind='stable')[:reasons]]
     share = top_three(part[None])[0]
-    return Example(row['_source'], row['_row'], {n: _plain(v) for n, v in row.items() if not n.startswith('_')}, float(s.max() if task == 'multiclass' else s),
-                   classes[k] if classes else None, classes[int(y)] if classes else float(y), float(row_loss(task, np.array([y]), s[None])[0]),
-                   float(part[-1]), float(part.sum()), [Reason(predictor.columns[i], _plain(row[predictor.columns[i]]), float(part[i])) for i in strongest],
-                   None if np.isnan(share) else float(share))
+    return Example(
+        source=row['_source'], row=row['_row'], values={n: _plain(v) for n, v in row.items() if not n.startswith('_')},
+        prediction=float(s.max() if task == 'multiclass' else s), decided=classes[k] if classes else None,
+        truth=classes[int(y)] if classes else float(y), loss=float(row_loss(task, np.array([y]), s[None])[0]),
+        base=float(part[-1]), raw=float(part.sum()), reasons=[Reason(f, _plain(row[f]), c) for f, c in strongest],
+        top_three=None if np.isnan(share) else float(share))
 
-# %% ../../nbs/evaluate/05_explain.ipynb #089ceb8d
+# %% ../../nbs/evaluate/05_explain.ipynb #764e96b8
 class Attributed(Struct, rename={'label': 'class'}):
     "The contributions of one feature to one class over the explained rows."
     feature: str
@@ -161,7 +165,7 @@ class Attribution(Struct):
     base: list[float] # base value by class
     features: list[Attributed]
 
-# %% ../../nbs/evaluate/05_explain.ipynb #223803bd
+# %% ../../nbs/evaluate/05_explain.ipynb #88cfff2e
 def attribution(
     parts: np.ndarray, # (n, k, features + 1)
     features: list[str],
@@ -173,7 +177,7 @@ def attribution(
              for k, c in enumerate(classes) for f, x in zip(features, parts[:, k].T)]
     return Attribution(len(parts), levels, parts[0, :, -1].tolist(), found)
 
-# %% ../../nbs/evaluate/05_explain.ipynb #d9d93f5d
+# %% ../../nbs/evaluate/05_explain.ipynb #ad2daa6d
 class Explanation(Struct):
     "What is known about a model's reasons; `artifacts/explanation/explanation.json`."
     task: str
@@ -191,7 +195,7 @@ def read_explanation(
     "What the stage explain wrote; raises `UserError` if it has not run."
     return read_json(Path(root) / 'artifacts/explanation/explanation.json', Explanation)
 
-# %% ../../nbs/evaluate/05_explain.ipynb #ae9b470c
+# %% ../../nbs/evaluate/05_explain.ipynb #9c3466d0
 def sample_rows(
     n: int, # rows there are
     most: int, # rows wanted
@@ -205,10 +209,10 @@ def _examples(predictor, test, sample, parts, scores, count=10):
     share = top_three(parts[np.arange(len(sample)), decided])
     best = sample[np.argsort(-np.nan_to_num(share, nan=-1), kind='stable')[:count]]
     worst = np.argsort(-row_loss(predictor.schema.task, y, scores), kind='stable')[:count]
-    make = lambda at: [example(predictor, row, scores[i], part) for i, row, part in zip(at, test[at].to_dicts(), contributions(predictor, test[at])[0])]
-    return make(best), make(worst)
+    make = lambda i, part: example(predictor, test.row(int(i), named=True), scores[i], part)
+    return [[make(i, part) for i, part in zip(at, contributions(predictor, test[at])[0])] for at in (best, worst)]
 
-# %% ../../nbs/evaluate/05_explain.ipynb #0d967bcc
+# %% ../../nbs/evaluate/05_explain.ipynb #100a9d7d
 def explain(
     root: Path = Path('.'), # The project's folder
 ) -> dict: # Facts for the stage's record
@@ -229,14 +233,14 @@ def explain(
            Explanation(predictor.schema.task, predictor.schema.classes, len(frame), len(test), error, top, best, worst))
     return {'rows': len(frame)}
 
-# %% ../../nbs/evaluate/05_explain.ipynb #65340701
+# %% ../../nbs/evaluate/05_explain.ipynb #c7709386
 def _sides(schema): # The classes contributions are given for
     return schema.classes if schema.task == 'multiclass' else [schema.classes[1] if schema.classes else None]
 
 def _write(root, frame, parts, ranked, features, classes, found):
-    tables = {'importance': ranked, 'contributions': pl.concat(
-        pl.concat([frame.select('_source', '_row', pl.lit(c, pl.String).alias('class')), pl.DataFrame(parts[:, k], schema=[*features, '_base'])], how='horizontal')
-        for k, c in enumerate(classes))}
+    keys = frame.select('_source', '_row') # with an underscore each, because a feature may be called `class`
+    table = lambda c, p: keys.with_columns(_class=pl.lit(c, pl.String)).hstack(pl.DataFrame(p, schema=[*features, '_base']))
+    tables = {'importance': ranked, 'contributions': pl.concat(table(c, parts[:, k]) for k, c in enumerate(classes))}
     strongest = {f: int(np.abs(parts[:, :, features.index(f)]).mean(0).argmax()) for f in found.top} # the class it matters most for
     for name, of in (('dependence', dependence), ('points', dependence_points)):
         tables[name] = pl.concat(of(frame, f, parts[:, k, features.index(f)]).with_columns(pl.lit(classes[k], pl.String).alias('class'))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'PRIMARY', 'mean_of', 'auc', 'average_precision', 'row_loss', 'Terms', 'accuracy', 'precision', 'recall',
-           'f1', 'row_cost', 'cost', 'macro_f1', 'auc_ovr', 'r2', 'medae', 'rmse', 'Metric', 'prepare', 'resamples',
-           'Estimate', 'interval', 'estimate', 'estimate_of']
+           'f1', 'row_cost', 'cost', 'macro_f1', 'auc_ovr', 'r2', 'medae', 'within', 'rmse', 'Metric', 'prepare',
+           'resamples', 'Estimate', 'interval', 'estimate', 'estimate_of']
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #dc992830
+# %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
 from typing import Callable, Iterator, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from ..params import CostParams
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #95c7139d
+# %% ../../nbs/evaluate/00_metrics.ipynb #92e0d958
 def _ratio(a, b): return float(a / b) if b > 0 else float('nan')
 
 def mean_of(
@@ -24,14 +24,14 @@ def mean_of(
     "The mean of a per-row figure, ready to be weighted."
     return lambda w: _ratio((w * x).sum(), w.sum())
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #91608336
+# %% ../../nbs/evaluate/00_metrics.ipynb #73d5fb8d
 def _groups(s): # Order by score, and a function that adds up weights within equal scores
     order = np.argsort(s, kind='stable')
     starts = np.flatnonzero(np.r_[True, np.diff(s[order]) != 0]) if len(s) else np.array([], int)
     if len(starts) == len(s): return order, lambda x: x
     return order, lambda x: np.add.reduceat(x, starts)
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #425bfa8e
+# %% ../../nbs/evaluate/00_metrics.ipynb #b3ccf3c2
 def auc(
     y: np.ndarray, # (n,) 1 for the event, else 0
     s: np.ndarray, # (n,) any score that grows with the chance of the event
@@ -47,7 +47,7 @@ def auc(
         return _ratio((pos * (below + neg / 2)).sum(), pos.sum() * neg.sum())
     return at
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #9854fdee
+# %% ../../nbs/evaluate/00_metrics.ipynb #027c2441
 def average_precision(
     y: np.ndarray, # (n,) 1 for the event, else 0
     s: np.ndarray, # (n,) scores
@@ -62,7 +62,7 @@ def average_precision(
         return _ratio((pos * precision).sum(), pos.sum())
     return at
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #e3e32160
+# %% ../../nbs/evaluate/00_metrics.ipynb #f5784254
 _EPS = np.finfo(float).eps
 
 def row_loss(
@@ -75,14 +75,14 @@ def row_loss(
     p = s[np.arange(len(y)), y.astype(int)] if task == 'multiclass' else np.where(y == 1, s, 1 - s)
     return -np.log(np.clip(p, _EPS, 1 - _EPS))
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #62d665dd
+# %% ../../nbs/evaluate/00_metrics.ipynb #a35fd1ef
 class Terms(Struct, frozen=True):
     "What turns scores into decisions, and decisions into money."
     threshold: float = 0.5 # binary: act on rows whose score is at least this
     costs: CostParams = field(default_factory=CostParams) # binary: money spent on each outcome
     within: float = 1.0 # regression: an error up to this counts as near enough, in units of the target
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #41a39265
+# %% ../../nbs/evaluate/00_metrics.ipynb #5789df03
 def _decisions(y, s, terms): # A function from weights to the weights of tp, fp, tn, fn
     act = (s >= terms.threshold).astype(float)
     hit = act * y
@@ -91,7 +91,7 @@ def _decisions(y, s, terms): # A function from weights to the weights of tp, fp,
         return tp, acted - tp, rows - acted - events + tp, events - tp
     return counts
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #1b1ccebe
+# %% ../../nbs/evaluate/00_metrics.ipynb #f1a69d5f
 def accuracy(y, s, terms):
     "Share of rows decided rightly."
     return mean_of(((s >= terms.threshold) == (y == 1)).astype(float))
@@ -111,7 +111,7 @@ def f1(y, s, terms):
     counts = _decisions(y, s, terms)
     return lambda w: (lambda tp, fp, tn, fn: _ratio(2 * tp, 2 * tp + fp + fn))(*counts(w))
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #87daf2e0
+# %% ../../nbs/evaluate/00_metrics.ipynb #21be830e
 def row_cost(
     y: np.ndarray, # (n,) 1 for the event, else 0
     act: np.ndarray, # (n,) bool: the decision
@@ -125,7 +125,7 @@ def cost(y, s, terms):
     "Expected money spent on a row at the threshold."
     return mean_of(row_cost(y, s >= terms.threshold, terms.costs))
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #354678f2
+# %% ../../nbs/evaluate/00_metrics.ipynb #01ad9a12
 def macro_f1(
     y: np.ndarray, # (n,) class index
     s: np.ndarray, # (n, k) probabilities
@@ -148,11 +148,14 @@ def auc_ovr(
     each = [auc((y == k).astype(float), s[:, k]) for k in range(s.shape[1])]
     return lambda w: float(sum(at(w) for at in each) / len(each))
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #ae9e3ecb
+# %% ../../nbs/evaluate/00_metrics.ipynb #03bc613c
 def r2(y, s):
     "Share of the variance explained (1 − squared error / squared deviation from the mean); NaN if the target is constant."
     error, square, centred = mean_of((s - y)**2), mean_of((y - y.mean())**2), mean_of(y - y.mean())
-    return lambda w: 1 - _ratio(error(w), square(w) - centred(w)**2)
+    def at(w):
+        variance = square(w) - centred(w)**2
+        return 1 - _ratio(error(w), variance if variance > 1e-12 * square(w) else 0) # what rounding leaves of 0 is 0
+    return at
 
 def medae(y, s):
     "Median absolute error."
@@ -166,20 +169,24 @@ def medae(y, s):
         return float((error[i] + error[j]) / 2)
     return at
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #2eb4a505
+# %% ../../nbs/evaluate/00_metrics.ipynb #ea633d04
+def within(y, s, terms):
+    "Share of rows whose error is at most `terms.within`."
+    return mean_of((np.abs(s - y) <= terms.within).astype(float))
+
 def rmse(y, s):
     "Square root of the mean squared error."
     square = mean_of((s - y)**2)
     return lambda w: float(np.sqrt(square(w)))
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #a330f48c
+# %% ../../nbs/evaluate/00_metrics.ipynb #64fbe60e
 class Metric(Struct):
     "A figure a model is judged by."
     better: Literal['higher', 'lower', 'zero']
     doc: str # what it says, for a reader of a report
     prepare: Callable # (y, s, terms) -> a function of (n,) weights
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #0b343b42
+# %% ../../nbs/evaluate/00_metrics.ipynb #e9506b1c
 _BINARY = {
     'auc': Metric('higher', "chance that an event scores above a non-event", lambda y, s, t: auc(y, s)),
     'average_precision': Metric('higher', "precision averaged over the events found", lambda y, s, t: average_precision(y, s)),
@@ -191,7 +198,7 @@ _BINARY = {
     'f1': Metric('higher', "harmonic mean of precision and recall", f1),
     'cost': Metric('lower', "expected money spent on a row", cost)}
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #3831259d
+# %% ../../nbs/evaluate/00_metrics.ipynb #753c2e81
 _MULTICLASS = {
     'log_loss': Metric('lower', "surprise at the truth, nats per row", lambda y, s, t: mean_of(row_loss('multiclass', y, s))),
     'accuracy': Metric('higher', "share of rows decided rightly", lambda y, s, t: mean_of((s.argmax(1) == y).astype(float))),
@@ -204,13 +211,13 @@ _REGRESSION = {
     'medae': Metric('lower', "median absolute error, units of the target", lambda y, s, t: medae(y, s)),
     'r2': Metric('higher', "share of the variance explained", lambda y, s, t: r2(y, s)),
     'bias': Metric('zero', "mean of prediction − truth, units of the target", lambda y, s, t: mean_of(s - y)),
-    'within': Metric('higher', "share of rows whose error is near enough", lambda y, s, t: mean_of((np.abs(s - y) <= t.within).astype(float)))}
+    'within': Metric('higher', "share of rows whose error is near enough", within)}
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #fa0fa25b
+# %% ../../nbs/evaluate/00_metrics.ipynb #12b4e0e0
 METRICS: dict[str, dict[str, Metric]] = {'binary': _BINARY, 'multiclass': _MULTICLASS, 'regression': _REGRESSION}
 PRIMARY: dict[str, str] = {'binary': 'auc', 'multiclass': 'log_loss', 'regression': 'rmse'}
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #7cd00030
+# %% ../../nbs/evaluate/00_metrics.ipynb #304f77f0
 def prepare(
     task: str, # a key of `METRICS`
     name: str, # a key of `METRICS[task]`
@@ -218,11 +225,11 @@ def prepare(
     s: np.ndarray, # (n,) scores, or (n, k)
     terms: Terms = Terms(),
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
-    "A metric of these rows as a function of weights; NaN for any weights if a score or a target is not finite."
-    if not (np.isfinite(y).all() and np.isfinite(s).all()): return lambda w: float('nan')
+    "A metric of these rows as a function of weights; NaN if there is no row, or a score or target that is not finite."
+    if not len(y) or not (np.isfinite(y).all() and np.isfinite(s).all()): return lambda w: float('nan')
     return METRICS[task][name].prepare(np.asarray(y, float), np.asarray(s, float), terms)
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #b5d6be90
+# %% ../../nbs/evaluate/00_metrics.ipynb #8e2c7220
 def resamples(
     n: int, # rows
     replicates: int,
@@ -232,8 +239,8 @@ def resamples(
     rng = np.random.default_rng(seed)
     for _ in range(replicates): yield np.bincount(rng.integers(0, n, n), minlength=n).astype(float)
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #939d8e12
-class Estimate(Struct, omit_defaults=True):
+# %% ../../nbs/evaluate/00_metrics.ipynb #f66fc862
+class Estimate(Struct):
     "A figure and its interval; `None` is undefined."
     value: float | None
     low: float | None = None
@@ -254,7 +261,7 @@ def interval(
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(value), float(low), float(high), gone)
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #a48e113b
+# %% ../../nbs/evaluate/00_metrics.ipynb #1b8888bd
 def estimate(
     task: str, # a key of `METRICS`
     y: np.ndarray, # (n,) class index, or value
@@ -270,7 +277,7 @@ def estimate(
     figures = np.array([[at(w) for at in prepared.values()] for w in resamples(len(y), replicates, seed)]).reshape(replicates, -1)
     return {name: interval(v, f, confidence) for name, v, f in zip(prepared, values, figures.T)}
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #4e86372c
+# %% ../../nbs/evaluate/00_metrics.ipynb #57985fa1
 def estimate_of(
     x: np.ndarray, # (n,) a figure for each row
     replicates: int = 200,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cut', 'Slice', 'judge_slice', 'SmallSlices', 'slices', 'slice_table', 'residuals']
 
-# %% ../../nbs/evaluate/02_slices.ipynb #4444206a
+# %% ../../nbs/evaluate/02_slices.ipynb #e88b8b0e
 import numpy as np
 import polars as pl
 from msgspec import Struct
@@ -13,7 +13,7 @@ from msgspec import Struct
 from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, resamples
 from .thresholds import mean_by, quantile_bins
 
-# %% ../../nbs/evaluate/02_slices.ipynb #1cb9b1e5
+# %% ../../nbs/evaluate/02_slices.ipynb #e2f2aabe
 def _sizes(codes, labels): # Drop the groups nobody is in
     used, codes = np.unique(codes, return_inverse=True)
     return codes, [labels[u] for u in used]
@@ -25,7 +25,7 @@ def _cut_categories(values, most):
     labels = kept + [''] * (most - len(kept)) + ['(others)', '(missing)']
     return _sizes(np.array([code.get(v, most) for v in values.to_list()], int), labels)
 
-# %% ../../nbs/evaluate/02_slices.ipynb #204e9216
+# %% ../../nbs/evaluate/02_slices.ipynb #abf417fd
 def _show(x): return x.isoformat(sep=' ') if hasattr(x, 'isoformat') else f"{x:.6g}"
 
 def _cut_numbers(values, bins):
@@ -38,7 +38,7 @@ def _cut_numbers(values, bins):
     codes[there] = b
     return _sizes(codes, labels)
 
-# %% ../../nbs/evaluate/02_slices.ipynb #e91117e5
+# %% ../../nbs/evaluate/02_slices.ipynb #557846c9
 def cut(
     values: pl.Series, # any type of the contract
     bins: int = 4, # of numbers and times; a column with at most this many distinct ones is not cut
@@ -50,7 +50,7 @@ def cut(
     if values.dtype.is_numeric() or values.dtype.is_temporal(): return _cut_numbers(values, bins)
     return _cut_categories(values.cast(pl.String), most)
 
-# %% ../../nbs/evaluate/02_slices.ipynb #98ea9a9c
+# %% ../../nbs/evaluate/02_slices.ipynb #40956996
 class Slice(Struct):
     "The rows with one value of a segment, judged by the primary metric and against all other rows."
     column: str
@@ -61,7 +61,7 @@ class Slice(Struct):
     gap: Estimate # how much worse than the rest, in units of the metric: positive is worse
     metrics: dict[str, float | None] # every metric of the task on these rows
 
-# %% ../../nbs/evaluate/02_slices.ipynb #da14d3ad
+# %% ../../nbs/evaluate/02_slices.ipynb #6d0eb4c2
 def _worse(task, a, b): # How much worse is figure `a` than figure `b`?
     return b - a if METRICS[task][PRIMARY[task]].better == 'higher' else a - b
 
@@ -84,14 +84,14 @@ def judge_slice(
     here, rest = a(np.ones(len(inside))), b(np.ones(len(outside)))
     return interval(here, pairs[0], confidence), _number(rest), interval(_worse(task, here, rest), _worse(task, *pairs), confidence)
 
-# %% ../../nbs/evaluate/02_slices.ipynb #d2f85014
+# %% ../../nbs/evaluate/02_slices.ipynb #7688f387
 class SmallSlices(Struct):
     "What was left out of a segment because there were too few rows to judge."
     column: str
     slices: int
     rows: int
 
-# %% ../../nbs/evaluate/02_slices.ipynb #bcc26793
+# %% ../../nbs/evaluate/02_slices.ipynb #6e326655
 def slices(
     task: str, # binary, multiclass or regression
     frame: pl.DataFrame, # holds the segment columns
@@ -112,11 +112,12 @@ def slices(
         for i in np.flatnonzero((sizes >= min_slice) & (sizes < len(y))):
             rows = codes == i
             figures = {m: _number(prepare(task, m, y[rows], s[rows], terms)(np.ones(sizes[i]))) for m in METRICS[task]}
-            found.append(Slice(column, labels[i], int(sizes[i]), *judge_slice(task, y, s, rows, terms, replicates, confidence, seed), figures))
+            judged = judge_slice(task, y, s, rows, terms, replicates, confidence, seed)
+            found.append(Slice(column, labels[i], int(sizes[i]), *judged, figures))
         if (few := sizes < min_slice).any(): small.append(SmallSlices(column, int(few.sum()), int(sizes[few].sum())))
     return found, small
 
-# %% ../../nbs/evaluate/02_slices.ipynb #daafc560
+# %% ../../nbs/evaluate/02_slices.ipynb #55810044
 def slice_table(
     found: list[Slice],
 ) -> pl.DataFrame: # One row a slice, the worst first
@@ -127,7 +128,7 @@ def slice_table(
         ('figure', 'low', 'high', 'rest', 'gap', 'gap_low', 'gap_high'), pl.Float64)
     return pl.DataFrame(rows, schema=types).sort('gap', descending=True, nulls_last=True, maintain_order=True)
 
-# %% ../../nbs/evaluate/02_slices.ipynb #feb058bc
+# %% ../../nbs/evaluate/02_slices.ipynb #0f1441a7
 def residuals(
     frame: pl.DataFrame, # holds `columns`
     columns: list[str], # the features

@@ -6,7 +6,7 @@
 __all__ = ['quantile_bins', 'wilson', 'mean_by', 'reliability', 'calibration_line', 'Calibration', 'calibration_error',
            'calibrate', 'break_even', 'choose_threshold', 'Money', 'confusion', 'money', 'cost_curve']
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #fbecb020
+# %% ../../nbs/evaluate/01_thresholds.ipynb #e6d352f7
 from statistics import NormalDist
 
 import numpy as np
@@ -16,7 +16,7 @@ from msgspec import Struct
 from .metrics import Estimate, estimate_of, row_cost
 from ..params import CostParams
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #0ed4e91e
+# %% ../../nbs/evaluate/01_thresholds.ipynb #8da36a29
 def quantile_bins(
     x: np.ndarray, # (n,) finite values
     bins: int = 10, # at most
@@ -26,7 +26,7 @@ def quantile_bins(
     edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1], method='inverted_cdf'))
     return np.unique(np.searchsorted(edges, x, side='left'), return_inverse=True)[1]
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #12c5e418
+# %% ../../nbs/evaluate/01_thresholds.ipynb #762b519f
 def wilson(
     hits: np.ndarray, # how often it happened
     n: np.ndarray, # of how many
@@ -39,7 +39,7 @@ def wilson(
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #2b8ae231
+# %% ../../nbs/evaluate/01_thresholds.ipynb #5dc37857
 def mean_by(
     bins: np.ndarray, # (n,) int: the bin of each row, numbered without gaps
     x: np.ndarray, # (n,) values
@@ -53,7 +53,7 @@ def mean_by(
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return mean, mean - z * error, mean + z * error
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #4fc7d009
+# %% ../../nbs/evaluate/01_thresholds.ipynb #51124541
 def reliability(
     y: np.ndarray, # (n,) 1 for the event, or the value
     s: np.ndarray, # (n,) probabilities, or predicted values
@@ -71,7 +71,7 @@ def reliability(
     return pl.DataFrame({'bin': np.arange(len(n)), 'n': n, 'from': smallest, 'to': largest, 'predicted': np.bincount(b, s) / n,
                          'observed': observed, 'low': low, 'high': high}).fill_nan(None)
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #301c0abc
+# %% ../../nbs/evaluate/01_thresholds.ipynb #ad616f30
 def calibration_line(
     y: np.ndarray, # (n,) 1 for the event, else 0
     p: np.ndarray, # (n,) probabilities
@@ -79,7 +79,9 @@ def calibration_line(
     "Logistic regression of the truth on the log odds of the prediction."
     x = np.log(p := np.clip(p, 1e-12, 1 - 1e-12)) - np.log1p(-p)
     if not len(y) or np.ptp(x) == 0 or np.ptp(y) == 0: return None
-    slope, intercept = 1.0, 0.0
+    middle, scale = x.mean(), x.std()
+    x = (x - middle) / scale
+    slope, intercept = 0.0, np.log(y.mean() / (1 - y.mean()))  # from the rate alone Newton does not overshoot
     for _ in range(50):
         q = 1 / (1 + np.exp(-np.clip(slope * x + intercept, -500, 500)))
         v, r = q * (1 - q), y - q
@@ -87,17 +89,17 @@ def calibration_line(
         if not (det := a * c - b * b) > 1e-12 * a * c: return None
         steps = (c * (r * x).sum() - b * r.sum()) / det, (a * r.sum() - b * (r * x).sum()) / det
         slope, intercept = slope + steps[0], intercept + steps[1]
-        if max(map(abs, steps)) < 1e-9: return float(slope), float(intercept)
+        if max(map(abs, steps)) < 1e-9: return float(slope / scale), float(intercept - slope * middle / scale)
     return None
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #54b4802a
+# %% ../../nbs/evaluate/01_thresholds.ipynb #65a3d174
 class Calibration(Struct):
     "How far predictions can be believed; `None` is undefined."
     error: float | None # mean distance of predicted and observed over the bins: a probability, or units of the target
     slope: float | None = None # of truth on prediction (on the log-odds scale for a probability); 1 is right
     intercept: float | None = None # of the same line; 0 is right
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #576a2864
+# %% ../../nbs/evaluate/01_thresholds.ipynb #b3879d79
 def calibration_error(
     table: pl.DataFrame, # what `reliability` gives
 ) -> float:
@@ -105,7 +107,9 @@ def calibration_error(
     n = table['n'].to_numpy()
     return float((n * np.abs(table['predicted'].to_numpy() - table['observed'].to_numpy())).sum() / n.sum())
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #44f03558
+# %% ../../nbs/evaluate/01_thresholds.ipynb #600426ce
+def _named(table, name): return table.with_columns(pl.lit(name, pl.String).alias('class'))
+
 def calibrate(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
@@ -116,14 +120,14 @@ def calibrate(
     "Calibration of a set of predictions."
     if not (len(y) and np.isfinite(y).all() and np.isfinite(s).all()): return Calibration(None), pl.DataFrame()
     if task == 'multiclass':
-        tables = [reliability((y == k) * 1., s[:, k], confidence=confidence).with_columns(pl.lit(c).alias('class')) for k, c in enumerate(classes)]
+        tables = [_named(reliability((y == k) * 1., s[:, k], confidence=confidence), c) for k, c in enumerate(classes)]
         return Calibration(calibration_error(reliability((s.argmax(1) == y) * 1., s.max(1)))), pl.concat(tables)
-    table = reliability(y, s, task == 'binary', confidence=confidence).with_columns(pl.lit(classes[1] if classes else None, pl.String).alias('class'))
+    table = _named(reliability(y, s, task == 'binary', confidence=confidence), classes[1] if task == 'binary' else None)
     if task == 'binary': line = calibration_line(y, s)
     else: line = np.polyfit(s, y, 1).tolist() if len(y) > 1 and np.ptp(s) > 0 else None
     return Calibration(calibration_error(table), *(line or (None, None))), table
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #01419e1a
+# %% ../../nbs/evaluate/01_thresholds.ipynb #73e263ca
 def break_even(
     costs: CostParams, # money per row and outcome
 ) -> float | None: # A probability; `None` if one choice is always the cheaper
@@ -131,7 +135,7 @@ def break_even(
     waste, relief = costs.false_positive - costs.true_negative, costs.false_negative - costs.true_positive
     return waste / (waste + relief) if waste > 0 and relief > 0 else None
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #76bbb786
+# %% ../../nbs/evaluate/01_thresholds.ipynb #107ae6a6
 def choose_threshold(
     y: np.ndarray, # (n,) 1 for the event, else 0; of the valid rows
     p: np.ndarray, # (n,) probabilities
@@ -150,7 +154,7 @@ def choose_threshold(
     best = np.flatnonzero(total <= total.min() + 1e-9 * np.abs(change).sum())
     return float(at[best[np.abs(at[best] - even).argmin()]])
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #873a7392
+# %% ../../nbs/evaluate/01_thresholds.ipynb #4c7941c8
 class Money(Struct):
     "What decisions cost on the test rows, per 1000 rows: positive is spent, negative is earned."
     threshold: float
@@ -162,7 +166,7 @@ class Money(Struct):
     trivial: str # the cheaper of the two: all or none
     saving: Estimate # cost of that policy − cost of the model
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #8cf22056
+# %% ../../nbs/evaluate/01_thresholds.ipynb #76f76861
 def confusion(
     y: np.ndarray, # (n,) 1 for the event, else 0
     act: np.ndarray, # (n,) bool
@@ -171,7 +175,7 @@ def confusion(
     return {'true_positive': int((act & (y == 1)).sum()), 'false_positive': int((act & (y != 1)).sum()),
             'true_negative': int((~act & (y != 1)).sum()), 'false_negative': int((~act & (y == 1)).sum())}
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #75171f48
+# %% ../../nbs/evaluate/01_thresholds.ipynb #85714bc3
 def money(
     y: np.ndarray, # (n,) 1 for the event, else 0; of the test rows
     p: np.ndarray, # (n,) probabilities
@@ -188,7 +192,7 @@ def money(
     return Money(float(threshold), break_even(costs), confusion(y, act), float(model.mean()), float(everybody.mean()), float(nobody.mean()),
                  trivial, estimate_of(spent - model, replicates, confidence, seed))
 
-# %% ../../nbs/evaluate/01_thresholds.ipynb #c54f4377
+# %% ../../nbs/evaluate/01_thresholds.ipynb #69b2d640
 def cost_curve(
     y: np.ndarray, # (n,) 1 for the event, else 0
     p: np.ndarray, # (n,) probabilities
