@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['notebook_parameters', 'check_parameters', 'Job', 'Outcome', 'worker', 'guard', 'run_notebook']
 
-# %% ../../nbs/report/00_run.ipynb #744d2c4f
+# %% ../../nbs/report/00_run.ipynb #f3897e54
 import ast, json, os, re, shutil, signal, subprocess, sys, tempfile, time
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from types import UnionType
 from typing import Any, Optional, Union, get_args, get_origin
 
@@ -19,7 +20,7 @@ from ..errors import UserError, did_you_mean
 from ..files import atomic_file, read_json, write_json
 from .render import Header, render
 
-# %% ../../nbs/report/00_run.ipynb #b5214a1f
+# %% ../../nbs/report/00_run.ipynb #363d07d2
 _TYPES = {'int': int, 'float': float, 'bool': bool, 'str': str, 'list': list, 'dict': dict, 'Optional': Optional, 'None': None}
 
 def _type(node):
@@ -35,7 +36,7 @@ def _default_type(node):
     except ValueError: return Any
     return Any if value is None else type(value)
 
-# %% ../../nbs/report/00_run.ipynb #5d2a24fb
+# %% ../../nbs/report/00_run.ipynb #1b7d1915
 def notebook_parameters(
     notebook: str | Path, # A Python notebook of format 4
 ) -> dict[str, Any]: # `{name: type}`, in the order of the cell; empty if no cell is tagged `parameters`
@@ -54,7 +55,7 @@ def notebook_parameters(
             elif isinstance(line, ast.Assign): found[line.targets[0].id] = _default_type(line.value)
     return found
 
-# %% ../../nbs/report/00_run.ipynb #6d7638e1
+# %% ../../nbs/report/00_run.ipynb #d7e4ac6f
 _SECRET = re.compile(r"passw|secret|token|api_?key|credential|private_?key", re.I)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: 'a JSON list such as ["a", "b"]', dict: "a JSON object"}
 
@@ -66,7 +67,7 @@ def _convert(value, kind):
         except msgspec.DecodeError: pass
     return value if kind is Any else msgspec.convert(value, kind, strict=False)
 
-# %% ../../nbs/report/00_run.ipynb #2b5e95aa
+# %% ../../nbs/report/00_run.ipynb #a03b706c
 def check_parameters(
     notebook: str | Path,
     given: dict[str, Any], # Values, or texts to be converted
@@ -83,7 +84,7 @@ def check_parameters(
             raise UserError(f"{notebook}: parameter {name!r} got {value!r}; {wanted} is expected.") from None
     return values
 
-# %% ../../nbs/report/00_run.ipynb #f49084d5
+# %% ../../nbs/report/00_run.ipynb #5dcfe039
 class Job(Struct):
     "What a worker is asked to do."
     notebook: str # as the user wrote it, for messages
@@ -97,14 +98,14 @@ class Outcome(Struct):
     "How it ended."
     error: str = '' # one sentence, or nothing if all went well
 
-# %% ../../nbs/report/00_run.ipynb #c0adc856
+# %% ../../nbs/report/00_run.ipynb #16030179
 def _failure(e):
     "An exception in a cell as one line."
     if e.ename == 'UserError': return f"In cell [{e.exec_count}]: {e.evalue}"
     text = ' '.join(f"{e.ename}: {e.evalue}".split())
     return f"Cell [{e.exec_count}] failed with {text[:300]}."
 
-# %% ../../nbs/report/00_run.ipynb #5ef48c4c
+# %% ../../nbs/report/00_run.ipynb #0e3634ed
 def worker(
     folder: str, # Holds in.ipynb and job.json; gets out.ipynb, page.html and outcome.json
 ) -> None:
@@ -124,7 +125,7 @@ def worker(
     except Exception as e: outcome.error = f"It stopped: {type(e).__name__}: {' '.join(str(e).split())[:300]}."
     write_json(folder / 'outcome.json', outcome)
 
-# %% ../../nbs/report/00_run.ipynb #a517f599
+# %% ../../nbs/report/00_run.ipynb #d8543cfa
 def _adopt_orphans():
     "On Linux, become the parent of every process below whose own parent dies."
     if sys.platform == 'linux':
@@ -149,7 +150,7 @@ def _resident():
         except psutil.NoSuchProcess: pass
     return total / 2**20
 
-# %% ../../nbs/report/00_run.ipynb #20d6fd50
+# %% ../../nbs/report/00_run.ipynb #fe019874
 def _watch(process, job, deadline):
     "Wait for the worker; the sentence that says why it had to be ended, or nothing."
     while process.poll() is None:
@@ -160,7 +161,7 @@ def _watch(process, job, deadline):
         time.sleep(0.25)
     return ''
 
-# %% ../../nbs/report/00_run.ipynb #5a918f80
+# %% ../../nbs/report/00_run.ipynb #8ed0fdaa
 def guard(folder: str) -> None:
     "Start the worker, hold it to its limits and leave no process behind (the process that `run_notebook` starts)."
     def stop(*_): raise SystemExit
@@ -177,7 +178,7 @@ def guard(folder: str) -> None:
         _kill_all()
         if os.getppid() != job.parent: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/report/00_run.ipynb #328248d7
+# %% ../../nbs/report/00_run.ipynb #e16152f3
 def _keep(executed, notebook, cwd):
     "Keep a failed notebook for a look; the end of the sentence that says where."
     if not executed.exists(): return ''
@@ -188,14 +189,14 @@ def _keep(executed, notebook, cwd):
     for old in sorted(failed.glob('*.ipynb'), key=os.path.getmtime)[:-20]: old.unlink(missing_ok=True)
     return f" The notebook as far as it got is {kept.relative_to(cwd)}."
 
-# %% ../../nbs/report/00_run.ipynb #95a5ab66
+# %% ../../nbs/report/00_run.ipynb #6409dfdb
 def _outcome(process, folder):
     "What the guard and the worker left behind."
     if (folder / 'outcome.json').exists(): return read_json(folder / 'outcome.json', Outcome)
     log = (folder / 'log.txt').read_text(errors='replace').strip().splitlines() if (folder / 'log.txt').exists() else []
     return Outcome(f"Its process was killed or crashed{f' ({log[-1][:300]})' if log else ''}; run it again.")
 
-# %% ../../nbs/report/00_run.ipynb #2c137494
+# %% ../../nbs/report/00_run.ipynb #7f835761
 def run_notebook(
     notebook: str | Path,
     html: str | Path, # Where the page goes
@@ -205,6 +206,7 @@ def run_notebook(
     memory: float = 2048, # MiB, all processes together
     cwd: str | Path = '.', # Where the notebook runs: the project's folder
     header: Header = Header(), # What the page says about itself
+    stop: Event | None = None, # Set it from another thread to end the run
 ) -> None:
     "Run a notebook and write its page; raises `UserError` with the cell and the reason if it does not come to its end."
     html, header = Path(html), msgspec.structs.replace(header, made=header.made or f"{datetime.now():%d %B %Y, %H:%M}")
@@ -215,17 +217,23 @@ def run_notebook(
         shutil.copyfile(notebook, folder / 'in.ipynb')
         write_json(folder / 'job.json', Job(str(notebook), values, timeout, memory, os.getpid(), header))
         process = _start(folder, cwd)
-        try: process.wait()
+        try: _wait(process, stop)
         finally: _stop(process)
         if error := _outcome(process, folder).error: raise UserError(f"{notebook} failed. {error}{_keep(folder / 'out.ipynb', notebook, cwd)}")
         with atomic_file(html) as tmp: shutil.copyfile(folder / 'page.html', tmp)
     finally: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/report/00_run.ipynb #6efd656f
+# %% ../../nbs/report/00_run.ipynb #093401d1
 def _start(folder, cwd):
     "Start the guard in a session of its own, so that Ctrl-C in the terminal reaches only the program that asked."
     return subprocess.Popen([sys.executable, '-c', 'import sys; from mlops_nb.report.run import guard; guard(sys.argv[1])', str(folder)],
                             cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True)
+
+def _wait(process, stop):
+    "Wait for the guard, or for somebody to say stop."
+    while stop is None or not stop.is_set():
+        try: return process.wait(None if stop is None else 0.1)
+        except subprocess.TimeoutExpired: pass
 
 def _stop(process):
     "End the guard if it still runs; it takes everything below it along."
