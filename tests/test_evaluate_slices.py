@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY, prepare
-from mlops_nb.evaluate.slices import cut, judge_slice, residuals, slice_table, slices
+from mlops_nb.evaluate.slices import cut, judge_slices, residuals, slice_table, slices
 
 quick = settings(deadline=None, max_examples=80)
 columns = st.one_of(
@@ -96,7 +96,7 @@ def test_a_column_with_one_value_has_no_rest():
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    here, rest, gap = judge_slice("binary", y, np.linspace(0, 1, 600), np.arange(600) < 300, replicates=20)
+    ((here, rest, gap),) = judge_slices("binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], replicates=20)
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
@@ -119,3 +119,11 @@ def test_residuals_add_up_to_the_whole(task):
 def test_residuals_of_a_single_row_have_no_interval():
     table = residuals(pl.DataFrame({"x": [1.0]}), ["x"], np.array([3.0]), np.array([1.0]))
     assert table.select("mean", "low", "high").row(0) == (2.0, None, None)
+
+
+def test_slices_judged_in_batches_are_the_same(monkeypatch):
+    region, y, s = data("binary", 4000)
+    frame = pl.DataFrame({"region": region, "x": s})
+    together = slices("binary", frame, y, s, ["region", "x"], replicates=10)
+    monkeypatch.setattr("mlops_nb.evaluate.slices.max", lambda *a: 2, raising=False)
+    assert slices("binary", frame, y, s, ["region", "x"], replicates=10) == together
