@@ -7,7 +7,7 @@ __all__ = ['BUCKETS', 'COUNTERS', 'HASHES', 'QUANTILES', 'TOP', 'STATISTICS', 'B
            'Sketch', 'sketch', 'top_counts', 'smallest_hashes', 'distinct', 'Summary', 'summarise', 'merge',
            'statistics_frame', 'Reference', 'Baseline', 'reference', 'fit_baseline', 'Skew', 'compare', 'value_skew']
 
-# %% ../../nbs/data/03_statistics.ipynb #0cd06b49
+# %% ../../nbs/data/03_statistics.ipynb #c1741276
 import functools
 
 import msgspec
@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from ..schema import Schema
 
-# %% ../../nbs/data/03_statistics.ipynb #aabdb36e
+# %% ../../nbs/data/03_statistics.ipynb #62e48bb8
 def float_keys(
     values: np.ndarray, # Floats, none of them missing
 ) -> np.ndarray: # int64, in the same order as the values
@@ -30,7 +30,7 @@ def key_floats(keys: np.ndarray) -> np.ndarray: # Floats; the inverse of `float_
     "The values that the integers stand for."
     return np.where(keys < 0, keys ^ np.int64(2**63 - 1), keys).view(np.float64)
 
-# %% ../../nbs/data/03_statistics.ipynb #46bb490c
+# %% ../../nbs/data/03_statistics.ipynb #9319b38b
 BUCKETS = 4096 # a sketch holds at most this many
 
 class Sketch(Struct):
@@ -57,7 +57,7 @@ def sketch(
     first = np.flatnonzero(np.concatenate([[True], apart > drop]))
     return Sketch(keys[first] >> drop, np.add.reduceat(counts, first), shift + drop)
 
-# %% ../../nbs/data/03_statistics.ipynb #1938c0f4
+# %% ../../nbs/data/03_statistics.ipynb #fa6616d5
 @patch
 def merge(self:Sketch, other: Sketch) -> Sketch:
     "The sketch of the values of both."
@@ -74,7 +74,7 @@ def quantile(
     at = np.searchsorted(self.counts.cumsum(), q * self.counts.sum())
     return int(self.keys[min(at, len(self.keys) - 1)] << self.shift)
 
-# %% ../../nbs/data/03_statistics.ipynb #12fe7ffa
+# %% ../../nbs/data/03_statistics.ipynb #036bbda6
 COUNTERS = 1000 # categories that are counted by name
 
 def top_counts(
@@ -85,7 +85,7 @@ def top_counts(
     spare = ranked[COUNTERS][1] if len(ranked) > COUNTERS else 0
     return {k: n - spare for k, n in ranked[:COUNTERS] if n > spare}
 
-# %% ../../nbs/data/03_statistics.ipynb #afa33fa6
+# %% ../../nbs/data/03_statistics.ipynb #46cf3889
 HASHES = 1024
 
 def smallest_hashes(*hashes: np.ndarray) -> np.ndarray: # uint64, ascending, at most `HASHES`
@@ -96,7 +96,7 @@ def distinct(hashes: np.ndarray) -> int:
     "About how many distinct values have these smallest hashes."
     return len(hashes) if len(hashes) < HASHES else round((HASHES - 1) / (int(hashes[-1]) / 2**64))
 
-# %% ../../nbs/data/03_statistics.ipynb #c621a6ec
+# %% ../../nbs/data/03_statistics.ipynb #32d210ee
 class Summary(Struct):
     "What is known of a column: enough for a table, a histogram and a comparison."
     type: str # as in the contract
@@ -110,7 +110,7 @@ class Summary(Struct):
     top: dict[str, int] = {} # of categories and booleans
     hashes: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0, np.uint64))
 
-# %% ../../nbs/data/03_statistics.ipynb #dc150ff3
+# %% ../../nbs/data/03_statistics.ipynb #3d8119d4
 @patch
 def merge(self:Summary, other: Summary) -> Summary:
     "The summary of the rows of both."
@@ -127,40 +127,46 @@ def merge(self:Summary, other: Summary) -> Summary:
         top=top_counts({k: self.top.get(k, 0) + other.top.get(k, 0) for k in self.top.keys() | other.top.keys()}),
         hashes=smallest_hashes(self.hashes, other.hashes))
 
-# %% ../../nbs/data/03_statistics.ipynb #a777ef6a
-def _summary(
-    type: str, # As in the contract
-    rows: int, # Of the batch
-    values: pl.Series, # Distinct, sorted, none missing
-    n: np.ndarray, # How often each occurs
-) -> Summary:
-    s = Summary(type, rows, rows - int(n.sum()), hashes=smallest_hashes(values.hash().to_numpy()))
-    if type in ('category', 'boolean'): s.top = top_counts(dict(zip(values.cast(pl.String).to_list(), n.tolist())))
-    if type == 'timestamp': keys = values.dt.epoch('us').to_numpy()
-    elif type in ('integer', 'number'): keys = float_keys(values.to_numpy())
-    else: return s
-    s.sketch = sketch(keys, n)
-    if not len(keys): return s
-    x = keys.astype(float) if type == 'timestamp' else values.to_numpy().astype(float)
+# %% ../../nbs/data/03_statistics.ipynb #0c20a709
+def _fill_numbers(
+    s: Summary,
+    keys: np.ndarray, # int64, of the values that are there
+):
+    keys = np.sort(keys)
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[:len(keys)])
+    keys, n = keys[first], np.diff(first, append=len(keys))
+    s.hashes, s.sketch = smallest_hashes(pl.Series(keys).hash().to_numpy()), sketch(keys, n)
+    if not len(keys): return
+    x = keys.astype(float) if s.type == 'timestamp' else key_floats(keys)
     s.low, s.high = float(x[0]), float(x[-1])
-    if type != 'timestamp':
-        s.mean = float((x * (n / n.sum())).sum()) # the weights first: a sum of huge values would overflow
-        with np.errstate(over='ignore'): s.m2 = float(((x - s.mean)**2 * n).sum()) # infinite for values beyond 1e154
-    return s
+    if s.type == 'timestamp': return
+    s.mean = float((x * (n / n.sum())).sum()) # the weights first: a sum of huge values would overflow
+    with np.errstate(over='ignore'): s.m2 = float(((x - s.mean)**2 * n).sum()) # infinite for values beyond 1e154
 
-# %% ../../nbs/data/03_statistics.ipynb #10a717c0
+def _fill_categories(
+    s: Summary,
+    values: pl.Series, # None missing
+):
+    counted = values.alias('value').value_counts(name='count')
+    s.hashes = smallest_hashes(counted['value'].hash().to_numpy())
+    if s.type == 'text': return
+    most = counted.sort('count', 'value', descending=[True, False]).head(COUNTERS + 1)
+    s.top = top_counts(dict(zip(most['value'].cast(pl.String), most['count'])))
+
+# %% ../../nbs/data/03_statistics.ipynb #91671787
 def summarise(
     frame: pl.DataFrame, # Columns of the contract, in the contract's types; others are left out
     schema: Schema,
 ) -> dict[str, Summary]: # By column
     "Summarise each column of a batch."
-    columns = [c for c in schema.columns if c in frame.columns]
-    clean = lambda c: pl.col(c).fill_nan(None) if frame.schema[c].is_float() else pl.col(c)
-    counted = frame.select(clean(c).drop_nulls().alias('value').value_counts(name='count').implode().alias(c) for c in columns)
     out = {}
-    for c in columns:
-        values, n = counted[c][0].struct.unnest().sort('value').get_columns()
-        out[c] = _summary(schema.columns[c].type, frame.height, values, n.to_numpy().astype(np.int64))
+    for c, column in schema.columns.items():
+        if c not in frame.columns: continue
+        values = (frame[c].fill_nan(None) if frame[c].dtype.is_float() else frame[c]).drop_nulls()
+        out[c] = s = Summary(column.type, frame.height, frame.height - len(values))
+        if s.type == 'timestamp': _fill_numbers(s, values.dt.epoch('us').to_numpy())
+        elif s.type in ('integer', 'number'): _fill_numbers(s, float_keys(values.to_numpy()))
+        else: _fill_categories(s, values)
     return out
 
 def merge(
@@ -169,7 +175,7 @@ def merge(
     "The summaries of all batches together."
     return functools.reduce(lambda a, b: {c: a[c].merge(b[c]) for c in a}, summaries)
 
-# %% ../../nbs/data/03_statistics.ipynb #ffe62ab8
+# %% ../../nbs/data/03_statistics.ipynb #a63a54e9
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP = 20 # categories that are listed
 
@@ -181,7 +187,7 @@ def quantiles(self:Summary) -> list[float]: # At `QUANTILES`; empty where there 
     values = keys.astype(float) if self.type == 'timestamp' else key_floats(keys)
     return np.clip(values, self.low, self.high).tolist()
 
-# %% ../../nbs/data/03_statistics.ipynb #76ea558e
+# %% ../../nbs/data/03_statistics.ipynb #991a4476
 STATISTICS = pl.Schema(dict(
     partition=pl.String, column=pl.String, type=pl.String, rows=pl.Int64, missing=pl.Int64, distinct=pl.Int64,
     min=pl.Float64, max=pl.Float64, mean=pl.Float64, sd=pl.Float64, quantiles=pl.List(pl.Float64),
@@ -201,7 +207,7 @@ def statistics_frame(
                          [dict(value=v, count=k) for v, k in list(s.top.items())[:TOP]]))
     return pl.DataFrame(rows, STATISTICS, orient='row')
 
-# %% ../../nbs/data/03_statistics.ipynb #19aa878d
+# %% ../../nbs/data/03_statistics.ipynb #7e9dc454
 BINS, CATEGORIES = 10, 50
 
 class Reference(Struct):
@@ -224,7 +230,7 @@ def cells(
     where = np.searchsorted(edges, s.sketch.keys, side='right')
     return np.array([s.missing, *np.bincount(where, s.sketch.counts, len(edges) + 1).astype(int)])
 
-# %% ../../nbs/data/03_statistics.ipynb #a5ff7153
+# %% ../../nbs/data/03_statistics.ipynb #9234909c
 class Baseline(Struct):
     "What the training rows of a model looked like; travels in its bundle as `baseline.json`."
     rows: int
@@ -250,7 +256,7 @@ def fit_baseline(
     summaries = {c: s for c, s in summarise(frame, schema).items() if c in used and s.type not in ('timestamp', 'text')}
     return Baseline(frame.height, {c: reference(s) for c, s in summaries.items()})
 
-# %% ../../nbs/data/03_statistics.ipynb #e2cc2a7b
+# %% ../../nbs/data/03_statistics.ipynb #09f27c14
 def _join(
     a: np.ndarray, b: np.ndarray, # Counts of two samples in the same cells
 ) -> list[list[int]]: # Groups of neighbouring cells
@@ -267,7 +273,7 @@ def _divergence(p, q, wp=0.5, wq=0.5): # nats, by cell
     term = lambda x: x * np.log(np.divide(x, m, out=np.ones_like(m), where=x > 0))
     return wp * term(p) + wq * term(q)
 
-# %% ../../nbs/data/03_statistics.ipynb #45cbcb97
+# %% ../../nbs/data/03_statistics.ipynb #9d3d2d40
 class Skew(Struct, omit_defaults=True):
     "A column whose values are no longer spread as they were."
     column: str
@@ -278,7 +284,7 @@ class Skew(Struct, omit_defaults=True):
     p_value: float
     sentence: str
 
-# %% ../../nbs/data/03_statistics.ipynb #110ddd64
+# %% ../../nbs/data/03_statistics.ipynb #6033ffb7
 def compare(
     before: np.ndarray, # Counts in cells
     now: np.ndarray, # Counts in the same cells
@@ -296,7 +302,7 @@ def compare(
     value = (max(by_cell.sum(), 0) / np.log(2))**0.5
     return float(value), float(min(null, 1)**0.5), float(chdtrc(df, g_statistic)), groups[int(by_cell.argmax())]
 
-# %% ../../nbs/data/03_statistics.ipynb #f3545542
+# %% ../../nbs/data/03_statistics.ipynb #5120989c
 @patch
 def cell_name(self:Reference, cells: list[int]) -> str:
     "Words for some neighbouring cells."
@@ -315,7 +321,7 @@ def _sentence(column, reference, now, value, null, cells):
     return (f"{column}: its distribution is {value:.2f} away from the training data's, where chance alone gives at most {null:.2f}; "
             f"what moved most: {reference.cell_name(cells)} was {was:.1f} %, is {is_:.1f} %.")
 
-# %% ../../nbs/data/03_statistics.ipynb #f02b2b5e
+# %% ../../nbs/data/03_statistics.ipynb #e7c3544d
 def value_skew(
     current: dict[str, Summary], # Of the new rows
     baseline: Baseline,

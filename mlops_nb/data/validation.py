@@ -7,7 +7,7 @@ __all__ = ['RAW', 'PART_BYTES', 'readable', 'Mismatch', 'SchemaChange', 'compare
            'rules', 'Split', 'read_batch', 'split_batch', 'Parts', 'check_accepted', 'PartitionCount', 'Validation',
            'check_shape', 'check_retyped', 'check_counts', 'validate']
 
-# %% ../../nbs/data/08_validation.ipynb #d2ceff9a
+# %% ../../nbs/data/08_validation.ipynb #035dc810
 import re
 from collections import Counter
 from datetime import datetime, timezone
@@ -26,7 +26,7 @@ from ..files import atomic_dir, atomic_file, write_json
 from ..params import read_params
 from ..schema import POLARS, Column, Schema, read_schema, to_pandera
 
-# %% ../../nbs/data/08_validation.ipynb #ce11421e
+# %% ../../nbs/data/08_validation.ipynb #d80f1c01
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
 
 def readable(
@@ -38,7 +38,7 @@ def readable(
     if type == 'timestamp': return dtype in (pl.Date, pl.Datetime)
     return dtype.is_numeric() or dtype == pl.Boolean or (type == 'text' and dtype.is_temporal())
 
-# %% ../../nbs/data/08_validation.ipynb #d02f7ba7
+# %% ../../nbs/data/08_validation.ipynb #e4f7842a
 class Mismatch(Struct, frozen=True):
     "A column that is not as the contract says."
     file: str
@@ -53,7 +53,7 @@ class SchemaChange(Struct, frozen=True):
     from_: str = field(name="from") # physical type
     to: str # type of the contract
 
-# %% ../../nbs/data/08_validation.ipynb #8ff86830
+# %% ../../nbs/data/08_validation.ipynb #e986c6f7
 def _plain(name): return re.sub(r'[^a-z0-9]', '', name.lower())
 
 def _renames(missing, extra, schema) -> dict[str, str]: # Missing column -> the new one that looks like it
@@ -83,7 +83,7 @@ def compare_columns(
         elif found[name] != POLARS[c.type]: changes.append(SchemaChange(partition, name, str(found[name]), c.type))
     return out + [Mismatch(file, n, "no such column", f"extra, {d}") for n, d in extra.items()], changes
 
-# %% ../../nbs/data/08_validation.ipynb #bc3194e1
+# %% ../../nbs/data/08_validation.ipynb #94a48d74
 class SchemaSkew(UserError):
     "The data has another shape than the contract; `mismatches` says where."
     def __init__(self, mismatches: list[Mismatch], most: int = 40):
@@ -96,7 +96,7 @@ class SchemaSkew(UserError):
         super().__init__(f"The data does not have the shape that schema.yaml describes ({len(columns)} column(s) in {len(files)} file(s) "
                          f"differ); mend the files, or change schema.yaml if this is how it will be from now on.\n\n{table}{more}")
 
-# %% ../../nbs/data/08_validation.ipynb #9d6f12a4
+# %% ../../nbs/data/08_validation.ipynb #fd1e211e
 RAW = '\0' # prefix of a column as delivered, beside the converted one
 
 class Rule(Struct):
@@ -110,7 +110,7 @@ class Rule(Struct):
     @property
     def key(self): return f"{self.column}:{self.name}"
 
-# %% ../../nbs/data/08_validation.ipynb #c6141341
+# %% ../../nbs/data/08_validation.ipynb #dd50495d
 def _infinite(name): return pl.col(RAW + name).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
 
 def _bound(value, type, name):
@@ -127,7 +127,7 @@ def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (broken, words)
     if high is not None: tests.append((x > _bound(high, c.type, name), f"is above {high}"))
     return tests
 
-# %% ../../nbs/data/08_validation.ipynb #c3a1cb0c
+# %% ../../nbs/data/08_validation.ipynb #dcf72b6b
 def must_read(dtype: pl.DataType, type: str) -> bool:
     "Do values have to be converted, so that one of them may turn out not to be of the type?"
     return dtype not in (POLARS[type], pl.Null) and not (_is_text(dtype) and type in ('category', 'text'))
@@ -135,7 +135,7 @@ def must_read(dtype: pl.DataType, type: str) -> bool:
 _NOUN = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time', category='a category',
              text='a text')
 
-# %% ../../nbs/data/08_validation.ipynb #4af331fd
+# %% ../../nbs/data/08_validation.ipynb #11e247c7
 def rules(
     name: str, # A column
     c: Column, # Its contract
@@ -160,7 +160,7 @@ def rules(
         out.append(Rule(name, kind, action, new, say("is a new category")))
     return out
 
-# %% ../../nbs/data/08_validation.ipynb #16f2410d
+# %% ../../nbs/data/08_validation.ipynb #ffc55082
 class Split(Struct):
     "A batch, divided."
     accepted: pl.DataFrame # types and order of the contract, then `_source`, `_row`
@@ -173,7 +173,7 @@ def read_batch(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     present = (pl.when(~schema.missing_expr(n, frame.schema[n])).then(pl.col(n)).alias(RAW + n) for n in schema.columns)
     return frame.select(*present, *(schema.parse_expr(n, frame.schema[n]) for n in schema.columns), '_source', '_row')
 
-# %% ../../nbs/data/08_validation.ipynb #f234a019
+# %% ../../nbs/data/08_validation.ipynb #c1484e48
 def _stop(both, rule):
     row = both.filter(rule.broken).head(1).select('_source', '_row', reason=rule.reason).row(0, named=True)
     raise UserError(f"{row['_source']}, data row {row['_row'] + 1}: {row['reason']}; mend it, or change on_violation of column "
@@ -188,7 +188,7 @@ def _quarantined(frame, both, broken, schema):
     listed = both.with_columns(pl.concat_list(reasons).list.drop_nulls().alias('_reasons')).select('_reasons')
     return frame.select(pl.col(list(schema.columns)).cast(pl.String), '_source', '_row').hstack(listed)
 
-# %% ../../nbs/data/08_validation.ipynb #424b0752
+# %% ../../nbs/data/08_validation.ipynb #a113ba0b
 def split_batch(
     frame: pl.DataFrame, # The contract's columns as delivered, `_source` and `_row`
     schema: Schema,
@@ -209,7 +209,7 @@ def split_batch(
                  _quarantined(frame.filter(bad), both.filter(bad), broken, schema),
                  {r.key: count[r.key] for r in broken}, present)
 
-# %% ../../nbs/data/08_validation.ipynb #cfcd9635
+# %% ../../nbs/data/08_validation.ipynb #7905e766
 PART_BYTES = 128 * 2**20 # of a part in memory
 
 class Parts:
@@ -228,7 +228,7 @@ class Parts:
         pl.concat(self.held).write_parquet(self.folder / f"part-{self.written:05d}.parquet", compression='zstd', compression_level=1)
         self.held, self.written = [], self.written + 1
 
-# %% ../../nbs/data/08_validation.ipynb #ed68dba6
+# %% ../../nbs/data/08_validation.ipynb #5d9d949c
 def check_accepted(
     accepted: pl.DataFrame, # As `split_batch` gives it
     contract, # What `to_pandera` gives
@@ -238,7 +238,7 @@ def check_accepted(
     try: contract.validate(accepted.drop('_source', '_row'))
     except SchemaError as e: raise RuntimeError(f"rows were accepted that pandera refuses: {e}") from e
 
-# %% ../../nbs/data/08_validation.ipynb #85e182df
+# %% ../../nbs/data/08_validation.ipynb #18810501
 class PartitionCount(Struct):
     "Where the rows of a partition went."
     partition: str
@@ -259,7 +259,7 @@ class Validation(Struct):
     champion: str | None = None # bundle id of the model the baseline belongs to
     value_skew: list[Skew] = []
 
-# %% ../../nbs/data/08_validation.ipynb #dfa08743
+# %% ../../nbs/data/08_validation.ipynb #93e9fd10
 def check_shape(
     root: Path, # The project folder
     manifest: Manifest,
@@ -276,7 +276,7 @@ def check_shape(
     if wrong: raise SchemaSkew(wrong)
     return changes
 
-# %% ../../nbs/data/08_validation.ipynb #a7382d07
+# %% ../../nbs/data/08_validation.ipynb #cdcabf85
 def check_retyped(
     count: PartitionCount, # Names the partition
     by_rule: Counter, # Of this partition
@@ -289,7 +289,7 @@ def check_retyped(
              for n, k in present.items() if strange(n) > k / 2]
     if wrong: raise SchemaSkew(wrong)
 
-# %% ../../nbs/data/08_validation.ipynb #fa7a4440
+# %% ../../nbs/data/08_validation.ipynb #69d6a0e0
 class _Run:
     "The state of a run while batches pass by."
     def __init__(self, schema, newest):
@@ -310,7 +310,7 @@ class _Run:
         kept = rows if self.schema.filter is None else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr())
         self.current.append(summarise(kept, self.schema))
 
-# %% ../../nbs/data/08_validation.ipynb #ab19ad2a
+# %% ../../nbs/data/08_validation.ipynb #b608de7e
 @patch
 def partition(self:_Run, part, frames, accepted, quarantine):
     "All batches of one partition."
@@ -332,7 +332,7 @@ def result(self:_Run) -> Validation:
     total = [sum(getattr(c, k) for c in self.counts) for k in ('received', 'accepted', 'quarantined')]
     return Validation(*total, by_rule=dict(sorted(self.by_rule.items())), partitions=self.counts)
 
-# %% ../../nbs/data/08_validation.ipynb #77049543
+# %% ../../nbs/data/08_validation.ipynb #064ed074
 def check_counts(
     v: Validation,
     max_quarantined: float, # Share of the rows
@@ -345,7 +345,7 @@ def check_counts(
                     f"{max_quarantined:.1%}; the rules broken most often are {worst}; look at the rows in quarantine/, "
                     "then mend the data or schema.yaml.")
 
-# %% ../../nbs/data/08_validation.ipynb #c2eb40c3
+# %% ../../nbs/data/08_validation.ipynb #eacd785b
 def validate(
     root: str | Path = '.', # The project folder
     baseline: Baseline | None = None, # Of the present champion; None when there is none yet
