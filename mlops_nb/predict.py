@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_contract', 'Policy', 'Predictor', 'score_file']
 
-# %% ../nbs/22_predict.ipynb #04a2f8fa
+# %% ../nbs/22_predict.ipynb #604d1381
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterator
@@ -24,7 +24,7 @@ from .schema import Schema
 from .sealed import open_sealed
 from .train.encoder import Encoder
 
-# %% ../nbs/22_predict.ipynb #7abffb7b
+# %% ../nbs/22_predict.ipynb #678f779b
 def as_contract(
     frame: pl.DataFrame, # Rows as they arrived
     schema: Schema,
@@ -43,7 +43,7 @@ def as_contract(
                             "correct it, or send null for a missing value.")
     return out
 
-# %% ../nbs/22_predict.ipynb #36953ade
+# %% ../nbs/22_predict.ipynb #2c44a53e
 class Policy(Struct):
     "How a score becomes a decision."
     task: str # binary, multiclass, regression
@@ -51,7 +51,7 @@ class Policy(Struct):
     threshold: float | None = None # binary: at this probability or above, the event is expected
     costs: dict[str, float] = field(default_factory=dict) # what the threshold was chosen by
 
-# %% ../nbs/22_predict.ipynb #cac2b934
+# %% ../nbs/22_predict.ipynb #d6e7cca1
 class Predictor:
     "Everything needed to answer for one model."
     def __init__(self,
@@ -77,7 +77,7 @@ class Predictor:
         "The columns of the contract that must be given; others are ignored."
         return list(dict.fromkeys([*self.schema.feature_columns, *self.features.inputs]))
 
-# %% ../nbs/22_predict.ipynb #f3a6a7cc
+# %% ../nbs/22_predict.ipynb #b61febad
 @patch
 def matrix(self:Predictor,
     frame: pl.DataFrame, # Has the columns `inputs`
@@ -88,7 +88,7 @@ def matrix(self:Predictor,
         pl.Series(n, v, pl.Float64) if self.features.types[n] == 'number' else pl.Series(n, v.tolist(), pl.String)
         for n, v in self.features.compute(given).items()))
 
-# %% ../nbs/22_predict.ipynb #ff6530ae
+# %% ../nbs/22_predict.ipynb #fa90d4ca
 @patch
 def predict(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
@@ -110,7 +110,7 @@ def explain(self:Predictor,
     "What each input added to each raw score."
     return self.booster.contributions(self.matrix(frame))
 
-# %% ../nbs/22_predict.ipynb #4622bae3
+# %% ../nbs/22_predict.ipynb #d4d978b6
 def _series(name, value):
     try: return pl.Series(name, [value])
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
@@ -124,7 +124,7 @@ def predict_one(self:Predictor,
     known = [c for c in self.inputs if c in row]
     return self.booster.predict_one(self.matrix(pl.DataFrame([_series(c, row[c]) for c in known]))[0])
 
-# %% ../nbs/22_predict.ipynb #941efbc9
+# %% ../nbs/22_predict.ipynb #1e48e68b
 @patch
 def decide(self:Predictor,
     scores: np.ndarray, # What `predict` gave
@@ -137,7 +137,7 @@ def decide(self:Predictor,
         raise UserError("the model has no threshold yet; run the stage evaluate, which chooses it.")
     return classes[(np.asarray(scores) >= self.policy.threshold).astype(int)]
 
-# %% ../nbs/22_predict.ipynb #f864622c
+# %% ../nbs/22_predict.ipynb #efdf5738
 @patch(cls_method=True)
 def open(cls:Predictor,
     path: str | Path, # A bundle folder
@@ -152,7 +152,7 @@ def open(cls:Predictor,
                Encoder.from_json((path / 'encoder.json').read_bytes()), Booster((path / 'model.txt').read_text(encoding='utf-8'), threads),
                read_json(path / 'policy.json', Policy), sealed.id)
 
-# %% ../nbs/22_predict.ipynb #52a65b0f
+# %% ../nbs/22_predict.ipynb #cb9e82a9
 @patch
 def output(self:Predictor) -> dict[str, pl.DataType]: # Column -> type
     "The columns of scored rows: `score`, or `score_<class>` for several; and `decision` for a classification."
@@ -162,7 +162,7 @@ def output(self:Predictor) -> dict[str, pl.DataType]: # Column -> type
 @patch
 def _score(self:Predictor, X):
     scores = self.booster.predict(X)
-    columns = [*scores.reshape(len(X), -1).T] + ([] if self.schema.task == 'regression' else [self.decide(scores).tolist()])
+    columns = [*scores.reshape(len(X), self.booster.classes).T] + ([] if self.schema.task == 'regression' else [self.decide(scores).tolist()])
     return pl.DataFrame(dict(zip(self.output(), columns)), schema=self.output())
 
 @patch
@@ -172,7 +172,7 @@ def score(self:Predictor,
     "Scores and decisions, row for row."
     return self._score(self.matrix(frame))
 
-# %% ../nbs/22_predict.ipynb #81a072c0
+# %% ../nbs/22_predict.ipynb #53e2333c
 def _batches(source, columns, rows) -> Iterator[pl.DataFrame]:
     "The needed columns of a Parquet file, batch by batch; what is wrong with the file in a sentence."
     try:
@@ -183,7 +183,7 @@ def _batches(source, columns, rows) -> Iterator[pl.DataFrame]:
     except pl.exceptions.PolarsError as e:
         raise UserError(f"{source} cannot be read as Parquet ({e}); write it again, or fetch it again.") from None
 
-# %% ../nbs/22_predict.ipynb #24d99558
+# %% ../nbs/22_predict.ipynb #91251d16
 def _ahead(items: Iterator) -> Iterator:
     "The same items; each is made in a thread while the one before it is in use."
     with ThreadPoolExecutor(1) as pool:
@@ -192,7 +192,7 @@ def _ahead(items: Iterator) -> Iterator:
             later = pool.submit(next, items, None)
             yield item
 
-# %% ../nbs/22_predict.ipynb #6ae3aa30
+# %% ../nbs/22_predict.ipynb #2e3bcb04
 def score_file(
     predictor: Predictor,
     source: str | Path, # A Parquet file with rows of the contract; may be larger than memory
@@ -208,7 +208,7 @@ def score_file(
         for X in _ahead(map(predictor.matrix, _batches(source, predictor.inputs, batch_rows))):
             done += len(X)
             yield predictor._score(X)
-    with atomic_file(target) as tmp:
-        scores = register_io_source(scored, schema=predictor.output())
-        scores.sink_parquet(tmp, row_group_size=batch_rows, maintain_order=True, engine='streaming')
+    scores = register_io_source(scored, schema=predictor.output())
+    with atomic_file(target) as tmp, tmp.open('wb') as out: # an open file: given a path, the sink could make it anew after a failure
+        scores.sink_parquet(out, row_group_size=batch_rows, maintain_order=True, engine='streaming')
     return done

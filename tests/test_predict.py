@@ -1,0 +1,329 @@
+"One way into the model: a row alone, a batch, a file, and other types of the same values give the same numbers to the last bit."
+import datetime as dt
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import modelling
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb.bundle import bundle, draft
+from mlops_nb.data.features import load_features
+from mlops_nb.errors import UserError
+from mlops_nb.params import EncoderParams
+from mlops_nb.predict import Predictor, as_contract, score_file
+from mlops_nb.train.encoder import Encoder
+
+
+@pytest.fixture(scope="module", params=list(modelling.CLASSES))
+def project(request, tmp_path_factory):
+    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param), request.param)
+    bundle(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def predictor(project): return Predictor.open(project / "artifacts/bundle")
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory):
+    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp("one")))
+    bundle(root)
+    return root / "artifacts/bundle"
+
+
+def same(a, b):
+    assert a.shape == b.shape and a.tobytes() == np.ascontiguousarray(b).tobytes()
+
+
+def test_a_row_alone_equals_the_batch_to_the_last_bit(predictor):
+    frame = modelling.rows(150, seed=1)
+    want = predictor.predict(frame)
+    same(np.array([predictor.predict_one(r) for r in frame.to_dicts()]), want)
+    same(np.concatenate([predictor.predict(frame[i:i + 7]) for i in range(0, 150, 7)]), want)
+
+
+def test_training_rows_get_the_scores_that_lightgbm_gives(project, predictor):
+    import lightgbm as lgb
+    reference = lgb.Booster(model_file=project / "artifacts/models/gbdt/model.txt")
+    frame = pl.read_parquet(project / "artifacts/prepared/test.parquet")
+    X = predictor.encoder.transform(frame)  # the columns that training read from the file, features included
+    same(predictor.matrix(frame), X)
+    same(predictor.predict(frame), reference.predict(X))
+    same(predictor.raw(frame), reference.predict(X, raw_score=True))
+    contributions = reference.predict(X, pred_contrib=True)
+    same(predictor.explain(frame).reshape(contributions.shape), contributions)
+
+
+def test_a_draft_is_the_bundle(project, predictor):
+    frame = modelling.rows(100, seed=2)
+    same(draft(project).predict(frame), predictor.predict(frame))
+    assert draft(project).policy is None and draft(project).id is None
+    assert draft(project).columns == predictor.columns == ["x", "count", "place", "known", "ratio", "weekday"]
+    assert predictor.inputs == ["x", "count", "place", "known", "when"]
+
+
+def test_columns_that_are_not_needed_and_their_order_do_not_matter(predictor):
+    frame = modelling.rows(50, seed=3)
+    same(predictor.predict(frame.select(reversed(frame.columns)).with_columns(extra=1)), predictor.predict(frame.select(predictor.inputs)))
+
+
+def test_the_same_values_in_other_types(predictor):
+    frame = modelling.rows(80, seed=4)
+    want = predictor.predict(frame)
+    text = frame.with_columns(pl.col("x", "count", "known").cast(pl.String), pl.col("when").dt.to_string("%Y-%m-%d %H:%M:%S"))
+    same(predictor.predict(text), want)
+    same(predictor.predict(text.with_columns(pl.col("x").fill_null(" "), pl.col("place").fill_null("?") + pl.lit(" "))), want)
+    same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.Float32), pl.col("place").cast(pl.Categorical))), want)
+    same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.UInt8), pl.col("when").cast(pl.Datetime("ns")))), want)
+    same(predictor.predict(frame.with_columns(pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"))), want)
+    same(predictor.predict(frame.with_columns(pl.col("x").fill_null(float("nan")))), want)
+
+
+def test_whole_columns_of_nulls_and_no_rows(predictor):
+    frame = modelling.rows(20, seed=5)
+    typed = frame.with_columns(pl.lit(None, pl.Float64).alias("x"))
+    same(predictor.predict(frame.with_columns(x=None)), predictor.predict(typed))
+    assert len(predictor.predict(frame[:0])) == 0
+    assert predictor.explain(frame[:0]).shape[-1] == len(predictor.columns) + 1
+    assert predictor.score(frame[:0]).columns == list(predictor.output())
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"drop": "x"}, "no column 'x'"), ({"drop": "when"}, "no column 'when'"),
+    ({"count": pl.lit(1.5)}, "'count' holds 1.5, and the contract says integer"), ({"x": pl.lit("1,5")}, "'x' holds '1,5'"),
+    ({"x": pl.lit(float("inf"))}, "'x' holds inf"), ({"known": pl.lit("perhaps")}, "'known' holds 'perhaps'"),
+    ({"known": pl.lit(2)}, "'known' holds 2"),
+    ({"when": pl.lit("31/12/2026")}, "'when' holds '31/12/2026'"), ({"when": pl.lit(20260101)}, "'when' holds 20260101"),
+    ({"count": pl.lit(2**64 - 1, pl.UInt64)}, "'count' holds 18446744073709551615")])
+def test_what_does_not_fit_is_named(binary, change, said):
+    p, frame = Predictor.open(binary), modelling.rows(20, seed=6)
+    frame = frame.drop(change["drop"]) if "drop" in change else frame.with_columns(**change)
+    with pytest.raises(UserError, match=said.replace("(", "\\(")) as e: p.predict(frame)
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError): p.predict_one(frame.row(0, named=True))
+
+
+@pytest.mark.parametrize("value", [[1.0], {"a": 1}, object(), 10**60, b"\xff", 1 + 2j, dt.time(1)])
+def test_a_value_of_no_type_is_a_sentence(binary, value):
+    row = modelling.rows(1).row(0, named=True) | {"x": value}
+    with pytest.raises(UserError, match="x"): Predictor.open(binary).predict_one(row)
+
+
+@settings(deadline=None, max_examples=80)
+@given(row=st.fixed_dictionaries({
+    "x": st.none() | st.floats(allow_infinity=False), "count": st.integers(-2**40, 2**40), "place": st.none() | st.text(max_size=8),
+    "known": st.booleans(), "when": st.none() | st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2200, 1, 1))}))
+def test_any_row_of_the_right_types_is_answered_alone_as_among_others(binary, row):
+    p = Predictor.open(binary) if not hasattr(test_any_row_of_the_right_types_is_answered_alone_as_among_others, "p") else None
+    p = test_any_row_of_the_right_types_is_answered_alone_as_among_others.__dict__.setdefault("p", p)
+    inputs = modelling.rows(5, seed=7).select(p.inputs)
+    frame = pl.concat([inputs, pl.DataFrame([row], schema=inputs.schema), inputs])
+    score = p.predict_one(row)
+    assert 0 < score < 1 and score == p.predict(frame)[5]
+
+
+def test_decisions(predictor):
+    classes = modelling.CLASSES[predictor.schema.task]
+    if predictor.schema.task == "binary":
+        at = predictor.policy.threshold
+        assert predictor.decide(np.array([0, np.nextafter(at, 0), at, 1])).tolist() == ["no", "no", "yes", "yes"]
+        assert predictor.decide(np.array(at)) == "yes"
+    elif predictor.schema.task == "multiclass":
+        assert predictor.decide(np.eye(3)).tolist() == classes
+        assert predictor.decide(np.array([.2, .2, .6])) == classes[2]
+    else: assert predictor.decide(np.array([1.5])).tolist() == [1.5]
+
+
+def test_no_decision_without_a_threshold(tmp_path):
+    p = draft(modelling.trained(tmp_path, n=200))
+    with pytest.raises(UserError, match="run the stage evaluate"): p.decide(p.predict(modelling.rows(3)))
+
+
+def test_a_model_of_other_columns_is_refused(tmp_path):
+    root = modelling.trained(tmp_path, n=200)
+    (root / "features.py").write_text(modelling.FEATURES.replace("def ratio", "def other"))
+    with pytest.raises(UserError, match="run the stage train again"): draft(root)
+
+
+def test_without_feature_functions(tmp_path):
+    root = modelling.judged(modelling.trained(tmp_path, features=False, n=200))
+    bundle(root)
+    frame = modelling.rows(30, seed=8).drop("when")
+    same(Predictor.open(root / "artifacts/bundle").predict(frame), draft(root).predict(frame))
+
+
+# --- files
+
+def test_a_file_gives_what_the_frame_gives(predictor, tmp_path):
+    frame = modelling.rows(1003, seed=9)
+    frame.write_parquet(tmp_path / "in.parquet", row_group_size=100)
+    for size in (1, 64, 100, 5000):
+        if size == 1: frame[:40].write_parquet(tmp_path / "few.parquet")
+        source = tmp_path / ("few.parquet" if size == 1 else "in.parquet")
+        n = score_file(predictor, source, tmp_path / "out.parquet", size)
+        out = pl.read_parquet(tmp_path / "out.parquet")
+        assert out.equals(predictor.score(frame[:n])) and n == (40 if size == 1 else 1003)
+
+
+def test_the_same_file_gives_the_same_bytes(predictor, tmp_path):
+    modelling.rows(3000, seed=10).write_parquet(tmp_path / "in.parquet", row_group_size=500)
+    for name in "ab": score_file(predictor, tmp_path / "in.parquet", tmp_path / name, 256)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_without_rows(predictor, tmp_path):
+    modelling.rows(5).clear().write_parquet(tmp_path / "in.parquet")
+    assert score_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet") == 0
+    assert pl.read_parquet(tmp_path / "out.parquet").schema == predictor.output()
+
+
+def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path):
+    p, target = Predictor.open(binary), tmp_path / "out" / "scores.parquet"
+    frame = modelling.rows(500)
+    frame.write_parquet(tmp_path / "good.parquet")
+    data = (tmp_path / "good.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(data[:len(data) // 2])
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    frame.drop("x").write_parquet(tmp_path / "lacks.parquet")
+    frame.with_columns(pl.when(pl.int_range(500) == 499).then(pl.lit("late")).otherwise(pl.col("x").cast(pl.String)).alias("x")
+                       ).write_parquet(tmp_path / "late.parquet", row_group_size=50)
+    for name, said in {"none": "does not exist", "cut": "as Parquet", "empty": "as Parquet", "lacks": "no column 'x'",
+                       "late": "holds 'late'"}.items():
+        with pytest.raises(UserError, match=said): score_file(p, tmp_path / f"{name}.parquet", target, 50)
+        assert not list(target.parent.glob("*")) + list(target.parent.glob(".*"))
+    score_file(p, tmp_path / "good.parquet", target)
+    before = target.read_bytes()
+    with pytest.raises(UserError): score_file(p, tmp_path / "late.parquet", target, 50)
+    assert target.read_bytes() == before
+    with pytest.raises(UserError, match="give another target"): score_file(p, target, target.parent / "." / target.name)
+
+
+SCORE = """
+import sys
+from mlops_nb.predict import Predictor, score_file
+score_file(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
+"""
+
+
+def test_a_killed_scoring_leaves_no_target(binary, tmp_path):
+    pl.concat([modelling.rows(20_000)] * 50).write_parquet(tmp_path / "in.parquet", row_group_size=10_000)
+    run = subprocess.Popen([sys.executable, "-c", SCORE, str(binary), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), "2000"])
+    for _ in range(600):
+        if list(tmp_path.glob(".out.parquet*")) or run.poll() is not None: break
+        time.sleep(.05)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out.parquet").exists()
+
+
+PEAK = SCORE + """
+print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(binary, tmp_path):
+    if not Path("/proc/self/status").exists(): pytest.skip("no /proc here to read the peak memory from")
+    part = modelling.rows(50_000).drop("note").with_columns(pl.col("x").fill_null(0.0))
+    wide = part.with_columns(pl.Series(np.random.default_rng(0).normal(size=len(part))).alias("x").clip(-9, 9))
+    peaks = []
+    for times in (10, 40):
+        pl.concat([wide.lazy()] * times).sink_parquet(tmp_path / "in.parquet", row_group_size=50_000)
+        run = subprocess.run([sys.executable, "-c", PEAK, binary, tmp_path / "in.parquet", tmp_path / "out.parquet", "32768"],
+                             capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        peaks.append(int(run.stdout))
+    assert peaks[1] < peaks[0] + 150, f"{peaks} MiB for half a million and two million rows"
+
+
+# --- only the core
+
+HEAVY = ["pandas", "sklearn", "shap", "matplotlib", "mlflow", "torch", "pyarrow", "pandera", "lightgbm", "scipy", "duckdb", "dvc", "nbdev",
+         "IPython", "psutil", "sqlalchemy"]
+
+LEAN = """
+import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in HEAVY: raise ModuleNotFoundError(f'{name} must not be needed here', name=name)
+sys.meta_path.insert(0, Forbid())
+import importlib.util, importlib.machinery
+importlib.util.find_spec = lambda name: importlib.machinery.PathFinder.find_spec(name)
+from mlops_nb.predict import Predictor, score_file
+p = Predictor.open(sys.argv[1])
+import polars as pl
+frame = pl.read_parquet(sys.argv[2])
+assert len(p.predict(frame)) == len(p.explain(frame)) == score_file(p, sys.argv[2], sys.argv[3], 100)
+assert p.predict_one(frame.row(0, named=True)) == p.predict(frame)[0]
+from mlops_nb.bundle import check_golden
+assert check_golden(sys.argv[1]) is None
+assert not {m.split('.')[0] for m in sys.modules} & set(HEAVY)
+print('lean')
+""".replace("HEAVY", str(HEAVY))
+
+
+def test_predicting_needs_the_core_only(binary, tmp_path):
+    modelling.rows(250).write_parquet(tmp_path / "in.parquet")
+    run = subprocess.run([sys.executable, "-c", LEAN, str(binary), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")],
+                         capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.strip()) == (0, "lean"), run.stderr
+
+
+INSTALLED = """
+import sys
+from mlops_nb.predict import Predictor, score_file
+print(score_file(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_an_environment_with_the_core_dependencies_scores_a_file(binary, tmp_path):
+    root = Path(__file__).parents[1]
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--retries", "1", "--timeout", "20"]
+    constraints = ["-c", str(root / "constraints.txt")] if (root / "constraints.txt").exists() else []
+    reach = subprocess.run([*pip, *constraints, "msgspec"], capture_output=True, text=True, timeout=180)
+    if reach.returncode: pytest.skip(f"pip reaches no package index here: {reach.stderr.strip().splitlines()[-1]}")
+    done = subprocess.run([*pip, *constraints, str(root)], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    modelling.rows(250).write_parquet(tmp_path / "in.parquet")
+    run = subprocess.run([python, "-I", "-c", INSTALLED, binary, tmp_path / "in.parquet", tmp_path / "out.parquet"],
+                         capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (run.returncode, run.stdout.strip()) == (0, "250"), run.stderr
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(Predictor.open(binary).score(modelling.rows(250)))
+    frozen = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout.lower()
+    installed = {line.partition("==")[0] for line in frozen.splitlines()}
+    assert not installed & {"pandas", "scikit-learn", "shap", "matplotlib", "mlflow", "torch", "pyarrow", "pandera"}
+
+
+# --- as_contract by itself
+
+def test_as_contract_takes_each_column_once_and_in_order():
+    schema = modelling.schema("binary")
+    out = as_contract(modelling.rows(5), schema, ["count", "x"])
+    assert out.columns == ["count", "x"] and out.dtypes == [pl.Int64, pl.Float64]
+
+
+def test_features_are_computed_from_converted_values(tmp_path):
+    "A feature function sees contract types, whatever the caller sends."
+    (tmp_path / "f.py").write_text("import mlops_nb.data.features as fx\n\n@fx.feature\ndef twice(count):\n"
+                                   "    assert count.dtype == 'float64'\n    return 2 * count\n")
+    frame, features = modelling.rows(50).with_columns(pl.col("place").replace({"?": None})), load_features(tmp_path / "f.py")
+    given = frame.with_columns(pl.Series("twice", features.compute(frame)["twice"]))
+    encoder = Encoder.fit(given, modelling.schema("binary"), features, EncoderParams())
+    import lightgbm as lgb
+
+    from mlops_nb.booster import Booster
+    X = encoder.transform(given)
+    model = lgb.train({"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2}, lgb.Dataset(X, X[:, 1]), 2).model_to_string()
+    p = Predictor(modelling.schema("binary"), features, encoder, Booster(model))
+    same(p.matrix(frame.with_columns(pl.col("count").cast(pl.String))), X)
