@@ -59,7 +59,7 @@ def test_codes_mean_what_they_say(train, new, params):
         elif name not in counts: assert code == UNKNOWN
         elif counts[name] < params.min_count: assert code == RARE
         else: assert code >= RARE
-    kept = sorted((c for c in encoder.columns[0].codes.values() if c > RARE))
+    kept = sorted(c for c in encoder.columns[0].codes.values() if c > RARE)
     assert kept == list(range(2, 2 + len(kept))) and len(kept) <= params.max_categories
 
 
