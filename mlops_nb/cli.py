@@ -6,7 +6,7 @@
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
            'schema_check', 'schema_diff', 'score', 'report_run', 'control']
 
-# %% ../nbs/92_cli.ipynb #2e485b3d
+# %% ../nbs/92_cli.ipynb #915eb2b7
 import os, sys, traceback
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,7 +15,7 @@ import typer
 
 from .errors import UserError, os_sentence
 
-# %% ../nbs/92_cli.ipynb #ee81c2bf
+# %% ../nbs/92_cli.ipynb #23508bb1
 def _keep_traceback(e):
     "Write the traceback under .mlops/errors and say where."
     import time
@@ -26,7 +26,7 @@ def _keep_traceback(e):
     except OSError: return "; its traceback could not be written."
     return f"; its traceback is in {path}."
 
-# %% ../nbs/92_cli.ipynb #78d9f2d0
+# %% ../nbs/92_cli.ipynb #e50b3c5a
 def ending(
     e: BaseException,
 ) -> tuple[int, str]: # Exit code, and the sentence for standard error
@@ -39,7 +39,7 @@ def ending(
     if "No space left on device" in str(e) or "os error 28" in str(e): return 1, "the disk is full; free some space and run the command again."
     return 70, f"a fault in mlops_nb: {type(e).__name__}: {said}{_keep_traceback(e)}"
 
-# %% ../nbs/92_cli.ipynb #e20ec86a
+# %% ../nbs/92_cli.ipynb #1ac07472
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Notebooks to a production ML system: contract, pipeline, gate, bundle, reports.")
 
@@ -47,13 +47,14 @@ def main() -> None:
     "The command `mlops-nb`."
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive") # threads that spin while they wait stand in each other's way on a busy machine
     try: app()
     except (Exception, KeyboardInterrupt) as e:
         code, sentence = ending(e)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(code)
 
-# %% ../nbs/92_cli.ipynb #d9c63755
+# %% ../nbs/92_cli.ipynb #0361adf7
 def _names(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
 
 _Separator = Annotated[Optional[str], typer.Option(help="Of a text file; detected where it is not given.")]
@@ -61,7 +62,7 @@ _Encoding = Annotated[Optional[str], typer.Option(help="Of a text file; detected
 _Table = Annotated[Optional[str], typer.Option(help="A table, when DATA is a database URL.")]
 _Query = Annotated[Optional[str], typer.Option(help="A query, when DATA is a database URL.")]
 
-# %% ../nbs/92_cli.ipynb #a9c6533a
+# %% ../nbs/92_cli.ipynb #539c4e9f
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
          data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
@@ -83,7 +84,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder 
     print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
           f"Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
 
-# %% ../nbs/92_cli.ipynb #af21a0ff
+# %% ../nbs/92_cli.ipynb #58e5683d
 @app.command()
 def ingest(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or a database URL.")],
            replace: Annotated[bool, typer.Option("--replace", help="Replace rows that came from files of the same name.")] = False,
@@ -108,7 +109,7 @@ def simulate(if_missing: Annotated[bool, typer.Option("--if-missing", help="Do n
     simulate(root, read_params(root / "params.yaml").simulate)
     track_data(root)
 
-# %% ../nbs/92_cli.ipynb #e3a261d4
+# %% ../nbs/92_cli.ipynb #d7ff22a5
 @app.command()
 def stage(name: str, item: Annotated[Optional[str], typer.Argument(help="Of a stage with a matrix: the learner.")] = None):
     "Run one stage of the pipeline; `dvc repro` does this for all that need it."
@@ -124,7 +125,7 @@ def gate_check():
     from mlops_nb.evaluate.gate import check_gate
     print(check_gate(Path(".")))
 
-# %% ../nbs/92_cli.ipynb #068e1f67
+# %% ../nbs/92_cli.ipynb #1cccb7bb
 schema_app = typer.Typer(no_args_is_help=True, help="The contract of the data.")
 app.add_typer(schema_app, name="schema")
 
@@ -141,7 +142,7 @@ def schema_diff(old: Path, new: Path = Path("schema.yaml")):
     from mlops_nb.schema import diff_schemas, read_schema
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.sentence)
 
-# %% ../nbs/92_cli.ipynb #b4a0c056
+# %% ../nbs/92_cli.ipynb #9345567e
 @app.command()
 def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
           bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")] = None):
@@ -163,7 +164,7 @@ def report_run(name: Annotated[str, typer.Argument(help="A notebook, or the name
     from mlops_nb.report.run import report_once
     print(f"The page is {report_once(Path('.'), name, p, output)}")
 
-# %% ../nbs/92_cli.ipynb #5ebaf46a
+# %% ../nbs/92_cli.ipynb #5f20618b
 @app.command()
 def control():
     "Run the schedules of settings.ini until it is stopped."
