@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['git_state', 'Provenance', 'provenance', 'what_it_does', 'limits', 'card']
 
-# %% ../nbs/23_card.ipynb #60c9cc86
+# %% ../nbs/23_card.ipynb #da057aea
 import subprocess, sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .predict import Policy, Predictor
 from .schema import Schema
 from .sealed import producers
 
-# %% ../nbs/23_card.ipynb #90375eca
+# %% ../nbs/23_card.ipynb #bddf0f81
 _WRITTEN = ('artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'dvc.lock', 'data.dvc')
 
 def _git(root, *args):
@@ -36,7 +36,7 @@ def git_state(
     changed = _git(root, 'status', '--porcelain', '--untracked-files=no', '--', '.', *(f':(exclude){p}' for p in _WRITTEN))
     return commit, None if changed is None else bool(changed)
 
-# %% ../nbs/23_card.ipynb #024b8fee
+# %% ../nbs/23_card.ipynb #3226538e
 class Provenance(Struct):
     "How the model came to be; `provenance.json`."
     git_commit: str | None
@@ -49,7 +49,7 @@ class Provenance(Struct):
     python: str # 3.11
     training: dict # of training.json: iterations, loss, rows
 
-# %% ../nbs/23_card.ipynb #626ea5c3
+# %% ../nbs/23_card.ipynb #26703b90
 def provenance(
     root: Path, # The project's folder
     dataset: Dataset, # Of the stage prepare
@@ -65,7 +65,7 @@ def provenance(
     return Provenance(*git_state(root), parent, inputs, msgspec.to_builtins(params), seeds, producers(),
                       '.'.join(map(str, sys.version_info[:2])), {k: v for k, v in training.items() if k not in ('curve', 'params')})
 
-# %% ../nbs/23_card.ipynb #dba7a247
+# %% ../nbs/23_card.ipynb #1ce6698f
 def _table(head, rows):
     def clean(v): return str(v).replace('|', '\\|').replace('\n', ' ')
     return '\n'.join(f"| {' | '.join(map(clean, r))} |" for r in [head, ['---'] * len(head), *rows]) if rows else 'None.'
@@ -74,7 +74,7 @@ def _figure(e):
     if not e or e.get('value') is None: return 'undefined'
     return f"{e['value']:.4g}" + (f" ({e['low']:.4g} to {e['high']:.4g})" if e.get('low') is not None else '')
 
-# %% ../nbs/23_card.ipynb #643aa80a
+# %% ../nbs/23_card.ipynb #84e45eec
 def what_it_does(
     schema: Schema,
     policy: Policy,
@@ -90,14 +90,14 @@ def what_it_does(
     return (f"It predicts the probability that {about} is `{schema.classes[1]}`. From {policy.threshold:.4g} on it decides for "
             f"`{schema.classes[1]}`; that threshold was chosen on the validation rows by these costs: {costs or 'none were given'}.")
 
-# %% ../nbs/23_card.ipynb #7a09f73c
+# %% ../nbs/23_card.ipynb #29b6a74e
 def _parts(dataset):
     def span(t): return f"{t[0]} to {t[1]}" if t else 'no time'
     def target(d): return ', '.join(f"{k} {v:,.6g}" for k, v in d.items())
     rows = [(p, f"{d.rows:,}", span(d.time), target(d.target)) for p, d in dataset.parts.items()]
     return _table(['part', 'rows', 'time', 'target'], rows)
 
-# %% ../nbs/23_card.ipynb #6adbc470
+# %% ../nbs/23_card.ipynb #12904ecc
 def limits(
     schema: Schema,
     dataset: Dataset,
@@ -111,12 +111,12 @@ def limits(
            + (f" (filter: `{dataset.filter}`)." if dataset.filter else "."),
            "A contribution says what moved a prediction, not what would happen if the value were changed."]
     if dataset.split.method == 'random': out.append("The test rows were drawn at random, so the figures do not say how the model ages.")
-    small = [f"{s['slices']} values of `{s['column']}` ({s['rows']:,} rows)" for s in evaluation.get('small_slices') or []]
+    small = [f"{s['slices']} of the values of `{s['column']}` ({s['rows']:,} rows)" for s in evaluation.get('small_slices') or []]
     if small: out.append(f"Too few rows to judge: {', '.join(small)}.")
     if not schema.segments: out.append("The contract names no segments, so nobody has looked for groups for whom it is worse.")
     return out
 
-# %% ../nbs/23_card.ipynb #20c59f6f
+# %% ../nbs/23_card.ipynb #edc5ec10
 def _quality(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     return [f"With {evaluation['confidence']:.0%} bootstrap intervals.",
@@ -134,7 +134,7 @@ def _origin(p):
     after = f"it follows the model {p.parent[:12]}" if p.parent else 'there was no model before it'
     return f"Commit {p.git_commit or 'unknown'}{changed}; {after}; made with {', '.join(f'{k} {v}' for k, v in p.packages.items())}."
 
-# %% ../nbs/23_card.ipynb #bae4882b
+# %% ../nbs/23_card.ipynb #306b399c
 def card(
     predictor: Predictor, # With its policy
     dataset: Dataset,
