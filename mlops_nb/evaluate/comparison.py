@@ -6,7 +6,7 @@
 __all__ = ['Difference', 'gain', 'compare', 'Comparison', 'in_words', 'align', 'score_array', 'compare_baselines',
            'champion_scores', 'compare_champion']
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #b4117fcb
+# %% ../../nbs/evaluate/03_comparison.ipynb #0c943037
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from .thresholds import choose_threshold
 from ..params import CostParams
 from ..schema import Schema
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #29ea9ee9
+# %% ../../nbs/evaluate/03_comparison.ipynb #d9abcd95
 class Difference(Struct):
     "One metric of two models on the same rows."
     ours: float | None
@@ -28,7 +28,7 @@ class Difference(Struct):
     gain: Estimate # how much better ours is, in units of the metric: negative is worse
     worse: float | None # share of replicates in which ours is worse; `None` if the metric is undefined
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #92ebf1ff
+# %% ../../nbs/evaluate/03_comparison.ipynb #075a168d
 def gain(
     better: Literal['higher', 'lower', 'zero'], # which direction of the metric is good
     ours: float | np.ndarray,
@@ -38,7 +38,7 @@ def gain(
     if better == 'higher': return ours - theirs
     return theirs - ours if better == 'lower' else np.abs(theirs) - np.abs(ours)
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #3a1362c2
+# %% ../../nbs/evaluate/03_comparison.ipynb #f40f7a14
 def compare(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
@@ -63,7 +63,7 @@ def _difference(better, a, b, pairs, confidence):
     number = lambda x: float(x) if np.isfinite(x) else None
     return Difference(number(a), number(b), estimate, None if estimate.value is None else float((gains < 0).mean()))
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #e9b4adc4
+# %% ../../nbs/evaluate/03_comparison.ipynb #40048753
 class Comparison(Struct):
     "Our model against one other, on the test rows."
     name: str # constant, linear, champion, ...
@@ -72,7 +72,7 @@ class Comparison(Struct):
     bundle: str | None = None # the id of the champion's bundle
     metrics: dict[str, Difference] = field(default_factory=dict) # empty if it could not score these rows
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #ccea72eb
+# %% ../../nbs/evaluate/03_comparison.ipynb #c8616c85
 def in_words(
     task: str,
     name: str, # whom ours is compared with
@@ -90,7 +90,7 @@ def in_words(
     return (f"{m} {d.ours:.4g}, {size} the {name}'s {d.theirs:.4g} ({confidence:.0%} interval of the gain "
             f"{g.low:+.3g} to {g.high:+.3g}), {sure}.")
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #28d0776d
+# %% ../../nbs/evaluate/03_comparison.ipynb #5fd2cabd
 def align(
     scores: pl.DataFrame, # `_source`, `_row` and scores
     keys: pl.DataFrame, # `_source`, `_row` of the rows wanted
@@ -104,7 +104,7 @@ def align(
                         " run the stage baseline again.")
     return found.select(names)
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #91bcda4b
+# %% ../../nbs/evaluate/03_comparison.ipynb #7a2b5df6
 def score_array(
     column: pl.Series, # numbers, or a list of k numbers a row
 ) -> np.ndarray: # (n,) or (n, k)
@@ -112,7 +112,7 @@ def score_array(
     if column.dtype.base_type() in (pl.List, pl.Array): return np.array(column.to_list(), float)
     return column.cast(pl.Float64).to_numpy()
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #eecf3580
+# %% ../../nbs/evaluate/03_comparison.ipynb #8aa6f4e4
 def compare_baselines(
     task: str,
     valid: pl.DataFrame, # `_source`, `_row`, `_target`
@@ -133,7 +133,7 @@ def compare_baselines(
         found.append(Comparison(name, 'baseline', in_words(task, f"{name} baseline", metrics[PRIMARY[task]], confidence), metrics=metrics))
     return found
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #1fb32cd3
+# %% ../../nbs/evaluate/03_comparison.ipynb #97857f88
 def champion_scores(
     predictor, # the champion's `Predictor`
     frame: pl.DataFrame, # the rows, with the columns of the contract
@@ -150,7 +150,7 @@ def champion_scores(
     if schema.task == 'binary' and theirs.classes[1] != schema.classes[1]: return 1 - scores
     return scores if scores.ndim == 1 else scores[:, [theirs.classes.index(c) for c in schema.classes]]
 
-# %% ../../nbs/evaluate/03_comparison.ipynb #b1d95422
+# %% ../../nbs/evaluate/03_comparison.ipynb #e9c75c16
 def compare_champion(
     champion: Path, # its bundle folder
     schema: Schema,

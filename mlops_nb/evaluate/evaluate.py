@@ -6,7 +6,7 @@
 __all__ = ['Scores', 'describe_scores', 'Evaluation', 'read_evaluation', 'choose_terms', 'affordable', 'measure', 'regret_of',
            'read_part', 'predictions', 'evaluate']
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #58decc43
+# %% ../../nbs/evaluate/04_evaluate.ipynb #987c96da
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..params import EvaluateParams, read_params
 from ..predict import Policy, Predictor
 from ..schema import Schema
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #ad7350a1
+# %% ../../nbs/evaluate/04_evaluate.ipynb #d9173715
 class Scores(Struct):
     "Whether the scores of a part can be used at all."
     rows: int
@@ -42,7 +42,7 @@ def describe_scores(
     low, high = (float(good.min()), float(good.max())) if len(good) else (None, None)
     return Scores(len(s), int(bad.sum()), len(np.unique(good, axis=0)), low, high)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #f20ac2cc
+# %% ../../nbs/evaluate/04_evaluate.ipynb #f013a9ed
 class Evaluation(Struct):
     "What is known about a model's quality; `artifacts/evaluation/evaluation.json`."
     dataset: str
@@ -64,14 +64,14 @@ class Evaluation(Struct):
     comparisons: list[Comparison] # on test: each baseline, and the champion if there is one
     regret: float | None # simulated data only: expected log loss above the best possible, nats per row of test
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #892c2922
+# %% ../../nbs/evaluate/04_evaluate.ipynb #635c47a5
 def read_evaluation(
     root: Path = Path('.'), # The project's folder
 ) -> Evaluation:
     "What the stage evaluate wrote; raises `UserError` if it has not run."
     return read_json(Path(root) / 'artifacts/evaluation/evaluation.json', Evaluation)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #836bbe1b
+# %% ../../nbs/evaluate/04_evaluate.ipynb #afdf9edc
 def choose_terms(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) targets of the valid rows
@@ -83,7 +83,7 @@ def choose_terms(
     if task == 'multiclass' or not np.isfinite(s).all(): return Terms(costs=params.costs)
     return Terms(choose_threshold(y, s, params.costs), params.costs)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #8fa5e187
+# %% ../../nbs/evaluate/04_evaluate.ipynb #5ca9cb73
 def affordable(
     replicates: int, # as wanted
     rows: int,
@@ -91,7 +91,7 @@ def affordable(
     "How many replicates are drawn."
     return min(replicates, max(50, 40_000_000 // max(1, rows)))
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #98b4e2e0
+# %% ../../nbs/evaluate/04_evaluate.ipynb #5242c3d4
 def _matrix(y, s): # rows[truth][decision]
     k = s.shape[1]
     return np.bincount(y.astype(int) * k + s.argmax(1), minlength=k * k).reshape(k, k).tolist()
@@ -101,7 +101,7 @@ def _confusion(task, y, s, terms):
     if task == 'binary': s = np.column_stack([s < terms.threshold, s >= terms.threshold])
     return _matrix(y, s)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #e0bb60b1
+# %% ../../nbs/evaluate/04_evaluate.ipynb #fd819b40
 def measure(
     schema: Schema,
     params: EvaluateParams,
@@ -124,7 +124,7 @@ def measure(
         money=money(y['test'], scores['test'], terms.threshold, params.costs, *sure) if task == 'binary' and usable else None,
         confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, comparisons=[], regret=None)
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #77a6a674
+# %% ../../nbs/evaluate/04_evaluate.ipynb #2dc0dbe2
 def regret_of(
     root: Path, # The project's folder
     test: pl.DataFrame, # `_source`, `_row`
@@ -135,7 +135,7 @@ def regret_of(
     p = test.select('_source', '_row').join(pl.read_parquet(path), on=['_source', '_row'], how='left', maintain_order='left')['probability']
     return regret(s, p.to_numpy()) if len(p) == len(s) and not p.null_count() and np.isfinite(s).all() else None
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #3a1e95a7
+# %% ../../nbs/evaluate/04_evaluate.ipynb #1ae0a3a7
 def read_part(
     root: Path, # The project's folder
     part: str, # train, valid or test
@@ -147,7 +147,7 @@ def read_part(
     if not len(frame): raise UserError(f"{path} holds no row; give the {part} part a larger share in params.yaml, section prepare.split.")
     return frame
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #a295d8de
+# %% ../../nbs/evaluate/04_evaluate.ipynb #36874065
 def predictions(
     predictor: Predictor, # with its policy
     frame: pl.DataFrame, # rows of one part
@@ -160,7 +160,7 @@ def predictions(
     return frame.select('_source', '_row', pl.lit(part).alias('part'), '_target').with_columns(
         pl.Series(name, values, dtype) for (name, dtype), values in zip(predictor.output().items(), columns))
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #775aeebd
+# %% ../../nbs/evaluate/04_evaluate.ipynb #bf620621
 def evaluate(
     root: Path = Path('.'), # The project's folder
     champion: Path | None = None, # The bundle folder of the present champion
@@ -179,7 +179,7 @@ def evaluate(
     _write(root, predictor, found, parts, scores, p)
     return {'rows': sum(map(len, parts.values()))}
 
-# %% ../../nbs/evaluate/04_evaluate.ipynb #7e258a0c
+# %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3b
 def _compare(root, champion, found, schema, parts, ours, p):
     sure = (found.bootstrap, p.confidence, p.seed)
     path = root / 'artifacts/models/baseline/scores.parquet'

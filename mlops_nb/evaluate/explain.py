@@ -7,7 +7,7 @@ __all__ = ['contributions', 'additivity_error', 'gain_importance', 'importance',
            'Example', 'top_three', 'example', 'Attributed', 'Attribution', 'attribution', 'Explanation',
            'read_explanation', 'sample_rows', 'explain']
 
-# %% ../../nbs/evaluate/05_explain.ipynb #362c3cf6
+# %% ../../nbs/evaluate/05_explain.ipynb #d59d22b5
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..files import atomic_dir, read_json, write_json
 from ..params import read_params
 from ..predict import Predictor
 
-# %% ../../nbs/evaluate/05_explain.ipynb #57a1f06e
+# %% ../../nbs/evaluate/05_explain.ipynb #d70e7f1f
 def contributions(
     predictor: Predictor,
     frame: pl.DataFrame, # rows of the contract
@@ -40,7 +40,7 @@ def additivity_error(parts, raw):
     "The largest distance between the sum of a row's contributions and its raw score, relative where the score is above 1."
     return float((np.abs(parts.sum(-1) - raw) / np.maximum(1, np.abs(raw))).max())
 
-# %% ../../nbs/evaluate/05_explain.ipynb #6b9132fe
+# %% ../../nbs/evaluate/05_explain.ipynb #f615598f
 def gain_importance(
     model_text: str, # the content of `model.txt`
     features: int, # how many
@@ -54,7 +54,7 @@ def gain_importance(
         elif name == 'end of trees': break
     return gains
 
-# %% ../../nbs/evaluate/05_explain.ipynb #bb64285a
+# %% ../../nbs/evaluate/05_explain.ipynb #0d97800d
 def importance(
     parts: np.ndarray, # (n, k, features + 1) from `contributions`
     features: list[str],
@@ -69,7 +69,7 @@ def importance(
     every = every.sort('mean_abs', descending=True, maintain_order=True)
     return every if len(classes) == 1 else pl.concat([every, *(table(c, shares[:, k]) for k, c in enumerate(classes))])
 
-# %% ../../nbs/evaluate/05_explain.ipynb #f52515f4
+# %% ../../nbs/evaluate/05_explain.ipynb #9b4e7633
 def dependence(
     frame: pl.DataFrame, # the explained rows
     feature: str,
@@ -94,7 +94,7 @@ def dependence_points(
     number = values.cast(pl.Float64) if values.dtype.is_numeric() else pl.Series([None] * len(at), dtype=pl.Float64)
     return pl.DataFrame({'feature': feature, 'value': number, 'label': values.cast(pl.String), 'contribution': part[at]})
 
-# %% ../../nbs/evaluate/05_explain.ipynb #c681e1a4
+# %% ../../nbs/evaluate/05_explain.ipynb #1301f613
 class Reason(Struct):
     "One feature of one row."
     feature: str
@@ -115,7 +115,7 @@ class Example(Struct):
     reasons: list[Reason] # the strongest first
     top_three: float | None # their share of all contributions, 0..1; `None` if every contribution is 0
 
-# %% ../../nbs/evaluate/05_explain.ipynb #6aae4519
+# %% ../../nbs/evaluate/05_explain.ipynb #f9ef8539
 def top_three(
     parts: np.ndarray, # (n, features + 1)
 ) -> np.ndarray: # (n,) share, NaN where every contribution is 0
@@ -124,7 +124,7 @@ def top_three(
     total = size.sum(1)
     return np.divide(size[:, :3].sum(1), total, out=np.full(len(size), np.nan), where=total > 0)
 
-# %% ../../nbs/evaluate/05_explain.ipynb #f9411a55
+# %% ../../nbs/evaluate/05_explain.ipynb #20efc5c7
 def _plain(value): # Something JSON can hold
     if value is None or isinstance(value, (bool, int, float, str)): return value if value == value else None
     return str(value)
@@ -149,7 +149,7 @@ def example(
         base=float(part[-1]), raw=float(part.sum()), reasons=[Reason(f, _plain(row[f]), c) for f, c in strongest],
         top_three=None if np.isnan(share) else float(share))
 
-# %% ../../nbs/evaluate/05_explain.ipynb #764e96b8
+# %% ../../nbs/evaluate/05_explain.ipynb #060bf1c9
 class Attributed(Struct, rename={'label': 'class'}):
     "The contributions of one feature to one class over the explained rows."
     feature: str
@@ -165,7 +165,7 @@ class Attribution(Struct):
     base: list[float] # base value by class
     features: list[Attributed]
 
-# %% ../../nbs/evaluate/05_explain.ipynb #88cfff2e
+# %% ../../nbs/evaluate/05_explain.ipynb #ca01379d
 def attribution(
     parts: np.ndarray, # (n, k, features + 1)
     features: list[str],
@@ -177,7 +177,7 @@ def attribution(
              for k, c in enumerate(classes) for f, x in zip(features, parts[:, k].T)]
     return Attribution(len(parts), levels, parts[0, :, -1].tolist(), found)
 
-# %% ../../nbs/evaluate/05_explain.ipynb #ad2daa6d
+# %% ../../nbs/evaluate/05_explain.ipynb #02f73e5e
 class Explanation(Struct):
     "What is known about a model's reasons; `artifacts/explanation/explanation.json`."
     task: str
@@ -195,7 +195,7 @@ def read_explanation(
     "What the stage explain wrote; raises `UserError` if it has not run."
     return read_json(Path(root) / 'artifacts/explanation/explanation.json', Explanation)
 
-# %% ../../nbs/evaluate/05_explain.ipynb #9c3466d0
+# %% ../../nbs/evaluate/05_explain.ipynb #38bfa923
 def sample_rows(
     n: int, # rows there are
     most: int, # rows wanted
@@ -212,7 +212,7 @@ def _examples(predictor, test, sample, parts, scores, count=10):
     make = lambda i, part: example(predictor, test.row(int(i), named=True), scores[i], part)
     return [[make(i, part) for i, part in zip(at, contributions(predictor, test[at])[0])] for at in (best, worst)]
 
-# %% ../../nbs/evaluate/05_explain.ipynb #100a9d7d
+# %% ../../nbs/evaluate/05_explain.ipynb #4524ca26
 def explain(
     root: Path = Path('.'), # The project's folder
 ) -> dict: # Facts for the stage's record
@@ -233,7 +233,7 @@ def explain(
            Explanation(predictor.schema.task, predictor.schema.classes, len(frame), len(test), error, top, best, worst))
     return {'rows': len(frame)}
 
-# %% ../../nbs/evaluate/05_explain.ipynb #c7709386
+# %% ../../nbs/evaluate/05_explain.ipynb #68caf66d
 def _sides(schema): # The classes contributions are given for
     return schema.classes if schema.task == 'multiclass' else [schema.classes[1] if schema.classes else None]
 
