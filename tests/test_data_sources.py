@@ -278,7 +278,7 @@ GROWTH = """
 import resource, sys
 from mlops_nb.data.sources import find_sources, read_source
 def peak(path):
-    rows = sum(len(b) for b in read_source(*find_sources(path), rows=16_384))
+    rows = sum(len(b) for b in read_source(*find_sources(path), rows=65_536))
     return rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 small, big = peak(sys.argv[1]), peak(sys.argv[2])
 print(small[0], big[0], big[1] - small[1])

@@ -6,7 +6,7 @@
 __all__ = ['SourceFile', 'Partition', 'Manifest', 'read_manifest', 'PartitionWriter', 'period_of', 'choose_period', 'sweep',
            'only_one', 'IngestReport', 'ingest', 'raw_batches', 'common_type', 'scan_data', 'track_data']
 
-# %% ../../nbs/data/01_ingest.ipynb #bbb14315
+# %% ../../nbs/data/01_ingest.ipynb #94fc6642
 import fcntl, os, re, shutil, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from .sources import Source, detect, find_sources, read_source
 from ..errors import UserError, did_you_mean, os_sentence
 from ..files import _fsync, read_json, sha256_file, sha256_files, write_json
 
-# %% ../../nbs/data/01_ingest.ipynb #0681520a
+# %% ../../nbs/data/01_ingest.ipynb #c8f84ca7
 class SourceFile(Struct):
     "One delivery that was taken in."
     name: str # what `_source` says: a file name, a path inside its folder, or `database.table`
@@ -45,14 +45,14 @@ class Manifest(Struct):
     files: list[SourceFile] = field(default_factory=list)
     partitions: list[Partition] = field(default_factory=list)
 
-# %% ../../nbs/data/01_ingest.ipynb #4fe8259c
+# %% ../../nbs/data/01_ingest.ipynb #c115b840
 def read_manifest(root: str | Path = '.') -> Manifest:
     "The manifest of the project in `root`; raises `UserError` if nothing was ingested."
     return read_json(Path(root) / 'data/manifest.json', Manifest)
 
 def _known(root): return read_manifest(root) if (Path(root) / 'data/manifest.json').exists() else Manifest()
 
-# %% ../../nbs/data/01_ingest.ipynb #54d27504
+# %% ../../nbs/data/01_ingest.ipynb #2f76f54a
 class PartitionWriter:
     "Writes the rows of one delivery below `folder`, one Parquet file a period, in bounded memory."
     def __init__(self,
@@ -66,7 +66,7 @@ class PartitionWriter:
         self.folder, self.name, self.time, self.period, self.group, self.most = folder, name, time, period, group, most
         self.rows, self.writers, self.waiting, self.counts = 0, {}, {}, {}
 
-# %% ../../nbs/data/01_ingest.ipynb #9cbd3ae9
+# %% ../../nbs/data/01_ingest.ipynb #f04efb50
 _PERIODS = {'year': '%Y', 'month': '%Y-%m', 'day': '%Y-%m-%d'}
 
 def period_of(
@@ -74,21 +74,22 @@ def period_of(
     period: str, # year, month or day
 ) -> pl.Series: # Such as `2021-03`
     "The name of the period each time lies in; `unknown` where there is none."
-    if not times.dtype.is_temporal() or times.dtype in (pl.Time, pl.Duration): times = times.cast(pl.String).str.slice(0, 10).str.to_date('%Y-%m-%d', strict=False)
+    if times.dtype not in (pl.Date, pl.Datetime): times = times.cast(pl.String).str.slice(0, 10).str.to_date('%Y-%m-%d', strict=False)
     return times.dt.strftime(_PERIODS[period]).fill_null('unknown')
 
-# %% ../../nbs/data/01_ingest.ipynb #6ecd4b3b
+# %% ../../nbs/data/01_ingest.ipynb #dda9cf6b
 @patch
 def write(self:PartitionWriter,
     frame: pl.DataFrame, # Rows as delivered; always the same columns
 ):
     "Add rows; `_source` and `_row` are filled in."
-    frame = frame.with_columns(pl.lit(self.name).alias('_source'), pl.int_range(self.rows, self.rows + len(frame), dtype=pl.Int64).alias('_row'))
+    number = pl.int_range(self.rows, self.rows + len(frame), dtype=pl.Int64)
+    frame = frame.with_columns(pl.lit(self.name).alias('_source'), number.alias('_row'))
     self.rows += len(frame)
     if self.time is None: parts = {None: frame}
     else:
-        parts = frame.with_columns(period_of(frame[self.time], self.period).alias('_period')).partition_by('_period', as_dict=True, include_key=False)
-        parts = {key[0]: part for key, part in parts.items()}
+        frame = frame.with_columns(period_of(frame[self.time], self.period).alias('_period'))
+        parts = {key: part for (key,), part in frame.partition_by('_period', as_dict=True, include_key=False).items()}
     for period, part in parts.items():
         if period not in self.waiting and len(self.waiting) >= self.most - 1: period = 'unknown'
         self.waiting.setdefault(period, []).append(part)
@@ -98,7 +99,7 @@ def write(self:PartitionWriter,
 
 def _height(frames): return sum(map(len, frames))
 
-# %% ../../nbs/data/01_ingest.ipynb #b89a102e
+# %% ../../nbs/data/01_ingest.ipynb #1ac26083
 @patch
 def _flush(self:PartitionWriter, period, whole=False):
     "Write what waits for `period`: only whole row groups, or everything."
@@ -116,7 +117,7 @@ def _flush(self:PartitionWriter, period, whole=False):
     self.writers[period].write_table(table, row_group_size=self.group)
     self.counts[period] = self.counts.get(period, 0) + n
 
-# %% ../../nbs/data/01_ingest.ipynb #dad1ec6d
+# %% ../../nbs/data/01_ingest.ipynb #31909912
 @patch
 def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in order
     "Write the rest and finish the files."
@@ -124,7 +125,7 @@ def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in o
     for writer in self.writers.values(): writer.close()
     return dict(sorted(self.counts.items(), key=str))
 
-# %% ../../nbs/data/01_ingest.ipynb #6c2d502f
+# %% ../../nbs/data/01_ingest.ipynb #2a10683d
 def choose_period(
     source: Source,
     time: str, # The time column
@@ -145,7 +146,7 @@ def _with_time(source, time):
             raise UserError(f"{source.name} has no time column {time!r}{did_you_mean(time, batch.columns)}")
         yield batch
 
-# %% ../../nbs/data/01_ingest.ipynb #52599005
+# %% ../../nbs/data/01_ingest.ipynb #813a1533
 def _write_source(source, scratch, time, sha):
     "Write one delivery below `scratch`, as it will lie in data/; gives its `SourceFile` and its `Partition`s."
     source, size, writer = detect(source), os.path.getsize(source.path) if sha else 0, None
@@ -162,7 +163,7 @@ def _write_source(source, scratch, time, sha):
     sha, size = sha or sha256_files({p.path: p.sha256 for p in parts}), size or sum(p.bytes for p in parts)
     return SourceFile(source.name, sha, size, writer.rows, columns, str(source)), parts
 
-# %% ../../nbs/data/01_ingest.ipynb #8b49db03
+# %% ../../nbs/data/01_ingest.ipynb #d5ccc1c1
 def sweep(root: Path, manifest: Manifest):
     "Remove what a killed ingest left behind; raises `UserError` if data/ holds files that ingest did not write."
     data, named = root / 'data', {p.path for p in manifest.partitions}
@@ -171,10 +172,11 @@ def sweep(root: Path, manifest: Manifest):
         name = path.relative_to(data).as_posix()
         if name in named or name == 'manifest.json': continue
         if re.fullmatch(r'part-[0-9a-f]{16}\.parquet|\.manifest\.json\..*\.tmp', path.name): path.unlink()
-        elif not path.name.startswith('.'): raise UserError(f"{path} was not put there by ingest, which owns {data}; move it to another folder.")
+        elif not path.name.startswith('.'):
+            raise UserError(f"{path} was not put there by ingest, which owns {data}; move it to another folder.")
     for folder in [p for p in data.glob('*') if p.is_dir() and not any(p.iterdir())]: folder.rmdir()
 
-# %% ../../nbs/data/01_ingest.ipynb #c3469d6c
+# %% ../../nbs/data/01_ingest.ipynb #4b087329
 @contextmanager
 def only_one(root: Path):
     "Hold the lock of `root`; raises `UserError` if another process is ingesting into it."
@@ -184,7 +186,7 @@ def only_one(root: Path):
         except BlockingIOError: raise UserError(f"another ingest into {root} is running; wait for it to end.") from None
         yield
 
-# %% ../../nbs/data/01_ingest.ipynb #7349c1f1
+# %% ../../nbs/data/01_ingest.ipynb #cdd95052
 def _commit(root, manifest, scratch, added, parts):
     "Move the new files in, then replace the manifest: the step that makes them exist."
     names = {f.name for f in added}
@@ -199,12 +201,13 @@ def _commit(root, manifest, scratch, added, parts):
     write_json(root / 'data/manifest.json', manifest)
     return manifest
 
-# %% ../../nbs/data/01_ingest.ipynb #3e4b2e4e
+# %% ../../nbs/data/01_ingest.ipynb #7fcb8eac
 def _is_new(name, sha, known, replace):
     "Is this content to be taken in? `known` holds the hash of each name."
     if sha in known.values(): return replace and known.get(name) == sha # read again, perhaps with other options
     if name in known and not replace:
-        raise UserError(f"{name} was taken in before with other content; add --replace to take this one in its place, or rename it if it is another delivery.")
+        raise UserError(f"{name} was taken in before with other content; add --replace to take this one in its place, "
+                        "or rename it if it is another delivery.")
     return True
 
 def _take(sources, manifest, scratch, time, replace):
@@ -222,7 +225,7 @@ def _take(sources, manifest, scratch, time, replace):
         known[file.name] = file.sha256
     return added, skipped, parts
 
-# %% ../../nbs/data/01_ingest.ipynb #3caacd1f
+# %% ../../nbs/data/01_ingest.ipynb #d97dfce8
 class IngestReport(Struct):
     "What one call of `ingest` did."
     added: list[SourceFile]
@@ -231,7 +234,7 @@ class IngestReport(Struct):
     partitions: int # written
     bytes: int # written
 
-# %% ../../nbs/data/01_ingest.ipynb #0e81247f
+# %% ../../nbs/data/01_ingest.ipynb #7f30b434
 def ingest(
     source: str | Path, # A file, folder, glob, `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`
     root: str | Path = '.', # The project folder
@@ -257,7 +260,7 @@ def ingest(
     except OSError as e: raise UserError(f"ingesting into {root / 'data'} stopped and changed nothing: {os_sentence(e)}") from None
     return IngestReport(added, skipped, sum(f.rows for f in added), len(parts), sum(p.bytes for p in parts))
 
-# %% ../../nbs/data/01_ingest.ipynb #acef3751
+# %% ../../nbs/data/01_ingest.ipynb #c222d237
 def raw_batches(
     root: str | Path = '.', # The project folder
     rows: int = 262_144, # At most this many rows at a time
@@ -268,9 +271,10 @@ def raw_batches(
             scan = pl.scan_parquet(Path(root) / 'data' / part.path, glob=False, hive_partitioning=False)
             for batch in scan.collect_batches(chunk_size=rows, maintain_order=True): yield part, batch
         except (OSError, pl.exceptions.ComputeError) as e:
-            raise UserError(f"data/{part.path} is missing or damaged ({str(e).splitlines()[0][:200]}); run dvc checkout data, or ingest again.") from None
+            why = str(e).splitlines()[0][:200]
+            raise UserError(f"data/{part.path} is missing or damaged ({why}); run dvc checkout data, or ingest again.") from None
 
-# %% ../../nbs/data/01_ingest.ipynb #4866edf0
+# %% ../../nbs/data/01_ingest.ipynb #c4784f0a
 def common_type(types: list[pl.DataType]) -> pl.DataType:
     "The type that holds the values of all `types`; String if there is none."
     types = [t for t in types if t != pl.Null] or [pl.Null()]
@@ -278,7 +282,7 @@ def common_type(types: list[pl.DataType]) -> pl.DataType:
     try: return pl.concat([pl.Series('x', [], t).to_frame() for t in types], how='vertical_relaxed').schema['x'] if alike else pl.String()
     except pl.exceptions.PolarsError: return pl.String() # times with and without a zone
 
-# %% ../../nbs/data/01_ingest.ipynb #66c0e224
+# %% ../../nbs/data/01_ingest.ipynb #13b2bddb
 def scan_data(root: str | Path = '.') -> pl.LazyFrame: # Without `_source` and `_row`
     "All partitions under one schema."
     scans = [pl.scan_parquet(Path(root) / 'data' / p.path, glob=False, hive_partitioning=False) for p in read_manifest(root).partitions]
@@ -289,7 +293,7 @@ def scan_data(root: str | Path = '.') -> pl.LazyFrame: # Without `_source` and `
     casts = [s.with_columns(pl.col(n).cast(common[n]) for n in schema if schema[n] != common[n]) for s, schema in zip(scans, schemas)]
     return pl.concat(casts, how='diagonal').drop('_source', '_row')
 
-# %% ../../nbs/data/01_ingest.ipynb #a520cfe0
+# %% ../../nbs/data/01_ingest.ipynb #b6e55f1a
 def track_data(root: str | Path = '.'):
     "Bring `data.dvc` up to date with data/; raises `UserError` if DVC refuses."
     root = Path(root)

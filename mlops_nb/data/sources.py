@@ -8,7 +8,7 @@ __all__ = ['ENDINGS', 'FORMS', 'find_files', 'open_bytes', 'file_kind', 'bad_byt
            'choose_form', 'find_forms', 'apply_forms', 'parquet_batches', 'open_sqlite', 'sqlite_batches',
            'postgres_batches', 'find_sources', 'detect', 'read_source']
 
-# %% ../../nbs/data/00_sources.ipynb #7b4ce4e7
+# %% ../../nbs/data/00_sources.ipynb #04fe5a79
 import codecs, csv, gzip, hashlib, io, re, sqlite3, zlib
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
@@ -22,10 +22,10 @@ from msgspec import Struct
 
 from ..errors import UserError, did_you_mean
 
-# %% ../../nbs/data/00_sources.ipynb #20e3a665
+# %% ../../nbs/data/00_sources.ipynb #ab9d409c
 ENDINGS = ('.csv', '.tsv', '.psv', '.jsonl', '.ndjson', '.parquet', '.pq') # each also with .gz
 
-# %% ../../nbs/data/00_sources.ipynb #0784e518
+# %% ../../nbs/data/00_sources.ipynb #d7426f7c
 def find_files(
     source: str | Path, # A file, a folder or a glob such as `in/*.csv`
 ) -> dict[str, Path]: # `{name: path}`, sorted by name
@@ -40,10 +40,10 @@ def find_files(
         found = list(base.glob(str(Path(*path.parts[fixed[0]:]))))
     names = {p.relative_to(base).as_posix(): p for p in found if p.is_file()}
     names = {name: p for name, p in names.items() if not re.search(r'(^|/)\.', name)} # nothing hidden
-    if not names: raise UserError(f"{source} holds no file that can be read; expected are {', '.join(ENDINGS)}, each also with .gz, or a glob.")
+    if not names: raise UserError(f"{source} holds no file to read; expected are {', '.join(ENDINGS)}, each also with .gz, or a glob.")
     return dict(sorted(names.items()))
 
-# %% ../../nbs/data/00_sources.ipynb #42c2fb1c
+# %% ../../nbs/data/00_sources.ipynb #3d0b221a
 @contextmanager
 def open_bytes(path: Path):
     "Open a file, gzipped or not, for reading bytes; raises `UserError` if it is cut or damaged."
@@ -53,13 +53,14 @@ def open_bytes(path: Path):
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{path} is a damaged gzip file ({e}), as if it was cut in the middle; copy it again.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #fbe6d788
+# %% ../../nbs/data/00_sources.ipynb #c541e797
 def file_kind(path: Path) -> str: # `csv`, `jsonl` or `parquet`
     "What a file holds, from its first bytes; raises `UserError` if it is empty or nothing that can be read here."
     with open_bytes(path) as f: head = f.read(1024)
     if not head: raise UserError(f"{path} is empty; deliver it again, or leave it out.")
-    known = {b'PK\x03\x04': "a zip archive or an Excel workbook; unpack it or save it as CSV", b'SQLite format 3': "an SQLite database; "
-             f"give it as sqlite:///{path} with a table or a query", b'ARROW1': "an Arrow file; save it as Parquet", b'%PDF': "a PDF; export CSV"}
+    known = {b'PK\x03\x04': "a zip archive or an Excel workbook; unpack it or save it as CSV",
+             b'SQLite format 3': f"an SQLite database; give it as sqlite:///{path} with a table or a query",
+             b'ARROW1': "an Arrow file; save it as Parquet", b'%PDF': "a PDF; export CSV"}
     for magic, what in known.items():
         if head.startswith(magic): raise UserError(f"{path} is {what}.")
     if head.startswith(b'PAR1'): return 'parquet'
@@ -67,8 +68,9 @@ def file_kind(path: Path) -> str: # `csv`, `jsonl` or `parquet`
     if text.startswith(b'['): raise UserError(f"{path} is a JSON array; write one object a line (JSON lines) instead.")
     return 'jsonl' if text.startswith(b'{') else 'csv'
 
-# %% ../../nbs/data/00_sources.ipynb #14407ce0
-_GUESSES = ['cp1252', 'cp1250', 'cp1251', 'cp1253', 'cp1254', 'cp1255', 'cp1256', 'cp1257', 'koi8_r', 'cp932', 'euc_jp', 'gb18030', 'big5', 'euc_kr']
+# %% ../../nbs/data/00_sources.ipynb #f069e302
+_GUESSES = ['cp1252', 'cp1250', 'cp1251', 'cp1253', 'cp1254', 'cp1255', 'cp1256', 'cp1257', 'koi8_r', 'cp932', 'euc_jp', 'gb18030',
+            'big5', 'euc_kr']
 
 def bad_byte(
     path: Path,
@@ -84,7 +86,7 @@ def bad_byte(
             if not chunk: return None
             done += len(chunk)
 
-# %% ../../nbs/data/00_sources.ipynb #ba405d21
+# %% ../../nbs/data/00_sources.ipynb #73639a10
 def check_encoding(path: Path, encoding: str) -> str: # The codec's Python name
     "Raise `UserError` unless the whole file decodes with `encoding`."
     try: name = codecs.lookup(encoding).name.replace('-', '_')
@@ -94,7 +96,7 @@ def check_encoding(path: Path, encoding: str) -> str: # The codec's Python name
         raise UserError(f"{path} is not {encoding}: byte {offset} does not decode; give another --encoding, or none to have it detected.")
     return name
 
-# %% ../../nbs/data/00_sources.ipynb #dc3d3d8e
+# %% ../../nbs/data/00_sources.ipynb #3e95a969
 def _guess_encoding(path, offset):
     from charset_normalizer import from_bytes
     with open_bytes(path) as f:
@@ -104,7 +106,7 @@ def _guess_encoding(path, offset):
     if best is None: return None
     return 'cp1252' if 'cp1252' in best.could_be_from_charset else best.encoding
 
-# %% ../../nbs/data/00_sources.ipynb #61ce4e13
+# %% ../../nbs/data/00_sources.ipynb #fc350fe2
 def detect_encoding(path: Path) -> str: # A Python codec
     "The encoding of a text file; raises `UserError` naming the byte if there is no telling."
     with open_bytes(path) as f: head = f.read(4096)
@@ -120,7 +122,7 @@ def detect_encoding(path: Path) -> str: # A Python codec
         raise UserError(f"{path} is not UTF-8 (byte {offset}) and its encoding could not be detected; give it, e.g. --encoding latin-1.")
     return guess
 
-# %% ../../nbs/data/00_sources.ipynb #e1d6f84f
+# %% ../../nbs/data/00_sources.ipynb #05119aac
 def _records(path, encoding, separator, strict=False):
     "Yield each record that is not blank: its number, the physical line it ends on, and its fields."
     line = 0
@@ -135,7 +137,7 @@ def _records(path, encoding, separator, strict=False):
                 raise UserError(f"{path}, line {line + 1}: a quotation mark is opened and never closed; mend the line, "
                                 "or deliver the file again if it was cut.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #352f2ec8
+# %% ../../nbs/data/00_sources.ipynb #fba06e7c
 def detect_separator(path: Path, encoding: str) -> str: # One character
     "The separator of a CSV file, from its first 100 lines; a comma where there is only one column."
     def score(separator):
@@ -144,7 +146,7 @@ def detect_separator(path: Path, encoding: str) -> str: # One character
     best = max(',;\t|', key=score)
     return best if score(best)[0] > 0.5 else ','
 
-# %% ../../nbs/data/00_sources.ipynb #7565969b
+# %% ../../nbs/data/00_sources.ipynb #89721a7b
 def read_header(path: Path, encoding: str, separator: str) -> tuple[list[str], int]: # Names, and the number of the record they are in
     "The column names of a CSV file, stripped; raises `UserError` if a name comes twice or no row follows."
     rows = list(islice(_records(path, encoding, separator), 2))
@@ -152,7 +154,8 @@ def read_header(path: Path, encoding: str, separator: str) -> tuple[list[str], i
     at, _, first = rows[0]
     names = [name.strip() or f"column_{i}" for i, name in enumerate(first, 1)]
     check_names(names, path)
-    if all(re.fullmatch(r'[+-]?[\d.]+', name) for name in names): raise UserError(f"{path} has no header: its first line is {first[:5]}; add one.")
+    if all(re.fullmatch(r'[+-]?[\d.]+', name) for name in names):
+        raise UserError(f"{path} has no header: its first line is {first[:5]}; add one.")
     if len(rows) < 2: raise UserError(f"{path} holds a header and no rows; deliver it again, or leave it out.")
     return names, at
 
@@ -162,7 +165,7 @@ def check_names(names: list[str], where: str | Path):
         if names.count(name) > 1: raise UserError(f"{where} names the column {name!r} {names.count(name)} times; rename all but one.")
         if name in ('_source', '_row'): raise UserError(f"{where} has a column {name!r}, which is reserved; rename it.")
 
-# %% ../../nbs/data/00_sources.ipynb #b8a5d044
+# %% ../../nbs/data/00_sources.ipynb #12c18ba8
 class Source(Struct, frozen=True):
     "One thing to read: a file, or a table or query of a database."
     name: str # what `_source` says
@@ -176,17 +179,19 @@ class Source(Struct, frozen=True):
 
     def __str__(self):
         "How it was read, for a person."
-        return ', '.join([self.kind, *([f"separator {self.separator!r}"] if self.separator else []), *([f"encoding {self.encoding}"] if self.encoding else [])])
+        how = {f"separator {self.separator!r}": self.separator, f"encoding {self.encoding}": self.encoding}
+        return ', '.join([self.kind, *(words for words, known in how.items() if known)])
 
-# %% ../../nbs/data/00_sources.ipynb #cd19fe9a
+# %% ../../nbs/data/00_sources.ipynb #9f73835d
 def _clean(frame): # all columns are text
     text = pl.all().str.strip_chars()
     return frame.select(pl.when(text != '').then(text))
 
 def _ragged(path, line, row, width):
-    return UserError(f"{path}, line {line}: {len(row)} fields where the header has {width}; mend the line, or deliver the file again if it was cut.")
+    return UserError(f"{path}, line {line}: {len(row)} fields where the header has {width}; mend the line, "
+                     "or deliver the file again if it was cut.")
 
-# %% ../../nbs/data/00_sources.ipynb #e007c26a
+# %% ../../nbs/data/00_sources.ipynb #d953d816
 def csv_batches(
     source: Source,
     size: int, # Bytes of text a batch
@@ -195,12 +200,13 @@ def csv_batches(
     import pyarrow as pa, pyarrow.csv as pc
     how = source.path, source.encoding, source.separator
     names, at = read_header(*how)
-    if source.padded: yield from _padded_batches(source, names, at, size // 64); return
+    if source.padded: yield from _padded_batches(source, names, at, size // 16); return
     blank = lambda row: 'error' if row.text.strip() else 'skip'
     try:
         with open_bytes(source.path) as f:
             reader = pc.open_csv(pa.PythonFile(f, mode='r'),
-                pc.ReadOptions(column_names=names, skip_rows_after_names=at, block_size=size, encoding=source.encoding.removesuffix('_sig')),
+                pc.ReadOptions(column_names=names, skip_rows_after_names=at, block_size=size,
+                               encoding=source.encoding.removesuffix('_sig')),
                 pc.ParseOptions(delimiter=source.separator, newlines_in_values=True, invalid_row_handler=blank),
                 pc.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False))
             for batch in reader:
@@ -208,9 +214,10 @@ def csv_batches(
     except pa.ArrowInvalid as e:
         for _, line, row in _records(*how):
             if len(row) != len(names): raise _ragged(source.path, line, row, len(names)) from None
-        raise UserError(f"{source.path} cannot be read as CSV ({str(e).splitlines()[0][:200]}); check separator and quotation marks.") from None
+        why = str(e).splitlines()[0][:200]
+        raise UserError(f"{source.path} cannot be read as CSV ({why}); check separator and quotation marks.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #70a9fb82
+# %% ../../nbs/data/00_sources.ipynb #750ff3ff
 def check_quotes(path: Path, encoding: str, separator: str) -> bool: # Are there blanks before quotation marks?
     "Look at all quotation marks of a CSV file; raises `UserError` if one is never closed."
     quotes, padded, tail, pattern = 0, False, '\n', re.compile(rf'[\r\n{re.escape(separator)}] +"')
@@ -223,7 +230,7 @@ def check_quotes(path: Path, encoding: str, separator: str) -> bool: # Are there
         for _ in _records(path, encoding, separator, strict=True): pass
     return padded and separator != ' '
 
-# %% ../../nbs/data/00_sources.ipynb #691fdf63
+# %% ../../nbs/data/00_sources.ipynb #76827144
 def _padded_batches(source, names, at, rows):
     records = (r for r in _records(source.path, source.encoding, source.separator) if r[0] > at)
     while batch := list(islice(records, rows)):
@@ -231,7 +238,7 @@ def _padded_batches(source, names, at, rows):
             if len(row) != len(names): raise _ragged(source.path, line, row, len(names))
         yield _clean(pl.DataFrame([row for *_, row in batch], dict.fromkeys(names, pl.String), orient='row'))
 
-# %% ../../nbs/data/00_sources.ipynb #baad0c12
+# %% ../../nbs/data/00_sources.ipynb #acffca76
 def jsonl_batches(source: Source, size: int) -> Iterator[pl.DataFrame]: # All columns String; columns may differ between batches
     "The objects of a JSON lines file; raises `UserError` naming the line that is none."
     line = 0
@@ -240,33 +247,37 @@ def jsonl_batches(source: Source, size: int) -> Iterator[pl.DataFrame]: # All co
             keys = {}
             for line, row in enumerate(lines, line + 1):
                 try: keys |= msgspec.json.decode(row, type=dict[str, msgspec.Raw]) if row.strip() else {}
-                except msgspec.MsgspecError as e: raise UserError(f"{source.path}, line {line}: not a JSON object ({e}); mend the line.") from None
+                except msgspec.MsgspecError as e:
+                    raise UserError(f"{source.path}, line {line}: not a JSON object ({e}); mend the line.") from None
             check_names(list(keys), source.path)
             try: frame = pl.read_ndjson(''.join(lines).encode(), schema=dict.fromkeys(keys, pl.String)) if keys else None
-            except pl.exceptions.PolarsError as e: raise UserError(f"{source.path}, near line {line}: not a JSON object ({e}); mend the line.") from None
+            except pl.exceptions.PolarsError as e:
+                raise UserError(f"{source.path}, near line {line}: not a JSON object ({e}); mend the line.") from None
             if keys: yield _clean(frame)
 
-# %% ../../nbs/data/00_sources.ipynb #a4802e47
+# %% ../../nbs/data/00_sources.ipynb #06e1e46a
 _DATES, _TIMES = ['%Y-%m-%d', '%Y/%m/%d', '%d.%m.%Y', '%d/%m/%Y', '%m/%d/%Y'], ['%H:%M:%S%.f', '%H:%M', '%I:%M:%S %p']
 _STAMPS = [f"{d} {t}" for d in _DATES for t in _TIMES] + [f"%Y-%m-%dT{t}" for t in _TIMES[:2]]
 _ZONED = [f"%Y-%m-%d{s}%H:%M:%S%.f%#z" for s in 'T ']
 
 def _when(x, pattern, negate=False): return pl.when(x.str.contains(pattern) ^ negate).then(x)
 
-def _date(fmt): return lambda x: _when(x, r'(^|\D)\d{4}(\D|$)').str.to_date(fmt, strict=False)
-def _stamp(fmt): return lambda x: _when(x, r'(^|\D)\d{4}(\D|$)').str.to_datetime(fmt, time_unit='us', strict=False).dt.replace_time_zone(None)
+_YEAR = r'(^|\D)\d{4}(\D|$)' # `%Y` alone would take 24 for the year 24
+def _date(fmt): return lambda x: _when(x, _YEAR).str.to_date(fmt, strict=False)
+def _stamp(fmt): return lambda x: _when(x, _YEAR).str.to_datetime(fmt, time_unit='us', strict=False).dt.replace_time_zone(None)
 
-# %% ../../nbs/data/00_sources.ipynb #60e5a0db
+# %% ../../nbs/data/00_sources.ipynb #c80853d8
+_COMMA = r'^[+-]?(\d|[1-9]\d{1,17})?(,\d+)?$'
 FORMS: dict[str, Callable[[pl.Expr], pl.Expr]] = { # text -> value, or null where the text has another form; narrowest first
     'integer': lambda x: _when(x, r'^[+-]?0\d', negate=True).cast(pl.Int64, strict=False),
     'number': lambda x: _when(x, r'^[+-]?(0\d|\d{19,}$)', negate=True).cast(pl.Float64, strict=False),
-    'decimal comma': lambda x: _when(x, r'^[+-]?(\d|[1-9]\d{1,17})?(,\d+)?$').str.replace(',', '.', literal=True).cast(pl.Float64, strict=False),
+    'decimal comma': lambda x: _when(x, _COMMA).str.replace(',', '.', literal=True).cast(pl.Float64, strict=False),
     'thousands comma': lambda x: _when(x, r'^[+-]?\d{1,3}(,\d{3})*$'),
     'boolean': lambda x: x.str.to_lowercase().replace_strict({'true': True, 'false': False}, default=None, return_dtype=pl.Boolean),
     **{f: _date(f) for f in _DATES}, **{f: _stamp(f) for f in _STAMPS + _ZONED},
 }
 
-# %% ../../nbs/data/00_sources.ipynb #0adeb31a
+# %% ../../nbs/data/00_sources.ipynb #96598a17
 def _fits(form, values): return values.to_frame('x').select(FORMS[form](pl.col('x')).null_count()).item() == 0
 
 def _living(forms, values):
@@ -277,7 +288,7 @@ def _living(forms, values):
         return [f for f in forms if f in sure or _fits(f, values)]
     return [f for f in forms if f != 'integer' and _fits(f, values)]
 
-# %% ../../nbs/data/00_sources.ipynb #4fd0f70f
+# %% ../../nbs/data/00_sources.ipynb #e7dd7040
 def choose_form(
     forms: list[str], # The forms that every value fits
 ) -> str | None: # None: it stays text
@@ -285,7 +296,7 @@ def choose_form(
     if forms and forms[0] in ('integer', 'number', 'boolean'): return forms[0]
     return forms[0] if len(forms) == 1 and forms[0] != 'thousands comma' else None
 
-# %% ../../nbs/data/00_sources.ipynb #5f928578
+# %% ../../nbs/data/00_sources.ipynb #34f1a1a7
 def find_forms(
     batches: Iterator[pl.DataFrame], # All columns String, stripped, null where empty
 ) -> dict[str, str | None]: # By column: a key of `FORMS`, `empty`, or None for text
@@ -299,7 +310,7 @@ def find_forms(
             if len(values): seen.add(name)
     return {name: choose_form(forms) if name in seen else 'empty' for name, forms in living.items()}
 
-# %% ../../nbs/data/00_sources.ipynb #d84e8b89
+# %% ../../nbs/data/00_sources.ipynb #0d5ab7eb
 def apply_forms(frame: pl.DataFrame, forms: dict[str, str | None]) -> pl.DataFrame:
     "Convert text columns to what `find_forms` found; a column that the batch lacks is null."
     def typed(name, form):
@@ -309,7 +320,7 @@ def apply_forms(frame: pl.DataFrame, forms: dict[str, str | None]) -> pl.DataFra
         return (value.fill_nan(None) if form in ('number', 'decimal comma') else value).alias(name)
     return frame.with_columns(typed(n, f) for n, f in forms.items()).select(list(forms))
 
-# %% ../../nbs/data/00_sources.ipynb #cb54f62a
+# %% ../../nbs/data/00_sources.ipynb #d582f2ec
 def parquet_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]:
     "The rows of a Parquet file; raises `UserError` if it is cut or damaged."
     try:
@@ -323,23 +334,24 @@ def parquet_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]:
         raise UserError(f"{source.path} is a damaged Parquet file ({str(e).splitlines()[0][:200]}), as if it was cut in the middle; "
                         "copy it again.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #564676d6
+# %% ../../nbs/data/00_sources.ipynb #2e87eeb7
 def _quoted(*names): return '.'.join('"' + name.replace('"', '""') + '"' for name in names)
 
 def _text(value): return value if value is None or isinstance(value, str) else value.hex() if isinstance(value, bytes) else repr(value)
 
-# %% ../../nbs/data/00_sources.ipynb #c284397d
+# %% ../../nbs/data/00_sources.ipynb #d7cad752
 @contextmanager
 def open_sqlite(path: str | Path):
     "A read-only connection inside one transaction; SQLite's complaints become `UserError`."
-    if not Path(path).is_file(): raise UserError(f"the SQLite file {path} does not exist; check the path (sqlite:///relative or sqlite:////absolute).")
+    if not Path(path).is_file():
+        raise UserError(f"the SQLite file {path} does not exist; check the path (sqlite:///relative or sqlite:////absolute).")
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)) as connection:
             connection.execute('BEGIN')
             yield connection
     except sqlite3.Error as e: raise UserError(f"{path} cannot be read ({e}); check the file, and the table or query.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #0e91f771
+# %% ../../nbs/data/00_sources.ipynb #b412df59
 def sqlite_batches(connection: sqlite3.Connection, source: Source, rows: int) -> Iterator[pl.DataFrame]: # All columns String
     "The rows of a table or query."
     cursor = connection.execute(source.query or f"SELECT * FROM {_quoted(*source.table.split('.'))}")
@@ -348,7 +360,7 @@ def sqlite_batches(connection: sqlite3.Connection, source: Source, rows: int) ->
     while batch := cursor.fetchmany(rows):
         yield _clean(pl.DataFrame([[_text(v) for v in row] for row in batch], dict.fromkeys(names, pl.String), orient='row'))
 
-# %% ../../nbs/data/00_sources.ipynb #cacfb876
+# %% ../../nbs/data/00_sources.ipynb #84325a0c
 _PRIMARY_KEY = """select string_agg(quote_ident(a.attname), ', ' order by array_position(i.indkey::int2[], a.attnum)) from pg_index i
 join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey) where i.indisprimary and i.indrelid = $1::regclass"""
 
@@ -367,7 +379,7 @@ def _postgres_query(cursor, source):
         return _quoted(field.name)
     return f"SELECT {', '.join(column(f) for f in fields)} FROM ({query}) AS source"
 
-# %% ../../nbs/data/00_sources.ipynb #9450a088
+# %% ../../nbs/data/00_sources.ipynb #a174e3ed
 def postgres_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]: # Typed
     "The rows of a table or query; raises `UserError` where the server refuses."
     import pyarrow as pa, adbc_driver_manager, adbc_driver_postgresql.dbapi as postgres
@@ -377,21 +389,24 @@ def postgres_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]: # Typ
             cursor.execute(_postgres_query(cursor, source))
             for batch in cursor.fetch_record_batch(): yield from pl.from_arrow(batch).iter_slices(rows)
     except (adbc_driver_manager.Error, pa.ArrowException, OSError) as e: # what fails after the first rows comes through Arrow
-        raise UserError(f"{source.name} cannot be read from {source.path} ({' '.join(str(e).split())[:300]}); check server, name and PGPASSWORD.") from None
+        why = ' '.join(str(e).split())[:300]
+        raise UserError(f"{source.name} cannot be read from {source.path} ({why}); check server, name and PGPASSWORD.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #edef3039
+# %% ../../nbs/data/00_sources.ipynb #0c4c8e14
 def _database(url, table, query):
     "The `Source` of a database URL."
     if bool(table) == bool(query): raise UserError("a database needs either a table or a query; give --table NAME or --query SQL.")
     parts = urlsplit(url)
     kind = {'sqlite': 'sqlite', 'postgresql': 'postgresql', 'postgres': 'postgresql'}.get(parts.scheme)
-    if kind is None: raise UserError(f"{parts.scheme}:// is no source that can be read; use a path, sqlite:///FILE or postgresql://USER@HOST/DATABASE.")
-    if parts.password or 'password' in parts.query: raise UserError("the database URL contains a password; take it out and set PGPASSWORD instead.")
+    if kind is None:
+        raise UserError(f"{parts.scheme}:// cannot be read; use a path, sqlite:///FILE or postgresql://USER@HOST/DATABASE.")
+    if parts.password or 'password' in parts.query:
+        raise UserError("the database URL contains a password; take it out and set PGPASSWORD instead.")
     path = parts.path.removeprefix('/') if kind == 'sqlite' else url
     name = Path(parts.path).stem + '.' + (table or 'query-' + hashlib.sha256(query.encode()).hexdigest()[:8])
     return Source(name, kind, path, table=table or '', query=query or '')
 
-# %% ../../nbs/data/00_sources.ipynb #2226a39e
+# %% ../../nbs/data/00_sources.ipynb #47217668
 def find_sources(
     source: str | Path, # A file, folder, glob, `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`
     separator: str | None = None, # Of CSV files; detected if None
@@ -403,10 +418,11 @@ def find_sources(
     if '://' in str(source): return [_database(str(source), table, query)]
     if table or query: raise UserError(f"--table and --query belong to a database, and {source} is a path; leave them out or give a URL.")
     separator = {'tab': '\t', '\\t': '\t'}.get(separator, separator) or ''
-    if len(separator) > 1 or not separator.isascii(): raise UserError(f"the separator {separator!r} is not one ASCII character; give one, or `tab`.")
+    if len(separator) > 1 or not separator.isascii():
+        raise UserError(f"the separator {separator!r} is not one ASCII character; give one, or `tab`.")
     return [Source(name, 'file', str(path), encoding or '', separator) for name, path in find_files(source).items()]
 
-# %% ../../nbs/data/00_sources.ipynb #e6948cb1
+# %% ../../nbs/data/00_sources.ipynb #185c0781
 def detect(source: Source) -> Source:
     "Fill in how a file is to be read; raises `UserError` if there is no telling."
     if source.kind != 'file': return source
@@ -417,22 +433,24 @@ def detect(source: Source) -> Source:
     separator = source.separator or detect_separator(path, encoding)
     return Source(source.name, kind, source.path, encoding, separator, check_quotes(path, encoding, separator))
 
-# %% ../../nbs/data/00_sources.ipynb #84c8cfe7
+# %% ../../nbs/data/00_sources.ipynb #231b4c12
 def _twice(read): # `read()` starts a pass
     forms = find_forms(read())
     for batch in read(): yield apply_forms(batch, forms)
 
-# %% ../../nbs/data/00_sources.ipynb #746eb4c4
+# %% ../../nbs/data/00_sources.ipynb #733e40c8
 def read_source(
     source: Source,
-    rows: int = 131_072, # About so many rows a batch; of a text file, 64 bytes for each
+    rows: int = 131_072, # About so many rows a batch; of a text file, 16 bytes for each
 ) -> Iterator[pl.DataFrame]: # All with the same columns and types
     "Stream a source, typed; raises `UserError` if it cannot be read for certain or holds no rows."
     source, empty = detect(source), True
     with ExitStack() as stack:
         if source.kind == 'sqlite': db = stack.enter_context(open_sqlite(source.path))
-        batches = {'csv': lambda: _twice(lambda: csv_batches(source, rows * 64)), 'jsonl': lambda: _twice(lambda: jsonl_batches(source, rows * 64)),
-                   'sqlite': lambda: _twice(lambda: sqlite_batches(db, source, rows)), 'postgresql': lambda: postgres_batches(source, rows),
+        batches = {'csv': lambda: _twice(lambda: csv_batches(source, rows * 16)),
+                   'jsonl': lambda: _twice(lambda: jsonl_batches(source, rows * 16)),
+                   'sqlite': lambda: _twice(lambda: sqlite_batches(db, source, rows)),
+                   'postgresql': lambda: postgres_batches(source, rows),
                    'parquet': lambda: parquet_batches(source, rows)}[source.kind]
         for batch in batches():
             if len(batch): yield batch
