@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'run_stage', 'features', 'validate', 'evaluate', 'bundle', 'report']
 
-# %% ../nbs/90_pipeline.ipynb #5159d360
+# %% ../nbs/90_pipeline.ipynb #58e12607
 import time
 from contextlib import chdir
 from importlib import import_module
@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .files import write_json
 
-# %% ../nbs/90_pipeline.ipynb #570620ed
+# %% ../nbs/90_pipeline.ipynb #b22987c4
 class Stage(Struct, frozen=True):
     "One step of the pipeline: a function, and the files it reads and writes."
     name: str
@@ -29,7 +29,7 @@ class Stage(Struct, frozen=True):
     kept: list[str] = field(default_factory=list) # outputs that git tracks or that grow from run to run: DVC never deletes them
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
 
-# %% ../nbs/90_pipeline.ipynb #6e257c01
+# %% ../nbs/90_pipeline.ipynb #56cf56fb
 _FEATURES = "${prepare.features}"
 
 STAGES = {s.name: s for s in [
@@ -39,7 +39,7 @@ STAGES = {s.name: s for s in [
           deps=["data", "schema.yaml"], params=["validate"],
           outs=["artifacts/accepted", "quarantine", "artifacts/statistics.parquet"], metrics=["artifacts/validation.json"]),
     Stage("prepare", "Compute target and features, and split into train, valid and test.", "mlops_nb.data.prepare:prepare",
-          deps=["artifacts/accepted", "schema.yaml", _FEATURES], params=["prepare"], outs=["artifacts/prepared"]),
+          deps=["artifacts/accepted", "data/manifest.json", "schema.yaml", _FEATURES], params=["prepare"], outs=["artifacts/prepared"]),
     Stage("baseline", "Fit the constant and the linear baseline.", "mlops_nb.train.baselines:baseline",
           deps=["artifacts/prepared", "schema.yaml"], params=["train.encoder", "train.seed"], outs=["artifacts/models/baseline"]),
     Stage("train", "Fit a model.", "mlops_nb.train.gbdt:train",
@@ -65,7 +65,7 @@ STAGES = {s.name: s for s in [
           outs=[], kept=["reports/pipeline", "reports/index.html"]),
 ]}
 
-# %% ../nbs/90_pipeline.ipynb #780612f3
+# %% ../nbs/90_pipeline.ipynb #534e3d2a
 def _dvc_stage(s):
     d = dict(matrix=dict(learner="${%s}" % s.matrix)) if s.matrix else {}
     d |= dict(desc=s.doc, cmd=f"mlops-nb stage {s.name}" + (" ${item.learner}" if s.matrix else ""), deps=s.deps)
@@ -75,7 +75,7 @@ def _dvc_stage(s):
     if s.metrics: d["metrics"] = [{m: dict(cache=False)} for m in s.metrics]
     return d
 
-# %% ../nbs/90_pipeline.ipynb #d4832d2b
+# %% ../nbs/90_pipeline.ipynb #849b56ea
 def dvc_yaml() -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO
@@ -85,12 +85,12 @@ def dvc_yaml() -> str: # YAML
     yaml.dump(dict(stages={s.name: _dvc_stage(s) for s in STAGES.values()}), out)
     return "# Written by `mlops-nb`: the stages of every project. What differs between projects is in params.yaml and schema.yaml.\n" + out.getvalue()
 
-# %% ../nbs/90_pipeline.ipynb #265d1688
+# %% ../nbs/90_pipeline.ipynb #c24db028
 def _peak_mib():
     import resource
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
-# %% ../nbs/90_pipeline.ipynb #2e5e729d
+# %% ../nbs/90_pipeline.ipynb #bf90368f
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
@@ -105,7 +105,7 @@ def run_stage(
     write_json(root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", took)
     return took
 
-# %% ../nbs/90_pipeline.ipynb #3c46c652
+# %% ../nbs/90_pipeline.ipynb #9ed50798
 def features(root: Path) -> None:
     "Export the project's features notebook, so that an edit of it is enough for `dvc repro` to notice."
     from nbdev.export import nb_export
@@ -116,7 +116,7 @@ def features(root: Path) -> None:
     if not (root / p.features).exists():
         raise UserError(f"{p.notebook} did not export {p.features}; its `#| default_exp` and prepare.features in params.yaml must name the same module.")
 
-# %% ../nbs/90_pipeline.ipynb #15665191
+# %% ../nbs/90_pipeline.ipynb #de7d7b2e
 def validate(root: Path) -> dict | None:
     "Validate against the contract, with value skew measured against the champion's training data."
     from mlops_nb.bundle import read_baseline
@@ -138,7 +138,7 @@ def bundle(root: Path) -> dict | None:
     now = champion(root)
     return run(root, parent=now.name if now else None)
 
-# %% ../nbs/90_pipeline.ipynb #dbbf4716
+# %% ../nbs/90_pipeline.ipynb #71202e6b
 def report(root: Path) -> dict | None:
     "Render the pages and log them, and the durations of all stages, with the run."
     from mlops_nb.release.tracking import log_pages

@@ -8,10 +8,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlops_nb"
 
 # From the top down: a floor imports only floors below it, or its own package.
-FLOORS = [{"cli"}, {"project"}, {"pipeline"}, {"control"}, {"report"}, {"release"}, {"evaluate"}, {"predict", "bundle", "booster"}, {"train"}, {"data"},
+FLOORS = [{"cli"}, {"project"}, {"pipeline"}, {"control"}, {"report"}, {"release"}, {"evaluate"}, {"predict", "bundle", "card", "sealed", "booster"}, {"train"}, {"data"},
           {"infer", "schema", "params", "settings", "files", "errors"}]
 LEVEL = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}
-CORE = {"errors", "files", "schema", "bundle", "booster", "predict", "data.features", "train.encoder"}
+CORE = {"errors", "files", "schema", "sealed", "booster", "predict", "data.features", "train.encoder"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 
 
@@ -35,7 +35,8 @@ def floor(dotted): return dotted.split(".")[0]
 
 
 def edges(top_only=False):
-    return {name: {t.removeprefix("mlops_nb.") for t in imported(p, top_only) if t.startswith("mlops_nb.")} for name, p in modules().items()}
+    return {name: {t.removeprefix("mlops_nb.") for t in imported(p, top_only) if t.startswith("mlops_nb.")}
+            for name, p in modules().items()}
 
 
 def test_every_module_has_a_floor():
@@ -75,7 +76,8 @@ def test_nothing_imports_pandas():
 
 def test_notebooks_mirror_modules():
     "nbs/<package>/NN_name.ipynb exports mlops_nb/<package>/name.py, and every module has such a notebook."
-    notebooks = {".".join([*p.relative_to(ROOT / "nbs").parent.parts, p.stem.split("_", 1)[1]]) for p in (ROOT / "nbs").rglob("[0-9][0-9]_*.ipynb")
+    notebooks = {".".join([*p.relative_to(ROOT / "nbs").parent.parts, p.stem.split("_", 1)[1]])
+                 for p in (ROOT / "nbs").rglob("[0-9][0-9]_*.ipynb")
                  if p.parts[-2] not in ("reports", "tutorials") and ".ipynb_checkpoints" not in p.parts}
     assert notebooks == set(modules())
 
