@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'NAMES', 'ITERATIONS', 'constant', 'Design', 'learn_design', 'fit_linear', 'linear_scores', 'Baselines',
            'score_part', 'baseline']
 
-# %% ../../nbs/train/02_baselines.ipynb #7d6bfb9d
+# %% ../../nbs/train/02_baselines.ipynb #74bc9306
 import warnings
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..params import EncoderParams
 from .encoder import KEPT, Encoder, input_kinds
 from .gbdt import check_target, open_project, read_prepared
 
-# %% ../../nbs/train/02_baselines.ipynb #83fa98d0
+# %% ../../nbs/train/02_baselines.ipynb #24c70b99
 def constant(
     y: np.ndarray, # (n,) class index or value
     task: str, # binary, multiclass or regression
@@ -32,7 +32,7 @@ def constant(
     shares = np.bincount(y.astype(int), minlength=n_classes) / len(y)
     return dict(score=float(shares[1]) if task == 'binary' else shares.tolist())
 
-# %% ../../nbs/train/02_baselines.ipynb #cda51d6d
+# %% ../../nbs/train/02_baselines.ipynb #598850fd
 class Design(Struct):
     "How encoded rows become the columns of a linear model; learned from training rows."
     kept: dict[int, int] # category: position in the encoder -> number of kept names
@@ -54,7 +54,7 @@ def learn_design(
     with np.errstate(over='ignore', invalid='ignore'): mean, sd = filled.mean(axis=0), filled.std(axis=0)
     return Design({j: max(k, 0) for j, k in kept.items()}, numbers, median.tolist(), mean.tolist(), np.where(sd > 0, sd, 1).tolist())
 
-# %% ../../nbs/train/02_baselines.ipynb #2b814b9d
+# %% ../../nbs/train/02_baselines.ipynb #fbfada16
 @patch
 def matrix(self:Design,
     X: np.ndarray, # (n, k) from `Encoder.transform`
@@ -70,7 +70,7 @@ def matrix(self:Design,
         blocks.append(sparse.csr_matrix((np.ones(len(X)), (rows, code)), shape=(len(X), kept + KEPT + 1)))
     return sparse.hstack(blocks, format='csr')
 
-# %% ../../nbs/train/02_baselines.ipynb #12ebe9ce
+# %% ../../nbs/train/02_baselines.ipynb #fe114953
 ROWS, NAMES, ITERATIONS = 100_000, 50, 300
 
 def fit_linear(
@@ -89,7 +89,7 @@ def fit_linear(
         model.fit(M, y)
     return model, not any(issubclass(w.category, ConvergenceWarning) for w in seen)
 
-# %% ../../nbs/train/02_baselines.ipynb #f0a9780d
+# %% ../../nbs/train/02_baselines.ipynb #c1a028c6
 def linear_scores(
     model, M, task: str, n_classes: int = 2,
 ) -> np.ndarray: # (n,) or (n, n_classes)
@@ -99,7 +99,7 @@ def linear_scores(
     p[:, model.classes_.astype(int)] = model.predict_proba(M)
     return p[:, 1] if task == 'binary' else p
 
-# %% ../../nbs/train/02_baselines.ipynb #cff1bfaa
+# %% ../../nbs/train/02_baselines.ipynb #3565094a
 class Baselines(Struct):
     "What `baselines.json` says."
     task: str
@@ -122,7 +122,7 @@ def _column(values):
     column = pl.Series(np.ascontiguousarray(values))
     return column if values.ndim == 1 else column.arr.to_list()
 
-# %% ../../nbs/train/02_baselines.ipynb #a8c74e90
+# %% ../../nbs/train/02_baselines.ipynb #bb086556
 def score_part(
     root: Path, part: str, # valid or test
     encoder: Encoder, design: Design, model,
@@ -137,7 +137,7 @@ def score_part(
     const = np.broadcast_to(fitted.constant['score'], linear.shape)
     return frame.select('_source', '_row', part=pl.lit(part)).with_columns(constant=_column(const), linear=_column(linear))
 
-# %% ../../nbs/train/02_baselines.ipynb #168f642d
+# %% ../../nbs/train/02_baselines.ipynb #7e74bed5
 def baseline(
     root: Path = Path('.'), # The project's folder
 ) -> dict: # What was measured: `rows`, `columns`

@@ -7,7 +7,7 @@ __all__ = ['loss', 'Part', 'recency_weights', 'check_target', 'lightgbm_params',
            'observe', 'boost', 'training_key', 'load_checkpoint', 'fit_gbdt', 'count_iterations', 'Earlier',
            'open_earlier', 'progress', 'Training', 'read_prepared', 'Project', 'open_project', 'train']
 
-# %% ../../nbs/train/01_gbdt.ipynb #c783c61f
+# %% ../../nbs/train/01_gbdt.ipynb #6f70c657
 import hashlib, re, shutil, sys, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..schema import Schema, read_schema
 from ..settings import read_settings, thread_count
 from .encoder import Encoder, input_kinds
 
-# %% ../../nbs/train/01_gbdt.ipynb #68ff6a0c
+# %% ../../nbs/train/01_gbdt.ipynb #dcdf6f4d
 def loss(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index or value
@@ -38,7 +38,7 @@ def loss(
     likely = np.where(y == 1, p, 1 - p) if task == 'binary' else p[np.arange(len(y)), y.astype(int)]
     return float(-np.average(np.log(np.maximum(likely, 1e-15)), weights=weight))
 
-# %% ../../nbs/train/01_gbdt.ipynb #de7d10fb
+# %% ../../nbs/train/01_gbdt.ipynb #903293e0
 class Part(NamedTuple):
     "Rows to train on or to watch."
     X: np.ndarray # (n, k) float64, from `Encoder.transform`
@@ -57,7 +57,7 @@ def recency_weights(
     seconds = (times.max() - times).dt.total_microseconds().to_numpy() / 1e6
     return np.maximum(2.0 ** (-seconds / (int(half_life[:-1]) * _SECONDS[half_life[-1]])), 1e-9)
 
-# %% ../../nbs/train/01_gbdt.ipynb #c5353eb3
+# %% ../../nbs/train/01_gbdt.ipynb #a55c79a2
 def check_target(
     y: np.ndarray, # (n,) of one part
     part: str, # Its name in the message
@@ -72,7 +72,7 @@ def check_target(
         value = schema.classes[int(y[0])] if schema.classes else f"{y[0]:g}"
         raise UserError(f"the target '{schema.target}' is {value!r} in all {len(y)} rows of the train part, so there is nothing to learn; {fix}")
 
-# %% ../../nbs/train/01_gbdt.ipynb #fb0a56ba
+# %% ../../nbs/train/01_gbdt.ipynb #e08306ff
 def lightgbm_params(
     task: str,
     params: TrainParams,
@@ -87,7 +87,7 @@ def lightgbm_params(
         data_random_seed=params.seed, deterministic=True, force_col_wise=True, num_threads=threads, verbosity=-1,
     ) | (dict(num_class=n_classes) if task == 'multiclass' else {})
 
-# %% ../../nbs/train/01_gbdt.ipynb #27520472
+# %% ../../nbs/train/01_gbdt.ipynb #0d00b48f
 class Point(Struct):
     "One point of the learning curve."
     iteration: int
@@ -104,7 +104,7 @@ class State(Struct):
     curve: list[Point] = field(default_factory=list)
     finished: bool = False
 
-# %% ../../nbs/train/01_gbdt.ipynb #1a7d30ae
+# %% ../../nbs/train/01_gbdt.ipynb #d5924d15
 def datasets(
     train: Part, valid: Part,
     params: dict, # From `lightgbm_params`
@@ -135,7 +135,7 @@ def start_booster(
     if before: _safe_call(_LIB.LGBM_BoosterMerge(booster._handle, before._handle))
     return booster
 
-# %% ../../nbs/train/01_gbdt.ipynb #4e079b31
+# %% ../../nbs/train/01_gbdt.ipynb #64e4d52a
 def observe(
     booster, # After `update`
     state: State, # Changed in place
@@ -150,7 +150,7 @@ def observe(
     if done <= 10 or done % 10 == 0: state.curve.append(Point(state.iteration, booster.eval_train(feval(parts[0]))[0][2], valid))
     return valid
 
-# %% ../../nbs/train/01_gbdt.ipynb #ca4ccc5e
+# %% ../../nbs/train/01_gbdt.ipynb #b6be71fb
 def boost(
     booster, state: State, # The booster goes on from the state; both change
     task: str, parts: tuple[Part, Part], params: TrainParams,
@@ -166,7 +166,7 @@ def boost(
         state.finished = stuck or patience >= g.early_stopping_rounds or state.iteration - state.start >= g.n_estimators
         if state.finished: break
 
-# %% ../../nbs/train/01_gbdt.ipynb #f6e1fffe
+# %% ../../nbs/train/01_gbdt.ipynb #8f819977
 def training_key(
     parts: tuple[Part, Part], task: str, params: TrainParams, earlier: str,
 ) -> str: # 64 hexadecimal digits
@@ -186,7 +186,7 @@ def load_checkpoint(
     try: return read_json(path, State) if path and path.exists() else None
     except UserError: return None
 
-# %% ../../nbs/train/01_gbdt.ipynb #8ceb0130
+# %% ../../nbs/train/01_gbdt.ipynb #3bdab5e1
 def fit_gbdt(
     train: Part, valid: Part,
     task: str, # binary, multiclass or regression
@@ -221,7 +221,7 @@ def count_iterations(
     import lightgbm as lgb
     return lgb.Booster(model_str=model).current_iteration() if model else 0
 
-# %% ../../nbs/train/01_gbdt.ipynb #39dc8cb7
+# %% ../../nbs/train/01_gbdt.ipynb #66608d92
 class Earlier(NamedTuple):
     "A model to go on from."
     model: str # LightGBM's text
@@ -250,7 +250,7 @@ def open_earlier(
                         f"and schema.yaml says {schema.task} with {schema.classes}; set it to null to train from nothing.")
     return Earlier((folder / 'model.txt').read_text(), encoder, sha256_file(folder / 'model.txt'))
 
-# %% ../../nbs/train/01_gbdt.ipynb #e10c3dd1
+# %% ../../nbs/train/01_gbdt.ipynb #3243ff34
 @contextmanager
 def progress(
     what: str, # e.g. `train gbdt`
@@ -274,7 +274,7 @@ def progress(
                 print(f"{what}: {i} of at most {most} trees, valid loss {valid:.5g}", file=sys.stderr, flush=True)
         yield step
 
-# %% ../../nbs/train/01_gbdt.ipynb #fe7de4bf
+# %% ../../nbs/train/01_gbdt.ipynb #576eef61
 class Training(Struct):
     "What `training.json` says of a model."
     learner: str
@@ -301,7 +301,7 @@ def read_prepared(
         if c not in there: raise UserError(f"{path} has no column '{c}'; run the stage prepare again.")
     return pl.read_parquet(path, columns=list(dict.fromkeys(columns)))
 
-# %% ../../nbs/train/01_gbdt.ipynb #0565fb7c
+# %% ../../nbs/train/01_gbdt.ipynb #54edbaab
 class Project(NamedTuple):
     "What every training reads first."
     params: Params
@@ -330,7 +330,7 @@ def _parts(root, project, encoder):
         check_target(y, part, schema)
         yield Part(encoder.transform(frame), y, recency_weights(frame[schema.event_time], half_life) if weighted else None)
 
-# %% ../../nbs/train/01_gbdt.ipynb #8e84d6f2
+# %% ../../nbs/train/01_gbdt.ipynb #5e24e81e
 def train(
     root: Path = Path('.'), # The project's folder
     learner: str = 'gbdt',
@@ -355,7 +355,7 @@ def train(
     shutil.rmtree(folder, ignore_errors=True) # the checkpoint of this training, which is done
     return _facts(state, parts, time.monotonic() - began)
 
-# %% ../../nbs/train/01_gbdt.ipynb #48eca2c2
+# %% ../../nbs/train/01_gbdt.ipynb #65562674
 def _fit(root, project, parts, encoder, earlier):
     import lightgbm as lgb
     schema, params, text = project.schema, project.params.train, earlier.model if earlier else ''
