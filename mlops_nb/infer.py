@@ -6,7 +6,7 @@
 __all__ = ['CLEAR', 'UNCLEAR', 'FORMATS', 'Facts', 'observe', 'infer_range', 'why_not', 'guess_task', 'order_classes',
            'settle_target', 'infer_schema']
 
-# %% ../nbs/03_infer.ipynb #7f78a411
+# %% ../nbs/03_infer.ipynb #9df3cec9
 import math, re
 
 import polars as pl
@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .schema import Column, Schema, class_text, read_timestamp
 
-# %% ../nbs/03_infer.ipynb #3f6d8b4e
+# %% ../nbs/03_infer.ipynb #d9439770
 CLEAR = ["?", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "NaN", "nan"] # these always mean "no value"
 UNCLEAR = ["None", "none", "-", "--", ".", "unknown", "Unknown", "missing"] # only among numbers and dates; elsewhere a category
 
@@ -36,7 +36,7 @@ class Facts(Struct):
     length: float | None = None # characters, on average
     dates: dict[str, int] = field(default_factory=dict) # readable by this format
 
-# %% ../nbs/03_infer.ipynb #7b845f0d
+# %% ../nbs/03_infer.ipynb #044b0cdd
 def _aggregates(name, dtype, formats):
     "Expressions, one a figure, over the column `name`."
     value = pl.col(name)
@@ -44,29 +44,30 @@ def _aggregates(name, dtype, formats):
     missing = value.is_null() | (value.is_nan() if dtype.is_float() else False)
     if dtype == pl.String:
         text = value.str.strip_chars()
-        known = text.filter(~text.is_in(["", *CLEAR, *UNCLEAR]))
+        known = pl.when(~text.is_in(["", *CLEAR, *UNCLEAR])).then(text)
         number = known.cast(pl.Float64, strict=False)
-        return dict(rows=pl.len(), missing=(value.is_null() | (text == "")).sum(), distinct=text.approx_n_unique(),
+        return dict(rows=pl.len(), missing=(value.is_null() | (text == "")).sum(),
+                    distinct=pl.when(text != "").then(text).approx_n_unique(),
                     values=known.count(), length=known.str.len_chars().mean(), zeros=known.str.contains(r"^[+-]?0\d").sum(),
                     numbers=number.is_finite().sum(), integers=(number == number.floor()).sum(),
                     **{f"token {t}": (text == t).sum() for t in CLEAR + UNCLEAR},
                     **{f"date {f}": _date(known, f).count() for f in formats})
-    figures = dict(rows=pl.len(), missing=missing.sum(), distinct=value.filter(~missing).approx_n_unique())
+    figures = dict(rows=pl.len(), missing=missing.sum(), distinct=pl.when(~missing).then(value).approx_n_unique())
     if dtype.is_decimal(): value = value.cast(pl.Float64)
     if dtype.is_numeric():
-        finite = value.filter(value.is_finite())
+        finite = pl.when(value.is_finite()).then(value)
         figures |= dict(min=finite.min(), max=finite.max(), mean=finite.mean(), sd=finite.std())
     if dtype.is_temporal(): figures |= dict(min=value.min(), max=value.max())
     return figures
 
-# %% ../nbs/03_infer.ipynb #ac7ec833
+# %% ../nbs/03_infer.ipynb #610eb922
 _DAYS = ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y",
          "%d %B %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d-%b-%y"]
 FORMATS = ["", *(f"{d}{t}" for d in _DAYS for t in ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"))] # "" is ISO 8601
 
 def _date(text, format):
     parsed = read_timestamp(text, pl.String(), format or None)
-    return parsed.filter(parsed.dt.year() > 1000) # "%Y" would read 24 as the year 24
+    return pl.when(parsed.dt.year() > 1000).then(parsed) # "%Y" would read 24 as the year 24
 
 def _formats(sample):
     "The formats that read (nearly) all of a few values."
@@ -75,21 +76,21 @@ def _formats(sample):
     counts = sample.to_frame("v").select(_date(pl.col("v"), f).count().alias(f) for f in FORMATS).row(0, named=True)
     return [f for f, n in counts.items() if n >= 0.99 * len(sample)]
 
-# %% ../nbs/03_infer.ipynb #fb732787
+# %% ../nbs/03_infer.ipynb #0f59ca2b
 def _sample(frame, places=8, rows=200):
     "A few rows from places that are evenly spread."
     n = frame.select(pl.len()).collect(engine="streaming").item()
-    parts = [frame.slice(i * n // places, min(rows, n // places + 1)) for i in range(places)]
-    return pl.concat(parts).collect(engine="streaming")
+    take = lambda i: frame.slice(i * n // places, min(rows, n // places + 1)).collect(engine="streaming")
+    return pl.concat([take(i) for i in range(places)]) # one place at a time: each may have to read a row group
 
-# %% ../nbs/03_infer.ipynb #6962dcfd
+# %% ../nbs/03_infer.ipynb #3aa19b91
 def observe(
     frame: pl.LazyFrame, # The data set, or a part of it
 ) -> dict[str, Facts]: # By column
     "Look at every column in one streaming pass."
     schema = frame.collect_schema()
     texts = [n for n, t in schema.items() if t == pl.String]
-    sample = _sample(frame.select(texts))
+    sample = _sample(frame)
     formats = {n: _formats(sample[n].str.strip_chars().replace("", None).drop_nulls()) for n in texts}
     wanted = {(n, k): e for n, t in schema.items() for k, e in _aggregates(n, t, formats.get(n, [])).items()}
     figures = frame.select(e.alias(str(i)) for i, e in enumerate(wanted.values())).collect(engine="streaming").row(0)
@@ -99,10 +100,10 @@ def observe(
         if kind == "date": facts[name].dates[word] = value
         elif kind != "token": setattr(facts[name], key, value)
         elif value: facts[name].tokens[word] = value
-    for f in facts.values(): f.distinct = min(f.distinct, f.rows) # an estimate may be above
+    for f in facts.values(): f.distinct = max(0, min(f.distinct, f.rows) - (f.missing > 0)) # null was counted as a value
     return facts
 
-# %% ../nbs/03_infer.ipynb #fd61656a
+# %% ../nbs/03_infer.ipynb #e30c9e08
 def _type(f, dtype):
     "The type of the contract, by what was observed."
     if dtype == pl.Boolean: return "boolean"
@@ -116,7 +117,7 @@ def _type(f, dtype):
 
 def _rows_per_value(f): return (f.rows - f.missing) / max(f.distinct, 1)
 
-# %% ../nbs/03_infer.ipynb #825dc380
+# %% ../nbs/03_infer.ipynb #e82cd965
 def _round_out(x):
     "The next number of one digit, away from zero."
     if x == 0: return 0.0
@@ -137,7 +138,7 @@ def infer_range(
     bounds = (0.0 if low >= 0 else bound(low, -1), bound(high, +1))
     return None if bounds == (None, None) else bounds
 
-# %% ../nbs/03_infer.ipynb #a8259b69
+# %% ../nbs/03_infer.ipynb #0c3d7cbb
 _ID = re.compile(r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
 
 def why_not(
@@ -155,7 +156,7 @@ def why_not(
     if type == "category" and f.distinct > 100 and _rows_per_value(f) < 10: return "too few rows a category to learn from"
     return ""
 
-# %% ../nbs/03_infer.ipynb #588ac80e
+# %% ../nbs/03_infer.ipynb #9051d1ca
 def guess_task(
     dtype: pl.DataType, # Of the target
     distinct: int, # Values of the target
@@ -166,7 +167,7 @@ def guess_task(
     if not dtype.is_numeric(): return "multiclass"
     return "multiclass" if whole and distinct <= 20 else "regression"
 
-# %% ../nbs/03_infer.ipynb #0a4d0cb6
+# %% ../nbs/03_infer.ipynb #4e338de4
 _YES = {"yes", "y", "true", "t", "1", "+1", "+", "positive", "pos", "churn", "churned", "fraud", "bad", "default", "event", "case"}
 _NO = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control", "benign"}
 
@@ -178,7 +179,7 @@ def order_classes(
     def eventful(c): return (c.lower() in _YES) - (c.lower() in _NO), -counts[c], c
     return sorted(counts, key=eventful if len(counts) == 2 else number)
 
-# %% ../nbs/03_infer.ipynb #d4eb7256
+# %% ../nbs/03_infer.ipynb #2151e6b8
 def _target_values(schema, frame):
     "The values of the target in the rows that pass the filter: a lazy frame with the column `target`."
     dtypes = frame.collect_schema()
@@ -196,7 +197,7 @@ def _target_facts(values):
     counts = dict(values.group_by(class_text(value)).len().collect(engine="streaming").sort("target").iter_rows())
     return dtype, n, len(counts), whole, counts
 
-# %% ../nbs/03_infer.ipynb #eddfebc1
+# %% ../nbs/03_infer.ipynb #b7bc65b2
 def settle_target(
     schema: Schema, # Its `task` and `classes` are filled in
     frame: pl.LazyFrame, # The data
@@ -222,7 +223,7 @@ def settle_target(
         raise UserError(f"{name} has {distinct:,} different values, too many for classes; choose another target, or compute one.")
     schema.classes = order_classes(counts)
 
-# %% ../nbs/03_infer.ipynb #040e8d9e
+# %% ../nbs/03_infer.ipynb #3e7e7011
 def _reread(frame, schema, facts):
     "Complete the facts of text columns, read as the type they were found to have; the domains of categories."
     dtypes = frame.collect_schema()
@@ -238,7 +239,7 @@ def _reread(frame, schema, facts):
     for name, values in domains.items(): facts[name].distinct = len(values)
     return {n: sorted(v) for n, v in domains.items() if 0 < len(v) <= 100}
 
-# %% ../nbs/03_infer.ipynb #c685f9c5
+# %% ../nbs/03_infer.ipynb #7ab587e4
 def _propose(frame, dataset, target, facts):
     "The contract without the target's part."
     dtypes = frame.collect_schema()
@@ -260,7 +261,7 @@ def _propose(frame, dataset, target, facts):
         schema.notes[name] = _note(column, f, words, reason)
     return schema
 
-# %% ../nbs/03_infer.ipynb #9a008f5f
+# %% ../nbs/03_infer.ipynb #47238903
 def _short(x): return f"{x:.4g}" if isinstance(x, float) else str(x).removesuffix(" 00:00:00")
 
 def _note(column, f, words, reason):
@@ -276,7 +277,7 @@ def _note(column, f, words, reason):
         if column.format and list(f.dates.values()).count(f.dates[column.format]) > 1: parts.append("CHECK the format: day or month first?")
     return "; ".join(parts + ([f"not a feature: {reason}"] if reason else []))
 
-# %% ../nbs/03_infer.ipynb #0ee0ba73
+# %% ../nbs/03_infer.ipynb #42c2547d
 def _known(name, columns, what):
     if name not in columns: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, columns)}")
 
@@ -291,7 +292,7 @@ def _checked(frame):
     if not frame.collect_schema().names(): raise UserError("the data has no columns; check the file.")
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
-# %% ../nbs/03_infer.ipynb #a9fda7a4
+# %% ../nbs/03_infer.ipynb #52cd473d
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name

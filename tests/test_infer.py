@@ -193,7 +193,8 @@ def test_guess_task():
     ({"target": "yy"}, "target \"yy\": there is no column 'yy'; did you mean 'y'?"),
     ({"target": "y - z"}, "there is no column 'z'"),
     ({"target": "y +"}, "neither a column nor a SQL expression"), ({"target": "y - c"}, "cannot be computed"),
-    ({"target": "y > -100"}, "the same value in all 400 rows"), ({"target": "t"}, "is a Datetime"), ({"target": "empty"}, "has no value in any"),
+    ({"target": "y > -100"}, "the same value in all 400 rows"), ({"target": "t"}, "is a Datetime"),
+    ({"target": "empty"}, "has no value in any"),
     ({"target": "name"}, "400 different values, too many for classes"), ({"filter": "z > 1"}, "there is no column 'z'"),
     ({"filter": "target > 100"}, "no value in any of the rows that pass the filter"), ({"time": "tt"}, "time: there is no column 'tt'"),
     ({"time": "c"}, "holds no dates, but the type category, such as"), ({"entity": "who"}, "entity: there is no column 'who'"),
@@ -269,7 +270,7 @@ def test_ten_million_categories_do_not_fill_the_memory(tmp_path):
      .sink_parquet(path, row_group_size=500_000))
     done = subprocess.run([sys.executable, "-c", MILLIONS, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1000, done.stdout # the texts alone are 400 MB, a hash table of them well over 1 GB
+    assert float(done.stdout) < 600, done.stdout # the texts alone are 400 MB, a hash table of them well over 1 GB
 
 
 # real data
