@@ -6,8 +6,8 @@
 __all__ = ['number', 'percent', 'change', 'words', 'plural', 'day', 'metric_name', 'tick', 'Html', 'raw', 'verdict', 'keep',
            'mark', 'table', 'fold', 'spark', 'histogram', 'canvas', 'figure', 'dots', 'shorten', 'find_project']
 
-# %% ../../nbs/report/04_figures.ipynb #b8de5510
-import io, math
+# %% ../../nbs/report/04_figures.ipynb #ddba3f56
+import io, math, warnings
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from msgspec import Struct
 from ..errors import UserError
 from .render import LIGHT
 
-# %% ../../nbs/report/04_figures.ipynb #cb96e8ff
+# %% ../../nbs/report/04_figures.ipynb #c90731f5
 def number(
     x: float | int | None,
     digits: int = 3, # Significant digits of numbers that are not whole
@@ -40,7 +40,7 @@ def percent(
     if 0 < abs(x) < 0.001: return 'below 0.1 %'
     return f"{100 * x:.{0 if abs(x) >= 0.9995 or x == 0 else 1}f} %".replace('-', '−')
 
-# %% ../../nbs/report/04_figures.ipynb #94e44c18
+# %% ../../nbs/report/04_figures.ipynb #ada99129
 def change(
     now: float | None,
     before: float | None,
@@ -67,7 +67,7 @@ def day(t: datetime | str | None) -> str:
     if isinstance(t, str): t = datetime.fromisoformat(t)
     return '–' if t is None else f"{t.day} {t:%B %Y}"
 
-# %% ../../nbs/report/04_figures.ipynb #2d82d89f
+# %% ../../nbs/report/04_figures.ipynb #3f1b5fa6
 _NAMES = dict(auc='AUC', auc_ovr='AUC, each class against the rest', log_loss='Log loss', brier='Brier score', f1='F1', macro_f1='F1, mean of the classes',
               rmse='Root mean squared error', mae='Mean absolute error', medae='Median absolute error', r2='R²', cost='Cost per row')
 
@@ -83,7 +83,7 @@ def tick(x: float, position: int = 0) -> str:
     "A number on an axis; goes into `set_major_formatter`."
     return f"{x:,.4g}".replace('-', '−') if abs(x) < 10_000 else number(x)
 
-# %% ../../nbs/report/04_figures.ipynb #c0c7f710
+# %% ../../nbs/report/04_figures.ipynb #7e82207d
 class Html(Struct):
     "A piece of a page."
     text: str # clean HTML
@@ -113,7 +113,7 @@ def mark(passed: bool | None) -> Html:
     "Passed or failed, in a word and not only by colour."
     return Html({True: '<b class="pass keep">✓ passed</b>', False: '<b class="fail keep">✗ failed</b>', None: '<span class="soft">not checked</span>'}[passed])
 
-# %% ../../nbs/report/04_figures.ipynb #442d63f1
+# %% ../../nbs/report/04_figures.ipynb #c5fd2d6e
 def table(
     rows: list[dict] | pl.DataFrame, # Each row `{heading: value}`; all with the same headings
     caption: str = '',
@@ -132,7 +132,7 @@ def table(
     above = f'<p class="caption">{escape(caption)}</p>' if caption else ''
     return Html(f'{above}<div class="scroll" tabindex="0"><table{label}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
-# %% ../../nbs/report/04_figures.ipynb #59297cf5
+# %% ../../nbs/report/04_figures.ipynb #c8e4a0ad
 def fold(
     summary: str, # What is inside
     inside: Html,
@@ -140,7 +140,7 @@ def fold(
     "Something that opens when the reader wants it."
     return Html(f"<details><summary>{escape(summary)}</summary>{inside.text}</details>")
 
-# %% ../../nbs/report/04_figures.ipynb #9ab6217d
+# %% ../../nbs/report/04_figures.ipynb #7c872a5d
 def spark(
     counts: list[float], # Heights of the bars
     label: str, # What it shows, for people who do not see it
@@ -153,27 +153,27 @@ def spark(
                    for i, c in enumerate(counts) if (h := max(height * c / top, 1.0 if c else 0)))
     return Html(f'<svg class="spark" role="img" aria-label="{escape(label)}" width="{width}" height="{height}" viewBox="0 0 {width} {height}">{bars}</svg>')
 
-# %% ../../nbs/report/04_figures.ipynb #2221750a
+# %% ../../nbs/report/04_figures.ipynb #07c0491e
 def histogram(
     values: pl.Series, # Of any type of the contract
     bins: int = 20,
 ) -> list[float]: # Heights of the bars; of categories the most frequent first
     "The shape of a column; the outermost hundredth on each side is in the last bars."
-    values = values.drop_nulls()
+    values = values.rename('value').drop_nulls()
     if not len(values): return []
     if values.dtype.is_temporal(): values = values.to_physical()
     if not values.dtype.is_numeric(): return values.value_counts(sort=True)['count'].head(bins).to_list()
     x = values.cast(pl.Float64).drop_nans()
-    if x.n_unique() <= bins: return x.value_counts().sort(x.name)['count'].to_list()
+    if x.n_unique() <= bins: return x.value_counts().sort('value')['count'].to_list()
     low, high = x.quantile(0.01), x.quantile(0.99)
     if not low < high: low, high = x.min(), x.max()
     at = ((x - low) / (high - low) * bins).clip(0, bins - 1).cast(pl.Int64)
     counts = dict(at.value_counts().iter_rows())
     return [counts.get(i, 0) for i in range(bins)]
 
-# %% ../../nbs/report/04_figures.ipynb #e1b9a2ef
+# %% ../../nbs/report/04_figures.ipynb #cd05c0d6
 _STYLE = {
-    'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 9, 'svg.fonttype': 'none', 'svg.hashsalt': 'mlops_nb',
+    'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 9, 'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'mlops_nb',
     'text.color': LIGHT['ink'], 'axes.labelcolor': LIGHT['soft'], 'axes.edgecolor': LIGHT['line'], 'axes.titlesize': 9, 'axes.titlelocation': 'left',
     'axes.titlecolor': LIGHT['ink'], 'axes.spines.top': False, 'axes.spines.right': False, 'axes.spines.left': False, 'axes.axisbelow': True,
     'xtick.color': LIGHT['soft'], 'ytick.color': LIGHT['soft'], 'xtick.major.size': 3, 'ytick.major.size': 0, 'grid.color': LIGHT['line'], 'grid.linewidth': 0.6,
@@ -194,7 +194,7 @@ def canvas(
     fig = Figure(figsize=(width, height))
     return fig, fig.subplots(rows, columns, **kwargs)
 
-# %% ../../nbs/report/04_figures.ipynb #be16e9e3
+# %% ../../nbs/report/04_figures.ipynb #d1867058
 def figure(
     fig, # From `canvas`
     title: str, # A sentence that states what is seen
@@ -202,7 +202,8 @@ def figure(
 ) -> Html:
     "A drawing as part of a page."
     buffer = io.StringIO()
-    fig.savefig(buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
+    with warnings.catch_warnings(action='ignore'): # the reader's browser has letters that matplotlib's font lacks
+        fig.savefig(buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
     svg = buffer.getvalue()
     svg = svg[svg.index('<svg'):].replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', '').replace(' xmlns="http://www.w3.org/2000/svg"', '')
     for name, colour in LIGHT.items(): svg = svg.replace(colour, f"var(--{name}, {colour})")
@@ -210,7 +211,7 @@ def figure(
     note = f"<small>{escape(note)}</small>" if note else ''
     return Html(f"<figure><figcaption>{escape(title)}{note}</figcaption>{svg}</figure>")
 
-# %% ../../nbs/report/04_figures.ipynb #0d3b65b3
+# %% ../../nbs/report/04_figures.ipynb #ef48a18c
 def dots(
     ax,
     labels: list[str], # One a row, the first on top
@@ -238,7 +239,7 @@ def shorten(
     text = str(text)
     return text if len(text) <= most else text[:most - 1] + '…'
 
-# %% ../../nbs/report/04_figures.ipynb #0fe02eba
+# %% ../../nbs/report/04_figures.ipynb #d7215d95
 def find_project(
     start: str | Path = '.',
 ) -> Path: # The first folder upwards that holds schema.yaml

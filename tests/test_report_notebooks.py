@@ -1,0 +1,109 @@
+"""The three report notebooks on real artifacts of each task: they conclude, they escape, they say what is missing."""
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from modelling import rows, schema, trained
+
+from mlops_nb.bundle import bundle
+from mlops_nb.data.ingest import ingest
+from mlops_nb.data.validation import validate
+from mlops_nb.errors import UserError
+from mlops_nb.evaluate.evaluate import evaluate
+from mlops_nb.evaluate.explain import explain
+from mlops_nb.evaluate.gate import gate
+from mlops_nb.files import read_json, write_json
+from mlops_nb.report.pipeline import describe_run, report
+from mlops_nb.report.render import clean
+from mlops_nb.report.run import notebook_parameters
+from mlops_nb.schema import write_schema
+from mlops_nb.train.baselines import baseline
+
+NOTEBOOKS = Path(__file__).parents[1] / "nbs/reports"
+NAMES = ["data", "evaluation", "explanation"]
+
+
+def run(name, **parameters):
+    "What a notebook shows, without a kernel: its cells run here."
+    shown, space = [], {}
+    for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] != "code": continue
+        tree = ast.parse("".join(cell["source"]))
+        last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, "exec"), space)
+        if "parameters" in cell["metadata"].get("tags", []): space |= parameters
+        if last: shown.append(eval(compile(last, name, "eval"), space).text)
+    return shown
+
+
+@pytest.fixture(scope="module", params=["binary", "multiclass", "regression"])
+def project(request, tmp_path_factory):
+    "A project of each task as the pipeline leaves it before its last stage; two rows in quarantine, texts that look like HTML."
+    root, task = tmp_path_factory.mktemp(request.param), request.param
+    frame = rows(task=task).with_columns(place=pl.col("place").replace({"a | b": "<b>bold</b>"}))
+    frame = frame.with_columns(count=pl.when(pl.int_range(pl.len()) < 2).then(999).otherwise("count"))
+    trained(root, task)
+    shutil.rmtree(root / "artifacts")
+    write_schema(schema(task), root / "schema.yaml")
+    frame.write_csv(root / "rows.csv")
+    ingest(root / "rows.csv", root)
+    validate(root)
+    from mlops_nb.data.prepare import prepare
+    from mlops_nb.train.gbdt import train
+    for stage in (prepare, train, baseline, evaluate, explain, bundle, gate): stage(root)
+    verdict = read_json(root / "artifacts/gate.json", dict)
+    deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], sentence="Version 1 answers at rows.")
+    write_json(root / "artifacts/deployment.json", deployment)
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, name):
+    shown = run(name, root=str(project))
+    assert shown[0].startswith('<p class="verdict') and "<table" in shown[0]
+    text = "".join(shown)
+    assert "<b>bold" not in text and ">nan" not in text and "None<" not in text and "Timestamp" not in text
+    assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
+    if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
+    if name == "explanation": assert text.count("rows.csv, row") == 20
+    for svg in text.split("<svg")[1:]: assert 'role="img"' in svg[:300] and "aria-label=" in svg[:300]
+
+
+def test_the_change_since_the_run_before_is_told(project):
+    described, header = describe_run(project)
+    for f in described.figures: f.value *= 2
+    described.counts["accepted"] -= 10
+    write_json(project / "before.json", described)
+    at = dict(root=str(project), previous="before.json")
+    assert "+10" in run("data", **at)[0]
+    assert "better" in run("evaluation", **at)[0] or "worse" in run("evaluation", **at)[0]
+    assert "Place in the run before" in run("explanation", **at)[0] and header.project == "rows"
+
+
+@pytest.mark.parametrize("name, file", [("data", "validation.json"), ("evaluation", "gate.json"), ("explanation", "explanation.json")])
+def test_a_report_without_its_inputs_fails_with_a_sentence(project, tmp_path, name, file):
+    shutil.copytree(project, tmp_path / "p", ignore=shutil.ignore_patterns(file))
+    with pytest.raises(UserError, match=f"{file} does not exist; run"): run(name, root=str(tmp_path / "p"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_keep_their_parameters_and_hold_no_outputs(name):
+    assert list(notebook_parameters(NOTEBOOKS / f"{name}.ipynb")) == ["root", "previous"]
+    assert not any(c.get("outputs") for c in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"])
+
+
+def test_the_stage_end_to_end(project, capsys):
+    if "binary" not in project.name: pytest.skip("one task is enough: the notebooks themselves are tested on all three")
+    shutil.copytree(NOTEBOOKS, project / "nbs/reports", dirs_exist_ok=True)
+    assert report(project) == {"pages": 3}
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    passed = read_json(project / "artifacts/gate.json", dict)["passed"]
+    assert line.startswith("The gate passed." if passed else "The gate failed. Nothing was deployed:") and " Look at reports/" in line
+    assert (project / line.rsplit(" ", 1)[1]).exists()
+    pages = sorted(p.name for p in (project / "reports").rglob("*.html"))
+    assert pages == ["data.html", "evaluation.html", "explanation.html", "index.html"]
+    for html in (project / "reports").rglob("*.html"):
+        assert not any(s in html.read_text() for s in ("http://", "https://", "<script", "//cdn"))
