@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Deployment', 'deploy']
 
-# %% ../../nbs/release/04_deploy.ipynb #b90dd97e
+# %% ../../nbs/release/04_deploy.ipynb #79cf24ce
 from pathlib import Path
 
 from msgspec import Struct
 
 from ..bundle import open_bundle
+from ..errors import UserError
 from ..evaluate.gate import Gate
 from ..files import read_json, write_json
 from .plan import plan_path, release
@@ -19,7 +20,7 @@ from .store import put
 from .tracking import track, tracking_client
 from ..settings import read_settings
 
-# %% ../../nbs/release/04_deploy.ipynb #1151613d
+# %% ../../nbs/release/04_deploy.ipynb #48edd364
 class Deployment(Struct):
     "What the deploy stage did."
     bundle: str # the id
@@ -28,17 +29,18 @@ class Deployment(Struct):
     endpoint: str = ""
     version: int = 0 # in the registry; 0 when nothing was deployed
 
-# %% ../../nbs/release/04_deploy.ipynb #a97e400e
+# %% ../../nbs/release/04_deploy.ipynb #46b84d19
 def deploy(root: Path) -> dict:
     "Deploy `artifacts/bundle` if `artifacts/gate.json` lets it pass."
     settings, gate = read_settings(root), read_json(root / "artifacts" / "gate.json", Gate)
     bundle = open_bundle(root / "artifacts" / "bundle")
+    if gate.bundle != bundle.id: raise UserError("artifacts/gate.json judges another bundle than artifacts/bundle; run the stage gate again.")
     run_id = track(root)
     done = _release(root, settings, bundle, run_id) if gate.passed else Deployment(bundle.id, False, f"Nothing was deployed: {gate.sentence}")
     write_json(root / "artifacts" / "deployment.json", done)
     return dict(deployed=done.deployed)
 
-# %% ../../nbs/release/04_deploy.ipynb #403fe8b1
+# %% ../../nbs/release/04_deploy.ipynb #ff42b9f9
 def _release(root, settings, bundle, run_id):
     "Store, register, plan, crown."
     endpoint = settings.release.endpoint
