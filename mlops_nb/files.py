@@ -6,7 +6,7 @@
 __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'conform', 'read_yaml', 'yaml_lines', 'sha256_file',
            'sha256_files', 'hash_folder']
 
-# %% ../nbs/01_files.ipynb #7fe37004
+# %% ../nbs/01_files.ipynb #8d626558
 import ctypes, hashlib, os, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +16,13 @@ import msgspec
 
 from .errors import UserError, did_you_mean
 
-# %% ../nbs/01_files.ipynb #e8220079
+# %% ../nbs/01_files.ipynb #7f5931fa
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/01_files.ipynb #a9632864
+# %% ../nbs/01_files.ipynb #b7b4793f
 @contextmanager
 def atomic_file(
     path: str | Path, # Where the finished file goes; missing parent folders are made
@@ -40,7 +40,7 @@ def atomic_file(
         _fsync(path.parent)
     finally: Path(tmp).unlink(missing_ok=True)
 
-# %% ../nbs/01_files.ipynb #a6643274
+# %% ../nbs/01_files.ipynb #8a5f5190
 def _exchange(a, b):
     "Exchange two names in one step; False where that is not possible."
     try: rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -48,7 +48,7 @@ def _exchange(a, b):
     here, exchange = -100, 2 # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
-# %% ../nbs/01_files.ipynb #4f2c259c
+# %% ../nbs/01_files.ipynb #00f287b4
 @contextmanager
 def atomic_dir(
     path: str | Path, # Where the finished folder goes; an old one there is replaced
@@ -69,7 +69,7 @@ def atomic_dir(
         _fsync(path.parent)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/01_files.ipynb #823fceeb
+# %% ../nbs/01_files.ipynb #c769fa9f
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
     with atomic_file(path) as tmp: tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
@@ -84,11 +84,11 @@ def read_json(
     except FileNotFoundError: raise UserError(f"{path} does not exist; run the step that writes it first.") from None
     except msgspec.MsgspecError as e: raise UserError(f"{path} cannot be read: {e}; delete it and run the step that writes it.") from None
 
-# %% ../nbs/01_files.ipynb #c37c3a11
+# %% ../nbs/01_files.ipynb #258a8c26
 import re
 from typing import Any, get_args, get_origin
 
-# %% ../nbs/01_files.ipynb #caa5dc23
+# %% ../nbs/01_files.ipynb #88986e19
 def _is_struct(type): return isinstance(type, msgspec._core.StructMeta)
 
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "null": "null", "array": "a list",
@@ -106,7 +106,7 @@ def _expected(error, type):
     names = re.sub(r"`([^`]+)`", lambda m: " or ".join(_WORDS.get(n, n) for n in m[1].split(" | ")), text)
     return f"{names.removeprefix('Expected ')} is expected"
 
-# %% ../nbs/01_files.ipynb #30a221e3
+# %% ../nbs/01_files.ipynb #5cbcd91e
 def conform(
     value: Any, # Plain data: what YAML, JSON or an INI file holds
     type: Any, # A msgspec Struct, or any type msgspec can convert to
@@ -134,7 +134,7 @@ def conform(
     try: return type(**content)
     except ValueError as e: raise UserError(f"{where}: {e}") from None
 
-# %% ../nbs/01_files.ipynb #0652f522
+# %% ../nbs/01_files.ipynb #46f53735
 def read_yaml(
     path: str | Path, # A YAML file
     type: Any = dict, # What it must hold
@@ -158,7 +158,7 @@ def read_yaml(
         raise UserError(f"{path}{place} is not YAML: {problem}; correct that line.") from None
     return conform({} if data is None else data, type, path)
 
-# %% ../nbs/01_files.ipynb #50bb7727
+# %% ../nbs/01_files.ipynb #09d33604
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -173,7 +173,7 @@ def _flow(value):
     if isinstance(value, dict): return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
 
-# %% ../nbs/01_files.ipynb #46814c67
+# %% ../nbs/01_files.ipynb #8e086f79
 def yaml_lines(
     obj: msgspec.Struct, # What to write
     notes: dict[str, str] = {}, # Comments behind the keys of a dictionary of structs, e.g. behind a column's name
@@ -195,7 +195,7 @@ def yaml_lines(
             lines += yaml_lines(struct, notes, indent + "    ")
     return lines
 
-# %% ../nbs/01_files.ipynb #1798d472
+# %% ../nbs/01_files.ipynb #2aa3ecce
 def sha256_file(path: str | Path) -> str: # 64 hexadecimal digits
     "The sha256 of a file's content."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

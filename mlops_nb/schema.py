@@ -6,7 +6,7 @@
 __all__ = ['POLARS', 'ISO', 'Column', 'Schema', 'row_expr', 'expression_columns', 'class_text', 'read_timestamp', 'write_schema',
            'read_schema', 'Change', 'diff_schemas', 'schema_hash', 'to_pandera']
 
-# %% ../nbs/02_schema.ipynb #c529c46d
+# %% ../nbs/02_schema.ipynb #7cf58437
 import hashlib, re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, field
 from .errors import UserError, did_you_mean
 from .files import atomic_file, read_yaml, yaml_lines
 
-# %% ../nbs/02_schema.ipynb #a6e4aea7
+# %% ../nbs/02_schema.ipynb #2e103474
 class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "What one column may hold, and what happens to a row that breaks it."
     type: Literal["integer", "number", "category", "boolean", "timestamp", "text"]
@@ -41,7 +41,7 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
         if self.range and None not in self.range and self.range[0] > self.range[1]:
             raise ValueError(f"the range {list(self.range)} begins after its end; swap the bounds.")
 
-# %% ../nbs/02_schema.ipynb #cac408ee
+# %% ../nbs/02_schema.ipynb #4e999572
 class Schema(Struct, forbid_unknown_fields=True, dict=True):
     "The contract of a data set: `columns` by name, and what is to be predicted from them."
     dataset: str
@@ -56,7 +56,7 @@ class Schema(Struct, forbid_unknown_fields=True, dict=True):
     segments: Annotated[list[str], Meta(description="columns by which results are always broken down")] = field(default_factory=list)
     missing: Annotated[list[str], Meta(description="texts that mean 'no value', beside the empty one")] = field(default_factory=list)
 
-# %% ../nbs/02_schema.ipynb #88e8b159
+# %% ../nbs/02_schema.ipynb #dd46f427
 _REFUSED = re.compile(r"\b(select|now|today|current_date|current_time|current_timestamp)\b", re.IGNORECASE) # before it is even parsed
 _NOT_ROWWISE = ('"SubPlan":', '"Agg":', '"Over":', '"Len"', '"Explode":', '"Quantile":') # in polars' own form of an expression
 
@@ -80,7 +80,7 @@ def expression_columns(
     "The columns a SQL expression reads; raises `UserError` if it cannot be parsed."
     return list(dict.fromkeys(row_expr(expression).meta.root_names()))
 
-# %% ../nbs/02_schema.ipynb #854a6753
+# %% ../nbs/02_schema.ipynb #4d2b506e
 @patch(as_prop=True)
 def target_columns(self:Schema) -> list[str]: # Column names
     "The columns the target is, or is computed from."
@@ -92,7 +92,7 @@ def feature_columns(self:Schema) -> list[str]: # Column names, in the order of t
     never = {*self.target_columns, self.entity, self.event_time}
     return [n for n, c in self.columns.items() if c.feature and n not in never and c.type not in ("timestamp", "text")]
 
-# %% ../nbs/02_schema.ipynb #adaffa14
+# %% ../nbs/02_schema.ipynb #e7c362b3
 def _expr(text, columns): return pl.col(text) if text in columns else row_expr(text)
 
 @patch
@@ -111,7 +111,7 @@ def filter_expr(self:Schema) -> pl.Expr: # Boolean; needs a column `target` wher
     "The row filter as a polars expression; everything passes where there is none."
     return pl.lit(True) if self.filter is None else _expr(self.filter, self.columns).fill_null(False)
 
-# %% ../nbs/02_schema.ipynb #e4c25a3d
+# %% ../nbs/02_schema.ipynb #27e6f299
 def class_text(value: pl.Expr) -> pl.Expr: # String
     "A class as text; whole numbers without their `.0`."
     return value.cast(pl.String).str.strip_chars().str.replace(r"^(-?\d+)\.0$", "$1")
@@ -125,13 +125,13 @@ def target_number(self:Schema) -> pl.Expr: # Float64, named `target`
     index = {c: float(i) for i, c in enumerate(self.classes)}
     return class_text(self.target_expr()).replace_strict(index, default=None, return_dtype=pl.Float64).alias("target")
 
-# %% ../nbs/02_schema.ipynb #e722b05d
+# %% ../nbs/02_schema.ipynb #84448c6f
 POLARS = {"integer": pl.Int64, "number": pl.Float64, "category": pl.String, "boolean": pl.Boolean,
           "timestamp": pl.Datetime("us"), "text": pl.String}
 
 ISO = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f%#z"] # after the T between day and time became a blank
 
-# %% ../nbs/02_schema.ipynb #0eac2fde
+# %% ../nbs/02_schema.ipynb #86692c3b
 def _text(value, dtype):
     "Stripped text; whole floats without their `.0`, so that a code reads the same in every file."
     if dtype.is_float(): return pl.when(value.is_not_nan()).then(class_text(value))
@@ -153,7 +153,7 @@ def read_timestamp(
     parsed = [text.str.to_datetime(f, strict=False, time_unit="us", **({"time_zone": "UTC"} if "z" in f else {})) for f in ISO]
     return pl.coalesce(*parsed[:-1], parsed[-1].dt.replace_time_zone(None))
 
-# %% ../nbs/02_schema.ipynb #1d7d84c0
+# %% ../nbs/02_schema.ipynb #2a0dc67f
 def _number(value, dtype):
     if dtype == pl.String: value = value.str.strip_chars()
     elif not (dtype.is_numeric() or dtype == pl.Boolean): return pl.lit(None, pl.Float64)
@@ -171,7 +171,7 @@ def _boolean(value, dtype):
     text = _text(value, dtype).str.to_lowercase()
     return pl.when(text.is_in(["true", "t", "yes", "y", "1"])).then(True).when(text.is_in(["false", "f", "no", "n", "0"])).then(False)
 
-# %% ../nbs/02_schema.ipynb #3a1d535b
+# %% ../nbs/02_schema.ipynb #c99b2d9b
 @patch
 def missing_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Boolean
     "Which values of the raw column `name`, of polars type `dtype`, mean \"no value\"."
@@ -191,7 +191,7 @@ def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the 
     parsed = read(value, dtype) if read else read_timestamp(value, dtype, column.format)
     return pl.when(~missing).then(parsed).alias(name)
 
-# %% ../nbs/02_schema.ipynb #caa40ecb
+# %% ../nbs/02_schema.ipynb #92193284
 _HEADER = """# The contract of the data set: every row is checked against it, and the model may see only what it allows.
 # It was inferred from the data. Please read it once, and correct what the data cannot know:
 #   feature   false for whatever is not yet known at the moment of prediction (a leak), and for identifiers
@@ -221,7 +221,7 @@ def read_schema(path: str | Path = "schema.yaml") -> Schema:
         raise UserError(f"{path}: a binary task has two classes, and 'classes' lists {len(schema.classes)}; make the task multiclass.")
     return schema
 
-# %% ../nbs/02_schema.ipynb #4b3aee82
+# %% ../nbs/02_schema.ipynb #f0e935d6
 class Change(Struct):
     "One difference between two contracts."
     column: str # "" for the data set as a whole
@@ -231,7 +231,7 @@ class Change(Struct):
     new: object
     sentence: str
 
-# %% ../nbs/02_schema.ipynb #6c167d29
+# %% ../nbs/02_schema.ipynb #98dd8b02
 def _widens(key, old, new):
     "True, False, or None where the change is neither wider nor narrower."
     if key == "nullable": return new
@@ -256,7 +256,7 @@ def _words(value):
     if isinstance(value, tuple): return f"{'-∞' if value[0] is None else value[0]} to {'∞' if value[1] is None else value[1]}"
     return {"None": "not given", "True": "true", "False": "false", "''": "empty"}.get(repr(value)) or str(value)
 
-# %% ../nbs/02_schema.ipynb #fae2f6e6
+# %% ../nbs/02_schema.ipynb #22b48d1a
 def diff_schemas(
     old: Schema, # The contract before
     new: Schema, # The contract after
@@ -271,13 +271,13 @@ def diff_schemas(
         else: changes += [_change(name, k, x, y) for k in Column.__struct_fields__ if (x := getattr(a, k)) != (y := getattr(b, k))]
     return changes
 
-# %% ../nbs/02_schema.ipynb #180598bb
+# %% ../nbs/02_schema.ipynb #22b5e3ba
 def schema_hash(schema: Schema) -> str: # 64 hexadecimal digits
     "The sha256 of the contract's content; comments and spacing in the file do not count."
     same = msgspec.convert(msgspec.to_builtins(schema), Schema) # a bound is a float, however it was written
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
-# %% ../nbs/02_schema.ipynb #dce88d24
+# %% ../nbs/02_schema.ipynb #3b0fe65e
 def _bound(column, value): # a pl.lit where needed: timestamps are compared as timestamps
     from datetime import datetime
     return datetime.fromisoformat(value) if column.type == "timestamp" and value is not None else value

@@ -6,7 +6,7 @@
 __all__ = ['RunSettings', 'TrackingSettings', 'ReleaseSettings', 'ReportSettings', 'ControlSettings', 'ScheduleSettings',
            'Settings', 'available_cores', 'thread_count', 'write_settings', 'read_settings']
 
-# %% ../nbs/05_settings.ipynb #8facbb12
+# %% ../nbs/05_settings.ipynb #41231fe7
 import os, re
 from configparser import ConfigParser
 from configparser import Error as IniError
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, field
 from .errors import UserError, did_you_mean
 from .files import atomic_file, conform
 
-# %% ../nbs/05_settings.ipynb #79658a38
+# %% ../nbs/05_settings.ipynb #1333892c
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a run may use of the machine."
     threads: Annotated[Annotated[int, Meta(ge=0)], Meta(description="threads a stage may use; 0 = all cores this process may use")] = 0
@@ -36,7 +36,7 @@ class ReleaseSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     plans: Annotated[str, Meta(description="folder of release plans, one file an endpoint")] = "releases"
     endpoint: Annotated[str, Meta(description="name of the endpoint this project releases to")] = "model"
 
-# %% ../nbs/05_settings.ipynb #8b9ab139
+# %% ../nbs/05_settings.ipynb #df5b1a98
 class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a report notebook may use."
     timeout: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds until a report is stopped")] = 600
@@ -46,7 +46,7 @@ class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "The process that runs schedules."
     database: Annotated[str, Meta(description="its state; for PostgreSQL set MLOPS_NB_CONTROL_DATABASE")] = "sqlite:///.mlops/control.db"
 
-# %% ../nbs/05_settings.ipynb #761af256
+# %% ../nbs/05_settings.ipynb #1578e5b6
 class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "A notebook that runs by the clock."
     notebook: Annotated[str, Meta(description="the report notebook, e.g. nbs/reports/data.ipynb")]
@@ -63,7 +63,7 @@ class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         try: self.timezone == "UTC" or ZoneInfo(self.timezone)
         except Exception: raise ValueError(f"there is no time zone {self.timezone!r}; write it like Europe/Vienna.") from None
 
-# %% ../nbs/05_settings.ipynb #ce4eda92
+# %% ../nbs/05_settings.ipynb #4e87484a
 class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Everything `settings.ini` can say."
     run: RunSettings = field(default_factory=RunSettings)
@@ -73,7 +73,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     control: ControlSettings = field(default_factory=ControlSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
 
-# %% ../nbs/05_settings.ipynb #1486265b
+# %% ../nbs/05_settings.ipynb #c7a443b6
 def available_cores(
     cpu_max: str | Path = "/sys/fs/cgroup/cpu.max", # Where the control group's limit is
 ) -> int: # At least 1
@@ -88,7 +88,7 @@ def thread_count(settings: Settings) -> int: # At least 1
     "The number of threads a stage uses."
     return settings.run.threads or available_cores()
 
-# %% ../nbs/05_settings.ipynb #0b67e6c3
+# %% ../nbs/05_settings.ipynb #8b3cf887
 _HEADER = """# The operational settings of this project: where and how it runs. (They are not nbdev's, which are in pyproject.toml.)
 # None of them changes a result. The environment goes first: MLOPS_NB_RUN_THREADS=4 overrides `threads` in [run]. Secrets only go there.
 """
@@ -99,6 +99,9 @@ _EXAMPLE = """
 # timezone = UTC
 # param.title = Data of the week
 """
+
+# %% ../nbs/05_settings.ipynb #b5198b57
+def _description(field): return next(m.description for m in field.type.__metadata__ if m.description)
 
 def write_settings(
     root: str | Path, # The project's folder
@@ -120,9 +123,7 @@ def write_settings(
     with atomic_file(path) as tmp: tmp.write_text("\n".join(lines) + ("" if settings.schedule else _EXAMPLE.lstrip()), encoding="utf-8")
     return path
 
-def _description(field): return next(m.description for m in field.type.__metadata__ if m.description)
-
-# %% ../nbs/05_settings.ipynb #d3af185c
+# %% ../nbs/05_settings.ipynb #7d9cc89f
 def _read_ini(path):
     "The sections of an INI file as `{section: {key: text}}`; none if there is no file."
     ini = ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"), default_section="\0")
@@ -132,7 +133,7 @@ def _read_ini(path):
     except UnicodeDecodeError: raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     return {name: {k: v for k, v in ini[name].items() if v} for name in ini.sections()}
 
-# %% ../nbs/05_settings.ipynb #778839a4
+# %% ../nbs/05_settings.ipynb #be290a9a
 _PREFIX = "MLOPS_NB_"
 
 def _variable(section, key=""): return _PREFIX + re.sub(r"\W", "_", f"{section}_{key}").upper()
@@ -157,7 +158,7 @@ def _overrides(sections, environ):
         elif variable.startswith(prefixes):
             raise UserError(f"environment variable {variable}: there is no such setting{did_you_mean(variable, known)}")
 
-# %% ../nbs/05_settings.ipynb #fffe08c9
+# %% ../nbs/05_settings.ipynb #0b1c707f
 def read_settings(
     root: str | Path = ".", # The project's folder
     environ: dict[str, str] = os.environ, # Where the overrides are
