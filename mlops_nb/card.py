@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['git_state', 'Provenance', 'provenance', 'what_it_does', 'limits', 'card']
 
-# %% ../nbs/23_card.ipynb #da057aea
+# %% ../nbs/23_card.ipynb #1ef43095
 import subprocess, sys
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from .predict import Policy, Predictor
 from .schema import Schema
 from .sealed import producers
 
-# %% ../nbs/23_card.ipynb #bddf0f81
-_WRITTEN = ('artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'dvc.lock', 'data.dvc')
+# %% ../nbs/23_card.ipynb #e8977aa3
+_APART = ('artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'dvc.lock', 'data.dvc', # written by a run
+          'docs', 'tests', 'benchmarks', '.github', '.ci', '*.md') # about the project
 
 def _git(root, *args):
     try: return subprocess.run(['git', *args], cwd=root, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
@@ -29,14 +30,15 @@ def _git(root, *args):
 
 def git_state(
     root: Path, # The project's folder
-) -> tuple[str | None, bool | None]: # The commit, and whether other files were changed since; (None, None) outside of git
+) -> tuple[str | None, bool | None]: # The last commit of what a model is made from, and whether it was changed since; (None, None) outside of git
     "What git knows about the code and the parameters."
-    commit = _git(root, 'rev-parse', '--verify', 'HEAD')
-    if commit is None: return None, None
-    changed = _git(root, 'status', '--porcelain', '--untracked-files=no', '--', '.', *(f':(exclude){p}' for p in _WRITTEN))
+    made_from = ('--', '.', *(f':(exclude){p}' for p in _APART))
+    commit = _git(root, 'log', '-1', '--format=%H', *made_from)
+    if not commit: return None, None
+    changed = _git(root, 'status', '--porcelain', '--untracked-files=no', *made_from)
     return commit, None if changed is None else bool(changed)
 
-# %% ../nbs/23_card.ipynb #3226538e
+# %% ../nbs/23_card.ipynb #4cad0086
 class Provenance(Struct):
     "How the model came to be; `provenance.json`."
     git_commit: str | None
@@ -49,7 +51,7 @@ class Provenance(Struct):
     python: str # 3.11
     training: dict # of training.json: iterations, loss, rows
 
-# %% ../nbs/23_card.ipynb #26703b90
+# %% ../nbs/23_card.ipynb #53b5079c
 def provenance(
     root: Path, # The project's folder
     dataset: Dataset, # Of the stage prepare
@@ -65,7 +67,7 @@ def provenance(
     return Provenance(*git_state(root), parent, inputs, msgspec.to_builtins(params), seeds, producers(),
                       '.'.join(map(str, sys.version_info[:2])), {k: v for k, v in training.items() if k not in ('curve', 'params')})
 
-# %% ../nbs/23_card.ipynb #1ce6698f
+# %% ../nbs/23_card.ipynb #c3093d9b
 def _table(head, rows):
     def clean(v): return str(v).replace('|', '\\|').replace('\n', ' ')
     return '\n'.join(f"| {' | '.join(map(clean, r))} |" for r in [head, ['---'] * len(head), *rows]) if rows else 'None.'
@@ -74,7 +76,7 @@ def _figure(e):
     if not e or e.get('value') is None: return 'undefined'
     return f"{e['value']:.4g}" + (f" ({e['low']:.4g} to {e['high']:.4g})" if e.get('low') is not None else '')
 
-# %% ../nbs/23_card.ipynb #84e45eec
+# %% ../nbs/23_card.ipynb #f884ba9d
 def what_it_does(
     schema: Schema,
     policy: Policy,
@@ -90,14 +92,14 @@ def what_it_does(
     return (f"It predicts the probability that {about} is `{schema.classes[1]}`. From {policy.threshold:.4g} on it decides for "
             f"`{schema.classes[1]}`; that threshold was chosen on the validation rows by these costs: {costs or 'none were given'}.")
 
-# %% ../nbs/23_card.ipynb #29b6a74e
+# %% ../nbs/23_card.ipynb #5afe8ac2
 def _parts(dataset):
     def span(t): return f"{t[0]} to {t[1]}" if t else 'no time'
     def target(d): return ', '.join(f"{k} {v:,.6g}" for k, v in d.items())
     rows = [(p, f"{d.rows:,}", span(d.time), target(d.target)) for p, d in dataset.parts.items()]
     return _table(['part', 'rows', 'time', 'target'], rows)
 
-# %% ../nbs/23_card.ipynb #12904ecc
+# %% ../nbs/23_card.ipynb #399d5d61
 def limits(
     schema: Schema,
     dataset: Dataset,
@@ -116,7 +118,7 @@ def limits(
     if not schema.segments: out.append("The contract names no segments, so nobody has looked for groups for whom it is worse.")
     return out
 
-# %% ../nbs/23_card.ipynb #edc5ec10
+# %% ../nbs/23_card.ipynb #26b7b23c
 def _quality(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     return [f"With {evaluation['confidence']:.0%} bootstrap intervals.",
@@ -134,7 +136,7 @@ def _origin(p):
     after = f"it follows the model {p.parent[:12]}" if p.parent else 'there was no model before it'
     return f"Commit {p.git_commit or 'unknown'}{changed}; {after}; made with {', '.join(f'{k} {v}' for k, v in p.packages.items())}."
 
-# %% ../nbs/23_card.ipynb #306b399c
+# %% ../nbs/23_card.ipynb #f6f519da
 def card(
     predictor: Predictor, # With its policy
     dataset: Dataset,

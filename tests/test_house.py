@@ -8,16 +8,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlops_nb"
 
 # From the top down: a floor imports only floors below it, or its own package.
-FLOORS = [{"cli"}, {"project"}, {"pipeline"}, {"control"}, {"report"}, {"release"}, {"evaluate"}, {"predict", "bundle", "card", "sealed", "booster"}, {"train"}, {"data"},
-          {"infer", "schema", "params", "settings", "files", "errors"}]
+FLOORS = [{"cli"}, {"project"}, {"pipeline"}, {"control"}, {"report"}, {"release"}, {"evaluate"},
+          {"predict", "bundle", "card", "sealed", "booster"}, {"train"}, {"data"}, {"infer", "schema", "params", "settings", "files", "errors"}]
 LEVEL = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}
-CORE = {"errors", "files", "schema", "sealed", "booster", "predict", "data.features", "train.encoder"}
+CORE = {"errors", "files", "schema", "bundle", "sealed", "booster", "predict", "data.features", "train.encoder"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 
 
 def modules():
     "Dotted name below mlops_nb -> path."
-    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py")) if p.stem not in ("__init__", "_modidx")}
+    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
+            for p in sorted(PACKAGE.rglob("*.py")) if p.stem not in ("__init__", "_modidx")}
 
 
 def imported(path, top_only=False):
