@@ -96,7 +96,7 @@ def ingest(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or
     done = ingest(data, root, time=read_schema(root / "schema.yaml").event_time, replace=replace,
                   separator=separator, encoding=encoding, table=table, query=query)
     track_data(root)
-    print(f"{len(done.added)} deliveries with {done.rows:,} rows were taken in; {len(done.skipped)} were there already.")
+    print(f"Deliveries: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
 
 @app.command()
 def simulate(if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing when there is data already.")] = False):
