@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'run_stage', 'features', 'validate', 'evaluate', 'bundle', 'report']
 
-# %% ../nbs/90_pipeline.ipynb #58e12607
+# %% ../nbs/90_pipeline.ipynb #251f8e4f
 import time
 from contextlib import chdir
 from importlib import import_module
@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .files import write_json
 
-# %% ../nbs/90_pipeline.ipynb #b22987c4
+# %% ../nbs/90_pipeline.ipynb #adb1ce4b
 class Stage(Struct, frozen=True):
     "One step of the pipeline: a function, and the files it reads and writes."
     name: str
@@ -26,10 +26,10 @@ class Stage(Struct, frozen=True):
     outs: list[str]
     params: list[str] = field(default_factory=list) # sections of params.yaml
     metrics: list[str] = field(default_factory=list) # small JSON files that are committed to git
-    kept: list[str] = field(default_factory=list) # outputs that git tracks or that grow from run to run: DVC never deletes them
+    kept: list[str] = field(default_factory=list) # outputs that git keeps, and not the cache of DVC
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
 
-# %% ../nbs/90_pipeline.ipynb #56cf56fb
+# %% ../nbs/90_pipeline.ipynb #fe20acaf
 _FEATURES = "${prepare.features}"
 
 STAGES = {s.name: s for s in [
@@ -62,20 +62,20 @@ STAGES = {s.name: s for s in [
     Stage("report", "Render the pages that people read.", "mlops_nb.pipeline:report",
           deps=["nbs/reports", "artifacts/validation.json", "artifacts/statistics.parquet", "artifacts/prepared", "artifacts/models",
                 "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
-          outs=[], kept=["reports/pipeline", "reports/index.html"]),
+          outs=["reports/pipeline", "reports/index.html"]),
 ]}
 
-# %% ../nbs/90_pipeline.ipynb #534e3d2a
+# %% ../nbs/90_pipeline.ipynb #7fd7b061
 def _dvc_stage(s):
     d = dict(matrix=dict(learner="${%s}" % s.matrix)) if s.matrix else {}
     d |= dict(desc=s.doc, cmd=f"mlops-nb stage {s.name}" + (" ${item.learner}" if s.matrix else ""), deps=s.deps)
     if s.params: d["params"] = s.params
-    kept = [{o: dict(cache=o != _FEATURES, persist=True)} for o in s.kept]
-    if s.outs or kept: d["outs"] = s.outs + kept
-    if s.metrics: d["metrics"] = [{m: dict(cache=False)} for m in s.metrics]
+    outs = [{o: dict(persist=True)} for o in s.outs] + [{o: dict(cache=False, persist=True)} for o in s.kept]
+    if outs: d["outs"] = outs
+    if s.metrics: d["metrics"] = [{m: dict(cache=False, persist=True)} for m in s.metrics]
     return d
 
-# %% ../nbs/90_pipeline.ipynb #849b56ea
+# %% ../nbs/90_pipeline.ipynb #b930f242
 def dvc_yaml() -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO
@@ -85,12 +85,12 @@ def dvc_yaml() -> str: # YAML
     yaml.dump(dict(stages={s.name: _dvc_stage(s) for s in STAGES.values()}), out)
     return "# Written by `mlops-nb`: the stages of every project. What differs between projects is in params.yaml and schema.yaml.\n" + out.getvalue()
 
-# %% ../nbs/90_pipeline.ipynb #c24db028
+# %% ../nbs/90_pipeline.ipynb #ded61fb4
 def _peak_mib():
     import resource
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
-# %% ../nbs/90_pipeline.ipynb #bf90368f
+# %% ../nbs/90_pipeline.ipynb #5d80700f
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
@@ -105,7 +105,7 @@ def run_stage(
     write_json(root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", took)
     return took
 
-# %% ../nbs/90_pipeline.ipynb #9ed50798
+# %% ../nbs/90_pipeline.ipynb #4f601ccc
 def features(root: Path) -> None:
     "Export the project's features notebook, so that an edit of it is enough for `dvc repro` to notice."
     from nbdev.export import nb_export
@@ -116,7 +116,7 @@ def features(root: Path) -> None:
     if not (root / p.features).exists():
         raise UserError(f"{p.notebook} did not export {p.features}; its `#| default_exp` and prepare.features in params.yaml must name the same module.")
 
-# %% ../nbs/90_pipeline.ipynb #de7d7b2e
+# %% ../nbs/90_pipeline.ipynb #8bc79206
 def validate(root: Path) -> dict | None:
     "Validate against the contract, with value skew measured against the champion's training data."
     from mlops_nb.bundle import read_baseline
@@ -138,7 +138,7 @@ def bundle(root: Path) -> dict | None:
     now = champion(root)
     return run(root, parent=now.name if now else None)
 
-# %% ../nbs/90_pipeline.ipynb #71202e6b
+# %% ../nbs/90_pipeline.ipynb #ba08ee38
 def report(root: Path) -> dict | None:
     "Render the pages and log them, and the durations of all stages, with the run."
     from mlops_nb.release.tracking import log_pages
