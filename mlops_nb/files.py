@@ -6,8 +6,8 @@
 __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'conform', 'read_yaml', 'yaml_lines', 'sha256_file',
            'sha256_files', 'hash_folder']
 
-# %% ../nbs/01_files.ipynb #8d626558
-import ctypes, hashlib, os, shutil, tempfile
+# %% ../nbs/01_files.ipynb #5ba2da41
+import ctypes, fcntl, glob, hashlib, os, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,31 +16,65 @@ import msgspec
 
 from .errors import UserError, did_you_mean
 
-# %% ../nbs/01_files.ipynb #7f5931fa
+# %% ../nbs/01_files.ipynb #38b61bf0
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/01_files.ipynb #b7b4793f
+# %% ../nbs/01_files.ipynb #2793c4aa
+def _lock(path, how):
+    "Open and lock `path`; gives the descriptor, and whether it could be locked."
+    fd = os.open(path, os.O_RDONLY)
+    try: fcntl.flock(fd, how)
+    except OSError: return fd, False # another owner, or a file system without locks
+    return fd, True
+
+def _sweep(path):
+    "Remove what writers of `path` that are no more left beside it."
+    here, alone = _lock(path.parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if alone else ():
+        try: fd, free = _lock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: continue # it is gone already
+        if free: shutil.rmtree(left) if left.is_dir() else left.unlink()
+        os.close(fd)
+    os.close(here)
+
+# %% ../nbs/01_files.ipynb #ab030729
+@contextmanager
+def _beside(path, folder=False):
+    "Yield a temporary file or folder beside `path` that is ours while this process lives."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = dict(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _sweep(path)
+    turn, _ = _lock(path.parent, fcntl.LOCK_SH)
+    try:
+        if folder: tmp = tempfile.mkdtemp(**names)
+        else:
+            fd, tmp = tempfile.mkstemp(**names)
+            os.close(fd)
+        own, _ = _lock(tmp, fcntl.LOCK_SH)
+    finally: os.close(turn)
+    try: yield Path(tmp)
+    finally: os.close(own)
+
+# %% ../nbs/01_files.ipynb #532b7105
 @contextmanager
 def atomic_file(
     path: str | Path, # Where the finished file goes; missing parent folders are made
 ):
     "Yield a temporary path beside `path`; on success fsync it and rename it to `path`."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(fd)
-    try:
-        yield Path(tmp)
-        os.chmod(tmp, 0o644)
-        _fsync(tmp)
-        os.replace(tmp, path)
-        _fsync(path.parent)
-    finally: Path(tmp).unlink(missing_ok=True)
+    with _beside(path) as tmp:
+        try:
+            yield tmp
+            tmp.chmod(0o644)
+            _fsync(tmp)
+            os.replace(tmp, path)
+            _fsync(path.parent)
+        finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/01_files.ipynb #8a5f5190
+# %% ../nbs/01_files.ipynb #6926de58
 def _exchange(a, b):
     "Exchange two names in one step; False where that is not possible."
     try: rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -48,28 +82,27 @@ def _exchange(a, b):
     here, exchange = -100, 2 # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
-# %% ../nbs/01_files.ipynb #00f287b4
+# %% ../nbs/01_files.ipynb #ee8c2b92
 @contextmanager
 def atomic_dir(
     path: str | Path, # Where the finished folder goes; an old one there is replaced
 ):
     "Yield an empty temporary folder beside `path`; on success fsync its files and put it in the place of `path`."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        yield tmp
-        tmp.chmod(0o755)
-        for f in [*tmp.rglob('*'), tmp]: _fsync(f)
-        if not (path.exists() and _exchange(tmp, path)):
-            old = tmp.with_suffix('.old.tmp')
-            if path.exists(): os.replace(path, old)
-            os.replace(tmp, path)
-            tmp = old
-        _fsync(path.parent)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    with _beside(path, folder=True) as tmp:
+        try:
+            yield tmp
+            tmp.chmod(0o755)
+            for f in [*tmp.rglob('*'), tmp]: _fsync(f)
+            if not (path.exists() and _exchange(tmp, path)):
+                old = tmp.with_suffix('.old.tmp')
+                if path.exists(): os.replace(path, old)
+                os.replace(tmp, path)
+                tmp = old
+            _fsync(path.parent)
+        finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/01_files.ipynb #c769fa9f
+# %% ../nbs/01_files.ipynb #cdbd44e3
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
     with atomic_file(path) as tmp: tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
@@ -84,11 +117,11 @@ def read_json(
     except FileNotFoundError: raise UserError(f"{path} does not exist; run the step that writes it first.") from None
     except msgspec.MsgspecError as e: raise UserError(f"{path} cannot be read: {e}; delete it and run the step that writes it.") from None
 
-# %% ../nbs/01_files.ipynb #258a8c26
+# %% ../nbs/01_files.ipynb #f1e4bd47
 import re
 from typing import Any, get_args, get_origin
 
-# %% ../nbs/01_files.ipynb #88986e19
+# %% ../nbs/01_files.ipynb #bd94c821
 def _is_struct(type): return isinstance(type, msgspec._core.StructMeta)
 
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "null": "null", "array": "a list",
@@ -106,7 +139,7 @@ def _expected(error, type):
     names = re.sub(r"`([^`]+)`", lambda m: " or ".join(_WORDS.get(n, n) for n in m[1].split(" | ")), text)
     return f"{names.removeprefix('Expected ')} is expected"
 
-# %% ../nbs/01_files.ipynb #5cbcd91e
+# %% ../nbs/01_files.ipynb #20508d79
 def conform(
     value: Any, # Plain data: what YAML, JSON or an INI file holds
     type: Any, # A msgspec Struct, or any type msgspec can convert to
@@ -134,7 +167,7 @@ def conform(
     try: return type(**content)
     except ValueError as e: raise UserError(f"{where}: {e}") from None
 
-# %% ../nbs/01_files.ipynb #46f53735
+# %% ../nbs/01_files.ipynb #5c130ef1
 def read_yaml(
     path: str | Path, # A YAML file
     type: Any = dict, # What it must hold
@@ -158,7 +191,7 @@ def read_yaml(
         raise UserError(f"{path}{place} is not YAML: {problem}; correct that line.") from None
     return conform({} if data is None else data, type, path)
 
-# %% ../nbs/01_files.ipynb #09d33604
+# %% ../nbs/01_files.ipynb #6331c95e
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -173,7 +206,7 @@ def _flow(value):
     if isinstance(value, dict): return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
 
-# %% ../nbs/01_files.ipynb #8e086f79
+# %% ../nbs/01_files.ipynb #01dc3321
 def yaml_lines(
     obj: msgspec.Struct, # What to write
     notes: dict[str, str] = {}, # Comments behind the keys of a dictionary of structs, e.g. behind a column's name
@@ -195,7 +228,7 @@ def yaml_lines(
             lines += yaml_lines(struct, notes, indent + "    ")
     return lines
 
-# %% ../nbs/01_files.ipynb #2aa3ecce
+# %% ../nbs/01_files.ipynb #48c2a930
 def sha256_file(path: str | Path) -> str: # 64 hexadecimal digits
     "The sha256 of a file's content."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -257,3 +257,48 @@ def test_a_date_stays_the_text_it_is(tmp_path):
 def test_text_from_an_ini_file_is_read_when_not_strict():
     assert conform({"number": "1.5"}, Leaf, "x", strict=False).number == 1.5
     with pytest.raises(UserError, match="number is '1.5'"): conform({"number": "1.5"}, Leaf, "x")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlops_nb.files import atomic_dir, atomic_file
+out = Path(sys.argv[1])
+with atomic_dir(out) as d, atomic_file(out.with_suffix('.json')) as f:
+    (d / 'deep').mkdir(); (d / 'deep' / 'part').write_text('half'); f.write_text('half')
+    if sys.argv[2] == 'kill': os.kill(os.getpid(), signal.SIGKILL)
+    print('writing', flush=True); sys.stdin.read()
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+    out, other = tmp_path / "out", tmp_path / ".outer.x1.tmp"
+    other.write_text("of somebody else")
+    def start(how): return subprocess.Popen([sys.executable, "-c", KILLED, out, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    start("kill").communicate()
+    dead = leftovers(tmp_path)
+    assert len(dead) == 3
+    alive = start("wait")
+    assert alive.stdout.readline() == b"writing\n"
+    busy = leftovers(tmp_path)
+    assert len(busy) == 3 and not set(busy) & set(dead) - {other.name} # it swept, and writes
+    with atomic_dir(out) as d: (d / "x").write_text("whole")
+    with atomic_file(out.with_suffix(".json")) as f: f.write_text("whole")
+    assert leftovers(tmp_path) == busy # the living one keeps its own
+    alive.communicate()
+    assert leftovers(tmp_path) == [other.name] and list(hash_folder(out)) == ["deep/part"]
+
+
+def test_writing_works_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    def refuse(*args): raise OSError(errno.EBADF, "Bad file descriptor") # what NFS says
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    (tmp_path / ".out.x.tmp").mkdir()
+    with atomic_dir(tmp_path / "out") as d: (d / "x").write_text("1")
+    assert leftovers(tmp_path) == [".out.x.tmp"]
+
+
+def test_a_folder_that_is_being_filled_takes_files_and_folders_that_are_written_atomically(tmp_path):
+    with atomic_dir(tmp_path / "a") as outer:
+        write_json(outer / "x.json", 1)
+        with atomic_dir(outer / "b") as inner: write_json(inner / "y.json", 2)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "x.json", "y.json"]
