@@ -6,7 +6,7 @@
 __all__ = ['POLARS', 'ISO', 'Column', 'Schema', 'row_expr', 'expression_columns', 'class_text', 'read_timestamp', 'write_schema',
            'read_schema', 'Change', 'diff_schemas', 'schema_hash', 'to_pandera']
 
-# %% ../nbs/02_schema.ipynb #7cf58437
+# %% ../nbs/02_schema.ipynb #eedb9112
 import hashlib, re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, field
 from .errors import UserError, did_you_mean
 from .files import atomic_file, read_yaml, yaml_lines
 
-# %% ../nbs/02_schema.ipynb #2e103474
+# %% ../nbs/02_schema.ipynb #53d0ce86
 class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "What one column may hold, and what happens to a row that breaks it."
     type: Literal["integer", "number", "category", "boolean", "timestamp", "text"]
@@ -41,7 +41,7 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
         if self.range and None not in self.range and self.range[0] > self.range[1]:
             raise ValueError(f"the range {list(self.range)} begins after its end; swap the bounds.")
 
-# %% ../nbs/02_schema.ipynb #4e999572
+# %% ../nbs/02_schema.ipynb #057b8eaf
 class Schema(Struct, forbid_unknown_fields=True, dict=True):
     "The contract of a data set: `columns` by name, and what is to be predicted from them."
     dataset: str
@@ -56,7 +56,7 @@ class Schema(Struct, forbid_unknown_fields=True, dict=True):
     segments: Annotated[list[str], Meta(description="columns by which results are always broken down")] = field(default_factory=list)
     missing: Annotated[list[str], Meta(description="texts that mean 'no value', beside the empty one")] = field(default_factory=list)
 
-# %% ../nbs/02_schema.ipynb #dd46f427
+# %% ../nbs/02_schema.ipynb #3820d341
 _REFUSED = re.compile(r"\b(select|now|today|current_date|current_time|current_timestamp)\b", re.IGNORECASE) # before it is even parsed
 _NOT_ROWWISE = ('"SubPlan":', '"Agg":', '"Over":', '"Len"', '"Explode":', '"Quantile":') # in polars' own form of an expression
 
@@ -80,7 +80,7 @@ def expression_columns(
     "The columns a SQL expression reads; raises `UserError` if it cannot be parsed."
     return list(dict.fromkeys(row_expr(expression).meta.root_names()))
 
-# %% ../nbs/02_schema.ipynb #4d2b506e
+# %% ../nbs/02_schema.ipynb #c4b5e8bd
 @patch(as_prop=True)
 def target_columns(self:Schema) -> list[str]: # Column names
     "The columns the target is, or is computed from."
@@ -92,7 +92,7 @@ def feature_columns(self:Schema) -> list[str]: # Column names, in the order of t
     never = {*self.target_columns, self.entity, self.event_time}
     return [n for n, c in self.columns.items() if c.feature and n not in never and c.type not in ("timestamp", "text")]
 
-# %% ../nbs/02_schema.ipynb #e7c362b3
+# %% ../nbs/02_schema.ipynb #f39609d5
 def _expr(text, columns): return pl.col(text) if text in columns else row_expr(text)
 
 @patch
@@ -111,7 +111,7 @@ def filter_expr(self:Schema) -> pl.Expr: # Boolean; needs a column `target` wher
     "The row filter as a polars expression; everything passes where there is none."
     return pl.lit(True) if self.filter is None else _expr(self.filter, self.columns).fill_null(False)
 
-# %% ../nbs/02_schema.ipynb #27e6f299
+# %% ../nbs/02_schema.ipynb #a5e9fc01
 def class_text(value: pl.Expr) -> pl.Expr: # String
     "A class as text; whole numbers without their `.0`."
     return value.cast(pl.String).str.strip_chars().str.replace(r"^(-?\d+)\.0$", "$1")
@@ -125,13 +125,13 @@ def target_number(self:Schema) -> pl.Expr: # Float64, named `target`
     index = {c: float(i) for i, c in enumerate(self.classes)}
     return class_text(self.target_expr()).replace_strict(index, default=None, return_dtype=pl.Float64).alias("target")
 
-# %% ../nbs/02_schema.ipynb #84448c6f
+# %% ../nbs/02_schema.ipynb #bebb4803
 POLARS = {"integer": pl.Int64, "number": pl.Float64, "category": pl.String, "boolean": pl.Boolean,
           "timestamp": pl.Datetime("us"), "text": pl.String}
 
 ISO = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f%#z"] # after the T between day and time became a blank
 
-# %% ../nbs/02_schema.ipynb #86692c3b
+# %% ../nbs/02_schema.ipynb #0d55e1d0
 def _text(value, dtype):
     "Stripped text; whole floats without their `.0`, so that a code reads the same in every file."
     if dtype.is_float(): return pl.when(value.is_not_nan()).then(class_text(value))
@@ -153,7 +153,7 @@ def read_timestamp(
     parsed = [text.str.to_datetime(f, strict=False, time_unit="us", **({"time_zone": "UTC"} if "z" in f else {})) for f in ISO]
     return pl.coalesce(*parsed[:-1], parsed[-1].dt.replace_time_zone(None))
 
-# %% ../nbs/02_schema.ipynb #2a0dc67f
+# %% ../nbs/02_schema.ipynb #7d0305b2
 def _number(value, dtype):
     if dtype == pl.String: value = value.str.strip_chars()
     elif not (dtype.is_numeric() or dtype == pl.Boolean): return pl.lit(None, pl.Float64)
@@ -171,14 +171,27 @@ def _boolean(value, dtype):
     text = _text(value, dtype).str.to_lowercase()
     return pl.when(text.is_in(["true", "t", "yes", "y", "1"])).then(True).when(text.is_in(["false", "f", "no", "n", "0"])).then(False)
 
-# %% ../nbs/02_schema.ipynb #c99b2d9b
+# %% ../nbs/02_schema.ipynb #eef85836
+def _is_time(dtype): return dtype.base_type() in (pl.Date, pl.Datetime)
+
+def _values(words, dtype) -> list: # Numbers, or datetimes
+    "The words that are a value in a column of `dtype`."
+    if not (dtype.is_numeric() or _is_time(dtype)): return []
+    x = pl.col("word")
+    read = read_timestamp(x, pl.String()) if _is_time(dtype) else x.cast(dtype, strict=False)
+    return pl.DataFrame({"word": words}, {"word": pl.String}).select(read).to_series().drop_nulls().to_list()
+
+# %% ../nbs/02_schema.ipynb #15588c6b
 @patch
 def missing_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Boolean
     "Which values of the raw column `name`, of polars type `dtype`, mean \"no value\"."
     value = pl.col(name)
     if dtype.base_type() in (pl.Categorical, pl.Enum): value, dtype = value.cast(pl.String), pl.String()
     if dtype == pl.String: return value.is_null() | value.str.strip_chars().is_in(["", *self.missing])
-    return value.is_null() | value.is_nan() if dtype.is_float() else value.is_null()
+    none = value.is_null() | value.is_nan() if dtype.is_float() else value.is_null()
+    known = _values(self.missing, dtype)
+    if not known: return none
+    return none | (read_timestamp(value, dtype) if _is_time(dtype) else value).is_in(known)
 
 @patch
 def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the type in `POLARS`
@@ -191,7 +204,7 @@ def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the 
     parsed = read(value, dtype) if read else read_timestamp(value, dtype, column.format)
     return pl.when(~missing).then(parsed).alias(name)
 
-# %% ../nbs/02_schema.ipynb #92193284
+# %% ../nbs/02_schema.ipynb #1990d5c5
 _HEADER = """# The contract of the data set: every row is checked against it, and the model may see only what it allows.
 # It was inferred from the data. Please read it once, and correct what the data cannot know:
 #   feature   false for whatever is not yet known at the moment of prediction (a leak), and for identifiers
@@ -221,7 +234,7 @@ def read_schema(path: str | Path = "schema.yaml") -> Schema:
         raise UserError(f"{path}: a binary task has two classes, and 'classes' lists {len(schema.classes)}; make the task multiclass.")
     return schema
 
-# %% ../nbs/02_schema.ipynb #f0e935d6
+# %% ../nbs/02_schema.ipynb #7c48cb22
 class Change(Struct):
     "One difference between two contracts."
     column: str # "" for the data set as a whole
@@ -231,7 +244,7 @@ class Change(Struct):
     new: object
     sentence: str
 
-# %% ../nbs/02_schema.ipynb #98dd8b02
+# %% ../nbs/02_schema.ipynb #7a3b4fe2
 def _widens(key, old, new):
     "True, False, or None where the change is neither wider nor narrower."
     if key == "nullable": return new
@@ -256,7 +269,7 @@ def _words(value):
     if isinstance(value, tuple): return f"{'-∞' if value[0] is None else value[0]} to {'∞' if value[1] is None else value[1]}"
     return {"None": "not given", "True": "true", "False": "false", "''": "empty"}.get(repr(value)) or str(value)
 
-# %% ../nbs/02_schema.ipynb #22b48d1a
+# %% ../nbs/02_schema.ipynb #9702e005
 def diff_schemas(
     old: Schema, # The contract before
     new: Schema, # The contract after
@@ -271,13 +284,13 @@ def diff_schemas(
         else: changes += [_change(name, k, x, y) for k in Column.__struct_fields__ if (x := getattr(a, k)) != (y := getattr(b, k))]
     return changes
 
-# %% ../nbs/02_schema.ipynb #22b5e3ba
+# %% ../nbs/02_schema.ipynb #f629bf69
 def schema_hash(schema: Schema) -> str: # 64 hexadecimal digits
     "The sha256 of the contract's content; comments and spacing in the file do not count."
     same = msgspec.convert(msgspec.to_builtins(schema), Schema) # a bound is a float, however it was written
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
-# %% ../nbs/02_schema.ipynb #3b0fe65e
+# %% ../nbs/02_schema.ipynb #2498dddd
 def _bound(column, value): # a pl.lit where needed: timestamps are compared as timestamps
     from datetime import datetime
     return datetime.fromisoformat(value) if column.type == "timestamp" and value is not None else value
