@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'Header', 'page', 'clean', 'markdown', 'output', 'render']
 
-# %% ../../nbs/report/01_render.ipynb #5cf8149b
+# %% ../../nbs/report/01_render.ipynb #70740577
 import json, re
 from html import escape
 from html.parser import HTMLParser
@@ -16,7 +16,7 @@ from msgspec import Struct
 from ..errors import UserError
 from ..files import atomic_file
 
-# %% ../../nbs/report/01_render.ipynb #026bb18f
+# %% ../../nbs/report/01_render.ipynb #957bb8c3
 class Header(Struct, frozen=True):
     "What a page says about itself before its first sentence; an empty field is left out."
     project: str = '' # the data set or project
@@ -26,7 +26,7 @@ class Header(Struct, frozen=True):
     previous: str = '' # relative link to the same page of the run before
     index: str = '' # relative link to the list of runs
 
-# %% ../../nbs/report/01_render.ipynb #bd5a5d95
+# %% ../../nbs/report/01_render.ipynb #1e3e372b
 LIGHT = dict(ink='#1b1f24', soft='#58626d', line='#d8dee4', paper='#ffffff', panel='#f5f7f9', blue='#0072b2', orange='#d55e00', green='#00775a',
              band='#c3ccd5')
 DARK = dict(ink='#e8ebee', soft='#a3adb8', line='#353c44', paper='#14171a', panel='#1d2126', blue='#56b4e9', orange='#f28e4b', green='#4fc3a1',
@@ -41,7 +41,7 @@ _INKS = f"""
   figure, tr {{ break-inside:avoid }} h2, h3 {{ break-after:avoid }} }}
 """
 
-# %% ../../nbs/report/01_render.ipynb #e113c887
+# %% ../../nbs/report/01_render.ipynb #1848098a
 _TEXT = """
 * { box-sizing:border-box }
 body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
@@ -51,7 +51,7 @@ nav { display:flex; flex-wrap:wrap; gap:.25rem 1.5rem; font-size:.875rem } nav s
 a { color:var(--blue); text-underline-offset:.15em } :focus-visible { outline:2px solid var(--blue); outline-offset:2px }
 h1 { font-size:1.9rem; line-height:1.2; margin:.6rem 0 .4rem; letter-spacing:-.01em }
 h2 { font-size:1.3rem; line-height:1.3; margin:2.6rem 0 .5rem } h3 { font-size:1.05rem; margin:1.8rem 0 .3rem }
-p, ul, ol, blockquote { max-width:44rem } blockquote { margin:0 0 1rem; color:var(--soft) } blockquote p { margin:0 }
+p, ul, ol, blockquote { max-width:44rem } blockquote { margin:1rem 0; color:var(--soft) } blockquote p { margin:0 }
 .facts { display:flex; flex-wrap:wrap; gap:.25rem 2rem; margin:0 0 1rem; font-size:.875rem }
 .facts div { display:flex; gap:.4rem } dt { color:var(--soft) } dd { margin:0 }
 pre { background:var(--panel); padding:.75rem 1rem; overflow-x:auto; font-size:.8125rem; line-height:1.45 } code { font-size:.9em }
@@ -59,13 +59,13 @@ footer { margin:3rem auto 2rem; padding-top:1rem; border-top:1px solid var(--lin
 .skip { position:absolute; left:-99rem } .skip:focus { left:1rem; top:.5rem; background:var(--paper); padding:.25rem .5rem }
 """
 
-# %% ../../nbs/report/01_render.ipynb #5d41c45b
+# %% ../../nbs/report/01_render.ipynb #97cf83ad
 _PARTS = """
 .scroll { overflow-x:auto; max-width:100% } .scroll:focus-visible { outline-offset:0 }
 table { border-collapse:collapse; font-size:.875rem; line-height:1.4; margin:.75rem 0 1.25rem; font-variant-numeric:tabular-nums }
 .caption { color:var(--soft); font-size:.875rem; margin:1.1rem 0 -.4rem } th { font-weight:600; text-align:left; vertical-align:bottom }
 th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); vertical-align:top } th:last-child, td:last-child { padding-right:0 }
-thead th { border-bottom:1.5px solid var(--ink) } .n { text-align:right; white-space:nowrap } td.wide { min-width:16rem }
+thead th { border-bottom:1.5px solid var(--ink) } .n { text-align:right } td.n { white-space:nowrap } td:not(.n) { min-width:5.5rem } td.wide { min-width:16rem }
 figure { margin:1rem 0 1.5rem } figure svg, figure img, .output img { max-width:100%; height:auto }
 figcaption { font-weight:600; max-width:44rem; margin-bottom:.35rem } figcaption small { display:block; font-weight:400; color:var(--soft) }
 .verdict { font-size:1.15rem; line-height:1.45; border-left:4px solid var(--soft); padding:.35rem 0 .35rem 1rem; margin:1.4rem 0 1rem; max-width:48rem }
@@ -76,7 +76,7 @@ h2 + .output > .caption:first-child { margin-top:.4rem }
 @media (max-width:40rem) { h1 { font-size:1.5rem } th, td { padding-right:.6rem } }
 """
 
-# %% ../../nbs/report/01_render.ipynb #818287cf
+# %% ../../nbs/report/01_render.ipynb #3ea54e43
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -104,7 +104,7 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-# %% ../../nbs/report/01_render.ipynb #1318efc9
+# %% ../../nbs/report/01_render.ipynb #5d37f11a
 def page(
     title: str, # Plain text
     body: str, # Clean HTML
@@ -117,7 +117,7 @@ def page(
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(title=title, body=body, header=header, facts=facts, footer=footer, css=_INKS + _TEXT + _PARTS)
 
-# %% ../../nbs/report/01_render.ipynb #45601046
+# %% ../../nbs/report/01_render.ipynb #993372bd
 _DROP = {'script', 'iframe', 'object', 'embed', 'form', 'link', 'meta', 'base', 'video', 'audio', 'source'}
 _VOID = {'embed', 'link', 'meta', 'base', 'source'}
 _REMOTE = re.compile(r"@import[^;]*;?|url\(\s*['\"]?(?!#|data:)[^)]*\)", re.I)
@@ -132,7 +132,7 @@ def _attribute(tag, name, value):
         return value.startswith(('#', 'data:image/'))
     return True
 
-# %% ../../nbs/report/01_render.ipynb #27c25ebf
+# %% ../../nbs/report/01_render.ipynb #be40979f
 class _Cleaner(HTMLParser):
     "Copies HTML and leaves out what acts or fetches."
     def __init__(self):
@@ -162,7 +162,7 @@ class _Cleaner(HTMLParser):
     def handle_entityref(self, name): self.handle_data(f"&{name};")
     def handle_charref(self, name): self.handle_data(f"&#{name};")
 
-# %% ../../nbs/report/01_render.ipynb #eb20eb0d
+# %% ../../nbs/report/01_render.ipynb #7def8525
 def clean(
     html: str, # Any HTML
 ) -> str: # The same without scripts, frames, handlers and remote sources
@@ -172,7 +172,7 @@ def clean(
     cleaner.close()
     return ''.join(cleaner.out)
 
-# %% ../../nbs/report/01_render.ipynb #e013bb8d
+# %% ../../nbs/report/01_render.ipynb #adfc5b35
 def markdown(
     text: str, # Markdown source
     attachments: dict | None = None, # The cell's attachments: {name: {mime type: base64}}
@@ -189,7 +189,7 @@ def markdown(
     md.add_render_rule('image', image)
     return md.render(text).replace('<table>', '<div class="scroll" tabindex="0"><table>').replace('</table>', '</table></div>')
 
-# %% ../../nbs/report/01_render.ipynb #34122644
+# %% ../../nbs/report/01_render.ipynb #bbde8f72
 def _text(x): return ''.join(x) if isinstance(x, list) else x
 
 def output(
@@ -208,7 +208,7 @@ def output(
     if 'text/markdown' in data: return markdown(data['text/markdown'])
     return f"<pre>{escape(data['text/plain'])}</pre>" if 'text/plain' in data else ''
 
-# %% ../../nbs/report/01_render.ipynb #3d52b2f1
+# %% ../../nbs/report/01_render.ipynb #05f66d57
 def _parameters(cells):
     "The parameters the notebook ran with, as one line of HTML."
     for tag in ('injected-parameters', 'parameters'):
@@ -219,7 +219,7 @@ def _parameters(cells):
                 return f"Parameters: <code>{escape(', '.join(lines))}</code>"
     return ''
 
-# %% ../../nbs/report/01_render.ipynb #2875330f
+# %% ../../nbs/report/01_render.ipynb #5a484d0f
 def _body(cells):
     "The blocks of a page, in the order of the notebook."
     heading, blocks = '', []
@@ -231,7 +231,7 @@ def _body(cells):
         elif cell['cell_type'] == 'code': blocks += [output(o, heading) for o in cell['outputs'] if o['output_type'] != 'error']
     return '\n'.join(blocks)
 
-# %% ../../nbs/report/01_render.ipynb #c15f7cee
+# %% ../../nbs/report/01_render.ipynb #cebeec59
 def render(
     notebook: str | Path, # An executed notebook (format 4)
     html: str | Path, # Where the page goes
