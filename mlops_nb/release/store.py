@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['put', 'get']
 
-# %% ../../nbs/release/00_store.ipynb #1e14f070
+# %% ../../nbs/release/00_store.ipynb #939a35d9
 import shutil
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..bundle import open_bundle
 from ..errors import UserError
 from ..files import atomic_dir
 
-# %% ../../nbs/release/00_store.ipynb #6c1ee3a6
+# %% ../../nbs/release/00_store.ipynb #8f74c4a7
 def put(
     bundle: str | Path, # A bundle folder
     store: str | Path, # The store's folder; made if it is missing
@@ -26,7 +26,7 @@ def put(
     open_bundle(place)
     return place
 
-# %% ../../nbs/release/00_store.ipynb #365fa63c
+# %% ../../nbs/release/00_store.ipynb #9382876d
 def get(
     bundle_id: str, # As `open_bundle(…).id` gives it, or its first characters
     store: str | Path,
