@@ -6,8 +6,8 @@
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
            'schema_check', 'schema_diff', 'score', 'report_run', 'control']
 
-# %% ../nbs/92_cli.ipynb #915eb2b7
-import os, sys, traceback
+# %% ../nbs/92_cli.ipynb #023caec1
+import os, signal, sys, traceback
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,7 +15,7 @@ import typer
 
 from .errors import UserError, os_sentence
 
-# %% ../nbs/92_cli.ipynb #23508bb1
+# %% ../nbs/92_cli.ipynb #d86e17ac
 def _keep_traceback(e):
     "Write the traceback under .mlops/errors and say where."
     import time
@@ -26,20 +26,20 @@ def _keep_traceback(e):
     except OSError: return "; its traceback could not be written."
     return f"; its traceback is in {path}."
 
-# %% ../nbs/92_cli.ipynb #e50b3c5a
+# %% ../nbs/92_cli.ipynb #1fec3046
 def ending(
     e: BaseException,
 ) -> tuple[int, str]: # Exit code, and the sentence for standard error
     "How the command ends after `e`."
     if isinstance(e, UserError): return 1, str(e)
-    if isinstance(e, KeyboardInterrupt): return 130, "interrupted; what was finished is kept, and the same command goes on from there."
+    if isinstance(e, KeyboardInterrupt): return 130, "interrupted; what was finished is kept and nothing half-written; run the same command to go on."
     if isinstance(e, OSError): return 1, os_sentence(e)
     if isinstance(e, MemoryError): return 1, "there is not enough memory; use a machine with more, or fewer rows."
     said = (str(e).strip().splitlines() or [type(e).__name__])[0]
-    if "No space left on device" in str(e) or "os error 28" in str(e): return 1, "the disk is full; free some space and run the command again."
+    if any(words in str(e) for words in ("No space left on device", "disk is full")): return 1, "the disk is full; free some space and run the command again."
     return 70, f"a fault in mlops_nb: {type(e).__name__}: {said}{_keep_traceback(e)}"
 
-# %% ../nbs/92_cli.ipynb #1ac07472
+# %% ../nbs/92_cli.ipynb #3aa100b0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Notebooks to a production ML system: contract, pipeline, gate, bundle, reports.")
 
@@ -49,12 +49,16 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive") # threads that spin while they wait stand in each other's way on a busy machine
     try: app()
+    except SystemExit as e:
+        if e.code == 130: print(f"error: {ending(KeyboardInterrupt())[1]}", file=sys.stderr) # typer turns Ctrl-C into a silent end
+        raise
     except (Exception, KeyboardInterrupt) as e:
         code, sentence = ending(e)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(code)
+    finally: signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is over: Ctrl-C no longer changes how it ended
 
-# %% ../nbs/92_cli.ipynb #0361adf7
+# %% ../nbs/92_cli.ipynb #2949020b
 def _names(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
 
 _Separator = Annotated[Optional[str], typer.Option(help="Of a text file; detected where it is not given.")]
@@ -62,7 +66,7 @@ _Encoding = Annotated[Optional[str], typer.Option(help="Of a text file; detected
 _Table = Annotated[Optional[str], typer.Option(help="A table, when DATA is a database URL.")]
 _Query = Annotated[Optional[str], typer.Option(help="A query, when DATA is a database URL.")]
 
-# %% ../nbs/92_cli.ipynb #539c4e9f
+# %% ../nbs/92_cli.ipynb #b6f676e8
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
          data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
@@ -84,7 +88,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder 
     print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
           f"Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
 
-# %% ../nbs/92_cli.ipynb #58e5683d
+# %% ../nbs/92_cli.ipynb #c9779f44
 @app.command()
 def ingest(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or a database URL.")],
            replace: Annotated[bool, typer.Option("--replace", help="Replace rows that came from files of the same name.")] = False,
@@ -109,7 +113,7 @@ def simulate(if_missing: Annotated[bool, typer.Option("--if-missing", help="Do n
     simulate(root, read_params(root / "params.yaml").simulate)
     track_data(root)
 
-# %% ../nbs/92_cli.ipynb #d7ff22a5
+# %% ../nbs/92_cli.ipynb #9eac89bf
 @app.command()
 def stage(name: str, item: Annotated[Optional[str], typer.Argument(help="Of a stage with a matrix: the learner.")] = None):
     "Run one stage of the pipeline; `dvc repro` does this for all that need it."
@@ -125,7 +129,7 @@ def gate_check():
     from mlops_nb.evaluate.gate import check_gate
     print(check_gate(Path(".")))
 
-# %% ../nbs/92_cli.ipynb #1cccb7bb
+# %% ../nbs/92_cli.ipynb #3d9db689
 schema_app = typer.Typer(no_args_is_help=True, help="The contract of the data.")
 app.add_typer(schema_app, name="schema")
 
@@ -142,7 +146,7 @@ def schema_diff(old: Path, new: Path = Path("schema.yaml")):
     from mlops_nb.schema import diff_schemas, read_schema
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.sentence)
 
-# %% ../nbs/92_cli.ipynb #9345567e
+# %% ../nbs/92_cli.ipynb #77a23a4d
 @app.command()
 def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
           bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")] = None):
@@ -164,7 +168,7 @@ def report_run(name: Annotated[str, typer.Argument(help="A notebook, or the name
     from mlops_nb.report.run import report_once
     print(f"The page is {report_once(Path('.'), name, p, output)}")
 
-# %% ../nbs/92_cli.ipynb #5f20618b
+# %% ../nbs/92_cli.ipynb #d353aefc
 @app.command()
 def control():
     "Run the schedules of settings.ini until it is stopped."

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['UserError', 'did_you_mean', 'os_sentence']
 
-# %% ../nbs/00_errors.ipynb #7cd4c007
+# %% ../nbs/00_errors.ipynb #bcaf4c5d
 from difflib import get_close_matches
 from typing import Iterable
 
-# %% ../nbs/00_errors.ipynb #3c7f0164
+# %% ../nbs/00_errors.ipynb #fc37ad0a
 class UserError(Exception):
     "Something a person can mend: its text is one sentence that says what was found, where, and what to do."
 
-# %% ../nbs/00_errors.ipynb #24d2d947
+# %% ../nbs/00_errors.ipynb #c6267fb1
 def did_you_mean(
     name: str, # The unknown name
     known: Iterable[str], # The names that exist
@@ -26,12 +26,13 @@ def did_you_mean(
     more = f", and {len(known) - most} more" if len(known) > most else ""
     return f"; known are {', '.join(known[:most])}{more}." if known else "; there are none."
 
-# %% ../nbs/00_errors.ipynb #c285d8b9
+# %% ../nbs/00_errors.ipynb #c3591b03
 import errno
 
-# %% ../nbs/00_errors.ipynb #e8a78ffe
+# %% ../nbs/00_errors.ipynb #7dc9b6fe
 _ADVICE = {errno.ENOSPC: "the disk is full; free some space and run the command again",
            errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+           errno.EFBIG: "the file is larger than is allowed here; raise the limit (ulimit -f) or use another file system",
            errno.EACCES: "permission was denied; check who owns it and its mode",
            errno.EPERM: "the operation is not permitted; check who owns it and its mode",
            errno.EROFS: "the file system is read-only; use another folder",

@@ -6,8 +6,8 @@
 __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'conform', 'read_yaml', 'yaml_lines', 'sha256_file',
            'sha256_files', 'hash_folder']
 
-# %% ../nbs/01_files.ipynb #5ba2da41
-import ctypes, fcntl, glob, hashlib, os, shutil, tempfile
+# %% ../nbs/01_files.ipynb #f8ffe14d
+import ctypes, errno, fcntl, glob, hashlib, os, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,13 +16,13 @@ import msgspec
 
 from .errors import UserError, did_you_mean
 
-# %% ../nbs/01_files.ipynb #38b61bf0
+# %% ../nbs/01_files.ipynb #4cbf0940
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/01_files.ipynb #2793c4aa
+# %% ../nbs/01_files.ipynb #0b306009
 def _lock(path, how):
     "Open and lock `path`; gives the descriptor, and whether it could be locked."
     fd = os.open(path, os.O_RDONLY)
@@ -40,7 +40,18 @@ def _sweep(path):
         os.close(fd)
     os.close(here)
 
-# %% ../nbs/01_files.ipynb #ab030729
+# %% ../nbs/01_files.ipynb #f94280ab
+@contextmanager
+def _naming(path):
+    "A write that fails seldom says where: name `path`, also where a library has wrapped the full disk in an error of its own."
+    try: yield
+    except Exception as e:
+        if isinstance(e, OSError) and e.filename: raise
+        if "No space left on device" in str(e): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from e
+        if isinstance(e, OSError): e.filename = str(path)
+        raise
+
+# %% ../nbs/01_files.ipynb #fb77eedf
 @contextmanager
 def _beside(path, folder=False):
     "Yield a temporary file or folder beside `path` that is ours while this process lives."
@@ -55,10 +66,11 @@ def _beside(path, folder=False):
             os.close(fd)
         own, _ = _lock(tmp, fcntl.LOCK_SH)
     finally: os.close(turn)
-    try: yield Path(tmp)
+    try:
+        with _naming(path): yield Path(tmp)
     finally: os.close(own)
 
-# %% ../nbs/01_files.ipynb #532b7105
+# %% ../nbs/01_files.ipynb #21bad8aa
 @contextmanager
 def atomic_file(
     path: str | Path, # Where the finished file goes; missing parent folders are made
@@ -74,7 +86,7 @@ def atomic_file(
             _fsync(path.parent)
         finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/01_files.ipynb #6926de58
+# %% ../nbs/01_files.ipynb #c927d2c7
 def _exchange(a, b):
     "Exchange two names in one step; False where that is not possible."
     try: rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -82,7 +94,7 @@ def _exchange(a, b):
     here, exchange = -100, 2 # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
-# %% ../nbs/01_files.ipynb #ee8c2b92
+# %% ../nbs/01_files.ipynb #7cd3a236
 @contextmanager
 def atomic_dir(
     path: str | Path, # Where the finished folder goes; an old one there is replaced
@@ -102,7 +114,7 @@ def atomic_dir(
             _fsync(path.parent)
         finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/01_files.ipynb #cdbd44e3
+# %% ../nbs/01_files.ipynb #dd1b2909
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
     with atomic_file(path) as tmp: tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
@@ -117,11 +129,11 @@ def read_json(
     except FileNotFoundError: raise UserError(f"{path} does not exist; run the step that writes it first.") from None
     except msgspec.MsgspecError as e: raise UserError(f"{path} cannot be read: {e}; delete it and run the step that writes it.") from None
 
-# %% ../nbs/01_files.ipynb #f1e4bd47
+# %% ../nbs/01_files.ipynb #22d4bbd7
 import re
 from typing import Any, get_args, get_origin
 
-# %% ../nbs/01_files.ipynb #bd94c821
+# %% ../nbs/01_files.ipynb #116d6724
 def _is_struct(type): return isinstance(type, msgspec._core.StructMeta)
 
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "null": "null", "array": "a list",
@@ -139,7 +151,7 @@ def _expected(error, type):
     names = re.sub(r"`([^`]+)`", lambda m: " or ".join(_WORDS.get(n, n) for n in m[1].split(" | ")), text)
     return f"{names.removeprefix('Expected ')} is expected"
 
-# %% ../nbs/01_files.ipynb #20508d79
+# %% ../nbs/01_files.ipynb #55fbccd1
 def conform(
     value: Any, # Plain data: what YAML, JSON or an INI file holds
     type: Any, # A msgspec Struct, or any type msgspec can convert to
@@ -167,7 +179,7 @@ def conform(
     try: return type(**content)
     except ValueError as e: raise UserError(f"{where}: {e}") from None
 
-# %% ../nbs/01_files.ipynb #5c130ef1
+# %% ../nbs/01_files.ipynb #b338f8e0
 def read_yaml(
     path: str | Path, # A YAML file
     type: Any = dict, # What it must hold
@@ -191,7 +203,7 @@ def read_yaml(
         raise UserError(f"{path}{place} is not YAML: {problem}; correct that line.") from None
     return conform({} if data is None else data, type, path)
 
-# %% ../nbs/01_files.ipynb #6331c95e
+# %% ../nbs/01_files.ipynb #0d498b7e
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -206,7 +218,7 @@ def _flow(value):
     if isinstance(value, dict): return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
 
-# %% ../nbs/01_files.ipynb #01dc3321
+# %% ../nbs/01_files.ipynb #6496c44d
 def yaml_lines(
     obj: msgspec.Struct, # What to write
     notes: dict[str, str] = {}, # Comments behind the keys of a dictionary of structs, e.g. behind a column's name
@@ -228,7 +240,7 @@ def yaml_lines(
             lines += yaml_lines(struct, notes, indent + "    ")
     return lines
 
-# %% ../nbs/01_files.ipynb #48c2a930
+# %% ../nbs/01_files.ipynb #ad80197f
 def sha256_file(path: str | Path) -> str: # 64 hexadecimal digits
     "The sha256 of a file's content."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

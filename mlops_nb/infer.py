@@ -6,7 +6,7 @@
 __all__ = ['CLEAR', 'UNCLEAR', 'FORMATS', 'Facts', 'observe', 'infer_range', 'why_not', 'guess_task', 'order_classes',
            'settle_target', 'infer_schema']
 
-# %% ../nbs/03_infer.ipynb #6cf377f2
+# %% ../nbs/03_infer.ipynb #a5dbe0ae
 import math, re
 
 import polars as pl
@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .schema import Column, Schema, class_text, read_timestamp
 
-# %% ../nbs/03_infer.ipynb #d57c5e4e
+# %% ../nbs/03_infer.ipynb #6cdbebcc
 CLEAR = ["?", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "NaN", "nan"] # these always mean "no value"
 UNCLEAR = ["None", "none", "-", "--", ".", "unknown", "Unknown", "missing"] # only among numbers and dates; elsewhere a category
 
@@ -36,7 +36,7 @@ class Facts(Struct):
     length: float | None = None # characters, on average
     dates: dict[str, int] = field(default_factory=dict) # readable by this format
 
-# %% ../nbs/03_infer.ipynb #136392b3
+# %% ../nbs/03_infer.ipynb #c4a57594
 def _aggregates(name, dtype, formats):
     "Expressions, one a figure, over the column `name`."
     value = pl.col(name)
@@ -60,7 +60,7 @@ def _aggregates(name, dtype, formats):
     if dtype.is_temporal(): figures |= dict(min=value.min(), max=value.max())
     return figures
 
-# %% ../nbs/03_infer.ipynb #24e86da7
+# %% ../nbs/03_infer.ipynb #c47a31fb
 _DAYS = ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y",
          "%d %B %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d-%b-%y"]
 FORMATS = ["", *(f"{d}{t}" for d in _DAYS for t in ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"))] # "" is ISO 8601
@@ -76,14 +76,14 @@ def _formats(sample):
     counts = sample.to_frame("v").select(_date(pl.col("v"), f).count().alias(f) for f in FORMATS).row(0, named=True)
     return [f for f, n in counts.items() if n >= 0.99 * len(sample)]
 
-# %% ../nbs/03_infer.ipynb #84cc4ec7
+# %% ../nbs/03_infer.ipynb #0f27b7a4
 def _sample(frame, places=8, rows=200):
     "A few rows from places that are evenly spread."
     n = frame.select(pl.len()).collect(engine="streaming").item()
     take = lambda i: frame.slice(i * n // places, min(rows, n // places + 1)).collect(engine="streaming")
     return pl.concat([take(i) for i in range(places)]) # one place at a time: each may have to read a row group
 
-# %% ../nbs/03_infer.ipynb #d488c4b3
+# %% ../nbs/03_infer.ipynb #e3139d44
 def observe(
     frame: pl.LazyFrame, # The data set, or a part of it
 ) -> dict[str, Facts]: # By column
@@ -103,7 +103,7 @@ def observe(
     for f in facts.values(): f.distinct = max(0, min(f.distinct, f.rows) - (f.missing > 0)) # null was counted as a value
     return facts
 
-# %% ../nbs/03_infer.ipynb #1f48bacd
+# %% ../nbs/03_infer.ipynb #873f132a
 def _type(f, dtype):
     "The type of the contract, by what was observed."
     if dtype == pl.Boolean: return "boolean"
@@ -117,7 +117,7 @@ def _type(f, dtype):
 
 def _rows_per_value(f): return (f.rows - f.missing) / max(f.distinct, 1)
 
-# %% ../nbs/03_infer.ipynb #af964ffe
+# %% ../nbs/03_infer.ipynb #2ac17be5
 def _round_out(x):
     "The next number of one digit, away from zero."
     if x == 0: return 0.0
@@ -138,7 +138,7 @@ def infer_range(
     bounds = (0.0 if low >= 0 else bound(low, -1), bound(high, +1))
     return None if bounds == (None, None) else bounds
 
-# %% ../nbs/03_infer.ipynb #96924619
+# %% ../nbs/03_infer.ipynb #a96c6ebf
 _ID = re.compile(r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
 
 def why_not(
@@ -156,7 +156,7 @@ def why_not(
     if type == "category" and f.distinct > 100 and _rows_per_value(f) < 10: return "too few rows a category to learn from"
     return ""
 
-# %% ../nbs/03_infer.ipynb #d65e1a60
+# %% ../nbs/03_infer.ipynb #c6448730
 def guess_task(
     dtype: pl.DataType, # Of the target
     distinct: int, # Values of the target
@@ -167,7 +167,7 @@ def guess_task(
     if not dtype.is_numeric(): return "multiclass"
     return "multiclass" if whole and distinct <= 20 else "regression"
 
-# %% ../nbs/03_infer.ipynb #9dad664a
+# %% ../nbs/03_infer.ipynb #a75b65bf
 _YES = {"yes", "y", "true", "t", "1", "+1", "+", "positive", "pos", "churn", "churned", "fraud", "bad", "default", "event", "case"}
 _NO = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control", "benign"}
 
@@ -179,7 +179,7 @@ def order_classes(
     def eventful(c): return (c.lower() in _YES) - (c.lower() in _NO), -counts[c], c
     return sorted(counts, key=eventful if len(counts) == 2 else number)
 
-# %% ../nbs/03_infer.ipynb #7b75e585
+# %% ../nbs/03_infer.ipynb #8917935d
 def _target_values(schema, frame):
     "The values of the target in the rows that pass the filter: a lazy frame with the column `target`."
     dtypes = frame.collect_schema()
@@ -197,7 +197,7 @@ def _target_facts(values):
     counts = dict(values.group_by(class_text(value)).len().collect(engine="streaming").sort("target").iter_rows())
     return dtype, n, len(counts), whole, counts
 
-# %% ../nbs/03_infer.ipynb #a7d8528c
+# %% ../nbs/03_infer.ipynb #13b675b2
 def settle_target(
     schema: Schema, # Its `task` and `classes` are filled in
     frame: pl.LazyFrame, # The data
@@ -213,6 +213,8 @@ def settle_target(
     if not n: raise UserError(f"{name} has no value in any of the rows{passing}; choose another target, or mend the data.")
     if distinct == 1:
         raise UserError(f"{name} has the same value in all {n:,} rows{passing}, so nothing can be learned; choose another, or add data.")
+    if task not in (None, "binary", "multiclass", "regression"):
+        raise UserError(f"there is no task {task!r}{did_you_mean(task, ['binary', 'multiclass', 'regression'])}")
     schema.task = task or guess_task(dtype, distinct, whole)
     if schema.task == "regression":
         if dtype.is_numeric(): return
@@ -223,7 +225,7 @@ def settle_target(
         raise UserError(f"{name} has {distinct:,} different values, too many for classes; choose another target, or compute one.")
     schema.classes = order_classes(counts)
 
-# %% ../nbs/03_infer.ipynb #dd818e0f
+# %% ../nbs/03_infer.ipynb #52e74e2a
 def _reread(frame, schema, facts):
     "Complete the facts of text columns, read as the type they were found to have; the domains of categories."
     dtypes = frame.collect_schema()
@@ -239,7 +241,7 @@ def _reread(frame, schema, facts):
     for name, values in domains.items(): facts[name].distinct = len(values)
     return {n: sorted(v) for n, v in domains.items() if 0 < len(v) <= 100}
 
-# %% ../nbs/03_infer.ipynb #804aa7bb
+# %% ../nbs/03_infer.ipynb #7bb13605
 def _propose(frame, dataset, target, facts):
     "The contract without the target's part."
     dtypes = frame.collect_schema()
@@ -261,7 +263,7 @@ def _propose(frame, dataset, target, facts):
         schema.notes[name] = _note(column, f, words, reason)
     return schema
 
-# %% ../nbs/03_infer.ipynb #e8a39a32
+# %% ../nbs/03_infer.ipynb #7caeaf62
 def _short(x): return f"{x:.4g}" if isinstance(x, float) else str(x).removesuffix(" 00:00:00")
 
 def _note(column, f, words, reason):
@@ -277,7 +279,7 @@ def _note(column, f, words, reason):
         if column.format and list(f.dates.values()).count(f.dates[column.format]) > 1: parts.append("CHECK the format: day or month first?")
     return "; ".join(parts + ([f"not a feature: {reason}"] if reason else []))
 
-# %% ../nbs/03_infer.ipynb #f2e5deb9
+# %% ../nbs/03_infer.ipynb #0e8f4004
 def _known(name, columns, what):
     if name not in columns: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, columns)}")
 
@@ -292,7 +294,7 @@ def _checked(frame):
     if not frame.collect_schema().names(): raise UserError("the data has no columns; check the file.")
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
-# %% ../nbs/03_infer.ipynb #3aff595e
+# %% ../nbs/03_infer.ipynb #7f799f7c
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name

@@ -7,9 +7,9 @@ __all__ = ['RAW', 'PART_BYTES', 'readable', 'Mismatch', 'SchemaChange', 'compare
            'rules', 'Split', 'read_batch', 'split_batch', 'Parts', 'check_accepted', 'PartitionCount', 'Validation',
            'check_shape', 'check_retyped', 'check_counts', 'validate']
 
-# %% ../../nbs/data/08_validation.ipynb #035dc810
+# %% ../../nbs/data/08_validation.ipynb #564c1b82
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from itertools import chain, groupby
@@ -26,7 +26,7 @@ from ..files import atomic_dir, atomic_file, write_json
 from ..params import read_params
 from ..schema import POLARS, Column, Schema, read_schema, to_pandera
 
-# %% ../../nbs/data/08_validation.ipynb #d80f1c01
+# %% ../../nbs/data/08_validation.ipynb #88fdf870
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
 
 def readable(
@@ -38,7 +38,7 @@ def readable(
     if type == 'timestamp': return dtype in (pl.Date, pl.Datetime)
     return dtype.is_numeric() or dtype == pl.Boolean or (type == 'text' and dtype.is_temporal())
 
-# %% ../../nbs/data/08_validation.ipynb #e4f7842a
+# %% ../../nbs/data/08_validation.ipynb #e9a0d6a5
 class Mismatch(Struct, frozen=True):
     "A column that is not as the contract says."
     file: str
@@ -53,7 +53,7 @@ class SchemaChange(Struct, frozen=True):
     from_: str = field(name="from") # physical type
     to: str # type of the contract
 
-# %% ../../nbs/data/08_validation.ipynb #e986c6f7
+# %% ../../nbs/data/08_validation.ipynb #184a6943
 def _plain(name): return re.sub(r'[^a-z0-9]', '', name.lower())
 
 def _renames(missing, extra, schema) -> dict[str, str]: # Missing column -> the new one that looks like it
@@ -83,7 +83,7 @@ def compare_columns(
         elif found[name] != POLARS[c.type]: changes.append(SchemaChange(partition, name, str(found[name]), c.type))
     return out + [Mismatch(file, n, "no such column", f"extra, {d}") for n, d in extra.items()], changes
 
-# %% ../../nbs/data/08_validation.ipynb #94a48d74
+# %% ../../nbs/data/08_validation.ipynb #ed820016
 class SchemaSkew(UserError):
     "The data has another shape than the contract; `mismatches` says where."
     def __init__(self, mismatches: list[Mismatch], most: int = 40):
@@ -96,7 +96,7 @@ class SchemaSkew(UserError):
         super().__init__(f"The data does not have the shape that schema.yaml describes ({len(columns)} column(s) in {len(files)} file(s) "
                          f"differ); mend the files, or change schema.yaml if this is how it will be from now on.\n\n{table}{more}")
 
-# %% ../../nbs/data/08_validation.ipynb #fd1e211e
+# %% ../../nbs/data/08_validation.ipynb #0ba14e79
 RAW = '\0' # prefix of a column as delivered, beside the converted one
 
 class Rule(Struct):
@@ -110,7 +110,7 @@ class Rule(Struct):
     @property
     def key(self): return f"{self.column}:{self.name}"
 
-# %% ../../nbs/data/08_validation.ipynb #dd50495d
+# %% ../../nbs/data/08_validation.ipynb #1d6ebd6e
 def _infinite(name): return pl.col(RAW + name).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
 
 def _bound(value, type, name):
@@ -127,7 +127,7 @@ def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (broken, words)
     if high is not None: tests.append((x > _bound(high, c.type, name), f"is above {high}"))
     return tests
 
-# %% ../../nbs/data/08_validation.ipynb #dcf72b6b
+# %% ../../nbs/data/08_validation.ipynb #aa8bec80
 def must_read(dtype: pl.DataType, type: str) -> bool:
     "Do values have to be converted, so that one of them may turn out not to be of the type?"
     return dtype not in (POLARS[type], pl.Null) and not (_is_text(dtype) and type in ('category', 'text'))
@@ -135,7 +135,7 @@ def must_read(dtype: pl.DataType, type: str) -> bool:
 _NOUN = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time', category='a category',
              text='a text')
 
-# %% ../../nbs/data/08_validation.ipynb #11e247c7
+# %% ../../nbs/data/08_validation.ipynb #022bc497
 def rules(
     name: str, # A column
     c: Column, # Its contract
@@ -160,7 +160,7 @@ def rules(
         out.append(Rule(name, kind, action, new, say("is a new category")))
     return out
 
-# %% ../../nbs/data/08_validation.ipynb #ffc55082
+# %% ../../nbs/data/08_validation.ipynb #90b0b7cb
 class Split(Struct):
     "A batch, divided."
     accepted: pl.DataFrame # types and order of the contract, then `_source`, `_row`
@@ -173,7 +173,7 @@ def read_batch(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     present = (pl.when(~schema.missing_expr(n, frame.schema[n])).then(pl.col(n)).alias(RAW + n) for n in schema.columns)
     return frame.select(*present, *(schema.parse_expr(n, frame.schema[n]) for n in schema.columns), '_source', '_row')
 
-# %% ../../nbs/data/08_validation.ipynb #c1484e48
+# %% ../../nbs/data/08_validation.ipynb #57133541
 def _stop(both, rule):
     row = both.filter(rule.broken).head(1).select('_source', '_row', reason=rule.reason).row(0, named=True)
     raise UserError(f"{row['_source']}, data row {row['_row'] + 1}: {row['reason']}; mend it, or change on_violation of column "
@@ -188,7 +188,7 @@ def _quarantined(frame, both, broken, schema):
     listed = both.with_columns(pl.concat_list(reasons).list.drop_nulls().alias('_reasons')).select('_reasons')
     return frame.select(pl.col(list(schema.columns)).cast(pl.String), '_source', '_row').hstack(listed)
 
-# %% ../../nbs/data/08_validation.ipynb #a113ba0b
+# %% ../../nbs/data/08_validation.ipynb #a86c87db
 def split_batch(
     frame: pl.DataFrame, # The contract's columns as delivered, `_source` and `_row`
     schema: Schema,
@@ -209,7 +209,7 @@ def split_batch(
                  _quarantined(frame.filter(bad), both.filter(bad), broken, schema),
                  {r.key: count[r.key] for r in broken}, present)
 
-# %% ../../nbs/data/08_validation.ipynb #7905e766
+# %% ../../nbs/data/08_validation.ipynb #5beba0fd
 PART_BYTES = 128 * 2**20 # of a part in memory
 
 class Parts:
@@ -228,7 +228,7 @@ class Parts:
         pl.concat(self.held).write_parquet(self.folder / f"part-{self.written:05d}.parquet", compression='zstd', compression_level=1)
         self.held, self.written = [], self.written + 1
 
-# %% ../../nbs/data/08_validation.ipynb #5d9d949c
+# %% ../../nbs/data/08_validation.ipynb #91d42fa8
 def check_accepted(
     accepted: pl.DataFrame, # As `split_batch` gives it
     contract, # What `to_pandera` gives
@@ -238,7 +238,7 @@ def check_accepted(
     try: contract.validate(accepted.drop('_source', '_row'))
     except SchemaError as e: raise RuntimeError(f"rows were accepted that pandera refuses: {e}") from e
 
-# %% ../../nbs/data/08_validation.ipynb #18810501
+# %% ../../nbs/data/08_validation.ipynb #92e3fe03
 class PartitionCount(Struct):
     "Where the rows of a partition went."
     partition: str
@@ -259,7 +259,7 @@ class Validation(Struct):
     champion: str | None = None # bundle id of the model the baseline belongs to
     value_skew: list[Skew] = []
 
-# %% ../../nbs/data/08_validation.ipynb #93e9fd10
+# %% ../../nbs/data/08_validation.ipynb #48846049
 def check_shape(
     root: Path, # The project folder
     manifest: Manifest,
@@ -276,25 +276,26 @@ def check_shape(
     if wrong: raise SchemaSkew(wrong)
     return changes
 
-# %% ../../nbs/data/08_validation.ipynb #cdcabf85
+# %% ../../nbs/data/08_validation.ipynb #f1d4bfc8
 def check_retyped(
-    count: PartitionCount, # Names the partition
-    by_rule: Counter, # Of this partition
-    present: Counter, # Of this partition: values of the columns that had to be read
+    source: str, # The delivery
+    by_rule: Counter, # Of this delivery
+    present: Counter, # Of this delivery: values of the columns that had to be read
     schema: Schema,
 ):
     "Raise `SchemaSkew` for columns of which more than half the values are not what the contract says."
     def strange(n): return by_rule[f"{n}:type"] or (by_rule[f"{n}:domain"] + by_rule[f"{n}:new_category"])
-    wrong = [Mismatch(count.source, n, schema.columns[n].type, f"retyped: {strange(n):,} of {k:,} values cannot be read as that")
+    wrong = [Mismatch(source, n, schema.columns[n].type, f"retyped: {strange(n):,} of {k:,} values cannot be read as that")
              for n, k in present.items() if strange(n) > k / 2]
     if wrong: raise SchemaSkew(wrong)
 
-# %% ../../nbs/data/08_validation.ipynb #69d6a0e0
+# %% ../../nbs/data/08_validation.ipynb #9d7519b0
 class _Run:
     "The state of a run while batches pass by."
     def __init__(self, schema, newest):
         self.schema, self.newest, self.contract = schema, newest, to_pandera(schema)
-        self.counts, self.by_rule, self.statistics, self.current = [], Counter(), {}, []
+        self.counts, self.statistics, self.current = [], {}, []
+        self.by_rule, self.present = defaultdict(Counter), defaultdict(Counter) # by delivery
 
     def take(self, frame, accepted, quarantine):
         "One batch: split, check, write, summarise."
@@ -310,29 +311,29 @@ class _Run:
         kept = rows if self.schema.filter is None else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr())
         self.current.append(summarise(kept, self.schema))
 
-# %% ../../nbs/data/08_validation.ipynb #b608de7e
+# %% ../../nbs/data/08_validation.ipynb #4ff56dc1
 @patch
 def partition(self:_Run, part, frames, accepted, quarantine):
     "All batches of one partition."
-    count, rule, present, summaries = PartitionCount(part.path, part.source), Counter(), Counter(), []
+    count, summaries = PartitionCount(part.path, part.source), []
     for frame in frames:
         s, summary = self.take(frame, accepted, quarantine)
         count.received += frame.height; count.accepted += s.accepted.height; count.quarantined += s.quarantined.height
-        rule.update(s.by_rule); present.update(s.present); summaries.append(summary)
+        self.by_rule[part.source].update(s.by_rule); self.present[part.source].update(s.present); summaries.append(summary)
         if part.source == self.newest: self.compare(s.accepted)
-    check_retyped(count, rule, present, self.schema)
     if count.received != part.rows:
         raise UserError(f"data/{part.path} holds {count.received:,} rows, and data/manifest.json says {part.rows:,}; "
                         "restore it with `dvc checkout data.dvc`.")
-    self.counts.append(count); self.by_rule.update(rule); self.statistics[part.path] = merge(summaries)
+    self.counts.append(count); self.statistics[part.path] = merge(summaries)
 
 @patch
 def result(self:_Run) -> Validation:
-    "The counts of all partitions."
+    "The counts of all partitions; raises `SchemaSkew` for a column that is another one."
+    for source, by_rule in self.by_rule.items(): check_retyped(source, by_rule, self.present[source], self.schema)
     total = [sum(getattr(c, k) for c in self.counts) for k in ('received', 'accepted', 'quarantined')]
-    return Validation(*total, by_rule=dict(sorted(self.by_rule.items())), partitions=self.counts)
+    return Validation(*total, by_rule=dict(sorted(sum(self.by_rule.values(), Counter()).items())), partitions=self.counts)
 
-# %% ../../nbs/data/08_validation.ipynb #064ed074
+# %% ../../nbs/data/08_validation.ipynb #ff542f46
 def check_counts(
     v: Validation,
     max_quarantined: float, # Share of the rows
@@ -345,7 +346,7 @@ def check_counts(
                     f"{max_quarantined:.1%}; the rules broken most often are {worst}; look at the rows in quarantine/, "
                     "then mend the data or schema.yaml.")
 
-# %% ../../nbs/data/08_validation.ipynb #eacd785b
+# %% ../../nbs/data/08_validation.ipynb #c2010401
 def validate(
     root: str | Path = '.', # The project folder
     baseline: Baseline | None = None, # Of the present champion; None when there is none yet
@@ -363,8 +364,8 @@ def validate(
             for path, batches in groupby(raw_batches(root), key=lambda b: b[0].path):
                 first = next(batches)
                 run.partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
+            found = run.result()
             accepted.flush(); quarantine.flush()
-        found = run.result()
         check_counts(found, limit)
     found.schema_changes = changes
     if baseline: found.compared, found.champion, found.value_skew = run.newest, champion, value_skew(merge(run.current), baseline)
