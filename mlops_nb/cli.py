@@ -134,14 +134,14 @@ schema_app = typer.Typer(no_args_is_help=True, help="The contract of the data.")
 app.add_typer(schema_app, name="schema")
 
 @schema_app.command("check")
-def schema_check(path: Path = Path("schema.yaml")):
+def schema_check(path: Annotated[Path, typer.Argument(help="The contract.")] = Path("schema.yaml")):
     "Read a contract and say what it holds."
     from mlops_nb.schema import read_schema
     s = read_schema(path)
     print(f"{path}: {s.task} of {s.target}, {len(s.columns)} columns, {len(s.feature_columns)} of them enter the model.")
 
 @schema_app.command("diff")
-def schema_diff(old: Path, new: Path = Path("schema.yaml")):
+def schema_diff(old: Path, new: Annotated[Path, typer.Argument(help="The newer contract.")] = Path("schema.yaml")):
     "What changed between two contracts, a sentence each."
     from mlops_nb.schema import diff_schemas, read_schema
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.sentence)
