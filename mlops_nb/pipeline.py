@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'run_stage', 'features', 'validate', 'evaluate', 'bundle', 'report']
 
-# %% ../nbs/90_pipeline.ipynb #251f8e4f
+# %% ../nbs/90_pipeline.ipynb #5ec83762
 import time
 from contextlib import chdir
 from importlib import import_module
@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .files import write_json
 
-# %% ../nbs/90_pipeline.ipynb #adb1ce4b
+# %% ../nbs/90_pipeline.ipynb #d92ddf41
 class Stage(Struct, frozen=True):
     "One step of the pipeline: a function, and the files it reads and writes."
     name: str
@@ -29,7 +29,7 @@ class Stage(Struct, frozen=True):
     kept: list[str] = field(default_factory=list) # outputs that git keeps, and not the cache of DVC
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
 
-# %% ../nbs/90_pipeline.ipynb #fe20acaf
+# %% ../nbs/90_pipeline.ipynb #5c1c11c5
 _FEATURES = "${prepare.features}"
 
 STAGES = {s.name: s for s in [
@@ -65,7 +65,7 @@ STAGES = {s.name: s for s in [
           outs=["reports/pipeline", "reports/index.html"]),
 ]}
 
-# %% ../nbs/90_pipeline.ipynb #7fd7b061
+# %% ../nbs/90_pipeline.ipynb #a8a6f282
 def _dvc_stage(s):
     d = dict(matrix=dict(learner="${%s}" % s.matrix)) if s.matrix else {}
     d |= dict(desc=s.doc, cmd=f"mlops-nb stage {s.name}" + (" ${item.learner}" if s.matrix else ""), deps=s.deps)
@@ -75,7 +75,7 @@ def _dvc_stage(s):
     if s.metrics: d["metrics"] = [{m: dict(cache=False, persist=True)} for m in s.metrics]
     return d
 
-# %% ../nbs/90_pipeline.ipynb #b930f242
+# %% ../nbs/90_pipeline.ipynb #06339350
 def dvc_yaml() -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO
@@ -85,12 +85,12 @@ def dvc_yaml() -> str: # YAML
     yaml.dump(dict(stages={s.name: _dvc_stage(s) for s in STAGES.values()}), out)
     return "# Written by `mlops-nb`: the stages of every project. What differs between projects is in params.yaml and schema.yaml.\n" + out.getvalue()
 
-# %% ../nbs/90_pipeline.ipynb #ded61fb4
+# %% ../nbs/90_pipeline.ipynb #eb5c5b56
 def _peak_mib():
     import resource
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
-# %% ../nbs/90_pipeline.ipynb #5d80700f
+# %% ../nbs/90_pipeline.ipynb #2c3c057d
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
@@ -98,6 +98,7 @@ def run_stage(
 ) -> dict: # What was recorded: stage, seconds, peak_memory_mib, and the stage's own facts
     "Run one stage of the pipeline and record its duration and peak memory. Raises `UserError` for an unknown stage."
     if name not in STAGES: raise UserError(f"There is no stage {name!r}{did_you_mean(name, STAGES)}")
+    if item and not STAGES[name].matrix: raise UserError(f"The stage {name} is one for all; leave {item!r} out.")
     module, function = STAGES[name].run.split(":")
     started, clock = time.time(), time.perf_counter()
     facts = getattr(import_module(module), function)(*([root, item] if item else [root])) or {}
@@ -105,7 +106,7 @@ def run_stage(
     write_json(root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", took)
     return took
 
-# %% ../nbs/90_pipeline.ipynb #4f601ccc
+# %% ../nbs/90_pipeline.ipynb #6a93cadb
 def features(root: Path) -> None:
     "Export the project's features notebook, so that an edit of it is enough for `dvc repro` to notice."
     from nbdev.export import nb_export
@@ -116,14 +117,14 @@ def features(root: Path) -> None:
     if not (root / p.features).exists():
         raise UserError(f"{p.notebook} did not export {p.features}; its `#| default_exp` and prepare.features in params.yaml must name the same module.")
 
-# %% ../nbs/90_pipeline.ipynb #8bc79206
+# %% ../nbs/90_pipeline.ipynb #acac09c8
 def validate(root: Path) -> dict | None:
     "Validate against the contract, with value skew measured against the champion's training data."
     from mlops_nb.bundle import read_baseline
     from mlops_nb.data.validation import validate as run
     from mlops_nb.release.plan import champion
     now = champion(root)
-    return run(root, read_baseline(now) if now else None)
+    return run(root, read_baseline(now), now.name) if now else run(root)
 
 def evaluate(root: Path) -> dict | None:
     "Evaluate, with the champion on the same rows."
@@ -138,7 +139,7 @@ def bundle(root: Path) -> dict | None:
     now = champion(root)
     return run(root, parent=now.name if now else None)
 
-# %% ../nbs/90_pipeline.ipynb #ba08ee38
+# %% ../nbs/90_pipeline.ipynb #142540e4
 def report(root: Path) -> dict | None:
     "Render the pages and log them, and the durations of all stages, with the run."
     from mlops_nb.release.tracking import log_pages

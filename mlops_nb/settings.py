@@ -6,7 +6,7 @@
 __all__ = ['RunSettings', 'TrackingSettings', 'ReleaseSettings', 'ReportSettings', 'ControlSettings', 'ScheduleSettings',
            'Settings', 'available_cores', 'thread_count', 'write_settings', 'read_settings']
 
-# %% ../nbs/05_settings.ipynb #41231fe7
+# %% ../nbs/05_settings.ipynb #4a4dce10
 import os, re
 from configparser import ConfigParser
 from configparser import Error as IniError
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, field
 from .errors import UserError, did_you_mean
 from .files import atomic_file, conform
 
-# %% ../nbs/05_settings.ipynb #1333892c
+# %% ../nbs/05_settings.ipynb #dd56493d
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a run may use of the machine."
     threads: Annotated[Annotated[int, Meta(ge=0)], Meta(description="threads a stage may use; 0 = all cores this process may use")] = 0
@@ -36,7 +36,7 @@ class ReleaseSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     plans: Annotated[str, Meta(description="folder of release plans, one file an endpoint")] = "releases"
     endpoint: Annotated[str, Meta(description="name of the endpoint this project releases to")] = "model"
 
-# %% ../nbs/05_settings.ipynb #df5b1a98
+# %% ../nbs/05_settings.ipynb #45ef3c3c
 class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a report notebook may use."
     timeout: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds until a report is stopped")] = 600
@@ -46,7 +46,7 @@ class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "The process that runs schedules."
     database: Annotated[str, Meta(description="its state; for PostgreSQL set MLOPS_NB_CONTROL_DATABASE")] = "sqlite:///.mlops/control.db"
 
-# %% ../nbs/05_settings.ipynb #1578e5b6
+# %% ../nbs/05_settings.ipynb #e6768dde
 class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "A notebook that runs by the clock."
     notebook: Annotated[str, Meta(description="the report notebook, e.g. nbs/reports/data.ipynb")]
@@ -63,7 +63,7 @@ class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         try: self.timezone == "UTC" or ZoneInfo(self.timezone)
         except Exception: raise ValueError(f"there is no time zone {self.timezone!r}; write it like Europe/Vienna.") from None
 
-# %% ../nbs/05_settings.ipynb #4e87484a
+# %% ../nbs/05_settings.ipynb #bfc0a1d3
 class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Everything `settings.ini` can say."
     run: RunSettings = field(default_factory=RunSettings)
@@ -73,7 +73,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     control: ControlSettings = field(default_factory=ControlSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
 
-# %% ../nbs/05_settings.ipynb #c7a443b6
+# %% ../nbs/05_settings.ipynb #2f142fbc
 def available_cores(
     cpu_max: str | Path = "/sys/fs/cgroup/cpu.max", # Where the control group's limit is
 ) -> int: # At least 1
@@ -88,7 +88,7 @@ def thread_count(settings: Settings) -> int: # At least 1
     "The number of threads a stage uses."
     return settings.run.threads or available_cores()
 
-# %% ../nbs/05_settings.ipynb #8b3cf887
+# %% ../nbs/05_settings.ipynb #28e392a0
 _HEADER = """# The operational settings of this project: where and how it runs. (They are not nbdev's, which are in pyproject.toml.)
 # None of them changes a result. The environment goes first: MLOPS_NB_RUN_THREADS=4 overrides `threads` in [run]. Secrets only go there.
 """
@@ -97,10 +97,9 @@ _EXAMPLE = """
 # notebook = nbs/reports/data.ipynb
 # cron = 0 6 * * 1
 # timezone = UTC
-# param.title = Data of the week
 """
 
-# %% ../nbs/05_settings.ipynb #b5198b57
+# %% ../nbs/05_settings.ipynb #24f6c39f
 def _description(field): return next(m.description for m in field.type.__metadata__ if m.description)
 
 def write_settings(
@@ -123,7 +122,7 @@ def write_settings(
     with atomic_file(path) as tmp: tmp.write_text("\n".join(lines) + ("" if settings.schedule else _EXAMPLE.lstrip()), encoding="utf-8")
     return path
 
-# %% ../nbs/05_settings.ipynb #7d9cc89f
+# %% ../nbs/05_settings.ipynb #48953c81
 def _read_ini(path):
     "The sections of an INI file as `{section: {key: text}}`; none if there is no file."
     ini = ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"), default_section="\0")
@@ -133,7 +132,7 @@ def _read_ini(path):
     except UnicodeDecodeError: raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     return {name: {k: v for k, v in ini[name].items() if v} for name in ini.sections()}
 
-# %% ../nbs/05_settings.ipynb #be290a9a
+# %% ../nbs/05_settings.ipynb #65f24332
 _PREFIX = "MLOPS_NB_"
 
 def _variable(section, key=""): return _PREFIX + re.sub(r"\W", "_", f"{section}_{key}").upper()
@@ -158,7 +157,7 @@ def _overrides(sections, environ):
         elif variable.startswith(prefixes):
             raise UserError(f"environment variable {variable}: there is no such setting{did_you_mean(variable, known)}")
 
-# %% ../nbs/05_settings.ipynb #0b1c707f
+# %% ../nbs/05_settings.ipynb #7f7515be
 def read_settings(
     root: str | Path = ".", # The project's folder
     environ: dict[str, str] = os.environ, # Where the overrides are

@@ -170,6 +170,10 @@ def test_a_run_that_was_recorded_is_not_run_again(tmp_path):
     run_due(tmp_path, due, tick)
     run_due(tmp_path, due, tick)
     assert (tmp_path / "ran").read_text() == "x"
+    later = datetime(2026, 6, 8, 6, tzinfo=UTC)
+    run_due(tmp_path, due, later)
+    page = tmp_path / "reports/scheduled/often" / tick_name(later) / "page.html"
+    assert f"../{tick_name(tick)}/page.html" in page.read_text(), "no link to the run before"
 
 
 def test_a_failed_report_is_loud_tried_twice_and_never_shown_as_done(tmp_path):
@@ -188,14 +192,14 @@ def test_a_failed_report_is_loud_tried_twice_and_never_shown_as_done(tmp_path):
 
 
 def test_catch_up_and_skip(tmp_path):
-    root = project(tmp_path, "text", cron="*/4 * * * * *")
+    root = project(tmp_path, "text", cron="*/8 * * * * *")
     process = start(root)
     until(lambda: finished(root), 60)
     end(process)
     before = datetime.now(UTC)
     time.sleep(9)
     after = datetime.now(UTC)
-    missed = {tick_name(t) for t in ticks(schedule("*/4 * * * * *"), before, after)}
+    missed = {tick_name(t) for t in ticks(schedule("*/8 * * * * *"), before, after)}
     assert missed
     process = start(root)
     try: until(lambda: missed <= {p.parent.name for p in finished(root)}, 120)
@@ -204,9 +208,9 @@ def test_catch_up_and_skip(tmp_path):
     (root / "settings.ini").write_text((root / "settings.ini").read_text() + "missed = skip\n")
     before = datetime.now(UTC)
     time.sleep(9)
-    skipped = {tick_name(t) for t in ticks(schedule("*/4 * * * * *"), before, datetime.now(UTC))} - set(map(str, statuses(root)))
+    skipped = {tick_name(t) for t in ticks(schedule("*/8 * * * * *"), before, datetime.now(UTC))} - set(map(str, statuses(root)))
     process = start(root)
-    now = tick_name(datetime.now(UTC) + timedelta(seconds=4))
+    now = tick_name(datetime.now(UTC) + timedelta(seconds=8))
     try: until(lambda: any(p.parent.name > now for p in finished(root)), 120)
     finally: end(process, signal.SIGTERM)
     assert not skipped & {p.parent.name for p in finished(root)}

@@ -6,7 +6,7 @@
 __all__ = ['QUEUE', 'ticks', 'tick_name', 'Due', 'run_due', 'record_failure', 'json_serializer', 'register', 'first_question',
            'apply', 'enqueue_due', 'lock', 'launch', 'control']
 
-# %% ../../nbs/control/00_schedules.ipynb #e8d25ba7
+# %% ../../nbs/control/00_schedules.ipynb #23d60f87
 import os, signal, sys, threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..report.run import run_notebook
 from ..settings import ScheduleSettings, Settings, read_settings
 from ..files import read_json, write_json
 
-# %% ../../nbs/control/00_schedules.ipynb #d3031c15
+# %% ../../nbs/control/00_schedules.ipynb #b42471cb
 def ticks(
     schedule: ScheduleSettings,
     after: datetime, # With a time zone; not included
@@ -39,21 +39,26 @@ def ticks(
         if len(found) > most: raise UserError(f"settings.ini: {schedule.cron!r} was due more than {most} times since {after:%Y-%m-%d %H:%M}; set missed = skip, or a rarer schedule.")
     return found
 
-# %% ../../nbs/control/00_schedules.ipynb #fd24475a
+# %% ../../nbs/control/00_schedules.ipynb #2cd929c2
 def tick_name(
     tick: datetime, # With a time zone
 ) -> str: # e.g. `20260330T043000Z`: the same for every way to write the same moment
     "The name of a tick, and of the folder its page goes to."
     return tick.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
 
-# %% ../../nbs/control/00_schedules.ipynb #621af22a
+# %% ../../nbs/control/00_schedules.ipynb #ae7a5ec3
 class Due(Struct):
     "One schedule at one tick: what a workflow is given, as plain data."
     schedule: str # its name
     settings: ScheduleSettings
 
-# %% ../../nbs/control/00_schedules.ipynb #57d632ee
+# %% ../../nbs/control/00_schedules.ipynb #4182f948
 def _place(root, due, tick): return root / "reports" / "scheduled" / due.schedule / tick_name(tick)
+
+def _before(place, page):
+    "A link to the newest page of an earlier tick; the names of ticks are in the order of time."
+    earlier = [p.parent.name for p in place.parent.glob(f"*/{page}") if p.parent.name < place.name]
+    return f"../{max(earlier)}/{page}" if earlier else ""
 
 def run_due(
     root: Path, # The project's folder
@@ -64,11 +69,11 @@ def run_due(
     place, s, limits = _place(root, due, tick), due.settings, read_settings(root).report
     if (place / "run.json").exists() and read_json(place / "run.json", Run).passed is not False: return
     page, notebook = f"{Path(s.notebook).stem}.html", root / s.notebook
-    run_notebook(notebook, place / page, s.params, timeout=s.timeout or limits.timeout, memory=s.memory or limits.memory, cwd=root,
-                 header=Header(project=due.schedule, run=tick_name(tick), index="../../index.html"))
+    header = Header(project=due.schedule, run=tick_name(tick), index="../../index.html", previous=_before(place, page))
+    run_notebook(notebook, place / page, s.params, timeout=s.timeout or limits.timeout, memory=s.memory or limits.memory, cwd=root, header=header)
     _record(root, place, Run(tick_name(tick), tick.isoformat(), f"{due.schedule}: done.", pages={Path(s.notebook).stem: page}))
 
-# %% ../../nbs/control/00_schedules.ipynb #3e56e656
+# %% ../../nbs/control/00_schedules.ipynb #22f91ecb
 def _record(root, place, run):
     "Write `run.json`, and the list of all scheduled runs."
     write_json(place / "run.json", run)
@@ -79,7 +84,7 @@ def record_failure(root: Path, due: Due, tick: datetime, why: str) -> None:
     print(f"error: schedule {due.schedule}, due {tick.isoformat()}: {why}", file=sys.stderr, flush=True)
     _record(root, _place(root, due, tick), Run(tick_name(tick), tick.isoformat(), f"{due.schedule} failed twice: {why}", passed=False))
 
-# %% ../../nbs/control/00_schedules.ipynb #a3426b32
+# %% ../../nbs/control/00_schedules.ipynb #47e3ba60
 def json_serializer():
     "A DBOS serializer that writes JSON; an exception becomes its text."
     from dbos import Serializer
@@ -90,7 +95,7 @@ def json_serializer():
         def deserialize(self, text): return msgspec.json.decode(text)
     return Json()
 
-# %% ../../nbs/control/00_schedules.ipynb #cfc1137a
+# %% ../../nbs/control/00_schedules.ipynb #20f5ccf9
 QUEUE = "reports"
 
 def register(root: Path):
@@ -119,7 +124,7 @@ def _reason(e):
     errors = getattr(e, "errors", None)
     return str(errors[-1] if errors else e)
 
-# %% ../../nbs/control/00_schedules.ipynb #dc1cf2ca
+# %% ../../nbs/control/00_schedules.ipynb #d43ed280
 def first_question(
     known: dict | None, # What DBOS knows of the schedule: `context` and `last_fired_at`
     due: dict, # Its settings now, as plain data
@@ -132,7 +137,7 @@ def first_question(
     fired = known["last_fired_at"] and datetime.fromisoformat(known["last_fired_at"]) - timedelta(minutes=5)
     return max(since, fired) if fired else since
 
-# %% ../../nbs/control/00_schedules.ipynb #75f7aaad
+# %% ../../nbs/control/00_schedules.ipynb #84065025
 def apply(settings: Settings, workflow) -> dict[str, datetime]: # Schedule -> from when on it is due
     "Make DBOS's schedules those of the settings."
     from dbos import DBOS
@@ -157,7 +162,7 @@ def enqueue_due(settings: Settings, questions: dict[str, datetime]) -> None:
             DBOS.backfill_schedule(name, since, now + timedelta(microseconds=1))
             questions[name] = missed[-1] - timedelta(seconds=1)
 
-# %% ../../nbs/control/00_schedules.ipynb #d54eca51
+# %% ../../nbs/control/00_schedules.ipynb #6e241c79
 def lock(root: Path):
     "The open lock file of this project; raises `UserError` if another process holds it."
     import fcntl
@@ -173,7 +178,7 @@ def lock(root: Path):
     f.flush()
     return f
 
-# %% ../../nbs/control/00_schedules.ipynb #a7455f07
+# %% ../../nbs/control/00_schedules.ipynb #6982b20a
 def launch(root: Path, settings: Settings):
     "Start DBOS with this project's database; returns the workflow."
     from dbos import DBOS
