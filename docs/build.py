@@ -25,11 +25,12 @@ def only_imports(source):
 def documentation(cell):
     "nbdev's `show_doc` output as a text cell, so that its heading is a place one can link to."
     text = "".join(cell.outputs[0]["data"]["text/markdown"]) if cell.outputs else ""
+    text = re.sub(r"```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n+", "", text)  # a Struct: its fields stand in the source
     return mk_cell(re.sub(r"\A---\n+", "", text), "markdown")
 
 
 def arranged(processed, original):
-    "The cells of a page: hidden ones gone, exported source folded and below the documentation of what it defines."
+    "The cells of a page: hidden ones gone, exported source below the documentation of what it defines, that of functions folded."
     marks = {c.get("id"): c.directives for c in original.cells if c.cell_type == "code"}
     cells, source = [], None
     for cell in processed.cells:
@@ -46,7 +47,7 @@ def arranged(processed, original):
             if {"hide", "default_exp"} & mark.keys() or not cell.source.strip() or only_imports(cell.source): continue
             if mark.get("echo") == "false": cell.metadata["tags"] = ["remove-input"]
             if {"export", "exporti"} & mark.keys():
-                cell.metadata["tags"] = ["hide-input"]
+                if not re.search(r"^class ", cell.source, re.M): cell.metadata["tags"] = ["hide-input"]
                 source = cell
                 continue
         cells.append(cell)
@@ -73,6 +74,9 @@ def main():
     finally: shutil.rmtree(PROCESSED, ignore_errors=True)
     shutil.copytree(DOCS, source / "docs", ignore=shutil.ignore_patterns("_build", "*.py", "__pycache__"))
     shutil.copy(ROOT / "CONTRIBUTING.md", source)
+    if (DOCS / "benchmarks.md").exists():  # written by `make bench`
+        home = source / "docs" / "index.md"
+        home.write_text(home.read_text().replace("decisions/index\n```", "decisions/index\nbenchmarks\n```"))
     failed = build_main(["-q", "-W", "--keep-going", "-j", "auto", "-c", str(DOCS), str(source), str(BUILD / "html")])
     (BUILD / "html" / "index.html").write_text(HOME, encoding="utf-8")
     print(f"Open {BUILD / 'html' / 'index.html'}")
