@@ -1,0 +1,54 @@
+"What the pipeline adds to a bare LightGBM script on the same data."
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+from common import ENV, HERE, TAXI, THREADS, quick, report, row, run, stage_seconds, taxi_project, workplace
+
+
+def bare(tmp, months):
+    clock = time.perf_counter()
+    command = [sys.executable, HERE / "bare_lightgbm.py", TAXI, months, str(THREADS)]
+    done = subprocess.run(command, cwd=tmp, env=ENV, capture_output=True, text=True)
+    if done.returncode: raise SystemExit(f"bare_lightgbm.py ended with {done.returncode}: {done.stderr[-2000:]}")
+    return time.perf_counter() - clock, json.loads(done.stdout)
+
+
+def pipeline(tmp, i):
+    "Seconds of all stages but `report`, without what `explain` took; and what it found."
+    project = tmp / f"run{i}"
+    shutil.copytree(tmp / "taxi", project, symlinks=True)
+    whole, stages = run("dvc", "repro", "deploy", cwd=project), stage_seconds(project)
+    training = json.loads((project / "artifacts/models/gbdt/training.json").read_text())
+    dataset = json.loads((project / "artifacts/prepared/dataset.json").read_text())
+    test = json.loads((project / "artifacts/metrics.json").read_text())["test"]
+    shutil.rmtree(project)
+    return whole - stages["explain"], whole, stages, dict(rows=dataset["used"], trees=training["best_iteration"], rmse=test["rmse"])
+
+
+def main():
+    times, months = (1, "2021-0[12]") if quick() else (2, "*")
+    if not TAXI.exists(): return report([], [f"The taxi trips are not at ../shared/data/{TAXI.name}: not measured."])
+    with workplace() as tmp:
+        taxi_project(tmp / "taxi", months)
+        pairs = [(pipeline(tmp, i), bare(tmp, months)) for i in range(times)]
+    ours, theirs = statistics.median(p[0] for p, _ in pairs), statistics.median(b[0] for _, b in pairs)
+    _, whole, stages, found = pairs[-1][0]
+    plain = pairs[-1][1][1]
+    each = ", ".join(f"{name} {s:.1f}" for name, s in stages.items())
+    report([
+        row("pipeline on all taxi months, without SHAP and reports", f"{ours:.1f} s", "bare LightGBM script", f"{theirs:.1f} s",
+            f"{ours / theirs:.2f}×", "≤ 1.5×", ours / theirs <= 1.5),
+    ], [
+        "Overhead: the wall time of `dvc repro deploy` (every stage but report, DVC's own time included) less the seconds that the stage "
+        "explain recorded. The peer is benchmarks/bare_lightgbm.py in a process of its own: read the Parquet files, the same calendar "
+        "features, split, parameters and threads, early stopping, prediction, two metrics. "
+        f"Median of {times}, in turns; the project is made by `mlops-nb init` before the clock starts.",
+        f"The last pipeline took {whole:.1f} s in all, of which {each}. It used {found['rows']:,} rows and kept {found['trees']} trees, "
+        f"RMSE {found['rmse']:.3f} min; the script {plain['rows']:,} rows and {plain['trees']} trees, RMSE {plain['rmse']:.3f} min."])
+
+
+if __name__ == "__main__": main()
