@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Variant', 'Plan', 'plan_path', 'read_plan', 'release', 'champion']
 
-# %% ../../nbs/release/01_plan.ipynb #d6049674
+# %% ../../nbs/release/01_plan.ipynb #28e097d9
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from ..files import read_json, write_json
 from .store import get
 from ..settings import Settings, read_settings
 
-# %% ../../nbs/release/01_plan.ipynb #397a56ac
+# %% ../../nbs/release/01_plan.ipynb #da7ae601
 class Variant(Struct, forbid_unknown_fields=True):
     "A bundle that takes part at an endpoint."
     name: str
@@ -30,7 +30,7 @@ class Plan(Struct, forbid_unknown_fields=True):
     revision: int # grows by one with each change
     variants: list[Variant]
 
-# %% ../../nbs/release/01_plan.ipynb #af7b855f
+# %% ../../nbs/release/01_plan.ipynb #fa23d7cc
 def plan_path(root: Path, settings: Settings) -> Path: # `releases/<endpoint>.json`
     "Where the plan of this project's endpoint is."
     return root / settings.release.plans / f"{settings.release.endpoint}.json"
@@ -57,12 +57,12 @@ def release(
     write_json(path, plan)
     return plan
 
-# %% ../../nbs/release/01_plan.ipynb #f0aec88d
+# %% ../../nbs/release/01_plan.ipynb #9e110c42
 def champion(
-    root: Path, # The project's folder
+    root: str | Path = ".", # The project's folder
 ) -> Path | None: # The bundle's folder in the store; its name is the bundle id
     "The bundle that answers most requests now. Raises `UserError` if the plan names a bundle that the store does not hold."
-    settings = read_settings(root)
+    root, settings = Path(root), read_settings(root)
     plan = read_plan(plan_path(root, settings))
     if plan is None: return None
     return get(max((v for v in plan.variants if v.mode == "live"), key=lambda v: v.weight).bundle, root / settings.release.store)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flatten', 'local_uri', 'tracking_client', 'track', 'log_pages']
 
-# %% ../../nbs/release/02_tracking.ipynb #b66ba06a
+# %% ../../nbs/release/02_tracking.ipynb #2da8ae69
 import os
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..bundle import open_bundle
 from ..files import read_json
 from ..settings import Settings, read_settings
 
-# %% ../../nbs/release/02_tracking.ipynb #f0c619e1
+# %% ../../nbs/release/02_tracking.ipynb #8b107ad1
 def flatten(
     tree: dict, # Nested
     prefix: str = "",
@@ -27,7 +27,7 @@ def flatten(
         else: flat[f"{prefix}{k}"] = v
     return flat
 
-# %% ../../nbs/release/02_tracking.ipynb #72665495
+# %% ../../nbs/release/02_tracking.ipynb #65526126
 def local_uri(
     uri: str, # e.g. `sqlite:///mlflow.db`, `mlartifacts`, `https://mlflow.example.com`
     root: Path, # The project's folder, which relative paths start from
@@ -37,26 +37,26 @@ def local_uri(
     if found and scheme == "sqlite:" and not path.startswith("/"): return f"{scheme}///{(root / path).resolve()}"
     return str((root / uri).resolve()) if "://" not in uri else uri
 
-# %% ../../nbs/release/02_tracking.ipynb #e8f03a76
+# %% ../../nbs/release/02_tracking.ipynb #0f0fb72c
 def tracking_client(root: Path, settings: Settings):
     "An MLflow client of this project's store, and the id of its experiment."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import logging
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
+    for name in ("mlflow", "alembic"): logging.getLogger(name).setLevel(logging.WARNING) # the making of tables is no news
     uri, name = local_uri(settings.tracking.uri, root), settings.tracking.experiment
     client = MlflowClient(uri, uri)
     found = client.get_experiment_by_name(name)
     return client, found.experiment_id if found else client.create_experiment(name, local_uri(settings.tracking.artifacts, root))
 
-# %% ../../nbs/release/02_tracking.ipynb #ad22fc9f
+# %% ../../nbs/release/02_tracking.ipynb #b78ccbc6
 _RECORD = ["metrics.json", "validation.json", "gate.json", "deployment.json", "prepared/dataset.json", "evaluation/evaluation.json", "bundle/card.md"]
 
 def _find(client, experiment, bundle_id):
     found = client.search_runs([experiment], f"tags.`mlops_nb.bundle` = '{bundle_id}'", max_results=1)
     return found[0].info.run_id if found else None
 
-# %% ../../nbs/release/02_tracking.ipynb #97256499
+# %% ../../nbs/release/02_tracking.ipynb #b09d03d1
 def _describe(root, bundle):
     "Params and tags of the run that made `bundle`."
     provenance = read_json(Path(bundle.path) / "provenance.json", dict)
@@ -64,7 +64,7 @@ def _describe(root, bundle):
             **{f"data.{k}": v for k, v in provenance.get("inputs", {}).items()}}
     return flatten(provenance.get("params", {})), tags
 
-# %% ../../nbs/release/02_tracking.ipynb #03191797
+# %% ../../nbs/release/02_tracking.ipynb #e23a4149
 def track(
     root: Path, # A project whose stages have run as far as the gate
 ) -> str: # The MLflow run's id
@@ -84,7 +84,7 @@ def track(
     client.set_tag(run_id, "mlops_nb.gate", "passed" if passed else "failed")
     return run_id
 
-# %% ../../nbs/release/02_tracking.ipynb #866de0e7
+# %% ../../nbs/release/02_tracking.ipynb #257cd928
 def log_pages(root: Path) -> None:
     "Add the pages, the small artifacts and the stages' durations to the run, and end it."
     from mlflow.entities import Metric
