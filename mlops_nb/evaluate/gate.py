@@ -6,7 +6,7 @@
 __all__ = ['Rule', 'Gate', 'at_least', 'at_most', 'threshold_rules', 'comparison_rules', 'slice_rules', 'score_rules',
            'calibration_rule', 'golden_rule', 'single_row_rule', 'judge', 'gate', 'check_gate']
 
-# %% ../../nbs/evaluate/06_gate.ipynb #4bb7e966
+# %% ../../nbs/evaluate/06_gate.ipynb #c99866f6
 import subprocess, sys
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..files import read_json, write_json
 from ..params import GateParams, read_params
 from ..predict import Predictor
 
-# %% ../../nbs/evaluate/06_gate.ipynb #54a95e32
+# %% ../../nbs/evaluate/06_gate.ipynb #25f5b362
 class Rule(Struct):
     "One thing that was checked."
     name: str # e.g. `threshold: auc`, `segment: region = north`
@@ -39,7 +39,7 @@ class Gate(Struct):
     sentence: str # what failed, or that nothing did
     rules: list[Rule]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #7d281848
+# %% ../../nbs/evaluate/06_gate.ipynb #a5da285b
 def at_least(
     name: str,
     figure: float | None, # None or NaN: it could not be computed
@@ -59,7 +59,7 @@ def at_most(name: str, figure: float | None, bound: float, what: str) -> Rule:
     found = f"is {figure:.4g}" if known else "could not be computed"
     return Rule(name, float(bound), float(figure) if known else None, passed, f"{what} {found}; it must be at most {bound:.4g}.")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #0f868f10
+# %% ../../nbs/evaluate/06_gate.ipynb #8f9ff3ab
 def threshold_rules(
     task: str, # binary, multiclass or regression
     thresholds: dict[str, float], # metric -> bound
@@ -74,7 +74,7 @@ def threshold_rules(
         rules.append(check(f"threshold: {name}", metrics.get(name), bound, f"{name} on the test part"))
     return rules
 
-# %% ../../nbs/evaluate/06_gate.ipynb #7e0e964d
+# %% ../../nbs/evaluate/06_gate.ipynb #7e0e3a80
 def comparison_rules(
     evaluation: Evaluation,
     params: GateParams,
@@ -86,14 +86,14 @@ def comparison_rules(
         scale = abs(d.theirs) if d and d.theirs is not None else 0.0
         if c.kind == "baseline":
             rules.append(at_least(f"baseline: {c.name}", d.gain.value if d else None, params.min_gain * scale, f"The gain in {primary} over the {c.name} baseline"))
-            rules[-1].passed &= bool(d) and (d.gain.value or 0) > 0
+            rules[-1].passed &= bool(d) and (d.gain.value or 0) > 0 # as good as a baseline is not better
         elif d is None:
             rules.append(Rule("champion", None, None, False, f"{c.sentence} To start again without a champion, remove its release plan."))
         else:
             rules.append(at_least("champion", d.gain.low, -params.champion_tolerance * scale, f"The gain in {primary} over the champion, at the low end of its interval,"))
     return rules
 
-# %% ../../nbs/evaluate/06_gate.ipynb #eaa3a954
+# %% ../../nbs/evaluate/06_gate.ipynb #b617d8e2
 def slice_rules(
     slices: list[Slice],
     max_gap: float | None, # share of the rest's figure; None: not checked
@@ -106,7 +106,7 @@ def slice_rules(
     return [at_most(f"segment: {column}", surely[k], max_gap,
                     f"How much worse {primary} surely is for {column} = {k[1]} than for the rest, as a share of theirs,") for column, k in worst.items()]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #d8e6d226
+# %% ../../nbs/evaluate/06_gate.ipynb #86f675d3
 def score_rules(
     scores: np.ndarray, # (n,) or (n, k), of the test part
 ) -> list[Rule]:
@@ -115,7 +115,7 @@ def score_rules(
     return [at_most("scores: finite", bad, 0, "The number of scores that are not a number"),
             Rule("scores: varied", 0.0, spread, bool(spread > 0), "The scores differ between rows." if spread > 0 else "Every row has the same score; the model says nothing.")]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #a469e459
+# %% ../../nbs/evaluate/06_gate.ipynb #f5028554
 def calibration_rule(evaluation: Evaluation, target: np.ndarray, bound: float | None) -> list[Rule]:
     "The calibration error on the test part."
     if bound is None: return []
@@ -124,7 +124,7 @@ def calibration_rule(evaluation: Evaluation, target: np.ndarray, bound: float | 
     return [at_most("calibration", error, bound, "The mean distance between predicted and observed"
                     + (", as a share of the target's standard deviation," if evaluation.task == "regression" else ""))]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #6db60d3f
+# %% ../../nbs/evaluate/06_gate.ipynb #8c25527a
 _CHECK = "import sys; from mlops_nb.bundle import check_golden; print(check_golden(sys.argv[1]) or 'same')"
 
 def golden_rule(
@@ -139,7 +139,7 @@ def golden_rule(
     return Rule("bundle: clean process", None, None, passed, "A fresh process reproduces the golden rows exactly." if passed else
                 f"A fresh process does not reproduce the golden rows: {said[-1] if said else 'it said nothing'}")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #481c5f67
+# %% ../../nbs/evaluate/06_gate.ipynb #699086d3
 def single_row_rule(
     predictor: Predictor,
     frame: pl.DataFrame, # Rows of the test part
@@ -151,7 +151,7 @@ def single_row_rule(
     differ = sum(not np.array_equal(predictor.predict_one(row), one) for row, one in zip(some.iter_rows(named=True), together))
     return at_most("single row = batch", differ, 0, f"The number of rows, of {len(some)}, that get another score alone")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #7d815b25
+# %% ../../nbs/evaluate/06_gate.ipynb #c55526c9
 def judge(
     root: Path, # A project whose stages have run as far as the bundle
 ) -> Gate:
@@ -174,7 +174,7 @@ def gate(root: Path) -> dict:
     write_json(root / "artifacts" / "gate.json", verdict)
     return dict(passed=verdict.passed)
 
-# %% ../../nbs/evaluate/06_gate.ipynb #b53226f0
+# %% ../../nbs/evaluate/06_gate.ipynb #9b9edbb6
 def check_gate(root: Path) -> str: # What was checked
     "What the last run was judged to be; raises `UserError` if it failed."
     verdict = read_json(root / "artifacts" / "gate.json", Gate)
