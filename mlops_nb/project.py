@@ -6,8 +6,9 @@
 __all__ = ['package_name', 'choose_split', 'check_split', 'clock_columns', 'calendar_parts', 'starter_notebook', 'write_project',
            'init']
 
-# %% ../nbs/91_project.ipynb #70d0ac4c
+# %% ../nbs/91_project.ipynb #9542ee63
 import os, re, subprocess, sys
+from keyword import iskeyword
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ from .pipeline import dvc_yaml
 from .schema import Column, Schema, write_schema
 from .settings import ReleaseSettings, Settings, TrackingSettings, write_settings
 
-# %% ../nbs/91_project.ipynb #3ea928de
+# %% ../nbs/91_project.ipynb #5d86da6c
 def package_name(
     folder: str | Path, # e.g. `../bike-sharing`
 ) -> str: # A Python identifier
@@ -30,7 +31,7 @@ def package_name(
     name = f"p_{name}" if name[0].isdigit() else name
     return f"{name}_project" if name in sys.stdlib_module_names or name in ("data", "nbs", "artifacts", "mlops_nb") else name
 
-# %% ../nbs/91_project.ipynb #0fd6e992
+# %% ../nbs/91_project.ipynb #84f8cdf7
 def choose_split(
     time: str | None = None, # The time column
     ordered: bool = False, # Are the rows in the order of time, though they carry none?
@@ -48,7 +49,7 @@ def choose_split(
     if ordered: return SplitParams(method="order")
     return SplitParams(method="time" if time else "random")
 
-# %% ../nbs/91_project.ipynb #bd86a3a2
+# %% ../nbs/91_project.ipynb #0a376737
 def check_split(
     split: SplitParams,
     columns: list[str], # Of the data
@@ -60,7 +61,7 @@ def check_split(
     for name in split.test_files:
         if not any(fnmatchcase(s, name) for s in sources): raise UserError(f"--test-files: no source file is called {name!r}{did_you_mean(name, sources)}")
 
-# %% ../nbs/91_project.ipynb #d48c828c
+# %% ../nbs/91_project.ipynb #5148a022
 _CALENDAR = {
     "hour": ("the hour of the day, 0 to 23", "(t - t.astype('datetime64[D]')).astype('timedelta64[h]').astype(float)"),
     "weekday": ("the day of the week, Monday is 0", "(t.astype('datetime64[D]').astype('int64') + 3) % 7"),
@@ -71,7 +72,7 @@ def clock_columns(schema: Schema) -> list[str]: # Column names
     "The timestamps that are known when a prediction is made: those the target is not computed from, and the event time."
     return [n for n, c in schema.columns.items() if c.type == "timestamp" and c.feature and (n == schema.event_time or n not in schema.target_columns)]
 
-# %% ../nbs/91_project.ipynb #ca936119
+# %% ../nbs/91_project.ipynb #8902d99d
 def calendar_parts(
     schema: Schema,
     frame: pl.LazyFrame, # The data set
@@ -81,18 +82,22 @@ def calendar_parts(
     t = [schema.parse_expr(c, types[c]).dt for c in clocks]
     seen = [getattr(x, part)().drop_nulls().n_unique().alias(f"{c} {part}") for c, x in zip(clocks, t) for part in _CALENDAR]
     counts = frame.select(seen).collect(engine="streaming").row(0, named=True) if seen else {}
-    return {c: [part for part in _CALENDAR if counts[f"{c} {part}"] > 1] for c in clocks}
+    return {c: [p for p in _CALENDAR if counts[f"{c} {p}"] > 1 and _calendar_name(c, p) not in schema.columns] for c in clocks}
 
-# %% ../nbs/91_project.ipynb #117d90dc
+def _calendar_name(column, part):
+    name = re.sub(r"\W+", "_", f"{column}_{part}").strip("_").lower()
+    return name if name.isidentifier() else f"t_{name}"
+
+# %% ../nbs/91_project.ipynb #51fc765e
 def _calendar_cell(column, part):
     doc, formula = _CALENDAR[part]
-    name = re.sub(r"\W+", "_", f"{column}_{part}").strip("_").lower()
-    reads, arg = ("", column) if column.isidentifier() else (f"(reads=[{column!r}])", "t")
+    name, plain = _calendar_name(column, part), column.isidentifier() and not iskeyword(column) and column != "np"
+    reads, arg = ("", column) if plain else (f"(reads=[{column!r}])", "t")
     clock = "" if arg == "t" else f"    t = {arg}\n"
     return (f"#| export\n@feature{reads}\ndef {name}({arg}):\n    \"{column}: {doc}\"\n{clock}"
             f"    return np.where(np.isnat(t), np.nan, {formula})")
 
-# %% ../nbs/91_project.ipynb #ee8c48a7
+# %% ../nbs/91_project.ipynb #e8da4fcb
 _STARTER = """# Features
 
 > What the model sees beside the columns of `schema.yaml`.
@@ -120,7 +125,7 @@ def starter_notebook(
     nb.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     return nb
 
-# %% ../nbs/91_project.ipynb #10135315
+# %% ../nbs/91_project.ipynb #e810b506
 _PYPROJECT = """[project]
 name = "{package}"
 version = "0.1.0"
@@ -180,7 +185,7 @@ __pycache__/
 /truth/
 """
 
-# %% ../nbs/91_project.ipynb #30731985
+# %% ../nbs/91_project.ipynb #c8ff9b6a
 def _run(*command, cwd):
     "A quiet command of another tool; its last line becomes the error."
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
@@ -189,7 +194,7 @@ def _run(*command, cwd):
         said = (done.stderr or done.stdout).strip().splitlines()
         raise UserError(f"`{' '.join(map(str, command))}` failed in {cwd}: {said[-1] if said else 'no message'}; mend that and run init again.")
 
-# %% ../nbs/91_project.ipynb #b08a2383
+# %% ../nbs/91_project.ipynb #5493e648
 def write_project(
     root: Path, # The project's folder, with data/ already in it
     schema: Schema,
@@ -211,7 +216,7 @@ def write_project(
     (root / "nbs" / "reports" / ".notest").touch()
     write_nb(starter_notebook(clocks, package), root / "nbs" / "00_features.ipynb")
 
-# %% ../nbs/91_project.ipynb #3e80b8c4
+# %% ../nbs/91_project.ipynb #b96875dc
 def _under_version_control(root, package):
     "git, nbdev's export and DVC, as somebody would set them up by hand."
     (root / package).mkdir()
@@ -223,7 +228,7 @@ def _under_version_control(root, package):
     _run(sys.executable, "-m", "dvc", "config", "core.analytics", "false", cwd=root)
     _run(sys.executable, "-m", "dvc", "add", "-q", "data", cwd=root)
 
-# %% ../nbs/91_project.ipynb #05f95828
+# %% ../nbs/91_project.ipynb #484fa027
 def init(
     root: str | Path, # The new project's folder: absent or empty
     data: str, # A file, folder, glob or database URL

@@ -128,3 +128,13 @@ def test_the_repositorys_own_features_stand_alone():
     features, schema = load_features(path), read_schema(path.parents[2] / "schema.yaml")
     features.check_schema(schema)
     assert features.names and "import mlops_nb.data.features as fx" in features.source
+
+
+def test_a_feature_reads_columns_whose_names_are_no_arguments(tmp_path):
+    head = "from mlops_nb.data.features import feature\n"
+    (tmp_path / "f.py").write_text(head + "@feature(reads=['unit price', 'class'])\ndef total(price, pieces): return price * pieces\n")
+    f = load_features(tmp_path / "f.py")
+    assert f.inputs == ["unit price", "class"]
+    assert f.compute(pl.DataFrame({"class": [2, 3], "unit price": [1.5, None]}))["total"].tolist()[0] == 3.0
+    (tmp_path / "f.py").write_text(head + "@feature(reads=['unit price'])\ndef total(price, pieces): return price * pieces\n")
+    with pytest.raises(UserError, match=r"2 argument\(s\), and `reads` names 1 column"): load_features(tmp_path / "f.py")

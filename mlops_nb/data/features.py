@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['feature', 'to_array', 'Features', 'load_features']
 
-# %% ../../nbs/data/04_features.ipynb #66d006e7
+# %% ../../nbs/data/04_features.ipynb #de532cf7
 import ast, hashlib, inspect
 from pathlib import Path
 from types import ModuleType
@@ -19,18 +19,19 @@ from msgspec import Struct
 from ..errors import UserError, did_you_mean
 from ..schema import Column, Schema
 
-# %% ../../nbs/data/04_features.ipynb #11d947d8
+# %% ../../nbs/data/04_features.ipynb #cae13f06
 def feature(
     f: Callable | None = None, # The function; its argument names are columns, its own name is the feature's
     *, type: Literal["number", "category"] = "number", # What it returns: numbers (or booleans), or texts
+    reads: list[str] | None = None, # The columns its arguments stand for, where their names are no Python names
 ) -> Callable:
-    "Mark a function as a feature: `@feature`, or `@feature(type='category')`."
+    "Mark a function as a feature: `@feature`, `@feature(type='category')` or `@feature(reads=['unit price'])`."
     if type not in ("number", "category"): raise UserError(f"@feature(type={type!r}) is not known; use 'number' or 'category'.")
-    if f is None: return lambda f: feature(f, type=type)
-    f.feature_type = type
+    if f is None: return lambda f: feature(f, type=type, reads=reads)
+    f.feature_type, f.feature_reads = type, reads
     return f
 
-# %% ../../nbs/data/04_features.ipynb #1880ba29
+# %% ../../nbs/data/04_features.ipynb #eb4fd6a7
 def to_array(
     column: pl.Series, # Of any type a contract has
 ) -> np.ndarray: # (n,) float64, object (texts) or datetime64[us]
@@ -39,7 +40,7 @@ def to_array(
     if column.dtype in (pl.Date, pl.Datetime): return column.cast(pl.Datetime('us')).to_numpy()
     return column.cast(pl.String).to_numpy()
 
-# %% ../../nbs/data/04_features.ipynb #3a35dc64
+# %% ../../nbs/data/04_features.ipynb #c4899f05
 def _checked(name, type, values, n):
     "The result of a feature function as (n,) float64 or object of str and None."
     values = np.asarray(values)
@@ -57,7 +58,7 @@ def _checked(name, type, values, n):
     values = values.astype(np.float64)
     return np.where(np.isinf(values), np.nan, values)
 
-# %% ../../nbs/data/04_features.ipynb #f04d7b4e
+# %% ../../nbs/data/04_features.ipynb #8434f9fe
 class Features(Struct):
     "The feature functions of one file."
     functions: dict[str, Callable] # by name, in the order of the file
@@ -81,7 +82,7 @@ def sha256(self:Features) -> str: # 64 hexadecimal digits
     "The hash of the source text."
     return hashlib.sha256(self.source.encode()).hexdigest()
 
-# %% ../../nbs/data/04_features.ipynb #00831cf1
+# %% ../../nbs/data/04_features.ipynb #705bb941
 def _run(source, where):
     "Execute the text of a features file in a fresh module; nothing is written and `sys.modules` is left alone."
     try:
@@ -98,15 +99,18 @@ def _run(source, where):
         raise UserError(f"{where} cannot be loaded ({type(e).__name__}: {e}); correct it in its notebook and export.") from e
     return module
 
-# %% ../../nbs/data/04_features.ipynb #1c377c73
+# %% ../../nbs/data/04_features.ipynb #e7fd784d
 def _arguments(name, f, where):
-    "The argument names of a feature function."
+    "The columns a feature function reads."
     parameters = inspect.signature(f).parameters.values()
     if not parameters or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise UserError(f"{where}: feature '{name}' must name the columns it reads as its arguments, like `def {name}(tenure_months)`.")
-    return [p.name for p in parameters]
+    columns = f.feature_reads or [p.name for p in parameters]
+    if len(columns) != len(parameters):
+        raise UserError(f"{where}: feature '{name}' has {len(parameters)} argument(s), and `reads` names {len(columns)} column(s); give one for each.")
+    return columns
 
-# %% ../../nbs/data/04_features.ipynb #64d6e37b
+# %% ../../nbs/data/04_features.ipynb #17792e0a
 def load_features(
     path: str | Path | None, # A Python file; None for no features
 ) -> Features:
@@ -123,7 +127,7 @@ def load_features(
     return Features(functions, {n: f.feature_type for n, f in functions.items()},
                     {n: _arguments(n, f, path) for n, f in functions.items()}, source, str(path))
 
-# %% ../../nbs/data/04_features.ipynb #c1b6fafe
+# %% ../../nbs/data/04_features.ipynb #feae04e0
 @patch
 def apply(self:Features,
     arrays: dict[str, np.ndarray], # Column -> (n,), as `to_array` makes them
@@ -150,7 +154,7 @@ def compute(self:Features,
                 raise UserError(f"{self.where}: feature '{name}' reads '{c}', a column that is not there{did_you_mean(c, frame.columns)}")
     return self.apply({c: to_array(frame[c]) for c in self.inputs})
 
-# %% ../../nbs/data/04_features.ipynb #2fc4778e
+# %% ../../nbs/data/04_features.ipynb #33a7dbe7
 @patch
 def check_schema(self:Features,
     schema: Schema,
@@ -168,7 +172,7 @@ def check_schema(self:Features,
                 raise UserError(f"{self.where}: feature '{name}' reads '{c}', from which the target is computed; "
                                 "it is not known at prediction.")
 
-# %% ../../nbs/data/04_features.ipynb #6f5f92b2
+# %% ../../nbs/data/04_features.ipynb #2d31ca93
 @patch
 def check_rowwise(self:Features,
     frame: pl.DataFrame, # Some rows; the first `rows` are tried one by one
