@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'run_stage', 'features', 'validate', 'evaluate', 'bundle', 'report']
 
-# %% ../nbs/90_pipeline.ipynb #5ec83762
+# %% ../nbs/90_pipeline.ipynb #f1824154
 import time
 from contextlib import chdir
 from importlib import import_module
@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from .errors import UserError, did_you_mean
 from .files import write_json
 
-# %% ../nbs/90_pipeline.ipynb #d92ddf41
+# %% ../nbs/90_pipeline.ipynb #6b37da62
 class Stage(Struct, frozen=True):
     "One step of the pipeline: a function, and the files it reads and writes."
     name: str
@@ -29,7 +29,7 @@ class Stage(Struct, frozen=True):
     kept: list[str] = field(default_factory=list) # outputs that git keeps, and not the cache of DVC
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
 
-# %% ../nbs/90_pipeline.ipynb #5c1c11c5
+# %% ../nbs/90_pipeline.ipynb #056774c5
 _FEATURES = "${prepare.features}"
 
 STAGES = {s.name: s for s in [
@@ -65,7 +65,7 @@ STAGES = {s.name: s for s in [
           outs=["reports/pipeline", "reports/index.html"]),
 ]}
 
-# %% ../nbs/90_pipeline.ipynb #a8a6f282
+# %% ../nbs/90_pipeline.ipynb #779c0de1
 def _dvc_stage(s):
     d = dict(matrix=dict(learner="${%s}" % s.matrix)) if s.matrix else {}
     d |= dict(desc=s.doc, cmd=f"mlops-nb stage {s.name}" + (" ${item.learner}" if s.matrix else ""), deps=s.deps)
@@ -75,7 +75,7 @@ def _dvc_stage(s):
     if s.metrics: d["metrics"] = [{m: dict(cache=False, persist=True)} for m in s.metrics]
     return d
 
-# %% ../nbs/90_pipeline.ipynb #06339350
+# %% ../nbs/90_pipeline.ipynb #53c0d763
 def dvc_yaml() -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO
@@ -85,12 +85,21 @@ def dvc_yaml() -> str: # YAML
     yaml.dump(dict(stages={s.name: _dvc_stage(s) for s in STAGES.values()}), out)
     return "# Written by `mlops-nb`: the stages of every project. What differs between projects is in params.yaml and schema.yaml.\n" + out.getvalue()
 
-# %% ../nbs/90_pipeline.ipynb #eb5c5b56
+# %% ../nbs/90_pipeline.ipynb #35232b3e
 def _peak_mib():
     import resource
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
-# %% ../nbs/90_pipeline.ipynb #2c3c057d
+# %% ../nbs/90_pipeline.ipynb #ab01b466
+def _torn_input(root, stage):
+    "The first Parquet file among the inputs of a stage that cannot be opened."
+    import polars as pl
+    for dep in (root / d for d in stage.deps):
+        for path in sorted(dep.rglob("*.parquet")) if dep.is_dir() else [dep] if dep.suffix == ".parquet" else []:
+            try: pl.read_parquet_schema(path)
+            except (pl.exceptions.PolarsError, OSError): return path.relative_to(root)
+
+# %% ../nbs/90_pipeline.ipynb #8cb4160f
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
@@ -101,12 +110,17 @@ def run_stage(
     if item and not STAGES[name].matrix: raise UserError(f"The stage {name} is one for all; leave {item!r} out.")
     module, function = STAGES[name].run.split(":")
     started, clock = time.time(), time.perf_counter()
-    facts = getattr(import_module(module), function)(*([root, item] if item else [root])) or {}
+    work = getattr(import_module(module), function)
+    try: facts = work(*([root, item] if item else [root])) or {}
+    except Exception as e:
+        torn = None if isinstance(e, UserError | OSError) else _torn_input(root, STAGES[name])
+        if torn is None: raise
+        raise UserError(f"{torn} is damaged, as if it was cut in the middle; `dvc checkout` brings it back, or `dvc repro` makes it again.") from e
     took = dict(stage=name, item=item, started=started, seconds=time.perf_counter() - clock, peak_memory_mib=_peak_mib()) | facts
     write_json(root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", took)
     return took
 
-# %% ../nbs/90_pipeline.ipynb #6a93cadb
+# %% ../nbs/90_pipeline.ipynb #a514579d
 def features(root: Path) -> None:
     "Export the project's features notebook, so that an edit of it is enough for `dvc repro` to notice."
     from nbdev.export import nb_export
@@ -117,7 +131,7 @@ def features(root: Path) -> None:
     if not (root / p.features).exists():
         raise UserError(f"{p.notebook} did not export {p.features}; its `#| default_exp` and prepare.features in params.yaml must name the same module.")
 
-# %% ../nbs/90_pipeline.ipynb #acac09c8
+# %% ../nbs/90_pipeline.ipynb #21aa6157
 def validate(root: Path) -> dict | None:
     "Validate against the contract, with value skew measured against the champion's training data."
     from mlops_nb.bundle import read_baseline
@@ -139,7 +153,7 @@ def bundle(root: Path) -> dict | None:
     now = champion(root)
     return run(root, parent=now.name if now else None)
 
-# %% ../nbs/90_pipeline.ipynb #142540e4
+# %% ../nbs/90_pipeline.ipynb #2ac23f6b
 def report(root: Path) -> dict | None:
     "Render the pages and log them, and the durations of all stages, with the run."
     from mlops_nb.release.tracking import log_pages

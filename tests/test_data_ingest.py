@@ -228,7 +228,7 @@ def test_missing_and_damaged_partitions(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="missing or damaged.*dvc checkout"): list(raw_batches(root))
     (root / "data/manifest.json").write_text('{"files": [')
-    with pytest.raises(UserError, match="manifest.json cannot be read"): next(raw_batches(root))
+    with pytest.raises(UserError, match="manifest.json is damaged"): next(raw_batches(root))
 
 
 def test_two_at_once(tmp_path):

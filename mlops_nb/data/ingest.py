@@ -6,7 +6,7 @@
 __all__ = ['SourceFile', 'Partition', 'Manifest', 'read_manifest', 'PartitionWriter', 'period_of', 'choose_period', 'sweep',
            'only_one', 'IngestReport', 'ingest', 'raw_batches', 'common_type', 'scan_data', 'track_data']
 
-# %% ../../nbs/data/01_ingest.ipynb #94fc6642
+# %% ../../nbs/data/01_ingest.ipynb #bcb8c2bb
 import fcntl, os, re, shutil, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from .sources import Source, detect, find_sources, read_source
 from ..errors import UserError, did_you_mean, os_sentence
 from ..files import _fsync, read_json, sha256_file, sha256_files, write_json
 
-# %% ../../nbs/data/01_ingest.ipynb #c8f84ca7
+# %% ../../nbs/data/01_ingest.ipynb #2a8e4f3a
 class SourceFile(Struct):
     "One delivery that was taken in."
     name: str # what `_source` says: a file name, a path inside its folder, or `database.table`
@@ -45,14 +45,18 @@ class Manifest(Struct):
     files: list[SourceFile] = field(default_factory=list)
     partitions: list[Partition] = field(default_factory=list)
 
-# %% ../../nbs/data/01_ingest.ipynb #c115b840
+# %% ../../nbs/data/01_ingest.ipynb #03262072
 def read_manifest(root: str | Path = '.') -> Manifest:
-    "The manifest of the project in `root`; raises `UserError` if nothing was ingested."
-    return read_json(Path(root) / 'data/manifest.json', Manifest)
+    "The manifest of the project in `root`; raises `UserError` if nothing was ingested, or the file is damaged."
+    path = Path(root) / 'data/manifest.json'
+    try: return read_json(path, Manifest)
+    except UserError: # whoever deletes the manifest deletes the data: nothing else says which files count
+        if not path.exists(): raise UserError(f"{path} does not exist; bring data in with `mlops-nb ingest`.") from None
+        raise UserError(f"{path} is damaged; restore data/ with `dvc checkout data.dvc`, or remove it and ingest again.") from None
 
 def _known(root): return read_manifest(root) if (Path(root) / 'data/manifest.json').exists() else Manifest()
 
-# %% ../../nbs/data/01_ingest.ipynb #2f76f54a
+# %% ../../nbs/data/01_ingest.ipynb #94db80e4
 class PartitionWriter:
     "Writes the rows of one delivery below `folder`, one Parquet file a period, in bounded memory."
     def __init__(self,
@@ -66,7 +70,7 @@ class PartitionWriter:
         self.folder, self.name, self.time, self.period, self.group, self.most = folder, name, time, period, group, most
         self.rows, self.writers, self.waiting, self.counts = 0, {}, {}, {}
 
-# %% ../../nbs/data/01_ingest.ipynb #f04efb50
+# %% ../../nbs/data/01_ingest.ipynb #6162d33a
 _PERIODS = {'year': '%Y', 'month': '%Y-%m', 'day': '%Y-%m-%d'}
 
 def period_of(
@@ -77,7 +81,7 @@ def period_of(
     if times.dtype not in (pl.Date, pl.Datetime): times = times.cast(pl.String).str.slice(0, 10).str.to_date('%Y-%m-%d', strict=False)
     return times.dt.strftime(_PERIODS[period]).fill_null('unknown')
 
-# %% ../../nbs/data/01_ingest.ipynb #dda9cf6b
+# %% ../../nbs/data/01_ingest.ipynb #74622b74
 @patch
 def write(self:PartitionWriter,
     frame: pl.DataFrame, # Rows as delivered; always the same columns
@@ -99,7 +103,7 @@ def write(self:PartitionWriter,
 
 def _height(frames): return sum(map(len, frames))
 
-# %% ../../nbs/data/01_ingest.ipynb #1ac26083
+# %% ../../nbs/data/01_ingest.ipynb #bd9eb3ba
 @patch
 def _flush(self:PartitionWriter, period, whole=False):
     "Write what waits for `period`: only whole row groups, or everything."
@@ -117,7 +121,7 @@ def _flush(self:PartitionWriter, period, whole=False):
     self.writers[period].write_table(table, row_group_size=self.group)
     self.counts[period] = self.counts.get(period, 0) + n
 
-# %% ../../nbs/data/01_ingest.ipynb #31909912
+# %% ../../nbs/data/01_ingest.ipynb #b4a07dc5
 @patch
 def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in order
     "Write the rest and finish the files."
@@ -125,7 +129,7 @@ def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in o
     for writer in self.writers.values(): writer.close()
     return dict(sorted(self.counts.items(), key=str))
 
-# %% ../../nbs/data/01_ingest.ipynb #2a10683d
+# %% ../../nbs/data/01_ingest.ipynb #a73a973f
 def choose_period(
     source: Source,
     time: str, # The time column
@@ -146,7 +150,7 @@ def _with_time(source, time):
             raise UserError(f"{source.name} has no time column {time!r}{did_you_mean(time, batch.columns)}")
         yield batch
 
-# %% ../../nbs/data/01_ingest.ipynb #813a1533
+# %% ../../nbs/data/01_ingest.ipynb #2c078a03
 def _write_source(source, scratch, time, sha):
     "Write one delivery below `scratch`, as it will lie in data/; gives its `SourceFile` and its `Partition`s."
     source, size, writer = detect(source), os.path.getsize(source.path) if sha else 0, None
@@ -163,7 +167,7 @@ def _write_source(source, scratch, time, sha):
     sha, size = sha or sha256_files({p.path: p.sha256 for p in parts}), size or sum(p.bytes for p in parts)
     return SourceFile(source.name, sha, size, writer.rows, columns, str(source)), parts
 
-# %% ../../nbs/data/01_ingest.ipynb #d5ccc1c1
+# %% ../../nbs/data/01_ingest.ipynb #baac2494
 def sweep(root: Path, manifest: Manifest):
     "Remove what a killed ingest left behind; raises `UserError` if data/ holds files that ingest did not write."
     data, named = root / 'data', {p.path for p in manifest.partitions}
@@ -176,7 +180,7 @@ def sweep(root: Path, manifest: Manifest):
             raise UserError(f"{path} was not put there by ingest, which owns {data}; move it to another folder.")
     for folder in [p for p in data.glob('*') if p.is_dir() and not any(p.iterdir())]: folder.rmdir()
 
-# %% ../../nbs/data/01_ingest.ipynb #4b087329
+# %% ../../nbs/data/01_ingest.ipynb #192a4d1d
 @contextmanager
 def only_one(root: Path):
     "Hold the lock of `root`; raises `UserError` if another process is ingesting into it."
@@ -186,7 +190,7 @@ def only_one(root: Path):
         except BlockingIOError: raise UserError(f"another ingest into {root} is running; wait for it to end.") from None
         yield
 
-# %% ../../nbs/data/01_ingest.ipynb #cdd95052
+# %% ../../nbs/data/01_ingest.ipynb #044c3449
 def _commit(root, manifest, scratch, added, parts):
     "Move the new files in, then replace the manifest: the step that makes them exist."
     names = {f.name for f in added}
@@ -201,7 +205,7 @@ def _commit(root, manifest, scratch, added, parts):
     write_json(root / 'data/manifest.json', manifest)
     return manifest
 
-# %% ../../nbs/data/01_ingest.ipynb #7fcb8eac
+# %% ../../nbs/data/01_ingest.ipynb #cddd2065
 def _is_new(name, sha, known, replace):
     "Is this content to be taken in? `known` holds the hash of each name."
     if sha in known.values(): return replace and known.get(name) == sha # read again, perhaps with other options
@@ -225,7 +229,7 @@ def _take(sources, manifest, scratch, time, replace):
         known[file.name] = file.sha256
     return added, skipped, parts
 
-# %% ../../nbs/data/01_ingest.ipynb #d97dfce8
+# %% ../../nbs/data/01_ingest.ipynb #5ef372de
 class IngestReport(Struct):
     "What one call of `ingest` did."
     added: list[SourceFile]
@@ -234,7 +238,7 @@ class IngestReport(Struct):
     partitions: int # written
     bytes: int # written
 
-# %% ../../nbs/data/01_ingest.ipynb #7f30b434
+# %% ../../nbs/data/01_ingest.ipynb #877dbc9e
 def ingest(
     source: str | Path, # A file, folder, glob, `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`
     root: str | Path = '.', # The project folder
@@ -260,7 +264,7 @@ def ingest(
     except OSError as e: raise UserError(f"ingesting into {root / 'data'} stopped and changed nothing: {os_sentence(e)}") from None
     return IngestReport(added, skipped, sum(f.rows for f in added), len(parts), sum(p.bytes for p in parts))
 
-# %% ../../nbs/data/01_ingest.ipynb #c222d237
+# %% ../../nbs/data/01_ingest.ipynb #f9c4d9d9
 def raw_batches(
     root: str | Path = '.', # The project folder
     rows: int = 262_144, # At most this many rows at a time
@@ -274,7 +278,7 @@ def raw_batches(
             why = str(e).splitlines()[0][:200]
             raise UserError(f"data/{part.path} is missing or damaged ({why}); run dvc checkout data, or ingest again.") from None
 
-# %% ../../nbs/data/01_ingest.ipynb #c4784f0a
+# %% ../../nbs/data/01_ingest.ipynb #c2908b43
 def common_type(types: list[pl.DataType]) -> pl.DataType:
     "The type that holds the values of all `types`; String if there is none."
     types = [t for t in types if t != pl.Null] or [pl.Null()]
@@ -282,7 +286,7 @@ def common_type(types: list[pl.DataType]) -> pl.DataType:
     try: return pl.concat([pl.Series('x', [], t).to_frame() for t in types], how='vertical_relaxed').schema['x'] if alike else pl.String()
     except pl.exceptions.PolarsError: return pl.String() # times with and without a zone
 
-# %% ../../nbs/data/01_ingest.ipynb #13b2bddb
+# %% ../../nbs/data/01_ingest.ipynb #f5e9cfd2
 def scan_data(root: str | Path = '.') -> pl.LazyFrame: # Without `_source` and `_row`
     "All partitions under one schema."
     scans = [pl.scan_parquet(Path(root) / 'data' / p.path, glob=False, hive_partitioning=False) for p in read_manifest(root).partitions]
@@ -293,7 +297,7 @@ def scan_data(root: str | Path = '.') -> pl.LazyFrame: # Without `_source` and `
     casts = [s.with_columns(pl.col(n).cast(common[n]) for n in schema if schema[n] != common[n]) for s, schema in zip(scans, schemas)]
     return pl.concat(casts, how='diagonal').drop('_source', '_row')
 
-# %% ../../nbs/data/01_ingest.ipynb #b6e55f1a
+# %% ../../nbs/data/01_ingest.ipynb #75a3ac1f
 def track_data(root: str | Path = '.'):
     "Bring `data.dvc` up to date with data/; raises `UserError` if DVC refuses."
     root = Path(root)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['notebook_parameters', 'check_parameters', 'Job', 'Outcome', 'worker', 'guard', 'run_notebook', 'report_once']
 
-# %% ../../nbs/report/00_run.ipynb #e07248b6
+# %% ../../nbs/report/00_run.ipynb #decc8fd2
 import ast, json, os, re, shutil, signal, subprocess, sys, tempfile, time
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..files import atomic_file, read_json, write_json
 from .render import Header, render
 from ..settings import read_settings
 
-# %% ../../nbs/report/00_run.ipynb #858e3e5a
+# %% ../../nbs/report/00_run.ipynb #84be6c8f
 _TYPES = {'int': int, 'float': float, 'bool': bool, 'str': str, 'list': list, 'dict': dict, 'Optional': Optional, 'None': None}
 
 def _type(node):
@@ -37,7 +37,7 @@ def _default_type(node):
     except ValueError: return Any
     return Any if value is None else type(value)
 
-# %% ../../nbs/report/00_run.ipynb #0bf03703
+# %% ../../nbs/report/00_run.ipynb #b3c74d96
 def notebook_parameters(
     notebook: str | Path, # A Python notebook of format 4
 ) -> dict[str, Any]: # `{name: type}`, in the order of the cell; empty if no cell is tagged `parameters`
@@ -56,7 +56,7 @@ def notebook_parameters(
             elif isinstance(line, ast.Assign): found[line.targets[0].id] = _default_type(line.value)
     return found
 
-# %% ../../nbs/report/00_run.ipynb #d6b25d39
+# %% ../../nbs/report/00_run.ipynb #30eb102b
 _SECRET = re.compile(r"passw|secret|token|api_?key|credential|private_?key", re.I)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: 'a JSON list such as ["a", "b"]', dict: "a JSON object"}
 
@@ -68,7 +68,7 @@ def _convert(value, kind):
         except msgspec.DecodeError: pass
     return value if kind is Any else msgspec.convert(value, kind, strict=False)
 
-# %% ../../nbs/report/00_run.ipynb #9da5d98a
+# %% ../../nbs/report/00_run.ipynb #38a6af59
 def check_parameters(
     notebook: str | Path,
     given: dict[str, Any], # Values, or texts to be converted
@@ -85,7 +85,7 @@ def check_parameters(
             raise UserError(f"{notebook}: parameter {name!r} got {value!r}; {wanted} is expected.") from None
     return values
 
-# %% ../../nbs/report/00_run.ipynb #9d2e6be7
+# %% ../../nbs/report/00_run.ipynb #92069dc2
 class Job(Struct):
     "What a worker is asked to do."
     notebook: str # as the user wrote it, for messages
@@ -99,14 +99,14 @@ class Outcome(Struct):
     "How it ended."
     error: str = '' # one sentence, or nothing if all went well
 
-# %% ../../nbs/report/00_run.ipynb #829d4050
+# %% ../../nbs/report/00_run.ipynb #86acf496
 def _failure(e):
     "An exception in a cell as one line."
     if e.ename == 'UserError': return f"In cell [{e.exec_count}]: {e.evalue}"
     text = ' '.join(f"{e.ename}: {e.evalue}".split())
     return f"Cell [{e.exec_count}] failed with {text[:300]}."
 
-# %% ../../nbs/report/00_run.ipynb #42c5e848
+# %% ../../nbs/report/00_run.ipynb #18e31232
 def worker(
     folder: str, # Holds in.ipynb and job.json; gets out.ipynb, page.html and outcome.json
 ) -> None:
@@ -126,7 +126,7 @@ def worker(
     except Exception as e: outcome.error = f"It stopped: {type(e).__name__}: {' '.join(str(e).split())[:300]}."
     write_json(folder / 'outcome.json', outcome)
 
-# %% ../../nbs/report/00_run.ipynb #bc2cb166
+# %% ../../nbs/report/00_run.ipynb #76021626
 def _adopt_orphans():
     "On Linux, become the parent of every process below whose own parent dies."
     if sys.platform == 'linux':
@@ -140,7 +140,7 @@ def _kill_all():
         for p in below:
             try: p.kill()
             except psutil.NoSuchProcess: pass
-        psutil.wait_procs(below, timeout=5)
+        psutil.wait_procs(below, timeout=0.2) # short: who is adopted meanwhile can be waited for in the next round only
 
 def _resident():
     "MiB of resident memory of all processes below this one."
@@ -151,7 +151,7 @@ def _resident():
         except psutil.NoSuchProcess: pass
     return total / 2**20
 
-# %% ../../nbs/report/00_run.ipynb #60afff1b
+# %% ../../nbs/report/00_run.ipynb #236da193
 def _watch(process, job, deadline):
     "Wait for the worker; the sentence that says why it had to be ended, or nothing."
     while process.poll() is None:
@@ -162,7 +162,7 @@ def _watch(process, job, deadline):
         time.sleep(0.25)
     return ''
 
-# %% ../../nbs/report/00_run.ipynb #1feb8207
+# %% ../../nbs/report/00_run.ipynb #178a8728
 def guard(folder: str) -> None:
     "Start the worker, hold it to its limits and leave no process behind (the process that `run_notebook` starts)."
     def stop(*_): raise SystemExit
@@ -179,7 +179,7 @@ def guard(folder: str) -> None:
         _kill_all()
         if os.getppid() != job.parent: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/report/00_run.ipynb #a733d99a
+# %% ../../nbs/report/00_run.ipynb #90b94093
 def _keep(executed, notebook, cwd):
     "Keep a failed notebook for a look; the end of the sentence that says where."
     if not executed.exists(): return ''
@@ -190,14 +190,14 @@ def _keep(executed, notebook, cwd):
     for old in sorted(failed.glob('*.ipynb'), key=os.path.getmtime)[:-20]: old.unlink(missing_ok=True)
     return f" The notebook as far as it got is {kept.relative_to(cwd)}."
 
-# %% ../../nbs/report/00_run.ipynb #52977c1d
+# %% ../../nbs/report/00_run.ipynb #6d1028b5
 def _outcome(process, folder):
     "What the guard and the worker left behind."
     if (folder / 'outcome.json').exists(): return read_json(folder / 'outcome.json', Outcome)
     log = (folder / 'log.txt').read_text(errors='replace').strip().splitlines() if (folder / 'log.txt').exists() else []
     return Outcome(f"Its process was killed or crashed{f' ({log[-1][:300]})' if log else ''}; run it again.")
 
-# %% ../../nbs/report/00_run.ipynb #4aae1b4d
+# %% ../../nbs/report/00_run.ipynb #d6cb6147
 def run_notebook(
     notebook: str | Path,
     html: str | Path, # Where the page goes
@@ -224,7 +224,7 @@ def run_notebook(
         with atomic_file(html) as tmp: tmp.write_bytes((folder / 'page.html').read_bytes())
     finally: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/report/00_run.ipynb #38be1786
+# %% ../../nbs/report/00_run.ipynb #d1a56df3
 def _start(folder, cwd):
     "Start the guard in a session of its own, so that Ctrl-C in the terminal reaches only the program that asked."
     return subprocess.Popen([sys.executable, '-c', 'import sys; from mlops_nb.report.run import guard; guard(sys.argv[1])', str(folder)],
@@ -242,7 +242,7 @@ def _stop(process):
     try: process.wait(15)
     except subprocess.TimeoutExpired: process.kill()
 
-# %% ../../nbs/report/00_run.ipynb #1c830d54
+# %% ../../nbs/report/00_run.ipynb #5f3c9b38
 def _find_notebook(root, name):
     "A notebook by its path, or by its name in nbs/reports."
     if (path := Path(name)).suffix == '.ipynb': return path if path.exists() else root / path
