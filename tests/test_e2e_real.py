@@ -240,13 +240,13 @@ def test_a_month_with_a_dropped_and_a_renamed_column_stops_the_run(made, tmp_pat
     root = made("taxi").root
     month = pl.read_parquet(real_data("nyc_green_taxi/green_tripdata_2021-05.parquet")).gather_every(20)
     file = tmp_path / "green_tripdata_2021-05.parquet"
-    month.drop("trip_distance").rename({"PULocationID": "pickup_zone"}).write_parquet(file)
+    month.drop("trip_distance").rename({"PULocationID": "pu_location_id"}).write_parquet(file)
     before = {f: files(root / f) for f in ("artifacts", "quarantine", "bundles", "releases", "reports")}
     run("mlops-nb", "ingest", file, cwd=root)
     done = run("dvc", "repro", cwd=root, rc=None)
     assert done.returncode != 0 and "Traceback" not in done.stdout
     told = [x for x in done.stdout.splitlines() if file.name in x]
-    for words in ("trip_distance .*missing", "PULocationID .*missing.*pickup_zone"):
+    for words in ("trip_distance .*missing", "PULocationID .*missing.*pu_location_id"):
         assert any(re.search(words, x) for x in told), done.stdout
     assert "error: The data does not have the shape that schema.yaml describes" in done.stdout
     assert {f: files(root / f) for f in before} == before
