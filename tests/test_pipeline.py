@@ -1,0 +1,126 @@
+"The table of stages: what dvc.yaml says, what each stage touches, and what is recorded of it."
+import contextlib
+import io
+import json
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+from shop import shop
+
+from mlops_nb.errors import UserError
+from mlops_nb.files import hash_folder, read_json
+from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
+from mlops_nb.project import choose_split, clock_columns, init, package_name
+from mlops_nb.schema import Column, Schema
+
+ORDER = [(name, "gbdt" if stage.matrix else None) for name, stage in STAGES.items()]
+OWN = {".mlops", "bundles", "releases", "mlflow.db", "mlartifacts"}  # state and side effects, which DVC does not track
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "shop.csv").write_text(shop(), encoding="utf-8")
+    init(folder / "corner-shop", str(folder / "shop.csv"), "bought", time="day")
+    return folder / "corner-shop"
+
+
+def declared(name, item, params):
+    "The paths a stage of dvc.yaml may write."
+    stage = YAML(typ="safe").load(dvc_yaml())["stages"][name]
+    listed = stage.get("outs", []) + stage.get("metrics", [])
+    paths = [next(iter(o)) if isinstance(o, dict) else o for o in listed]
+    return [p.replace("${item.learner}", str(item)).replace("${prepare.features}", params["prepare"]["features"]) for p in paths]
+
+
+@pytest.mark.slow
+def test_each_stage_writes_what_it_declares_and_nothing_else(project):
+    params = YAML(typ="safe").load(project / "params.yaml")
+    before = hash_folder(project)
+    for name, item in ORDER:
+        with contextlib.redirect_stdout(io.StringIO()): took = run_stage(name, project, item)
+        after, may = hash_folder(project), declared(name, item, params)
+        touched = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+        touched = {p for p in touched if p.split("/")[0] not in OWN and "__pycache__" not in p}
+        outside = {p for p in touched if not any(p == m or p.startswith(f"{m}/") for m in may)}
+        assert not outside, f"stage {name} also touched {sorted(outside)}"
+        for path in may: assert (project / path).exists(), f"stage {name} did not write {path}"
+        record = read_json(project / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", dict)
+        assert record == json.loads(json.dumps(took)) and record["seconds"] > 0 and record["peak_memory_mib"] > 10
+        before = after
+
+
+def test_what_dvc_yaml_says_can_be_read_and_has_no_cycle():
+    stages = YAML(typ="safe").load(dvc_yaml())["stages"]
+    assert list(stages) == list(STAGES)
+    written = set()
+    for name, stage in stages.items():
+        for dep in stage["deps"]:
+            made = any(dep == w or w.startswith(f"{dep}/") or dep.startswith(f"{w}/") for w in written)
+            assert made or dep in ("data", "data/manifest.json", "schema.yaml", "nbs/reports", "${prepare.notebook}"), f"{name} reads {dep}"
+        outs = stage.get("outs", []) + stage.get("metrics", [])
+        for path in (next(iter(o)) if isinstance(o, dict) else o for o in outs):
+            assert path not in written and not path.startswith("data/"), f"{name} writes {path}"
+            written.add(path)
+
+
+def test_an_unknown_stage_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no stage 'trian'; did you mean 'train'"): run_stage("trian", tmp_path)
+
+
+def test_an_edited_features_notebook_is_exported_by_its_stage(project):
+    notebook = project / "nbs" / "00_features.ipynb"
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells.append(nbformat.v4.new_code_cell("#| export\n@feature\ndef spent_per_visit(spent, visits): return spent / (visits + 1)"))
+    nbformat.write(nb, notebook)
+    run_stage("features", project)
+    assert "def spent_per_visit" in (project / "corner_shop" / "features.py").read_text()
+
+
+def test_a_features_notebook_that_is_gone_is_a_sentence(project):
+    notebook = project / "nbs" / "00_features.ipynb"
+    kept = notebook.read_bytes()
+    notebook.unlink()
+    try:
+        with pytest.raises(UserError, match="nbs/00_features.ipynb does not exist"): run_stage("features", project)
+    finally: notebook.write_bytes(kept)
+
+
+# ---------------------------------------------------------------- init
+
+
+def test_a_new_project_is_whole(project):
+    there = {p.relative_to(project).as_posix() for p in project.rglob("*") if p.is_file()}
+    assert {"schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "data.dvc", "README.md", "pyproject.toml", ".gitignore",
+            ".dvc/config", "nbs/00_features.ipynb", "nbs/reports/data.ipynb", "nbs/reports/evaluation.ipynb",
+            "nbs/reports/explanation.ipynb",
+            "corner_shop/features.py", "corner_shop/__init__.py"} <= there
+    assert (project / "dvc.yaml").read_text() == dvc_yaml()
+    assert "analytics = false" in (project / ".dvc" / "config").read_text()
+
+
+def test_init_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "shop.csv").write_text(shop(50), encoding="utf-8")
+    with pytest.raises(UserError, match="bougth"): init(tmp_path / "p", str(tmp_path / "shop.csv"), "bougth")
+    assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
+
+
+@pytest.mark.parametrize("folder, name", [("bikes", "bikes"), ("Bike-Sharing 2011", "bike_sharing_2011"), ("2024", "p_2024"),
+                                          ("json", "json_project"), ("data", "data_project"), ("Überfahrt", "überfahrt"),
+                                          ("---", "project")])
+def test_the_name_of_a_package_can_be_imported(tmp_path, folder, name):
+    assert package_name(tmp_path / folder) == name and name.isidentifier()
+
+
+@pytest.mark.parametrize("said, method", [({"time": "day"}, "time"), ({}, "random"), ({"ordered": True}, "order"),
+                                          ({"group": "shop"}, "group"), ({"part": "fold"}, "column"), ({"test_files": ("b.csv",)}, "files"),
+                                          ({"time": "day", "group": "shop"}, "group")])
+def test_what_was_said_of_the_data_decides_the_split(said, method):
+    assert choose_split(**said).method == method
+
+
+def test_only_clocks_that_are_known_become_features():
+    columns = {n: Column("timestamp") for n in ("start", "end", "seen")} | {"fare": Column("number")}
+    schema = Schema("trips", "regression", "EXTRACT(EPOCH FROM end) - EXTRACT(EPOCH FROM start)", columns, event_time="start")
+    assert clock_columns(schema) == ["start", "seen"], "the end of a trip is not known when it starts"
