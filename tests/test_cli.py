@@ -1,0 +1,216 @@
+"The command line: help, exit codes, and what each verb says."
+import os
+import shutil
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import typer
+from fastcore.nbio import mk_cell, new_nb, write_nb
+from shop import ENV, edit, finished, nb, run, sentence, shop
+from typer.testing import CliRunner
+
+from mlops_nb.cli import app
+from mlops_nb.data.ingest import read_manifest
+from mlops_nb.files import read_json
+
+TOP = typer.main.get_command(app)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory): return finished(tmp_path_factory)
+
+
+@pytest.fixture
+def project(good, tmp_path): return shutil.copytree(good, tmp_path / "corner", symlinks=True)
+
+
+def verbs(command=TOP, path=()):
+    "Every verb, with the verbs below it."
+    yield path
+    for name, below in getattr(command, "commands", {}).items(): yield from verbs(below, (*path, name))
+
+
+@pytest.mark.parametrize("verb", list(verbs()), ids=" ".join)
+def test_every_verb_explains_itself(verb):
+    shown = CliRunner().invoke(app, [*verb, "--help"])
+    assert shown.exit_code == 0 and "Usage:" in shown.output
+    text = [line for line in shown.output.splitlines() if line.strip()]
+    assert len(text) > 1 and not text[1].lstrip().startswith(("Options", "-")) # a sentence follows the usage
+
+
+def test_the_verbs_of_the_issue_exist():
+    assert {("init",), ("ingest",), ("simulate",), ("stage",), ("gate", "check"), ("schema", "check"), ("schema", "diff"), ("score",),
+            ("report", "run"), ("control",)} <= set(verbs())
+
+
+# exit codes
+
+@pytest.mark.parametrize("args, says", [(["nonsense"], "No such command 'nonsense'"), (["ingest"], "Missing argument"),
+                                        (["stage", "validate", "--fast"], "No such option"), (["gate", "chek"], "No such command 'chek'"),
+                                        (["init", "new"], "Missing option")])
+def test_a_misspelt_command_ends_with_2(tmp_path, args, says):
+    done = nb(*args, cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_ends_with_0_and_a_mistake_with_1(tmp_path):
+    assert nb("--help", cwd=tmp_path).returncode == 0
+    assert "schema.yaml does not exist" in sentence(nb("schema", "check", cwd=tmp_path))
+    assert "There is no stage 'trian'; did you mean 'train'?" in sentence(nb("stage", "trian", cwd=tmp_path))
+    assert "The stage validate is one for all; leave 'gbdt' out." in sentence(nb("stage", "validate", "gbdt", cwd=tmp_path))
+
+
+def as_command(cwd, code):
+    "Run `main` in a process where `code` has prepared something."
+    lines = ["import sys, mlops_nb.cli, mlops_nb.pipeline", code, "sys.argv = ['mlops-nb', 'stage', 'validate']", "mlops_nb.cli.main()"]
+    return run(sys.executable, "-c", "\n".join(lines), cwd=cwd)
+
+
+def test_a_fault_of_ours_ends_with_70_and_keeps_its_traceback_in_a_file(tmp_path):
+    fault = "def fault(*args): raise ZeroDivisionError('the very\\nfault')\nmlops_nb.pipeline.run_stage = fault"
+    said = sentence(as_command(tmp_path, fault), 70)
+    assert said.startswith("a fault in mlops_nb: ZeroDivisionError: the very; its traceback is in .mlops/errors/")
+    kept, = (tmp_path / ".mlops/errors").iterdir()
+    assert said.endswith(f"{kept.relative_to(tmp_path)}.")
+    assert kept.read_text().startswith("Traceback") and "ZeroDivisionError: the very" in kept.read_text()
+
+
+@pytest.mark.parametrize("error, code, says", [
+    ("OSError(28, 'No space left on device', 'artifacts/x')", 1, "artifacts/x: the disk is full"),
+    ("RuntimeError('database or disk is full')", 1, "the disk is full"), ("MemoryError()", 1, "not enough memory"),
+    ("PermissionError(13, 'Permission denied', 'data')", 1, "data: permission was denied"), ("KeyboardInterrupt()", 130, "interrupted; ")])
+def test_errors_of_the_machine_end_in_a_sentence(tmp_path, error, code, says):
+    assert says in sentence(as_command(tmp_path, f"def fault(*args): raise {error}\nmlops_nb.pipeline.run_stage = fault"), code)
+    assert not (tmp_path / ".mlops").exists()
+
+
+def test_a_closed_pipe_is_no_fault(good):
+    shell = subprocess.run("mlops-nb --help | head -1", shell=True, cwd=good, env=ENV, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in shell.stderr
+
+
+# begin
+
+def test_init_leaves_a_folder_that_is_taken_alone(tmp_path):
+    (tmp_path / "in.csv").write_text(shop(50), encoding="utf-8")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("3 years of work")
+    for folder in ("taken", "in.csv"):
+        said = sentence(nb("init", folder, "--data", "in.csv", "--target", "bought", cwd=tmp_path))
+        assert said == f"{folder} exists and is not an empty folder; name a folder that does not exist."
+    assert os.listdir(tmp_path / "taken") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("options", [("--ordered", "--group", "city"), ("--group", "city", "--split-column", "member"),
+                                     ("--test-files", "in.csv", "--ordered")])
+def test_init_refuses_two_splits(tmp_path, options):
+    (tmp_path / "in.csv").write_text(shop(50), encoding="utf-8")
+    said = sentence(nb("init", "new", "--data", "in.csv", "--target", "bought", *options, cwd=tmp_path))
+    assert "ask for different splits; give one of them." in said and all(o in said for o in options if o.startswith("--"))
+    assert os.listdir(tmp_path) == ["in.csv"]
+
+
+def test_init_fills_an_empty_folder(tmp_path):
+    (tmp_path / "in.csv").write_text(shop(200), encoding="utf-8")
+    (tmp_path / "new").mkdir()
+    done = nb("init", "new", "--data", "in.csv", "--target", "bought", "--time", "day", "--exclude", "city, member", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "new: binary of bought from 3 columns.\nReview new/schema.yaml, then: cd new && dvc repro\n"
+    assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
+    checked = nb("schema", "check", cwd=tmp_path / "new")
+    assert checked.stdout == "schema.yaml: binary of bought, 7 columns, 3 of them enter the model.\n"
+
+
+def test_the_same_data_twice_adds_nothing(project):
+    before = read_manifest(project)
+    (project / "more.csv").write_text(shop(80, seed=9), encoding="utf-8")
+    assert nb("ingest", "more.csv", cwd=project).stdout == "Deliveries: 1 new with 80 rows, 0 known already.\n"
+    once, tracked = read_manifest(project), (project / "data.dvc").read_text()
+    assert len(once.files) == len(before.files) + 1
+    assert nb("ingest", "more.csv", cwd=project).stdout == "Deliveries: 0 new with 0 rows, 1 known already.\n"
+    assert read_manifest(project) == once and (project / "data.dvc").read_text() == tracked
+    (project / "more.csv").write_text(shop(90, seed=10), encoding="utf-8")
+    assert "add --replace" in sentence(nb("ingest", "more.csv", cwd=project))
+    assert nb("ingest", "more.csv", "--replace", cwd=project).returncode == 0
+    assert sum(f.rows for f in read_manifest(project).files) == sum(f.rows for f in before.files) + 90
+
+
+def test_simulate_makes_data_only_where_it_is_missing(project, tmp_path):
+    before = read_manifest(project)
+    assert nb("simulate", "--if-missing", cwd=project).returncode == 0 and read_manifest(project) == before
+    assert "which is not simulated" in sentence(nb("simulate", cwd=project)) and read_manifest(project) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "params.yaml").write_text("simulate: {subscribers: 200, months: 6}\n")
+    assert nb("simulate", "--if-missing", cwd=empty).returncode == 0
+    made = read_manifest(empty)
+    assert made.files and (empty / "truth/truth.parquet").exists()
+    assert nb("simulate", "--if-missing", cwd=empty).returncode == 0 and read_manifest(empty) == made
+
+
+# judge
+
+def test_gate_check_both_ways(project):
+    passed = nb("gate", "check", cwd=project)
+    assert passed.returncode == 0 and "passed" in passed.stdout, passed.stderr
+    edit(project / "params.yaml", "thresholds: {}", "thresholds: {auc: 0.999}")
+    assert nb("stage", "gate", cwd=project).returncode == 0 # the pipeline goes on to its reports
+    said = sentence(nb("gate", "check", cwd=project))
+    assert "The gate failed" in said and "auc" in said and "0.999" in said
+    (project / "artifacts/gate.json").unlink()
+    assert "gate.json does not exist" in sentence(nb("gate", "check", cwd=project))
+
+
+def test_schema_diff_says_a_sentence_a_change(project):
+    shutil.copy(project / "schema.yaml", project / "new.yaml")
+    assert nb("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout == ""
+    edit(project / "new.yaml", "\n  visits:", "\n  calls:")
+    edit(project / "new.yaml", "Rome]", "Rome, Oslo]")
+    said = nb("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout.splitlines()
+    assert said == ["The domain of 'city' gained Oslo.", "The column 'visits' (integer) is gone.", "The column 'calls' (integer) is new."]
+
+
+# use
+
+def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
+    rows = pl.DataFrame({"day": ["2025-01-05"] * 3, "city": ["Rome", "Oslo", None], "age": [70, 20, None], "spent": [1.0, 2.0, None],
+                         "visits": [1, 19, None], "member": ["yes", "no", None]})
+    rows.write_parquet(project / "rows.parquet")
+    done = nb("score", "rows.parquet", "scores.parquet", cwd=project)
+    assert done.returncode == 0 and "3 rows scored" in done.stdout, done.stderr
+    scores = pl.read_parquet(project / "scores.parquet")
+    assert scores["score"].is_between(0, 1).all() and set(scores["decision"]) <= {"0", "1"}
+    named = nb("score", "rows.parquet", "again.parquet", "--bundle", "artifacts/bundle", cwd=project)
+    assert named.returncode == 0 and pl.read_parquet(project / "again.parquet").equals(scores)
+    rows.drop("age").write_parquet(project / "short.parquet")
+    assert "no column 'age'" in sentence(nb("score", "short.parquet", "x.parquet", cwd=project))
+    assert "is not a folder" in sentence(nb("score", "rows.parquet", "x.parquet", "--bundle", "nope", cwd=project))
+    assert "nope.parquet does not exist" in sentence(nb("score", "nope.parquet", "x.parquet", cwd=project))
+    assert not (project / "x.parquet").exists()
+    shutil.rmtree(project / "releases")
+    assert "No model is deployed here" in sentence(nb("score", "rows.parquet", "x.parquet", cwd=project))
+
+
+def test_report_run_checks_the_parameters_against_the_notebook(project):
+    parameters = mk_cell("rows = 5 # how many\ntitle = 'Data' # above the table")
+    parameters.metadata = {"tags": ["parameters"]}
+    sheet = new_nb([mk_cell("# A sheet\n\n> Numbers.", "markdown"), parameters, mk_cell("f'{title} {rows * 2}'")])
+    sheet.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
+    write_nb(sheet, project / "nbs/reports/sheet.ipynb")
+    def report(*given): return nb("report", "run", "sheet", *given, cwd=project)
+    done = report("-p", "rows=21", "-p", "title=Ten", "--output", "pages/sheet.html")
+    assert done.returncode == 0, done.stderr
+    assert "Ten 42" in (project / "pages/sheet.html").read_text() and done.stdout == "The page is pages/sheet.html\n"
+    assert "has no parameter 'rosw'; did you mean 'rows'?" in sentence(report("-p", "rosw=5"))
+    wrong = sentence(report("-p", "rows=many"))
+    assert "rows" in wrong and "'many'" in wrong
+    assert "write it as key=value" in sentence(report("-p", "rows"))
+    assert "no report 'shete' in nbs/reports; did you mean 'sheet'?" in sentence(nb("report", "run", "shete", cwd=project))
+    edit(project / "nbs/reports/sheet.ipynb", "rows * 2", "rows / 0")
+    assert "ZeroDivisionError" in sentence(report("--output", "pages/failed.html")) and not (project / "pages/failed.html").exists()
+
+
+def test_the_finished_project_is_deployed(good):
+    assert read_json(good / "artifacts/deployment.json", dict)["deployed"]
