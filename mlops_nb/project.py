@@ -6,7 +6,7 @@
 __all__ = ['package_name', 'choose_split', 'check_split', 'clock_columns', 'calendar_parts', 'starter_notebook', 'write_project',
            'init']
 
-# %% ../nbs/91_project.ipynb #9542ee63
+# %% ../nbs/91_project.ipynb #42fcd6c6
 import os, re, subprocess, sys
 from keyword import iskeyword
 from fnmatch import fnmatchcase
@@ -22,7 +22,7 @@ from .pipeline import dvc_yaml
 from .schema import Column, Schema, write_schema
 from .settings import ReleaseSettings, Settings, TrackingSettings, write_settings
 
-# %% ../nbs/91_project.ipynb #5d86da6c
+# %% ../nbs/91_project.ipynb #21fbd9a8
 def package_name(
     folder: str | Path, # e.g. `../bike-sharing`
 ) -> str: # A Python identifier
@@ -31,7 +31,7 @@ def package_name(
     name = f"p_{name}" if name[0].isdigit() else name
     return f"{name}_project" if name in sys.stdlib_module_names or name in ("data", "nbs", "artifacts", "mlops_nb") else name
 
-# %% ../nbs/91_project.ipynb #84f8cdf7
+# %% ../nbs/91_project.ipynb #22c7be02
 def choose_split(
     time: str | None = None, # The time column
     ordered: bool = False, # Are the rows in the order of time, though they carry none?
@@ -49,7 +49,7 @@ def choose_split(
     if ordered: return SplitParams(method="order")
     return SplitParams(method="time" if time else "random")
 
-# %% ../nbs/91_project.ipynb #0a376737
+# %% ../nbs/91_project.ipynb #3166a8c5
 def check_split(
     split: SplitParams,
     columns: list[str], # Of the data
@@ -61,7 +61,7 @@ def check_split(
     for name in split.test_files:
         if not any(fnmatchcase(s, name) for s in sources): raise UserError(f"--test-files: no source file is called {name!r}{did_you_mean(name, sources)}")
 
-# %% ../nbs/91_project.ipynb #5148a022
+# %% ../nbs/91_project.ipynb #b47c334f
 _CALENDAR = {
     "hour": ("the hour of the day, 0 to 23", "(t - t.astype('datetime64[D]')).astype('timedelta64[h]').astype(float)"),
     "weekday": ("the day of the week, Monday is 0", "(t.astype('datetime64[D]').astype('int64') + 3) % 7"),
@@ -72,7 +72,7 @@ def clock_columns(schema: Schema) -> list[str]: # Column names
     "The timestamps that are known when a prediction is made: those the target is not computed from, and the event time."
     return [n for n, c in schema.columns.items() if c.type == "timestamp" and c.feature and (n == schema.event_time or n not in schema.target_columns)]
 
-# %% ../nbs/91_project.ipynb #8902d99d
+# %% ../nbs/91_project.ipynb #13f189b1
 def calendar_parts(
     schema: Schema,
     frame: pl.LazyFrame, # The data set
@@ -88,7 +88,7 @@ def _calendar_name(column, part):
     name = re.sub(r"\W+", "_", f"{column}_{part}").strip("_").lower()
     return name if name.isidentifier() else f"t_{name}"
 
-# %% ../nbs/91_project.ipynb #51fc765e
+# %% ../nbs/91_project.ipynb #8f20ac13
 def _calendar_cell(column, part):
     doc, formula = _CALENDAR[part]
     name, plain = _calendar_name(column, part), column.isidentifier() and not iskeyword(column) and column != "np"
@@ -97,7 +97,7 @@ def _calendar_cell(column, part):
     return (f"#| export\n@feature{reads}\ndef {name}({arg}):\n    \"{column}: {doc}\"\n{clock}"
             f"    return np.where(np.isnat(t), np.nan, {formula})")
 
-# %% ../nbs/91_project.ipynb #e8da4fcb
+# %% ../nbs/91_project.ipynb #40b6f560
 _STARTER = """# Features
 
 > What the model sees beside the columns of `schema.yaml`.
@@ -125,7 +125,7 @@ def starter_notebook(
     nb.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     return nb
 
-# %% ../nbs/91_project.ipynb #e810b506
+# %% ../nbs/91_project.ipynb #0ec8b7ea
 _PYPROJECT = """[project]
 name = "{package}"
 version = "0.1.0"
@@ -146,9 +146,10 @@ allowed_cell_metadata_keys = ["tags"]
 exec_profile = false
 """
 
+# %% ../nbs/91_project.ipynb #877e4a26
 _README = """# {dataset}
 
-A project of [mlops_nb](https://pypi.org/project/mlops-nb/): predicts `{target}` ({task}).
+A project of mlops_nb: predicts `{target}` ({task}).
 
 ```
 dvc repro            # data to a gated, explained and deployed model; pages in reports/index.html
@@ -164,6 +165,7 @@ mlops-nb gate check  # exits 1 when the last model did not pass
 | `nbs/reports/` | the notebooks behind the pages |
 """
 
+# %% ../nbs/91_project.ipynb #f4a61775
 _IGNORE = """.venv/
 __pycache__/
 .ipynb_checkpoints/
@@ -185,7 +187,7 @@ __pycache__/
 /truth/
 """
 
-# %% ../nbs/91_project.ipynb #c8ff9b6a
+# %% ../nbs/91_project.ipynb #de141a44
 def _run(*command, cwd):
     "A quiet command of another tool; its last line becomes the error."
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
@@ -194,7 +196,7 @@ def _run(*command, cwd):
         said = (done.stderr or done.stdout).strip().splitlines()
         raise UserError(f"`{' '.join(map(str, command))}` failed in {cwd}: {said[-1] if said else 'no message'}; mend that and run init again.")
 
-# %% ../nbs/91_project.ipynb #5493e648
+# %% ../nbs/91_project.ipynb #ab3b15c9
 def write_project(
     root: Path, # The project's folder, with data/ already in it
     schema: Schema,
@@ -216,7 +218,7 @@ def write_project(
     (root / "nbs" / "reports" / ".notest").touch()
     write_nb(starter_notebook(clocks, package), root / "nbs" / "00_features.ipynb")
 
-# %% ../nbs/91_project.ipynb #b96875dc
+# %% ../nbs/91_project.ipynb #9dea5d94
 def _under_version_control(root, package):
     "git, nbdev's export and DVC, as somebody would set them up by hand."
     (root / package).mkdir()
@@ -228,7 +230,7 @@ def _under_version_control(root, package):
     _run(sys.executable, "-m", "dvc", "config", "core.analytics", "false", cwd=root)
     _run(sys.executable, "-m", "dvc", "add", "-q", "data", cwd=root)
 
-# %% ../nbs/91_project.ipynb #484fa027
+# %% ../nbs/91_project.ipynb #a2278ffe
 def init(
     root: str | Path, # The new project's folder: absent or empty
     data: str, # A file, folder, glob or database URL
