@@ -310,3 +310,15 @@ def test_real_files(real_data):
     assert bank.width == 21 and bank.schema["euribor3m"] == pl.Float64
     assert telco.schema["TotalCharges"] == pl.Float64 and telco["TotalCharges"].null_count() == 11
     assert bike.schema["dteday"] == pl.Date
+
+
+def test_a_zero_before_the_comma_shows_that_it_is_a_decimal_comma(tmp_path):
+    (tmp_path / "x.csv").write_text("a;b;c\n0,126;1,234;0,5\n-1,250;2,345;3,25\n")
+    frame = pl.concat(read_source(detect(find_sources(str(tmp_path / "x.csv"))[0])))
+    assert frame["a"].to_list() == [.126, -1.25] and frame["b"].to_list() == ["1,234", "2,345"] and frame["c"].to_list() == [.5, 3.25]
+
+
+@pytest.mark.parametrize("name", ["_source", "_target", "_reasons", "_part"])
+def test_a_name_that_the_pipeline_uses_itself_is_refused(tmp_path, name):
+    (tmp_path / "x.csv").write_text(f"a,{name}\n1,2\n")
+    with pytest.raises(UserError, match=f"'{name}', which is reserved"): list(read_source(detect(find_sources(str(tmp_path / "x.csv"))[0])))

@@ -8,7 +8,7 @@ __all__ = ['ENDINGS', 'FORMS', 'find_files', 'open_bytes', 'file_kind', 'bad_byt
            'choose_form', 'find_forms', 'apply_forms', 'parquet_batches', 'open_sqlite', 'sqlite_batches',
            'postgres_batches', 'find_sources', 'detect', 'read_source']
 
-# %% ../../nbs/data/00_sources.ipynb #04fe5a79
+# %% ../../nbs/data/00_sources.ipynb #55d29529
 import codecs, csv, gzip, hashlib, io, re, sqlite3, zlib
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
@@ -22,10 +22,10 @@ from msgspec import Struct
 
 from ..errors import UserError, did_you_mean
 
-# %% ../../nbs/data/00_sources.ipynb #ab9d409c
+# %% ../../nbs/data/00_sources.ipynb #88e5c992
 ENDINGS = ('.csv', '.tsv', '.psv', '.jsonl', '.ndjson', '.parquet', '.pq') # each also with .gz
 
-# %% ../../nbs/data/00_sources.ipynb #d7426f7c
+# %% ../../nbs/data/00_sources.ipynb #7f9bdcbd
 def find_files(
     source: str | Path, # A file, a folder or a glob such as `in/*.csv`
 ) -> dict[str, Path]: # `{name: path}`, sorted by name
@@ -43,7 +43,7 @@ def find_files(
     if not names: raise UserError(f"{source} holds no file to read; expected are {', '.join(ENDINGS)}, each also with .gz, or a glob.")
     return dict(sorted(names.items()))
 
-# %% ../../nbs/data/00_sources.ipynb #3d0b221a
+# %% ../../nbs/data/00_sources.ipynb #e24cb421
 @contextmanager
 def open_bytes(path: Path):
     "Open a file, gzipped or not, for reading bytes; raises `UserError` if it is cut or damaged."
@@ -53,7 +53,7 @@ def open_bytes(path: Path):
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{path} is a damaged gzip file ({e}), as if it was cut in the middle; copy it again.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #c541e797
+# %% ../../nbs/data/00_sources.ipynb #e9e51780
 def file_kind(path: Path) -> str: # `csv`, `jsonl` or `parquet`
     "What a file holds, from its first bytes; raises `UserError` if it is empty or nothing that can be read here."
     with open_bytes(path) as f: head = f.read(1024)
@@ -68,7 +68,7 @@ def file_kind(path: Path) -> str: # `csv`, `jsonl` or `parquet`
     if text.startswith(b'['): raise UserError(f"{path} is a JSON array; write one object a line (JSON lines) instead.")
     return 'jsonl' if text.startswith(b'{') else 'csv'
 
-# %% ../../nbs/data/00_sources.ipynb #f069e302
+# %% ../../nbs/data/00_sources.ipynb #37b20637
 _GUESSES = ['cp1252', 'cp1250', 'cp1251', 'cp1253', 'cp1254', 'cp1255', 'cp1256', 'cp1257', 'koi8_r', 'cp932', 'euc_jp', 'gb18030',
             'big5', 'euc_kr']
 
@@ -86,7 +86,7 @@ def bad_byte(
             if not chunk: return None
             done += len(chunk)
 
-# %% ../../nbs/data/00_sources.ipynb #73639a10
+# %% ../../nbs/data/00_sources.ipynb #8cfd0108
 def check_encoding(path: Path, encoding: str) -> str: # The codec's Python name
     "Raise `UserError` unless the whole file decodes with `encoding`."
     try: name = codecs.lookup(encoding).name.replace('-', '_')
@@ -96,7 +96,7 @@ def check_encoding(path: Path, encoding: str) -> str: # The codec's Python name
         raise UserError(f"{path} is not {encoding}: byte {offset} does not decode; give another --encoding, or none to have it detected.")
     return name
 
-# %% ../../nbs/data/00_sources.ipynb #3e95a969
+# %% ../../nbs/data/00_sources.ipynb #2914c13b
 def _guess_encoding(path, offset):
     from charset_normalizer import from_bytes
     with open_bytes(path) as f:
@@ -106,7 +106,7 @@ def _guess_encoding(path, offset):
     if best is None: return None
     return 'cp1252' if 'cp1252' in best.could_be_from_charset else best.encoding
 
-# %% ../../nbs/data/00_sources.ipynb #fc350fe2
+# %% ../../nbs/data/00_sources.ipynb #d1fca847
 def detect_encoding(path: Path) -> str: # A Python codec
     "The encoding of a text file; raises `UserError` naming the byte if there is no telling."
     with open_bytes(path) as f: head = f.read(4096)
@@ -122,7 +122,7 @@ def detect_encoding(path: Path) -> str: # A Python codec
         raise UserError(f"{path} is not UTF-8 (byte {offset}) and its encoding could not be detected; give it, e.g. --encoding latin-1.")
     return guess
 
-# %% ../../nbs/data/00_sources.ipynb #05119aac
+# %% ../../nbs/data/00_sources.ipynb #29692f97
 def _records(path, encoding, separator, strict=False):
     "Yield each record that is not blank: its number, the physical line it ends on, and its fields."
     line = 0
@@ -137,7 +137,7 @@ def _records(path, encoding, separator, strict=False):
                 raise UserError(f"{path}, line {line + 1}: a quotation mark is opened and never closed; mend the line, "
                                 "or deliver the file again if it was cut.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #fba06e7c
+# %% ../../nbs/data/00_sources.ipynb #a78c5af9
 def detect_separator(path: Path, encoding: str) -> str: # One character
     "The separator of a CSV file, from its first 100 lines; a comma where there is only one column."
     def score(separator):
@@ -146,7 +146,7 @@ def detect_separator(path: Path, encoding: str) -> str: # One character
     best = max(',;\t|', key=score)
     return best if score(best)[0] > 0.5 else ','
 
-# %% ../../nbs/data/00_sources.ipynb #89721a7b
+# %% ../../nbs/data/00_sources.ipynb #844ba297
 def read_header(path: Path, encoding: str, separator: str) -> tuple[list[str], int]: # Names, and the number of the record they are in
     "The column names of a CSV file, stripped; raises `UserError` if a name comes twice or no row follows."
     rows = list(islice(_records(path, encoding, separator), 2))
@@ -159,13 +159,15 @@ def read_header(path: Path, encoding: str, separator: str) -> tuple[list[str], i
     if len(rows) < 2: raise UserError(f"{path} holds a header and no rows; deliver it again, or leave it out.")
     return names, at
 
+_RESERVED = ('_source', '_row', '_period', '_reason', '_reasons', '_target', '_part')
+
 def check_names(names: list[str], where: str | Path):
-    "Raise `UserError` if a column name comes twice or is one that ingestion adds itself."
+    "Raise `UserError` if a column name comes twice or is one that the pipeline adds itself."
     for name in names:
         if names.count(name) > 1: raise UserError(f"{where} names the column {name!r} {names.count(name)} times; rename all but one.")
-        if name in ('_source', '_row'): raise UserError(f"{where} has a column {name!r}, which is reserved; rename it.")
+        if name in _RESERVED: raise UserError(f"{where} has a column {name!r}, which is reserved; rename it.")
 
-# %% ../../nbs/data/00_sources.ipynb #12c18ba8
+# %% ../../nbs/data/00_sources.ipynb #b9fde5d7
 class Source(Struct, frozen=True):
     "One thing to read: a file, or a table or query of a database."
     name: str # what `_source` says
@@ -182,7 +184,7 @@ class Source(Struct, frozen=True):
         how = {f"separator {self.separator!r}": self.separator, f"encoding {self.encoding}": self.encoding}
         return ', '.join([self.kind, *(words for words, known in how.items() if known)])
 
-# %% ../../nbs/data/00_sources.ipynb #9f73835d
+# %% ../../nbs/data/00_sources.ipynb #e1758d53
 def _clean(frame): # all columns are text
     text = pl.all().str.strip_chars()
     return frame.select(pl.when(text != '').then(text))
@@ -191,7 +193,7 @@ def _ragged(path, line, row, width):
     return UserError(f"{path}, line {line}: {len(row)} fields where the header has {width}; mend the line, "
                      "or deliver the file again if it was cut.")
 
-# %% ../../nbs/data/00_sources.ipynb #d953d816
+# %% ../../nbs/data/00_sources.ipynb #1236fb0a
 def csv_batches(
     source: Source,
     size: int, # Bytes of text a batch
@@ -217,7 +219,7 @@ def csv_batches(
         why = str(e).splitlines()[0][:200]
         raise UserError(f"{source.path} cannot be read as CSV ({why}); check separator and quotation marks.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #750ff3ff
+# %% ../../nbs/data/00_sources.ipynb #8d7afacb
 def check_quotes(path: Path, encoding: str, separator: str) -> bool: # Are there blanks before quotation marks?
     "Look at all quotation marks of a CSV file; raises `UserError` if one is never closed."
     quotes, padded, tail, pattern = 0, False, '\n', re.compile(rf'[\r\n{re.escape(separator)}] +"')
@@ -230,7 +232,7 @@ def check_quotes(path: Path, encoding: str, separator: str) -> bool: # Are there
         for _ in _records(path, encoding, separator, strict=True): pass
     return padded and separator != ' '
 
-# %% ../../nbs/data/00_sources.ipynb #76827144
+# %% ../../nbs/data/00_sources.ipynb #cc6891ec
 def _padded_batches(source, names, at, rows):
     records = (r for r in _records(source.path, source.encoding, source.separator) if r[0] > at)
     while batch := list(islice(records, rows)):
@@ -238,7 +240,7 @@ def _padded_batches(source, names, at, rows):
             if len(row) != len(names): raise _ragged(source.path, line, row, len(names))
         yield _clean(pl.DataFrame([row for *_, row in batch], dict.fromkeys(names, pl.String), orient='row'))
 
-# %% ../../nbs/data/00_sources.ipynb #acffca76
+# %% ../../nbs/data/00_sources.ipynb #2859bbfc
 def jsonl_batches(source: Source, size: int) -> Iterator[pl.DataFrame]: # All columns String; columns may differ between batches
     "The objects of a JSON lines file; raises `UserError` naming the line that is none."
     line = 0
@@ -255,7 +257,7 @@ def jsonl_batches(source: Source, size: int) -> Iterator[pl.DataFrame]: # All co
                 raise UserError(f"{source.path}, near line {line}: not a JSON object ({e}); mend the line.") from None
             if keys: yield _clean(frame)
 
-# %% ../../nbs/data/00_sources.ipynb #06e1e46a
+# %% ../../nbs/data/00_sources.ipynb #0eba7449
 _DATES, _TIMES = ['%Y-%m-%d', '%Y/%m/%d', '%d.%m.%Y', '%d/%m/%Y', '%m/%d/%Y'], ['%H:%M:%S%.f', '%H:%M', '%I:%M:%S %p']
 _STAMPS = [f"{d} {t}" for d in _DATES for t in _TIMES] + [f"%Y-%m-%dT{t}" for t in _TIMES[:2]]
 _ZONED = [f"%Y-%m-%d{s}%H:%M:%S%.f%#z" for s in 'T ']
@@ -266,18 +268,18 @@ _YEAR = r'(^|\D)\d{4}(\D|$)' # `%Y` alone would take 24 for the year 24
 def _date(fmt): return lambda x: _when(x, _YEAR).str.to_date(fmt, strict=False)
 def _stamp(fmt): return lambda x: _when(x, _YEAR).str.to_datetime(fmt, time_unit='us', strict=False).dt.replace_time_zone(None)
 
-# %% ../../nbs/data/00_sources.ipynb #c80853d8
+# %% ../../nbs/data/00_sources.ipynb #e2403427
 _COMMA = r'^[+-]?(\d|[1-9]\d{1,17})?(,\d+)?$'
 FORMS: dict[str, Callable[[pl.Expr], pl.Expr]] = { # text -> value, or null where the text has another form; narrowest first
     'integer': lambda x: _when(x, r'^[+-]?0\d', negate=True).cast(pl.Int64, strict=False),
     'number': lambda x: _when(x, r'^[+-]?(0\d|\d{19,}$)', negate=True).cast(pl.Float64, strict=False),
     'decimal comma': lambda x: _when(x, _COMMA).str.replace(',', '.', literal=True).cast(pl.Float64, strict=False),
-    'thousands comma': lambda x: _when(x, r'^[+-]?\d{1,3}(,\d{3})*$'),
+    'thousands comma': lambda x: _when(x, r'^[+-]?(0|[1-9]\d{0,2}(,\d{3})*)$'),
     'boolean': lambda x: x.str.to_lowercase().replace_strict({'true': True, 'false': False}, default=None, return_dtype=pl.Boolean),
     **{f: _date(f) for f in _DATES}, **{f: _stamp(f) for f in _STAMPS + _ZONED},
 }
 
-# %% ../../nbs/data/00_sources.ipynb #96598a17
+# %% ../../nbs/data/00_sources.ipynb #ba59d8f1
 def _fits(form, values): return values.to_frame('x').select(FORMS[form](pl.col('x')).null_count()).item() == 0
 
 def _living(forms, values):
@@ -288,7 +290,7 @@ def _living(forms, values):
         return [f for f in forms if f in sure or _fits(f, values)]
     return [f for f in forms if f != 'integer' and _fits(f, values)]
 
-# %% ../../nbs/data/00_sources.ipynb #e7dd7040
+# %% ../../nbs/data/00_sources.ipynb #316b3ea9
 def choose_form(
     forms: list[str], # The forms that every value fits
 ) -> str | None: # None: it stays text
@@ -296,7 +298,7 @@ def choose_form(
     if forms and forms[0] in ('integer', 'number', 'boolean'): return forms[0]
     return forms[0] if len(forms) == 1 and forms[0] != 'thousands comma' else None
 
-# %% ../../nbs/data/00_sources.ipynb #34f1a1a7
+# %% ../../nbs/data/00_sources.ipynb #47725d51
 def find_forms(
     batches: Iterator[pl.DataFrame], # All columns String, stripped, null where empty
 ) -> dict[str, str | None]: # By column: a key of `FORMS`, `empty`, or None for text
@@ -310,7 +312,7 @@ def find_forms(
             if len(values): seen.add(name)
     return {name: choose_form(forms) if name in seen else 'empty' for name, forms in living.items()}
 
-# %% ../../nbs/data/00_sources.ipynb #0d5ab7eb
+# %% ../../nbs/data/00_sources.ipynb #80cff958
 def apply_forms(frame: pl.DataFrame, forms: dict[str, str | None]) -> pl.DataFrame:
     "Convert text columns to what `find_forms` found; a column that the batch lacks is null."
     def typed(name, form):
@@ -320,7 +322,7 @@ def apply_forms(frame: pl.DataFrame, forms: dict[str, str | None]) -> pl.DataFra
         return (value.fill_nan(None) if form in ('number', 'decimal comma') else value).alias(name)
     return frame.with_columns(typed(n, f) for n, f in forms.items()).select(list(forms))
 
-# %% ../../nbs/data/00_sources.ipynb #d582f2ec
+# %% ../../nbs/data/00_sources.ipynb #b231a47e
 def parquet_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]:
     "The rows of a Parquet file; raises `UserError` if it is cut or damaged."
     try:
@@ -334,12 +336,12 @@ def parquet_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]:
         raise UserError(f"{source.path} is a damaged Parquet file ({str(e).splitlines()[0][:200]}), as if it was cut in the middle; "
                         "copy it again.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #2e87eeb7
+# %% ../../nbs/data/00_sources.ipynb #eede0842
 def _quoted(*names): return '.'.join('"' + name.replace('"', '""') + '"' for name in names)
 
 def _text(value): return value if value is None or isinstance(value, str) else value.hex() if isinstance(value, bytes) else repr(value)
 
-# %% ../../nbs/data/00_sources.ipynb #d7cad752
+# %% ../../nbs/data/00_sources.ipynb #6c66632c
 @contextmanager
 def open_sqlite(path: str | Path):
     "A read-only connection inside one transaction; SQLite's complaints become `UserError`."
@@ -351,7 +353,7 @@ def open_sqlite(path: str | Path):
             yield connection
     except sqlite3.Error as e: raise UserError(f"{path} cannot be read ({e}); check the file, and the table or query.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #b412df59
+# %% ../../nbs/data/00_sources.ipynb #be49ce52
 def sqlite_batches(connection: sqlite3.Connection, source: Source, rows: int) -> Iterator[pl.DataFrame]: # All columns String
     "The rows of a table or query."
     cursor = connection.execute(source.query or f"SELECT * FROM {_quoted(*source.table.split('.'))}")
@@ -360,7 +362,7 @@ def sqlite_batches(connection: sqlite3.Connection, source: Source, rows: int) ->
     while batch := cursor.fetchmany(rows):
         yield _clean(pl.DataFrame([[_text(v) for v in row] for row in batch], dict.fromkeys(names, pl.String), orient='row'))
 
-# %% ../../nbs/data/00_sources.ipynb #84325a0c
+# %% ../../nbs/data/00_sources.ipynb #291e49ee
 _PRIMARY_KEY = """select string_agg(quote_ident(a.attname), ', ' order by array_position(i.indkey::int2[], a.attnum)) from pg_index i
 join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey) where i.indisprimary and i.indrelid = $1::regclass"""
 
@@ -379,7 +381,7 @@ def _postgres_query(cursor, source):
         return _quoted(field.name)
     return f"SELECT {', '.join(column(f) for f in fields)} FROM ({query}) AS source"
 
-# %% ../../nbs/data/00_sources.ipynb #a174e3ed
+# %% ../../nbs/data/00_sources.ipynb #a0b0c65c
 def postgres_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]: # Typed
     "The rows of a table or query; raises `UserError` where the server refuses."
     import pyarrow as pa, adbc_driver_manager, adbc_driver_postgresql.dbapi as postgres
@@ -392,7 +394,7 @@ def postgres_batches(source: Source, rows: int) -> Iterator[pl.DataFrame]: # Typ
         why = ' '.join(str(e).split())[:300]
         raise UserError(f"{source.name} cannot be read from {source.path} ({why}); check server, name and PGPASSWORD.") from None
 
-# %% ../../nbs/data/00_sources.ipynb #0c4c8e14
+# %% ../../nbs/data/00_sources.ipynb #acd80f5d
 def _database(url, table, query):
     "The `Source` of a database URL."
     if bool(table) == bool(query): raise UserError("a database needs either a table or a query; give --table NAME or --query SQL.")
@@ -406,7 +408,7 @@ def _database(url, table, query):
     name = Path(parts.path).stem + '.' + (table or 'query-' + hashlib.sha256(query.encode()).hexdigest()[:8])
     return Source(name, kind, path, table=table or '', query=query or '')
 
-# %% ../../nbs/data/00_sources.ipynb #47217668
+# %% ../../nbs/data/00_sources.ipynb #3425b153
 def find_sources(
     source: str | Path, # A file, folder, glob, `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`
     separator: str | None = None, # Of CSV files; detected if None
@@ -422,7 +424,7 @@ def find_sources(
         raise UserError(f"the separator {separator!r} is not one ASCII character; give one, or `tab`.")
     return [Source(name, 'file', str(path), encoding or '', separator) for name, path in find_files(source).items()]
 
-# %% ../../nbs/data/00_sources.ipynb #185c0781
+# %% ../../nbs/data/00_sources.ipynb #a4bca6ef
 def detect(source: Source) -> Source:
     "Fill in how a file is to be read; raises `UserError` if there is no telling."
     if source.kind != 'file': return source
@@ -433,12 +435,12 @@ def detect(source: Source) -> Source:
     separator = source.separator or detect_separator(path, encoding)
     return Source(source.name, kind, source.path, encoding, separator, check_quotes(path, encoding, separator))
 
-# %% ../../nbs/data/00_sources.ipynb #231b4c12
+# %% ../../nbs/data/00_sources.ipynb #16d40570
 def _twice(read): # `read()` starts a pass
     forms = find_forms(read())
     for batch in read(): yield apply_forms(batch, forms)
 
-# %% ../../nbs/data/00_sources.ipynb #733e40c8
+# %% ../../nbs/data/00_sources.ipynb #bcc11bc4
 def read_source(
     source: Source,
     rows: int = 131_072, # About so many rows a batch; of a text file, 16 bytes for each
