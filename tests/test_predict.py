@@ -1,8 +1,8 @@
 "One way into the model: a row alone, a batch, a file, and other types of the same values give the same numbers to the last bit."
 import datetime as dt
 import os
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import time
