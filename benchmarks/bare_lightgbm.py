@@ -10,7 +10,7 @@ import polars as pl
 LEFT_OUT = ["lpep_pickup_datetime", "lpep_dropoff_datetime", "ehail_fee", "minutes"]
 
 
-def main(folder, months, threads):
+def main(folder, months, threads, same):
     minutes = (pl.col("lpep_dropoff_datetime") - pl.col("lpep_pickup_datetime")).dt.total_seconds() / 60
     clock = pl.col("lpep_pickup_datetime")
     paths = sorted(Path(folder).glob(f"green_tripdata_{months}.parquet"))
@@ -24,6 +24,7 @@ def main(folder, months, threads):
     valid = round(test * .8)
     params = dict(objective="regression", metric="rmse", learning_rate=.05, num_leaves=31, min_data_in_leaf=20, num_threads=int(threads),
                   verbosity=-1)
+    if same == "same": params |= dict(deterministic=True, force_col_wise=True) # else the threads matter in the last bit
     flag = [frame.drop(LEFT_OUT).columns.index("store_and_fwd_flag")]
     train = lgb.Dataset(X[:valid], y[:valid], categorical_feature=flag)
     model = lgb.train(params, train, 2000, valid_sets=[lgb.Dataset(X[valid:test], y[valid:test], reference=train)],
