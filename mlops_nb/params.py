@@ -7,7 +7,7 @@ __all__ = ['Share', 'Count', 'Positive', 'PositiveNumber', 'Duration', 'Simulate
            'PrepareParams', 'EncoderParams', 'GbdtParams', 'TrainParams', 'CostParams', 'EvaluateParams',
            'ExplainParams', 'GateParams', 'Params', 'write_params', 'read_params']
 
-# %% ../nbs/04_params.ipynb #fc390551
+# %% ../nbs/04_params.ipynb #a0df887f
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,14 +16,14 @@ from msgspec import Meta, Struct, field
 from .errors import UserError
 from .files import atomic_file, read_yaml, yaml_lines
 
-# %% ../nbs/04_params.ipynb #cf0b7f17
+# %% ../nbs/04_params.ipynb #a2e6f5f0
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 PositiveNumber = Annotated[float, Meta(gt=0)]
 Duration = Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$")] # seconds, minutes, hours, days or weeks
 
-# %% ../nbs/04_params.ipynb #5d7881e0
+# %% ../nbs/04_params.ipynb #d43f6a72
 class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The simulated telecom."
     subscribers: Annotated[Positive, Meta(description="how many people are followed")] = 6000
@@ -35,12 +35,12 @@ class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     new_category: Annotated[bool, Meta(description="does a plan appear late that was never seen before?")] = False
     seasonal_growth: Annotated[float, Meta(description="how strongly usage grows and swings over the year; 0 = not at all")] = 0.0
 
-# %% ../nbs/04_params.ipynb #5139067b
+# %% ../nbs/04_params.ipynb #72b37b98
 class ValidateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Which rows are accepted."
     max_quarantined: Annotated[Share, Meta(description="share of rows that may break the contract; above it the run stops")] = 0.1
 
-# %% ../nbs/04_params.ipynb #681552e4
+# %% ../nbs/04_params.ipynb #b3393de8
 class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Which rows the model learns from, and which it is judged on."
     method: Annotated[Literal["time", "order", "group", "random", "column", "files"],
@@ -61,7 +61,7 @@ class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
     notebook: Annotated[str | None, Meta(description="the notebook that exports `features`; the first stage exports it again after an edit")] = None
     split: SplitParams = field(default_factory=SplitParams)
 
-# %% ../nbs/04_params.ipynb #3dca7f76
+# %% ../nbs/04_params.ipynb #930da16d
 class EncoderParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How categories become numbers."
     min_count: Annotated[Positive, Meta(description="categories seen less often in training share one code")] = 10
@@ -79,7 +79,7 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     reg_lambda: Annotated[Annotated[float, Meta(ge=0)], Meta(description="L2 penalty on the leaves")] = 0.0
     checkpoint_every: Annotated[Positive, Meta(description="trees between two checkpoints of a training")] = 200
 
-# %% ../nbs/04_params.ipynb #2bd201ac
+# %% ../nbs/04_params.ipynb #ff3f42e5
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
     learners: Annotated[list[Literal["gbdt"]], Meta(min_length=1, description="which learners are trained")] = field(
@@ -91,7 +91,7 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
 
-# %% ../nbs/04_params.ipynb #8ffc30e6
+# %% ../nbs/04_params.ipynb #273accbe
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What one decision costs, by what was decided and what was true (binary tasks)."
     false_positive: Annotated[float, Meta(description="acted, and it was not needed")] = 1.0
@@ -113,17 +113,17 @@ class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is explained."
     rows: Annotated[Positive, Meta(description="test rows that are explained, at most; SHAP takes about a second for 750 rows of 300 trees")] = 2000
 
-# %% ../nbs/04_params.ipynb #b1729417
+# %% ../nbs/04_params.ipynb #04a3b856
 class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a model must reach to be deployed, on the test part."
     thresholds: Annotated[dict[str, float], Meta(description="bounds on metrics of the test part, such as {auc: 0.8, log_loss: 0.4}")] = field(default_factory=dict)
     min_gain: Annotated[float, Meta(description="share by which the primary metric must be better than every baseline's")] = 0.0
     champion_tolerance: Annotated[Share, Meta(description="share by which the primary metric may be worse than the champion's, at the low end of the interval")] = 0.01
-    max_slice_gap: Annotated[float | None, Meta(description="share by which a segment may be worse than the rest; null = not checked")] = 0.5
+    max_slice_gap: Annotated[float | None, Meta(description="share of what the model is worth on the rest by which a segment may surely be worse; null = not checked")] = 0.5
     max_calibration_error: Annotated[Share | None, Meta(
         description="mean distance of predicted and observed: of probabilities, or as a share of the target's standard deviation; null = not checked")] = 0.1
 
-# %% ../nbs/04_params.ipynb #d3d5dbb5
+# %% ../nbs/04_params.ipynb #b4c7b72d
 class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     "Everything `params.yaml` can say."
     simulate: Annotated[SimulateParams | None, Meta(description="the simulated data; null in a project with real data")] = None
@@ -134,7 +134,7 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     explain: ExplainParams = field(default_factory=ExplainParams)
     gate: GateParams = field(default_factory=GateParams)
 
-# %% ../nbs/04_params.ipynb #66cc9a53
+# %% ../nbs/04_params.ipynb #98b8f7a5
 _HEADER = """# What the model learns from. DVC watches this file: `dvc repro` runs again what a change here touches.
 # Try a value without editing: dvc exp run -S train.gbdt.learning_rate=0.03
 """

@@ -6,7 +6,7 @@
 __all__ = ['Rule', 'Gate', 'at_least', 'at_most', 'threshold_rules', 'comparison_rules', 'slice_rules', 'score_rules',
            'calibration_rule', 'golden_rule', 'single_row_rule', 'judge', 'gate', 'check_gate']
 
-# %% ../../nbs/evaluate/06_gate.ipynb #c99866f6
+# %% ../../nbs/evaluate/06_gate.ipynb #41b3e753
 import subprocess, sys
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..files import read_json, write_json
 from ..params import GateParams, read_params
 from ..predict import Predictor
 
-# %% ../../nbs/evaluate/06_gate.ipynb #25f5b362
+# %% ../../nbs/evaluate/06_gate.ipynb #6a4d9b6b
 class Rule(Struct):
     "One thing that was checked."
     name: str # e.g. `threshold: auc`, `segment: region = north`
@@ -39,7 +39,7 @@ class Gate(Struct):
     sentence: str # what failed, or that nothing did
     rules: list[Rule]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #a5da285b
+# %% ../../nbs/evaluate/06_gate.ipynb #45665001
 def at_least(
     name: str,
     figure: float | None, # None or NaN: it could not be computed
@@ -59,7 +59,7 @@ def at_most(name: str, figure: float | None, bound: float, what: str) -> Rule:
     found = f"is {figure:.4g}" if known else "could not be computed"
     return Rule(name, float(bound), float(figure) if known else None, passed, f"{what} {found}; it must be at most {bound:.4g}.")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #8f9ff3ab
+# %% ../../nbs/evaluate/06_gate.ipynb #4b336f70
 def threshold_rules(
     task: str, # binary, multiclass or regression
     thresholds: dict[str, float], # metric -> bound
@@ -74,7 +74,7 @@ def threshold_rules(
         rules.append(check(f"threshold: {name}", metrics.get(name), bound, f"{name} on the test part"))
     return rules
 
-# %% ../../nbs/evaluate/06_gate.ipynb #7e0e3a80
+# %% ../../nbs/evaluate/06_gate.ipynb #627ed19e
 def comparison_rules(
     evaluation: Evaluation,
     params: GateParams,
@@ -93,20 +93,22 @@ def comparison_rules(
             rules.append(at_least("champion", d.gain.low, -params.champion_tolerance * scale, f"The gain in {primary} over the champion, at the low end of its interval,"))
     return rules
 
-# %% ../../nbs/evaluate/06_gate.ipynb #b617d8e2
+# %% ../../nbs/evaluate/06_gate.ipynb #6ec5cf23
+_CHANCE = {"auc": 0.5} # what guessing reaches, where that is not zero
+
 def slice_rules(
     slices: list[Slice],
-    max_gap: float | None, # share of the rest's figure; None: not checked
+    max_gap: float | None, # share of what the model is worth on the rest; None: not checked
     primary: str, # the metric
 ) -> list[Rule]:
     "One rule for each segment column, about its worst value."
     if max_gap is None: return []
-    surely = {(s.column, s.value): (s.gap.low or 0.0) / (abs(s.rest) or 1.0) for s in slices if s.rest is not None}
+    surely = {(s.column, s.value): (s.gap.low or 0.0) / (abs(s.rest - _CHANCE.get(primary, 0.0)) or 1.0) for s in slices if s.rest is not None}
     worst = {column: max((k for k in surely if k[0] == column), key=surely.get) for column, _ in surely}
     return [at_most(f"segment: {column}", surely[k], max_gap,
-                    f"How much worse {primary} surely is for {column} = {k[1]} than for the rest, as a share of theirs,") for column, k in worst.items()]
+                    f"How much worse {primary} surely is for {column} = {k[1]} than for the rest, as a share of what it is worth there,") for column, k in worst.items()]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #86f675d3
+# %% ../../nbs/evaluate/06_gate.ipynb #26614864
 def score_rules(
     scores: np.ndarray, # (n,) or (n, k), of the test part
 ) -> list[Rule]:
@@ -115,7 +117,7 @@ def score_rules(
     return [at_most("scores: finite", bad, 0, "The number of scores that are not a number"),
             Rule("scores: varied", 0.0, spread, bool(spread > 0), "The scores differ between rows." if spread > 0 else "Every row has the same score; the model says nothing.")]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #f5028554
+# %% ../../nbs/evaluate/06_gate.ipynb #ef1b6880
 def calibration_rule(evaluation: Evaluation, target: np.ndarray, bound: float | None) -> list[Rule]:
     "The calibration error on the test part."
     if bound is None: return []
@@ -124,7 +126,7 @@ def calibration_rule(evaluation: Evaluation, target: np.ndarray, bound: float | 
     return [at_most("calibration", error, bound, "The mean distance between predicted and observed"
                     + (", as a share of the target's standard deviation," if evaluation.task == "regression" else ""))]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #8c25527a
+# %% ../../nbs/evaluate/06_gate.ipynb #011ecb46
 _CHECK = "import sys; from mlops_nb.bundle import check_golden; print(check_golden(sys.argv[1]) or 'same')"
 
 def golden_rule(
@@ -139,7 +141,7 @@ def golden_rule(
     return Rule("bundle: clean process", None, None, passed, "A fresh process reproduces the golden rows exactly." if passed else
                 f"A fresh process does not reproduce the golden rows: {said[-1] if said else 'it said nothing'}")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #699086d3
+# %% ../../nbs/evaluate/06_gate.ipynb #6af3dd3a
 def single_row_rule(
     predictor: Predictor,
     frame: pl.DataFrame, # Rows of the test part
@@ -151,7 +153,7 @@ def single_row_rule(
     differ = sum(not np.array_equal(predictor.predict_one(row), one) for row, one in zip(some.iter_rows(named=True), together))
     return at_most("single row = batch", differ, 0, f"The number of rows, of {len(some)}, that get another score alone")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #c55526c9
+# %% ../../nbs/evaluate/06_gate.ipynb #a1a0d85e
 def judge(
     root: Path, # A project whose stages have run as far as the bundle
 ) -> Gate:
@@ -174,7 +176,7 @@ def gate(root: Path) -> dict:
     write_json(root / "artifacts" / "gate.json", verdict)
     return dict(passed=verdict.passed)
 
-# %% ../../nbs/evaluate/06_gate.ipynb #9b9edbb6
+# %% ../../nbs/evaluate/06_gate.ipynb #bebbabfa
 def check_gate(root: Path) -> str: # What was checked
     "What the last run was judged to be; raises `UserError` if it failed."
     verdict = read_json(root / "artifacts" / "gate.json", Gate)
