@@ -6,7 +6,7 @@
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
            'schema_check', 'schema_diff', 'score', 'report_run', 'control']
 
-# %% ../nbs/92_cli.ipynb #50cf9fe8
+# %% ../nbs/92_cli.ipynb #dd091974
 import os, signal, sys, traceback
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,7 +15,7 @@ import typer
 
 from .errors import UserError, os_sentence
 
-# %% ../nbs/92_cli.ipynb #6a06012a
+# %% ../nbs/92_cli.ipynb #d60ddec1
 def _keep_traceback(e):
     "Write the traceback under .mlops/errors and say where."
     import time
@@ -26,7 +26,7 @@ def _keep_traceback(e):
     except OSError: return "; its traceback could not be written."
     return f"; its traceback is in {path}."
 
-# %% ../nbs/92_cli.ipynb #dadc76ec
+# %% ../nbs/92_cli.ipynb #f694346d
 def ending(
     e: BaseException,
 ) -> tuple[int, str]: # Exit code, and the sentence for standard error
@@ -39,7 +39,7 @@ def ending(
     if any(words in str(e) for words in ("No space left on device", "disk is full")): return 1, "the disk is full; free some space and run the command again."
     return 70, f"a fault in mlops_nb: {type(e).__name__}: {said}{_keep_traceback(e)}"
 
-# %% ../nbs/92_cli.ipynb #a13671c0
+# %% ../nbs/92_cli.ipynb #61e8f4aa
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Notebooks to a production ML system: contract, pipeline, gate, bundle, reports.")
 
@@ -47,7 +47,7 @@ def main() -> None:
     "The command `mlops-nb`."
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive") # threads that spin while they wait stand in each other's way on a busy machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000") # LightGBM's threads wait awake for microseconds only: on a busy machine longer is in the way
     try: app()
     except SystemExit as e:
         if e.code == 130: print(f"error: {ending(KeyboardInterrupt())[1]}", file=sys.stderr) # typer turns Ctrl-C into a silent end
@@ -58,7 +58,7 @@ def main() -> None:
         sys.exit(code)
     finally: signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is over: Ctrl-C no longer changes how it ended
 
-# %% ../nbs/92_cli.ipynb #fbdbb739
+# %% ../nbs/92_cli.ipynb #f459194a
 def _names(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
 
 _Separator = Annotated[Optional[str], typer.Option(help="Of a text file; detected where it is not given.")]
@@ -66,7 +66,7 @@ _Encoding = Annotated[Optional[str], typer.Option(help="Of a text file; detected
 _Table = Annotated[Optional[str], typer.Option(help="A table, when DATA is a database URL.")]
 _Query = Annotated[Optional[str], typer.Option(help="A query, when DATA is a database URL.")]
 
-# %% ../nbs/92_cli.ipynb #2159d81a
+# %% ../nbs/92_cli.ipynb #19316516
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
          data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
@@ -88,7 +88,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder 
     print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
           f"Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
 
-# %% ../nbs/92_cli.ipynb #16c87e4e
+# %% ../nbs/92_cli.ipynb #1b02ddbb
 @app.command()
 def ingest(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or a database URL.")],
            replace: Annotated[bool, typer.Option("--replace", help="Replace rows that came from files of the same name.")] = False,
@@ -113,7 +113,7 @@ def simulate(if_missing: Annotated[bool, typer.Option("--if-missing", help="Do n
     simulate(root, read_params(root / "params.yaml").simulate)
     track_data(root)
 
-# %% ../nbs/92_cli.ipynb #b900be38
+# %% ../nbs/92_cli.ipynb #920b2bef
 @app.command()
 def stage(name: str, item: Annotated[Optional[str], typer.Argument(help="Of a stage with a matrix: the learner.")] = None):
     "Run one stage of the pipeline; `dvc repro` does this for all that need it."
@@ -129,7 +129,7 @@ def gate_check():
     from mlops_nb.evaluate.gate import check_gate
     print(check_gate(Path(".")))
 
-# %% ../nbs/92_cli.ipynb #7c2ecff8
+# %% ../nbs/92_cli.ipynb #9e05c6f2
 schema_app = typer.Typer(no_args_is_help=True, help="The contract of the data.")
 app.add_typer(schema_app, name="schema")
 
@@ -146,7 +146,7 @@ def schema_diff(old: Path, new: Annotated[Path, typer.Argument(help="The newer c
     from mlops_nb.schema import diff_schemas, read_schema
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.sentence)
 
-# %% ../nbs/92_cli.ipynb #786c7636
+# %% ../nbs/92_cli.ipynb #453690bd
 @app.command()
 def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
           bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")] = None):
@@ -168,7 +168,7 @@ def report_run(name: Annotated[str, typer.Argument(help="A notebook, or the name
     from mlops_nb.report.run import report_once
     print(f"The page is {report_once(Path('.'), name, p, output)}")
 
-# %% ../nbs/92_cli.ipynb #ab98d45f
+# %% ../nbs/92_cli.ipynb #af699f68
 @app.command()
 def control():
     "Run the schedules of settings.ini until it is stopped."

@@ -6,7 +6,7 @@
 __all__ = ['Rule', 'Gate', 'at_least', 'at_most', 'threshold_rules', 'comparison_rules', 'slice_rules', 'score_rules',
            'calibration_rule', 'golden_rule', 'single_row_rule', 'judge', 'gate', 'check_gate']
 
-# %% ../../nbs/evaluate/06_gate.ipynb #41b3e753
+# %% ../../nbs/evaluate/06_gate.ipynb #2de6e543
 import subprocess, sys
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..files import read_json, write_json
 from ..params import GateParams, read_params
 from ..predict import Predictor
 
-# %% ../../nbs/evaluate/06_gate.ipynb #6a4d9b6b
+# %% ../../nbs/evaluate/06_gate.ipynb #fd2134ff
 class Rule(Struct):
     "One thing that was checked."
     name: str # e.g. `threshold: auc`, `segment: region = north`
@@ -39,7 +39,7 @@ class Gate(Struct):
     sentence: str # what failed, or that nothing did
     rules: list[Rule]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #45665001
+# %% ../../nbs/evaluate/06_gate.ipynb #75f62163
 def at_least(
     name: str,
     figure: float | None, # None or NaN: it could not be computed
@@ -59,7 +59,7 @@ def at_most(name: str, figure: float | None, bound: float, what: str) -> Rule:
     found = f"is {figure:.4g}" if known else "could not be computed"
     return Rule(name, float(bound), float(figure) if known else None, passed, f"{what} {found}; it must be at most {bound:.4g}.")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #4b336f70
+# %% ../../nbs/evaluate/06_gate.ipynb #a1c0f6ed
 def threshold_rules(
     task: str, # binary, multiclass or regression
     thresholds: dict[str, float], # metric -> bound
@@ -74,7 +74,7 @@ def threshold_rules(
         rules.append(check(f"threshold: {name}", metrics.get(name), bound, f"{name} on the test part"))
     return rules
 
-# %% ../../nbs/evaluate/06_gate.ipynb #627ed19e
+# %% ../../nbs/evaluate/06_gate.ipynb #de58b319
 def comparison_rules(
     evaluation: Evaluation,
     params: GateParams,
@@ -93,7 +93,7 @@ def comparison_rules(
             rules.append(at_least("champion", d.gain.low, -params.champion_tolerance * scale, f"The gain in {primary} over the champion, at the low end of its interval,"))
     return rules
 
-# %% ../../nbs/evaluate/06_gate.ipynb #6ec5cf23
+# %% ../../nbs/evaluate/06_gate.ipynb #7839bd00
 _CHANCE = {"auc": 0.5} # what guessing reaches, where that is not zero
 
 def slice_rules(
@@ -108,7 +108,7 @@ def slice_rules(
     return [at_most(f"segment: {column}", surely[k], max_gap,
                     f"How much worse {primary} surely is for {column} = {k[1]} than for the rest, as a share of what it is worth there,") for column, k in worst.items()]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #26614864
+# %% ../../nbs/evaluate/06_gate.ipynb #970ee886
 def score_rules(
     scores: np.ndarray, # (n,) or (n, k), of the test part
 ) -> list[Rule]:
@@ -117,7 +117,7 @@ def score_rules(
     return [at_most("scores: finite", bad, 0, "The number of scores that are not a number"),
             Rule("scores: varied", 0.0, spread, bool(spread > 0), "The scores differ between rows." if spread > 0 else "Every row has the same score; the model says nothing.")]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #ef1b6880
+# %% ../../nbs/evaluate/06_gate.ipynb #e0b965b8
 def calibration_rule(evaluation: Evaluation, target: np.ndarray, bound: float | None) -> list[Rule]:
     "The calibration error on the test part."
     if bound is None: return []
@@ -126,7 +126,7 @@ def calibration_rule(evaluation: Evaluation, target: np.ndarray, bound: float | 
     return [at_most("calibration", error, bound, "The mean distance between predicted and observed"
                     + (", as a share of the target's standard deviation," if evaluation.task == "regression" else ""))]
 
-# %% ../../nbs/evaluate/06_gate.ipynb #011ecb46
+# %% ../../nbs/evaluate/06_gate.ipynb #94f51222
 _CHECK = "import sys; from mlops_nb.bundle import check_golden; print(check_golden(sys.argv[1]) or 'same')"
 
 def golden_rule(
@@ -141,7 +141,7 @@ def golden_rule(
     return Rule("bundle: clean process", None, None, passed, "A fresh process reproduces the golden rows exactly." if passed else
                 f"A fresh process does not reproduce the golden rows: {said[-1] if said else 'it said nothing'}")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #6af3dd3a
+# %% ../../nbs/evaluate/06_gate.ipynb #0ff74344
 def single_row_rule(
     predictor: Predictor,
     frame: pl.DataFrame, # Rows of the test part
@@ -153,7 +153,7 @@ def single_row_rule(
     differ = sum(not np.array_equal(predictor.predict_one(row), one) for row, one in zip(some.iter_rows(named=True), together))
     return at_most("single row = batch", differ, 0, f"The number of rows, of {len(some)}, that get another score alone")
 
-# %% ../../nbs/evaluate/06_gate.ipynb #a1a0d85e
+# %% ../../nbs/evaluate/06_gate.ipynb #9a7f31e7
 def judge(
     root: Path, # A project whose stages have run as far as the bundle
 ) -> Gate:
@@ -176,7 +176,7 @@ def gate(root: Path) -> dict:
     write_json(root / "artifacts" / "gate.json", verdict)
     return dict(passed=verdict.passed)
 
-# %% ../../nbs/evaluate/06_gate.ipynb #bebbabfa
+# %% ../../nbs/evaluate/06_gate.ipynb #1801ca3c
 def check_gate(root: Path) -> str: # What was checked
     "What the last run was judged to be; raises `UserError` if it failed."
     verdict = read_json(root / "artifacts" / "gate.json", Gate)
