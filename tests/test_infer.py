@@ -270,7 +270,9 @@ def test_ten_million_categories_do_not_fill_the_memory(tmp_path):
      .sink_parquet(path, row_group_size=500_000))
     done = subprocess.run([sys.executable, "-c", MILLIONS, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 600, done.stdout # the texts alone are 400 MB, a hash table of them well over 1 GB
+    # An exact count holds the texts (400 MB) and a hash table of them (over 1 GB). What streams took 320 to 720 MiB in ten runs, with 5
+    # million texts as with 20: how many batches are under way at once differs from run to run.
+    assert float(done.stdout) < 1000, done.stdout
 
 
 # real data

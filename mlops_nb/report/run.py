@@ -116,7 +116,8 @@ def worker(
     from traitlets.config import Config
     folder, outcome = Path(folder), Outcome()
     job = read_json(folder / 'job.json', Job)
-    sockets = dict(transport='ipc', ip=str(folder / 'socket')) if sys.platform == 'linux' else {}
+    short = sys.platform == 'linux' and len(os.fsencode(folder)) < 90 # the address of a socket file holds 107 bytes
+    sockets = dict(transport='ipc', ip=str(folder / 'socket')) if short else {}
     try:
         execute_notebook(folder / 'in.ipynb', folder / 'out.ipynb', job.parameters, kernel_name='python3', language='python', progress_bar=False,
                          config=Config(KernelManager=sockets), shutdown_kernel='immediate')
