@@ -111,6 +111,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlops_nb/data/features.py'),
                                         'mlops_nb.data.features._arguments': ('data/features.html#_arguments', 'mlops_nb/data/features.py'),
                                         'mlops_nb.data.features._checked': ('data/features.html#_checked', 'mlops_nb/data/features.py'),
+                                        'mlops_nb.data.features._only_texts': ( 'data/features.html#_only_texts',
+                                                                                'mlops_nb/data/features.py'),
                                         'mlops_nb.data.features._run': ('data/features.html#_run', 'mlops_nb/data/features.py'),
                                         'mlops_nb.data.features.feature': ('data/features.html#feature', 'mlops_nb/data/features.py'),
                                         'mlops_nb.data.features.load_features': ( 'data/features.html#load_features',

@@ -41,6 +41,8 @@ def to_array(
     return column.cast(pl.String).to_numpy()
 
 # %% ../../nbs/data/05_features.ipynb #c4899f05
+def _only_texts(values): return set(map(type, values.tolist())) <= {str, type(None)}
+
 def _checked(name, type, values, n):
     "The result of a feature function as (n,) float64 or object of str and None."
     values = np.asarray(values)
@@ -48,6 +50,7 @@ def _checked(name, type, values, n):
         raise UserError(f"feature '{name}' returned an array of shape {values.shape} for {n} rows; return one value a row, shape ({n},).")
     if type == "category":
         if values.dtype.kind == "U": return values.astype(object)
+        if values.dtype == object and _only_texts(values): return values # the usual case, without a loop in Python
         bad = next((v for v in values if not (v is None or isinstance(v, str) or v != v)), None)
         if bad is not None:
             raise UserError(f"feature '{name}' is a category and returned {bad!r}; return texts (or None), or use @feature alone.")
