@@ -7,7 +7,7 @@ __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'conform', 'r
            'sha256_files', 'hash_folder']
 
 # %% ../nbs/01_files.ipynb #f8ffe14d
-import ctypes, errno, fcntl, glob, hashlib, os, shutil, tempfile
+import ctypes, errno, fcntl, glob, hashlib, os, secrets, shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -54,21 +54,20 @@ def _naming(path):
 # %% ../nbs/01_files.ipynb #fb77eedf
 @contextmanager
 def _beside(path, folder=False):
-    "Yield a temporary file or folder beside `path` that is ours while this process lives."
+    "Yield a temporary file or folder beside `path` that is ours while this process lives, and gone after."
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = dict(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     _sweep(path)
-    turn, _ = _lock(path.parent, fcntl.LOCK_SH)
-    try:
-        if folder: tmp = tempfile.mkdtemp(**names)
-        else:
-            fd, tmp = tempfile.mkstemp(**names)
-            os.close(fd)
-        own, _ = _lock(tmp, fcntl.LOCK_SH)
-    finally: os.close(turn)
-    try:
-        with _naming(path): yield Path(tmp)
-    finally: os.close(own)
+    tmp, own = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp", None
+    try: # the name is known before anything has it, so an interrupt at any moment finds it here
+        turn, _ = _lock(path.parent, fcntl.LOCK_SH)
+        try:
+            tmp.mkdir(0o700) if folder else tmp.touch(0o600, exist_ok=False)
+            own, _ = _lock(tmp, fcntl.LOCK_SH)
+        finally: os.close(turn)
+        with _naming(path): yield tmp
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True) if folder else tmp.unlink(missing_ok=True)
+        if own is not None: os.close(own)
 
 # %% ../nbs/01_files.ipynb #21bad8aa
 @contextmanager
@@ -78,13 +77,11 @@ def atomic_file(
     "Yield a temporary path beside `path`; on success fsync it and rename it to `path`."
     path = Path(path)
     with _beside(path) as tmp:
-        try:
-            yield tmp
-            tmp.chmod(0o644)
-            _fsync(tmp)
-            os.replace(tmp, path)
-            _fsync(path.parent)
-        finally: tmp.unlink(missing_ok=True)
+        yield tmp
+        tmp.chmod(0o644)
+        _fsync(tmp)
+        os.replace(tmp, path)
+        _fsync(path.parent)
 
 # %% ../nbs/01_files.ipynb #c927d2c7
 def _exchange(a, b):
@@ -102,17 +99,15 @@ def atomic_dir(
     "Yield an empty temporary folder beside `path`; on success fsync its files and put it in the place of `path`."
     path = Path(path)
     with _beside(path, folder=True) as tmp:
-        try:
-            yield tmp
-            tmp.chmod(0o755)
-            for f in [*tmp.rglob('*'), tmp]: _fsync(f)
-            if not (path.exists() and _exchange(tmp, path)):
-                old = tmp.with_suffix('.old.tmp')
-                if path.exists(): os.replace(path, old)
-                os.replace(tmp, path)
-                tmp = old
-            _fsync(path.parent)
-        finally: shutil.rmtree(tmp, ignore_errors=True)
+        yield tmp
+        tmp.chmod(0o755)
+        for f in [*tmp.rglob('*'), tmp]: _fsync(f)
+        if not (path.exists() and _exchange(tmp, path)):
+            old = tmp.with_suffix('.old.tmp')
+            if path.exists(): os.replace(path, old)
+            os.replace(tmp, path)
+            shutil.rmtree(old, ignore_errors=True)
+        _fsync(path.parent)
 
 # %% ../nbs/01_files.ipynb #dd1b2909
 def write_json(path: str | Path, obj) -> Path:

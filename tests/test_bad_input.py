@@ -332,7 +332,7 @@ STAGES = {"validate": "artifacts/.accepted.*.tmp", "train gbdt": ".mlops/checkpo
 def test_ctrl_c_ends_a_stage_in_a_sentence_and_the_next_run_gives_the_same(project, good, stage):
     done = disturb(["stage", *stage.split()], project, lambda: any(project.glob(STAGES[stage])), signal.SIGINT)
     assert sentence(done, 130).startswith("interrupted; ")
-    assert results(project) == results(good)  # an interrupt just after a temporary folder was made leaves it for the next run to sweep
+    assert results(project) == results(good) and leftovers(project) == []
     again(project, good, *stage.split())
 
 
