@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -395,10 +394,12 @@ def test_a_killed_run_leaves_nothing_that_is_believed(tmp_path):
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
-    root = project(tmp_path, month(50, 0))
+    root, mkdir = project(tmp_path, month(50, 0)), Path.mkdir
 
-    def refuse(*args, **kwargs): raise OSError(30, "Read-only file system", str(root / "artifacts"))
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    def refuse(path, *args, **kwargs):
+        if path.suffix == ".tmp": raise OSError(30, "Read-only file system", str(root / "artifacts"))
+        mkdir(path, *args, **kwargs)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OSError, match="Read-only"): validate(root)
     assert not (root / "artifacts/accepted").exists()
 
