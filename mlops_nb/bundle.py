@@ -46,9 +46,12 @@ def draft(
 # %% ../nbs/24_bundle.ipynb #db615f71
 ROWS = 64
 
+def _spread(n, most): return np.linspace(0, n - 1, min(n, most)).astype(int)
+
 def _real_rows(predictor, frame):
-    order = np.argsort(predictor.raw(frame).reshape(len(frame), -1)[:, 0], kind='stable')
-    picked = order[np.linspace(0, len(frame) - 1, min(len(frame), ROWS // 2)).astype(int)].tolist()
+    some = _spread(len(frame), 4096)
+    order = some[np.argsort(predictor.raw(frame[some]).reshape(len(some), -1)[:, 0], kind='stable')]
+    picked = order[_spread(len(some), ROWS // 2)].tolist()
     for c in predictor.inputs: picked += [frame[c].arg_min(), frame[c].arg_max(), frame[c].is_null().arg_max()]
     return frame[[i for i in dict.fromkeys(picked) if i is not None][:ROWS - 4]]
 
@@ -82,7 +85,7 @@ def golden(
 class ModelBaseline(Struct):
     "What monitoring compares with; `baseline.json`."
     data: Baseline # the columns, on the training rows
-    scores: dict[str, Reference] # by score column, on the validation rows
+    scores: dict[str, Reference] # by score column, on the valid rows
     attribution: dict # contributions of the features, from `attribution.json`
 
 def score_reference(
@@ -95,9 +98,9 @@ def score_reference(
 # %% ../nbs/24_bundle.ipynb #f8e14797
 def _baseline(root, predictor):
     train = pl.read_parquet(_need(root / 'artifacts/prepared/train.parquet', 'prepare'), columns=[*predictor.schema.columns])
-    valid = predictor.predict(pl.read_parquet(_need(root / 'artifacts/prepared/valid.parquet', 'prepare')))
     names = [c for c in predictor.output() if c != 'decision']
-    scores = {n: score_reference(s) for n, s in zip(names, valid.reshape(len(valid), -1).T)}
+    predicted = pl.read_parquet(_need(root / 'artifacts/evaluation/predictions.parquet', 'evaluate'), columns=['part', *names])
+    scores = {s.name: score_reference(s.to_numpy()) for s in predicted.filter(part='valid')[names]}
     return ModelBaseline(fit_baseline(train, predictor.schema), scores,
                          read_json(_need(root / 'artifacts/explanation/attribution.json', 'explain'), dict))
 

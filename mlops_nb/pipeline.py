@@ -6,8 +6,8 @@
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'run_stage', 'features', 'validate', 'evaluate', 'bundle', 'report']
 
 # %% ../nbs/90_pipeline.ipynb #f1824154
-import time
-from contextlib import chdir
+import sys, time
+from contextlib import chdir, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -87,8 +87,13 @@ def dvc_yaml() -> str: # YAML
 
 # %% ../nbs/90_pipeline.ipynb #35232b3e
 def _peak_mib():
+    "The most memory that this process had, or one that it waited for."
     import resource
-    return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 1024
+    own, children = (resource.getrusage(w).ru_maxrss / unit for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    with suppress(OSError): # on Linux `own` includes what the process that started this one had; the kernel's own count does not
+        own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return max(own, children)
 
 # %% ../nbs/90_pipeline.ipynb #ab01b466
 def _torn_input(root, stage):

@@ -4,6 +4,7 @@ import os
 import numpy as np
 import polars as pl
 
+from mlops_nb.bundle import draft
 from mlops_nb.data.prepare import prepare
 from mlops_nb.files import write_json
 from mlops_nb.params import Params, PrepareParams, SplitParams, write_params
@@ -75,6 +76,9 @@ def judged(root, task="binary"):
                                                 "costs": {"false_positive": 1.0} if binary else {}})
     write_json(art / "evaluation/evaluation.json", {"metrics": {"test": {"m": figure}, "valid": {"m": figure}}, "primary": "m",
                                                     "better": "higher", "confidence": .95})
+    predictor, valid = draft(root), pl.read_parquet(art / "prepared/valid.parquet")
+    names, scores = [c for c in predictor.output() if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
+    pl.DataFrame(scores, schema=names).with_columns(part=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})
     write_json(art / "explanation/attribution.json", {"rows": 10, "features": []})
     return root

@@ -10,6 +10,7 @@ import time
 
 import polars as pl
 import pytest
+from memory import peak_mib
 from shop import ENV, HEADER, edit, finished, leftovers, nb, results, run, sentence, shop
 
 from mlops_nb.data.ingest import read_manifest
@@ -140,22 +141,12 @@ pl.DataFrame({'who': 'user-' + i.cast(pl.String), 'x': i * 7919 % 1000, 'y': (i 
 """
 
 
-def peak(*command, cwd):
-    "MiB at the most of a command that has to succeed; with one thread of polars, as more of them hold more batches at once."
-    env = ENV | {"POLARS_MAX_THREADS": "1"}
-    with open(cwd / "log", "w") as log: process = subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=log)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, (cwd / "log").read_text()
-    return used.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-
-
 def test_millions_of_distinct_categories_fit_into_bounded_memory(tmp_path):
     subprocess.run([sys.executable, "-c", WRITE, str(MANY), tmp_path / "in.csv"], check=True)
-    assert peak("mlops-nb", "init", "new", "--data", "in.csv", "--target", "y", cwd=tmp_path) < 650
+    assert peak_mib("mlops-nb", "init", "new", "--data", "in.csv", "--target", "y", cwd=tmp_path, env=ENV) < 650
     edit(tmp_path / "new/schema.yaml", "type: text", "type: category")
     edit(tmp_path / "new/schema.yaml", "feature: false", "feature: true") # somebody insists
-    assert peak("mlops-nb", "stage", "validate", cwd=tmp_path / "new") < 650
+    assert peak_mib("mlops-nb", "stage", "validate", cwd=tmp_path / "new", env=ENV) < 650
     assert read_json(tmp_path / "new/artifacts/validation.json", dict)["accepted"] == MANY
     shutil.rmtree(tmp_path / "new")
 

@@ -2,6 +2,9 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -49,6 +52,12 @@ def test_each_stage_writes_what_it_declares_and_nothing_else(project):
         record = read_json(project / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", dict)
         assert record == json.loads(json.dumps(took)) and record["seconds"] > 0 and record["peak_memory_mib"] > 10
         before = after
+
+
+def test_the_recorded_peak_is_the_stages_own(project):
+    held = b"x" * (600 << 20) # as DVC's own process may hold much when it starts a stage
+    subprocess.run([Path(sys.executable).parent / "mlops-nb", "stage", "features"], cwd=project, check=True, capture_output=True)
+    assert len(held) / 2**20 > 2 * read_json(project / ".mlops/stages/features.json", dict)["peak_memory_mib"]
 
 
 def test_what_dvc_yaml_says_can_be_read_and_has_no_cycle():

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_mib
 
 from mlops_nb.bundle import bundle, draft
 from mlops_nb.data.features import load_features
@@ -226,22 +227,13 @@ def test_a_killed_scoring_leaves_no_target(binary, tmp_path):
     assert not (tmp_path / "out.parquet").exists()
 
 
-PEAK = SCORE + """
-print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024)
-"""
-
-
 def test_memory_does_not_grow_with_the_file(binary, tmp_path):
-    if not Path("/proc/self/status").exists(): pytest.skip("no /proc here to read the peak memory from")
     part = modelling.rows(50_000).drop("note").with_columns(pl.col("x").fill_null(0.0))
     wide = part.with_columns(pl.Series(np.random.default_rng(0).normal(size=len(part))).alias("x").clip(-9, 9))
     peaks = []
     for times in (10, 40):
         pl.concat([wide.lazy()] * times).sink_parquet(tmp_path / "in.parquet", row_group_size=50_000)
-        run = subprocess.run([sys.executable, "-c", PEAK, binary, tmp_path / "in.parquet", tmp_path / "out.parquet", "32768"],
-                             capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr
-        peaks.append(int(run.stdout))
+        peaks.append(peak_mib(sys.executable, "-c", SCORE, binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 32768))
     assert peaks[1] < peaks[0] + 150, f"{peaks} MiB for half a million and two million rows"
 
 

@@ -14,8 +14,6 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlops_nb.data.features import Features
 from mlops_nb.errors import UserError
@@ -23,7 +21,7 @@ from mlops_nb.files import hash_folder, read_json
 from mlops_nb.params import Params, TrainParams, write_params
 from mlops_nb.schema import Column, Schema, write_schema
 from mlops_nb.train import gbdt
-from mlops_nb.train.gbdt import Part, State, Training, fit_gbdt, loss, recency_weights, train
+from mlops_nb.train.gbdt import Part, State, Training, fit_gbdt, recency_weights, train
 
 MODEL = Path("artifacts/models/gbdt")
 
@@ -206,21 +204,18 @@ def test_the_loop_is_lightgbms_own(task, metric):
     np.testing.assert_array_equal(plain.predict(b.X), lgb.Booster(model_str=text).predict(b.X))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 50))
-def test_losses_against_scikit_learn(seed, n):
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_the_curve_is_what_scikit_learn_computes(task):
     from sklearn.metrics import log_loss, root_mean_squared_error
-    rng = np.random.default_rng(seed)
-    w, p = rng.uniform(0.1, 1, n), rng.uniform(0.01, 0.99, n)
-    y = (rng.random(n) < p) * 1.0
-    assert loss("binary", y, p, w) == pytest.approx(log_loss(y, p, sample_weight=w, labels=[0, 1]))
-    q = rng.dirichlet([1, 1, 1], n) * 0.99 + 0.01 / 3
-    k = rng.integers(0, 3, n) * 1.0
-    assert loss("multiclass", k, q) == pytest.approx(log_loss(k, q, labels=[0, 1, 2]))
-    assert loss("regression", p, y, w) == pytest.approx(root_mean_squared_error(p, y, sample_weight=w))
-
-
-def test_certain_and_wrong_is_finite(): assert np.isfinite(loss("binary", np.array([1.0, 0]), np.array([0.0, 1])))
+    parts = a, b = problem(task)
+    weighted = a._replace(weight=np.random.default_rng(0).uniform(0.1, 1, len(a.y)))
+    text, state = fit_gbdt(weighted, b, task, params(n_estimators=10), n_classes=3, categorical=[0])
+    score = root_mean_squared_error if task == "regression" else lambda y, p, **w: log_loss(y, p, labels=np.unique(a.y), **w)
+    last, model = state.curve[-1], lgb.Booster(model_str=text)
+    assert last.iteration == state.best_iteration == 10
+    train, valid = (model.predict(part.X) for part in parts)
+    assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weight), rel=1e-6) # LightGBM keeps targets in 32 bits
+    assert last.valid == state.best == pytest.approx(score(b.y, valid), rel=1e-6)
 
 
 # ---- weights by age
@@ -358,7 +353,7 @@ def test_a_class_that_is_not_in_the_train_part(tmp_path):
 
 def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
     facts = train(project(tmp_path))
-    assert facts["rows"] == 1800 and facts["train_seconds"] > 0 and facts["rows_per_second"] > 0 and facts["peak_memory_mib"] > 50
+    assert facts["rows"] == 1800 and facts["train_seconds"] > 0 and facts["rows_per_second"] > 0
     written = msgspec.json.decode((tmp_path / MODEL / "training.json").read_bytes())
     assert "seconds" not in str(written) and str(tmp_path) not in str(written)
     assert sorted(p.name for p in (tmp_path / MODEL).iterdir()) == ["encoder.json", "model.txt", "training.json"]
