@@ -66,6 +66,34 @@ def model_header(
                         "train the model again.")
     return header
 
+# %% ../nbs/20_booster.ipynb #692719ab
+_BLOCK = 2**20 # bytes of model text
+
+def _sigmoid(z): return 1 / (1 + np.exp(np.minimum(-z, 709))) # where exp is still finite
+
+def _softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+def _link(header):
+    "What turns the sum of the trees into predictions, if it is known."
+    links = {'regression': lambda z: z, 'binary sigmoid:1': _sigmoid, f"multiclass num_class:{header['num_class']}": _softmax}
+    return None if 'average_output' in header else links.get(header.get('objective'))
+
+def _blocks(text):
+    "The model as texts of at most about a megabyte, whose trees add up to it."
+    header, whole = model_header(text), text.encode()
+    head, _, trees = whole.partition(b'\n\n')
+    sizes = np.array(header['tree_sizes'].split(), int).reshape(-1, int(header['num_tree_per_iteration']))
+    block = np.cumsum(sizes.sum(1)) // _BLOCK
+    if _link(header) is None or not len(block) or not block[-1]: return [whole]
+    texts, line, at = [], b'tree_sizes=' + header['tree_sizes'].encode(), 0
+    for mine in (sizes[block == i] for i in np.unique(block)):
+        own = head.replace(line, b'tree_sizes=' + b' '.join(b'%d' % s for s in mine.flat))
+        texts.append(own + b'\n\n' + trees[at:at + mine.sum()] + b'end of trees\n')
+        at += mine.sum()
+    return texts
+
 # %% ../nbs/20_booster.ipynb #909ccffe
 class Booster:
     "A LightGBM model ready to predict; safe to share between threads."
@@ -77,9 +105,14 @@ class Booster:
         self.features = header['feature_names'].split(' ') # names of the columns of `X`, in order
         self.classes = int(header['num_class']) # 1 for binary and regression
         self.threads = max(1, int(threads))
-        self._handle, self._rows = c_void_p(), threading.local()
-        _call('LGBM_BoosterLoadModelFromString', model_text.encode(), byref(c_int()), byref(self._handle))
-        weakref.finalize(self, library().LGBM_BoosterFree, self._handle)
+        self._rows, self._link = threading.local(), _link(header)
+        self._handles = [self._load(block) for block in _blocks(model_text)]
+
+    def _load(self, text):
+        handle = c_void_p()
+        _call('LGBM_BoosterLoadModelFromString', text, byref(c_int()), byref(handle))
+        weakref.finalize(self, library().LGBM_BoosterFree, handle)
+        return handle
 
 # %% ../nbs/20_booster.ipynb #7b9b8149
 _TURN = threading.Lock()
@@ -90,12 +123,12 @@ def _batch(self:Booster, X, what, width):
     if X.ndim != 2 or X.shape[1] != len(self.features):
         raise UserError(f"the matrix has the shape {X.shape} and the model needs (rows, {len(self.features)}): "
                         f"{', '.join(self.features[:12])}.")
-    out = np.empty((len(X), width))
-    if not len(X): return out
-    with _TURN:
-        _call('LGBM_BoosterPredictForMat', self._handle, X.ctypes.data, _FLOAT64, *X.shape, _ROW_MAJOR, what, 0, _ALL,
-              b'num_threads=%d verbosity=-1' % self.threads, byref(c_int64()), out.ctypes.data)
-    return out
+    outs = np.empty((len(self._handles), len(X), width))
+    for handle, out in zip(self._handles, outs) if len(X) else ():
+        with _TURN:
+            _call('LGBM_BoosterPredictForMat', handle, X.ctypes.data, _FLOAT64, *X.shape, _ROW_MAJOR, what, 0, _ALL,
+                  b'num_threads=%d verbosity=-1' % self.threads, byref(c_int64()), out.ctypes.data)
+    return sum(outs[1:], outs[0])
 
 # %% ../nbs/20_booster.ipynb #fc4644e4
 @patch
@@ -103,7 +136,7 @@ def predict(self:Booster,
     X: np.ndarray, # (n, features)
 ) -> np.ndarray: # (n,) probability of the event or value; (n, k) probabilities for k classes
     "What the model expects for each row."
-    out = self._batch(X, _NORMAL, self.classes)
+    out = self._batch(X, _NORMAL, self.classes) if len(self._handles) == 1 else self._link(self._batch(X, _RAW, self.classes))
     return out[:, 0] if self.classes == 1 else out
 
 @patch
@@ -126,14 +159,18 @@ def contributions(self:Booster,
 
 # %% ../nbs/20_booster.ipynb #709f13b4
 class _Row:
-    "The prepared call of one thread, with its buffers."
+    "The prepared calls of one thread, one for each block, with their buffers."
     def __init__(self, booster):
-        config, self.length = c_void_p(), c_int64()
-        with _TURN: _call('LGBM_BoosterPredictForMatSingleRowFastInit', booster._handle, _NORMAL, 0, _ALL, _FLOAT64, len(booster.features),
+        self.x, self.outs = np.empty(len(booster.features)), np.empty((len(booster._handles), booster.classes))
+        what = _NORMAL if len(self.outs) == 1 else _RAW
+        self.calls = [self._prepare(handle, what, out) for handle, out in zip(booster._handles, self.outs)]
+
+    def _prepare(self, handle, what, out):
+        config = c_void_p()
+        with _TURN: _call('LGBM_BoosterPredictForMatSingleRowFastInit', handle, what, 0, _ALL, _FLOAT64, len(self.x),
                           b'num_threads=1 verbosity=-1', byref(config))
         weakref.finalize(self, library().LGBM_FastConfigFree, config)
-        self.x, self.out = np.empty(len(booster.features)), np.empty(booster.classes)
-        self.args = config, self.x.ctypes.data, byref(self.length), self.out.ctypes.data
+        return config, self.x.ctypes.data, byref(c_int64()), out.ctypes.data
 
 # %% ../nbs/20_booster.ipynb #3f622e9d
 @patch
@@ -146,5 +183,6 @@ def predict_one(self:Booster,
     if len(x) != len(row.x):
         raise UserError(f"the row has {len(x)} values and the model needs {len(row.x)}: {', '.join(self.features[:12])}.")
     row.x[:] = x
-    _call('LGBM_BoosterPredictForMatSingleRowFast', *row.args)
-    return row.out[0].item() if self.classes == 1 else row.out.copy()
+    for call in row.calls: _call('LGBM_BoosterPredictForMatSingleRowFast', *call)
+    out = row.outs[0] if len(row.outs) == 1 else self._link(sum(row.outs[1:], row.outs[0])[None])[0]
+    return out[0].item() if self.classes == 1 else out.copy()

@@ -6,13 +6,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import lightgbm as lgb
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mlops_nb.booster import Booster, model_header
+from mlops_nb.booster import Booster, _blocks, _sigmoid, _softmax, model_header
 from mlops_nb.errors import UserError
 
 KINDS = {"binary": {"objective": "binary"}, "multiclass": {"objective": "multiclass", "num_class": 4},
@@ -31,15 +32,14 @@ def frame(n=1500, seed=0):
     return X, rng
 
 
-def train(kind):
-    import lightgbm as lgb
+def train(kind, trees=25, **more):
     X, rng = frame()
     signal_ = np.nan_to_num(X[:, 0]) + (np.nan_to_num(X[:, 1]) % 7 > 3) + rng.normal(size=len(X))
-    params = {"verbosity": -1, "num_threads": 1, "num_leaves": 15, **KINDS[kind]}
+    params = {"verbosity": -1, "num_threads": 1, "num_leaves": 15, **KINDS[kind], **more}
     classes = params.get("num_class", 2)
     y = {"regression": signal_, "huge": signal_, "poisson": np.exp(signal_ / 3)}.get(kind)
     if y is None: y = np.digitize(signal_, np.quantile(signal_, np.arange(1, classes) / classes)).astype(float)
-    return lgb.train(params, lgb.Dataset(X, y, categorical_feature=[1, 2]), 25)
+    return lgb.train(params, lgb.Dataset(X, y, categorical_feature=[1, 2]), trees)
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -78,6 +78,56 @@ def test_a_row_alone_equals_the_batch_to_the_last_bit(pair):
     X[:12, 0], X[12:24, 1], X[24:36, 2] = ODD, ODD, ODD
     same(np.array([booster.predict_one(x) for x in X]), booster.predict(X))
 
+
+# ---- several blocks of trees
+
+LARGE = {"binary": {}, "multiclass": {}, "regression": {}, "poisson": {}, "onevsall": {}}
+
+
+@pytest.fixture(scope="module", params=LARGE)
+def large(request):
+    "Three megabytes of text: 255 leaves a tree."
+    reference = train(request.param, trees=150, num_leaves=255, min_data_in_leaf=1)
+    assert len(reference.model_to_string()) > 3 * 2**20
+    return request.param, reference, Booster(reference.model_to_string(), threads=2)
+
+
+def test_blocks_hold_every_tree_once(large):
+    kind, reference, booster = large
+    blocks = [lgb.Booster(model_str=b.decode()) for b in _blocks(reference.model_to_string())]
+    assert (len(blocks) == 1) == (kind in ("poisson", "onevsall")) # objectives whose link is LightGBM's own affair
+    assert sum(b.num_trees() for b in blocks) == reference.num_trees()
+    assert all(b.num_trees() % booster.classes == 0 for b in blocks)
+
+
+def test_blocks_add_up_to_what_lightgbm_says(large):
+    _, reference, booster = large
+    X, _ = frame(700, seed=1)
+    X[:12, 0], X[12:24, 1], X[24:36, 2] = ODD, ODD, ODD
+    np.testing.assert_allclose(booster.predict(X), reference.predict(X), rtol=1e-11)
+    np.testing.assert_allclose(booster.predict_raw(X), reference.predict(X, raw_score=True), rtol=1e-10, atol=1e-12)
+    contributions = reference.predict(X[:50], pred_contrib=True)
+    np.testing.assert_allclose(booster.contributions(X[:50]).reshape(contributions.shape), contributions, rtol=1e-8, atol=1e-10)
+
+
+def test_a_row_alone_equals_the_batch_over_blocks(large):
+    _, reference, booster = large
+    X, _ = frame(4001, seed=2)
+    X[:12, 0], X[12:24, 1], X[24:36, 2] = ODD, ODD, ODD
+    batch = booster.predict(X)
+    same(np.array([booster.predict_one(x) for x in X]), batch)
+    for part in (slice(1), slice(7, 12), slice(3, None, 5)): same(booster.predict(X[part]), batch[part])
+    same(Booster(reference.model_to_string(), threads=1).predict(X), batch)
+    assert booster.predict(X[:0]).shape == batch[:0].shape
+
+
+def test_extreme_sums_are_still_probabilities():
+    with np.errstate(over="raise"):
+        assert _softmax(np.array([[1000.0, 0, -1000]])).tolist() == [[1, 0, 0]]
+        assert _sigmoid(np.array([-800.0, 0, 800])).tolist() == pytest.approx([0, .5, 1], abs=1e-300)
+
+
+# ---- rows alone, and odd input
 
 @settings(deadline=None, max_examples=60)
 @given(x=arrays(np.float64, 6, elements=st.floats(allow_nan=True, allow_infinity=True)))
