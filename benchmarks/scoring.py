@@ -21,7 +21,7 @@ def larger(predictor, theirs, X, trees):
     params = dict(objective="regression", num_leaves=31, learning_rate=.02, num_threads=THREADS, verbosity=-1)
     text = lightgbm.train(params, data, trees).model_to_string()
     text = text.replace("objective=regression", "objective=binary sigmoid:1")
-    changed = Predictor(predictor.schema, predictor.features, predictor.encoder, Booster(text, THREADS), predictor.policy)
+    changed = Predictor(predictor.schema, predictor.features, predictor.encoder, Booster(text), predictor.policy, threads=THREADS)
     return changed, lightgbm.Booster(model_str=text)
 
 

@@ -30,6 +30,7 @@ _FUNCTIONS = { # LightGBM 4, include/LightGBM/c_api.h
     'LGBM_FastConfigFree': [c_void_p]}
 _FLOAT64, _ALL, _ROW_MAJOR = 1, -1, 1 # C_API_DTYPE_FLOAT64, every iteration, the order of C_CONTIGUOUS arrays
 _NORMAL, _RAW, _CONTRIB = 0, 1, 3 # C_API_PREDICT_...
+_ONE_THREAD = b'num_threads=1 verbosity=-1'
 
 # %% ../nbs/20_booster.ipynb #93ceee14
 @cache
@@ -99,12 +100,10 @@ class Booster:
     "A LightGBM model ready to predict; safe to share between threads."
     def __init__(self,
         model_text: str, # The content of a `model.txt`
-        threads: int = 1, # Used for batches; a server should keep 1
     ):
         header = model_header(model_text)
         self.features = header['feature_names'].split(' ') # names of the columns of `X`, in order
         self.classes = int(header['num_class']) # 1 for binary and regression
-        self.threads = max(1, int(threads))
         self._rows, self._link = threading.local(), _link(header)
         self._handles = [self._load(block) for block in _blocks(model_text)]
 
@@ -115,8 +114,6 @@ class Booster:
         return handle
 
 # %% ../nbs/20_booster.ipynb #7b9b8149
-_TURN = threading.Lock()
-
 @patch
 def _batch(self:Booster, X, what, width):
     X = np.ascontiguousarray(X, np.float64)
@@ -125,9 +122,8 @@ def _batch(self:Booster, X, what, width):
                         f"{', '.join(self.features[:12])}.")
     outs = np.empty((len(self._handles), len(X), width))
     for handle, out in zip(self._handles, outs) if len(X) else ():
-        with _TURN:
-            _call('LGBM_BoosterPredictForMat', handle, X.ctypes.data, _FLOAT64, *X.shape, _ROW_MAJOR, what, 0, _ALL,
-                  b'num_threads=%d verbosity=-1' % self.threads, byref(c_int64()), out.ctypes.data)
+        _call('LGBM_BoosterPredictForMat', handle, X.ctypes.data, _FLOAT64, *X.shape, _ROW_MAJOR, what, 0, _ALL, _ONE_THREAD,
+              byref(c_int64()), out.ctypes.data)
     return sum(outs[1:], outs[0])
 
 # %% ../nbs/20_booster.ipynb #fc4644e4
@@ -167,8 +163,7 @@ class _Row:
 
     def _prepare(self, handle, what, out):
         config = c_void_p()
-        with _TURN: _call('LGBM_BoosterPredictForMatSingleRowFastInit', handle, what, 0, _ALL, _FLOAT64, len(self.x),
-                          b'num_threads=1 verbosity=-1', byref(config))
+        _call('LGBM_BoosterPredictForMatSingleRowFastInit', handle, what, 0, _ALL, _FLOAT64, len(self.x), _ONE_THREAD, byref(config))
         weakref.finalize(self, library().LGBM_FastConfigFree, config)
         return config, self.x.ctypes.data, byref(c_int64()), out.ctypes.data
 

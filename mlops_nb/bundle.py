@@ -41,7 +41,7 @@ def draft(
     features, threads = read_params(root / 'params.yaml').prepare.features, thread_count(read_settings(root))
     return Predictor(read_schema(root / 'schema.yaml'), load_features(root / features if features else None),
                      Encoder.from_json(_need(folder / 'encoder.json', f'train ({learner})').read_bytes()),
-                     Booster(_need(folder / 'model.txt', f'train ({learner})').read_text(encoding='utf-8'), threads))
+                     Booster(_need(folder / 'model.txt', f'train ({learner})').read_text(encoding='utf-8')), threads=threads)
 
 # %% ../nbs/24_bundle.ipynb #db615f71
 ROWS = 64

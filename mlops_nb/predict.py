@@ -6,9 +6,10 @@
 __all__ = ['as_contract', 'Policy', 'Predictor', 'score_file']
 
 # %% ../nbs/22_predict.ipynb #604d1381
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -61,11 +62,13 @@ class Predictor:
         booster: Booster,
         policy: Policy | None = None, # None before the evaluation chose one
         id: str | None = None, # Of the bundle; None for a model that is in none
+        threads: int = 1, # For many rows; one row is always one thread's work
     ):
         if encoder.names != [*schema.feature_columns, *features.names] or len(encoder.names) != len(booster.features):
             raise UserError("the model was trained on other columns than schema.yaml and the features file describe now; "
                             "run the stage train again.")
-        self.schema, self.features, self.encoder, self.booster, self.policy, self.id = schema, features, encoder, booster, policy, id
+        self.schema, self.features, self.encoder, self.booster = schema, features, encoder, booster
+        self.policy, self.id, self.threads = policy, id, threads
 
     @property
     def columns(self) -> list[str]: # In the order of the matrix
@@ -88,27 +91,47 @@ def matrix(self:Predictor,
         pl.Series(n, v, pl.Float64) if self.features.types[n] == 'number' else pl.Series(n, v.tolist(), pl.String)
         for n, v in self.features.compute(given).items()))
 
+# %% ../nbs/22_predict.ipynb #f1c0a002
+def _in_order(f: Callable, items: Iterator, threads: int) -> Iterator:
+    "`f` of each item, in order; as many at a time as there are threads, and hardly more are taken from `items`."
+    if threads == 1: yield from map(f, items)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            running = deque()
+            for item in items:
+                running.append(pool.submit(f, item))
+                if len(running) > threads: yield running.popleft().result()
+            while running: yield running.popleft().result()
+
+_ROWS = 32_768 # in a slice
+
+@patch
+def _ask(self:Predictor, question, frame):
+    step = min(_ROWS, max(256, -(-len(frame) // self.threads)))
+    slices = (frame[i:i + step] for i in range(0, max(len(frame), 1), step))
+    return np.concatenate([*_in_order(lambda rows: question(self.matrix(rows)), slices, self.threads)])
+
 # %% ../nbs/22_predict.ipynb #fa90d4ca
 @patch
 def predict(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
 ) -> np.ndarray: # (n,) probability of the event, or value; (n, k) probabilities for k classes
     "What the model expects."
-    return self.booster.predict(self.matrix(frame))
+    return self._ask(self.booster.predict, frame)
 
 @patch
 def raw(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
 ) -> np.ndarray: # (n,) or (n, k): log odds, or the value itself
     "The raw scores: what the contributions add up to."
-    return self.booster.predict_raw(self.matrix(frame))
+    return self._ask(self.booster.predict_raw, frame)
 
 @patch
 def explain(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
 ) -> np.ndarray: # (n, columns + 1) or (n, k, columns + 1): shares of the raw score; the base value last
     "What each input added to each raw score."
-    return self.booster.contributions(self.matrix(frame))
+    return self._ask(self.booster.contributions, frame)
 
 # %% ../nbs/22_predict.ipynb #d4d978b6
 def _series(name, value):
@@ -141,7 +164,7 @@ def decide(self:Predictor,
 @patch(cls_method=True)
 def open(cls:Predictor,
     path: str | Path, # A bundle folder
-    threads: int = 1, # For batches
+    threads: int = 1, # For many rows
 ):
     "The predictor of a bundle; raises `UserError` if a byte of the bundle was changed."
     sealed, path = open_sealed(path), Path(path)
@@ -149,8 +172,8 @@ def open(cls:Predictor,
         if name not in sealed.manifest.files:
             raise UserError(f"{path} holds no {name}, so it is no bundle of a model; give the folder of a bundle.")
     return cls(read_json(path / 'schema.json', Schema), load_features(path / 'features.py'),
-               Encoder.from_json((path / 'encoder.json').read_bytes()), Booster((path / 'model.txt').read_text(encoding='utf-8'), threads),
-               read_json(path / 'policy.json', Policy), sealed.id)
+               Encoder.from_json((path / 'encoder.json').read_bytes()), Booster((path / 'model.txt').read_text(encoding='utf-8')),
+               read_json(path / 'policy.json', Policy), sealed.id, threads)
 
 # %% ../nbs/22_predict.ipynb #cb9e82a9
 @patch
@@ -160,9 +183,8 @@ def output(self:Predictor) -> dict[str, pl.DataType]: # Column -> type
     return {**dict.fromkeys(scores, pl.Float64()), **({} if self.schema.task == 'regression' else {'decision': pl.String()})}
 
 @patch
-def _score(self:Predictor, X):
-    scores = self.booster.predict(X)
-    columns = [*scores.reshape(len(X), self.booster.classes).T] + ([] if self.schema.task == 'regression' else [self.decide(scores).tolist()])
+def _as_output(self:Predictor, scores):
+    columns = [*scores.reshape(len(scores), self.booster.classes).T] + ([] if self.schema.task == 'regression' else [self.decide(scores).tolist()])
     return pl.DataFrame(dict(zip(self.output(), columns)), schema=self.output())
 
 @patch
@@ -170,7 +192,7 @@ def score(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
 ) -> pl.DataFrame: # The columns of `output`
     "Scores and decisions, row for row."
-    return self._score(self.matrix(frame))
+    return self._as_output(self.predict(frame))
 
 # %% ../nbs/22_predict.ipynb #53e2333c
 def _batches(source, columns, rows) -> Iterator[pl.DataFrame]:
@@ -183,21 +205,12 @@ def _batches(source, columns, rows) -> Iterator[pl.DataFrame]:
     except pl.exceptions.PolarsError as e:
         raise UserError(f"{source} cannot be read as Parquet ({e}); write it again, or fetch it again.") from None
 
-# %% ../nbs/22_predict.ipynb #91251d16
-def _ahead(items: Iterator) -> Iterator:
-    "The same items; each is made in a thread while the one before it is in use."
-    with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(next, items, None)
-        while (item := later.result()) is not None:
-            later = pool.submit(next, items, None)
-            yield item
-
 # %% ../nbs/22_predict.ipynb #2e3bcb04
 def score_file(
     predictor: Predictor,
     source: str | Path, # A Parquet file with rows of the contract; may be larger than memory
     target: str | Path, # The Parquet file to write: one row for each row of `source`, with the columns of `Predictor.output`
-    batch_rows: int = 65_536, # Rows at a time
+    batch_rows: int = _ROWS, # Rows at a time, for each thread
 ) -> int: # How many rows were scored
     "Score a Parquet file in bounded memory; the target is complete or not there."
     from polars.io.plugins import register_io_source
@@ -205,9 +218,10 @@ def score_file(
     done = 0
     def scored(*_):
         nonlocal done
-        for X in _ahead(map(predictor.matrix, _batches(source, predictor.inputs, batch_rows))):
-            done += len(X)
-            yield predictor._score(X)
+        batches = _batches(source, predictor.inputs, batch_rows)
+        for rows in _in_order(lambda b: predictor._as_output(predictor.booster.predict(predictor.matrix(b))), batches, predictor.threads):
+            done += len(rows)
+            yield rows
     scores = register_io_source(scored, schema=predictor.output())
     with atomic_file(target) as tmp, tmp.open('wb') as out: # an open file: given a path, the sink could make it anew after a failure
         scores.sink_parquet(out, row_group_size=batch_rows, maintain_order=True, engine='streaming')

@@ -8,6 +8,7 @@ __all__ = ['POLARS', 'ISO', 'Column', 'Schema', 'row_expr', 'expression_columns'
 
 # %% ../nbs/02_schema.ipynb #eedb9112
 import hashlib, re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -174,6 +175,7 @@ def _boolean(value, dtype):
 # %% ../nbs/02_schema.ipynb #eef85836
 def _is_time(dtype): return dtype.base_type() in (pl.Date, pl.Datetime)
 
+@cache
 def _values(words, dtype) -> list: # Numbers, or datetimes
     "The words that are a value in a column of `dtype`."
     if not (dtype.is_numeric() or _is_time(dtype)): return []
@@ -189,7 +191,7 @@ def missing_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Boole
     if dtype.base_type() in (pl.Categorical, pl.Enum): value, dtype = value.cast(pl.String), pl.String()
     if dtype == pl.String: return value.is_null() | value.str.strip_chars().is_in(["", *self.missing])
     none = value.is_null() | value.is_nan() if dtype.is_float() else value.is_null()
-    known = _values(self.missing, dtype)
+    known = _values((*self.missing,), dtype)
     if not known: return none
     return none | (read_timestamp(value, dtype) if _is_time(dtype) else value).is_in(known)
 
@@ -201,6 +203,7 @@ def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the 
     missing = self.missing_expr(name, dtype)
     if dtype.base_type() in (pl.Categorical, pl.Enum): value, dtype = value.cast(pl.String), pl.String()
     read = {"integer": _integer, "number": _number, "boolean": _boolean, "category": _text, "text": _text}.get(column.type)
+    if read is _text and dtype == pl.String: return _text(value, dtype).replace(["", *self.missing], None).alias(name) # stripped once
     parsed = read(value, dtype) if read else read_timestamp(value, dtype, column.format)
     return pl.when(~missing).then(parsed).alias(name)
 

@@ -237,6 +237,24 @@ def test_memory_does_not_grow_with_the_file(binary, tmp_path):
     assert peaks[1] < peaks[0] + 150, f"{peaks} MiB for half a million and two million rows"
 
 
+@pytest.mark.parametrize("n", [0, 1, 255, 257, 1000, 40_000])
+def test_threads_do_not_change_a_bit(project, n):
+    one, three = (Predictor.open(project / "artifacts/bundle", threads) for threads in (1, 3))
+    rows = modelling.rows(max(n, 10), seed=3, task=one.schema.task)[:n]
+    assert one.predict(rows).tobytes() == three.predict(rows).tobytes() and one.predict(rows).shape == three.predict(rows).shape
+    assert one.raw(rows).tobytes() == three.raw(rows).tobytes()
+    some = rows[:1500]
+    assert one.explain(some).tobytes() == three.explain(some).tobytes() and len(three.explain(some)) == len(some)
+    assert one.score(rows).equals(three.score(rows)) and len(three.score(rows)) == n
+
+
+def test_a_wrong_value_in_a_late_slice_is_named(binary):
+    predictor = Predictor.open(binary, threads=2)
+    rows = modelling.rows(5000).with_columns(pl.col("count").cast(pl.String))
+    bad = rows.with_columns(pl.when(pl.int_range(5000) == 4990).then(pl.lit("a lot")).otherwise("count").alias("count"))
+    with pytest.raises(UserError, match="'count' holds 'a lot'"): predictor.predict(bad)
+
+
 # --- only the core
 
 HEAVY = ["pandas", "sklearn", "shap", "matplotlib", "mlflow", "torch", "pyarrow", "pandera", "lightgbm", "scipy", "duckdb", "dvc", "nbdev",

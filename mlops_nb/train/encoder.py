@@ -46,7 +46,7 @@ class Encoder(Struct, dict=True):
 
     @cached_property
     def _tables(self): # the two sides of each code table, as polars wants them
-        return [(pl.Series(list(c.codes), dtype=pl.String), pl.Series(list(c.codes.values()), dtype=pl.Float64)) for c in self.columns]
+        return [(pl.Series([*c.codes, None], dtype=pl.String), pl.Series([*c.codes.values(), math.nan], dtype=pl.Float64)) for c in self.columns]
 
 # %% ../../nbs/train/00_encoder.ipynb #a91f7d51
 _REMEMBERED = 10_000 # rare names per column
@@ -102,9 +102,7 @@ def _numbers(values, column, table):
     if not _fits(values.dtype, column.kind):
         raise UserError(f"column '{column.name}' holds {values.dtype} values where the model expects a {column.kind}; "
                         "convert it, or correct its type in schema.yaml and train again.")
-    if column.kind == 'category':
-        codes = values.cast(pl.String).replace_strict(*table, default=float(UNKNOWN), return_dtype=pl.Float64).to_numpy()
-        return np.where(values.is_null().to_numpy(), np.nan, codes)
+    if column.kind == 'category': return values.cast(pl.String).replace_strict(*table, default=float(UNKNOWN), return_dtype=pl.Float64).to_numpy()
     numbers = values.cast(pl.Float64).to_numpy()
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
