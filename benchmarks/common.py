@@ -90,10 +90,12 @@ def taxi_project(to, months="*"):
         "--filter", "target >= 1 AND target <= 60", cwd=to.parent)
 
 
-def stage_seconds(project):
+def stage_records(project):
     "What each stage recorded of itself, in the order they ran."
-    records = [json.loads(p.read_text()) for p in (project / ".mlops" / "stages").glob("*.json")]
-    return {r["stage"]: r["seconds"] for r in sorted(records, key=lambda r: r["started"])}
+    return sorted((json.loads(p.read_text()) for p in (project / ".mlops" / "stages").glob("*.json")), key=lambda r: r["started"])
+
+
+def stage_seconds(project): return {r["stage"]: r["seconds"] for r in stage_records(project)}
 
 
 def seconds(f, *args):

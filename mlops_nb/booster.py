@@ -114,6 +114,8 @@ class Booster:
         return handle
 
 # %% ../nbs/20_booster.ipynb #7b9b8149
+_SLICE = 4096 # rows that go through all blocks before the next ones: they stay in the cache too
+
 @patch
 def _batch(self:Booster, X, what, width):
     X = np.ascontiguousarray(X, np.float64)
@@ -121,9 +123,11 @@ def _batch(self:Booster, X, what, width):
         raise UserError(f"the matrix has the shape {X.shape} and the model needs (rows, {len(self.features)}): "
                         f"{', '.join(self.features[:12])}.")
     outs = np.empty((len(self._handles), len(X), width))
-    for handle, out in zip(self._handles, outs) if len(X) else ():
-        _call('LGBM_BoosterPredictForMat', handle, X.ctypes.data, _FLOAT64, *X.shape, _ROW_MAJOR, what, 0, _ALL, _ONE_THREAD,
-              byref(c_int64()), out.ctypes.data)
+    for i in range(0, len(X), _SLICE):
+        rows = X[i:i + _SLICE]
+        for handle, out in zip(self._handles, outs[:, i:]):
+            _call('LGBM_BoosterPredictForMat', handle, rows.ctypes.data, _FLOAT64, *rows.shape, _ROW_MAJOR, what, 0, _ALL, _ONE_THREAD,
+                  byref(c_int64()), out.ctypes.data)
     return sum(outs[1:], outs[0])
 
 # %% ../nbs/20_booster.ipynb #fc4644e4

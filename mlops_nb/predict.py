@@ -103,7 +103,7 @@ def _in_order(f: Callable, items: Iterator, threads: int) -> Iterator:
                 if len(running) > threads: yield running.popleft().result()
             while running: yield running.popleft().result()
 
-_ROWS = 32_768 # in a slice
+_ROWS = 65_536 # in a slice
 
 @patch
 def _ask(self:Predictor, question, frame):

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from difflib import get_close_matches
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Callable
 
 import polars as pl
 from fastcore.basics import patch
@@ -214,8 +215,8 @@ PART_BYTES = 128 * 2**20 # of a part in memory
 
 class Parts:
     "Writes frames into `folder` as part-00000.parquet, part-00001.parquet, ..."
-    def __init__(self, folder: Path):
-        self.folder, self.held, self.written = folder, [], 0
+    def __init__(self, folder: Path, check: Callable[[pl.DataFrame], None] = lambda frame: None): # `check` sees each part before it is written
+        self.folder, self.check, self.held, self.written = folder, check, [], 0
 
     def add(self, frame: pl.DataFrame):
         "Take a frame; write a part when there is enough. An empty frame still says what the columns are."
@@ -225,7 +226,9 @@ class Parts:
     def flush(self):
         "Write what is held."
         if not self.held: return
-        pl.concat(self.held).write_parquet(self.folder / f"part-{self.written:05d}.parquet", compression='zstd', compression_level=1)
+        frame = pl.concat(self.held)
+        self.check(frame)
+        frame.write_parquet(self.folder / f"part-{self.written:05d}.parquet", compression='zstd', compression_level=1)
         self.held, self.written = [], self.written + 1
 
 # %% ../../nbs/data/04_validation.ipynb #91d42fa8
@@ -293,16 +296,15 @@ def check_retyped(
 class _Run:
     "The state of a run while batches pass by."
     def __init__(self, schema, newest):
-        self.schema, self.newest, self.contract = schema, newest, to_pandera(schema)
+        self.schema, self.newest = schema, newest
         self.counts, self.statistics, self.current = [], {}, []
         self.by_rule, self.present = defaultdict(Counter), defaultdict(Counter) # by delivery
 
     def take(self, frame, accepted, quarantine):
-        "One batch: split, check, write, summarise."
+        "One batch: split, count, write, summarise."
         s = split_batch(frame, self.schema)
         kept, put_away = s.accepted.height, s.quarantined.height
         if kept + put_away != frame.height: raise RuntimeError(f"{frame.height} rows became {kept} + {put_away}")
-        check_accepted(s.accepted, self.contract)
         accepted.add(s.accepted); quarantine.add(s.quarantined)
         return s, summarise(s.accepted, self.schema)
 
@@ -360,7 +362,8 @@ def validate(
     run = _Run(schema, manifest.files[-1].name if baseline and manifest.files else None)
     with atomic_dir(root / 'artifacts/accepted') as a:
         with atomic_dir(root / 'quarantine') as q:
-            accepted, quarantine = Parts(a), Parts(q)
+            contract = to_pandera(schema)
+            accepted, quarantine = Parts(a, lambda rows: check_accepted(rows, contract)), Parts(q)
             for path, batches in groupby(raw_batches(root), key=lambda b: b[0].path):
                 first = next(batches)
                 run.partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
