@@ -46,9 +46,9 @@ def main():
         row("… the same", f"{ours:.1f} s", "the script, LightGBM choosing how to build histograms",
             f"{default:.1f} s", f"{ours / default:.2f}×"),
     ], [
-        "Overhead: the wall time of `dvc repro deploy` (every stage but report, DVC's own time included) less the time from the start of the "
-        "stage explain to the start of the next. The peer is benchmarks/bare_lightgbm.py in a process of its own: read the Parquet files, the same calendar "
-        "features, split, parameters and threads, early stopping, prediction, two metrics. "
+        "Overhead: the wall time of `dvc repro deploy` (every stage but report, DVC's own time included) less the time from the start of "
+        "the stage explain to the start of the next. The peer is benchmarks/bare_lightgbm.py in a process of its own: read the Parquet "
+        "files, the same calendar features, split, parameters and threads, early stopping, prediction, two metrics. "
         "Same parameters includes `deterministic` and `force_col_wise`: with them a model does not depend on the number of threads; "
         "left to itself LightGBM is faster here, and the second row shows by how much. "
         f"Median of {times}, in turns; the project is made by `mlops-nb init` before the clock starts.",
