@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY, Estimate, Terms, estimate, interval, prepare, resamples, row_loss
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY, Estimate, Terms, draw, estimate, interval, prepare, row_loss
 from mlops_nb.params import CostParams
 
 TERMS = Terms(0.4, CostParams(true_positive=-3, false_positive=2, true_negative=0.5, false_negative=7), 0.7)
@@ -104,7 +104,7 @@ def test_one_class_is_undefined_where_it_must_be():
 def test_constant_scores_rank_nothing():
     y = np.array([0.0, 1, 1, 0, 1])
     at = prepare("binary", "auc", y, np.full(5, 0.3))
-    assert {at(w) for w in resamples(5, 50) if 0 < (w * y).sum() < 5} == {0.5}
+    assert {at(w) for w in (draw(5, i) for i in range(50)) if 0 < (w * y).sum() < 5} == {0.5}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -123,18 +123,24 @@ def test_undefined_is_null_in_json_and_comes_back():
 
 
 def test_replicates_are_the_same_each_time_and_draw_n_rows():
-    a, b = (list(resamples(100, 5, seed=3)) for _ in range(2))
+    a, b = ([draw(100, i, seed=3) for i in range(5)] for _ in range(2))
     assert all((x == y).all() and x.sum() == 100 for x, y in zip(a, b, strict=True))
-    assert not (a[0] == next(resamples(100, 1, seed=4))).all()
+    assert len({x.tobytes() for x in [*a, draw(100, 0, seed=4)]}) == 6
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_threads_do_not_change_an_interval(task):
+    y, s = rows(task, 5000, 2)
+    assert estimate(task, y, s, replicates=40, seed=7, threads=3) == estimate(task, y, s, replicates=40, seed=7)
 
 
 @pytest.mark.parametrize("task", METRICS)
 def test_bootstrap_is_what_drawing_rows_gives(task):
     "The weighted replicates against rows drawn one by one, from the same generator."
     y, s = rows(task, 200, 5)
-    rng, figures = np.random.default_rng(9), []
-    for _ in range(40):
-        i = rng.integers(0, 200, 200)
+    figures = []
+    for replicate in range(40):
+        i = np.random.default_rng([9, replicate]).integers(0, 200, 200)
         figures.append(prepare(task, PRIMARY[task], y[i], s[i])(np.ones(200)))
     e = estimate(task, y, s, replicates=40, confidence=0.9, seed=9)[PRIMARY[task]]
     assert [e.low, e.high] == pytest.approx(np.quantile(figures, [0.05, 0.95]))

@@ -15,7 +15,7 @@ import polars as pl
 from msgspec import Struct, field
 
 from ..errors import UserError
-from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, resamples
+from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, replicated
 from .thresholds import choose_threshold
 from ..params import CostParams
 from ..schema import Schema
@@ -49,11 +49,12 @@ def compare(
     replicates: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    threads: int = 1,
 ) -> dict[str, Difference]:
     "Every metric of the task for two models on the same rows."
     both = [(prepare(task, m, y, ours, our_terms), prepare(task, m, y, theirs, their_terms)) for m in METRICS[task]]
     ones = np.ones(len(y))
-    figures = np.array([[(a(w), b(w)) for a, b in both] for w in resamples(len(y), replicates, seed)]).reshape(replicates, -1, 2)
+    figures = replicated(lambda w: [(a(w), b(w)) for a, b in both], len(y), replicates, seed, threads)
     return {m: _difference(METRICS[task][m].better, a(ones), b(ones), figures[:, i], confidence)
             for i, (m, (a, b)) in enumerate(zip(METRICS[task], both))}
 
@@ -120,7 +121,7 @@ def compare_baselines(
     ours: np.ndarray, # scores of the test rows
     terms: Terms,
     scores: pl.DataFrame, # scores.parquet of the stage baseline
-    replicates: int = 200, confidence: float = 0.95, seed: int = 0,
+    replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
 ) -> list[Comparison]:
     "Our model against each baseline."
     y = {'valid': valid['_target'].to_numpy(), 'test': test['_target'].to_numpy()}
@@ -129,7 +130,7 @@ def compare_baselines(
     for name in parts['test'].columns:
         v, t = (score_array(parts[p][name]) for p in ('valid', 'test'))
         theirs = Terms(choose_threshold(y['valid'], v, terms.costs), terms.costs, terms.within) if task == 'binary' else terms
-        metrics = compare(task, y['test'], ours, t, terms, theirs, replicates, confidence, seed)
+        metrics = compare(task, y['test'], ours, t, terms, theirs, replicates, confidence, seed, threads)
         found.append(Comparison(name, 'baseline', in_words(task, f"{name} baseline", metrics[PRIMARY[task]], confidence), metrics=metrics))
     return found
 
@@ -157,7 +158,7 @@ def compare_champion(
     test: pl.DataFrame, # the test rows with `_target`
     ours: np.ndarray, # our scores of them
     terms: Terms,
-    replicates: int = 200, confidence: float = 0.95, seed: int = 0,
+    replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
 ) -> Comparison:
     "Our model against the present champion; one that cannot score these rows is recorded as such."
     from mlops_nb.predict import Predictor
@@ -170,5 +171,5 @@ def compare_champion(
         return Comparison('champion', 'champion', f"The champion {name[:12]} cannot score these rows: {why}.", name)
     at = getattr(predictor.policy, 'threshold', None)
     metrics = compare(schema.task, test['_target'].to_numpy(), ours, theirs, terms,
-                      Terms(terms.threshold if at is None else at, terms.costs, terms.within), replicates, confidence, seed)
+                      Terms(terms.threshold if at is None else at, terms.costs, terms.within), replicates, confidence, seed, threads)
     return Comparison('champion', 'champion', in_words(schema.task, 'champion', metrics[PRIMARY[schema.task]], confidence), name, metrics)

@@ -108,9 +108,10 @@ def measure(
     valid: pl.DataFrame, # with `_target`
     test: pl.DataFrame, # with `_target` and the segments
     scores: dict[str, np.ndarray], # of `valid` and `test`
+    threads: int = 1,
 ) -> Evaluation: # Still without comparisons and regret
     "Measure one set of scores."
-    task, sure = schema.task, (affordable(params.bootstrap, len(test)), params.confidence, params.seed)
+    task, sure = schema.task, (affordable(params.bootstrap, len(test)), params.confidence, params.seed, threads)
     y = {'valid': valid['_target'].to_numpy(), 'test': test['_target'].to_numpy()}
     terms = choose_terms(task, y['valid'], scores['valid'], params)
     usable = np.isfinite(scores['test']).all()
@@ -171,8 +172,8 @@ def evaluate(
     predictor, p = draft(root, params.train.learners[0]), params.evaluate
     schema, parts = predictor.schema, {part: read_part(root, part) for part in ('valid', 'test')}
     scores = {part: predictor.predict(frame) for part, frame in parts.items()}
-    found = measure(schema, p, parts['valid'], parts['test'], scores)
-    found.comparisons = _compare(root, champion, found, schema, parts, scores['test'], p)
+    found = measure(schema, p, parts['valid'], parts['test'], scores, predictor.threads)
+    found.comparisons = _compare(root, champion, found, predictor, parts, scores['test'], p)
     found.regret = regret_of(root, parts['test'], scores['test']) if schema.task == 'binary' else None
     predictor.policy = Policy(schema.task, schema.classes, found.terms.threshold if schema.task == 'binary' else None,
                               structs.asdict(p.costs) if schema.task == 'binary' else {})
@@ -180,8 +181,8 @@ def evaluate(
     return {'rows': sum(map(len, parts.values()))}
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3b
-def _compare(root, champion, found, schema, parts, ours, p):
-    sure = (found.bootstrap, p.confidence, p.seed)
+def _compare(root, champion, found, predictor, parts, ours, p):
+    schema, sure = predictor.schema, (found.bootstrap, p.confidence, p.seed, predictor.threads)
     path = root / 'artifacts/models/baseline/scores.parquet'
     if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
     others = compare_baselines(schema.task, parts['valid'], parts['test'], ours, found.terms, pl.read_parquet(path), *sure)

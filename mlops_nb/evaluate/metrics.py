@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['METRICS', 'PRIMARY', 'mean_of', 'auc', 'average_precision', 'row_loss', 'Terms', 'accuracy', 'precision', 'recall',
            'f1', 'row_cost', 'cost', 'macro_f1', 'auc_ovr', 'r2', 'medae', 'within', 'rmse', 'Metric', 'prepare',
-           'resamples', 'Estimate', 'interval', 'estimate', 'estimate_of']
+           'draw', 'replicated', 'Estimate', 'interval', 'estimate', 'estimate_of']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
-from typing import Callable, Iterator, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, Literal
 
 import numpy as np
 from msgspec import Struct, field
@@ -230,14 +231,25 @@ def prepare(
     return METRICS[task][name].prepare(np.asarray(y, float), np.asarray(s, float), terms)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #8e2c7220
-def resamples(
+def draw(
+    n: int, # rows
+    replicate: int, # its number
+    seed: int = 0,
+) -> np.ndarray: # (n,) float64: how often each row was drawn
+    "One bootstrap draw as weights."
+    return np.bincount(np.random.default_rng([seed, replicate]).integers(0, n, n), minlength=n).astype(float)
+
+def replicated(
+    figures: Callable[[np.ndarray], list[float]], # Takes (n,) weights
     n: int, # rows
     replicates: int,
     seed: int = 0,
-) -> Iterator[np.ndarray]: # Each (n,) float64: how often a row was drawn
-    "Bootstrap draws as weights; the same seed gives the same draws."
-    rng = np.random.default_rng(seed)
-    for _ in range(replicates): yield np.bincount(rng.integers(0, n, n), minlength=n).astype(float)
+    threads: int = 1,
+) -> np.ndarray: # (replicates, figures)
+    "The figures on each replicate; the same seed gives the same ones."
+    def on(i): return figures(draw(n, i, seed))
+    if threads == 1: return np.array([on(i) for i in range(replicates)])
+    with ThreadPoolExecutor(threads) as pool: return np.array([*pool.map(on, range(replicates))]) # numpy works on long arrays without the GIL
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #f66fc862
 class Estimate(Struct):
@@ -270,12 +282,13 @@ def estimate(
     replicates: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    threads: int = 1,
 ) -> dict[str, Estimate]:
     "Every metric of the task with its bootstrap interval."
     prepared = {name: prepare(task, name, y, s, terms) for name in METRICS[task]}
-    values = [at(np.ones(len(y))) for at in prepared.values()]
-    figures = np.array([[at(w) for at in prepared.values()] for w in resamples(len(y), replicates, seed)]).reshape(replicates, -1)
-    return {name: interval(v, f, confidence) for name, v, f in zip(prepared, values, figures.T)}
+    figures = lambda w: [at(w) for at in prepared.values()]
+    on_each = replicated(figures, len(y), replicates, seed, threads)
+    return {name: interval(v, f, confidence) for name, v, f in zip(prepared, figures(np.ones(len(y))), on_each.T)}
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #57985fa1
 def estimate_of(
@@ -283,7 +296,8 @@ def estimate_of(
     replicates: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    threads: int = 1,
 ) -> Estimate:
     "The mean of a per-row figure with its bootstrap interval."
     at = mean_of(x)
-    return interval(at(np.ones(len(x))), np.array([at(w) for w in resamples(len(x), replicates, seed)]), confidence)
+    return interval(at(np.ones(len(x))), replicated(at, len(x), replicates, seed, threads), confidence)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, resamples
+from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, replicated
 from .thresholds import mean_by, quantile_bins
 
 # %% ../../nbs/evaluate/02_slices.ipynb #da1dc295
@@ -76,12 +76,13 @@ def judge_slices(
     replicates: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    threads: int = 1,
 ) -> list[tuple[Estimate, float | None, Estimate]]: # For each slice: its figure, that of the rest, the gap
     "The primary metric of each slice and its distance from the rest, over the same draws."
     sides = [np.flatnonzero(m == side) for m in members for side in (True, False)]
     at = [prepare(task, PRIMARY[task], y[rows], s[rows], terms) for rows in sides]
-    figures = [[f(w[rows]) for f, rows in zip(at, sides)] for w in resamples(len(y), replicates, seed)]
-    here, rest = np.array(figures).reshape(replicates, -1, 2).transpose(2, 1, 0)
+    figures = replicated(lambda w: [f(w[rows]) for f, rows in zip(at, sides)], len(y), replicates, seed, threads)
+    here, rest = figures.reshape(replicates, -1, 2).transpose(2, 1, 0)
     values = np.array([f(np.ones(len(rows))) for f, rows in zip(at, sides)]).reshape(-1, 2)
     return [(interval(a, h, confidence), _number(b), interval(_worse(task, a, b), _worse(task, h, r), confidence))
             for (a, b), h, r in zip(values, here, rest)]
@@ -105,6 +106,7 @@ def slices(
     replicates: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    threads: int = 1,
 ) -> tuple[list[Slice], list[SmallSlices]]:
     "Judge every value of every segment against the other rows."
     judged, small = [], [] # (column, label, code of each row, code of the slice)
@@ -115,7 +117,7 @@ def slices(
         if (few := sizes < min_slice).any(): small.append(SmallSlices(column, int(few.sum()), int(sizes[few].sum())))
     found, most = [], max(1, 5_000_000 // max(1, len(y)))
     for batch in (judged[i:i + most] for i in range(0, len(judged), most)):
-        verdicts = judge_slices(task, y, s, [codes == i for _, _, codes, i in batch], terms, replicates, confidence, seed)
+        verdicts = judge_slices(task, y, s, [codes == i for _, _, codes, i in batch], terms, replicates, confidence, seed, threads)
         for (column, label, codes, i), verdict in zip(batch, verdicts):
             rows = codes == i
             figures = {m: _number(prepare(task, m, y[rows], s[rows], terms)(np.ones(rows.sum()))) for m in METRICS[task]}

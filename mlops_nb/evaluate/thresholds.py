@@ -184,13 +184,14 @@ def money(
     replicates: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    threads: int = 1,
 ) -> Money:
     "The cost of deciding at `threshold`, and what it saves against the best trivial policy."
     act = p >= threshold
     model, everybody, nobody = (1000 * row_cost(y, a, costs) for a in (act, np.ones_like(act), np.zeros_like(act)))
     trivial, spent = ('all', everybody) if everybody.mean() < nobody.mean() else ('none', nobody)
     return Money(float(threshold), break_even(costs), confusion(y, act), float(model.mean()), float(everybody.mean()), float(nobody.mean()),
-                 trivial, estimate_of(spent - model, replicates, confidence, seed))
+                 trivial, estimate_of(spent - model, replicates, confidence, seed, threads))
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #69b2d640
 def cost_curve(
