@@ -1,0 +1,280 @@
+"A net: what it reads, that it learns, that nothing in the data breaks it, and that a kill changes no bit of it."
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from mlops_nb.errors import UserError
+from mlops_nb.train.gbdt import Part
+from mlops_nb.train.net import fit_net, load_checkpoint, pick_device, rate
+from mlops_nb.train.network import NetParams, build, design, from_bytes, inputs, read_number, to_bytes, to_normal
+
+SMALL = NetParams(k=4, width=24, blocks=2, embedding=8, bins=8, epochs=4, patience=4, batch=64, dropout=0.2)
+
+
+def problem(task="binary", n=600, seed=0):
+    rng = np.random.default_rng(seed)
+    X = np.column_stack([rng.normal(size=n), rng.lognormal(size=n), rng.integers(0, 5, n)])
+    X[rng.random((n, 3)) < 0.1] = np.nan
+    signal_ = np.nan_to_num(X[:, 0]) + (X[:, 2] == 3) + 0.3 * rng.normal(size=n)
+    y = signal_ * 1000 + 5e6 if task == "regression" else np.digitize(signal_, [0.3] if task == "binary" else [-0.3, 0.7]).astype(float)
+    return Part(X[: n * 2 // 3], y[: n * 2 // 3]), Part(X[n * 2 // 3:], y[n * 2 // 3:])
+
+
+def fit(train, valid, task="binary", params=SMALL, **how):
+    return fit_net(train, valid, task, params, n_classes=3, device="cpu", **{"categorical": {2: 5}, **how})
+
+
+# ---- what it reads
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=False, width=64), min_size=1, max_size=80), st.integers(0, 5))
+def test_a_number_keeps_its_order_and_stays_small(values, repeats):
+    x = np.array(values * (repeats + 1))
+    how = read_number(x)
+    known = x[~np.isnan(x)]
+    if how is None: assert len(np.unique(known)) <= 1; return
+    z = to_normal(np.r_[x, -1.7e308, 1.7e308, np.nan], how)
+    assert np.isfinite(z).all() and abs(z).max() < 3.2 and z[-1] == 0
+    order = np.argsort(x[~np.isnan(x)], kind="stable")
+    assert (np.diff(z[:-3][~np.isnan(x)][order]) >= -1e-6).all()
+
+
+def test_quantiles_are_evenly_spread():
+    x = np.random.default_rng(0).lognormal(sigma=3, size=50_000)
+    z = to_normal(x, read_number(x))
+    assert [z.mean(), z.std()] == pytest.approx([0, 1], abs=0.01)
+    assert np.quantile(z, [0.1, 0.9]).tolist() == pytest.approx([-1.2816, 1.2816], abs=0.01)
+
+
+def test_missing_unknown_and_code_zero_are_three_places():
+    train, _ = problem()
+    network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    _, places = inputs(network, np.array([[0, 1, 0], [0, 1, np.nan], [np.nan, 1, 7], [0, np.nan, 4]]))
+    assert places.tolist() == [[0, 0, 0], [5, 0, 0], [5, 1, 0], [4, 0, 1]]
+
+
+def test_nothing_to_learn_from_is_said():
+    with pytest.raises(UserError, match="one single value"): design(np.ones((50, 2)), np.zeros(50), "binary")
+
+
+@pytest.mark.parametrize("columns", ["numbers", "categories"])
+def test_only_numbers_or_only_categories(columns):
+    train, valid = problem()
+    keep = slice(0, 2) if columns == "numbers" else slice(2, 3)
+    parts = (p._replace(X=p.X[:, keep]) for p in (train, valid))
+    data, state = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
+    assert np.isfinite(state.best)
+    network, net = from_bytes(data)
+    assert bool(network.numbers) == (columns == "numbers")
+
+
+# ---- it learns
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_it_overfits_64_rows(task):
+    train, _ = problem(task, n=96)
+    params = NetParams(k=4, width=64, embedding=8, bins=16, dropout=0, weight_decay=0, batch=64, epochs=400, patience=400,
+                       learning_rate=0.005)
+    _, state = fit(train, train, task, params)
+    assert state.best < (0.05 * train.y.std() if task == "regression" else 0.03)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
+    train, valid = problem(task, n=1500)
+    data, state = fit(train, valid, task, replace(SMALL, epochs=25, learning_rate=0.01))
+    network, net = from_bytes(data)
+    from mlops_nb.train.net import put, valid_loss
+    assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(state.best, rel=1e-9)
+    shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
+    constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
+    assert state.best < 0.8 * constant
+    assert state.best == min(p.valid for p in state.curve) and state.curve[state.best_epoch - 1].valid == state.best
+
+
+def test_weights_count():
+    train, valid = problem(n=1500)
+    wrong = np.arange(len(train.y)) < 500
+    flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weight=np.where(wrong, 1e-6, 1))
+    many = replace(SMALL, epochs=20, learning_rate=0.01)
+    assert fit(flipped, valid, params=many)[1].best < 0.9 * fit(flipped._replace(weight=None), valid, params=many)[1].best
+
+
+def test_it_stops_when_nothing_improves():
+    train, valid = problem()
+    noise = valid._replace(y=np.random.default_rng(0).integers(0, 2, len(valid.y)).astype(float))
+    _, state = fit(train, noise, params=replace(SMALL, epochs=100, patience=3, learning_rate=0.01))
+    assert state.epoch == state.best_epoch + 3 < 100
+
+
+def test_further_training_starts_from_the_earlier_net():
+    train, valid = problem(n=1500)
+    first, before = fit(train, valid, params=replace(SMALL, epochs=20, patience=20, learning_rate=0.01))
+    _, after = fit(train, valid, params=replace(SMALL, epochs=1), earlier=first)
+    _, fresh = fit(train, valid, params=replace(SMALL, epochs=1))
+    assert after.best < before.best * 1.2 < fresh.best
+
+
+def test_the_rate_falls_like_a_cosine():
+    p = NetParams(learning_rate=1.0, epochs=10, schedule="cosine")
+    assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, schedule="constant"), 9) == 1
+
+
+# ---- nothing in the data breaks it
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("what", ["constant", "huge", "tiny", "missing", "one row a value", "outliers"])
+def test_no_nan(task, what):
+    train, valid = problem(task)
+    values = {"constant": np.full(len(train.X), 3.0), "huge": train.X[:, 0] * 1e300, "tiny": train.X[:, 0] * 1e-300,
+              "missing": np.full(len(train.X), np.nan), "one row a value": np.arange(len(train.X)) * 1e9,
+              "outliers": np.where(np.arange(len(train.X)) % 50, train.X[:, 0], 1e30)}[what]
+    X = train.X.copy()
+    X[:, 0] = values
+    data, state = fit(train._replace(X=X), valid, task)
+    assert all(np.isfinite([p.train, p.valid]).all() for p in state.curve) and np.isfinite(state.best)
+    network, net = from_bytes(data)
+    odd = np.array([[np.nan] * 3, [1e308, -1e308, 99], [0, 0, 0], [np.inf, -np.inf, 1]])
+    with torch.no_grad(): assert torch.isfinite(net(*inputs(network, odd))).all()
+
+
+def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
+    train, valid = problem("regression")
+    data, state = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
+    assert state.finished and state.epoch < 50
+    assert all(torch.isfinite(w).all() for w in from_bytes(data)[1].state_dict().values())
+
+
+# ---- a kill changes no bit
+
+class Killed(Exception): pass
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("at", [1, 8, 17, 20])
+def test_resumed_at_any_step_it_is_the_same_net(task, at, tmp_path, monkeypatch):
+    train, valid = problem(task)
+    whole, before = fit(train, valid, task)
+    from mlops_nb.train import net as module
+    done, learn = [0], module.learn
+
+    def dying(*a):
+        if done[0] == at: raise Killed
+        done[0] += 1
+        learn(*a)
+    monkeypatch.setattr(module, "learn", dying)
+    with pytest.raises(Killed): fit(train, valid, task, checkpoint=tmp_path / "c", every=0)
+    monkeypatch.setattr(module, "learn", learn)
+    resumed, after = fit(train, valid, task, checkpoint=tmp_path / "c", every=0)
+    assert resumed == whole and after == before
+
+
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_train_net import *
+many = replace(SMALL, epochs=12, patience=12)
+print("begins", flush=True)
+Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), every=0)[0])
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_again_and_again(tmp_path):
+    code = RUN.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), checkpoint=str(tmp_path / "c"))
+    want, _ = fit(*problem(n=1200), params=replace(SMALL, epochs=12, patience=12))
+    chance, kills = random.Random(0), 0
+    for _ in range(6):
+        run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        run.stdout.readline()
+        time.sleep(chance.uniform(0.1, 1.0))
+        kills += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    assert kills
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert (tmp_path / "out").read_bytes() == want
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "out"]
+
+
+def test_a_torn_or_foreign_checkpoint_is_left_aside(tmp_path):
+    train, valid = problem()
+    path = tmp_path / "c"
+    whole, _ = fit(train, valid, checkpoint=path)
+    good = path.read_bytes()
+    for torn in (b"", good[:100], good[:-7], b"\xff" * 50):
+        path.write_bytes(torn)
+        assert load_checkpoint(path, "any") is None
+        assert fit(train, valid, checkpoint=path)[0] == whole
+    assert load_checkpoint(path, "another key") is None
+    changed, _ = fit(train, valid, params=replace(SMALL, k=2), checkpoint=path)
+    assert changed == fit(train, valid, params=replace(SMALL, k=2))[0] != whole
+
+
+def test_the_seed_decides_and_nothing_outside_does():
+    train, valid = problem()
+    torch.manual_seed(123)
+    outside = torch.get_rng_state()
+    one = fit(train, valid)[0]
+    assert torch.equal(torch.get_rng_state(), outside)
+    torch.manual_seed(321)
+    assert fit(train, valid)[0] == one != fit(train, valid, seed=1)[0]
+
+
+# ---- kept, and asked of devices
+
+def test_a_damaged_file_is_refused():
+    train, _ = problem()
+    network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    good = to_bytes(network, build(network).state_dict())
+    assert from_bytes(good)[0] == network
+    other = to_bytes(design(train.X, train.y, "binary", replace(SMALL, width=8), categorical={2: 5}), build(network).state_dict())
+    for bad in (b"", good[:50], good[:-1], good + b"x", good.replace(b"binary", b"bonary"), other):
+        with pytest.raises(UserError, match="not a whole net"): from_bytes(bad)
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu" and pick_device().type in ("cpu", "cuda")
+    for name in ("", "gpu", "cuda:", "cuda:-1", "cpu:0", "CUDA"):
+        with pytest.raises(UserError): pick_device(name if name != "cuda:" else "cuda:x")
+    with pytest.raises(UserError, match="is not there: this machine has"): fit_net(*problem(), "binary", SMALL, device="cuda:77")
+
+
+# ---- real data
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
+    "0.858 is TabM without embeddings (FACTS); a net of 8 members and 6 epochs is there already."
+    import polars as pl
+    from projects import new_project, run
+
+    from mlops_nb.train import gbdt
+    from mlops_nb.train.encoder import Encoder, input_kinds
+    from mlops_nb.train.net import ask, put
+    data = Path(__file__).parents[2] / "shared/data/adult/adult.[dt]*"
+    root = new_project(tmp_path / "adult", data, "rtrim(outcome, '.')", "--test-files", "adult.test")
+    for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
+    project = gbdt.open_project(root)
+    names = list(input_kinds(project.schema, project.features))
+    encoder = Encoder.fit(gbdt.read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
+    train, valid = gbdt._parts(root, project, encoder)
+    codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
+    weights, _ = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu")
+    test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
+    part = Part(encoder.transform(test), test["_target"].to_numpy())
+    network, net = from_bytes(weights)
+    assert len(part.y) == 16281
+    assert ((ask(network, net, put(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858
