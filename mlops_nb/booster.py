@@ -58,7 +58,7 @@ def model_header(
     head, found, trees = text.partition('\n\n')
     header = dict(line.partition('=')[::2] for line in head.split('\n'))
     sizes = header.get('tree_sizes', '').split()
-    needed = ('num_class', 'feature_names', 'max_feature_idx')
+    needed = ('num_class', 'num_tree_per_iteration', 'feature_names', 'max_feature_idx')
     if not found or not text.startswith('tree\n') or not all(k in header for k in needed) or not all(s.isdecimal() for s in sizes):
         raise UserError("the model text is not a LightGBM model; train the model again.")
     length = sum(map(int, sizes))
@@ -84,10 +84,10 @@ def _link(header):
 def _blocks(text):
     "The model as texts of at most about a megabyte, whose trees add up to it."
     header, whole = model_header(text), text.encode()
+    if _link(header) is None or len(whole) <= _BLOCK: return [whole]
     head, _, trees = whole.partition(b'\n\n')
     sizes = np.array(header['tree_sizes'].split(), int).reshape(-1, int(header['num_tree_per_iteration']))
     block = np.cumsum(sizes.sum(1)) // _BLOCK
-    if _link(header) is None or not len(block) or not block[-1]: return [whole]
     texts, line, at = [], b'tree_sizes=' + header['tree_sizes'].encode(), 0
     for mine in (sizes[block == i] for i in np.unique(block)):
         own = head.replace(line, b'tree_sizes=' + b' '.join(b'%d' % s for s in mine.flat))

@@ -155,9 +155,11 @@ def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")
     "Score a Parquet file of any size."
     from mlops_nb.predict import Predictor, score_file
     from mlops_nb.release.plan import champion
+    from mlops_nb.settings import read_settings, thread_count
     bundle = bundle or champion(Path("."))
     if bundle is None: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
-    print(f"{target}: {score_file(Predictor.open(bundle), source, target):,} rows scored by {bundle.name[:12]}.")
+    predictor = Predictor.open(bundle, thread_count(read_settings(Path("."))))
+    print(f"{target}: {score_file(predictor, source, target):,} rows scored by {bundle.name[:12]}.")
 
 report_app = typer.Typer(no_args_is_help=True, help="Pages that people read.")
 app.add_typer(report_app, name="report")

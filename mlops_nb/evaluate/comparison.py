@@ -164,7 +164,7 @@ def compare_champion(
     from mlops_nb.predict import Predictor
     name = champion.name
     try:
-        predictor = Predictor.open(champion)
+        predictor = Predictor.open(champion, threads)
         theirs = champion_scores(predictor, test, schema)
     except Exception as e: # its feature functions are arbitrary code: whatever they raise, our own evaluation goes on
         why = (str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}").rstrip('.').replace(str(champion), 'its bundle')
