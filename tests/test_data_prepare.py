@@ -175,6 +175,12 @@ def test_classes_of_other_types():
         assert usable(pl.DataFrame(dict(y=values)), schema)["_target"].to_list() == [0, 1, None]
 
 
+def test_an_expression_over_a_column_named_target_is_computed_once():
+    schema = Schema("d", "regression", "target * 2", filter="target > 3", columns={"target": Column("number")})
+    use = usable(pl.DataFrame({"target": [1.0, 2.0, 3.0]}), schema)
+    assert use["_target"].to_list() == [2, 4, 6] and use["_reason"].to_list() == [3, None, None] # a filter's `target` is the computed one
+
+
 def test_a_column_named_target_is_kept(project):
     frame = accepted_rows().rename(dict(y="target"))
     columns = {("target" if k == "y" else k): v for k, v in SCHEMA.columns.items()}

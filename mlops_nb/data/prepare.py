@@ -31,7 +31,7 @@ def usable(
 ) -> pl.DataFrame: # `_target`: Float64, class index or value; `_reason`: index into REASONS, null where the row is used
     "The target of each row, and why it cannot be used."
     try:
-        frame = frame.with_columns(schema.target_expr()).with_columns(schema.target_number().alias("_target"))
+        frame = frame.with_columns(schema.target_expr(), schema.target_number().alias("_target"))
         passes = frame.select(schema.filter_expr().alias("p")).to_series()
     except pl.exceptions.PolarsError as e:
         said = str(e).splitlines()[0]
