@@ -29,7 +29,7 @@ def one_by_one(predictor, theirs, frame, X, n):
     "Microseconds a row: our booster, LightGBM's, and our predictor with everything from a dict on."
     rows = frame.select(predictor.inputs).head(n).to_dicts()
     def booster():
-        for x in X[:n]: predictor.booster.predict_one(x)
+        for x in X[:n]: predictor.model.predict_one(x)
     def lightgbm():
         for i in range(n): theirs.predict(X[i:i + 1], num_threads=1)
     def whole():

@@ -7,13 +7,13 @@ __all__ = ['ROWS', 'FILES', 'draft', 'golden', 'ModelBaseline', 'score_reference
            'check_golden', 'bundle']
 
 # %% ../nbs/24_bundle.ipynb #d5bc33cb
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .booster import Booster
 from .card import card, provenance
 from .data.features import load_features
 from .data.prepare import read_dataset
@@ -21,7 +21,7 @@ from .data.statistics import BINS, Baseline, Reference, fit_baseline
 from .errors import UserError
 from .files import atomic_dir, read_json, write_json
 from .params import read_params
-from .predict import Policy, Predictor
+from .predict import MODELS, Policy, Predictor, model_file, open_model
 from .schema import Schema, read_schema
 from .sealed import Sealed, open_sealed, seal
 from .settings import read_settings, thread_count
@@ -39,9 +39,9 @@ def draft(
     "The predictor of a model that was just trained."
     root, folder = Path(root), Path(root) / 'artifacts/models' / learner
     features, threads = read_params(root / 'params.yaml').prepare.features, thread_count(read_settings(root))
-    return Predictor(read_schema(root / 'schema.yaml'), load_features(root / features if features else None),
-                     Encoder.from_json(_need(folder / 'encoder.json', f'train ({learner})').read_bytes()),
-                     Booster(_need(folder / 'model.txt', f'train ({learner})').read_text(encoding='utf-8')), threads=threads)
+    encoder = Encoder.from_json(_need(folder / 'encoder.json', f'train ({learner})').read_bytes())
+    return Predictor(read_schema(root / 'schema.yaml'), load_features(root / features if features else None), encoder, open_model(folder),
+                     threads=threads)
 
 # %% ../nbs/24_bundle.ipynb #db615f71
 ROWS = 64
@@ -117,7 +117,7 @@ def pack(
     evaluation, metrics = (read_json(_need(art / p, 'evaluate'), dict) for p in ('evaluation/evaluation.json', 'metrics.json'))
     origin = provenance(root, dataset, learner, parent)
     with atomic_dir(art / 'bundle') as out:
-        for name in ('model.txt', 'encoder.json'): (out / name).write_bytes((art / 'models' / learner / name).read_bytes())
+        for file in (model_file(art / 'models' / learner), art / 'models' / learner / 'encoder.json'): shutil.copyfile(file, out / file.name)
         (out / 'features.py').write_text(predictor.features.source, encoding='utf-8')
         golden(predictor, pl.read_parquet(_need(art / 'prepared/test.parquet', 'prepare'))).write_parquet(out / 'golden.parquet')
         (out / 'card.md').write_text(card(predictor, dataset, evaluation, origin), encoding='utf-8')
@@ -127,7 +127,7 @@ def pack(
     return art / 'bundle'
 
 # %% ../nbs/24_bundle.ipynb #1d2e7a63
-FILES = {'schema.json', 'features.py', 'encoder.json', 'model.txt', 'policy.json', 'golden.parquet', 'baseline.json', 'metrics.json',
+FILES = {'schema.json', 'features.py', 'encoder.json', 'policy.json', 'golden.parquet', 'baseline.json', 'metrics.json',
          'card.md', 'provenance.json'}
 
 def open_bundle(
@@ -135,9 +135,9 @@ def open_bundle(
 ) -> Sealed: # `.path`, `.id`, `.manifest`
     "Check every byte of a bundle; raises `UserError` if one was changed, or a file is missing or does not belong to it."
     bundle = open_sealed(path)
-    wrong = FILES ^ {*bundle.manifest.files}
-    if wrong:
-        raise UserError(f"{path} is sealed, but {', '.join(sorted(wrong))} is missing or does not belong in a bundle; "
+    wrong = FILES ^ ({*bundle.manifest.files} - MODELS.keys())
+    if wrong or len(MODELS.keys() & bundle.manifest.files) != 1:
+        raise UserError(f"{path} is sealed, but {', '.join(sorted(wrong)) or 'its one model'} is missing or does not belong in a bundle; "
                         "build it with `dvc repro`.")
     return bundle
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'Count', 'Positive', 'PositiveNumber', 'Duration', 'SimulateParams', 'ValidateParams', 'SplitParams',
-           'PrepareParams', 'EncoderParams', 'GbdtParams', 'TrainParams', 'CostParams', 'EvaluateParams',
+           'PrepareParams', 'EncoderParams', 'GbdtParams', 'NetParams', 'TrainParams', 'CostParams', 'EvaluateParams',
            'ExplainParams', 'GateParams', 'Params', 'write_params', 'read_params']
 
 # %% ../nbs/04_params.ipynb #a0df887f
@@ -79,10 +79,26 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     reg_lambda: Annotated[Annotated[float, Meta(ge=0)], Meta(description="L2 penalty on the leaves")] = 0.0
     checkpoint_every: Annotated[Positive, Meta(description="trees between two checkpoints of a training")] = 200
 
+class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    "A neural net (TabM)."
+    k: Annotated[Positive, Meta(description="nets in one; 1 is a plain multilayer perceptron")] = 32
+    blocks: Annotated[Positive, Meta(description="hidden layers")] = 2
+    width: Annotated[Positive, Meta(description="units of a hidden layer")] = 512
+    dropout: Annotated[Annotated[float, Meta(ge=0, lt=1)], Meta(description="share of the units left out while training")] = 0.1
+    embedding: Annotated[Annotated[int, Meta(ge=0)], Meta(description="numbers that a number becomes; 0 = it stays one")] = 16
+    bins: Annotated[Annotated[int, Meta(ge=2)], Meta(description="pieces of the piecewise-linear embedding, at most")] = 48
+    learning_rate: Annotated[PositiveNumber, Meta(description="how far a step moves the weights")] = 0.002
+    schedule: Annotated[Literal["constant", "cosine"], Meta(description="constant | cosine: of the learning rate")] = "constant"
+    weight_decay: Annotated[Annotated[float, Meta(ge=0)], Meta(description="pull of the weights towards 0")] = 0.0003
+    clip: Annotated[PositiveNumber, Meta(description="a gradient longer than this is cut to it")] = 1.0
+    batch: Annotated[Positive, Meta(description="rows of a step")] = 256
+    epochs: Annotated[Positive, Meta(description="passes over the train rows at most")] = 200
+    patience: Annotated[Positive, Meta(description="stop when so many epochs brought nothing on the valid part")] = 16
+
 # %% ../nbs/04_params.ipynb #ff3f42e5
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
-    learners: Annotated[list[Literal["gbdt"]], Meta(min_length=1, description="which learners are trained")] = field(
+    learners: Annotated[list[Literal["gbdt", "net"]], Meta(min_length=1, description="gbdt | net: which learners are trained; the first one is evaluated and deployed")] = field(
         default_factory=lambda: ["gbdt"])
     seed: Annotated[Count, Meta(description="the same seed on the same data gives the same model")] = 0
     recency_half_life: Annotated[Duration | None, Meta(
@@ -90,6 +106,7 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     continue_from: Annotated[str | None, Meta(description="a model folder or bundle to go on from; null = from nothing")] = None
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
+    net: NetParams = field(default_factory=NetParams)
 
 # %% ../nbs/04_params.ipynb #273accbe
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):

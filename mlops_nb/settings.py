@@ -23,6 +23,7 @@ from .files import atomic_file, conform
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a run may use of the machine."
     threads: Annotated[Annotated[int, Meta(ge=0)], Meta(description="threads a stage may use; 0 = all cores this process may use")] = 0
+    device: Annotated[str, Meta(description="where nets are trained: auto | cpu | cuda | cuda:N; another device, or number of threads, gives a net slightly other weights")] = "auto"
 
 class TrackingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where runs are recorded."

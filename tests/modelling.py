@@ -7,9 +7,9 @@ import polars as pl
 from mlops_nb.bundle import draft
 from mlops_nb.data.prepare import prepare
 from mlops_nb.files import write_json
-from mlops_nb.params import Params, PrepareParams, SplitParams, write_params
+from mlops_nb.params import NetParams, Params, PrepareParams, SplitParams, read_params, write_params
 from mlops_nb.schema import Column, Schema, write_schema
-from mlops_nb.train.gbdt import train
+from mlops_nb.train import gbdt, net
 
 os.environ.setdefault("MLOPS_NB_RUN_THREADS", "1") # several trainings at once on few cores wait for each other
 
@@ -52,19 +52,21 @@ def schema(task):
         "note": Column("text"), "y": Column("number" if task == "regression" else "category", doc="what is asked")})
 
 
-def trained(root, task="binary", features=True, n=900):
+def trained(root, task="binary", features=True, n=900, learner="gbdt"):
     "A project that has been prepared and trained."
     root.mkdir(parents=True, exist_ok=True)
     write_schema(schema(task), root / "schema.yaml")
     (root / "features.py").write_text(FEATURES, encoding="utf-8")
     params = Params(prepare=PrepareParams(features="features.py" if features else None, split=SplitParams(method="random")))
     params.train.gbdt.n_estimators, params.train.gbdt.num_leaves = 20, 7
+    params.train.net = NetParams(k=4, width=24, embedding=8, bins=8, epochs=6, batch=64, learning_rate=0.01)
+    params.train.learners = [learner]
     write_params(params, root / "params.yaml")
     (root / "artifacts/accepted").mkdir(parents=True, exist_ok=True)
     accepted = rows(n, task=task).with_columns(pl.col("place").replace({"?": None}), _source=pl.lit("rows.csv"), _row=pl.int_range(n))
     accepted.write_parquet(root / "artifacts/accepted/part-0.parquet")
     prepare(root)
-    train(root)
+    {"gbdt": gbdt, "net": net}[learner].train(root)
     return root
 
 
@@ -76,7 +78,7 @@ def judged(root, task="binary"):
                                                 "costs": {"false_positive": 1.0} if binary else {}})
     write_json(art / "evaluation/evaluation.json", {"metrics": {"test": {"m": figure}, "valid": {"m": figure}}, "primary": "m",
                                                     "better": "higher", "confidence": .95})
-    predictor, valid = draft(root), pl.read_parquet(art / "prepared/valid.parquet")
+    predictor, valid = draft(root, read_params(root / "params.yaml").train.learners[0]), pl.read_parquet(art / "prepared/valid.parquet")
     names, scores = [c for c in predictor.output() if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
     pl.DataFrame(scores, schema=names).with_columns(part=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})

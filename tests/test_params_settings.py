@@ -65,7 +65,7 @@ def test_the_library_behind_dvc_reads_the_same_file(tmp_path):
     ("train: {gbdt: {learning_rate: '0.05'}}", "learning_rate is '0.05', but a number is expected"),
     ("train: {gbdt: [31]}", "section 'train.gbdt' is \\[31\\], but a section with keys is expected"),
     ("train: {learners: []}", "learners is \\[\\], but"),
-    ("train: {learners: [net]}", "learners is \\['net'\\], but one of gbdt is expected"),
+    ("train: {learners: [nett]}", "learners is \\['nett'\\], but one of gbdt, net is expected"),
     ("train: {recency_half_life: half a year}", "recency_half_life is 'half a year', but text"),
     ("prepare: {split: {method: column}}", "section 'prepare.split': method 'column' needs the name of a column"),
     ("prepare: {split: {method: files}}", "section 'prepare.split': method 'files' needs the names of files"),

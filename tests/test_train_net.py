@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mlops_nb.errors import UserError
+from mlops_nb.params import NetParams
 from mlops_nb.train.gbdt import Part
 from mlops_nb.train.net import fit_net, load_checkpoint, pick_device, rate
-from mlops_nb.train.network import NetParams, build, design, from_bytes, inputs, read_number, to_bytes, to_normal
+from mlops_nb.train.network import build, design, from_bytes, inputs, read_number, to_bytes, to_normal
 
 SMALL = NetParams(k=4, width=24, blocks=2, embedding=8, bins=8, epochs=4, patience=4, batch=64, dropout=0.2)
 
@@ -270,7 +271,7 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     project = gbdt.open_project(root)
     names = list(input_kinds(project.schema, project.features))
     encoder = Encoder.fit(gbdt.read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
-    train, valid = gbdt._parts(root, project, encoder)
+    train, valid = gbdt.read_parts(root, project, encoder)
     codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
     weights, _ = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu")
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")

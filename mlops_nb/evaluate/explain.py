@@ -225,7 +225,8 @@ def explain(
     sample = sample_rows(len(test), max(1, params.explain.rows // len(classes)))
     frame = test[sample]
     parts, error = contributions(predictor, frame)
-    gains = gain_importance((root / f'artifacts/models/{learner}/model.txt').read_text(encoding='utf-8'), len(features))
+    trees = root / f'artifacts/models/{learner}/model.txt'
+    gains = gain_importance(trees.read_text(encoding='utf-8'), len(features)) if trees.exists() else np.full(len(features), np.nan)
     ranked = importance(parts, features, gains, classes)
     best, worst = _examples(predictor, test, sample, parts, predictor.predict(test))
     top = ranked['feature'].head(min(8, len(features))).to_list()

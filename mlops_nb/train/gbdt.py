@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['WATCHED', 'Part', 'recency_weights', 'check_target', 'lightgbm_params', 'Point', 'State', 'datasets', 'start_booster',
            'observe', 'boost', 'training_key', 'load_checkpoint', 'fit_gbdt', 'count_iterations', 'Earlier',
-           'open_earlier', 'progress', 'Training', 'read_prepared', 'Project', 'open_project', 'train']
+           'open_earlier', 'progress', 'Training', 'read_prepared', 'Project', 'open_project', 'read_parts', 'train']
 
 # %% ../../nbs/train/01_gbdt.ipynb #6f70c657
 import hashlib, re, shutil, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import msgspec
 import numpy as np
@@ -248,6 +248,7 @@ def progress(
     what: str, # e.g. `train gbdt`
     most: int, # Iterations at most
     every: float = 10.0, # Seconds between two plain lines
+    unit: str = "trees", # What an iteration makes
 ):
     "Yield a `step(iteration, valid)` that shows how far a training is."
     from rich.console import Console
@@ -256,14 +257,14 @@ def progress(
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(what, total=most)
-            yield lambda i, valid: bar.update(task, completed=i, description=f"{what}: {i} trees, valid loss {valid:.5g}")
+            yield lambda i, valid: bar.update(task, completed=i, description=f"{what}: {i} {unit}, valid loss {valid:.5g}")
     else:
         last = time.monotonic()
         def step(i, valid):
             nonlocal last
             if time.monotonic() - last >= every:
                 last = time.monotonic()
-                print(f"{what}: {i} of at most {most} trees, valid loss {valid:.5g}", file=sys.stderr, flush=True)
+                print(f"{what}: {i} of at most {most} {unit}, valid loss {valid:.5g}", file=sys.stderr, flush=True)
         yield step
 
 # %% ../../nbs/train/01_gbdt.ipynb #576eef61
@@ -309,8 +310,12 @@ def open_project(
     file = params.prepare.features
     return Project(params, read_schema(root / 'schema.yaml'), load_features(root / file if file else None), thread_count(read_settings(root)))
 
-def _parts(root, project, encoder):
-    "Both parts as matrices, with weights on the train part where they are wanted."
+def read_parts(
+    root: Path, # The project's folder
+    project: Project,
+    encoder: Encoder,
+) -> Iterator[Part]: # train, then valid
+    "Both parts as matrices, with weights on the train part where they are wanted; raises `UserError` for a target that cannot be learned."
     half_life, schema = project.params.train.recency_half_life, project.schema
     if half_life and not schema.event_time:
         raise UserError("train.recency_half_life in params.yaml needs event_time in schema.yaml; name the column that says when a row was true, "
@@ -325,22 +330,20 @@ def _parts(root, project, encoder):
 # %% ../../nbs/train/01_gbdt.ipynb #5e24e81e
 def train(
     root: Path = Path('.'), # The project's folder
-    learner: str = 'gbdt',
 ) -> dict: # What was measured: `rows`, `train_seconds`, `rows_per_second`, `iterations`, `best_iteration`
     "The stage `train`: `artifacts/prepared/` to `artifacts/models/gbdt/`."
     root, began = Path(root), time.monotonic()
-    if learner != 'gbdt': raise UserError(f"there is no learner {learner!r}; known is gbdt.")
     project = open_project(root)
     schema, params = project.schema, project.params.train
     earlier = open_earlier(root / params.continue_from, schema, project.features) if params.continue_from else None
     kinds = input_kinds(schema, project.features)
     encoder = earlier.encoder if earlier else Encoder.fit(read_prepared(root, 'train', list(kinds)), schema, project.features, params.encoder)
-    parts = tuple(_parts(root, project, encoder))
+    parts = tuple(read_parts(root, project, encoder))
     text, state, folder = _fit(root, project, parts, encoder, earlier)
-    about = Training(learner, schema.task, schema.classes, 'rmse' if schema.task == 'regression' else 'log_loss',
+    about = Training('gbdt', schema.task, schema.classes, 'rmse' if schema.task == 'regression' else 'log_loss',
                      dict(train=len(parts[0].y), valid=len(parts[1].y)), state.iteration, state.best_iteration, state.best, state.curve,
                      params, earlier.sha256 if earlier else None)
-    with atomic_dir(root / 'artifacts' / 'models' / learner) as out:
+    with atomic_dir(root / 'artifacts' / 'models' / 'gbdt') as out:
         (out / 'model.txt').write_text(text)
         (out / 'encoder.json').write_bytes(encoder.to_json())
         write_json(out / 'training.json', about)

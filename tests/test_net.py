@@ -1,0 +1,143 @@
+"A net behind the predictor and in a bundle: the same promises that trees keep."
+import subprocess
+import sys
+
+import modelling
+import numpy as np
+import polars as pl
+import pytest
+
+from mlops_nb.bundle import bundle, check_golden, open_bundle
+from mlops_nb.errors import UserError
+from mlops_nb.evaluate.evaluate import evaluate
+from mlops_nb.evaluate.explain import explain, read_explanation
+from mlops_nb.evaluate.gate import gate
+from mlops_nb.net import Net
+from mlops_nb.params import NetParams, read_params, write_params
+from mlops_nb.predict import Predictor, score_file
+from mlops_nb.settings import read_settings
+from mlops_nb.train import baselines
+from mlops_nb.train.gbdt import Part
+from mlops_nb.train.net import fit_net, train
+
+
+@pytest.fixture(scope="module", params=list(modelling.CLASSES))
+def project(request, tmp_path_factory):
+    "All stages up to the gate."
+    root = modelling.trained(tmp_path_factory.mktemp(request.param), request.param, learner="net")
+    baselines.baseline(root)
+    evaluate(root)
+    explain(root)
+    bundle(root)
+    gate(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def predictor(project): return Predictor.open(project / "artifacts/bundle")
+
+
+def test_the_bundle_holds_a_net_and_opens_anywhere(project):
+    sealed = open_bundle(project / "artifacts/bundle")
+    assert "model.safetensors" in sealed.manifest.files and "model.txt" not in sealed.manifest.files
+    assert check_golden(project / "artifacts/bundle") is None
+    rules = {r["name"]: r for r in pl.read_json(project / "artifacts/gate.json")["rules"].explode().to_list()}
+    assert all(r["passed"] for name, r in rules.items() if "golden" in name or "single" in name or "row" in name), rules
+
+
+def test_a_row_alone_equals_any_company_to_the_last_bit(predictor):
+    rows = modelling.rows(300, seed=5, task=predictor.schema.task)
+    together = predictor.predict(rows)
+    assert np.array([predictor.predict_one(r) for r in rows.to_dicts()]).tobytes() == together.tobytes()
+    for part in (slice(0, 1), slice(3, 10), slice(7, 150)): assert predictor.predict(rows[part]).tobytes() == together[part].tobytes()
+    assert predictor.predict(rows.reverse())[::-1].tobytes() == together.tobytes()
+    assert predictor.predict(rows[:0]).shape == together[:0].shape
+
+
+def test_threads_change_nothing(project, predictor):
+    rows = modelling.rows(2000, seed=6, task=predictor.schema.task)
+    assert Predictor.open(project / "artifacts/bundle", threads=3).predict(rows).tobytes() == predictor.predict(rows).tobytes()
+
+
+def test_contributions_add_up_and_the_same_row_has_the_same_reasons(project, predictor):
+    assert read_explanation(project).additivity < 1e-9
+    rows = modelling.rows(30, seed=7, task=predictor.schema.task)
+    shares = predictor.explain(rows)
+    np.testing.assert_allclose(shares.sum(-1), predictor.raw(rows), rtol=1e-9, atol=1e-9)
+    assert predictor.explain(rows[4:5]).tobytes() == shares[4:5].tobytes()
+
+
+def test_probabilities_are_probabilities(predictor):
+    if predictor.schema.task == "regression": pytest.skip("a regression gives values")
+    p = predictor.predict(modelling.rows(200, seed=8, task=predictor.schema.task))
+    assert ((p >= 0) & (p <= 1)).all()
+    if p.ndim == 2: np.testing.assert_allclose(p.sum(1), 1)
+
+
+def test_a_file_is_scored_like_a_frame(predictor, tmp_path):
+    rows = modelling.rows(500, seed=9, task=predictor.schema.task)
+    rows.write_parquet(tmp_path / "in.parquet")
+    assert score_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100) == 500
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(predictor.score(rows))
+
+
+def test_a_changed_byte_is_refused(project, tmp_path):
+    import shutil
+    copy = shutil.copytree(project / "artifacts/bundle", tmp_path / "b")
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="was changed"): Predictor.open(copy)
+
+
+def test_a_bundle_holds_one_model(project, tmp_path):
+    import shutil
+
+    from mlops_nb.sealed import seal
+    copy = shutil.copytree(project / "artifacts/bundle", tmp_path / "b")
+    (copy / "model.txt").write_text("tree")
+    (copy / "manifest.json").unlink()
+    seal(copy)
+    with pytest.raises(UserError, match="its one model"): open_bundle(copy)
+
+
+def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-1, 1, (4000, 3))
+    y = 3 * X[:, 0] - X[:, 1]
+    data, _ = fit_net(Part(X[:3000], y[:3000]), Part(X[3000:], y[3000:]), "regression",
+                      NetParams(k=4, width=64, epochs=25, learning_rate=0.01, dropout=0, embedding=8, bins=16), device="cpu")
+    net = Net(data)
+    shares, middle = net.contributions(X[:40]), np.array(net.network.background).mean(0)
+    np.testing.assert_allclose(shares[:, 0], 3 * (X[:40, 0] - middle[0]), atol=0.25)
+    np.testing.assert_allclose(shares[:, 1], -(X[:40, 1] - middle[1]), atol=0.25)
+    assert abs(shares[:, 2]).max() < 0.15
+
+
+def test_the_same_project_gives_the_same_folder_and_no_checkpoint_is_left(tmp_path):
+    from mlops_nb.files import hash_folder
+    root = modelling.trained(tmp_path, learner="net")
+    first = hash_folder(root / "artifacts/models/net")
+    facts = train(root)
+    assert hash_folder(root / "artifacts/models/net") == first and not (root / ".mlops/checkpoints/net").exists()
+    assert facts["rows"] > 0 and facts["epochs"] == 6 and facts["device"] in ("cpu", "cuda")
+
+
+def test_what_cannot_be_is_said(tmp_path):
+    root = modelling.trained(tmp_path, learner="net")
+    params = read_params(root / "params.yaml")
+    params.train.continue_from = "artifacts/bundle"
+    write_params(params, root / "params.yaml")
+    with pytest.raises(UserError, match="continue_from in params.yaml is for the learner gbdt"): train(root)
+    params.train.continue_from = None
+    write_params(params, root / "params.yaml")
+    (root / "settings.ini").write_text("[run]\ndevice = cuda:9\n")
+    assert read_settings(root).run.device == "cuda:9"
+    with pytest.raises(UserError, match="cuda:9 is not there"): train(root)
+
+
+def test_trees_are_asked_without_torch(tmp_path):
+    root = modelling.judged(modelling.trained(tmp_path, n=300))
+    bundle(root)
+    code = "import sys; from mlops_nb.predict import Predictor; Predictor.open(sys.argv[1]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, root / "artifacts/bundle"], check=True)
