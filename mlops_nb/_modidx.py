@@ -984,7 +984,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.train.gbdt.training_key': ('train/gbdt.html#training_key', 'mlops_nb/train/gbdt.py')},
             'mlops_nb.train.net': { 'mlops_nb.train.net.Fitting': ('train/net.html#fitting', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.Fitting.__init__': ('train/net.html#fitting.__init__', 'mlops_nb/train/net.py'),
-                                    'mlops_nb.train.net.Fitting._copy': ('train/net.html#fitting._copy', 'mlops_nb/train/net.py'),
+                                    'mlops_nb.train.net.Fitting.copy': ('train/net.html#fitting.copy', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.Fitting.restore': ('train/net.html#fitting.restore', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.Fitting.tensors': ('train/net.html#fitting.tensors', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.NetState': ('train/net.html#netstate', 'mlops_nb/train/net.py'),

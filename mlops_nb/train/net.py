@@ -6,13 +6,14 @@
 __all__ = ['pick_device', 'Rows', 'put', 'ask', 'valid_loss', 'NetState', 'Fitting', 'save_checkpoint', 'load_checkpoint',
            'learn', 'rate', 'run_epoch', 'judge', 'fit_net', 'train']
 
-# %% ../../nbs/train/04_net.ipynb #85b8166c
+# %% ../../nbs/train/04_net.ipynb #a3a83def
 import json, math, shutil, time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import msgspec
 import numpy as np
+from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..errors import UserError
@@ -76,7 +77,7 @@ def valid_loss(network, net, rows: Rows) -> float:
     likely = p.gather(1, y.long()[:, None])[:, 0] if network.task == "multiclass" else (y * p + (1 - y) * (1 - p))
     return -likely.clamp_min(1e-15).log().mean().item()
 
-# %% ../../nbs/train/04_net.ipynb #ebd0a1f7
+# %% ../../nbs/train/04_net.ipynb #5f09d68f
 class NetState(Struct):
     "Where a training stands, apart from tensors."
     epoch: int = 0 # finished
@@ -98,37 +99,41 @@ class Fitting:
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay, fused=True)
         self.order = torch.Generator().manual_seed(seed) # draws the order of the rows
         self.drawn = self.order.get_state() # the state this epoch's order is drawn from
-        self.best = self._copy()
+        self.best = self.copy()
 
-    def _copy(self): return {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+    def copy(self) -> dict:
+        "The present weights, apart from those that go on learning."
+        return {k: v.detach().clone() for k, v in self.net.state_dict().items()}
 
-    def tensors(self) -> dict: # name -> tensor
-        "Everything that a checkpoint holds of this training."
-        import torch
-        moments = {f"adam.{i}.{k}": v for i, s in self.optimizer.state_dict()["state"].items() for k, v in s.items()}
-        random = dict(order=self.drawn, cpu=torch.get_rng_state())
-        if self.device.type == "cuda": random["cuda"] = torch.cuda.get_rng_state(self.device)
-        named = lambda name, d: {f"{name}.{k}": v.detach().cpu().contiguous().clone() for k, v in d.items()}
-        return named("net", self.net.state_dict()) | named("best", self.best) | named("random", random) | \
-            {k: v.detach().cpu().contiguous().clone() for k, v in moments.items()}
+# %% ../../nbs/train/04_net.ipynb #74b12103
+@patch
+def tensors(self:Fitting) -> dict: # name -> tensor, on the CPU
+    "Everything that a checkpoint holds of this training."
+    import torch
+    adam = {f"{i}.{k}": v for i, moments in self.optimizer.state_dict()["state"].items() for k, v in moments.items()}
+    random = dict(order=self.drawn, cpu=torch.get_rng_state())
+    if self.device.type == "cuda": random["cuda"] = torch.cuda.get_rng_state(self.device)
+    groups = dict(net=self.net.state_dict(), best=self.best, adam=adam, random=random)
+    return {f"{g}.{k}": v.detach().cpu().contiguous().clone() for g, d in groups.items() for k, v in d.items()}
 
-    def restore(self, tensors: dict, state: NetState):
-        "Go on from a checkpoint."
-        import torch
-        named = lambda name: {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
-        self.net.load_state_dict(named("net"))
-        self.best = {k: v.to(self.device) for k, v in named("best").items()}
-        moments = {}
-        for key, v in named("adam").items():
-            i, _, name = key.partition(".")
-            moments.setdefault(int(i), {})[name] = v
-        self.optimizer.load_state_dict(dict(state=moments, param_groups=self.optimizer.state_dict()["param_groups"]))
-        random = named("random")
-        self.drawn, self.state = random["order"], state
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random: torch.cuda.set_rng_state(random["cuda"], self.device)
+@patch
+def restore(self:Fitting, tensors: dict, state: NetState) -> None:
+    "Go on from a checkpoint."
+    import torch
+    group = lambda name: {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
+    self.net.load_state_dict(group("net"))
+    self.best = {k: v.to(self.device) for k, v in group("best").items()}
+    moments = {}
+    for key, v in group("adam").items():
+        i, _, name = key.partition(".")
+        moments.setdefault(int(i), {})[name] = v
+    self.optimizer.load_state_dict(dict(state=moments, param_groups=self.optimizer.state_dict()["param_groups"]))
+    random = group("random")
+    self.drawn, self.state = random["order"], state
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random: torch.cuda.set_rng_state(random["cuda"], self.device)
 
-# %% ../../nbs/train/04_net.ipynb #4cc75499
+# %% ../../nbs/train/04_net.ipynb #fb81abec
 def save_checkpoint(training: Fitting, key: str, path: Path) -> None:
     "Write a training's state; atomic."
     from safetensors.torch import save
@@ -149,7 +154,7 @@ def load_checkpoint(
         return (load(data), msgspec.json.decode(about["state"], type=NetState)) if about["key"] == key else None
     except (SafetensorError, KeyError, ValueError, OverflowError): return None
 
-# %% ../../nbs/train/04_net.ipynb #9f0e6d84
+# %% ../../nbs/train/04_net.ipynb #6628c397
 def learn(training: Fitting, rows: Rows) -> None:
     "One step on a batch."
     import torch
@@ -184,17 +189,17 @@ def run_epoch(
         after_step()
     training.drawn, state.step, state.epoch = training.order.get_state(), 0, state.epoch + 1
 
-# %% ../../nbs/train/04_net.ipynb #98395c9d
+# %% ../../nbs/train/04_net.ipynb #ba039bc6
 def judge(training: Fitting, train: Rows, valid: Rows) -> None:
     "After an epoch: note the losses, keep the best weights, and see whether it is time to stop."
     state, p = training.state, training.network.params
     loss = valid_loss(training.network, training.net, valid)
-    if loss < state.best: state.best, state.best_epoch, training.best = loss, state.epoch, training._copy()
+    if loss < state.best: state.best, state.best_epoch, training.best = loss, state.epoch, training.copy()
     some = train.take(slice(0, len(valid.y))) # as many as there are valid rows: the curve needs no more
     state.curve.append(Point(state.epoch, valid_loss(training.network, training.net, some), loss))
     state.finished = state.epoch >= p.epochs or state.epoch - state.best_epoch >= p.patience or not math.isfinite(loss)
 
-# %% ../../nbs/train/04_net.ipynb #93e8122f
+# %% ../../nbs/train/04_net.ipynb #3b31d711
 def fit_net(
     train: Part, valid: Part,
     task: str, # binary, multiclass or regression
@@ -232,7 +237,7 @@ def fit_net(
             step(training.state.epoch, training.state.curve[-1].valid)
     return to_bytes(network, training.best), training.state
 
-# %% ../../nbs/train/04_net.ipynb #39605896
+# %% ../../nbs/train/04_net.ipynb #06e376a2
 def train(
     root: Path = Path("."), # The project's folder
 ) -> dict: # What was measured: `rows`, `train_seconds`, `rows_per_second`, `epochs`, `best_epoch`, `device`
