@@ -49,12 +49,12 @@ def as_contract(
 MODELS = {'model.txt': lambda data: Booster(data.decode()), 'model.safetensors': lambda data: Net(data)} # File -> how it is opened
 
 def model_file(
-    folder: Path, # Of a trained model, or a bundle
+    folder: Path, # Of a trained model, with the name of its learner, or a bundle
 ) -> Path: # Raises `UserError` if there is none
     "The file that holds the trees or the net."
     for name in MODELS:
         if (folder / name).is_file(): return folder / name
-    raise UserError(f"{folder} holds neither {' nor '.join(MODELS)}; run the stage train.")
+    raise UserError(f"{folder} holds neither {' nor '.join(MODELS)}; run the stage train ({folder.name}) first.")
 
 def open_model(folder: Path): # A `Booster` or a `Net`
     "The trees or the net of a folder."
@@ -185,9 +185,9 @@ def open(cls:Predictor,
 ):
     "The predictor of a bundle; raises `UserError` if a byte of the bundle was changed."
     sealed, path = open_sealed(path), Path(path)
-    for name in ('schema.json', 'features.py', 'encoder.json', 'policy.json'):
-        if name not in sealed.manifest.files:
-            raise UserError(f"{path} holds no {name}, so it is no bundle of a model; give the folder of a bundle.")
+    for names in ({'schema.json'}, {'features.py'}, {'encoder.json'}, {'policy.json'}, MODELS.keys()):
+        if not names & sealed.manifest.files.keys():
+            raise UserError(f"{path} holds no {' or '.join(names)}, so it is no bundle of a model; give the folder of a bundle.")
     return cls(read_json(path / 'schema.json', Schema), load_features(path / 'features.py'),
                Encoder.from_json((path / 'encoder.json').read_bytes()), open_model(path),
                read_json(path / 'policy.json', Policy), sealed.id, threads)

@@ -41,7 +41,7 @@ def folder(one, tmp_path): return Path(shutil.copytree(one / "artifacts/bundle",
 
 def test_a_bundle_holds_the_designed_files_and_reproduces_itself(project):
     folder = project / "artifacts/bundle"
-    assert {p.name for p in folder.iterdir()} == FILES | {MANIFEST}
+    assert {p.name for p in folder.iterdir()} == FILES | {"model.txt", MANIFEST}
     assert open_bundle(folder).id == Predictor.open(folder).id == read_json(folder / MANIFEST, Manifest).id
     assert check_golden(folder) is None
     frame = modelling.rows(100, seed=3)
@@ -69,7 +69,7 @@ def test_another_parent_is_another_bundle(one):
 # --- sealing
 
 def test_every_file_is_guarded(folder):
-    for name in sorted(FILES | {MANIFEST}):
+    for name in sorted(FILES | {"model.txt", MANIFEST}):
         data = (folder / name).read_bytes()
         for changed in (data + b" ", data[:-1], b"", data.replace(data[:1], b"\0", 1)):
             (folder / name).write_bytes(changed)
@@ -82,7 +82,7 @@ def test_every_file_is_guarded(folder):
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_changed_byte_is_refused(folder, data):
-    path = folder / data.draw(st.sampled_from(sorted(FILES | {MANIFEST})))
+    path = folder / data.draw(st.sampled_from(sorted(FILES | {"model.txt", MANIFEST})))
     content = path.read_bytes()
     at = data.draw(st.integers(0, len(content) - 1))
     byte = data.draw(st.integers(1, 255)) ^ content[at]
