@@ -1014,6 +1014,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlops_nb.train.network.inputs': ('train/network.html#inputs', 'mlops_nb/train/network.py'),
                                         'mlops_nb.train.network.place_edges': ( 'train/network.html#place_edges',
                                                                                 'mlops_nb/train/network.py'),
+                                        'mlops_nb.train.network.read_about': ('train/network.html#read_about', 'mlops_nb/train/network.py'),
                                         'mlops_nb.train.network.read_number': ( 'train/network.html#read_number',
                                                                                 'mlops_nb/train/network.py'),
                                         'mlops_nb.train.network.to_bytes': ('train/network.html#to_bytes', 'mlops_nb/train/network.py'),

@@ -7,7 +7,7 @@ __all__ = ['pick_device', 'Rows', 'put', 'ask', 'valid_loss', 'NetState', 'Fitti
            'learn', 'rate', 'run_epoch', 'judge', 'fit_net', 'train']
 
 # %% ../../nbs/train/04_net.ipynb #a3a83def
-import json, math, shutil, time
+import math, shutil, time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -22,7 +22,7 @@ from ..params import NetParams
 from ..settings import read_settings
 from .encoder import Encoder, input_kinds
 from .gbdt import Part, Point, Training, open_project, progress, read_parts, read_prepared, training_key
-from .network import Network, answers, build, design, from_bytes, inputs, to_bytes, training_loss
+from .network import Network, answers, build, design, from_bytes, inputs, read_about, to_bytes, training_loss
 
 # %% ../../nbs/train/04_net.ipynb #cb77984f
 def pick_device(
@@ -150,7 +150,7 @@ def load_checkpoint(
     if path is None or not path.exists(): return None
     try:
         data = path.read_bytes()
-        about = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        about = read_about(data)
         return (load(data), msgspec.json.decode(about["state"], type=NetState)) if about["key"] == key else None
     except (SafetensorError, KeyError, ValueError, OverflowError): return None
 
@@ -248,7 +248,7 @@ def train(
     if params.continue_from: raise UserError("train.continue_from in params.yaml is for the learner gbdt; set it to null to train a net.")
     encoder = Encoder.fit(read_prepared(root, "train", list(input_kinds(schema, project.features))), schema, project.features, params.encoder)
     parts = tuple(read_parts(root, project, encoder))
-    codes = {i: max(1, *encoder.columns[i].codes.values()) + 1 if encoder.columns[i].codes else 2 for i in encoder.categorical}
+    codes = {i: max([1, *encoder.columns[i].codes.values()]) + 1 for i in encoder.categorical} # unknown and rare are 0 and 1
     folder = root / ".mlops" / "checkpoints" / "net"
     with progress("train net", params.net.epochs, unit="epochs") as step:
         net, state = fit_net(*parts, schema.task, params.net, n_classes=len(schema.classes or []), categorical=codes, seed=params.seed,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Number', 'Category', 'read_number', 'to_normal', 'Network', 'place_edges', 'design', 'inputs', 'build', 'answers',
-           'training_loss', 'to_bytes', 'from_bytes']
+           'training_loss', 'to_bytes', 'read_about', 'from_bytes']
 
 # %% ../../nbs/train/03_network.ipynb #61192f4e
 import json
@@ -163,6 +163,12 @@ def to_bytes(
     from safetensors.torch import save
     return save({k: v.detach().cpu().contiguous() for k, v in weights.items()}, {"network": msgspec.json.encode(network).decode()})
 
+def read_about(
+    data: bytes, # A safetensors file
+) -> dict[str, str]: # Raises `KeyError` or `ValueError` if there is none
+    "The texts in the header of a safetensors file."
+    return json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
 def from_bytes(
     data: bytes, # What `to_bytes` gave
 ): # `(network, net)`, the net in evaluation mode on the CPU
@@ -170,8 +176,7 @@ def from_bytes(
     from safetensors import SafetensorError
     from safetensors.torch import load
     try:
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
-        network = msgspec.json.decode(header["__metadata__"]["network"], type=Network)
+        network = msgspec.json.decode(read_about(data)["network"], type=Network)
         net = build(network)
         net.load_state_dict(load(data))
     except (SafetensorError, KeyError, ValueError, RuntimeError, OverflowError) as e: # torch says RuntimeError of weights of another net
