@@ -34,6 +34,8 @@ def ending(
     if isinstance(e, UserError): return 1, str(e)
     if isinstance(e, KeyboardInterrupt): return 130, "interrupted; what was finished is kept and nothing half-written; run the same command to go on."
     if isinstance(e, OSError): return 1, os_sentence(e)
+    if isinstance(e, ModuleNotFoundError) and e.name and e.name.split(".")[0] != "mlops_nb":
+        return 1, f"the package {e.name} is not installed; what each part needs are extras: pip install 'mlops-nb[train,net,report,sql,control]'."
     if isinstance(e, MemoryError): return 1, "there is not enough memory; use a machine with more, or fewer rows."
     said = (str(e).strip().splitlines() or [type(e).__name__])[0]
     if any(words in str(e) for words in ("No space left on device", "disk is full")): return 1, "the disk is full; free some space and run the command again."

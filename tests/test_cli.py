@@ -214,3 +214,9 @@ def test_report_run_checks_the_parameters_against_the_notebook(project):
 
 def test_the_finished_project_is_deployed(good):
     assert read_json(good / "artifacts/deployment.json", dict)["deployed"]
+
+
+def test_a_package_that_is_not_installed_is_named():
+    from mlops_nb.cli import ending
+    code, said = ending(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"))
+    assert code == 1 and said.startswith("the package torch.nn is not installed") and "mlops-nb[" in said
