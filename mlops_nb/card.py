@@ -6,7 +6,7 @@
 __all__ = ['git_state', 'Provenance', 'provenance', 'what_it_does', 'limits', 'card']
 
 # %% ../nbs/23_card.ipynb #1ef43095
-import subprocess, sys
+import re, subprocess, sys
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from msgspec import Struct
 from .data.prepare import Dataset
 from .errors import UserError
 from .files import read_json, sha256_file
-from .params import read_params
+from .params import Params, SimulateParams, read_params
 from .predict import Policy, Predictor
 from .schema import Schema
 from .sealed import producers
@@ -68,13 +68,23 @@ def provenance(
                       '.'.join(map(str, sys.version_info[:2])), {k: v for k, v in training.items() if k not in ('curve', 'params')})
 
 # %% ../nbs/23_card.ipynb #c3093d9b
+def _plain(text): # Shown as it is, in one line
+    return re.sub(r'([\\`*<&\[|]|(?<!\w)_|_(?!\w))', r'\\\1', ' '.join(str(text).split()))
+
 def _table(head, rows):
-    def clean(v): return str(v).replace('|', '\\|').replace('\n', ' ')
-    return '\n'.join(f"| {' | '.join(map(clean, r))} |" for r in [head, ['---'] * len(head), *rows]) if rows else 'None.'
+    return '\n'.join(f"| {' | '.join(map(_plain, r))} |" for r in [head, ['---'] * len(head), *rows]) if rows else 'None.'
+
+def _list(sentences): return '\n'.join(f"- {s}" for s in sentences)
 
 def _figure(e):
     if not e or e.get('value') is None: return 'undefined'
     return f"{e['value']:.4g}" + (f" ({e['low']:.4g} to {e['high']:.4g})" if e.get('low') is not None else '')
+
+# %% ../nbs/23_card.ipynb #6f93298d
+def _use(schema):
+    nobody = "Nobody has written it down; `{}` in schema.yaml is the place."
+    return [f"**For:** {_plain(schema.intended_use) or nobody.format('intended_use')}",
+            f"**Not for:** {_plain(schema.out_of_scope) or nobody.format('out_of_scope')}"]
 
 # %% ../nbs/23_card.ipynb #f884ba9d
 def what_it_does(
@@ -83,10 +93,10 @@ def what_it_does(
 ) -> str:
     "What the model predicts and decides, in two sentences at most."
     doc = schema.columns[schema.target].doc if schema.target in schema.columns else ''
-    about = f"`{schema.target}`" + (f" ({doc.rstrip('.')})" if doc else '')
+    about = f"`{schema.target}`" + (f" ({_plain(doc).rstrip('.')})" if doc else '')
     if schema.task == 'regression': return f"It predicts the value of {about}."
     if schema.task == 'multiclass':
-        return (f"It predicts the probabilities of {len(schema.classes)} classes of {about}: {', '.join(schema.classes)}. "
+        return (f"It predicts the probabilities of {len(schema.classes)} classes of {about}: {', '.join(map(_plain, schema.classes))}. "
                 "It decides for the most probable one.")
     costs = ', '.join(f"{k.replace('_', ' ')} {v:g}" for k, v in policy.costs.items())
     return (f"It predicts the probability that {about} is `{schema.classes[1]}`. From {policy.threshold:.4g} on it decides for "
@@ -94,7 +104,7 @@ def what_it_does(
 
 # %% ../nbs/23_card.ipynb #5afe8ac2
 def _parts(dataset):
-    def span(t): return f"{t[0]} to {t[1]}" if t else 'no time'
+    def span(t): return ' to '.join(x.removesuffix('T00:00:00') for x in t) if t else 'no time'
     def target(d): return ', '.join(f"{k} {v:,.6g}" for k, v in d.items())
     rows = [(p, f"{d.rows:,}", span(d.time), target(d.target)) for p, d in dataset.parts.items()]
     return _table(['part', 'rows', 'time', 'target'], rows)
@@ -107,7 +117,7 @@ def limits(
 ) -> list[str]: # Sentences
     "What the figures do not say."
     sources, left_out = list(dataset.sources), dataset.accepted - dataset.used
-    named = ', '.join(sources[:5]) + (f" and {len(sources) - 5} more" if len(sources) > 5 else '')
+    named = ', '.join(map(_plain, sources[:5])) + (f" and {len(sources) - 5} more" if len(sources) > 5 else '')
     out = [f"It knows rows like those of `{dataset.dataset}` ({named}); on others its figures do not hold.",
            f"{left_out:,} of {dataset.accepted:,} accepted rows were left out"
            + (f" (filter: `{dataset.filter}`)." if dataset.filter else "."),
@@ -123,7 +133,7 @@ def _quality(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     return [f"With {evaluation['confidence']:.0%} bootstrap intervals.",
             _table(['metric', 'test', 'valid'], [(m, _figure(e), _figure(valid.get(m))) for m, e in test.items()]),
-            '\n'.join(f"- {c['sentence']}" for c in evaluation.get('comparisons') or []) or "It was compared with no other model."]
+            _list(_plain(c['sentence']) for c in evaluation.get('comparisons') or []) or "It was compared with no other model."]
 
 def _segments(evaluation, most=10):
     worst = sorted(evaluation.get('slices') or [], key=lambda s: -(s['gap'].get('value') or 0))[:most]
@@ -131,10 +141,23 @@ def _segments(evaluation, most=10):
             _table(['segment', 'rows', evaluation['primary'], 'behind the rest by'],
                    [(f"{s['column']} = {s['value']}", f"{s['n']:,}", _figure(s['estimate']), _figure(s['gap'])) for s in worst])]
 
-def _origin(p):
-    changed = ' with changes that it does not hold' if p.git_dirty else ''
-    after = f"it follows the model {p.parent[:12]}" if p.parent else 'there was no model before it'
-    return f"Commit {p.git_commit or 'unknown'}{changed}; {after}; made with {', '.join(f'{k} {v}' for k, v in p.packages.items())}."
+# %% ../nbs/23_card.ipynb #6687d355
+def _flat(params, before=''): # 'train.gbdt.num_leaves': 31, ...
+    return {k: v for name, x in params.items() for k, v in (_flat(x, f'{before}{name}.') if isinstance(x, dict) else {before + name: x}).items()}
+
+def _changed(params): # Those that are not as a new project has them
+    usual = _flat(msgspec.to_builtins(Params(simulate=SimulateParams())))
+    return [(k, v) for k, v in _flat(params).items() if v != usual.get(k)]
+
+def _lineage(p):
+    changed = ', with changes that it does not hold' if p.git_dirty else ''
+    learned = ', '.join(f"{k.replace('_', ' ')} {v:,}" for k, v in p.training.items() if isinstance(v, int))
+    return [_list([f"Code: commit `{p.git_commit}`{changed}." if p.git_commit else "Code: no commit is known.",
+                   f"Before it: the model `{p.parent}`." if p.parent else "Before it: no model.",
+                   f"Learner: {p.training.get('learner', 'unknown')} ({learned}).",
+                   f"Made with Python {p.python}, {', '.join(f'{k} {v}' for k, v in p.packages.items())}."]),
+            "Made from:", _table(['input', 'sha256'], [(k, f"{v[:12]}…") for k, v in p.inputs.items()]),
+            "Parameters that are not at their defaults:", _table(['parameter', 'value'], _changed(p.params))]
 
 # %% ../nbs/23_card.ipynb #f6f519da
 def card(
@@ -147,8 +170,9 @@ def card(
     schema, computed = predictor.schema, ', '.join(predictor.features.names)
     inputs = [(c, schema.columns[c].type, schema.columns[c].doc) for c in predictor.inputs]
     return '\n\n'.join([
-        f"# {schema.dataset}", what_it_does(schema, predictor.policy),
+        f"# {_plain(schema.dataset)}", what_it_does(schema, predictor.policy),
+        "## Intended use", *_use(schema),
         "## Inputs", _table(['column', 'type', 'meaning'], inputs), f"Computed from them: {computed or 'nothing'}.",
         "## Data", f"Split: {dataset.split.method}. No row and no group is in two parts; that was checked.", _parts(dataset),
         "## Quality", *_quality(evaluation), "## Segments", *_segments(evaluation),
-        "## Limits", '\n'.join(f"- {s}" for s in limits(schema, dataset, evaluation)), "## Origin", _origin(origin)]) + '\n'
+        "## Limits", _list(limits(schema, dataset, evaluation)), "## Lineage", *_lineage(origin)]) + '\n'

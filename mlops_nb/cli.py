@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
-           'schema_check', 'schema_diff', 'score', 'report_run', 'control']
+           'schema_check', 'schema_diff', 'score', 'report_run', 'card', 'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -151,15 +151,21 @@ def schema_diff(old: Path, new: Annotated[Path, typer.Argument(help="The newer c
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.sentence)
 
 # %% ../nbs/92_cli.ipynb #453690bd
-@app.command()
-def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
-          bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")] = None):
-    "Score a Parquet file of any size."
-    from mlops_nb.predict import Predictor, score_file
+_Bundle = Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")]
+
+def _chosen(bundle):
     from mlops_nb.release.plan import champion
-    from mlops_nb.settings import read_settings, thread_count
     bundle = bundle or champion(Path("."))
     if bundle is None: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
+    return bundle
+
+@app.command()
+def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+          bundle: _Bundle = None):
+    "Score a Parquet file of any size."
+    from mlops_nb.predict import Predictor, score_file
+    from mlops_nb.settings import read_settings, thread_count
+    bundle = _chosen(bundle)
     predictor = Predictor.open(bundle, thread_count(read_settings(Path("."))))
     print(f"{target}: {score_file(predictor, source, target):,} rows scored by {bundle.name[:12]}.")
 
@@ -173,6 +179,13 @@ def report_run(name: Annotated[str, typer.Argument(help="A notebook, or the name
     "Run a notebook with parameters, and render it to one page."
     from mlops_nb.report.run import report_once
     print(f"The page is {report_once(Path('.'), name, p, output)}")
+
+# %% ../nbs/92_cli.ipynb #e9a20f70
+@app.command()
+def card(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The page to write.")] = Path("card.html")):
+    "Write the model card of a bundle as one page."
+    from mlops_nb.report.pipeline import card_page
+    print(f"The page is {card_page(_chosen(bundle), output)}")
 
 # %% ../nbs/92_cli.ipynb #af699f68
 @app.command()

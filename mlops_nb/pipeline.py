@@ -63,7 +63,7 @@ STAGES = {s.name: s for s in [
           deps=["artifacts/bundle", "artifacts/gate.json"], outs=["artifacts/deployment.json"]),
     Stage("report", "Render the pages that people read.", "mlops_nb.pipeline:report",
           deps=["nbs/reports", "artifacts/validation.json", "artifacts/statistics.parquet", "artifacts/prepared", "artifacts/models",
-                "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
+                "artifacts/evaluation", "artifacts/explanation", "artifacts/bundle", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
           outs=["reports/pipeline", "reports/index.html"]),
 ]}
 

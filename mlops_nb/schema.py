@@ -56,6 +56,8 @@ class Schema(Struct, forbid_unknown_fields=True, dict=True):
     label_delay: Annotated[str, Meta(description="how long after event_time the target is known: 30d, 12h, ...")] = "0d"
     segments: Annotated[list[str], Meta(description="columns by which results are always broken down")] = field(default_factory=list)
     missing: Annotated[list[str], Meta(description="texts that mean 'no value', beside the empty one")] = field(default_factory=list)
+    intended_use: Annotated[str, Meta(description="what the predictions are for: who does what with them")] = ""
+    out_of_scope: Annotated[str, Meta(description="what they must not be used for")] = ""
 
 # %% ../nbs/02_schema.ipynb #3820d341
 _REFUSED = re.compile(r"\b(select|now|today|current_date|current_time|current_timestamp)\b", re.IGNORECASE) # before it is even parsed

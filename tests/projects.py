@@ -77,9 +77,9 @@ def check_parity(root, place):
 
 
 def check_pages(root, gate, output):
-    "Three pages that need nothing else, and a last line that is true."
+    "Four pages that need nothing else, and a last line that is true."
     folder = root / "reports/pipeline" / gate["bundle"][:12]
-    pages = [folder / f"{n}.html" for n in ("data", "evaluation", "explanation")] + [root / "reports/index.html"]
+    pages = [folder / f"{n}.html" for n in ("data", "evaluation", "explanation", "card")] + [root / "reports/index.html"]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert "<script" not in text and "Traceback" not in text and "default-src 'none'" in text

@@ -98,12 +98,12 @@ def test_notebooks_keep_their_parameters_and_hold_no_outputs(name):
 def test_the_stage_end_to_end(project, capsys):
     if "binary" not in project.name: pytest.skip("one task is enough: the notebooks themselves are tested on all three")
     shutil.copytree(NOTEBOOKS, project / "nbs/reports", dirs_exist_ok=True)
-    assert report(project) == {"pages": 3}
+    assert report(project) == {"pages": 4}
     line = capsys.readouterr().out.strip().splitlines()[-1]
     passed = read_json(project / "artifacts/gate.json", dict)["passed"]
     assert line.startswith("The gate passed." if passed else "The gate failed. Nothing was deployed:") and " Look at reports/" in line
     assert (project / line.rsplit(" ", 1)[1]).exists()
     pages = sorted(p.name for p in (project / "reports").rglob("*.html"))
-    assert pages == ["data.html", "evaluation.html", "explanation.html", "index.html"]
+    assert pages == ["card.html", "data.html", "evaluation.html", "explanation.html", "index.html"]
     for html in (project / "reports").rglob("*.html"):
         assert not any(s in html.read_text() for s in ("http://", "https://", "<script", "//cdn"))

@@ -189,6 +189,7 @@ def fake(monkeypatch):
         Path(html).write_text(page("x", "", kwargs["header"]))
     Fake.calls, Fake.fails = [], ""
     monkeypatch.setattr(pipeline, "run_notebook", run)
+    monkeypatch.setattr(pipeline, "card_page", lambda bundle, html, header: Path(html).write_text(page("x", "", header)))
     return Fake
 
 
