@@ -9,7 +9,7 @@ from mlops_nb.data.prepare import prepare
 from mlops_nb.files import write_json
 from mlops_nb.params import NetParams, Params, PrepareParams, SplitParams, read_params, write_params
 from mlops_nb.schema import Column, Schema, write_schema
-from mlops_nb.train import gbdt, net
+from mlops_nb.train.train import train
 
 os.environ.setdefault("MLOPS_NB_RUN_THREADS", "1") # several trainings at once on few cores wait for each other
 
@@ -66,7 +66,7 @@ def trained(root, task="binary", features=True, n=900, learner="gbdt"):
     accepted = rows(n, task=task).with_columns(pl.col("place").replace({"?": None}), _source=pl.lit("rows.csv"), _row=pl.int_range(n))
     accepted.write_parquet(root / "artifacts/accepted/part-0.parquet")
     prepare(root)
-    {"gbdt": gbdt, "net": net}[learner].train(root)
+    train(root, learner)
     return root
 
 

@@ -12,13 +12,15 @@ from mlops_nb.errors import UserError
 from mlops_nb.evaluate.evaluate import evaluate
 from mlops_nb.evaluate.explain import explain, read_explanation
 from mlops_nb.evaluate.gate import gate
+from mlops_nb.files import read_json
 from mlops_nb.net import Net
 from mlops_nb.params import NetParams, read_params, write_params
 from mlops_nb.predict import Predictor, score_file
 from mlops_nb.settings import read_settings
 from mlops_nb.train import baselines
-from mlops_nb.train.gbdt import Part
-from mlops_nb.train.net import fit_net, train
+from mlops_nb.train.net import fit_net
+from mlops_nb.train.parts import Part
+from mlops_nb.train.train import Training, train
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
@@ -105,8 +107,8 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     rng = np.random.default_rng(0)
     X = rng.uniform(-1, 1, (4000, 3))
     y = 3 * X[:, 0] - X[:, 1]
-    data, _ = fit_net(Part(X[:3000], y[:3000]), Part(X[3000:], y[3000:]), "regression",
-                      NetParams(k=4, width=64, epochs=25, learning_rate=0.01, dropout=0, embedding=8, bins=16), device="cpu")
+    data = fit_net(Part(X[:3000], y[:3000]), Part(X[3000:], y[3000:]), "regression",
+                      NetParams(k=4, width=64, epochs=25, learning_rate=0.01, dropout=0, embedding=8, bins=16), device="cpu").model
     net = Net(data)
     shares, middle = net.contributions(X[:40]), np.array(net.network.background).mean(0)
     np.testing.assert_allclose(shares[:, 0], 3 * (X[:40, 0] - middle[0]), atol=0.25)
@@ -118,22 +120,36 @@ def test_the_same_project_gives_the_same_folder_and_no_checkpoint_is_left(tmp_pa
     from mlops_nb.files import hash_folder
     root = modelling.trained(tmp_path, learner="net")
     first = hash_folder(root / "artifacts/models/net")
-    facts = train(root)
+    facts = train(root, "net")
     assert hash_folder(root / "artifacts/models/net") == first and not (root / ".mlops/checkpoints/net").exists()
-    assert facts["rows"] > 0 and facts["epochs"] == 6 and facts["device"] in ("cpu", "cuda")
+    assert facts["rows"] > 0 and facts["iterations"] == 6
 
 
-def test_what_cannot_be_is_said(tmp_path):
+def test_a_device_that_is_not_there(tmp_path):
     root = modelling.trained(tmp_path, learner="net")
-    params = read_params(root / "params.yaml")
-    params.train.continue_from = "artifacts/bundle"
-    write_params(params, root / "params.yaml")
-    with pytest.raises(UserError, match="continue_from in params.yaml is for the learner gbdt"): train(root)
-    params.train.continue_from = None
-    write_params(params, root / "params.yaml")
     (root / "settings.ini").write_text("[run]\ndevice = cuda:9\n")
     assert read_settings(root).run.device == "cuda:9"
-    with pytest.raises(UserError, match="cuda:9 is not there"): train(root)
+    with pytest.raises(UserError, match="cuda:9 is not there"): train(root, "net")
+
+
+def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
+    root = modelling.trained(tmp_path, learner="net")
+    models, params = root / "artifacts/models", read_params(root / "params.yaml")
+    train(root, "gbdt")
+    first = read_json(models / "net/training.json", Training)
+    for learner in ("net", "gbdt"): (models / learner).rename(root / f"earlier_{learner}")
+    params.train.continue_from = "earlier_net"
+    params.train.net.epochs = 1
+    write_params(params, root / "params.yaml")
+    train(root, "net")
+    after = read_json(models / "net/training.json", Training)
+    assert after.continued_from and after.best < first.curve[0].valid, "one epoch from where the other ended"
+    params.train.continue_from = "earlier_gbdt"
+    write_params(params, root / "params.yaml")
+    train(root, "net")
+    fresh = read_json(models / "net/training.json", Training)
+    assert fresh.continued_from is None and fresh.best > after.best
+    assert (models / "net/encoder.json").read_bytes() == (root / "earlier_gbdt/encoder.json").read_bytes()
 
 
 def test_trees_are_asked_without_torch(tmp_path):

@@ -21,7 +21,7 @@ from mlops_nb.release.store import get, put
 from mlops_nb.release.tracking import flatten, local_uri, log_pages, track, tracking_client
 from mlops_nb.settings import read_settings
 from mlops_nb.train.baselines import baseline
-from mlops_nb.train.gbdt import train
+from mlops_nb.train.train import train
 
 
 def model(root):

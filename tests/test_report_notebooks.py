@@ -52,7 +52,7 @@ def project(request, tmp_path_factory):
     ingest(root / "rows.csv", root)
     validate(root)
     from mlops_nb.data.prepare import prepare
-    from mlops_nb.train.gbdt import train
+    from mlops_nb.train.train import train
     for stage in (prepare, train, baseline, evaluate, explain, bundle, gate): stage(root)
     verdict = read_json(root / "artifacts/gate.json", dict)
     deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], sentence="Version 1 answers at rows.")

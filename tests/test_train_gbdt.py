@@ -19,9 +19,11 @@ from mlops_nb.data.features import Features
 from mlops_nb.errors import UserError
 from mlops_nb.files import hash_folder, read_json
 from mlops_nb.params import Params, TrainParams, write_params
-from mlops_nb.schema import Column, Schema, write_schema
-from mlops_nb.train import gbdt
-from mlops_nb.train.gbdt import Part, State, Training, fit_gbdt, recency_weights, train
+from mlops_nb.schema import Column, Schema, read_schema, write_schema
+from mlops_nb.train import gbdt, learners, parts
+from mlops_nb.train.gbdt import State, fit_gbdt
+from mlops_nb.train.parts import Part, recency_weights
+from mlops_nb.train.train import Training, train
 
 MODEL = Path("artifacts/models/gbdt")
 
@@ -79,7 +81,7 @@ def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, wei
     a, b = problem(task)
     if weighted: a = a._replace(weight=0.5 ** (np.arange(len(a.y))[::-1] / 200))
     how = dict(n_classes=3, categorical=[0])
-    whole, state = fit_gbdt(a, b, task, params(**sampling), **how)
+    whole = fit_gbdt(a, b, task, params(**sampling), **how)
 
     class Stop(Exception): pass
 
@@ -87,39 +89,39 @@ def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, wei
         def step(iteration, _):
             if iteration == i: raise Stop
         return step
-    moments = random.Random(task + str(weighted)).sample(range(1, state.iteration), 3)
+    moments = random.Random(task + str(weighted)).sample(range(1, whole.iterations), 3)
     for moment in sorted(moments):
         with pytest.raises(Stop): fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", step=stop_at(moment))
     first = []
-    text, again = fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", step=lambda i, _: first.append(i))
-    assert text == whole
-    assert (again.best, again.best_iteration, again.curve) == (state.best, state.best_iteration, state.curve)
+    resumed = fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", step=lambda i, _: first.append(i))
+    assert resumed == whole
     assert first[0] == max(moments) // 13 * 13 + 1 or max(moments) % 13 == 0
 
 
 def test_the_number_of_threads_changes_nothing():
     a, b = problem("regression", 6000)
-    texts = {fit_gbdt(a, b, "regression", params(n_estimators=15), categorical=[0], threads=t)[0] for t in (1, 2, 3)}
+    texts = {fit_gbdt(a, b, "regression", params(n_estimators=15), categorical=[0], threads=t).model for t in (1, 2, 3)}
     assert len(texts) == 1
 
 
 def test_how_often_a_checkpoint_is_written_changes_nothing_unless_rows_are_sampled():
     a, b = problem("binary")
-    trees = {fit_gbdt(a, b, "binary", params(checkpoint_every=c), categorical=[0])[0] for c in (1, 7, 1000)}
+    trees = {fit_gbdt(a, b, "binary", params(checkpoint_every=c), categorical=[0]).model for c in (1, 7, 1000)}
     assert len(trees) == 1
 
 
 KILL = """
 import sys, time
 from pathlib import Path
-from mlops_nb.train import gbdt
-fit = gbdt.fit_gbdt
+from mlops_nb.train import learners
+from mlops_nb.train.train import train
+fit = learners.fit_gbdt
 def slow(*args, step, **kw):                       # 4 ms a tree, so that there is a moment to be killed in
     def wait(i, v): time.sleep(0.004); step(i, v)
     print('training', flush=True)
     return fit(*args, step=wait, **kw)
-gbdt.fit_gbdt = slow
-gbdt.train(Path(sys.argv[1]))
+learners.fit_gbdt = slow
+train(Path(sys.argv[1]))
 """
 
 
@@ -139,10 +141,10 @@ def test_sigkill_at_random_moments(tmp_path):
         resumed += len(list((killed / ".mlops").rglob("state.json")))
     assert resumed, "no checkpoint was written before a kill: the test proved nothing"
     seen = []
-    fit = gbdt.fit_gbdt
-    gbdt.fit_gbdt = lambda *a, step, **k: fit(*a, step=lambda i, v: seen.append(i), **k)
+    fit = learners.fit_gbdt
+    learners.fit_gbdt = lambda *a, step, **k: fit(*a, step=lambda i, v: seen.append(i), **k)
     try: train(killed)
-    finally: gbdt.fit_gbdt = fit
+    finally: learners.fit_gbdt = fit
     assert seen[0] > 1, "it began from the beginning"
     assert hash_folder(calm / MODEL) == hash_folder(killed / MODEL)
     assert not list((killed / ".mlops").rglob("state.json"))
@@ -164,28 +166,28 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"): fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path)
     assert read_json(path, State).iteration == 26 and [p.name for p in tmp_path.iterdir()] == ["s.json"]
     monkeypatch.undo()
-    assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path)[0] == fit_gbdt(a, b, "binary", params(), categorical=[0])[0]
+    assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path) == fit_gbdt(a, b, "binary", params(), categorical=[0])
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"model": 3}', "null"])
 def test_a_torn_checkpoint_costs_a_fresh_start(tmp_path, content):
     a, b = problem("binary")
     (tmp_path / "s.json").write_text(content)
-    whole = fit_gbdt(a, b, "binary", params(), categorical=[0])[0]
-    assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=tmp_path / "s.json")[0] == whole
+    whole = fit_gbdt(a, b, "binary", params(), categorical=[0])
+    assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=tmp_path / "s.json") == whole
 
 
 def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
     root = project(tmp_path, gbdt={"n_estimators": 30})
     keys = []
-    real = gbdt.training_key
-    gbdt.training_key = lambda *a: keys.append(real(*a)) or keys[-1]
+    real = learners.training_key
+    learners.training_key = lambda *a: keys.append(real(*a)) or keys[-1]
     try:
         train(root)
         project(root, n=3001, gbdt={"n_estimators": 30}); train(root)
         write(root, gbdt={"n_estimators": 31}); train(root)
         write(root, gbdt={"n_estimators": 31}, recency_half_life="3d"); train(root)
-    finally: gbdt.training_key = real
+    finally: learners.training_key = real
     assert len(set(keys)) == 4
 
 
@@ -195,13 +197,14 @@ def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
 def test_the_loop_is_lightgbms_own(task, metric):
     a, b = problem(task)
     p = params(checkpoint_every=7, n_estimators=200, early_stopping_rounds=15)
-    text, state = fit_gbdt(a, b, task, p, n_classes=3, categorical=[0])
+    trees = fit_gbdt(a, b, task, p, n_classes=3, categorical=[0])
     history = {}
     plain = lgb.train(gbdt.lightgbm_params(task, p, 3, 1) | {"metric": metric}, lgb.Dataset(a.X, a.y, categorical_feature=[0]), 200,
                       lgb.Dataset(b.X, b.y), callbacks=[lgb.early_stopping(15, verbose=False), lgb.record_evaluation(history)])
-    assert plain.best_iteration == state.best_iteration == lgb.Booster(model_str=text).current_iteration()
-    assert state.best == pytest.approx(min(history["valid_0"][metric]), rel=1e-7) # it keeps targets in 32 bits
-    np.testing.assert_array_equal(plain.predict(b.X), lgb.Booster(model_str=text).predict(b.X))
+    booster = lgb.Booster(model_str=trees.model.decode())
+    assert plain.best_iteration == trees.best_iteration == booster.current_iteration()
+    assert trees.best == pytest.approx(min(history["valid_0"][metric]), rel=1e-7) # it keeps targets in 32 bits
+    np.testing.assert_array_equal(plain.predict(b.X), booster.predict(b.X))
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -209,13 +212,13 @@ def test_the_curve_is_what_scikit_learn_computes(task):
     from sklearn.metrics import log_loss, root_mean_squared_error
     parts = a, b = problem(task)
     weighted = a._replace(weight=np.random.default_rng(0).uniform(0.1, 1, len(a.y)))
-    text, state = fit_gbdt(weighted, b, task, params(n_estimators=10), n_classes=3, categorical=[0])
+    trees = fit_gbdt(weighted, b, task, params(n_estimators=10), n_classes=3, categorical=[0])
     score = root_mean_squared_error if task == "regression" else lambda y, p, **w: log_loss(y, p, labels=np.unique(a.y), **w)
-    last, model = state.curve[-1], lgb.Booster(model_str=text)
-    assert last.iteration == state.best_iteration == 10
+    last, model = trees.curve[-1], lgb.Booster(model_str=trees.model.decode())
+    assert last.iteration == trees.best_iteration == 10
     train, valid = (model.predict(part.X) for part in parts)
     assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weight), rel=1e-6) # LightGBM keeps targets in 32 bits
-    assert last.valid == state.best == pytest.approx(score(b.y, valid), rel=1e-6)
+    assert last.valid == trees.best == pytest.approx(score(b.y, valid), rel=1e-6)
 
 
 # ---- weights by age
@@ -265,10 +268,10 @@ def test_going_on_from_a_model_folder(tmp_path):
 
 def test_an_earlier_model_that_cannot_be_improved_is_the_result():
     a, b = problem("binary")
-    early, before = fit_gbdt(a, b, "binary", params(n_estimators=500, early_stopping_rounds=50), categorical=[0])
-    text, after = fit_gbdt(a._replace(y=1 - a.y), b, "binary", params(), categorical=[0], earlier=early)
-    assert after.best_iteration == after.start == before.best_iteration and after.iteration == after.start + 10
-    assert text.split("\nTree=")[1:10] == early.split("\nTree=")[1:10]
+    early = fit_gbdt(a, b, "binary", params(n_estimators=500, early_stopping_rounds=50), categorical=[0])
+    after = fit_gbdt(a._replace(y=1 - a.y), b, "binary", params(), categorical=[0], earlier=early.model)
+    assert after.best_iteration == early.best_iteration and after.iterations == early.best_iteration + 10
+    assert after.model.split(b"\nTree=")[1:10] == early.model.split(b"\nTree=")[1:10]
 
 
 def test_an_earlier_model_must_fit(tmp_path):
@@ -277,13 +280,13 @@ def test_an_earlier_model_must_fit(tmp_path):
     (root / MODEL).rename(root / "earlier")
     schema = (root / "schema.yaml").read_text()
     write(root, continue_from="nowhere")
-    with pytest.raises(UserError, match="there is no model.txt"): train(root)
+    with pytest.raises(UserError, match="there is no model"): train(root)
     write(root, continue_from="earlier")
     about = (root / "earlier/training.json").read_text()
     (root / "earlier/training.json").write_text(about.replace('"yes"', '"no!"'))
     with pytest.raises(UserError, match="with the classes"): train(root)
     (root / "earlier/training.json").write_text(about)
-    s = gbdt.read_schema(root / "schema.yaml")
+    s = read_schema(root / "schema.yaml")
     s.columns["z"].feature = False
     write_schema(s, root / "schema.yaml")
     with pytest.raises(UserError, match=r"other inputs than this project \(z\)"): train(root)
@@ -360,7 +363,7 @@ def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
 
 
 def test_plain_lines_where_nobody_watches(capsys):
-    with gbdt.progress("train gbdt", 100, every=0) as step: step(7, 0.25)
+    with learners.progress("train gbdt", 100, every=0) as step: step(7, 0.25)
     assert capsys.readouterr().err == "train gbdt: 7 of at most 100 trees, valid loss 0.25\n"
 
 
@@ -370,7 +373,7 @@ def test_own_features_are_inputs(tmp_path):
         path = root / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).with_columns(double=2 * pl.col("x")).write_parquet(path)
     features = Features({"double": None}, {"double": "number"}, {"double": ["x"]})
-    real, gbdt.load_features = gbdt.load_features, lambda path: features
+    real, parts.load_features = parts.load_features, lambda path: features
     try: train(root)
-    finally: gbdt.load_features = real
+    finally: parts.load_features = real
     assert [c["name"] for c in msgspec.json.decode((root / MODEL / "encoder.json").read_bytes())["columns"]] == ["kind", "x", "z", "double"]

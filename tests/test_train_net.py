@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from mlops_nb.errors import UserError
 from mlops_nb.params import NetParams
-from mlops_nb.train.gbdt import Part
 from mlops_nb.train.net import fit_net, load_checkpoint, pick_device, rate
 from mlops_nb.train.network import build, design, from_bytes, inputs, read_number, to_bytes, to_normal
+from mlops_nb.train.parts import Part, open_project, read_parts, read_prepared
 
 SMALL = NetParams(k=4, width=24, blocks=2, embedding=8, bins=8, epochs=4, patience=4, batch=64, dropout=0.2)
 
@@ -74,9 +74,9 @@ def test_only_numbers_or_only_categories(columns):
     train, valid = problem()
     keep = slice(0, 2) if columns == "numbers" else slice(2, 3)
     parts = (p._replace(X=p.X[:, keep]) for p in (train, valid))
-    data, state = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
-    assert np.isfinite(state.best)
-    network, net = from_bytes(data)
+    found = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
+    assert np.isfinite(found.best)
+    network, net = from_bytes(found.model)
     assert bool(network.numbers) == (columns == "numbers")
 
 
@@ -87,21 +87,21 @@ def test_it_overfits_64_rows(task):
     train, _ = problem(task, n=96)
     params = NetParams(k=4, width=64, embedding=8, bins=16, dropout=0, weight_decay=0, batch=64, epochs=400, patience=400,
                        learning_rate=0.005)
-    _, state = fit(train, train, task, params)
-    assert state.best < (0.05 * train.y.std() if task == "regression" else 0.03)
+    net = fit(train, train, task, params)
+    assert net.best < (0.05 * train.y.std() if task == "regression" else 0.03)
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     train, valid = problem(task, n=1500)
-    data, state = fit(train, valid, task, replace(SMALL, epochs=25, learning_rate=0.01))
-    network, net = from_bytes(data)
+    found = fit(train, valid, task, replace(SMALL, epochs=25, learning_rate=0.01))
+    network, net = from_bytes(found.model)
     from mlops_nb.train.net import put, valid_loss
-    assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(state.best, rel=1e-9)
+    assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best, rel=1e-9)
     shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
     constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
-    assert state.best < 0.8 * constant
-    assert state.best == min(p.valid for p in state.curve) and state.curve[state.best_epoch - 1].valid == state.best
+    assert found.best < 0.8 * constant
+    assert found.best == min(p.valid for p in found.curve) and found.curve[found.best_iteration - 1].valid == found.best
 
 
 def test_weights_count():
@@ -109,21 +109,21 @@ def test_weights_count():
     wrong = np.arange(len(train.y)) < 500
     flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weight=np.where(wrong, 1e-6, 1))
     many = replace(SMALL, epochs=20, learning_rate=0.01)
-    assert fit(flipped, valid, params=many)[1].best < 0.9 * fit(flipped._replace(weight=None), valid, params=many)[1].best
+    assert fit(flipped, valid, params=many).best < 0.9 * fit(flipped._replace(weight=None), valid, params=many).best
 
 
 def test_it_stops_when_nothing_improves():
     train, valid = problem()
     noise = valid._replace(y=np.random.default_rng(0).integers(0, 2, len(valid.y)).astype(float))
-    _, state = fit(train, noise, params=replace(SMALL, epochs=100, patience=3, learning_rate=0.01))
-    assert state.epoch == state.best_epoch + 3 < 100
+    net = fit(train, noise, params=replace(SMALL, epochs=100, patience=3, learning_rate=0.01))
+    assert net.iterations == net.best_iteration + 3 < 100
 
 
 def test_further_training_starts_from_the_earlier_net():
     train, valid = problem(n=1500)
-    first, before = fit(train, valid, params=replace(SMALL, epochs=20, patience=20, learning_rate=0.01))
-    _, after = fit(train, valid, params=replace(SMALL, epochs=1), earlier=first)
-    _, fresh = fit(train, valid, params=replace(SMALL, epochs=1))
+    before = fit(train, valid, params=replace(SMALL, epochs=20, patience=20, learning_rate=0.01))
+    after = fit(train, valid, params=replace(SMALL, epochs=1), earlier=before.model)
+    fresh = fit(train, valid, params=replace(SMALL, epochs=1))
     assert after.best < before.best * 1.2 < fresh.best
 
 
@@ -143,18 +143,18 @@ def test_no_nan(task, what):
               "outliers": np.where(np.arange(len(train.X)) % 50, train.X[:, 0], 1e30)}[what]
     X = train.X.copy()
     X[:, 0] = values
-    data, state = fit(train._replace(X=X), valid, task)
-    assert all(np.isfinite([p.train, p.valid]).all() for p in state.curve) and np.isfinite(state.best)
-    network, net = from_bytes(data)
+    found = fit(train._replace(X=X), valid, task)
+    assert all(np.isfinite([p.train, p.valid]).all() for p in found.curve) and np.isfinite(found.best)
+    network, net = from_bytes(found.model)
     odd = np.array([[np.nan] * 3, [1e308, -1e308, 99], [0, 0, 0], [np.inf, -np.inf, 1]])
     with torch.no_grad(): assert torch.isfinite(net(*inputs(network, odd))).all()
 
 
 def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
     train, valid = problem("regression")
-    data, state = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
-    assert state.finished and state.epoch < 50
-    assert all(torch.isfinite(w).all() for w in from_bytes(data)[1].state_dict().values())
+    net = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
+    assert net.iterations < 50
+    assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].state_dict().values())
 
 
 # ---- a kill changes no bit
@@ -166,7 +166,7 @@ class Killed(Exception): pass
 @pytest.mark.parametrize("at", [1, 8, 17, 20])
 def test_resumed_at_any_step_it_is_the_same_net(task, at, tmp_path, monkeypatch):
     train, valid = problem(task)
-    whole, before = fit(train, valid, task)
+    whole = fit(train, valid, task)
     from mlops_nb.train import net as module
     done, learn = [0], module.learn
 
@@ -177,8 +177,7 @@ def test_resumed_at_any_step_it_is_the_same_net(task, at, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "learn", dying)
     with pytest.raises(Killed): fit(train, valid, task, checkpoint=tmp_path / "c", every=0)
     monkeypatch.setattr(module, "learn", learn)
-    resumed, after = fit(train, valid, task, checkpoint=tmp_path / "c", every=0)
-    assert resumed == whole and after == before
+    assert fit(train, valid, task, checkpoint=tmp_path / "c", every=0) == whole
 
 
 RUN = """
@@ -188,14 +187,14 @@ from pathlib import Path
 from test_train_net import *
 many = replace(SMALL, epochs=12, patience=12)
 print("begins", flush=True)
-Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), every=0)[0])
+Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), every=0).model)
 """
 
 
 @pytest.mark.slow
 def test_killed_by_the_system_again_and_again(tmp_path):
     code = RUN.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), checkpoint=str(tmp_path / "c"))
-    want, _ = fit(*problem(n=1200), params=replace(SMALL, epochs=12, patience=12))
+    want = fit(*problem(n=1200), params=replace(SMALL, epochs=12, patience=12))
     chance, kills = random.Random(0), 0
     for _ in range(6):
         run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -206,32 +205,32 @@ def test_killed_by_the_system_again_and_again(tmp_path):
         run.communicate()
     assert kills
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert (tmp_path / "out").read_bytes() == want
+    assert (tmp_path / "out").read_bytes() == want.model
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "out"]
 
 
 def test_a_torn_or_foreign_checkpoint_is_left_aside(tmp_path):
     train, valid = problem()
     path = tmp_path / "c"
-    whole, _ = fit(train, valid, checkpoint=path)
+    whole = fit(train, valid, checkpoint=path)
     good = path.read_bytes()
     for torn in (b"", good[:100], good[:-7], b"\xff" * 50):
         path.write_bytes(torn)
         assert load_checkpoint(path, "any") is None
-        assert fit(train, valid, checkpoint=path)[0] == whole
+        assert fit(train, valid, checkpoint=path) == whole
     assert load_checkpoint(path, "another key") is None
-    changed, _ = fit(train, valid, params=replace(SMALL, k=2), checkpoint=path)
-    assert changed == fit(train, valid, params=replace(SMALL, k=2))[0] != whole
+    changed = fit(train, valid, params=replace(SMALL, k=2), checkpoint=path)
+    assert changed == fit(train, valid, params=replace(SMALL, k=2)) != whole
 
 
 def test_the_seed_decides_and_nothing_outside_does():
     train, valid = problem()
     torch.manual_seed(123)
     outside = torch.get_rng_state()
-    one = fit(train, valid)[0]
+    one = fit(train, valid)
     assert torch.equal(torch.get_rng_state(), outside)
     torch.manual_seed(321)
-    assert fit(train, valid)[0] == one != fit(train, valid, seed=1)[0]
+    assert fit(train, valid) == one != fit(train, valid, seed=1)
 
 
 # ---- kept, and asked of devices
@@ -262,18 +261,17 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     import polars as pl
     from projects import new_project, run
 
-    from mlops_nb.train import gbdt
     from mlops_nb.train.encoder import Encoder, input_kinds
     from mlops_nb.train.net import ask, put
     data = Path(__file__).parents[2] / "shared/data/adult/adult.[dt]*"
     root = new_project(tmp_path / "adult", data, "rtrim(outcome, '.')", "--test-files", "adult.test")
     for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
-    project = gbdt.open_project(root)
+    project = open_project(root)
     names = list(input_kinds(project.schema, project.features))
-    encoder = Encoder.fit(gbdt.read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
-    train, valid = gbdt.read_parts(root, project, encoder)
+    encoder = Encoder.fit(read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
+    train, valid = read_parts(root, project, encoder)
     codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
-    weights, _ = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu")
+    weights = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu").model
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
     part = Part(encoder.transform(test), test["_target"].to_numpy())
     network, net = from_bytes(weights)
