@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
-           'schema_check', 'schema_diff', 'score', 'report_run', 'card', 'control']
+           'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -159,15 +159,18 @@ def _chosen(bundle):
     if bundle is None: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
     return bundle
 
+def _predictor(bundle):
+    from mlops_nb.predict import Predictor
+    from mlops_nb.settings import read_settings, thread_count
+    return Predictor.open(_chosen(bundle), thread_count(read_settings(Path("."))))
+
 @app.command()
 def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
           bundle: _Bundle = None):
     "Score a Parquet file of any size."
-    from mlops_nb.predict import Predictor, score_file
-    from mlops_nb.settings import read_settings, thread_count
-    bundle = _chosen(bundle)
-    predictor = Predictor.open(bundle, thread_count(read_settings(Path("."))))
-    print(f"{target}: {score_file(predictor, source, target):,} rows scored by {bundle.name[:12]}.")
+    from mlops_nb.predict import score_file
+    predictor = _predictor(bundle)
+    print(f"{target}: {score_file(predictor, source, target):,} rows scored by {predictor.id[:12]}.")
 
 report_app = typer.Typer(no_args_is_help=True, help="Pages that people read.")
 app.add_typer(report_app, name="report")
@@ -179,6 +182,25 @@ def report_run(name: Annotated[str, typer.Argument(help="A notebook, or the name
     "Run a notebook with parameters, and render it to one page."
     from mlops_nb.report.run import report_once
     print(f"The page is {report_once(Path('.'), name, p, output)}")
+
+# %% ../nbs/92_cli.ipynb #5ef68a68
+@app.command("what-if")
+def ask_what_if(row: Annotated[int, typer.Option(help="The number of a row of the test part, or of --data; the first is 1.")] = 1,
+                data: Annotated[Path, typer.Option(help="A Parquet file of rows.")] = Path("artifacts/prepared/test.parquet"),
+                json: Annotated[Optional[str], typer.Option(help="A whole row instead, as JSON.")] = None,
+                changes: Annotated[list[str], typer.Option("--set", help="A change, column=value; again for more.")] = [],
+                by: Annotated[Optional[float], typer.Option(help="Regression: how far away another answer is; a standard deviation where it is not given.")] = None,
+                bundle: _Bundle = None,
+                as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False):
+    "Ask the model about one row, and about the same row with other values."
+    from mlops_nb.evaluate.what_if import json_row, pick_row, read_changes, read_reference, show, what_if
+    predictor = _predictor(bundle)
+    one = json_row(predictor, json) if json else pick_row(predictor, row, data)
+    found = what_if(predictor, one, read_changes(predictor, changes), read_reference(Path("."), predictor), by)
+    if as_json:
+        import msgspec
+        print(msgspec.json.encode(found).decode())
+    else: show(found)
 
 # %% ../nbs/92_cli.ipynb #e9a20f70
 @app.command()

@@ -1,4 +1,5 @@
 "The command line: help, exit codes, and what each verb says."
+import json
 import os
 import shutil
 import subprocess
@@ -42,7 +43,7 @@ def test_every_verb_explains_itself(verb):
 
 def test_the_verbs_of_the_issue_exist():
     assert {("init",), ("ingest",), ("simulate",), ("stage",), ("gate", "check"), ("schema", "check"), ("schema", "diff"), ("score",),
-            ("report", "run"), ("control",)} <= set(verbs())
+            ("what-if",), ("report", "run"), ("control",)} <= set(verbs())
 
 
 # exit codes
@@ -191,6 +192,21 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
     assert not (project / "x.parquet").exists()
     shutil.rmtree(project / "releases")
     assert "No model is deployed here" in sentence(nb("score", "rows.parquet", "x.parquet", cwd=project))
+
+
+def test_what_if_answers_for_people_and_for_programs(project):
+    done = nb("what-if", "--row", "3", "--set", "age=70", "--set", "visits=20", cwd=project)
+    assert done.returncode == 0 and "after the change" in done.stdout and "The nearest real row with another" in done.stdout, done.stderr
+    found = json.loads(nb("what-if", "--row", "3", "--set", "age=70", "--as-json", cwd=project).stdout)
+    row = pl.read_parquet(project / "artifacts/prepared/test.parquet").row(2, named=True)
+    assert found["changes"] == [{"column": "age", "here": row["age"], "there": 70}]
+    assert found["nearest"]["answer"]["decision"] == found["fewest"]["answer"]["decision"] != found["after"]["decision"]
+    typed = json.dumps({k: row[k] for k in ("city", "age", "spent", "visits", "member")} | {"day": str(row["day"])})
+    again = json.loads(nb("what-if", "--json", typed, "--set", "age=70", "--as-json", "--bundle", "artifacts/bundle", cwd=project).stdout)
+    assert again == found
+    for args, says in ((["--set", "agee=3"], "there is no column 'agee'; did you mean 'age'?"), (["--set", "age=old"], "is not an integer"),
+                       (["--row", "0"], "has no row 0"), (["--json", "{}"], "has no column"), (["--data", "x"], "x does not exist")):
+        assert says in sentence(nb("what-if", *args, cwd=project))
 
 
 def test_report_run_checks_the_parameters_against_the_notebook(project):
