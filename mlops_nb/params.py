@@ -98,8 +98,10 @@ class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):
 # %% ../nbs/04_params.ipynb #ff3f42e5
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
-    learners: Annotated[list[Literal["gbdt", "net"]], Meta(min_length=1, description="gbdt | net: which learners are trained; the first one is evaluated and deployed")] = field(
+    learners: Annotated[list[Literal["gbdt", "net"]], Meta(min_length=1, description="gbdt | net: which learners are trained")] = field(
         default_factory=lambda: ["gbdt"])
+    select: Annotated[Literal["best", "gbdt", "net"], Meta(
+        description="which of them is deployed: best (on the valid rows) | gbdt | net")] = "best"
     seed: Annotated[Count, Meta(description="the same seed on the same data gives the same model")] = 0
     recency_half_life: Annotated[Duration | None, Meta(
         description="such as 180d: a row weighs half for each such time it is older than the newest; null = all weigh the same")] = None
@@ -107,6 +109,10 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
     net: NetParams = field(default_factory=NetParams)
+
+    def __post_init__(self):
+        if self.select not in ("best", *self.learners):
+            raise ValueError(f"'select' is {self.select!r}, which is not among the learners ({', '.join(self.learners)}); set it to best, or add it.")
 
 # %% ../nbs/04_params.ipynb #273accbe
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):

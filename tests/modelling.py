@@ -73,12 +73,13 @@ def trained(root, task="binary", features=True, n=900, learner="gbdt"):
 def judged(root, task="binary"):
     "What evaluation and explanation leave behind, as far as a bundle needs it."
     art, binary = root / "artifacts", task == "binary"
-    figure = {"value": .8, "low": .7, "high": .9}
+    figure, learner = {"value": .8, "low": .7, "high": .9}, read_params(root / "params.yaml").train.learners[0]
     write_json(art / "evaluation/policy.json", {"task": task, "classes": CLASSES[task], "threshold": .37 if binary else None,
                                                 "costs": {"false_positive": 1.0} if binary else {}})
-    write_json(art / "evaluation/evaluation.json", {"metrics": {"test": {"m": figure}, "valid": {"m": figure}}, "primary": "m",
+    write_json(art / "evaluation/evaluation.json", {"learner": learner, "primary": "m",
+                                                    "metrics": {"test": {"m": figure}, "valid": {"m": figure}},
                                                     "better": "higher", "confidence": .95})
-    predictor, valid = draft(root, read_params(root / "params.yaml").train.learners[0]), pl.read_parquet(art / "prepared/valid.parquet")
+    predictor, valid = draft(root, learner), pl.read_parquet(art / "prepared/valid.parquet")
     names, scores = [c for c in predictor.output() if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
     pl.DataFrame(scores, schema=names).with_columns(part=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})

@@ -15,13 +15,14 @@ from msgspec import Struct, structs
 
 from ..data.simulator import regret
 from ..errors import UserError
-from .comparison import Comparison, compare_baselines, compare_champion
+from .comparison import Comparison, compare_baselines, compare_champion, compare_scores
 from .metrics import METRICS, PRIMARY, Estimate, Terms, estimate
+from .selection import Candidate, select
 from .slices import Slice, SmallSlices, residuals, slice_table, slices
 from .thresholds import Calibration, Money, calibrate, choose_threshold, cost_curve, money
 from ..files import atomic_dir, read_json, write_json
 from ..params import EvaluateParams, read_params
-from ..predict import Policy, Predictor
+from ..predict import Policy, Predictor, model_file
 from ..schema import Schema
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #d9173715
@@ -48,6 +49,8 @@ class Evaluation(Struct):
     dataset: str
     task: str # binary, multiclass, regression
     target: str
+    learner: str # whose model all figures are about
+    selection: str # why it, in a sentence
     classes: list[str] | None # the second is the event of a binary task
     primary: str # the metric slices and comparisons are judged by
     better: str # which direction of it is good: higher or lower
@@ -61,7 +64,8 @@ class Evaluation(Struct):
     confusion: list[list[int]] | None # on test: rows[truth][decision], in the order of classes
     slices: list[Slice] # on test
     small_slices: list[SmallSlices] # segments with values that have too few rows to judge
-    comparisons: list[Comparison] # on test: each baseline, and the champion if there is one
+    candidates: list[Candidate] # each learner's model, in the order of train.learners
+    comparisons: list[Comparison] # on test: each baseline, each other learner, and the champion if there is one
     regret: float | None # simulated data only: expected log loss above the best possible, nats per row of test
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #635c47a5
@@ -109,7 +113,7 @@ def measure(
     test: pl.DataFrame, # with `_target` and the segments
     scores: dict[str, np.ndarray], # of `valid` and `test`
     threads: int = 1,
-) -> Evaluation: # Still without comparisons and regret
+) -> Evaluation: # Still without learners, comparisons and regret
     "Measure one set of scores."
     task, sure = schema.task, (affordable(params.bootstrap, len(test)), params.confidence, params.seed, threads)
     y = {'valid': valid['_target'].to_numpy(), 'test': test['_target'].to_numpy()}
@@ -117,13 +121,13 @@ def measure(
     usable = np.isfinite(scores['test']).all()
     found, small = slices(task, test, y['test'], scores['test'], schema.segments, terms, params.min_slice, *sure)
     return Evaluation(
-        dataset=schema.dataset, task=task, target=schema.target, classes=schema.classes, primary=PRIMARY[task],
+        dataset=schema.dataset, task=task, target=schema.target, learner='', selection='', classes=schema.classes, primary=PRIMARY[task],
         better=METRICS[task][PRIMARY[task]].better, confidence=params.confidence, bootstrap=sure[0], terms=terms,
         scores={p: describe_scores(s) for p, s in scores.items()},
         metrics={p: estimate(task, y[p], s, terms, *sure) for p, s in scores.items()},
         calibration=calibrate(task, y['test'], scores['test'], schema.classes, params.confidence)[0],
         money=money(y['test'], scores['test'], terms.threshold, params.costs, *sure) if task == 'binary' and usable else None,
-        confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, comparisons=[], regret=None)
+        confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, candidates=[], comparisons=[], regret=None)
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #2dc0dbe2
 def regret_of(
@@ -166,26 +170,46 @@ def evaluate(
     root: Path = Path('.'), # The project's folder
     champion: Path | None = None, # The bundle folder of the present champion
 ) -> dict: # Facts for the stage's record
-    "Measure the trained model; writes `artifacts/evaluation/` and `artifacts/metrics.json`."
+    "Choose a learner and measure its model; writes `artifacts/evaluation/` and `artifacts/metrics.json`."
     from mlops_nb.bundle import draft
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
-    predictor, p = draft(root, params.train.learners[0]), params.evaluate
-    schema, parts = predictor.schema, {part: read_part(root, part) for part in ('valid', 'test')}
-    scores = {part: predictor.predict(frame) for part, frame in parts.items()}
-    found = measure(schema, p, parts['valid'], parts['test'], scores, predictor.threads)
-    found.comparisons = _compare(root, champion, found, predictor, parts, scores['test'], p)
-    found.regret = regret_of(root, parts['test'], scores['test']) if schema.task == 'binary' else None
-    predictor.policy = Policy(schema.task, schema.classes, found.terms.threshold if schema.task == 'binary' else None,
-                              structs.asdict(p.costs) if schema.task == 'binary' else {})
-    _write(root, predictor, found, parts, scores, p)
-    return {'rows': sum(map(len, parts.values()))}
+    drafts, p = {learner: draft(root, learner) for learner in params.train.learners}, params.evaluate
+    parts = {part: read_part(root, part) for part in ('valid', 'test')}
+    scores = {learner: {part: d.predict(frame) for part, frame in parts.items()} for learner, d in drafts.items()}
+    choice = _choose(params, drafts, parts['valid'], scores)
+    predictor, ours = drafts[choice.learner], scores[choice.learner]
+    found = measure(predictor.schema, p, parts['valid'], parts['test'], ours, predictor.threads)
+    found.learner, found.selection = choice.learner, choice.sentence
+    found.candidates = [_candidate(root, learner, parts, scores[learner], found, p, predictor.threads) for learner in drafts]
+    found.comparisons = _compare(root, champion, found, predictor, parts, scores, p)
+    found.regret = regret_of(root, parts['test'], ours['test']) if found.task == 'binary' else None
+    predictor.policy = Policy(found.task, found.classes, found.terms.threshold if found.task == 'binary' else None,
+                              structs.asdict(p.costs) if found.task == 'binary' else {})
+    _write(root, predictor, found, parts, ours, p)
+    return {'rows': sum(map(len, parts.values())), 'learner': found.learner}
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3b
-def _compare(root, champion, found, predictor, parts, ours, p):
-    schema, sure = predictor.schema, (found.bootstrap, p.confidence, p.seed, predictor.threads)
+def _choose(params, drafts, valid, scores):
+    some, p = next(iter(drafts.values())), params.evaluate
+    return select(some.schema.task, params.train.select, valid['_target'].to_numpy(), {learner: s['valid'] for learner, s in scores.items()},
+                  affordable(p.bootstrap, len(valid)), p.confidence, p.seed, some.threads)
+
+def _candidate(root, learner, parts, scores, found, p, threads):
+    size = model_file(root / 'artifacts/models' / learner).stat().st_size
+    if learner == found.learner: return Candidate(learner, size, found.metrics)
+    y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
+    terms = choose_terms(found.task, y['valid'], scores['valid'], p)
+    return Candidate(learner, size, {part: estimate(found.task, y[part], s, terms, found.bootstrap, p.confidence, p.seed, threads)
+                                     for part, s in scores.items()})
+
+def _compare(root, champion, found, predictor, parts, scores, p):
+    schema, ours, sure = predictor.schema, scores[found.learner]['test'], (found.bootstrap, p.confidence, p.seed, predictor.threads)
     path = root / 'artifacts/models/baseline/scores.parquet'
     if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
     others = compare_baselines(schema.task, parts['valid'], parts['test'], ours, found.terms, pl.read_parquet(path), *sure)
+    y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
+    others += [compare_scores(schema.task, learner, 'learner', y, ours, theirs, found.terms, *sure)
+               for learner, theirs in scores.items() if learner != found.learner]
     return others if champion is None else [*others, compare_champion(Path(champion), schema, parts['test'], ours, found.terms, *sure)]
 
 def _write(root, predictor, found, parts, scores, p):

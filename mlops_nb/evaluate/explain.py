@@ -217,9 +217,9 @@ def explain(
     root: Path = Path('.'), # The project's folder
 ) -> dict: # Facts for the stage's record
     "Attribute test predictions to the features; writes `artifacts/explanation/`."
-    from mlops_nb.bundle import draft
+    from mlops_nb.bundle import chosen_learner, draft
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
-    learner = params.train.learners[0]
+    learner = chosen_learner(root)
     predictor, test = draft(root, learner), read_part(root, 'test')
     classes, features = _sides(predictor.schema), predictor.columns
     sample = sample_rows(len(test), max(1, params.explain.rows // len(classes)))

@@ -81,7 +81,7 @@ def comparison_rules(
 ) -> list[Rule]:
     "A rule for each baseline, and one for the champion where there is one."
     primary, rules = evaluation.primary, []
-    for c in evaluation.comparisons:
+    for c in (c for c in evaluation.comparisons if c.kind != "learner"): # another learner was not chosen; nothing depends on it
         d = c.metrics.get(primary)
         scale = abs(d.theirs) if d and d.theirs is not None else 0.0
         if c.kind == "baseline":

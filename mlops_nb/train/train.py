@@ -9,10 +9,9 @@ __all__ = ['Training', 'train']
 import shutil, time
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from ..files import atomic_dir, write_json
-from ..params import TrainParams
 from .encoder import Encoder, input_kinds
 from .learners import Earlier, find_learner, fit, open_earlier, progress
 from .parts import Point, Project, open_project, read_parts, read_prepared
@@ -25,11 +24,12 @@ class Training(Struct):
     classes: list[str] | None
     loss: str # what early stopping watched
     rows: dict[str, int] # of the train and the valid part
+    limit: int # iterations at most
     iterations: int # made, with those of an earlier model
     best_iteration: int # kept
     best: float # loss on the valid part
     curve: list[Point]
-    params: TrainParams
+    params: dict # of the learner's section
     continued_from: str | None = None # sha256 of the earlier model
 
 # %% ../../nbs/train/08_train.ipynb #b9425b4f
@@ -63,7 +63,7 @@ def train(
     rows = dict(zip(('train', 'valid'), (len(p.y) for p in parts)))
     _write(root / 'artifacts' / 'models' / learner, learner, fitted, earlier.encoder,
            Training(learner, schema.task, schema.classes, 'rmse' if schema.task == 'regression' else 'log_loss', rows,
-                    *fitted[1:], params, earlier.sha256))
+                    kind.most(params), *fitted[1:], to_builtins(getattr(params, learner)), earlier.sha256))
     shutil.rmtree(checkpoints, ignore_errors=True) # of this training, which is done
     seconds = time.monotonic() - began
     return dict(rows=rows['train'], train_seconds=round(seconds, 3), rows_per_second=round(rows['train'] / seconds),
