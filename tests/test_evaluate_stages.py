@@ -116,7 +116,8 @@ def project(request, tmp_path_factory):
 def test_files_and_metrics(project):
     found, flat = read_evaluation(project), json.loads((project / "artifacts/metrics.json").read_text())
     names = {f.name for f in (project / "artifacts/evaluation").iterdir()}
-    always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "residuals.parquet", "calibration.parquet"}
+    always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "weak_spots.parquet",
+              "residuals.parquet", "calibration.parquet"}
     assert names == always | ({"costs.parquet"} if found.task == "binary" else set())
     assert flat.keys() == {"test", "valid"} and flat["test"].keys() == METRICS[found.task].keys()
     for part, metrics in found.metrics.items():

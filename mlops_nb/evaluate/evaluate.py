@@ -20,6 +20,7 @@ from .metrics import METRICS, PRIMARY, Estimate, Terms, estimate
 from .selection import Candidate, select
 from .slices import Slice, SmallSlices, residuals, slice_table, slices
 from .thresholds import Calibration, Money, calibrate, choose_threshold, cost_curve, money
+from .weak_spots import WeakSpots, weak_spot_table, weak_spots
 from ..files import atomic_dir, read_json, write_json
 from ..params import EvaluateParams, read_params
 from ..predict import Policy, Predictor, model_file
@@ -67,6 +68,7 @@ class Evaluation(Struct):
     candidates: list[Candidate] # each learner's model, in the order of train.learners
     comparisons: list[Comparison] # on test: each baseline, each other learner, and the champion if there is one
     regret: float | None # simulated data only: expected log loss above the best possible, nats per row of test
+    weak_spots: WeakSpots | None = None # groups nobody named, found on valid and judged on test
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #635c47a5
 def read_evaluation(
@@ -182,11 +184,17 @@ def evaluate(
     found.learner, found.selection = choice.learner, choice.sentence
     found.candidates = [_candidate(root, learner, parts, scores[learner], found, p, predictor.threads) for learner in drafts]
     found.comparisons = _compare(root, champion, found, predictor, parts, scores, p)
+    found.weak_spots = _weak_spots(predictor, found, parts, ours, p)
     found.regret = regret_of(root, parts['test'], ours['test']) if found.task == 'binary' else None
     predictor.policy = Policy(found.task, found.classes, found.terms.threshold if found.task == 'binary' else None,
                               structs.asdict(p.costs) if found.task == 'binary' else {})
     _write(root, predictor, found, parts, ours, p)
     return {'rows': sum(map(len, parts.values())), 'learner': found.learner}
+
+# %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3c
+def _weak_spots(predictor, found, parts, scores, p):
+    return weak_spots(found.task, predictor.columns, parts['valid'], parts['test'], scores, found.terms, p.min_slice, found.bootstrap, p.confidence,
+                      p.seed, predictor.threads)
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3b
 def _choose(params, drafts, valid, scores):
@@ -216,7 +224,7 @@ def _write(root, predictor, found, parts, scores, p):
     schema, test, s = predictor.schema, parts['test'], scores['test']
     y = test['_target'].to_numpy()
     tables = {'predictions': pl.concat(predictions(predictor, parts[part], part, scores[part]) for part in parts),
-              'slices': slice_table(found.slices),
+              'slices': slice_table(found.slices), 'weak_spots': weak_spot_table(found.weak_spots),
               'residuals': residuals(test, predictor.columns, y, s, schema.classes, confidence=p.confidence),
               'calibration': calibrate(schema.task, y, s, schema.classes, p.confidence)[1]}
     if schema.task == 'binary': tables['costs'] = cost_curve(y, s, p.costs)
