@@ -138,7 +138,9 @@ def test_flatten_and_local_uri(tmp_path):
 
 
 def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
-    write_json(project / ".mlops/stages/train.gbdt.json", {"stage": "train", "item": "gbdt", "seconds": 1.5, "peak_memory_mib": 100.0})
+    figures = [{"iteration": i, "loss/valid": 1.0, "samples_per_second": 10.0 * i} for i in (1, 7)]
+    write_json(project / ".mlops/stages/train.gbdt.json", {"stage": "train", "item": "gbdt", "seconds": 1.5, "peak_memory_mib": 100.0,
+                                                           "figures": figures})
     first = track(project)
     log_pages(project)
     assert track(project) == first
@@ -152,6 +154,10 @@ def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     assert run.data.metrics["stage.train.gbdt.seconds"] == 1.5
     assert [k for k in run.data.tags if k.startswith("data.")], "no hash of the data"
     client, _ = tracking_client(project, read_settings(project))
+    def history(name): return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+    curve = read_json(project / "artifacts/models/gbdt/training.json", dict)["curve"]
+    for part in ("train", "valid"): assert history(f"loss.gbdt.{part}") == [(p["iteration"], p[part]) for p in curve]
+    assert set(history("stage.train.gbdt.samples_per_second")) == {(1, 10.0), (7, 70.0)}
     assert {"metrics.json", "gate.json", "card.md"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
 
 

@@ -6,7 +6,7 @@
 __all__ = ['flatten', 'local_uri', 'tracking_client', 'track', 'log_pages']
 
 # %% ../../nbs/release/02_tracking.ipynb #2da8ae69
-import os
+import math, os
 from pathlib import Path
 
 import msgspec
@@ -65,12 +65,23 @@ def _describe(root, bundle):
     return flatten(provenance.get("params", {})), tags
 
 # %% ../../nbs/release/02_tracking.ipynb #e23a4149
+def _curves(root): # (name, value, step)
+    "The losses of each trained model, iteration by iteration."
+    for path in sorted((root / "artifacts" / "models").glob("*/training.json")):
+        for p in read_json(path, dict)["curve"]:
+            yield from ((f"loss.{path.parent.name}.{part}", p[part], p["iteration"]) for part in ("train", "valid"))
+
+def _log(client, run_id, metrics): # (name, value, step); a value that is None or no number is left out
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis as now
+    found = [Metric(name, float(value), now(), step) for name, value, step in metrics if value is not None and math.isfinite(value)]
+    for i in range(0, len(found), 1000): client.log_batch(run_id, found[i:i + 1000]) # MLflow takes a thousand at a time
+
 def track(
     root: Path, # A project whose stages have run as far as the gate
 ) -> str: # The MLflow run's id
     "Record the pipeline run that made `artifacts/bundle`; one that is recorded already is only brought up to date."
-    from mlflow.entities import Metric, Param, RunTag
-    from mlflow.utils.time import get_current_time_millis as now
+    from mlflow.entities import Param, RunTag
     settings, bundle = read_settings(root), open_bundle(root / "artifacts" / "bundle")
     client, experiment = tracking_client(root, settings)
     run_id = _find(client, experiment, bundle.id)
@@ -78,23 +89,28 @@ def track(
         params, tags = _describe(root, bundle)
         run_id = client.create_run(experiment, run_name=bundle.id[:12], tags=tags).info.run_id
         numbers = flatten(read_json(root / "artifacts" / "metrics.json", dict))
-        client.log_batch(run_id, [Metric(k, v, now(), 0) for k, v in numbers.items() if v is not None],
-                         [Param(k, str(v)) for k, v in params.items()], [RunTag("mlflow.user", settings.release.endpoint)])
+        client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()], tags=[RunTag("mlflow.user", settings.release.endpoint)])
+        _log(client, run_id, [*((k, v, 0) for k, v in numbers.items()), *_curves(root)])
     passed = read_json(root / "artifacts" / "gate.json", dict)["passed"]
     client.set_tag(run_id, "mlops_nb.gate", "passed" if passed else "failed")
     return run_id
 
+# %% ../../nbs/release/02_tracking.ipynb #64b68e9c
+def _measured(root): # (name, value, step)
+    "What the stages recorded of themselves."
+    for path in sorted((root / ".mlops" / "stages").glob("*.json")):
+        s = read_json(path, dict)
+        name = f"stage.{s['stage']}" + (f".{s['item']}" if s.get("item") else "")
+        yield from ((f"{name}.{k}", s[k], 0) for k in ("seconds", "peak_memory_mib") if k in s)
+        for figures in s.get("figures", []):
+            yield from ((f"{name}.{k}", v, figures["iteration"]) for k, v in figures.items() if k != "iteration" and not k.startswith("loss/"))
+
 # %% ../../nbs/release/02_tracking.ipynb #257cd928
 def log_pages(root: Path) -> None:
     "Add the pages, the small artifacts and the stages' durations to the run, and end it."
-    from mlflow.entities import Metric
-    from mlflow.utils.time import get_current_time_millis as now
     run_id = track(root)
     client, _ = tracking_client(root, read_settings(root))
-    stages = [read_json(p, dict) for p in sorted((root / ".mlops" / "stages").glob("*.json"))]
-    names = {id(s): s["stage"] + (f".{s['item']}" if s.get("item") else "") for s in stages}
-    client.log_batch(run_id, [Metric(f"stage.{names[id(s)]}.{k}", float(s[k]), now(), 0)
-                              for s in stages for k in ("seconds", "peak_memory_mib") if k in s])
+    _log(client, run_id, _measured(root))
     for name in _RECORD:
         if (root / "artifacts" / name).exists(): client.log_artifact(run_id, str(root / "artifacts" / name))
     pages = root / "reports" / "pipeline" / open_bundle(root / "artifacts" / "bundle").id[:12]

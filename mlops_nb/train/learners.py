@@ -16,6 +16,7 @@ from ..errors import UserError, did_you_mean
 from ..files import read_json, sha256_file
 from ..params import TrainParams
 from ..schema import Schema
+from .board import Board
 from .encoder import Encoder, input_kinds
 from .gbdt import fit_gbdt
 from .net import fit_net
@@ -24,21 +25,27 @@ from .parts import Fitted, Part, training_key
 # %% ../../nbs/train/06_learners.ipynb #a9fb56d4
 Parts = tuple[Part, Part] # train, valid
 
-def _trees(parts, schema, encoder, params, threads, device, checkpoints, earlier, step):
+def _places(key, checkpoints, board):
+    "The folder of this training's checkpoints; its curves are opened."
+    folder = checkpoints and checkpoints / key
+    board.open(key, resumed=bool(folder) and folder.exists())
+    return folder
+
+def _trees(parts, schema, encoder, params, threads, device, checkpoints, earlier, step, board):
     import lightgbm as lgb
-    key = training_key(parts, lgb.__version__, schema.task, params.gbdt, params.seed, earlier)
+    folder = _places(training_key(parts, lgb.__version__, schema.task, params.gbdt, params.seed, earlier), checkpoints, board)
     try:
         return fit_gbdt(*parts, schema.task, params, n_classes=len(schema.classes or []), categorical=encoder.categorical, threads=threads,
-                        checkpoint=checkpoints and checkpoints / key / 'state.json', earlier=earlier, step=step)
+                        checkpoint=folder and folder / 'state.json', earlier=earlier, step=step, log=board.log)
     except lgb.basic.LightGBMError as e:
         raise UserError(f"LightGBM cannot train on artifacts/prepared with these params: {e}; look at train.gbdt in params.yaml.") from None
 
 # %% ../../nbs/train/06_learners.ipynb #0efe060c
-def _net(parts, schema, encoder, params, threads, device, checkpoints, earlier, step):
+def _net(parts, schema, encoder, params, threads, device, checkpoints, earlier, step, board):
     codes = {i: max([1, *encoder.columns[i].codes.values()]) + 1 for i in encoder.categorical} # unknown and rare are 0 and 1
-    key = training_key(parts, schema.task, params.net, params.seed, earlier)
+    folder = _places(training_key(parts, schema.task, params.net, params.seed, earlier), checkpoints, board)
     return fit_net(*parts, schema.task, params.net, n_classes=len(schema.classes or []), categorical=codes, seed=params.seed, device=device,
-                   threads=threads, checkpoint=checkpoints and checkpoints / key / 'state.safetensors', earlier=earlier, step=step)
+                   threads=threads, checkpoint=folder and folder / 'state.safetensors', earlier=earlier, step=step, log=board.log)
 
 # %% ../../nbs/train/06_learners.ipynb #8efc0cc9
 class Learner(NamedTuple):
@@ -67,9 +74,10 @@ def fit(
     checkpoints: Path | None = None, # A folder to write checkpoints to, and to go on from; None for none
     earlier: bytes | None = None, # A model to go on from
     step: Callable[[int, float], None] = lambda iteration, valid: None, # Told of each iteration and its valid loss
+    board: Board | None = None, # Told what was measured
 ) -> Fitted:
     "Train until the valid part no longer improves."
-    return find_learner(learner).fit(parts, schema, encoder, params, threads, device, checkpoints, earlier, step)
+    return find_learner(learner).fit(parts, schema, encoder, params, threads, device, checkpoints, earlier, step, board or Board())
 
 # %% ../../nbs/train/06_learners.ipynb #bb125996
 class Earlier(NamedTuple):

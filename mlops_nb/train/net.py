@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..files import atomic_dir, atomic_file, write_json
 from ..params import NetParams
 from ..settings import read_settings
+from .board import Meter
 from .network import Network, answers, build, design, from_bytes, inputs, read_about, to_bytes, training_loss
 from .parts import Fitted, Part, Point, training_key
 
@@ -173,6 +174,7 @@ def rate(
 
 def run_epoch(
     training: Fitting, rows: Rows,
+    meter: Meter,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
     "The steps of an epoch that are still to do."
@@ -183,7 +185,7 @@ def run_epoch(
     batches = torch.randperm(len(rows.y), generator=training.order).to(training.device).split(p.batch)
     training.net.train()
     for at in batches[state.step:]:
-        learn(training, rows.take(at))
+        with meter: learn(training, rows.take(at))
         state.step += 1
         after_step()
     training.drawn, state.step, state.epoch = training.order.get_state(), 0, state.epoch + 1
@@ -212,6 +214,7 @@ def fit_net(
     every: float = 30.0, # Seconds between two checkpoints within an epoch
     earlier: bytes | None = None, # A net to go on from, as `to_bytes` gave it
     step: Callable[[int, float], None] = lambda epoch, valid: None, # Told of each epoch
+    log: Callable[[int, dict], None] = lambda epoch, figures: None, # Told what was measured
 ) -> Fitted: # Its model is a safetensors file
     "Train until the valid part no longer improves."
     import torch
@@ -229,10 +232,13 @@ def fit_net(
             if checkpoint and time.monotonic() - saved >= every:
                 save_checkpoint(training, key, checkpoint)
                 saved = time.monotonic()
+        meter = Meter(place)
         while not training.state.finished:
-            run_epoch(training, rows, after_step)
+            run_epoch(training, rows, meter, after_step)
             judge(training, rows, watched)
             if checkpoint: save_checkpoint(training, key, checkpoint)
-            step(training.state.epoch, training.state.curve[-1].valid)
+            point = training.state.curve[-1]
+            log(point.iteration, {"loss/train": point.train, "loss/valid": point.valid} | meter.read(len(train.y)))
+            step(point.iteration, point.valid)
     state = training.state
     return Fitted(to_bytes(network, training.best), state.epoch, state.best_epoch, state.best, state.curve)

@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct, to_builtins
 
 from ..files import atomic_dir, write_json
+from .board import Board
 from .encoder import Encoder, input_kinds
 from .learners import Earlier, find_learner, fit, open_earlier, progress
 from .parts import Point, Project, open_project, read_parts, read_prepared
@@ -50,16 +51,16 @@ def _write(folder, learner, fitted, encoder, about):
 def train(
     root: Path = Path('.'), # The project's folder
     learner: str = 'gbdt',
-) -> dict: # What was measured: `rows`, `train_seconds`, `rows_per_second`, `iterations`, `best_iteration`
+) -> dict: # What was measured: `rows`, `train_seconds`, `rows_per_second`, `iterations`, `best_iteration`, `figures`
     "The stage `train`: `artifacts/prepared/` to `artifacts/models/<learner>/`."
     root, began, kind = Path(root), time.monotonic(), find_learner(learner)
     project = open_project(root)
     schema, params, checkpoints = project.schema, project.params.train, root / '.mlops' / 'checkpoints' / learner
     earlier = _start(root, project, learner)
     parts = tuple(read_parts(root, project, earlier.encoder))
-    with progress(f'train {learner}', kind.most(params), unit=kind.unit) as step:
+    with progress(f'train {learner}', kind.most(params), unit=kind.unit) as step, Board(root / '.mlops' / 'board' / learner) as board:
         fitted = fit(learner, parts, schema, earlier.encoder, params, threads=project.threads, device=project.device,
-                     checkpoints=checkpoints, earlier=earlier.model, step=step)
+                     checkpoints=checkpoints, earlier=earlier.model, step=step, board=board)
     rows = dict(zip(('train', 'valid'), (len(p.y) for p in parts)))
     _write(root / 'artifacts' / 'models' / learner, learner, fitted, earlier.encoder,
            Training(learner, schema.task, schema.classes, 'rmse' if schema.task == 'regression' else 'log_loss', rows,
@@ -67,4 +68,4 @@ def train(
     shutil.rmtree(checkpoints, ignore_errors=True) # of this training, which is done
     seconds = time.monotonic() - began
     return dict(rows=rows['train'], train_seconds=round(seconds, 3), rows_per_second=round(rows['train'] / seconds),
-                iterations=fitted.iterations, best_iteration=fitted.best_iteration)
+                iterations=fitted.iterations, best_iteration=fitted.best_iteration, figures=board.figures)
