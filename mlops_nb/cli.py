@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
-           'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'control']
+           'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'export_onnx', 'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -35,7 +35,7 @@ def ending(
     if isinstance(e, KeyboardInterrupt): return 130, "interrupted; what was finished is kept and nothing half-written; run the same command to go on."
     if isinstance(e, OSError): return 1, os_sentence(e)
     if isinstance(e, ModuleNotFoundError) and e.name and e.name.split(".")[0] != "mlops_nb":
-        return 1, f"the package {e.name} is not installed; what each part needs are extras: pip install 'mlops-nb[train,net,report,sql,control]'."
+        return 1, f"the package {e.name} is not installed; what each part needs are extras: pip install 'mlops-nb[train,net,onnx,report,sql,control]'."
     if isinstance(e, MemoryError): return 1, "there is not enough memory; use a machine with more, or fewer rows."
     said = (str(e).strip().splitlines() or [type(e).__name__])[0]
     if any(words in str(e) for words in ("No space left on device", "disk is full")): return 1, "the disk is full; free some space and run the command again."
@@ -208,6 +208,17 @@ def card(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The 
     "Write the model card of a bundle as one page."
     from mlops_nb.report.pipeline import card_page
     print(f"The page is {card_page(_chosen(bundle), output)}")
+
+# %% ../nbs/92_cli.ipynb #f669e2a2
+@app.command()
+def export_onnx(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The folder for model.onnx and parity.json.")] = Path("onnx")):
+    "Write a bundle's model as ONNX, if it answers as the bundle does."
+    import polars as pl
+    from mlops_nb.export import export_onnx
+    test = Path("artifacts/prepared/test.parquet")
+    parity = export_onnx(_chosen(bundle), output, pl.read_parquet(test) if test.exists() else None)
+    for c in parity.checked: print(f"{c.rows}: {c.n:,} rows, {c.decisions} decided otherwise, scores up to {c.largest:.2g} apart")
+    print(f"{output}/model.onnx answers as the bundle {parity.bundle[:12]} does.")
 
 # %% ../nbs/92_cli.ipynb #af699f68
 @app.command()
