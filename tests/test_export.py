@@ -17,8 +17,8 @@ from mlops_nb.errors import UserError
 from mlops_nb.export import ask_onnx, beside, export_onnx, leaf_rows, placed, read_trees, trees_to_onnx
 from mlops_nb.files import read_json
 
-EDGES = [0.0, -0.0, 1e-35, -1e-35, float(np.float32(1e-35)), -float(np.float32(1e-35)), 5e-324, -5e-324, 1e-36, -1e-36, 2e-35, -2e-35, 1e300,
-         -1e300, 0.1, 16777217.0]
+EDGES = [0.0, -0.0, 1e-35, -1e-35, float(np.float32(1e-35)), -float(np.float32(1e-35)), 5e-324, -5e-324, 1e-36, -1e-36, 2e-35, -2e-35,
+         1e300, -1e300, 0.1, 16777217.0]
 
 
 def fit(X, y, categorical=(), trees=8, **params):
