@@ -130,6 +130,9 @@ class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     min_slice: Annotated[Positive, Meta(description="a segment with fewer rows is not judged")] = 200
     within: Annotated[PositiveNumber | None, Meta(
         description="regression: an error up to this is near enough, in units of the target; null = a quarter of its standard deviation")] = None
+    calibration: Annotated[list[Literal["platt", "isotonic", "temperature"]], Meta(
+        description="platt, isotonic (two classes), temperature (more): what may put probabilities right, if it helps on the valid rows; [] = nothing")] = field(
+        default_factory=lambda: ["platt", "isotonic", "temperature"])
     costs: CostParams = field(default_factory=CostParams)
 
 class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -118,7 +118,9 @@ def test_files_and_metrics(project):
     names = {f.name for f in (project / "artifacts/evaluation").iterdir()}
     always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "weak_spots.parquet",
               "residuals.parquet", "calibration.parquet"}
-    assert names == always | ({"costs.parquet"} if found.task == "binary" else set())
+    moved = found.recalibration and found.recalibration.method != "none"
+    assert names == always | ({"costs.parquet"} if found.task == "binary" else set()) | ({"uncalibrated.parquet"} if moved else set())
+    assert (found.threshold is not None) == (found.task == "binary") and (found.recalibration is None) == (found.task == "regression")
     assert flat.keys() == {"test", "valid"} and flat["test"].keys() == METRICS[found.task].keys()
     for part, metrics in found.metrics.items():
         for m, e in metrics.items(): assert flat[part][m] == e.value and e.low <= e.value <= e.high, (part, m)

@@ -11,6 +11,7 @@ from mlops_nb.evaluate.thresholds import (
     calibrate,
     calibration_error,
     calibration_line,
+    cheapest,
     choose_threshold,
     confusion,
     cost_curve,
@@ -18,6 +19,7 @@ from mlops_nb.evaluate.thresholds import (
     money,
     quantile_bins,
     reliability,
+    threshold_interval,
     wilson,
 )
 from mlops_nb.params import CostParams
@@ -148,14 +150,15 @@ def test_money_of_a_perfect_model_and_the_trivial_ones():
     y, c = np.r_[np.ones(100), np.zeros(300)], CostParams(true_positive=-40, false_positive=10, false_negative=0)
     m = money(y, y, 0.5, c, replicates=50)
     assert (m.model, m.act_on_all, m.act_on_none, m.trivial) == (-10_000, -2_500, 0, "all")
-    assert m.saving.value == 7_500 and m.saving.low > 0
+    assert m.savings["all"].value == 7_500 and m.savings["none"].value == 10_000 and m.savings["all"].low > 0
     assert m.confusion == dict(true_positive=100, false_positive=0, true_negative=300, false_negative=0)
 
 
 def test_acting_like_the_trivial_policy_saves_exactly_nothing():
     y = np.r_[np.ones(10), np.zeros(90)]
     m = money(y, np.full(100, 0.1), 0.5, CostParams(), replicates=50)
-    assert (m.trivial, m.saving.value, m.saving.low, m.saving.high) == ("none", 0, 0, 0)
+    for name in ("none", "half"): assert (m.savings[name].value, m.savings[name].low, m.savings[name].high) == (0, 0, 0)
+    assert m.trivial == "none" and m.savings["all"].value == 800
 
 
 @quick
@@ -165,6 +168,43 @@ def test_confusion_like_scikit_learn(p, seed):
     p, y = np.array(p), np.random.default_rng(seed).integers(0, 2, len(p))
     (tn, fp), (fn, tp) = confusion_matrix(y, p >= 10, labels=[0, 1])
     assert confusion(y, p >= 10) == dict(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn)
+
+
+@quick
+@given(scores, st.integers(0, 10**6), costs)
+def test_weights_are_repeated_rows(p, seed, c):
+    rng = np.random.default_rng(seed)
+    p, times = np.array(p) / 20, rng.integers(0, 4, len(p))
+    y, each = rng.integers(0, 2, len(p)).astype(float), np.repeat(np.arange(len(p)), times)
+    if not len(each): return
+
+    def spent(t): return row_cost(y[each], p[each] >= t, c).sum()
+
+    assert spent(cheapest(y, p, c)(times.astype(float))) == pytest.approx(spent(choose_threshold(y[each], p[each], c)), abs=1e-9)
+
+
+def test_a_threshold_of_few_rows_is_less_sure():
+    c, width = CostParams(false_negative=4), {100: [], 3000: []}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        p = rng.random(3000)
+        y = (rng.random(3000) < p).astype(float)
+        for n in width:
+            found = threshold_interval(y[:n], p[:n], c, 60)
+            assert found.low <= found.value == choose_threshold(y[:n], p[:n], c) <= found.high
+            width[n].append(found.high - found.low)
+    assert np.mean(width[3000]) < np.mean(width[100])
+    assert threshold_interval(y, p, c, 60, threads=2) == found
+
+
+@quick
+@given(scores, st.integers(0, 10**6), costs)
+def test_the_curve_is_the_cost_at_each_threshold(p, seed, c):
+    p = np.array(p) / 20
+    y = np.random.default_rng(seed).integers(0, 2, len(p)).astype(float)
+    curve = cost_curve(y, p, c, replicates=5)
+    assert curve["cost"].to_list() == pytest.approx([1000 * row_cost(y, p >= t, c).mean() for t in curve["threshold"]], abs=1e-9)
+    assert (curve["low"] <= curve["high"]).all()
 
 
 def test_the_curve_passes_through_the_money():

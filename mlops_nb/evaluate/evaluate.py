@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scores', 'describe_scores', 'Evaluation', 'read_evaluation', 'choose_terms', 'affordable', 'measure', 'regret_of',
-           'read_part', 'predictions', 'evaluate']
+           'recalibrate', 'read_part', 'predictions', 'evaluate']
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #987c96da
 from pathlib import Path
@@ -15,11 +15,12 @@ from msgspec import Struct, structs
 
 from ..data.simulator import regret
 from ..errors import UserError
+from .calibration import Recalibration, choose_calibration
 from .comparison import Comparison, compare_baselines, compare_champion, compare_scores
 from .metrics import METRICS, PRIMARY, Estimate, Terms, estimate
 from .selection import Candidate, select
 from .slices import Slice, SmallSlices, residuals, slice_table, slices
-from .thresholds import Calibration, Money, calibrate, choose_threshold, cost_curve, money
+from .thresholds import Calibration, Money, calibrate, choose_threshold, cost_curve, money, threshold_interval
 from .weak_spots import WeakSpots, weak_spot_table, weak_spots
 from ..files import atomic_dir, read_json, write_json
 from ..params import EvaluateParams, read_params
@@ -68,6 +69,8 @@ class Evaluation(Struct):
     candidates: list[Candidate] # each learner's model, in the order of train.learners
     comparisons: list[Comparison] # on test: each baseline, each other learner, and the champion if there is one
     regret: float | None # simulated data only: expected log loss above the best possible, nats per row of test
+    threshold: Estimate | None = None # with its interval over other valid rows; binary only
+    recalibration: Recalibration | None = None # how the probabilities were put right; `None` for a regression
     weak_spots: WeakSpots | None = None # groups nobody named, found on valid and judged on test
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #635c47a5
@@ -129,7 +132,8 @@ def measure(
         metrics={p: estimate(task, y[p], s, terms, *sure) for p, s in scores.items()},
         calibration=calibrate(task, y['test'], scores['test'], schema.classes, params.confidence)[0],
         money=money(y['test'], scores['test'], terms.threshold, params.costs, *sure) if task == 'binary' and usable else None,
-        confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, candidates=[], comparisons=[], regret=None)
+        confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, candidates=[], comparisons=[], regret=None,
+        threshold=threshold_interval(y['valid'], scores['valid'], params.costs, *sure) if task == 'binary' and np.isfinite(scores['valid']).all() else None)
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #2dc0dbe2
 def regret_of(
@@ -141,6 +145,22 @@ def regret_of(
     if s.ndim > 1 or not (path := root / 'truth/truth.parquet').exists(): return None
     p = test.select('_source', '_row').join(pl.read_parquet(path), on=['_source', '_row'], how='left', maintain_order='left')['probability']
     return regret(s, p.to_numpy()) if len(p) == len(s) and not p.null_count() and np.isfinite(s).all() else None
+
+# %% ../../nbs/evaluate/04_evaluate.ipynb #0eebce6f
+def recalibrate(
+    predictor: Predictor, # Gets a policy with the calibration
+    parts: dict[str, pl.DataFrame], # valid and test, with `_target`
+    said: dict[str, np.ndarray], # What the model says of their rows
+    params: EvaluateParams,
+) -> Recalibration | None: # None for a regression
+    "Put the predictor's probabilities right, by what the valid rows show."
+    schema = predictor.schema
+    predictor.policy = Policy(schema.task, schema.classes)
+    if schema.task == 'regression': return None
+    y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
+    predictor.policy.calibration, found = choose_calibration(schema.task, y['valid'], said['valid'], params)
+    found.before = calibrate(schema.task, y['test'], said['test'], schema.classes, params.confidence)[0]
+    return found
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #1ae0a3a7
 def read_part(
@@ -177,18 +197,19 @@ def evaluate(
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
     drafts, p = {learner: draft(root, learner) for learner in params.train.learners}, params.evaluate
     parts = {part: read_part(root, part) for part in ('valid', 'test')}
-    scores = {learner: {part: d.predict(frame) for part, frame in parts.items()} for learner, d in drafts.items()}
+    said = {learner: {part: d.predict(frame) for part, frame in parts.items()} for learner, d in drafts.items()}
+    moved = {learner: recalibrate(d, parts, said[learner], p) for learner, d in drafts.items()}
+    scores = {learner: {part: d.calibrate(s) for part, s in said[learner].items()} for learner, d in drafts.items()}
     choice = _choose(params, drafts, parts['valid'], scores)
     predictor, ours = drafts[choice.learner], scores[choice.learner]
     found = measure(predictor.schema, p, parts['valid'], parts['test'], ours, predictor.threads)
-    found.learner, found.selection = choice.learner, choice.sentence
+    found.learner, found.selection, found.recalibration = choice.learner, choice.sentence, moved[choice.learner]
     found.candidates = [_candidate(root, learner, parts, scores[learner], found, p, predictor.threads) for learner in drafts]
     found.comparisons = _compare(root, champion, found, predictor, parts, scores, p)
     found.weak_spots = _weak_spots(predictor, found, parts, ours, p)
     found.regret = regret_of(root, parts['test'], ours['test']) if found.task == 'binary' else None
-    predictor.policy = Policy(found.task, found.classes, found.terms.threshold if found.task == 'binary' else None,
-                              structs.asdict(p.costs) if found.task == 'binary' else {})
-    _write(root, predictor, found, parts, ours, p)
+    if found.task == 'binary': predictor.policy.threshold, predictor.policy.costs = found.terms.threshold, structs.asdict(p.costs)
+    _write(root, predictor, found, parts, said[choice.learner]['test'], ours, p)
     return {'rows': sum(map(len, parts.values())), 'learner': found.learner}
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3c
@@ -220,14 +241,15 @@ def _compare(root, champion, found, predictor, parts, scores, p):
                for learner, theirs in scores.items() if learner != found.learner]
     return others if champion is None else [*others, compare_champion(Path(champion), schema, parts['test'], ours, found.terms, *sure)]
 
-def _write(root, predictor, found, parts, scores, p):
+def _write(root, predictor, found, parts, said, scores, p):
     schema, test, s = predictor.schema, parts['test'], scores['test']
     y = test['_target'].to_numpy()
     tables = {'predictions': pl.concat(predictions(predictor, parts[part], part, scores[part]) for part in parts),
               'slices': slice_table(found.slices), 'weak_spots': weak_spot_table(found.weak_spots),
               'residuals': residuals(test, predictor.columns, y, s, schema.classes, confidence=p.confidence),
               'calibration': calibrate(schema.task, y, s, schema.classes, p.confidence)[1]}
-    if schema.task == 'binary': tables['costs'] = cost_curve(y, s, p.costs)
+    if predictor.policy.calibration: tables['uncalibrated'] = calibrate(schema.task, y, said, schema.classes, p.confidence)[1]
+    if schema.task == 'binary': tables['costs'] = cost_curve(y, s, p.costs, found.bootstrap, p.confidence, p.seed, predictor.threads)
     with atomic_dir(root / 'artifacts/evaluation') as out:
         for name, table in tables.items(): table.write_parquet(out / f'{name}.parquet')
         write_json(out / 'policy.json', predictor.policy)

@@ -20,7 +20,7 @@ from .metrics import row_loss
 from .slices import cut
 from ..files import atomic_dir, read_json, write_json
 from ..params import read_params
-from ..predict import Predictor
+from ..predict import Policy, Predictor
 
 # %% ../../nbs/evaluate/05_explain.ipynb #d70e7f1f
 def contributions(
@@ -221,6 +221,7 @@ def explain(
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
     learner = chosen_learner(root)
     predictor, test = draft(root, learner), read_part(root, 'test')
+    predictor.policy = read_json(root / 'artifacts/evaluation/policy.json', Policy)
     classes, features = _sides(predictor.schema), predictor.columns
     sample = sample_rows(len(test), max(1, params.explain.rows // len(classes)))
     frame = test[sample]

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['quantile_bins', 'wilson', 'mean_by', 'reliability', 'calibration_line', 'Calibration', 'calibration_error',
-           'calibrate', 'break_even', 'choose_threshold', 'Money', 'confusion', 'money', 'cost_curve']
+           'calibrate', 'break_even', 'cheapest', 'choose_threshold', 'threshold_interval', 'Money', 'confusion',
+           'money', 'cost_curve']
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #e6d352f7
 from statistics import NormalDist
+from typing import Callable
 
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import Estimate, estimate_of, row_cost
+from .metrics import Estimate, estimate_of, interval, replicated, row_cost
 from ..params import CostParams
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #8da36a29
@@ -136,23 +138,50 @@ def break_even(
     return waste / (waste + relief) if waste > 0 and relief > 0 else None
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #107ae6a6
+def cheapest(
+    y: np.ndarray, # (n,) 1 for the event, else 0
+    p: np.ndarray, # (n,) probabilities
+    costs: CostParams,
+) -> Callable[[np.ndarray], float]: # Takes (n,) weights, gives the threshold
+    "The threshold that costs least, ready to be weighted."
+    order = np.argsort(-p, kind='stable')
+    last = np.flatnonzero(np.r_[np.diff(p[order]) != 0, True])     # the last row of each distinct score
+    change = (row_cost(y, np.ones(len(y), bool), costs) - row_cost(y, np.zeros(len(y), bool), costs))[order]
+    upper, lower = p[order][last][:-1], p[order][last][1:]
+    middle = (upper + lower) / 2
+    at = np.r_[np.nextafter(1, 2), np.where(middle > lower, middle, upper), 0.0]
+    if (even := break_even(costs)) is not None: at = np.r_[at, even]
+    def threshold(w):
+        changes = w[order] * change
+        total = np.r_[0, np.cumsum(changes)[last]]                 # against acting on none
+        if even is None: return float(at[total.argmin()])
+        total = np.r_[total, changes[p[order] >= even].sum()]
+        best = np.flatnonzero(total <= total.min() + 1e-9 * np.abs(changes).sum())
+        return float(at[best[np.abs(at[best] - even).argmin()]])
+    return threshold
+
+# %% ../../nbs/evaluate/01_thresholds.ipynb #c7458394
 def choose_threshold(
     y: np.ndarray, # (n,) 1 for the event, else 0; of the valid rows
     p: np.ndarray, # (n,) probabilities
     costs: CostParams,
 ) -> float: # Act where the probability is at least this; 0 acts on all, a little above 1 on none
     "The threshold that costs least on these rows."
-    order = np.argsort(-p, kind='stable')
-    last = np.flatnonzero(np.r_[np.diff(p[order]) != 0, True])     # the last row of each distinct score
-    change = (row_cost(y, np.ones(len(y), bool), costs) - row_cost(y, np.zeros(len(y), bool), costs))[order]
-    total = np.r_[0, np.cumsum(change)[last]]                      # against acting on none
-    upper, lower = p[order][last][:-1], p[order][last][1:]
-    middle = (upper + lower) / 2
-    at = np.r_[np.nextafter(1, 2), np.where(middle > lower, middle, upper), 0.0]
-    if (even := break_even(costs)) is None: return float(at[total.argmin()])
-    at, total = np.r_[at, even], np.r_[total, change[p[order] >= even].sum()]
-    best = np.flatnonzero(total <= total.min() + 1e-9 * np.abs(change).sum())
-    return float(at[best[np.abs(at[best] - even).argmin()]])
+    return cheapest(y, p, costs)(np.ones(len(y)))
+
+# %% ../../nbs/evaluate/01_thresholds.ipynb #b36f2194
+def threshold_interval(
+    y: np.ndarray, # (n,) 1 for the event, else 0; of the valid rows
+    p: np.ndarray, # (n,) probabilities
+    costs: CostParams,
+    replicates: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    threads: int = 1,
+) -> Estimate:
+    "The threshold that `choose_threshold` gives, with its bootstrap interval."
+    at = cheapest(y, p, costs)
+    return interval(at(np.ones(len(y))), replicated(at, len(y), replicates, seed, threads), confidence)
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #4c7941c8
 class Money(Struct):
@@ -164,7 +193,7 @@ class Money(Struct):
     act_on_all: float
     act_on_none: float
     trivial: str # the cheaper of the two: all or none
-    saving: Estimate # cost of that policy − cost of the model
+    savings: dict[str, Estimate] # cost of all, none, and of acting from 0.5 on (half) − cost of the model
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #76f76861
 def confusion(
@@ -186,20 +215,31 @@ def money(
     seed: int = 0,
     threads: int = 1,
 ) -> Money:
-    "The cost of deciding at `threshold`, and what it saves against the best trivial policy."
+    "The cost of deciding at `threshold`, and what it saves against policies that need no cost matrix."
     act = p >= threshold
-    model, everybody, nobody = (1000 * row_cost(y, a, costs) for a in (act, np.ones_like(act), np.zeros_like(act)))
-    trivial, spent = ('all', everybody) if everybody.mean() < nobody.mean() else ('none', nobody)
-    return Money(float(threshold), break_even(costs), confusion(y, act), float(model.mean()), float(everybody.mean()), float(nobody.mean()),
-                 trivial, estimate_of(spent - model, replicates, confidence, seed, threads))
+    model, *others = (1000 * row_cost(y, a, costs) for a in (act, np.ones_like(act), np.zeros_like(act), p >= 0.5))
+    spent = dict(zip(('all', 'none', 'half'), others))
+    everybody, nobody = float(spent['all'].mean()), float(spent['none'].mean())
+    return Money(float(threshold), break_even(costs), confusion(y, act), float(model.mean()), everybody, nobody,
+                 'all' if everybody < nobody else 'none',
+                 {name: estimate_of(x - model, replicates, confidence, seed, threads) for name, x in spent.items()})
 
 # %% ../../nbs/evaluate/01_thresholds.ipynb #69b2d640
 def cost_curve(
     y: np.ndarray, # (n,) 1 for the event, else 0
     p: np.ndarray, # (n,) probabilities
     costs: CostParams,
-    points: int = 101,
-) -> pl.DataFrame: # threshold, cost (per 1000 rows)
-    "Cost per 1000 rows by threshold."
-    at = np.linspace(0, 1, points)
-    return pl.DataFrame({'threshold': at, 'cost': [1000 * row_cost(y, p >= t, costs).mean() for t in at]})
+    replicates: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    threads: int = 1,
+) -> pl.DataFrame: # threshold, cost, low, high (per 1000 rows)
+    "Cost per 1000 rows by threshold, with its bootstrap interval."
+    at = np.linspace(0, 1, 101)
+    until = np.searchsorted(at, p, side='right') # how many of the thresholds act on the row
+    acting, leaving = (row_cost(y, a, costs) for a in (np.ones(len(y), bool), np.zeros(len(y), bool)))
+    def curve(w):
+        acted, left = (np.bincount(until, w * c, len(at) + 1) for c in (acting, leaving))
+        return 1000 * (acted.sum() - np.cumsum(acted) + np.cumsum(left))[:-1] / w.sum()
+    low, high = np.quantile(replicated(curve, len(y), replicates, seed, threads), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return pl.DataFrame({'threshold': at, 'cost': curve(np.ones(len(y))), 'low': low, 'high': high})
