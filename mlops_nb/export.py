@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'Tree', 'read_trees', 'trees_to_onnx', 'ask_onnx', 'beside', 'placed', 'leaf_rows', 'net_to_onnx',
-           'Checked', 'Parity', 'compare', 'convert', 'refusal', 'export_onnx']
+           'with_calibration', 'Checked', 'Parity', 'compare', 'convert', 'refusal', 'export_onnx']
 
 # %% ../nbs/25_export.ipynb #4e189cbd
 import warnings
@@ -20,7 +20,7 @@ from .booster import model_header
 from .errors import UserError
 from .files import atomic_file, sha256_file, write_json
 from .net import Net
-from .predict import Policy, Predictor, model_file
+from .predict import EDGE, Isotonic, Platt, Policy, Predictor, Temperature, model_file
 from .train.network import answers
 
 # %% ../nbs/25_export.ipynb #4471c2ec
@@ -227,6 +227,41 @@ def net_to_onnx(
         except torch.onnx.OnnxExporterError as e: raise UserError(f"torch cannot write this net as ONNX ({str(e).splitlines()[0]}).") from None
     return out.getvalue()
 
+# %% ../nbs/25_export.ipynb #8835d94b
+def _platt(c): # `p` to `score`, node by node: operation, inputs, outputs
+    return [('Sub', ['one', 'p'], ['q']), ('Log', ['p'], ['log p']), ('Log', ['q'], ['log q']), ('Sub', ['log p', 'log q'], ['odds']),
+            ('Mul', ['odds', 'a'], ['turned']), ('Add', ['turned', 'b'], ['z']), ('Sigmoid', ['z'], ['free']), ('Clip', ['free', 'low', 'high'], ['score'])
+            ], dict(one=1., a=c.a, b=c.b)
+
+def _isotonic(c):
+    x, y = np.array(c.x), np.array(c.y)
+    return [('Unsqueeze', ['p', 'axis'], ['column']), ('Sub', ['column', 'from'], ['beyond']), ('Div', ['beyond', 'width'], ['climbed']),
+            ('Clip', ['climbed', 'zero', 'one'], ['share']), ('MatMul', ['share', 'rise'], ['gained']), ('Add', ['gained', 'start'], ['score'])
+            ], dict(axis=np.array([1]), zero=0., one=1., start=y[0], rise=np.diff(y), width=np.diff(x)) | {'from': x[:-1]}
+
+def _temperature(c): return [('Log', ['p'], ['log p']), ('Div', ['log p', 't'], ['z']), ('Softmax', ['z'], ['score'])], dict(t=c.t)
+
+_CALIBRATIONS = {Platt: _platt, Isotonic: _isotonic, Temperature: _temperature}
+
+# %% ../nbs/25_export.ipynb #9308a169
+def with_calibration(
+    model: bytes, # In ONNX, with an output `score`
+    calibration: Platt | Isotonic | Temperature | None,
+) -> bytes: # The same model with `score` put right, in 64 bits
+    "Append the calibration of a policy to an ONNX model."
+    if calibration is None: return model
+    from onnx import TensorProto, checker, helper, load_from_string, numpy_helper
+    out, (nodes, constants) = load_from_string(model), _CALIBRATIONS[type(calibration)](calibration)
+    graph, score, own = out.graph, out.graph.output[0], lambda name: name if name == 'score' else f'calibration: {name}'
+    for node in graph.node: node.output[:] = [own('said') if o == 'score' else o for o in node.output]
+    nodes = [('Cast', ['said'], ['wide']), ('Clip', ['wide', 'low', 'high'], ['p']), *nodes]
+    graph.node.extend(helper.make_node(op, [*map(own, i)], [*map(own, o)], **(dict(to=TensorProto.DOUBLE) if op == 'Cast' else {})) for op, i, o in nodes)
+    constants |= dict(low=EDGE, high=1. if isinstance(calibration, Temperature) else 1 - EDGE)
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(v), own(k)) for k, v in constants.items())
+    score.type.tensor_type.elem_type = TensorProto.DOUBLE
+    checker.check_model(out)
+    return out.SerializeToString()
+
 # %% ../nbs/25_export.ipynb #a179be87
 TOLERANCE = dict(trees=1e-9, net=1e-5) # the largest difference of two scores, relative where they are above 1
 _MOST = dict(trees=200_000, net=5_000) # rows of a kind, spread evenly over those there are
@@ -259,7 +294,7 @@ def compare(
     X: np.ndarray, # (n, columns)
 ) -> Checked:
     "Ask both about the same rows."
-    ours, theirs = predictor.model.predict(X), ask_onnx(model, X)
+    ours, theirs = predictor.calibrate(predictor.model.predict(X)), ask_onnx(model, X)
     apart = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
     other = 0 if predictor.schema.task == 'regression' else int((predictor.decide(ours) != predictor.decide(theirs)).sum())
     return Checked(rows, len(X), other, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
@@ -291,6 +326,7 @@ def convert(
     "Write the model as ONNX, and ask both about the real rows and about rows made from them."
     kind, export = _EXPORTS[file.name]
     model, made = export(file.read_bytes(), X)
+    model = with_calibration(model, predictor.policy.calibration)
     codes = {j: np.arange(max(predictor.encoder.columns[j].codes.values(), default=1) + 3.) for j in predictor.encoder.categorical}
     made |= {'a column missing': placed(X, dict.fromkeys(range(X.shape[1]), np.full(50, np.nan))), 'all missing': np.full((1, X.shape[1]), np.nan)}
     if codes: made['each code of a category, and others'] = placed(X, codes)

@@ -99,7 +99,7 @@ class Temperature(Struct, tag_field='method', tag='temperature'):
         p: np.ndarray, # (..., k) probabilities of k classes
     ) -> np.ndarray:
         "The probabilities, put right."
-        q = np.maximum((p / p.max(-1, keepdims=True)) ** (1 / self.t), EDGE)
+        q = np.maximum(p, EDGE) ** (1 / self.t)
         return q / q.sum(-1, keepdims=True)
 
 # %% ../nbs/22_predict.ipynb #2c44a53e

@@ -14,6 +14,7 @@ from mlops_nb.evaluate.evaluate import evaluate, read_evaluation
 from mlops_nb.evaluate.explain import explain, read_explanation
 from mlops_nb.evaluate.metrics import auc, row_loss
 from mlops_nb.evaluate.thresholds import choose_threshold
+from mlops_nb.export import ask_onnx, export_onnx
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import EvaluateParams, read_params, write_params
 from mlops_nb.predict import Isotonic, Platt, Policy, Predictor, Temperature, score_file
@@ -203,6 +204,21 @@ def test_a_bundle_answers_with_calibrated_probabilities_everywhere(task, which, 
     assert scored.select("^score.*$").to_numpy().reshape(want.shape).tobytes() == want.tobytes()
     assert scored["decision"].to_list() == predictor.decide(want).tolist()
     assert check_golden(root / "artifacts/bundle") is None
+
+
+@pytest.mark.parametrize("learner", ["gbdt", "net"])
+@pytest.mark.parametrize("task, which", [("binary", 0), ("binary", 1), ("multiclass", 0)])
+def test_a_model_leaves_as_onnx_with_its_calibration(task, which, learner, tmp_path):
+    root, calibration = modelling.judged(modelling.trained(tmp_path / "p", task, n=500, learner=learner), task), CALIBRATIONS[task][which]
+    policy = read_json(root / "artifacts/evaluation/policy.json", Policy)
+    policy.calibration = calibration
+    write_json(root / "artifacts/evaluation/policy.json", policy)
+    bundle(root)
+    parity = export_onnx(root / "artifacts/bundle", tmp_path / "out")
+    predictor, frame = Predictor.open(root / "artifacts/bundle"), modelling.rows(80, seed=5, task=task)
+    said = ask_onnx((tmp_path / "out/model.onnx").read_bytes(), predictor.matrix(frame))
+    assert np.allclose(said, predictor.predict(frame), rtol=parity.tolerance, atol=parity.tolerance)
+    assert np.abs(said - predictor.model.predict(predictor.matrix(frame))).max() > .05
 
 
 @pytest.fixture(scope="module")
