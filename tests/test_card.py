@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_report_pages import self_contained
 
 from mlops_nb.bundle import pack
-from mlops_nb.card import _changed, _plain, _table
+from mlops_nb.card import _changed, markdown_table, markdown_text
 from mlops_nb.errors import UserError
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import CostParams, EvaluateParams, Params
@@ -47,7 +47,7 @@ def text_of(html): return unescape(re.sub(r"<[^>]+>", "", html))
 @settings(deadline=None, max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30) | st.text("<>&|[]()!`*_\\#-~:;'\"x \n", max_size=30))
 def test_any_text_is_shown_as_it_is(text):
-    for html in (markdown(_table(["a"], [(text,)])), markdown("- x " + _plain(text))):
+    for html in (markdown(markdown_table(["a"], [(text,)])), markdown("- x " + markdown_text(text))):
         assert text_of(html).split() == ([] if html.startswith("<ul") else ["a"]) + (["x"] if html.startswith("<ul") else []) + text.split()
 
 

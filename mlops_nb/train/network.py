@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Number', 'Category', 'read_number', 'to_normal', 'Network', 'place_edges', 'design', 'inputs', 'build', 'answers',
-           'training_loss', 'to_bytes', 'read_about', 'from_bytes']
+           'training_loss', 'narrow', 'widen', 'to_bytes', 'read_about', 'from_bytes']
 
 # %% ../../nbs/train/04_network.ipynb #61192f4e
 import json
@@ -154,6 +154,33 @@ def training_loss(
     rows = loss.mean(1)
     return rows.mean() if weight is None else (rows * weight).sum() / weight.sum()
 
+# %% ../../nbs/train/04_network.ipynb #46cda328
+_SCALE, _SHORT = ":scale", 8 # the ending of a scale's name; a row shorter than this is not worth one
+
+def narrow(
+    net, # As `from_bytes` gives it
+    bits: Literal[16, 8], # of a weight
+) -> dict: # name -> tensor, for `to_bytes`
+    "The weights of a net in fewer bits; raises `UserError` if one is too large for them."
+    import torch
+    kept, learned = dict(net.state_dict()), [name for name, _ in net.named_parameters()]
+    for name in learned:
+        w = kept[name]
+        if not w.abs().max() <= torch.finfo(torch.float16).max: raise UserError(f"the weight {name} is too large for 16 bits; keep this net as it is.")
+        if bits == 8 and w.ndim > 1 and w.shape[-1] >= _SHORT:
+            scale = (w.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+            kept[name], kept[name + _SCALE] = (w / scale).round().to(torch.int8), scale
+        else: kept[name] = w.half()
+    return kept
+
+def widen(
+    weights: dict, # name -> tensor, as `narrow` left them
+) -> dict:
+    "Weights of 32 bits."
+    import torch
+    def wide(name, w): return w.float() * weights[name + _SCALE] if w.dtype == torch.int8 else w.float() if w.dtype == torch.float16 else w
+    return {name: wide(name, w) for name, w in weights.items() if not name.endswith(_SCALE)}
+
 # %% ../../nbs/train/04_network.ipynb #85edf319
 def to_bytes(
     network: Network,
@@ -178,7 +205,7 @@ def from_bytes(
     try:
         network = msgspec.json.decode(read_about(data)["network"], type=Network)
         net = build(network)
-        net.load_state_dict(load(data))
+        net.load_state_dict(widen(load(data)))
     except (SafetensorError, KeyError, ValueError, RuntimeError, OverflowError) as e: # torch says RuntimeError of weights of another net
         raise UserError(f"the file is not a whole net ({str(e).splitlines()[0]}); train it again.") from None
     return network, net.eval()
