@@ -16,6 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .errors import UserError
+from .tree_shap import read_trees, tree_contributions
 
 # %% ../nbs/20_booster.ipynb #8bf9d860
 _HANDLE, _OUT = ctypes.POINTER(c_void_p), ctypes.POINTER(c_int64)
@@ -104,7 +105,7 @@ class Booster:
         header = model_header(model_text)
         self.features = header['feature_names'].split(' ') # names of the columns of `X`, in order
         self.classes = int(header['num_class']) # 1 for binary and regression
-        self._rows, self._link = threading.local(), _link(header)
+        self._rows, self._link, self._text = threading.local(), _link(header), model_text
         self._handles = [self._load(block) for block in _blocks(model_text)]
 
     def _load(self, text):
@@ -117,11 +118,14 @@ class Booster:
 _SLICE = 4096 # rows that go through all blocks before the next ones: they stay in the cache too
 
 @patch
-def _batch(self:Booster, X, what, width):
+def _matrix(self:Booster, X):
     X = np.ascontiguousarray(X, np.float64)
-    if X.ndim != 2 or X.shape[1] != len(self.features):
-        raise UserError(f"the matrix has the shape {X.shape} and the model needs (rows, {len(self.features)}): "
-                        f"{', '.join(self.features[:12])}.")
+    if X.ndim == 2 and X.shape[1] == len(self.features): return X
+    raise UserError(f"the matrix has the shape {X.shape} and the model needs (rows, {len(self.features)}): {', '.join(self.features[:12])}.")
+
+@patch
+def _batch(self:Booster, X, what, width):
+    X = self._matrix(X)
     outs = np.empty((len(self._handles), len(X), width))
     for i in range(0, len(X), _SLICE):
         rows = X[i:i + _SLICE]
@@ -148,14 +152,17 @@ def predict_raw(self:Booster,
     return out[:, 0] if self.classes == 1 else out
 
 # %% ../nbs/20_booster.ipynb #4bc8914b
+_MANY = 500 # rows, from which on tables are faster than a walk for each row
+
 @patch
 def contributions(self:Booster,
     X: np.ndarray, # (n, features)
 ) -> np.ndarray: # (n, features + 1), or (n, k, features + 1): raw-score shares, the base value last
     "What each feature adds to the raw score of each row."
-    f = len(self.features) + 1
-    out = self._batch(X, _CONTRIB, self.classes * f)
-    return out if self.classes == 1 else out.reshape(len(out), self.classes, f)
+    X, f = self._matrix(X), len(self.features) + 1
+    trees = read_trees(self._text) if len(X) >= _MANY else None
+    out = tree_contributions(trees, X, self.classes) if trees else self._batch(X, _CONTRIB, self.classes * f).reshape(-1, self.classes, f)
+    return out[:, 0] if self.classes == 1 else out
 
 # %% ../nbs/20_booster.ipynb #709f13b4
 class _Row:

@@ -165,10 +165,11 @@ def _in_order(f: Callable, items: Iterator, threads: int) -> Iterator:
 _ROWS = 65_536 # in a slice
 
 @patch
-def _ask(self:Predictor, question, frame):
-    step = min(_ROWS, max(256, -(-len(frame) // self.threads)))
+def _ask(self:Predictor, question, frame, threads=None):
+    threads = threads or self.threads
+    step = min(_ROWS, max(256, -(-len(frame) // threads)))
     slices = (frame[i:i + step] for i in range(0, max(len(frame), 1), step))
-    return np.concatenate([*_in_order(lambda rows: question(self.matrix(rows)), slices, self.threads)])
+    return np.concatenate([*_in_order(lambda rows: question(self.matrix(rows)), slices, threads)])
 
 # %% ../nbs/22_predict.ipynb #8095b543
 @patch
@@ -202,7 +203,8 @@ def explain(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
 ) -> np.ndarray: # (n, columns + 1) or (n, k, columns + 1): shares of the raw score; the base value last
     "What each input added to each raw score."
-    return self._ask(self.model.contributions, frame)
+    threads = 1 if isinstance(self.model, Booster) else None # all rows share the tables of the trees, and each thread would make its own
+    return self._ask(self.model.contributions, frame, threads)
 
 # %% ../nbs/22_predict.ipynb #d4d978b6
 def _series(name, value):
