@@ -23,7 +23,11 @@ from .files import atomic_file, conform
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a run may use of the machine."
     threads: Annotated[Annotated[int, Meta(ge=0)], Meta(description="threads a stage may use; 0 = all cores this process may use")] = 0
-    device: Annotated[str, Meta(description="where nets are trained: auto | cpu | cuda | cuda:N; another device, or number of threads, gives a net slightly other weights")] = "auto"
+    device: Annotated[str, Meta(description="where nets are trained: auto | cpu | cuda | cuda:N; another device, or number of threads or processes, gives a net slightly other weights")] = "auto"
+    device_memory: Annotated[Annotated[int, Meta(ge=0)], Meta(description="MiB of a device's memory that the training of a net may use; 0 = all that is free")] = 0
+    processes: Annotated[Annotated[int, Meta(ge=1)], Meta(description="processes that train a net together, each on its share of every batch; on GPUs each needs one of its own")] = 1
+    shard: Annotated[bool, Meta(description="spread a net that is too large for one device over the processes")] = False
+    deterministic: Annotated[bool, Meta(description="on a GPU: the same net each time, also after a kill; false may be faster")] = True
 
 class TrackingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where runs are recorded."

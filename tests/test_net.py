@@ -16,10 +16,10 @@ from mlops_nb.files import read_json
 from mlops_nb.net import Net
 from mlops_nb.params import NetParams, read_params, write_params
 from mlops_nb.predict import Predictor, score_file
-from mlops_nb.settings import read_settings
+from mlops_nb.settings import RunSettings, Settings, read_settings, write_settings
 from mlops_nb.train import baselines
 from mlops_nb.train.net import fit_net
-from mlops_nb.train.parts import Part
+from mlops_nb.train.parts import Device, Part, open_project
 from mlops_nb.train.train import Training, train
 
 
@@ -130,6 +130,15 @@ def test_a_device_that_is_not_there(tmp_path):
     (root / "settings.ini").write_text("[run]\ndevice = cuda:9\n")
     assert read_settings(root).run.device == "cuda:9"
     with pytest.raises(UserError, match="cuda:9 is not there"): train(root, "net")
+
+
+def test_the_settings_of_the_device_reach_the_training(tmp_path):
+    root = modelling.trained(tmp_path)
+    assert open_project(root).device == Device()
+    write_settings(root, Settings(run=RunSettings(device="cuda:1", device_memory=512, processes=2, shard=True, deterministic=False)))
+    assert open_project(root).device == Device("cuda:1", 512, 2, True, False)
+    (root / "settings.ini").write_text("[run]\ndevice_memory =\nshard = true\n")
+    assert open_project(root).device == Device(shard=True)
 
 
 def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):

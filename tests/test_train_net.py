@@ -18,7 +18,7 @@ from mlops_nb.errors import UserError
 from mlops_nb.params import NetParams
 from mlops_nb.train.net import fit_net, load_checkpoint, pick_device, rate
 from mlops_nb.train.network import build, design, from_bytes, inputs, read_number, to_bytes, to_normal
-from mlops_nb.train.parts import Part, open_project, read_parts, read_prepared
+from mlops_nb.train.parts import Device, Part, open_project, read_parts, read_prepared
 
 SMALL = NetParams(k=4, width=24, blocks=2, embedding=8, bins=8, epochs=4, patience=4, batch=64, dropout=0.2)
 
@@ -33,7 +33,7 @@ def problem(task="binary", n=600, seed=0):
 
 
 def fit(train, valid, task="binary", params=SMALL, **how):
-    return fit_net(train, valid, task, params, n_classes=3, device="cpu", **{"categorical": {2: 5}, **how})
+    return fit_net(train, valid, task, params, n_classes=3, **{"categorical": {2: 5}, "device": "cpu", **how})
 
 
 # ---- what it reads
@@ -127,6 +127,32 @@ def test_further_training_starts_from_the_earlier_net():
     assert after.best < before.best * 1.2 < fresh.best
 
 
+def test_an_earlier_net_keeps_its_shape_and_learns_with_the_new_params():
+    train, valid = problem()
+    before = fit(train, valid)
+    after = fit(train, valid, params=replace(SMALL, epochs=2, dropout=0, learning_rate=0.01), earlier=before.model)
+    assert after.iterations == 2 and from_bytes(after.model)[0].params.learning_rate == 0.01
+    with pytest.raises(UserError, match=r"the earlier net \(train.continue_from\) has k = 4, width = 24, and params.yaml says otherwise"):
+        fit(train, valid, params=replace(SMALL, k=2, width=8), earlier=before.model)
+
+
+def test_a_class_that_is_none():
+    train, valid = problem("multiclass")
+    with pytest.raises(UserError, match="the valid part holds the class 3, and the classes of the net are 0 to 2"):
+        fit(train, valid._replace(y=np.where(valid.y == 2, 3, valid.y)), "multiclass")
+    with pytest.raises(UserError, match="the train part holds the class 0.5, and the classes of the net are 0 to 1"):
+        fit(train._replace(y=np.full(len(train.y), 0.5)), valid)
+
+
+def test_a_class_that_no_train_row_has_gets_a_small_probability():
+    train, valid = problem("multiclass", n=1500)
+    known = train.y != 2
+    net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, epochs=10, learning_rate=0.01))
+    from mlops_nb.train.net import ask, put
+    p = ask(*from_bytes(net.model), put(from_bytes(net.model)[0], valid))
+    assert np.isfinite(net.best) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
+
+
 def test_the_rate_falls_like_a_cosine():
     p = NetParams(learning_rate=1.0, epochs=10, schedule="cosine")
     assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, schedule="constant"), 9) == 1
@@ -155,6 +181,75 @@ def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
     net = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
     assert net.iterations < 50
     assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].state_dict().values())
+
+
+# ---- memory changes no bit
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("kib", [1, 5, 9])
+def test_a_table_in_chunks_makes_the_same_net(task, kib, capsys):
+    train, valid = problem(task)
+    weighted = train._replace(weight=np.random.default_rng(0).uniform(0.1, 2, len(train.y)))
+    whole = fit(weighted, valid, task)
+    assert capsys.readouterr().err == ""
+    assert fit(weighted, valid, task, device=Device("cpu", memory=2 * kib / 1024)) == whole
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "do not fit into" in said[0] and "they are sent in chunks of" in said[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 40), st.floats(0, 5000), st.integers(0, 3))
+def test_batches_are_the_rows_that_were_asked_for(n, batch, space, skipped):
+    from mlops_nb.train.rows import Rows, Table
+    rows = Rows(torch.arange(2 * n).reshape(n, 2), None, torch.arange(n), None)
+    order = list(torch.randperm(n, generator=torch.Generator().manual_seed(n)).split(batch))[skipped:]
+    table = Table(rows, torch.device("cpu"), space, batch)
+    got = list(table.batches(order))
+    assert [b.y.tolist() for b in got] == [at.tolist() for at in order]
+    assert all(b.categories is None and torch.equal(b.numbers[:, 0], 2 * b.y) for b in got)
+    assert table.fits == (rows.nbytes <= space)
+    assert table.fits or table.together == 1 or 3 * table.together * batch * rows.nbytes / n <= space + 1e-6
+
+
+def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, capsys):
+    train, valid = problem()
+    whole = fit(train, valid)
+    from mlops_nb.train import net as module
+    learn, done = module.learn, [0]
+
+    def greedy(training, rows, total=None):
+        done[0] += 1
+        if done[0] == 10: raise torch.OutOfMemoryError("CUDA out of memory")
+        learn(training, rows, total)
+    monkeypatch.setattr(module, "learn", greedy)
+    assert fit(train, valid, checkpoint=tmp_path / "c", every=0) == whole
+    assert done[0] == 4 * 7 + 1, "no step was made twice"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "ran out of memory; it goes on from the last checkpoint with" in said[0] and "in chunks of 64." in said[1]
+
+
+@pytest.mark.parametrize("where", ["learn", "put", "Fitting"])
+@pytest.mark.parametrize("error, device", [(torch.OutOfMemoryError("CUDA out of memory"), "cpu"),
+                                           (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "this machine")])
+def test_a_net_that_never_fits_is_said(where, error, device, monkeypatch):
+    from mlops_nb.train import net as module
+    calls = [0]
+
+    def fails(*a, **k):
+        calls[0] += 1
+        raise error
+    monkeypatch.setattr(module, where, fails)
+    with pytest.raises(UserError, match=f"the memory of {device} is not enough for this net and one batch of rows; lower batch"):
+        fit(*problem(), device=Device("cpu", memory=1))
+    assert calls[0] < 30
+
+
+def test_another_error_of_torch_is_not_taken_for_memory(monkeypatch):
+    from mlops_nb.train import net as module
+
+    def fails(*a, **k): raise RuntimeError("something else")
+    monkeypatch.setattr(module, "learn", fails)
+    with pytest.raises(RuntimeError, match="something else"): fit(*problem())
 
 
 # ---- a kill changes no bit
@@ -231,6 +326,27 @@ def test_the_seed_decides_and_nothing_outside_does():
     assert torch.equal(torch.get_rng_state(), outside)
     torch.manual_seed(321)
     assert fit(train, valid) == one != fit(train, valid, seed=1)
+
+
+# ---- translated
+
+def test_without_a_compiler_is_a_sentence(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and neither g\\+\\+ nor clang\\+\\+ is on this machine"):
+        fit(*problem(), params=replace(SMALL, compile=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    train, valid = problem()
+    quick = replace(SMALL, k=2, blocks=1, embedding=0, batch=200, epochs=2, dropout=0, compile=True) # one size of batch: one translation
+    whole = fit(train, valid, params=quick)
+    plain = fit(train, valid, params=replace(quick, compile=False))
+    assert [p.valid for p in whole.curve] == pytest.approx([p.valid for p in plain.curve], rel=1e-4)
+
+    def killed(epoch, valid): raise Killed
+    with pytest.raises(Killed): fit(train, valid, params=quick, checkpoint=tmp_path / "c", every=0, step=killed)
+    assert fit(train, valid, params=quick, checkpoint=tmp_path / "c") == whole
 
 
 # ---- kept, and asked of devices

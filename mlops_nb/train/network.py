@@ -143,16 +143,18 @@ def training_loss(
     logits, # (n, k, outputs)
     y, # (n,) float32: class index, or standardised value
     weight=None, # (n,) float32
+    total=None, # Of the weights, where these rows are only a part of the batch; without weights the number of rows
 ): # A scalar
     "The mean over rows and members of the log loss, or of the squared standardised error: each member learns for itself."
     from torch.nn import functional as F
     z = logits.float()
     each = y[:, None].expand(-1, z.shape[1])
-    if network.task == "multiclass": loss = F.cross_entropy(z.flatten(0, 1), each.long().flatten(), reduction="none").view_as(each)
+    if network.task == "multiclass": loss = F.cross_entropy(z.flatten(0, 1), each.flatten().long(), reduction="none").view_as(each)
     elif network.task == "binary": loss = F.binary_cross_entropy_with_logits(z[..., 0], each, reduction="none")
     else: loss = (z[..., 0] - each) ** 2
     rows = loss.mean(1)
-    return rows.mean() if weight is None else (rows * weight).sum() / weight.sum()
+    if total is None: return rows.mean() if weight is None else (rows * weight).sum() / weight.sum()
+    return (rows if weight is None else rows * weight).sum() / total
 
 # %% ../../nbs/train/04_network.ipynb #46cda328
 _SCALE, _SHORT = ":scale", 8 # the ending of a scale's name; a row shorter than this is not worth one
