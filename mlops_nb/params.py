@@ -147,6 +147,8 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     min_gain: Annotated[float, Meta(description="share by which the primary metric must be better than every baseline's")] = 0.0
     champion_tolerance: Annotated[Share, Meta(description="share by which the primary metric may be worse than the champion's, at the low end of the interval")] = 0.01
     max_slice_gap: Annotated[float | None, Meta(description="share of what the model is worth on the rest by which a segment may surely be worse; null = not checked")] = 0.5
+    max_fairness_gap: Annotated[Share | None, Meta(
+        description="equalized odds difference that may surely lie between groups of a sensitive column; null = not checked")] = None
     max_calibration_error: Annotated[Share | None, Meta(
         description="mean distance of predicted and observed: of probabilities, or as a share of the target's standard deviation; null = not checked")] = 0.1
 

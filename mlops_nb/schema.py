@@ -26,6 +26,7 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     type: Literal["integer", "number", "category", "boolean", "timestamp", "text"]
     nullable: bool = False # may a value be missing?
     feature: bool = True # may the model see it? identifiers and leaks say false
+    sensitive: bool = False # are its groups to be treated alike? fairness is measured by it
     range: tuple[float | str | None, float | str | None] | None = None # inclusive bounds; ISO strings for timestamps
     domain: list[str] | None = None # the categories that are known
     format: str | None = None # how a timestamp is written as text, in strftime's letters; null for ISO 8601
@@ -94,6 +95,11 @@ def feature_columns(self:Schema) -> list[str]: # Column names, in the order of t
     "The columns that enter a model by themselves."
     never = {*self.target_columns, self.entity, self.event_time}
     return [n for n, c in self.columns.items() if c.feature and n not in never and c.type not in ("timestamp", "text")]
+
+@patch(as_prop=True)
+def sensitive_columns(self:Schema) -> list[str]: # Column names, in the order of the contract
+    "The columns whose groups are to be treated alike."
+    return [n for n, c in self.columns.items() if c.sensitive]
 
 # %% ../nbs/02_schema.ipynb #f39609d5
 def _expr(text, columns): return pl.col(text) if text in columns else row_expr(text)
@@ -213,6 +219,7 @@ def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the 
 _HEADER = """# The contract of the data set: every row is checked against it, and the model may see only what it allows.
 # It was inferred from the data. Please read it once, and correct what the data cannot know:
 #   feature   false for whatever is not yet known at the moment of prediction (a leak), and for identifiers
+#   sensitive true where the groups of a column are to be treated alike; fairness is then measured by it
 #   range     what is possible, not what happened so far; null on a side without a bound
 #   domain    the categories that are known; on_new_category says what becomes of a row with another
 #   nullable  may the value be missing?   on_violation: quarantine | null | stop

@@ -117,7 +117,7 @@ def test_files_and_metrics(project):
     found, flat = read_evaluation(project), json.loads((project / "artifacts/metrics.json").read_text())
     names = {f.name for f in (project / "artifacts/evaluation").iterdir()}
     always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "weak_spots.parquet",
-              "residuals.parquet", "calibration.parquet"}
+              "fairness.parquet", "residuals.parquet", "calibration.parquet"}
     moved = found.recalibration and found.recalibration.method != "none"
     assert names == always | ({"costs.parquet"} if found.task == "binary" else set()) | ({"uncalibrated.parquet"} if moved else set())
     assert (found.threshold is not None) == (found.task == "binary") and (found.recalibration is None) == (found.task == "regression")

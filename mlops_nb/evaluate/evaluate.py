@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 
 from ..data.simulator import regret
 from ..errors import UserError
 from .calibration import Recalibration, choose_calibration
 from .comparison import Comparison, compare_baselines, compare_champion, compare_scores
+from .fairness import Fairness, fairness, fairness_table
 from .metrics import METRICS, PRIMARY, Estimate, Terms, estimate
 from .selection import Candidate, select
 from .slices import Slice, SmallSlices, residuals, slice_table, slices
@@ -72,6 +73,7 @@ class Evaluation(Struct):
     threshold: Estimate | None = None # with its interval over other valid rows; binary only
     recalibration: Recalibration | None = None # how the probabilities were put right; `None` for a regression
     weak_spots: WeakSpots | None = None # groups nobody named, found on valid and judged on test
+    fairness: list[Fairness] = field(default_factory=list) # on test: each sensitive column, and any two together
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #635c47a5
 def read_evaluation(
@@ -206,16 +208,17 @@ def evaluate(
     found.learner, found.selection, found.recalibration = choice.learner, choice.sentence, moved[choice.learner]
     found.candidates = [_candidate(root, learner, parts, scores[learner], found, p, predictor.threads) for learner in drafts]
     found.comparisons = _compare(root, champion, found, predictor, parts, scores, p)
-    found.weak_spots = _weak_spots(predictor, found, parts, ours, p)
+    found.weak_spots, found.fairness = _by_group(predictor, found, parts, ours, p)
     found.regret = regret_of(root, parts['test'], ours['test']) if found.task == 'binary' else None
     if found.task == 'binary': predictor.policy.threshold, predictor.policy.costs = found.terms.threshold, structs.asdict(p.costs)
     _write(root, predictor, found, parts, said[choice.learner]['test'], ours, p)
     return {'rows': sum(map(len, parts.values())), 'learner': found.learner}
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3c
-def _weak_spots(predictor, found, parts, scores, p):
-    return weak_spots(found.task, predictor.columns, parts['valid'], parts['test'], scores, found.terms, p.min_slice, found.bootstrap, p.confidence,
-                      p.seed, predictor.threads)
+def _by_group(predictor, found, parts, scores, p):
+    terms, schema = (found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads), predictor.schema
+    return (weak_spots(found.task, predictor.columns, parts['valid'], parts['test'], scores, *terms),
+            fairness(found.task, parts['test'], schema.sensitive_columns, parts['test']['_target'].to_numpy(), scores['test'], schema.classes, *terms))
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3b
 def _choose(params, drafts, valid, scores):
@@ -246,6 +249,7 @@ def _write(root, predictor, found, parts, said, scores, p):
     y = test['_target'].to_numpy()
     tables = {'predictions': pl.concat(predictions(predictor, parts[part], part, scores[part]) for part in parts),
               'slices': slice_table(found.slices), 'weak_spots': weak_spot_table(found.weak_spots),
+              'fairness': fairness_table(found.fairness),
               'residuals': residuals(test, predictor.columns, y, s, schema.classes, confidence=p.confidence),
               'calibration': calibrate(schema.task, y, s, schema.classes, p.confidence)[1]}
     if predictor.policy.calibration: tables['uncalibrated'] = calibrate(schema.task, y, said, schema.classes, p.confidence)[1]
