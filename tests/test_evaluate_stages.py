@@ -404,3 +404,14 @@ def test_an_example_holds_only_what_json_can(project):
     e = example(p, test.row(i, named=True), p.predict(test[[i]])[0], contributions(p, test[[i]])[0][0])
     assert e.values["charge"] is None and e.values["paid_so_far"] is None
     assert b"NaN" not in msgspec.json.encode(e)
+
+
+def test_pairs_and_lines_are_explained(project):
+    found, folder = read_explanation(project), project / "artifacts/explanation"
+    pairs, grid = (pl.read_parquet(folder / f"{n}.parquet") for n in ("interactions", "surface"))
+    n = min(6, len(found.top))
+    assert len(pairs) == n * (n - 1) // 2 and {*pairs["feature"], *pairs["other"]} == set(found.top[:6])
+    assert {grid["feature"][0], grid["other"][0]} == {*pairs.row(0)[:2]} and grid["value"].is_finite().all()
+    for rows in (found.best_explained, found.worst_predicted):
+        assert [e.line is not None for e in rows] == [True] * 3 + [False] * 7
+        assert all(set(t.column for t in e.line.terms) <= {"plan", "tenure", "charge"} and e.line.fidelity <= 1 for e in rows[:3])

@@ -4,15 +4,12 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from modelling import CLASSES, rows, schema, trained
 
 from mlops_nb.bundle import draft
 from mlops_nb.errors import UserError
 from mlops_nb.evaluate.what_if import (
     fewest,
-    gower,
     json_row,
     nearest,
     pick_row,
@@ -20,8 +17,6 @@ from mlops_nb.evaluate.what_if import (
     read_reference,
     reference,
     show,
-    spread,
-    steps,
     what_if,
     written,
 )
@@ -126,33 +121,6 @@ def test_without_a_change_nothing_moves(asked):
     predictor, root, near = asked
     found = what_if(predictor, row_of(predictor, root), {}, near)
     assert found.before == found.after and not found.changes and all(e.contribution == e.then for e in found.effects)
-
-
-# distances
-
-VALUES = st.fixed_dictionaries({"x": st.none() | st.floats(-1e9, 1e9), "count": st.integers(-5, 5),
-                                "place": st.none() | st.sampled_from("abc"), "known": st.booleans()})
-TYPES = {"x": pl.Float64, "count": pl.Int64, "place": pl.String, "known": pl.Boolean}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(VALUES, min_size=1, max_size=8))
-def test_a_distance_is_a_distance(values):
-    frame = pl.DataFrame(values, schema=TYPES)
-    spreads = [spread(frame[c]) for c in frame.columns]
-    assert min(spreads) > 0
-    apart = np.array([gower(steps(frame[i:i + 1], frame, spreads)) for i in range(len(frame))])
-    assert (apart >= 0).all() and (apart <= 1).all() and np.allclose(apart, apart.T) and (apart.diagonal() == 0).all()
-    differing = np.array([[sum(a[c] != b[c] for c in TYPES) for b in values] for a in values])
-    assert (apart <= differing / len(TYPES) + 1e-12).all()
-
-
-def test_numbers_are_measured_by_their_spread_and_times_are_numbers():
-    frame = pl.DataFrame({"x": [0., 1, 2, 3, None], "t": pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 1, 5), eager=True)})
-    found = steps(frame[1:2], frame, [2., 4.])
-    assert found[:4, 0].tolist() == [-.5, 0, .5, 1] and np.isnan(found[4, 0]) and found[:, 1].tolist() == [-.25, 0, .25, .5, .75]
-    assert gower(steps(frame[:1], frame, [1e9, 4.]))[4] == 1
-    assert spread(pl.Series([0.] * 99 + [7])) == 7 and spread(pl.Series([None, None], dtype=pl.Float64)) == 1 == spread(pl.Series([3, 3]))
 
 
 # rows with another answer

@@ -68,7 +68,7 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert "<b>bold" not in text and ">nan" not in text and "None<" not in text and "Timestamp" not in text
     assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
-    if name == "explanation": assert text.count("rows.csv, row") == 20
+    if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "The line explains" in text
     for svg in text.split("<svg")[1:]: assert 'role="img"' in svg[:300] and "aria-label=" in svg[:300]
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['contributions', 'additivity_error', 'gain_importance', 'importance', 'dependence', 'dependence_points', 'Reason',
-           'Example', 'top_three', 'example', 'Attributed', 'Attribution', 'attribution', 'Explanation',
-           'read_explanation', 'sample_rows', 'explain']
+           'Example', 'top_three', 'example', 'sample_rows', 'Attributed', 'Attribution', 'attribution', 'Explanation',
+           'read_explanation', 'explain']
 
 # %% ../../nbs/evaluate/05_explain.ipynb #d59d22b5
 from pathlib import Path
@@ -16,11 +16,13 @@ from msgspec import Struct
 
 from ..errors import UserError
 from .evaluate import read_part
+from .interactions import interactions, surface
 from .metrics import row_loss
 from .slices import cut
+from .surrogate import Surrogate, spread, surrogate
 from ..files import atomic_dir, read_json, write_json
 from ..params import read_params
-from ..predict import Policy, Predictor
+from ..predict import Policy, Predictor, as_contract
 
 # %% ../../nbs/evaluate/05_explain.ipynb #d70e7f1f
 def contributions(
@@ -114,6 +116,7 @@ class Example(Struct):
     raw: float # what it says here: the base plus all contributions
     reasons: list[Reason] # the strongest first
     top_three: float | None # their share of all contributions, 0..1; `None` if every contribution is 0
+    line: Surrogate | None = None # which way the model leans from here, for a few examples
 
 # %% ../../nbs/evaluate/05_explain.ipynb #f9ef8539
 def top_three(
@@ -148,6 +151,29 @@ def example(
         truth=classes[int(y)] if classes else float(y), loss=float(row_loss(task, np.array([y]), s[None])[0]),
         base=float(part[-1]), raw=float(part.sum()), reasons=[Reason(f, _plain(row[f]), c) for f, c in strongest],
         top_three=None if np.isnan(share) else float(share))
+
+# %% ../../nbs/evaluate/05_explain.ipynb #8192eb71
+def _add_lines(predictor, test, sample, at, examples):
+    inputs = lambda rows: as_contract(test[rows], predictor.schema, predictor.inputs)
+    donors = inputs(sample)
+    spreads = [spread(donors[c]) for c in donors.columns]
+    for i, e in zip(at, examples): e.line = surrogate(predictor, inputs([int(i)]), donors, spreads)
+
+# %% ../../nbs/evaluate/05_explain.ipynb #3a6fe60b
+def sample_rows(
+    n: int, # rows there are
+    most: int, # rows wanted
+) -> np.ndarray: # Ascending positions
+    "A fixed random sample."
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+
+# %% ../../nbs/evaluate/05_explain.ipynb #53d1a30e
+def _together(predictor, frame, features): # Tables: every pair, and the strongest one in full
+    X = predictor.matrix(frame[sample_rows(len(frame), 64)])
+    pairs = interactions(predictor, X, features)
+    if not len(pairs): return {'interactions': pairs}
+    a, b = sorted(pairs.row(0)[:2], key=lambda f: -frame[f].n_unique()) # few lines over many values
+    return {'interactions': pairs, 'surface': surface(predictor, frame, X, a, b)}
 
 # %% ../../nbs/evaluate/05_explain.ipynb #060bf1c9
 class Attributed(Struct, rename={'label': 'class'}):
@@ -196,13 +222,6 @@ def read_explanation(
     return read_json(Path(root) / 'artifacts/explanation/explanation.json', Explanation)
 
 # %% ../../nbs/evaluate/05_explain.ipynb #38bfa923
-def sample_rows(
-    n: int, # rows there are
-    most: int, # rows wanted
-) -> np.ndarray: # Ascending positions
-    "A fixed random sample."
-    return np.arange(n) if n <= most else np.sort(np.random.default_rng(0).choice(n, most, replace=False))
-
 def _examples(predictor, test, sample, parts, scores, count=10):
     y = test['_target'].to_numpy()
     decided = scores[sample].argmax(1) if scores.ndim == 2 else np.zeros(len(sample), int)
@@ -210,7 +229,9 @@ def _examples(predictor, test, sample, parts, scores, count=10):
     best = sample[np.argsort(-np.nan_to_num(share, nan=-1), kind='stable')[:count]]
     worst = np.argsort(-row_loss(predictor.schema.task, y, scores), kind='stable')[:count]
     make = lambda i, part: example(predictor, test.row(int(i), named=True), scores[i], part)
-    return [[make(i, part) for i, part in zip(at, contributions(predictor, test[at])[0])] for at in (best, worst)]
+    found = [[make(i, part) for i, part in zip(at, contributions(predictor, test[at])[0])] for at in (best, worst)]
+    for at, examples in zip((best, worst), found): _add_lines(predictor, test, sample, at[:3], examples)
+    return found
 
 # %% ../../nbs/evaluate/05_explain.ipynb #4524ca26
 def explain(
@@ -231,7 +252,7 @@ def explain(
     ranked = importance(parts, features, gains, classes)
     best, worst = _examples(predictor, test, sample, parts, predictor.predict(test))
     top = ranked['feature'].head(min(8, len(features))).to_list()
-    _write(root, frame, parts, ranked, features, classes,
+    _write(root, frame, parts, ranked, features, classes, _together(predictor, frame, top[:6]),
            Explanation(predictor.schema.task, predictor.schema.classes, len(frame), len(test), error, top, best, worst))
     return {'rows': len(frame)}
 
@@ -239,10 +260,10 @@ def explain(
 def _sides(schema): # The classes contributions are given for
     return schema.classes if schema.task == 'multiclass' else [schema.classes[1] if schema.classes else None]
 
-def _write(root, frame, parts, ranked, features, classes, found):
+def _write(root, frame, parts, ranked, features, classes, together, found):
     keys = frame.select('_source', '_row') # with an underscore each, because a feature may be called `class`
     table = lambda c, p: keys.with_columns(_class=pl.lit(c, pl.String)).hstack(pl.DataFrame(p, schema=[*features, '_base']))
-    tables = {'importance': ranked, 'contributions': pl.concat(table(c, parts[:, k]) for k, c in enumerate(classes))}
+    tables = {'importance': ranked, 'contributions': pl.concat(table(c, parts[:, k]) for k, c in enumerate(classes)), **together}
     strongest = {f: int(np.abs(parts[:, :, features.index(f)]).mean(0).argmax()) for f in found.top} # the class it matters most for
     for name, of in (('dependence', dependence), ('points', dependence_points)):
         tables[name] = pl.concat(of(frame, f, parts[:, k, features.index(f)]).with_columns(pl.lit(classes[k], pl.String).alias('class'))
