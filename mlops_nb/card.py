@@ -156,12 +156,15 @@ def _changed(params): # Those that are not as a new project has them
     usual = _flat(msgspec.to_builtins(Params(simulate=SimulateParams())))
     return [(k, v) for k, v in _flat(params).items() if v != usual.get(k)]
 
+def _before(p):
+    if 'compressed_from' in p.training: return f"Made smaller from the model `{p.parent}`: {p.training['how']}."
+    return f"Before it: the model `{p.parent}`." if p.parent else "Before it: no model."
+
 def _lineage(p):
     changed = ', with changes that it does not hold' if p.git_dirty else ''
-    learned = ', '.join(f"{k.replace('_', ' ')} {v:,}" for k, v in p.training.items() if isinstance(v, int))
-    return [_list([f"Code: commit `{p.git_commit}`{changed}." if p.git_commit else "Code: no commit is known.",
-                   f"Before it: the model `{p.parent}`." if p.parent else "Before it: no model.",
-                   f"Learner: {p.training.get('learner', 'unknown')} ({learned}).",
+    learned = [f"{k.replace('_', ' ')} {v:,}" for k, v in p.training.items() if isinstance(v, int)]
+    return [_list([f"Code: commit `{p.git_commit}`{changed}." if p.git_commit else "Code: no commit is known.", _before(p),
+                   f"Learner: {', '.join([p.training.get('learner', 'unknown'), *learned])}.",
                    f"Made with Python {p.python}, {', '.join(f'{k} {v}' for k, v in p.packages.items())}."]),
             "Made from:", markdown_table(['input', 'sha256'], [(k, f"{v[:12]}…") for k, v in p.inputs.items()]),
             "Parameters that are not at their defaults:", markdown_table(['parameter', 'value'], _changed(p.params))]

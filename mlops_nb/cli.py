@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
-           'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'export_onnx', 'control']
+           'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'export_onnx', 'compress',
+           'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -219,6 +220,19 @@ def export_onnx(bundle: _Bundle = None, output: Annotated[Path, typer.Option(hel
     parity = export_onnx(_chosen(bundle), output, pl.read_parquet(test) if test.exists() else None)
     for c in parity.checked: print(f"{c.rows}: {c.n:,} rows, {c.decisions} decided otherwise, scores up to {c.largest:.2g} apart")
     print(f"{output}/model.onnx answers as the bundle {parity.bundle[:12]} does.")
+
+# %% ../nbs/92_cli.ipynb #a73d26d4
+@app.command()
+def compress(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The folder for the new bundle and the comparison.")] = Path("compressed"),
+             trees: Annotated[Optional[int], typer.Option(help="Of the smaller model, for each class; a quarter where it is not given.")] = None,
+             weights: Annotated[Optional[str], typer.Option(help="Of a net: half or int8; int8 where it is not given.")] = None):
+    "Make a smaller model, and say what that costs and saves."
+    from mlops_nb.evaluate.compress import compress, describe
+    from mlops_nb.report.pipeline import text_page
+    from mlops_nb.report.render import Header
+    found = compress(Path("."), _chosen(bundle), output, trees, weights)
+    page = text_page("A smaller model", describe(found), output / "compression.html", Header(project=found.dataset, run=found.student.bundle[:12]))
+    print(f"{describe(found)}\nThe bundle is {output / 'bundle'}, the page is {page}")
 
 # %% ../nbs/92_cli.ipynb #af699f68
 @app.command()

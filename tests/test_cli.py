@@ -209,6 +209,18 @@ def test_what_if_answers_for_people_and_for_programs(project):
         assert says in sentence(nb("what-if", *args, cwd=project))
 
 
+def test_compress_card_and_export(project):
+    done = nb("compress", "--trees", "3", "--output", "small", cwd=project)
+    assert done.returncode == 0 and "trees in the place of" in done.stdout and "| auc |" in done.stdout, done.stderr
+    page = (project / "small/compression.html").read_text()
+    assert "<td>bytes of the model</td>" in page and "<script" not in page
+    for args in (("card", "--output", "small/card.html"), ("export-onnx", "--output", "small/onnx")):
+        assert nb(*args, "--bundle", "small/bundle", cwd=project).returncode == 0
+    assert (project / "small/card.html").exists() and (project / "small/onnx/model.onnx").exists()
+    shutil.rmtree(project / "releases")
+    assert "No model is deployed here" in sentence(nb("compress", cwd=project))
+
+
 def test_report_run_checks_the_parameters_against_the_notebook(project):
     parameters = mk_cell("rows = 5 # how many\ntitle = 'Data' # above the table")
     parameters.metadata = {"tags": ["parameters"]}
