@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'ending', 'main', 'init', 'ingest', 'simulate', 'stage', 'gate_check',
-           'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'export_onnx', 'compress',
-           'control']
+           'tune', 'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card', 'export_onnx',
+           'compress', 'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -133,6 +133,19 @@ def gate_check():
     "Exit 1 unless the last bundle passed its gate."
     from mlops_nb.evaluate.gate import check_gate
     print(check_gate(Path(".")))
+
+# %% ../nbs/92_cli.ipynb #0906e62e
+@app.command()
+def tune(workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; as in settings.ini where it is not given.")] = None,
+         join: Annotated[bool, typer.Option("--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False):
+    "Try parameters until the budget of params.yaml is used up; the stage tune then takes what was found."
+    from mlops_nb.params import read_params
+    from mlops_nb.train.tune import counted, run_study
+    params = read_params("params.yaml")
+    if not params.tune.trials: raise UserError("tune.trials in params.yaml is 0, so there is nothing to try; set how many.")
+    for learner in params.train.learners:
+        study, _ = run_study(Path("."), learner, workers, join)
+        print(f"{learner}: {len(counted(study))} trials, the best valid loss is {study.best_value:.5g}.")
 
 # %% ../nbs/92_cli.ipynb #9e05c6f2
 schema_app = typer.Typer(no_args_is_help=True, help="The contract of the data.")

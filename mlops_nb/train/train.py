@@ -13,9 +13,9 @@ from msgspec import Struct, to_builtins
 
 from ..files import atomic_dir, write_json
 from .board import Board
-from .encoder import Encoder, input_kinds
-from .learners import Earlier, find_learner, fit, open_earlier, progress
-from .parts import Point, Project, open_project, read_parts, read_prepared
+from .learners import find_learner, fit, progress, starting_point
+from .parts import Point, open_project, read_parts
+from .tune import use_tuned
 
 # %% ../../nbs/train/08_train.ipynb #900caab6
 class Training(Struct):
@@ -34,13 +34,6 @@ class Training(Struct):
     continued_from: str | None = None # sha256 of the earlier model
 
 # %% ../../nbs/train/08_train.ipynb #b9425b4f
-def _start(root, project, learner):
-    "The model to go on from, with its encoder; or no model, and an encoder of the train part."
-    schema, features, params = project.schema, project.features, project.params.train
-    if params.continue_from: return open_earlier(root / params.continue_from, learner, schema, features)
-    inputs = read_prepared(root, 'train', list(input_kinds(schema, features)))
-    return Earlier(None, Encoder.fit(inputs, schema, features, params.encoder), None)
-
 def _write(folder, learner, fitted, encoder, about):
     with atomic_dir(folder) as out:
         (out / find_learner(learner).file).write_bytes(fitted.model)
@@ -56,7 +49,7 @@ def train(
     root, began, kind = Path(root), time.monotonic(), find_learner(learner)
     project = open_project(root)
     schema, params, checkpoints = project.schema, project.params.train, root / '.mlops' / 'checkpoints' / learner
-    earlier = _start(root, project, learner)
+    params, earlier = use_tuned(root, learner, params), starting_point(root, project, learner)
     parts = tuple(read_parts(root, project, earlier.encoder))
     with progress(f'train {learner}', kind.most(params), unit=kind.unit) as step, Board(root / '.mlops' / 'board' / learner) as board:
         fitted = fit(learner, parts, schema, earlier.encoder, params, threads=project.threads, device=project.device,
