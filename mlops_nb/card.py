@@ -49,7 +49,7 @@ class Provenance(Struct):
     seeds: dict[str, int]
     packages: dict[str, str] # package -> version
     python: str # 3.11
-    training: dict # of training.json: iterations, loss, rows
+    training: dict # of training.json: iterations, loss, rows, the learner's params as they were used
 
 # %% ../nbs/23_card.ipynb #53b5079c
 def provenance(
@@ -65,7 +65,7 @@ def provenance(
     inputs |= {f'{p}.parquet': part.sha256 for p, part in dataset.parts.items()} | {'params.yaml': sha256_file(root / 'params.yaml')}
     seeds = dict(split=params.prepare.split.seed, train=params.train.seed, evaluate=params.evaluate.seed)
     return Provenance(*git_state(root), parent, inputs, msgspec.to_builtins(params), seeds, producers(),
-                      '.'.join(map(str, sys.version_info[:2])), {k: v for k, v in training.items() if k not in ('curve', 'params')})
+                      '.'.join(map(str, sys.version_info[:2])), {k: v for k, v in training.items() if k != 'curve'})
 
 # %% ../nbs/23_card.ipynb #c3093d9b
 def markdown_text(

@@ -62,7 +62,9 @@ def _describe(root, bundle):
     provenance = read_json(Path(bundle.path) / "provenance.json", dict)
     tags = {"mlops_nb.bundle": bundle.id, "mlops_nb.parent": provenance.get("parent") or "", "mlflow.source.git.commit": provenance.get("git_commit") or "",
             **{f"data.{k}": v for k, v in provenance.get("inputs", {}).items()}}
-    return flatten(provenance.get("params", {})), tags
+    params, training = provenance.get("params", {}), provenance.get("training", {})
+    if "params" in training: params["train"][training["learner"]] = training["params"] # as they were used, tuned or not
+    return flatten(params), tags
 
 # %% ../../nbs/release/02_tracking.ipynb #e23a4149
 def _curves(root): # (name, value, step)
