@@ -118,7 +118,7 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"'select' is {self.select!r}, which is not among the learners ({', '.join(self.learners)}); set it to best, or add it.")
 
 # %% ../nbs/04_params.ipynb #10897e24
-Range = list[int | float | Literal["log"]] | None
+Range = Annotated[list[int | float | Literal["log"]] | None, Meta(description="[low, high], or [low, high, log]; null = as in train")]
 
 def _check_ranges(space, params):
     "Raise `ValueError` for a range that is none, or that leads out of what the parameter may be."
@@ -160,8 +160,8 @@ class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The search for better parameters."
     trials: Annotated[Count, Meta(description="trainings tried for each learner; 0 = none, and train is taken as it is")] = 0
     seconds: Annotated[PositiveNumber | None, Meta(description="working time of a learner's trials together, after which none is begun; null = no limit")] = None
-    gbdt: Annotated[GbdtSpace, Meta(description="where trees are searched: [low, high], or [low, high, log]; null = as in train")] = field(default_factory=GbdtSpace)
-    net: Annotated[NetSpace, Meta(description="where nets are searched, likewise")] = field(default_factory=NetSpace)
+    gbdt: Annotated[GbdtSpace, Meta(description="where trees are searched")] = field(default_factory=GbdtSpace)
+    net: Annotated[NetSpace, Meta(description="where nets are searched")] = field(default_factory=NetSpace)
 
 # %% ../nbs/04_params.ipynb #273accbe
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -206,8 +206,8 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     simulate: Annotated[SimulateParams | None, Meta(description="the simulated data; null in a project with real data")] = None
     validate: ValidateParams = field(default_factory=ValidateParams)
     prepare: PrepareParams = field(default_factory=PrepareParams)
-    tune: TuneParams = field(default_factory=TuneParams)
     train: TrainParams = field(default_factory=TrainParams)
+    tune: TuneParams = field(default_factory=TuneParams)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
     explain: ExplainParams = field(default_factory=ExplainParams)
     gate: GateParams = field(default_factory=GateParams)

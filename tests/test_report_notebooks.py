@@ -16,6 +16,7 @@ from mlops_nb.evaluate.evaluate import evaluate
 from mlops_nb.evaluate.explain import explain
 from mlops_nb.evaluate.gate import gate
 from mlops_nb.files import read_json, write_json
+from mlops_nb.params import read_params, write_params
 from mlops_nb.report.pipeline import describe_run, report
 from mlops_nb.report.render import clean
 from mlops_nb.report.run import notebook_parameters
@@ -53,7 +54,11 @@ def project(request, tmp_path_factory):
     validate(root)
     from mlops_nb.data.prepare import prepare
     from mlops_nb.train.train import train
-    for stage in (prepare, train, baseline, evaluate, explain, bundle, gate): stage(root)
+    from mlops_nb.train.tune import tune
+    params = read_params(root / "params.yaml")
+    params.tune.trials = dict(binary=12, multiclass=1, regression=0)[task]
+    write_params(params, root / "params.yaml")
+    for stage in (prepare, tune, train, baseline, evaluate, explain, bundle, gate): stage(root)
     verdict = read_json(root / "artifacts/gate.json", dict)
     deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], sentence="Version 1 answers at rows.")
     write_json(root / "artifacts/deployment.json", deployment)
