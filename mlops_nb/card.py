@@ -132,7 +132,8 @@ def limits(
     if dataset.split.method == 'random': out.append("The test rows were drawn at random, so the figures do not say how the model ages.")
     small = [f"{s['slices']} of the values of `{s['column']}` ({s['rows']:,} rows)" for s in evaluation.get('small_slices') or []]
     if small: out.append(f"Too few rows to judge: {', '.join(small)}.")
-    if not schema.segments: out.append("The contract names no segments, so nobody has looked for groups for whom it is worse.")
+    if not schema.segments: out.append("The contract names no segments by which results are always broken down.")
+    if not schema.sensitive_columns: out.append("The contract marks no column as sensitive, so nobody has looked whether groups are treated alike.")
     return out
 
 # %% ../nbs/23_card.ipynb #26b7b23c
@@ -146,7 +147,8 @@ def _segments(evaluation, most=10):
     worst = sorted(evaluation.get('slices') or [], key=lambda s: -(s['gap'].get('value') or 0))[:most]
     return [f"By {evaluation['primary']} ({evaluation['better']} is better), those furthest behind the other rows first.",
             markdown_table(['segment', 'rows', evaluation['primary'], 'behind the rest by'],
-                   [(f"{s['column']} = {s['value']}", f"{s['n']:,}", _figure(s['estimate']), _figure(s['gap'])) for s in worst])]
+                   [(f"{s['column']} = {s['value']}", f"{s['n']:,}", _figure(s['estimate']), _figure(s['gap'])) for s in worst]),
+            *[markdown_text(x['sentence']) for x in [evaluation.get('weak_spots'), *evaluation.get('fairness', [])] if x]]
 
 # %% ../nbs/23_card.ipynb #6687d355
 def _flat(params, before=''): # 'train.gbdt.num_leaves': 31, ...

@@ -159,6 +159,7 @@ def test_many_inputs_and_many_rows_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize(("change", "said"), [
+    ({"min_slice": 1900, "columns": ["plan"]}, "no group of the valid rows has 1,900 of them"),
     ({"n": 150}, "a part of 150 rows is too small for groups of 100 and a rest"),
     ({"columns": []}, "every input has the same value in all rows"),
     ({"columns": ["same"]}, "every input has the same value in all rows")])

@@ -1,6 +1,7 @@
 """The three report notebooks on real artifacts of each task: they conclude, they escape, they say what is missing."""
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def project(request, tmp_path_factory):
     frame = frame.with_columns(count=pl.when(pl.int_range(pl.len()) < 2).then(999).otherwise("count"))
     trained(root, task)
     shutil.rmtree(root / "artifacts")
-    write_schema(schema(task), root / "schema.yaml")
+    contract, params = schema(task), read_params(root / "params.yaml")
+    contract.columns["known"].sensitive, params.evaluate.min_slice = True, 20
+    write_schema(contract, root / "schema.yaml")
+    write_params(params, root / "params.yaml")
     frame.write_csv(root / "rows.csv")
     ingest(root / "rows.csv", root)
     validate(root)
@@ -74,6 +78,10 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
     if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "The line explains" in text
+    if name == "evaluation":
+        assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean", text) and "Predicted / observed" in text
+        assert "<b>By known, the " in text and "How far the groups that differ most are apart." in text
+        assert ("other inputs</summary>" in text) == ("multiclass" in project.name) # the other tasks have six
     for svg in text.split("<svg")[1:]: assert 'role="img"' in svg[:300] and "aria-label=" in svg[:300]
 
 

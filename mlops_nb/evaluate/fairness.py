@@ -173,7 +173,7 @@ def by_column(
     if not names: return Fairness(column, [], small, {}, _conclusion(task, column, [], {}))
     rows = [np.flatnonzero(group == g) for g in names]
     ready = [figures(task, y[r], s[r], classes, terms) for r in rows]
-    draws = replicated(lambda w: [f(w[r]) for r, fs in zip(rows, ready) for f in fs.values()], len(y), replicates, seed, threads)
+    draws = replicated(lambda w: [f(mine) for r, fs in zip(rows, ready) for mine in [w[r]] for f in fs.values()], len(y), replicates, seed, threads)
     shown, draws = list(ready[0]), draws.reshape(replicates, len(names), -1)
     some = np.isin(group, names)
     values = metric_frame(task, y[some], s[some], group[some], classes, terms).by_group.loc[names, shown].to_numpy(float)

@@ -45,7 +45,7 @@ def grid(
     cuts = {c: cut(pl.concat([p[c] for p in parts]), most=10) for c in columns}
     cuts = {c: (codes, labels) for c, (codes, labels) in cuts.items() if len(labels) > 1}
     rows = sum(map(len, parts))
-    codes = np.column_stack([codes for codes, _ in cuts.values()]) if cuts else np.zeros((rows, 0), int)
+    codes = np.column_stack([codes.astype(np.int16) for codes, _ in cuts.values()]) if cuts else np.zeros((rows, 0), np.int16)
     return {c: labels for c, (_, labels) in cuts.items()}, np.split(codes, np.cumsum([len(p) for p in parts])[:-1])
 
 # %% ../../nbs/evaluate/11_weak_spots.ipynb #ccce8532
@@ -216,6 +216,7 @@ def weak_spots(
     used = {m: telling(codes, error) for m, error in searched.items() if np.ptp(error) > 0}
     if not used: return _nothing(len(valid), "the loss is the same in all rows.")
     tried = sum(count_tried(codes[:, cols], min_slice) for cols in used.values())
+    if not tried: return _nothing(len(valid), f"no group of the valid rows has {min_slice:,} of them.")
     spots, y, numbers = [], test['_target'].to_numpy(), {c for c in labels if test[c].dtype.is_numeric()}
     for measure, cols in used.items():
         found = [{cols[c]: v for c, v in spot.items()} for spot in search(codes[:, cols], searched[measure], min_slice, seed=seed)]

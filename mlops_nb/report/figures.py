@@ -69,7 +69,8 @@ def day(t: datetime | str | None) -> str:
 
 # %% ../../nbs/report/02_figures.ipynb #3f1b5fa6
 _NAMES = dict(auc='AUC', auc_ovr='AUC, each class against the rest', log_loss='Log loss', brier='Brier score', f1='F1', macro_f1='F1, mean of the classes',
-              rmse='Root mean squared error', mae='Mean absolute error', medae='Median absolute error', r2='R²', cost='Cost per row')
+              rmse='Root mean squared error', mae='Mean absolute error', medae='Median absolute error', r2='R²', cost='Cost per row', auc_difference='AUC difference',
+              mae_difference='Difference in mean absolute error', rmse_difference='Difference in root mean squared error')
 
 def metric_name(
     name: str,
