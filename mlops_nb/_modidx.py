@@ -787,8 +787,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlops_nb/evaluate/weak_spots.py'),
                                               'mlops_nb.evaluate.weak_spots.inside': ( 'evaluate/weak_spots.html#inside',
                                                                                        'mlops_nb/evaluate/weak_spots.py'),
-                                              'mlops_nb.evaluate.weak_spots.named': ( 'evaluate/weak_spots.html#named',
-                                                                                      'mlops_nb/evaluate/weak_spots.py'),
                                               'mlops_nb.evaluate.weak_spots.p_value': ( 'evaluate/weak_spots.html#p_value',
                                                                                         'mlops_nb/evaluate/weak_spots.py'),
                                               'mlops_nb.evaluate.weak_spots.search': ( 'evaluate/weak_spots.html#search',
