@@ -167,6 +167,8 @@ def test_few_rows_are_named_and_one_group_is_a_sentence():
     (none,) = fairness("binary", frame, ["g"], y, s, None, Terms(), 500, 20)
     assert (none.groups, none.gaps) == ([], {}) and "no group has enough rows" in none.sentence
     assert [f.column for f in fairness("binary", frame, ["g", "one"], y, s, None, Terms(), 500, 20)] == ["g", "one"] # and no pair of them
+    (tiny,) = fairness("binary", frame.head(50), ["g"], y[:50], s[:50], None, Terms(), 5, 20) # 30 are of one group, of 20 there is no rate
+    assert tiny.gaps.keys() == {"auc_difference"} and "for no figure a second group has enough rows" in tiny.sentence
     assert fairness("binary", frame, [], y, s) == [] and fairness_table([none]).is_empty()
 
 

@@ -216,9 +216,10 @@ def evaluate(
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3c
 def _by_group(predictor, found, parts, scores, p):
-    terms, schema = (found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads), predictor.schema
-    return (weak_spots(found.task, predictor.columns, parts['valid'], parts['test'], scores, *terms),
-            fairness(found.task, parts['test'], schema.sensitive_columns, parts['test']['_target'].to_numpy(), scores['test'], schema.classes, *terms))
+    terms = found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads
+    valid, test, sensitive = parts['valid'], parts['test'], predictor.schema.sensitive_columns
+    return (weak_spots(found.task, predictor.columns, valid, test, scores, *terms),
+            fairness(found.task, test, sensitive, test['_target'].to_numpy(), scores['test'], found.classes, *terms))
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3b
 def _choose(params, drafts, valid, scores):

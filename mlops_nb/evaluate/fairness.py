@@ -8,7 +8,6 @@ __all__ = ['EQUAL', 'figures', 'groups', 'judged', 'metric_frame', 'Gap', 'each_
 
 # %% ../../nbs/evaluate/09_fairness.ipynb #e4430694
 from itertools import combinations
-from math import comb
 from statistics import NormalDist
 from typing import Callable
 
@@ -16,11 +15,11 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import PRIMARY, Estimate, Terms, interval, mean_of, prepare, replicated
+from .metrics import Estimate, Terms, interval, mean_of, prepare, replicated
 from .slices import cut
 
 # %% ../../nbs/evaluate/09_fairness.ipynb #6ba69319
-_FEW = 30 # rows that a rate is at least among
+_FEW = 30 # rows that a rate needs
 
 def _share(x, rows=slice(None)): # Of the rows for which `x` holds, as a function of weights
     of = x[rows].astype(float)
@@ -143,15 +142,16 @@ EQUAL = {'binary': 'equalized_odds_difference', 'multiclass': 'recall_difference
 def _clause(gap, groups):
     high, low = (next(g.figures[gap.figure].value for g in groups if g.value == v) for v in (gap.most, gap.least))
     e = gap.estimate
-    return (f"the {gap.figure.replace('_', ' ')} is {high:.3g} for {gap.most} and {low:.3g} for {gap.least}: {e.value:.2g} apart ({e.low:.2g} to {e.high:.2g}), "
-            f"which {'chance does not explain' if e.low > 0 else 'may be chance'}")
+    return (f"the {gap.figure.replace('_', ' ')} is {high:.3g} for {gap.most} and {low:.3g} for {gap.least}: {e.value:.2g} apart "
+            f"({e.low:.2g} to {e.high:.2g}), which {'chance does not explain' if e.low > 0 else 'may be chance'}")
 
-_SAID = {'binary': ['demographic_parity_difference', 'equalized_odds_difference'], 'multiclass': ['accuracy_difference', 'recall_difference'],
-         'regression': ['bias_difference', 'mae_difference']}
+_SAID = {'binary': ['demographic_parity_difference', 'equalized_odds_difference'],
+         'multiclass': ['accuracy_difference', 'recall_difference'], 'regression': ['bias_difference', 'mae_difference']}
 
 def _conclusion(task, column, groups, gaps):
-    if len(groups) < 2: return f"By {column} nothing can be compared: {f'only {groups[0].value}' if groups else 'no group'} has enough rows."
-    return f"By {column}, {'; '.join(_clause(gaps[name], groups) for name in _SAID[task] if name in gaps)}."
+    if said := [_clause(gaps[name], groups) for name in _SAID[task] if name in gaps]: return f"By {column}, {'; '.join(said)}."
+    enough = 'only ' + groups[0].value if len(groups) == 1 else 'no group' if not groups else 'for no figure a second group'
+    return f"By {column} nothing can be compared: {enough} has enough rows."
 
 # %% ../../nbs/evaluate/09_fairness.ipynb #e73c7611
 def by_column(
@@ -173,8 +173,8 @@ def by_column(
     if not names: return Fairness(column, [], small, {}, _conclusion(task, column, [], {}))
     rows = [np.flatnonzero(group == g) for g in names]
     ready = [figures(task, y[r], s[r], classes, terms) for r in rows]
-    draws = replicated(lambda w: [f(mine) for r, fs in zip(rows, ready) for mine in [w[r]] for f in fs.values()], len(y), replicates, seed, threads)
-    shown, draws = list(ready[0]), draws.reshape(replicates, len(names), -1)
+    def on(w): return [f(mine) for r, fs in zip(rows, ready) for mine in [w[r]] for f in fs.values()]
+    shown, draws = list(ready[0]), replicated(on, len(y), replicates, seed, threads).reshape(replicates, len(names), -1)
     some = np.isin(group, names)
     values = metric_frame(task, y[some], s[some], group[some], classes, terms).by_group.loc[names, shown].to_numpy(float)
     found = [Group(g, len(r), {f: interval(v, d, confidence) for f, v, d in zip(shown, of, drawn.T)})
@@ -196,7 +196,7 @@ def fairness(
     if not (np.isfinite(y).all() and np.isfinite(s).all()):
         return [Fairness(c, [], {}, {}, f"By {c} nothing can be compared: some scores are not finite.") for c in sensitive]
     found = [by_column(task, column, group, y, s, *args) for column, group in groups(frame, sensitive).items()]
-    return [f for f in found if f.gaps or f.column in sensitive] # two columns together are asked only where they can answer
+    return [f for f in found if f.column in sensitive or f.gaps.keys() >= {*_SAID[task]}] # of two together only what can be compared
 
 # %% ../../nbs/evaluate/09_fairness.ipynb #dc5c1df4
 def fairness_table(
@@ -204,5 +204,5 @@ def fairness_table(
 ) -> pl.DataFrame: # column, group, n, figure, value, low, high
     "The figures of all groups."
     types = dict(column=pl.String, group=pl.String, n=pl.Int64, figure=pl.String, value=pl.Float64, low=pl.Float64, high=pl.Float64)
-    return pl.DataFrame([(f.column, g.value, g.n, name, e.value, e.low, e.high) for f in found for g in f.groups for name, e in g.figures.items()],
-                        schema=types, orient='row')
+    rows = [(f.column, g.value, g.n, name, e.value, e.low, e.high) for f in found for g in f.groups for name, e in g.figures.items()]
+    return pl.DataFrame(rows, schema=types, orient='row')

@@ -164,7 +164,8 @@ def _nothing(why): return WeakSpots(0, [], f"Nobody has looked for weak spots: {
 
 def _obstacle(parts, scores, names, least):
     if not all(np.isfinite(s).all() for s in scores): return "some scores are not finite."
-    if (n := min(map(len, parts))) < 2 * least: return f"a part of {n:,} rows is too small for groups of {least:,} and a rest to compare with."
+    n = min(map(len, parts))
+    if n < 2 * least: return f"a part of {n:,} rows is too small for groups of {least:,} and a rest to compare with."
     return None if names else "every input has the same value in all rows."
 
 # %% ../../nbs/evaluate/11_weak_spots.ipynb #caf28aea
@@ -177,7 +178,8 @@ def _finding(measure, spots, what):
     return f"{what} in {len(spots)}, most where {x.where} ({x.n:,} rows: {a:.3g}, and {b:.3g} {against})"
 
 def _conclusion(task, tried, spots, confidence):
-    what = {'loss': f"the mean {_LOSS[task]} is surely higher than elsewhere", 'too low': 'the predictions are surely too low', 'too high': 'too high'}
+    what = {'loss': f"the mean {_LOSS[task]} is surely higher than elsewhere", 'too low': "the predictions are surely too low",
+            'too high': "too high"}
     sure = {m: [x for x in spots if x.measure == m and x.p < 1 - confidence] for m in what}
     return f"Of {tried:,} comparisons of a group of rows with all others, {'; '.join(_finding(m, sure[m], what[m]) for m in what)}."
 
@@ -215,7 +217,8 @@ def weak_spots(
     spots, y = [], test['_target'].to_numpy()
     for measure, cols in used.items():
         found = [{cols[c]: v for c, v in spot.items()} for spot in search(codes[:, cols], searched[measure], min_slice, seed)]
-        places = {in_words(spot, names): inside(test_codes, spot) for spot in distinct(found, codes, searched[measure], test_codes, min_slice)}
+        found = distinct(found, codes, searched[measure], test_codes, min_slice)
+        places = {in_words(spot, names): inside(test_codes, spot) for spot in found}
         spots += _judged(task, measure, places, y, scores['test'], tried, terms, (replicates, confidence, seed, threads))
     return WeakSpots(tried, spots, _conclusion(task, tried, spots, confidence))
 
@@ -224,9 +227,9 @@ def weak_spot_table(
     found: WeakSpots,
 ) -> pl.DataFrame: # One row a spot
     "Weak spots as a table."
-    types = dict(measure=pl.String, where=pl.String, n=pl.Int64) | dict.fromkeys(
-        ('share', 'error', 'low', 'high', 'rest', 'gap', 'gap_low', 'gap_high', 'p', 'predicted', 'observed', 'primary', 'primary_rest'), pl.Float64)
-    rows = [dict(measure=x.measure, where=x.where, n=x.n, share=x.share, error=x.error.value, low=x.error.low, high=x.error.high, rest=x.rest,
-                 gap=x.gap.value, gap_low=x.gap.low, gap_high=x.gap.high, p=x.p, predicted=x.predicted, observed=x.observed,
-                 primary=x.primary.value, primary_rest=x.primary_rest) for x in found.spots]
-    return pl.DataFrame(rows, schema=types)
+    numbers = ('share', 'error', 'low', 'high', 'rest', 'gap', 'gap_low', 'gap_high', 'p', 'predicted', 'observed', 'primary',
+               'primary_rest')
+    rows = [(x.measure, x.where, x.n, x.share, x.error.value, x.error.low, x.error.high, x.rest, x.gap.value, x.gap.low, x.gap.high, x.p,
+             x.predicted, x.observed, x.primary.value, x.primary_rest) for x in found.spots]
+    types = dict(measure=pl.String, where=pl.String, n=pl.Int64) | dict.fromkeys(numbers, pl.Float64)
+    return pl.DataFrame(rows, schema=types, orient='row')
