@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Share', 'Count', 'Positive', 'PositiveNumber', 'Duration', 'Range', 'SimulateParams', 'ValidateParams', 'SplitParams',
            'PrepareParams', 'EncoderParams', 'GbdtParams', 'NetParams', 'TrainParams', 'GbdtSpace', 'NetSpace',
-           'TuneParams', 'CostParams', 'EvaluateParams', 'ExplainParams', 'GateParams', 'Params', 'write_params',
-           'read_params']
+           'TuneParams', 'CostParams', 'EvaluateParams', 'ExplainParams', 'StabilityParams', 'GateParams', 'Params',
+           'write_params', 'read_params']
 
 # %% ../nbs/04_params.ipynb #a0df887f
 from pathlib import Path
@@ -188,6 +188,12 @@ class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is explained."
     rows: Annotated[Positive, Meta(description="test rows that are explained, at most; 2000 rows of 300 trees take half a second, those of a net longer")] = 2000
 
+# %% ../nbs/04_params.ipynb #78f7b527
+class StabilityParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    "How often the training is repeated, to see how much of a figure is luck."
+    folds: Annotated[Count, Meta(description="on other train and valid rows: windows of time, whole groups or random folds, as the split has it; 0 = not")] = 0
+    seeds: Annotated[Count, Meta(description="on the same rows with other seeds; 0 = not")] = 0
+
 # %% ../nbs/04_params.ipynb #04a3b856
 class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a model must reach to be deployed, on the test part."
@@ -209,6 +215,7 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     train: TrainParams = field(default_factory=TrainParams)
     tune: TuneParams = field(default_factory=TuneParams)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+    stability: StabilityParams = field(default_factory=StabilityParams)
     explain: ExplainParams = field(default_factory=ExplainParams)
     gate: GateParams = field(default_factory=GateParams)
 

@@ -51,6 +51,10 @@ STAGES = {s.name: s for s in [
     Stage("evaluate", "Choose a learner, and measure its model on rows it has not seen.", "mlops_nb.pipeline:evaluate",
           deps=["artifacts/prepared", "artifacts/models", "schema.yaml", _FEATURES], params=["evaluate", "train.learners", "train.select"],
           outs=["artifacts/evaluation"], metrics=["artifacts/metrics.json"]),
+    Stage("stability", "Repeat the training on other rows and with other seeds.", "mlops_nb.evaluate.stability:stability",
+          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES], outs=["artifacts/stability/${item.learner}"], matrix="train.learners",
+          params=["stability", "prepare.split", "train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.${item.learner}",
+                  "evaluate.calibration", "evaluate.costs", "evaluate.min_slice", "evaluate.seed", "evaluate.within"]),
     Stage("explain", "Attribute the predictions to the features.", "mlops_nb.evaluate.explain:explain",
           deps=["artifacts/prepared", "artifacts/models", "artifacts/evaluation", "schema.yaml", _FEATURES], params=["explain"],
           outs=["artifacts/explanation"]),
@@ -65,7 +69,7 @@ STAGES = {s.name: s for s in [
           deps=["artifacts/bundle", "artifacts/gate.json"], outs=["artifacts/deployment.json"]),
     Stage("report", "Render the pages that people read.", "mlops_nb.pipeline:report",
           deps=["nbs/reports", "artifacts/validation.json", "artifacts/statistics.parquet", "artifacts/prepared", "artifacts/tuning", "artifacts/models",
-                "artifacts/evaluation", "artifacts/explanation", "artifacts/bundle", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
+                "artifacts/evaluation", "artifacts/stability", "artifacts/explanation", "artifacts/bundle", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
           outs=["reports/pipeline", "reports/index.html"]),
 ]}
 

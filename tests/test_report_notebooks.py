@@ -16,6 +16,7 @@ from mlops_nb.errors import UserError
 from mlops_nb.evaluate.evaluate import evaluate
 from mlops_nb.evaluate.explain import explain
 from mlops_nb.evaluate.gate import gate
+from mlops_nb.evaluate.stability import stability
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import read_params, write_params
 from mlops_nb.report.pipeline import describe_run, report
@@ -60,9 +61,10 @@ def project(request, tmp_path_factory):
     from mlops_nb.train.train import train
     from mlops_nb.train.tune import tune
     params = read_params(root / "params.yaml")
+    params.stability.folds = params.stability.seeds = 2
     params.tune.trials = dict(binary=12, multiclass=1, regression=0)[task]
     write_params(params, root / "params.yaml")
-    for stage in (prepare, tune, train, baseline, evaluate, explain, bundle, gate): stage(root)
+    for stage in (prepare, tune, train, baseline, evaluate, stability, explain, bundle, gate): stage(root)
     verdict = read_json(root / "artifacts/gate.json", dict)
     deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], sentence="Version 1 answers at rows.")
     write_json(root / "artifacts/deployment.json", deployment)
@@ -77,6 +79,7 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert "<b>bold" not in text and ">nan" not in text and "None<" not in text and "Timestamp" not in text
     assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
+    if name == "evaluation": assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
     if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "The line explains" in text
     if name == "evaluation":
         assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean", text) and "Predicted / observed" in text

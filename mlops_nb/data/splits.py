@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'last_share', 'by_position', 'group_column', 'check_params', 'key_columns', 'by_column', 'by_files',
-           'check_parts', 'assign', 'SplitCheck', 'check_split']
+           'check_parts', 'position', 'assign', 'SplitCheck', 'check_split']
 
 # %% ../../nbs/data/07_splits.ipynb #205ccfb6
 from fnmatch import fnmatchcase
@@ -137,6 +137,17 @@ def check_parts(keys: pl.DataFrame, part: np.ndarray, params: SplitParams, schem
                         "take it out of `classes` in schema.yaml, or split in another way.")
 
 # %% ../../nbs/data/07_splits.ipynb #864127f9
+def position(
+    keys: pl.DataFrame, # One row a row of the data: _source, _row and `key_columns`
+    params: SplitParams,
+    schema: Schema,
+) -> np.ndarray: # (n,) numbers; rows with equal ones stay together
+    "Where each row lies on the line that is cut into parts."
+    if params.method == "order": return _place(keys)
+    if params.method == "group": return _group(keys, group_column(params, schema), params.seed)
+    if params.method == "random" or not schema.event_time: return _random(keys, params.seed)
+    return keys[schema.event_time].to_physical().to_numpy()
+
 def assign(
     keys: pl.DataFrame, # One row a row of the data: _source, _row, _target and `key_columns`
     params: SplitParams,
@@ -146,10 +157,8 @@ def assign(
     check_params(params, schema)
     shares = params.test, params.valid
     match params.method:
-        case "time": part = by_position(keys[schema.event_time].to_physical().to_numpy(), *shares)
-        case "order": part = by_position(_place(keys), *shares)
-        case "group": part = by_position(_group(keys, group_column(params, schema), params.seed), *shares)
-        case "random": part = by_position(_random(keys, params.seed), *shares, _strata(keys, schema))
+        case "time" | "order" | "group": part = by_position(position(keys, params, schema), *shares)
+        case "random": part = by_position(position(keys, params, schema), *shares, _strata(keys, schema))
         case "column": part = by_column(keys, params, schema)
         case "files": part = by_files(keys, params, schema)
     check_parts(keys, part, params, schema)

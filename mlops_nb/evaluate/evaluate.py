@@ -151,7 +151,7 @@ def regret_of(
 # %% ../../nbs/evaluate/04_evaluate.ipynb #0eebce6f
 def recalibrate(
     predictor: Predictor, # Gets a policy with the calibration
-    parts: dict[str, pl.DataFrame], # valid and test, with `_target`
+    parts: dict[str, pl.DataFrame], # valid, and test if it is to be measured what was before; with `_target`
     said: dict[str, np.ndarray], # What the model says of their rows
     params: EvaluateParams,
 ) -> Recalibration | None: # None for a regression
@@ -161,7 +161,7 @@ def recalibrate(
     if schema.task == 'regression': return None
     y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
     predictor.policy.calibration, found = choose_calibration(schema.task, y['valid'], said['valid'], params)
-    found.before = calibrate(schema.task, y['test'], said['test'], schema.classes, params.confidence)[0]
+    if 'test' in parts: found.before = calibrate(schema.task, y['test'], said['test'], schema.classes, params.confidence)[0]
     return found
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #1ae0a3a7

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'recency_weights', 'check_target', 'Point', 'Fitted', 'training_key', 'Device', 'Project', 'open_project',
-           'read_prepared', 'read_parts']
+           'read_prepared', 'as_part', 'read_parts']
 
 # %% ../../nbs/train/01_parts.ipynb #5fbe2888
 import hashlib
@@ -125,19 +125,28 @@ def read_prepared(
     return pl.read_parquet(path, columns=list(dict.fromkeys(columns)))
 
 # %% ../../nbs/train/01_parts.ipynb #c2d8f8d6
+def as_part(
+    frame: pl.DataFrame, # The inputs of the encoder and `_target`; the event time where rows are weighted
+    part: str, # train or valid: the name in a message; only train rows are weighted
+    encoder: Encoder,
+    schema: Schema,
+    half_life: str | None = None, # As in `recency_weights`
+) -> Part:
+    "Rows as a matrix, with weights on the train part where they are wanted; raises `UserError` for a target that cannot be learned."
+    y = frame['_target'].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    check_target(y, part, schema)
+    return Part(encoder.transform(frame), y, recency_weights(frame[schema.event_time], half_life) if half_life and part == 'train' else None)
+
 def read_parts(
     root: Path, # The project's folder
     project: Project,
     encoder: Encoder,
 ) -> Iterator[Part]: # train, then valid
-    "Both parts as matrices, with weights on the train part where they are wanted; raises `UserError` for a target that cannot be learned."
+    "Both parts, from `artifacts/prepared`; raises `UserError` for a target that cannot be learned."
     half_life, schema = project.params.train.recency_half_life, project.schema
     if half_life and not schema.event_time:
         raise UserError("train.recency_half_life in params.yaml needs event_time in schema.yaml; name the column that says when a row was true, "
                         "or set it to null.")
     for part in ('train', 'valid'):
-        weighted = half_life and part == 'train'
-        frame = read_prepared(root, part, [*encoder.names, '_target', *([schema.event_time] if weighted else [])])
-        y = frame['_target'].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        check_target(y, part, schema)
-        yield Part(encoder.transform(frame), y, recency_weights(frame[schema.event_time], half_life) if weighted else None)
+        time = [schema.event_time] if half_life and part == 'train' else []
+        yield as_part(read_prepared(root, part, [*encoder.names, '_target', *time]), part, encoder, schema, half_life)
