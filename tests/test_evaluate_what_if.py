@@ -1,6 +1,7 @@
 "What if: values typed by hand, before and after, distances, and rows with another answer."
 import json
 
+import lightgbm as lgb
 import numpy as np
 import polars as pl
 import pytest
@@ -20,7 +21,10 @@ from mlops_nb.evaluate.what_if import (
     what_if,
     written,
 )
+from mlops_nb.files import read_json
+from mlops_nb.pipeline import run_stage
 from mlops_nb.predict import Policy
+from mlops_nb.project import init
 
 
 @pytest.fixture(scope="module", params=[*((task, "gbdt") for task in CLASSES), ("binary", "net")], ids="-".join)
@@ -194,3 +198,28 @@ def test_what_is_printed_adds_up(asked, capsys):
     total = figures.pop("raw score")
     assert len(figures) == 4 and np.allclose(np.sum([*figures.values()], 0), total, atol=.005)
     assert "The nearest real row with" in out and "The fewest changes found" in out
+
+
+# real data
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_customers_of_a_telecom_and_what_would_keep_them(real_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLOPS_NB_RUN_THREADS", "1")
+    root = tmp_path / "telco"
+    init(root, str(next(real_data("telco_churn").glob("*.csv"))), "Churn", exclude=["customerID"])
+    for stage in ("validate", "prepare", "baseline", "train", "evaluate"): run_stage(stage, root, "gbdt" if stage == "train" else None)
+    predictor = draft(root)
+    predictor.policy = read_json(root / "artifacts/evaluation/policy.json", Policy)
+    near, test = read_reference(root, predictor), pl.read_parquet(root / "artifacts/prepared/test.parquet")
+    for i in np.flatnonzero(predictor.predict(test) > .7)[:5]:
+        row = test[[int(i)]].select(near.rows.columns)
+        found = what_if(predictor, row, {}, near)
+        assert found.before.decision == "Yes" and found.nearest.answer.decision == found.fewest.answer.decision == "No"
+        assert 1 <= len(found.fewest.changes) <= len(found.nearest.changes)
+        again = written(predictor.schema, {c.column: c.there for c in found.fewest.changes}).row(0, named=True) # the contract allows it
+        after = what_if(predictor, row, again, near)
+        assert after.after.decision == "No" and after.after.score == found.fewest.answer.score and after.nearest.answer.decision == "Yes"
+    theirs = lgb.Booster(model_file=root / "artifacts/models/gbdt/model.txt").predict(predictor.matrix(test), pred_contrib=True)
+    assert len(test) > 1000 and np.abs(predictor.explain(test) - theirs).max() < 1e-11

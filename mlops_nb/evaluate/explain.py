@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
+from ..booster import Booster
 from ..errors import UserError
 from .evaluate import read_part
 from .interactions import interactions, surface
@@ -169,7 +170,7 @@ def sample_rows(
 
 # %% ../../nbs/evaluate/05_explain.ipynb #53d1a30e
 def _together(predictor, frame, features): # Tables: every pair, and the strongest one in full
-    X = predictor.matrix(frame[sample_rows(len(frame), 64)])
+    X = predictor.matrix(frame[sample_rows(len(frame), 64 if isinstance(predictor.model, Booster) else 24)]) # a net answers slowly
     pairs = interactions(predictor, X, features)
     if not len(pairs): return {'interactions': pairs}
     a, b = sorted(pairs.row(0)[:2], key=lambda f: -frame[f].n_unique()) # few lines over many values

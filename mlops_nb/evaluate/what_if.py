@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
+from ..booster import Booster
 from ..data.validation import RAW, rules
 from ..errors import UserError, did_you_mean
 from .evaluate import read_part
@@ -139,7 +140,8 @@ def read_reference(
     predictor: Predictor,
 ) -> Reference:
     "The train and the valid rows of a project."
-    return reference(predictor, pl.concat([read_part(root, part) for part in ('train', 'valid')], how='diagonal'))
+    most = 20_000 if isinstance(predictor.model, Booster) else 2_000
+    return reference(predictor, pl.concat([read_part(root, part) for part in ('train', 'valid')], how='diagonal'), most)
 
 # %% ../../nbs/evaluate/08_what_if.ipynb #a0946268
 def _another(predictor, scores, own, by): # (n,) Is the answer another one than for the row with the score `own`?
