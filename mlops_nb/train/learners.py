@@ -20,7 +20,8 @@ from .board import Board
 from .encoder import Encoder, input_kinds
 from .gbdt import fit_gbdt
 from .net import fit_net
-from .parts import Fitted, Part, Project, read_prepared, training_key
+from .parallel import fit_together
+from .parts import Device, Fitted, Part, Project, read_prepared, training_key
 
 # %% ../../nbs/train/06_learners.ipynb #a9fb56d4
 Parts = tuple[Part, Part] # train, valid
@@ -44,7 +45,9 @@ def _trees(parts, schema, encoder, params, threads, device, checkpoints, earlier
 def _net(parts, schema, encoder, params, threads, device, checkpoints, earlier, step, board):
     codes = {i: max([1, *encoder.columns[i].codes.values()]) + 1 for i in encoder.categorical} # unknown and rare are 0 and 1
     folder = _places(training_key(parts, schema.task, params.net, params.seed, earlier), checkpoints, board)
-    return fit_net(*parts, schema.task, params.net, n_classes=len(schema.classes or []), categorical=codes, seed=params.seed, device=device,
+    device = Device(device) if isinstance(device, str) else device
+    fit = fit_together if device.processes > 1 or device.shard else fit_net
+    return fit(*parts, schema.task, params.net, n_classes=len(schema.classes or []), categorical=codes, seed=params.seed, device=device,
                    threads=threads, checkpoint=folder and folder / 'state.safetensors', earlier=earlier, step=step, log=board.log)
 
 # %% ../../nbs/train/06_learners.ipynb #8efc0cc9
@@ -70,7 +73,7 @@ def fit(
     schema: Schema, encoder: Encoder,
     params: TrainParams = TrainParams(),
     *, threads: int = 1,
-    device: str = 'cpu', # auto, cpu, cuda or cuda:N; trees ignore it
+    device: Device | str = 'cpu', # or auto, cuda, cuda:N; trees ignore it
     checkpoints: Path | None = None, # A folder to write checkpoints to, and to go on from; None for none
     earlier: bytes | None = None, # A model to go on from
     step: Callable[[int, float], None] = lambda iteration, valid: None, # Told of each iteration and its valid loss

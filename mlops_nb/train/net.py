@@ -125,7 +125,7 @@ def compiled(net): # Called like the net
                         "install one, or set it to false.")
     return torch.compile(net, dynamic=False)
 
-# %% ../../nbs/train/05_net.ipynb #7e886e15
+# %% ../../nbs/train/05_net.ipynb #409e6bb1
 @patch
 def tensors(self:Fitting) -> dict: # name -> tensor, on the CPU
     "Everything that a checkpoint holds of this training."
@@ -140,7 +140,8 @@ def tensors(self:Fitting) -> dict: # name -> tensor, on the CPU
 def restore(self:Fitting, tensors: dict, state: NetState) -> None:
     "Go on from a checkpoint."
     import torch
-    group = lambda name: {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
+    # Sorted, because a file's names come in any order, and processes must gather what they hold in the same one.
+    group = lambda name: {k.removeprefix(name + "."): tensors[k] for k in sorted(tensors) if k.startswith(name + ".")}
     now, weights = self.net.state_dict(), list(self.net.parameters())
     self.net.load_state_dict({k: like(v, now[k]) for k, v in group("net").items()})
     self.best = {k: like(v, now[k]) for k, v in group("best").items()}
@@ -318,7 +319,7 @@ def check_classes(
     if len(wrong): raise UserError(f"the {part} part holds the class {wrong[0]:g}, and the classes of the net are 0 to {n_classes - 1}; "
                                    "run the stage prepare again.")
 
-# %% ../../nbs/train/05_net.ipynb #f3c80d60
+# %% ../../nbs/train/05_net.ipynb #c28bdae2
 def fit_net(
     train: Part, valid: Part,
     task: str, # binary, multiclass or regression
@@ -349,7 +350,7 @@ def fit_net(
             training = table = watched = None # what an attempt before left on the device
             if there.type == "cuda": torch.cuda.empty_cache()
             try:
-                training = Fitting(network, old, seed, there, team, device.shard)
+                training = Fitting(network, old, seed, there, team, device.shard and team.size > 1)
                 if found := load_checkpoint(checkpoint, key): training.restore(*found)
                 table, watched = place(network, train, valid, there, space, team)
                 train_on(training, table, watched, Saver(training, key, checkpoint, every), step, log)

@@ -65,7 +65,7 @@ def joined(
     from torch.nn.parallel import DistributedDataParallel
     return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
 
-# %% ../../nbs/train/11_team.ipynb #22c2a398
+# %% ../../nbs/train/11_team.ipynb #b9ec7696
 def whole(t): # A tensor, perhaps cut up -> on the CPU, a copy
     "All of a tensor; every process must ask."
     t = t.full_tensor() if hasattr(t, "full_tensor") else t
@@ -78,4 +78,4 @@ def like(
     "A tensor where, and cut up as, another one is."
     if not hasattr(other, "full_tensor"): return t.to(other.device)
     from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements)
+    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None) # each has it all already
