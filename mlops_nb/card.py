@@ -133,22 +133,42 @@ def limits(
     small = [f"{s['slices']} of the values of `{s['column']}` ({s['rows']:,} rows)" for s in evaluation.get('small_slices') or []]
     if small: out.append(f"Too few rows to judge: {', '.join(small)}.")
     if not schema.segments: out.append("The contract names no segments by which results are always broken down.")
-    if not schema.sensitive_columns: out.append("The contract marks no column as sensitive, so nobody has looked whether groups are treated alike.")
     return out
 
 # %% ../nbs/23_card.ipynb #26b7b23c
+def _chosen(evaluation): # What was chosen on the valid rows
+    if moved := evaluation.get('recalibration'): yield f"Calibration: {moved['sentence']}"
+    if (at := evaluation.get('threshold')) and at.get('low') is not None: yield f"On other valid rows the threshold would lie between {at['low']:.4g} and {at['high']:.4g}."
+
 def _quality(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     return [f"With {evaluation['confidence']:.0%} bootstrap intervals.",
             markdown_table(['metric', 'test', 'valid'], [(m, _figure(e), _figure(valid.get(m))) for m, e in test.items()]),
-            _list(markdown_text(c['sentence']) for c in evaluation.get('comparisons') or []) or "It was compared with no other model."]
+            _list(markdown_text(s) for s in [*(c['sentence'] for c in evaluation.get('comparisons') or []), *_chosen(evaluation)])
+            or "It was compared with no other model."]
 
 def _segments(evaluation, most=10):
     worst = sorted(evaluation.get('slices') or [], key=lambda s: -(s['gap'].get('value') or 0))[:most]
     return [f"By {evaluation['primary']} ({evaluation['better']} is better), those furthest behind the other rows first.",
             markdown_table(['segment', 'rows', evaluation['primary'], 'behind the rest by'],
-                   [(f"{s['column']} = {s['value']}", f"{s['n']:,}", _figure(s['estimate']), _figure(s['gap'])) for s in worst]),
-            *[markdown_text(x['sentence']) for x in [evaluation.get('weak_spots'), *evaluation.get('fairness', [])] if x]]
+                   [(f"{s['column']} = {s['value']}", f"{s['n']:,}", _figure(s['estimate']), _figure(s['gap'])) for s in worst])]
+
+# %% ../nbs/23_card.ipynb #0edc4ea9
+def _spots(evaluation):
+    found = evaluation.get('weak_spots')
+    if not found: return ["Nobody has searched for other groups for whom it is worse."]
+    rows = [(s['where'], f"{s['n']:,}", s['measure'].replace('_', ' '), _figure(s['error']), _figure(s['gap'])) for s in found['spots']
+            if s['p'] < 1 - evaluation['confidence']]
+    return [markdown_text(found['sentence']), *([markdown_table(['group', 'rows', 'measure', 'error', 'above the rest by'], rows)] if rows else [])]
+
+def _fairness(schema, evaluation):
+    found = evaluation.get('fairness') or []
+    if not found: return ["The contract marks no column as sensitive, so nobody has looked whether people are treated alike."]
+    groups = [(f['column'], g) for f in found if f['column'] in schema.columns for g in f['groups']]
+    names = [*groups[0][1]['figures']] if groups else []
+    rows = [(f"{c} = {g['value']}", f"{g['n']:,}", *(_figure(g['figures'].get(name)) for name in names)) for c, g in groups]
+    return [_list(markdown_text(f['sentence']) for f in found),
+            *([markdown_table(['group', 'rows', *(name.replace('_', ' ') for name in names)], rows)] if rows else [])]
 
 # %% ../nbs/23_card.ipynb #6687d355
 def _flat(params, before=''): # 'train.gbdt.num_leaves': 31, ...
@@ -186,5 +206,5 @@ def card(
         "## Intended use", *_use(schema),
         "## Inputs", markdown_table(['column', 'type', 'meaning'], inputs), f"Computed from them: {computed or 'nothing'}.",
         "## Data", f"Split: {dataset.split.method}. No row and no group is in two parts; that was checked.", _parts(dataset),
-        "## Quality", *_quality(evaluation), "## Segments", *_segments(evaluation),
+        "## Quality", *_quality(evaluation), "## Segments", *_segments(evaluation), *_spots(evaluation), "## Fairness", *_fairness(schema, evaluation),
         "## Limits", _list(limits(schema, dataset, evaluation)), "## Lineage", *_lineage(origin)]) + '\n'

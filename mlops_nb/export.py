@@ -8,6 +8,7 @@ __all__ = ['TOLERANCE', 'Tree', 'read_trees', 'trees_to_onnx', 'ask_onnx', 'besi
 
 # %% ../nbs/25_export.ipynb #4e189cbd
 import warnings
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -170,17 +171,24 @@ def _children(tree, at, row, can):
         yield child, below, can | {j: some} if codes else can
 
 # %% ../nbs/25_export.ipynb #94adb632
-_CENTRE = (3.3871327179, 50.434271938, 159.29113202, 59.10937472), (1, 17.895169469, 78.757757664, 67.1875636)
-_TAIL = (1.4234372777, 2.75681539, 1.3067284816, 0.17023821103), (1, 0.7370016425, 0.12021132975)
+_CENTRE = ((3.3871328727963666080, 133.14166789178437745, 1971.5909503065514427, 13731.693765509461125, 45921.953931549871457,
+            67265.770927008700853, 33430.575583588128105, 2509.0809287301226727),
+           (1.0, 42.313330701600911252, 687.18700749205790830, 5394.1960214247511077, 21213.794301586595867, 39307.895800092710610,
+            28729.085735721942674, 5226.4952788528545610))
+_TAIL = ((1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550, 3.64784832476320460504, 1.27045825245236838258,
+          0.241780725177450611770, 0.0227238449892691845833, 0.000774545014278341407640),
+         (1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550, 0.148103976427480074590, 0.0151986665636164571966,
+          0.000547593808499534494600, 0.00000000105075007164441684324))
+
+def _ratio(parts, x): # Of two polynomials, by Horner's rule
+    over, under = (reduce(lambda sum, c: sum * x + c, reversed(cs)) for cs in parts)
+    return over / under
 
 def _ndtri(p): # p in [0.001, 0.999]
     import torch
-    def ratio(parts, x):
-        over, under = (sum(c * x**i for i, c in enumerate(cs)) for cs in parts)
-        return over / under
     q = p - 0.5
-    tail = ratio(_TAIL, torch.sqrt(-torch.log(torch.minimum(p, 1 - p))) - 1.6)
-    return torch.where(q.abs() <= 0.425, q * ratio(_CENTRE, 0.180625 - q * q), torch.where(q < 0, -tail, tail))
+    tail = _ratio(_TAIL, torch.sqrt(-torch.log(torch.minimum(p, 1 - p))) - 1.6)
+    return torch.where(q.abs() <= 0.425, q * _ratio(_CENTRE, 0.180625 - q * q), torch.where(q < 0, -tail, tail))
 
 def _share(x, knots, below): # Interpolated; equal knots count from the left or from the right
     import torch
@@ -280,7 +288,7 @@ class Parity(Struct):
     columns: list[str] # of the input `X`, in order, in 64 bits; NaN is missing
     codes: dict[str, dict[str, int]] # of the categories among them: name -> code; 0 for any other name
     classes: list[str] | None # of the output `score`: the second is the event of a binary task
-    policy: Policy # what turns a score into a decision
+    policy: Policy # what turns a score into a decision: its threshold; its calibration is in the score
     tolerance: float
     checked: list[Checked]
     sha256: str # of model.onnx

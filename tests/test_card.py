@@ -13,13 +13,16 @@ from test_report_pages import self_contained
 from mlops_nb.bundle import pack
 from mlops_nb.card import _changed, markdown_table, markdown_text
 from mlops_nb.errors import UserError
+from mlops_nb.evaluate.fairness import Fairness, Group
+from mlops_nb.evaluate.metrics import Estimate
+from mlops_nb.evaluate.weak_spots import WeakSpot, WeakSpots
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import CostParams, EvaluateParams, Params
 from mlops_nb.report.pipeline import card_page
 from mlops_nb.report.render import markdown
 from mlops_nb.schema import read_schema, write_schema
 
-HEADINGS = ["Intended use", "Inputs", "Data", "Quality", "Segments", "Limits", "Lineage"]
+HEADINGS = ["Intended use", "Inputs", "Data", "Quality", "Segments", "Fairness", "Limits", "Lineage"]
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) ![y](https://x/y.png) `*_"
 
 
@@ -33,7 +36,12 @@ def project(request, tmp_path_factory):
     write_schema(contract, root / "schema.yaml")
     found = read_json(root / "artifacts/evaluation/evaluation.json", dict)
     figure = {"value": .5, "low": .4, "high": .6}
-    found |= {"comparisons": [{"sentence": HOSTILE}],
+    estimate, rates = Estimate(.5, .4, .6), {"selection_rate": Estimate(.5, .4, .6), "true_positive_rate": Estimate(None)}
+    spots = [WeakSpot("loss", f"{w} {HOSTILE}", {}, 9, .1, estimate, .1, estimate, p, .1, .2, estimate, .3)
+             for w, p in (("sure", .01), ("chance", .5))]
+    fair = [Fairness("known", [Group(HOSTILE, 300, rates)], {}, {}, HOSTILE), Fairness("known and place", [], {}, {}, "Both together.")]
+    found |= {"comparisons": [{"sentence": HOSTILE}], "recalibration": {"sentence": "Nothing helps."}, "threshold": figure,
+              "weak_spots": msgspec.to_builtins(WeakSpots(100, 50, spots, "One was found.")), "fairness": msgspec.to_builtins(fair),
               "slices": [{"column": "place", "value": HOSTILE, "n": 10, "estimate": figure, "gap": figure}],
               "small_slices": [{"column": "known", "slices": 1, "rows": 3}]}
     write_json(root / "artifacts/evaluation/evaluation.json", found)
@@ -61,7 +69,7 @@ def test_the_page_needs_nothing_and_runs_nothing(project):
 def test_the_headings_are_always_the_same(project):
     card = (project / "artifacts/bundle/card.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", card, re.M) == HEADINGS
-    assert "0.5 (0.4 to 0.6)" in card and "None" not in card.replace("\n\nNone.\n\n", "")
+    assert "0.5 (0.4 to 0.6)" in card and "undefined" in card and "None" not in card.replace("\n\nNone.\n\n", "")
 
 
 def test_a_card_says_where_the_model_comes_from_and_what_nobody_wrote(project):
@@ -74,6 +82,20 @@ def test_a_card_says_where_the_model_comes_from_and_what_nobody_wrote(project):
     parent = "ab" * 32
     pack(project, parent)
     assert f"the model `{parent}`" in (bundle / "card.md").read_text(encoding="utf-8")
+
+
+def test_groups_are_told_and_what_may_be_chance_is_not(project):
+    card = (project / "artifacts/bundle/card.md").read_text(encoding="utf-8")
+    assert "One was found." in card and "| sure " in card and "| chance " not in card
+    assert "| group | rows | selection rate | true positive rate |" in card and "- Both together." in card and "| known = " in card
+    assert "- Calibration: Nothing helps." in card and "threshold would lie between 0.4 and 0.6." in card
+
+
+def test_a_card_says_where_nobody_looked(tmp_path):
+    pack(modelling.judged(modelling.trained(tmp_path, n=300)))
+    card = (tmp_path / "artifacts/bundle/card.md").read_text(encoding="utf-8")
+    assert "Nobody has searched for other groups" in card and "marks no column as sensitive, so nobody has looked" in card
+    assert "For:** Nobody has written it down; `intended_use` in schema.yaml" in card
 
 
 def test_only_what_was_changed_is_listed():

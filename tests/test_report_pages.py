@@ -52,7 +52,8 @@ HOSTILE = ["<script>alert(1)</script>", "<SCRIPT src=//x>1</SCRIPT>", "<img src=
            "<style>@import 'https://x';</style>", "<div style=\"background:url('https://x')\">", "<use xlink:href='https://x#y'/>",
            "<form action=//x><input></form>", "<base href=//x>", "<object data=//x></object>", "<img srcset='//x 2x'>",
            "<style>p{background:url(//x/y)}</style>", "<meta http-equiv=refresh content='0;url=//x'>",
-           "<embed src=//x>", "<video poster=//x src=//x>", "<a href=' JaVaScRiPt:a()'>x</a>", "<script><script></script>"]
+           "<embed src=//x>", "<video poster=//x src=//x>", "<a href=' JaVaScRiPt:a()'>x</a>", "<script><script></script>",
+           "<a<object data=//x></object>"]
 
 
 @settings(deadline=None, max_examples=150)

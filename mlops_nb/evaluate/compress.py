@@ -21,10 +21,9 @@ from ..card import Provenance, card, git_state, markdown_table, markdown_text
 from ..data.prepare import Dataset, read_dataset
 from ..errors import UserError, did_you_mean
 from .comparison import Comparison, Difference, compare, in_words
-from .evaluate import Evaluation, measure, read_part, recalibrate
+from .evaluate import Evaluation, by_group, measure, read_part, recalibrate
 from .explain import attribution, contributions, sample_rows
 from .metrics import PRIMARY, Estimate, estimate
-from .weak_spots import weak_spots
 from ..files import read_json, write_json
 from ..params import Params, TrainParams
 from ..predict import MODELS, Predictor, model_file
@@ -207,8 +206,7 @@ def assess(
     scores = {part: student.calibrate(s) for part, s in said.items()}
     found = measure(student.schema, p, frames['valid'], frames['test'], scores, student.threads)
     found.recalibration = moved
-    found.weak_spots = weak_spots(found.task, student.columns, frames['valid'], frames['test'], scores, found.terms, p.min_slice, found.bootstrap,
-                                  p.confidence, p.seed, student.threads)
+    found.weak_spots, found.fairness = by_group(student, found, frames, scores, p)
     if found.task == 'binary': student.policy.threshold, student.policy.costs = found.terms.threshold, structs.asdict(p.costs)
     return found, scores
 

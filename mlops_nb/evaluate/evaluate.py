@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scores', 'describe_scores', 'Evaluation', 'read_evaluation', 'choose_terms', 'affordable', 'measure', 'regret_of',
-           'recalibrate', 'read_part', 'predictions', 'evaluate']
+           'recalibrate', 'read_part', 'predictions', 'evaluate', 'by_group']
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #987c96da
 from pathlib import Path
@@ -208,14 +208,21 @@ def evaluate(
     found.learner, found.selection, found.recalibration = choice.learner, choice.sentence, moved[choice.learner]
     found.candidates = [_candidate(root, learner, parts, scores[learner], found, p, predictor.threads) for learner in drafts]
     found.comparisons = _compare(root, champion, found, predictor, parts, scores, p)
-    found.weak_spots, found.fairness = _by_group(predictor, found, parts, ours, p)
+    found.weak_spots, found.fairness = by_group(predictor, found, parts, ours, p)
     found.regret = regret_of(root, parts['test'], ours['test']) if found.task == 'binary' else None
     if found.task == 'binary': predictor.policy.threshold, predictor.policy.costs = found.terms.threshold, structs.asdict(p.costs)
     _write(root, predictor, found, parts, said[choice.learner]['test'], ours, p)
     return {'rows': sum(map(len, parts.values())), 'learner': found.learner}
 
 # %% ../../nbs/evaluate/04_evaluate.ipynb #110c5e3c
-def _by_group(predictor, found, parts, scores, p):
+def by_group(
+    predictor: Predictor,
+    found: Evaluation, # From `measure`
+    parts: dict[str, pl.DataFrame], # valid and test
+    scores: dict[str, np.ndarray], # of their rows
+    p: EvaluateParams,
+) -> tuple[WeakSpots, list[Fairness]]:
+    "For which groups the model is worse: those that nobody named, and those of the sensitive columns."
     terms = found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads
     valid, test, sensitive = parts['valid'], parts['test'], predictor.schema.sensitive_columns
     return (weak_spots(found.task, predictor.columns, valid, test, scores, *terms),

@@ -125,7 +125,7 @@ _REMOTE = re.compile(r"@import[^;]*;?|url\(\s*['\"]?(?!#|data:)[^)]*\)", re.I)
 def _attribute(tag, name, value):
     "Whether an attribute may stay."
     value = (value or '').strip().lower()
-    if name.startswith('on') or name in ('srcset', 'action', 'formaction', 'poster', 'background', 'xmlns', 'xmlns:xlink'): return False
+    if name.startswith('on') or name in ('srcset', 'data', 'action', 'formaction', 'poster', 'background', 'xmlns', 'xmlns:xlink'): return False
     if name == 'src': return value.startswith('data:image/')
     if name in ('href', 'xlink:href'):
         if tag == 'a': return not re.match(r"[a-z]+:", value) or value.startswith(('http:', 'https:', 'mailto:'))
