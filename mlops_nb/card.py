@@ -178,6 +178,10 @@ def _changed(params): # Those that are not as a new project has them
     usual = _flat(msgspec.to_builtins(Params(simulate=SimulateParams())))
     return [(k, v) for k, v in _flat(params).items() if v != usual.get(k)]
 
+def _used(p): # The params, with what a tuning found
+    learner, own = p.training.get('learner'), p.training.get('params')
+    return p.params | {'train': p.params.get('train', {}) | {learner: own}} if own else p.params
+
 def _before(p):
     if 'compressed_from' in p.training: return f"Made smaller from the model `{p.parent}`: {p.training['how']}."
     return f"Before it: the model `{p.parent}`." if p.parent else "Before it: no model."
@@ -189,7 +193,7 @@ def _lineage(p):
                    f"Learner: {', '.join([p.training.get('learner', 'unknown'), *learned])}.",
                    f"Made with Python {p.python}, {', '.join(f'{k} {v}' for k, v in p.packages.items())}."]),
             "Made from:", markdown_table(['input', 'sha256'], [(k, f"{v[:12]}…") for k, v in p.inputs.items()]),
-            "Parameters that are not at their defaults:", markdown_table(['parameter', 'value'], _changed(p.params))]
+            "Parameters that are not at their defaults:", markdown_table(['parameter', 'value'], _changed(_used(p)))]
 
 # %% ../nbs/23_card.ipynb #f6f519da
 def card(

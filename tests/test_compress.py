@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from mlops_nb.bundle import check_golden, open_bundle, pack
 from mlops_nb.errors import UserError
 from mlops_nb.evaluate.comparison import gain
-from mlops_nb.evaluate.compress import best_seconds, compress, describe, fewer_bits, iterations, student_params, taught
+from mlops_nb.evaluate.compress import best_seconds, compress, describe, fewer_bits, fewer_trees, iterations, student_params, taught
 from mlops_nb.evaluate.metrics import METRICS, Terms, prepare
-from mlops_nb.export import export_onnx
+from mlops_nb.export import export_onnx, read_trees
 from mlops_nb.files import hash_folder, read_json
 from mlops_nb.params import CostParams, TrainParams, read_params, write_params
 from mlops_nb.predict import Predictor, model_file
 from mlops_nb.train.network import from_bytes, narrow, to_bytes, widen
-from mlops_nb.train.parts import Part
+from mlops_nb.train.parts import Part, open_project, read_parts
 
 
 @pytest.fixture(scope="module", params=[(task, learner) for task in modelling.CLASSES for learner in ("gbdt", "net")], ids="-".join)
@@ -183,3 +183,13 @@ def test_a_smaller_net_that_is_damaged_is_refused(made):
     name = next(k for k in kept if k.endswith(":scale"))
     with pytest.raises(UserError, match="not a whole net"): from_bytes(to_bytes(network, {k: v for k, v in kept.items() if k != name}))
     with pytest.raises(UserError, match="not a whole net"): from_bytes(data[:-1])
+
+
+def test_a_student_is_trained_as_its_teacher_was(made):
+    root, found = made
+    if "trees" not in found.how: pytest.skip("a net")
+    project, teacher = open_project(root), Predictor.open(root / "artifacts/bundle")
+    text, parts = (root / "artifacts/bundle/model.txt").read_text(), tuple(read_parts(root, project, teacher.encoder))
+    used = read_json(root / "artifacts/bundle/provenance.json", dict)["training"]["params"]
+    student, _ = fewer_trees(teacher, text, 2, parts, project.params.train, used | {"num_leaves": 3})
+    assert max(len(t.value) for t in read_trees(student.decode())) == 3

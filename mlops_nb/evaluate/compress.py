@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'taught', 'student_params', 'fit_student', 'iterations', 'fewer_trees', 'fewer_bits', 'same_rows',
-           'best_seconds', 'Side', 'sides', 'Compression', 'describe', 'assess', 'against', 'papers', 'compress']
+           'best_seconds', 'Side', 'sides', 'Compression', 'describe', 'assess', 'against', 'papers', 'smaller',
+           'student_of', 'compress']
 
 # %% ../../nbs/evaluate/12_compress.ipynb #5df95d8e
 import time
@@ -13,7 +14,7 @@ from typing import Callable
 
 import numpy as np
 import polars as pl
-from msgspec import Struct, structs, to_builtins
+from msgspec import Struct, convert, structs, to_builtins
 
 from ..booster import Booster, model_header
 from ..bundle import ModelBaseline, score_reference, write_bundle
@@ -25,12 +26,12 @@ from .evaluate import Evaluation, by_group, measure, read_part, recalibrate
 from .explain import attribution, contributions, sample_rows
 from .metrics import PRIMARY, Estimate, estimate
 from ..files import read_json, write_json
-from ..params import Params, TrainParams
+from ..params import GbdtParams, Params, TrainParams
 from ..predict import MODELS, Predictor, model_file
 from ..sealed import producers
 from ..train.gbdt import fit_gbdt
 from ..train.network import from_bytes, narrow, to_bytes
-from ..train.parts import Part, open_project, read_parts
+from ..train.parts import Part, Project, open_project, read_parts
 
 # %% ../../nbs/evaluate/12_compress.ipynb #0da8839b
 _SHARE = 0.001 # a smaller probability is not taught
@@ -88,12 +89,14 @@ def fewer_trees(
     text: str, # The content of its `model.txt`
     trees: int | None, # for each class; None for a quarter
     parts: tuple[Part, Part], # train and valid
-    params: TrainParams, # Of the teacher
+    params: TrainParams, # Of the project
+    used: dict | None, # The teacher's own section of them, which a tuning may have changed
 ) -> tuple[bytes, str]: # A `model.txt`, and what was done
     "A student of the teacher's trees."
     had = iterations(text)
     trees = max(1, had // 4) if trees is None else trees
     if not 0 < trees < had: raise UserError(f"{trees} trees are asked for and the model has {had}; ask for at least 1, and fewer than it has.")
+    if used: params = structs.replace(params, gbdt=convert(used, GbdtParams))
     made = fit_student(teacher.model, had, trees, *parts, teacher.schema.task, params, teacher.encoder.categorical, teacher.threads)
     return made, f"{iterations(made.decode())} trees in the place of {had}, taught by them"
 
@@ -238,6 +241,28 @@ def papers(
                                        to_builtins(attribution(contributions(student, some)[0], student.columns, classes))))
 
 # %% ../../nbs/evaluate/12_compress.ipynb #92a87a7a
+def smaller(
+    root: Path, project: Project,
+    bundle: Path, teacher: Predictor, origin: Provenance,
+    trees: int | None, weights: str | None,
+) -> tuple[bytes, str]: # The content of the model's file, and what was done
+    "Fewer trees, or fewer bits; raises `UserError` if the other was asked for."
+    file = model_file(bundle)
+    net = file.name == 'model.safetensors'
+    if (trees if net else weights) is not None:
+        raise UserError(f"{bundle} holds {'a net, which is made smaller with --weights' if net else 'trees, which are made fewer with --trees'}.")
+    if net: return fewer_bits(file.read_bytes(), weights)
+    parts = tuple(read_parts(root, project, teacher.encoder))
+    return fewer_trees(teacher, file.read_text(), trees, parts, project.params.train, origin.training.get('params'))
+
+def student_of(root: Path, teacher: Predictor, origin: Provenance, how: str) -> Provenance:
+    "Where the smaller model comes from."
+    kept = {k: v for k, v in origin.training.items() if k in ('learner', 'params')}
+    commit, dirty = git_state(root)
+    return structs.replace(origin, git_commit=commit, git_dirty=dirty, parent=teacher.id, packages=producers(),
+                           training=kept | dict(compressed_from=teacher.id, how=how))
+
+# %% ../../nbs/evaluate/12_compress.ipynb #31b3bf21
 def compress(
     root: Path, # The project the bundle was made in
     bundle: Path, # The teacher's folder
@@ -246,24 +271,19 @@ def compress(
     weights: str | None = None, # Of the student: half or int8; None for int8
 ) -> Compression:
     "Make a smaller model; raises `UserError` if the rows it needs are not there."
-    root, bundle, output, project = Path(root), Path(bundle), Path(output), open_project(Path(root))
-    teacher, origin, file = Predictor.open(bundle, project.threads), read_json(bundle / 'provenance.json', Provenance), model_file(bundle)
-    if (trees if file.name == 'model.safetensors' else weights) is not None:
-        raise UserError("trees are made fewer with --trees, a net is made smaller with --weights; "
-                        f"{bundle} holds {'a net' if trees is not None else 'trees'}.")
+    root, bundle, output = Path(root), Path(bundle), Path(output)
+    project, origin = open_project(root), read_json(bundle / 'provenance.json', Provenance)
+    teacher, params = Predictor.open(bundle, project.threads), project.params
     dataset, parts = same_rows(root, origin)
-    if file.name == 'model.safetensors': model, how = fewer_bits(file.read_bytes(), weights)
-    else: model, how = fewer_trees(teacher, file.read_text(), trees, tuple(read_parts(root, project, teacher.encoder)), project.params.train)
-    student = Predictor(teacher.schema, teacher.features, teacher.encoder, MODELS[file.name](model), threads=teacher.threads)
-    found, scores = assess(student, parts, project.params)
-    gains, theirs = against(found, teacher, parts['test'], scores['test'], teacher.predict(parts['test']), project.params.evaluate.seed)
+    model, how = smaller(root, project, bundle, teacher, origin, trees, weights)
+    file, origin = model_file(bundle).name, student_of(root, teacher, origin, how)
+    student = Predictor(teacher.schema, teacher.features, teacher.encoder, MODELS[file](model), threads=teacher.threads)
+    found, scores = assess(student, parts, params)
+    gains, theirs = against(found, teacher, parts['test'], scores['test'], teacher.predict(parts['test']), params.evaluate.seed)
     sentence = in_words(found.task, "teacher", gains[found.primary], found.confidence)
-    found.selection, found.comparisons = how, [Comparison('teacher', 'champion', sentence, teacher.id, gains)]
-    commit, dirty = git_state(root)
-    origin = structs.replace(origin, git_commit=commit, git_dirty=dirty, parent=teacher.id, packages=producers(),
-                             training=dict(learner=origin.training.get('learner'), compressed_from=teacher.id, how=how))
-    write_bundle(output / 'bundle', student, file.name, model, parts['test'], card(student, dataset, to_builtins(found), origin),
-                 papers(student, found, scores['valid'], parts['test'], project.params, origin, read_json(bundle / 'baseline.json', ModelBaseline)))
+    found.comparisons = [Comparison('teacher', 'champion', sentence, teacher.id, gains)]
+    write_bundle(output / 'bundle', student, file, model, parts['test'], card(student, dataset, to_builtins(found), origin),
+                 papers(student, found, scores['valid'], parts['test'], params, origin, read_json(bundle / 'baseline.json', ModelBaseline)))
     both = sides([teacher, Predictor.open(output / 'bundle', project.threads)], [bundle, output / 'bundle'], [theirs, found.metrics['test']], parts['test'])
     done = Compression(found.dataset, how, sentence, len(parts['test']), found.confidence, *both, {m: d.gain for m, d in gains.items()})
     write_json(output / 'compression.json', done)
