@@ -271,7 +271,7 @@ def with_calibration(
     return out.SerializeToString()
 
 # %% ../nbs/25_export.ipynb #a179be87
-TOLERANCE = dict(trees=1e-9, net=1e-5) # the largest difference of two scores, relative where they are above 1
+TOLERANCE = dict(trees=1e-9, net=1e-4) # the largest difference of two scores, relative where they are above 1
 _MOST = dict(trees=200_000, net=5_000) # rows of a kind, spread evenly over those there are
 
 class Checked(Struct):
