@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from mlops_nb.bundle import draft
 from mlops_nb.errors import UserError
 from mlops_nb.evaluate import stability as repeating
-from mlops_nb.evaluate.evaluate import evaluate
+from mlops_nb.evaluate.evaluate import evaluate, read_evaluation
 from mlops_nb.evaluate.metrics import METRICS
 from mlops_nb.evaluate.stability import Fold, agreement, blocks, folds, in_order, read_stability, spreads, stability, unusable, vary_seed
 from mlops_nb.files import hash_folder, read_json, write_json
 from mlops_nb.params import SplitParams, read_params, write_params
-from mlops_nb.pipeline import run_stage
+from mlops_nb.pipeline import STAGES, run_stage
+from mlops_nb.project import init
 from mlops_nb.schema import Column, Schema, write_schema
 from mlops_nb.train.baselines import baseline
 from mlops_nb.train.encoder import Encoder
@@ -285,7 +286,7 @@ def test_rows_that_cannot_be_cut(tmp_path):
         pl.read_parquet(path).with_columns(when=pl.lit(datetime(2026, 1, 1)).cast(pl.Datetime("us"))).write_parquet(path)
     stability(root, "gbdt")
     found = read_stability(root, "gbdt")
-    assert found.folds == [] and found.sentences == ["No expanding windows could be made: the rows cannot be cut."]
+    assert found.folds == [] and found.sentences == ["4 were asked for, and the rows can be cut into 0 expanding windows only."]
 
 
 def test_a_repetition_starts_from_nothing(tmp_path):
@@ -308,6 +309,7 @@ def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
     stability(root, "gbdt")
     found = read_stability(root, "gbdt")
     assert found.agreement is None and "some of their scores are no numbers" in found.sentences[-1]
+    assert found.sentences[0] == "auc is defined in none of 2 random folds."
     assert found.fold_spread == {} and all(x is None for r in found.folds for x in r.metrics.values())
     json.loads((root / "artifacts/stability/gbdt/stability.json").read_text(), parse_constant=lambda c: pytest.fail(c))
 
@@ -333,3 +335,24 @@ def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
     predictor.policy = None
     assert predictor.predict(parts["test"]).tobytes() == draft(root).predict(parts["test"]).tobytes()
     assert len(vary_seed(made, "gbdt", parts)[0]) == 2
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_bank_calls_in_their_order(real_data, tmp_path):
+    "The world changes: windows show it, and calibration helps as far as the valid rows can know."
+    root = tmp_path / "bank"
+    contract = init(root, str(real_data("bank_marketing/bank-additional-full.csv")), "y")
+    contract.columns["duration"].feature = False # known only after the call
+    write_schema(contract, root / "schema.yaml")
+    params = read_params(root / "params.yaml")
+    params.prepare.split.method, params.stability.folds, params.evaluate.bootstrap = "order", 3, 20
+    write_params(params, root / "params.yaml")
+    for stage in ("features", "validate", "prepare", "tune", "baseline", "train", "evaluate", "stability"):
+        run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
+    found, evaluation = read_stability(root, "gbdt"), read_evaluation(root)
+    assert found.fold_spread["auc"].high < evaluation.metrics["valid"]["auc"].low # one figure would have hidden it
+    windows = [r.rows for r in found.folds]
+    learned = [w["train"] + w["valid"] for w in windows]
+    assert learned[1:] == [before + w["judged"] for before, w in zip(learned[:-1], windows[:-1], strict=True)] # all that came before
+    assert evaluation.recalibration.method != "none" and evaluation.calibration.error < evaluation.recalibration.before.error

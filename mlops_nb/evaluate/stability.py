@@ -222,11 +222,12 @@ class Stability(Struct):
 
 def _around(spread, m): return f"{m} {spread.mean:.4g}" + (f" ± {spread.sd:.2g}" if spread.sd is not None else "")
 
-def _of_folds(found, kind):
-    out = [f"{r.name.capitalize()} is left out: {r.left_out}." for r in found.folds if r.left_out]
-    if spread := found.fold_spread.get(found.primary):
-        out.insert(0, f"{_around(spread, found.primary)} over {spread.runs} {kind} ({spread.low:.4g} to {spread.high:.4g}).")
-    return out or [f"No {kind} could be made: the rows cannot be cut."]
+def _of_folds(found, kind, wanted):
+    made, spread = len(found.folds), found.fold_spread.get(found.primary)
+    said = (f"{_around(spread, found.primary)} over {spread.runs} {kind} ({spread.low:.4g} to {spread.high:.4g})." if spread else
+            f"{found.primary} is defined in none of {made} {kind}.")
+    few = [f"{wanted} were asked for, and the rows can be cut into {made} {kind} only."] if made < wanted else []
+    return [said] * bool(made) + few + [f"{r.name.capitalize()} is left out: {r.left_out}." for r in found.folds if r.left_out]
 
 def _of_seeds(found):
     a, spread = found.agreement, found.seed_spread.get(found.primary)
@@ -246,7 +247,7 @@ def in_sentences(
     "Say what was found."
     split, wanted = project.params.prepare.split, project.params.stability
     kind = KINDS['order' if in_order(split, project.schema) else 'group' if split.method == 'group' else 'random']
-    found.sentences = (_of_folds(found, kind) if wanted.folds else []) + (_of_seeds(found) if wanted.seeds else [])
+    found.sentences = (_of_folds(found, kind, wanted.folds) if wanted.folds else []) + (_of_seeds(found) if wanted.seeds else [])
     if not found.sentences: found.sentences = ["Nothing was repeated; stability.folds and stability.seeds in params.yaml say how often."]
     elif project.params.train.continue_from: found.sentences.append("Each repetition was trained from nothing, and not from train.continue_from.")
     return found
