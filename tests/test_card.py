@@ -37,11 +37,11 @@ def project(request, tmp_path_factory):
     found = read_json(root / "artifacts/evaluation/evaluation.json", dict)
     figure = {"value": .5, "low": .4, "high": .6}
     estimate, rates = Estimate(.5, .4, .6), {"selection_rate": Estimate(.5, .4, .6), "true_positive_rate": Estimate(None)}
-    spots = [WeakSpot("loss", f"{w} {HOSTILE}", {}, 9, .1, estimate, .1, estimate, p, .1, .2, estimate, .3)
-             for w, p in (("sure", .01), ("chance", .5))]
+    spots = [WeakSpot(measure="loss", where=f"{w} {HOSTILE}", n=9, share=.1, error=estimate, rest=.1, gap=estimate, p=p, predicted=.1,
+                      observed=.2, primary=estimate, primary_rest=.3) for w, p in (("sure", .01), ("chance", .5))]
     fair = [Fairness("known", [Group(HOSTILE, 300, rates)], {}, {}, HOSTILE), Fairness("known and place", [], {}, {}, "Both together.")]
     found |= {"comparisons": [{"sentence": HOSTILE}], "recalibration": {"sentence": "Nothing helps."}, "threshold": figure,
-              "weak_spots": msgspec.to_builtins(WeakSpots(100, 50, spots, "One was found.")), "fairness": msgspec.to_builtins(fair),
+              "weak_spots": msgspec.to_builtins(WeakSpots(tried=50, spots=spots, sentence="One was found.")), "fairness": msgspec.to_builtins(fair),
               "slices": [{"column": "place", "value": HOSTILE, "n": 10, "estimate": figure, "gap": figure}],
               "small_slices": [{"column": "known", "slices": 1, "rows": 3}]}
     write_json(root / "artifacts/evaluation/evaluation.json", found)
