@@ -41,7 +41,8 @@ def project(request, tmp_path_factory):
                       observed=.2, primary=estimate, primary_rest=.3) for w, p in (("sure", .01), ("chance", .5))]
     fair = [Fairness("known", [Group(HOSTILE, 300, rates)], {}, {}, HOSTILE), Fairness("known and place", [], {}, {}, "Both together.")]
     found |= {"comparisons": [{"sentence": HOSTILE}], "recalibration": {"sentence": "Nothing helps."}, "threshold": figure,
-              "weak_spots": msgspec.to_builtins(WeakSpots(tried=50, spots=spots, sentence="One was found.")), "fairness": msgspec.to_builtins(fair),
+              "weak_spots": msgspec.to_builtins(WeakSpots(tried=50, spots=spots, sentence="One was found.")),
+              "fairness": msgspec.to_builtins(fair),
               "slices": [{"column": "place", "value": HOSTILE, "n": 10, "estimate": figure, "gap": figure}],
               "small_slices": [{"column": "known", "slices": 1, "rows": 3}]}
     write_json(root / "artifacts/evaluation/evaluation.json", found)

@@ -6,6 +6,7 @@ import modelling
 import numpy as np
 import onnxruntime
 import polars as pl
+import polars.selectors as cs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +92,17 @@ def test_what_onnx_cannot_express_is_refused():
 def test_neighbours():
     assert beside(np.array([1.0])).tolist() == [float(np.float32(1) - np.float32(2)**-24), 1 - 2**-53, 1.0, 1 + 2**-52, 1 + 2**-23]
     assert np.isfinite(beside(np.array([1e300, -1.7e308]))).all()
+
+
+@pytest.mark.realdata
+def test_adult_at_every_threshold(real_data):
+    frame = pl.read_csv(real_data("adult") / "adult.data", infer_schema=False, null_values=" ?").rename(str.strip).drop_nulls("outcome")
+    numbers = ["age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
+    X = frame.drop("outcome").with_columns(pl.col(numbers).str.strip_chars().cast(pl.Float64), (~cs.by_name(numbers)).rank("dense"))
+    words = [i for i, name in enumerate(X.columns) if name not in numbers]
+    X, y = X.cast(pl.Float64).fill_null(np.nan).to_numpy(), frame["outcome"].str.contains(">50K").to_numpy().astype(float)
+    text = fit(X, y, words, 100, objective="binary", num_leaves=31, min_data_in_leaf=20)
+    assert_same(text, X[:3000], words)
 
 
 # ---- bundles
