@@ -138,7 +138,8 @@ def limits(
 # %% ../nbs/23_card.ipynb #26b7b23c
 def _chosen(evaluation): # What was chosen on the valid rows
     if moved := evaluation.get('recalibration'): yield f"Calibration: {moved['sentence']}"
-    if (at := evaluation.get('threshold')) and at.get('low') is not None: yield f"On other valid rows the threshold would lie between {at['low']:.4g} and {at['high']:.4g}."
+    at = evaluation.get('threshold') or {}
+    if at.get('low') is not None: yield f"On other valid rows the threshold would lie between {at['low']:.4g} and {at['high']:.4g}."
 
 def _quality(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
@@ -159,7 +160,8 @@ def _spots(evaluation):
     if not found: return ["Nobody has searched for other groups for whom it is worse."]
     rows = [(s['where'], f"{s['n']:,}", s['measure'].replace('_', ' '), _figure(s['error']), _figure(s['gap'])) for s in found['spots']
             if s['p'] < 1 - evaluation['confidence']]
-    return [markdown_text(found['sentence']), *([markdown_table(['group', 'rows', 'measure', 'error', 'above the rest by'], rows)] if rows else [])]
+    head = ['group', 'rows', 'measure', 'error', 'above the rest by']
+    return [markdown_text(found['sentence']), *([markdown_table(head, rows)] if rows else [])]
 
 def _fairness(schema, evaluation):
     found = evaluation.get('fairness') or []
@@ -172,7 +174,8 @@ def _fairness(schema, evaluation):
 
 # %% ../nbs/23_card.ipynb #6687d355
 def _flat(params, before=''): # 'train.gbdt.num_leaves': 31, ...
-    return {k: v for name, x in params.items() for k, v in (_flat(x, f'{before}{name}.') if isinstance(x, dict) else {before + name: x}).items()}
+    parts = (_flat(x, f'{before}{name}.') if isinstance(x, dict) else {before + name: x} for name, x in params.items())
+    return {k: v for part in parts for k, v in part.items()}
 
 def _changed(params): # Those that are not as a new project has them
     usual = _flat(msgspec.to_builtins(Params(simulate=SimulateParams())))
@@ -210,5 +213,6 @@ def card(
         "## Intended use", *_use(schema),
         "## Inputs", markdown_table(['column', 'type', 'meaning'], inputs), f"Computed from them: {computed or 'nothing'}.",
         "## Data", f"Split: {dataset.split.method}. No row and no group is in two parts; that was checked.", _parts(dataset),
-        "## Quality", *_quality(evaluation), "## Segments", *_segments(evaluation), *_spots(evaluation), "## Fairness", *_fairness(schema, evaluation),
+        "## Quality", *_quality(evaluation), "## Segments", *_segments(evaluation), *_spots(evaluation),
+        "## Fairness", *_fairness(schema, evaluation),
         "## Limits", _list(limits(schema, dataset, evaluation)), "## Lineage", *_lineage(origin)]) + '\n'

@@ -85,7 +85,8 @@ def _ensemble(trees, classes, number):
     return helper.make_node(
         'TreeEnsemble', ['X'], ['raw'], domain='ai.onnx.ml', n_targets=classes, aggregate_function=1, post_transform=0, # sum; nothing
         tree_roots=[int(s) for _, s, _ in _through(trees)], nodes_featureids=join(lambda t, s, l: t.feature),
-        nodes_splits=tensor(join(lambda t, s, l: t.threshold)), nodes_modes=tensor([_LEQ if c is None else _MEMBER for c in codes], TensorProto.UINT8),
+        nodes_modes=tensor([_LEQ if c is None else _MEMBER for c in codes], TensorProto.UINT8),
+        nodes_splits=tensor(join(lambda t, s, l: t.threshold)),
         nodes_missing_value_tracks_true=join(lambda t, s, l: t.missing_left.astype(int)), **sides,
         leaf_targetids=[i % classes for i, t in enumerate(trees) for _ in t.value], leaf_weights=tensor(join(lambda t, s, l: t.value)),
         **(dict(membership_values=tensor(members)) if members else {}))
@@ -102,12 +103,12 @@ def trees_to_onnx(
     links = {'regression': 'Identity', 'binary sigmoid:1': 'Sigmoid', f'multiclass num_class:{classes}': 'Softmax'}
     if not (link := links.get(header.get('objective'))) or 'average_output' in header:
         raise UserError(f"the objective {header.get('objective')!r} cannot be exported; known are {', '.join(links)}.")
-    nodes, shape = [_ensemble(trees, classes, number), helper.make_node(link, ['raw'], ['linked' if classes == 1 else 'score'])], ['rows']
-    if classes > 1: shape, axes = ['rows', classes], []
-    else: axes = [helper.make_tensor('axes', TensorProto.INT64, [1], [1])]
-    if axes: nodes.append(helper.make_node('Squeeze', ['linked', 'axes'], ['score']))
-    graph = helper.make_graph(nodes, 'trees', [helper.make_tensor_value_info('X', number, ['rows', int(header['max_feature_idx']) + 1])],
-                              [helper.make_tensor_value_info('score', number, shape)], axes)
+    one, describe = classes == 1, helper.make_tensor_value_info
+    nodes = [_ensemble(trees, classes, number), helper.make_node(link, ['raw'], ['column' if one else 'score'])]
+    if one: nodes.append(helper.make_node('Squeeze', ['column', 'second'], ['score']))
+    graph = helper.make_graph(nodes, 'trees', [describe('X', number, ['rows', int(header['max_feature_idx']) + 1])],
+                              [describe('score', number, ['rows'] if one else ['rows', classes])],
+                              [helper.make_tensor('second', TensorProto.INT64, [1], [1])] if one else [])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 21), helper.make_opsetid('ai.onnx.ml', 5)], ir_version=10)
     checker.check_model(model)
     return model.SerializeToString()
@@ -164,7 +165,8 @@ def leaf_rows(
 
 def _children(tree, at, row, can):
     j, t, codes = int(tree.feature[at]), tree.threshold[at], tree.codes[at]
-    for child, number, some in ((tree.left[at], t, codes and can[j] & codes), (tree.right[at], np.nextafter(t, np.inf), codes and can[j] - codes)):
+    sides = (tree.left[at], t, codes and can[j] & codes), (tree.right[at], np.nextafter(t, np.inf), codes and can[j] - codes)
+    for child, number, some in sides:
         if codes and not some: continue
         below = row.copy()
         below[j] = min(some) if codes else number
@@ -230,9 +232,11 @@ def net_to_onnx(
     out, X = io.BytesIO(), torch.zeros(2, len(net.features), dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a trace that could depend on the values: the parity check is what would find it
-        try: torch.onnx.export(_whole(net.network, net._net), (X,), out, dynamo=False, opset_version=17, input_names=['X'], output_names=['score'],
-                               dynamic_axes=dict(X={0: 'rows'}, score={0: 'rows'}))
-        except torch.onnx.OnnxExporterError as e: raise UserError(f"torch cannot write this net as ONNX ({str(e).splitlines()[0]}).") from None
+        try:
+            torch.onnx.export(_whole(net.network, net._net), (X,), out, dynamo=False, opset_version=17, input_names=['X'],
+                              output_names=['score'], dynamic_axes=dict(X={0: 'rows'}, score={0: 'rows'}))
+        except torch.onnx.OnnxExporterError as e:
+            raise UserError(f"torch cannot write this net as ONNX ({str(e).splitlines()[0]}); use the bundle itself.") from None
     return out.getvalue()
 
 # %% ../nbs/25_export.ipynb #8835d94b
@@ -336,9 +340,11 @@ def convert(
     model, made = export(file.read_bytes(), X)
     model = with_calibration(model, predictor.policy.calibration)
     codes = {j: np.arange(max(predictor.encoder.columns[j].codes.values(), default=1) + 3.) for j in predictor.encoder.categorical}
-    made |= {'a column missing': placed(X, dict.fromkeys(range(X.shape[1]), np.full(50, np.nan))), 'all missing': np.full((1, X.shape[1]), np.nan)}
+    made |= {'a column missing': placed(X, dict.fromkeys(range(X.shape[1]), np.full(50, np.nan))),
+             'all missing': np.full((1, X.shape[1]), np.nan)}
     if codes: made['each code of a category, and others'] = placed(X, codes)
-    return model, TOLERANCE[kind], [compare(predictor, model, name, _spread(rows, _MOST[kind])) for name, rows in (dict(real=X) | made).items() if len(rows)]
+    checked = [compare(predictor, model, name, _spread(rows, _MOST[kind])) for name, rows in (dict(real=X) | made).items() if len(rows)]
+    return model, TOLERANCE[kind], checked
 
 def refusal(
     checked: list[Checked], tolerance: float,
@@ -347,7 +353,8 @@ def refusal(
     bad = [c for c in checked if c.decisions or not c.largest <= tolerance]
     if not bad: return ''
     found = '; '.join(f"{c.rows}: {c.decisions} of {c.n} decided otherwise, scores up to {c.largest:.2g} apart" for c in bad)
-    return f"the ONNX model does not answer as the bundle does ({found}; {tolerance:g} is allowed), so it was not written; use the bundle itself."
+    return (f"the ONNX model does not answer as the bundle does ({found}; {tolerance:g} is allowed), so it was not written; "
+            "use the bundle itself.")
 
 # %% ../nbs/25_export.ipynb #b9080cfe
 def export_onnx(
@@ -364,6 +371,8 @@ def export_onnx(
     if reason := refusal(checked, tolerance): raise UserError(reason)
     with atomic_file(output / 'model.onnx') as tmp: tmp.write_bytes(model)
     codes = {c.name: c.codes for c in predictor.encoder.columns if c.kind == 'category'}
-    parity = Parity(predictor.id, predictor.schema.task, predictor.columns, codes, predictor.schema.classes, predictor.policy, tolerance, checked, sha256_file(output / 'model.onnx'), onnxruntime.__version__)
+    schema = predictor.schema
+    parity = Parity(predictor.id, schema.task, predictor.columns, codes, schema.classes, predictor.policy, tolerance, checked,
+                    sha256_file(output / 'model.onnx'), onnxruntime.__version__)
     write_json(output / 'parity.json', parity)
     return parity

@@ -95,7 +95,8 @@ def fewer_trees(
     "A student of the teacher's trees."
     had = iterations(text)
     trees = max(1, had // 4) if trees is None else trees
-    if not 0 < trees < had: raise UserError(f"{trees} trees are asked for and the model has {had}; ask for at least 1, and fewer than it has.")
+    if not 0 < trees < had:
+        raise UserError(f"{trees} trees are asked for and the model has {had}; ask for at least 1, and fewer than it has.")
     if used: params = structs.replace(params, gbdt=convert(used, GbdtParams))
     made = fit_student(teacher.model, had, trees, *parts, teacher.schema.task, params, teacher.encoder.categorical, teacher.threads)
     return made, f"{iterations(made.decode())} trees in the place of {had}, taught by them"
@@ -117,7 +118,8 @@ def same_rows(
 ) -> tuple[Dataset, dict[str, pl.DataFrame]]: # train, valid and test
     "The rows a bundle was made from; raises `UserError` if they are not in the project."
     if not (path := root / 'artifacts/prepared/dataset.json').exists():
-        raise UserError(f"{path} does not exist; a model is made smaller with the rows it was made from: run this in its project, after `dvc repro` or `dvc checkout`.")
+        raise UserError(f"{path} does not exist; a model is made smaller with the rows it was made from: run this in its project, "
+                        "after `dvc repro` or `dvc checkout`.")
     dataset, parts = read_dataset(root), {p: read_part(root, p) for p in ('train', 'valid', 'test')}
     other = [p for p in parts if origin.inputs.get(f'{p}.parquet') != dataset.parts[p].sha256]
     if other: raise UserError(f"{root / 'artifacts/prepared'} holds other {', '.join(other)} rows than those the bundle was made from; "
@@ -157,7 +159,8 @@ def sides(
     "Size, speed and quality of each."
     row, X = frame.select(predictors[0].inputs).row(0, named=True), predictors[0].matrix(frame)
     def timed(ask, calls): return best_seconds([lambda p=p: ask(p) for p in predictors], calls)
-    columns = (timed(lambda p: p.predict_one(row), 50), timed(lambda p: p.model.predict_one(X[0]), 200), timed(lambda p: p.model.predict(X), 1))
+    columns = (timed(lambda p: p.predict_one(row), 50), timed(lambda p: p.model.predict_one(X[0]), 200),
+               timed(lambda p: p.model.predict(X), 1))
     return [Side(p.id, model_file(folder).stat().st_size, whole, alone, len(X) / batch, m)
             for p, folder, m, whole, alone, batch in zip(predictors, folders, metrics, *columns)]
 
@@ -185,14 +188,16 @@ def describe(
     "Both side by side."
     a, b = found.teacher, found.student
     pairs = {'bytes of the model': (a.bytes, b.bytes), 'µs for one row, all of it': (a.row * 1e6, b.row * 1e6),
-             'µs for one row, the model alone': (a.alone * 1e6, b.alone * 1e6), 'rows a second in a batch, the model alone': (a.rows_per_second, b.rows_per_second)}
+             'µs for one row, the model alone': (a.alone * 1e6, b.alone * 1e6),
+             'rows a second in a batch, the model alone': (a.rows_per_second, b.rows_per_second)}
     saved = [(name, _amount(x), _amount(y), f"{y / x - 1:+.0%}") for name, (x, y) in pairs.items()]
     costs = [(m, _cell(a.metrics[m]), _cell(b.metrics[m]), _cell(g)) for m, g in found.gain.items()]
     return '\n\n'.join([
         f"{found.how[0].upper()}{found.how[1:]}. {markdown_text(found.sentence)}",
         "## What it saves", "Measured on this machine, both in turn, on one thread; the best of five rounds.",
         markdown_table(['', 'before', 'smaller', 'change'], saved),
-        "## What it costs", f"On the {found.rows:,} rows of the test part, with {found.confidence:.0%} bootstrap intervals. The gain is the smaller model's: negative is what it costs.",
+        "## What it costs", f"On the {found.rows:,} rows of the test part, with {found.confidence:.0%} bootstrap intervals. "
+                            "The gain is the smaller model's: negative is what it costs.",
         markdown_table(['metric', 'before', 'smaller', 'gain'], costs),
         f"Before: the bundle `{a.bundle}`. Smaller: the bundle `{b.bundle}`."]) + '\n'
 
@@ -250,7 +255,8 @@ def smaller(
     file = model_file(bundle)
     net = file.name == 'model.safetensors'
     if (trees if net else weights) is not None:
-        raise UserError(f"{bundle} holds {'a net, which is made smaller with --weights' if net else 'trees, which are made fewer with --trees'}.")
+        holds = 'a net, which is made smaller with --weights' if net else 'trees, which are made fewer with --trees'
+        raise UserError(f"{bundle} holds {holds}.")
     if net: return fewer_bits(file.read_bytes(), weights)
     parts = tuple(read_parts(root, project, teacher.encoder))
     return fewer_trees(teacher, file.read_text(), trees, parts, project.params.train, origin.training.get('params'))
@@ -284,7 +290,8 @@ def compress(
     found.comparisons = [Comparison('teacher', 'champion', sentence, teacher.id, gains)]
     write_bundle(output / 'bundle', student, file, model, parts['test'], card(student, dataset, to_builtins(found), origin),
                  papers(student, found, scores['valid'], parts['test'], params, origin, read_json(bundle / 'baseline.json', ModelBaseline)))
-    both = sides([teacher, Predictor.open(output / 'bundle', project.threads)], [bundle, output / 'bundle'], [theirs, found.metrics['test']], parts['test'])
+    student = Predictor.open(output / 'bundle', project.threads)
+    both = sides([teacher, student], [bundle, output / 'bundle'], [theirs, found.metrics['test']], parts['test'])
     done = Compression(found.dataset, how, sentence, len(parts['test']), found.confidence, *both, {m: d.gain for m, d in gains.items()})
     write_json(output / 'compression.json', done)
     return done

@@ -94,8 +94,8 @@ def make_pages(
     settings, stop = read_settings(root), Event()
     previous = f"reports/pipeline/{before.name}/run.json" if before else ''
     def head(name):
-        there = before and f'{name}.html' in before.pages.values()
-        return Header(header.project, header.run, header.data, header.made, f"../{before.name}/{name}.html" if there else '', '../../index.html')
+        link = f"../{before.name}/{name}.html" if before and f'{name}.html' in before.pages.values() else ''
+        return Header(header.project, header.run, header.data, header.made, link, '../../index.html')
     def one(name):
         run_notebook(root / 'nbs/reports' / f'{name}.ipynb', out / f'{name}.html', dict(previous=previous),
                      timeout=settings.report.timeout, memory=settings.report.memory, cwd=root, header=head(name), stop=stop)
