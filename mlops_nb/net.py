@@ -90,3 +90,55 @@ def contributions(self:Net,
         for path, (step, order) in enumerate(zip(steps, orders)): shares[path, order] = step
         out[i, :, :-1], out[i, :, -1] = shares.mean(0).T, base
     return out[:, 0] if self.classes == 1 else out
+
+# %% ../nbs/19_net.ipynb #06d20943
+def _first_layer(network, net, X): # (n, m) what the first layer reads
+    import torch
+    numbers, categories = inputs(network, X)
+    with torch.no_grad():
+        read = [] if numbers is None else [numbers if net.num_module is None else net.num_module(numbers).flatten(1)]
+        return torch.cat(read + ([] if categories is None else [net.cat_module(categories).float()]), 1)
+
+def _columns(network): # (m,) the column that each of its inputs comes from
+    places = [c.column for c in network.categories] + [n.column for n in network.numbers if n.gaps]
+    numbers = np.repeat([n.column for n in network.numbers], network.params.embedding or 1)
+    return np.r_[numbers, np.repeat(places, network.codes)].astype(int)
+
+def _raw(network, net, read): # (n,) or (n, k) raw scores, from what the first layer reads
+    p = answers(network, net.output(net.backbone(net.ensemble_view(read))))
+    if network.task == "regression": return p
+    p = p.clamp(1e-15, 1 - 1e-15)
+    return p.log() if network.task == "multiclass" else (p / (1 - p)).log()
+
+# %% ../nbs/19_net.ipynb #7c9786f6
+def _climb(network, net, x, starts, nodes): # (k, m): the mean over the ways from `starts` (s, m) to x (m,)
+    import torch
+    at, weight = np.polynomial.legendre.leggauss(nodes)
+    at, weight = torch.from_numpy((at + 1) / 2).float(), torch.from_numpy(weight / 2 / len(starts))
+    points = torch.lerp(starts[:, None], x, at[:, None]).flatten(0, 1).requires_grad_()
+    raw = _raw(network, net, points).reshape(len(points), -1)
+    slopes = [torch.autograd.grad(raw[:, c].sum(), points, retain_graph=c + 1 < raw.shape[1])[0] for c in range(raw.shape[1])]
+    slopes = torch.stack(slopes).double().reshape(len(slopes), len(starts), nodes, -1)
+    return (torch.einsum("csnm,n->csm", slopes, weight) * (x - starts).double()).sum(1).numpy()
+
+@patch
+def expected_gradients(self:Net,
+    X: np.ndarray, # (n, features)
+    tolerance: float = 0.02, # How far shares may be from adding up: in their sum, or if it is less in 1 (standard deviation of the target)
+) -> np.ndarray: # (n, features + 1), or (n, k, features + 1): raw-score shares, the base value last
+    "Nearly what `contributions` says, at a cost that does not depend on the number of columns."
+    X = np.asarray(X, np.float64)
+    background = np.array(self.network.background, float).reshape(-1, len(self.features))
+    starts, ends = (_first_layer(self.network, self._net, rows) for rows in (background, X))
+    base, of = self.predict_raw(background).reshape(len(background), self.classes).mean(0), _columns(self.network)
+    wanted = self.predict_raw(X).reshape(len(X), self.classes) - base
+    out = np.zeros((len(X), self.classes, len(self.features) + 1))
+    for i, end in enumerate(ends):
+        for nodes in (8, 32):
+            climb = _climb(self.network, self._net, end, starts, nodes)
+            if (np.abs(climb.sum(1) - wanted[i]) <= tolerance * np.maximum(self.network.scale, np.abs(wanted[i]))).all():
+                np.add.at(out[i].T, of, climb.T)
+                out[i, :, -1] = base
+                break
+        else: out[i] = self.contributions(X[i:i + 1])
+    return out[:, 0] if self.classes == 1 else out

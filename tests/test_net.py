@@ -116,6 +116,39 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     assert abs(shares[:, 2]).max() < 0.15
 
 
+@pytest.mark.parametrize("tolerance", [0.02, 0.1])
+def test_expected_gradients_add_up_as_far_as_promised_and_agree(predictor, tolerance):
+    X = predictor.matrix(modelling.rows(60, seed=11, task=predictor.schema.task))
+    quick, exact = predictor.model.expected_gradients(X, tolerance), predictor.model.contributions(X)
+    raw = predictor.model.predict_raw(X)
+    assert quick.shape == exact.shape and (quick[..., -1] == exact[..., -1]).all()
+    unit = np.maximum(predictor.model.network.scale, np.abs(raw - exact[..., -1]))
+    assert (np.abs(quick.sum(-1) - raw) <= tolerance * unit + 1e-9).all()
+    assert np.corrcoef(quick[..., :-1].ravel(), exact[..., :-1].ravel())[0, 1] > 0.9
+    assert predictor.model.expected_gradients(X[7:8], tolerance).tobytes() == quick[7:8].tobytes()
+    assert predictor.model.expected_gradients(X[:0]).shape == exact[:0].shape
+
+
+def test_where_the_climb_does_not_add_up_the_row_is_explained_exactly(predictor):
+    X = predictor.matrix(modelling.rows(12, seed=12, task=predictor.schema.task))
+    np.testing.assert_array_equal(predictor.model.expected_gradients(X, 0), predictor.model.contributions(X))
+
+
+@pytest.mark.parametrize("keep", [[0, 1], [2], [0, 1, 2]])
+@pytest.mark.parametrize("embedding", [0, 4])
+def test_expected_gradients_of_numbers_categories_and_no_embedding(keep, embedding):
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=600), rng.normal(size=600), rng.integers(0, 4, 600)])
+    X[::9, 0] = np.nan
+    y, X = (np.nan_to_num(X[:, 0]) + (X[:, 2] == 1) > 0.4).astype(float), X[:, keep]
+    params = NetParams(k=2, width=16, blocks=1, embedding=embedding, bins=4, epochs=6, learning_rate=0.02, batch=64)
+    categorical = {keep.index(2): 4} if 2 in keep else {}
+    net = Net(fit_net(Part(X[:400], y[:400]), Part(X[400:], y[400:]), "binary", params, categorical=categorical, device="cpu").model)
+    shares = net.expected_gradients(X[:50], 0.05)
+    assert (np.abs(shares.sum(1) - net.predict_raw(X[:50])) <= 0.05 * np.maximum(1, np.abs(shares[:, :-1]).sum(1))).all()
+    if 1 in keep: assert np.abs(shares[:, keep.index(0)]).mean() > 2 * np.abs(shares[:, keep.index(1)]).mean()
+
+
 def test_the_same_project_gives_the_same_folder_and_no_checkpoint_is_left(tmp_path):
     from mlops_nb.files import hash_folder
     root = modelling.trained(tmp_path, learner="net")

@@ -256,8 +256,8 @@ def place(
     rows, watched, batch = put(network, train), put(network, valid), -(-network.params.batch // team.size)
     table = Table(rows, device, space, batch, beside=watched.nbytes)
     if not table.fits and team.rank == 0:
-        print(f"train net: {(rows.nbytes + watched.nbytes) / 2**20:,.2f} MiB of rows do not fit into the {space / 2**20:,.2f} MiB that they may "
-              f"take of {device}; they are sent in chunks of {table.together * batch:,}.", file=sys.stderr, flush=True)
+        print(f"train net: {(rows.nbytes + watched.nbytes) / 2**20:,.2f} MiB of rows do not fit into the {space / 2**20:,.2f} MiB that "
+              f"they may take of {device}; they are sent in chunks of {table.together * batch:,}.", file=sys.stderr, flush=True)
     return table, watched.to(device) if table.fits else watched
 
 def train_on(
@@ -276,8 +276,8 @@ def train_on(
         step(point.iteration, point.valid)
 
 # %% ../../nbs/train/08_net.ipynb #e2fdf3cf
-_TOO_LARGE = ("the memory of {} is not enough for this net and one batch of rows; lower batch, k or width in section train.net of params.yaml, "
-              "or set processes and shard in section [run] of settings.ini.")
+_TOO_LARGE = ("the memory of {} is not enough for this net and one batch of rows; lower batch, k or width in section train.net of "
+              "params.yaml, or set processes and shard in section [run] of settings.ini.")
 
 def halved(
     space: float, # Bytes that rows could take
@@ -342,7 +342,8 @@ def fit_net(
     there, team = pick_device(device.name), our_team()
     if task != "regression":
         for part, rows in (("train", train), ("valid", valid)): check_classes(rows.y, part, n_classes if task == "multiclass" else 2)
-    network, old = go_on(earlier, params) if earlier else (design(train.X, train.y, task, params, n_classes=n_classes, categorical=categorical), None)
+    network, old = go_on(earlier, params) if earlier else (
+        design(train.X, train.y, task, params, n_classes=n_classes, categorical=categorical), None)
     key = training_key((train, valid), str(torch.__version__), task, params, seed, earlier, team.size)
     space = room(there, device.memory)
     with torch.random.fork_rng(devices=[there] if there.type == "cuda" else []), repeatable(there, device.deterministic):

@@ -44,7 +44,8 @@ def write_job(folder: Path, train: Part, valid: Part, job: Job) -> None:
 def read_job(folder: Path) -> tuple[Job, Part, Part]:
     "What `write_job` wrote; the rows stay on disk until they are asked for."
     load = lambda path: np.load(path, mmap_mode="r") if path.exists() else None
-    return read_json(folder / "job.json", Job), *(Part(*(load(folder / f"{name}.{f}.npy") for f in Part._fields)) for name in ("train", "valid"))
+    parts = (Part(*(load(folder / f"{name}.{f}.npy") for f in Part._fields)) for name in ("train", "valid"))
+    return read_json(folder / "job.json", Job), *parts
 
 # %% ../../nbs/train/09_parallel.ipynb #0365b928
 def die_with_parent() -> None:
@@ -99,13 +100,16 @@ if __name__ == "__main__" and sys.argv[1:2] in (["work"], ["launch"]): _main(*sy
 def check_devices(device: Device) -> None:
     "Raise `UserError` if the processes cannot have a device each, or the net shall be cut up for only one."
     import torch
-    if device.processes == 1: raise UserError("shard in section [run] of settings.ini spreads a net over several processes, and processes is 1; raise it.")
+    if device.processes == 1:
+        raise UserError("shard in section [run] of settings.ini spreads a net over several processes, and processes is 1; raise it.")
     there, count = pick_device(device.name), torch.cuda.device_count()
     if there.type == "cpu": return
-    if there.index is not None: raise UserError(f"the device {device.name} is one, and processes in section [run] of settings.ini is {device.processes}; "
-                                                "set device to cuda or auto.")
-    if count < device.processes: raise UserError(f"processes in section [run] of settings.ini is {device.processes}, and this machine has "
-                                                 f"{count} CUDA device{'s' * (count != 1)}; each process needs one, so lower it.")
+    if there.index is not None:
+        raise UserError(f"the device {device.name} is one, and processes in section [run] of settings.ini is {device.processes}; "
+                        "set device to cuda or auto.")
+    if count < device.processes:
+        raise UserError(f"processes in section [run] of settings.ini is {device.processes}, and this machine has "
+                        f"{count} CUDA device{'s' * (count != 1)}; each process needs one, so lower it.")
 
 def listen(process: subprocess.Popen, lines: Path, step: Callable, log: Callable) -> None:
     "Pass on what the workers tell until they have ended."
@@ -144,7 +148,8 @@ def fit_together(
         write_job(folder, train, valid, Job(task, params, device, threads=each, checkpoint=str(Path(place).resolve()), **how))
         command = [sys.executable, "-m", _MODULE, "launch", tmp, str(device.processes)]
         with (folder / "said").open("wb") as said:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": str(each)})
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                                       env={**os.environ, "OMP_NUM_THREADS": str(each)})
             try: listen(process, folder / "epochs.jsonl", step, log)
             finally:
                 process.terminate()
@@ -158,6 +163,7 @@ def _result(folder, code):
     if (folder / "error").exists(): raise UserError((folder / "error").read_text())
     if code:
         why = [m[1] for line in said if (m := re.match(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w+Error: .+)", line))] or [f"exit code {code}"]
-        raise UserError(f"the processes that train the net crashed again and again ({why[-1]}); set processes in section [run] of settings.ini to 1.")
+        raise UserError(f"the processes that train the net crashed again and again ({why[-1]}); "
+                        "set processes in section [run] of settings.ini to 1.")
     iterations, best_iteration, best, curve = read_json(folder / "fitted.json", tuple[int, int, float, list[Point]])
     return Fitted((folder / "model").read_bytes(), iterations, best_iteration, best, curve)

@@ -44,7 +44,8 @@ def put(
     "A part as the net reads it, on the device."
     import torch
     y = (part.y - network.mean) / network.scale
-    return Rows(*inputs(network, part.X), *(None if a is None else torch.from_numpy(np.asarray(a, np.float32)) for a in (y, part.weight))).to(device)
+    rest = (None if a is None else torch.from_numpy(np.asarray(a, np.float32)) for a in (y, part.weight))
+    return Rows(*inputs(network, part.X), *rest).to(device)
 
 # %% ../../nbs/train/06_rows.ipynb #b5e87738
 def room(
