@@ -1410,6 +1410,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlops_nb.train.net.fit_net': ('train/net.html#fit_net', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.go_on': ('train/net.html#go_on', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.halved': ('train/net.html#halved', 'mlops_nb/train/net.py'),
+                                    'mlops_nb.train.net.has_half': ('train/net.html#has_half', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.judge': ('train/net.html#judge', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.learn': ('train/net.html#learn', 'mlops_nb/train/net.py'),
                                     'mlops_nb.train.net.load_checkpoint': ('train/net.html#load_checkpoint', 'mlops_nb/train/net.py'),

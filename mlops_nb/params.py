@@ -96,6 +96,7 @@ class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):
     batch: Annotated[Positive, Meta(description="rows of a step")] = 256
     epochs: Annotated[Positive, Meta(description="passes over the train rows at most")] = 200
     patience: Annotated[Positive, Meta(description="stop when so many epochs brought nothing on the valid part")] = 16
+    half: Annotated[bool, Meta(description="multiply matrices in half precision (bf16) while training, where the device can: up to twice as fast")] = True
     compile: Annotated[bool, Meta(description="translate the net into machine code first: a wait at the start, then faster steps; needs a C++ compiler")] = False
 
 # %% ../nbs/04_params.ipynb #ff3f42e5

@@ -153,6 +153,17 @@ def test_a_class_that_no_train_row_has_gets_a_small_probability():
     assert np.isfinite(net.best) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
 
 
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_half_precision_learns_as_well(task, monkeypatch):
+    train, valid = problem(task, n=1500)
+    many = replace(SMALL, epochs=15, learning_rate=0.01)
+    from mlops_nb.train import net as module
+    monkeypatch.setattr(module, "has_half", lambda device: True) # a CPU that cannot do it pretends to
+    half, full = (fit(train, valid, task, replace(many, half=half)) for half in (True, False))
+    assert half.model != full.model and half.best == pytest.approx(full.best, rel=0.05)
+    assert all(w.dtype == torch.float32 for w in from_bytes(half.model)[1].state_dict().values())
+
+
 def test_the_rate_falls_like_a_cosine():
     p = NetParams(learning_rate=1.0, epochs=10, schedule="cosine")
     assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, schedule="constant"), 9) == 1
@@ -339,7 +350,7 @@ def test_without_a_compiler_is_a_sentence(monkeypatch):
 @pytest.mark.slow
 def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
     train, valid = problem()
-    quick = replace(SMALL, k=2, blocks=1, embedding=0, batch=200, epochs=2, dropout=0, compile=True) # one size of batch: one translation
+    quick = replace(SMALL, k=2, blocks=1, embedding=0, batch=200, epochs=2, dropout=0, half=False, compile=True) # one size of batch
     whole = fit(train, valid, params=quick)
     plain = fit(train, valid, params=replace(quick, compile=False))
     assert [p.valid for p in whole.curve] == pytest.approx([p.valid for p in plain.curve], rel=1e-4)

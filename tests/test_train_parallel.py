@@ -17,7 +17,7 @@ from mlops_nb.train.parallel import check_devices, fit_together
 from mlops_nb.train.parts import Device
 
 TWO = {False: Device("cpu", processes=2), True: Device("cpu", processes=2, shard=True)}
-EXACT = replace(SMALL, dropout=0, epochs=5)
+EXACT = replace(SMALL, dropout=0, half=False, epochs=5)
 
 
 def parts(task, n=580):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'repeatable', 'ask', 'row_losses', 'valid_loss', 'NetState', 'Fitting', 'compiled', 'save_checkpoint',
-           'load_checkpoint', 'Saver', 'learn', 'rate', 'run_epoch', 'judge', 'place', 'train_on', 'halved', 'go_on',
-           'check_classes', 'fit_net']
+           'load_checkpoint', 'Saver', 'has_half', 'learn', 'rate', 'run_epoch', 'judge', 'place', 'train_on', 'halved',
+           'go_on', 'check_classes', 'fit_net']
 
 # %% ../../nbs/train/08_net.ipynb #2d7ed361
 import math, os, shutil, sys, time
@@ -105,6 +105,7 @@ class Fitting:
         self.net = spread(net, device) if shard else net.to(device)
         self.forward = joined(self.net, device) if team.size > 1 and not shard else self.net
         p = network.params
+        self.half = p.half and has_half(device)
         if p.compile: self.forward = compiled(self.forward)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay, fused=True)
         if team.rank: torch.manual_seed(seed + (team.rank << 32)) # each process leaves out other units
@@ -192,6 +193,15 @@ class Saver:
         if self.path and (due if team.size == 1 else self.training.state.step % 16 == 0 and team.says(due)): self.now()
 
 # %% ../../nbs/train/08_net.ipynb #b4a9bef7
+def has_half(
+    device, # A `torch.device`
+) -> bool:
+    "Can the device itself multiply matrices in half precision?"
+    import torch
+    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
 def learn(
     training: Fitting,
     rows: Rows, # This process's share of a batch
@@ -199,8 +209,7 @@ def learn(
 ) -> None:
     "One step."
     import torch
-    half = training.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(training.device.type, torch.bfloat16, enabled=half): logits = training.forward(rows.numbers, rows.categories)
+    with torch.autocast(training.device.type, torch.bfloat16, enabled=training.half): logits = training.forward(rows.numbers, rows.categories)
     training.optimizer.zero_grad()
     (training_loss(training.network, logits, rows.y, rows.weight, total) * training.team.size).backward()
     torch.nn.utils.clip_grad_norm_(training.net.parameters(), training.network.params.clip)

@@ -65,7 +65,7 @@ def work(folder: Path) -> None:
         import torch
         torch.cuda.set_device(device.name)
     rank, size, attempt = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
-    meeting = f"file://{folder.resolve()}/meeting-{attempt}" # a new place after a crash: the launcher's own still holds addresses of the dead
+    meeting = f"file://{folder.resolve()}/meeting-{attempt}" # a new one after a crash: the launcher's holds addresses of the dead
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=size)
     first = rank == 0
     told = (folder / "epochs.jsonl").open("a") if first else None
