@@ -1332,6 +1332,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlops_nb/train/board.py'),
                                       'mlops_nb.train.board.Board.__exit__': ('train/board.html#board.__exit__', 'mlops_nb/train/board.py'),
                                       'mlops_nb.train.board.Board.__init__': ('train/board.html#board.__init__', 'mlops_nb/train/board.py'),
+                                      'mlops_nb.train.board.Board._write': ('train/board.html#board._write', 'mlops_nb/train/board.py'),
                                       'mlops_nb.train.board.Board.log': ('train/board.html#board.log', 'mlops_nb/train/board.py'),
                                       'mlops_nb.train.board.Board.open': ('train/board.html#board.open', 'mlops_nb/train/board.py'),
                                       'mlops_nb.train.board.Meter': ('train/board.html#meter', 'mlops_nb/train/board.py'),

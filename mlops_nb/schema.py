@@ -264,6 +264,7 @@ def _widens(key, old, new):
     if key not in ("range", "domain"): return None
     if old is None or new is None: return new is None
     if key == "domain": return True if set(old) <= set(new) else False if set(new) <= set(old) else None
+    if len({isinstance(end, str) for end in (*old, *new) if end is not None}) > 1: return None # dates and numbers
     lower = new[0] is None or (old[0] is not None and new[0] <= old[0])
     upper = new[1] is None or (old[1] is not None and new[1] >= old[1])
     return lower and upper

@@ -226,6 +226,12 @@ def test_columns_that_come_and_go():
     assert [(c.column, c.kind) for c in diff_schemas(BASE, new)] == [("a", "removed"), ("b", "added")]
 
 
+def test_a_range_of_dates_that_becomes_one_of_numbers_is_told():
+    a, b = (Schema("d", "regression", "y", columns={"y": Column("number"), "x": x}) for x in
+            (Column("timestamp", range=("2012-01-31", None)), Column("number", range=(0.0, None))))
+    assert [(c.key, c.kind) for c in diff_schemas(a, b)] == [("type", "retyped"), ("range", "changed")]
+
+
 @settings(deadline=None, max_examples=50)
 @given(a=schemas(), b=schemas())
 def test_no_difference_means_equal(a, b):

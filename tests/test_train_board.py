@@ -4,7 +4,6 @@ import sys
 import modelling
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util.tensor_util import make_ndarray
 
 from mlops_nb.files import hash_folder, read_json
 from mlops_nb.train import learners
@@ -16,8 +15,8 @@ def curves(root, learner):
     "Name -> {iteration: value} of the only training there."
     folder, = (root / ".mlops/board" / learner).iterdir()
     assert len(folder.name) == 12
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload() # 0: all of them
-    return {name: [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(name)] for name in events.Tags()["tensors"]}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload() # 0: all of them
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 @pytest.fixture(scope="module", params=list(learners.LEARNERS))
@@ -60,7 +59,7 @@ def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
 
 
 def test_without_tensorboard_a_training_is_only_not_drawn(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     root = modelling.trained(tmp_path, n=300)
     assert not (root / ".mlops/board").exists() and train(root)["figures"]
 

@@ -6,7 +6,7 @@
 __all__ = ['Meter', 'Board']
 
 # %% ../../nbs/train/02_board.ipynb #ba8fbc19
-import shutil, time
+import os, shutil, time
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,8 +53,15 @@ class Board:
         run = self.folder / key[:12]
         if not resumed: shutil.rmtree(run, ignore_errors=True)
         with suppress(ModuleNotFoundError):
-            from tensorboard.summary import Writer
-            self._writer = Writer(str(run))
+            from tensorboard.summary.writer.record_writer import RecordWriter
+            run.mkdir(parents=True, exist_ok=True)
+            self._writer = RecordWriter((run / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb"))
+            self._write(file_version="brain.Event:2")
+
+    def _write(self, **event):
+        from tensorboard.compat.proto.event_pb2 import Event
+        self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._writer.flush() # somebody may be watching
 
     def log(self,
         iteration: int,
@@ -63,8 +70,8 @@ class Board:
         "Note what was measured after an iteration."
         self.figures.append(dict(iteration=iteration) | figures)
         if self._writer:
-            for name, value in figures.items(): self._writer.add_scalar(name, value, step=iteration)
-            self._writer.flush() # somebody may be watching
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            self._write(step=iteration, summary=Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]))
 
     def __enter__(self): return self
 
