@@ -33,7 +33,7 @@ class Meter:
         if steps: found["share_in_steps"] = steps / took
         if self.cuda is None: return found | dict(memory_mib=psutil.Process().memory_info().rss / 2**20)
         import torch
-        with suppress(ModuleNotFoundError, RuntimeError): found["device_busy"] = torch.cuda.utilization(self.cuda) / 100
+        with suppress(Exception): found["device_busy"] = torch.cuda.utilization(self.cuda) / 100 # a driver may answer with any error
         return found | dict(memory_mib=torch.cuda.max_memory_allocated(self.cuda) / 2**20)
 
 # %% ../../nbs/train/02_board.ipynb #4855591d

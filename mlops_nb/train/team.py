@@ -35,7 +35,7 @@ class Team(NamedTuple):
     def says(self, yes: bool) -> bool:
         "What the first process says."
         import torch, torch.distributed as dist
-        said = torch.tensor(yes)
+        said = torch.tensor(int(yes))
         if self.size > 1: dist.broadcast(said, 0)
         return bool(said)
 
