@@ -182,6 +182,17 @@ def test_poor_trials_are_broken_off(tmp_path):
     assert sum(found.importances.values()) == pytest.approx(1)
 
 
+def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
+    root = project(tmp_path, learner="net", trials=3)
+    (root / "artifacts/models/net").rename(root / "earlier")
+    p = read_params(root / "params.yaml")
+    p.train.continue_from = "earlier"
+    write_params(p, root / "params.yaml")
+    tune.tune(root)
+    assert set(table(root)["parameter"]) == {"dropout", "learning_rate", "weight_decay"}
+    train(root, "net")
+
+
 # ---- what can be wrong with a journal
 
 def test_a_torn_end_is_cut_off_and_the_rest_is_kept(tmp_path):

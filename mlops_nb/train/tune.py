@@ -23,6 +23,7 @@ from ..params import TrainParams, TuneParams
 from ..settings import read_settings
 from .encoder import Encoder
 from .learners import Parts, find_learner, fit, progress, starting_point
+from .net import SHAPE
 from .parts import Project, open_project, read_parts, training_key
 
 # %% ../../nbs/train/11_tune.ipynb #7a2fb475
@@ -94,9 +95,11 @@ def open_search(
 ) -> Search:
     "Read what is searched, and on which rows."
     project = open_project(root)
+    project = project._replace(device=project.device._replace(processes=1, shard=False)) # trials run at once, not one trial in many processes
     earlier = starting_point(root, project, learner)
     parts, params = tuple(read_parts(root, project, earlier.encoder)), project.params.train
-    space = {name: r for name, r in to_builtins(getattr(project.params.tune, learner)).items() if r}
+    fixed = SHAPE if learner == 'net' and earlier.model else ()
+    space = {name: r for name, r in to_builtins(getattr(project.params.tune, learner)).items() if r and name not in fixed}
     key = training_key(parts, space, getattr(params, learner), params.seed, earlier.model)
     return Search(learner, project, earlier.encoder, parts, earlier.model, space, f"{project.schema.dataset}/{learner}/{key[:16]}")
 
