@@ -120,7 +120,7 @@ def open_study(storage, search: Search,
 ): # `optuna.Study`
     "The study of this search; raises `UserError` if it is to be joined and is not there."
     import optuna
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3, n_min_trials=3)
+    pruner = optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=3, n_min_trials=3)
     names = optuna.get_all_study_names(storage)
     if search.name in names: return optuna.load_study(study_name=search.name, storage=storage, pruner=pruner)
     if join: raise UserError(f"the journal holds no study of {search.name}, but {len(names)} of other data, params or search spaces; "
@@ -131,7 +131,7 @@ def open_study(storage, search: Search,
     return study
 
 # %% ../../nbs/train/11_tune.ipynb #f17eafb1
-_POINT = dict(gbdt=lambda p, i: int(2 * i * p.gbdt.learning_rate), net=lambda p, i: i) # where trials are compared
+_POINT = dict(gbdt=lambda p, i: int(0.6 * i * p.gbdt.learning_rate), net=lambda p, i: i) # where trials are compared
 
 class _Orphaned(BaseException): pass
 
