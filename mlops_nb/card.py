@@ -72,7 +72,7 @@ def markdown_text(
     text: object,
 ) -> str: # Markdown that is shown as `text`, in one line
     "A text that does nothing in Markdown."
-    return re.sub(r'([\\`*<&\[|]|(?<!\w)_|_(?!\w))', r'\\\1', ' '.join(str(text).split()))
+    return re.sub(r'([\\`*<&\[|]|(?<![^\W_])_|_(?![^\W_]))', r'\\\1', ' '.join(str(text).split()))
 
 def markdown_table(
     head: list, # Headings

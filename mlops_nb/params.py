@@ -134,6 +134,7 @@ def _check_ranges(space, params):
             try: convert({name: end}, params)
             except ValidationError as e: raise ValueError(f"the search range of '{name}' reaches to {end}, where it cannot go: {str(e).partition(' - at ')[0]}.") from None
 
+# %% ../nbs/04_params.ipynb #4c9ffae7
 class GbdtSpace(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where trees are searched."
     learning_rate: Range = field(default_factory=lambda: [0.01, 0.3, "log"])
@@ -145,6 +146,7 @@ class GbdtSpace(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self): _check_ranges(self, GbdtParams)
 
+# %% ../nbs/04_params.ipynb #e7178dd0
 class NetSpace(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where nets are searched."
     blocks: Range = field(default_factory=lambda: [1, 4])
@@ -157,6 +159,7 @@ class NetSpace(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self): _check_ranges(self, NetParams)
 
+# %% ../nbs/04_params.ipynb #e37f13c6
 class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The search for better parameters."
     trials: Annotated[Count, Meta(description="trainings tried for each learner; 0 = none, and train is taken as it is")] = 0

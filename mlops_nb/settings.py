@@ -29,11 +29,13 @@ class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     shard: Annotated[bool, Meta(description="spread a net that is too large for one device over the processes")] = False
     deterministic: Annotated[bool, Meta(description="on a GPU: the same net each time, also after a kill; false may be faster")] = True
 
+# %% ../nbs/05_settings.ipynb #5c17ac2a
 class TuneSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "How parameters are searched."
     workers: Annotated[Annotated[int, Meta(ge=1)], Meta(description="processes that try parameters at once; with more than one, what is tried depends on who is faster")] = 1
     storage: Annotated[str, Meta(description="the journal of all trials; in a folder that several machines share, they search together")] = ".mlops/tuning.journal"
 
+# %% ../nbs/05_settings.ipynb #113f4365
 class TrackingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where runs are recorded."
     uri: Annotated[str, Meta(description="MLflow's store: a SQLite file, or the address of a server")] = "sqlite:///mlflow.db"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'taught', 'student_params', 'fit_student', 'iterations', 'fewer_trees', 'fewer_bits', 'same_rows',
-           'best_seconds', 'Side', 'sides', 'Compression', 'describe', 'assess', 'against', 'papers', 'smaller',
-           'student_of', 'compress']
+           'best_seconds', 'Side', 'sides', 'Compression', 'describe', 'against', 'papers', 'smaller', 'student_of',
+           'compress']
 
 # %% ../../nbs/evaluate/15_compress.ipynb #5df95d8e
 import time
@@ -22,9 +22,9 @@ from ..card import Provenance, card, git_state, markdown_table, markdown_text
 from ..data.prepare import Dataset, read_dataset
 from ..errors import UserError, did_you_mean
 from .comparison import Comparison, Difference, compare, in_words
-from .evaluate import Evaluation, by_group, measure, read_part, recalibrate
+from .evaluate import Evaluation, assess, read_part, score_parts
 from .explain import attribution, contributions, sample_rows
-from .metrics import PRIMARY, Estimate, estimate
+from .metrics import Estimate, estimate
 from ..files import read_json, write_json
 from ..params import GbdtParams, Params, TrainParams
 from ..predict import MODELS, Predictor, model_file
@@ -201,23 +201,6 @@ def describe(
         markdown_table(['metric', 'before', 'smaller', 'gain'], costs),
         f"Before: the bundle `{a.bundle}`. Smaller: the bundle `{b.bundle}`."]) + '\n'
 
-# %% ../../nbs/evaluate/15_compress.ipynb #847b1905
-def assess(
-    student: Predictor, # Gets its policy
-    parts: dict[str, pl.DataFrame],
-    params: Params,
-) -> tuple[Evaluation, dict[str, np.ndarray]]: # And the scores of valid and test
-    "What the evaluation finds out about one model."
-    frames, p = {part: parts[part] for part in ('valid', 'test')}, params.evaluate
-    said = {part: student.predict(frame) for part, frame in frames.items()}
-    moved = recalibrate(student, frames, said, p)
-    scores = {part: student.calibrate(s) for part, s in said.items()}
-    found = measure(student.schema, p, frames['valid'], frames['test'], scores, student.threads)
-    found.recalibration = moved
-    found.weak_spots, found.fairness = by_group(student, found, frames, scores, p)
-    if found.task == 'binary': student.policy.threshold, student.policy.costs = found.terms.threshold, structs.asdict(p.costs)
-    return found, scores
-
 # %% ../../nbs/evaluate/15_compress.ipynb #755b659a
 def against(
     student: Evaluation, teacher: Predictor,
@@ -284,7 +267,9 @@ def compress(
     model, how = smaller(root, project, bundle, teacher, origin, trees, weights)
     file, origin = model_file(bundle).name, student_of(root, teacher, origin, how)
     student = Predictor(teacher.schema, teacher.features, teacher.encoder, MODELS[file](model), threads=teacher.threads)
-    found, scores = assess(student, parts, params)
+    judged = {part: parts[part] for part in ('valid', 'test')}
+    scored = score_parts(student, judged, params.evaluate)
+    found, scores = assess(student, judged, scored, params.evaluate), scored.scores
     gains, theirs = against(found, teacher, parts['test'], scores['test'], teacher.predict(parts['test']), params.evaluate.seed)
     sentence = in_words(found.task, "teacher", gains[found.primary], found.confidence)
     found.comparisons = [Comparison('teacher', 'champion', sentence, teacher.id, gains)]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Scores', 'describe_scores', 'Evaluation', 'read_evaluation', 'choose_terms', 'affordable', 'measure', 'regret_of',
-           'recalibrate', 'read_part', 'predictions', 'evaluate', 'by_group']
+           'recalibrate', 'Scored', 'score_parts', 'by_group', 'assess', 'read_part', 'predictions', 'evaluate']
 
 # %% ../../nbs/evaluate/08_evaluate.ipynb #987c96da
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -164,6 +165,51 @@ def recalibrate(
     if 'test' in parts: found.before = calibrate(schema.task, y['test'], said['test'], schema.classes, params.confidence)[0]
     return found
 
+# %% ../../nbs/evaluate/08_evaluate.ipynb #d03738fe
+class Scored(NamedTuple):
+    "What a model says of the valid and the test rows."
+    said: dict[str, np.ndarray] # by part: before the probabilities were put right
+    scores: dict[str, np.ndarray] # by part: as the predictor answers
+    recalibration: Recalibration | None
+
+def score_parts(
+    predictor: Predictor, # Fresh from a training; gets a policy with the calibration
+    parts: dict[str, pl.DataFrame], # valid, and test if it is wanted; with `_target`
+    params: EvaluateParams,
+) -> Scored:
+    "Ask a model about its rows, and put its probabilities right."
+    said = {part: predictor.predict(frame) for part, frame in parts.items()}
+    found = recalibrate(predictor, parts, said, params)
+    return Scored(said, {part: predictor.calibrate(s) for part, s in said.items()}, found)
+
+# %% ../../nbs/evaluate/08_evaluate.ipynb #110c5e3c
+def by_group(
+    predictor: Predictor,
+    found: Evaluation, # From `measure`
+    parts: dict[str, pl.DataFrame], # valid and test
+    scores: dict[str, np.ndarray], # of their rows
+    p: EvaluateParams,
+) -> tuple[WeakSpots, list[Fairness]]:
+    "For which groups the model is worse: those that nobody named, and those of the sensitive columns."
+    terms = found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads
+    valid, test, sensitive = parts['valid'], parts['test'], predictor.schema.sensitive_columns
+    return (weak_spots(found.task, predictor.columns, valid, test, scores, *terms),
+            fairness(found.task, test, sensitive, test['_target'].to_numpy(), scores['test'], found.classes, *terms))
+
+# %% ../../nbs/evaluate/08_evaluate.ipynb #d16a8e17
+def assess(
+    predictor: Predictor, # Gets its threshold
+    parts: dict[str, pl.DataFrame], # valid and test
+    scored: Scored,
+    params: EvaluateParams,
+) -> Evaluation: # Still without learners, comparisons and regret
+    "What can be found out about a model by itself."
+    found = measure(predictor.schema, params, parts['valid'], parts['test'], scored.scores, predictor.threads)
+    found.recalibration = scored.recalibration
+    found.weak_spots, found.fairness = by_group(predictor, found, parts, scored.scores, params)
+    if found.task == 'binary': predictor.policy.threshold, predictor.policy.costs = found.terms.threshold, structs.asdict(params.costs)
+    return found
+
 # %% ../../nbs/evaluate/08_evaluate.ipynb #1ae0a3a7
 def read_part(
     root: Path, # The project's folder
@@ -199,34 +245,17 @@ def evaluate(
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
     drafts, p = {learner: draft(root, learner) for learner in params.train.learners}, params.evaluate
     parts = {part: read_part(root, part) for part in ('valid', 'test')}
-    said = {learner: {part: d.predict(frame) for part, frame in parts.items()} for learner, d in drafts.items()}
-    moved = {learner: recalibrate(d, parts, said[learner], p) for learner, d in drafts.items()}
-    scores = {learner: {part: d.calibrate(s) for part, s in said[learner].items()} for learner, d in drafts.items()}
+    scored = {learner: score_parts(d, parts, p) for learner, d in drafts.items()}
+    scores = {learner: x.scores for learner, x in scored.items()}
     choice = _choose(params, drafts, parts['valid'], scores)
-    predictor, ours = drafts[choice.learner], scores[choice.learner]
-    found = measure(predictor.schema, p, parts['valid'], parts['test'], ours, predictor.threads)
-    found.learner, found.selection, found.recalibration = choice.learner, choice.sentence, moved[choice.learner]
+    predictor, ours = drafts[choice.learner], scored[choice.learner]
+    found = assess(predictor, parts, ours, p)
+    found.learner, found.selection = choice.learner, choice.sentence
     found.candidates = [_candidate(root, learner, parts, scores[learner], found, p, predictor.threads) for learner in drafts]
     found.comparisons = _compare(root, champion, found, predictor, parts, scores, p)
-    found.weak_spots, found.fairness = by_group(predictor, found, parts, ours, p)
-    found.regret = regret_of(root, parts['test'], ours['test']) if found.task == 'binary' else None
-    if found.task == 'binary': predictor.policy.threshold, predictor.policy.costs = found.terms.threshold, structs.asdict(p.costs)
-    _write(root, predictor, found, parts, said[choice.learner]['test'], ours, p)
+    found.regret = regret_of(root, parts['test'], ours.scores['test']) if found.task == 'binary' else None
+    _write(root, predictor, found, parts, ours, p)
     return {'rows': sum(map(len, parts.values())), 'learner': found.learner}
-
-# %% ../../nbs/evaluate/08_evaluate.ipynb #110c5e3c
-def by_group(
-    predictor: Predictor,
-    found: Evaluation, # From `measure`
-    parts: dict[str, pl.DataFrame], # valid and test
-    scores: dict[str, np.ndarray], # of their rows
-    p: EvaluateParams,
-) -> tuple[WeakSpots, list[Fairness]]:
-    "For which groups the model is worse: those that nobody named, and those of the sensitive columns."
-    terms = found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads
-    valid, test, sensitive = parts['valid'], parts['test'], predictor.schema.sensitive_columns
-    return (weak_spots(found.task, predictor.columns, valid, test, scores, *terms),
-            fairness(found.task, test, sensitive, test['_target'].to_numpy(), scores['test'], found.classes, *terms))
 
 # %% ../../nbs/evaluate/08_evaluate.ipynb #110c5e3b
 def _choose(params, drafts, valid, scores):
@@ -252,15 +281,15 @@ def _compare(root, champion, found, predictor, parts, scores, p):
                for learner, theirs in scores.items() if learner != found.learner]
     return others if champion is None else [*others, compare_champion(Path(champion), schema, parts['test'], ours, found.terms, *sure)]
 
-def _write(root, predictor, found, parts, said, scores, p):
-    schema, test, s = predictor.schema, parts['test'], scores['test']
+def _write(root, predictor, found, parts, scored, p):
+    schema, test, scores, s = predictor.schema, parts['test'], scored.scores, scored.scores['test']
     y = test['_target'].to_numpy()
     tables = {'predictions': pl.concat(predictions(predictor, parts[part], part, scores[part]) for part in parts),
               'slices': slice_table(found.slices), 'weak_spots': weak_spot_table(found.weak_spots),
               'fairness': fairness_table(found.fairness),
               'residuals': residuals(test, predictor.columns, y, s, schema.classes, confidence=p.confidence),
               'calibration': calibrate(schema.task, y, s, schema.classes, p.confidence)[1]}
-    if predictor.policy.calibration: tables['uncalibrated'] = calibrate(schema.task, y, said, schema.classes, p.confidence)[1]
+    if predictor.policy.calibration: tables['uncalibrated'] = calibrate(schema.task, y, scored.said['test'], schema.classes, p.confidence)[1]
     if schema.task == 'binary': tables['costs'] = cost_curve(y, s, p.costs, found.bootstrap, p.confidence, p.seed, predictor.threads)
     with atomic_dir(root / 'artifacts/evaluation') as out:
         for name, table in tables.items(): table.write_parquet(out / f'{name}.parquet')

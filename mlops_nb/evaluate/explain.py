@@ -20,7 +20,7 @@ from .evaluate import read_part
 from .interactions import interactions, surface
 from .metrics import row_loss
 from .slices import cut
-from .surrogate import Surrogate, spread, surrogate
+from .surrogate import Surrogate, plain, spread, surrogate
 from ..files import atomic_dir, read_json, write_json
 from ..params import read_params
 from ..predict import Policy, Predictor, as_contract
@@ -129,10 +129,6 @@ def top_three(
     return np.divide(size[:, :3].sum(1), total, out=np.full(len(size), np.nan), where=total > 0)
 
 # %% ../../nbs/evaluate/11_explain.ipynb #20efc5c7
-def _plain(value): # Something JSON can hold
-    if value is None or isinstance(value, (bool, int, float, str)): return value if value == value else None
-    return str(value)
-
 def example(
     predictor: Predictor,
     row: dict, # one prepared row, with `_source`, `_row`, `_target`
@@ -147,10 +143,10 @@ def example(
     strongest = [(predictor.columns[i], float(part[i])) for i in np.argsort(-np.abs(part[:-1]), kind='stable')[:reasons]]
     share = top_three(part[None])[0]
     return Example(
-        source=row['_source'], row=row['_row'], values={n: _plain(v) for n, v in row.items() if not n.startswith('_')},
+        source=row['_source'], row=row['_row'], values={n: plain(v) for n, v in row.items() if not n.startswith('_')},
         prediction=float(s.max() if task == 'multiclass' else s), decided=classes[k] if classes else None,
         truth=classes[int(y)] if classes else float(y), loss=float(row_loss(task, np.array([y]), s[None])[0]),
-        base=float(part[-1]), raw=float(part.sum()), reasons=[Reason(f, _plain(row[f]), c) for f, c in strongest],
+        base=float(part[-1]), raw=float(part.sum()), reasons=[Reason(f, plain(row[f]), c) for f, c in strongest],
         top_three=None if np.isnan(share) else float(share))
 
 # %% ../../nbs/evaluate/11_explain.ipynb #8192eb71

@@ -16,10 +16,10 @@ import polars as pl
 from msgspec import Struct, structs
 
 from ..data.splits import last_share, position
-from .evaluate import choose_terms, read_part, recalibrate
+from .evaluate import choose_terms, read_part, score_parts
 from .metrics import METRICS, PRIMARY, Terms, prepare
 from ..files import atomic_dir, read_json, write_json
-from ..params import EvaluateParams, SplitParams
+from ..params import SplitParams
 from ..predict import MODELS, Predictor
 from ..schema import Schema
 from ..train.encoder import Encoder
@@ -102,9 +102,8 @@ def repeat(
     with progress(f'stability {learner}, {what}', kind.most(params.train), unit=kind.unit) as step:
         fitted = fit(learner, parts, schema, encoder, params.train, threads=project.threads, device=project.device, step=step)
     predictor = Predictor(schema, project.features, encoder, MODELS[kind.file](fitted.model), threads=project.threads)
-    said, y = predictor.predict(valid), valid['_target'].to_numpy()
-    recalibrate(predictor, dict(valid=valid), dict(valid=said), params.evaluate)
-    terms = choose_terms(schema.task, y, predictor.calibrate(said), params.evaluate)
+    scores = score_parts(predictor, dict(valid=valid), params.evaluate).scores
+    terms = choose_terms(schema.task, valid['_target'].to_numpy(), scores['valid'], params.evaluate)
     predictor.policy.threshold = terms.threshold
     return predictor, terms
 

@@ -18,7 +18,7 @@ from ..data.validation import RAW, rules
 from ..errors import UserError, did_you_mean
 from .evaluate import read_part
 from .explain import contributions, sample_rows
-from .surrogate import gower, spread, steps
+from .surrogate import gower, plain, spread, steps
 from ..predict import Predictor, as_contract
 from ..schema import Schema
 
@@ -84,10 +84,8 @@ class Change(Struct):
     there: str | int | float | bool | None
 
 # %% ../../nbs/evaluate/12_what_if.ipynb #6cfb48b5
-def _plain(v): return None if v != v else v if v is None or isinstance(v, bool | int | float | str) else str(v)
-
 def _changes(here, there): # Where two rows differ
-    return [Change(c, _plain(here[c]), _plain(there[c])) for c in here if here[c] != there[c]]
+    return [Change(c, plain(here[c]), plain(there[c])) for c in here if here[c] != there[c]]
 
 def _rows(frame, rows): return pl.DataFrame(rows, schema=frame.schema)
 
@@ -111,7 +109,7 @@ def effects(
     answers, parts = _answers(predictor, frame)
     a, b = _inputs(predictor, frame).rows()
     order = np.lexsort((-np.abs(parts[0, :-1]), -np.abs(parts[1] - parts[0])[:-1]))
-    return answers, [Effect(predictor.columns[i], _plain(a[i]), _plain(b[i]), *parts[:, i].tolist()) for i in order], float(parts[0, -1])
+    return answers, [Effect(predictor.columns[i], plain(a[i]), plain(b[i]), *parts[:, i].tolist()) for i in order], float(parts[0, -1])
 
 # %% ../../nbs/evaluate/12_what_if.ipynb #ccc9bca0
 class Reference(Struct):
