@@ -168,7 +168,7 @@ def schema_diff(old: Path, new: Annotated[Path, typer.Argument(help="The newer c
 _Bundle = Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")]
 
 def _chosen(bundle):
-    from mlops_nb.release.plan import champion
+    from mlops_nb.plan import champion
     bundle = bundle or champion(Path("."))
     if bundle is None: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
     return bundle

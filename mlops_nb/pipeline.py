@@ -149,19 +149,19 @@ def validate(root: Path) -> dict | None:
     "Validate against the contract, with value skew measured against the champion's training data."
     from mlops_nb.bundle import read_baseline
     from mlops_nb.data.validation import validate as run
-    from mlops_nb.release.plan import champion
+    from mlops_nb.plan import champion
     now = champion(root)
     return run(root, read_baseline(now), now.name) if now else run(root)
 def evaluate(root: Path) -> dict | None:
     "Evaluate, with the champion on the same rows."
     from mlops_nb.evaluate.evaluate import evaluate as run
-    from mlops_nb.release.plan import champion
+    from mlops_nb.plan import champion
     return run(root, champion(root))
 
 def bundle(root: Path) -> dict | None:
     "Pack the bundle, with the champion as its parent."
     from mlops_nb.bundle import bundle as run
-    from mlops_nb.release.plan import champion
+    from mlops_nb.plan import champion
     now = champion(root)
     return run(root, parent=now.name if now else None)
 
