@@ -1540,4 +1540,14 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlops_nb.tree_shap.leaves': ('tree_shap.html#leaves', 'mlops_nb/tree_shap.py'),
                                     'mlops_nb.tree_shap.read_trees': ('tree_shap.html#read_trees', 'mlops_nb/tree_shap.py'),
                                     'mlops_nb.tree_shap.tree_contributions': ( 'tree_shap.html#tree_contributions',
-                                                                               'mlops_nb/tree_shap.py')}}}
+                                                                               'mlops_nb/tree_shap.py')},
+            'mlops_nb.when': { 'mlops_nb.when.Match': ('when.html#match', 'mlops_nb/when.py'),
+                               'mlops_nb.when.Match.__init__': ('when.html#match.__init__', 'mlops_nb/when.py'),
+                               'mlops_nb.when.Match._read': ('when.html#match._read', 'mlops_nb/when.py'),
+                               'mlops_nb.when.Match.row': ('when.html#match.row', 'mlops_nb/when.py'),
+                               'mlops_nb.when.Match.rows': ('when.html#match.rows', 'mlops_nb/when.py'),
+                               'mlops_nb.when._is_number': ('when.html#_is_number', 'mlops_nb/when.py'),
+                               'mlops_nb.when._range': ('when.html#_range', 'mlops_nb/when.py'),
+                               'mlops_nb.when._test': ('when.html#_test', 'mlops_nb/when.py'),
+                               'mlops_nb.when._time': ('when.html#_time', 'mlops_nb/when.py'),
+                               'mlops_nb.when._value': ('when.html#_value', 'mlops_nb/when.py')}}}

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "mlops_nb"
 # From the top down: a floor imports only floors below it, or its own package.
 FLOORS = [{"cli"}, {"project"}, {"pipeline"}, {"control"}, {"report"}, {"release"}, {"serve"}, {"evaluate"},
           {"export", "predict", "bundle", "store", "plan", "card", "sealed", "booster", "tree_shap", "net"}, {"train"}, {"data"},
-          {"infer", "schema", "params", "settings", "files", "errors"}]
+          {"infer", "when", "schema", "params", "settings", "files", "errors"}]
 LEVEL = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}
 CORE = {"errors", "files", "schema", "bundle", "sealed", "booster", "tree_shap", "predict", "data.features", "train.encoder"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
