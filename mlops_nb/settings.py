@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RunSettings', 'TuneSettings', 'TrackingSettings', 'ReleaseSettings', 'ReportSettings', 'ControlSettings',
-           'ScheduleSettings', 'Settings', 'available_cores', 'thread_count', 'write_settings', 'read_settings']
+           'ServeSettings', 'ScheduleSettings', 'Settings', 'available_cores', 'thread_count', 'write_settings',
+           'read_settings']
 
 # %% ../nbs/05_settings.ipynb #4a4dce10
 import os, re
@@ -58,6 +59,27 @@ class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "The process that runs schedules."
     database: Annotated[str, Meta(description="its state; for PostgreSQL set MLOPS_NB_CONTROL_DATABASE")] = "sqlite:///.mlops/control.db"
 
+# %% ../nbs/05_settings.ipynb #0ddcc1dd
+class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "How models are served."
+    host: Annotated[str, Meta(description="the address to listen on; another than the loopback needs access = keys")] = "127.0.0.1"
+    port: Annotated[Annotated[int, Meta(ge=0)], Meta(description="the port to listen on; 0 = one that is free")] = 8080
+    workers: Annotated[Annotated[int, Meta(ge=0)], Meta(description="processes that answer; 0 = one a core")] = 0
+    access: Annotated[Literal["open", "keys"], Meta(description="open: anybody who reaches it, on the loopback only | keys: a route needs a key with its scope")] = "open"
+    keys: Annotated[str, Meta(description="the file of the keys, of which it holds hashes; `mlops-nb key` writes it")] = ".mlops/keys.json"
+    certificate: Annotated[str, Meta(description="the TLS certificate, a PEM file; empty: no TLS")] = ""
+    private_key: Annotated[str, Meta(description="the certificate's private key, a PEM file")] = ""
+    state: Annotated[str, Meta(description="folder of what the processes of a server share: their slots and counters")] = ".mlops/serve"
+    backlog: Annotated[Annotated[int, Meta(ge=128)], Meta(description="connections that may wait to be taken")] = 1024
+    queue: Annotated[Annotated[int, Meta(ge=1)], Meta(description="requests that a process works on or holds at once; beyond it the answer is 503")] = 256
+    body: Annotated[Annotated[int, Meta(ge=1)], Meta(description="MiB that the body of a request may have")] = 16
+    rows: Annotated[Annotated[int, Meta(ge=1)], Meta(description="rows that a request may have")] = 10000
+    timeout: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds until the headers of a request, and again its body, must be here")] = 10
+    grace: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds that accepted requests have to be answered when the server stops")] = 30
+
+    def __post_init__(self):
+        if bool(self.certificate) != bool(self.private_key): raise ValueError("TLS needs both, certificate and private_key; give both or none.")
+
 # %% ../nbs/05_settings.ipynb #e6768dde
 class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "A notebook that runs by the clock."
@@ -83,6 +105,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     release: ReleaseSettings = field(default_factory=ReleaseSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
 
