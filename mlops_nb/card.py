@@ -21,7 +21,7 @@ from .schema import Schema
 from .sealed import producers
 
 # %% ../nbs/23_card.ipynb #e8977aa3
-_APART = ('artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'dvc.lock', 'data.dvc', # written by a run
+_APART = ('artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'tables', 'dvc.lock', 'data.dvc', # written by a run
           'docs', 'tests', 'benchmarks', '.github', '.ci', '*.md') # about the project
 
 def _git(root, *args):

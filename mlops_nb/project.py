@@ -182,6 +182,7 @@ __pycache__/
 /reports/
 /bundles/
 /releases/
+/tables/
 /mlflow.db
 /mlartifacts/
 /truth/

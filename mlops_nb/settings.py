@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RunSettings', 'TuneSettings', 'TrackingSettings', 'ReleaseSettings', 'ReportSettings', 'ControlSettings',
-           'ServeSettings', 'ScheduleSettings', 'Settings', 'available_cores', 'thread_count', 'write_settings',
-           'read_settings']
+           'ServeSettings', 'StreamSettings', 'ScheduleSettings', 'Settings', 'available_cores', 'thread_count',
+           'write_settings', 'read_settings']
 
 # %% ../nbs/05_settings.ipynb #4a4dce10
 import os, re
@@ -47,6 +47,7 @@ class ReleaseSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where released models are."
     store: Annotated[str, Meta(description="folder of bundles, each under the hash of its content")] = "bundles"
     plans: Annotated[str, Meta(description="folder of release plans, one file an endpoint")] = "releases"
+    tables: Annotated[str, Meta(description="folder of scores computed beforehand, one file a bundle")] = "tables"
     endpoint: Annotated[str, Meta(description="name of the endpoint this project releases to")] = "model"
 
 # %% ../nbs/05_settings.ipynb #45ef3c3c
@@ -80,6 +81,21 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self):
         if bool(self.certificate) != bool(self.private_key): raise ValueError("TLS needs both, certificate and private_key; give both or none.")
 
+# %% ../nbs/05_settings.ipynb #3f5ea57b
+class StreamSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "Where rows come from one by one, and where the answers go."
+    url: Annotated[str, Meta(description="of Redis (redis://, rediss://) or NATS (nats://, tls://); with a password only as MLOPS_NB_STREAM_URL")] = "redis://127.0.0.1:6379/0"
+    source: Annotated[str, Meta(description="stream of rows")] = "rows"
+    target: Annotated[str, Meta(description="stream of answers")] = "scores"
+    refused: Annotated[str, Meta(description="stream of messages that got no answer, with the reason")] = "refused"
+    group: Annotated[str, Meta(description="processes of one group share the messages")] = "mlops-nb"
+    consumer: Annotated[str, Meta(description="name of this process in its group; empty: host and process id")] = ""
+    batch: Annotated[Annotated[int, Meta(ge=1)], Meta(description="messages that a process holds at once")] = 256
+    limit: Annotated[Annotated[int, Meta(ge=1)], Meta(description="messages in target at which no more are read, until some were taken away")] = 1000000
+    claim: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds until a message that a process has not answered goes to another")] = 60
+    tries: Annotated[Annotated[int, Meta(ge=1)], Meta(description="times a message is tried alone before it goes to refused")] = 3
+    remember: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds for which a second message of the same id is known to be one")] = 3600
+
 # %% ../nbs/05_settings.ipynb #e6768dde
 class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "A notebook that runs by the clock."
@@ -106,6 +122,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     release: ReleaseSettings = field(default_factory=ReleaseSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
 
