@@ -15,11 +15,11 @@ from mlops_nb.evaluate.explain import explain
 from mlops_nb.evaluate.gate import Gate, gate
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import read_params, write_params
-from mlops_nb.release.deploy import Deployment, deploy
 from mlops_nb.plan import Plan, Variant, champion, plan_path, read_plan, release
-from mlops_nb.store import get, put
+from mlops_nb.release.deploy import Deployment, deploy
 from mlops_nb.release.tracking import flatten, local_uri, log_pages, track, tracking_client
 from mlops_nb.settings import read_settings
+from mlops_nb.store import get, put
 from mlops_nb.train.baselines import baseline
 from mlops_nb.train.train import train
 
