@@ -183,6 +183,7 @@ __pycache__/
 /bundles/
 /releases/
 /tables/
+/predictions/
 /mlflow.db
 /mlartifacts/
 /truth/

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RunSettings', 'TuneSettings', 'TrackingSettings', 'ReleaseSettings', 'ReportSettings', 'ControlSettings',
-           'ServeSettings', 'StreamSettings', 'ScheduleSettings', 'Settings', 'available_cores', 'thread_count',
-           'write_settings', 'read_settings']
+           'ServeSettings', 'LogSettings', 'StreamSettings', 'ScheduleSettings', 'Settings', 'available_cores',
+           'thread_count', 'write_settings', 'read_settings']
 
 # %% ../nbs/05_settings.ipynb #4a4dce10
 import os, re
@@ -81,6 +81,15 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self):
         if bool(self.certificate) != bool(self.private_key): raise ValueError("TLS needs both, certificate and private_key; give both or none.")
 
+# %% ../nbs/05_settings.ipynb #4c1381b9
+class LogSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "The log of predictions and labels."
+    folder: Annotated[str, Meta(description="folder of the prediction log: segments of lines, and Parquet by the hour")] = "predictions"
+    sync: Annotated[bool, Meta(description="an answer waits until the disk has its record; survives a loss of power, and costs about a millisecond")] = False
+    on_full: Annotated[Literal["refuse", "serve"], Meta(description="when the log cannot be written: refuse the request with 503 | serve it, and count it as lost")] = "refuse"
+    retention_days: Annotated[Annotated[int, Meta(ge=0)], Meta(description="days until records and labels are removed; 0 = never")] = 0
+    segment: Annotated[Annotated[int, Meta(ge=1)], Meta(description="MiB after which a process begins a new segment, even within the hour")] = 64
+
 # %% ../nbs/05_settings.ipynb #3f5ea57b
 class StreamSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where rows come from one by one, and where the answers go."
@@ -122,6 +131,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     release: ReleaseSettings = field(default_factory=ReleaseSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
