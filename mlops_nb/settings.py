@@ -70,8 +70,8 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     keys: Annotated[str, Meta(description="the file of the keys, of which it holds hashes; `mlops-nb key` writes it")] = ".mlops/keys.json"
     certificate: Annotated[str, Meta(description="the TLS certificate, a PEM file; empty: no TLS")] = ""
     private_key: Annotated[str, Meta(description="the certificate's private key, a PEM file")] = ""
-    state: Annotated[str, Meta(description="folder of what the processes of a server share: their slots and counters")] = ".mlops/serve"
     backlog: Annotated[Annotated[int, Meta(ge=128)], Meta(description="connections that may wait to be taken")] = 1024
+    connections: Annotated[Annotated[int, Meta(ge=1)], Meta(description="connections that a process holds, idle ones too")] = 1024
     queue: Annotated[Annotated[int, Meta(ge=1)], Meta(description="requests that a process works on or holds at once; beyond it the answer is 503")] = 256
     body: Annotated[Annotated[int, Meta(ge=1)], Meta(description="MiB that the body of a request may have")] = 16
     rows: Annotated[Annotated[int, Meta(ge=1)], Meta(description="rows that a request may have")] = 10000
