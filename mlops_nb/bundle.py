@@ -175,9 +175,10 @@ def _lists(column): return [x.to_list() if isinstance(x, pl.Series) else x for x
 
 def check_golden(
     path: str | Path, # A bundle folder
+    predictor: Predictor | None = None, # Of this bundle, where it was opened already
 ) -> str | None: # None, or a sentence that says what differs
     "Does the bundle, opened here and now, give the answers it gave when it was packed?"
-    predictor, rows = Predictor.open(path), pl.read_parquet(Path(path) / 'golden.parquet')
+    predictor, rows = predictor or Predictor.open(path), pl.read_parquet(Path(path) / 'golden.parquet')
     now = _answers(predictor, rows)
     for c in now.columns:
         for i, (a, b) in enumerate(zip(_lists(rows[c]), _lists(now[c]))):
