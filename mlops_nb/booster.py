@@ -79,7 +79,7 @@ def _softmax(z):
 
 def _link(header):
     "What turns the sum of the trees into predictions, if it is known."
-    links = {'regression': lambda z: z, 'binary sigmoid:1': _sigmoid, f"multiclass num_class:{header['num_class']}": _softmax}
+    links = {'regression': lambda z: z, 'poisson': np.exp, 'binary sigmoid:1': _sigmoid, f"multiclass num_class:{header['num_class']}": _softmax}
     return None if 'average_output' in header else links.get(header.get('objective'))
 
 def _blocks(text):
@@ -105,6 +105,7 @@ class Booster:
         header = model_header(model_text)
         self.features = header['feature_names'].split(' ') # names of the columns of `X`, in order
         self.classes = int(header['num_class']) # 1 for binary and regression
+        self.logarithm = header.get('objective') == 'poisson' # is the raw score the logarithm of the value?
         self._rows, self._link, self._text = threading.local(), _link(header), model_text
         self._handles = [self._load(block) for block in _blocks(model_text)]
 
@@ -146,8 +147,8 @@ def predict(self:Booster,
 @patch
 def predict_raw(self:Booster,
     X: np.ndarray, # (n, features)
-) -> np.ndarray: # (n,) or (n, k): log odds, or the value itself for regression
-    "The sum of the trees, before it is turned into a probability."
+) -> np.ndarray: # (n,) or (n, k): log odds, the value itself for regression, or its logarithm
+    "The sum of the trees, before it is turned into a probability or a value."
     out = self._batch(X, _RAW, self.classes)
     return out[:, 0] if self.classes == 1 else out
 

@@ -121,6 +121,7 @@ def limits(
     schema: Schema,
     dataset: Dataset,
     evaluation: dict, # The content of `evaluation.json`
+    scale: str, # What contributions are measured in
 ) -> list[str]: # Sentences
     "What the figures do not say."
     sources, left_out = list(dataset.sources), dataset.accepted - dataset.used
@@ -128,7 +129,7 @@ def limits(
     out = [f"It knows rows like those of `{dataset.dataset}` ({named}); on others its figures do not hold.",
            f"{left_out:,} of {dataset.accepted:,} accepted rows were left out"
            + (f" (filter: `{dataset.filter}`)." if dataset.filter else "."),
-           "A contribution says what moved a prediction, not what would happen if the value were changed."]
+           f"A contribution says what moved a prediction, in {scale}, and not what would happen if the value were changed."]
     if dataset.split.method == 'random': out.append("The test rows were drawn at random, so the figures do not say how the model ages.")
     small = [f"{s['slices']} of the values of `{s['column']}` ({s['rows']:,} rows)" for s in evaluation.get('small_slices') or []]
     if small: out.append(f"Too few rows to judge: {', '.join(small)}.")
@@ -215,4 +216,4 @@ def card(
         "## Data", f"Split: {dataset.split.method}. No row and no group is in two parts; that was checked.", _parts(dataset),
         "## Quality", *_quality(evaluation), "## Segments", *_segments(evaluation), *_spots(evaluation),
         "## Fairness", *_fairness(schema, evaluation),
-        "## Limits", _list(limits(schema, dataset, evaluation)), "## Lineage", *_lineage(origin)]) + '\n'
+        "## Limits", _list(limits(schema, dataset, evaluation, predictor.scale)), "## Lineage", *_lineage(origin)]) + '\n'

@@ -100,7 +100,7 @@ def trees_to_onnx(
     from onnx import TensorProto, checker, helper
     header, trees = model_header(text), read_trees(text)
     classes, number = int(header['num_class']), {64: TensorProto.DOUBLE, 32: TensorProto.FLOAT}[bits]
-    links = {'regression': 'Identity', 'binary sigmoid:1': 'Sigmoid', f'multiclass num_class:{classes}': 'Softmax'}
+    links = {'regression': 'Identity', 'poisson': 'Exp', 'binary sigmoid:1': 'Sigmoid', f'multiclass num_class:{classes}': 'Softmax'}
     if not (link := links.get(header.get('objective'))) or 'average_output' in header:
         raise UserError(f"the objective {header.get('objective')!r} cannot be exported; known are {', '.join(links)}.")
     one, describe = classes == 1, helper.make_tensor_value_info

@@ -126,7 +126,7 @@ def read_json(
 
 # %% ../nbs/01_files.ipynb #22d4bbd7
 import re
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 # %% ../nbs/01_files.ipynb #116d6724
 def _is_struct(type): return isinstance(type, msgspec._core.StructMeta)
@@ -156,6 +156,7 @@ def conform(
 ):
     "Build `type` from plain data; raises `UserError` naming the file, the section and the key that does not fit."
     where = f"{file}, section '{'.'.join(at)}'" if at else f"{file}"
+    if get_origin(type) is Annotated and _is_struct(get_args(type)[0]): type = get_args(type)[0] # a section with a description
     if get_origin(type) is dict and _is_struct(get_args(type)[1]) and isinstance(value, dict):
         return {str(k): conform(v, get_args(type)[1], file, (*at, str(k)), strict) for k, v in value.items()}
     if not _is_struct(type):

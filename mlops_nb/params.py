@@ -71,6 +71,8 @@ class EncoderParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "Gradient-boosted trees (LightGBM)."
+    objective: Annotated[Literal["squared", "poisson"], Meta(
+        description="of a regression, ignored for classes: squared | poisson (for counts and amounts, none below 0: trees add up to the logarithm of the mean)")] = "squared"
     learning_rate: Annotated[PositiveNumber, Meta(description="how far each tree moves the prediction")] = 0.05
     num_leaves: Annotated[Annotated[int, Meta(ge=2)], Meta(description="leaves of a tree")] = 31
     n_estimators: Annotated[Positive, Meta(description="trees at most")] = 2000
@@ -124,7 +126,7 @@ Range = Annotated[list[int | float | Literal["log"]] | None, Meta(description="[
 def _check_ranges(space, params):
     "Raise `ValueError` for a range that is none, or that leads out of what the parameter may be."
     for name, value in asdict(space).items():
-        if value is None: continue
+        if value is None or name == "objective": continue # a choice
         ends, scale = value[:2], value[2:]
         if len(ends) < 2 or "log" in ends or scale not in ([], ["log"]):
             raise ValueError(f"'{name}' is {value}, which is no search range; write [low, high] or [low, high, log].")
@@ -137,6 +139,9 @@ def _check_ranges(space, params):
 # %% ../nbs/04_params.ipynb #4c9ffae7
 class GbdtSpace(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where trees are searched."
+    objective: Annotated[Annotated[list[Literal["squared", "poisson"]], Meta(min_length=1)] | None, Meta(
+        description="those that are tried for a regression, poisson only where no value is below 0; null = as in train")] = field(
+        default_factory=lambda: ["squared", "poisson"])
     learning_rate: Range = field(default_factory=lambda: [0.01, 0.3, "log"])
     num_leaves: Range = field(default_factory=lambda: [4, 255, "log"])
     min_child_samples: Range = field(default_factory=lambda: [5, 300, "log"])

@@ -194,9 +194,16 @@ def predict(self:Predictor,
 @patch
 def raw(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
-) -> np.ndarray: # (n,) or (n, k): log odds, or the value itself
+) -> np.ndarray: # (n,) or (n, k): log odds, the value itself, or its logarithm
     "The model's raw scores, before calibration: what the contributions add up to."
     return self._ask(self.model.predict_raw, frame)
+
+@patch(as_prop=True)
+def scale(self:Predictor) -> str:
+    "What raw scores and contributions are measured in."
+    if self.schema.task != 'regression': return 'log odds' if self.schema.task == 'binary' else 'the raw score of a class'
+    counts = isinstance(self.model, Booster) and self.model.logarithm
+    return 'the logarithm of the target (0.1 is about a tenth more)' if counts else 'units of the target'
 
 @patch
 def explain(self:Predictor,

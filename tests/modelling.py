@@ -52,8 +52,8 @@ def schema(task):
         "note": Column("text"), "y": Column("number" if task == "regression" else "category", doc="what is asked")})
 
 
-def trained(root, task="binary", features=True, n=900, learner="gbdt"):
-    "A project that has been prepared and trained."
+def trained(root, task="binary", features=True, n=900, learner="gbdt", counts=False):
+    "A project that has been prepared and trained; with `counts` the values of a regression are whole and not negative, and trees count."
     root.mkdir(parents=True, exist_ok=True)
     write_schema(schema(task), root / "schema.yaml")
     (root / "features.py").write_text(FEATURES, encoding="utf-8")
@@ -61,10 +61,12 @@ def trained(root, task="binary", features=True, n=900, learner="gbdt"):
     params.train.gbdt.n_estimators, params.train.gbdt.num_leaves = 20, 7
     params.train.net = NetParams(k=4, width=24, embedding=8, bins=8, epochs=6, batch=64, learning_rate=0.01)
     params.train.learners = [learner]
-    write_params(params, root / "params.yaml")
     (root / "artifacts/accepted").mkdir(parents=True, exist_ok=True)
-    accepted = rows(n, task=task).with_columns(pl.col("place").replace({"?": None}), _source=pl.lit("rows.csv"), _row=pl.int_range(n))
+    known = rows(n, task=task)
+    if counts: known, params.train.gbdt.objective = known.with_columns(pl.col("y").exp().floor()), "poisson"
+    accepted = known.with_columns(pl.col("place").replace({"?": None}), _source=pl.lit("rows.csv"), _row=pl.int_range(n))
     accepted.write_parquet(root / "artifacts/accepted/part-0.parquet")
+    write_params(params, root / "params.yaml")
     prepare(root)
     train(root, learner)
     return root

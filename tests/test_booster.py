@@ -96,7 +96,7 @@ def large(request):
 def test_blocks_hold_every_tree_once(large):
     kind, reference, booster = large
     blocks = [lgb.Booster(model_str=b.decode()) for b in _blocks(reference.model_to_string())]
-    assert (len(blocks) == 1) == (kind in ("poisson", "onevsall")) # objectives whose link is LightGBM's own affair
+    assert (len(blocks) == 1) == (kind == "onevsall") # an objective whose link is LightGBM's own affair
     assert sum(b.num_trees() for b in blocks) == reference.num_trees()
     assert all(b.num_trees() % booster.classes == 0 for b in blocks)
 
@@ -109,6 +109,15 @@ def test_blocks_add_up_to_what_lightgbm_says(large):
     np.testing.assert_allclose(booster.predict_raw(X), reference.predict(X, raw_score=True), rtol=1e-10, atol=1e-12)
     contributions = reference.predict(X[:50], pred_contrib=True)
     np.testing.assert_allclose(booster.contributions(X[:50]).reshape(contributions.shape), contributions, rtol=1e-8, atol=1e-10)
+
+
+def test_what_counts_is_above_0_and_adds_up_to_its_logarithm(large):
+    kind, _, booster = large
+    assert booster.logarithm == (kind == "poisson")
+    if kind != "poisson": return
+    X, _ = frame(600, seed=1)
+    assert (booster.predict(X) > 0).all()
+    np.testing.assert_allclose(booster.contributions(X).sum(1), np.log(booster.predict(X)), rtol=1e-9, atol=1e-9)
 
 
 def test_a_row_alone_equals_the_batch_over_blocks(large):

@@ -33,6 +33,17 @@ def made(request, tmp_path_factory):
     return root, compress(root, root / "artifacts/bundle", root / "small")
 
 
+def test_a_student_counts_as_its_teacher_does(tmp_path):
+    pack(modelling.judged(modelling.trained(tmp_path, "regression", counts=True), "regression"))
+    found = compress(tmp_path, tmp_path / "artifacts/bundle", tmp_path / "small")
+    teacher, student = both(tmp_path)
+    assert teacher.model.logarithm and student.model.logarithm and iterations((tmp_path / "small/bundle/model.txt").read_text()) <= 5
+    assert "in the logarithm of the target" in (tmp_path / "small/bundle/card.md").read_text()
+    assert check_golden(tmp_path / "small/bundle") is None
+    assert found.student.metrics["rmse"].value < 1.1 * found.teacher.metrics["rmse"].value
+    export_onnx(tmp_path / "small/bundle", tmp_path / "onnx")
+
+
 def both(root): return [Predictor.open(root / p) for p in ("artifacts/bundle", "small/bundle")]
 
 

@@ -58,6 +58,13 @@ def test_trees_on_any_numbers_answer_alike_at_every_threshold(data):
     assert_same(fit(X, y, [2]), X, [2])
 
 
+def test_counts():
+    rng = np.random.default_rng(1)
+    X = np.column_stack([rng.normal(size=400).round(1), rng.integers(0, 40, 400)])
+    y = rng.poisson(np.exp(3 * X[:, 0] + np.isin(X[:, 1], [3, 30, 39]))).astype(float) # from 0 to thousands
+    assert_same(fit(X, y, [1], 30, objective="poisson"), X, [1])
+
+
 @pytest.mark.parametrize("objective, classes", [("binary", 1), ("multiclass", 3)])
 def test_probabilities(objective, classes):
     rng = np.random.default_rng(1)

@@ -19,6 +19,7 @@ from mlops_nb.evaluate.gate import gate
 from mlops_nb.evaluate.stability import stability
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import read_params, write_params
+from mlops_nb.predict import Predictor
 from mlops_nb.report.pipeline import describe_run, report
 from mlops_nb.report.render import clean
 from mlops_nb.report.run import notebook_parameters
@@ -47,6 +48,7 @@ def project(request, tmp_path_factory):
     "A project of each task as the pipeline leaves it before its last stage; two rows in quarantine, texts that look like HTML."
     root, task = tmp_path_factory.mktemp(request.param), request.param
     frame = rows(task=task).with_columns(place=pl.col("place").replace({"a | b": "<b>bold</b>"}))
+    if task == "regression": frame = frame.with_columns(pl.col("y").exp().round(1)) # an amount
     frame = frame.with_columns(count=pl.when(pl.int_range(pl.len()) < 2).then(999).otherwise("count"))
     trained(root, task)
     shutil.rmtree(root / "artifacts")
@@ -62,7 +64,9 @@ def project(request, tmp_path_factory):
     from mlops_nb.train.tune import tune
     params = read_params(root / "params.yaml")
     params.stability.folds = params.stability.seeds = 2
-    params.tune.trials = dict(binary=12, multiclass=1, regression=0)[task]
+    params.tune.trials = dict(binary=12, multiclass=1, regression=8)[task]
+    params.train.gbdt.objective = "poisson" # of the regression
+    if task == "regression": params.tune.gbdt.objective = ["poisson", "squared"]
     write_params(params, root / "params.yaml")
     for stage in (prepare, tune, train, baseline, evaluate, stability, explain, bundle, gate): stage(root)
     verdict = read_json(root / "artifacts/gate.json", dict)
@@ -80,6 +84,7 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
     if name == "evaluation": assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
+    if name == "explanation": assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').scale}." in text
     if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "The line explains" in text
     if name == "evaluation":
         assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean", text) and "Predicted / observed" in text

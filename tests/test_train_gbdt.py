@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlops_nb.booster import Booster
 from mlops_nb.data.features import Features
 from mlops_nb.errors import UserError
 from mlops_nb.files import hash_folder, read_json
@@ -219,6 +220,70 @@ def test_the_curve_is_what_scikit_learn_computes(task):
     train, valid = (model.predict(part.X) for part in parts)
     assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weight), rel=1e-6) # LightGBM keeps targets in 32 bits
     assert last.valid == trees.best == pytest.approx(score(b.y, valid), rel=1e-6)
+
+
+# ---- counts and amounts
+
+def counts(n=900):
+    return [part._replace(y=np.round(np.exp(part.y / 40))) for part in problem("regression", n)]
+
+
+def test_counting_is_lightgbms_own_and_judged_by_the_values():
+    from sklearn.metrics import root_mean_squared_error
+    a, b = counts()
+    p = params(objective="poisson", n_estimators=200, early_stopping_rounds=15)
+    trees = fit_gbdt(a, b, "regression", p, categorical=[0])
+    plain = lgb.train(dict(objective="poisson", metric="rmse", learning_rate=.05, verbosity=-1, deterministic=True, force_col_wise=True),
+                      lgb.Dataset(a.X, a.y, categorical_feature=[0]), 200, lgb.Dataset(b.X, b.y),
+                      callbacks=[lgb.early_stopping(15, verbose=False)])
+    said = Booster(trees.model.decode()).predict(b.X)
+    np.testing.assert_array_equal(said, plain.predict(b.X))
+    assert (said > 0).all() and trees.best == pytest.approx(root_mean_squared_error(b.y, said), rel=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"colsample_bytree": 0.6, "subsample": 0.8}])
+def test_counting_broken_off_anywhere_and_going_on(tmp_path, sampling):
+    a, b = counts()
+    p = params(objective="poisson", **sampling)
+    whole = fit_gbdt(a, b, "regression", p, categorical=[0])
+
+    class Stop(Exception): pass
+
+    def stop(iteration, _):
+        if iteration == 30: raise Stop
+    with pytest.raises(Stop): fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json", step=stop)
+    assert fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json") == whole
+    short = fit_gbdt(a, b, "regression", params(objective="poisson", n_estimators=5), categorical=[0])
+    after = fit_gbdt(a, b, "regression", p, categorical=[0], earlier=short.model)
+    assert after.best < short.best and after.iterations > 5
+
+
+@pytest.mark.parametrize("where, value, says", [
+    (0, -1e-9, "1 of the 720 train rows have a target below 0; set train.gbdt.objective to squared"),
+    (1, -3, "1 of the 180 valid rows have a target below 0"),
+    (0, None, "the target is 0 in all 720 train rows")])
+def test_what_cannot_be_counted_is_refused(where, value, says):
+    both = counts()
+    if value is None: both[where].y[:] = 0
+    else: both[where].y[7] = value
+    with pytest.raises(UserError, match=says): fit_gbdt(*both, "regression", params(objective="poisson"))
+    fit_gbdt(*both, "regression", params(n_estimators=2))
+    a, b = counts()
+    assert fit_gbdt(a, b._replace(y=0 * b.y), "regression", params(objective="poisson", n_estimators=2)).iterations == 2
+
+
+def test_classes_have_no_objective_to_choose():
+    a, b = problem("binary")
+    how = dict(n_estimators=5)
+    assert fit_gbdt(a, b, "binary", params(objective="poisson", **how)) == fit_gbdt(a, b, "binary", params(**how))
+
+
+@pytest.mark.parametrize("was, now", [("squared", "poisson"), ("poisson", "squared")])
+def test_an_earlier_model_of_the_other_objective_is_refused(was, now):
+    a, b = counts()
+    early = fit_gbdt(a, b, "regression", params(objective=was, n_estimators=3)).model
+    with pytest.raises(UserError, match=f"adds up with the objective {was}, and train.gbdt.objective is {now}"):
+        fit_gbdt(a, b, "regression", params(objective=now), earlier=early)
 
 
 # ---- weights by age

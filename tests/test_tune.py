@@ -28,8 +28,8 @@ SEARCHED = {"learning_rate", "num_leaves", "min_child_samples", "colsample_bytre
 def one_thread(monkeypatch): monkeypatch.setenv("MLOPS_NB_RUN_THREADS", "1")
 
 
-def project(root, task="binary", learner="gbdt", **how):
-    modelling.trained(root, task, learner=learner)
+def project(root, task="binary", learner="gbdt", counts=False, **how):
+    modelling.trained(root, task, learner=learner, counts=counts)
     return change(root, **{"trials": 8} | how)
 
 
@@ -57,9 +57,45 @@ def test_what_is_found_is_used_and_never_worse_on_the_valid_rows(tmp_path, task,
     assert after.best == found.best, "the stage train gets what the trial got"
     assert {k: after.params[k] for k in found.params} == found.params
     space = msgspec.to_builtins(getattr(read_params(root / "params.yaml").tune, learner))
-    for name, (low, high, *_) in space.items():
+    for name, (low, high, *_) in [(n, r) for n, r in space.items() if not tune.is_choice(r)]:
         values = table(root).filter(pl.col("parameter") == name, pl.col("trial") > 0)["value"]
         assert len(values) == 7 and low <= values.min() and values.max() <= high
+
+
+def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
+    root = project(tmp_path, "regression", counts=True)
+    tune.tune(root)
+    found, tried = read_tuning(root)["gbdt"], table(root).filter(parameter="objective")
+    assert tried["value"].to_list()[0] == 1 and set(tried["value"]) == {0, 1}, "places in the list; the first is that of params.yaml"
+    if found.importances: assert set(found.importances) == SEARCHED | {"objective"}
+    train(root)
+    after = read_json(root / "artifacts/models/gbdt/training.json", Training)
+    assert after.best == found.best and after.params["objective"] == found.params.get("objective", "poisson")
+    change(root, trials=3, gbdt={"objective": ["squared"]})
+    tune.tune(root)
+    later = table(root).filter(parameter="objective")["value"].to_list()
+    assert later == [None, 0, 0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"
+    change(root, trials=3, gbdt={"objective": ["poisson"]})
+    tune.tune(root)
+    assert set(table(root)["parameter"]) == SEARCHED, "it is what train says anyway"
+
+
+@pytest.mark.parametrize("task, gbdt", [("regression", {}), ("binary", {}), ("regression", {"objective": None}),
+                                        ("regression", {"objective": ["poisson"]})])
+def test_objectives_are_no_choice_below_0_or_of_classes(tmp_path, task, gbdt):
+    assert set(open_search(project(tmp_path, task, gbdt=gbdt), "gbdt").space) == SEARCHED
+
+
+def test_trees_that_go_on_keep_their_objective(tmp_path):
+    root = project(tmp_path, "regression", counts=True, trials=2)
+    (root / "artifacts/models/gbdt").rename(root / "earlier")
+    p = read_params(root / "params.yaml")
+    p.train.continue_from = "earlier"
+    write_params(p, root / "params.yaml")
+    assert tune.tune(root)["trials"] == 2 and set(table(root)["parameter"]) == SEARCHED
+    p.train.gbdt.objective = "squared"
+    write_params(p, root / "params.yaml")
+    with pytest.raises(UserError, match="adds up with the objective poisson, and train.gbdt.objective is squared"): tune.tune(root)
 
 
 def test_without_trials_nothing_is_searched_and_the_params_stay(tmp_path):

@@ -211,6 +211,7 @@ class Explanation(Struct):
     top: list[str] # the features with dependence data, the most important first
     best_explained: list[Example]
     worst_predicted: list[Example]
+    scale: str = 'raw scores' # what contributions are measured in
 
 def read_explanation(
     root: Path = Path('.'), # The project's folder
@@ -250,7 +251,7 @@ def explain(
     best, worst = _examples(predictor, test, sample, parts, predictor.predict(test))
     top = ranked['feature'].head(min(8, len(features))).to_list()
     _write(root, frame, parts, ranked, features, classes, _together(predictor, frame, top[:6]),
-           Explanation(predictor.schema.task, predictor.schema.classes, len(frame), len(test), error, top, best, worst))
+           Explanation(predictor.schema.task, predictor.schema.classes, len(frame), len(test), error, top, best, worst, predictor.scale))
     return {'rows': len(frame)}
 
 # %% ../../nbs/evaluate/11_explain.ipynb #68caf66d

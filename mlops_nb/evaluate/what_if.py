@@ -216,6 +216,7 @@ class WhatIf(Struct):
     after: Answer
     changes: list[Change]
     base: float # what the model says on average, on the raw scale
+    scale: str # what contributions are measured in
     effects: list[Effect]
     by: float | None # of a regression: what counts as another answer
     nearest: Other | None # a real row
@@ -235,7 +236,7 @@ def what_if(
     (before, after), moved, base = effects(predictor, both)
     ids = nearest(predictor, both[1:], near, by)
     real = _other(predictor, both[1:], near.rows[ids[0]], near.names[ids[0]], near.spreads) if ids else None
-    return WhatIf(predictor.schema.task, before, after, _changes(*both.rows(named=True)), base, moved, by, real,
+    return WhatIf(predictor.schema.task, before, after, _changes(*both.rows(named=True)), base, predictor.scale, moved, by, real,
                   fewest(predictor, both[1:], near, ids, by))
 
 # %% ../../nbs/evaluate/12_what_if.ipynb #7fa4ca1b
@@ -279,6 +280,7 @@ def show(
     tell(f"The model says {sentence(found.before)}" + (f"; after the change {sentence(found.after)}." if found.changes else "."))
     heads = ['', 'before', 'after', 'contribution', 'after', 'difference'] if found.changes else ['', 'value', 'contribution']
     tell(_table(heads, _reasons(found, most), len(heads) // 2))
+    tell(f"Contributions are in {found.scale}.\n")
     another = f"a value at least {say(found.by)} away" if found.task == 'regression' else "another decision"
     if found.nearest is None: return tell(f"None of the rows that it was compared with has {another}.")
     for head, o in ((f"The nearest real row with {another}", found.nearest), (f"The fewest changes found that lead to {another}", found.fewest)):

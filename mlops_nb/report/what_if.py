@@ -34,7 +34,7 @@ def bars(
     ax.grid(axis='x')
     ax.grid(visible=False, axis='y')
     ax.xaxis.set_major_formatter(tick)
-    note = f"Contributions to the raw score; the average row has {number(found.base)}, this one {number(found.after.raw)}."
+    note = f"Contributions in {found.scale}; the average row has {number(found.base)}, this one {number(found.after.raw)}."
     if found.changes: note += " The marks are where they were before the change."
     return figure(fig, "What speaks for and against") + Html(f"<p><small>{note}</small></p>") # a caption needs the style of a report
 
