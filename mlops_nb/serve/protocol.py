@@ -7,7 +7,7 @@ __all__ = ['DATATYPES', 'TENSORS', 'COLUMN_TYPES', 'LIVE', 'Tensor', 'Wanted', '
            'answer_tensors', 'InferResponse', 'encode_infer', 'server_metadata', 'model_metadata', 'ready_body',
            'error_body']
 
-# %% ../../nbs/serve/01_protocol.ipynb #b5c455a4
+# %% ../../nbs/serve/01_protocol.ipynb #b242a2f1
 import re
 import struct
 from functools import cache
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union
 
 import msgspec
 import numpy as np
+import polars as pl
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .. import __version__
@@ -200,9 +201,7 @@ def _narrow(t):
 
 _NARROWED = {TENSORS[d] for d in ('UINT64', 'FP16', 'FP32', 'BF16')}
 
-# %% ../../nbs/serve/01_protocol.ipynb #c391308c
-_LONGEST_ID = 256 # characters
-
+# %% ../../nbs/serve/01_protocol.ipynb #4465b5ac
 def _checked(t):
     "Raises `UserError` where the values of a JSON tensor are not as many as its shape says."
     if t.parameters and 'binary_data_size' in t.parameters:
@@ -226,7 +225,6 @@ def decode_infer(
             if type(t) in _NARROWED: t.data = _narrow(t)
     if at < len(tail): raise UserError(f"{len(tail) - at} bytes follow the JSON part and belong to no input; check the sizes.")
     if not inputs: raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
-    if request.id is not None and len(request.id) > _LONGEST_ID: raise UserError(f"the id is longer than {_LONGEST_ID} characters; send a shorter one.")
     return request
 
 # %% ../../nbs/serve/01_protocol.ipynb #20a72247
@@ -275,20 +273,21 @@ def _known(outputs, known):
         if o.parameters and o.parameters.get('classification'):
             raise UserError("this server does not rank classes; ask for the scores without the parameter 'classification'.")
 
-# %% ../../nbs/serve/01_protocol.ipynb #28bfe70e
-def answer_tensors(
-    names: list[str], # Of `Predictor.output`, in its order
-    scores: np.ndarray, # (n,) or (n, k)
-    decisions: list[str | None] | None = None, # n labels, None for a row that is referred to a person; no list for a regression
-) -> dict[str, tuple[str, list[int], Any]]: # Output -> datatype, shape, values
-    "The answer of a model as tensors."
-    shape = [len(scores)]
-    columns = [scores] if scores.ndim == 1 else scores.T
-    found = {name: ('FP64', shape, column) for name, column in zip(names, columns)}
-    if decisions is not None: found[names[-1]] = ('BYTES', shape, decisions)
-    return found
+# %% ../../nbs/serve/01_protocol.ipynb #0acaff40
+_OUTPUTS = {pl.Float64: 'FP64', pl.String: 'BYTES', pl.Boolean: 'BOOL'}
 
-# %% ../../nbs/serve/01_protocol.ipynb #e79498d5
+def answer_tensors(
+    output: dict[str, pl.DataType], # From `Predictor.output`
+    scores: list, # A number for each row, or k of them
+    decisions: list[str | None] | None = None, # A label for each row, None for one that is referred to a person; None for a regression
+    referred: list[bool] | None = None, # None where no row ever is
+) -> dict[str, tuple[str, list[int], list]]: # Output -> datatype, shape, values
+    "The answer of a model as tensors."
+    shape, given = [len(scores)], {'decision': decisions, 'referred': referred}
+    columns = iter([*zip(*scores)] if len(scores) and isinstance(scores[0], (list, tuple)) else [scores])
+    return {name: (_OUTPUTS[t.base_type()], shape, given[name] if name in given else next(columns)) for name, t in output.items()}
+
+# %% ../../nbs/serve/01_protocol.ipynb #4473b8a7
 class _Output(Struct, omit_defaults=True):
     name: str
     datatype: str
@@ -307,8 +306,7 @@ class InferResponse(Struct, omit_defaults=True):
 _ENCODER = msgspec.json.Encoder()
 
 def _listed(datatype, values):
-    if datatype == 'BYTES': return ['' if v is None else v for v in values]
-    return values.tolist() if isinstance(values, np.ndarray) else values
+    return ['' if v is None else v for v in values] if datatype == 'BYTES' else values
 
 def _packed(datatype, values):
     "Values as the binary extension has them."
@@ -338,7 +336,7 @@ def encode_infer(
     head = _ENCODER.encode(InferResponse(model_name, outputs, version, request.id, parameters))
     return (head + b''.join(tail), len(head)) if tail else (head, None)
 
-# %% ../../nbs/serve/01_protocol.ipynb #df26766b
+# %% ../../nbs/serve/01_protocol.ipynb #d5ee13a8
 COLUMN_TYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES', 'text': 'BYTES'}
 
 def server_metadata() -> dict:
@@ -351,10 +349,10 @@ def model_metadata(
     predictor: Predictor, # Whose columns and outputs are described
 ) -> dict:
     "The answer to `GET /v2/models/NAME`."
-    columns, outputs = predictor.schema.columns, predictor.output()
+    columns = predictor.schema.columns
     return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster' else 'torch_safetensors',
                 inputs=[dict(name=c, datatype=COLUMN_TYPES[columns[c].type], shape=[-1]) for c in predictor.inputs],
-                outputs=[dict(name=o, datatype='BYTES' if o == 'decision' else 'FP64', shape=[-1]) for o in outputs])
+                outputs=[dict(name=o, datatype=_OUTPUTS[t.base_type()], shape=[-1]) for o, t in predictor.output().items()])
 
 # %% ../../nbs/serve/01_protocol.ipynb #356eb6a0
 LIVE = b'{"live":true}'
