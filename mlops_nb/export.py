@@ -20,7 +20,7 @@ from msgspec import Struct
 from .booster import model_header
 from .errors import UserError
 from .files import atomic_file, sha256_file, write_json
-from .net import Net
+from .net import Net, first_layer, members
 from .predict import EDGE, Isotonic, Platt, Policy, Predictor, Temperature, model_file
 from .train.network import answers
 
@@ -206,19 +206,18 @@ def _to_normal(x, how): # What `to_normal` of the network does
     return torch.where(x.isnan(), 0., _ndtri(share.clamp(1e-3, 1 - 1e-3)))
 
 # %% ../nbs/25_export.ipynb #23a75adc
-def _whole(network, net):
+def _whole(net):
     "A module from the encoded matrix to what the net answers."
     import torch
+    network, weights = net.network, net.weights
     class Whole(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
         def forward(self, X):
             numbers = [_to_normal(X[:, n.column], n).float() for n in network.numbers]
             places = [torch.where((c := X[:, k.column]) < k.codes - 1, c, k.codes - 1.) for k in network.categories]
             flags = [X[:, n.column].isnan() for n in network.numbers if n.gaps]
             stack = lambda columns: torch.stack(columns, 1) if columns else None
-            return answers(network, self.net(stack(numbers), stack([c.long() for c in (*places, *flags)])))
+            read = first_layer(network, weights, stack(numbers), stack([c.long() for c in (*places, *flags)]))
+            return answers(network, members(network, weights, read))
     return Whole().eval()
 
 def net_to_onnx(
@@ -226,14 +225,11 @@ def net_to_onnx(
 ) -> bytes: # From `X` (n, columns) to `score`: (n,), or (n, k) for k classes
     "A net as an ONNX model; raises `UserError` if torch cannot write one of its operations."
     import io, torch
-    from torch.onnx import register_custom_op_symbolic as explain, symbolic_helper
-    explain('aten::column_stack', lambda g, tensors: g.op('Concat', *symbolic_helper._unpack_list(tensors), axis_i=1), 17)
-    explain('aten::numpy_T', lambda g, x: g.op('Transpose', x, perm_i=[1, 0]), 17)
     out, X = io.BytesIO(), torch.zeros(2, len(net.features), dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a trace that could depend on the values: the parity check is what would find it
         try:
-            torch.onnx.export(_whole(net.network, net._net), (X,), out, dynamo=False, opset_version=17, input_names=['X'],
+            torch.onnx.export(_whole(net), (X,), out, dynamo=False, opset_version=17, input_names=['X'],
                               output_names=['score'], dynamic_axes=dict(X={0: 'rows'}, score={0: 'rows'}))
         except torch.onnx.OnnxExporterError as e:
             raise UserError(f"torch cannot write this net as ONNX ({str(e).splitlines()[0]}); use the bundle itself.") from None

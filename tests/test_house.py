@@ -12,7 +12,8 @@ FLOORS = [{"cli"}, {"project"}, {"pipeline"}, {"control"}, {"report"}, {"release
           {"export", "predict", "bundle", "store", "plan", "card", "sealed", "booster", "tree_shap", "net"}, {"train"}, {"data"},
           {"infer", "when", "schema", "params", "settings", "files", "errors"}]
 LEVEL = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}
-CORE = {"errors", "files", "schema", "bundle", "sealed", "booster", "tree_shap", "predict", "data.features", "train.encoder"}
+CORE = {"errors", "files", "schema", "bundle", "sealed", "booster", "tree_shap", "predict", "net", "data.features",
+        "train.encoder", "train.network"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 
 
@@ -70,6 +71,11 @@ def test_the_core_is_lean(module):
     import sys
     outside = {floor(t) for t in imported(path, top_only=True)} - set(sys.stdlib_module_names) - CORE_IMPORTS
     assert not outside, f"{module} imports {outside}"
+
+
+def test_only_training_needs_the_packages_of_nets():
+    theirs = {"tabm", "rtdl_num_embeddings", "safetensors"}
+    assert {m for m, p in modules().items() if theirs & {floor(t) for t in imported(p)}} <= {"train.network", "train.net"}
 
 
 def test_nothing_imports_pandas():

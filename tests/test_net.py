@@ -1,11 +1,16 @@
 "A net behind the predictor and in a bundle: the same promises that trees keep."
 import subprocess
 import sys
+import warnings
 
 import modelling
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlops_nb.bundle import bundle, check_golden, open_bundle
 from mlops_nb.errors import UserError
@@ -13,14 +18,17 @@ from mlops_nb.evaluate.evaluate import evaluate
 from mlops_nb.evaluate.explain import explain, read_explanation
 from mlops_nb.evaluate.gate import gate
 from mlops_nb.files import read_json
-from mlops_nb.net import Net
+from mlops_nb.net import Net, first_layer, members
 from mlops_nb.params import NetParams, read_params, write_params
 from mlops_nb.predict import Predictor, score_file
 from mlops_nb.settings import RunSettings, Settings, read_settings, write_settings
 from mlops_nb.train import baselines
 from mlops_nb.train.net import fit_net
+from mlops_nb.train.network import build, design, from_bytes, inputs, read_about, read_tensors, shapes, to_bytes
 from mlops_nb.train.parts import Device, Part, open_project
 from mlops_nb.train.train import Training, train
+
+KINDS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, I64=torch.int64, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
@@ -192,6 +200,73 @@ def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
     fresh = read_json(models / "net/training.json", Training)
     assert fresh.continued_from is None and fresh.best > after.best
     assert (models / "net/encoder.json").read_bytes() == (root / "earlier_gbdt/encoder.json").read_bytes()
+
+
+# ---- without the packages of training
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(list(modelling.CLASSES)), st.integers(1, 5), st.integers(1, 3), st.integers(0, 5), st.integers(2, 9),
+       st.lists(st.sampled_from(["normal", "steps", "flag", "gaps", "category"]), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, blocks, embedding, bins, columns, seed):
+    rng = np.random.default_rng(seed)
+    make = dict(normal=lambda: rng.normal(size=90), steps=lambda: np.maximum(0, rng.normal(size=90)), flag=lambda: np.arange(90) % 2,
+                gaps=lambda: np.where(rng.random(90) < 0.3, np.nan, rng.normal(size=90)), category=lambda: rng.integers(0, 4, 90))
+    X = np.column_stack([make[c]().astype(float) for c in columns])
+    params = NetParams(k=k, blocks=blocks, width=int(rng.integers(1, 40)), embedding=embedding, bins=bins, dropout=0.3)
+    categorical = {i: 4 for i, c in enumerate(columns) if c == "category"}
+    network = design(X, rng.normal(size=90), task, params, n_classes=3, categorical=categorical)
+    with warnings.catch_warnings(action="ignore"): net = build(network).eval() # of a column with one piece
+    with torch.no_grad():
+        for w in net.parameters(): w.copy_(torch.from_numpy(rng.normal(size=w.shape))) # fresh ones hold zeros and ones
+    X[::7] = np.nan
+    far = np.where([c == "category" for c in columns], 9, [[1e300], [-1e300]])
+    asked = inputs(network, np.vstack([X, far]))
+    data = to_bytes(network, net.state_dict())
+    again, weights = from_bytes(data)
+    assert weights.keys() == safetensors.torch.load(data).keys() == shapes(network).keys()
+    with torch.no_grad(): theirs = net(*asked)
+    ours = members(again, weights, first_layer(again, weights, *asked))
+    assert torch.isfinite(theirs).all() and torch.equal(ours, theirs)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.lists(st.integers(0, 4), max_size=3)), max_size=6), st.data())
+def test_a_file_of_tensors_is_read_as_the_package_reads_it(kinds, data):
+    rng = np.random.default_rng(0)
+    tensors = {f"t{i}": torch.from_numpy(rng.integers(0, 2, shape)).to(KINDS[kind]) for i, (kind, shape) in enumerate(kinds)}
+    file = safetensors.torch.save(tensors, {"a": "b"})
+    ours, theirs = read_tensors(file), safetensors.torch.load(file)
+    assert ours.keys() == theirs.keys() and read_about(file) == {"a": "b"}
+    assert all(torch.equal(ours[k], v) and ours[k].dtype == v.dtype for k, v in theirs.items())
+    at = data.draw(st.integers(0, len(file) - 1))
+    broken = bytearray(file)
+    broken[at] ^= data.draw(st.integers(1, 255))
+    for bad in (file[:at], file + b"x", bytes(broken)): # never anything but an honest error, or tensors of the same shapes
+        try: read_about(bad), read_tensors(bad)
+        except (ValueError, KeyError, OverflowError): continue
+        assert bad == bytes(broken)
+
+
+ALONE = """
+import sys
+for name in "tabm rtdl_num_embeddings safetensors sklearn scipy pandas pyarrow mlflow shap".split(): sys.modules[name] = None
+import numpy as np, polars as pl
+from mlops_nb.bundle import check_golden, open_bundle
+from mlops_nb.predict import Predictor
+assert check_golden(sys.argv[1]) is None
+predictor, rows = Predictor.open(sys.argv[1]), pl.read_parquet(sys.argv[2])
+X = predictor.matrix(rows)
+out = predictor.predict(rows), predictor.explain(rows), predictor.model.expected_gradients(X)
+assert predictor.predict_one(rows.row(0, named=True)) == out[0][0] if out[0].ndim == 1 else True
+np.savez(sys.argv[3], *out)
+"""
+
+def test_a_bundle_is_asked_where_only_torch_and_the_core_are(project, predictor, tmp_path):
+    rows = modelling.rows(20, seed=21, task=predictor.schema.task)
+    rows.write_parquet(tmp_path / "rows.parquet")
+    subprocess.run([sys.executable, "-c", ALONE, project / "artifacts/bundle", tmp_path / "rows.parquet", tmp_path / "out.npz"], check=True)
+    here = predictor.predict(rows), predictor.explain(rows), predictor.model.expected_gradients(predictor.matrix(rows))
+    with np.load(tmp_path / "out.npz") as there: assert [there[k].tobytes() for k in there] == [x.tobytes() for x in here]
 
 
 def test_trees_are_asked_without_torch(tmp_path):

@@ -32,6 +32,13 @@ def problem(task="binary", n=600, seed=0):
     return Part(X[: n * 2 // 3], y[: n * 2 // 3]), Part(X[n * 2 // 3:], y[n * 2 // 3:])
 
 
+def opened(data): # As training sees it: the packages' module
+    network, weights = from_bytes(data)
+    net = build(network)
+    net.load_state_dict(weights)
+    return network, net.eval()
+
+
 def fit(train, valid, task="binary", params=SMALL, **how):
     return fit_net(train, valid, task, params, n_classes=3, **{"categorical": {2: 5}, "device": "cpu", **how})
 
@@ -76,8 +83,7 @@ def test_only_numbers_or_only_categories(columns):
     parts = (p._replace(X=p.X[:, keep]) for p in (train, valid))
     found = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
     assert np.isfinite(found.best)
-    network, net = from_bytes(found.model)
-    assert bool(network.numbers) == (columns == "numbers")
+    assert bool(from_bytes(found.model)[0].numbers) == (columns == "numbers")
 
 
 # ---- it learns
@@ -95,7 +101,7 @@ def test_it_overfits_64_rows(task):
 def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     train, valid = problem(task, n=1500)
     found = fit(train, valid, task, replace(SMALL, epochs=25, learning_rate=0.01))
-    network, net = from_bytes(found.model)
+    network, net = opened(found.model)
     from mlops_nb.train.net import put, valid_loss
     assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best, rel=1e-9)
     shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
@@ -149,7 +155,7 @@ def test_a_class_that_no_train_row_has_gets_a_small_probability():
     known = train.y != 2
     net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, epochs=10, learning_rate=0.01))
     from mlops_nb.train.net import ask, put
-    p = ask(*from_bytes(net.model), put(from_bytes(net.model)[0], valid))
+    p = ask(*opened(net.model), put(from_bytes(net.model)[0], valid))
     assert np.isfinite(net.best) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
 
 
@@ -161,7 +167,7 @@ def test_half_precision_learns_as_well(task, monkeypatch):
     monkeypatch.setattr(module, "has_half", lambda device: True) # a CPU that cannot do it pretends to
     half, full = (fit(train, valid, task, replace(many, half=half)) for half in (True, False))
     assert half.model != full.model and half.best == pytest.approx(full.best, rel=0.05)
-    assert all(w.dtype == torch.float32 for w in from_bytes(half.model)[1].state_dict().values())
+    assert all(w.dtype == torch.float32 for w in from_bytes(half.model)[1].values())
 
 
 def test_the_rate_falls_like_a_cosine():
@@ -182,7 +188,7 @@ def test_no_nan(task, what):
     X[:, 0] = values
     found = fit(train._replace(X=X), valid, task)
     assert all(np.isfinite([p.train, p.valid]).all() for p in found.curve) and np.isfinite(found.best)
-    network, net = from_bytes(found.model)
+    network, net = opened(found.model)
     odd = np.array([[np.nan] * 3, [1e308, -1e308, 99], [0, 0, 0], [np.inf, -np.inf, 1]])
     with torch.no_grad(): assert torch.isfinite(net(*inputs(network, odd))).all()
 
@@ -191,7 +197,7 @@ def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
     train, valid = problem("regression")
     net = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
     assert net.iterations < 50
-    assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].state_dict().values())
+    assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].values())
 
 
 # ---- memory changes no bit
@@ -401,6 +407,6 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     weights = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu").model
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
     part = Part(encoder.transform(test), test["_target"].to_numpy())
-    network, net = from_bytes(weights)
+    network, net = opened(weights)
     assert len(part.y) == 16281
     assert ((ask(network, net, put(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858

@@ -108,8 +108,8 @@ def fewer_bits(
     "A net with weights of fewer bits."
     bits = WEIGHTS.get(weights := weights or 'int8')
     if bits is None: raise UserError(f"{weights!r} is no kind of weight{did_you_mean(weights, WEIGHTS)}")
-    network, net = from_bytes(data)
-    return to_bytes(network, narrow(net, bits)), f"weights of {bits} bits"
+    network, kept = from_bytes(data)
+    return to_bytes(network, narrow(kept, bits)), f"weights of {bits} bits"
 
 # %% ../../nbs/evaluate/15_compress.ipynb #28f99d87
 def same_rows(

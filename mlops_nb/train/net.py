@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..files import atomic_file
 from ..params import NetParams
 from .board import Meter
-from .network import Network, answers, build, design, from_bytes, read_about, to_bytes, training_loss
+from .network import Network, answers, build, design, from_bytes, read_about, read_tensors, to_bytes, training_loss
 from .parts import Device, Fitted, Part, Point, training_key
 from .rows import Rows, Table, put, room
 from .team import Team, joined, like, our_team, spread, whole
@@ -169,14 +169,12 @@ def load_checkpoint(
     key: str, # Of this training
 ) -> tuple[dict, NetState] | None:
     "The tensors and the state of an interrupted training; None if there is none, or the file is torn or of another training."
-    from safetensors import SafetensorError
-    from safetensors.torch import load
     if path is None or not path.exists(): return None
     try:
         data = path.read_bytes()
         about = read_about(data)
-        return (load(data), msgspec.json.decode(about["state"], type=NetState)) if about["key"] == key else None
-    except (SafetensorError, KeyError, ValueError, OverflowError): return None
+        return (read_tensors(data), msgspec.json.decode(about["state"], type=NetState)) if about["key"] == key else None
+    except (KeyError, ValueError, OverflowError): return None
 
 # %% ../../nbs/train/08_net.ipynb #135b4e48
 class Saver:
@@ -313,12 +311,12 @@ def go_on(
     params: NetParams, # To train with
 ) -> tuple[Network, dict]: # The earlier net with these params, and its weights
     "Open a net to train it further; raises `UserError` if the params ask for another shape."
-    network, net = from_bytes(earlier)
+    network, weights = from_bytes(earlier)
     was = [f"{name} = {old}" for name in SHAPE
            if (old := getattr(network.params, name)) != getattr(params, name)]
     if was: raise UserError(f"the earlier net (train.continue_from) has {', '.join(was)}, and params.yaml says otherwise; "
                             "set section train.net to the same, or continue_from to null.")
-    return msgspec.structs.replace(network, params=params), net.state_dict()
+    return msgspec.structs.replace(network, params=params), weights
 
 def check_classes(
     y: np.ndarray, # (n,)

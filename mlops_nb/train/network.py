@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Number', 'Category', 'read_number', 'to_normal', 'Network', 'place_edges', 'design', 'inputs', 'build', 'answers',
-           'training_loss', 'narrow', 'widen', 'to_bytes', 'read_about', 'from_bytes']
+           'training_loss', 'narrow', 'widen', 'to_bytes', 'read_about', 'read_tensors', 'shapes', 'from_bytes']
 
 # %% ../../nbs/train/05_network.ipynb #61192f4e
-import json
+import math
 from typing import Literal
 
 import msgspec
@@ -158,16 +158,17 @@ def training_loss(
 
 # %% ../../nbs/train/05_network.ipynb #46cda328
 _SCALE, _SHORT = ":scale", 8 # the ending of a scale's name; a row shorter than this is not worth one
+_EDGES = "num_module.impl." # what is not learned
 
 def narrow(
-    net, # As `from_bytes` gives it
+    weights: dict, # name -> tensor of 32 bits
     bits: Literal[16, 8], # of a weight
 ) -> dict: # name -> tensor, for `to_bytes`
     "The weights of a net in fewer bits; raises `UserError` if one is too large for them."
     import torch
-    kept, learned = dict(net.state_dict()), [name for name, _ in net.named_parameters()]
-    for name in learned:
-        w = kept[name]
+    kept = dict(weights)
+    for name, w in weights.items():
+        if name.startswith(_EDGES): continue
         if not w.abs().max() <= torch.finfo(torch.float16).max: raise UserError(f"the weight {name} is too large for 16 bits; keep this net as it is.")
         if bits == 8 and w.ndim > 1 and w.shape[-1] >= _SHORT:
             scale = (w.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
@@ -192,22 +193,66 @@ def to_bytes(
     from safetensors.torch import save
     return save({k: v.detach().cpu().contiguous() for k, v in weights.items()}, {"network": msgspec.json.encode(network).decode()})
 
+# %% ../../nbs/train/05_network.ipynb #8ec7a565
+_KINDS = dict(F64="<f8", F32="<f4", F16="<f2", I64="<i8", I8="i1", U8="u1", BOOL="?")
+
+class _Tensor(Struct):
+    dtype: Literal[*_KINDS]
+    shape: list[int]
+    data_offsets: tuple[int, int] # from the end of the header
+
+def _header(data): # And where it ends
+    end = 8 + int.from_bytes(data[:8], "little")
+    return msgspec.json.decode(data[8:end], type=dict[str, msgspec.Raw]), end
+
 def read_about(
     data: bytes, # A safetensors file
 ) -> dict[str, str]: # Raises `KeyError` or `ValueError` if there is none
     "The texts in the header of a safetensors file."
-    return json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return msgspec.json.decode(_header(data)[0]["__metadata__"], type=dict[str, str])
+
+def read_tensors(
+    data: bytes, # A safetensors file
+) -> dict: # name -> tensor
+    "The tensors of a safetensors file; raises `ValueError` if it is not whole."
+    import torch
+    header, at = _header(data)
+    tensors = [(name, msgspec.json.decode(raw, type=_Tensor)) for name, raw in header.items() if name != "__metadata__"]
+    found, done = {}, 0
+    for name, t in sorted(tensors, key=lambda x: x[1].data_offsets):
+        kind, count, (start, end) = np.dtype(_KINDS[t.dtype]), math.prod(t.shape), t.data_offsets
+        if start != done or end - start != count * kind.itemsize: raise ValueError(f"the tensor {name} is not where it should be")
+        found[name], done = torch.tensor(np.frombuffer(data, kind, count, at + start).reshape(t.shape)), end
+    if at + done != len(data): raise ValueError("it does not end with its last tensor")
+    return found
+
+# %% ../../nbs/train/05_network.ipynb #16270ac2
+def shapes(
+    network: Network,
+) -> dict[str, tuple[int, ...]]: # name -> shape
+    "The tensors of such a net."
+    p, n, found = network.params, len(network.numbers), {}
+    if network.edges:
+        pieces = {len(e) - 1 for e in network.edges}
+        lines = dict.fromkeys(("impl.weight", "impl.bias"), (n, max(pieces))) | dict.fromkeys(("linear0.weight", "linear0.bias"), (n, p.embedding))
+        if 1 in pieces: lines["impl.single_bin_mask"] = n,
+        if len(pieces) > 1: lines["impl.mask"] = n, max(pieces)
+        found = {f"num_module.{name}": of for name, of in lines.items()} | {"num_module.linear.weight": (n, max(pieces), p.embedding)}
+    wide = n * (p.embedding or 1) + sum(network.codes)
+    for i in range(p.blocks):
+        reads = p.width if i else wide
+        layer = dict(weight=(p.width, reads), r=(p.k, reads), s=(p.k, p.width), bias=(p.k, p.width))
+        found |= {f"backbone.blocks.{i}.0.{name}": of for name, of in layer.items()}
+    return found | {"output.weight": (p.k, p.width, network.outputs), "output.bias": (p.k, network.outputs)}
 
 def from_bytes(
     data: bytes, # What `to_bytes` gave
-): # `(network, net)`, the net in evaluation mode on the CPU
-    "Build the net again; raises `UserError` if the file is damaged or holds something else."
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+) -> tuple[Network, dict]: # And its weights, on the CPU: name -> tensor
+    "Read a net again; raises `UserError` if the file is damaged or holds something else."
     try:
         network = msgspec.json.decode(read_about(data)["network"], type=Network)
-        net = build(network)
-        net.load_state_dict(widen(load(data)))
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OverflowError) as e: # torch says RuntimeError of weights of another net
+        weights = widen(read_tensors(data))
+        if {name: tuple(w.shape) for name, w in weights.items()} != shapes(network): raise ValueError("its weights are those of another net")
+    except (KeyError, ValueError, OverflowError) as e:
         raise UserError(f"the file is not a whole net ({str(e).splitlines()[0]}); train it again.") from None
-    return network, net.eval()
+    return network, weights
