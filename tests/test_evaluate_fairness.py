@@ -19,10 +19,8 @@ from mlops_nb.evaluate.fairness import (
     each_pair,
     fairness,
     fairness_table,
-    figures,
     groups,
     judged,
-    metric_frame,
     widest,
 )
 from mlops_nb.evaluate.gate import fairness_rules
@@ -177,16 +175,6 @@ def test_scores_that_are_no_numbers_compare_nothing():
     s[3] = np.nan
     (found,) = fairness("binary", pl.DataFrame({"g": group.astype(str)}), ["g"], y, s)
     assert found.gaps == {} and found.sentence.endswith("some scores are not finite.")
-
-
-def test_the_frame_says_what_the_weights_say():
-    group, y, s = world(names=("a", "b", "c"))
-    frame = metric_frame("binary", y, s, group)
-    for g in "abc":
-        rows = group == g
-        of = {name: f(np.ones(rows.sum())) for name, f in figures("binary", y[rows], s[rows]).items()}
-        assert frame.by_group.loc[g].to_dict() == of
-    assert frame.difference()["auc"] == pytest.approx(np.ptp(frame.by_group["auc"]))
 
 
 # ---- the contract, the stage and the gate

@@ -21,6 +21,7 @@ from mlops_nb.evaluate.weak_spots import (
     inside,
     p_value,
     search,
+    tally,
     weak_spot_table,
     weak_spots,
 )
@@ -102,14 +103,35 @@ def test_the_count_is_of_all_groups_by_one_or_two_columns(columns, n, least, see
     codes = np.random.default_rng(seed).integers(0, 3, (n, columns))
     groups = [{c: v} for c in range(columns) for v in range(3)]
     groups += [{a: v, b: u} for a, b in combinations(range(columns), 2) for v in range(3) for u in range(3)]
-    assert count_tried(codes, least) == sum(inside(codes, g).sum() >= least for g in groups)
+    assert count_tried(tally(codes, np.ones(n)), least) == sum(inside(codes, g).sum() >= least for g in groups)
 
 
 def test_every_find_was_counted_and_is_large_enough():
-    codes = np.random.default_rng(0).integers(0, 4, (3000, 5))
-    found = search(codes, np.random.default_rng(1).exponential(size=3000), 150)
-    assert 0 < len(found) <= count_tried(codes, 150)
+    codes, error = np.random.default_rng(0).integers(0, 4, (3000, 5)), np.random.default_rng(1).exponential(size=3000)
+    groups = tally(codes, error)
+    found = search(groups, error, 150)
+    assert 0 < len(found) <= count_tried(groups, 150)
     assert all(len(f) in (1, 2) and inside(codes, f).sum() >= 150 for f in found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("most", [100, 3])
+def test_the_finds_are_those_of_sliceline(seed, most):
+    from sliceline.slicefinder import Slicefinder
+    rng = np.random.default_rng(seed)
+    n, least = int(rng.integers(400, 3000)), int(rng.integers(20, 60))
+    codes, error = np.column_stack([rng.integers(0, k, n) for k in (2, 3, 5, 9, 4)]), rng.exponential(size=n)
+    error[(codes[:, 1] == 2) & (codes[:, 2] == 1)] += seed
+    visible = 3 * error.std() / (error.mean() - error.min()) / least**.5 / (n / least - 1)
+    theirs = Slicefinder(alpha=1 / (1 + visible), k=most, max_l=2, min_sup=least, verbose=False).fit(codes, error - error.min()).top_slices_
+    theirs = [{c: int(v) for c, v in enumerate(spot) if v is not None} for spot in theirs]
+    assert search(tally(codes, error), error, least, most) == theirs and theirs
+
+
+def test_of_the_same_rows_the_shorter_name_is_found_first():
+    codes = np.random.default_rng(0).integers(0, 3, (1000, 1)) * [1, 0] # the second column is one group
+    error = (codes[:, 0] == 1) * 1.0
+    assert search(tally(codes, error), error, 50) == [{0: 1}, {0: 1, 1: 0}]
 
 
 def test_the_same_rows_by_another_name_are_said_once():
@@ -152,13 +174,11 @@ def test_both_parts_are_cut_at_the_same_places():
 def test_inputs_of_one_kind(columns): assert look("regression", columns).tried > 0
 
 
-def test_many_inputs_and_many_rows_are_bounded(monkeypatch):
-    names = COLUMNS + [f"x{i}" for i in range(30)]
-    monkeypatch.setattr(module, "_WORK", 2500 * 20 * 80) # about 2500 of the 4000 rows
+def test_many_inputs_are_bounded(monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "count_tried", lambda codes, least: seen.append(codes.shape[1]) or count_tried(codes, least))
-    found = look("binary", names, more=30)
-    assert set(seen) == {20} and "plan = basic and age = (missing)" in [x.where for x in sure(found, "too low")]
+    monkeypatch.setattr(module, "tally", lambda codes, error: seen.append(codes.shape) or tally(codes, error))
+    found = look("binary", COLUMNS + [f"x{i}" for i in range(30)], more=30)
+    assert set(seen) == {(4000, 20)} and "plan = basic and age = (missing)" in [x.where for x in sure(found, "too low")]
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -30,13 +30,13 @@ def fit_isotonic(
     p: np.ndarray, # (n,) probabilities
 ) -> Isotonic:
     "Knots at the blocks of an isotonic regression."
-    from sklearn.isotonic import isotonic_regression
+    from scipy.optimize import isotonic_regression
     said, at = np.unique(np.clip(p, EDGE, 1 - EDGE), return_inverse=True)
     events, n = np.bincount(at, y), np.bincount(at).astype(float)
     ends = np.zeros(len(said))
     events[0] += 1
     np.add.at(ends, [0, -1], 1)
-    share, block = np.unique(isotonic_regression(events / (n + ends), sample_weight=n + ends), return_inverse=True)
+    share, block = np.unique(isotonic_regression(events / (n + ends), weights=n + ends).x, return_inverse=True)
     middle = np.bincount(block, n * said) / np.bincount(block, n)
     return Isotonic([0., *middle.tolist(), 1.], [float(share[0] / 2), *share.tolist(), float((1 + share[-1]) / 2)])
 

@@ -25,28 +25,28 @@ def mean_of(
     "The mean of a per-row figure, ready to be weighted."
     return lambda w: _ratio(np.einsum('i,i', w, x), w.sum()) # a sum of products without a copy, in an order that no thread changes
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #73d5fb8d
-def _groups(s): # Order by score, and a function that adds up weights within equal scores
-    order = np.argsort(s, kind='stable')
-    starts = np.flatnonzero(np.r_[True, np.diff(s[order]) != 0]) if len(s) else np.array([], int)
-    if len(starts) == len(s): return order, lambda x: x
-    return order, lambda x: np.add.reduceat(x, starts)
-
 # %% ../../nbs/evaluate/00_metrics.ipynb #b3ccf3c2
 def auc(
     y: np.ndarray, # (n,) 1 for the event, else 0
     s: np.ndarray, # (n,) any score that grows with the chance of the event
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
     "Area under the ROC curve; NaN with one class."
-    order, total = _groups(s)
-    y = y[order]
+    order = np.argsort(s, kind='stable')
+    event = y[order] == 1
+    pos, neg = order[event], order[~event]
+    low, high = (np.searchsorted(s[neg], s[pos], side) for side in ('left', 'right'))
     def at(w):
-        w = w[order]
-        hit = w * y
-        pos, neg = total(hit), total(w - hit)
-        below = np.cumsum(neg) - neg
-        return _ratio((pos * (below + neg / 2)).sum(), pos.sum() * neg.sum())
+        hit, below = w[pos], np.zeros(len(neg) + 1)
+        np.cumsum(w[neg], out=below[1:])
+        return _ratio(np.einsum('i,i', hit, below[low] + below[high]) / 2, hit.sum() * below[-1])
     return at
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #4336dc6e
+def _groups(s): # Order by score, and a function that adds up weights within equal scores
+    order = np.argsort(s, kind='stable')
+    starts = np.flatnonzero(np.r_[True, np.diff(s[order]) != 0]) if len(s) else np.array([], int)
+    if len(starts) == len(s): return order, lambda x: x
+    return order, lambda x: np.add.reduceat(x, starts)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #027c2441
 def average_precision(
