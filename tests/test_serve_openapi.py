@@ -14,16 +14,19 @@ from modelling import schema as contract_of
 
 from mlops_nb.predict import Predictor
 from mlops_nb.schema import Column, Schema
-from mlops_nb.serve.openapi import BODIES, DOCS_CSP, column_schema, docs_page, openapi, row_schema
+from mlops_nb.serve.openapi import DOCS_CSP, column_schema, docs_page, openapi, row_schema
 
 NASTY = """</style></pre><script>alert('1')</script> "quoted" & 'so' `ls` $(ls) \\ ünï"""
 
 
-def route(method, path, scope, handler): return SimpleNamespace(method=method, path=path, scope=scope, handler=handler, doc=NASTY)
+def route(method, path, scope, handler):
+    return SimpleNamespace(method=method, path=path, scope=scope, handler=handler, doc=NASTY)
 
 
-ROUTES = [route("GET", "/health", "open", "alive"), route("GET", "/metrics", "read", "metrics_text"), route("GET", "/odd", "operate", "new"),
-          route("GET", "/v2/models/{model}/versions/{version}", "read", "model"), route("POST", "/v2/models/{model}/infer", "predict", "infer"),
+ROUTES = [route("GET", "/health", "open", "alive"), route("GET", "/metrics", "read", "metrics_text"),
+    route("GET", "/odd", "operate", "new"),
+          route("GET", "/v2/models/{model}/versions/{version}", "read", "model"),
+          route("POST", "/v2/models/{model}/infer", "predict", "infer"),
           route("POST", "/v1/endpoints/{model}:predict", "predict", "predict"), route("GET", "/v2/health/ready", "open", "ready"),
           route("POST", "/v1/endpoints/{model}:feedback", "feedback", "feedback")]
 
@@ -37,10 +40,12 @@ class Known(Predictor):
 
 
 HOSTILE = Schema(NASTY, "binary", "y", classes=["no", NASTY], entity="id", columns={
-    "id": Column("text", feature=False), NASTY: Column("category", nullable=True, domain=[NASTY, "b"], on_new_category="quarantine", doc=NASTY),
+    "id": Column("text", feature=False), NASTY: Column("category", nullable=True, domain=[NASTY, "b"], on_new_category="quarantine",
+    doc=NASTY),
     "x": Column("number", range=(None, -.5), doc="minus"), "when": Column("timestamp", range=("2020-01-01", None)),
     "day": Column("timestamp", nullable=True, format="%d.%m.%Y"), "y": Column("category")})
-CONTRACTS = {"binary": contract_of("binary"), "regression": contract_of("regression"), "multiclass": contract_of("multiclass"), "hostile": HOSTILE}
+CONTRACTS = {"binary": contract_of("binary"), "regression": contract_of("regression"), "multiclass": contract_of("multiclass"),
+    "hostile": HOSTILE}
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +86,26 @@ def test_examples_fit_their_schemas(document, name):
     ask = checker(document, f"{name}.Ask")
     good = row["examples"][0]
     for body in (good, [good, good], {"instances": [good], "id": "a"}): ask.validate(body)
-    for body in ({}, [], {"instances": []}, [1], {**good, "unknown": 1}, {"instances": [good], "id": "with blanks"}): assert not ask.is_valid(body)
+    for body in ({}, [], {"instances": []}, [1], {**good, "unknown": 1},
+        {"instances": [good], "id": "with blanks"}): assert not ask.is_valid(body)
 
 
 def test_what_a_column_may_hold():
     def good(value, *args, **kw): return jsonschema.Draft202012Validator(column_schema(Column(*args, **kw))).is_valid(value)
-    assert good(3, "integer", range=(0, 3)) and not good(4, "integer", range=(0, 3)) and not good(1.5, "integer") and not good(None, "integer")
+    assert good(3, "integer", range=(0, 3)) and not good(4, "integer", range=(0, 3)) and not good(1.5, "integer") and not good(None,
+        "integer")
     assert good(None, "integer", nullable=True) and not good("1", "integer") and not good(True, "integer") and good(1, "number")
     closed = {"domain": ["a"], "on_new_category": "quarantine"}
     assert good("b", "category", domain=["a"]) and not good("b", "category", **closed) and not good(None, "category", **closed)
     assert good(None, "category", nullable=True, **closed)
     assert column_schema(Column("timestamp", range=("2020-01-01", None)))["description"].endswith("From 2020-01-01 to any time.")
-    assert "enum" not in column_schema(Column("category", domain=["a"])) and "a" in column_schema(Column("category", domain=["a"]))["description"]
+    assert "enum" not in column_schema(Column("category", domain=["a"])) and "a" in column_schema(Column("category",
+        domain=["a"]))["description"]
 
 
 def test_a_known_row_is_the_example_and_nothing_else_of_it():
-    row = row_schema(Known(CONTRACTS["binary"]), {"x": 1.5, "count": 3, "place": "Örebro", "known": True, "when": None, "note": "n", "y": "leak"})
+    row = row_schema(Known(CONTRACTS["binary"]), {"x": 1.5, "count": 3, "place": "Örebro", "known": True, "when": None, "note": "n",
+        "y": "leak"})
     assert row["examples"] == [{"x": 1.5, "count": 3, "place": "Örebro", "known": True, "when": None, "note": "n"}]
 
 
@@ -105,12 +114,12 @@ def test_every_route_says_whom_it_is_for_and_what_can_come(document):
     for path, methods in document["paths"].items():
         for method, o in methods.items():
             keyed = {"401", "403", "429"} & o["responses"].keys()
-            assert (not o["security"] and not keyed) if path in open_ones else (o["security"] == [{"key": [o["x-scope"]]}] and len(keyed) == 3)
+            if path in open_ones: assert not o["security"] and not keyed
+            else: assert o["security"] == [{"key": [o["x-scope"]]}] and len(keyed) == 3
             assert ("404" in o["responses"]) == any(f"{n}" in re.split("[/:]", path) for n in CONTRACTS)
             if method == "post": assert {"400", "408", "413", "503", "504"} <= o["responses"].keys()
-    without = openapi(ROUTES, {"binary": Known(CONTRACTS["binary"])}, keys=False)
-    assert not [s for m in without["paths"].values() for o in m.values() for s in (*o["security"], *({"401", "403", "429"} & o["responses"].keys()))]
-    assert set(BODIES) >= {"predict", "infer"}
+    without = [o for m in openapi(ROUTES, {"binary": Known(CONTRACTS["binary"])}, keys=False)["paths"].values() for o in m.values()]
+    assert not [o for o in without if o["security"] or {"401", "403", "429"} & o["responses"].keys()]
 
 
 class Page(HTMLParser):
