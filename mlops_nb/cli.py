@@ -179,12 +179,23 @@ def _predictor(bundle):
     return Predictor.open(_chosen(bundle), thread_count(read_settings(Path("."))))
 
 @app.command()
-def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows.")], target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, or a folder of such files.")],
+          target: Annotated[Optional[Path], typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
+          table: Annotated[bool, typer.Option("--table", help="Write the newest score of each entity instead, where a server looks it up.")] = False,
           bundle: _Bundle = None):
-    "Score a Parquet file of any size."
-    from mlops_nb.predict import score_file
+    "Score files of any size; a run that was killed goes on where it was."
+    from mlops_nb.serve.score import refused_path, score, score_table
+    if (target is None) != table: raise UserError("say where the scores go: a target, or --table.")
     predictor = _predictor(bundle)
-    print(f"{target}: {score_file(predictor, source, target):,} rows scored by {predictor.id[:12]}.")
+    if table:
+        from mlops_nb.settings import read_settings
+        from mlops_nb.store import table_path
+        target = table_path(predictor.id, read_settings(Path(".")).release.tables)
+        print(f"{target}: {score_table(predictor, source, target):,} entities scored by {predictor.id[:12]}.")
+    else:
+        done = score(predictor, source, target)
+        print(f"{target}: {done.rows:,} rows scored by {predictor.id[:12]}"
+              + (f"; {done.refused:,} of them broke the contract, see {refused_path(target)}." if done.refused else "."))
 
 report_app = typer.Typer(no_args_is_help=True, help="Pages that people read.")
 app.add_typer(report_app, name="report")
