@@ -3,7 +3,8 @@ import polars as pl
 from common import THREADS, alternating, fewer_subscribers, fresh_copy, quick, report, row, run, seconds, workplace
 
 from mlops_nb.booster import Booster
-from mlops_nb.predict import Predictor, score_file
+from mlops_nb.predict import Predictor
+from mlops_nb.serve.score import score
 
 
 def many_rows(project, least):
@@ -21,7 +22,7 @@ def larger(predictor, theirs, X, trees):
     params = dict(objective="regression", num_leaves=31, learning_rate=.02, num_threads=THREADS, verbosity=-1)
     text = lightgbm.train(params, data, trees).model_to_string()
     text = text.replace("objective=regression", "objective=binary sigmoid:1")
-    changed = Predictor(predictor.schema, predictor.features, predictor.encoder, Booster(text), predictor.policy, threads=THREADS)
+    changed = Predictor(predictor.schema, predictor.features, predictor.encoder, Booster(text), predictor.policy, "larger", THREADS)
     return changed, lightgbm.Booster(model_str=text)
 
 
@@ -54,7 +55,10 @@ def main():
         frame = pl.read_parquet(source)
         X = predictor.matrix(frame)
 
-        def ours(): return seconds(score_file, predictor, source, tmp / "scores.parquet")
+        def afresh(model):
+            (tmp / "scores.parquet").unlink(missing_ok=True)  # what is complete is not scored again
+            return seconds(score, model, source, tmp / "scores.parquet")
+        def ours(): return afresh(predictor)
         def predict(): return seconds(lambda: theirs.predict(X, num_threads=THREADS))
         def script():
             def f():
@@ -65,7 +69,7 @@ def main():
         ours(), predict()
         a, b, c = alternating(times, ours, predict, script)
         big, plain = larger(predictor, theirs, X, 60 if small else 300)
-        d, e = alternating(times, lambda: seconds(score_file, big, source, tmp / "scores.parquet"),
+        d, e = alternating(times, lambda: afresh(big),
                            lambda: seconds(lambda: plain.predict(X, num_threads=THREADS)))
         alone, single, whole = one_by_one(predictor, theirs, frame, X, 200 if small else 2000)
     report([
@@ -79,7 +83,7 @@ def main():
             f"{single / alone:.1f}× faster"),
         row("one row through `Predictor.predict_one`, from a dict", f"{whole:.0f} µs"),
     ], [f"Scoring: {n:,} rows × {X.shape[1]} inputs of the simulated churn, {trees} trees, {THREADS} threads for both; median of {times}, "
-        "in turns. `score_file` reads Parquet, checks types, computes features, encodes, predicts, decides and writes in batches of "
+        "in turns. `serve.score.score` reads Parquet, validates, computes features, encodes, predicts, decides and writes in batches of "
         "65,536 rows. The first peer only predicts, from a matrix that is ready in memory: there is no harsher one. The second is given "
         "the features and holds all rows in memory.",
         "The budget of 10 µs to encode and predict one row belongs to the server, which comes later; shown for orientation."])

@@ -182,11 +182,14 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
     done = nb("score", "rows.parquet", "scores.parquet", cwd=project)
     assert done.returncode == 0 and "3 rows scored" in done.stdout, done.stderr
     scores = pl.read_parquet(project / "scores.parquet")
-    assert scores["score"].is_between(0, 1).all() and set(scores["decision"]) <= {"0", "1"}
+    assert scores["score"].is_between(0, 1).to_list() == [True, True, None] and set(scores["decision"]) <= {"0", "1", None}
+    assert "1 of them broke the contract" in done.stdout
+    assert pl.read_parquet(project / "scores.refused.parquet")["_reasons"].to_list() == [
+        [f"{c}: missing" for c in ("city", "age", "spent", "visits", "member")]]
     named = nb("score", "rows.parquet", "again.parquet", "--bundle", "artifacts/bundle", cwd=project)
     assert named.returncode == 0 and pl.read_parquet(project / "again.parquet").equals(scores)
     rows.drop("age").write_parquet(project / "short.parquet")
-    assert "no column 'age'" in sentence(nb("score", "short.parquet", "x.parquet", cwd=project))
+    assert "'age' (" in sentence(nb("score", "short.parquet", "x.parquet", cwd=project))
     assert "is not a folder" in sentence(nb("score", "rows.parquet", "x.parquet", "--bundle", "nope", cwd=project))
     assert "nope.parquet does not exist" in sentence(nb("score", "nope.parquet", "x.parquet", cwd=project))
     assert not (project / "x.parquet").exists()

@@ -17,7 +17,8 @@ from mlops_nb.evaluate.thresholds import choose_threshold
 from mlops_nb.export import ask_onnx, export_onnx
 from mlops_nb.files import read_json, write_json
 from mlops_nb.params import EvaluateParams, read_params, write_params
-from mlops_nb.predict import Isotonic, Platt, Policy, Predictor, Temperature, score_file
+from mlops_nb.predict import Isotonic, Platt, Policy, Predictor, Temperature
+from mlops_nb.serve.score import score
 from mlops_nb.train.baselines import baseline
 
 quick = settings(deadline=None, max_examples=60)
@@ -199,7 +200,7 @@ def test_a_bundle_answers_with_calibrated_probabilities_everywhere(task, which, 
     assert predictor.raw(frame).tobytes() == plain.raw(frame).tobytes()
     assert np.array([predictor.predict_one(r) for r in frame.to_dicts()]).tobytes() == want.tobytes()
     frame.write_parquet(tmp_path / "in.parquet")
-    score_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", batch_rows=64)
+    score(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", rows=64)
     scored = pl.read_parquet(tmp_path / "out.parquet")
     assert scored.select("^score.*$").to_numpy().reshape(want.shape).tobytes() == want.tobytes()
     assert scored["decision"].to_list() == predictor.decide(want).tolist()

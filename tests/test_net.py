@@ -20,7 +20,8 @@ from mlops_nb.evaluate.gate import gate
 from mlops_nb.files import read_json
 from mlops_nb.net import Net, first_layer, members
 from mlops_nb.params import NetParams, read_params, write_params
-from mlops_nb.predict import Predictor, score_file
+from mlops_nb.predict import Predictor
+from mlops_nb.serve.score import score
 from mlops_nb.settings import RunSettings, Settings, read_settings, write_settings
 from mlops_nb.train import baselines
 from mlops_nb.train.net import fit_net
@@ -87,7 +88,7 @@ def test_probabilities_are_probabilities(predictor):
 def test_a_file_is_scored_like_a_frame(predictor, tmp_path):
     rows = modelling.rows(500, seed=9, task=predictor.schema.task)
     rows.write_parquet(tmp_path / "in.parquet")
-    assert score_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100) == 500
+    assert score(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 500
     assert pl.read_parquet(tmp_path / "out.parquet").equals(predictor.score(rows))
 
 

@@ -1,11 +1,8 @@
 "One way into the model: a row alone, a batch, a file, and other types of the same values give the same numbers to the last bit."
 import datetime as dt
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import modelling
@@ -14,13 +11,12 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import peak_mib
 
 from mlops_nb.bundle import bundle, draft
 from mlops_nb.data.features import load_features
 from mlops_nb.errors import UserError
 from mlops_nb.params import EncoderParams
-from mlops_nb.predict import Predictor, as_contract, score_file
+from mlops_nb.predict import Predictor, as_contract
 from mlops_nb.train.encoder import Encoder
 
 
@@ -163,80 +159,6 @@ def test_without_feature_functions(tmp_path):
     same(Predictor.open(root / "artifacts/bundle").predict(frame), draft(root).predict(frame))
 
 
-# --- files
-
-def test_a_file_gives_what_the_frame_gives(predictor, tmp_path):
-    frame = modelling.rows(1003, seed=9)
-    frame.write_parquet(tmp_path / "in.parquet", row_group_size=100)
-    for size in (1, 64, 100, 5000):
-        if size == 1: frame[:40].write_parquet(tmp_path / "few.parquet")
-        source = tmp_path / ("few.parquet" if size == 1 else "in.parquet")
-        n = score_file(predictor, source, tmp_path / "out.parquet", size)
-        out = pl.read_parquet(tmp_path / "out.parquet")
-        assert out.equals(predictor.score(frame[:n])) and n == (40 if size == 1 else 1003)
-
-
-def test_the_same_file_gives_the_same_bytes(predictor, tmp_path):
-    modelling.rows(3000, seed=10).write_parquet(tmp_path / "in.parquet", row_group_size=500)
-    for name in "ab": score_file(predictor, tmp_path / "in.parquet", tmp_path / name, 256)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_a_file_without_rows(predictor, tmp_path):
-    modelling.rows(5).clear().write_parquet(tmp_path / "in.parquet")
-    assert score_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet") == 0
-    assert pl.read_parquet(tmp_path / "out.parquet").schema == predictor.output()
-
-
-def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path):
-    p, target = Predictor.open(binary), tmp_path / "out" / "scores.parquet"
-    frame = modelling.rows(500)
-    frame.write_parquet(tmp_path / "good.parquet")
-    data = (tmp_path / "good.parquet").read_bytes()
-    (tmp_path / "cut.parquet").write_bytes(data[:len(data) // 2])
-    (tmp_path / "empty.parquet").write_bytes(b"")
-    frame.drop("x").write_parquet(tmp_path / "lacks.parquet")
-    frame.with_columns(pl.when(pl.int_range(500) == 499).then(pl.lit("late")).otherwise(pl.col("x").cast(pl.String)).alias("x")
-                       ).write_parquet(tmp_path / "late.parquet", row_group_size=50)
-    for name, said in {"none": "does not exist", "cut": "as Parquet", "empty": "as Parquet", "lacks": "no column 'x'",
-                       "late": "holds 'late'"}.items():
-        with pytest.raises(UserError, match=said): score_file(p, tmp_path / f"{name}.parquet", target, 50)
-        assert not list(target.parent.glob("*")) + list(target.parent.glob(".*"))
-    score_file(p, tmp_path / "good.parquet", target)
-    before = target.read_bytes()
-    with pytest.raises(UserError): score_file(p, tmp_path / "late.parquet", target, 50)
-    assert target.read_bytes() == before
-    with pytest.raises(UserError, match="give another target"): score_file(p, target, target.parent / "." / target.name)
-
-
-SCORE = """
-import sys
-from mlops_nb.predict import Predictor, score_file
-score_file(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
-"""
-
-
-def test_a_killed_scoring_leaves_no_target(binary, tmp_path):
-    pl.concat([modelling.rows(20_000)] * 50).write_parquet(tmp_path / "in.parquet", row_group_size=10_000)
-    run = subprocess.Popen([sys.executable, "-c", SCORE, str(binary), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), "2000"])
-    for _ in range(600):
-        if list(tmp_path.glob(".out.parquet*")) or run.poll() is not None: break
-        time.sleep(.05)
-    os.kill(run.pid, signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
-    assert not (tmp_path / "out.parquet").exists()
-
-
-def test_memory_does_not_grow_with_the_file(binary, tmp_path):
-    part = modelling.rows(50_000).drop("note").with_columns(pl.col("x").fill_null(0.0))
-    wide = part.with_columns(pl.Series(np.random.default_rng(0).normal(size=len(part))).alias("x").clip(-9, 9))
-    peaks = []
-    for times in (10, 40):
-        pl.concat([wide.lazy()] * times).sink_parquet(tmp_path / "in.parquet", row_group_size=50_000)
-        peaks.append(peak_mib(sys.executable, "-c", SCORE, binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 32768))
-    assert peaks[1] < peaks[0] + 150, f"{peaks} MiB for half a million and two million rows"
-
-
 @pytest.mark.parametrize("n", [0, 1, 255, 257, 1000, 40_000])
 def test_threads_do_not_change_a_bit(project, n):
     one, three = (Predictor.open(project / "artifacts/bundle", threads) for threads in (1, 3))
@@ -268,11 +190,12 @@ class Forbid:
 sys.meta_path.insert(0, Forbid())
 import importlib.util, importlib.machinery
 importlib.util.find_spec = lambda name: importlib.machinery.PathFinder.find_spec(name)
-from mlops_nb.predict import Predictor, score_file
+from mlops_nb.predict import Predictor
+from mlops_nb.serve.score import score
 p = Predictor.open(sys.argv[1])
 import polars as pl
 frame = pl.read_parquet(sys.argv[2])
-assert len(p.predict(frame)) == len(p.explain(frame)) == score_file(p, sys.argv[2], sys.argv[3], 100)
+assert len(p.predict(frame)) == len(p.explain(frame)) == score(p, sys.argv[2], sys.argv[3], 100).rows
 assert p.predict_one(frame.row(0, named=True)) == p.predict(frame)[0]
 from mlops_nb.bundle import check_golden
 assert check_golden(sys.argv[1]) is None
@@ -290,8 +213,9 @@ def test_predicting_needs_the_core_only(binary, tmp_path):
 
 INSTALLED = """
 import sys
-from mlops_nb.predict import Predictor, score_file
-print(score_file(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3]))
+from mlops_nb.predict import Predictor
+from mlops_nb.serve.score import score
+print(score(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3]).rows)
 """
 
 

@@ -18,7 +18,7 @@ import polars as pl
 from msgspec import Struct
 
 from .. import __version__
-from ..data.validation import SchemaSkew, compare_columns, split_batch
+from ..data.validation import compare_columns, split_batch
 from ..errors import UserError
 from ..files import atomic_dir, atomic_file
 from ..predict import Predictor, _in_order
@@ -63,11 +63,13 @@ def read_batches(
     rows: int, # In a batch; the last one has fewer
     skip: int = 0, # Rows at the beginning to leave out
 ) -> Iterator[pl.DataFrame]: # At least one without `skip`, if only an empty one
-    "The columns of `schema` as they are in a file, with `_source` and `_row`; raises `SchemaSkew` if they do not fit."
+    "The columns of `schema` as they are in a file, with `_source` and `_row`; raises `UserError` if they do not fit."
     with _reading(source):
         lazy = pl.scan_parquet(source, glob=False, hive_partitioning=False)
         wrong = [m for m in compare_columns(name, name, lazy.collect_schema(), schema)[0] if m.column in schema.columns]
-        if wrong: raise SchemaSkew(wrong)
+        if wrong:
+            said = ', '.join(f"'{m.column}' ({m.expected}) is {m.found}" for m in wrong[:8]) + (', ...' if wrong[8:] else '')
+            raise UserError(f"{source} does not have the columns that the model needs: {said}; give it those columns, as the contract has them.")
         lazy, at = lazy.select([*schema.columns]), skip
         numbered = lambda f: f.with_columns(_source=pl.lit(name), _row=pl.int_range(at, at + len(f), dtype=pl.Int64))
         for frame in lazy.slice(skip).collect_batches(chunk_size=rows, maintain_order=True, engine='streaming'):
