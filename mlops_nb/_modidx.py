@@ -1488,6 +1488,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlops_nb.serve.protocol._unpack': ('serve/protocol.html#_unpack', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._value': ('serve/protocol.html#_value', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._values': ('serve/protocol.html#_values', 'mlops_nb/serve/protocol.py'),
+                                         'mlops_nb.serve.protocol._wholes': ('serve/protocol.html#_wholes', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol.answer_tensors': ( 'serve/protocol.html#answer_tensors',
                                                                                      'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol.decode_infer': ( 'serve/protocol.html#decode_infer',

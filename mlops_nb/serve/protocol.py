@@ -95,7 +95,7 @@ def _flat(name, data, shape):
         items = list(chain.from_iterable(items))
     return items
 
-# %% ../../nbs/serve/01_protocol.ipynb #4790fb41
+# %% ../../nbs/serve/01_protocol.ipynb #737e0817
 _DEEPEST = 8 # dimensions
 
 def _values(name, datatype, shape, raw):
@@ -105,8 +105,23 @@ def _values(name, datatype, shape, raw):
     if depth > 1 and depth != len(shape) or depth > _DEEPEST:
         raise UserError(f"input {_quoted(name)} has {len(shape)} dimensions, and its data is {depth} lists deep; nest it like its shape, or not at all.")
     try: data = _nested(datatype, depth).decode(raw)
-    except (ValueError, RecursionError) as e: raise UserError(_misfit(name, datatype, e)) from None
+    except (ValueError, RecursionError) as e: data = _wholes(name, datatype, depth, raw, e)
     return _flat(name, data, shape) if depth > 1 else data
+
+# %% ../../nbs/serve/01_protocol.ipynb #1f7f0e9b
+_EXACT = 2**53 # whole numbers up to here are exact in a float
+
+def _wholes(name, datatype, depth, raw, error):
+    "Whole numbers and truths that were written with a point; raises `UserError` with what `error` says where there are others."
+    def whole(v):
+        if isinstance(v, list): return [whole(i) for i in v]
+        if v is not None and not (v.is_integer() and low <= v <= high): raise ValueError
+        return v if v is None else kind(v)
+    try:
+        kind, info = (bool, None) if datatype == 'BOOL' else (int, np.iinfo(DATATYPES[datatype]))
+        low, high = (0, 1) if info is None else (max(int(info.min), -_EXACT), min(int(info.max), _EXACT))
+        return whole(_nested('FP64', depth).decode(raw))
+    except (ValueError, RecursionError): raise UserError(_misfit(name, datatype, error)) from None
 
 # %% ../../nbs/serve/01_protocol.ipynb #8e8d6d3a
 class _AnyTensor(Struct):
@@ -227,13 +242,11 @@ def decode_infer(
     if not inputs: raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
     return request
 
-# %% ../../nbs/serve/01_protocol.ipynb #20a72247
+# %% ../../nbs/serve/01_protocol.ipynb #d19da632
 def _column(array):
     "The values of a column as a list."
     found = array.tolist()
     return [None if v != v else v for v in found] if array.dtype.kind == 'f' else found
-
-_EXACT = 2**53 # whole numbers up to here are exact in a float
 
 def _matrix(t):
     "The values of one numeric tensor, (n, k) float64, NaN where missing."
