@@ -80,7 +80,7 @@ def test_the_document_is_valid(document):
 def test_examples_fit_their_schemas(document, name):
     row = document["components"]["schemas"][f"{name}.Row"]
     jsonschema.validate(row["examples"][0], row)
-    for end in (f"/v1/endpoints/{name}:predict", f"/v2/models/{name}/infer"):
+    for end in (f"/v1/endpoints/{name}:predict", f"/v1/endpoints/{name}:feedback", f"/v2/models/{name}/infer"):
         body = document["paths"][end]["post"]["requestBody"]["content"]["application/json"]
         checker(document, body["schema"]["$ref"].rpartition("/")[2]).validate(body["example"])
     ask = checker(document, f"{name}.Ask")

@@ -62,12 +62,12 @@ def row_schema(
     return {'type': 'object', 'properties': {n: column_schema(columns[n]) for n in [*inputs, *(c for c in columns if c not in inputs)]},
             'required': [c for c in inputs if not columns[c].nullable], 'additionalProperties': False, 'examples': [example]}
 
-# %% ../../nbs/serve/02_openapi.ipynb #4a368f21
+# %% ../../nbs/serve/02_openapi.ipynb #3208d980
 def _object(required='', **properties): return {'type': 'object', 'properties': properties, 'required': required.split()}
 def _list(items, **more): return {'type': 'array', 'items': items, **more}
 def _ref(name): return {'$ref': f'#/components/schemas/{name}'}
 
-_TEXT, _TEXTS, _YES, _WHOLE = {'type': 'string'}, _list({'type': 'string'}), {'type': 'boolean'}, {'type': 'integer', 'minimum': 0}
+_TEXT, _NUMBER, _YES, _WHOLE = {'type': 'string'}, {'type': 'number'}, {'type': 'boolean'}, {'type': 'integer', 'minimum': 0}
 _SOME, _ID = {'type': ['object', 'null'], 'description': 'More, by name.'}, {'type': ['string', 'null'], 'pattern': '^[!-~]{1,128}$', 'description': 'Comes back in the answer.'}
 
 def _tensor(**more):
@@ -77,9 +77,10 @@ def _tensor(**more):
 PROTOCOL = {
     'Error': _object('error', error=_TEXT, total=_WHOLE, violations=_list(_object('sentence', row={'type': ['integer', 'null']}, column={'type': ['string', 'null']},
                                                                                   sentence=_TEXT))),
+    'Taken': _object('id taken', id=_TEXT, taken=_WHOLE),
     'Live': _object('live', live=_YES), 'Ready': _object('ready', live=_YES, ready=_YES, name=_TEXT),
-    'ServerMetadata': _object('name version extensions', name=_TEXT, version=_TEXT, extensions=_TEXTS),
-    'ModelMetadata': _object('name platform inputs outputs', name=_TEXT, versions=_TEXTS, platform=_TEXT,
+    'ServerMetadata': _object('name version extensions', name=_TEXT, version=_TEXT, extensions=_list(_TEXT)),
+    'ModelMetadata': _object('name platform inputs outputs', name=_TEXT, versions=_list(_TEXT), platform=_TEXT,
                              inputs=_list(_ref('TensorMetadata')), outputs=_list(_ref('TensorMetadata'))),
     'TensorMetadata': _object('name datatype shape', name=_TEXT, datatype={'enum': [*DATATYPES]}, shape=_list({'type': 'integer', 'minimum': -1})),
     'InferRequest': _object('inputs', id=_ID, parameters=_SOME, inputs=_list(_object('name datatype shape', **_tensor(parameters=_SOME)), minItems=1),
@@ -87,27 +88,32 @@ PROTOCOL = {
     'InferResponse': _object('model_name outputs', model_name=_TEXT, model_version=_TEXT, id=_TEXT, parameters=_SOME,
                              outputs=_list(_object('name datatype shape', **_tensor(parameters=_SOME))))} # Name -> JSON Schema
 
-# %% ../../nbs/serve/02_openapi.ipynb #c099391a
+# %% ../../nbs/serve/02_openapi.ipynb #daa258bb
 def endpoint_schemas(
     name: str, # Of the endpoint
     predictor: Predictor,
     example: dict[str, Any] | None = None, # A row that is known to be good
 ) -> dict[str, dict]: # Name -> JSON Schema
     "What one endpoint takes and gives back."
-    row = _ref(f'{name}.Row')
-    score = {'type': 'number'} if predictor.schema.task != 'multiclass' else _object(**dict.fromkeys(predictor.schema.classes, {'type': 'number'}))
-    answer = {'score': score} | ({} if predictor.schema.task == 'regression' else {'decision': {'type': ['string', 'null']}, 'referred': _YES})
+    row, schema = _ref(f'{name}.Row'), predictor.schema
+    def by_class(shape): return shape if schema.task != 'multiclass' else _object(**dict.fromkeys(schema.classes, shape))
+    score, label = by_class(_NUMBER), {'type': ['number', 'null']} if schema.task == 'regression' else {'enum': [*schema.classes, None]}
+    answer = {'score': score, 'variant': _TEXT} | ({} if schema.task == 'regression' else {'decision': {'type': ['string', 'null']}, 'referred': _YES})
+    why = _object('score raw base contributions', score=score, raw=score, base=score,
+                  contributions=by_class({'type': 'object', 'additionalProperties': _NUMBER}))
+    told = {'id': _TEXT, 'endpoint': _TEXT, 'variant': _TEXT, 'bundle': _TEXT}
     return {f'{name}.Row': row_schema(predictor, example),
             f'{name}.Ask': {'anyOf': [_object('instances', instances=_list(row, minItems=1), id=_ID, parameters=_SOME), _list(row, minItems=1), row]},
-            f'{name}.Answer': _object('id endpoint variant bundle predictions', id=_TEXT, endpoint=_TEXT, variant=_TEXT, bundle=_TEXT,
-                                      predictions=_list(_object('score', **answer)))}
+            f'{name}.Answer': _object('id endpoint variant bundle predictions', **told, predictions=_list(_object('score', **answer))),
+            f'{name}.Explanations': _object('id endpoint variant bundle units explanations', **told, units=_TEXT, explanations=_list(why)),
+            f'{name}.Labels': _object('labels', labels=_list(_object('id label', id={'type': 'string', 'pattern': '^[!-~]{1,128}$'}, row=_WHOLE, label=label), minItems=1))}
 
-# %% ../../nbs/serve/02_openapi.ipynb #b60fe7f5
+# %% ../../nbs/serve/02_openapi.ipynb #143a4877
 BODIES = {'alive': (None, 'Live'), 'ready': (None, 'Ready'), 'server': (None, 'ServerMetadata'), 'model': (None, 'ModelMetadata'), 'model_ready': (None, 'Ready'),
-          'infer': ('InferRequest', 'InferResponse'), 'predict': ('{}.Ask', '{}.Answer'), 'explain': ('{}.Ask', None),
+          'infer': ('InferRequest', 'InferResponse'), 'predict': ('{}.Ask', '{}.Answer'), 'explain': ('{}.Ask', '{}.Explanations'), 'feedback': ('{}.Labels', 'Taken'),
           'metrics_text': (None, 'text/plain'), 'docs': (None, 'text/html')} # Handler -> schema of what is sent and of what comes back, or its media type
 
-# %% ../../nbs/serve/02_openapi.ipynb #77a40fd2
+# %% ../../nbs/serve/02_openapi.ipynb #fe1f2644
 STATUSES = {
     400: 'The request cannot be read, or a row does not fit the contract', 401: 'There is no key, or it is not known', 403: 'The key is not for this',
     404: 'There is no such endpoint or version', 408: 'The request took too long to arrive', 413: 'The body is too large',
@@ -117,22 +123,23 @@ STATUSES = {
 def _statuses(route, keys):
     if keys and route.scope != 'open': yield from (401, 403, 429)
     if '{' in route.path: yield 404
-    if route.method == 'POST': yield from (400, 408, 413, 415, 503, 504)
-    elif route.path.endswith('/ready'): yield from (400, 503) if '{' in route.path else (503,)
+    yield 400
+    if route.method == 'POST': yield from (408, 413, 415, 503, 504)
+    elif route.path.endswith('/ready'): yield 503
 
 def _refusals(route, keys):
     retry = {'Retry-After': {'description': 'Seconds to wait', 'schema': _TEXT}}
     return {str(s): {'description': STATUSES[s], 'content': {'application/json': {'schema': _ref('Error')}}, **({'headers': retry} if s in (429, 503) else {})}
             for s in sorted(_statuses(route, keys))}
 
-# %% ../../nbs/serve/02_openapi.ipynb #c4786284
+# %% ../../nbs/serve/02_openapi.ipynb #32fed205
 _HEADERS = {'x-request-id': ('An id for this request, which comes back and stands in the log', {**_TEXT, 'pattern': '^[!-~]{1,128}$'}),
             'x-deadline-ms': ('How long the answer is worth having, in milliseconds', {'type': 'integer', 'minimum': 0}),
             'Inference-Header-Content-Length': ('The length of the JSON part, where binary tensors follow it', {'type': 'integer', 'minimum': 0})}
 
 def _parameters(route):
     "Headers, and the version where the path has one."
-    names = [] if route.method == 'GET' else [n for n in _HEADERS if n[0] == 'x' or route.path.endswith('/infer')]
+    names = ['x-request-id', *(['x-deadline-ms'] if route.method == 'POST' else []), *(['Inference-Header-Content-Length'] if route.handler == 'infer' else [])]
     found = [{'name': n, 'in': 'header', 'description': _HEADERS[n][0], 'schema': _HEADERS[n][1]} for n in names]
     return found + ([{'name': 'version', 'in': 'path', 'required': True, 'schema': _TEXT}] if '/versions/' in route.path else [])
 
