@@ -305,9 +305,9 @@ def log_check():
     "Exit 1 unless every answer is on record, once; also while the server runs."
     from mlops_nb.serve.records import check
     from mlops_nb.settings import read_settings
-    settings = read_settings(Path("."))
-    found = check(settings.log.folder, settings.serve.state)
-    print(f"{settings.log.folder}: {found.sentence}")
+    log = read_settings(Path(".")).log
+    found = check(log.folder)
+    print(f"{log.folder}: {found.sentence}")
     if found.problems: raise UserError(" ".join(found.problems[:10]) + f" And {len(found.problems) - 10} more." * (len(found.problems) > 10))
 
 # %% ../nbs/92_cli.ipynb #af699f68

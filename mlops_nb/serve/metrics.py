@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LATENCY', 'Counter', 'Histogram', 'Family', 'Metrics']
 
-# %% ../../nbs/serve/04_metrics.ipynb #54ba4de6
-import logging, os, struct
+# %% ../../nbs/serve/04_metrics.ipynb #40b10ac2
+import json, logging, os, struct
 from bisect import bisect_left
 from pathlib import Path
 from threading import Lock
@@ -44,22 +44,29 @@ class Histogram:
             self._view[self._at[bisect_left(self._bounds, value)]] += 1
             self._view[self._sum] += value
 
-# %% ../../nbs/serve/04_metrics.ipynb #2fc80530
+# %% ../../nbs/serve/04_metrics.ipynb #201b798d
 _BYTES = {"counter": 1 << 20, "histogram": 4 << 20, "gauge": 1 << 20}
 _SPARE = 1 << 16 # for one child `other` of each family
+
+def _readable(path):
+    "Whether a file is whole; it is not while its process is just making it, or after the machine has lost power."
+    data = Path(path).read_bytes()
+    if len(data) < 8 or not 0 <= struct.unpack_from("i", data)[0] <= len(data): return False
+    try: return all(len(json.loads(key)) == 4 for key, *_ in MmapedDict.read_all_values_from_file(path))
+    except (RuntimeError, TypeError, ValueError, struct.error): return False
 
 class _File:
     "The figures of one kind of one slot."
     def __init__(self, path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size and not _readable(path):
+            logging.getLogger("mlops_nb.serve").error("%s is damaged; its figures begin at zero.", path)
+            os.truncate(path, 0)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
         try: os.posix_fallocate(fd, 0, size)
+        except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
         finally: os.close(fd)
-        try: self._dict = MmapedDict(str(path))
-        except (RuntimeError, ValueError, struct.error): # not what was written: the machine lost power
-            logging.getLogger("mlops_nb.serve").error("%s is damaged; its figures begin at zero.", path)
-            with open(path, "r+b") as f: f.write(bytes(size))
-            self._dict = MmapedDict(str(path))
+        self._dict = MmapedDict(str(path))
         self.view, self.lock = memoryview(self._dict._m).cast("d"), Lock()
 
     def fits(self, keys, spare):
@@ -72,7 +79,7 @@ class _File:
         self._dict.read_value(key)
         return self._dict._positions[key] // 8
 
-# %% ../../nbs/serve/04_metrics.ipynb #12af50b3
+# %% ../../nbs/serve/04_metrics.ipynb #a21c8b30
 class Family:
     "A metric with labels: `family('churn', 'champion').inc()`."
     def __init__(self, file, kind, name, doc, labels=(), bounds=None):
@@ -100,10 +107,12 @@ def _make(self: Family, values):
     with self._file.lock:
         keys = self._keys(values)
         if not self._file.fits(keys, _SPARE): values = ("other",) * len(values); keys = self._keys(values)
-        if values not in self._children:
+        text = tuple(map(str, values))
+        if text not in self._children:
             at, view = [self._file.at(k) for k in keys], self._file.view
-            self._children[values] = Histogram(view, self._bounds, at[:-1], at[-1], Lock()) if self._bounds else Counter(view, *at, Lock())
-        return self._children[values]
+            self._children[text] = Histogram(view, self._bounds, at[:-1], at[-1], Lock()) if self._bounds else Counter(view, *at, Lock())
+        self._children[values] = self._children[text] # 200 and '200' are one
+        return self._children[text]
 
 # %% ../../nbs/serve/04_metrics.ipynb #2647f5f7
 LATENCY = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10) # seconds
@@ -143,7 +152,7 @@ class Metrics:
             family = Family(files[kind], kind, name, doc, labels, LATENCY if kind == "histogram" else None)
             setattr(self, attribute, family if labels else family())
 
-# %% ../../nbs/serve/04_metrics.ipynb #60fad0da
+# %% ../../nbs/serve/04_metrics.ipynb #ed271860
 class _Collected:
     def __init__(self, metrics): self.metrics = metrics
     def collect(self): return self.metrics
@@ -153,7 +162,9 @@ def _counts(path): return path.name.split("_")[0] != "gauge" or slot_is_held(pat
 @patch
 def render(self: Metrics) -> bytes: # The text format of Prometheus, version 0.0.4
     "The figures of all processes, added up."
-    files = [str(p) for p in sorted(self.folder.glob("*.db")) if p.stat().st_size and _counts(p)]
-    metrics = sorted(MultiProcessCollector.merge(files), key=lambda m: m.name)
+    files = [str(p) for p in sorted(self.folder.glob("*.db")) if _counts(p)]
+    try: metrics = MultiProcessCollector.merge(files)
+    except (RuntimeError, TypeError, ValueError, struct.error): metrics = MultiProcessCollector.merge([f for f in files if _readable(f)])
+    metrics = sorted(metrics, key=lambda m: m.name)
     for m in metrics: m.samples = [s for s in m.samples if s.value or m.type != "gauge" or not s.labels]
     return generate_latest(_Collected(metrics))

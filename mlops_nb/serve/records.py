@@ -6,8 +6,8 @@
 __all__ = ['claim_slot', 'release_slot', 'slot_is_held', 'Record', 'Feedback', 'LogFull', 'Log', 'Kept', 'Compacted', 'compact',
            'read_feedback', 'read_log', 'Findings', 'check']
 
-# %% ../../nbs/serve/03_records.ipynb #1fdf93c7
-import asyncio, errno, fcntl, glob, json, logging, os, time
+# %% ../../nbs/serve/03_records.ipynb #715df921
+import asyncio, errno, fcntl, glob, json, logging, os, struct, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -292,10 +292,12 @@ def _scores(values):
     if not any(type(v) is list for v in values): return pl.Series("score", [v if v is None else float(v) for v in values], pl.Float64)
     return pl.Series("score", [v if type(v) is list else [v] for v in values], pl.List(pl.Float64), strict=False)
 
-# %% ../../nbs/serve/03_records.ipynb #dbc4d2ca
+# %% ../../nbs/serve/03_records.ipynb #ec7f3bac
 _EACH = ("id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "key", "seq") # the same for all rows of a record
 
 def _flat(lists): return list(chain.from_iterable(lists))
+
+def _plain(name, values): return pl.Series(name, values, pl.Int64 if name in ("row", "slot", "seq", "latency_us") else pl.String)
 
 def _times(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
@@ -312,15 +314,15 @@ def _record_frame(slot, records):
     each = {f: _flat([getattr(r, f)] * n for r, n in zip(records, rows)) for f in _EACH}
     inputs = dict.fromkeys(_flat(r.columns for r in records))
     return pl.DataFrame([
-        pl.Series("id", each.pop("id")), pl.Series("row", _flat(map(range, rows)), pl.Int64), _times(_flat([r.time] * n for r, n in zip(records, rows))),
-        *(pl.Series(f, v) for f, v in each.items()), pl.Series("slot", [slot] * sum(rows), pl.Int64),
+        _plain("id", each.pop("id")), _plain("row", _flat(map(range, rows))), _times(_flat([r.time] * n for r, n in zip(records, rows))),
+        *(_plain(f, v) for f, v in each.items()), _plain("slot", [slot] * sum(rows)),
         _scores(_flat(r.score for r in records)),
         *(_series(f, _per_row(slot, records, f, [getattr(r, f) for r in records])) for f in ("decision", "entity")),
         *(_series(f"columns.{c}", _per_row(slot, records, c, [r.columns.get(c) for r in records])) for c in inputs)])
 
 def _feedback_frame(slot, labels):
     "One row for each label that arrived."
-    return pl.DataFrame([*(pl.Series(f, [getattr(r, f) for r in labels]) for f in ("id", "row", "endpoint", "key", "seq")), pl.Series("slot", [slot] * len(labels), pl.Int64),
+    return pl.DataFrame([*(_plain(f, [getattr(r, f) for r in labels]) for f in ("id", "row", "endpoint", "key", "seq")), _plain("slot", [slot] * len(labels)),
                          _times([r.time for r in labels]), _series("label", [r.label for r in labels])])
 
 # %% ../../nbs/serve/03_records.ipynb #38195671
@@ -545,16 +547,19 @@ def _look(found, tables, stem, expected):
     found.labels += labels.height
     return max(end, expected), (records["mode"] == "live").sum()
 
-# %% ../../nbs/serve/03_records.ipynb #ffedb5b7
-def _counted(state): # -> {slot: (rows answered, rows answered without a record)}
+# %% ../../nbs/serve/03_records.ipynb #ca218eb2
+def _counted(folder, found): # -> {slot: (rows answered, rows answered without a record)}
     "What the processes of each slot have counted."
     from prometheus_client.mmap_dict import MmapedDict
-    found = {}
-    for path in sorted((Path(state) / "metrics").glob("counter_*.db")):
-        if not path.stat().st_size: continue
-        values = {json.loads(key)[1]: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(path))}
-        found[int(path.stem.split("_")[1])] = tuple(int(values.get(f"mlops_nb_{name}_total", 0)) for name in ("answered", "log_failures"))
-    return found
+    counted = {}
+    for path in sorted((folder / "metrics").glob("counter_*.db")):
+        if not path.stat().st_size: continue # its process is just making it
+        try: values = {json.loads(key)[1]: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(path))}
+        except (RuntimeError, TypeError, ValueError, struct.error):
+            found.problems.append(f"{path} is damaged, so what its slot has counted is not known; the next process of the slot begins at zero.")
+            continue
+        counted[int(path.stem.split("_")[1])] = tuple(int(values.get(f"mlops_nb_{name}_total", 0)) for name in ("answered", "log_failures"))
+    return counted
 
 def _check_slot(folder, slot, kept, found): # -> rows that were answered from this slot
     "Add what there is to say about one slot to `found`."
@@ -567,16 +572,15 @@ def _check_slot(folder, slot, kept, found): # -> rows that were answered from th
     for path in _segments(folder, slot): found.torn += _whole(path)[1] < path.stat().st_size and not slot_is_held(folder, slot)
     return rows
 
-# %% ../../nbs/serve/03_records.ipynb #262e3de1
+# %% ../../nbs/serve/03_records.ipynb #894e5a6d
 def check(
     folder: str | Path, # The folder of the log
-    state: str | Path | None = None, # The folder of the metrics; that of the log where it is not given
 ) -> Findings:
     "Whether every answer is in the log, once; may be run at any time, also while the server writes."
     folder, found = Path(folder), Findings()
     if not (folder / "segments").is_dir(): raise UserError(f"{folder} is no prediction log; name the folder that [log] in settings.ini names.")
     with _alone(folder):
-        counted, kept = _counted(state or folder), _kept(folder) # before the lines: those may only be more by then
+        counted, kept = _counted(folder, found), _kept(folder) # before the lines: those may only be more by then
         for slot in sorted({*_slots(folder), *counted}):
             rows, (answered, lost) = _check_slot(folder, slot, kept.get(slot, Kept()), found), counted.get(slot, (0, 0))
             if answered > rows + lost:
