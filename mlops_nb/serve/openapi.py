@@ -88,7 +88,7 @@ PROTOCOL = {
     'InferResponse': _object('model_name outputs', model_name=_TEXT, model_version=_TEXT, id=_TEXT, parameters=_SOME,
                              outputs=_list(_object('name datatype shape', **_tensor(parameters=_SOME))))} # Name -> JSON Schema
 
-# %% ../../nbs/serve/02_openapi.ipynb #daa258bb
+# %% ../../nbs/serve/02_openapi.ipynb #587c6d49
 def endpoint_schemas(
     name: str, # Of the endpoint
     predictor: Predictor,
@@ -98,7 +98,7 @@ def endpoint_schemas(
     row, schema = _ref(f'{name}.Row'), predictor.schema
     def by_class(shape): return shape if schema.task != 'multiclass' else _object(**dict.fromkeys(schema.classes, shape))
     score, label = by_class(_NUMBER), {'type': ['number', 'null']} if schema.task == 'regression' else {'enum': [*schema.classes, None]}
-    answer = {'score': score, 'variant': _TEXT} | ({} if schema.task == 'regression' else {'decision': {'type': ['string', 'null']}, 'referred': _YES})
+    answer = {'score': score} | ({} if schema.task == 'regression' else {'decision': {'type': ['string', 'null']}, 'referred': _YES}) | {'variant': _TEXT}
     why = _object('score raw base contributions', score=score, raw=score, base=score,
                   contributions=by_class({'type': 'object', 'additionalProperties': _NUMBER}))
     told = {'id': _TEXT, 'endpoint': _TEXT, 'variant': _TEXT, 'bundle': _TEXT}
