@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'key_app', 'log_app', 'ending', 'main', 'init', 'ingest', 'simulate',
            'stage', 'gate_check', 'tune', 'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card',
-           'export_onnx', 'compress', 'key_add', 'key_list', 'key_revoke', 'log_compact', 'log_check', 'control']
+           'export_onnx', 'compress', 'serve', 'key_add', 'key_list', 'key_revoke', 'log_compact', 'log_check',
+           'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -257,6 +258,17 @@ def compress(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="
     found = compress(Path("."), _chosen(bundle), output, trees, weights)
     page = text_page("A smaller model", describe(found), output / "compression.html", Header(project=found.dataset, run=found.student.bundle[:12]))
     print(f"{describe(found)}\nThe bundle is {output / 'bundle'}, the page is {page}")
+
+# %% ../nbs/92_cli.ipynb #fb516dc9
+@app.command()
+def serve(bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder, served as the endpoint of settings.ini; all that is released where it is not given.")] = None,
+          port: Annotated[Optional[int], typer.Option(min=0, max=65535, help="As in settings.ini where it is not given; 0 = one that is free.")] = None):
+    "Serve models over HTTP until it is stopped."
+    from mlops_nb.serve.server import serve
+    from mlops_nb.settings import read_settings
+    settings = read_settings(Path("."))
+    if port is not None: settings.serve.port = port
+    serve(Path("."), bundle, settings)
 
 # %% ../nbs/92_cli.ipynb #730f15fe
 key_app = typer.Typer(no_args_is_help=True, help="Who may ask the server, and for what.")

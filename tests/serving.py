@@ -59,13 +59,14 @@ def free_port():
 
 class Server:
     "`mlops-nb serve` in `root`, on a free port of the loopback, until the `with` ends; environment variables as keywords."
-    def __init__(self, root, *options, wait=30, ready=True, **environ):
-        self.root, self.options, self.wait, self.ready, self.port = Path(root), options, wait, ready, free_port()
+    def __init__(self, root, *options, wait=30, ready=True, first="", port=None, **environ):
+        self.root, self.options, self.wait, self.ready, self.first = Path(root), options, wait, ready, first
+        self.port = free_port() if port is None else port
         self.environ = {**os.environ, "MLOPS_NB_SERVE_WORKERS": "1", **{k: str(v) for k, v in environ.items()}}
         self.lines = []
 
     def __enter__(self):
-        command = [sys.executable, "-c", "from mlops_nb.cli import main; main()", "serve", "--port", str(self.port),
+        command = [sys.executable, "-c", f"{self.first}\nfrom mlops_nb.cli import main; main()", "serve", "--port", str(self.port),
                    *map(str, self.options)]
         self.process = subprocess.Popen(command, cwd=self.root, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         text=True, start_new_session=True)
@@ -137,4 +138,59 @@ class Server:
         return total
 
 
-def request_id(): return secrets.token_hex(8)
+class Load(threading.Thread):
+    "A client that asks without a pause, one row at a time, on a connection that it makes anew when it breaks."
+    def __init__(self, server, rows=None, path=f"/v1/endpoints/{ENDPOINT}:predict", n=None):
+        super().__init__(daemon=True)
+        self.server, self.path, self.most, self.halt = server, path, n, threading.Event()
+        self.body = json.dumps({"instances": rows or instances(1)}).encode()
+        self.answered, self.refused, self.broken = [], [], 0  # (id, sent, received, body), (status, body), connections
+
+    def run(self):
+        prefix, connection, n = secrets.token_hex(6), None, 0
+        while not self.halt.is_set() and (self.most is None or len(self.answered) < self.most):
+            try:
+                connection = connection or socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
+                id, sent, n = f"{prefix}-{n}", time.time(), n + 1
+                connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\nx-request-id: %s\r\ncontent-length: %d\r\n\r\n%s" % (
+                    self.path.encode(), id.encode(), len(self.body), self.body))
+                status, body = receive(connection)
+                if status == 200: self.answered.append((id, sent, time.time(), body))
+                else: self.refused.append((status, body))
+            except OSError:
+                self.broken += 1
+                if connection: connection.close()
+                connection = None
+                time.sleep(.01)
+        if connection: connection.close()
+
+
+def receive(connection):
+    "The status and the body of one reply; `OSError` if the connection ends before."
+    found = b""
+    while b"\r\n\r\n" not in found:
+        if not (more := connection.recv(65536)): raise ConnectionResetError
+        found += more
+    head, body = found.split(b"\r\n\r\n", 1)
+    size = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+    while len(body) < size:
+        if not (more := connection.recv(65536)): raise ConnectionResetError
+        body += more
+    return int(head.split()[1]), body
+
+
+@contextlib.contextmanager
+def load(server, clients=4, **how):
+    "Clients that ask all the time; a list of them, which can be read when the `with` has ended."
+    found = [Load(server, **how) for _ in range(clients)]
+    for c in found: c.start()
+    try: yield found
+    finally:
+        for c in found: c.halt.set()
+        for c in found: c.join(30)
+
+
+def logged(root):
+    "The ids of all records in the segments of the prediction log, each as often as it is there."
+    lines = [line for p in sorted((Path(root) / "predictions/segments").glob("*.jsonl")) for line in p.read_bytes().split(b"\n")[:-1]]
+    return [r["id"] for r in map(json.loads, lines) if r["kind"] == "record"]

@@ -130,7 +130,7 @@ class Denied(Exception):
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, headers
 
-_UNKNOWN = Denied(401, "This route needs a key: send one that is valid as `Authorization: Bearer KEY`.", {'www-authenticate': 'Bearer'})
+def _stranger(): return Denied(401, "This route needs a key: send one that is valid as `Authorization: Bearer KEY`.", {'www-authenticate': 'Bearer'})
 
 # %% ../../nbs/serve/07_access.ipynb #28bddb1b
 _NOBODY = Key('', '', '0' * 64, [])
@@ -150,9 +150,9 @@ class Access:
         "Let a request in; raises `Denied`."
         if self.path is None or scope == 'open': return ''
         kind, _, text = (authorization or '').partition(' ')
-        key = self._keys.get(text.partition('.')[0], _NOBODY)
-        same = hmac.compare_digest(_sha256(text.strip()), key.sha256)
-        if not same or kind.lower() != 'bearer' or key.expired(): raise _UNKNOWN
+        key = self._keys.get((text := text.strip()).partition('.')[0], _NOBODY)
+        same = hmac.compare_digest(_sha256(text), key.sha256)
+        if not same or kind.lower() != 'bearer' or key.expired(): raise _stranger()
         if scope not in key.scopes: raise Denied(403, f"The key {key.name!r} is not for the scope {scope!r}.", {})
         if wait := self._buckets[key.id].take() if key.rate else 0:
             raise Denied(429, f"The key {key.name!r} may make {key.rate:g} requests a second.", {'retry-after': str(int(wait) + 1)})
