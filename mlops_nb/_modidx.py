@@ -1593,6 +1593,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlops_nb.serve.records._alone': ('serve/records.html#_alone', 'mlops_nb/serve/records.py'),
                                         'mlops_nb.serve.records._check_slot': ( 'serve/records.html#_check_slot',
                                                                                 'mlops_nb/serve/records.py'),
+                                        'mlops_nb.serve.records._claim': ('serve/records.html#_claim', 'mlops_nb/serve/records.py'),
                                         'mlops_nb.serve.records._counted': ('serve/records.html#_counted', 'mlops_nb/serve/records.py'),
                                         'mlops_nb.serve.records._feedback_frame': ( 'serve/records.html#_feedback_frame',
                                                                                     'mlops_nb/serve/records.py'),

@@ -40,20 +40,25 @@ def _hold(folder, slot):
     _held[path] = fd
     return True
 
-# %% ../../nbs/serve/03_records.ipynb #fde2e3d3
+# %% ../../nbs/serve/03_records.ipynb #bee89c74
+def _claim(folder, slots, wait):
+    "The first of `slots` that is free; None if none is for `wait` seconds."
+    until = time.monotonic() + wait
+    while True:
+        for slot in slots:
+            if _hold(folder, slot): return slot
+        if time.monotonic() > until: return None
+        time.sleep(0.01)
+
 def claim_slot(
     folder: str | Path, # The folder of the log
     n: int, # So many slots there are: 0 .. n-1
     wait: float = 10, # Seconds until it gives up
 ) -> int: # The first free slot; it is this process's until it ends
     "Claim a slot. Raises `UserError` if all are taken."
-    until = time.monotonic() + wait
-    while True:
-        for slot in range(n):
-            if _hold(folder, slot): return slot
-        if time.monotonic() > until:
-            raise UserError(f"{folder}: all {n} slots are taken by running processes; stop the server that uses this log, or give this one a log of its own.")
-        time.sleep(0.01)
+    slot = _claim(folder, range(n), wait)
+    if slot is None: raise UserError(f"{folder}: all {n} slots are taken by running processes; stop the server that uses this log, or give this one a log of its own.")
+    return slot
 
 def release_slot(folder: str | Path, slot: int) -> None:
     "Give a slot back before the process ends."
@@ -132,7 +137,7 @@ def _recover(folder, slot):
     if end < last.stat().st_size: os.truncate(last, end)
     return last, _first(last) + lines
 
-# %% ../../nbs/serve/03_records.ipynb #cd15f2f0
+# %% ../../nbs/serve/03_records.ipynb #e8084e62
 class Log:
     "The prediction log of one process."
     def __init__(self,
@@ -145,7 +150,7 @@ class Log:
     ):
         self.folder, self.slot, self.on_full, self.lost = Path(folder), slot, on_full, 0
         self._own = _lock(folder, slot) not in _held
-        if self._own and not _hold(folder, slot): raise UserError(f"{folder}: slot {slot} is taken by a running process; each process needs a slot of its own.")
+        if self._own and _claim(folder, [slot], 1) is None: raise UserError(f"{folder}: slot {slot} is taken by a running process; each process needs a slot of its own.")
         (self.folder / "segments").mkdir(parents=True, exist_ok=True)
         self._lock, self._line, self._on_lost = Lock(), bytearray(4096), on_lost
         self._path, self._seq = _recover(folder, slot)
@@ -260,8 +265,8 @@ def close(self: Log) -> None:
         self._fd, self._until = None, 0
     if self._own: release_slot(self.folder, self.slot); self._own = False
 
-# %% ../../nbs/serve/03_records.ipynb #76bb89c7
-_CHUNK = 8 << 20 # bytes
+# %% ../../nbs/serve/03_records.ipynb #43309d71
+_CHUNK = 1 << 20 # bytes
 _decode = msgspec.json.Decoder(Record | Feedback).decode
 
 def _lines(path) -> Iterator[list[Record | Feedback]]: # Some at a time
@@ -292,7 +297,7 @@ def _scores(values):
     if not any(type(v) is list for v in values): return pl.Series("score", [v if v is None else float(v) for v in values], pl.Float64)
     return pl.Series("score", [v if type(v) is list else [v] for v in values], pl.List(pl.Float64), strict=False)
 
-# %% ../../nbs/serve/03_records.ipynb #ec7f3bac
+# %% ../../nbs/serve/03_records.ipynb #de9d9c24
 _EACH = ("id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "key", "seq") # the same for all rows of a record
 
 def _flat(lists): return list(chain.from_iterable(lists))
@@ -301,12 +306,13 @@ def _plain(name, values): return pl.Series(name, values, pl.Int64 if name in ("r
 
 def _times(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
-def _per_row(slot, records, name, values):
+def _per_row(slot, records, rows, name, values):
     "The values of all rows; none where a record has none."
-    for r, v in zip(records, values):
-        if v is not None and len(v) != len(r.score):
-            raise UserError(f"Line {r.seq} of slot {slot} has {len(r.score)} scores and {len(v)} values of {name}; it was damaged after it was written, or is a fault of the server.")
-    return _flat([None] * len(r.score) if v is None else v for r, v in zip(records, values))
+    values = [[None] * n if v is None else v for v, n in zip(values, rows)]
+    if list(map(len, values)) != rows:
+        r, v, n = next(x for x in zip(records, values, rows) if len(x[1]) != x[2])
+        raise UserError(f"Line {r.seq} of slot {slot} has {n} scores and {len(v)} values of {name}; it was damaged after it was written, or is a fault of the server.")
+    return _flat(values)
 
 def _record_frame(slot, records):
     "One row for each row that was scored."
@@ -317,8 +323,8 @@ def _record_frame(slot, records):
         _plain("id", each.pop("id")), _plain("row", _flat(map(range, rows))), _times(_flat([r.time] * n for r, n in zip(records, rows))),
         *(_plain(f, v) for f, v in each.items()), _plain("slot", [slot] * sum(rows)),
         _scores(_flat(r.score for r in records)),
-        *(_series(f, _per_row(slot, records, f, [getattr(r, f) for r in records])) for f in ("decision", "entity")),
-        *(_series(f"columns.{c}", _per_row(slot, records, c, [r.columns.get(c) for r in records])) for c in inputs)])
+        *(_series(f, _per_row(slot, records, rows, f, [getattr(r, f) for r in records])) for f in ("decision", "entity")),
+        *(_series(f"columns.{c}", _per_row(slot, records, rows, c, [r.columns.get(c) for r in records])) for c in inputs)])
 
 def _feedback_frame(slot, labels):
     "One row for each label that arrived."
@@ -354,7 +360,7 @@ def _to_parquet(folder, path):
     path.unlink()
     return rows
 
-# %% ../../nbs/serve/03_records.ipynb #6fbeb857
+# %% ../../nbs/serve/03_records.ipynb #2425eb5f
 def _finish(folder, slot):
     "Put an empty segment behind the last one of a slot, unless a process is writing it."
     last = _segments(folder, slot)[-1]
@@ -367,10 +373,7 @@ def _finish(folder, slot):
 @contextmanager
 def _alone(folder, wait=60):
     "One at a time works on the finished part of a log."
-    until = time.monotonic() + wait
-    while not _hold(folder, "work"):
-        if time.monotonic() > until: raise UserError(f"{folder}: another `mlops-nb log` is at work here; wait until it is done.")
-        time.sleep(0.05)
+    if _claim(folder, ["work"], wait) is None: raise UserError(f"{folder}: another `mlops-nb log` is at work here; wait until it is done.")
     try: yield
     finally: release_slot(folder, "work")
 
