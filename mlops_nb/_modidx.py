@@ -713,6 +713,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlops_nb.evaluate.slices.cut': ('evaluate/slices.html#cut', 'mlops_nb/evaluate/slices.py'),
                                           'mlops_nb.evaluate.slices.judge_slices': ( 'evaluate/slices.html#judge_slices',
                                                                                      'mlops_nb/evaluate/slices.py'),
+                                          'mlops_nb.evaluate.slices.primary': ( 'evaluate/slices.html#primary',
+                                                                                'mlops_nb/evaluate/slices.py'),
                                           'mlops_nb.evaluate.slices.residuals': ( 'evaluate/slices.html#residuals',
                                                                                   'mlops_nb/evaluate/slices.py'),
                                           'mlops_nb.evaluate.slices.slice_table': ( 'evaluate/slices.html#slice_table',

@@ -17,7 +17,7 @@ import polars as pl
 from msgspec import Struct
 
 from .metrics import Estimate, Terms, mean_of, row_loss
-from .slices import against_rest, cut, judge_slices
+from .slices import against_rest, cut, primary
 
 # %% ../../nbs/evaluate/06_weak_spots.ipynb #16386d94
 def foretold(
@@ -206,11 +206,10 @@ def _conclusion(task, tried, spots, confidence):
 # %% ../../nbs/evaluate/06_weak_spots.ipynb #566bc420
 def _judged(task, measure, places, y, s, tried, terms, sure): # `places`: name -> rows
     error, (predicted, observed), members = errors(task, y, s)[measure], foretold(task, y, s), list(places.values())
-    means = against_rest(lambda rows: mean_of(error[rows]), len(y), members, sub, *sure)
-    primary = judge_slices(task, y, s, members, terms, *sure)
+    means, metrics = against_rest([(lambda rows: mean_of(error[rows]), sub), primary(task, y, s, terms)], len(y), members, *sure)
     return [WeakSpot(measure, where, int(m.sum()), float(m.mean()), here, rest, gap, p_value(error, m, tried), float(predicted[m].mean()),
                      float(observed[m].mean()), figure, others)
-            for (where, m), (here, rest, gap), (figure, others, _) in zip(places.items(), means, primary)]
+            for (where, m), (here, rest, gap), (figure, others, _) in zip(places.items(), means, metrics)]
 
 # %% ../../nbs/evaluate/06_weak_spots.ipynb #881aa53c
 def weak_spots(
