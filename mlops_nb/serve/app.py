@@ -217,16 +217,16 @@ async def __rsgi__(self:App, scope, protocol):
     started = time.perf_counter()
     request = Request(scope.headers, started)
     try: reply = await self._reply(scope, protocol, request)
-    except ProtocolClosed: reply = _GONE
+    except ProtocolClosed: reply = _TORN
     except Exception as e:
         reply = refusal(e, self._id(request))
         if isinstance(e, Refused): self._blame(request.endpoint, e)
     headers = [('content-type', reply.type), ('x-request-id', self._id(request))]
     if reply.headers: headers += reply.headers.items()
-    if reply is not _GONE: protocol.response_bytes(reply.status, headers, reply.body)
+    protocol.response_bytes(reply.status, headers, reply.body)
     self._count(request, reply)
 
-_GONE = Reply(b'', status=499) # the client hung up while it was sending; counted as other servers count it
+_TORN = Reply(error_body("The body ended early; send as many bytes as Content-Length says."), status=400) # often nobody is there to read it
 
 @patch
 def _count(self:App, request, reply):
