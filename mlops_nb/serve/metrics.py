@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATENCY', 'Counter', 'Histogram', 'Family', 'Metrics']
 
-# %% ../../nbs/serve/04_metrics.ipynb #40b10ac2
+# %% ../../nbs/serve/04_metrics.ipynb #f05f416a
 import json, logging, os, struct
 from bisect import bisect_left
 from pathlib import Path
@@ -17,7 +17,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.utils import floatToGoString
 
-from .records import claim_slot, slot_is_held
+from .records import slot_is_held
 
 # %% ../../nbs/serve/04_metrics.ipynb #ef58cae4
 class Counter:
