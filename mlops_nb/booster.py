@@ -6,7 +6,7 @@
 __all__ = ['library', 'model_header', 'Booster']
 
 # %% ../nbs/20_booster.ipynb #e48ba48f
-import ctypes, threading, weakref
+import ctypes, threading, weakref, zlib
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -106,7 +106,7 @@ class Booster:
         self.features = header['feature_names'].split(' ') # names of the columns of `X`, in order
         self.classes = int(header['num_class']) # 1 for binary and regression
         self.logarithm = header.get('objective') == 'poisson' # is the raw score the logarithm of the value?
-        self._rows, self._link, self._text = threading.local(), _link(header), model_text
+        self._rows, self._link, self._text = threading.local(), _link(header), zlib.compress(model_text.encode(), 1)
         self._handles = [self._load(block) for block in _blocks(model_text)]
 
     def _load(self, text):
@@ -161,7 +161,7 @@ def contributions(self:Booster,
 ) -> np.ndarray: # (n, features + 1), or (n, k, features + 1): raw-score shares, the base value last
     "What each feature adds to the raw score of each row."
     X, f = self._matrix(X), len(self.features) + 1
-    trees = read_trees(self._text) if len(X) >= _MANY else None
+    trees = read_trees(zlib.decompress(self._text).decode()) if len(X) >= _MANY else None
     out = tree_contributions(trees, X, self.classes) if trees else self._batch(X, _CONTRIB, self.classes * f).reshape(-1, self.classes, f)
     return out[:, 0] if self.classes == 1 else out
 

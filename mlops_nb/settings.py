@@ -75,6 +75,9 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     queue: Annotated[Annotated[int, Meta(ge=1)], Meta(description="requests that a process works on or holds at once; beyond it the answer is 503")] = 256
     body: Annotated[Annotated[int, Meta(ge=1)], Meta(description="MiB that the body of a request may have")] = 16
     rows: Annotated[Annotated[int, Meta(ge=1)], Meta(description="rows that a request may have")] = 10000
+    cache_entries: Annotated[Annotated[int, Meta(ge=0)], Meta(description="answers to single rows that a process remembers; 0 = none")] = 0
+    cache_seconds: Annotated[Annotated[float, Meta(gt=0)], Meta(description="seconds for which they are remembered")] = 60
+    table_rows: Annotated[Annotated[int, Meta(ge=0)], Meta(description="rows that a table of scores may have to be kept in memory; a larger one is not used")] = 1000000
     timeout: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds until the headers of a request, and again its body, must be here")] = 10
     grace: Annotated[Annotated[int, Meta(ge=1)], Meta(description="seconds that accepted requests have to be answered when the server stops")] = 30
 

@@ -85,6 +85,7 @@ class Record(Struct, tag_field="kind", tag="record", kw_only=True, gc=False):
     score: list # one for each row; a list of probabilities each where there are several classes
     decision: list | None = None # one for each row
     entity: list | None = None # whom each row is about
+    rows: list[int] | None = None # which rows of the request these are, where another variant answered others; None for all
     mode: Literal["live", "shadow"] = "live" # a shadow answers, and nobody sees it
     source: Literal["model", "table", "cache"] = "model"
     latency_us: int = 0 # until the answer was there
@@ -320,7 +321,7 @@ def _record_frame(slot, records):
     each = {f: _flat([getattr(r, f)] * n for r, n in zip(records, rows)) for f in _EACH}
     inputs = dict.fromkeys(_flat(r.columns for r in records))
     return pl.DataFrame([
-        _plain("id", each.pop("id")), _plain("row", _flat(map(range, rows))), _times(_flat([r.time] * n for r, n in zip(records, rows))),
+        _plain("id", each.pop("id")), _plain("row", _flat(r.rows or range(n) for r, n in zip(records, rows))), _times(_flat([r.time] * n for r, n in zip(records, rows))),
         *(_plain(f, v) for f, v in each.items()), _plain("slot", [slot] * sum(rows)),
         _scores(_flat(r.score for r in records)),
         *(_series(f, _per_row(slot, records, rows, f, [getattr(r, f) for r in records])) for f in ("decision", "entity")),
