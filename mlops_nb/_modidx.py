@@ -1664,7 +1664,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlops_nb.serve.protocol._Output': ('serve/protocol.html#_output', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._array': ('serve/protocol.html#_array', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._checked': ('serve/protocol.html#_checked', 'mlops_nb/serve/protocol.py'),
-                                         'mlops_nb.serve.protocol._column': ('serve/protocol.html#_column', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._flat': ('serve/protocol.html#_flat', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._known': ('serve/protocol.html#_known', 'mlops_nb/serve/protocol.py'),
                                          'mlops_nb.serve.protocol._listed': ('serve/protocol.html#_listed', 'mlops_nb/serve/protocol.py'),

@@ -7,7 +7,7 @@ __all__ = ['DATATYPES', 'TENSORS', 'COLUMN_TYPES', 'LIVE', 'Tensor', 'Wanted', '
            'answer_tensors', 'InferResponse', 'encode_infer', 'server_metadata', 'model_metadata', 'ready_body',
            'error_body']
 
-# %% ../../nbs/serve/01_protocol.ipynb #b242a2f1
+# %% ../../nbs/serve/01_protocol.ipynb #7c197f21
 import re
 import struct
 from functools import cache
@@ -23,6 +23,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .. import __version__
 from ..errors import UserError, did_you_mean
 from ..predict import Predictor
+from .contract import Contract, Rows
 
 # %% ../../nbs/serve/01_protocol.ipynb #4c7402f2
 DATATYPES = {'BOOL': '?', 'UINT8': 'u1', 'UINT16': '<u2', 'UINT32': '<u4', 'UINT64': '<u8', 'INT8': 'i1', 'INT16': '<i2', 'INT32': '<i4',
@@ -242,12 +243,7 @@ def decode_infer(
     if not inputs: raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
     return request
 
-# %% ../../nbs/serve/01_protocol.ipynb #d19da632
-def _column(array):
-    "The values of a column as a list."
-    found = array.tolist()
-    return [None if v != v else v for v in found] if array.dtype.kind == 'f' else found
-
+# %% ../../nbs/serve/01_protocol.ipynb #33ebddeb
 def _matrix(t):
     "The values of one numeric tensor, (n, k) float64, NaN where missing."
     if t.datatype == 'BYTES' or len(t.shape) != 2:
@@ -258,11 +254,11 @@ def _matrix(t):
         raise UserError(f"input {_quoted(t.name)} holds a whole number beyond 2^53, which a matrix of numbers cannot; send one tensor for each column.")
     return found
 
-# %% ../../nbs/serve/01_protocol.ipynb #fb51481b
+# %% ../../nbs/serve/01_protocol.ipynb #faebeb82
 def to_rows(
     request: InferRequest,
-    contract, # A `Contract` of `serve.contract`
-): # Its `Rows`; raises `UserError`, or `Refused` with the rows and columns that do not fit
+    contract: Contract, # Of the model that is asked
+) -> Rows: # Raises `UserError`, or `Refused` with the rows and columns that do not fit
     "The rows a request asks about."
     inputs, columns = request.inputs, {}
     if request.outputs: _known(request.outputs, contract.predictor.output())
@@ -274,7 +270,7 @@ def to_rows(
             if (shape := t.shape) != row and shape != column:
                 raise UserError(f"input {_quoted(t.name)} has the shape {shape[:_DEEPEST]}; a column of {n} rows, as many as the first input has, "
                                 f"is {row} or {column}.")
-            columns[t.name] = data if type(data := t.data) is list else _column(data)
+            columns[t.name] = t.data
         if len(columns) < len(inputs): raise UserError("two inputs have the same name; send each column once.")
         rows = contract.from_columns(columns)
     rows.id, rows.parameters = request.id, request.parameters
