@@ -156,6 +156,16 @@ def test_workers_do_not_outlive_the_first_process(project):
     with serving.Server(project, port=s.port): pass # the port is free again
 
 
+def test_processes_are_started_anew_one_after_the_other(project):
+    with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2) as s, serving.load(s, 2) as clients:
+        old = set(s.workers)
+        s.process.send_signal(signal.SIGHUP)
+        s.until(lambda: len(s.workers) == 2 and not old & set(s.workers), "started anew", 60)
+        n = sum(len(c.answered) for c in clients)
+        s.until(lambda: sum(len(c.answered) for c in clients) > n + 50, "answering")
+    assert not [r for c in clients for r in c.refused] and "Traceback" not in s.output
+
+
 # ---- kills
 
 

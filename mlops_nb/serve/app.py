@@ -122,7 +122,7 @@ def refusal(
 
 _WHY = {429: 'rate', 503: 'queue'}
 
-# %% ../../nbs/serve/08_app.ipynb #a050fc94
+# %% ../../nbs/serve/08_app.ipynb #73b7c595
 class App:
     "The server's application, for Granian's RSGI."
     def __init__(self,
@@ -135,7 +135,6 @@ class App:
         self.live, self.log, self.metrics, self.access, self.settings = live, log, metrics, access, settings
         self._paths, self._busy, self._reading = Paths(), 0, {}
         self._prefix, self._numbers = os.urandom(8).hex(), count()
-        self._handlers = {r.handler: getattr(self, r.handler) for r in ROUTES}
         self._threads = ThreadPoolExecutor(2, 'request')
 
     def __rsgi_init__(self, loop):
@@ -181,7 +180,7 @@ async def _counted(protocol, limit, mib):
         if (size := size + len(part)) > limit: raise _too_large(mib)
     return b''.join(parts)
 
-# %% ../../nbs/serve/08_app.ipynb #d6341754
+# %% ../../nbs/serve/08_app.ipynb #1283555c
 def _full(): return Denied(503, "The server has as many requests as it can answer in time; try again in a second.", {'retry-after': '1'})
 
 @patch
@@ -202,13 +201,13 @@ async def _reply(self:App, scope, protocol, request) -> Reply:
     route, request.names = self._route(scope)
     request.route = route.handler
     request.key = self.access.check(headers.get('authorization'), route.scope)
-    if route.method == 'GET': return await self._handlers[route.handler](request)
+    if route.method == 'GET': return await getattr(self, route.handler)(request)
     request.patience = _allowed_ms(headers)
     if self._busy >= self.settings.queue: raise _full()
     self._busy += 1
     try:
         request.body = await self._body(request, protocol)
-        return await self._handlers[route.handler](request)
+        return await getattr(self, route.handler)(request)
     finally: self._busy -= 1
 
 # %% ../../nbs/serve/08_app.ipynb #2719ea50
@@ -465,7 +464,7 @@ async def feedback(self:App, request):
 def _write(self:App, records):
     for r in records: self.log.append(r)
 
-# %% ../../nbs/serve/08_app.ipynb #98977c72
+# %% ../../nbs/serve/08_app.ipynb #03bb9de9
 @patch
 def _described(self:App):
     return describe(ROUTES, {n: e.contract.predictor for n, e in self.live.endpoints.items()}, keys=self.access.path is not None)
