@@ -14,7 +14,6 @@ PAGE = Path(__file__).parents[1] / "docs/howto/embed.md"
 
 def test_the_page_runs(tmp_path, monkeypatch):
     testing = pytest.importorskip("fastapi.testclient")
-    pytest.importorskip("mlops_nb.serve.contract")
     monkeypatch.chdir(serving.project(tmp_path))
     page = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S): exec(compile(block, str(PAGE), "exec"), page)

@@ -18,7 +18,6 @@ import serving
 from mlops_nb.files import write_json
 from mlops_nb.plan import Plan, Variant
 
-pytest.importorskip("mlops_nb.serve.contract")
 MANY = bool(os.environ.get("MLOPS_NB_TEST_MANY")) # 100,000 requests instead of some thousands
 PREDICT = "/v1/endpoints/rows:predict"
 

@@ -210,7 +210,7 @@ async def _reply(self:App, scope, protocol, request) -> Reply:
         return await getattr(self, route.handler)(request)
     finally: self._busy -= 1
 
-# %% ../../nbs/serve/08_app.ipynb #2719ea50
+# %% ../../nbs/serve/08_app.ipynb #7cbcef95
 @patch
 async def __rsgi__(self:App, scope, protocol):
     started = time.perf_counter()
