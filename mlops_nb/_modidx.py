@@ -1100,6 +1100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.predict._array': ('predict.html#_array', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict._check_rules': ('predict.html#_check_rules', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict._in_order': ('predict.html#_in_order', 'mlops_nb/predict.py'),
+                                  'mlops_nb.predict._inside': ('predict.html#_inside', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict._is_text': ('predict.html#_is_text', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict._series': ('predict.html#_series', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict.as_contract': ('predict.html#as_contract', 'mlops_nb/predict.py'),

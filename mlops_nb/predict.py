@@ -66,6 +66,8 @@ def open_model(folder: Path): # A `Booster` or a `Net`
 # %% ../nbs/22_predict.ipynb #d6f936b1
 EDGE = 1e-12 # what is nearer to 0 or 1 is taken for this
 
+def _inside(p): return np.minimum(np.maximum(p, EDGE), 1 - EDGE) # np.clip takes three times as long for one row
+
 class Platt(Struct, tag_field='method', tag='platt'):
     "A line on the log odds of two classes."
     a: float # slope, above 0; below 1 takes conviction away
@@ -75,9 +77,9 @@ class Platt(Struct, tag_field='method', tag='platt'):
         p: np.ndarray, # Probabilities of the event, of any shape
     ) -> np.ndarray:
         "The probabilities, put right."
-        p = np.clip(p, EDGE, 1 - EDGE)
+        p = _inside(p)
         z = self.a * (np.log(p) - np.log1p(-p)) + self.b
-        return np.clip(1 / (1 + np.exp(np.minimum(-z, 709))), EDGE, 1 - EDGE) # 709: where exp is still finite
+        return _inside(1 / (1 + np.exp(np.minimum(-z, 709)))) # 709: where exp is still finite
 
 # %% ../nbs/22_predict.ipynb #97e67c73
 class Isotonic(Struct, tag_field='method', tag='isotonic'):
