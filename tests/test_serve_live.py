@@ -505,8 +505,9 @@ def test_known_entities_are_looked_up_and_others_computed(project, made, served,
     table(project, made[1], some(50), np.arange(50) / 50)
     live = served(Variant("a", made[1]))
     endpoint, prefer = live.endpoints["rows"], {"x-static": "prefer"}
-    named = endpoint.entities(b'{"instances": [{"id": "c7"}, {"id": "c0"}]}')
-    got = asyncio.run(endpoint.look_up(named, id="t"))
+    named = endpoint.entities(b'{"instances": [{"id": "c7"}, {"id": "c0"}], "id": "mine"}')
+    assert named == (["c7", "c0"], "mine")
+    got = asyncio.run(endpoint.look_up(named[0], id="t"))
     assert (got.scores, got.decisions, got.source) == ([7 / 50, 0.], ["no", "no"], "table")
     assert ask(live, some(2), headers=prefer).source == "table" and ask(live, some(2)).source == "model"
     mixed = some(1) + some(1, 99)
@@ -516,7 +517,8 @@ def test_known_entities_are_looked_up_and_others_computed(project, made, served,
     assert (counted(live.metrics.table, "rows", "hit"), counted(live.metrics.table, "rows", "miss")) == (2, 2)
     line = read_log(live.log.folder).filter(id="t").sort("row").collect()
     assert line["entity"].to_list() == ["c7", "c0"] and line["source"].to_list() == ["table"] * 2
-    for body in (b'[{"id": "c7", "x": 1}]', b"[]", b"{", b'[{"x": 1}]', b'"c7"', b'[{"id": "c7"}, {"id": "c8", "x": 1}]', b"\xff"):
+    for body in (b'[{"id": "c7", "x": 1}]', b"[]", b"{", b'[{"x": 1}]', b'"c7"', b'[{"id": "c7"}, {"id": "c8", "x": 1}]', b"\xff",
+                 b'[{"id": ["c7"]}]', b'[{"id": "c7"}],', b'{"instances": 7}'):
         assert endpoint.entities(body) is None
 
 
@@ -685,9 +687,13 @@ def test_an_answer_that_cannot_be_written_is_not_given(made, served):
 
 
 def test_why_it_was_answered_so(made, served, predictors):
-    live, rows = served(Variant("a", made[1])), some(4)
+    live, rows = served(Variant("a", made[1]), Variant("b", made[2], 0)), some(4)
     endpoint = live.endpoints["rows"]
     contract = endpoint.contract
-    said = asyncio.run(endpoint.explain(contract.from_json(json.dumps(rows).encode()), contract))
-    right = predictors[made[1]].explain(pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}))
-    assert said.variant == "a" and said.columns == predictors[made[1]].columns and np.array_equal(said.contributions, right)
+    decoded = contract.from_json(json.dumps(rows).encode())
+    for variant, bundle in ((None, made[1]), ("b", made[2])):
+        said, p = asyncio.run(endpoint.explain(decoded, contract, variant=variant)), predictors[bundle]
+        right = p.explain(pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}))
+        assert (said.bundle, said.columns, said.scores) == (bundle, p.columns, expected(p, rows))
+        assert np.array_equal(said.contributions, right)
+    assert not endpoint.state.asking

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'SHADOW_ROWS', 'FEW', 'POLL', 'Table', 'Cache', 'Batch', 'Model', 'Variant', 'Shadow', 'State', 'Answer',
-           'Late', 'Unknown', 'Endpoint', 'within', 'Explained', 'Live']
+           'Late', 'Unknown', 'Endpoint', 'Asked', 'within', 'Explained', 'Live']
 
 # %% ../../nbs/serve/06_live.ipynb #302820f4
 import asyncio, logging, threading, time
@@ -167,7 +167,7 @@ class Model:
         self.batch = None if isinstance(self.predictor.model, Booster) else Batch(self.predictor.answer)
         self.table = None # a `Table`, while there is one
 
-# %% ../../nbs/serve/06_live.ipynb #601708ea
+# %% ../../nbs/serve/06_live.ipynb #35fa0aca
 def _same_matrix(a, b): return a.encoder.to_json() == b.encoder.to_json() and a.features.source == b.features.source
 
 class Variant:
@@ -194,7 +194,8 @@ class Variant:
         "The rows as this model reads them; raises `Refused` if they break its own contract."
         takes = self._takes.get(contract)
         if takes: return X
-        return self.contract.from_columns(columns).X if takes is None else self.predictor.vectors(columns)
+        if takes is not None: return self.predictor.vectors(columns)
+        return self.contract.from_columns({c: values for c, values in columns.items() if c in self.predictor.schema.columns}).X
 
 # %% ../../nbs/serve/06_live.ipynb #4dd89b3f
 SHADOW_ROWS = 20_000 # that may wait for a shadow
@@ -287,35 +288,32 @@ class Endpoint:
     @property
     def variants(self) -> dict[str, Variant]: return self.state.variants
 
-# %% ../../nbs/serve/06_live.ipynb #86d12fc3
+# %% ../../nbs/serve/06_live.ipynb #24d0daa1
 FEW = 64 # rows that are answered in the event loop
 
-@patch
-def _lookup(self:Endpoint, state, v, columns, alone):
-    "What the table says to these rows; None if it does not say it to all of them."
-    table, entities = v.model.table, columns.get(state.entity)
-    found = table.find(entities) if table is not None and entities is not None else None
-    self._found["table", "miss" if found is None else "hit"].inc()
-    if found is None and alone: raise Unknown(f"no score was computed beforehand for this '{state.entity}'; send the columns of the model.")
-    return found
+class Asked(Struct):
+    "What all parts of a request share."
+    state: State
+    contract: Contract | None # that decoded the rows
+    deadline: float | None # by `time.monotonic()`
+    static: bool # does the caller prefer scores computed beforehand?
+    forced: bool # was a variant asked for by name?
 
 @patch
-async def _score(self:Endpoint, v, columns, X, contract, deadline): # scores and where they come from
+async def _score(self:Endpoint, v, asked, columns, X): # scores and where they come from
     live = self.live
     if len(X) > FEW and v.model.batch is None:
-        return await live.in_thread(deadline, lambda: v.predictor.answer(v.matrix(columns, X, contract))), "model"
-    X = v.matrix(columns, X, contract)
-    if not (key := live.cache.entries and len(X) == 1 and (v.bundle, X.tobytes())): return await self._model(v, X, deadline), "model"
+        return await live.in_thread(asked.deadline, lambda: v.predictor.answer(v.matrix(columns, X, asked.contract))), "model"
+    X = v.matrix(columns, X, asked.contract)
+    if not (key := live.cache.entries and len(X) == 1 and (v.bundle, X.tobytes())): return await _told(v, X, asked.deadline), "model"
     scores = live.cache.get(key)
     self._found["cache", "miss" if scores is None else "hit"].inc()
     if scores is not None: return scores, "cache"
-    scores = await self._model(v, X, deadline)
+    scores = await _told(v, X, asked.deadline)
     live.cache.put(key, scores)
     return scores, "model"
 
-@patch
-async def _model(self:Endpoint, v, X, deadline):
-    return v.predictor.answer(X) if v.model.batch is None else await within(deadline, v.model.batch.ask(X))
+async def _told(v, X, deadline): return v.predictor.answer(X) if v.model.batch is None else await within(deadline, v.model.batch.ask(X))
 
 # %% ../../nbs/serve/06_live.ipynb #85c7d85b
 async def within(
@@ -328,24 +326,35 @@ async def within(
         async with asyncio.timeout(deadline - time.monotonic()): return await work
     except TimeoutError: raise Late("The deadline of the request passed before it was answered; allow more time.") from None
 
-# %% ../../nbs/serve/06_live.ipynb #0a185f73
+# %% ../../nbs/serve/06_live.ipynb #751eaae1
 @patch
-async def _part(self:Endpoint, state, v, columns, X, contract, deadline, static, forced):
+def _lookup(self:Endpoint, v, asked, columns, X):
+    "What the table says to these rows, if it is to be asked; None if it does not say it to all of them."
+    table, entity = v.model.table, asked.state.entity
+    if table is not None and (asked.static or X is None) and entity in columns:
+        found = table.find(columns[entity])
+        self._found["table", "miss" if found is None else "hit"].inc()
+        if found is not None: return found
+    if X is None: raise Unknown(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
+
+# %% ../../nbs/serve/06_live.ipynb #e77e7f2a
+@patch
+async def _part(self:Endpoint, v, asked, columns, X):
     "Rows that go to one variant: who answered them, scores, decisions, what is referred, and the source."
     v.asking.append(None)
     try:
-        if static and (found := self._lookup(state, v, columns, X is None)): return v, *found, None, "table"
-        scores, source = await self._score(v, columns, X, contract, deadline)
-        judged = v.predictor.outcome(columns, scores) if len(scores) <= FEW else await self.live.in_thread(deadline, v.predictor.outcome, columns, scores)
-        return v, *judged, source
+        if found := self._lookup(v, asked, columns, X): return v, *found, None, "table"
+        scores, source = await self._score(v, asked, columns, X)
+        judge = v.predictor.outcome
+        return v, *(judge(columns, scores) if len(scores) <= FEW else await self.live.in_thread(asked.deadline, judge, columns, scores)), source
     except (Late, Unknown): raise
     except Exception as e:
         self.live.failed("variant_errors", self.name, v.name, e)
-        if v is state.lead or forced: raise
+        if v is asked.state.lead or asked.forced: raise
     finally: v.asking.pop()
-    return await self._part(state, state.lead, columns, X, contract, deadline, static, True)
+    return await self._part(asked.state.lead, asked, columns, X)
 
-# %% ../../nbs/serve/06_live.ipynb #4ff77eca
+# %% ../../nbs/serve/06_live.ipynb #4202341c
 @patch
 def _parts(self:Endpoint, state, columns, n, headers, variant): # (variant, its rows, or None for all)
     if variant is not None:
@@ -357,12 +366,11 @@ def _parts(self:Endpoint, state, columns, n, headers, variant): # (variant, its 
     for i in range(n): parts.setdefault(choose(columns, i, headers), []).append(i)
     return [(state.variants[name], None if len(parts) == 1 else at) for name, at in parts.items()]
 
-@patch
-def _joined(self:Endpoint, id, done, n): # one answer from those of the parts
+def _joined(endpoint, id, done): # one answer from those of the parts
     v, scores, decisions, referred, source = done[0][1]
-    answer = Answer(id=id, endpoint=self.name, variant=v.name, bundle=v.bundle, scores=scores.tolist(), decisions=decisions, referred=referred, source=source)
+    answer = Answer(id=id, endpoint=endpoint, variant=v.name, bundle=v.bundle, scores=scores.tolist(), decisions=decisions, referred=referred, source=source)
     if len(done) == 1: return answer
-    of_row = sorted((i, d, j) for d, (at, _) in enumerate(done) for j, i in enumerate(at))
+    of_row = sorted((i, d, j) for d, (at, _) in enumerate(done) for j, i in enumerate(at)) # row, part, place in it
     parts = [(p[0].name, p[1].tolist(), p[2], p[3]) for _, p in done]
     answer.variants, answer.scores = [parts[d][0] for _, d, _ in of_row], [parts[d][1][j] for _, d, j in of_row]
     if decisions is not None: answer.decisions = [parts[d][2][j] for _, d, j in of_row]
@@ -370,7 +378,7 @@ def _joined(self:Endpoint, id, done, n): # one answer from those of the parts
     answer.variant, answer.bundle = answer.variants[0], next(p[0].bundle for at, p in done if 0 in at)
     return answer
 
-# %% ../../nbs/serve/06_live.ipynb #008b51fe
+# %% ../../nbs/serve/06_live.ipynb #3e1b2e56
 @patch
 async def ask(self:Endpoint,
     rows: Rows, # Decoded by `contract`
@@ -382,39 +390,40 @@ async def ask(self:Endpoint,
     deadline: float | None = None, # by `time.monotonic()`
     variant: str | None = None, # Who is to answer, whatever the plan says
 ) -> Answer:
-    "Answer a request and write it down. Raises `Late`, and `LogFull` where an answer that cannot be written must not be given."
-    if rows.nulled: self._counts["nulled"].inc(rows.nulled)
-    if rows.unknown: self._counts["unknown"].inc(rows.unknown)
-    static = headers is not None and headers.get("x-static") == "prefer"
-    return await self._answer(rows.columns, rows.X, rows.n, contract, id, headers, key, started or time.perf_counter(), deadline, variant, static)
-
-@patch
-async def _answer(self:Endpoint, columns, X, n, contract, id, headers, key, started, deadline, variant, static):
-    state = self.state
-    if deadline is not None and time.monotonic() >= deadline: raise Late("The deadline of the request has passed; allow more time.")
-    parts = self._parts(state, columns, n, headers, variant) if n <= FEW else await self.live.in_thread(
-        deadline, self._parts, state, columns, n, headers, variant)
-    done = []
-    for v, at in parts:
-        mine, x = (columns, X) if at is None else ({c: [values[i] for i in at] for c, values in columns.items()}, None if X is None else X[at])
-        done.append((at, await self._part(state, v, mine, x, contract, deadline, static, variant is not None)))
-    answer = self._joined(id, done, n)
-    await self._write(state, done, columns, answer, key, started)
+    "Answer a request and write it down. Raises `Late`, `Unknown`, and `LogFull` where an answer that cannot be written must not be given."
+    state, started, columns, X, n = self.state, started or time.perf_counter(), rows.columns, rows.X, rows.n
+    if deadline is not None and time.monotonic() >= deadline: raise Late("The deadline of the request passed before it was answered; allow more time.")
+    if n <= FEW: parts = self._parts(state, columns, n, headers, variant)
+    else: parts = await self.live.in_thread(deadline, self._parts, state, columns, n, headers, variant)
+    asked, done = Asked(state, contract, deadline, headers is not None and headers.get("x-static") == "prefer", variant is not None), []
+    for v, at in parts: done.append((at, await self._part(v, asked, *((columns, X) if at is None else _some(columns, X, at)))))
+    answer = _joined(self.name, id, done)
+    self._count(rows, done)
+    await self._write(asked, done, columns, answer, key, started)
     if X is not None:
         for name in state.router.shadows(headers): self._offer(state, name, columns, X, n, contract, id, key)
     return answer
 
-# %% ../../nbs/serve/06_live.ipynb #a202f510
+def _some(columns, X, at): # the rows `at`
+    return {c: [values[i] for i in at] for c, values in columns.items()}, None if X is None else X[at]
+
 @patch
-async def _write(self:Endpoint, state, done, columns, answer, key, started):
-    now, latency, live = time.time_ns() // 1000, int((time.perf_counter() - started) * 1e6), self.live
+def _count(self:Endpoint, rows, done):
+    if rows.nulled: self._counts["nulled"].inc(rows.nulled)
+    if rows.unknown: self._counts["unknown"].inc(rows.unknown)
+    for _, (v, scores, *_) in done: self.live.metrics.rows(self.name, v.name).inc(len(scores))
+
+# %% ../../nbs/serve/06_live.ipynb #4848ba29
+@patch
+async def _write(self:Endpoint, asked, done, columns, answer, key, started):
+    live = self.live
+    if live.log is None: return
+    now, latency, entity = time.time_ns() // 1000, int((time.perf_counter() - started) * 1e6), asked.state.entity
     for at, (v, scores, decisions, _, source) in done:
-        live.metrics.rows(self.name, v.name).inc(len(scores))
-        if live.log is None: continue
-        mine = columns if at is None else {c: [values[i] for i in at] for c, values in columns.items()}
+        mine = columns if at is None else _some(columns, None, at)[0]
         live.write(Record(id=answer.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=mine, score=scores.tolist(),
-                          decision=decisions, entity=mine.get(state.entity), rows=at, source=source, latency_us=latency, key=key))
-    if live.log is not None: await live.log.synced()
+                          decision=decisions, entity=mine.get(entity), rows=at, source=source, latency_us=latency, key=key))
+    await live.log.synced()
 
 @patch
 def _offer(self:Endpoint, state, name, columns, X, n, contract, id, key):
@@ -433,7 +442,7 @@ def _listen(endpoint, state, name, columns, X, contract, id, key):
                           latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: live.failed("shadow_errors", endpoint.name, name, e)
 
-# %% ../../nbs/serve/06_live.ipynb #9b5d8fe3
+# %% ../../nbs/serve/06_live.ipynb #64fe13bf
 class _Named(Struct):
     instances: list[dict[str, Any]]
     id: str | None = None
@@ -441,32 +450,37 @@ class _Named(Struct):
 @patch
 def entities(self:Endpoint,
     body: bytes, # JSON, as for `Contract.from_json`
-) -> list | None: # None if the request says more, or nothing can be looked up
+) -> tuple[list, str | None] | None: # With the id of the request; None if it says more, or nothing can be looked up
     "Whom a request is about that names entities and nothing else."
     state = self.state
-    if state.entity is None or all(v.model.table is None for v in state.variants.values()): return None
+    if all(v.model.table is None for v in state.variants.values()): return None
     try: said = msgspec.json.decode(body, type=_Named | list[dict[str, Any]])
-    except msgspec.MsgspecError: return None
-    rows = said if isinstance(said, list) else said.instances
-    if not rows or any([*r] != [state.entity] for r in rows): return None
-    return [r[state.entity] for r in rows]
+    except (msgspec.MsgspecError, UnicodeDecodeError): return None
+    rows, id = (said, None) if isinstance(said, list) else (said.instances, said.id)
+    if not 0 < len(rows) <= state.contract.max_rows or any([*r] != [state.entity] for r in rows): return None
+    read = [state.contract.cells[state.entity].wrong(r[state.entity]) for r in rows]
+    return None if any(problem for _, problem, _ in read) else ([value for value, _, _ in read], id)
 
 @patch
 async def look_up(self:Endpoint,
     entities: list, # From `entities`
-    *, id: str, headers: Mapping[str, str] | None = None, key: str = "", started: float | None = None, variant: str | None = None,
+    **how, # As for `ask`
 ) -> Answer:
     "Answer from the table and write it down. Raises `Unknown` if an entity is not in it."
-    columns = {self.state.entity: entities}
-    return await self._answer(columns, None, len(entities), None, id, headers, key, started or time.perf_counter(), None, variant, True)
+    return await self.ask(Rows(len(entities), {self.state.entity: entities}, None), None, **how)
 
-# %% ../../nbs/serve/06_live.ipynb #30ce6a9e
+# %% ../../nbs/serve/06_live.ipynb #63d722eb
 class Explained(Struct, kw_only=True):
     "What each column added."
     variant: str
     bundle: str
+    scores: list # as `ask` gives them
     columns: list[str] # the inputs of the model
     contributions: list # for each row: a share of the raw score for each column, and the base value last
+
+def _shares(v, rows, contract):
+    X = v.matrix(rows.columns, rows.X, contract)
+    return v.predictor.outcome(rows.columns, v.predictor.answer(X))[0].tolist(), v.predictor.model.contributions(X).tolist()
 
 @patch
 async def explain(self:Endpoint,
@@ -475,11 +489,11 @@ async def explain(self:Endpoint,
     *, headers: Mapping[str, str] | None = None, deadline: float | None = None, variant: str | None = None,
 ) -> Explained:
     "What each column added to the raw scores of these rows, by the variant that answers the first."
-    [(v, _), *_] = self._parts(self.state, rows.columns, 1, headers, variant)
+    [(v, _)] = self._parts(self.state, rows.columns, 1, headers, variant)
     v.asking.append(None)
-    try: shares = await self.live.in_thread(deadline, lambda: v.predictor.model.contributions(v.matrix(rows.columns, rows.X, contract)))
+    try: scores, shares = await self.live.in_thread(deadline, _shares, v, rows, contract)
     finally: v.asking.pop()
-    return Explained(variant=v.name, bundle=v.bundle, columns=v.predictor.columns, contributions=shares.tolist())
+    return Explained(variant=v.name, bundle=v.bundle, scores=scores, columns=v.predictor.columns, contributions=shares)
 
 # %% ../../nbs/serve/06_live.ipynb #1b739f49
 class _Nothing: # counts nowhere
