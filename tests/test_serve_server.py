@@ -51,10 +51,10 @@ def memory(pid): return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS
 
 def test_it_says_where_it_is_and_is_small(project):
     with serving.Server(project) as s:
-        assert s.output == f"Serving rows at http://127.0.0.1:{s.port}\n"
+        assert f"Serving rows at http://127.0.0.1:{s.port}\n" in s.output
         assert s.post(PREDICT, serving.instances(3))[0] == 200
         assert max(map(memory, [s.process.pid, *s.workers])) <= 120
-        assert s.stop() == 0 and s.output.count("\n") == 1
+        assert s.stop() == 0 and s.output.count("\n") == 2 # where it is, and who answers
 
 
 def test_one_bundle_without_a_plan(two, tmp_path):
@@ -66,7 +66,7 @@ def test_one_bundle_without_a_plan(two, tmp_path):
 
 def test_a_port_that_is_free_is_found_and_one_that_is_taken_is_not_shared(project):
     with serving.Server(project, port=0) as s:
-        found = int(s.output.rsplit(":", 1)[1])
+        found = int(s.output.split("at http://127.0.0.1:")[1].split()[0])
         with serving.Server(project, ready=False, port=found) as other:
             assert other.process.wait(20) == 1
         assert f"127.0.0.1:{found} cannot be listened on" in other.output and other.output.count("\n") == 1
@@ -86,7 +86,7 @@ def test_what_cannot_start_says_why_in_a_sentence(project, environ, words):
 def test_what_is_not_there_cannot_be_served(project, folder, words):
     shutil.rmtree(project / folder)
     with serving.Server(project, ready=False, MLOPS_NB_SERVE_WORKERS=2) as s: assert s.process.wait(30) == 1
-    assert words in s.output and s.output.startswith("error: ") and s.output.count("\n") == 1, s.output
+    assert words in s.output and s.lines[-1].startswith("error: ") and "Traceback" not in s.output, s.output
 
 
 def test_a_bundle_that_was_changed_is_not_served(project):
@@ -102,7 +102,7 @@ def test_tls(project):
                     "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
                    cwd=project, check=True, capture_output=True, timeout=60)
     with serving.Server(project, MLOPS_NB_SERVE_CERTIFICATE="cert.pem", MLOPS_NB_SERVE_PRIVATE_KEY="key.pem") as s:
-        assert s.output.startswith("Serving rows at https://127.0.0.1:")
+        assert f"Serving rows at https://127.0.0.1:{s.port}\n" in s.output
         trusting = ssl.create_default_context(cafile=str(project / "cert.pem"))
         with urllib.request.urlopen(f"https://127.0.0.1:{s.port}/health", context=trusting, timeout=10) as r: assert r.status == 200
         with pytest.raises(OSError): urllib.request.urlopen(f"https://127.0.0.1:{s.port}/health", timeout=10)
@@ -226,7 +226,7 @@ def test_swaps_under_load_cost_no_request(two, project):
             before = sum(len(c.answered) for c in clients)
             write_json(plan, Plan("rows", k + 2, [Variant(f"r{k}", ids[(k + 1) % 2])]))
             written.append((f"r{k}", time.time(), ids[(k + 1) % 2]))
-            s.until(lambda k=k: all(json.loads(c.answered[-1][3])["variant"] == f"r{k}" for c in clients), f"swapped to r{k}")
+            s.until(lambda k=k: all(c.answered and b'"r%d"' % k in c.answered[-1][3] for c in clients), f"swapped to r{k}")
             if MANY: s.until(lambda n=before: sum(len(c.answered) for c in clients) > n + 2000, "2,000 more requests", 120)
     answered = [a for c in clients for a in c.answered]
     assert not sum(c.broken for c in clients) and not [r for c in clients for r in c.refused], clients[0].refused[:2]
@@ -256,9 +256,9 @@ def test_a_plan_that_cannot_be_followed_changes_nothing_and_is_said(two, project
         if damage == "damaged bundle":
             (project / "bundles" / ids[1] / "card.md").write_text("another card")
             write_json(plan, Plan("rows", 2, [Variant("new", ids[1])]))
-        s.until(lambda: s.output.count("\n") > 1, "told in the log")
+        s.until(lambda: "was refused" in s.output, "told in the log")
         for _ in range(20): assert s.post(PREDICT, serving.instances(1))[2]["bundle"] == old
-        if damage != "torn": assert swaps(s, "refused") >= 1
+        assert swaps(s, "refused") >= 1
         shutil.rmtree(project / "bundles" / ids[1])
         store(project, two)
         write_json(plan, Plan("rows", 3, [Variant("new", ids[1])]))

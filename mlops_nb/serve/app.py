@@ -6,7 +6,7 @@
 __all__ = ['ROUTES', 'Route', 'Paths', 'Request', 'Reply', 'refusal', 'App', 'Prediction', 'Predictions', 'Explanation',
            'Explanations', 'Label', 'Labels', 'Taken']
 
-# %% ../../nbs/serve/08_app.ipynb #b8fd48cc
+# %% ../../nbs/serve/08_app.ipynb #d110afbd
 import asyncio, logging, os, re, time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, repeat
@@ -21,7 +21,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ..errors import UserError, did_you_mean
 from .access import Access, Denied
 from .contract import Refused
-from .live import Late
+from .live import Late, Unknown
 from .openapi import DOCS_CSP, docs_page, openapi as describe
 from .protocol import LIVE, answer_tensors, decode_infer, encode_infer, error_body, model_metadata, ready_body, server_metadata, to_rows
 from .records import Feedback, LogFull
@@ -105,7 +105,7 @@ class Reply(Struct):
     status: int = 200
     why: str = '' # a reason other than the request itself: queue, deadline, rate, log
 
-# %% ../../nbs/serve/08_app.ipynb #76044fac
+# %% ../../nbs/serve/08_app.ipynb #17ac2ab5
 _log = logging.getLogger('mlops_nb.serve')
 
 def refusal(
@@ -115,6 +115,7 @@ def refusal(
     "What a client is told."
     if isinstance(e, Denied): return Reply(error_body(e.sentence), headers=e.headers, status=e.status, why=_WHY.get(e.status, ''))
     if isinstance(e, Refused): return Reply(error_body(e), status=400)
+    if isinstance(e, Unknown): return Reply(error_body(e), status=404)
     if isinstance(e, Late): return Reply(error_body(e), status=504, why='deadline')
     if isinstance(e, LogFull): return Reply(error_body(e), headers={'retry-after': '5'}, status=503, why='log')
     _log.error("request %s failed", id, exc_info=e)
@@ -210,7 +211,7 @@ async def _reply(self:App, scope, protocol, request) -> Reply:
         return await getattr(self, route.handler)(request)
     finally: self._busy -= 1
 
-# %% ../../nbs/serve/08_app.ipynb #7cbcef95
+# %% ../../nbs/serve/08_app.ipynb #46786296
 @patch
 async def __rsgi__(self:App, scope, protocol):
     started = time.perf_counter()
@@ -218,9 +219,10 @@ async def __rsgi__(self:App, scope, protocol):
     try: reply = await self._reply(scope, protocol, request)
     except ProtocolClosed: reply = _TORN
     except Exception as e:
-        reply = refusal(e, self._id(request))
+        request.id = request.id or self._new_id()
+        reply = refusal(e, request.id)
         if isinstance(e, Refused): self._blame(request.endpoint, e)
-    headers = [('content-type', reply.type), ('x-request-id', self._id(request))]
+    headers = [('content-type', reply.type), ('x-request-id', request.id or self._new_id())]
     if reply.headers: headers += reply.headers.items()
     protocol.response_bytes(reply.status, headers, reply.body)
     self._count(request, reply)
@@ -241,9 +243,7 @@ def _blame(self:App, endpoint, refused):
     for v in refused.violations: self.metrics.violations(endpoint, v.column if v.column in known else 'unknown').inc()
 
 @patch
-def _id(self:App, request):
-    if request.id is None: request.id = f'{self._prefix}-{next(self._numbers):x}'
-    return request.id
+def _new_id(self:App): return f'{self._prefix}-{next(self._numbers):x}'
 
 # %% ../../nbs/serve/08_app.ipynb #6df032e6
 @patch
@@ -305,24 +305,17 @@ async def _read(self:App, request, read, *args):
     except Refused: raise
     except UserError as e: raise Denied(400, str(e), {}) from None
 
-# %% ../../nbs/serve/08_app.ipynb #5ebcb84c
+# %% ../../nbs/serve/08_app.ipynb #53c4056b
 @patch
-def _ask(self:App, request, endpoint, rows, contract, variant=None): # awaitable
-    "The endpoint's answer to rows of its contract, written to the log."
-    if request.id is None: request.id = _given_id(rows.id)
-    deadline = None if request.patience is None else time.monotonic() + request.patience / 1000 - (time.perf_counter() - request.started)
-    return endpoint.ask(rows, contract, id=self._id(request), headers=request.headers, key=request.key, started=request.started,
-                        deadline=deadline, variant=variant)
+def _deadline(self:App, request): # by `time.monotonic()`, or None
+    if request.patience is not None: return time.monotonic() + request.patience / 1000 - (time.perf_counter() - request.started)
 
 @patch
-def _answered(self:App, request, answer, rows):
-    "Count what was answered."
-    m, request.variant, request.rows = self.metrics, answer.variant, rows.n
-    m.rows(request.endpoint, answer.variant).inc(rows.n)
-    if rows.nulled: m.nulled(request.endpoint).inc(rows.nulled)
-    if rows.unknown: m.unknown(request.endpoint).inc(rows.unknown)
+def _named(self:App, request, id):
+    "Give the request its id: that of the header, else that of the body, else a new one."
+    if request.id is None: request.id = _given_id(id) or self._new_id()
 
-# %% ../../nbs/serve/08_app.ipynb #7ad04db8
+# %% ../../nbs/serve/08_app.ipynb #9d12f8a2
 class Prediction(Struct, omit_defaults=True):
     "The answer for one row."
     score: float | dict[str, float] # probability of the event, or the value; by class where there are several
@@ -342,10 +335,15 @@ class Predictions(Struct):
 async def predict(self:App, request):
     endpoint = self._endpoint(request)
     contract = endpoint.contract
+    if alone := await self._read(request, endpoint.entities): return await self._looked_up(request, endpoint, *alone)
     rows = await self._read(request, contract.from_json)
-    answer = await self._ask(request, endpoint, rows, contract)
-    self._answered(request, answer, rows)
-    return Reply(_encode(Predictions(answer.id, answer.endpoint, answer.variant, answer.bundle, _predictions(answer, contract))))
+    self._named(request, rows.id)
+    answer = await endpoint.ask(rows, contract, id=request.id, headers=request.headers, key=request.key, started=request.started,
+                                deadline=self._deadline(request))
+    request.variant, request.rows = answer.variant, rows.n
+    return _told(answer, contract)
+
+def _told(answer, contract): return Reply(_encode(Predictions(answer.id, answer.endpoint, answer.variant, answer.bundle, _predictions(answer, contract))))
 
 def _predictions(answer, contract):
     scores, classes = answer.scores, contract.predictor.schema.classes
@@ -353,15 +351,25 @@ def _predictions(answer, contract):
     decisions, variants = answer.decisions or repeat(UNSET), answer.variants or repeat(UNSET)
     return [Prediction(s, d, r, v) for s, d, r, v in zip(scores, decisions, answer.referred or repeat(False), variants)]
 
-# %% ../../nbs/serve/08_app.ipynb #2c3df87d
+# %% ../../nbs/serve/08_app.ipynb #58e90cad
+@patch
+async def _looked_up(self:App, request, endpoint, entities, id):
+    self._named(request, id)
+    answer = await endpoint.look_up(entities, id=request.id, headers=request.headers, key=request.key, started=request.started)
+    request.variant, request.rows = answer.variant, len(entities)
+    return _told(answer, endpoint.contract)
+
+# %% ../../nbs/serve/08_app.ipynb #34315d9a
 @patch
 async def infer(self:App, request):
     endpoint = self._endpoint(request)
-    variant = self._version(endpoint, request.names.get('version'))
-    contract = (variant or endpoint).contract
+    v = self._version(endpoint, request.names.get('version'))
+    contract = (v or endpoint).contract
     asked, rows = await self._read(request, _tensors, request.headers.get('inference-header-content-length'), contract)
-    answer = await self._ask(request, endpoint, rows, contract, variant and variant.name)
-    self._answered(request, answer, rows)
+    self._named(request, rows.id)
+    answer = await endpoint.ask(rows, contract, id=request.id, headers=request.headers, key=request.key, started=request.started,
+                                deadline=self._deadline(request), variant=v and v.name)
+    request.variant, request.rows = answer.variant, rows.n
     results = answer_tensors(contract.predictor.output(), answer.scores, answer.decisions, answer.referred)
     body, length = encode_infer(asked, endpoint.name, answer.bundle[:12], results)
     if length is None: return Reply(body)
@@ -390,27 +398,24 @@ class Explanations(Struct):
 
 _UNITS = {'binary': 'log odds', 'multiclass': 'log of the share, up to a constant of the row', 'regression': 'units of the target'}
 
-# %% ../../nbs/serve/08_app.ipynb #e384b196
+# %% ../../nbs/serve/08_app.ipynb #c45cb5e6
 @patch
 async def explain(self:App, request):
     endpoint = self._endpoint(request)
     contract = endpoint.contract
     rows = await self._read(request, contract.from_json)
-    request.id = request.id or _given_id(rows.id)
-    version = (rows.parameters or {}).get('version')
-    v = self._version(endpoint, version) or endpoint.variants[endpoint.state.router.choose(rows.columns, 0, request.headers)]
-    found = await self._elsewhere(_explained, v.predictor, v.matrix(rows.columns, rows.X, contract))
-    request.variant = v.name
-    return Reply(_encode(Explanations(self._id(request), endpoint.name, v.name, v.bundle, _UNITS[v.predictor.schema.task], found)))
+    self._named(request, rows.id)
+    v = self._version(endpoint, (rows.parameters or {}).get('version'))
+    found = await endpoint.explain(rows, contract, headers=request.headers, deadline=self._deadline(request), variant=v and v.name)
+    request.variant, schema = found.variant, contract.predictor.schema
+    rows = [_explanation(score, shares, found.columns, schema.classes) for score, shares in zip(found.scores, found.contributions)]
+    return Reply(_encode(Explanations(request.id, endpoint.name, found.variant, found.bundle, _UNITS[schema.task], rows)))
 
-def _explained(predictor, X):
-    "An `Explanation` for each row."
-    shares, classes, columns = predictor.model.contributions(X), predictor.schema.classes, predictor.columns
-    scores, raw = predictor.answer(X).tolist(), shares.sum(-1).tolist()
-    if shares.ndim == 2: return [Explanation(s, r, c[-1], dict(zip(columns, c))) for s, r, c in zip(scores, raw, shares.tolist())]
+def _explanation(score, shares, columns, classes):
+    "One row of contributions, by name."
+    if isinstance(score, float): return Explanation(score, sum(shares), shares[-1], dict(zip(columns, shares)))
     def named(values): return dict(zip(classes, values))
-    return [Explanation(named(s), named(r), named(c[-1] for c in cs), named(dict(zip(columns, c)) for c in cs))
-            for s, r, cs in zip(scores, raw, shares.tolist())]
+    return Explanation(named(score), named(map(sum, shares)), named(s[-1] for s in shares), named(dict(zip(columns, s)) for s in shares))
 
 # %% ../../nbs/serve/08_app.ipynb #699800b3
 class Label(Struct, forbid_unknown_fields=True):
@@ -442,7 +447,7 @@ def _label(value, schema, i):
     if text not in schema.classes: raise UserError(f"label {i} is {text[:60]!r}, which is no class{did_you_mean(text[:60], schema.classes)}")
     return text
 
-# %% ../../nbs/serve/08_app.ipynb #f8facd20
+# %% ../../nbs/serve/08_app.ipynb #acba189c
 class Taken(Struct):
     "How many labels were taken."
     id: str
@@ -451,6 +456,7 @@ class Taken(Struct):
 @patch
 async def feedback(self:App, request):
     endpoint = self._endpoint(request)
+    self._named(request, None)
     labels = await self._read(request, _labels, endpoint.contract.predictor.schema, self.settings.rows)
     now = time.time_ns() // 1000
     records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, key=request.key) for x in labels]
@@ -458,11 +464,11 @@ async def feedback(self:App, request):
     else: await self._elsewhere(self._write, records)
     await self.log.synced()
     self.metrics.feedback(endpoint.name).inc(len(records))
-    return Reply(_encode(Taken(self._id(request), len(records))))
+    return Reply(_encode(Taken(request.id, len(records))))
 
 @patch
 def _write(self:App, records):
-    for r in records: self.log.append(r)
+    for r in records: self.live.write(r)
 
 # %% ../../nbs/serve/08_app.ipynb #03bb9de9
 @patch

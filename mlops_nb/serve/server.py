@@ -63,7 +63,7 @@ class _Worker(App):
         if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGTERM)
         else: self._loop.call_later(.25, self._orphaned)
 
-# %% ../../nbs/serve/09_server.ipynb #865a0a9f
+# %% ../../nbs/serve/09_server.ipynb #237ffd17
 def _worker(root, bundle, settings, parent, tell): # what a forked process runs before it answers
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
@@ -75,7 +75,8 @@ def _worker(root, bundle, settings, parent, tell): # what a forked process runs 
         access = Access(root / settings.serve.keys if settings.serve.access == 'keys' else None)
         live = Live(bundle or root, settings, metrics, log)
         live.start()
-        if not live.endpoints: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
+        if not live.endpoints:
+            raise UserError(next(iter(live.refused.values()), "No model is deployed here; run `dvc repro`, or name a bundle with --bundle."))
         app = _Worker(live, log, metrics, access, settings.serve)
     except UserError as e:
         os.write(tell, json.dumps(dict(failed=str(e)[:2000])).encode() + b'\n')
