@@ -107,7 +107,7 @@ def made(tmp, trees):
     y = (X[:, :5].sum(1) + X[:, 5] * X[:, 6] + rng.normal(size=len(X)) > 0)
     names = [f"c{i:02}" for i in range(COLUMNS)]
     pl.DataFrame({**dict(zip(names, X.T, strict=True)), "event": np.where(y, "yes", "no")}).write_parquet(tmp / "rows.parquet")
-    root = tmp / "project"
+    root = tmp / "model" # the endpoint takes its name
     run("mlops-nb", "init", root, "--data", tmp / "rows.parquet", "--target", "event", cwd=tmp)
     from mlops_nb.params import read_params, write_params
     p = read_params(root / "params.yaml")
@@ -115,6 +115,8 @@ def made(tmp, trees):
     write_params(p, root / "params.yaml")
     for stage in ("validate", "prepare", "baseline", "tune", "train gbdt", "evaluate", "explain", "bundle"):
         run("mlops-nb", "stage", *stage.split(), cwd=root)
+    path = root / "settings.ini"
+    path.write_text(path.read_text().replace("\nworkers = 0", "\nworkers = 1"))
     released(root)
     return root, names, X[0].tolist()
 
@@ -159,14 +161,14 @@ def peers(tmp, root, x):
 
 
 BIN = Path(sys.executable).parent
-OURS = [BIN / "mlops-nb", "serve", "--port", PORT, "--workers", 1]
+OURS = [BIN / "mlops-nb", "serve", "--port", PORT]
 ECHO = [BIN / "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", PORT, "--workers", 1, "--no-ws", "echo:app"]
 
 
 def resident(p):
-    "MiB of a process and all below it."
+    "MiB of a process and all below it; what they share counts once."
     p = psutil.Process(p.pid)
-    return sum(c.memory_info().rss for c in [p, *p.children(recursive=True)]) / 2**20
+    return sum(c.memory_full_info().pss for c in [p, *p.children(recursive=True)]) / 2**20
 
 
 def measured(folder, command, env, path, body, seconds, connections=CONNECTIONS):
@@ -209,7 +211,7 @@ def main():
                         f"{share:.2f}×", "≥ 0.50×", share >= 0.5))
     rows += [row("… one tensor a column, 16 connections", said(by_column)), row("… JSON objects, 16 connections", said(plain)),
              row("server, from the command to the first answer", f"{ready:.2f} s", bound="≤ 1.5 s", met=ready <= 1.5),
-             row("server, resident memory of all its processes after the load", f"{memory:.0f} MiB", bound="≤ 120 MiB", met=memory <= 120)]
+             row("server, resident memory of its processes after the load, shared pages once", f"{memory:.0f} MiB", bound="≤ 120 MiB", met=memory <= 120)]
     report(rows, [f"HTTP: a LightGBM model of {trees} trees on {COLUMNS} columns, one row a request, one worker, {seconds} s each after a "
                   "warm-up; wrk on one thread beside it on the same cores. Ours validates, routes between two variants, logs every answer "
                   "before it is sent, and counts. Each peer is installed into an environment of its own and written as its documentation "

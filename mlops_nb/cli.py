@@ -6,7 +6,7 @@
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'key_app', 'log_app', 'ending', 'main', 'init', 'ingest', 'simulate',
            'stage', 'gate_check', 'tune', 'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card',
            'export_onnx', 'compress', 'serve', 'key_add', 'key_list', 'key_revoke', 'log_compact', 'log_check',
-           'control']
+           'capacity', 'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc, os, signal, sys, traceback
@@ -321,6 +321,17 @@ def log_check():
     found = check(log.folder)
     print(f"{log.folder}: {found.sentence}")
     if found.problems: raise UserError(" ".join(found.problems[:10]) + f" And {len(found.problems) - 10} more." * (len(found.problems) > 10))
+
+# %% ../nbs/92_cli.ipynb #167b19f7
+@app.command()
+def capacity(rate: Annotated[float, typer.Option(min=1, help="Requests a second to be answered.")],
+             p99: Annotated[float, typer.Option(min=.01, help="Milliseconds that 99 of 100 answers may take.")],
+             measure: Annotated[bool, typer.Option("--measure", help="Offer rates to one worker of this project's server first.")] = False):
+    "Say how many cores a rate and a latency need."
+    from mlops_nb.serve.capacity import cores_needed, curve_table, measure as measured, read_curve
+    steps = measured(Path(".")) if measure else read_curve(Path("."))
+    print(curve_table(steps))
+    print(cores_needed(steps, rate, p99).sentence)
 
 # %% ../nbs/92_cli.ipynb #af699f68
 @app.command()

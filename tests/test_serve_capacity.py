@@ -4,11 +4,12 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+import serving
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.errors import UserError
-from mlops_nb.serve.capacity import FOLLOWS, SHARE, Step, cores_needed, curve, offer, rates_up_to
+from mlops_nb.serve.capacity import FOLLOWS, SHARE, Step, cores_needed, curve, measure, offer, rates_up_to, read_curve
 
 
 @contextmanager
@@ -92,6 +93,19 @@ def test_a_curve_ends_where_the_server_no_longer_follows():
 def test_nobody_there():
     with server(well) as (url, _): pass
     with pytest.raises(UserError, match="nobody listens"): asyncio.run(offer(url, b"", 10, 0.1, 1))
+
+
+def test_the_curve_of_a_project(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.serve.capacity.MOST", 200)
+    root, told = serving.project(tmp_path), []
+    steps = measure(root, 0.3, told.append)
+    assert steps == told == read_curve(root) and steps[0].offered == 10 and not any(s.failed for s in steps)
+    assert not (root / "predictions").exists() # nobody asked these questions
+
+
+def test_nothing_is_released(tmp_path):
+    with pytest.raises(UserError, match="No model is deployed"): measure(tmp_path)
+    with pytest.raises(UserError, match="--measure"): read_curve(tmp_path)
 
 
 a_step = st.builds(Step, st.floats(1, 1e5), st.just(1e9), st.sampled_from([0, 0, 0, 2]), st.just(1), st.floats(.1, 100), st.just(1))
