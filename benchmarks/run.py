@@ -15,7 +15,7 @@ import psutil
 from common import ENV, HERE, ROOT, THREADS
 
 SUBJECTS = {"default_pipeline": 1200, "taxi_ingest": 600, "overhead": 2400, "scoring": 900, "shapley": 900, # seconds until it is stopped
-            "learning": 3600, "nets": 1800}
+            "learning": 3600, "nets": 1800, "serving": 2400}
 PACKAGES = ["polars", "lightgbm", "numpy", "pyarrow", "pandera", "dvc", "mlflow", "scikit-learn", "shap", "papermill"]
 HEAD = ("what", "figure", "peer, same run", "its figure", "ratio", "bound", "met")
 
