@@ -288,7 +288,7 @@ class Endpoint:
     @property
     def variants(self) -> dict[str, Variant]: return self.state.variants
 
-# %% ../../nbs/serve/06_live.ipynb #24d0daa1
+# %% ../../nbs/serve/06_live.ipynb #9f4067e8
 FEW = 64 # rows that are answered in the event loop
 
 class Asked(Struct):
@@ -300,11 +300,8 @@ class Asked(Struct):
     forced: bool # was a variant asked for by name?
 
 @patch
-async def _score(self:Endpoint, v, asked, columns, X): # scores and where they come from
-    live = self.live
-    if len(X) > FEW and v.model.batch is None:
-        return await live.in_thread(asked.deadline, lambda: v.predictor.answer(v.matrix(columns, X, asked.contract))), "model"
-    X = v.matrix(columns, X, asked.contract)
+async def _score(self:Endpoint, v, asked, columns, X): # scores of few rows, or of a net, and where they come from
+    live, X = self.live, v.matrix(columns, X, asked.contract)
     if not (key := live.cache.entries and len(X) == 1 and (v.bundle, X.tobytes())): return await _told(v, X, asked.deadline), "model"
     scores = live.cache.get(key)
     self._found["cache", "miss" if scores is None else "hit"].inc()
@@ -312,6 +309,8 @@ async def _score(self:Endpoint, v, asked, columns, X): # scores and where they c
     scores = await _told(v, X, asked.deadline)
     live.cache.put(key, scores)
     return scores, "model"
+
+def _judge(v, asked, columns, X): return v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, asked.contract)))
 
 async def _told(v, X, deadline): return v.predictor.answer(X) if v.model.batch is None else await within(deadline, v.model.batch.ask(X))
 
@@ -337,16 +336,16 @@ def _lookup(self:Endpoint, v, asked, columns, X):
         if found is not None: return found
     if X is None: raise Unknown(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
 
-# %% ../../nbs/serve/06_live.ipynb #e77e7f2a
+# %% ../../nbs/serve/06_live.ipynb #1224fa5a
 @patch
 async def _part(self:Endpoint, v, asked, columns, X):
     "Rows that go to one variant: who answered them, scores, decisions, what is referred, and the source."
     v.asking.append(None)
     try:
         if found := self._lookup(v, asked, columns, X): return v, *found, None, "table"
+        if len(X) > FEW and v.model.batch is None: return v, *await self.live.in_thread(asked.deadline, _judge, v, asked, columns, X), "model"
         scores, source = await self._score(v, asked, columns, X)
-        judge = v.predictor.outcome
-        return v, *(judge(columns, scores) if len(scores) <= FEW else await self.live.in_thread(asked.deadline, judge, columns, scores)), source
+        return v, *v.predictor.outcome(columns, scores), source
     except (Late, Unknown): raise
     except Exception as e:
         self.live.failed("variant_errors", self.name, v.name, e)
@@ -378,7 +377,7 @@ def _joined(endpoint, id, done): # one answer from those of the parts
     answer.variant, answer.bundle = answer.variants[0], next(p[0].bundle for at, p in done if 0 in at)
     return answer
 
-# %% ../../nbs/serve/06_live.ipynb #3e1b2e56
+# %% ../../nbs/serve/06_live.ipynb #e6ae3287
 @patch
 async def ask(self:Endpoint,
     rows: Rows, # Decoded by `contract`
@@ -393,13 +392,15 @@ async def ask(self:Endpoint,
     "Answer a request and write it down. Raises `Late`, `Unknown`, and `LogFull` where an answer that cannot be written must not be given."
     state, started, columns, X, n = self.state, started or time.perf_counter(), rows.columns, rows.X, rows.n
     if deadline is not None and time.monotonic() >= deadline: raise Late("The deadline of the request passed before it was answered; allow more time.")
-    if n <= FEW: parts = self._parts(state, columns, n, headers, variant)
-    else: parts = await self.live.in_thread(deadline, self._parts, state, columns, n, headers, variant)
+    many = n > FEW and self.live.in_thread # where there are many rows, whatever takes long is done in a thread
+    if many and state.router.by_row: parts = await many(deadline, self._parts, state, columns, n, headers, variant)
+    else: parts = self._parts(state, columns, n, headers, variant)
     asked, done = Asked(state, contract, deadline, headers is not None and headers.get("x-static") == "prefer", variant is not None), []
     for v, at in parts: done.append((at, await self._part(v, asked, *((columns, X) if at is None else _some(columns, X, at)))))
-    answer = _joined(self.name, id, done)
+    close = id, done, asked, columns, key, started
+    answer = await many(None, self._close, *close) if many else self._close(*close)
+    if self.live.log is not None: await self.live.log.synced()
     self._count(rows, done)
-    await self._write(asked, done, columns, answer, key, started)
     if X is not None:
         for name in state.router.shadows(headers): self._offer(state, name, columns, X, n, contract, id, key)
     return answer
@@ -413,17 +414,18 @@ def _count(self:Endpoint, rows, done):
     if rows.unknown: self._counts["unknown"].inc(rows.unknown)
     for _, (v, scores, *_) in done: self.live.metrics.rows(self.name, v.name).inc(len(scores))
 
-# %% ../../nbs/serve/06_live.ipynb #4848ba29
+# %% ../../nbs/serve/06_live.ipynb #d89cee79
 @patch
-async def _write(self:Endpoint, asked, done, columns, answer, key, started):
-    live = self.live
-    if live.log is None: return
+def _close(self:Endpoint, id, done, asked, columns, key, started):
+    "The answer, which is on record when this returns."
+    name, live, answer = self.name, self.live, _joined(self.name, id, done)
+    if live.log is None: return answer
     now, latency, entity = time.time_ns() // 1000, int((time.perf_counter() - started) * 1e6), asked.state.entity
     for at, (v, scores, decisions, _, source) in done:
         mine = columns if at is None else _some(columns, None, at)[0]
-        live.write(Record(id=answer.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=mine, score=scores.tolist(),
+        live.write(Record(id=id, time=now, endpoint=name, variant=v.name, bundle=v.bundle, columns=mine, score=scores.tolist(),
                           decision=decisions, entity=mine.get(entity), rows=at, source=source, latency_us=latency, key=key))
-    await live.log.synced()
+    return answer
 
 @patch
 def _offer(self:Endpoint, state, name, columns, X, n, contract, id, key):

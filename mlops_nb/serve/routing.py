@@ -51,7 +51,7 @@ class Router:
         self._column, self._header = self._sticky(schema)
         self._flags = frozenset(f for f, on in plan.flags.items() if on)
         self._usual = self._parts(self._flags)
-        self.by_row = bool(self._rules or self._column) and len(self._usual[0]) + len(self._rules) > 1 # may two rows of a request part?
+        self.by_row = bool(self._rules) or self._column is not None and len(plan.variants) > 1 # may two rows of one request go to different variants?
 
     def _sticky(self, schema): # the column and the header that name a customer; at least one of the two is None
         sticky = self.plan.sticky
