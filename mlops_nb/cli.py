@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'gate', 'schema_app', 'report_app', 'key_app', 'log_app', 'ending', 'main', 'init', 'ingest', 'simulate',
-           'stage', 'gate_check', 'tune', 'schema_check', 'schema_diff', 'score', 'report_run', 'ask_what_if', 'card',
-           'export_onnx', 'compress', 'serve', 'key_add', 'key_list', 'key_revoke', 'log_compact', 'log_check',
+           'stage', 'gate_check', 'tune', 'schema_check', 'schema_diff', 'score', 'stream', 'report_run', 'ask_what_if',
+           'card', 'export_onnx', 'compress', 'serve', 'key_add', 'key_list', 'key_revoke', 'log_compact', 'log_check',
            'capacity', 'control']
 
 # %% ../nbs/92_cli.ipynb #dd091974
@@ -37,7 +37,7 @@ def ending(
     if isinstance(e, KeyboardInterrupt): return 130, "interrupted; what was finished is kept and nothing half-written; run the same command to go on."
     if isinstance(e, OSError): return 1, os_sentence(e)
     if isinstance(e, ModuleNotFoundError) and e.name and e.name.split(".")[0] != "mlops_nb":
-        return 1, f"the package {e.name} is not installed; what each part needs are extras: pip install 'mlops-nb[train,net,onnx,report,sql,control]'."
+        return 1, f"the package {e.name} is not installed; what each part needs are extras: pip install 'mlops-nb[train,net,onnx,report,sql,stream,control]'."
     if isinstance(e, MemoryError): return 1, "there is not enough memory; use a machine with more, or fewer rows."
     said = (str(e).strip().splitlines() or [type(e).__name__])[0]
     if any(words in str(e) for words in ("No space left on device", "disk is full")): return 1, "the disk is full; free some space and run the command again."
@@ -197,6 +197,13 @@ def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, o
         done = score(predictor, source, target)
         print(f"{target}: {done.rows:,} rows scored by {predictor.id[:12]}"
               + (f"; {done.refused:,} of them broke the contract, see {refused_path(target)}." if done.refused else "."))
+
+@app.command()
+def stream(bundle: _Bundle = None):
+    "Answer the rows of a stream until it is stopped."
+    from mlops_nb.serve.stream import stream
+    done = stream(Path("."), bundle)
+    print(f"{done.answered:,} messages answered, {done.refused:,} refused.")
 
 report_app = typer.Typer(no_args_is_help=True, help="Pages that people read.")
 app.add_typer(report_app, name="report")

@@ -1,0 +1,140 @@
+"Redis and NATS as the tests need them: on the loopback, on a free port, in a folder of their own, killed and started again."
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Service:
+    "A server program; what it has written survives `kill` and `start`."
+    program, scheme = "", ""
+
+    def __init__(self):
+        self.path = shutil.which(self.program, path=os.environ["PATH"] + ":/usr/sbin")
+        if not self.path: pytest.skip(f"{self.program} is not installed (Debian: apt-get install {self.program})")
+        self.home, self.port, self.process = tempfile.mkdtemp(prefix=f"mlops-nb-{self.program}-"), free_port(), None
+        self.url = f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def start(self):
+        self.process = subprocess.Popen([self.path, *self.options()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(400):
+            assert self.process.poll() is None, f"{self.program} ended with {self.process.returncode}"
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as s:
+                s.settimeout(5)
+                if self.greets(s): return self
+            time.sleep(.05)
+        raise AssertionError(f"{self.program} does not answer")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self): return self.start()
+
+    def __exit__(self, *_):
+        self.kill()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+class RedisService(Service):
+    program, scheme = "redis-server", "redis"
+
+    def options(self):
+        return ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.home, "--save", "", "--appendonly", "yes",
+                "--appendfsync", "no"]  # a kill takes nothing that was written, only a loss of power would
+
+    def greets(self, s):
+        s.sendall(b"PING\r\n")
+        return s.recv(64) == b"+PONG\r\n"
+
+    def client(self):
+        import redis
+        return redis.Redis(port=self.port)
+
+    def put(self, names, messages):
+        with self.client() as c:
+            pipe = c.pipeline()
+            for id, body in messages: pipe.xadd(names["source"], {"id": id, "data": body} if id else {"data": body})
+            pipe.execute()
+
+    def _all(self, stream):
+        with self.client() as c: return [fields for _, fields in c.xrange(stream)]
+
+    def results(self, names): return [f[b"data"] for f in self._all(names["target"])]
+
+    def refused(self, names): return [(f[b"id"].decode(), f[b"reason"].decode()) for f in self._all(names["refused"])]
+
+    def take(self, names):
+        with self.client() as c: c.xtrim(names["target"], maxlen=0)
+
+    def left(self, names):
+        "Messages that nobody has answered."
+        with self.client() as c:
+            groups = c.xinfo_groups(names["source"])
+            if not groups: return float("inf")  # nobody has begun
+            return groups[0]["pending"] + len(c.xrange(names["source"], b"(" + groups[0]["last-delivered-id"]))
+
+
+class NatsService(Service):
+    program, scheme = "nats-server", "nats"
+
+    def options(self): return ["-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", self.home]
+
+    def greets(self, s): return s.recv(4096).startswith(b"INFO")
+
+    def _do(self, what):
+        async def go():
+            import nats
+            client = await nats.connect(self.url)
+            try: return await what(client.jetstream(timeout=20))
+            finally: await client.close()
+        return asyncio.run(asyncio.wait_for(go(), 60))
+
+    def put(self, names, messages):
+        async def put(js):
+            from nats.js.errors import NotFoundError
+            try: await js.stream_info(names["source"])
+            except NotFoundError: await js.add_stream(name=names["source"], subjects=[names["source"]], duplicate_window=0.2)
+            for i in range(0, len(messages), 200):
+                await asyncio.gather(*(js.publish(names["source"], body if isinstance(body, bytes) else body.encode(),
+                                                  headers={"Nats-Msg-Id": id} if id else None) for id, body in messages[i:i + 200]))
+        self._do(put)
+
+    def _all(self, stream):
+        async def read(js):
+            from nats.js.errors import NotFoundError
+            try: state = (await js.stream_info(stream)).state
+            except NotFoundError: return []
+            if not state.messages: return []
+            taker, found = await js.pull_subscribe(f"{stream}.>", stream=stream), []
+            while len(found) < state.messages: found += await taker.fetch(min(500, state.messages - len(found)), timeout=10)
+            return [m.data for m in found]
+        return self._do(read)
+
+    def results(self, names): return self._all(names["target"])
+
+    def refused(self, names):
+        import json
+        return [(m["id"], m["reason"]) for m in map(json.loads, self._all(names["refused"]))]
+
+    def take(self, names): self._do(lambda js: js.purge_stream(names["target"]))
+
+    def left(self, names):
+        async def count(js):
+            from nats.js.errors import NotFoundError
+            try: info = await js.consumer_info(names["source"], names["group"])
+            except NotFoundError: return float("inf")  # nobody has begun
+            return info.num_pending + info.num_ack_pending
+        return self._do(count)

@@ -1,0 +1,231 @@
+"Rows from a stream: each is answered once, whoever is killed meanwhile."
+import asyncio
+import collections
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+from services import NatsService, RedisService, free_port
+
+from mlops_nb.errors import UserError
+from mlops_nb.serve.stream import Worker, broker_of, subject_of
+from mlops_nb.settings import StreamSettings
+
+SERVICES = {"redis": RedisService, "nats": NatsService}
+
+# A process of the group with an answerer that says what the model would: it doubles numbers, and some rows are bad for it.
+CONSUMER = """
+import asyncio, logging, os, signal, sys
+import msgspec
+from mlops_nb.errors import UserError
+from mlops_nb.serve.stream import Worker, broker_of, _until_stopped
+from mlops_nb.settings import StreamSettings
+logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+async def answer(id, body):
+    row = msgspec.json.decode(body)
+    if row == 'kill': os.kill(os.getpid(), signal.SIGKILL)
+    if row == 'fail': raise RuntimeError('no way')
+    if row == 'refuse': raise UserError('row 1 breaks the contract')
+    await asyncio.sleep(float(sys.argv[2]))
+    return msgspec.json.encode(dict(id=id, twice=2 * row, by=os.getpid()))
+settings = msgspec.json.decode(sys.argv[1], type=StreamSettings)
+worker = Worker(broker_of(settings), answer, settings)
+print('ready', flush=True)
+print(asyncio.run(_until_stopped(worker)), flush=True)
+"""
+
+
+class Group:
+    "Consumers of one group, and the streams of one test."
+    def __init__(self, service, **settings):
+        names = {n: f"{n}{random.randrange(10**9)}" for n in ("source", "target", "refused", "group")}
+        self.service, self.names, self.running = service, names, []
+        self.settings = StreamSettings(url=service.url, **{"claim": 1, "batch": 20, **settings}, **names)
+
+    def begin(self, pause=.001):
+        process = subprocess.Popen([sys.executable, "-c", CONSUMER, msgspec.json.encode(self.settings).decode(), str(pause)],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.running.append(process)
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        return process
+
+    def put(self, rows): self.service.put(self.names, [(id, json.dumps(row)) for id, row in rows])
+
+    @property
+    def results(self): return list(map(json.loads, self.service.results(self.names)))
+
+    @property
+    def refused(self): return dict(self.service.refused(self.names))
+
+    def wait(self, true, seconds=60, meanwhile=lambda: None):
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, (len(self.results), self.refused)
+            meanwhile()
+            time.sleep(.1)
+
+    def keep_alive(self):
+        "Start another where one has ended."
+        for p in [p for p in self.running if p.poll() is not None]:
+            self.running.remove(p)
+            p.communicate()
+            self.begin()
+
+    def end(self):
+        for p in self.running:
+            p.kill()
+            p.communicate()
+
+
+@pytest.fixture(scope="module", params=list(SERVICES))
+def service(request):
+    with SERVICES[request.param]() as s: yield s
+
+
+@pytest.fixture
+def group(service):
+    made = []
+    def make(**settings):
+        made.append(Group(service, **settings))
+        return made[-1]
+    yield make
+    for g in made: g.end()
+
+
+def once(group, rows):
+    "Every id has one result, and it is that of its row."
+    found = group.results
+    assert {r["id"]: r["twice"] for r in found} == {id: 2 * row for id, row in rows} and len(found) == len(dict(rows))
+
+
+def test_two_share_the_work_and_end_when_told_to(group):
+    g = group()
+    rows = [(f"r{i}", i) for i in range(1000)]
+    a, b = g.begin(), g.begin()
+    g.put(rows)
+    g.wait(lambda: g.service.left(g.names) == 0)
+    once(g, rows)
+    assert all(n > 100 for n in collections.Counter(r["by"] for r in g.results).values())
+    counts = 0
+    for p in (a, b):
+        p.send_signal(signal.SIGTERM)
+        out, err = p.communicate(timeout=20)
+        assert p.returncode == 0, err
+        counts += int(out.split("answered=")[1].split(",")[0])
+    assert counts == 1000
+
+
+def test_killed_in_the_middle_of_batches(group):
+    g = group()
+    rows = [(f"Nr. {i} <ä>", i) for i in range(600)]
+    g.put(rows[:300])
+    for k in range(6):
+        victim = g.begin(pause=.05)
+        if k == 2: g.put(rows[300:])
+        before = len(g.results)
+        g.wait(lambda n=before: len(g.results) > n)
+        time.sleep(random.random() * .1)
+        victim.kill()
+    g.begin(), g.begin()
+    g.wait(lambda: g.service.left(g.names) == 0)
+    once(g, rows)
+    assert len({r["by"] for r in g.results}) >= 5 and not g.refused
+
+
+def test_poison_ends_aside_with_its_reason_and_takes_nobody_with_it(group):
+    g = group(tries=2)
+    rows = [(f"r{i}", i) for i in range(100)]
+    bad = [("killer", "kill"), ("failing", "fail"), ("wrong", "refuse")]
+    g.put(rows[:30] + bad + rows[30:])
+    g.begin()
+    g.wait(lambda: g.service.left(g.names) == 0, meanwhile=g.keep_alive)
+    once(g, rows)
+    assert g.refused == {"killer": "The process ended each of the 2 times it was tried alone.", "wrong": "row 1 breaks the contract",
+                         "failing": "It failed 2 times alone; the last time with RuntimeError: no way"}
+    g.put([("wrong", 7)])  # mended, under the same id
+    g.wait(lambda: len(g.results) == 101)
+
+
+def test_the_same_id_twice_is_answered_once(group):
+    g = group()
+    g.put([("same", 1), ("other", 2)])
+    g.begin()
+    g.wait(lambda: len(g.results) == 2)
+    time.sleep(.3)  # longer than the source itself would notice
+    g.put([("same", 1), ("third", 3), ("third", 3)])
+    g.wait(lambda: g.service.left(g.names) == 0)
+    once(g, [("same", 1), ("other", 2), ("third", 3)])
+
+
+def test_without_an_id_each_message_is_one(group):
+    g = group()
+    g.put([(None, 1)] * 3)
+    g.begin()
+    g.wait(lambda: g.service.left(g.names) == 0)
+    assert [r["twice"] for r in g.results] == [2, 2, 2] and len({r["id"] for r in g.results}) == 3
+
+
+def test_a_full_target_holds_the_source_back(group):
+    g = group(limit=50, batch=10)
+    g.put([(f"r{i}", i) for i in range(200)])
+    g.begin(), g.begin()
+    g.wait(lambda: len(g.results) >= 50)
+    time.sleep(1.2)
+    assert 50 <= len(g.results) <= 60 + 10 and g.service.left(g.names) >= 130
+    seen = set()
+    while len(seen) < 200:
+        g.wait(lambda: g.results)
+        found = {r["id"] for r in g.results}
+        g.service.take(g.names)
+        seen |= found
+    assert seen == {f"r{i}" for i in range(200)}
+
+
+def test_the_broker_is_killed_and_comes_back(group):
+    g = group()
+    rows = [(f"r{i}", i) for i in range(400)]
+    g.put(rows[:200])
+    p = g.begin(pause=.1)
+    for part in (rows[200:300], rows[300:]):
+        before = len(g.results)
+        g.wait(lambda n=before: len(g.results) > n)
+        g.service.kill()
+        time.sleep(.5)
+        g.service.start()
+        g.put(part)
+    g.wait(lambda: g.service.left(g.names) == 0)
+    once(g, rows)
+    p.send_signal(signal.SIGTERM)
+    _, err = p.communicate(timeout=20)
+    assert p.returncode == 0 and "trying again in 0.1 s" in err and "going on" in err
+
+
+@pytest.mark.parametrize("kind", list(SERVICES))
+def test_an_address_without_a_server_is_a_sentence_without_the_password(kind):
+    url = f"{kind}://someone:secret@127.0.0.1:{free_port()}"
+    settings = StreamSettings(url=url)
+    async def start(): await Worker(broker_of(settings), None, settings).run(asyncio.Event())
+    with pytest.raises(UserError, match=r"cannot be used.*MLOPS_NB_STREAM_URL") as e: asyncio.run(start())
+    assert "secret" not in str(e.value) and "\n" not in str(e.value)
+
+
+def test_what_is_no_stream_is_a_sentence(service):
+    if service.scheme != "redis": pytest.skip("NATS has streams only")
+    with service.client() as c: c.set("text", "x")
+    settings = StreamSettings(url=service.url, source="text")
+    async def start(): await Worker(broker_of(settings), None, settings).run(asyncio.Event())
+    with pytest.raises(UserError, match="wrong kind of value"): asyncio.run(start())
+
+
+def test_ids_never_share_a_subject():
+    ids = ["a", "A", "a.b", "a b", "~", "~YQ", "YQ", "", "ä", "*", ">", "x" * 300, "a-b", "a_b"]
+    subjects = [subject_of("t", i) for i in ids]
+    assert len(set(subjects)) == len(ids)
+    for s in subjects: assert s.count(".") == 1 and not set(s[2:]) & set(" *>.") and s != "t."
+
+
