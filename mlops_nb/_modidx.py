@@ -1638,6 +1638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlops_nb.serve.metrics._readable': ('serve/metrics.html#_readable', 'mlops_nb/serve/metrics.py')},
             'mlops_nb.serve.openapi': { 'mlops_nb.serve.openapi._allowed': ('serve/openapi.html#_allowed', 'mlops_nb/serve/openapi.py'),
                                         'mlops_nb.serve.openapi._card': ('serve/openapi.html#_card', 'mlops_nb/serve/openapi.py'),
+                                        'mlops_nb.serve.openapi._closed': ('serve/openapi.html#_closed', 'mlops_nb/serve/openapi.py'),
                                         'mlops_nb.serve.openapi._code': ('serve/openapi.html#_code', 'mlops_nb/serve/openapi.py'),
                                         'mlops_nb.serve.openapi._example': ('serve/openapi.html#_example', 'mlops_nb/serve/openapi.py'),
                                         'mlops_nb.serve.openapi._examples': ('serve/openapi.html#_examples', 'mlops_nb/serve/openapi.py'),

@@ -99,8 +99,9 @@ _READ = dict(integer=_read_integer, number=_read_number, boolean=_read_boolean, 
 # %% ../../nbs/serve/00_contract.ipynb #4e6bc845
 class _Cell:
     "What a value of one column may be."
-    def __init__(self, schema: Schema, name: str):
+    def __init__(self, schema: Schema, name: str, needed: bool = True): # must it be sent?
         c = self.contract = schema.columns[name]
+        self.optional = c.nullable or not needed
         self.name, self.read, self.drops = name, _READ.get(c.type) or _read_timestamp(schema, name), c.on_violation == 'null'
         self.low, self.high = (self._bound(b) for b in c.range or (None, None))
         self.domain = None if c.domain is None else frozenset(c.domain)
@@ -121,7 +122,7 @@ def wrong(self:_Cell, value) -> tuple[Any, str | None, bool]: # The value as rea
     "Look at one value."
     if value is None or isinstance(value, str) and value.strip() in self.words or value.__class__ is float and value != value: value = None
     elif self.numbers and value.__class__ in (int, float) and value in self.numbers: value = None
-    if value is None: return None, None if self.contract.nullable else f"{self.name}: missing", False
+    if value is None: return None, None if self.optional else f"{self.name}: missing", False
     try: read = self.read(value)
     except (TypeError, ValueError, OverflowError): return None, f"{self.name}: {_shown(value)} is not {_NOUN[self.contract.type]}", False
     if self.contract.type == 'number' and not math.isfinite(read): return None, f"{self.name}: {_shown(value)} is infinite", False
@@ -161,7 +162,8 @@ class Contract:
         max_rows: int = 10_000, # That one request may have
     ):
         schema, self.predictor, self.max_rows = predictor.schema, predictor, max_rows
-        self.cells, self.names, self.inputs = {n: _Cell(schema, n) for n in schema.columns}, list(schema.columns), predictor.inputs
+        self.names, self.inputs = list(schema.columns), predictor.inputs
+        self.cells = {n: _Cell(schema, n, n in self.inputs) for n in self.names}
         self._others = [n for n in self.names if n not in self.inputs]
         self._again = [c for c in self.cells.values() if c.contract.type not in _JSON or c.numbers] # values that need a second look
         row = self._type = _row_type(schema, set(self.inputs))
@@ -196,7 +198,7 @@ def _look_again(self:Contract, columns) -> int | None: # How many categories are
         for i, v in enumerate(values):
             if v is None or v in known: continue
             values[i], problem, new = cell.wrong(v)
-            if problem and not (values[i] is None and cell.name in self._others): return None
+            if problem: return None
             unknown += new
     return unknown
 
@@ -262,7 +264,6 @@ def _checked(self:Contract, columns, n, extra=(), id=None, parameters=None): # E
         cell, out[name] = self.cells[name], []
         for i, v in enumerate(values):
             read, problem, new = cell.wrong(v)
-            if problem and v is None and name in self._others: problem = None # nobody has to send it
             if problem and cell.drops and 'is a new category' not in problem: read, problem, nulled = None, None, nulled + 1
             if problem: blame(i, name, problem)
             out[name].append(read)

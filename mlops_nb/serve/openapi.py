@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOL', 'BODIES', 'STATUSES', 'DOCS_CSP', 'column_schema', 'row_schema', 'endpoint_schemas', 'openapi',
            'columns_table', 'curl', 'docs_page']
 
-# %% ../../nbs/serve/02_openapi.ipynb #763d2575
+# %% ../../nbs/serve/02_openapi.ipynb #d280bbd1
 import json
 import re
 import shlex
@@ -15,12 +15,14 @@ from hashlib import sha256
 from html import escape
 from typing import Any
 
+from msgspec.structs import replace
+
 from .. import __version__
 from ..predict import Predictor
 from ..schema import Column, Schema
 from .protocol import COLUMN_TYPES, DATATYPES
 
-# %% ../../nbs/serve/02_openapi.ipynb #8e0d5340
+# %% ../../nbs/serve/02_openapi.ipynb #615170cc
 _JSON = {'integer': 'integer', 'number': 'number', 'boolean': 'boolean', 'category': 'string', 'text': 'string', 'timestamp': 'string'}
 
 def _said(column):
@@ -33,18 +35,22 @@ def _said(column):
 
 def column_schema(
     column: Column,
+    missing: list[str] = (), # The contract's words for a missing value
 ) -> dict: # JSON Schema
     "What a column may hold."
     kind, closed = _JSON[column.type], column.domain and column.on_new_category == 'quarantine'
-    found = {'type': [kind, 'null'] if column.nullable else kind}
+    kinds = [kind, *(['number'] if column.type in ('category', 'text') and not closed else []), *(['null'] if column.nullable else [])]
+    found = {'type': kinds if len(kinds) > 1 else kind}
     if closed: found['enum'] = [*column.domain, *([None] if column.nullable else [])]
     if column.range and column.type != 'timestamp':
         found |= {k: b for k, b in zip(('minimum', 'maximum'), column.range) if b is not None}
     if column.type == 'timestamp' and not column.format: found['format'] = 'date-time'
+    elif kind == 'string' and not column.nullable and not closed:
+        found |= {'pattern': r'[^\s\x1c-\x1f]'} | ({'not': {'enum': list(missing)}} if missing else {})
     if text := ' '.join(s if s[-1] in '.?!' else f'{s}.' for s in _said(column)): found['description'] = text
     return found
 
-# %% ../../nbs/serve/02_openapi.ipynb #44ae94be
+# %% ../../nbs/serve/02_openapi.ipynb #bad3572c
 def _example(column):
     "A value that the contract accepts."
     low, high = (column.range or (None, None)) if column.type != 'timestamp' else (None, None)
@@ -59,11 +65,13 @@ def row_schema(
     "What a row may hold."
     columns, inputs = predictor.schema.columns, predictor.inputs
     example = {c: _example(columns[c]) if example is None else example.get(c) for c in inputs}
-    return {'type': 'object', 'properties': {n: column_schema(columns[n]) for n in [*inputs, *(c for c in columns if c not in inputs)]},
+    known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True) for n, c in columns.items() if n not in inputs}
+    return {'type': 'object', 'properties': {n: column_schema(c, predictor.schema.missing) for n, c in known.items()},
             'required': [c for c in inputs if not columns[c].nullable], 'additionalProperties': False, 'examples': [example]}
 
-# %% ../../nbs/serve/02_openapi.ipynb #3208d980
+# %% ../../nbs/serve/02_openapi.ipynb #439a2650
 def _object(required='', **properties): return {'type': 'object', 'properties': properties, 'required': required.split()}
+def _closed(required, **properties): return {**_object(required, **properties), 'additionalProperties': False}
 def _list(items, **more): return {'type': 'array', 'items': items, **more}
 def _ref(name): return {'$ref': f'#/components/schemas/{name}'}
 
@@ -88,7 +96,7 @@ PROTOCOL = {
     'InferResponse': _object('model_name outputs', model_name=_TEXT, model_version=_TEXT, id=_TEXT, parameters=_SOME,
                              outputs=_list(_object('name datatype shape', **_tensor(parameters=_SOME))))} # Name -> JSON Schema
 
-# %% ../../nbs/serve/02_openapi.ipynb #587c6d49
+# %% ../../nbs/serve/02_openapi.ipynb #47c69f7e
 def endpoint_schemas(
     name: str, # Of the endpoint
     predictor: Predictor,
@@ -103,10 +111,10 @@ def endpoint_schemas(
                   contributions=by_class({'type': 'object', 'additionalProperties': _NUMBER}))
     told = {'id': _TEXT, 'endpoint': _TEXT, 'variant': _TEXT, 'bundle': _TEXT}
     return {f'{name}.Row': row_schema(predictor, example),
-            f'{name}.Ask': {'anyOf': [_object('instances', instances=_list(row, minItems=1), id=_ID, parameters=_SOME), _list(row, minItems=1), row]},
+            f'{name}.Ask': {'anyOf': [_closed('instances', instances=_list(row, minItems=1), id=_ID, parameters=_SOME), _list(row, minItems=1), row]},
             f'{name}.Answer': _object('id endpoint variant bundle predictions', **told, predictions=_list(_object('score', **answer))),
             f'{name}.Explanations': _object('id endpoint variant bundle units explanations', **told, units=_TEXT, explanations=_list(why)),
-            f'{name}.Labels': _object('labels', labels=_list(_object('id label', id={'type': 'string', 'pattern': '^[!-~]{1,128}$'}, row=_WHOLE, label=label), minItems=1))}
+            f'{name}.Labels': _closed('labels', labels=_list(_closed('id label', id={'type': 'string', 'pattern': '^[!-~]{1,128}$'}, row=_WHOLE, label=label), minItems=1))}
 
 # %% ../../nbs/serve/02_openapi.ipynb #143a4877
 BODIES = {'alive': (None, 'Live'), 'ready': (None, 'Ready'), 'server': (None, 'ServerMetadata'), 'model': (None, 'ModelMetadata'), 'model_ready': (None, 'Ready'),
