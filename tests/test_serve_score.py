@@ -254,8 +254,8 @@ def test_a_table_has_the_newest_score_of_each_entity(made, binary, tmp_path):
     table = pl.read_parquet(tmp_path / "t.parquet")
     ordered = pl.read_parquet(tmp_path / "in.parquet").sort("when", nulls_last=False, maintain_order=True)
     newest = ordered.unique("id", keep="last", maintain_order=True).filter(pl.col("id") != "c99")
-    want = newest.select(entity="id").hstack(binary.score(newest)).sort("entity")
-    assert table.equals(want) and table.columns == ["entity", *binary.output()] and not left(tmp_path)
+    want = newest.select("id").hstack(binary.score(newest)).sort("id")
+    assert table.equals(want) and table.columns == ["id", *binary.output()] and not left(tmp_path)
 
 
 def test_what_a_table_cannot_decide_a_person_must(binary, tmp_path):

@@ -2,6 +2,7 @@
 import asyncio
 import collections
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,11 +11,16 @@ import time
 
 import msgspec
 import pytest
+import serving
 from services import NatsService, RedisService, free_port
 
 from mlops_nb.errors import UserError
+from mlops_nb.plan import plan_path, release
+from mlops_nb.predict import Predictor
+from mlops_nb.serve.records import check, read_log
 from mlops_nb.serve.stream import Worker, broker_of, subject_of
-from mlops_nb.settings import StreamSettings
+from mlops_nb.settings import StreamSettings, read_settings
+from mlops_nb.store import put
 
 SERVICES = {"redis": RedisService, "nats": NatsService}
 
@@ -23,6 +29,9 @@ CONSUMER = """
 import asyncio, logging, os, signal, sys
 import msgspec
 from mlops_nb.errors import UserError
+from mlops_nb.plan import plan_path, release
+from mlops_nb.predict import Predictor
+from mlops_nb.serve.records import check, read_log
 from mlops_nb.serve.stream import Worker, broker_of, _until_stopped
 from mlops_nb.settings import StreamSettings
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -229,3 +238,53 @@ def test_ids_never_share_a_subject():
     for s in subjects: assert s.count(".") == 1 and not set(s[2:]) & set(" *>.") and s != "t."
 
 
+
+
+# --- the command
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bundles")
+    return serving.bundle(place / "a", n=300), serving.bundle(place / "b", n=400)
+
+
+def command(root, g):
+    environ = {f"MLOPS_NB_STREAM_{n.upper()}": str(v) for n, v in msgspec.to_builtins(g.settings).items() if v != ""}
+    return subprocess.Popen([sys.executable, "-c", "from mlops_nb.cli import main; main()", "stream"], cwd=root, text=True,
+                            env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundles, tmp_path):
+    root, g = serving.project(tmp_path, made=bundles[0]), group()
+    old, new = map(Predictor.open, bundles)
+    rows = serving.instances(60, seed=3)
+    g.put([(f"r{i}", row) for i, row in enumerate(rows[:30])] + [("bad", rows[0] | {"count": 10**6}), ("two", {"instances": rows[:2]})])
+    for k in range(2):
+        run = command(root, g)
+        g.running.append(run)
+        if k == 0:
+            g.wait(lambda: g.results)
+            run.kill()
+    g.wait(lambda: g.service.left(g.names) == 0)
+    assert "count" in g.refused["bad"] and len(g.refused) == 1
+    place = put(bundles[1], root / "bundles")
+    release(plan_path(root, read_settings(root, {})), serving.ENDPOINT, place.name)
+    probes = iter(range(30, 60))
+    def probe(): g.put([(f"r{(i := next(probes))}", rows[i])])
+    g.wait(lambda: any(r["bundle"] == new.id for r in g.results), meanwhile=probe)
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == 0 and "messages answered, " in out, err
+    found = {r["id"]: r for r in g.results}
+    assert len(found) == len(g.results) and found["two"]["predictions"][1]["score"] == old.predict_one(rows[1])
+    for i in range(30): assert found[f"r{i}"]["predictions"][0]["score"] == old.predict_one(rows[i])
+    for id, r in found.items():
+        if r["bundle"] == new.id: assert r["predictions"][0]["score"] == new.predict_one(rows[int(id[1:])])
+    log = read_log(root / "predictions").select("id", "row", "bundle").collect()
+    assert set(found) == set(log["id"]) and check(root / "predictions").problems == []
+
+
+def test_nothing_is_deployed(tmp_path, group):
+    run = command(tmp_path, group())
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 1 and "No model is deployed" in err and "Traceback" not in err

@@ -30,7 +30,7 @@ def scoring_schema(
     keep: dict[str, str] = {}, # Name in the scores -> column of the contract that is carried over
 ) -> Schema:
     "The part of the contract that scoring looks at."
-    columns = dict.fromkeys([*keep.values(), *predictor.inputs])
+    columns = dict.fromkeys([*keep.values(), *predictor.inputs, *predictor.rule_columns])
     return msgspec.structs.replace(predictor.schema, columns={c: predictor.schema.columns[c] for c in columns})
 
 def score_batch(
@@ -231,14 +231,14 @@ def score(
         return Scored(sum(map(_count, parts.scores.values())), _count(parts.refused), parts.found)
 
 # %% ../../nbs/serve/10_score.ipynb #684ecb3f
-def _newest(scores, names):
+def _newest(scores, entity, names):
     "One row for each entity; raises `UserError` where it is open which one."
-    scores = scores.filter(pl.col('entity').is_not_null())
+    scores = scores.filter(pl.col(entity).is_not_null())
     if '_time' in scores.collect_schema():
-        latest = scores.group_by('entity').agg(pl.col('_time').max())
-        scores = scores.join(latest, on=['entity', '_time'], how='semi', nulls_equal=True)
-    found = scores.select('entity', *names).unique().collect(engine='streaming').sort('entity')
-    twice = found.filter(pl.col('entity').is_duplicated())['entity']
+        latest = scores.group_by(entity).agg(pl.col('_time').max())
+        scores = scores.join(latest, on=[entity, '_time'], how='semi', nulls_equal=True)
+    found = scores.select(entity, *names).unique().collect(engine='streaming').sort(entity)
+    twice = found.filter(pl.col(entity).is_duplicated())[entity]
     if len(twice):
         raise UserError(f"{twice.n_unique():,} entities, such as {twice[0]!r}, have several rows that score differently, and nothing says which is the "
                         "newest; keep one row of each, or let event_time in schema.yaml name a column that tells them apart.")
@@ -247,15 +247,16 @@ def _newest(scores, names):
 def score_table(
     predictor: Predictor, # Of a bundle
     source: str | Path, # A Parquet file with rows of the contract, or a folder of them
-    target: str | Path, # The Parquet file to write, as `table_path` names it: `entity`, then the columns of `Predictor.output`
+    target: str | Path, # The Parquet file to write, as `table_path` names it: the entity's column, then the columns of `Predictor.output`
     rows: int = _ROWS, # In a part
 ) -> int: # Entities
     "Score the newest row of each entity, to be looked up later; the target is complete or not there."
     schema, source, target = predictor.schema, Path(source), Path(target)
     if schema.entity is None: raise UserError("the contract names no entity, so a score could not be found again; set entity in schema.yaml and train again.")
+    if schema.entity in predictor.output(): raise UserError(f"the entity's column has the name of a result, '{schema.entity}'; give it another.")
     _check_target(source, target)
-    keep = dict(entity=schema.entity) | (dict(_time=schema.event_time) if schema.event_time else {})
+    keep = {schema.entity: schema.entity} | (dict(_time=schema.event_time) if schema.event_time else {})
     with scored_parts(predictor, source, target, keep, rows) as parts:
-        table = _newest(_scan([p for s in parts.scores.values() for p in s]), [*predictor.output()])
+        table = _newest(_scan([p for s in parts.scores.values() for p in s]), schema.entity, [*predictor.output()])
         with atomic_file(target) as tmp: table.write_parquet(tmp, metadata=dict(bundle=predictor.id))
     return len(table)

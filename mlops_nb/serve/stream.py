@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..errors import UserError
+from .app import _told
 from .live import Live
 from .records import Log, LogFull
 from ..settings import StreamSettings, read_settings
@@ -335,13 +336,12 @@ def endpoint_answerer(
     name: str, # Of one of its endpoints
 ) -> Answerer:
     "What an endpoint answers to a message."
-    from mlops_nb.serve.app import Predictions, _predictions
     async def answer(id, body):
         endpoint = live.endpoints[name]
         contract = endpoint.contract
+        if named := endpoint.entities(body): return _told(await endpoint.look_up(named[0], id=id), contract).body
         rows = contract.from_json(body) if len(body) <= _SMALL else await asyncio.to_thread(contract.from_json, body)
-        found = await endpoint.ask(rows, contract, id=id)
-        return msgspec.json.encode(Predictions(found.id, found.endpoint, found.variant, found.bundle, _predictions(found, contract)))
+        return _told(await endpoint.ask(rows, contract, id=id), contract).body
     return answer
 
 # %% ../../nbs/serve/11_stream.ipynb #0b89cb95
