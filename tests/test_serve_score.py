@@ -126,6 +126,27 @@ def test_the_other_policies_of_the_contract(made, binary, tmp_path):
     assert not left(tmp_path)
 
 
+def test_the_rules_of_the_policy_hold_in_files(made, tmp_path):
+    subprocess.run(["cp", "-r", made, tmp_path / "ruled"], check=True)
+    (tmp_path / "ruled/manifest.json").unlink()
+    policy = read_json(tmp_path / "ruled/policy.json", dict)
+    rules = [{"when": {"note": "vip"}, "decision": "no"}, {"when": {"known": True}, "high": .25}]
+    write_json(tmp_path / "ruled/policy.json", policy | {"rules": rules, "abstain": [.3, .5]})
+    seal(tmp_path / "ruled")
+    ruled, plain = Predictor.open(tmp_path / "ruled"), Predictor.open(made).predict(modelling.rows(400, seed=2))
+    frame = modelling.rows(400, seed=2).with_columns(note=pl.when(pl.int_range(400) % 9 == 0).then(pl.lit("vip")).otherwise("note"))
+    frame.write_parquet(tmp_path / "in.parquet")
+    score(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    out = pl.read_parquet(tmp_path / "out.parquet")
+    assert out.equals(ruled.score(frame)) and out.columns == ["score", "decision", "referred"]
+    assert out["score"].to_list() == [min(p, .25) if k else p for p, k in zip(plain, frame["known"], strict=True)]
+    assert set(out.filter(frame["note"] == "vip")["decision"]) == {"no"}
+    assert out.filter("referred")["decision"].is_null().all() and out.filter("referred")["score"].is_between(.3, .5).all()
+    assert out["referred"].sum() > 0
+    frame.drop("note").write_parquet(tmp_path / "in.parquet")
+    with pytest.raises(UserError, match="'note' .text. is missing"): score(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+
+
 def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path):
     target, frame = tmp_path / "out" / "scores.parquet", modelling.rows(500)
     frame.write_parquet(tmp_path / "good.parquet")
