@@ -1589,6 +1589,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.serve.live._joined': ('serve/live.html#_joined', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._judge': ('serve/live.html#_judge', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._listen': ('serve/live.html#_listen', 'mlops_nb/serve/live.py'),
+                                     'mlops_nb.serve.live._of': ('serve/live.html#_of', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._same_matrix': ('serve/live.html#_same_matrix', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._shares': ('serve/live.html#_shares', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._some': ('serve/live.html#_some', 'mlops_nb/serve/live.py'),

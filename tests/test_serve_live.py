@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlops_nb.serve.live as live_module
+from mlops_nb.bundle import golden
 from mlops_nb.errors import UserError
 from mlops_nb.files import read_json, write_json
 from mlops_nb.plan import Plan, Rule, Variant, plan_path, write_plan
@@ -24,6 +25,7 @@ from mlops_nb.sealed import seal
 from mlops_nb.serve.live import BATCH, FEW, SHADOW_ROWS, Batch, Cache, Late, Live, Shadow, Table, Unknown
 from mlops_nb.serve.metrics import Metrics
 from mlops_nb.serve.records import Log, LogFull, read_log
+from mlops_nb.serve.score import score_table
 from mlops_nb.settings import read_settings
 from mlops_nb.store import put, table_path
 
@@ -494,11 +496,11 @@ def test_the_cache_is_by_bundle_and_row_and_off_unless_it_is_asked_for(project, 
 # ---------------------------------------------------------------- tables
 
 
-def table(project, bundle, rows, score=.25, name="id"):
+def table(project, bundle, rows, score=.25, by=None):
     path = table_path(bundle, project / "tables")
     path.parent.mkdir(exist_ok=True)
-    names = [r[name] if isinstance(r, dict) else r for r in rows]
-    pl.DataFrame({name: names, "score": score, "decision": "no"}, strict=False).write_parquet(path)
+    names = [r["id"] if isinstance(r, dict) else r for r in rows]
+    pl.DataFrame({"entity": names, "score": score, "decision": "no"}).write_parquet(path, metadata={"bundle": by or bundle})
 
 
 def test_known_entities_are_looked_up_and_others_computed(project, made, served, predictors):
@@ -544,6 +546,28 @@ def test_a_table_is_read_when_it_comes_and_forgotten_when_it_goes(project, made,
 def test_tables_that_are_not_used(made, tmp_path, predictors, rows, words):
     table(tmp_path, made[1], rows)
     with pytest.raises(UserError, match=words): Table(table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
+    table(tmp_path, made[1], ["a"], by=made[2])
+    with pytest.raises(UserError, match="another bundle"): Table(table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression", "referring"])
+def test_what_was_scored_beforehand_is_what_would_be_computed(project, served, tmp_path, task):
+    "As `mlops-nb score --table` writes it: several classes, a value, and a policy that leaves rows to a person."
+    root = tmp_path / task
+    made = serving.bundle(root, "binary" if task == "referring" else task, n=300)
+    if task == "referring":
+        write_json(made / "policy.json", {**read_json(made / "policy.json", dict), "abstain": [.3, .6]})
+        predictor = Predictor.open(seal(made) and made)
+        golden(predictor, pl.read_parquet(root / "artifacts/prepared/test.parquet")).write_parquet(made / "golden.parquet")
+        seal(made)
+    name, rows = put(made, project / "bundles").name, some(30)
+    pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}).write_parquet(tmp_path / "rows.parquet")
+    assert score_table(Predictor.open(made), tmp_path / "rows.parquet", table_path(name, project / "tables")) == 30
+    live = served(Variant("a", name))
+    computed, known = ask(live, rows[5:20]), asyncio.run(live.endpoints["rows"].look_up([r["id"] for r in rows[5:20]], id="t"))
+    assert (known.source, computed.source) == ("table", "model")
+    assert (known.scores, known.decisions, known.referred) == (computed.scores, computed.decisions, computed.referred)
+    assert (known.referred is not None and any(known.referred)) == (task == "referring")
 
 
 def test_the_name_decides_where_hashes_are_the_same(made, tmp_path, predictors):
@@ -697,3 +721,32 @@ def test_why_it_was_answered_so(made, served, predictors):
         assert (said.bundle, said.columns, said.scores) == (bundle, p.columns, expected(p, rows))
         assert np.array_equal(said.contributions, right)
     assert not endpoint.state.asking
+
+
+# ---------------------------------------------------------------- over a socket
+
+
+@pytest.mark.slow
+def test_the_same_customer_meets_the_same_variant_in_every_process_and_after_a_restart(project, made):
+    "Sticky, a rule, a flag that a request brings, a table and a shadow, through the server itself."
+    _, a, b = made
+    plan(project, Variant("a", a, .5), Variant("b", b, .5), Variant("beta", b, 0, flag="beta"), Variant("s", b, mode="shadow"), sticky="id",
+         rules=[Rule({}, "beta"), Rule({"count": [50, None]}, "b")], request_flags=True)
+    for i in (a, b): table(project, i, some(5), .125)
+    rows, path, met = some(40), "/v1/endpoints/rows:predict", []
+    for _ in range(2):
+        with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2) as s:
+            many = s.post(path, {"instances": rows})[2]
+            met.append([p.get("variant", many["variant"]) for p in many["predictions"]])
+            for _ in range(3): met.append([s.post(path, r)[2]["variant"] for r in rows])  # each on a connection of its own
+            assert s.post(path, rows[0], {"x-flags": "beta"})[2]["variant"] == "beta"
+            assert s.post(path, {**rows[0], "count": 50})[2]["variant"] == "b"
+            s.until(lambda s=s: s.post(path, [{"id": "c3"}])[0] == 200, "a table")
+            assert s.post(path, [{"id": "c3"}, {"id": "c1"}])[2]["predictions"][1]["score"] == .125
+            assert s.post(path, rows[4], {"x-static": "prefer"})[2]["predictions"][0]["score"] == .125
+            assert s.post(path, [{"id": "c39"}])[0] == 404
+    assert {*met[0]} == {"a", "b"} and all(m == met[0] for m in met)
+    log = read_log(project / "predictions", "rows").collect()
+    assert log.filter(mode="shadow")["variant"].unique().to_list() == ["s"]
+    several = log.filter(pl.col("id").is_in(log.filter(row=39, mode="live")["id"].implode())).filter(mode="live").sort("id", "row")
+    assert several["row"].to_list() == [*range(40)] * 2 and several["variant"].to_list() == met[0] * 2

@@ -34,30 +34,32 @@ from .routing import Router
 from ..settings import Settings, available_cores, read_settings
 from ..store import get, table_path
 
-# %% ../../nbs/serve/06_live.ipynb #0491cae8
+# %% ../../nbs/serve/06_live.ipynb #3a57f3bf
 class Table:
     "The scores a bundle gave beforehand, by entity."
     def __init__(self,
-        path: Path, # A Parquet file: the entity's column, and the columns of `Predictor.output`
+        path: Path, # A Parquet file as `score_table` writes it: `entity`, and the columns of `Predictor.output`
         predictor: Predictor,
         most: int, # rows; a larger file is refused
     ):
-        entity, outputs = predictor.schema.entity, [*predictor.output()]
-        lazy = pl.scan_parquet(path, glob=False)
+        if (bundle := pl.read_parquet_metadata(path).get("bundle")) != predictor.id:
+            raise UserError(f"{path} was scored by {bundle or 'nobody knows whom'}, another bundle than its name says; score it again.")
+        schema, outputs, lazy = predictor.schema, [*predictor.output()], pl.scan_parquet(path, glob=False)
         if (n := lazy.select(pl.len()).collect().item()) > most:
             raise UserError(f"{path} has {n:,} rows, and {most:,} are kept at most; raise table_rows in [serve], or score fewer.")
-        frame = lazy.select(pl.col(entity).cast(POLARS[predictor.schema.columns[entity].type]), *outputs).collect()
-        hashes = np.fromiter(map(hash, frame[entity]), np.int64, n)
-        order = np.argsort(hashes, kind='stable')
-        self._hashes, self._names = hashes[order], frame[entity].gather(order)
-        if self._names.n_unique() < n: raise UserError(f"{path} has several rows for one '{entity}'; score each once.")
-        scores = frame.select(c for c in outputs if c != 'decision').to_numpy()[order]
-        self._scores = np.ascontiguousarray(scores if predictor.schema.task == 'multiclass' else scores[:, 0])
-        self._decisions = frame['decision'].cast(pl.Categorical).gather(order) if 'decision' in outputs else None
+        frame = lazy.select(pl.col("entity").cast(POLARS[schema.columns[schema.entity].type]), *outputs).collect()
+        if frame["entity"].n_unique() < n: raise UserError(f"{path} has several rows for one '{schema.entity}'; score each once.")
+        hashes = np.fromiter(map(hash, frame["entity"]), np.int64, n)
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, frame = hashes[order], frame[order]
+        scores = frame.select(c for c in outputs if c not in ("decision", "referred")).to_numpy()
+        self._names, self._scores = frame["entity"], np.ascontiguousarray(scores if schema.task == "multiclass" else scores[:, 0])
+        self._decisions = frame["decision"].cast(pl.Categorical) if "decision" in outputs else None
+        self._referred = frame["referred"] if "referred" in outputs else None
 
     def __len__(self): return len(self._hashes)
 
-# %% ../../nbs/serve/06_live.ipynb #e7a99852
+# %% ../../nbs/serve/06_live.ipynb #126de8d3
 @patch
 def _find(self:Table, entity):
     h = hash(entity)
@@ -66,14 +68,15 @@ def _find(self:Table, entity):
         if self._names[i] == entity: return i
         i += 1
 
+def _of(column, at): return None if column is None else [column[i] for i in at]
+
 @patch
 def find(self:Table,
-    entities: list, # one for each row
-) -> tuple[np.ndarray, list | None] | None: # Scores and decisions; None unless the table has all of them
-    "The scores of these entities."
-    at = [self._find(e) for e in entities]
-    if None in at: return None
-    return self._scores[at], None if self._decisions is None else [self._decisions[i] for i in at]
+    entities: list, # one for each row; None is nobody
+) -> tuple[np.ndarray, list | None, list | None] | None: # Scores, decisions and what is referred, as `Predictor.outcome` gives them; None unless the table has all
+    "What the bundle said of these entities."
+    at = [None if e is None else self._find(e) for e in entities]
+    return None if None in at else (self._scores[at], _of(self._decisions, at), _of(self._referred, at))
 
 # %% ../../nbs/serve/06_live.ipynb #5578ca64
 class Cache:
@@ -336,13 +339,13 @@ def _lookup(self:Endpoint, v, asked, columns, X):
         if found is not None: return found
     if X is None: raise Unknown(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
 
-# %% ../../nbs/serve/06_live.ipynb #1224fa5a
+# %% ../../nbs/serve/06_live.ipynb #c9314fbf
 @patch
 async def _part(self:Endpoint, v, asked, columns, X):
     "Rows that go to one variant: who answered them, scores, decisions, what is referred, and the source."
     v.asking.append(None)
     try:
-        if found := self._lookup(v, asked, columns, X): return v, *found, None, "table"
+        if found := self._lookup(v, asked, columns, X): return v, *found, "table"
         if len(X) > FEW and v.model.batch is None: return v, *await self.live.in_thread(asked.deadline, _judge, v, asked, columns, X), "model"
         scores, source = await self._score(v, asked, columns, X)
         return v, *v.predictor.outcome(columns, scores), source
