@@ -500,7 +500,7 @@ def table(project, bundle, rows, score=.25, by=None):
     path = table_path(bundle, project / "tables")
     path.parent.mkdir(exist_ok=True)
     names = [r["id"] if isinstance(r, dict) else r for r in rows]
-    pl.DataFrame({"entity": names, "score": score, "decision": "no"}).write_parquet(path, metadata={"bundle": by or bundle})
+    pl.DataFrame({"id": names, "score": score, "decision": "no"}).write_parquet(path, metadata={"bundle": by or bundle})
 
 
 def test_known_entities_are_looked_up_and_others_computed(project, made, served, predictors):

@@ -34,26 +34,27 @@ from .routing import Router
 from ..settings import Settings, available_cores, read_settings
 from ..store import get, table_path
 
-# %% ../../nbs/serve/06_live.ipynb #3a57f3bf
+# %% ../../nbs/serve/06_live.ipynb #37f843aa
 class Table:
     "The scores a bundle gave beforehand, by entity."
     def __init__(self,
-        path: Path, # A Parquet file as `score_table` writes it: `entity`, and the columns of `Predictor.output`
+        path: Path, # A Parquet file as `score_table` writes it: the entity's column, and those of `Predictor.output`
         predictor: Predictor,
         most: int, # rows; a larger file is refused
     ):
         if (bundle := pl.read_parquet_metadata(path).get("bundle")) != predictor.id:
             raise UserError(f"{path} was scored by {bundle or 'nobody knows whom'}, another bundle than its name says; score it again.")
         schema, outputs, lazy = predictor.schema, [*predictor.output()], pl.scan_parquet(path, glob=False)
+        entity = schema.entity
         if (n := lazy.select(pl.len()).collect().item()) > most:
             raise UserError(f"{path} has {n:,} rows, and {most:,} are kept at most; raise table_rows in [serve], or score fewer.")
-        frame = lazy.select(pl.col("entity").cast(POLARS[schema.columns[schema.entity].type]), *outputs).collect()
-        if frame["entity"].n_unique() < n: raise UserError(f"{path} has several rows for one '{schema.entity}'; score each once.")
-        hashes = np.fromiter(map(hash, frame["entity"]), np.int64, n)
+        frame = lazy.select(pl.col(entity).cast(POLARS[schema.columns[entity].type]), *outputs).collect()
+        if frame[entity].n_unique() < n: raise UserError(f"{path} has several rows for one '{entity}'; score each once.")
+        hashes = np.fromiter(map(hash, frame[entity]), np.int64, n)
         order = np.argsort(hashes, kind="stable")
         self._hashes, frame = hashes[order], frame[order]
         scores = frame.select(c for c in outputs if c not in ("decision", "referred")).to_numpy()
-        self._names, self._scores = frame["entity"], np.ascontiguousarray(scores if schema.task == "multiclass" else scores[:, 0])
+        self._names, self._scores = frame[entity], np.ascontiguousarray(scores if schema.task == "multiclass" else scores[:, 0])
         self._decisions = frame["decision"].cast(pl.Categorical) if "decision" in outputs else None
         self._referred = frame["referred"] if "referred" in outputs else None
 
