@@ -6,10 +6,10 @@
 __all__ = ['ROUTES', 'Route', 'Paths', 'Request', 'Reply', 'refusal', 'App', 'Prediction', 'Predictions', 'Explanation',
            'Explanations', 'Label', 'Labels', 'Taken']
 
-# %% ../../nbs/serve/08_app.ipynb #d110afbd
+# %% ../../nbs/serve/08_app.ipynb #308d1b8d
 import asyncio, logging, os, re, time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, repeat
+from itertools import count
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -74,28 +74,21 @@ class Paths:
                 if len(self.found) < _KEPT: self.found[path] = hit
                 return hit
 
-# %% ../../nbs/serve/08_app.ipynb #4921eb96
+# %% ../../nbs/serve/08_app.ipynb #82d7ff10
 _NAME = re.compile(r'[!-~]{1,128}')
 
-def _given_id(id):
-    "The id that a client chose, or None."
-    if id is not None and not _NAME.fullmatch(id):
-        raise Denied(400, "The id of the request is empty, longer than 128 characters, or holds others than ASCII letters, digits and signs.", {})
-    return id
+def _checked_id(id):
+    if _NAME.fullmatch(id): return id
+    raise Denied(400, "The id of the request is empty, longer than 128 characters, or holds others than ASCII letters, digits and signs.", {})
 
-def _allowed_ms(headers):
-    "For how long the client will wait, in milliseconds, or None."
-    text = headers.get('x-deadline-ms')
-    if text is None: return None
-    if not (text.isascii() and text.isdigit()): raise Denied(400, "The header x-deadline-ms is a whole number of milliseconds.", {})
-    return int(text[:12])
+def _deadline(text): # by `time.monotonic()`
+    if text.isascii() and text.isdigit(): return time.monotonic() + int(text[:12]) / 1000
+    raise Denied(400, "The header x-deadline-ms is a whole number of milliseconds.", {})
 
 class Request:
     "One request while it is answered."
-    __slots__ = 'headers', 'names', 'started', 'id', 'key', 'patience', 'body', 'route', 'endpoint', 'variant', 'rows'
-    def __init__(self, headers, started):
-        self.headers, self.names, self.started = headers, {}, started
-        self.id, self.key, self.patience, self.body, self.route, self.endpoint, self.variant, self.rows = None, '', None, b'', '', '', '', 0
+    id, key, deadline, names, body, route, endpoint, variant, rows = None, '', None, {}, b'', '', '', '', 0 # until more is known
+    def __init__(self, headers, started): self.headers, self.started = headers, started
 
 class Reply(Struct):
     "What goes back."
@@ -123,7 +116,7 @@ def refusal(
 
 _WHY = {429: 'rate', 503: 'queue'}
 
-# %% ../../nbs/serve/08_app.ipynb #73b7c595
+# %% ../../nbs/serve/08_app.ipynb #2f436efa
 class App:
     "The server's application, for Granian's RSGI."
     def __init__(self,
@@ -134,7 +127,7 @@ class App:
         settings: ServeSettings,
     ):
         self.live, self.log, self.metrics, self.access, self.settings = live, log, metrics, access, settings
-        self._paths, self._busy, self._reading = Paths(), 0, {}
+        self._paths, self._busy, self._reading, self._counters = Paths(), 0, {}, {}
         self._prefix, self._numbers = os.urandom(8).hex(), count()
         self._threads = ThreadPoolExecutor(2, 'request')
 
@@ -147,41 +140,38 @@ class App:
         self.live.stop()
         self.log.close()
 
-# %% ../../nbs/serve/08_app.ipynb #ee2238ff
+# %% ../../nbs/serve/08_app.ipynb #a9548c09
 _TICK = .25 # seconds
 
 @patch
 def _tick(self:App):
     late = time.perf_counter() - self.settings.timeout
-    for task, since in [*self._reading.items()]:
-        if since < late: task.cancel()
+    for body, since in [*self._reading.items()]:
+        if since < late: body.cancel()
+    self.metrics.queue.set(self._busy)
     if said := self.access.refresh(): _log.error(said)
     self._timer = self._loop.call_later(_TICK, self._tick)
 
-# %% ../../nbs/serve/08_app.ipynb #793a0d05
+# %% ../../nbs/serve/08_app.ipynb #44da27bf
 @patch
-async def _body(self:App, request, protocol) -> bytes:
-    limit, length = self.settings.body << 20, request.headers.get('content-length')
-    if request.headers.get('content-encoding', 'identity') != 'identity': raise Denied(415, "The body is compressed; send it as it is.", {})
-    if length is not None and int(length) > limit: raise _too_large(self.settings.body)
-    task = asyncio.current_task()
-    self._reading[task] = request.started
-    try: return await protocol() if length is not None else await _counted(protocol, limit, self.settings.body)
-    except asyncio.CancelledError:
-        raise Denied(408, f"The body did not arrive within {self.settings.timeout} seconds.", {'connection': 'close'}) from None
-    finally: del self._reading[task]
+def _body(self:App, headers, protocol): # a future
+    length, most = headers.get('content-length'), self.settings.body
+    if headers.get('content-encoding', 'identity') != 'identity': raise Denied(415, "The body is compressed; send it as it is.", {})
+    if length is None: return asyncio.ensure_future(_counted(protocol, most))
+    if int(length) > most << 20: raise _too_large(most)
+    return protocol()
 
 def _too_large(mib): return Denied(413, f"The body is larger than {mib} MiB; send fewer rows at a time.", {'connection': 'close'})
 
-async def _counted(protocol, limit, mib):
+async def _counted(protocol, mib):
     "A body of unknown length."
     parts, size = [], 0
     async for part in protocol:
         parts.append(part)
-        if (size := size + len(part)) > limit: raise _too_large(mib)
+        if (size := size + len(part)) > mib << 20: raise _too_large(mib)
     return b''.join(parts)
 
-# %% ../../nbs/serve/08_app.ipynb #1283555c
+# %% ../../nbs/serve/08_app.ipynb #096dfd39
 def _full(): return Denied(503, "The server has as many requests as it can answer in time; try again in a second.", {'retry-after': '1'})
 
 @patch
@@ -198,30 +188,35 @@ def _route(self:App, scope):
 @patch
 async def _reply(self:App, scope, protocol, request) -> Reply:
     headers = request.headers
-    request.id = _given_id(headers.get('x-request-id'))
+    if (id := headers.get('x-request-id')) is not None: request.id = _checked_id(id)
     route, request.names = self._route(scope)
     request.route = route.handler
     request.key = self.access.check(headers.get('authorization'), route.scope)
     if route.method == 'GET': return await getattr(self, route.handler)(request)
-    request.patience = _allowed_ms(headers)
+    if (text := headers.get('x-deadline-ms')) is not None: request.deadline = _deadline(text)
     if self._busy >= self.settings.queue: raise _full()
     self._busy += 1
     try:
-        request.body = await self._body(request, protocol)
+        body = self._body(headers, protocol)
+        self._reading[body] = request.started
+        try: request.body = await body
+        except asyncio.CancelledError: raise _too_slow(self.settings.timeout) from None
+        finally: del self._reading[body]
         return await getattr(self, route.handler)(request)
     finally: self._busy -= 1
 
-# %% ../../nbs/serve/08_app.ipynb #46786296
+def _too_slow(seconds): return Denied(408, f"The body did not arrive within {seconds} seconds.", {'connection': 'close'})
+
+# %% ../../nbs/serve/08_app.ipynb #89dad037
 @patch
 async def __rsgi__(self:App, scope, protocol):
-    started = time.perf_counter()
-    request = Request(scope.headers, started)
+    request = Request(scope.headers, time.perf_counter())
     try: reply = await self._reply(scope, protocol, request)
     except ProtocolClosed: reply = _TORN
     except Exception as e:
         request.id = request.id or self._new_id()
         reply = refusal(e, request.id)
-        if isinstance(e, Refused): self._blame(request.endpoint, e)
+        if isinstance(e, Refused): self._blame(self.live.endpoints.get(request.endpoint), e)
     headers = [('content-type', reply.type), ('x-request-id', request.id or self._new_id())]
     if reply.headers: headers += reply.headers.items()
     protocol.response_bytes(reply.status, headers, reply.body)
@@ -231,16 +226,23 @@ _TORN = Reply(error_body("The body ended early; send as many bytes as Content-Le
 
 @patch
 def _count(self:App, request, reply):
-    m = self.metrics
-    m.requests(request.endpoint, request.variant, request.route, reply.status).inc()
-    m.latency(request.endpoint, request.route).observe(time.perf_counter() - request.started)
-    if reply.why: m.overload(reply.why).inc()
-    if reply.status == 200: m.answered.inc(request.rows)
+    key = request.endpoint, request.variant, request.route, reply.status
+    requests, latency = self._counters.get(key) or self._counter(key)
+    requests.inc()
+    latency.observe(time.perf_counter() - request.started)
+    if request.rows and reply.status == 200: self.metrics.answered.inc(request.rows)
+    if reply.why: self.metrics.overload(reply.why).inc()
+
+@patch
+def _counter(self:App, key):
+    found = self._counters[key] = self.metrics.requests(*key), self.metrics.latency(key[0], key[2])
+    return found
 
 @patch
 def _blame(self:App, endpoint, refused):
-    known = self.live.endpoints[endpoint].contract.predictor.schema.columns
-    for v in refused.violations: self.metrics.violations(endpoint, v.column if v.column in known else 'unknown').inc()
+    if endpoint is None: return # it was taken away meanwhile
+    known = endpoint.contract.predictor.schema.columns
+    for v in refused.violations: self.metrics.violations(endpoint.name, v.column if v.column in known else 'unknown').inc()
 
 @patch
 def _new_id(self:App): return f'{self._prefix}-{next(self._numbers):x}'
@@ -292,30 +294,18 @@ async def model(self:App, request):
 @patch
 async def metrics_text(self:App, request): return Reply(await self._elsewhere(self.metrics.render), 'text/plain; version=0.0.4; charset=utf-8')
 
-# %% ../../nbs/serve/08_app.ipynb #72b39199
+# %% ../../nbs/serve/08_app.ipynb #343a6078
 _SMALL = 1 << 15 # bytes that are read in well under a millisecond
 
 @patch
 def _elsewhere(self:App, f, *args): return self._loop.run_in_executor(self._threads, f, *args)
 
 @patch
-async def _read(self:App, request, read, *args):
-    "What `read` makes of the body."
-    try: return read(request.body, *args) if len(request.body) <= _SMALL else await self._elsewhere(read, request.body, *args)
-    except Refused: raise
-    except UserError as e: raise Denied(400, str(e), {}) from None
-
-# %% ../../nbs/serve/08_app.ipynb #53c4056b
-@patch
-def _deadline(self:App, request): # by `time.monotonic()`, or None
-    if request.patience is not None: return time.monotonic() + request.patience / 1000 - (time.perf_counter() - request.started)
-
-@patch
 def _named(self:App, request, id):
     "Give the request its id: that of the header, else that of the body, else a new one."
-    if request.id is None: request.id = _given_id(id) or self._new_id()
+    if request.id is None: request.id = self._new_id() if id is None else _checked_id(id)
 
-# %% ../../nbs/serve/08_app.ipynb #9d12f8a2
+# %% ../../nbs/serve/08_app.ipynb #129dc257
 class Prediction(Struct, omit_defaults=True):
     "The answer for one row."
     score: float | dict[str, float] # probability of the event, or the value; by class where there are several
@@ -334,12 +324,13 @@ class Predictions(Struct):
 @patch
 async def predict(self:App, request):
     endpoint = self._endpoint(request)
-    contract = endpoint.contract
-    if alone := await self._read(request, endpoint.entities): return await self._looked_up(request, endpoint, *alone)
-    rows = await self._read(request, contract.from_json)
+    contract, body = endpoint.contract, request.body
+    if alone := endpoint.entities(body) if len(body) <= _SMALL else await self._elsewhere(endpoint.entities, body):
+        return await self._looked_up(request, endpoint, *alone)
+    rows = contract.from_json(body) if len(body) <= _SMALL else await self._elsewhere(contract.from_json, body)
     self._named(request, rows.id)
     answer = await endpoint.ask(rows, contract, id=request.id, headers=request.headers, key=request.key, started=request.started,
-                                deadline=self._deadline(request))
+                                deadline=request.deadline)
     request.variant, request.rows = answer.variant, rows.n
     return _told(answer, contract)
 
@@ -348,27 +339,34 @@ def _told(answer, contract): return Reply(_encode(Predictions(answer.id, answer.
 def _predictions(answer, contract):
     scores, classes = answer.scores, contract.predictor.schema.classes
     if isinstance(scores[0], list): scores = [dict(zip(classes, s)) for s in scores]
-    decisions, variants = answer.decisions or repeat(UNSET), answer.variants or repeat(UNSET)
-    return [Prediction(s, d, r, v) for s, d, r, v in zip(scores, decisions, answer.referred or repeat(False), variants)]
+    if answer.decisions is None: found = [Prediction(s) for s in scores]
+    else: found = [Prediction(s, d) for s, d in zip(scores, answer.decisions)]
+    if answer.referred is not None:
+        for p, r in zip(found, answer.referred): p.referred = r
+    if answer.variants is not None:
+        for p, v in zip(found, answer.variants): p.variant = v
+    return found
 
-# %% ../../nbs/serve/08_app.ipynb #58e90cad
+# %% ../../nbs/serve/08_app.ipynb #cbaf924d
 @patch
 async def _looked_up(self:App, request, endpoint, entities, id):
     self._named(request, id)
-    answer = await endpoint.look_up(entities, id=request.id, headers=request.headers, key=request.key, started=request.started)
+    answer = await endpoint.look_up(entities, id=request.id, headers=request.headers, key=request.key, started=request.started,
+                                    deadline=request.deadline)
     request.variant, request.rows = answer.variant, len(entities)
     return _told(answer, endpoint.contract)
 
-# %% ../../nbs/serve/08_app.ipynb #34315d9a
+# %% ../../nbs/serve/08_app.ipynb #bf9e2a20
 @patch
 async def infer(self:App, request):
     endpoint = self._endpoint(request)
     v = self._version(endpoint, request.names.get('version'))
     contract = (v or endpoint).contract
-    asked, rows = await self._read(request, _tensors, request.headers.get('inference-header-content-length'), contract)
+    given = request.body, request.headers.get('inference-header-content-length'), contract
+    asked, rows = _tensors(*given) if len(request.body) <= _SMALL else await self._elsewhere(_tensors, *given)
     self._named(request, rows.id)
     answer = await endpoint.ask(rows, contract, id=request.id, headers=request.headers, key=request.key, started=request.started,
-                                deadline=self._deadline(request), variant=v and v.name)
+                                deadline=request.deadline, variant=v and v.name)
     request.variant, request.rows = answer.variant, rows.n
     results = answer_tensors(contract.predictor.output(), answer.scores, answer.decisions, answer.referred)
     body, length = encode_infer(asked, endpoint.name, answer.bundle[:12], results)
@@ -376,8 +374,9 @@ async def infer(self:App, request):
     return Reply(body, 'application/octet-stream', {'inference-header-content-length': str(length)})
 
 def _tensors(body, length, contract):
-    asked = decode_infer(body, length)
-    return asked, to_rows(asked, contract)
+    try: return (asked := decode_infer(body, length)), to_rows(asked, contract)
+    except Refused: raise
+    except UserError as e: raise Refused(str(e)) from None
 
 # %% ../../nbs/serve/08_app.ipynb #23322ae9
 class Explanation(Struct):
@@ -398,15 +397,15 @@ class Explanations(Struct):
 
 _UNITS = {'binary': 'log odds', 'multiclass': 'log of the share, up to a constant of the row', 'regression': 'units of the target'}
 
-# %% ../../nbs/serve/08_app.ipynb #c45cb5e6
+# %% ../../nbs/serve/08_app.ipynb #2596681e
 @patch
 async def explain(self:App, request):
     endpoint = self._endpoint(request)
     contract = endpoint.contract
-    rows = await self._read(request, contract.from_json)
+    rows = await self._elsewhere(contract.from_json, request.body)
     self._named(request, rows.id)
     v = self._version(endpoint, (rows.parameters or {}).get('version'))
-    found = await endpoint.explain(rows, contract, headers=request.headers, deadline=self._deadline(request), variant=v and v.name)
+    found = await endpoint.explain(rows, contract, headers=request.headers, deadline=request.deadline, variant=v and v.name)
     request.variant, schema = found.variant, contract.predictor.schema
     rows = [_explanation(score, shares, found.columns, schema.classes) for score, shares in zip(found.scores, found.contributions)]
     return Reply(_encode(Explanations(request.id, endpoint.name, found.variant, found.bundle, _UNITS[schema.task], rows)))
@@ -417,7 +416,7 @@ def _explanation(score, shares, columns, classes):
     def named(values): return dict(zip(classes, values))
     return Explanation(named(score), named(map(sum, shares)), named(s[-1] for s in shares), named(dict(zip(columns, s)) for s in shares))
 
-# %% ../../nbs/serve/08_app.ipynb #699800b3
+# %% ../../nbs/serve/08_app.ipynb #129f7320
 class Label(Struct, forbid_unknown_fields=True):
     "What turned out to be true of one row."
     id: Annotated[str, Meta(pattern='^[!-~]{1,128}$')] # of the request
@@ -431,10 +430,10 @@ class Labels(Struct, forbid_unknown_fields=True):
 _LABELS = msgspec.json.Decoder(Labels)
 
 def _labels(body, schema, most):
-    "The labels of a body, as the contract writes them; raises `UserError`."
+    "The labels of a body, as the contract writes them; raises `Refused`."
     try: labels = _LABELS.decode(body).labels
-    except (ValueError, RecursionError) as e: raise UserError(f"The body is not {{'labels': [{{'id': …, 'row': 0, 'label': …}}]}}: {str(e)[:200]}.") from None
-    if len(labels) > most: raise UserError(f"There are {len(labels)} labels; send at most {most} at a time.")
+    except (ValueError, RecursionError) as e: raise Refused(f"The body is not {{'labels': [{{'id': …, 'row': 0, 'label': …}}]}}: {str(e)[:200]}.") from None
+    if len(labels) > most: raise Refused(f"There are {len(labels)} labels; send at most {most} at a time.")
     for i, x in enumerate(labels): x.label = _label(x.label, schema, i)
     return labels
 
@@ -442,12 +441,12 @@ def _label(value, schema, i):
     if value is None: return None
     if schema.task == 'regression':
         if type(value) in (int, float) and abs(value) < 1e300: return float(value)
-        raise UserError(f"label {i} is {str(value)[:60]!r}, and a number is expected.")
+        raise Refused(f"label {i} is {str(value)[:60]!r}, and a number is expected.")
     text = str(value).lower() if isinstance(value, bool) else str(int(value) if isinstance(value, float) and value.is_integer() else value)
-    if text not in schema.classes: raise UserError(f"label {i} is {text[:60]!r}, which is no class{did_you_mean(text[:60], schema.classes)}")
+    if text not in schema.classes: raise Refused(f"label {i} is {text[:60]!r}, which is no class{did_you_mean(text[:60], schema.classes)}")
     return text
 
-# %% ../../nbs/serve/08_app.ipynb #acba189c
+# %% ../../nbs/serve/08_app.ipynb #3203f4b2
 class Taken(Struct):
     "How many labels were taken."
     id: str
@@ -457,7 +456,7 @@ class Taken(Struct):
 async def feedback(self:App, request):
     endpoint = self._endpoint(request)
     self._named(request, None)
-    labels = await self._read(request, _labels, endpoint.contract.predictor.schema, self.settings.rows)
+    labels = await self._elsewhere(_labels, request.body, endpoint.contract.predictor.schema, self.settings.rows)
     now = time.time_ns() // 1000
     records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, key=request.key) for x in labels]
     if len(records) <= 64: self._write(records)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['hold_address', 'serve']
 
-# %% ../../nbs/serve/09_server.ipynb #d270c89e
-import json, logging, os, resource, select, signal, socket, ssl, time
+# %% ../../nbs/serve/09_server.ipynb #d18e2589
+import gc, json, logging, os, resource, select, signal, socket, ssl, time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ class _Worker(App):
         if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGTERM)
         else: self._loop.call_later(.25, self._orphaned)
 
-# %% ../../nbs/serve/09_server.ipynb #237ffd17
+# %% ../../nbs/serve/09_server.ipynb #4f74fcf8
 def _worker(root, bundle, settings, parent, tell): # what a forked process runs before it answers
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
@@ -78,6 +78,8 @@ def _worker(root, bundle, settings, parent, tell): # what a forked process runs 
         if not live.endpoints:
             raise UserError(next(iter(live.refused.values()), "No model is deployed here; run `dvc repro`, or name a bundle with --bundle."))
         app = _Worker(live, log, metrics, access, settings.serve)
+        gc.collect()
+        gc.freeze() # what is here stays; to look through it again for garbage would hold requests up for milliseconds
     except UserError as e:
         os.write(tell, json.dumps(dict(failed=str(e)[:2000])).encode() + b'\n')
         time.sleep(5) # the first process stops everything now; later, when others answer, it starts another in this one's place
