@@ -17,7 +17,7 @@ from services import NatsService, RedisService, free_port
 from mlops_nb.errors import UserError
 from mlops_nb.plan import plan_path, release
 from mlops_nb.predict import Predictor
-from mlops_nb.serve.records import check, read_log
+from mlops_nb.serve.records import LogFull, check, read_log
 from mlops_nb.serve.stream import Worker, broker_of, subject_of
 from mlops_nb.settings import StreamSettings, read_settings
 from mlops_nb.store import put
@@ -31,7 +31,7 @@ import msgspec
 from mlops_nb.errors import UserError
 from mlops_nb.plan import plan_path, release
 from mlops_nb.predict import Predictor
-from mlops_nb.serve.records import check, read_log
+from mlops_nb.serve.records import LogFull, check, read_log
 from mlops_nb.serve.stream import Worker, broker_of, _until_stopped
 from mlops_nb.settings import StreamSettings
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -197,21 +197,58 @@ def test_a_full_target_holds_the_source_back(group):
 
 def test_the_broker_is_killed_and_comes_back(group):
     g = group()
-    rows = [(f"r{i}", i) for i in range(400)]
+    rows = [(f"r{i}", i) for i in range(300)]
     g.put(rows[:200])
     p = g.begin(pause=.1)
-    for part in (rows[200:300], rows[300:]):
-        before = len(g.results)
-        g.wait(lambda n=before: len(g.results) > n)
-        g.service.kill()
-        time.sleep(.5)
-        g.service.start()
-        g.put(part)
+    g.wait(lambda: g.results)
+    g.service.kill()
+    time.sleep(.5)
+    g.service.start()
+    g.put(rows[200:])
     g.wait(lambda: g.service.left(g.names) == 0)
     once(g, rows)
     p.send_signal(signal.SIGTERM)
     _, err = p.communicate(timeout=20)
     assert p.returncode == 0 and "trying again in 0.1 s" in err and "going on" in err
+
+
+def run_until(g, answer, done):
+    "One worker in this process, until something is true of the group."
+    async def go():
+        worker, stop = Worker(broker_of(g.settings), answer, g.settings), asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
+        await asyncio.to_thread(g.wait, done, 30)
+        stop.set()
+        return await running
+    return asyncio.run(go())
+
+
+def test_a_log_that_cannot_be_written_refuses_nobody(group):
+    g, rows, failures = group(tries=1, batch=5), [(f"r{i}", i) for i in range(12)], iter(range(5))
+    async def answer(id, body):
+        if id in ("r3", "r7") and next(failures, None) is not None: raise LogFull("The prediction log cannot be written")
+        return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
+    g.put(rows)
+    assert run_until(g, answer, lambda: len(g.results) == 12).refused == 0
+    once(g, rows)
+    assert next(failures, None) is None and not g.refused
+
+
+def test_a_target_that_cannot_be_written_refuses_nobody(group):
+    g, rows = group(tries=1), [("a", 1), ("b", 2)]
+    if g.service.scheme != "redis": pytest.skip("NATS has streams only")
+    g.put(rows)
+    async def answer(id, body): return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
+    with g.service.client() as c:
+        c.xadd(g.names["target"], {"last": 1}, id=f"{2**64 - 1}-{2**64 - 1}")  # no id is larger, so nothing can be added
+        mend = iter([lambda: c.delete(g.names["target"])])
+        start = time.monotonic()
+        def mended():
+            if time.monotonic() - start > 4: next(mend, lambda: None)()
+            return time.monotonic() - start > 4 and g.service.left(g.names) == 0
+        assert run_until(g, answer, mended).refused == 0
+    once(g, rows)
+    assert not g.refused
 
 
 @pytest.mark.parametrize("kind", list(SERVICES))

@@ -7,6 +7,7 @@ __all__ = ['Answerer', 'Message', 'Counts', 'Worker', 'Redis', 'subject_of', 'Na
 
 # %% ../../nbs/serve/11_stream.ipynb #5da3e460
 import asyncio, base64, logging, os, re, signal, socket, time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Awaitable, Callable
 from urllib.parse import urlsplit
@@ -50,7 +51,6 @@ class Worker:
 
     async def _try(self, m): # The answer, or what was raised instead
         try: return await self.answer(m.id, m.body)
-        except LogFull: raise
         except Exception as e: return e
 
     async def _done(self, answered):
@@ -69,6 +69,8 @@ async def together(self:Worker,
     "Answer new messages; one that fails stays under way."
     results = await asyncio.gather(*map(self._try, messages))
     await self._done([(m, r) for m, r in zip(messages, results) if isinstance(r, bytes)])
+    for r in results:
+        if isinstance(r, LogFull): raise r
     for m, r in zip(messages, results):
         if isinstance(r, UserError): await self._refuse(m, str(r))
         elif not isinstance(r, bytes): _log.warning("message %s failed and will be tried alone: %r", m.id, r)
@@ -79,11 +81,16 @@ async def alone(self:Worker, m: Message):
     "Answer a message that was delivered before."
     tries = await self.broker.tried(m)
     if tries > self.settings.tries: return await self._refuse(m, f"The process ended each of the {tries - 1} times it was tried alone.")
-    result = await self._try(m)
-    if isinstance(result, bytes): await self._done([(m, result)])
-    elif isinstance(result, UserError): await self._refuse(m, str(result))
-    elif tries == self.settings.tries: await self._refuse(m, f"It failed {tries} times alone; the last time with {type(result).__name__}: {result}")
-    else: _log.warning("message %s failed, try %d of %d: %r", m.id, tries, self.settings.tries, result)
+    try:
+        result = await self._try(m)
+        if isinstance(result, LogFull): raise result
+        if isinstance(result, bytes): await self._done([(m, result)])
+        elif isinstance(result, UserError): await self._refuse(m, str(result))
+        elif tries == self.settings.tries: await self._refuse(m, f"It failed {tries} times alone; the last time with {type(result).__name__}: {result}")
+        else: _log.warning("message %s failed, try %d of %d: %r", m.id, tries, self.settings.tries, result)
+    except (LogFull, *self.broker.LOST):
+        with suppress(*self.broker.LOST): await self.broker.tried(m, -1)
+        raise
 
 @patch
 async def step(self:Worker) -> int: # Messages that were read
@@ -98,8 +105,7 @@ async def step(self:Worker) -> int: # Messages that were read
 _LONGEST = 5.0 # seconds between two attempts
 
 async def _pause(stop, seconds):
-    try: await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError: pass
+    with suppress(TimeoutError): await asyncio.wait_for(stop.wait(), seconds)
 
 @patch
 async def run(self:Worker,
@@ -121,8 +127,7 @@ async def run(self:Worker,
             wait = min(2 * wait or .1, _LONGEST)
             _log.warning("%s; trying again in %.1f s", str(e).rstrip('.') or type(e).__name__, wait)
             await _pause(stop, wait)
-    try: await self.broker.close()
-    except self.broker.LOST: pass # it is gone already; what was under way is delivered again
+    with suppress(*self.broker.LOST): await self.broker.close() # it may be gone already
     return self.counts
 
 # %% ../../nbs/serve/11_stream.ipynb #c607f380
@@ -197,9 +202,9 @@ async def read(self:Redis, n: int) -> list[Message]:
 async def full(self:Redis) -> bool: return await self.client.xlen(self.settings.target) >= self.settings.limit
 
 @patch
-async def tried(self:Redis, m: Message) -> int:
+async def tried(self:Redis, m: Message, by: int = 1) -> int:
     key = self._key('tries', m.handle.decode())
-    n, _ = await self.client.pipeline().incr(key).expire(key, _WEEK).execute()
+    n, _ = await self.client.pipeline().incrby(key, by).expire(key, _WEEK).execute()
     return n
 
 # %% ../../nbs/serve/11_stream.ipynb #0d36d823
@@ -294,11 +299,11 @@ async def read(self:Nats, n: int) -> list[Message]:
 async def full(self:Nats) -> bool: return (await self.js.stream_info(self.settings.target)).state.messages >= self.settings.limit
 
 @patch
-async def tried(self:Nats, m: Message) -> int:
+async def tried(self:Nats, m: Message, by: int = 1) -> int:
     from nats.js.errors import KeyNotFoundError
     key = str(m.handle.metadata.sequence.stream)
-    try: n = int((await self.counted.get(key)).value) + 1
-    except KeyNotFoundError: n = 1
+    try: n = int((await self.counted.get(key)).value) + by
+    except KeyNotFoundError: n = by
     await self.counted.put(key, b'%d' % n)
     return n
 
