@@ -374,7 +374,7 @@ async def infer(self:App, request):
     return Reply(body, 'application/octet-stream', {'inference-header-content-length': str(length)})
 
 def _tensors(body, length, contract):
-    try: return (asked := decode_infer(body, length)), to_rows(asked, contract)
+    try: return (asked := decode_infer(body, length, contract.max_rows)), to_rows(asked, contract)
     except Refused: raise
     except UserError as e: raise Refused(str(e)) from None
 

@@ -29,7 +29,7 @@ from .contract import Contract, Rows
 DATATYPES = {'BOOL': '?', 'UINT8': 'u1', 'UINT16': '<u2', 'UINT32': '<u4', 'UINT64': '<u8', 'INT8': 'i1', 'INT16': '<i2', 'INT32': '<i4',
              'INT64': '<i8', 'FP16': '<f2', 'FP32': '<f4', 'FP64': '<f8', 'BF16': '<u2', 'BYTES': 'O'} # Datatype -> how NumPy stores it
 
-# %% ../../nbs/serve/01_protocol.ipynb #ea478e1d
+# %% ../../nbs/serve/01_protocol.ipynb #b81620a2
 def _value(datatype):
     "The Python type of one JSON value; whole numbers with the range of their bits, as far as it fits into 64 signed ones."
     if datatype in ('BOOL', 'BYTES'): return {'BOOL': bool, 'BYTES': str}[datatype]
@@ -37,10 +37,13 @@ def _value(datatype):
     info = np.iinfo(DATATYPES[datatype])
     return Annotated[int, Meta(ge=info.min)] if datatype == 'UINT64' else Annotated[int, Meta(ge=info.min, le=info.max)]
 
+_DEEPEST = 8 # dimensions of a tensor
+_Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**63 - 1)]], Meta(max_length=_DEEPEST)]
+
 class Tensor(Struct):
     "One input; the struct's name is its datatype."
     name: str
-    shape: list[Annotated[int, Meta(ge=0)]]
+    shape: _Shape
     data: Any = UNSET # list of `prod(shape)` values, None for a missing one; or an array (prod(shape),), NaN for a missing one
     parameters: dict[str, Any] | None = None
 
@@ -96,9 +99,7 @@ def _flat(name, data, shape):
         items = list(chain.from_iterable(items))
     return items
 
-# %% ../../nbs/serve/01_protocol.ipynb #737e0817
-_DEEPEST = 8 # dimensions
-
+# %% ../../nbs/serve/01_protocol.ipynb #0f6378b2
 def _values(name, datatype, shape, raw):
     "The values of one tensor, from its JSON text."
     depth = re.match(rb'[\[\s]*', raw)[0].count(b'[')
@@ -124,11 +125,11 @@ def _wholes(name, datatype, depth, raw, error):
         return whole(_nested('FP64', depth).decode(raw))
     except (ValueError, RecursionError): raise UserError(_misfit(name, datatype, error)) from None
 
-# %% ../../nbs/serve/01_protocol.ipynb #8e8d6d3a
+# %% ../../nbs/serve/01_protocol.ipynb #42311f74
 class _AnyTensor(Struct):
     name: str
     datatype: str
-    shape: list[Annotated[int, Meta(ge=0)]]
+    shape: _Shape
     data: msgspec.Raw = msgspec.Raw()
     parameters: dict[str, Any] | None = None
 
@@ -175,20 +176,22 @@ def _texts(chunk, n, where):
     if at < len(chunk): raise UserError(f"{where} has {len(chunk) - at} bytes left after its {n} elements; check its shape.")
     return found
 
-# %% ../../nbs/serve/01_protocol.ipynb #0773ee20
-def _unpack(t, tail, at):
+# %% ../../nbs/serve/01_protocol.ipynb #8c10875b
+def _unpack(t, tail, at, most):
     "The values of a binary tensor that begins at byte `at`, and where the next one begins."
     where, given = f"input {_quoted(t.name)}", t.parameters or {}
     size, n = given.get('binary_data_size'), prod(t.shape)
     if 'shared_memory_region' in given: raise UserError(f"{where} lies in shared memory, which this server does not read; send its values.")
     if size is None: raise UserError(f"{where} has no data; send data, or binary_data_size and the values after the JSON part.")
+    if most is not None and t.shape and t.shape[0] > most:
+        raise UserError(f"{where} has {t.shape[0]} rows, and at most {most} are taken at once; send them in parts, or score a file.")
     if type(size) is not int or size < 0: raise UserError(f"the binary_data_size of {where} is no number of bytes; send a whole number.")
     if at + size > len(tail):
         raise UserError(f"{where} should have {size} bytes after the JSON part, and {len(tail) - at} are left; check binary_data_size and the "
                         "header Inference-Header-Content-Length.")
     chunk, dtype = tail[at:at + size], np.dtype(DATATYPES[t.datatype])
     if t.datatype == 'BYTES' and size < 4 * n or t.datatype != 'BYTES' and size != n * dtype.itemsize:
-        raise UserError(f"{where} is {t.datatype} of the shape {t.shape[:_DEEPEST]}, which does not fit into binary_data_size, {size} bytes; correct one of them.")
+        raise UserError(f"{where} is {t.datatype} of the shape {t.shape}, which does not fit into binary_data_size, {size} bytes; correct one of them.")
     return _texts(chunk, n, where) if t.datatype == 'BYTES' else _array(chunk, t.datatype, where), at + size
 
 def _array(chunk, datatype, where):
@@ -217,17 +220,18 @@ def _narrow(t):
 
 _NARROWED = {TENSORS[d] for d in ('UINT64', 'FP16', 'FP32', 'BF16')}
 
-# %% ../../nbs/serve/01_protocol.ipynb #4465b5ac
+# %% ../../nbs/serve/01_protocol.ipynb #a550f4cf
 def _checked(t):
     "Raises `UserError` where the values of a JSON tensor are not as many as its shape says."
     if t.parameters and 'binary_data_size' in t.parameters:
         raise UserError(f"input {_quoted(t.name)} has both data and binary_data_size; send one of them.")
     if prod(t.shape) != len(t.data):
-        raise UserError(f"input {_quoted(t.name)} has the shape {t.shape[:_DEEPEST]} and {len(t.data)} values; send as many values as the shape says.")
+        raise UserError(f"input {_quoted(t.name)} has the shape {t.shape} and {len(t.data)} values; send as many values as the shape says.")
 
 def decode_infer(
     body: bytes, # Of the request
     header_length: str | int | None = None, # What stands in Inference-Header-Content-Length; None where there is no such header
+    max_rows: int | None = None, # That one request may have; None: any number
 ) -> InferRequest: # With the values in `data`; raises `UserError`
     "Read a request of the protocol, in JSON or with binary tensors."
     head, tail = (body, b'') if header_length is None else _split(body, header_length)
@@ -235,7 +239,7 @@ def decode_infer(
     except (ValueError, RecursionError): request = _slowly(head)
     at, inputs = 0, request.inputs
     for t in inputs:
-        if (data := t.data) is UNSET: t.data, at = _unpack(t, tail, at)
+        if (data := t.data) is UNSET: t.data, at = _unpack(t, tail, at, max_rows)
         else:
             if t.shape != [len(data)] or t.parameters is not None: _checked(t)
             if type(t) in _NARROWED: t.data = _narrow(t)
@@ -243,18 +247,19 @@ def decode_infer(
     if not inputs: raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
     return request
 
-# %% ../../nbs/serve/01_protocol.ipynb #33ebddeb
+# %% ../../nbs/serve/01_protocol.ipynb #b9821990
 def _matrix(t):
     "The values of one numeric tensor, (n, k) float64, NaN where missing."
     if t.datatype == 'BYTES' or len(t.shape) != 2:
         raise UserError(f"input {_quoted(t.name)} is no column of the contract, and no numeric tensor [rows, columns] either: it is {t.datatype} of the "
-                        f"shape {t.shape[:_DEEPEST]}; name it like a column, or send one number for each row and column.")
+                        f"shape {t.shape}; name it like a column, or send one number for each row and column.")
+    if not len(t.data): raise UserError(f"input {_quoted(t.name)} has no values; send at least one row.")
     found = np.array(t.data, float).reshape(t.shape)
-    if t.datatype in ('INT64', 'UINT64') and found.size and np.nanmax(np.abs(found), initial=0) > _EXACT:
+    if t.datatype in ('INT64', 'UINT64') and np.nanmax(np.abs(found), initial=0) > _EXACT:
         raise UserError(f"input {_quoted(t.name)} holds a whole number beyond 2^53, which a matrix of numbers cannot; send one tensor for each column.")
     return found
 
-# %% ../../nbs/serve/01_protocol.ipynb #faebeb82
+# %% ../../nbs/serve/01_protocol.ipynb #c98752e8
 def to_rows(
     request: InferRequest,
     contract: Contract, # Of the model that is asked
@@ -268,7 +273,7 @@ def to_rows(
         row, column = [n], [n, 1]
         for t in inputs:
             if (shape := t.shape) != row and shape != column:
-                raise UserError(f"input {_quoted(t.name)} has the shape {shape[:_DEEPEST]}; a column of {n} rows, as many as the first input has, "
+                raise UserError(f"input {_quoted(t.name)} has the shape {shape}; a column of {n} rows, as many as the first input has, "
                                 f"is {row} or {column}.")
             columns[t.name] = t.data
         if len(columns) < len(inputs): raise UserError("two inputs have the same name; send each column once.")
@@ -277,6 +282,7 @@ def to_rows(
     return rows
 
 def _known(outputs, known):
+    if len({o.name for o in outputs}) < len(outputs): raise UserError("an output is asked for twice; ask once for each.")
     for o in outputs:
         if o.name not in known: raise UserError(f"the model has no output {_quoted(o.name)}{did_you_mean(o.name[:60], known)}")
         if o.parameters and o.parameters.get('classification'):
