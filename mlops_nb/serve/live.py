@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'SHADOW_ROWS', 'FEW', 'POLL', 'Table', 'Cache', 'Batch', 'Model', 'Variant', 'Shadow', 'State', 'Answer',
-           'Late', 'Unknown', 'Endpoint', 'Asked', 'within', 'Explained', 'Live']
+           'Late', 'Unknown', 'Endpoint', 'within', 'Asked', 'Explained', 'Live']
 
 # %% ../../nbs/serve/06_live.ipynb #302820f4
 import asyncio, logging, threading, time
@@ -60,7 +60,7 @@ class Table:
 
     def __len__(self): return len(self._hashes)
 
-# %% ../../nbs/serve/06_live.ipynb #126de8d3
+# %% ../../nbs/serve/06_live.ipynb #9b0ad9fc
 @patch
 def _find(self:Table, entity):
     h = hash(entity)
@@ -74,7 +74,7 @@ def _of(column, at): return None if column is None else [column[i] for i in at]
 @patch
 def find(self:Table,
     entities: list, # one for each row; None is nobody
-) -> tuple[np.ndarray, list | None, list | None] | None: # Scores, decisions and what is referred, as `Predictor.outcome` gives them; None unless the table has all
+) -> tuple[np.ndarray, list | None, list | None] | None: # As `Predictor.outcome` gives it; None unless the table has all
     "What the bundle said of these entities."
     at = [None if e is None else self._find(e) for e in entities]
     return None if None in at else (self._scores[at], _of(self._decisions, at), _of(self._referred, at))
@@ -106,7 +106,7 @@ class Cache:
 
     def __len__(self): return len(self._kept)
 
-# %% ../../nbs/serve/06_live.ipynb #179cf5d8
+# %% ../../nbs/serve/06_live.ipynb #9fedfd76
 BATCH = 1024 # rows that go together at most
 
 class Batch:
@@ -124,24 +124,26 @@ class Batch:
         if start: self._thread.submit(self._run)
         return await future
 
-    def _take(self): # what goes next; nothing ends the run
-        taken, rows = [], 0
-        with self._lock:
-            while self._waiting and (not taken or rows + len(self._waiting[0][0]) <= BATCH):
-                taken.append(self._waiting.popleft())
-                rows += len(taken[-1][0])
-            self._busy = bool(taken)
-        return [(X, future) for X, future in taken if not future.done()] if taken else None # who has given up is left out
+# %% ../../nbs/serve/06_live.ipynb #6b4bda16
+@patch
+def _take(self:Batch): # what goes next; None ends the run
+    taken, rows = [], 0
+    with self._lock:
+        while self._waiting and (not taken or rows + len(self._waiting[0][0]) <= BATCH):
+            taken.append(self._waiting.popleft())
+            rows += len(taken[-1][0])
+        self._busy = bool(taken)
+    return [(X, future) for X, future in taken if not future.done()] if taken else None
 
-    def _run(self):
-        while (taken := self._take()) is not None:
-            loops = {}
-            for (_, future), said in zip(taken, self._said([X for X, _ in taken])): loops.setdefault(future.get_loop(), []).append((future, said))
-            for loop, told in loops.items():
-                try: loop.call_soon_threadsafe(_tell, told)
-                except RuntimeError: pass # the loop was closed, and nobody waits any more
+@patch
+def _run(self:Batch):
+    while (taken := self._take()) is not None:
+        loops = {}
+        for (_, future), said in zip(taken, self._said([X for X, _ in taken])): loops.setdefault(future.get_loop(), []).append((future, said))
+        for loop, told in loops.items():
+            try: loop.call_soon_threadsafe(_tell, told)
+            except RuntimeError: pass # the loop was closed, and nobody waits any more
 
-# %% ../../nbs/serve/06_live.ipynb #17ca7036
 def _tell(told): # in the event loop
     for future, said in told:
         if future.done(): continue
@@ -292,8 +294,20 @@ class Endpoint:
     @property
     def variants(self) -> dict[str, Variant]: return self.state.variants
 
-# %% ../../nbs/serve/06_live.ipynb #9f4067e8
+# %% ../../nbs/serve/06_live.ipynb #7c5140bc
 FEW = 64 # rows that are answered in the event loop
+
+_LATE = "The deadline of the request passed before it was answered; allow more time."
+
+async def within(
+    deadline: float | None, # by `time.monotonic()`
+    work,
+):
+    "Await `work`; raises `Late` at the deadline."
+    if deadline is None: return await work
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()): return await work
+    except TimeoutError: raise Late(_LATE) from None
 
 class Asked(Struct):
     "What all parts of a request share."
@@ -317,17 +331,6 @@ async def _score(self:Endpoint, v, asked, columns, X): # scores of few rows, or 
 def _judge(v, asked, columns, X): return v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, asked.contract)))
 
 async def _told(v, X, deadline): return v.predictor.answer(X) if v.model.batch is None else await within(deadline, v.model.batch.ask(X))
-
-# %% ../../nbs/serve/06_live.ipynb #85c7d85b
-async def within(
-    deadline: float | None, # by `time.monotonic()`
-    work,
-):
-    "Await `work`; raises `Late` at the deadline."
-    if deadline is None: return await work
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()): return await work
-    except TimeoutError: raise Late("The deadline of the request passed before it was answered; allow more time.") from None
 
 # %% ../../nbs/serve/06_live.ipynb #751eaae1
 @patch
@@ -357,7 +360,7 @@ async def _part(self:Endpoint, v, asked, columns, X):
     finally: v.asking.pop()
     return await self._part(asked.state.lead, asked, columns, X)
 
-# %% ../../nbs/serve/06_live.ipynb #4202341c
+# %% ../../nbs/serve/06_live.ipynb #69e1c462
 @patch
 def _parts(self:Endpoint, state, columns, n, headers, variant): # (variant, its rows, or None for all)
     if variant is not None:
@@ -371,7 +374,8 @@ def _parts(self:Endpoint, state, columns, n, headers, variant): # (variant, its 
 
 def _joined(endpoint, id, done): # one answer from those of the parts
     v, scores, decisions, referred, source = done[0][1]
-    answer = Answer(id=id, endpoint=endpoint, variant=v.name, bundle=v.bundle, scores=scores.tolist(), decisions=decisions, referred=referred, source=source)
+    answer = Answer(id=id, endpoint=endpoint, variant=v.name, bundle=v.bundle, scores=scores.tolist(), decisions=decisions,
+                    referred=referred, source=source)
     if len(done) == 1: return answer
     of_row = sorted((i, d, j) for d, (at, _) in enumerate(done) for j, i in enumerate(at)) # row, part, place in it
     parts = [(p[0].name, p[1].tolist(), p[2], p[3]) for _, p in done]
@@ -381,7 +385,7 @@ def _joined(endpoint, id, done): # one answer from those of the parts
     answer.variant, answer.bundle = answer.variants[0], next(p[0].bundle for at, p in done if 0 in at)
     return answer
 
-# %% ../../nbs/serve/06_live.ipynb #e6ae3287
+# %% ../../nbs/serve/06_live.ipynb #d91e7b82
 @patch
 async def ask(self:Endpoint,
     rows: Rows, # Decoded by `contract`
@@ -395,7 +399,7 @@ async def ask(self:Endpoint,
 ) -> Answer:
     "Answer a request and write it down. Raises `Late`, `Unknown`, and `LogFull` where an answer that cannot be written must not be given."
     state, started, columns, X, n = self.state, started or time.perf_counter(), rows.columns, rows.X, rows.n
-    if deadline is not None and time.monotonic() >= deadline: raise Late("The deadline of the request passed before it was answered; allow more time.")
+    if deadline is not None and time.monotonic() >= deadline: raise Late(_LATE)
     many = n > FEW and self.live.in_thread # where there are many rows, whatever takes long is done in a thread
     if many and state.router.by_row: parts = await many(deadline, self._parts, state, columns, n, headers, variant)
     else: parts = self._parts(state, columns, n, headers, variant)
@@ -409,6 +413,7 @@ async def ask(self:Endpoint,
         for name in state.router.shadows(headers): self._offer(state, name, columns, X, n, contract, id, key)
     return answer
 
+# %% ../../nbs/serve/06_live.ipynb #1a21b42a
 def _some(columns, X, at): # the rows `at`
     return {c: [values[i] for i in at] for c, values in columns.items()}, None if X is None else X[at]
 
@@ -418,7 +423,6 @@ def _count(self:Endpoint, rows, done):
     if rows.unknown: self._counts["unknown"].inc(rows.unknown)
     for _, (v, scores, *_) in done: self.live.metrics.rows(self.name, v.name).inc(len(scores))
 
-# %% ../../nbs/serve/06_live.ipynb #d89cee79
 @patch
 def _close(self:Endpoint, id, done, asked, columns, key, started):
     "The answer, which is on record when this returns."
@@ -436,15 +440,15 @@ def _offer(self:Endpoint, state, name, columns, X, n, contract, id, key):
     if not state.variants[name].shadow.offer(n, self, state, name, columns, X, contract, id, key):
         self.live.metrics.shadow_dropped(self.name, name).inc(n)
 
-# %% ../../nbs/serve/06_live.ipynb #86d0a4f5
+# %% ../../nbs/serve/06_live.ipynb #a31c3a93
 def _listen(endpoint, state, name, columns, X, contract, id, key):
     "The answer of a shadow, for the log alone."
     v, live, started = state.variants[name], endpoint.live, time.perf_counter()
     try:
         scores, decisions, _ = v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, contract)))
         if live.log is None: return
-        live.write(Record(id=id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=name, bundle=v.bundle, columns=columns, score=scores.tolist(),
-                          decision=decisions, entity=columns.get(state.entity), mode="shadow", key=key,
+        live.write(Record(id=id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=name, bundle=v.bundle, columns=columns,
+                          score=scores.tolist(), decision=decisions, entity=columns.get(state.entity), mode="shadow", key=key,
                           latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: live.failed("shadow_errors", endpoint.name, name, e)
 
@@ -501,7 +505,7 @@ async def explain(self:Endpoint,
     finally: v.asking.pop()
     return Explained(variant=v.name, bundle=v.bundle, scores=scores, columns=v.predictor.columns, contributions=shares)
 
-# %% ../../nbs/serve/06_live.ipynb #1b739f49
+# %% ../../nbs/serve/06_live.ipynb #a2c3104b
 class _Nothing: # counts nowhere
     def __getattr__(self, name): return self
     def __call__(self, *labels): return self
@@ -527,21 +531,25 @@ class Live:
         self._pool = ThreadPoolExecutor(max(1, available_cores() // (serve.workers or available_cores())), "rows")
         self._end, self._thread = threading.Event(), None
 
-    async def in_thread(self, deadline, f, *args):
-        "`f(*args)` in one of few threads; raises `Late` at the deadline."
-        return await within(deadline, asyncio.get_running_loop().run_in_executor(self._pool, f, *args))
+# %% ../../nbs/serve/06_live.ipynb #c9dcb309
+@patch
+async def in_thread(self:Live, deadline, f, *args):
+    "`f(*args)` in one of few threads; raises `Late` at the deadline."
+    return await within(deadline, asyncio.get_running_loop().run_in_executor(self._pool, f, *args))
 
-    def write(self, record):
-        "Write a record, and count it."
-        self.log.append(record)
-        self.metrics.log_records.inc()
+@patch
+def write(self:Live, record):
+    "Write a record, and count it."
+    self.log.append(record)
+    self.metrics.log_records.inc()
 
-    def failed(self, what, endpoint, variant, e):
-        "Count a failure of a variant; the first of each kind is told."
-        getattr(self.metrics, what)(endpoint, variant).inc()
-        if (told := (what, endpoint, variant, type(e))) in self._told or len(self._told) > 1000: return
-        self._told.add(told)
-        _log.error("the variant '%s' of '%s' failed, which is counted in %s and not told again: %s: %s", variant, endpoint, what, type(e).__name__, e)
+@patch
+def failed(self:Live, what, endpoint, variant, e):
+    "Count a failure of a variant; the first of each kind is told."
+    getattr(self.metrics, what)(endpoint, variant).inc()
+    if (told := (what, endpoint, variant, type(e))) in self._told or len(self._told) > 1000: return
+    self._told.add(told)
+    _log.error("the variant '%s' of '%s' failed, which is counted in %s and not told again: %s: %s", variant, endpoint, what, type(e).__name__, e)
 
 # %% ../../nbs/serve/06_live.ipynb #49986bb9
 def _stamp(path): # None if it is not there
@@ -565,7 +573,7 @@ def _read(self:Live, path): # the state of a plan; `UserError` if it cannot be i
     for v in plan.variants: get(v.bundle, self.store) # before anything is opened
     return State(plan, [self._model(v.bundle) for v in plan.variants])
 
-# %% ../../nbs/serve/06_live.ipynb #d29e5b98
+# %% ../../nbs/serve/06_live.ipynb #9f91cd5d
 @patch
 def _adopt(self:Live, path, stamp):
     "Put a plan in force, or say why not."
@@ -575,7 +583,7 @@ def _adopt(self:Live, path, stamp):
         self._seen[path] = stamp, {}
         if state is not None: self._swap(state)
         if self.refused.pop(str(path), None): _log.warning("%s is in force now.", path)
-    except Exception as e: # whatever it is, the old plan stays and the thread goes on
+    except Exception as e:
         sentence = str(e) if isinstance(e, UserError) else f"{path}: {type(e).__name__}: {e}"
         try: waits |= {p: _stamp(p) for v in read_plan(path).variants for p in (self.store / v.bundle, *(self.store / v.bundle).glob("*"))}
         except Exception: pass # a torn plan names nothing to wait for
@@ -583,9 +591,10 @@ def _adopt(self:Live, path, stamp):
         if self.refused.get(str(path)) == sentence: return
         self.refused[str(path)] = sentence
         self.metrics.swaps(path.stem, "refused").inc()
-        _log.error("a release plan was refused, and %s: %s", "the one before stays in force" if path.stem in self.endpoints else "nothing answers", sentence)
+        _log.error("a release plan was refused, and %s: %s",
+                   "the one before stays in force" if path.stem in self.endpoints else "nothing answers", sentence)
 
-# %% ../../nbs/serve/06_live.ipynb #c529df6f
+# %% ../../nbs/serve/06_live.ipynb #deb7c4e3
 @patch
 def _swap(self:Live, state):
     "Put a state in force."
@@ -599,7 +608,8 @@ def _swap(self:Live, state):
         endpoint.state = state
     for v in state.variants.values(): self.metrics.live_bundle(name, v.name, v.bundle, v.mode).set(1)
     self.metrics.swaps(name, "ok").inc()
-    _log.info("'%s' is answered by revision %d: %s", name, state.plan.revision, ", ".join(f"{v.name} ({v.bundle[:12]})" for v in state.variants.values()))
+    _log.info("'%s' is answered by revision %d: %s", name, state.plan.revision,
+              ", ".join(f"{v.name} ({v.bundle[:12]})" for v in state.variants.values()))
 
 @patch
 def _leave(self:Live, state):

@@ -76,6 +76,14 @@ def _taking_part(self:Router, headers):
     return self._parts(self._flags | {f.strip() for f in asked.split(',')})
 
 @patch
+def shadows(self:Router,
+    headers: Mapping[str, str] | None = None, # Of the request
+) -> list[str]:
+    "The names of the variants that hear this request and answer nobody."
+    return self._taking_part(headers)[2]
+
+# %% ../../nbs/serve/05_routing.ipynb #491e11b5
+@patch
 def choose(self:Router,
     columns: dict[str, list], # Values by column, as the contract reads them
     row: int = 0, # Which row
@@ -94,10 +102,3 @@ def choose(self:Router,
     elif self._header is not None and headers is not None: key = headers.get(self._header)
     number = int(rng() * 2**64) & _MASK if key is None else _number(self._prefix + str(key).encode())
     return _first(number, candidates)
-
-@patch
-def shadows(self:Router,
-    headers: Mapping[str, str] | None = None, # Of the request
-) -> list[str]:
-    "The names of the variants that hear this request and answer nobody."
-    return self._taking_part(headers)[2]
