@@ -224,8 +224,8 @@ def test_swaps_under_load_cost_no_request(two, project):
     with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2) as s, serving.load(s, 6 if MANY else 3) as clients:
         for k in range(swaps):
             before = sum(len(c.answered) for c in clients)
-            write_json(plan, Plan("rows", k + 2, [Variant(f"r{k}", ids[(k + 1) % 2])]))
             written.append((f"r{k}", time.time(), ids[(k + 1) % 2]))
+            write_json(plan, Plan("rows", k + 2, [Variant(f"r{k}", ids[(k + 1) % 2])]))
             s.until(lambda k=k: all(c.answered and b'"r%d"' % k in c.answered[-1][3] for c in clients), f"swapped to r{k}")
             if MANY: s.until(lambda n=before: sum(len(c.answered) for c in clients) > n + 2000, "2,000 more requests", 120)
     answered = [a for c in clients for a in c.answered]

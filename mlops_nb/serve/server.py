@@ -138,7 +138,7 @@ def _granian(serve, port, root):
     except (OSError, ssl.SSLError) as e:
         raise UserError(f"the certificate {pems[0]} or its key {pems[1]} cannot be used ({e}); both must be PEM files and belong together.") from None
 
-# %% ../../nbs/serve/09_server.ipynb #e490fcc1
+# %% ../../nbs/serve/09_server.ipynb #f7c0476b
 def _open_files():
     "Let each connection have its file."
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
