@@ -386,6 +386,8 @@ def stream(
     try:
         live.start()
         if name not in live.endpoints: raise UserError(f"No model is deployed at the endpoint '{name}'; run `dvc repro`, or name a bundle with --bundle.")
+        s = settings.stream
+        print(f"Rows of '{s.source}' at {_where(s.url)} are answered in '{s.target}', by '{name}', for the group '{s.group}'.", flush=True)
         return asyncio.run(_until_stopped(Worker(broker, endpoint_answerer(live, name), settings.stream)))
     finally:
         live.stop()
