@@ -15,6 +15,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.booster._Row._prepare': ('booster.html#_row._prepare', 'mlops_nb/booster.py'),
                                   'mlops_nb.booster._blocks': ('booster.html#_blocks', 'mlops_nb/booster.py'),
                                   'mlops_nb.booster._call': ('booster.html#_call', 'mlops_nb/booster.py'),
+                                  'mlops_nb.booster._check': ('booster.html#_check', 'mlops_nb/booster.py'),
                                   'mlops_nb.booster._link': ('booster.html#_link', 'mlops_nb/booster.py'),
                                   'mlops_nb.booster._sigmoid': ('booster.html#_sigmoid', 'mlops_nb/booster.py'),
                                   'mlops_nb.booster._softmax': ('booster.html#_softmax', 'mlops_nb/booster.py'),

@@ -27,7 +27,6 @@ _FUNCTIONS = { # LightGBM 4, include/LightGBM/c_api.h
     'LGBM_BoosterPredictForMat': [c_void_p, c_void_p, c_int, c_int32, c_int32, c_int, c_int, c_int, c_int, c_char_p, _OUT, c_void_p],
     # booster, what, first iteration, iterations, data type, columns, parameters, out handle
     'LGBM_BoosterPredictForMatSingleRowFastInit': [c_void_p, c_int, c_int, c_int, c_int, c_int32, c_char_p, _HANDLE],
-    'LGBM_BoosterPredictForMatSingleRowFast': [c_void_p, c_void_p, _OUT, c_void_p],
     'LGBM_FastConfigFree': [c_void_p]}
 _FLOAT64, _ALL, _ROW_MAJOR = 1, -1, 1 # C_API_DTYPE_FLOAT64, every iteration, the order of C_CONTIGUOUS arrays
 _NORMAL, _RAW, _CONTRIB = 0, 1, 3 # C_API_PREDICT_...
@@ -47,9 +46,10 @@ def library() -> ctypes.CDLL:
     return lib
 
 # %% ../nbs/20_booster.ipynb #004b6caa
-def _call(name, *args):
-    if getattr(library(), name)(*args) != 0:
-        raise UserError(f"LightGBM refused the model or the data: {library().LGBM_GetLastError().decode(errors='replace').strip()}.")
+def _check(code):
+    if code: raise UserError(f"LightGBM refused the model or the data: {library().LGBM_GetLastError().decode(errors='replace').strip()}.")
+
+def _call(name, *args): _check(getattr(library(), name)(*args))
 
 # %% ../nbs/20_booster.ipynb #8249260e
 def model_header(
@@ -171,13 +171,14 @@ class _Row:
     def __init__(self, booster):
         self.x, self.outs = np.empty(len(booster.features)), np.empty((len(booster._handles), booster.classes))
         what = _NORMAL if len(self.outs) == 1 else _RAW
+        self.call = library()['LGBM_BoosterPredictForMatSingleRowFast'] # taken by index: an object of its own, which declares no types
         self.calls = [self._prepare(handle, what, out) for handle, out in zip(booster._handles, self.outs)]
 
     def _prepare(self, handle, what, out):
         config = c_void_p()
         _call('LGBM_BoosterPredictForMatSingleRowFastInit', handle, what, 0, _ALL, _FLOAT64, len(self.x), _ONE_THREAD, byref(config))
         weakref.finalize(self, library().LGBM_FastConfigFree, config)
-        return config, self.x.ctypes.data, byref(c_int64()), out.ctypes.data
+        return config, c_void_p(self.x.ctypes.data), byref(c_int64()), c_void_p(out.ctypes.data)
 
 # %% ../nbs/20_booster.ipynb #3f622e9d
 @patch
@@ -190,6 +191,6 @@ def predict_one(self:Booster,
     if len(x) != len(row.x):
         raise UserError(f"the row has {len(x)} values and the model needs {len(row.x)}: {', '.join(self.features[:12])}.")
     row.x[:] = x
-    for call in row.calls: _call('LGBM_BoosterPredictForMatSingleRowFast', *call)
+    for args in row.calls: _check(row.call(*args))
     out = row.outs[0] if len(row.outs) == 1 else self._link(sum(row.outs[1:], row.outs[0])[None])[0]
-    return out[0].item() if self.classes == 1 else out.copy()
+    return out.item() if self.classes == 1 else out.copy()
