@@ -313,6 +313,25 @@ def test_more_rows_than_are_allowed(server):
         assert status in (400, 413) and "200" in reply["error"], reply
 
 
+def test_small_requests_that_could_cost_minutes_do_not(server, honest):
+    "Each of them once did, or would have."
+    row, long = serving.instances(1)[0], 2**62
+    def tensor(**how): return {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1], **how}]}
+    for path, body in (("/v2/models/rows/infer", tensor(shape=[long] * 40_000)), ("/v2/models/rows/infer", tensor(shape=[0, long], data=[])),
+                       ("/v2/models/rows/infer", {**tensor(), "outputs": [{"name": "score"}] * 20_000}),
+                       ("/v2/models/rows/infer", tensor(shape=[1] * 30_000, data=[[1]])),
+                       ("/v1/endpoints/rows:predict", [{**row, **{f"coun{i}": 1 for i in range(50_000)}}]),
+                       ("/v1/endpoints/rows:predict", [{**row, "count" * 100_000: 1}]),
+                       ("/v1/endpoints/rows:predict", [{**row, "when": f"{i}-1-1T00:00"} for i in range(200)]),
+                       ("/v1/endpoints/rows:predict", [{**row, "when": "0000-01-01T00:00:00Z"}] * 2)):
+        line = Line(server.port, timeout=10)
+        line.socket.sendall(http(b"POST", path.encode(), json.dumps(body).encode()))
+        status, headers, reply = line.answer()
+        judge(status, headers, reply)
+        assert status == 400, (path, reply[:200])
+        line.socket.close()
+
+
 def test_who_sends_slowly_is_turned_away_and_keeps_nobody_waiting(server, honest):
     good = http(b"POST", b"/v1/endpoints/rows:predict", json.dumps({"instances": HONEST}).encode())
     lines = [Line(server.port) for _ in range(30)]

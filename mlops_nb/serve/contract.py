@@ -7,7 +7,7 @@ __all__ = ['MOST', 'Rows', 'Violation', 'Refused', 'Contract']
 
 # %% ../../nbs/serve/00_contract.ipynb #47f62e83
 import math, re
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import msgspec
@@ -53,7 +53,7 @@ class Refused(UserError):
         super().__init__(sentence or f"row {violations[0].row}: {violations[0].sentence}{more}")
 
 def _shown(value):
-    text = value if isinstance(value, str) else repr(value)
+    text = str(value) if isinstance(value, str | datetime) else repr(value)
     return text if len(text) <= 40 else text[:37] + '...'
 
 # %% ../../nbs/serve/00_contract.ipynb #cbc4e3a4
@@ -81,18 +81,36 @@ def _read_boolean(value):
     return value
 
 # %% ../../nbs/serve/00_contract.ipynb #d056df44
-_USUAL = re.compile(r'\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?')
+_USUAL = re.compile(r'\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)?)?)?')
+
+def _usual(value):
+    "A time in the usual form; UTC where a zone is given."
+    t = datetime.fromisoformat(value)
+    return t if t.tzinfo is None else t.astimezone(timezone.utc).replace(tzinfo=None)
 
 def _read_timestamp(schema, name):
     "A function that reads a column's points in time."
     def read(value):
         if isinstance(value, datetime): return value
         if not isinstance(value, str): raise TypeError
-        if schema.columns[name].format is None and _USUAL.fullmatch(value): return datetime.fromisoformat(value)
+        if isinstance(value, _NoTime): raise ValueError
+        if schema.columns[name].format is None and _USUAL.fullmatch(value): return _usual(value)
         found = pl.DataFrame({name: [value]}, {name: pl.String}).select(schema.parse_expr(name, pl.String())).item()
         if found is None: raise ValueError
         return found
     return read
+
+class _NoTime(str): "A text that was read, and is no point in time."
+
+def _together(schema, name, values):
+    "A column of times, its unusual texts read."
+    short = schema.columns[name].format is None
+    odd = [*{v for v in values if v.__class__ is str and not (short and _USUAL.fullmatch(v))}]
+    if not odd: return values
+    found = pl.DataFrame({name: odd}, {name: pl.String}).select(schema.parse_expr(name, pl.String()))
+    found = found.select(pl.when(pl.col(name).dt.year().is_between(1, 9999)).then(name)).to_series().to_list() # as far as a datetime goes
+    read = {v: _NoTime(v) if t is None else t for v, t in zip(odd, found)}
+    return [read.get(v, v) if v.__class__ is str else v for v in values]
 
 _READ = dict(integer=_read_integer, number=_read_number, boolean=_read_boolean, category=_read_text, text=_read_text)
 
@@ -103,6 +121,7 @@ class _Cell:
         c = self.contract = schema.columns[name]
         self.optional = c.nullable or not needed
         self.name, self.read, self.drops = name, _READ.get(c.type) or _read_timestamp(schema, name), c.on_violation == 'null'
+        self.together = (lambda values: _together(schema, name, values)) if c.type == 'timestamp' else None
         self.low, self.high = (self._bound(b) for b in c.range or (None, None))
         self.domain = None if c.domain is None else frozenset(c.domain)
         self.refuses_new = c.on_new_category == 'quarantine'
@@ -195,6 +214,7 @@ def _look_again(self:Contract, columns) -> int | None: # How many categories are
     unknown = 0
     for cell in self._again:
         values, known = columns[cell.name], cell.domain or ()
+        if cell.together and len(values) > 1: values[:] = cell.together(values)
         for i, v in enumerate(values):
             if v is None or v in known: continue
             values[i], problem, new = cell.wrong(v)
@@ -258,11 +278,11 @@ def _checked(self:Contract, columns, n, extra=(), id=None, parameters=None): # E
     def blame(row, name, sentence):
         nonlocal total
         total += 1
-        if len(found) < MOST: found.append(Violation(row, _shown(name), sentence))
-    for i, name in extra: blame(i, name, f"{_shown(name)}: no such column{did_you_mean(name, self.names)}")
+        if len(found) < MOST: found.append(Violation(row, _shown(name), sentence or f"{_shown(name)}: no such column{did_you_mean(_shown(name), self.names)}"))
+    for i, name in extra: blame(i, name, None)
     for name, values in columns.items():
         cell, out[name] = self.cells[name], []
-        for i, v in enumerate(values):
+        for i, v in enumerate(cell.together(values) if cell.together else values):
             read, problem, new = cell.wrong(v)
             if problem and cell.drops and 'is a new category' not in problem: read, problem, nulled = None, None, nulled + 1
             if problem: blame(i, name, problem)
