@@ -12,6 +12,7 @@ import serving
 
 from mlops_nb.plan import Plan, Variant, write_plan
 from mlops_nb.predict import Predictor
+from mlops_nb.serve.openapi import DOCS_CSP
 from mlops_nb.serve.protocol import DATATYPES
 from mlops_nb.store import put
 
@@ -199,3 +200,20 @@ def test_the_protocols_own_client(served):
     with pytest.raises(NotFoundError): asking.check_model_readiness("nothing")
     with pytest.raises(BadRequestError): asking.model_infer("rows",
         request=InferenceRequest(inputs=[RequestInput(**c) for c in columns()[:1]]))
+
+
+def test_every_example_of_the_description_works(served):
+    "What the page tells people to paste into a shell."
+    server = served[0]
+    _, _, document = server.get("/openapi.json")
+    asked = {path: o["requestBody"]["content"]["application/json"]["example"] for path, m in document["paths"].items()
+             for method, o in m.items() if method == "post"}
+    assert len(asked) == 2 * 5
+    for path, body in asked.items():
+        status, _, reply = server.post(path.replace("{version}", "first" if "rows" in path else "only"), body)
+        assert status == 200, (path, reply)
+    for path in (p.replace("{version}", "only") for p, m in document["paths"].items() if "get" in m and "rows" not in p):
+        assert server.get(path)[0] == 200, path
+    status, headers, page = server.get("/docs")
+    assert status == 200 and headers["content-type"].startswith("text/html") and headers["content-security-policy"] == DOCS_CSP
+    assert b"<script" not in page and b"trips" in page

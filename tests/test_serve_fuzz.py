@@ -317,7 +317,8 @@ def test_small_requests_that_could_cost_minutes_do_not(server, honest):
     "Each of them once did, or would have."
     row, long = serving.instances(1)[0], 2**62
     def tensor(**how): return {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1], **how}]}
-    for path, body in (("/v2/models/rows/infer", tensor(shape=[long] * 40_000)), ("/v2/models/rows/infer", tensor(shape=[0, long], data=[])),
+    for path, body in (("/v2/models/rows/infer", tensor(shape=[long] * 40_000)),
+        ("/v2/models/rows/infer", tensor(shape=[0, long], data=[])),
                        ("/v2/models/rows/infer", {**tensor(), "outputs": [{"name": "score"}] * 20_000}),
                        ("/v2/models/rows/infer", tensor(shape=[1] * 30_000, data=[[1]])),
                        ("/v1/endpoints/rows:predict", [{**row, **{f"coun{i}": 1 for i in range(50_000)}}]),
