@@ -14,7 +14,7 @@ from modelling import schema as contract_of
 
 from mlops_nb.predict import Predictor
 from mlops_nb.schema import Column, Schema
-from mlops_nb.serve.openapi import DOCS_CSP, column_schema, docs_page, openapi, row_schema
+from mlops_nb.serve.openapi import DOCS_CSP, column_schema, docs_page, openapi
 
 NASTY = """</style></pre><script>alert('1')</script> "quoted" & 'so' `ls` $(ls) \\ ünï"""
 
@@ -101,12 +101,6 @@ def test_what_a_column_may_hold():
     assert column_schema(Column("timestamp", range=("2020-01-01", None)))["description"].endswith("From 2020-01-01 to any time.")
     assert "enum" not in column_schema(Column("category", domain=["a"])) and "a" in column_schema(Column("category",
         domain=["a"]))["description"]
-
-
-def test_a_known_row_is_the_example_and_nothing_else_of_it():
-    row = row_schema(Known(CONTRACTS["binary"]), {"x": 1.5, "count": 3, "place": "Örebro", "known": True, "when": None, "note": "n",
-        "y": "leak"})
-    assert row["examples"] == [{"x": 1.5, "count": 3, "place": "Örebro", "known": True, "when": None, "note": "n"}]
 
 
 def test_every_route_says_whom_it_is_for_and_what_can_come(document):

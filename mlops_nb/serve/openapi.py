@@ -6,14 +6,13 @@
 __all__ = ['PROTOCOL', 'BODIES', 'STATUSES', 'DOCS_CSP', 'column_schema', 'row_schema', 'endpoint_schemas', 'openapi',
            'columns_table', 'curl', 'docs_page']
 
-# %% ../../nbs/serve/02_openapi.ipynb #d280bbd1
+# %% ../../nbs/serve/02_openapi.ipynb #ea5549a9
 import json
 import re
 import shlex
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -50,7 +49,7 @@ def column_schema(
     if text := ' '.join(s if s[-1] in '.?!' else f'{s}.' for s in _said(column)): found['description'] = text
     return found
 
-# %% ../../nbs/serve/02_openapi.ipynb #bad3572c
+# %% ../../nbs/serve/02_openapi.ipynb #a5367e58
 def _example(column):
     "A value that the contract accepts."
     low, high = (column.range or (None, None)) if column.type != 'timestamp' else (None, None)
@@ -60,11 +59,10 @@ def _example(column):
 
 def row_schema(
     predictor: Predictor,
-    example: dict[str, Any] | None = None, # A row that is known to be good; None: one is put together
 ) -> dict: # JSON Schema
     "What a row may hold."
     columns, inputs = predictor.schema.columns, predictor.inputs
-    example = {c: _example(columns[c]) if example is None else example.get(c) for c in inputs}
+    example = {c: _example(columns[c]) for c in inputs}
     known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True) for n, c in columns.items() if n not in inputs}
     return {'type': 'object', 'properties': {n: column_schema(c, predictor.schema.missing) for n, c in known.items()},
             'required': [c for c in inputs if not columns[c].nullable], 'additionalProperties': False, 'examples': [example]}
@@ -96,11 +94,10 @@ PROTOCOL = {
     'InferResponse': _object('model_name outputs', model_name=_TEXT, model_version=_TEXT, id=_TEXT, parameters=_SOME,
                              outputs=_list(_object('name datatype shape', **_tensor(parameters=_SOME))))} # Name -> JSON Schema
 
-# %% ../../nbs/serve/02_openapi.ipynb #47c69f7e
+# %% ../../nbs/serve/02_openapi.ipynb #5ba18fd2
 def endpoint_schemas(
     name: str, # Of the endpoint
     predictor: Predictor,
-    example: dict[str, Any] | None = None, # A row that is known to be good
 ) -> dict[str, dict]: # Name -> JSON Schema
     "What one endpoint takes and gives back."
     row, schema = _ref(f'{name}.Row'), predictor.schema
@@ -110,7 +107,7 @@ def endpoint_schemas(
     why = _object('score raw base contributions', score=score, raw=score, base=score,
                   contributions=by_class({'type': 'object', 'additionalProperties': _NUMBER}))
     told = {'id': _TEXT, 'endpoint': _TEXT, 'variant': _TEXT, 'bundle': _TEXT}
-    return {f'{name}.Row': row_schema(predictor, example),
+    return {f'{name}.Row': row_schema(predictor),
             f'{name}.Ask': {'anyOf': [_closed('instances', instances=_list(row, minItems=1), id=_ID, parameters=_SOME), _list(row, minItems=1), row]},
             f'{name}.Answer': _object('id endpoint variant bundle predictions', **told, predictions=_list(_object('score', **answer))),
             f'{name}.Explanations': _object('id endpoint variant bundle units explanations', **told, units=_TEXT, explanations=_list(why)),
@@ -165,7 +162,7 @@ def _operation(route, name, examples, keys):
         found['requestBody'] = {'required': True, 'content': content}
     return found
 
-# %% ../../nbs/serve/02_openapi.ipynb #5633d3b4
+# %% ../../nbs/serve/02_openapi.ipynb #2bf26bb8
 def _examples(predictor, row):
     "A body for each kind of request, by its handler."
     columns = predictor.schema.columns
@@ -176,12 +173,11 @@ def _examples(predictor, row):
 def openapi(
     routes: list, # Each has `method`, `path` like '/v2/models/{model}', the `scope` it needs or 'open', `handler` and `doc`
     endpoints: dict[str, Predictor], # By name
-    examples: dict[str, dict[str, Any]] | None = None, # Endpoint -> a row that is known to be good
     keys: bool = True, # Are keys asked for?
 ) -> dict: # OpenAPI 3.1
     "Describe a server."
     schemas, paths = dict(PROTOCOL), {}
-    for name, predictor in endpoints.items(): schemas |= endpoint_schemas(name, predictor, (examples or {}).get(name))
+    for name, predictor in endpoints.items(): schemas |= endpoint_schemas(name, predictor)
     for name in [None, *endpoints]:
         bodies = name and _examples(endpoints[name], schemas[f'{name}.Row']['examples'][0])
         for route in routes:
@@ -240,7 +236,7 @@ def _card(path, method, operation, url):
               _t('p', escape(operation['summary']), _t('span', f' · {scope}', class_='soft')), _t('pre', escape(curl(path, method, operation, url))),
               _t('details', _t('summary', 'What may come back'), _t('table', _t('tbody', *came))))
 
-# %% ../../nbs/serve/02_openapi.ipynb #0112b1df
+# %% ../../nbs/serve/02_openapi.ipynb #509bd8be
 _STYLE = """
 :root { color-scheme:light dark; --ink:#1b1f24; --soft:#58626d; --line:#d8dee4; --paper:#fff; --panel:#f5f7f9; --blue:#0072b2; --green:#00775a }
 @media (prefers-color-scheme:dark) { :root { --ink:#e8ebee; --soft:#a3adb8; --line:#353c44; --paper:#14171a; --panel:#1d2126; --blue:#56b4e9; --green:#4fc3a1 } }
@@ -258,7 +254,7 @@ code { font-size:.9em } .verb { font-size:.75rem; letter-spacing:.04em; color:va
 @media (max-width:40rem) { h1 { font-size:1.5rem } }
 """
 
-DOCS_CSP = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+DOCS_CSP = f"default-src 'none'; img-src data:; style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 # %% ../../nbs/serve/02_openapi.ipynb #9f235532
 def docs_page(
