@@ -152,7 +152,7 @@ def _tick(self:App):
     if said := self.access.refresh(): _log.error(said)
     self._timer = self._loop.call_later(_TICK, self._tick)
 
-# %% ../../nbs/serve/08_app.ipynb #44da27bf
+# %% ../../nbs/serve/08_app.ipynb #0fe6c9bf
 @patch
 def _body(self:App, headers, protocol): # a future
     length, most = headers.get('content-length'), self.settings.body
@@ -161,7 +161,7 @@ def _body(self:App, headers, protocol): # a future
     if int(length) > most << 20: raise _too_large(most)
     return protocol()
 
-def _too_large(mib): return Denied(413, f"The body is larger than {mib} MiB; send fewer rows at a time.", {'connection': 'close'})
+def _too_large(mib): return Denied(413, f"The body is larger than {mib} MiB; send fewer rows at a time.", {})
 
 async def _counted(protocol, mib):
     "A body of unknown length."
@@ -171,7 +171,7 @@ async def _counted(protocol, mib):
         if (size := size + len(part)) > mib << 20: raise _too_large(mib)
     return b''.join(parts)
 
-# %% ../../nbs/serve/08_app.ipynb #096dfd39
+# %% ../../nbs/serve/08_app.ipynb #26b5ba95
 def _full(): return Denied(503, "The server has as many requests as it can answer in time; try again in a second.", {'retry-after': '1'})
 
 @patch
@@ -205,7 +205,7 @@ async def _reply(self:App, scope, protocol, request) -> Reply:
         return await getattr(self, route.handler)(request)
     finally: self._busy -= 1
 
-def _too_slow(seconds): return Denied(408, f"The body did not arrive within {seconds} seconds.", {'connection': 'close'})
+def _too_slow(seconds): return Denied(408, f"The body did not arrive within {seconds} seconds.", {})
 
 # %% ../../nbs/serve/08_app.ipynb #89dad037
 @patch
@@ -267,14 +267,16 @@ def _version(self:App, endpoint, version):
 
 def _versions(endpoint): return [v.bundle[:12] for v in endpoint.variants.values()]
 
-# %% ../../nbs/serve/08_app.ipynb #d263af07
+# %% ../../nbs/serve/08_app.ipynb #549a6927
 _encode = msgspec.json.Encoder().encode
 
 @patch
 async def alive(self:App, request): return Reply(LIVE)
 
 @patch
-async def ready(self:App, request): return Reply(ready_body(True))
+async def ready(self:App, request):
+    there = bool(self.live.endpoints)
+    return Reply(ready_body(there), status=200 if there else 503)
 
 @patch
 async def server(self:App, request): return Reply(_encode(server_metadata()))
@@ -374,7 +376,7 @@ async def infer(self:App, request):
     return Reply(body, 'application/octet-stream', {'inference-header-content-length': str(length)})
 
 def _tensors(body, length, contract):
-    try: return (asked := decode_infer(body, length, contract.max_rows)), to_rows(asked, contract)
+    try: return (asked := decode_infer(body, length)), to_rows(asked, contract)
     except Refused: raise
     except UserError as e: raise Refused(str(e)) from None
 

@@ -45,7 +45,7 @@ def hold_address(
     except OSError as e:
         raise UserError(f"{host}:{port} cannot be listened on: {e.strerror or e}; stop what listens there, or set another host or port in [serve].") from None
 
-# %% ../../nbs/serve/09_server.ipynb #b71d32a0
+# %% ../../nbs/serve/09_server.ipynb #f4bb5752
 _SLOTS = 2 # for each worker: a new one may start while the old one still answers
 
 class _Worker(App):
@@ -54,16 +54,21 @@ class _Worker(App):
 
     def __rsgi_init__(self, loop):
         super().__rsgi_init__(loop)
-        loop.call_soon(self._say, dict(ready=[*self.live.endpoints]))
+        loop.call_soon(_say, self.tell, dict(ready=_some(self.live.endpoints)))
         self._orphaned()
-
-    def _say(self, message): os.write(self.tell, json.dumps(message)[:4000].encode() + b'\n')
 
     def _orphaned(self):
         if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGTERM)
         else: self._loop.call_later(.25, self._orphaned)
 
-# %% ../../nbs/serve/09_server.ipynb #4f74fcf8
+def _say(tell, message): os.write(tell, json.dumps(message, ensure_ascii=False).encode() + b'\n')
+
+def _some(names, most=10):
+    "The first names, in words that stay short."
+    more = f" and {len(names) - most} more" if len(names) > most else ''
+    return ', '.join(n[:40] for n in list(names)[:most]) + more
+
+# %% ../../nbs/serve/09_server.ipynb #4ad65939
 def _worker(root, bundle, settings, parent, tell): # what a forked process runs before it answers
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
@@ -81,7 +86,7 @@ def _worker(root, bundle, settings, parent, tell): # what a forked process runs 
         gc.collect()
         gc.freeze() # what is here stays; to look through it again for garbage would hold requests up for milliseconds
     except UserError as e:
-        os.write(tell, json.dumps(dict(failed=str(e)[:2000])).encode() + b'\n')
+        _say(tell, dict(failed=str(e)[:900]))
         time.sleep(5) # the first process stops everything now; later, when others answer, it starts another in this one's place
         os._exit(1)
     app.parent, app.tell = parent, tell
@@ -119,7 +124,7 @@ class _Server(Granian):
         self.main_loop_interrupt.wait(self.pauses[idx])
         if not self.interrupt_signal: self._respawn_workers([idx], spawn_target, target_loader)
 
-# %% ../../nbs/serve/09_server.ipynb #8dd2f913
+# %% ../../nbs/serve/09_server.ipynb #129f95dc
 _log = logging.getLogger('mlops_nb.serve')
 _LINES = {'version': 1, 'disable_existing_loggers': False,
           'formatters': {'line': {'format': '%(asctime)s %(levelname)s %(message)s'}},
@@ -127,18 +132,18 @@ _LINES = {'version': 1, 'disable_existing_loggers': False,
           'loggers': {n: {'handlers': ['stderr'], 'level': 'INFO', 'propagate': False} for n in ('_granian', 'mlops_nb.serve', 'granian.access')}}
 _IDLE = 75_000 # milliseconds
 
-def _granian(serve, port, root):
+def _granian(serve, host, port, root):
     "Granian, with our settings."
     pems = [root / p if p else None for p in (serve.certificate, serve.private_key)]
     try:
-        return _Server('mlops_nb', serve.host, port, interface=Interfaces.RSGI, workers=serve.workers or available_cores(), loop=Loops.uvloop, http=HTTPModes.auto,
+        return _Server('mlops_nb', host, port, interface=Interfaces.RSGI, workers=serve.workers or available_cores(), loop=Loops.uvloop, http=HTTPModes.auto,
                        websockets=False, backlog=serve.backlog, backpressure=serve.connections, http1_settings=HTTP1Settings(header_read_timeout=_IDLE),
                        log_level=LogLevels.error, log_dictconfig=_LINES, workers_kill_timeout=serve.grace, ssl_cert=pems[0], ssl_key=pems[1],
                        ssl_protocol_min=SSLProtocols.tls12)
     except (OSError, ssl.SSLError) as e:
         raise UserError(f"the certificate {pems[0]} or its key {pems[1]} cannot be used ({e}); both must be PEM files and belong together.") from None
 
-# %% ../../nbs/serve/09_server.ipynb #f7c0476b
+# %% ../../nbs/serve/09_server.ipynb #6948fea9
 def _open_files():
     "Let each connection have its file."
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -155,15 +160,18 @@ def serve(
     allowed_to_listen(own.host, own.access)
     _open_files()
     with hold_address(own.host, own.port) as address:
-        port = address.getsockname()[1]
-        server = _granian(own, port, root)
+        host, port = address.getsockname()[:2]
+        server = _granian(own, host, port, root)
         server.told, tell = os.pipe()
-        server.say_ready = partial(_say_ready, own, port)
+        server.say_ready = partial(_say_ready, own, host, port)
         with suppress(SystemExit): # of Granian, when a worker has died in the same moment
             server.serve(target_loader=partial(_worker, root, bundle and Path(bundle).resolve(), settings, os.getpid(), tell),
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 
-def _say_ready(serve, port, endpoints):
-    host = f'[{serve.host}]' if ':' in serve.host else serve.host
-    print(f"Serving {', '.join(endpoints)} at http{'s' if serve.certificate else ''}://{host}:{port}", flush=True)
+def _say_ready(serve, host, port, endpoints):
+    for _ in range(500): # the socket of a worker opens a moment after its loop
+        with suppress(OSError): socket.create_connection((host, port), 1).close(); break
+        time.sleep(.01)
+    name = f'[{host}]' if ':' in host else host
+    print(f"Serving {endpoints} at http{'s' if serve.certificate else ''}://{name}:{port}", flush=True)
