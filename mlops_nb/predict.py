@@ -309,6 +309,11 @@ def rule_columns(self:Predictor) -> list[str]: # Each once
     return list(dict.fromkeys(c for r in (self.policy.rules if self.policy else []) for c in r.when))
 
 @patch(as_prop=True)
+def needed(self:Predictor) -> list[str]: # Each once
+    "The columns that a request must have: the inputs, then what rules look at."
+    return list(dict.fromkeys([*self.inputs, *self.rule_columns]))
+
+@patch(as_prop=True)
 def refers(self:Predictor) -> bool:
     "Does the policy leave rows to a person?"
     return self.policy is not None and (self.policy.abstain is not None or any(r.refer for r in self.policy.rules))

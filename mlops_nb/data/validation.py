@@ -10,7 +10,6 @@ __all__ = ['RAW', 'PART_BYTES', 'readable', 'Mismatch', 'SchemaChange', 'compare
 # %% ../../nbs/data/04_validation.ipynb #564c1b82
 import re
 from collections import Counter, defaultdict
-from datetime import datetime, timezone
 from difflib import get_close_matches
 from itertools import chain, groupby
 from pathlib import Path
@@ -25,7 +24,7 @@ from .statistics import Baseline, Skew, merge, statistics_frame, summarise, valu
 from ..errors import UserError
 from ..files import atomic_dir, atomic_file, write_json
 from ..params import read_params
-from ..schema import POLARS, Column, Schema, read_schema, to_pandera
+from ..schema import POLARS, Column, Schema, column_range, read_schema, to_pandera
 
 # %% ../../nbs/data/04_validation.ipynb #88fdf870
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
@@ -114,18 +113,11 @@ class Rule(Struct):
 # %% ../../nbs/data/04_validation.ipynb #1d6ebd6e
 def _infinite(name): return pl.col(RAW + name).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
 
-def _bound(value, type, name):
-    if type != 'timestamp': return value
-    try: at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError:
-        raise UserError(f"schema.yaml, column {name!r}: the bound {value!r} of its range is no date; write it like 2026-05-01.") from None
-    return at.astimezone(timezone.utc).replace(tzinfo=None) if at.tzinfo else at
-
 def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (broken, words)
-    x, (low, high), tests = pl.col(name), c.range or (None, None), []
+    x, (low, high), tests = pl.col(name), column_range(name, c), []
     if c.type in ('integer', 'number') and (dtype.is_float() or _is_text(dtype)): tests.append((_infinite(name), "is infinite"))
-    if low is not None: tests.append((x < _bound(low, c.type, name), f"is below {low}"))
-    if high is not None: tests.append((x > _bound(high, c.type, name), f"is above {high}"))
+    if low is not None: tests.append((x < low, f"is below {c.range[0]}"))
+    if high is not None: tests.append((x > high, f"is above {c.range[1]}"))
     return tests
 
 # %% ../../nbs/data/04_validation.ipynb #aa8bec80

@@ -8,7 +8,7 @@ __all__ = ['MOST', 'Rows', 'Violation', 'Refused', 'Contract']
 # %% ../../nbs/serve/00_contract.ipynb #47f62e83
 import math, re
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, Iterator
 
 import msgspec
 import numpy as np
@@ -16,10 +16,9 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Meta, Struct, field
 
-from ..data.validation import rules
 from ..errors import UserError, did_you_mean
 from ..predict import Predictor
-from ..schema import Column, Schema
+from ..schema import POLARS, Column, Schema, column_range, word_values
 
 # %% ../../nbs/serve/00_contract.ipynb #0781a631
 class Rows(Struct):
@@ -52,19 +51,26 @@ class Refused(UserError):
         more = f" ({total - 1} more)" if total > 1 else ''
         super().__init__(sentence or f"row {violations[0].row}: {violations[0].sentence}{more}")
 
+# %% ../../nbs/serve/00_contract.ipynb #26dd8f6d
+def _short(text): return text if len(text) <= 40 else text[:37] + '...'
+
+_KINDS = {list: 'a list', dict: 'an object', bytes: 'raw bytes', datetime: str, bool: {True: 'true', False: 'false'}.get}
+
 def _shown(value):
-    text = str(value) if isinstance(value, str | datetime) else repr(value)
-    return text if len(text) <= 40 else text[:37] + '...'
+    "A value of a request, as a sentence shows it."
+    if isinstance(value, str): return _short(value)
+    kind = _KINDS.get(value.__class__, repr)
+    try: return kind if isinstance(kind, str) else _short(kind(value))
+    except ValueError: return 'a number of very many digits'
 
 # %% ../../nbs/serve/00_contract.ipynb #cbc4e3a4
-_NOUN = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time, as ISO 8601 text', category='a category, as text', text='a text')
-
-def _code(value): # As `class_text`: whole floats without their .0
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+_NOUN = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time', category='a category', text='a text')
+_BLANKS = '\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000' # what a batch cuts off
 
 def _read_text(value):
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)): raise TypeError
-    return value.strip() if isinstance(value, str) else _code(value)
+    if isinstance(value, str): return value.strip(_BLANKS)
+    if isinstance(value, bool) or not isinstance(value, (int, float)): raise TypeError
+    return str(int(value))
 
 def _read_number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)): raise TypeError
@@ -81,83 +87,98 @@ def _read_boolean(value):
     return value
 
 # %% ../../nbs/serve/00_contract.ipynb #d056df44
-_USUAL = re.compile(r'\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)?)?)?')
+_USUAL = re.compile(r'[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-5][0-9])?)?)?')
 
-def _usual(value):
-    "A time in the usual form; UTC where a zone is given."
-    t = datetime.fromisoformat(value)
-    return t if t.tzinfo is None else t.astimezone(timezone.utc).replace(tzinfo=None)
+def _read_timestamp(value):
+    if isinstance(value, datetime): return value
+    if not isinstance(value, str): raise TypeError
+    at = datetime.fromisoformat(value)
+    return at.astimezone(timezone.utc).replace(tzinfo=None) if at.tzinfo else at
 
-def _read_timestamp(schema, name):
-    "A function that reads a column's points in time."
-    def read(value):
-        if isinstance(value, datetime): return value
-        if not isinstance(value, str): raise TypeError
-        if isinstance(value, _NoTime): raise ValueError
-        if schema.columns[name].format is None and _USUAL.fullmatch(value): return _usual(value)
-        found = pl.DataFrame({name: [value]}, {name: pl.String}).select(schema.parse_expr(name, pl.String())).item()
-        if found is None: raise ValueError
-        return found
-    return read
+_READ = dict(integer=_read_integer, number=_read_number, boolean=_read_boolean, category=_read_text, text=_read_text, timestamp=_read_timestamp)
 
-class _NoTime(str): "A text that was read, and is no point in time."
-
-def _together(schema, name, values):
-    "A column of times, its unusual texts read."
-    short = schema.columns[name].format is None
-    odd = [*{v for v in values if v.__class__ is str and not (short and _USUAL.fullmatch(v))}]
-    if not odd: return values
-    found = pl.DataFrame({name: odd}, {name: pl.String}).select(schema.parse_expr(name, pl.String()))
-    found = found.select(pl.when(pl.col(name).dt.year().is_between(1, 9999)).then(name)).to_series().to_list() # as far as a datetime goes
-    read = {v: _NoTime(v) if t is None else t for v, t in zip(odd, found)}
-    return [read.get(v, v) if v.__class__ is str else v for v in values]
-
-_READ = dict(integer=_read_integer, number=_read_number, boolean=_read_boolean, category=_read_text, text=_read_text)
+def _odd(value, column):
+    "Does only the contract's own expression know what the value means?"
+    if column.type == 'timestamp': return isinstance(value, str) and (column.format is not None or not _USUAL.fullmatch(value))
+    return column.type in ('category', 'text') and value.__class__ is float and not (value.is_integer() and 0 < abs(value) < 1e15)
 
 # %% ../../nbs/serve/00_contract.ipynb #4e6bc845
 class _Cell:
     "What a value of one column may be."
-    def __init__(self, schema: Schema, name: str, needed: bool = True): # must it be sent?
-        c = self.contract = schema.columns[name]
-        self.optional = c.nullable or not needed
-        self.name, self.read, self.drops = name, _READ.get(c.type) or _read_timestamp(schema, name), c.on_violation == 'null'
-        self.together = (lambda values: _together(schema, name, values)) if c.type == 'timestamp' else None
-        self.low, self.high = (self._bound(b) for b in c.range or (None, None))
+    def __init__(self,
+        schema: Schema,
+        name: str,
+        needed: bool, # Must a request have it?
+    ):
+        c, words = schema.columns[name], (*schema.missing,)
+        self.schema, self.name, self.contract, self.read = schema, name, c, _READ[c.type]
+        self.must, self.drops, self.refuses_new = needed and not c.nullable, c.on_violation == 'null', c.on_new_category == 'quarantine'
+        self.low, self.high = column_range(name, c) or (None, None)
         self.domain = None if c.domain is None else frozenset(c.domain)
-        self.refuses_new = c.on_new_category == 'quarantine'
-        self.words = frozenset(['', *schema.missing])
-        self.numbers = frozenset(_numbers(schema.missing)) if c.type in ('integer', 'number') else frozenset()
+        self.words = frozenset(['', *words])
+        self.numbers = frozenset([*word_values(words, pl.Int64()), *word_values(words, pl.Float64())])
+        self.known = frozenset([None, *(d for d in c.domain or () if d == d.strip(_BLANKS) and d not in self.words)]) # need no second look
 
-    def _bound(self, bound): return self.read(bound) if self.contract.type == 'timestamp' and bound is not None else bound
-
-def _numbers(words):
-    for w in words:
-        try: yield float(w)
-        except ValueError: pass
+    def missing(self, value): # Does it mean that there is no value?
+        if value is None: return True
+        if isinstance(value, str): return value.strip(_BLANKS) in self.words
+        return value != value or value.__class__ in (int, float) and value in self.numbers
 
 # %% ../../nbs/serve/00_contract.ipynb #f492f2a4
+_NOT_YET = object()
+
 @patch
-def wrong(self:_Cell, value) -> tuple[Any, str | None, bool]: # The value as read, what is wrong with it, is it a new category?
+def wrong(self:_Cell,
+    value: Any, # Of JSON's types, or a datetime
+    read: Any = _NOT_YET, # What the contract's expression made of an odd one, None if nothing
+) -> tuple[Any, str | None, bool]: # As read, what is wrong with it, is it a new category?
     "Look at one value."
-    if value is None or isinstance(value, str) and value.strip() in self.words or value.__class__ is float and value != value: value = None
-    elif self.numbers and value.__class__ in (int, float) and value in self.numbers: value = None
-    if value is None: return None, None if self.optional else f"{self.name}: missing", False
-    try: read = self.read(value)
-    except (TypeError, ValueError, OverflowError): return None, f"{self.name}: {_shown(value)} is not {_NOUN[self.contract.type]}", False
-    if self.contract.type == 'number' and not math.isfinite(read): return None, f"{self.name}: {_shown(value)} is infinite", False
-    if self.low is not None and read < self.low: return None, f"{self.name}: {_shown(value)} is below {self.contract.range[0]}", False
-    if self.high is not None and read > self.high: return None, f"{self.name}: {_shown(value)} is above {self.contract.range[1]}", False
-    new = self.domain is not None and read not in self.domain
-    return read, f"{self.name}: {_shown(value)} is a new category" if new and self.refuses_new else None, new
+    if self.missing(value): return None, f"{self.name}: missing" if self.must else None, False
+    said = lambda words: (None, f"{self.name}: {_shown(value)} {words}", False)
+    if value.__class__ is float and math.isinf(value) and self.contract.type in ('integer', 'number'): return said("is infinite")
+    try: read = self.read(value) if read is _NOT_YET else read
+    except (TypeError, ValueError, OverflowError): read = None
+    if read is None: return None, f"{self.name}: {_quoted(value)} is not {_NOUN[self.contract.type]}", False
+    if self.low is not None and read < self.low: return said(f"is below {self.contract.range[0]}")
+    if self.high is not None and read > self.high: return said(f"is above {self.contract.range[1]}")
+    if self.domain is None or read in self.domain: return read, None, False
+    return read, f"{self.name}: {_shown(value)} is a new category" if self.refuses_new else None, True
+
+def _quoted(value): return f'"{_shown(value)}"' if isinstance(value, str) else _shown(value)
+
+# %% ../../nbs/serve/00_contract.ipynb #1513132f
+@patch
+def look(self:_Cell,
+    values: list, # Of JSON's types, or datetimes
+) -> Iterator[tuple[Any, str | None, bool]]: # As `wrong` gives them
+    "Look at the values of a column."
+    odd = {repr(v): v for v in values if _odd(v, self.contract)}
+    if not odd: return map(self.wrong, values)
+    read = dict(zip(odd, self._expressed([*odd.values()])))
+    return (self.wrong(v, read[repr(v)]) if _odd(v, self.contract) else self.wrong(v) for v in values)
+
+@patch
+def _expressed(self:_Cell, values): # As a batch reads them
+    kind = pl.Float64() if isinstance(values[0], float) else pl.String()
+    as_read = self.schema.parse_expr(self.name, kind)
+    if self.contract.type == 'timestamp': as_read = pl.when(as_read.dt.year().is_between(1, 9999)).then(as_read) # Python knows no others
+    return pl.DataFrame({self.name: values}, {self.name: kind}).select(as_read).to_series().to_list()
 
 # %% ../../nbs/serve/00_contract.ipynb #1c902112
 _JSON = dict(integer=int, number=float, boolean=bool)
+_UNNAMEABLE = re.compile(r'[\x00-\x1f"\\]') # what no field of a decoder may have in its name
+
+_MOST = float(np.finfo(float).max)
 
 def _bounds(c):
-    "The range, as the decoder checks it."
+    "The range, as the decoder checks it: finite, so that what is infinite or NaN is out of it."
     low, high = c.range or (None, None)
-    if c.type == 'integer': return dict(ge=-2**63 if low is None else math.ceil(low), le=2**63 - 1 if high is None else math.floor(high))
-    return {k: v for k, v in dict(ge=low, le=high).items() if v is not None} if c.type == 'number' else {}
+    if c.type == 'integer': return dict(ge=_whole(low, -2**63, math.ceil), le=_whole(high, 2**63 - 1, math.floor))
+    return dict(ge=-_MOST if low is None else max(low, -_MOST), le=_MOST if high is None else min(high, _MOST)) if c.type == 'number' else {}
+
+def _whole(bound, end, rounded):
+    if bound is None or math.isinf(bound): return end
+    return min(max(rounded(bound), -2**63), 2**63 - 1)
 
 def _kind(c, optional):
     kind, bounds = _JSON.get(c.type, str), _bounds(c)
@@ -166,6 +187,7 @@ def _kind(c, optional):
 
 def _row_type(schema, needed):
     "A struct for the rows of a contract; only the columns that are `needed` must be there."
+    if any(_UNNAMEABLE.search(name) for name in schema.columns): return Annotated[int, Meta(ge=1, le=0)] # fits nothing: all rows go the slow way
     fields, names = [], {}
     for i, (name, c) in enumerate(schema.columns.items()):
         optional = c.nullable or name not in needed
@@ -180,27 +202,33 @@ class Contract:
         predictor: Predictor,
         max_rows: int = 10_000, # That one request may have
     ):
-        schema, self.predictor, self.max_rows = predictor.schema, predictor, max_rows
-        self.names, self.inputs = list(schema.columns), predictor.inputs
-        self.cells = {n: _Cell(schema, n, n in self.inputs) for n in self.names}
-        self._others = [n for n in self.names if n not in self.inputs]
-        self._again = [c for c in self.cells.values() if c.contract.type not in _JSON or c.numbers] # values that need a second look
-        row = self._type = _row_type(schema, set(self.inputs))
-        envelope = msgspec.defstruct('Request', [('instances', list[row]), ('id', str | None, None), ('parameters', dict | None, None)], forbid_unknown_fields=True)
-        self._row, self._list, self._envelope = (msgspec.json.Decoder(t) for t in (row, list[row], envelope))
+        schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
+        self.names, self.needed = list(schema.columns), predictor.needed
+        self.cells = {n: _Cell(schema, n, n in self.needed) for n in self.names}
+        self._others = [n for n in self.names if n not in self.needed]
         self._words = any(self.cells[n].numbers for n in self.inputs) # numbers that mean 'missing'
-        self._numeric = not self._words and not predictor.features.functions and all(schema.columns[n].type == 'number' for n in self.inputs)
-        self._matrix = _limits([schema.columns[n] for n in self.inputs])
-        if self._matrix: self._low, self._high = (ends.tolist() for ends in self._matrix[:2])
+        self._again = [c for c in self.cells.values() if c.contract.type not in _JSON or self._words and c.contract.type != 'boolean']
+        self._decoders(_row_type(schema, self.needed))
+        self._limits([schema.columns[n] for n in self.inputs])
 
-def _limits(columns):
-    "Of the columns of a numeric matrix: lowest and highest value, may it be missing, must it be whole; None where there is no such matrix."
-    if any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns): return None
-    ends = {'boolean': lambda c: (0, 1), 'category': lambda c: (0, len(c.domain) - 1)}
-    every = [ends.get(c.type, lambda c: c.range or (None, None))(c) for c in columns]
-    most = np.finfo(float).max
-    return (np.array([-most if low is None else low for low, _ in every]), np.array([most if high is None else high for _, high in every]),
-            np.array([c.nullable for c in columns]), np.array([c.type != 'number' for c in columns]))
+    def _decoders(self, row):
+        envelope = msgspec.defstruct('Request', [('instances', list[row]), ('id', str | None, None), ('parameters', dict | None, None)], forbid_unknown_fields=True)
+        self._type, (self._row, self._list, self._envelope) = row, (msgspec.json.Decoder(t) for t in (row, list[row], envelope))
+
+# %% ../../nbs/serve/00_contract.ipynb #9b398a6a
+_ENDS = dict(boolean=lambda c: (0, 1), category=lambda c: (0, len(c.domain) - 1), integer=lambda c: (-2**63, np.nextafter(2**63, 0)),
+             number=lambda c: (-_MOST, _MOST))
+
+@patch
+def _limits(self:Contract, columns): # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
+    self._matrix, self._numeric = None, False
+    if self.needed != self.inputs or any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns): return
+    ends = [_ENDS[c.type](c) for c in columns]
+    low = [end[0] if c.range is None or c.range[0] is None else max(end[0], c.range[0]) for c, end in zip(columns, ends)]
+    high = [end[1] if c.range is None or c.range[1] is None else min(end[1], c.range[1]) for c, end in zip(columns, ends)]
+    self._matrix = np.array(low), np.array(high), np.array([c.nullable for c in columns]), np.array([c.type != 'number' for c in columns])
+    self._numeric = not self._words and not self.predictor.features.functions and all(c.type == 'number' for c in columns)
+    self._low, self._high = self._matrix[0].tolist(), self._matrix[1].tolist()
 
 # %% ../../nbs/serve/00_contract.ipynb #e21d4577
 @patch
@@ -213,12 +241,11 @@ def _named(self:Contract, columns, n, id=None, parameters=None, nulled=0, unknow
 def _look_again(self:Contract, columns) -> int | None: # How many categories are new; None: something is wrong
     unknown = 0
     for cell in self._again:
-        values, known = columns[cell.name], cell.domain or ()
-        if cell.together and len(values) > 1: values[:] = cell.together(values)
-        for i, v in enumerate(values):
-            if v is None or v in known: continue
-            values[i], problem, new = cell.wrong(v)
+        values, known = columns[cell.name], cell.known
+        rest = [i for i, v in enumerate(values) if v not in known]
+        for i, (read, problem, new) in zip(rest, cell.look([values[i] for i in rest]) if rest else ()):
             if problem: return None
+            values[i] = read
             unknown += new
     return unknown
 
@@ -259,43 +286,47 @@ def _not_json(e):
 def _slowly(self:Contract, body):
     try: found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e: raise Refused(_not_json(e)) from None
-    envelope = found if isinstance(found, dict) and 'instances' in found and 'instances' not in self.cells else {}
+    envelope = found if isinstance(found, dict) and _is_envelope(found, self.cells) else {}
     rows = envelope.get('instances') if envelope else found if isinstance(found, list) else [found]
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise Refused('the body holds no rows; send one object, a list of objects, or {"instances": [...]}.')
-    if extra := envelope.keys() - {'instances', 'id', 'parameters'}: raise Refused(f"the request has no field '{_shown(min(extra))}'; there are instances, id and parameters.")
+    if extra := envelope.keys() - {'instances', 'id', 'parameters'}: raise Refused(f"the request has no field '{_short(min(extra))}'; there are instances, id and parameters.")
     for key, kind, noun in (('id', str, 'a text'), ('parameters', dict, 'an object')):
         if not isinstance(envelope.get(key), kind | None): raise Refused(f"'{key}' of the request is {_shown(envelope[key])}; send {noun}.")
     self._count(len(rows))
-    names = [n for n in self.names if n in self.inputs or any(n in r for r in rows)]
+    names = [n for n in self.names if n in self.needed or any(n in r for r in rows)]
     extra = [(i, name) for i, r in enumerate(rows) for name in r if name not in self.cells]
     return self._checked({n: [r.get(n) for r in rows] for n in names}, len(rows), extra, envelope.get('id'), envelope.get('parameters'))
 
+def _is_envelope(body, cells): # A column may be called `instances` too; no value of a column is a list
+    return 'instances' in body and ('instances' not in cells or isinstance(body['instances'], list))
+
 # %% ../../nbs/serve/00_contract.ipynb #063e432f
 @patch
-def _checked(self:Contract, columns, n, extra=(), id=None, parameters=None): # Every value, one by one
-    found, total, nulled, unknown, out = [], 0, 0, 0, {}
-    def blame(row, name, sentence):
-        nonlocal total
-        total += 1
-        if len(found) < MOST: found.append(Violation(row, _shown(name), sentence or f"{_shown(name)}: no such column{did_you_mean(_shown(name), self.names)}"))
-    for i, name in extra: blame(i, name, None)
+def _checked(self:Contract, columns, n, extra=(), id=None, parameters=None, fine=()): # Every value, one by one, but for columns that are known to be fine
+    found, total, nulled, unknown, out = self._strangers(extra[:MOST]), len(extra), 0, 0, {}
     for name, values in columns.items():
-        cell, out[name] = self.cells[name], []
-        for i, v in enumerate(cell.together(values) if cell.together else values):
-            read, problem, new = cell.wrong(v)
-            if problem and cell.drops and 'is a new category' not in problem: read, problem, nulled = None, None, nulled + 1
-            if problem: blame(i, name, problem)
+        if name in fine: out[name] = values; continue
+        cell, out[name], listed = self.cells[name], [], 0
+        for i, (read, problem, new) in enumerate(cell.look(values)):
+            if problem and cell.drops and not new: problem, nulled = None, nulled + 1
+            if problem:
+                total += 1
+                if (listed := listed + 1) <= MOST: found.append(Violation(i, name, problem))
             out[name].append(read)
             unknown += new
-    if found: raise Refused('', sorted(found, key=lambda v: v.row), total)
+    if total: raise Refused('', sorted(found, key=lambda v: v.row)[:MOST], total)
     return self._named(out, n, id, parameters, nulled, unknown)
+
+@patch
+def _strangers(self:Contract, extra): # Columns that the contract does not have
+    return [Violation(i, _short(name), f"{_short(name)}: no such column{did_you_mean(_short(name), self.names)}") for i, name in extra]
 
 # %% ../../nbs/serve/00_contract.ipynb #f50b64ec
 _LONG = 8 # values, from which on comparing a column as a whole pays
 
 def _as_list(cell, values):
-    "A column as a list; long numbers that are all right as the contract's own type, so that nobody has to look at them again."
+    "A column as a list; is it one of long numbers that are all right, and now of the contract's own type?"
     if not isinstance(values, np.ndarray): return list(values), False
     if len(values) < _LONG or values.dtype.kind not in 'iuf' or cell.contract.type not in ('integer', 'number') or cell.numbers: return values.tolist(), False
     low, high = -np.inf if cell.low is None else cell.low, np.inf if cell.high is None else cell.high
@@ -304,9 +335,9 @@ def _as_list(cell, values):
     if not fine.all(): return values.tolist(), False
     return values.astype(np.int64 if cell.contract.type == 'integer' else float).tolist(), True
 
+# %% ../../nbs/serve/00_contract.ipynb #ad813d89
 @patch
-def _few(self:Contract, columns, n): # Few rows take the way of JSON, as objects; None: something is wrong
-    if any(v != v for values in columns.values() for v in values): return None
+def _few(self:Contract, columns): # None: something is wrong
     try: rows = [msgspec.convert(dict(zip(columns, values)), self._type) for values in zip(*columns.values())]
     except msgspec.ValidationError: return None
     return self._by_column(rows)
@@ -320,46 +351,50 @@ def from_columns(self:Contract,
     if len(sizes) > 1: raise Refused(f"the columns have {', '.join(map(str, sorted(sizes)))} values; send the same number for each.")
     n = sizes.pop() if sizes else 0
     self._count(n)
-    if n < _LONG and (few := self._few({name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in columns.items()}, n)): return few
-    lists = {name: _as_list(self.cells[name], v) for name, v in columns.items() if name in self.cells}
-    missing = {name: [None] * n for name in self.inputs if name not in columns}
+    if n < _LONG and (few := self._few({name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in columns.items()})): return few
+    read = {name: _as_list(cell, columns[name]) if name in columns else ([None] * n, False)
+            for name, cell in self.cells.items() if name in columns or name in self.needed}
     extra = [(0, name) for name in columns if name not in self.cells]
-    if not extra and not missing and all(fine for _, fine in lists.values()): return self._named({name: v for name, (v, _) in lists.items()}, n)
-    return self._checked({name: v for name, (v, _) in lists.items()} | missing, n, extra)
+    return self._checked({name: v for name, (v, _) in read.items()}, n, extra, fine={name for name, (_, fine) in read.items() if fine})
 
 # %% ../../nbs/serve/00_contract.ipynb #dd54cbc3
+class _Place: # That the domain does not have
+    def __init__(self, at, most): self.at, self.most = at, most
+    def __repr__(self): return f"place {self.at:g} (of 0 to {self.most})"
+
+def _placed(v, type, names): # What a number of a matrix stands for; as it is, if for nothing
+    if v != v: return None
+    whole = float(v).is_integer()
+    if type == 'integer': return int(v) if whole else v
+    if whole and 0 <= v < len(names): return names[int(v)]
+    return _Place(v, len(names) - 1) if type == 'category' else v
+
+def _from_numbers(c, numbers): # A column of a matrix, as another form of request would have named its values
+    if c.type == 'number': return [None if v != v else float(v) for v in numbers]
+    return [_placed(v, c.type, c.domain or [False, True]) for v in numbers]
+
+# %% ../../nbs/serve/00_contract.ipynb #051f660e
 @patch
 def _one(self:Contract, array): # A row of nothing but numbers that are all right, or None
-    if not self._numeric: return None
     x = np.ascontiguousarray(array, np.float64)
     row = x[0].tolist()
     if not all([low <= v <= high for low, v, high in zip(self._low, row, self._high)]): return None
-    return Rows(1, dict(zip(self.inputs, [[v] for v in row])), x)
+    return Rows(1, {name: [v] for name, v in zip(self.inputs, row)}, x)
 
+# %% ../../nbs/serve/00_contract.ipynb #5294963a
 @patch
 def from_matrix(self:Contract,
     array: np.ndarray, # (n, inputs) numbers
 ) -> Rows: # Raises `Refused`
     "The rows of a request that comes as one numeric matrix."
-    if self._matrix is None: raise Refused("the model has inputs that are no numbers and have no domain; send one tensor for each column.")
+    if self._matrix is None: raise Refused("the model asks for more than numbers and places in a domain; send one tensor for each column.")
     if array.ndim != 2 or array.shape[1] != len(self.inputs) or array.dtype.kind not in 'iufb':
         raise Refused(f"the matrix has the shape {list(array.shape)} and the model needs [rows, {len(self.inputs)}] numbers: {', '.join(self.inputs[:12])}"
                       f"{', …' if len(self.inputs) > 12 else ''}.")
     self._count(len(array))
-    if len(array) == 1 and (one := self._one(array)): return one
+    if self._numeric and len(array) == 1 and (one := self._one(array)): return one
     X, (low, high, nullable, whole) = np.ascontiguousarray(array, np.float64), self._matrix
     with np.errstate(invalid='ignore'): fine = (X >= low) & (X <= high) & ((X == np.floor(X)) | ~whole)
     if not fine.all(): fine |= np.isnan(X) & nullable
-    values = {name: self._from_numbers(self.cells[name].contract, X[:, j].tolist()) for j, name in enumerate(self.inputs)}
+    values = {name: _from_numbers(self.cells[name].contract, array[:, j].tolist()) for j, name in enumerate(self.inputs)}
     return self._named(values, len(X)) if fine.all() and not self._words else self._checked(values, len(X))
-
-@patch
-def _from_numbers(self:Contract, c, numbers): # A column of a matrix, as a request would have named its values
-    if c.type == 'number': return [None if v != v else v for v in numbers]
-    def one(v):
-        if v != v: return None
-        if not v.is_integer(): return v
-        if c.type == 'integer': return int(v)
-        names = c.domain if c.type == 'category' else [False, True]
-        return names[int(v)] if 0 <= v < len(names) else v
-    return [one(v) for v in numbers]
