@@ -1617,6 +1617,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.serve.live._stamp': ('serve/live.html#_stamp', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._tell': ('serve/live.html#_tell', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live._told': ('serve/live.html#_told', 'mlops_nb/serve/live.py'),
+                                     'mlops_nb.serve.live._trim': ('serve/live.html#_trim', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live.within': ('serve/live.html#within', 'mlops_nb/serve/live.py')},
             'mlops_nb.serve.metrics': { 'mlops_nb.serve.metrics.Counter': ('serve/metrics.html#counter', 'mlops_nb/serve/metrics.py'),
                                         'mlops_nb.serve.metrics.Counter.__init__': ( 'serve/metrics.html#counter.__init__',

@@ -6,8 +6,8 @@
 __all__ = ['BATCH', 'SHADOW_ROWS', 'FEW', 'POLL', 'Table', 'Cache', 'Batch', 'Model', 'Variant', 'Shadow', 'State', 'Answer',
            'Late', 'Unknown', 'Endpoint', 'within', 'Asked', 'Explained', 'Live']
 
-# %% ../../nbs/serve/06_live.ipynb #302820f4
-import asyncio, logging, threading, time
+# %% ../../nbs/serve/06_live.ipynb #29c546cb
+import asyncio, ctypes, logging, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -551,7 +551,7 @@ def failed(self:Live, what, endpoint, variant, e):
     self._told.add(told)
     _log.error("the variant '%s' of '%s' failed, which is counted in %s and not told again: %s: %s", variant, endpoint, what, type(e).__name__, e)
 
-# %% ../../nbs/serve/06_live.ipynb #49986bb9
+# %% ../../nbs/serve/06_live.ipynb #571f4ac4
 def _stamp(path): # None if it is not there
     try: s = path.stat()
     except OSError: return None
@@ -563,6 +563,7 @@ def _model(self:Live, bundle):
     known = next((m for i, m in self._models.items() if bundle and i.startswith(bundle)), None)
     if known: return known
     model = Model(get(bundle, self.store), bundle, self.settings.serve.rows)
+    _trim()
     return self._models.setdefault(model.id, model)
 
 @patch
@@ -594,7 +595,12 @@ def _adopt(self:Live, path, stamp):
         _log.error("a release plan was refused, and %s: %s",
                    "the one before stays in force" if path.stem in self.endpoints else "nothing answers", sentence)
 
-# %% ../../nbs/serve/06_live.ipynb #deb7c4e3
+# %% ../../nbs/serve/06_live.ipynb #e0f31a59
+def _trim():
+    "Give freed memory back to the operating system, where the C library can."
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None): trim(0)
+
+# %% ../../nbs/serve/06_live.ipynb #1543439a
 @patch
 def _swap(self:Live, state):
     "Put a state in force."
@@ -625,7 +631,9 @@ def _drain(self:Live):
         for v in left[1].variants.values():
             if v.shadow: v.shadow.stop()
     used = {v.bundle for s in (*(e.state for e in self.endpoints.values()), *(s for _, s in self._leaving)) for v in s.variants.values()}
-    for bundle in self._models.keys() - used: del self._models[bundle]
+    gone = self._models.keys() - used
+    for bundle in gone: del self._models[bundle]
+    if gone: _trim()
 
 # %% ../../nbs/serve/06_live.ipynb #99e3e726
 @patch
