@@ -146,6 +146,35 @@ def test_every_route_is_described(server):
     assert paths == {(r.method, r.path.replace("{model}", "rows")) for r in ROUTES}
 
 
+def test_scores_that_were_computed_beforehand(made, tmp_path):
+    root = serving.project(tmp_path, made=made)
+    id = Predictor.open(made).id
+    night = pl.DataFrame({"id": ["c1", "c2"], "score": [.25, .75], "decision": ["no", "yes"]})
+    (root / "tables").mkdir()
+    night.write_parquet(root / f"tables/{id}.parquet", metadata={"bundle": id})
+    with serving.Server(root) as s:
+        status, headers, found = s.post(PREDICT, {"instances": [{"id": "c2"}, {"id": "c1"}], "id": "mine"})
+        assert status == 200, (found, s.output)
+        assert found["id"] == headers["x-request-id"] == "mine"
+        assert found["predictions"] == [{"score": .75, "decision": "yes"}, {"score": .25, "decision": "no"}]
+        status, _, found = s.post(PREDICT, {"instances": [{"id": "c3"}]})
+        assert status == 404 and "beforehand" in found["error"]
+        assert s.post(PREDICT, {"instances": [{"id": "c2"}]}, {"x-request-id": "a b"})[0] == 400
+        row = serving.instances(1)[0] | {"id": "c2"}
+        fresh = s.post(PREDICT, [row])[2]["predictions"][0]["score"]
+        assert fresh != .75 == s.post(PREDICT, [row], {"x-static": "prefer"})[2]["predictions"][0]["score"]
+    assert len(serving.logged(root)) == 3  # a line for each request that was answered
+
+
+def test_an_endpoint_that_is_taken_away(made, tmp_path):
+    root = serving.project(tmp_path, made=made)
+    with serving.Server(root) as s:
+        assert s.get("/v2/health/ready")[0] == 200
+        (root / "releases/rows.json").unlink()
+        s.until(lambda: s.get("/v2/health/ready")[0] == 503, "told that nothing is there", 10)
+        assert s.post(PREDICT, serving.instances(1))[0] == 404 and s.get("/health")[0] == 200
+
+
 # ---- who may ask
 
 
