@@ -207,7 +207,7 @@ async def _reply(self:App, scope, protocol, request) -> Reply:
 
 def _too_slow(seconds): return Denied(408, f"The body did not arrive within {seconds} seconds.", {})
 
-# %% ../../nbs/serve/08_app.ipynb #89dad037
+# %% ../../nbs/serve/08_app.ipynb #10c295b6
 @patch
 async def __rsgi__(self:App, scope, protocol):
     request = Request(scope.headers, time.perf_counter())
@@ -222,6 +222,7 @@ async def __rsgi__(self:App, scope, protocol):
     protocol.response_bytes(reply.status, headers, reply.body)
     self._count(request, reply)
 
+# %% ../../nbs/serve/08_app.ipynb #f9c907c3
 _TORN = Reply(error_body("The body ended early; send as many bytes as Content-Length says."), status=400) # often nobody is there to read it
 
 @patch
@@ -307,7 +308,7 @@ def _named(self:App, request, id):
     "Give the request its id: that of the header, else that of the body, else a new one."
     if request.id is None: request.id = self._new_id() if id is None else _checked_id(id)
 
-# %% ../../nbs/serve/08_app.ipynb #129dc257
+# %% ../../nbs/serve/08_app.ipynb #a7f604f3
 class Prediction(Struct, omit_defaults=True):
     "The answer for one row."
     score: float | dict[str, float] # probability of the event, or the value; by class where there are several
@@ -323,6 +324,7 @@ class Predictions(Struct):
     bundle: str
     predictions: list[Prediction]
 
+# %% ../../nbs/serve/08_app.ipynb #85883891
 @patch
 async def predict(self:App, request):
     endpoint = self._endpoint(request)
