@@ -9,6 +9,7 @@ __all__ = ['MODELS', 'EDGE', 'as_contract', 'model_file', 'open_model', 'Platt',
 # %% ../nbs/22_predict.ipynb #604d1381
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -23,7 +24,7 @@ from .data.features import Features, load_features
 from .errors import UserError, did_you_mean
 from .files import read_json
 from .net import Net
-from .schema import Schema
+from .schema import Schema, word_values
 from .sealed import open_sealed
 from .train.encoder import UNKNOWN, Encoder
 from .when import Match, When
@@ -132,8 +133,6 @@ class Policy(Struct):
     rules: list[Rule] = field(default_factory=list) # what holds whatever the model says, in this order
 
 # %% ../nbs/22_predict.ipynb #d6e7cca1
-_TYPES = {'integer': (int,), 'number': (int, float), 'boolean': (bool,), 'category': (str,), 'text': (str,)} # that need no reading
-
 class Predictor:
     "Everything needed to answer for one model."
     def __init__(self,
@@ -150,7 +149,7 @@ class Predictor:
                             "run the stage train again.")
         self.schema, self.features, self.encoder, self.model = schema, features, encoder, model
         self.policy, self.id, self.threads = policy, id, threads
-        self._takes = [(n, _TYPES.get(schema.columns[n].type, ())) for n in self.inputs]
+        self._classes, self._takes = np.array(schema.classes or [], dtype=object), None
         self._codes = [(c.name, c.codes.get if c.kind == 'category' else None) for c in encoder.columns]
 
     @property
@@ -259,21 +258,29 @@ def explain(self:Predictor,
     return self._ask(self.model.contributions, frame, threads)
 
 # %% ../nbs/22_predict.ipynb #d4d978b6
-def _is_text(value, words): return value != '' and value == value.strip() and value not in words
+_TYPES = {'integer': (int,), 'number': (int, float), 'boolean': (bool,), 'category': (str,), 'text': (str,), 'timestamp': (datetime,)} # that need no reading
+_CHECKS = { # what else must hold of a value
+    int: lambda v: -2**63 <= v < 2**63, float: lambda v: v - v == 0, bool: lambda v: True, str: lambda v: v != '' and v == v.strip(),
+    datetime: lambda v: v.tzinfo is None}
 
+def _words(schema, type): # Values that mean 'missing' in a column
+    kinds = dict(integer=(pl.Int64(),), number=(pl.Int64(), pl.Float64()), timestamp=(pl.Datetime('us'),), boolean=()).get(type)
+    return frozenset(schema.missing if kinds is None else [v for k in kinds for v in word_values((*schema.missing,), k)])
+
+# %% ../nbs/22_predict.ipynb #83a93578
 @patch
 def _plain(self:Predictor, row): # The inputs of a row as columns, if each is what the contract's own reading would make of it; else None
-    out, words = {}, self.schema.missing
-    for name, types in self._takes:
-        if name not in row: return None
-        v = row[name]
-        if v is not None:
-            kind = v.__class__
-            if kind not in types or words and v in words: return None
-            if kind is str and not _is_text(v, words) or kind is int and not -2**63 <= v < 2**63 or kind is float and words: return None
+    if self._takes is None:
+        types = {n: self.schema.columns[n].type for n in self.inputs}
+        self._takes = [(n, {k: _CHECKS[k] for k in _TYPES[t]}, _words(self.schema, t)) for n, t in types.items()]
+    out = {}
+    for name, checks, words in self._takes:
+        v = row.get(name, row) # itself: there is no such value
+        if v is not None and not ((check := checks.get(v.__class__)) and check(v)) or words and v in words: return None
         out[name] = [v]
     return out
 
+# %% ../nbs/22_predict.ipynb #4da7545b
 def _series(name, value):
     try: return pl.Series(name, [value])
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
@@ -296,11 +303,10 @@ def decide(self:Predictor,
 ) -> np.ndarray: # (n,) labels, or the values of a regression
     "What to expect, as a label; raises `UserError` if no threshold was chosen yet."
     if self.schema.task == 'regression': return np.asarray(scores)
-    classes = np.array(self.schema.classes, dtype=object)
-    if self.schema.task == 'multiclass': return classes[np.argmax(scores, axis=-1)]
+    if self.schema.task == 'multiclass': return self._classes[np.argmax(scores, axis=-1)]
     if self.policy is None or self.policy.threshold is None:
         raise UserError("the model has no threshold yet; run the stage evaluate, which chooses it.")
-    return classes[(np.asarray(scores) >= self.policy.threshold).astype(int)]
+    return self._classes[(np.asarray(scores) >= self.policy.threshold).astype(int)]
 
 # %% ../nbs/22_predict.ipynb #807a7a6b
 @patch(as_prop=True)
@@ -334,6 +340,14 @@ def _check_rules(rules, schema):
         if r.decision is not None and r.decision not in (schema.classes or []):
             raise UserError(f"rule {i} of the policy decides {r.decision!r}, which is none of the classes: {', '.join(schema.classes or ['(a regression has none)'])}.")
 
+# %% ../nbs/22_predict.ipynb #3a42cfb6
+@patch
+def _labels(self:Predictor, scores): # As a list; the usual case, one row of two classes, without NumPy
+    task, p = self.schema.task, self.policy
+    if task == 'regression': return None
+    if task == 'binary' and len(scores) == 1 and p and p.threshold is not None: return [self.schema.classes[1 if scores[0] >= p.threshold else 0]]
+    return self.decide(scores).tolist()
+
 # %% ../nbs/22_predict.ipynb #aefee763
 @patch
 def outcome(self:Predictor,
@@ -342,7 +356,7 @@ def outcome(self:Predictor,
 ) -> tuple[np.ndarray, list[str | None] | None, list[bool] | None]: # Scores, decisions (None: a regression), what is referred (None: nothing ever is)
     "What the policy makes of the scores."
     p = self.policy
-    if p is None or not (p.rules or p.abstain): return scores, None if self.schema.task == 'regression' else self.decide(scores).tolist(), None
+    if p is None or not (p.rules or p.abstain): return scores, self._labels(scores), None
     scores, refer = np.array(scores), np.zeros(len(scores), bool)
     found = [(m.rows(columns, len(scores)), r) for m, r in self._matches()]
     for at, r in found:

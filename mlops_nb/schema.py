@@ -215,7 +215,7 @@ def parse_expr(self:Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the 
     missing = self.missing_expr(name, dtype)
     if dtype.base_type() in (pl.Categorical, pl.Enum): value, dtype = value.cast(pl.String), pl.String()
     read = {"integer": _integer, "number": _number, "boolean": _boolean, "category": _text, "text": _text}.get(column.type)
-    if read is _text and dtype == pl.String: return _text(value, dtype).replace(["", *self.missing], None).alias(name) # stripped once
+    if read is _text and dtype == pl.String: return _text(value, dtype).replace([*dict.fromkeys(["", *self.missing])], None).alias(name) # stripped once
     parsed = read(value, dtype) if read else read_timestamp(value, dtype, column.format)
     return pl.when(~missing).then(parsed).alias(name)
 

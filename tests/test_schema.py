@@ -255,3 +255,9 @@ def test_pandera_holds_types_missing_ranges_and_domains():
                 pl.lit(datetime(2021, 1, 1)).cast(pl.Datetime("us")).alias("t"), pl.lit("w").alias("c")):
         with pytest.raises((pe.SchemaError, pe.SchemaErrors)): check.validate(good.with_columns(bad))
     with pytest.raises((pe.SchemaError, pe.SchemaErrors)): check.validate(good.drop("y"))
+
+
+def test_a_word_for_missing_may_be_listed_twice():
+    schema = Schema("t", "regression", "y", {"c": Column("category"), "y": Column("number")}, missing=["", "?", "?"])
+    read = pl.DataFrame({"c": ["a ", " ", "?"]}).select(schema.parse_expr("c", pl.String()))
+    assert read["c"].to_list() == ["a", None, None]

@@ -487,3 +487,30 @@ def test_vectors_are_the_matrix(rows, made):
     assert (np.signbit(got) == np.signbit(want))[~np.isnan(want)].all()
     alone = np.concatenate([p.vectors({c: [v[i]] for c, v in columns.items()}) for i in range(len(rows))])
     assert alone.tobytes() == got.tobytes()
+
+
+odd = st.one_of(st.none(), numbers, texts, st.booleans(), st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 1, 1)),
+    st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(dt.UTC)),
+    st.sampled_from([dt.datetime(2020, 1, 1), dt.date(2020, 1, 1), np.float64(2.5)]))
+
+
+@settings(deadline=None, max_examples=250)
+@given(row=typed, other=st.dictionaries(st.sampled_from([*MIXED]), odd, max_size=2), missing=st.lists(st.sampled_from(WORDS), max_size=4),
+    made=st.booleans())
+def test_a_row_that_needs_no_reading_is_what_the_contract_reads(row, other, missing, made):
+    p = model_of(MIXED if made else {k: MIXED[k] for k in "nibc"}, missing, functions=MADE if made else None)
+    plain = p._plain({**row, **other})
+    if not other.keys() & {*p.inputs} and not missing: assert plain is not None # the usual row takes the short way
+    if plain is not None:
+        want = p.matrix(pl.DataFrame({c: [{**row, **other}[c]] for c in p.inputs}))
+        assert np.array_equal(p.vectors(plain), want,
+            equal_nan=True) and (np.signbit(p.vectors(plain)) == np.signbit(want))[~np.isnan(want)].all()
+
+
+def test_a_row_with_text_around_blanks_does_not_take_the_short_way():
+    p = model_of({"c": Column("category"), "n": Column("number")}, ["-9"])
+    good = {"c": "a", "n": 1.5}
+    assert p._plain(good) == {"c": ["a"], "n": [1.5]}
+    for wrong in ({"c": " a"}, {"c": ""}, {"c": "-9"}, {"c": 1}, {"n": float("inf")}, {"n": float("nan")}, {"n": -9}, {"n": -9.0},
+        {"n": 2**63}, {"n": True}, {"n": "1"}):
+        assert p._plain(good | wrong) is None
