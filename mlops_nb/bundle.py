@@ -74,16 +74,16 @@ def _made_rows(predictor, row):
 # %% ../nbs/24_bundle.ipynb #d5e1ecf0
 def _answers(predictor, rows):
     raw, score = predictor.raw(rows), predictor.predict(rows)
-    decision = [None] * len(rows) if predictor.schema.task == 'regression' else predictor.decide(score).tolist()
+    decision = [None] * len(rows) if predictor.schema.task == 'regression' else predictor.score(rows)['decision'].to_list()
     lists = {n: pl.Series(n, v.reshape(len(rows), -1).tolist(), pl.List(pl.Float64)) for n, v in dict(_raw=raw, _score=score).items()}
     return pl.DataFrame([*lists.values(), pl.Series('_decision', decision, pl.String)])
 
 def golden(
     predictor: Predictor, # With its policy
     frame: pl.DataFrame, # Rows of the test part
-) -> pl.DataFrame: # At most 64 rows: the inputs, `_raw`, `_score`, `_decision`
+) -> pl.DataFrame: # At most 64 rows: the columns that are needed, `_raw`, `_score`, `_decision`
     "A few telling rows with the answers to them."
-    real = _real_rows(predictor, frame.select(predictor.inputs))
+    real = _real_rows(predictor, frame.select(predictor.needed))
     rows = pl.concat([real, *_made_rows(predictor, real[len(real) // 4])])
     return rows.hstack(_answers(predictor, rows))
 
@@ -104,7 +104,7 @@ def score_reference(
 # %% ../nbs/24_bundle.ipynb #f8e14797
 def _baseline(root, predictor):
     train = pl.read_parquet(_need(root / 'artifacts/prepared/train.parquet', 'prepare'), columns=[*predictor.schema.columns])
-    names = [c for c in predictor.output() if c != 'decision']
+    names = predictor.score_columns
     predicted = pl.read_parquet(_need(root / 'artifacts/evaluation/predictions.parquet', 'evaluate'), columns=['part', *names])
     scores = {s.name: score_reference(s.to_numpy()) for s in predicted.filter(part='valid')[names]}
     return ModelBaseline(fit_baseline(train, predictor.schema), scores,

@@ -109,6 +109,23 @@ def what_it_does(
     return (f"It predicts the probability that {about} is `{schema.classes[1]}`. From {policy.threshold:.4g} on it decides for "
             f"`{schema.classes[1]}`; that threshold was chosen on the validation rows by these costs: {costs or 'none were given'}.")
 
+# %% ../nbs/23_card.ipynb #91a518b8
+def _wanted(value, type): # A condition in words
+    if not isinstance(value, list): return 'missing' if value is None else str(value)
+    if type not in ('integer', 'number', 'timestamp'): return ' or '.join(_wanted(v, type) for v in value)
+    return ' '.join(f"{word} {end}" for word, end in zip(('from', 'to'), value) if end is not None) or 'known'
+
+def _rule(r, schema): # A rule in words
+    rows = ' and '.join(f"`{c}` is {markdown_text(_wanted(value, schema.columns[c].type))}" for c, value in r.when.items())
+    done = [f"the score is {word} {x:g}" for word, x in (('at least', r.low), ('at most', r.high)) if x is not None]
+    if r.decision is not None: done.append(f"the decision is `{r.decision}`")
+    if r.refer: done.append("a person decides")
+    return f"where {rows}, {' and '.join(done)}" if rows else f"everywhere {' and '.join(done)}"
+
+def _settled(schema, policy):
+    band = [f"Probabilities from {policy.abstain[0]:g} to {policy.abstain[1]:g} are left to a person."] if policy.abstain else []
+    return band + [f"Whatever the model says: {'; '.join(_rule(r, schema) for r in policy.rules)}."] * bool(policy.rules)
+
 # %% ../nbs/23_card.ipynb #5afe8ac2
 def _parts(dataset):
     def span(t): return ' to '.join(x.removesuffix('T00:00:00') for x in t) if t else 'no time'
@@ -210,7 +227,7 @@ def card(
     schema, computed = predictor.schema, ', '.join(predictor.features.names)
     inputs = [(c, schema.columns[c].type, schema.columns[c].doc) for c in predictor.inputs]
     return '\n\n'.join([
-        f"# {markdown_text(schema.dataset)}", what_it_does(schema, predictor.policy),
+        f"# {markdown_text(schema.dataset)}", what_it_does(schema, predictor.policy), *_settled(schema, predictor.policy),
         "## Intended use", *_use(schema),
         "## Inputs", markdown_table(['column', 'type', 'meaning'], inputs), f"Computed from them: {computed or 'nothing'}.",
         "## Data", f"Split: {dataset.split.method}. No row and no group is in two parts; that was checked.", _parts(dataset),

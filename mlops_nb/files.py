@@ -157,6 +157,9 @@ def conform(
     "Build `type` from plain data; raises `UserError` naming the file, the section and the key that does not fit."
     where = f"{file}, section '{'.'.join(at)}'" if at else f"{file}"
     if get_origin(type) is Annotated and _is_struct(get_args(type)[0]): type = get_args(type)[0] # a section with a description
+    each = get_args(type)[0] if get_origin(type) is Annotated else type
+    if get_origin(each) is list and _is_struct(get_args(each)[0]) and isinstance(value, list):
+        return [conform(v, get_args(each)[0], file, (*at, str(i)), strict) for i, v in enumerate(value, 1)]
     if get_origin(type) is dict and _is_struct(get_args(type)[1]) and isinstance(value, dict):
         return {str(k): conform(v, get_args(type)[1], file, (*at, str(k)), strict) for k, v in value.items()}
     if not _is_struct(type):
@@ -207,6 +210,7 @@ def _escape(text): return _UNPRINTABLE.sub(lambda m: f"\\u{ord(m[0]):04x}", text
 
 def _flow(value):
     "One value on one line of YAML."
+    if _is_struct(type(value)): value = msgspec.to_builtins(value)
     if isinstance(value, str):
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in _NOT_TEXT: return value
         return '"' + _escape(value.replace("\\", "\\\\").replace('"', '\\"')) + '"'

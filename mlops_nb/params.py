@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Share', 'Count', 'Positive', 'PositiveNumber', 'Duration', 'Range', 'SimulateParams', 'ValidateParams', 'SplitParams',
            'PrepareParams', 'EncoderParams', 'GbdtParams', 'NetParams', 'TrainParams', 'GbdtSpace', 'NetSpace',
-           'TuneParams', 'CostParams', 'EvaluateParams', 'ExplainParams', 'StabilityParams', 'GateParams', 'Params',
-           'write_params', 'read_params']
+           'TuneParams', 'CostParams', 'Rule', 'PolicyParams', 'EvaluateParams', 'ExplainParams', 'StabilityParams',
+           'GateParams', 'Params', 'write_params', 'read_params']
 
 # %% ../nbs/04_params.ipynb #a0df887f
 from pathlib import Path
@@ -17,6 +17,7 @@ from msgspec.structs import asdict
 
 from .errors import UserError
 from .files import atomic_file, read_yaml, yaml_lines
+from .when import When
 
 # %% ../nbs/04_params.ipynb #a2e6f5f0
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -180,6 +181,32 @@ class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
     true_positive: Annotated[float, Meta(description="acted rightly; a benefit is a negative cost")] = 0.0
     true_negative: Annotated[float, Meta(description="rightly did nothing")] = 0.0
 
+# %% ../nbs/04_params.ipynb #adde941d
+class Rule(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    "What holds for some rows, whatever the model says."
+    when: When # which rows; {} is all of them
+    low: float | None = None # the score is no less
+    high: float | None = None # the score is no more
+    decision: str | None = None # the label, whatever the score is
+    refer: bool = False # a person decides
+
+    def __post_init__(self):
+        if self.low is None and self.high is None and self.decision is None and not self.refer:
+            raise ValueError("the rule does nothing; give low, high, decision or refer.")
+        if None not in (self.low, self.high) and self.low > self.high: raise ValueError(f"the rule keeps scores from {self.low:g} to {self.high:g}; swap them.")
+        if self.refer and self.decision is not None: raise ValueError("the rule decides and refers; do one of them.")
+
+# %% ../nbs/04_params.ipynb #abc20811
+class PolicyParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    "What is settled before the model is asked; it travels with it."
+    abstain: Annotated[tuple[Share, Share] | None, Meta(description="[low, high]: probabilities of the event that are left to a person (binary); null = none")] = None
+    rules: Annotated[list[Rule], Meta(
+        description="such as {when: {country: [AT, CH]}, refer: true}; beside when: low, high (of the score), decision, refer; [] = none")] = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.abstain and self.abstain[0] > self.abstain[1]: raise ValueError(f"'abstain' is {list(self.abstain)}, which is upside down; write the lower end first.")
+
+# %% ../nbs/04_params.ipynb #cfbc623b
 class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is measured."
     bootstrap: Annotated[Positive, Meta(description="resamples behind each interval")] = 200
@@ -192,6 +219,7 @@ class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="platt, isotonic (two classes), temperature (more): what may put probabilities right, if it helps on the valid rows; [] = nothing")] = field(
         default_factory=lambda: ["platt", "isotonic", "temperature"])
     costs: CostParams = field(default_factory=CostParams)
+    policy: PolicyParams = field(default_factory=PolicyParams)
 
 class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is explained."

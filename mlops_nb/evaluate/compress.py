@@ -223,7 +223,7 @@ def papers(
     "What `write_bundle` wants beside the model and the card."
     classes = student.schema.classes if found.task == 'multiclass' else [None]
     some = test[sample_rows(len(test), max(1, params.explain.rows // len(classes)))]
-    scores = zip((c for c in student.output() if c != 'decision'), valid.reshape(len(valid), -1).T)
+    scores = zip(student.score_columns, valid.reshape(len(valid), -1).T)
     return dict(metrics={part: {m: e.value for m, e in found.metrics[part].items()} for part in ('test', 'valid')}, provenance=origin,
                 baseline=ModelBaseline(before.data, {name: score_reference(s) for name, s in scores},
                                        to_builtins(attribution(contributions(student, some)[0], student.columns, classes))))

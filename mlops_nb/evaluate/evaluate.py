@@ -158,7 +158,8 @@ def recalibrate(
 ) -> Recalibration | None: # None for a regression
     "Put the predictor's probabilities right, by what the valid rows show."
     schema = predictor.schema
-    predictor.policy = Policy(schema.task, schema.classes)
+    predictor.policy = Policy(schema.task, schema.classes, abstain=params.policy.abstain, rules=params.policy.rules)
+    predictor.check_policy()
     if schema.task == 'regression': return None
     y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
     predictor.policy.calibration, found = choose_calibration(schema.task, y['valid'], said['valid'], params)
@@ -231,7 +232,7 @@ def predictions(
 ) -> pl.DataFrame: # `_source`, `_row`, `part`, `_target`, score columns, `decision`
     "The scored rows as they are kept."
     columns = [*s.reshape(len(frame), -1).T]
-    if predictor.schema.task != 'regression': columns.append(predictor.decide(s).tolist())
+    if predictor.schema.task != 'regression': columns.append(predictor.decide(s).tolist()) # the model's own, before rules
     return frame.select('_source', '_row', pl.lit(part).alias('part'), '_target').with_columns(
         pl.Series(name, values, dtype) for (name, dtype), values in zip(predictor.output().items(), columns))
 
