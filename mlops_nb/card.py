@@ -157,6 +157,7 @@ def limits(
 def _chosen(evaluation): # What was chosen on the valid rows
     if moved := evaluation.get('recalibration'): yield f"Calibration: {moved['sentence']}"
     at = evaluation.get('threshold') or {}
+    if settled := evaluation.get('policy'): yield settled['sentence']
     if at.get('low') is not None: yield f"On other valid rows the threshold would lie between {at['low']:.4g} and {at['high']:.4g}."
 
 def _quality(evaluation):

@@ -117,6 +117,29 @@ class Policy(Struct):
     abstain: tuple[float, float] | None = None # binary: a probability from .. to is left to a person
     rules: list[Rule] = field(default_factory=list) # what holds whatever the model says, in this order
 
+# %% ../nbs/22_predict.ipynb #f8ab8f80
+@patch
+def matches(self:Policy,
+    schema: Schema,
+    where: str = 'the policy', # Named in errors
+) -> list[tuple[Match, Rule]]: # Each rule with what finds its rows
+    "The rules, ready to use; raises `UserError` if the policy does not fit the contract."
+    if self.abstain and schema.task != 'binary':
+        raise UserError(f"abstain of {where} is a range of probabilities, and only a binary task has one probability; set it to null.")
+    return [(_match(r, schema, f"rule {i} of {where}"), r) for i, r in enumerate(self.rules, 1)]
+
+def _match(rule, schema, where):
+    for c in schema.target_columns:
+        if c in rule.when: raise UserError(f"{where} looks at the column '{c}', which is what the model predicts; it is not known when it is asked.")
+    bounds = [b for b in (rule.low, rule.high) if b is not None]
+    if bounds and schema.task == 'multiclass':
+        raise UserError(f"{where} bounds the score, and each of {len(schema.classes)} classes has one; give a decision.")
+    if schema.task == 'binary' and (out := [b for b in bounds if not 0 <= b <= 1]):
+        raise UserError(f"{where} bounds the score by {out[0]:g}, and the score is a probability; give a bound from 0 to 1.")
+    if rule.decision is not None and rule.decision not in (schema.classes or []):
+        raise UserError(f"{where} decides {rule.decision!r}, which is none of the classes: {', '.join(schema.classes or ['(a regression has none)'])}.")
+    return Match(rule.when, schema, where)
+
 # %% ../nbs/22_predict.ipynb #d6e7cca1
 class Predictor:
     "Everything needed to answer for one model."
@@ -310,29 +333,9 @@ def refers(self:Predictor) -> bool:
     return self.policy is not None and (self.policy.abstain is not None or any(r.refer for r in self.policy.rules))
 
 @patch
-def _matches(self:Predictor):
-    "The rules of the policy with what finds their rows; made once for a policy."
-    if getattr(self, '_ruled', (None,))[0] is not self.policy:
-        found = [(Match(r.when, self.schema, f"rule {i} of the policy"), r) for i, r in enumerate(self.policy.rules, 1)]
-        _check_rules(self.policy, self.schema)
-        self._ruled = self.policy, found
+def _matches(self:Predictor): # Made once for a policy
+    if getattr(self, '_ruled', (None,))[0] is not self.policy: self._ruled = self.policy, self.policy.matches(self.schema)
     return self._ruled[1]
-
-def _check_rules(policy, schema):
-    if policy.abstain and schema.task != 'binary': raise UserError("the policy leaves a range of probabilities to a person, and only a binary task has one probability; "
-                                                                   "remove abstain.")
-    for i, r in enumerate(policy.rules, 1):
-        if leaks := [c for c in schema.target_columns if c in r.when]:
-            raise UserError(f"rule {i} of the policy looks at the column '{leaks[0]}', which is what the model predicts; it is not known when it is asked.")
-        if schema.task == 'multiclass' and (r.low, r.high) != (None, None): raise UserError(f"rule {i} of the policy bounds the score, and each of "
-                                                                                            f"{len(schema.classes)} classes has one; give a decision.")
-        if r.decision is not None and r.decision not in (schema.classes or []):
-            raise UserError(f"rule {i} of the policy decides {r.decision!r}, which is none of the classes: {', '.join(schema.classes or ['(a regression has none)'])}.")
-
-@patch
-def check_policy(self:Predictor):
-    "Raise `UserError` unless the policy fits the contract."
-    if self.policy: self._matches()
 
 # %% ../nbs/22_predict.ipynb #3a42cfb6
 @patch
@@ -362,6 +365,15 @@ def outcome(self:Predictor,
         if r.refer or r.decision is not None: refer[at] = r.refer
     if labels is not None: labels[refer] = None
     return scores, None if labels is None else labels.tolist(), refer.tolist() if self.refers else None
+
+# %% ../nbs/22_predict.ipynb #e2b559aa
+@patch
+def settle(self:Predictor,
+    frame: pl.DataFrame, # Rows of the contract; has the columns `rule_columns`
+    scores: np.ndarray, # What `predict` gave for them
+) -> tuple: # As `outcome`
+    "What the policy makes of the scores of a frame."
+    return self.outcome(as_contract(frame, self.schema, self.rule_columns).to_dict(as_series=False), scores)
 
 # %% ../nbs/22_predict.ipynb #efdf5738
 @patch(cls_method=True)
@@ -395,7 +407,6 @@ def score(self:Predictor,
     frame: pl.DataFrame, # Rows of the contract
 ) -> pl.DataFrame: # The columns of `output`
     "Scores and decisions, row for row."
-    columns = as_contract(frame, self.schema, self.rule_columns).to_dict(as_series=False)
-    scores, decisions, referred = self.outcome(columns, self.predict(frame))
+    scores, decisions, referred = self.settle(frame, self.predict(frame))
     columns = [*scores.reshape(len(scores), self.model.classes).T, *(x for x in (decisions, referred) if x is not None)]
     return pl.DataFrame(dict(zip(self.output(), columns)), schema=self.output())

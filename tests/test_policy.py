@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from mlops_nb.bundle import bundle, check_golden, draft
+from mlops_nb.bundle import ModelBaseline, bundle, check_golden, draft, score_reference
 from mlops_nb.errors import UserError
-from mlops_nb.evaluate.evaluate import read_part, score_parts
+from mlops_nb.evaluate.evaluate import assess, read_part, score_parts
 from mlops_nb.files import read_json, write_json
-from mlops_nb.params import Params, PolicyParams, Rule, read_params, write_params
+from mlops_nb.params import EvaluateParams, Params, PolicyParams, Rule, read_params, write_params
 from mlops_nb.predict import Policy, Predictor
 from mlops_nb.serve.contract import Contract
 
@@ -116,19 +116,46 @@ def test_rows_without_any_and_a_policy_of_before(ruled):
     assert predictor.score(rows(9, 8))["score"].to_list() == predictor.predict(rows(9, 8)).tolist()
 
 
+@pytest.mark.parametrize("task, rules", [
+    ("binary", RULES), ("multiclass", [Rule(when={"known": True}, decision="bus"), Rule(when={"count": [0, 5]}, refer=True)]),
+    ("regression", [Rule(when={}, low=0.), Rule(when={"known": True}, refer=True)])])
+def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
+    predictor, root = draft(projects(task)), projects(task)
+    parts = {part: read_part(root, part) for part in ("valid", "test")}
+    params = EvaluateParams(bootstrap=20, policy=PolicyParams(abstain=(.4, .6) if task == "binary" else None, rules=rules))
+    found = assess(predictor, parts, score_parts(predictor, parts, params), params)
+    test, p, plain = parts["test"], found.policy, predictor.predict(parts["test"])
+    out, free = predictor.score(test), None if task == "regression" else predictor.decide(plain)
+    assert p.referred == out["referred"].sum() > 0 and f"Of {len(test):,} test rows {p.referred:,} (" in p.sentence and p.sentence.endswith(".")
+    assert p.bounded == (0 if task == "multiclass" else (out["score"].to_numpy() != plain).sum())
+    assert p.decided == (0 if free is None else sum(d is not None and d != f for d, f in zip(out["decision"], free.tolist(), strict=True)))
+    if free is not None: # the figures measure the model
+        assert found.metrics["test"]["accuracy"].value == pytest.approx((test["y"].to_numpy() == free).mean())
+    none = EvaluateParams(bootstrap=20)
+    assert assess(predictor, parts, score_parts(predictor, parts, none), none).policy is None
+
+
+def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
+    "Scores that are answered are compared with it, and rules have moved them."
+    predictor, valid = Predictor.open(ruled), read_part(ruled.parents[1], "valid")
+    assert read_json(ruled / "baseline.json",
+        ModelBaseline).scores == {"score": score_reference(predictor.score(valid)["score"].to_numpy())}
+
+
 @pytest.mark.parametrize("task, change, said", [
     ("binary", dict(rules=[Rule(when={"plce": "a"}, refer=True)]),
-     "rule 1 of the policy looks at the column 'plce', which the contract does not have; did you mean 'place'"),
+     "rule 1 of evaluate.policy in params.yaml looks at the column 'plce', which the contract does not have; did you mean 'place'"),
     ("binary", dict(rules=[RULES[0], Rule(when={"count": "many"}, refer=True)]),
-     "rule 2 of the policy wants 'count' to be 'many', and the contract says integer"),
+     "rule 2 of evaluate.policy in params.yaml wants 'count' to be 'many', and the contract says integer"),
     ("binary", dict(rules=[Rule(when={"known": 1}, refer=True)]), "contract says boolean"),
     ("binary", dict(rules=[Rule(when={"x": [1, 0]}, refer=True)]), "contract says number"),
     ("binary", dict(rules=[Rule(when={"when": ["soon", None]}, refer=True)]), "contract says timestamp"),
     ("binary", dict(rules=[Rule(when={"y": "yes"}, refer=True)]), "'y', which is what the model predicts"),
     ("binary", dict(rules=[Rule(when={}, decision="maybe")]),
-     "rule 1 of the policy decides 'maybe', which is none of the classes: no, yes"),
+     "rule 1 of evaluate.policy in params.yaml decides 'maybe', which is none of the classes: no, yes"),
     ("regression", dict(rules=[Rule(when={}, decision="yes")]), "a regression has none"),
-    ("regression", dict(abstain=(.4, .6)), "only a binary task has one probability"),
+    ("binary", dict(rules=[Rule(when={}, high=1.5)]), "bounds the score by 1.5, and the score is a probability"),
+    ("regression", dict(abstain=(.4, .6)), "abstain of evaluate.policy in params.yaml .* only a binary task has one probability"),
     ("multiclass", dict(abstain=(.4, .6)), "only a binary task"),
     ("multiclass", dict(rules=[Rule(when={}, high=.5)]), "each of 3 classes has one; give a decision")])
 def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change, said):

@@ -33,7 +33,7 @@ ROUTES = [route("GET", "/health", "open", "alive"), route("GET", "/metrics", "re
 
 class Known(Predictor):
     "A predictor as far as its description needs it."
-    def __init__(self, schema): self.schema, self.model = schema, None
+    def __init__(self, schema): self.schema, self.model, self.policy = schema, None, None
 
     @property
     def inputs(self): return [c for c in self.schema.columns if c not in ("y", "id")]

@@ -61,7 +61,9 @@ def tensors(draw):
 @given(tensors(), st.data())
 @settings(max_examples=300, deadline=None)
 def test_flat_nested_and_binary_say_the_same(t, data):
-    if t["datatype"] == "BF16": t["data"] = decode_infer(asked(t)).inputs[0].data  # what a brain float can hold
+    if t["datatype"] == "BF16": # what a brain float can hold
+        if max(map(abs, t["data"])) > 3.38e38: return # too large once it is rounded
+        t["data"] = decode_infer(asked(t)).inputs[0].data
     flat = decode_infer(asked(t)).inputs[0]
     assert (flat.name, flat.datatype, flat.shape) == (t["name"], t["datatype"], t["shape"])
     assert flat.data == t["data"]

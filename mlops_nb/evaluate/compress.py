@@ -17,7 +17,7 @@ import polars as pl
 from msgspec import Struct, convert, structs, to_builtins
 
 from ..booster import Booster, model_header
-from ..bundle import ModelBaseline, score_reference, write_bundle
+from ..bundle import ModelBaseline, score_references, write_bundle
 from ..card import Provenance, card, git_state, markdown_table, markdown_text
 from ..data.prepare import Dataset, read_dataset
 from ..errors import UserError, did_you_mean
@@ -215,17 +215,19 @@ def against(
     return compare(student.task, y, ours, theirs, student.terms, terms, *sure), estimate(student.task, y, theirs, terms, *sure)
 
 def papers(
-    student: Predictor, found: Evaluation, valid: np.ndarray, # its scores of the valid rows
-    test: pl.DataFrame, params: Params,
+    student: Predictor, found: Evaluation,
+    parts: dict[str, pl.DataFrame], # valid and test
+    valid: np.ndarray, # Its scores of the valid rows
+    params: Params,
     origin: Provenance,
     before: ModelBaseline, # Of the teacher: the columns are the same
 ) -> dict:
     "What `write_bundle` wants beside the model and the card."
     classes = student.schema.classes if found.task == 'multiclass' else [None]
+    test = parts['test']
     some = test[sample_rows(len(test), max(1, params.explain.rows // len(classes)))]
-    scores = zip(student.score_columns, valid.reshape(len(valid), -1).T)
     return dict(metrics={part: {m: e.value for m, e in found.metrics[part].items()} for part in ('test', 'valid')}, provenance=origin,
-                baseline=ModelBaseline(before.data, {name: score_reference(s) for name, s in scores},
+                baseline=ModelBaseline(before.data, score_references(student, parts['valid'], valid),
                                        to_builtins(attribution(contributions(student, some)[0], student.columns, classes))))
 
 # %% ../../nbs/evaluate/15_compress.ipynb #92a87a7a
@@ -274,7 +276,7 @@ def compress(
     sentence = in_words(found.task, "teacher", gains[found.primary], found.confidence)
     found.comparisons = [Comparison('teacher', 'champion', sentence, teacher.id, gains)]
     write_bundle(output / 'bundle', student, file, model, parts['test'], card(student, dataset, to_builtins(found), origin),
-                 papers(student, found, scores['valid'], parts['test'], params, origin, read_json(bundle / 'baseline.json', ModelBaseline)))
+                 papers(student, found, parts, scores['valid'], params, origin, read_json(bundle / 'baseline.json', ModelBaseline)))
     student = Predictor.open(output / 'bundle', project.threads)
     both = sides([teacher, student], [bundle, output / 'bundle'], [theirs, found.metrics['test']], parts['test'])
     done = Compression(found.dataset, how, sentence, len(parts['test']), found.confidence, *both, {m: d.gain for m, d in gains.items()})

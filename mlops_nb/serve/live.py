@@ -168,7 +168,7 @@ class Model:
         if not self.id.startswith(bundle): raise UserError(f"{path} holds the bundle {self.id[:12]}, another than its name says; fetch it again.")
         if wrong := check_golden(path, self.predictor): raise UserError(f"{path} does not answer as it did when it was packed: {wrong}")
         self.contract = Contract(self.predictor, max_rows)
-        self.inputs = {c: schema.columns[c].type for c in self.predictor.inputs}
+        self.inputs = {c: schema.columns[c].type for c in self.predictor.needed}
         self.question = schema.task, schema.classes
         self.batch = None if isinstance(self.predictor.model, Booster) else Batch(self.predictor.answer)
         self.table = None # a `Table`, while there is one

@@ -61,7 +61,7 @@ def row_schema(
     predictor: Predictor,
 ) -> dict: # JSON Schema
     "What a row may hold."
-    columns, inputs = predictor.schema.columns, predictor.inputs
+    columns, inputs = predictor.schema.columns, predictor.needed
     example = {c: _example(columns[c]) for c in inputs}
     known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True) for n, c in columns.items() if n not in inputs}
     return {'type': 'object', 'properties': {n: column_schema(c, predictor.schema.missing) for n, c in known.items()},
@@ -167,7 +167,7 @@ def _examples(predictor, row):
     "A body for each kind of request, by its handler."
     columns = predictor.schema.columns
     label = (predictor.schema.classes or [12.5])[-1]
-    return {'infer': {'id': 'my-1', 'inputs': [{'name': c, 'datatype': COLUMN_TYPES[columns[c].type], 'shape': [1], 'data': [row[c]]} for c in predictor.inputs]},
+    return {'infer': {'id': 'my-1', 'inputs': [{'name': c, 'datatype': COLUMN_TYPES[columns[c].type], 'shape': [1], 'data': [row[c]]} for c in predictor.needed]},
             'predict': {'instances': [row]}, 'explain': {'instances': [row]}, 'feedback': {'labels': [{'id': 'my-1', 'row': 0, 'label': label}]}}
 
 def openapi(

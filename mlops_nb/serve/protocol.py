@@ -204,6 +204,8 @@ def _array(chunk, datatype, where):
 # %% ../../nbs/serve/01_protocol.ipynb #148c9ff4
 _PACKED = {'FP16': 'e', 'FP32': 'f'}
 
+def _too_large(t): return UserError(f"input {_quoted(t.name)} holds a number too large for {t.datatype}; send it as FP64.")
+
 def _narrow(t):
     "Values of JSON in the precision of their datatype."
     if t.datatype == 'UINT64':
@@ -212,10 +214,12 @@ def _narrow(t):
     given = [np.nan if v is None else v for v in t.data] if None in t.data else t.data
     code = f'<{len(given)}{_PACKED.get(t.datatype, "f")}'
     try: found = struct.unpack(code, struct.pack(code, *given))
-    except OverflowError: raise UserError(f"input {_quoted(t.name)} holds a number too large for {t.datatype}; send it as FP64.") from None
+    except OverflowError: raise _too_large(t) from None
     if t.datatype == 'BF16':
         bits = np.array(found, '<f4').view('<u4')
-        found = ((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000).view('<f4').tolist() # to the nearest, ties to even
+        found = ((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000).view('<f4') # to the nearest, ties to even
+        if np.isinf(found).any(): raise _too_large(t)
+        found = found.tolist()
     return list(found) if given is t.data else [None if v is None else x for v, x in zip(t.data, found)]
 
 _NARROWED = {TENSORS[d] for d in ('UINT64', 'FP16', 'FP32', 'BF16')}
@@ -366,7 +370,7 @@ def model_metadata(
     "The answer to `GET /v2/models/NAME`."
     columns = predictor.schema.columns
     return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster' else 'torch_safetensors',
-                inputs=[dict(name=c, datatype=COLUMN_TYPES[columns[c].type], shape=[-1]) for c in predictor.inputs],
+                inputs=[dict(name=c, datatype=COLUMN_TYPES[columns[c].type], shape=[-1]) for c in predictor.needed],
                 outputs=[dict(name=o, datatype=_OUTPUTS[t.base_type()], shape=[-1]) for o, t in predictor.output().items()])
 
 # %% ../../nbs/serve/01_protocol.ipynb #356eb6a0

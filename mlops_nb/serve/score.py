@@ -30,7 +30,7 @@ def scoring_schema(
     keep: dict[str, str] = {}, # Name in the scores -> column of the contract that is carried over
 ) -> Schema:
     "The part of the contract that scoring looks at."
-    columns = dict.fromkeys([*keep.values(), *predictor.inputs, *predictor.rule_columns])
+    columns = dict.fromkeys([*keep.values(), *predictor.needed])
     return msgspec.structs.replace(predictor.schema, columns={c: predictor.schema.columns[c] for c in columns})
 
 def score_batch(
