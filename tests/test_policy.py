@@ -126,7 +126,7 @@ def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     found = assess(predictor, parts, score_parts(predictor, parts, params), params)
     test, p, plain = parts["test"], found.policy, predictor.predict(parts["test"])
     out, free = predictor.score(test), None if task == "regression" else predictor.decide(plain)
-    assert p.referred == out["referred"].sum() > 0 and f"Of {len(test):,} test rows {p.referred:,} (" in p.sentence and p.sentence.endswith(".")
+    assert p.referred == out["referred"].sum() > 0 and p.sentence.startswith(f"Of {len(test):,} test rows {p.referred:,} (")
     assert p.bounded == (0 if task == "multiclass" else (out["score"].to_numpy() != plain).sum())
     assert p.decided == (0 if free is None else sum(d is not None and d != f for d, f in zip(out["decision"], free.tolist(), strict=True)))
     if free is not None: # the figures measure the model
