@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 from ..errors import UserError, did_you_mean
 from ..predict import Predictor
-from ..schema import POLARS, Column, Schema, column_range, word_values
+from ..schema import Column, Schema, column_range, word_values
 
 # %% ../../nbs/serve/00_contract.ipynb #0781a631
 class Rows(Struct):
@@ -113,7 +113,7 @@ class _Cell:
         c, words = schema.columns[name], (*schema.missing,)
         self.schema, self.name, self.contract, self.read = schema, name, c, _READ[c.type]
         self.must, self.drops, self.refuses_new = needed and not c.nullable, c.on_violation == 'null', c.on_new_category == 'quarantine'
-        self.low, self.high = column_range(name, c) or (None, None)
+        self.low, self.high = column_range(name, c)
         self.domain = None if c.domain is None else frozenset(c.domain)
         self.words = frozenset(['', *words])
         self.numbers = frozenset([*word_values(words, pl.Int64()), *word_values(words, pl.Float64())])
@@ -203,7 +203,7 @@ class Contract:
         max_rows: int = 10_000, # That one request may have
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
-        self.names, self.needed = list(schema.columns), predictor.needed
+        self.names, self.needed = list(schema.columns), frozenset(predictor.needed)
         self.cells = {n: _Cell(schema, n, n in self.needed) for n in self.names}
         self._others = [n for n in self.names if n not in self.needed]
         self._words = any(self.cells[n].numbers for n in self.inputs) # numbers that mean 'missing'
@@ -222,7 +222,7 @@ _ENDS = dict(boolean=lambda c: (0, 1), category=lambda c: (0, len(c.domain) - 1)
 @patch
 def _limits(self:Contract, columns): # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
     self._matrix, self._numeric = None, False
-    if self.needed != self.inputs or any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns): return
+    if self.needed != {*self.inputs} or any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns): return
     ends = [_ENDS[c.type](c) for c in columns]
     low = [end[0] if c.range is None or c.range[0] is None else max(end[0], c.range[0]) for c, end in zip(columns, ends)]
     high = [end[1] if c.range is None or c.range[1] is None else min(end[1], c.range[1]) for c, end in zip(columns, ends)]
@@ -251,10 +251,22 @@ def _look_again(self:Contract, columns) -> int | None: # How many categories are
 
 # %% ../../nbs/serve/00_contract.ipynb #d59163b2
 @patch
+def _by_column(self:Contract, rows, id=None, parameters=None): # Rows that the decoder let through; None: something is wrong after all
+    if len(rows) == 1: columns = {name: [v] for name, v in zip(self.names, msgspec.structs.astuple(rows[0]))}
+    else: columns = {name: list(values) for name, values in zip(self.names, zip(*map(msgspec.structs.astuple, rows)))}
+    unknown = self._look_again(columns) if self._again else 0
+    return None if unknown is None else self._named(columns, len(rows), id, parameters, 0, unknown)
+
+@patch
 def _count(self:Contract, n):
     if not n: raise Refused("the request has no rows; send at least one.")
     if n > self.max_rows: raise Refused(f"the request has {n} rows, and at most {self.max_rows} are taken at once; send them in parts, or score a file.")
 
+def _not_json(e):
+    if isinstance(e, RecursionError): return "the body is nested too deeply; send a list of flat objects."
+    return f"the body is not JSON ({str(e).removeprefix('JSON is malformed: ')}); send a list of objects, in UTF-8."
+
+# %% ../../nbs/serve/00_contract.ipynb #2ae45ea3
 @patch
 def from_json(self:Contract,
     body: bytes, # One object, a list of objects, or {"instances": [...], "id": ..., "parameters": {...}}
@@ -269,17 +281,6 @@ def from_json(self:Contract,
     rows = found if how is self._list else found.instances if how is self._envelope else [found]
     self._count(len(rows))
     return self._by_column(rows, id, parameters) or self._slowly(body)
-
-@patch
-def _by_column(self:Contract, rows, id=None, parameters=None): # Rows that the decoder let through; None: something is wrong after all
-    if len(rows) == 1: columns = {name: [v] for name, v in zip(self.names, msgspec.structs.astuple(rows[0]))}
-    else: columns = {name: list(values) for name, values in zip(self.names, zip(*map(msgspec.structs.astuple, rows)))}
-    unknown = self._look_again(columns) if self._again else 0
-    return None if unknown is None else self._named(columns, len(rows), id, parameters, 0, unknown)
-
-def _not_json(e):
-    if isinstance(e, RecursionError): return "the body is nested too deeply; send a list of flat objects."
-    return f"the body is not JSON ({str(e).removeprefix('JSON is malformed: ')}); send a list of objects, in UTF-8."
 
 # %% ../../nbs/serve/00_contract.ipynb #d3a87fde
 @patch
