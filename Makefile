@@ -43,7 +43,7 @@ board: $(READY)            ## trainings as they run, in TensorBoard
 docs: $(READY)             ## the site, into docs/_build
 	@python docs/build.py
 
-bench: $(READY)            ## the ratios, into docs/benchmarks.md
+bench: $(READY)            ## the ratios, into docs/benchmarks/
 	@python benchmarks/run.py
 
 hooks: $(READY)            ## git hooks: clean notebooks, merge them cell by cell, check before a commit

@@ -1,5 +1,6 @@
-"Run the benchmarks, each in a process of its own, and write docs/benchmarks.md. `run.py NAME…` or `--quick` only print."
+"Run the benchmarks, each in a process of its own, and write a page for each into docs/benchmarks/. With `--quick` they are only printed."
 import argparse
+import ast
 import compileall
 import json
 import os
@@ -42,37 +43,37 @@ def table(rows):
 def git(*args): return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def machine(load):
+def machine(name, load):
     "What the figures depend on; no names and no paths."
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks")
     commit = (git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if changed else "")
     return [f"{THREADS} cores ({platform.machine()}, {platform.system()}), {psutil.virtual_memory().total / 2**30:.0f} GiB of memory; "
             f"the load average was {load:.1f} at the start.",
             f"Python {platform.python_version()}; " + ", ".join(f"{p} {version(p)}" for p in PACKAGES) + ".",
-            f"Commit {commit}, {date.today()}, by `make bench`. Installed packages are compiled to bytecode, as pip leaves them."]
+            f"Commit {commit}, {date.today()}, by `benchmarks/run.py {name}`. Installed packages are compiled to bytecode, as pip "
+            "leaves them."]
 
 
-PAGE = """# Benchmarks
-
-What the pipeline costs, beside a named peer measured in the same run. Ratios travel between machines; seconds do not.
-This page is written by `make bench`.
-
-{machine}
+PAGE = """# {title}
 
 {table}
 
-## How it was measured
-
 {notes}
+
+{machine}
 """
 
 
 def listed(lines): return "\n".join(f"- {line}" for line in lines)
 
 
-def page(results, load):
-    rows, notes = [r for x in results for r in x["rows"]], [n for x in results for n in x["notes"]]
-    return PAGE.format(machine=listed(machine(load)), table=table(rows), notes=listed(notes))
+def title(name): return ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())).rstrip(".").replace("`", "")
+
+
+def write_page(name, found, load):
+    from mlops_nb.files import atomic_file
+    text = PAGE.format(title=title(name), table=table(found["rows"]), notes=listed(found["notes"]), machine=listed(machine(name, load)))
+    with atomic_file(ROOT / "docs" / "benchmarks" / f"{name}.md") as tmp: tmp.write_text(text, encoding="utf-8")
 
 
 def main():
@@ -82,19 +83,16 @@ def main():
     args = parser.parse_args()
     unknown = [n for n in args.names if n not in SUBJECTS]
     if unknown: parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
-    load = os.getloadavg()[0]
     for folder in (sysconfig.get_path("purelib"), str(ROOT / "mlops_nb")): compileall.compile_dir(folder, quiet=2) # not all installers do
-    results = []
+    sys.path.insert(0, str(ROOT))
+    missed = False
     for name in args.names or SUBJECTS:
-        clock = time.perf_counter()
-        results.append(measure(name, args.quick))
-        print(f"{name}: {time.perf_counter() - clock:.0f} s\n{table(results[-1]['rows'])}\n", flush=True)
-    if not (args.names or args.quick):
-        sys.path.insert(0, str(ROOT))
-        from mlops_nb.files import atomic_file
-        with atomic_file(ROOT / "docs" / "benchmarks.md") as tmp: tmp.write_text(page(results, load), encoding="utf-8")
-        print("written to docs/benchmarks.md")
-    return int(any(r["met"] is False for x in results for r in x["rows"]))
+        clock, load = time.perf_counter(), os.getloadavg()[0]
+        found = measure(name, args.quick)
+        print(f"{name}: {time.perf_counter() - clock:.0f} s\n{table(found['rows'])}\n", flush=True)
+        if not args.quick: write_page(name, found, load)
+        missed |= any(r["met"] is False for r in found["rows"])
+    return int(missed)
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -74,9 +74,6 @@ def main():
     finally: shutil.rmtree(PROCESSED, ignore_errors=True)
     shutil.copytree(DOCS, source / "docs", ignore=shutil.ignore_patterns("_build", "*.py", "__pycache__"))
     shutil.copy(ROOT / "CONTRIBUTING.md", source)
-    if (DOCS / "benchmarks.md").exists():  # written by `make bench`
-        home = source / "docs" / "index.md"
-        home.write_text(home.read_text().replace("decisions/index\n```", "decisions/index\nbenchmarks\n```"))
     failed = build_main(["-q", "-W", "--keep-going", "-j", "auto", "-c", str(DOCS), str(source), str(BUILD / "html")])
     (BUILD / "html" / "index.html").write_text(HOME, encoding="utf-8")
     print(f"Open {BUILD / 'html' / 'index.html'}")
