@@ -86,7 +86,7 @@ def main():
         "in turns. `serve.score.score` reads Parquet, validates, computes features, encodes, predicts, decides and writes in batches of "
         "65,536 rows. The first peer only predicts, from a matrix that is ready in memory: there is no harsher one. The second is given "
         "the features and holds all rows in memory.",
-        "The budget of 10 µs to encode and predict one row belongs to the server, which comes later; shown for orientation."])
+        "`predict_one` takes a dict of any values; the server's way, from checked columns, is among the figures of the server."])
 
 
 if __name__ == "__main__": main()
