@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..errors import UserError
-from .app import _told
+from .app import answer_json
 from .live import Live
 from .records import Log, LogFull
 from ..settings import StreamSettings, read_settings
@@ -344,9 +344,9 @@ def endpoint_answerer(
     async def answer(id, body):
         endpoint = live.endpoints[name]
         contract = endpoint.contract
-        if named := endpoint.entities(body): return _told(await endpoint.look_up(named[0], id=id), contract).body
+        if named := endpoint.entities(body): return answer_json(await endpoint.look_up(named[0], id=id), contract)
         rows = contract.from_json(body) if len(body) <= _SMALL else await asyncio.to_thread(contract.from_json, body)
-        return _told(await endpoint.ask(rows, contract, id=id), contract).body
+        return answer_json(await endpoint.ask(rows, contract, id=id), contract)
     return answer
 
 # %% ../../nbs/serve/11_stream.ipynb #0b89cb95
