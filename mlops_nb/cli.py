@@ -179,6 +179,7 @@ def _predictor(bundle):
     from mlops_nb.settings import read_settings, thread_count
     return Predictor.open(_chosen(bundle), thread_count(read_settings(Path("."))))
 
+# %% ../nbs/92_cli.ipynb #37a47da2
 @app.command()
 def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, or a folder of such files.")],
           target: Annotated[Optional[Path], typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
@@ -198,6 +199,7 @@ def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, o
         print(f"{target}: {done.rows:,} rows scored by {predictor.id[:12]}"
               + (f"; {done.refused:,} of them broke the contract, see {refused_path(target)}." if done.refused else "."))
 
+# %% ../nbs/92_cli.ipynb #74bec9ce
 @app.command()
 def stream(bundle: _Bundle = None):
     "Answer the rows of a stream until it is stopped."
@@ -205,6 +207,7 @@ def stream(bundle: _Bundle = None):
     done = stream(Path("."), bundle)
     print(f"{done.answered:,} messages answered, {done.refused:,} refused.")
 
+# %% ../nbs/92_cli.ipynb #c5379316
 report_app = typer.Typer(no_args_is_help=True, help="Pages that people read.")
 app.add_typer(report_app, name="report")
 
