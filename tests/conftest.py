@@ -23,6 +23,18 @@ def real_data():
     return find
 
 
+@pytest.fixture
+def small_disk(tmp_path, request):
+    "A disk of its own, mounted for one test; as large as the `DISK` of the test's module says, e.g. 64m."
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = f"size={request.module.DISK}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk], capture_output=True).returncode == 0
+    if not mounted: pytest.skip("a small disk can only be mounted as root on Linux")
+    try: yield disk
+    finally: subprocess.run(["umount", "-l", disk], check=True)
+
+
 def _postgres_bin():
     "The folder of PostgreSQL's programs, or None; Debian keeps initdb off the PATH."
     found = shutil.which("initdb")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import modelling
 import polars as pl
+from services import free_port
 
 from mlops_nb.bundle import pack
 from mlops_nb.plan import plan_path, release
@@ -49,12 +50,6 @@ def instances(n=1, seed=5, task="binary"):
     "Rows as a client sends them: JSON values by column, those of the model only."
     frame = modelling.rows(n, seed=seed, task=task).select("x", "count", "place", "known", "when")
     return frame.with_columns(pl.col("when").dt.strftime("%Y-%m-%dT%H:%M:%S"), pl.col("place").replace({"?": None})).to_dicts()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Server:
