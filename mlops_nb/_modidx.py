@@ -1019,6 +1019,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.infer.why_not': ('infer.html#why_not', 'mlops_nb/infer.py')},
             'mlops_nb.net': { 'mlops_nb.net.Net': ('net.html#net', 'mlops_nb/net.py'),
                               'mlops_nb.net.Net.__init__': ('net.html#net.__init__', 'mlops_nb/net.py'),
+                              'mlops_nb.net.Net._reads': ('net.html#net._reads', 'mlops_nb/net.py'),
                               'mlops_nb.net.Net.contributions': ('net.html#net.contributions', 'mlops_nb/net.py'),
                               'mlops_nb.net.Net.expected_gradients': ('net.html#net.expected_gradients', 'mlops_nb/net.py'),
                               'mlops_nb.net.Net.predict': ('net.html#net.predict', 'mlops_nb/net.py'),

@@ -64,6 +64,12 @@ class Net:
 
 # %% ../nbs/19_net.ipynb #b6ac8f11
 @patch
+def _reads(self:Net, X): # What the first layer reads of (n, features), eight rows at a time; the last ones are filled up
+    padded = np.concatenate([X, np.zeros((-len(X) % _PIECE, X.shape[1]))])
+    parts = [None if t is None else t.split(_PIECE) for t in inputs(self.network, padded)]
+    return (first_layer(self.network, self.weights, *(p and p[i] for p in parts)) for i in range(len(padded) // _PIECE))
+
+@patch
 def predict(self:Net,
     X: np.ndarray, # (n, features)
 ) -> np.ndarray: # (n,) probability of the event or value; (n, k) probabilities for k classes
@@ -73,11 +79,7 @@ def predict(self:Net,
     if X.ndim != 2 or X.shape[1] != len(self.features):
         raise UserError(f"the matrix has the shape {X.shape} and the net needs (rows, {len(self.features)}).")
     n = len(X)
-    padded = np.concatenate([X, np.zeros((-n % _PIECE, X.shape[1]))])
-    parts = [None if t is None else t.split(_PIECE) for t in inputs(self.network, padded)]
-    with torch.no_grad():
-        reads = (first_layer(self.network, self.weights, *(p and p[i] for p in parts)) for i in range(len(padded) // _PIECE))
-        said = [answers(self.network, members(self.network, self.weights, read)) for read in reads]
+    with torch.no_grad(): said = [answers(self.network, members(self.network, self.weights, read)) for read in self._reads(X)]
     width = () if self.classes == 1 else (self.classes,)
     return torch.cat(said)[:n].numpy().astype(np.float64) if n else np.empty((0, *width))
 
@@ -157,9 +159,11 @@ def expected_gradients(self:Net,
     tolerance: float = 0.02, # How far shares may be from adding up: in their sum, or if it is less in 1 (standard deviation of the target)
 ) -> np.ndarray: # (n, features + 1), or (n, k, features + 1): raw-score shares, the base value last
     "Nearly what `contributions` says, at a cost that does not depend on the number of columns."
+    import torch
     X = np.asarray(X, np.float64)
+    if not len(X): return self.contributions(X)
     background = np.array(self.network.background, float).reshape(-1, len(self.features))
-    starts, ends = (first_layer(self.network, self.weights, *inputs(self.network, rows)) for rows in (background, X))
+    starts, ends = (torch.cat([*self._reads(rows)])[:len(rows)] for rows in (background, X))
     base, of = self.predict_raw(background).reshape(len(background), self.classes).mean(0), _columns(self.network)
     wanted = self.predict_raw(X).reshape(len(X), self.classes) - base
     out = np.zeros((len(X), self.classes, len(self.features) + 1))

@@ -77,7 +77,11 @@ class RedisService(Service):
     def refused(self, names): return [(f[b"id"].decode(), f[b"reason"].decode()) for f in self._all(names["refused"])]
 
     def take(self, names):
-        with self.client() as c: c.xtrim(names["target"], maxlen=0)
+        "The results that are there now; those, and none that come meanwhile, are there no more."
+        with self.client() as c:
+            entries = c.xrange(names["target"])
+            if entries: c.xdel(names["target"], *(entry for entry, _ in entries))
+        return [f[b"data"] for _, f in entries]
 
     def left(self, names):
         "Messages that nobody has answered."
@@ -112,7 +116,7 @@ class NatsService(Service):
                                                   headers={"Nats-Msg-Id": id} if id else None) for id, body in messages[i:i + 200]))
         self._do(put)
 
-    def _all(self, stream):
+    def _all(self, stream, take=False):
         async def read(js):
             from nats.js.errors import NotFoundError
             try: state = (await js.stream_info(stream)).state
@@ -120,16 +124,17 @@ class NatsService(Service):
             if not state.messages: return []
             taker, found = await js.pull_subscribe(f"{stream}.>", stream=stream), []
             while len(found) < state.messages: found += await taker.fetch(min(500, state.messages - len(found)), timeout=10)
+            if take: await js.purge_stream(stream, seq=found[-1].metadata.sequence.stream + 1)  # what came later stays
             return [m.data for m in found]
         return self._do(read)
 
     def results(self, names): return self._all(names["target"])
 
+    def take(self, names): return self._all(names["target"], take=True)
+
     def refused(self, names):
         import json
         return [(m["id"], m["reason"]) for m in map(json.loads, self._all(names["refused"]))]
-
-    def take(self, names): self._do(lambda js: js.purge_stream(names["target"]))
 
     def left(self, names):
         async def count(js):
