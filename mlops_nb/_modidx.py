@@ -1088,6 +1088,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlops_nb.predict': { 'mlops_nb.predict.Isotonic': ('predict.html#isotonic', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict.Isotonic.apply': ('predict.html#isotonic.apply', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict.Platt': ('predict.html#platt', 'mlops_nb/predict.py'),
+                                  'mlops_nb.predict.Platt._one': ('predict.html#platt._one', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict.Platt.apply': ('predict.html#platt.apply', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict.Policy': ('predict.html#policy', 'mlops_nb/predict.py'),
                                   'mlops_nb.predict.Policy.matches': ('predict.html#policy.matches', 'mlops_nb/predict.py'),

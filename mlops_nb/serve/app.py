@@ -377,7 +377,7 @@ async def infer(self:App, request):
     answer = await endpoint.ask(rows, contract, id=request.id, headers=request.headers, key=request.key, started=request.started,
                                 deadline=request.deadline, variant=v and v.name)
     request.variant, request.rows = answer.variant, rows.n
-    results = answer_tensors(contract.predictor.output(), answer.scores, answer.decisions, answer.referred)
+    results = answer_tensors(contract.output, answer.scores, answer.decisions, answer.referred)
     body, length = encode_infer(asked, endpoint.name, answer.bundle[:12], results)
     if length is None: return Reply(body)
     return Reply(body, 'application/octet-stream', {'inference-header-content-length': str(length)})

@@ -203,7 +203,7 @@ class Contract:
         max_rows: int = 10_000, # That one request may have
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
-        self.names, self.needed = list(schema.columns), frozenset(predictor.needed)
+        self.names, self.needed, self.output = list(schema.columns), frozenset(predictor.needed), predictor.output()
         self.cells = {n: _Cell(schema, n, n in self.needed) for n in self.names}
         self._others = [n for n in self.names if n not in self.needed]
         self._words = any(self.cells[n].numbers for n in self.inputs) # numbers that mean 'missing'

@@ -270,7 +270,7 @@ def to_rows(
 ) -> Rows: # Raises `UserError`, or `Refused` with the rows and columns that do not fit
     "The rows a request asks about."
     inputs, columns = request.inputs, {}
-    if request.outputs: _known(request.outputs, contract.predictor.output())
+    if request.outputs: _known(request.outputs, contract.output)
     if len(inputs) == 1 and inputs[0].name not in contract.predictor.schema.columns: rows = contract.from_matrix(_matrix(inputs[0]))
     else:
         n = inputs[0].shape[0] if inputs[0].shape else 0
@@ -304,7 +304,7 @@ def answer_tensors(
     "The answer of a model as tensors."
     shape, given = [len(scores)], {'decision': decisions, 'referred': referred}
     columns = iter([*zip(*scores)] if len(scores) and isinstance(scores[0], (list, tuple)) else [scores])
-    return {name: (_OUTPUTS[t.base_type()], shape, given[name] if name in given else next(columns)) for name, t in output.items()}
+    return {name: (_OUTPUTS[t.__class__], shape, given[name] if name in given else next(columns)) for name, t in output.items()}
 
 # %% ../../nbs/serve/01_protocol.ipynb #4473b8a7
 class _Output(Struct, omit_defaults=True):
@@ -371,7 +371,7 @@ def model_metadata(
     columns = predictor.schema.columns
     return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster' else 'torch_safetensors',
                 inputs=[dict(name=c, datatype=COLUMN_TYPES[columns[c].type], shape=[-1]) for c in predictor.needed],
-                outputs=[dict(name=o, datatype=_OUTPUTS[t.base_type()], shape=[-1]) for o, t in predictor.output().items()])
+                outputs=[dict(name=o, datatype=_OUTPUTS[t.__class__], shape=[-1]) for o, t in predictor.output().items()])
 
 # %% ../../nbs/serve/01_protocol.ipynb #356eb6a0
 LIVE = b'{"live":true}'
