@@ -217,8 +217,8 @@ def beside(c, mine, others):
 def reach(c, mine, echo, bare, others):
     "Rows that hold our figures for so many connections against a bare echo, and against decoding and the trees alone."
     share = mine["rate"] / echo["rate"]
-    yield row(f"… {c} connections, beside a bare Granian echo of the same bytes", said(mine), "echo", said(echo), f"{share:.2f}×", "≥ 0.50×",
-              share >= 0.5)
+    yield row(f"… {c} connections, beside a bare Granian echo of the same bytes", said(mine), "echo", said(echo), f"{share:.2f}×",
+              "≥ 0.50×", share >= 0.5)
     yield row("… beside decoding and the trees alone", said(mine), "decode, predict", said(bare), f"{mine['rate'] / bare['rate']:.2f}×")
     if not others: return
     best = max(others, key=lambda n: others[n][c]["rate"])
