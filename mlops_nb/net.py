@@ -62,13 +62,14 @@ class Net:
         self.features = [f"Column_{i}" for i in range(self.network.columns)]
         self.classes = self.network.outputs
 
-# %% ../nbs/19_net.ipynb #b6ac8f11
+# %% ../nbs/19_net.ipynb #b6ac8f12
 @patch
 def _reads(self:Net, X): # What the first layer reads of (n, features), eight rows at a time; the last ones are filled up
     padded = np.concatenate([X, np.zeros((-len(X) % _PIECE, X.shape[1]))])
     parts = [None if t is None else t.split(_PIECE) for t in inputs(self.network, padded)]
     return (first_layer(self.network, self.weights, *(p and p[i] for p in parts)) for i in range(len(padded) // _PIECE))
 
+# %% ../nbs/19_net.ipynb #b6ac8f11
 @patch
 def predict(self:Net,
     X: np.ndarray, # (n, features)

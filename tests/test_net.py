@@ -135,6 +135,7 @@ def test_expected_gradients_add_up_as_far_as_promised_and_agree(predictor, toler
     assert (np.abs(quick.sum(-1) - raw) <= tolerance * unit + 1e-9).all()
     assert np.corrcoef(quick[..., :-1].ravel(), exact[..., :-1].ravel())[0, 1] > 0.9
     assert predictor.model.expected_gradients(X[7:8], tolerance).tobytes() == quick[7:8].tobytes()
+    assert predictor.model.expected_gradients(X[:0], tolerance).shape == exact[:0].shape
     assert predictor.model.expected_gradients(X[:0]).shape == exact[:0].shape
 
 
