@@ -191,6 +191,7 @@ def predict_one(self:Booster,
     if len(x) != len(row.x):
         raise UserError(f"the row has {len(x)} values and the model needs {len(row.x)}: {', '.join(self.features[:12])}.")
     row.x[:] = x
-    for args in row.calls: _check(row.call(*args))
+    for args in row.calls:
+        if code := row.call(*args): _check(code)
     out = row.outs[0] if len(row.outs) == 1 else self._link(sum(row.outs[1:], row.outs[0])[None])[0]
     return out.item() if self.classes == 1 else out.copy()

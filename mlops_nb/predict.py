@@ -75,18 +75,19 @@ class Platt(Struct, tag_field='method', tag='platt'):
     b: float # intercept, above 0 expects the event more often
 
     def apply(self,
-        p: np.ndarray, # Probabilities of the event, of any shape
-    ) -> np.ndarray:
+        p: float | np.ndarray, # Probabilities of the event, of any shape
+    ) -> float | np.ndarray: # The same shape
         "The probabilities, put right."
-        if p.size == 1: return np.array([self._one(p.item())]).reshape(p.shape)
+        if isinstance(p, float): return self._one(p)
         p = _inside(p)
         z = self.a * (np.log(p) - np.log1p(-p)) + self.b
         return _inside(1 / (1 + np.exp(np.minimum(-z, 709)))) # 709: where exp is still finite
 
     def _one(self, p): # the same steps with numbers: NumPy only where its last bits could be others than Python's
-        p = min(max(p, EDGE), 1 - EDGE)
+        if not EDGE <= p <= 1 - EDGE: p = min(max(p, EDGE), 1 - EDGE)
         z = self.a * (float(np.log(p)) - float(np.log1p(-p))) + self.b
-        return min(max(1 / (1 + float(np.exp(min(-z, 709.)))), EDGE), 1 - EDGE)
+        p = 1 / (1 + float(np.exp(-z if z > -709 else 709.)))
+        return p if EDGE <= p <= 1 - EDGE else min(max(p, EDGE), 1 - EDGE)
 
 # %% ../nbs/22_predict.ipynb #97e67c73
 class Isotonic(Struct, tag_field='method', tag='isotonic'):
@@ -95,8 +96,8 @@ class Isotonic(Struct, tag_field='method', tag='isotonic'):
     y: list[float] # what they are worth, rising, none 0 or 1
 
     def apply(self,
-        p: np.ndarray, # Probabilities of the event, of any shape
-    ) -> np.ndarray:
+        p: float | np.ndarray, # Probabilities of the event, of any shape
+    ) -> float | np.ndarray: # The same shape
         "The probabilities, put right."
         return np.interp(np.clip(p, EDGE, 1 - EDGE), self.x, self.y)
 
@@ -227,19 +228,20 @@ def _ask(self:Predictor, question, frame, threads=None):
 # %% ../nbs/22_predict.ipynb #8095b543
 @patch
 def calibrate(self:Predictor,
-    p: np.ndarray, # (n,) or (n, k): what the model said
-) -> np.ndarray: # The same shape
+    p: float | np.ndarray, # What the model said: (n,) or (n, k); or of one row, a number or (k,)
+) -> float | np.ndarray: # The same shape
     "Probabilities as the policy puts them right; as they were if there is no calibration."
     found = self.policy and self.policy.calibration
-    return found.apply(np.ascontiguousarray(p)) if found else p
+    if not found: return p
+    return found.apply(p if isinstance(p, float) else np.ascontiguousarray(p))
 
 @patch
 def answer(self:Predictor,
     X: np.ndarray, # (n, len(columns)), from `matrix` or `vectors`
 ) -> np.ndarray: # (n,) probability of the event, or value; (n, k) probabilities for k classes
     "What the model expects, put right; one row goes through the call for single rows."
-    if len(X) > 1: return self.calibrate(self.model.predict(X))
-    return self.calibrate(np.array([self.model.predict_one(X[0])]) if len(X) else self.model.predict(X))
+    if len(X) != 1: return self.calibrate(self.model.predict(X))
+    return np.array([self.calibrate(self.model.predict_one(X[0]))])
 
 # %% ../nbs/22_predict.ipynb #fa90d4ca
 @patch

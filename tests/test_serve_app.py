@@ -364,8 +364,8 @@ def test_bodies_of_errors_tell_no_secrets(server):
 
 def test_paths_that_are_kept_are_bounded():
     paths = Paths()
-    for i in range(3000): assert paths(f"/v2/models/m{i}") and paths(f"/none/{i}") is None
-    assert len(paths.found) <= 1024
+    for i in range(3000): assert paths[f"/v2/models/m{i}"] and paths[f"/none/{i}"] is None
+    assert len(paths) <= 1024
 
 
 def test_many_clients_at_once_each_get_their_own_answer(server, predictor):

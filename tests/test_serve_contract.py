@@ -262,8 +262,19 @@ def test_a_matrix_is_the_same_rows(rows, missing):
 def test_numbers_alone_take_a_short_way(rows, low, nullable):
     contract = contract_of({c: Column("number", range=(low, None), nullable=nullable) for c in "pqr"})
     X = np.array(rows, np.float32)
-    assert contract._numeric and repr(asked(contract.from_matrix, X)) == repr(asked(contract.from_columns, {c: X[:, j].tolist() for j,
-        c in enumerate("pqr")}))
+    assert repr(asked(contract.from_matrix, X)) == repr(asked(contract.from_columns, {c: X[:, j].tolist() for j, c in enumerate("pqr")}))
+    for row in X.astype(float):
+        right = np.isfinite(row).all() and (low is None or (row >= low).all())
+        for given in (row, row.tolist()): assert (contract.from_row(given) is not None) == right
+        if right: assert repr(asked(contract.from_row, row)) == repr(asked(contract.from_matrix, row[None]))
+
+
+def test_one_row_that_is_not_plain_numbers_goes_the_long_way():
+    numbers = contract_of({c: Column("number", nullable=True) for c in "pq"})
+    assert numbers.from_row([1., 2.]).columns == {"p": [1.], "q": [2.]}
+    for row in ([1., None], [1.], [1., 2., 3.], []): assert numbers.from_row(row) is None
+    assert contract_of(PLAIN).from_row([1., 1., 0., 0.]) is None
+    assert contract_of({c: Column("number") for c in "pq"}, ["7"]).from_row([1., 2.]) is None # 7 means missing
 
 
 @pytest.mark.parametrize("row, said", [

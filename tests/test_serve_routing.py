@@ -107,6 +107,13 @@ def test_who_does_not_say_who_they_are_is_dealt_out_by_chance():
         assert abs(met.count("a") - N / 2) <= far(N, .5)
 
 
+def test_chance_deals_by_weight_whatever_number_it_draws():
+    r = router({"a": .7, "b": .2, "c": .1}, sticky=None)
+    drawn = [r.choose({}, rng=lambda i=i: (i + .5) / 1000) for i in range(1000)]
+    assert [drawn.count(v) for v in "abc"] == [700, 200, 100]
+    assert (r.choose({}, rng=lambda: 0.), r.choose({}, rng=lambda: 1 - 2**-53)) == ("a", "c")
+
+
 def test_a_header_can_say_who_asks():
     r = router({"a": .5, "b": .5}, sticky="header:X-Customer")
     met = [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]]

@@ -10,7 +10,7 @@ __all__ = ['ROUTES', 'Route', 'Paths', 'Request', 'Reply', 'refusal', 'App', 'Pr
 import asyncio, logging, os, re, time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Annotated
+from typing import Annotated, Mapping
 from urllib.parse import unquote
 
 import msgspec
@@ -61,17 +61,13 @@ def _pattern(path): return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>[^/:]+)', pa
 _TABLE = [(_pattern(p), {r.method: r for r in ROUTES if r.path == p}) for p in dict.fromkeys(r.path for r in ROUTES)]
 _KEPT = 1024 # paths
 
-class Paths:
-    "From a path to its routes."
-    def __init__(self): self.found = {}
-
-    def __call__(self, path: str) -> tuple[dict[str, Route], dict[str, str]] | None: # Route by method, and what stands for the names
-        "The routes of a path; None where there are none."
-        if hit := self.found.get(path): return hit
+class Paths(dict):
+    "From a path to its routes by method, and to what stands for the names in it; to None where there are none."
+    def __missing__(self, path: str) -> tuple[dict[str, Route], dict[str, str]] | None:
         for pattern, routes in _TABLE:
             if m := pattern.fullmatch(path):
                 hit = routes, {k: unquote(v) for k, v in m.groupdict().items()}
-                if len(self.found) < _KEPT: self.found[path] = hit
+                if len(self) < _KEPT: self[path] = hit
                 return hit
 
 # %% ../../nbs/serve/08_app.ipynb #82d7ff10
@@ -85,10 +81,19 @@ def _deadline(text): # by `time.monotonic()`
     if text.isascii() and text.isdigit(): return time.monotonic() + int(text[:12]) / 1000
     raise Denied(400, "The header x-deadline-ms is a whole number of milliseconds.", {})
 
-class Request:
-    "One request while it is answered."
-    id, key, deadline, names, body, route, endpoint, variant, rows = None, '', None, {}, b'', '', '', '', 0 # until more is known
-    def __init__(self, headers, started): self.headers, self.started = headers, started
+class Request(Struct):
+    "One request while it is answered: what is known of it so far."
+    headers: Mapping[str, str]
+    started: float # by `time.perf_counter()`
+    id: str | None = None
+    key: str = '' # the name of the API key
+    deadline: float | None = None # by `time.monotonic()`
+    route: str = ''
+    names: dict[str, str] = {} # that stand in the path
+    body: bytes = b''
+    endpoint: str = ''
+    variant: str = '' # who answered
+    rows: int = 0 # that were answered
 
 class Reply(Struct):
     "What goes back."
@@ -128,7 +133,7 @@ class App:
     ):
         self.live, self.log, self.metrics, self.access, self.settings = live, log, metrics, access, settings
         self._paths, self._busy, self._reading, self._counters = Paths(), 0, {}, {}
-        self._prefix, self._numbers = os.urandom(8).hex(), count()
+        self._ids = map(f'{os.urandom(8).hex()}-{{:x}}'.format, count()) # of requests that bring none
         self._threads = ThreadPoolExecutor(2, 'request')
 
     def __rsgi_init__(self, loop):
@@ -177,7 +182,7 @@ def _full(): return Denied(503, "The server has as many requests as it can answe
 @patch
 def _route(self:App, scope):
     "The route and the names in its path; raises `Denied`."
-    found = self._paths(scope.path)
+    found = self._paths[scope.path]
     if found is None: raise Denied(404, "There is no such route; /docs lists those that are.", {})
     routes, names = found
     route = routes.get(scope.method)
@@ -214,10 +219,10 @@ async def __rsgi__(self:App, scope, protocol):
     try: reply = await self._reply(scope, protocol, request)
     except ProtocolClosed: reply = _TORN
     except Exception as e:
-        request.id = request.id or self._new_id()
+        request.id = request.id or next(self._ids)
         reply = refusal(e, request.id)
         if isinstance(e, Refused): self._blame(self.live.endpoints.get(request.endpoint), e)
-    headers = [('content-type', reply.type), ('x-request-id', request.id or self._new_id())]
+    headers = [('content-type', reply.type), ('x-request-id', request.id or next(self._ids))]
     if reply.headers: headers += reply.headers.items()
     protocol.response_bytes(reply.status, headers, reply.body)
     self._count(request, reply)
@@ -244,9 +249,6 @@ def _blame(self:App, endpoint, refused):
     if endpoint is None: return # it was taken away meanwhile
     known = endpoint.contract.predictor.schema.columns
     for v in refused.violations: self.metrics.violations(endpoint.name, v.column if v.column in known else 'unknown').inc()
-
-@patch
-def _new_id(self:App): return f'{self._prefix}-{next(self._numbers):x}'
 
 # %% ../../nbs/serve/08_app.ipynb #6df032e6
 @patch
@@ -306,7 +308,7 @@ def _elsewhere(self:App, f, *args): return self._loop.run_in_executor(self._thre
 @patch
 def _named(self:App, request, id):
     "Give the request its id: that of the header, else that of the body, else a new one."
-    if request.id is None: request.id = self._new_id() if id is None else _checked_id(id)
+    if request.id is None: request.id = next(self._ids) if id is None else _checked_id(id)
 
 # %% ../../nbs/serve/08_app.ipynb #a7f604f3
 class Prediction(Struct, omit_defaults=True):

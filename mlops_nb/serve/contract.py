@@ -376,11 +376,17 @@ def _from_numbers(c, numbers): # A column of a matrix, as another form of reques
 
 # %% ../../nbs/serve/00_contract.ipynb #051f660e
 @patch
-def _one(self:Contract, array): # A row of nothing but numbers that are all right, or None
-    x = np.ascontiguousarray(array, np.float64)
-    row = x[0].tolist()
-    if not all([low <= v <= high for low, v, high in zip(self._low, row, self._high)]): return None
-    return Rows(1, {name: [v] for name, v in zip(self.inputs, row)}, x)
+def from_row(self:Contract,
+    values: list[float | None] | np.ndarray, # One for each input
+) -> Rows | None: # None: for `from_matrix` to say what it is
+    "The row of a request that comes as plain numbers, if all of them are right."
+    if not self._numeric or len(values) != len(self.inputs): return None
+    if not isinstance(values, list): values = values.tolist()
+    try:
+        for low, v, high in zip(self._low, values, self._high):
+            if not low <= v <= high: return None
+    except TypeError: return None # one is missing
+    return Rows(1, {name: [v] for name, v in zip(self.inputs, values)}, np.array([values]))
 
 # %% ../../nbs/serve/00_contract.ipynb #5294963a
 @patch
@@ -393,7 +399,6 @@ def from_matrix(self:Contract,
         raise Refused(f"the matrix has the shape {list(array.shape)} and the model needs [rows, {len(self.inputs)}] numbers: {', '.join(self.inputs[:12])}"
                       f"{', …' if len(self.inputs) > 12 else ''}.")
     self._count(len(array))
-    if self._numeric and len(array) == 1 and (one := self._one(array)): return one
     X, (low, high, nullable, whole) = np.ascontiguousarray(array, np.float64), self._matrix
     with np.errstate(invalid='ignore'): fine = (X >= low) & (X <= high) & ((X == np.floor(X)) | ~whole)
     if not fine.all(): fine |= np.isnan(X) & nullable

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'SHADOW_ROWS', 'FEW', 'POLL', 'Table', 'Cache', 'Batch', 'Model', 'Variant', 'Shadow', 'State', 'Answer',
-           'Late', 'Unknown', 'Endpoint', 'within', 'Asked', 'Explained', 'Live']
+           'Late', 'Unknown', 'Endpoint', 'Asked', 'Part', 'within', 'Explained', 'Live']
 
 # %% ../../nbs/serve/06_live.ipynb #29c546cb
 import asyncio, ctypes, logging, threading, time
@@ -295,6 +295,46 @@ class Endpoint:
     def variants(self) -> dict[str, Variant]: return self.state.variants
 
 # %% ../../nbs/serve/06_live.ipynb #7c5140bc
+class Asked(Struct):
+    "What all parts of a request share."
+    id: str # of the request
+    key: str # name of the API key
+    started: float # when the request came, by `time.perf_counter()`
+    deadline: float | None # by `time.monotonic()`
+    state: State
+    contract: Contract | None # that decoded the rows
+    static: bool # does the caller prefer scores computed beforehand?
+    forced: bool # was a variant asked for by name?
+
+class Part(Struct):
+    "Rows of a request that one variant answers, and what it says."
+    variant: Variant
+    columns: dict[str, list] # values by column
+    X: np.ndarray | None # (n, k) as the contract made it; None: only the entities are known
+    at: list[int] | None = None # which rows of the request; None for all
+    scores: list | None = None # these four as in `Answer`, once they are known
+    decisions: list | None = None
+    referred: list | None = None
+    source: str = "model"
+
+# %% ../../nbs/serve/06_live.ipynb #751eaae1
+@patch
+def _lookup(self:Endpoint, p, entity):
+    "What the table says to a part; None if it does not say it to all of its rows."
+    table = p.variant.model.table
+    if table is not None and entity in p.columns:
+        found = table.find(p.columns[entity])
+        self._found["table", "miss" if found is None else "hit"].inc()
+        if found is not None: return found
+    if p.X is None: raise Unknown(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
+
+@patch
+def _cached(self:Endpoint, key):
+    scores = self.live.cache.get(key)
+    self._found["cache", "miss" if scores is None else "hit"].inc()
+    return scores
+
+# %% ../../nbs/serve/06_live.ipynb #c9314fbf
 FEW = 64 # rows that are answered in the event loop
 
 _LATE = "The deadline of the request passed before it was answered; allow more time."
@@ -309,80 +349,66 @@ async def within(
         async with asyncio.timeout(deadline - time.monotonic()): return await work
     except TimeoutError: raise Late(_LATE) from None
 
-class Asked(Struct):
-    "What all parts of a request share."
-    state: State
-    contract: Contract | None # that decoded the rows
-    deadline: float | None # by `time.monotonic()`
-    static: bool # does the caller prefer scores computed beforehand?
-    forced: bool # was a variant asked for by name?
+def _judge(v, columns, X, contract): return v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, contract)))
 
 @patch
-async def _score(self:Endpoint, v, asked, columns, X): # scores of few rows, or of a net, and where they come from
-    live, X = self.live, v.matrix(columns, X, asked.contract)
-    if not (key := live.cache.entries and len(X) == 1 and (v.bundle, X.tobytes())): return await _told(v, X, asked.deadline), "model"
-    scores = live.cache.get(key)
-    self._found["cache", "miss" if scores is None else "hit"].inc()
-    if scores is not None: return scores, "cache"
-    scores = await _told(v, X, asked.deadline)
-    live.cache.put(key, scores)
-    return scores, "model"
+async def _say(self:Endpoint, p, asked):
+    "Scores, decisions, what is referred, and the source."
+    v, live = p.variant, self.live
+    if (asked.static or p.X is None) and (found := self._lookup(p, asked.state.entity)): return *found, "table"
+    if len(p.X) > FEW and v.model.batch is None:
+        return *await live.in_thread(asked.deadline, _judge, v, p.columns, p.X, asked.contract), "model"
+    X = v.matrix(p.columns, p.X, asked.contract)
+    key = (v.bundle, X.tobytes()) if live.cache.entries and len(X) == 1 else None
+    if key and (scores := self._cached(key)) is not None: return *v.predictor.outcome(p.columns, scores), "cache"
+    scores = v.predictor.answer(X) if v.model.batch is None else await within(asked.deadline, v.model.batch.ask(X))
+    if key: live.cache.put(key, scores)
+    return *v.predictor.outcome(p.columns, scores), "model"
 
-def _judge(v, asked, columns, X): return v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, asked.contract)))
-
-async def _told(v, X, deadline): return v.predictor.answer(X) if v.model.batch is None else await within(deadline, v.model.batch.ask(X))
-
-# %% ../../nbs/serve/06_live.ipynb #751eaae1
+# %% ../../nbs/serve/06_live.ipynb #e81d4a36
 @patch
-def _lookup(self:Endpoint, v, asked, columns, X):
-    "What the table says to these rows, if it is to be asked; None if it does not say it to all of them."
-    table, entity = v.model.table, asked.state.entity
-    if table is not None and (asked.static or X is None) and entity in columns:
-        found = table.find(columns[entity])
-        self._found["table", "miss" if found is None else "hit"].inc()
-        if found is not None: return found
-    if X is None: raise Unknown(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
-
-# %% ../../nbs/serve/06_live.ipynb #c9314fbf
-@patch
-async def _part(self:Endpoint, v, asked, columns, X):
-    "Rows that go to one variant: who answered them, scores, decisions, what is referred, and the source."
+async def _answer(self:Endpoint, p, asked):
+    "Fill in what the variant says, or the leading one if it fails."
+    v = p.variant
     v.asking.append(None)
     try:
-        if found := self._lookup(v, asked, columns, X): return v, *found, "table"
-        if len(X) > FEW and v.model.batch is None: return v, *await self.live.in_thread(asked.deadline, _judge, v, asked, columns, X), "model"
-        scores, source = await self._score(v, asked, columns, X)
-        return v, *v.predictor.outcome(columns, scores), source
+        scores, p.decisions, p.referred, p.source = await self._say(p, asked)
+        p.scores = scores.tolist()
+        return
     except (Late, Unknown): raise
     except Exception as e:
         self.live.failed("variant_errors", self.name, v.name, e)
         if v is asked.state.lead or asked.forced: raise
     finally: v.asking.pop()
-    return await self._part(asked.state.lead, asked, columns, X)
+    p.variant = asked.state.lead
+    await self._answer(p, asked)
 
 # %% ../../nbs/serve/06_live.ipynb #69e1c462
-@patch
-def _parts(self:Endpoint, state, columns, n, headers, variant): # (variant, its rows, or None for all)
-    if variant is not None:
-        if variant in state.variants: return [(state.variants[variant], None)]
-        raise UserError(f"the endpoint '{self.name}' has no variant '{variant}'; there are {', '.join(state.variants)}.")
-    choose = state.router.choose
-    if n == 1 or not state.router.by_row: return [(state.variants[choose(columns, 0, headers)], None)]
-    parts = {}
-    for i in range(n): parts.setdefault(choose(columns, i, headers), []).append(i)
-    return [(state.variants[name], None if len(parts) == 1 else at) for name, at in parts.items()]
+def _some(columns, X, at): # the rows `at`
+    return {c: [values[i] for i in at] for c, values in columns.items()}, None if X is None else X[at]
 
-def _joined(endpoint, id, done): # one answer from those of the parts
-    v, scores, decisions, referred, source = done[0][1]
-    answer = Answer(id=id, endpoint=endpoint, variant=v.name, bundle=v.bundle, scores=scores.tolist(), decisions=decisions,
-                    referred=referred, source=source)
-    if len(done) == 1: return answer
-    of_row = sorted((i, d, j) for d, (at, _) in enumerate(done) for j, i in enumerate(at)) # row, part, place in it
-    parts = [(p[0].name, p[1].tolist(), p[2], p[3]) for _, p in done]
-    answer.variants, answer.scores = [parts[d][0] for _, d, _ in of_row], [parts[d][1][j] for _, d, j in of_row]
-    if decisions is not None: answer.decisions = [parts[d][2][j] for _, d, j in of_row]
-    if any(p[3] is not None for p in parts): answer.referred = [bool(parts[d][3] and parts[d][3][j]) for _, d, j in of_row]
-    answer.variant, answer.bundle = answer.variants[0], next(p[0].bundle for at, p in done if 0 in at)
+@patch
+def _parts(self:Endpoint, state, rows, headers, variant): # a `Part` for each variant that is asked
+    columns, X, router = rows.columns, rows.X, state.router
+    if variant is not None:
+        if variant in state.variants: return [Part(state.variants[variant], columns, X)]
+        raise UserError(f"the endpoint '{self.name}' has no variant '{variant}'; there are {', '.join(state.variants)}.")
+    if rows.n == 1 or not router.by_row: return [Part(state.variants[router.choose(columns, 0, headers)], columns, X)]
+    mine = {}
+    for i in range(rows.n): mine.setdefault(router.choose(columns, i, headers), []).append(i)
+    if len(mine) == 1: return [Part(state.variants[name], columns, X) for name in mine]
+    return [Part(state.variants[name], *_some(columns, X, at), at) for name, at in mine.items()]
+
+def _joined(endpoint, id, parts): # one answer from those of the parts
+    p = parts[0]
+    answer = Answer(id=id, endpoint=endpoint, variant=p.variant.name, bundle=p.variant.bundle, scores=p.scores, decisions=p.decisions,
+                    referred=p.referred, source=p.source)
+    if len(parts) == 1: return answer
+    rows = [(parts[k], j) for _, k, j in sorted((i, k, j) for k, p in enumerate(parts) for j, i in enumerate(p.at))] # part, and place in it
+    answer.variants, answer.scores = [p.variant.name for p, _ in rows], [p.scores[j] for p, j in rows]
+    if answer.decisions is not None: answer.decisions = [p.decisions[j] for p, j in rows]
+    if any(p.referred is not None for p in parts): answer.referred = [bool(p.referred and p.referred[j]) for p, j in rows]
+    answer.variant, answer.bundle = answer.variants[0], rows[0][0].variant.bundle
     return answer
 
 # %% ../../nbs/serve/06_live.ipynb #d91e7b82
@@ -398,59 +424,53 @@ async def ask(self:Endpoint,
     variant: str | None = None, # Who is to answer, whatever the plan says
 ) -> Answer:
     "Answer a request and write it down. Raises `Late`, `Unknown`, and `LogFull` where an answer that cannot be written must not be given."
-    state, started, columns, X, n = self.state, started or time.perf_counter(), rows.columns, rows.X, rows.n
+    state, many = self.state, rows.n > FEW # where there are many rows, whatever takes long is done in a thread
     if deadline is not None and time.monotonic() >= deadline: raise Late(_LATE)
-    many = n > FEW and self.live.in_thread # where there are many rows, whatever takes long is done in a thread
-    if many and state.router.by_row: parts = await many(deadline, self._parts, state, columns, n, headers, variant)
-    else: parts = self._parts(state, columns, n, headers, variant)
-    asked, done = Asked(state, contract, deadline, headers is not None and headers.get("x-static") == "prefer", variant is not None), []
-    for v, at in parts: done.append((at, await self._part(v, asked, *((columns, X) if at is None else _some(columns, X, at)))))
-    close = id, done, asked, columns, key, started
-    answer = await many(None, self._close, *close) if many else self._close(*close)
-    if self.live.log is not None: await self.live.log.synced()
-    self._count(rows, done)
-    if X is not None:
-        for name in state.router.shadows(headers): self._offer(state, name, columns, X, n, contract, id, key)
+    asked = Asked(id, key, started or time.perf_counter(), deadline, state, contract, headers is not None and headers.get("x-static") == "prefer",
+                  variant is not None)
+    to = state, rows, headers, variant
+    parts = await self.live.in_thread(deadline, self._parts, *to) if many and state.router.by_row else self._parts(*to)
+    for p in parts: await self._answer(p, asked)
+    answer = await self.live.in_thread(None, self._close, parts, asked) if many else self._close(parts, asked)
+    if self.live.log is not None and self.live.log.sync: await self.live.log.synced()
+    self._count(rows, parts)
+    if rows.X is not None:
+        for name in state.router.shadows(headers): self._offer(state.variants[name], rows, asked)
     return answer
 
 # %% ../../nbs/serve/06_live.ipynb #1a21b42a
-def _some(columns, X, at): # the rows `at`
-    return {c: [values[i] for i in at] for c, values in columns.items()}, None if X is None else X[at]
-
 @patch
-def _count(self:Endpoint, rows, done):
-    if rows.nulled: self._counts["nulled"].inc(rows.nulled)
-    if rows.unknown: self._counts["unknown"].inc(rows.unknown)
-    for _, (v, scores, *_) in done: self.live.metrics.rows(self.name, v.name).inc(len(scores))
-
-@patch
-def _close(self:Endpoint, id, done, asked, columns, key, started):
+def _close(self:Endpoint, parts, asked):
     "The answer, which is on record when this returns."
-    name, live, answer = self.name, self.live, _joined(self.name, id, done)
+    live, answer = self.live, _joined(self.name, asked.id, parts)
     if live.log is None: return answer
-    now, latency, entity = time.time_ns() // 1000, int((time.perf_counter() - started) * 1e6), asked.state.entity
-    for at, (v, scores, decisions, _, source) in done:
-        mine = columns if at is None else _some(columns, None, at)[0]
-        live.write(Record(id=id, time=now, endpoint=name, variant=v.name, bundle=v.bundle, columns=mine, score=scores.tolist(),
-                          decision=decisions, entity=mine.get(entity), rows=at, source=source, latency_us=latency, key=key))
+    now, latency = time.time_ns() // 1000, int((time.perf_counter() - asked.started) * 1e6)
+    for p in parts:
+        live.write(Record(id=asked.id, time=now, endpoint=self.name, variant=p.variant.name, bundle=p.variant.bundle, columns=p.columns, score=p.scores,
+                          decision=p.decisions, entity=p.columns.get(asked.state.entity), rows=p.at, source=p.source, latency_us=latency, key=asked.key))
     return answer
 
 @patch
-def _offer(self:Endpoint, state, name, columns, X, n, contract, id, key):
-    if not state.variants[name].shadow.offer(n, self, state, name, columns, X, contract, id, key):
-        self.live.metrics.shadow_dropped(self.name, name).inc(n)
+def _count(self:Endpoint, rows, parts):
+    if rows.nulled: self._counts["nulled"].inc(rows.nulled)
+    if rows.unknown: self._counts["unknown"].inc(rows.unknown)
+    for p in parts: self.live.metrics.rows(self.name, p.variant.name).inc(len(p.scores))
+
+@patch
+def _offer(self:Endpoint, v, rows, asked):
+    if not v.shadow.offer(rows.n, self, v, rows, asked): self.live.metrics.shadow_dropped(self.name, v.name).inc(rows.n)
 
 # %% ../../nbs/serve/06_live.ipynb #a31c3a93
-def _listen(endpoint, state, name, columns, X, contract, id, key):
+def _listen(endpoint, v, rows, asked):
     "The answer of a shadow, for the log alone."
-    v, live, started = state.variants[name], endpoint.live, time.perf_counter()
+    live, started = endpoint.live, time.perf_counter()
     try:
-        scores, decisions, _ = v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, contract)))
+        scores, decisions, _ = _judge(v, rows.columns, rows.X, asked.contract)
         if live.log is None: return
-        live.write(Record(id=id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=name, bundle=v.bundle, columns=columns,
-                          score=scores.tolist(), decision=decisions, entity=columns.get(state.entity), mode="shadow", key=key,
+        live.write(Record(id=asked.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name, bundle=v.bundle, columns=rows.columns,
+                          score=scores.tolist(), decision=decisions, entity=rows.columns.get(asked.state.entity), mode="shadow", key=asked.key,
                           latency_us=int((time.perf_counter() - started) * 1e6)))
-    except Exception as e: live.failed("shadow_errors", endpoint.name, name, e)
+    except Exception as e: live.failed("shadow_errors", endpoint.name, v.name, e)
 
 # %% ../../nbs/serve/06_live.ipynb #64fe13bf
 class _Named(Struct):
@@ -499,7 +519,7 @@ async def explain(self:Endpoint,
     *, headers: Mapping[str, str] | None = None, deadline: float | None = None, variant: str | None = None,
 ) -> Explained:
     "What each column added to the raw scores of these rows, by the variant that answers the first."
-    [(v, _)] = self._parts(self.state, rows.columns, 1, headers, variant)
+    v = self._parts(self.state, Rows(1, rows.columns, rows.X), headers, variant)[0].variant
     v.asking.append(None)
     try: scores, shares = await self.live.in_thread(deadline, _shares, v, rows, contract)
     finally: v.asking.pop()

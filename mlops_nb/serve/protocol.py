@@ -245,7 +245,7 @@ def decode_infer(
     for t in inputs:
         if (data := t.data) is UNSET: t.data, at = _unpack(t, tail, at, max_rows)
         else:
-            if t.shape != [len(data)] or t.parameters is not None: _checked(t)
+            if prod(t.shape) != len(data) or t.parameters is not None: _checked(t)
             if type(t) in _NARROWED: t.data = _narrow(t)
     if at < len(tail): raise UserError(f"{len(tail) - at} bytes follow the JSON part and belong to no input; check the sizes.")
     if not inputs: raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
@@ -264,6 +264,8 @@ def _matrix(t):
     return found
 
 # %% ../../nbs/serve/01_protocol.ipynb #c98752e8
+_NUMBERS = TENSORS['FP64']
+
 def to_rows(
     request: InferRequest,
     contract: Contract, # Of the model that is asked
@@ -271,7 +273,9 @@ def to_rows(
     "The rows a request asks about."
     inputs, columns = request.inputs, {}
     if request.outputs: _known(request.outputs, contract.output)
-    if len(inputs) == 1 and inputs[0].name not in contract.predictor.schema.columns: rows = contract.from_matrix(_matrix(inputs[0]))
+    if len(inputs) == 1 and (t := inputs[0]).name not in contract.predictor.schema.columns:
+        usual = type(t) is _NUMBERS and t.shape == [1, len(t.data)]
+        rows = usual and contract.from_row(t.data) or contract.from_matrix(_matrix(t))
     else:
         n = inputs[0].shape[0] if inputs[0].shape else 0
         row, column = [n], [n, 1]
@@ -302,6 +306,7 @@ def answer_tensors(
     referred: list[bool] | None = None, # None where no row ever is
 ) -> dict[str, tuple[str, list[int], list]]: # Output -> datatype, shape, values
     "The answer of a model as tensors."
+    if decisions is not None and None in decisions: decisions = [d or '' for d in decisions]
     shape, given = [len(scores)], {'decision': decisions, 'referred': referred}
     columns = iter([*zip(*scores)] if len(scores) and isinstance(scores[0], (list, tuple)) else [scores])
     return {name: (_OUTPUTS[t.__class__], shape, given[name] if name in given else next(columns)) for name, t in output.items()}
@@ -324,13 +329,10 @@ class InferResponse(Struct, omit_defaults=True):
 
 _ENCODER = msgspec.json.Encoder()
 
-def _listed(datatype, values):
-    return ['' if v is None else v for v in values] if datatype == 'BYTES' else values
-
 def _packed(datatype, values):
     "Values as the binary extension has them."
     if datatype != 'BYTES': return np.ascontiguousarray(values, DATATYPES[datatype]).tobytes()
-    return b''.join(len(b).to_bytes(4, 'little') + b for b in (v.encode() for v in _listed(datatype, values)))
+    return b''.join(len(b).to_bytes(4, 'little') + b for b in (v.encode() for v in values))
 
 # %% ../../nbs/serve/01_protocol.ipynb #a9708b4f
 def encode_infer(
@@ -343,7 +345,7 @@ def encode_infer(
     "Write an answer of the protocol."
     wanted, given = request.outputs, request.parameters
     if not wanted and not given: # nearly all
-        outputs = [_Output(name, d, shape, None, _listed(d, values)) for name, (d, shape, values) in results.items()]
+        outputs = [_Output(name, d, shape, None, values) for name, (d, shape, values) in results.items()]
         return _ENCODER.encode(InferResponse(model_name, outputs, version, request.id, parameters)), None
     default, outputs, tail = (given or {}).get('binary_data_output') is True, [], []
     for o in wanted or [Wanted(name) for name in results]:
@@ -351,7 +353,7 @@ def encode_infer(
         if (o.parameters or {}).get('binary_data', default) is True:
             tail.append(raw := _packed(d, values))
             outputs.append(_Output(o.name, d, shape, {'binary_data_size': len(raw)}))
-        else: outputs.append(_Output(o.name, d, shape, None, _listed(d, values)))
+        else: outputs.append(_Output(o.name, d, shape, None, values))
     head = _ENCODER.encode(InferResponse(model_name, outputs, version, request.id, parameters))
     return (head + b''.join(tail), len(head)) if tail else (head, None)
 

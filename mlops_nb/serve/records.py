@@ -156,7 +156,7 @@ class Log:
         self._lock, self._line, self._on_lost = Lock(), bytearray(4096), on_lost
         self._path, self._seq = _recover(folder, slot)
         self._most, self._size, self._fd, self._until, self._born, self._failing = segment_bytes, 0, None, 0, 0.0, False
-        self._sync, self._durable, self._flight, self._old, self._new = sync, self._seq, None, [], False
+        self.sync, self._durable, self._flight, self._old, self._new = sync, self._seq, None, [], False
         self._pool = ThreadPoolExecutor(1, "log") if sync else None
 
 # %% ../../nbs/serve/03_records.ipynb #98945aeb
@@ -168,7 +168,7 @@ def _begin(self: Log, time_us):
     if empty: os.rename(self._path, path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     if empty: os.ftruncate(fd, 0)
-    if self._fd is not None: self._old.append(self._fd) if self._sync else os.close(self._fd)
+    if self._fd is not None: self._old.append(self._fd) if self.sync else os.close(self._fd)
     self._path, self._fd, self._size, self._new = path, fd, 0, True
     self._born, self._until = time.monotonic(), (time_us // _HOUR + 1) * _HOUR
 
@@ -220,7 +220,7 @@ def _recovered(self: Log):
 async def synced(self: Log) -> None:
     "Wait until the disk has every line that was appended so far; returns at once where `sync` is off. Raises `LogFull` if the disk refuses."
     mine = self._seq
-    while self._sync and self._durable < mine:
+    while self.sync and self._durable < mine:
         upto, flight = self._flight or self._launch()
         await asyncio.wait([flight]) # a request that is given up here does not take the others with it
         if upto >= mine and flight.exception() and self.on_full == "refuse":
@@ -261,7 +261,7 @@ def close(self: Log) -> None:
     "End the log; with `sync`, after the disk has all of it."
     if self._pool: self._pool.shutdown()
     with self._lock:
-        if self._sync and self._fd is not None: _flush(self._fd, self._old, self.folder / "segments")
+        if self.sync and self._fd is not None: _flush(self._fd, self._old, self.folder / "segments")
         if self._fd is not None: os.close(self._fd)
         self._fd, self._until = None, 0
     if self._own: release_slot(self.folder, self.slot); self._own = False

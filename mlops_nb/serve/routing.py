@@ -7,9 +7,11 @@ __all__ = ['Router']
 
 # %% ../../nbs/serve/05_routing.ipynb #2748ceb4
 import math
+from bisect import bisect
 from hashlib import blake2b
+from itertools import accumulate
 from random import Random, random
-from typing import Callable, Mapping
+from typing import Callable, Mapping, NamedTuple
 
 from fastcore.basics import patch
 
@@ -40,6 +42,13 @@ def _first(
     return chosen
 
 # %% ../../nbs/serve/05_routing.ipynb #bf97f53a
+class _Parts(NamedTuple):
+    "Who takes part."
+    candidates: list # who share the requests, as `_first` takes them
+    shares: list # their weights, added up
+    live: set # who may be named by a rule
+    shadows: list # who listens
+
 class Router:
     "One plan, ready to be asked."
     def __init__(self,
@@ -60,18 +69,17 @@ class Router:
         raise UserError(f"the plan of '{self.plan.endpoint}' is sticky by '{sticky}', which the contract does not have"
                         f"{did_you_mean(sticky, schema.columns)}")
 
-    def _parts(self, flags): # who shares the requests, who may be named by a rule, and who listens
+    def _parts(self, flags):
         on = [v for v in self.plan.variants if v.flag is None or v.flag in flags]
         live = [v for v in on if v.mode == 'live']
-        return ([(v.name, _number(v.name.encode()), -1 / v.weight) for v in live if v.weight],
-                {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
+        return _Parts([(v.name, _number(v.name.encode()), -1 / v.weight) for v in live if v.weight], [*accumulate(v.weight for v in live if v.weight)],
+                      {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
 
 # %% ../../nbs/serve/05_routing.ipynb #7b1c72c2
 @patch
 def _taking_part(self:Router, headers):
     "The parts of the plan, with the flags of this request."
-    if not self.plan.request_flags or headers is None: return self._usual
-    asked = headers.get('x-flags')
+    asked = headers and headers.get('x-flags')
     if not asked: return self._usual
     return self._parts(self._flags | {f.strip() for f in asked.split(',')})
 
@@ -80,7 +88,7 @@ def shadows(self:Router,
     headers: Mapping[str, str] | None = None, # Of the request
 ) -> list[str]:
     "The names of the variants that hear this request and answer nobody."
-    return self._taking_part(headers)[2]
+    return (self._taking_part(headers) if self.plan.request_flags else self._usual).shadows
 
 # %% ../../nbs/serve/05_routing.ipynb #491e11b5
 @patch
@@ -91,14 +99,14 @@ def choose(self:Router,
     rng: Callable[[], float] = random, # Where nothing is sticky: a number from 0 to 1
 ) -> str:
     "The name of the variant that answers this row."
-    candidates, live, _ = self._usual if headers is None else self._taking_part(headers)
+    taking = self._taking_part(headers) if self.plan.request_flags else self._usual
     for match, name in self._rules:
-        if name in live and match.row(columns, row): return name
-    if len(candidates) == 1: return candidates[0][0]
+        if name in taking.live and match.row(columns, row): return name
+    if len(taking.candidates) == 1: return taking.candidates[0][0]
     key = None
     if self._column is not None:
         values = columns.get(self._column)
         if values is not None: key = values[row]
     elif self._header is not None and headers is not None: key = headers.get(self._header)
-    number = int(rng() * 2**64) & _MASK if key is None else _number(self._prefix + str(key).encode())
-    return _first(number, candidates)
+    if key is not None: return _first(_number(self._prefix + str(key).encode()), taking.candidates)
+    return taking.candidates[bisect(taking.shares, rng() * taking.shares[-1], 0, len(taking.shares) - 1)][0]
