@@ -265,7 +265,7 @@ def test_numbers_alone_take_a_short_way(rows, low, nullable):
     assert repr(asked(contract.from_matrix, X)) == repr(asked(contract.from_columns, {c: X[:, j].tolist() for j, c in enumerate("pqr")}))
     for row in X.astype(float):
         right = np.isfinite(row).all() and (low is None or (row >= low).all())
-        for given in (row, row.tolist()): assert (contract.from_row(given) is not None) == right
+        for values in (row, row.tolist()): assert (contract.from_row(values) is not None) == right
         if right: assert repr(asked(contract.from_row, row)) == repr(asked(contract.from_matrix, row[None]))
 
 
