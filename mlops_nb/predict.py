@@ -345,14 +345,6 @@ def _matches(self:Predictor): # Made once for a policy
     if getattr(self, '_ruled', (None,))[0] is not self.policy: self._ruled = self.policy, self.policy.matches(self.schema)
     return self._ruled[1]
 
-# %% ../nbs/22_predict.ipynb #3a42cfb6
-@patch
-def _labels(self:Predictor, scores): # As a list; the usual case, one row of two classes, without NumPy
-    task, p = self.schema.task, self.policy
-    if task == 'regression': return None
-    if task == 'binary' and len(scores) == 1 and p and p.threshold is not None: return [self.schema.classes[1 if scores[0] >= p.threshold else 0]]
-    return self.decide(scores).tolist()
-
 # %% ../nbs/22_predict.ipynb #aefee763
 @patch
 def outcome(self:Predictor,
@@ -361,7 +353,7 @@ def outcome(self:Predictor,
 ) -> tuple[np.ndarray, list[str | None] | None, list[bool] | None]: # Scores, decisions (None: a regression), what is referred (None: nothing ever is)
     "What the policy makes of the scores."
     p = self.policy
-    if p is None or not (p.rules or p.abstain): return scores, self._labels(scores), None
+    if p is None or not (p.rules or p.abstain): return scores, None if self.schema.task == 'regression' else self.decide(scores).tolist(), None
     scores, refer = np.array(scores), np.zeros(len(scores), bool)
     found = [(m.rows(columns, len(scores)), r) for m, r in self._matches()]
     for at, r in found:
@@ -382,6 +374,21 @@ def settle(self:Predictor,
 ) -> tuple: # As `outcome`
     "What the policy makes of the scores of a frame."
     return self.outcome(as_contract(frame, self.schema, self.rule_columns).to_dict(as_series=False), scores)
+
+# %% ../nbs/22_predict.ipynb #3a42cfb6
+@patch
+def judge(self:Predictor,
+    columns: dict[str, list], # Values by column, in the contract's types
+    X: np.ndarray, # The same rows, from `matrix` or `vectors`
+) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `outcome`, with the scores as a list
+    "What the model expects, put right, and what the policy makes of it."
+    p = self.policy
+    if len(X) == 1 and self.schema.task == 'binary' and p is not None and p.threshold is not None and not (p.rules or p.abstain):
+        score = self.model.predict_one(X[0])
+        if p.calibration is not None: score = float(p.calibration.apply(score))
+        return [score], [self.schema.classes[score >= p.threshold]], None
+    scores, decisions, referred = self.outcome(columns, self.answer(X))
+    return scores.tolist(), decisions, referred
 
 # %% ../nbs/22_predict.ipynb #efdf5738
 @patch(cls_method=True)

@@ -16,7 +16,7 @@ from mlops_nb.bundle import bundle, draft
 from mlops_nb.data.features import load_features
 from mlops_nb.errors import UserError
 from mlops_nb.params import EncoderParams
-from mlops_nb.predict import Predictor, as_contract
+from mlops_nb.predict import Platt, Policy, Predictor, Temperature, as_contract
 from mlops_nb.train.encoder import Encoder
 
 
@@ -47,6 +47,27 @@ def test_a_row_alone_equals_the_batch_to_the_last_bit(predictor):
     want = predictor.predict(frame)
     same(np.array([predictor.predict_one(r) for r in frame.to_dicts()]), want)
     same(np.concatenate([predictor.predict(frame[i:i + 7]) for i in range(0, 150, 7)]), want)
+
+
+def test_a_row_is_judged_as_it_is_answered_and_settled(predictor):
+    frame, task = modelling.rows(60, seed=3), predictor.schema.task
+    columns = frame.to_dict(as_series=False)
+    for calibration in {"binary": (None, Platt(.7, -.3)), "multiclass": (None, Temperature(1.5)), "regression": (None,)}[task]:
+        policy = Policy(task, predictor.schema.classes, predictor.policy.threshold, calibration=calibration)
+        p = Predictor(predictor.schema, predictor.features, predictor.encoder, predictor.model, policy)
+        X = p.matrix(frame)
+        scores, decisions, _ = p.outcome(columns, p.answer(X))
+        assert p.judge(columns, X) == (scores.tolist(), decisions, None)
+        for i in range(len(X)):
+            alone = p.judge({c: [v[i]] for c, v in columns.items()}, X[i:i + 1])
+            assert alone == (scores[i:i + 1].tolist(), decisions and [decisions[i]], None)
+
+
+def test_without_a_threshold_nothing_is_judged(binary):
+    p = Predictor.open(binary)
+    p.policy.threshold = None
+    for n in (1, 2):
+        with pytest.raises(UserError, match="no threshold"): p.judge({}, np.zeros((n, len(p.columns))))
 
 
 def test_training_rows_get_the_scores_that_lightgbm_gives(project, predictor):

@@ -351,12 +351,12 @@ def test_somebody_can_be_asked_by_name(made, served):
 
 def test_where_another_variant_fails_the_leading_one_answers(project, made, served, caplog):
     live = served(Variant("a", made[1], .6), Variant("b", made[2], .4), rules=[Rule({}, "b")])
-    def broken(X): raise ValueError("a feature failed")
-    live.endpoints["rows"].variants["b"].predictor.answer = broken
+    def broken(columns, X): raise ValueError("a feature failed")
+    live.endpoints["rows"].variants["b"].predictor.judge = broken
     for n in (1, FEW + 1): assert ask(live, some(n)).bundle == made[1]
     assert counted(live.metrics.variant_errors, "rows", "b") == 2 and sum("a feature failed" in r.getMessage() for r in caplog.records) == 1
     with pytest.raises(ValueError): ask(live, some(1), variant="b")
-    live.endpoints["rows"].variants["a"].predictor.answer = broken
+    live.endpoints["rows"].variants["a"].predictor.judge = broken
     with pytest.raises(ValueError): ask(live, some(1))
     assert not live.endpoints["rows"].state.asking
 
@@ -420,8 +420,8 @@ def test_a_shadow_is_logged_and_changes_no_answer(made, served, predictors):
 
 def test_a_shadow_that_raises_is_counted(made, served):
     live = served(Variant("a", made[1]), Variant("s", made[2], mode="shadow"))
-    def broken(X): raise MemoryError
-    live.endpoints["rows"].variants["s"].predictor.answer = broken
+    def broken(columns, X): raise MemoryError
+    live.endpoints["rows"].variants["s"].predictor.judge = broken
     for _ in range(5): ask(live, some(1))
     until(lambda: counted(live.metrics.shadow_errors, "rows", "s") == 5, "counted")
     assert modes(live)["len"].to_list() == [5]

@@ -262,8 +262,7 @@ def _endpoint(self:App, request):
 
 @patch
 def _version(self:App, endpoint, version):
-    "The variant that a version names, or None."
-    if version is None: return None
+    "The variant that a version names."
     for v in endpoint.variants.values():
         if v.name == version or len(version) >= 8 and v.bundle.startswith(version): return v
     raise Denied(404, f"The endpoint {endpoint.name!r} has no version {version[:60]!r}{did_you_mean(version[:60], _versions(endpoint))}", {})
@@ -287,13 +286,14 @@ async def server(self:App, request): return Reply(_encode(server_metadata()))
 @patch
 async def model_ready(self:App, request):
     endpoint = self._endpoint(request)
-    self._version(endpoint, request.names.get('version'))
+    if version := request.names.get('version'): self._version(endpoint, version)
     return Reply(ready_body(True, endpoint.name))
 
 @patch
 async def model(self:App, request):
     endpoint = self._endpoint(request)
-    chosen = self._version(endpoint, request.names.get('version')) or next(iter(endpoint.variants.values()))
+    version = request.names.get('version')
+    chosen = self._version(endpoint, version) if version else next(iter(endpoint.variants.values()))
     return Reply(_encode(model_metadata(endpoint.name, _versions(endpoint), chosen.predictor)))
 
 @patch
@@ -371,8 +371,9 @@ async def _looked_up(self:App, request, endpoint, entities, id):
 @patch
 async def infer(self:App, request):
     endpoint = self._endpoint(request)
-    v = self._version(endpoint, request.names.get('version'))
-    contract = (v or endpoint).contract
+    version = request.names.get('version')
+    v = self._version(endpoint, version) if version else None
+    contract = (v or endpoint.state).contract
     given = request.body, request.headers.get('inference-header-content-length'), contract
     asked, rows = _tensors(*given) if len(request.body) <= _SMALL else await self._elsewhere(_tensors, *given)
     self._named(request, rows.id)
@@ -415,7 +416,8 @@ async def explain(self:App, request):
     contract = endpoint.contract
     rows = await self._elsewhere(contract.from_json, request.body)
     self._named(request, rows.id)
-    v = self._version(endpoint, (rows.parameters or {}).get('version'))
+    version = (rows.parameters or {}).get('version')
+    v = None if version is None else self._version(endpoint, version)
     found = await endpoint.explain(rows, contract, headers=request.headers, deadline=request.deadline, variant=v and v.name)
     request.variant, schema = found.variant, contract.predictor.schema
     rows = [_explanation(score, shares, found.columns, schema.classes) for score, shares in zip(found.scores, found.contributions)]
@@ -478,7 +480,7 @@ async def feedback(self:App, request):
 
 @patch
 def _write(self:App, records):
-    for r in records: self.live.write(r)
+    for r in records: self.log.append(r)
 
 # %% ../../nbs/serve/08_app.ipynb #03bb9de9
 @patch

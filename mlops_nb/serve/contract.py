@@ -386,7 +386,7 @@ def from_row(self:Contract,
         for low, v, high in zip(self._low, values, self._high):
             if not low <= v <= high: return None
     except TypeError: return None # one is missing
-    return Rows(1, {name: [v] for name, v in zip(self.inputs, values)}, np.array([values]))
+    return Rows(1, {name: [v] for name, v in zip(self.inputs, values)}, np.fromiter(values, float, len(values))[None])
 
 # %% ../../nbs/serve/00_contract.ipynb #5294963a
 @patch

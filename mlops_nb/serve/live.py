@@ -183,6 +183,7 @@ class Variant:
         model: Model,
     ):
         self.name, self.mode, self.model, self.since, self.shadow = planned.name, planned.mode, model, time.time(), None
+        self.rows = None # counts the rows it answered; this and the shadow come when the plan is put in force
         self.bundle, self.predictor, self.contract = model.id, model.predictor, model.contract
         self.asking = [] # an item for each request that is under way: unlike +=, append and pop hold between threads
         self._takes = {} # contract that decoded the rows -> may its matrix be taken, or only its columns?
@@ -202,6 +203,10 @@ class Variant:
         if takes: return X
         if takes is not None: return self.predictor.vectors(columns)
         return self.contract.from_columns({c: values for c, values in columns.items() if c in self.predictor.schema.columns}).X
+
+    def judge(self, columns: dict[str, list], X: np.ndarray, contract: Contract): # As for `matrix`
+        "What it says of these rows, as `Predictor.judge` does."
+        return self.predictor.judge(columns, X if self._takes.get(contract) else self.matrix(columns, X, contract))
 
 # %% ../../nbs/serve/06_live.ipynb #4dd89b3f
 SHADOW_ROWS = 20_000 # that may wait for a shadow
@@ -241,6 +246,7 @@ class State:
         self.lead = self.variants[max((v for v in plan.variants if v.mode == "live"), key=lambda v: v.weight).name]
         self.contract, schema = self.lead.contract, self.lead.predictor.schema # requests are decoded by the one with most weight
         self.router, self.entity = Router(plan, schema), schema.entity
+        self.shadowed = any(v.mode == "shadow" for v in plan.variants)
         for v in self.variants.values():
             v.meet(models)
             if v.model.question != self.lead.model.question:
@@ -312,7 +318,7 @@ class Part(Struct):
     columns: dict[str, list] # values by column
     X: np.ndarray | None # (n, k) as the contract made it; None: only the entities are known
     at: list[int] | None = None # which rows of the request; None for all
-    scores: list | None = None # these four as in `Answer`, once they are known
+    scores: list = [] # these four as in `Answer`, once they are known
     decisions: list | None = None
     referred: list | None = None
     source: str = "model"
@@ -325,14 +331,8 @@ def _lookup(self:Endpoint, p, entity):
     if table is not None and entity in p.columns:
         found = table.find(p.columns[entity])
         self._found["table", "miss" if found is None else "hit"].inc()
-        if found is not None: return found
+        if found is not None: return found[0].tolist(), *found[1:]
     if p.X is None: raise Unknown(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
-
-@patch
-def _cached(self:Endpoint, key):
-    scores = self.live.cache.get(key)
-    self._found["cache", "miss" if scores is None else "hit"].inc()
-    return scores
 
 # %% ../../nbs/serve/06_live.ipynb #c9314fbf
 FEW = 64 # rows that are answered in the event loop
@@ -349,39 +349,43 @@ async def within(
         async with asyncio.timeout(deadline - time.monotonic()): return await work
     except TimeoutError: raise Late(_LATE) from None
 
-def _judge(v, columns, X, contract): return v.predictor.outcome(columns, v.predictor.answer(v.matrix(columns, X, contract)))
+# %% ../../nbs/serve/06_live.ipynb #e81d4a36
+@patch
+async def _score(self:Endpoint, v, X, deadline): # and where the scores come from
+    key = (v.bundle, X.tobytes()) if self.live.cache.entries and len(X) == 1 else None
+    if key:
+        scores = self.live.cache.get(key)
+        self._found["cache", "miss" if scores is None else "hit"].inc()
+        if scores is not None: return scores, "cache"
+    scores = v.predictor.answer(X) if v.model.batch is None else await within(deadline, v.model.batch.ask(X))
+    if key: self.live.cache.put(key, scores)
+    return scores, "model"
 
 @patch
 async def _say(self:Endpoint, p, asked):
-    "Scores, decisions, what is referred, and the source."
-    v, live = p.variant, self.live
-    if (asked.static or p.X is None) and (found := self._lookup(p, asked.state.entity)): return *found, "table"
-    if len(p.X) > FEW and v.model.batch is None:
-        return *await live.in_thread(asked.deadline, _judge, v, p.columns, p.X, asked.contract), "model"
-    X = v.matrix(p.columns, p.X, asked.contract)
-    key = (v.bundle, X.tobytes()) if live.cache.entries and len(X) == 1 else None
-    if key and (scores := self._cached(key)) is not None: return *v.predictor.outcome(p.columns, scores), "cache"
-    scores = v.predictor.answer(X) if v.model.batch is None else await within(asked.deadline, v.model.batch.ask(X))
-    if key: live.cache.put(key, scores)
-    return *v.predictor.outcome(p.columns, scores), "model"
-
-# %% ../../nbs/serve/06_live.ipynb #e81d4a36
-@patch
-async def _answer(self:Endpoint, p, asked):
-    "Fill in what the variant says, or the leading one if it fails."
-    v = p.variant
+    "Fill in what the variant says."
+    v, rows = p.variant, (p.columns, p.X, asked.contract)
     v.asking.append(None)
     try:
-        scores, p.decisions, p.referred, p.source = await self._say(p, asked)
-        p.scores = scores.tolist()
-        return
-    except (Late, Unknown): raise
-    except Exception as e:
-        self.live.failed("variant_errors", self.name, v.name, e)
-        if v is asked.state.lead or asked.forced: raise
+        if (asked.static or p.X is None) and (found := self._lookup(p, asked.state.entity)): said, p.source = found, "table"
+        elif v.model.batch is None and len(p.X) > FEW: said = await self.live.in_thread(asked.deadline, v.judge, *rows)
+        elif v.model.batch is None and not self.live.cache.entries: said = v.judge(*rows)
+        else:
+            scores, p.source = await self._score(v, v.matrix(*rows), asked.deadline)
+            scores, *rest = v.predictor.outcome(p.columns, scores)
+            said = scores.tolist(), *rest
+        p.scores, p.decisions, p.referred = said
     finally: v.asking.pop()
-    p.variant = asked.state.lead
-    await self._answer(p, asked)
+
+# %% ../../nbs/serve/06_live.ipynb #f4e2b6c8
+@patch
+def _stand_in(self:Endpoint, p, asked, e):
+    "Give a part to the leading variant; raises `e` where that is no help."
+    v = p.variant
+    if isinstance(e, (Late, Unknown)): raise e
+    self.live.failed("variant_errors", self.name, v.name, e)
+    if v is asked.state.lead or asked.forced: raise e
+    p.variant, p.source = asked.state.lead, "model"
 
 # %% ../../nbs/serve/06_live.ipynb #69e1c462
 def _some(columns, X, at): # the rows `at`
@@ -399,17 +403,12 @@ def _parts(self:Endpoint, state, rows, headers, variant): # a `Part` for each va
     if len(mine) == 1: return [Part(state.variants[name], columns, X) for name in mine]
     return [Part(state.variants[name], *_some(columns, X, at), at) for name, at in mine.items()]
 
-def _joined(endpoint, id, parts): # one answer from those of the parts
-    p = parts[0]
-    answer = Answer(id=id, endpoint=endpoint, variant=p.variant.name, bundle=p.variant.bundle, scores=p.scores, decisions=p.decisions,
-                    referred=p.referred, source=p.source)
-    if len(parts) == 1: return answer
+def _join(answer, parts): # the answer of the first part becomes that of all of them
     rows = [(parts[k], j) for _, k, j in sorted((i, k, j) for k, p in enumerate(parts) for j, i in enumerate(p.at))] # part, and place in it
     answer.variants, answer.scores = [p.variant.name for p, _ in rows], [p.scores[j] for p, j in rows]
     if answer.decisions is not None: answer.decisions = [p.decisions[j] for p, j in rows]
     if any(p.referred is not None for p in parts): answer.referred = [bool(p.referred and p.referred[j]) for p, j in rows]
     answer.variant, answer.bundle = answer.variants[0], rows[0][0].variant.bundle
-    return answer
 
 # %% ../../nbs/serve/06_live.ipynb #d91e7b82
 @patch
@@ -430,11 +429,14 @@ async def ask(self:Endpoint,
                   variant is not None)
     to = state, rows, headers, variant
     parts = await self.live.in_thread(deadline, self._parts, *to) if many and state.router.by_row else self._parts(*to)
-    for p in parts: await self._answer(p, asked)
+    for p in parts:
+        while True:
+            try: await self._say(p, asked); break
+            except Exception as e: self._stand_in(p, asked, e)
     answer = await self.live.in_thread(None, self._close, parts, asked) if many else self._close(parts, asked)
     if self.live.log is not None and self.live.log.sync: await self.live.log.synced()
-    self._count(rows, parts)
-    if rows.X is not None:
+    if rows.nulled or rows.unknown: self._count(rows)
+    if state.shadowed and rows.X is not None:
         for name in state.router.shadows(headers): self._offer(state.variants[name], rows, asked)
     return answer
 
@@ -442,19 +444,22 @@ async def ask(self:Endpoint,
 @patch
 def _close(self:Endpoint, parts, asked):
     "The answer, which is on record when this returns."
-    live, answer = self.live, _joined(self.name, asked.id, parts)
-    if live.log is None: return answer
-    now, latency = time.time_ns() // 1000, int((time.perf_counter() - asked.started) * 1e6)
+    live, now, latency = self.live, time.time_ns() // 1000, int((time.perf_counter() - asked.started) * 1e6)
+    answer = Answer(id=asked.id, endpoint=self.name, variant=parts[0].variant.name, bundle=parts[0].variant.bundle, scores=parts[0].scores,
+                    decisions=parts[0].decisions, referred=parts[0].referred, source=parts[0].source)
+    if len(parts) > 1: _join(answer, parts)
     for p in parts:
-        live.write(Record(id=asked.id, time=now, endpoint=self.name, variant=p.variant.name, bundle=p.variant.bundle, columns=p.columns, score=p.scores,
-                          decision=p.decisions, entity=p.columns.get(asked.state.entity), rows=p.at, source=p.source, latency_us=latency, key=asked.key))
+        v = p.variant
+        v.rows.inc(len(p.scores))
+        if live.log is not None:
+            live.log.append(Record(id=asked.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=p.columns, score=p.scores,
+                              decision=p.decisions, entity=p.columns.get(asked.state.entity), rows=p.at, source=p.source, latency_us=latency, key=asked.key))
     return answer
 
 @patch
-def _count(self:Endpoint, rows, parts):
-    if rows.nulled: self._counts["nulled"].inc(rows.nulled)
-    if rows.unknown: self._counts["unknown"].inc(rows.unknown)
-    for p in parts: self.live.metrics.rows(self.name, p.variant.name).inc(len(p.scores))
+def _count(self:Endpoint, rows):
+    self._counts["nulled"].inc(rows.nulled)
+    self._counts["unknown"].inc(rows.unknown)
 
 @patch
 def _offer(self:Endpoint, v, rows, asked):
@@ -465,10 +470,10 @@ def _listen(endpoint, v, rows, asked):
     "The answer of a shadow, for the log alone."
     live, started = endpoint.live, time.perf_counter()
     try:
-        scores, decisions, _ = _judge(v, rows.columns, rows.X, asked.contract)
+        scores, decisions, _ = v.judge(rows.columns, rows.X, asked.contract)
         if live.log is None: return
-        live.write(Record(id=asked.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name, bundle=v.bundle, columns=rows.columns,
-                          score=scores.tolist(), decision=decisions, entity=rows.columns.get(asked.state.entity), mode="shadow", key=asked.key,
+        live.log.append(Record(id=asked.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name, bundle=v.bundle, columns=rows.columns,
+                          score=scores, decision=decisions, entity=rows.columns.get(asked.state.entity), mode="shadow", key=asked.key,
                           latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: live.failed("shadow_errors", endpoint.name, v.name, e)
 
@@ -510,7 +515,7 @@ class Explained(Struct, kw_only=True):
 
 def _shares(v, rows, contract):
     X = v.matrix(rows.columns, rows.X, contract)
-    return v.predictor.outcome(rows.columns, v.predictor.answer(X))[0].tolist(), v.predictor.model.contributions(X).tolist()
+    return v.predictor.judge(rows.columns, X)[0], v.predictor.model.contributions(X).tolist()
 
 @patch
 async def explain(self:Endpoint,
@@ -556,12 +561,6 @@ class Live:
 async def in_thread(self:Live, deadline, f, *args):
     "`f(*args)` in one of few threads; raises `Late` at the deadline."
     return await within(deadline, asyncio.get_running_loop().run_in_executor(self._pool, f, *args))
-
-@patch
-def write(self:Live, record):
-    "Write a record, and count it."
-    self.log.append(record)
-    self.metrics.log_records.inc()
 
 @patch
 def failed(self:Live, what, endpoint, variant, e):
@@ -626,6 +625,7 @@ def _swap(self:Live, state):
     "Put a state in force."
     name = state.plan.endpoint
     for v in state.variants.values():
+        v.rows = self.metrics.rows(name, v.name)
         if v.mode == "shadow": v.shadow = Shadow(_listen)
     endpoint = self.endpoints.get(name)
     if endpoint is None: self.endpoints = self.endpoints | {name: Endpoint(name, state, self)}

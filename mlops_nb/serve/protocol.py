@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATATYPES', 'TENSORS', 'COLUMN_TYPES', 'LIVE', 'Tensor', 'Wanted', 'InferRequest', 'decode_infer', 'to_rows',
-           'answer_tensors', 'InferResponse', 'encode_infer', 'server_metadata', 'model_metadata', 'ready_body',
-           'error_body']
+           'Output', 'answer_tensors', 'InferResponse', 'encode_infer', 'server_metadata', 'model_metadata',
+           'ready_body', 'error_body']
 
 # %% ../../nbs/serve/01_protocol.ipynb #7c197f21
 import re
@@ -299,30 +299,31 @@ def _known(outputs, known):
 # %% ../../nbs/serve/01_protocol.ipynb #0acaff40
 _OUTPUTS = {pl.Float64: 'FP64', pl.String: 'BYTES', pl.Boolean: 'BOOL'}
 
-def answer_tensors(
-    output: dict[str, pl.DataType], # From `Predictor.output`
-    scores: list, # A number for each row, or k of them
-    decisions: list[str | None] | None = None, # A label for each row, None for one that is referred to a person; None for a regression
-    referred: list[bool] | None = None, # None where no row ever is
-) -> dict[str, tuple[str, list[int], list]]: # Output -> datatype, shape, values
-    "The answer of a model as tensors."
-    if decisions is not None and None in decisions: decisions = [d or '' for d in decisions]
-    shape, given = [len(scores)], {'decision': decisions, 'referred': referred}
-    columns = iter([*zip(*scores)] if len(scores) and isinstance(scores[0], (list, tuple)) else [scores])
-    return {name: (_OUTPUTS[t.__class__], shape, given[name] if name in given else next(columns)) for name, t in output.items()}
-
-# %% ../../nbs/serve/01_protocol.ipynb #4473b8a7
-class _Output(Struct, omit_defaults=True):
+class Output(Struct, omit_defaults=True):
+    "One output of an answer."
     name: str
     datatype: str
     shape: list[int]
     parameters: dict[str, Any] | None = None
     data: Any = UNSET
 
+def answer_tensors(
+    output: dict[str, pl.DataType], # From `Predictor.output`
+    scores: list, # A number for each row, or k of them
+    decisions: list[str | None] | None = None, # A label for each row, None for one that is referred to a person; None for a regression
+    referred: list[bool] | None = None, # None where no row ever is
+) -> list[Output]: # In the order of `output`
+    "The answer of a model as tensors."
+    columns, n = [*zip(*scores)] if scores and isinstance(scores[0], (list, tuple)) else [scores], len(scores)
+    if decisions is not None: columns.append([d or '' for d in decisions] if None in decisions else decisions)
+    if len(output) > len(columns): columns.append(referred or [False] * n)
+    return [Output(name, _OUTPUTS[t.__class__], [n], None, values) for (name, t), values in zip(output.items(), columns)]
+
+# %% ../../nbs/serve/01_protocol.ipynb #4473b8a7
 class InferResponse(Struct, omit_defaults=True):
     "An answer of the protocol."
     model_name: str
-    outputs: list[_Output]
+    outputs: list[Output]
     model_version: str | None = None
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -335,25 +336,26 @@ def _packed(datatype, values):
     return b''.join(len(b).to_bytes(4, 'little') + b for b in (v.encode() for v in values))
 
 # %% ../../nbs/serve/01_protocol.ipynb #a9708b4f
+def _chosen(request, results):
+    "The outputs that were asked for, and the values of those that go in binary."
+    by_name, default = {o.name: o for o in results}, (request.parameters or {}).get('binary_data_output') is True
+    outputs, tail = [], []
+    for w in request.outputs or [Wanted(o.name) for o in results]:
+        outputs.append(o := by_name[w.name])
+        if (w.parameters or {}).get('binary_data', default) is not True: continue
+        tail.append(_packed(o.datatype, o.data))
+        outputs[-1] = Output(o.name, o.datatype, o.shape, {'binary_data_size': len(tail[-1])})
+    return outputs, tail
+
 def encode_infer(
     request: InferRequest, # Whose id is echoed, and whose outputs are chosen
     model_name: str,
     version: str | None,
-    results: dict[str, tuple[str, list[int], Any]], # From `answer_tensors`
+    results: list[Output], # From `answer_tensors`
     parameters: dict[str, Any] | None = None, # Of the response: what else there is to say
 ) -> tuple[bytes, int | None]: # The body, and the length of its JSON part where binary tensors follow it
     "Write an answer of the protocol."
-    wanted, given = request.outputs, request.parameters
-    if not wanted and not given: # nearly all
-        outputs = [_Output(name, d, shape, None, values) for name, (d, shape, values) in results.items()]
-        return _ENCODER.encode(InferResponse(model_name, outputs, version, request.id, parameters)), None
-    default, outputs, tail = (given or {}).get('binary_data_output') is True, [], []
-    for o in wanted or [Wanted(name) for name in results]:
-        d, shape, values = results[o.name]
-        if (o.parameters or {}).get('binary_data', default) is True:
-            tail.append(raw := _packed(d, values))
-            outputs.append(_Output(o.name, d, shape, {'binary_data_size': len(raw)}))
-        else: outputs.append(_Output(o.name, d, shape, None, values))
+    outputs, tail = _chosen(request, results) if request.outputs or request.parameters else (results, None)
     head = _ENCODER.encode(InferResponse(model_name, outputs, version, request.id, parameters))
     return (head + b''.join(tail), len(head)) if tail else (head, None)
 

@@ -148,12 +148,14 @@ class Log:
         on_full: Literal["refuse", "serve"] = "refuse", # What happens to an answer that cannot be written down
         segment_bytes: int = 64 << 20, # A larger segment is followed by a new one
         on_lost: Callable[[int], None] = lambda rows: None, # Told how many rows were answered without a record
+        on_line: Callable[[], None] = lambda: None, # Told of each line that was written
     ):
         self.folder, self.slot, self.on_full, self.lost = Path(folder), slot, on_full, 0
         self._own = _lock(folder, slot) not in _held
         if self._own and _claim(folder, [slot], 1) is None: raise UserError(f"{folder}: slot {slot} is taken by a running process; each process needs a slot of its own.")
         (self.folder / "segments").mkdir(parents=True, exist_ok=True)
         self._lock, self._line, self._on_lost = Lock(), bytearray(4096), on_lost
+        self._on_line = on_line
         self._path, self._seq = _recover(folder, slot)
         self._most, self._size, self._fd, self._until, self._born, self._failing = segment_bytes, 0, None, 0, 0.0, False
         self.sync, self._durable, self._flight, self._old, self._new = sync, self._seq, None, [], False
@@ -187,6 +189,7 @@ def append(self: Log, record: Record | Feedback) -> None:
             if wrote != len(self._line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._seq += 1
             self._size += wrote
+            self._on_line()
             if self._failing: self._recovered()
         except OSError as e:
             self._cut()

@@ -76,7 +76,7 @@ def _worker(root, bundle, settings, parent, tell): # what a forked process runs 
         folder = root / settings.log.folder
         slot = claim_slot(folder, _SLOTS * _workers(settings))
         metrics = Metrics(folder, slot)
-        log = Log(folder, slot, settings.log.sync, settings.log.on_full, settings.log.segment << 20, on_lost=metrics.log_failures.inc)
+        log = Log(folder, slot, settings.log.sync, settings.log.on_full, settings.log.segment << 20, metrics.log_failures.inc, metrics.log_records.inc)
         access = Access(root / settings.serve.keys if settings.serve.access == 'keys' else None)
         live = Live(bundle or root, settings, metrics, log)
         live.start()
