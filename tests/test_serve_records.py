@@ -502,11 +502,11 @@ def test_a_full_disk_refuses(small_disk, sync):
 
 def test_a_full_disk_serves_and_counts(small_disk):
     (small_disk / "filler").write_bytes(bytes(300_000))
-    counted = []
-    log = Log(small_disk / "log", 0, on_full="serve", on_lost=counted.append)
+    counted, lines = [], []
+    log = Log(small_disk / "log", 0, on_full="serve", on_lost=counted.append, on_line=lambda: lines.append(1))
     wrote = append_until_full(log, small_disk / "filler")
     log.append(answer("lost", rows=3, columns=dict(x=["x" * 9000] * 3)))
-    assert log.lost == 4 == sum(counted)
+    assert log.lost == 4 == sum(counted) and len(lines) == wrote
     for refused in (answer("shadow", mode="shadow", columns=dict(x=["x" * 9000])), label("r0", "x" * 9000)):
         with pytest.raises(LogFull): log.append(refused)
     (small_disk / "filler").unlink()
