@@ -271,11 +271,11 @@ def main():
              row("server, from the command to the first answer", f"{ready:.2f} s", bound="≤ 1.5 s", met=ready <= 1.5),
              row("server, memory of its processes after the load, shared pages counted once", f"{memory:.0f} MiB", bound="≤ 120 MiB",
                  met=memory <= 120)]
-    report(rows, [f"HTTP: a LightGBM model of {trees} trees on {COLUMNS} columns, one row a request, one worker; wrk on one thread beside it "
-                  f"on the same cores. In each of {rounds} rounds every server is started, warmed up and loaded for {each} s with each number of "
-                  "connections; a figure is the median of the rounds. Ours validates, routes between two variants, logs every answer before it "
-                  "is sent, and counts. Each peer is installed into an environment of its own and written as its documentation shows; all "
-                  "predict with one thread.",
+    report(rows, [f"HTTP: a LightGBM model of {trees} trees on {COLUMNS} columns, one row a request, one worker; wrk on one thread "
+                  f"beside it on the same cores. In each of {rounds} rounds every server is started, warmed up and loaded for {each} s "
+                  "with each number of connections; a figure is the median of the rounds. Ours validates, routes between two variants, "
+                  "logs every answer before it is sent, and counts. Each peer is installed into an environment of its own and written as "
+                  "its documentation shows; all predict with one thread.",
                   "Decoding and the trees alone: a Granian application of ten lines that checks, routes, records and counts nothing. "
                   "So fast could this server be if all that it does beside that cost nothing.",
                   "Offered steadily: `mlops-nb capacity` with JSON objects. Its client is Python, keeps one of the cores busy, and counts "
