@@ -15,6 +15,7 @@ from mlops_nb.errors import UserError
 from mlops_nb.predict import Policy, Predictor, Rule
 from mlops_nb.schema import Column, Schema
 from mlops_nb.serve.contract import MOST, Contract, Refused
+from mlops_nb.serve.protocol import decode_infer, to_rows
 from mlops_nb.train.encoder import EncodedColumn, Encoder
 
 KINDS = dict(integer="number", number="number", boolean="boolean", category="category")
@@ -263,18 +264,37 @@ def test_numbers_alone_take_a_short_way(rows, low, nullable):
     contract = contract_of({c: Column("number", range=(low, None), nullable=nullable) for c in "pqr"})
     X = np.array(rows, np.float32)
     assert repr(asked(contract.from_matrix, X)) == repr(asked(contract.from_columns, {c: X[:, j].tolist() for j, c in enumerate("pqr")}))
-    for row in X.astype(float):
-        right = np.isfinite(row).all() and (low is None or (row >= low).all())
-        for values in (row, row.tolist()): assert (contract.from_row(values) is not None) == right
-        if right: assert repr(asked(contract.from_row, row)) == repr(asked(contract.from_matrix, row[None]))
 
 
-def test_one_row_that_is_not_plain_numbers_goes_the_long_way():
-    numbers = contract_of({c: Column("number", nullable=True) for c in "pq"})
-    assert numbers.from_row([1., 2.]).columns == {"p": [1.], "q": [2.]}
-    for row in ([1., None], [1.], [1., 2., 3.], []): assert numbers.from_row(row) is None
-    assert contract_of(PLAIN).from_row([1., 1., 0., 0.]) is None
-    assert contract_of({c: Column("number") for c in "pq"}, ["7"]).from_row([1., 2.]) is None # 7 means missing
+def usual(values, name="x", shape=None, **more):
+    return json.dumps({"inputs": [{"name": name, "datatype": "FP64", "shape": shape or [1, len(values)], "data": values}], **more}).encode()
+
+
+@settings(deadline=None, max_examples=150)
+@given(row=st.lists(st.none() | st.integers(-2**70, 2**70) | st.floats() | st.sampled_from([0., -0., 1, -1.]), min_size=3, max_size=3),
+    low=st.sampled_from([None, 0]), nullable=st.booleans(), id=st.none() | st.text(max_size=3))
+def test_the_usual_request_is_the_same_row_or_left_to_the_protocol(row, low, nullable, id):
+    contract = contract_of({c: Column("number", range=(low, None), nullable=nullable) for c in "pqr"})
+    body = usual(row, id=id)
+    got = contract.from_infer(body)
+    right = all(v is not None and np.isfinite(float(v)) and (low is None or v >= low) for v in row)
+    assert (got is not None) == right
+    if right: assert repr(content(got)) == repr(content(to_rows(decode_infer(body), contract)))
+
+
+@pytest.mark.parametrize("body", [
+    usual([1., 2.], name="p"), usual([1.]), usual([1., 2., 3.]), usual([1., 2.], shape=[2]), usual([1., 2.], shape=[2, 1]),
+    usual([[1., 2.]]), usual(["1", "2"]), usual([True, False]), usual([1., 2.], parameters={}),
+    usual([1., 2.], outputs=[{"name": "score"}]), usual([1., 2.]).replace(b"FP64", b"FP32"), usual([1., 2.])[:-1],
+    usual([1., 2.]).replace(b"1.0", b"1e999"), b"", b"[" * 100_000, b"\xff"])
+def test_every_other_request_is_left_to_the_protocol(body):
+    assert contract_of({c: Column("number") for c in "pq"}).from_infer(body) is None
+
+
+def test_only_plain_numbers_make_a_usual_request():
+    assert contract_of({c: Column("number") for c in "pq"}).from_infer(usual([1., 2.])).columns == {"p": [1.], "q": [2.]}
+    assert contract_of({c: Column("number") for c in "pq"}, ["7"]).from_infer(usual([1., 2.])) is None # 7 means missing
+    assert contract_of(PLAIN).from_infer(usual([1., 1., 0., 0.])) is None
 
 
 @pytest.mark.parametrize("row, said", [

@@ -23,7 +23,7 @@ from .access import Access, Denied
 from .contract import Contract, Refused
 from .live import Answer, Late, Unknown
 from .openapi import DOCS_CSP, docs_page, openapi as describe
-from .protocol import LIVE, answer_tensors, decode_infer, encode_infer, error_body, model_metadata, ready_body, server_metadata, to_rows
+from .protocol import LIVE, InferRequest, answer_tensors, decode_infer, encode_infer, error_body, model_metadata, ready_body, server_metadata, to_rows
 from .records import Feedback, LogFull
 from ..settings import ServeSettings
 
@@ -386,6 +386,7 @@ async def infer(self:App, request):
     return Reply(body, 'application/octet-stream', {'inference-header-content-length': str(length)})
 
 def _tensors(body, length, contract):
+    if length is None and (rows := contract.from_infer(body)): return InferRequest([], rows.id), rows
     try: return (asked := decode_infer(body, length)), to_rows(asked, contract)
     except Refused: raise
     except UserError as e: raise Refused(str(e)) from None

@@ -8,7 +8,7 @@ __all__ = ['MOST', 'Rows', 'Violation', 'Refused', 'Contract']
 # %% ../../nbs/serve/00_contract.ipynb #47f62e83
 import math, re
 from datetime import datetime, timezone
-from typing import Annotated, Any, Iterator
+from typing import Annotated, Any, Iterator, Literal
 
 import msgspec
 import numpy as np
@@ -221,14 +221,14 @@ _ENDS = dict(boolean=lambda c: (0, 1), category=lambda c: (0, len(c.domain) - 1)
 
 @patch
 def _limits(self:Contract, columns): # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
-    self._matrix, self._numeric = None, False
+    self._matrix, self._infer = None, None
     if self.needed != {*self.inputs} or any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns): return
     ends = [_ENDS[c.type](c) for c in columns]
     low = [end[0] if c.range is None or c.range[0] is None else max(end[0], c.range[0]) for c, end in zip(columns, ends)]
     high = [end[1] if c.range is None or c.range[1] is None else min(end[1], c.range[1]) for c, end in zip(columns, ends)]
     self._matrix = np.array(low), np.array(high), np.array([c.nullable for c in columns]), np.array([c.type != 'number' for c in columns])
-    self._numeric = not self._words and not self.predictor.features.functions and all(c.type == 'number' for c in columns)
-    self._low, self._high = self._matrix[0].tolist(), self._matrix[1].tolist()
+    if not self._words and not self.predictor.features.functions and all(c.type == 'number' for c in columns):
+        self._infer = msgspec.json.Decoder(_infer_type(*(ends.tolist() for ends in self._matrix[:2])))
 
 # %% ../../nbs/serve/00_contract.ipynb #e21d4577
 @patch
@@ -375,18 +375,23 @@ def _from_numbers(c, numbers): # A column of a matrix, as another form of reques
     return [_placed(v, c.type, c.domain or [False, True]) for v in numbers]
 
 # %% ../../nbs/serve/00_contract.ipynb #051f660e
+def _infer_type(low, high): # Of a request with one tensor FP64 [1, inputs]; no other fits
+    row = tuple[tuple(Annotated[float, Meta(ge=l, le=h)] for l, h in zip(low, high))]
+    tensor = msgspec.defstruct('Tensor', [('name', str), ('datatype', Literal['FP64']), ('shape', tuple[Literal[1], Literal[len(low)]]), ('data', row)],
+                               forbid_unknown_fields=True)
+    return msgspec.defstruct('Infer', [('inputs', tuple[tensor]), ('id', str | None, None)], forbid_unknown_fields=True)
+
 @patch
-def from_row(self:Contract,
-    values: list[float | None] | np.ndarray, # One for each input
-) -> Rows | None: # None: for `from_matrix` to say what it is
-    "The row of a request that comes as plain numbers, if all of them are right."
-    if not self._numeric or len(values) != len(self.inputs): return None
-    if not isinstance(values, list): values = values.tolist()
-    try:
-        for low, v, high in zip(self._low, values, self._high):
-            if not low <= v <= high: return None
-    except TypeError: return None # one is missing
-    return Rows(1, {name: [v] for name, v in zip(self.inputs, values)}, np.fromiter(values, float, len(values))[None])
+def from_infer(self:Contract,
+    body: bytes, # JSON of the open inference protocol
+) -> Rows | None: # None: another request, or a wrong one
+    "The row of the usual request of the open protocol, if all is right."
+    if self._infer is None: return None
+    try: found = self._infer.decode(body)
+    except (ValueError, RecursionError): return None
+    [t] = found.inputs
+    if t.name in self.cells: return None # it means a column
+    return Rows(1, {name: [v] for name, v in zip(self.inputs, t.data)}, np.fromiter(t.data, float, len(t.data))[None], id=found.id)
 
 # %% ../../nbs/serve/00_contract.ipynb #5294963a
 @patch

@@ -264,8 +264,6 @@ def _matrix(t):
     return found
 
 # %% ../../nbs/serve/01_protocol.ipynb #c98752e8
-_NUMBERS = TENSORS['FP64']
-
 def to_rows(
     request: InferRequest,
     contract: Contract, # Of the model that is asked
@@ -273,9 +271,7 @@ def to_rows(
     "The rows a request asks about."
     inputs, columns = request.inputs, {}
     if request.outputs: _known(request.outputs, contract.output)
-    if len(inputs) == 1 and (t := inputs[0]).name not in contract.predictor.schema.columns:
-        usual = type(t) is _NUMBERS and t.shape == [1, len(t.data)]
-        rows = usual and contract.from_row(t.data) or contract.from_matrix(_matrix(t))
+    if len(inputs) == 1 and inputs[0].name not in contract.predictor.schema.columns: rows = contract.from_matrix(_matrix(inputs[0]))
     else:
         n = inputs[0].shape[0] if inputs[0].shape else 0
         row, column = [n], [n, 1]
