@@ -22,10 +22,11 @@ from mlops_nb.files import read_json, write_json
 from mlops_nb.plan import Plan, Rule, Variant, plan_path, write_plan
 from mlops_nb.predict import Predictor
 from mlops_nb.sealed import seal
-from mlops_nb.serve.live import BATCH, FEW, SHADOW_ROWS, Batch, Cache, Late, Live, Shadow, Table, Unknown
+from mlops_nb.serve.live import FEW, Late, Live, Unknown
 from mlops_nb.serve.metrics import Metrics
 from mlops_nb.serve.records import Log, LogFull, read_log
 from mlops_nb.serve.score import score_table
+from mlops_nb.serve.variants import BATCH, SHADOW_ROWS, Batch, Cache, Shadow, Table
 from mlops_nb.settings import read_settings
 from mlops_nb.store import put, table_path
 
