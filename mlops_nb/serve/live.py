@@ -219,9 +219,10 @@ def _close(self:Endpoint, parts, asked):
     for p in parts:
         v = p.variant
         v.rows.inc(len(p.scores))
-        if live.log is not None:
-            live.log.append(Record(id=asked.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=p.columns, score=p.scores,
-                              decision=p.decisions, entity=p.columns.get(asked.state.entity), rows=p.at, source=p.source, latency_us=latency, key=asked.key))
+        if live.log is None: continue
+        live.log.append(Record(id=asked.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=p.columns, score=p.scores,
+                               decision=p.decisions, entity=p.columns.get(asked.state.entity), rows=p.at, source=p.source, latency_us=latency,
+                               key=asked.key))
     return answer
 
 @patch
@@ -241,8 +242,8 @@ def _listen(endpoint, v, rows, asked):
         scores, decisions, _ = v.judge(rows.columns, rows.X, asked.contract)
         if live.log is None: return
         live.log.append(Record(id=asked.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name, bundle=v.bundle, columns=rows.columns,
-                          score=scores, decision=decisions, entity=rows.columns.get(asked.state.entity), mode="shadow", key=asked.key,
-                          latency_us=int((time.perf_counter() - started) * 1e6)))
+                               score=scores, decision=decisions, entity=rows.columns.get(asked.state.entity), mode="shadow", key=asked.key,
+                               latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: live.failed("shadow_errors", endpoint.name, v.name, e)
 
 # %% ../../nbs/serve/07_live.ipynb #64fe13bf
