@@ -249,6 +249,12 @@ def test_an_answer_in_binary(outputs, parameters, binary):
         assert [v.decode() if isinstance(v, bytes) else v for v in values] == [*VALUES[o["name"]]]
 
 
+def test_where_nobody_is_referred_the_output_says_so():
+    output = {"score": pl.Float64(), "decision": pl.String(), "referred": pl.Boolean()}
+    assert [o.data for o in answer_tensors(output, [.5, .6], ["a", "b"])] == [[.5, .6], ["a", "b"], [False, False]]
+    assert [o.data for o in answer_tensors(output, [.5], [None], [True])] == [[.5], [""], [True]]
+
+
 def test_scores_come_back_to_the_last_bit():
     scores = np.random.default_rng(0).random(500)
     body, length = encode_infer(decode_infer(asked(GOOD)), "m", None, answer_tensors({"score": pl.Float64()}, scores.tolist()))
