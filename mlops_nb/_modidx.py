@@ -1577,6 +1577,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.serve.live.Live': ('serve/live.html#live', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live.Live.__init__': ('serve/live.html#live.__init__', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live.Live._adopt': ('serve/live.html#live._adopt', 'mlops_nb/serve/live.py'),
+                                     'mlops_nb.serve.live.Live._bundles_of': ('serve/live.html#live._bundles_of', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live.Live._drain': ('serve/live.html#live._drain', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live.Live._leave': ('serve/live.html#live._leave', 'mlops_nb/serve/live.py'),
                                      'mlops_nb.serve.live.Live._model': ('serve/live.html#live._model', 'mlops_nb/serve/live.py'),

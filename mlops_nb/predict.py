@@ -384,8 +384,7 @@ def judge(self:Predictor,
     "What the model expects, put right, and what the policy makes of it."
     p = self.policy
     if len(X) == 1 and self.schema.task == 'binary' and p is not None and p.threshold is not None and not (p.rules or p.abstain):
-        score = self.model.predict_one(X[0])
-        if p.calibration is not None: score = float(p.calibration.apply(score))
+        score = float(self.calibrate(self.model.predict_one(X[0])))
         return [score], [self.schema.classes[score >= p.threshold]], None
     scores, decisions, referred = self.outcome(columns, self.answer(X))
     return scores.tolist(), decisions, referred

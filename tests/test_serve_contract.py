@@ -260,7 +260,7 @@ def test_a_matrix_is_the_same_rows(rows, missing):
 @settings(deadline=None, max_examples=150)
 @given(rows=st.lists(st.lists(st.floats(width=32) | st.sampled_from([0., 1., 2., -1.]), min_size=3, max_size=3), min_size=1, max_size=10),
     low=st.sampled_from([None, 0]), nullable=st.booleans())
-def test_numbers_alone_take_a_short_way(rows, low, nullable):
+def test_a_matrix_of_small_floats_is_the_same_rows(rows, low, nullable):
     contract = contract_of({c: Column("number", range=(low, None), nullable=nullable) for c in "pqr"})
     X = np.array(rows, np.float32)
     assert repr(asked(contract.from_matrix, X)) == repr(asked(contract.from_columns, {c: X[:, j].tolist() for j, c in enumerate("pqr")}))

@@ -366,6 +366,13 @@ def _read(self:Live, path): # the state of a plan; `UserError` if it cannot be i
 
 # %% ../../nbs/serve/07_live.ipynb #9f91cd5d
 @patch
+def _bundles_of(self:Live, path): # the folders and files of the bundles that a plan names, with their stamps
+    try: plan = read_plan(path)
+    except (UserError, OSError, ValueError): return {} # it is torn, and names nothing to wait for
+    folders = [self.store / v.bundle for v in plan.variants] if plan else []
+    return {p: _stamp(p) for folder in folders for p in (folder, *folder.glob("*"))}
+
+@patch
 def _adopt(self:Live, path, stamp):
     "Put a plan in force, or say why not."
     waits = {self.store: _stamp(self.store)}
@@ -376,9 +383,7 @@ def _adopt(self:Live, path, stamp):
         if self.refused.pop(str(path), None): _log.warning("%s is in force now.", path)
     except Exception as e:
         sentence = str(e) if isinstance(e, UserError) else f"{path}: {type(e).__name__}: {e}"
-        try: waits |= {p: _stamp(p) for v in read_plan(path).variants for p in (self.store / v.bundle, *(self.store / v.bundle).glob("*"))}
-        except Exception: pass # a torn plan names nothing to wait for
-        self._seen[path] = stamp, waits
+        self._seen[path] = stamp, waits | self._bundles_of(path)
         if self.refused.get(str(path)) == sentence: return
         self.refused[str(path)] = sentence
         self.metrics.swaps(path.stem, "refused").inc()
