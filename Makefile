@@ -17,11 +17,11 @@ repro: $(READY)            ## data, the whole pipeline, the reports
 test: check lessons pytest ## export drift, lint, lesson cells, pytest
 
 check: $(READY)            ## the notebooks and the package are in step; ruff
-	@python tests/drift.py
+	@python tests/support/export_drift.py
 	@ruff check tests benchmarks docs
 
 lessons: $(READY)          ## run every notebook that exports, each in a process of its own
-	@python tests/lessons.py
+	@python tests/support/run_notebooks.py
 
 pytest: $(READY)
 	@python -m pytest -n 2 --dist loadfile

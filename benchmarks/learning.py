@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 from common import ROOT, fewer_subscribers, fresh_copy, quick, report, row, run, workplace
 
-from mlops_nb.params import NetParams, read_params, write_params
+from mlops_nb.config.params import NetParams, read_params, write_params
 
 DATA = ROOT.parent / "shared" / "data"
 ADULT = (f"{DATA}/adult/adult.[dt]*", "--target", "rtrim(outcome, '.')", "--test-files", "adult.test")
@@ -22,7 +22,7 @@ def project(to, data, *options):
 
 def trained(root, learner="gbdt", trials=0, net=NET):
     "Scores and targets of the test rows, after tuning and training."
-    from mlops_nb.bundle import draft
+    from mlops_nb.bundle.bundle import draft
     p = read_params(root / "params.yaml")
     p.train.learners, p.tune.trials, p.train.net = [learner], trials, net
     write_params(p, root / "params.yaml")

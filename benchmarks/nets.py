@@ -9,12 +9,12 @@ from common import THREADS, alternating, quick, report, row
 from msgspec.structs import replace
 from torch.utils.data import DataLoader, TensorDataset
 
-from mlops_nb.params import NetParams
-from mlops_nb.train.board import Meter
-from mlops_nb.train.net import Fitting, has_half, repeatable, run_epoch
-from mlops_nb.train.network import build, design, training_loss
-from mlops_nb.train.parts import Part
-from mlops_nb.train.rows import Table, put
+from mlops_nb.config.params import NetParams
+from mlops_nb.model.network import build, design, training_loss
+from mlops_nb.train.dataset import Part
+from mlops_nb.train.net_data import Table, put
+from mlops_nb.train.net_trainer import Fitting, has_half, repeatable, run_epoch
+from mlops_nb.train.tensorboard import Meter
 
 TABM, MLP = NetParams(), NetParams(k=1)
 # rows, numbers, categories, task, and samples a second that were published for an A100 in bf16 without compile: TabM (k = 32), then MLP

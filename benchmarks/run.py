@@ -71,7 +71,7 @@ def title(name): return ast.get_docstring(ast.parse((HERE / f"{name}.py").read_t
 
 
 def write_page(name, found, load):
-    from mlops_nb.files import atomic_file
+    from mlops_nb.core.files import atomic_file
     text = PAGE.format(title=title(name), table=table(found["rows"]), notes=listed(found["notes"]), machine=listed(machine(name, load)))
     with atomic_file(ROOT / "docs" / "benchmarks" / f"{name}.md") as tmp: tmp.write_text(text, encoding="utf-8")
 

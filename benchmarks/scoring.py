@@ -2,9 +2,9 @@
 import polars as pl
 from common import THREADS, alternating, fewer_subscribers, fresh_copy, quick, report, row, run, seconds, workplace
 
-from mlops_nb.booster import Booster
-from mlops_nb.predict import Predictor
-from mlops_nb.serve.score import score
+from mlops_nb.batch.batch_scoring import score
+from mlops_nb.model.booster import Booster
+from mlops_nb.model.predictor import Predictor
 
 
 def many_rows(project, least):

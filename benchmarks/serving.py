@@ -110,7 +110,7 @@ def made(tmp, trees):
     pl.DataFrame({**dict(zip(names, X.T, strict=True)), "event": np.where(y, "yes", "no")}).write_parquet(tmp / "rows.parquet")
     root = tmp / "model" # the endpoint takes its name
     run("mlops-nb", "init", root, "--data", tmp / "rows.parquet", "--target", "event", cwd=tmp)
-    from mlops_nb.params import read_params, write_params
+    from mlops_nb.config.params import read_params, write_params
     p = read_params(root / "params.yaml")
     p.train.gbdt.n_estimators, p.train.gbdt.early_stopping_rounds, p.train.gbdt.learning_rate = trees, 10 * trees, 0.01
     write_params(p, root / "params.yaml")
@@ -124,10 +124,10 @@ def made(tmp, trees):
 
 def released(root):
     "Two variants behind the endpoint, so that each request is routed."
-    from mlops_nb.files import write_json
-    from mlops_nb.plan import Plan, Variant, plan_path
-    from mlops_nb.settings import read_settings
-    from mlops_nb.store import put
+    from mlops_nb.bundle.store import put
+    from mlops_nb.config.settings import read_settings
+    from mlops_nb.core.files import write_json
+    from mlops_nb.release.release_plan import Plan, Variant, plan_path
     settings = read_settings(root)
     bundle = put(root / "artifacts/bundle", root / settings.release.store).name
     path = plan_path(root, settings)
@@ -199,7 +199,7 @@ def said(f): return f"{f['rate']:,.0f}/s, p50 {f['p50']:.2f} ms, p99 {f['p99']:.
 
 def one_row(root, n=2000):
     "Microseconds of one row after the other: the trees alone, with the row's encoding, and with the policy's calibration."
-    from mlops_nb.predict import Predictor
+    from mlops_nb.model.predictor import Predictor
     predictor = Predictor.open(root / "artifacts/bundle")
     frame = pl.read_parquet(root / "artifacts/prepared/test.parquet", columns=predictor.inputs).head(n)
     rows, X = [{c: [v] for c, v in r.items()} for r in frame.to_dicts()], predictor.matrix(frame)
@@ -214,7 +214,7 @@ def one_row(root, n=2000):
 
 def rates(root, each):
     "The curve of one worker: a row for each rate that was offered."
-    from mlops_nb.serve.capacity import measure
+    from mlops_nb.serve.capacity_planning import measure
     for s in measure(root, each):
         figure = f"{s.answered:,.0f}/s, p50 {s.p50:.2f} ms, p99 {s.p99:.2f} ms, p99.9 {s.p999:.2f} ms"
         yield row(f"… offered {s.offered:,.0f}/s, steadily", figure)

@@ -2,7 +2,7 @@
 import numpy as np
 from common import THREADS, alternating, quick, report, row, seconds
 
-from mlops_nb.booster import Booster
+from mlops_nb.model.booster import Booster
 
 
 def model(rows, trees, columns=28):

@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .errors import UserError, os_sentence
+from .core.errors import UserError, os_sentence
 
 # %% ../nbs/92_cli.ipynb #d60ddec1
 def _keep_traceback(e):
@@ -88,7 +88,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The new project: a folder 
          task: Annotated[Optional[str], typer.Option(help="binary, multiclass or regression; guessed from the target.")] = None,
          separator: _Separator = None, encoding: _Encoding = None, table: _Table = None, query: _Query = None):
     "Write a new project around a data set."
-    from mlops_nb.project import init
+    from mlops_nb.scaffold import init
     schema = init(folder, data, target, time=time, ordered=ordered, group=group, split_column=split_column, test_files=_names(test_files),
                   exclude=_names(exclude), entity=entity, filter=filter, task=task, separator=separator, encoding=encoding, table=table, query=query)
     print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
@@ -101,7 +101,7 @@ def ingest(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or
            separator: _Separator = None, encoding: _Encoding = None, table: _Table = None, query: _Query = None):
     "Bring data into this project; the same data twice adds nothing."
     from mlops_nb.data.ingest import ingest, track_data
-    from mlops_nb.schema import read_schema
+    from mlops_nb.config.schema import read_schema
     root = Path(".")
     done = ingest(data, root, time=read_schema(root / "schema.yaml").event_time, replace=replace,
                   separator=separator, encoding=encoding, table=table, query=query)
@@ -112,8 +112,8 @@ def ingest(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or
 def simulate(if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing when there is data already.")] = False):
     "Make the simulated subscribers that params.yaml describes."
     from mlops_nb.data.ingest import track_data
-    from mlops_nb.data.simulator import simulate
-    from mlops_nb.params import read_params
+    from mlops_nb.examples.simulator import simulate
+    from mlops_nb.config.params import read_params
     root = Path(".")
     if if_missing and (root / "data" / "manifest.json").exists(): return
     simulate(root, read_params(root / "params.yaml").simulate)
@@ -132,7 +132,7 @@ app.add_typer(gate, name="gate")
 @gate.command("check")
 def gate_check():
     "Exit 1 unless the last bundle passed its gate."
-    from mlops_nb.evaluate.gate import check_gate
+    from mlops_nb.release.gate import check_gate
     print(check_gate(Path(".")))
 
 # %% ../nbs/92_cli.ipynb #0906e62e
@@ -140,8 +140,8 @@ def gate_check():
 def tune(workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; as in settings.ini where it is not given.")] = None,
          join: Annotated[bool, typer.Option("--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False):
     "Try parameters until the budget of params.yaml is used up; the stage tune then takes what was found."
-    from mlops_nb.params import read_params
-    from mlops_nb.train.tune import counted, run_study
+    from mlops_nb.config.params import read_params
+    from mlops_nb.train.tuning import counted, run_study
     params = read_params("params.yaml")
     if not params.tune.trials: raise UserError("tune.trials in params.yaml is 0, so there is nothing to try; set how many.")
     for learner in params.train.learners:
@@ -155,28 +155,28 @@ app.add_typer(schema_app, name="schema")
 @schema_app.command("check")
 def schema_check(path: Annotated[Path, typer.Argument(help="The contract.")] = Path("schema.yaml")):
     "Read a contract and say what it holds."
-    from mlops_nb.schema import read_schema
+    from mlops_nb.config.schema import read_schema
     s = read_schema(path)
     print(f"{path}: {s.task} of {s.target}, {len(s.columns)} columns, {len(s.feature_columns)} of them enter the model.")
 
 @schema_app.command("diff")
 def schema_diff(old: Path, new: Annotated[Path, typer.Argument(help="The newer contract.")] = Path("schema.yaml")):
     "What changed between two contracts, a sentence each."
-    from mlops_nb.schema import diff_schemas, read_schema
+    from mlops_nb.config.schema import diff_schemas, read_schema
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.sentence)
 
 # %% ../nbs/92_cli.ipynb #453690bd
 _Bundle = Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")]
 
 def _chosen(bundle):
-    from mlops_nb.plan import champion
+    from mlops_nb.release.release_plan import champion
     bundle = bundle or champion(Path("."))
     if bundle is None: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
     return bundle
 
 def _predictor(bundle):
-    from mlops_nb.predict import Predictor
-    from mlops_nb.settings import read_settings, thread_count
+    from mlops_nb.model.predictor import Predictor
+    from mlops_nb.config.settings import read_settings, thread_count
     return Predictor.open(_chosen(bundle), thread_count(read_settings(Path("."))))
 
 # %% ../nbs/92_cli.ipynb #37a47da2
@@ -186,12 +186,12 @@ def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, o
           table: Annotated[bool, typer.Option("--table", help="Write the newest score of each entity instead, where a server looks it up.")] = False,
           bundle: _Bundle = None):
     "Score files of any size; a run that was killed goes on where it was."
-    from mlops_nb.serve.score import refused_path, score, score_table
+    from mlops_nb.batch.batch_scoring import refused_path, score, score_table
     if (target is None) != table: raise UserError("say where the scores go: a target, or --table.")
     predictor = _predictor(bundle)
     if table:
-        from mlops_nb.settings import read_settings
-        from mlops_nb.store import table_path
+        from mlops_nb.config.settings import read_settings
+        from mlops_nb.bundle.store import table_path
         target = table_path(predictor.id, read_settings(Path(".")).release.tables)
         print(f"{target}: {score_table(predictor, source, target):,} entities scored by {predictor.id[:12]}.")
     else:
@@ -203,7 +203,7 @@ def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, o
 @app.command()
 def stream(bundle: _Bundle = None):
     "Answer the rows of a stream until it is stopped."
-    from mlops_nb.serve.stream import stream
+    from mlops_nb.batch.stream_scoring import stream
     done = stream(Path("."), bundle)
     print(f"{done.answered:,} messages answered, {done.refused:,} refused.")
 
@@ -216,7 +216,7 @@ def report_run(name: Annotated[str, typer.Argument(help="A notebook, or the name
                p: Annotated[list[str], typer.Option("-p", help="A parameter, key=value; again for more.")] = [],
                output: Annotated[Optional[Path], typer.Option(help="The page to write.")] = None):
     "Run a notebook with parameters, and render it to one page."
-    from mlops_nb.report.run import report_once
+    from mlops_nb.report.runner import report_once
     print(f"The page is {report_once(Path('.'), name, p, output)}")
 
 # %% ../nbs/92_cli.ipynb #5ef68a68
@@ -229,7 +229,7 @@ def ask_what_if(row: Annotated[int, typer.Option(help="The number of a row of th
                 bundle: _Bundle = None,
                 as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False):
     "Ask the model about one row, and about the same row with other values."
-    from mlops_nb.evaluate.what_if import json_row, pick_row, read_changes, read_reference, show, what_if
+    from mlops_nb.explain.counterfactuals import json_row, pick_row, read_changes, read_reference, show, what_if
     predictor = _predictor(bundle)
     one = json_row(predictor, json) if json else pick_row(predictor, row, data)
     found = what_if(predictor, one, read_changes(predictor, changes), read_reference(Path("."), predictor), by)
@@ -242,7 +242,7 @@ def ask_what_if(row: Annotated[int, typer.Option(help="The number of a row of th
 @app.command()
 def card(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The page to write.")] = Path("card.html")):
     "Write the model card of a bundle as one page."
-    from mlops_nb.report.pipeline import card_page
+    from mlops_nb.report.stage import card_page
     print(f"The page is {card_page(_chosen(bundle), output)}")
 
 # %% ../nbs/92_cli.ipynb #f669e2a2
@@ -250,7 +250,7 @@ def card(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The 
 def export_onnx(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="The folder for model.onnx and parity.json.")] = Path("onnx")):
     "Write a bundle's model as ONNX, if it answers as the bundle does."
     import polars as pl
-    from mlops_nb.export import export_onnx
+    from mlops_nb.bundle.onnx_export import export_onnx
     test = Path("artifacts/prepared/test.parquet")
     parity = export_onnx(_chosen(bundle), output, pl.read_parquet(test) if test.exists() else None)
     for c in parity.checked: print(f"{c.rows}: {c.n:,} rows, {c.decisions} decided otherwise, scores up to {c.largest:.2g} apart")
@@ -262,9 +262,9 @@ def compress(bundle: _Bundle = None, output: Annotated[Path, typer.Option(help="
              trees: Annotated[Optional[int], typer.Option(help="Of the smaller model, for each class; a quarter where it is not given.")] = None,
              weights: Annotated[Optional[str], typer.Option(help="Of a net: half or int8; int8 where it is not given.")] = None):
     "Make a smaller model, and say what that costs and saves."
-    from mlops_nb.evaluate.compress import compress, describe
-    from mlops_nb.report.pipeline import text_page
-    from mlops_nb.report.render import Header
+    from mlops_nb.release.compression import compress, describe
+    from mlops_nb.report.stage import text_page
+    from mlops_nb.report.html import Header
     found = compress(Path("."), _chosen(bundle), output, trees, weights)
     page = text_page("A smaller model", describe(found), output / "compression.html", Header(project=found.dataset, run=found.student.bundle[:12]))
     print(f"{describe(found)}\nThe bundle is {output / 'bundle'}, the page is {page}")
@@ -275,7 +275,7 @@ def serve(bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder, 
           port: Annotated[Optional[int], typer.Option(min=0, max=65535, help="As in settings.ini where it is not given; 0 = one that is free.")] = None):
     "Serve models over HTTP until it is stopped."
     from mlops_nb.serve.server import serve
-    from mlops_nb.settings import read_settings
+    from mlops_nb.config.settings import read_settings
     settings = read_settings(Path("."))
     if port is not None: settings.serve.port = port
     serve(Path("."), bundle, settings)
@@ -285,7 +285,7 @@ key_app = typer.Typer(no_args_is_help=True, help="Who may ask the server, and fo
 app.add_typer(key_app, name="key")
 
 def _keys_file():
-    from mlops_nb.settings import read_settings
+    from mlops_nb.config.settings import read_settings
     return Path(read_settings(Path(".")).serve.keys)
 
 @key_app.command("add")
@@ -294,19 +294,19 @@ def key_add(name: Annotated[str, typer.Argument(help="Whom it is for; new.")],
             rate: Annotated[Optional[float], typer.Option(help="Requests a second, of each process of a server.")] = None,
             expires: Annotated[Optional[str], typer.Option(help="Its last day, as in 2027-06-30, UTC.")] = None):
     "Make a key and print it; it is not kept, only its hash is."
-    from mlops_nb.serve.access import add_key, end_of_day
+    from mlops_nb.serve.auth import add_key, end_of_day
     print(add_key(_keys_file(), name, _names(scopes), rate, expires and end_of_day(expires)))
 
 @key_app.command("list")
 def key_list():
     "The keys: names, scopes, rates and ends."
-    from mlops_nb.serve.access import describe, read_keys
+    from mlops_nb.serve.auth import describe, read_keys
     for key in read_keys(_keys_file()): print(describe(key))
 
 @key_app.command("revoke")
 def key_revoke(name: Annotated[str, typer.Argument(help="Of the key.")]):
     "Take a key back; running servers notice within a second."
-    from mlops_nb.serve.access import revoke_key
+    from mlops_nb.serve.auth import revoke_key
     revoke_key(_keys_file(), name)
 
 # %% ../nbs/92_cli.ipynb #88796cff
@@ -316,8 +316,8 @@ app.add_typer(log_app, name="log")
 @log_app.command("compact")
 def log_compact():
     "Turn finished segments into Parquet, and remove what is older than log.retention_days; also while the server runs."
-    from mlops_nb.serve.records import compact
-    from mlops_nb.settings import read_settings
+    from mlops_nb.prediction_log.records import compact
+    from mlops_nb.config.settings import read_settings
     log = read_settings(Path(".")).log
     done = compact(log.folder, log.retention_days)
     print(f"{log.folder}: {done.segments} segments with {done.rows:,} records and labels are Parquet now, {done.removed} were too old and removed.")
@@ -325,8 +325,8 @@ def log_compact():
 @log_app.command("check")
 def log_check():
     "Exit 1 unless every answer is on record, once; also while the server runs."
-    from mlops_nb.serve.records import check
-    from mlops_nb.settings import read_settings
+    from mlops_nb.prediction_log.records import check
+    from mlops_nb.config.settings import read_settings
     log = read_settings(Path(".")).log
     found = check(log.folder)
     print(f"{log.folder}: {found.sentence}")
@@ -338,7 +338,7 @@ def capacity(rate: Annotated[float, typer.Option(min=1, help="Requests a second 
              p99: Annotated[float, typer.Option(min=.01, help="Milliseconds that 99 of 100 answers may take.")],
              measure: Annotated[bool, typer.Option("--measure", help="Offer rates to one worker of this project's server first.")] = False):
     "Say how many cores a rate and a latency need."
-    from mlops_nb.serve.capacity import cores_needed, curve_table, measure as measured, read_curve
+    from mlops_nb.serve.capacity_planning import cores_needed, curve_table, measure as measured, read_curve
     steps = measured(Path(".")) if measure else read_curve(Path("."))
     print(curve_table(steps))
     print(cores_needed(steps, rate, p99).sentence)
@@ -347,5 +347,5 @@ def capacity(rate: Annotated[float, typer.Option(min=1, help="Requests a second 
 @app.command()
 def control():
     "Run the schedules of settings.ini until it is stopped."
-    from mlops_nb.control.schedules import control
+    from mlops_nb.control.scheduler import control
     control(Path("."))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from .errors import UserError, did_you_mean
-from .files import write_json
+from .core.errors import UserError, did_you_mean
+from .core.files import write_json
 
 # %% ../nbs/90_pipeline.ipynb #6b37da62
 class Stage(Struct, frozen=True):
@@ -42,27 +42,27 @@ STAGES = {s.name: s for s in [
           deps=["artifacts/accepted", "data/manifest.json", "schema.yaml", _FEATURES], params=["prepare"], outs=["artifacts/prepared"]),
     Stage("baseline", "Fit the constant and the linear baseline.", "mlops_nb.train.baselines:baseline",
           deps=["artifacts/prepared", "schema.yaml"], params=["train.encoder", "train.seed"], outs=["artifacts/models/baseline"]),
-    Stage("tune", "Search better parameters for each learner.", "mlops_nb.train.tune:tune",
+    Stage("tune", "Search better parameters for each learner.", "mlops_nb.train.tuning:tune",
           deps=["artifacts/prepared", "schema.yaml"], outs=["artifacts/tuning"],
           params=["tune", "train.learners", "train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.gbdt", "train.net"]),
-    Stage("train", "Fit a model.", "mlops_nb.train.train:train",
+    Stage("train", "Fit a model.", "mlops_nb.train.stage:train",
           deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml"], outs=["artifacts/models/${item.learner}"], matrix="train.learners",
           params=["train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.${item.learner}"]),
     Stage("evaluate", "Choose a learner, and measure its model on rows it has not seen.", "mlops_nb.pipeline:evaluate",
           deps=["artifacts/prepared", "artifacts/models", "schema.yaml", _FEATURES], params=["evaluate", "train.learners", "train.select"],
           outs=["artifacts/evaluation"], metrics=["artifacts/metrics.json"]),
-    Stage("stability", "Repeat the training on other rows and with other seeds.", "mlops_nb.evaluate.stability:stability",
+    Stage("stability", "Repeat the training on other rows and with other seeds.", "mlops_nb.evaluate.cross_validation:stability",
           deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES], outs=["artifacts/stability/${item.learner}"], matrix="train.learners",
           params=["stability", "prepare.split", "train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.${item.learner}",
                   "evaluate.calibration", "evaluate.costs", "evaluate.min_slice", "evaluate.seed", "evaluate.within"]),
-    Stage("explain", "Attribute the predictions to the features.", "mlops_nb.evaluate.explain:explain",
+    Stage("explain", "Attribute the predictions to the features.", "mlops_nb.explain.attributions:explain",
           deps=["artifacts/prepared", "artifacts/models", "artifacts/evaluation", "schema.yaml", _FEATURES], params=["explain"],
           outs=["artifacts/explanation"]),
     Stage("bundle", "Pack everything a prediction needs into one verified folder.", "mlops_nb.pipeline:bundle",
           deps=["artifacts/prepared", "artifacts/models", "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json",
                 "schema.yaml", _FEATURES],
           outs=["artifacts/bundle"]),
-    Stage("gate", "Judge the bundle by the rules of params.yaml.", "mlops_nb.evaluate.gate:gate",
+    Stage("gate", "Judge the bundle by the rules of params.yaml.", "mlops_nb.release.gate:gate",
           deps=["artifacts/bundle", "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json"], params=["gate"],
           outs=[], metrics=["artifacts/gate.json"]),
     Stage("deploy", "Store, register and plan a bundle that passed.", "mlops_nb.release.deploy:deploy",
@@ -137,7 +137,7 @@ def run_stage(
 def features(root: Path) -> None:
     "Export the project's features notebook, so that an edit of it is enough for `dvc repro` to notice."
     from nbdev.export import nb_export
-    from mlops_nb.params import read_params
+    from mlops_nb.config.params import read_params
     p = read_params(root / "params.yaml").prepare
     if not (root / p.notebook).exists(): raise UserError(f"{p.notebook} does not exist; name the features notebook in params.yaml under prepare.notebook.")
     with chdir(root): nb_export(p.notebook) # nbdev finds its configuration from the working folder
@@ -147,29 +147,29 @@ def features(root: Path) -> None:
 # %% ../nbs/90_pipeline.ipynb #21aa6157
 def validate(root: Path) -> dict | None:
     "Validate against the contract, with value skew measured against the champion's training data."
-    from mlops_nb.bundle import read_baseline
+    from mlops_nb.bundle.bundle import read_baseline
     from mlops_nb.data.validation import validate as run
-    from mlops_nb.plan import champion
+    from mlops_nb.release.release_plan import champion
     now = champion(root)
     return run(root, read_baseline(now), now.name) if now else run(root)
 def evaluate(root: Path) -> dict | None:
     "Evaluate, with the champion on the same rows."
-    from mlops_nb.evaluate.evaluate import evaluate as run
-    from mlops_nb.plan import champion
+    from mlops_nb.evaluate.stage import evaluate as run
+    from mlops_nb.release.release_plan import champion
     return run(root, champion(root))
 
 def bundle(root: Path) -> dict | None:
     "Pack the bundle, with the champion as its parent."
-    from mlops_nb.bundle import bundle as run
-    from mlops_nb.plan import champion
+    from mlops_nb.bundle.bundle import bundle as run
+    from mlops_nb.release.release_plan import champion
     now = champion(root)
     return run(root, parent=now.name if now else None)
 
 # %% ../nbs/90_pipeline.ipynb #2ac23f6b
 def report(root: Path) -> dict | None:
     "Render the pages and log them, and the durations of all stages, with the run."
-    from mlops_nb.release.tracking import log_pages
-    from mlops_nb.report.pipeline import report as run
+    from mlops_nb.release.mlflow_tracking import log_pages
+    from mlops_nb.report.stage import report as run
     facts = run(root)
     log_pages(root)
     return facts

@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 import typer
 from fastcore.nbio import mk_cell, new_nb, write_nb
-from shop import ENV, edit, finished, nb, run, sentence, shop
+from support.shop_project import ENV, edit, finished, nb, run, sentence, shop
 from typer.testing import CliRunner
 
 from mlops_nb.cli import app
+from mlops_nb.core.files import read_json
 from mlops_nb.data.ingest import read_manifest
-from mlops_nb.files import read_json
 
 TOP = typer.main.get_command(app)
 

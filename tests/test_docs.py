@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from test_house import edges
+from support.imports import edges
 
 from mlops_nb.cli import app
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from ruamel.yaml import YAML
-from shop import shop
+from support.shop_project import shop
 
-from mlops_nb.errors import UserError
-from mlops_nb.files import hash_folder, read_json
+from mlops_nb.config.schema import Column, Schema
+from mlops_nb.core.errors import UserError
+from mlops_nb.core.files import hash_folder, read_json
 from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
-from mlops_nb.project import choose_split, clock_columns, init, package_name
-from mlops_nb.schema import Column, Schema
+from mlops_nb.scaffold import choose_split, clock_columns, init, package_name
 
 ORDER = [(name, "gbdt" if stage.matrix else None) for name, stage in STAGES.items()]
 OWN = {".mlops", "bundles", "releases", "mlflow.db", "mlartifacts"}  # state and side effects, which DVC does not track

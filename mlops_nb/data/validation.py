@@ -20,11 +20,11 @@ from fastcore.basics import patch
 from msgspec import Struct, field
 
 from .ingest import Manifest, raw_batches, read_manifest
-from .statistics import Baseline, Skew, merge, statistics_frame, summarise, value_skew
-from ..errors import UserError
-from ..files import atomic_dir, atomic_file, write_json
-from ..params import read_params
-from ..schema import POLARS, Column, Schema, column_range, read_schema, to_pandera
+from ..stats.statistics import Baseline, Skew, merge, statistics_frame, summarise, value_skew
+from ..core.errors import UserError
+from ..core.files import atomic_dir, atomic_file, write_json
+from ..config.params import read_params
+from ..config.schema import POLARS, Column, Schema, column_range, read_schema, to_pandera
 
 # %% ../../nbs/data/04_validation.ipynb #88fdf870
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)

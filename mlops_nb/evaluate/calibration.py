@@ -11,9 +11,9 @@ import numpy as np
 from msgspec import Struct
 
 from .metrics import row_loss
-from .thresholds import Calibration, calibration_line
-from ..params import EvaluateParams
-from ..predict import EDGE, Isotonic, Platt, Temperature
+from .decision_threshold import Calibration, calibration_line
+from ..config.params import EvaluateParams
+from ..model.predictor import EDGE, Isotonic, Platt, Temperature
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #a2c94b1f
 def fit_platt(

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 from msgspec import Struct, field
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, replicated
-from .thresholds import choose_threshold
-from ..params import CostParams
-from ..schema import Schema
+from .decision_threshold import choose_threshold
+from ..config.params import CostParams
+from ..config.schema import Schema
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #d9abcd95
 class Difference(Struct):
@@ -172,7 +172,7 @@ def compare_champion(
     replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
 ) -> Comparison:
     "Our model against the present champion; one that cannot score these rows is recorded as such."
-    from mlops_nb.predict import Predictor
+    from mlops_nb.model.predictor import Predictor
     name = champion.name
     try:
         predictor = Predictor.open(champion, threads)

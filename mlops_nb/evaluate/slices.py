@@ -13,7 +13,7 @@ import polars as pl
 from msgspec import Struct
 
 from .metrics import METRICS, PRIMARY, Estimate, Terms, interval, prepare, replicated
-from .thresholds import mean_by, quantile_bins
+from .decision_threshold import mean_by, quantile_bins
 
 # %% ../../nbs/evaluate/02_slices.ipynb #da1dc295
 def _sizes(codes, labels): # Drop the groups nobody is in

@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 from msgspec import Struct
 
-from ..errors import UserError
-from .render import LIGHT
+from ..core.errors import UserError
+from .html import LIGHT
 
 # %% ../../nbs/report/02_figures.ipynb #c90731f5
 def number(

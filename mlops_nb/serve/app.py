@@ -18,14 +18,14 @@ from fastcore.basics import patch
 from granian.rsgi import ProtocolClosed
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ..errors import UserError, did_you_mean
-from .access import Access, Denied
-from .contract import Contract, Refused
-from .live import Answer, Late, Unknown
+from ..core.errors import UserError, did_you_mean
+from .auth import Access, Denied
+from .request_validation import Contract, Refused
+from .hot_reload import Answer, Late, Unknown
 from .openapi import DOCS_CSP, docs_page, openapi as describe
-from .protocol import LIVE, InferRequest, answer_tensors, decode_infer, encode_infer, error_body, model_metadata, ready_body, server_metadata, to_rows
-from .records import Feedback, LogFull
-from ..settings import ServeSettings
+from .inference_protocol import LIVE, InferRequest, answer_tensors, decode_infer, encode_infer, error_body, model_metadata, ready_body, server_metadata, to_rows
+from ..prediction_log.records import Feedback, LogFull
+from ..config.settings import ServeSettings
 
 # %% ../../nbs/serve/09_app.ipynb #137bfe84
 class Route(Struct, frozen=True):

@@ -17,9 +17,9 @@ from html import escape
 from msgspec.structs import replace
 
 from .. import __version__
-from ..predict import Predictor
-from ..schema import Column, Schema
-from .protocol import COLUMN_TYPES, DATATYPES
+from ..model.predictor import Predictor
+from ..config.schema import Column, Schema
+from .inference_protocol import COLUMN_TYPES, DATATYPES
 
 # %% ../../nbs/serve/02_openapi.ipynb #615170cc
 _JSON = {'integer': 'integer', 'number': 'number', 'boolean': 'boolean', 'category': 'string', 'text': 'string', 'timestamp': 'string'}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import msgspec
 
-from mlops_nb.booster import Booster
+from mlops_nb.model.booster import Booster
 
 
 class Tensor(msgspec.Struct):

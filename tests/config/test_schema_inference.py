@@ -1,0 +1,343 @@
+"A first contract from the data: types, bounds, what the model may see, the task; on awkward data and on real data."
+import sys
+from datetime import date, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.memory import peak_mib
+
+from mlops_nb.config.schema import read_schema, schema_hash, write_schema
+from mlops_nb.config.schema_inference import guess_task, infer_range, infer_schema, observe, order_classes
+from mlops_nb.core.errors import UserError
+
+N = 400
+R = np.random.default_rng(0)
+
+
+def infer(target="y", *, y=None, **columns):
+    request = {k: columns.pop(k) for k in ("time", "entity", "exclude", "filter", "task") if k in columns}
+    length = next((len(c) for c in columns.values()), N)
+    return infer_schema(pl.DataFrame({**columns, "y": ([0.5, 1.5] * length)[:length] if y is None else y}).lazy(), "d", target, **request)
+
+
+def column(values, **request): return infer(x=values, **request).columns["x"]
+
+
+# types
+
+@pytest.mark.parametrize("values, type", [
+    ([1, 2, 3, 4] * 100, "integer"), ([1.0, 2.0] * 200, "number"), ([True, False] * 200, "boolean"), (["a", "b"] * 200, "category"),
+    ([date(2024, 1, 1)] * N, "timestamp"), ([datetime(2024, 1, 1)] * N, "timestamp"),
+    (["1", "2"] * 200, "integer"), ([" 1", "2.5 "] * 200, "number"), (["1e3", "-2"] * 200, "integer"),
+    (["1", "2", "?", "4"] * 100, "integer"), (["1.5", "NA", "-", None] * 100, "number"), (["0.5", "0"] * 200, "category"),
+    (["01234", "98765"] * 200, "category"), (["true", "false"] * 200, "category"),
+    (["2024-01-31", "2024-02-01T10:00:00"] * 200, "timestamp"), (["31/01/2024", "01/02/2024"] * 200, "timestamp"),
+    (["1/31/2024 5:03 PM", "?"] * 200, "timestamp"), (["31.01.2024 17:03", "01.02.2024 09:00"] * 200, "timestamp"),
+    (["2024-01-31", "soon"] * 200, "category"), (["a", "1"] * 200, "category"), (["1-2", "3-4"] * 200, "category"),
+    (pl.Series([1, 2] * 200, dtype=pl.UInt8), "integer"), (pl.Series(["a", "b"] * 200, dtype=pl.Categorical), "category"),
+    (pl.Series(["1.5", "2"] * 200).cast(pl.Decimal(10, 2)), "number"), (pl.Series([None] * N, dtype=pl.Null), "number"),
+    ([""] * N, "text"), (["?"] * N, "text"), ([f"P{i}" for i in range(N)], "text")])
+def test_types(values, type):
+    if isinstance(values, list) and values[:2] == ["0.5", "0"]: type = "number" # "0.5" begins with a zero, but is no code
+    assert column(values).type == type
+
+
+def test_nearly_numeric_text_is_numeric_and_the_rest_is_announced():
+    s = infer(x=[str(i) for i in range(N - 3)] + ["12,5", "abc", "1.2.3"])
+    assert s.columns["x"].type == "integer" and "3 unreadable values" in s.notes["x"]
+    assert column([str(i) for i in range(N - 40)] + ["abc"] * 40).type != "integer"
+
+
+@pytest.mark.parametrize("first, format", [("13/02/2024", "%d/%m/%Y"), ("02/13/2024", "%m/%d/%Y")])
+def test_the_thirteenth_tells_day_from_month(first, format):
+    assert column(["03/04/2024"] * (N - 1) + [first]).format == format # long after the first values
+    s = infer(x=["03/04/2024", "05/06/2024"] * 200)
+    assert s.columns["x"].type == "timestamp" and "day or month first" in s.notes["x"]
+
+
+def test_dates_that_begin_late_are_found(): assert column([None] * 350 + ["13/02/2024"] * 50).type == "timestamp"
+
+
+def test_years_of_two_digits_are_not_the_first_century():
+    assert column(["13/02/24", "01/03/24"] * 200).format == "%d/%m/%y"
+
+
+# missing
+
+def test_words_for_missing_are_listed_only_where_they_occur_and_mean_it():
+    s = infer(n=["1", "?"] * 200, c=["a", "N/A"] * 200, k=["None", "unknown"] * 200)
+    assert s.missing == ["?", "N/A"]
+    assert [s.columns[c].nullable for c in "nck"] == [True, True, False]
+    assert s.columns["c"].domain == ["a"] and s.columns["k"].domain == ["None", "unknown"]
+    assert infer(x=["a", "b"] * 200).missing == []
+
+
+def test_a_word_that_one_column_needs_counts_in_all():
+    s = infer(n=["1", "2", "None", "4"] * 100, c=["a", "b", "None", "c"] * 100)
+    assert s.missing == ["None"] and s.columns["c"].nullable and s.columns["c"].domain == ["a", "b", "c"]
+    assert "25.0% missing" in s.notes["c"]
+
+
+@pytest.mark.parametrize("values, nullable", [([1, None] * 200, True), ([1.0, float("nan")] * 200, True), (["a", " "] * 200, True),
+                                              ([1, 2] * 200, False)])
+def test_nullable_is_what_was_seen(values, nullable): assert column(values).nullable == nullable
+
+
+# ranges
+
+bounds = st.floats(-1e15, 1e15, allow_nan=False).map(lambda x: round(x, 4))
+
+
+@settings(deadline=None, max_examples=300)
+@given(a=bounds, b=bounds, distinct=st.integers(1, 100), t=st.floats(0, 1))
+def test_a_range_leaves_room(a, b, distinct, t):
+    low, high = sorted((a, b))
+    found = infer_range(low, high, distinct, low + t * (high - low), (high - low) / 3)
+    if found is None: return
+    lower, upper = found
+    slack = 0.999 * max(high - low, abs(high))
+    assert upper is None or upper >= high + slack or distinct < 20 or upper == high == 0
+    assert lower is None or (lower == 0 if low >= 0 else lower <= low - 0.999 * (high - low))
+    assert distinct >= 20 or upper is None
+
+
+@pytest.mark.parametrize("values, range", [
+    (list(range(17, 91)) * 6, (0, 200)), ([0, 1] * 200, (0, None)), (list(range(2000, 2025)) * 20, (0, 5000)),
+    ([*range(N), 10**9], (0, None)), ([-1.5, 2.5] * 200, None), ([float(i) for i in range(-200, 200)], (-600, 600)),
+    ([*map(float, range(N)), float("inf")], (0, 800)), (["a", "b"] * 200, None), ([date(2024, 1, 1), date(2024, 1, 2)] * 200, None)])
+def test_ranges(values, range): assert column(values).range == range
+
+
+# what the model may see
+
+@pytest.mark.parametrize("name, values, why", [
+    ("anything", list(range(N)), "a running number"), ("customer_id", R.permutation(10**6)[:N], "an identifier by its name"),
+    ("customerId", R.permutation(10**6)[:N], "an identifier by its name"), ("x", [f"P{i}" for i in range(N)], "an identifier?"),
+    ("x", [f"the customer said that it was number {i}" for i in range(N)], "free text"),
+    ("x", [7] * N, "the same value"),
+    ("x", [None] * N, "no value at all"), ("x", ["?"] * N, "no value at all"), ("x", [f"c{i // 3}" for i in range(N)], "too few rows"),
+    ("paid", R.permutation(10**6)[:N], ""), ("valid", R.permutation(10**6)[:N], ""), ("x", R.normal(size=N), ""),
+    ("x", list("ab") * 200, "")])
+def test_columns_that_can_only_be_learned_by_heart(name, values, why):
+    s = infer(**{name: values})
+    assert s.columns[name].feature == (why == "") and why in s.notes[name] and (name in s.feature_columns) == (why == "")
+
+
+def test_domains_of_at_most_a_hundred():
+    assert column([f"c{i % 100:02d}" for i in range(4000)]).domain == [f"c{i:02d}" for i in range(100)]
+    many = column([f"c{i % 101}" for i in range(4000)])
+    assert many.domain is None and many.feature and many.type == "category"
+
+
+def test_excluded_columns_the_target_and_its_parts_are_not_seen():
+    s = infer("b - a", a=R.normal(size=N), b=R.normal(size=N), c=R.normal(size=N), d=R.normal(size=N), exclude=["d"])
+    assert s.feature_columns == ["c", "y"] and "excluded" in s.notes["d"] and s.task == "regression"
+
+
+def test_time_entity_and_segments():
+    who, when = [f"u{i // 40}" for i in range(N)], ["2024-01-31"] * N
+    columns = {"a": list("uv") * 200, "b": list("uvwx") * 100, "c": [True, False] * 200, "d": list("pq") * 200}
+    s = infer(who=who, when=when, **columns, entity="who", time="when")
+    assert (s.entity, s.event_time, s.segments) == ("who", "when", ["a", "b", "c"]) and s.feature_columns == ["a", "b", "c", "d"]
+
+
+def test_the_columns_of_ingestion_are_no_part_of_the_contract():
+    assert list(infer(x=[1, 2] * 200, _source=["a"] * N, _row=list(range(N))).columns) == ["x", "y"]
+
+
+# task
+
+@pytest.mark.parametrize("y, task, classes", [
+    ([0, 1] * 200, "binary", ["0", "1"]), ([-1, 1] * 200, "binary", ["-1", "1"]), ([1.0, 0.0] * 200, "binary", ["0", "1"]),
+    ([True, False] * 200, "binary", ["false", "true"]), (["yes", "no"] * 200, "binary", ["no", "yes"]),
+    (["Y", "N", "N", "N"] * 100, "binary", ["N", "Y"]),
+    (["a", "b", "b", None] * 100, "binary", ["b", "a"]), ([10, 9, 8, 8] * 100, "multiclass", ["8", "9", "10"]),
+    (["b", "a", "c", "?"] * 100, "multiclass", ["a", "b", "c"]), (list(range(20)) * 20, "multiclass", [str(i) for i in range(20)]),
+    (list(range(25)) * 16, "regression", None), ([0.5, 1.5, 2.5, 3.0] * 100, "regression", None),
+    (["1", "2", "NA", "3"] * 100, "multiclass", ["1", "2", "3"])])
+def test_task_and_classes(y, task, classes):
+    s = infer(x=R.normal(size=N), y=y)
+    assert (s.task, s.classes) == (task, classes)
+
+
+def test_the_task_may_be_chosen():
+    assert infer(y=[1, 2, 3, 4] * 100, task="regression").classes is None
+    assert len(infer(y=[i % 25 for i in range(N)], task="multiclass").classes) == 25
+
+
+def test_exactly_twenty_and_twenty_one_classes():
+    for k, task in ((20, "multiclass"), (21, "regression")): assert infer(y=[i % k for i in range(4200)], x=[0.5] * 4200).task == task
+
+
+def test_a_filter_comes_before_the_classes():
+    assert infer(y=[1, 2, 3, 4] * 100, filter="target <= 2").task == "binary"
+
+
+@settings(deadline=None, max_examples=100)
+@given(counts=st.dictionaries(st.text(max_size=5), st.integers(1, 100), min_size=2, max_size=5))
+def test_the_order_of_classes_does_not_depend_on_the_order_of_rows(counts):
+    turned = dict(reversed(counts.items()))
+    assert order_classes(counts) == order_classes(turned) and sorted(order_classes(counts)) == sorted(counts)
+
+
+def test_guess_task():
+    assert guess_task(pl.Float64(), 3, False) == "regression" and guess_task(pl.String(), 3, True) == "multiclass"
+
+
+# mistakes
+
+@pytest.mark.parametrize("request_, says", [
+    ({"target": "yy"}, "target \"yy\": there is no column 'yy'; did you mean 'y'?"),
+    ({"target": "y - z"}, "there is no column 'z'"),
+    ({"target": "y +"}, "neither a column nor a SQL expression"), ({"target": "y - c"}, "cannot be computed"),
+    ({"target": "y > -100"}, "the same value in all 400 rows"), ({"target": "t"}, "is a Datetime"),
+    ({"target": "empty"}, "has no value in any"),
+    ({"target": "name"}, "400 different values, too many for classes"), ({"filter": "z > 1"}, "there is no column 'z'"),
+    ({"filter": "target > 100"}, "no value in any of the rows that pass the filter"), ({"time": "tt"}, "time: there is no column 'tt'"),
+    ({"time": "c"}, "holds no dates, but the type category, such as"), ({"entity": "who"}, "entity: there is no column 'who'"),
+    ({"exclude": ["c", "d"]}, "exclude: there is no column 'd'"), ({"target": "c", "task": "regression"}, "is no number"),
+    ({"target": "y", "task": "binary"}, "a binary task has two")])
+def test_what_does_not_fit_is_one_sentence(request_, says):
+    frame = {"c": list("ab") * 200, "t": [datetime(2024, 1, 1)] * N, "empty": pl.Series([None] * N, dtype=pl.String),
+             "name": [f"P{i}" for i in range(N)], "y": R.normal(size=N)}
+    with pytest.raises(UserError, match=says) as error: infer(**{"target": "y", **frame, **request_})
+    assert "\n" not in str(error.value)
+
+
+def test_data_that_no_contract_can_describe():
+    with pytest.raises(UserError, match="has no rows"): infer_schema(pl.LazyFrame({"y": []}), "d", "y")
+    with pytest.raises(UserError, match="has no columns"): infer_schema(pl.LazyFrame({"_row": [1]}), "d", "y")
+    with pytest.raises(UserError, match="the column 'x' holds values of the type List"): infer(x=[[1]] * N)
+
+
+def test_one_row_and_two_rows():
+    with pytest.raises(UserError, match="the same value"): infer_schema(pl.LazyFrame({"x": [1], "y": [1]}), "d", "y")
+    assert infer_schema(pl.LazyFrame({"x": [1, 2], "y": ["no", "yes"]}), "d", "y").classes == ["no", "yes"]
+
+
+# any data
+
+cells = {"i": st.integers(-2**62, 2**62), "f": st.floats(),
+         "s": st.text(max_size=6) | st.sampled_from(["?", "1", "2024-01-31", "0", "NA", "1e400"]),
+         "b": st.booleans(), "d": st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1))}
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_the_data_the_contract_is_valid_or_the_sentence_is_one(tmp_path_factory, data):
+    name = st.text(min_size=1, max_size=6).filter(lambda n: n not in ("_source", "_row", "y"))
+    names = data.draw(st.lists(name, max_size=4, unique=True))
+    rows = data.draw(st.integers(1, 12))
+    frame = pl.DataFrame({n: data.draw(st.lists(st.none() | cells[data.draw(st.sampled_from(sorted(cells)))], min_size=rows, max_size=rows))
+                          for n in names} | {"y": [i % 2 for i in range(rows)]}, strict=False)
+    try: s = infer_schema(frame.lazy(), "d", "y")
+    except UserError as e: assert rows == 1 and "same value" in str(e); return
+    path = tmp_path_factory.mktemp("infer") / "schema.yaml"
+    again = read_schema(write_schema(s, path))
+    assert again == s and schema_hash(again) == schema_hash(s)
+    parsed = frame.lazy().select(s.parse_expr(n, frame.schema[n]) for n in s.columns).collect()
+    for n, c in s.columns.items(): # the data keeps its own contract
+        values = parsed[n].drop_nulls()
+        if c.range and c.range[0] is not None and len(values): assert values.min() >= c.range[0]
+        if c.range and c.range[1] is not None and len(values): assert values.max() <= c.range[1]
+        if c.domain is not None: assert set(values) <= set(c.domain)
+        missing = frame.select(s.missing_expr(n, frame.schema[n])).to_series().any()
+        assert c.nullable or not missing
+
+
+def test_the_same_data_give_the_same_contract():
+    frame = pl.DataFrame({"s": [f"c{i % 3000}" for i in range(60000)], "x": R.normal(size=60000), "y": R.integers(0, 2, 60000)}).lazy()
+    one, two = infer_schema(frame, "d", "y"), infer_schema(frame, "d", "y")
+    assert one == two and one.notes == two.notes
+
+
+MILLIONS = """
+import polars as pl, sys
+from mlops_nb.config.schema_inference import infer_schema
+s = infer_schema(pl.scan_parquet(sys.argv[1]), 'd', 'y')
+assert s.columns['c'].type == 'text' and not s.columns['c'].feature and s.columns['c'].domain is None, s
+"""
+
+
+def test_ten_million_categories_do_not_fill_the_memory(tmp_path):
+    path = tmp_path / "x.parquet"
+    n = 10_000_000
+    (pl.LazyFrame({"i": pl.int_range(n, eager=True)}).select(c=pl.format("customer-number-{}", pl.col("i").hash()), y=pl.col("i") % 2)
+     .sink_parquet(path, row_group_size=500_000))
+    assert peak_mib(sys.executable, "-c", MILLIONS, path) < 600 # the texts alone are 400 MB, a hash table of them well over 1 GB
+
+
+# real data
+
+def csv(path, **how):
+    "As ingestion delivers it: numbers where all are numbers, else stripped text."
+    return pl.scan_csv(path, infer_schema_length=None, **how).with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
+
+
+def numeric_where_possible(frame):
+    for name in frame.columns:
+        number = frame[name].cast(pl.Int64, strict=False)
+        if number.null_count() == frame[name].null_count(): frame = frame.with_columns(number)
+    return frame
+
+
+@pytest.mark.realdata
+def test_adult(real_data):
+    parts = []
+    for part in ("adult.data", "adult.test"):
+        frame = pl.read_csv(real_data("adult") / part, infer_schema=False).rename(str.strip)
+        frame = frame.with_columns(pl.all().str.strip_chars().replace("", None))
+        parts.append(frame.filter(~pl.all_horizontal(pl.all().is_null())))
+    s = infer_schema(numeric_where_possible(pl.concat(parts)).lazy(), "adult", "rtrim(outcome, '.')")
+    assert (s.task, s.classes, s.missing) == ("binary", ["<=50K", ">50K"], ["?"]) and len(s.feature_columns) == 14
+    assert [n for n, c in s.columns.items() if c.nullable] == ["workclass", "occupation", "native-country"]
+    assert s.columns["education-num"].type == "integer" and len(s.columns["native-country"].domain) == 41
+
+
+@pytest.mark.realdata
+def test_bank(real_data):
+    s = infer_schema(csv(real_data("bank_marketing") / "bank-additional-full.csv", separator=";"), "bank", "y", exclude=["duration"])
+    assert (s.task, s.classes, s.missing) == ("binary", ["no", "yes"], []) and len(s.feature_columns) == 19
+    assert "unknown" in s.columns["job"].domain and not any(c.nullable for c in s.columns.values())
+
+
+@pytest.mark.realdata
+def test_bike(real_data):
+    s = infer_schema(csv(real_data("bike_sharing") / "hour.csv"), "bike", "cnt", time="dteday", exclude=["casual", "registered"])
+    assert s.task == "regression" and s.columns["dteday"].type == "timestamp" and not s.columns["instant"].feature
+    assert s.feature_columns == ["season", "yr", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit", "temp", "atemp", "hum",
+                                 "windspeed"]
+    first = csv(real_data("bike_sharing") / "hour.csv").filter(pl.col("yr") == 0)
+    early = infer_schema(first, "bike", "cnt", time="dteday") # a contract of the first year lets the second one pass, though it grew
+    second = csv(real_data("bike_sharing") / "hour.csv").filter(pl.col("yr") == 1).collect()
+    for name, c in early.columns.items():
+        low, high = c.range or (None, None)
+        assert (low is None or second[name].min() >= low) and (high is None or second[name].max() <= high), name
+
+
+@pytest.mark.realdata
+def test_telco(real_data):
+    s = infer_schema(csv(real_data("telco_churn") / "Telco-Customer-Churn.csv"), "telco", "Churn")
+    assert (s.task, s.classes) == ("binary", ["No", "Yes"]) and len(s.feature_columns) == 19 and "customerID" not in s.feature_columns
+    assert (s.columns["TotalCharges"].type, s.columns["TotalCharges"].nullable) == ("number", True)
+
+
+@pytest.mark.realdata
+def test_taxi(real_data):
+    months = pl.scan_parquet([real_data("nyc_green_taxi") / f"green_tripdata_2021-0{m}.parquet" for m in (1, 2)])
+    minutes = "(EXTRACT(EPOCH FROM lpep_dropoff_datetime) - EXTRACT(EPOCH FROM lpep_pickup_datetime)) / 60.0"
+    s = infer_schema(months, "taxi", minutes, time="lpep_pickup_datetime", filter="target >= 1 AND target <= 60")
+    assert s.task == "regression" and not s.columns["ehail_fee"].feature and s.columns["passenger_count"].nullable
+    assert not {"lpep_pickup_datetime", "lpep_dropoff_datetime", "ehail_fee"} & set(s.feature_columns)
+    later = pl.read_parquet(real_data("nyc_green_taxi") / "green_tripdata_2021-04.parquet")
+    outside = pl.any_horizontal(pl.lit(False), *(~pl.col(n).is_between(c.range[0] if c.range[0] is not None else -np.inf,
+                                c.range[1] if c.range[1] is not None else np.inf) for n, c in s.columns.items() if c.range))
+    assert later.select(outside.fill_null(False).mean()).item() < 0.001 # next months are not quarantined
+
+
+def test_what_observe_keeps_does_not_grow_with_the_rows():
+    facts = observe(pl.LazyFrame({"s": [f"c{i}" for i in range(50000)]}))["s"]
+    assert facts.values == 50000 and 40000 < facts.distinct <= 50000

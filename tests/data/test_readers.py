@@ -1,0 +1,317 @@
+"Files as people deliver them: every separator, encoding and accident."
+import csv
+import datetime as dt
+import gzip
+import io
+import json
+import sys
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.memory import peak_mib
+
+from mlops_nb.core.errors import UserError
+from mlops_nb.data.readers import FORMS, apply_forms, detect, find_files, find_forms, find_sources, read_source
+
+
+def put(path, content, encoding="utf-8"):
+    data = content if isinstance(content, bytes) else content.encode(encoding)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def read(path, rows=131_072, **how): return pl.concat(read_source(*find_sources(path, **how), rows=rows))
+
+
+# ---- CSV: separators, encodings, quirks
+
+TABLE = [["name", "city", "note"], ["Müller", "Köln", 'says "hi"; leaves'], ["José", "Málaga", "a,b\tc|d"],
+         ["Zoë", "Orléans", "two\nlines"]]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["x.csv", "x.gz"])
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+def test_separator_and_encoding_are_detected(tmp_path, separator, encoding, name, end):
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, lineterminator=end).writerows(TABLE)
+    frame = read(put(tmp_path / name, text.getvalue(), encoding))
+    assert [frame.columns, *map(list, frame.rows())] == TABLE
+
+
+@pytest.mark.parametrize("encoding, words", [
+    ("cp1250", ["Łódź", "Gdańsk", "Wałbrzych", "Częstochowa"]), ("cp1251", ["Москва", "Новосибирск", "Екатеринбург"]),
+    ("shift_jis", ["東京都", "大阪府", "名古屋市"]), ("gb18030", ["北京市", "上海市", "广州市", "深圳市"]),
+    ("euc_kr", ["서울특별시", "부산광역시", "대구"])])
+def test_other_scripts(tmp_path, encoding, words):
+    path = put(tmp_path / "x.csv", "city,id\n" + "".join(f"{w},{i}\n" for i, w in enumerate(words)), encoding)
+    assert read(path)["city"].to_list() == words
+
+
+def test_a_rare_byte_late_in_a_long_file(tmp_path):
+    text = "id,city\n" + "1,Paris\n" * 300_000 + "2,Besançon\n"
+    assert read(put(tmp_path / "x.csv", text, "latin-1"))["city"][-1] == "Besançon"
+
+
+def test_encoding_given(tmp_path):
+    path = put(tmp_path / "x.csv", "a,b\n1,é\n2,ü\n", "cp850")
+    assert read(path, encoding="cp850")["b"].to_list() == ["é", "ü"]
+    with pytest.raises(UserError, match="x.csv is not utf-8: byte 6 does not decode"): read(path, encoding="utf-8")
+    with pytest.raises(UserError, match="encoding 'klingon' is unknown"): read(path, encoding="klingon")
+
+
+def test_byte_offset_is_right_far_into_a_file(tmp_path):
+    data = b"a,b\n" + b"1,x\n" * 700_000 + b"2,\xff\n"
+    with pytest.raises(UserError, match=f"byte {data.index(0xff)} "): read(put(tmp_path / "x.csv", data), encoding="utf-8")
+    cut = b"a,b\n1,x\n2," + "é".encode()[:1]
+    with pytest.raises(UserError, match=f"byte {len(cut) - 1} "): read(put(tmp_path / "y.csv", cut), encoding="utf-8")
+
+
+@pytest.mark.parametrize("separator", ["^", ":", " "])
+def test_any_separator_can_be_given(tmp_path, separator):
+    path = put(tmp_path / "x.csv", f"a{separator}b\n1{separator}2\n")
+    assert read(path, separator=separator).to_dict(as_series=False) == {"a": [1], "b": [2]}
+
+
+def test_separator_words(tmp_path):
+    path = put(tmp_path / "x.csv", "a\tb,c\n1\t2\n")
+    for word in ("tab", "\\t", "\t"): assert read(path, separator=word).columns == ["a", "b,c"]
+    for bad in ("||", "é"):
+        with pytest.raises(UserError, match="not one ASCII character"): read(path, separator=bad)
+
+
+def test_one_column(tmp_path):
+    assert read(put(tmp_path / "x.csv", "word\nhello world\nfoo; bar\n"))["word"].to_list() == ["hello world", "foo; bar"]
+
+
+def test_quirks(tmp_path):
+    text = '\n "a name" , "b;x" ,, c\n 1 , " x " ,,\n\n2,y,,\n   \n,,,\n\n\n'
+    frame = read(put(tmp_path / "x.csv", text))
+    assert frame.to_dict(as_series=False) == {"a name": [1, 2, None], "b;x": ["x", "y", None], "column_3": [None] * 3, "c": [None] * 3}
+    assert frame.schema["c"] == pl.Null
+
+
+def test_blanks_before_quotation_marks_anywhere(tmp_path):
+    frame = read(put(tmp_path / "x.csv", "a,b\n" + "1,x\n" * 300_000 + '2, "y, z"\n'))
+    assert frame["b"][-1] == "y, z" and frame["b"][0] == "x" and len(frame) == 300_001
+    with pytest.raises(UserError, match="line 3: 3 fields"): read(put(tmp_path / "y.csv", 'a,b\n1, "x"\n2,3,4\n'))
+
+
+def test_carriage_returns_alone(tmp_path):
+    assert read(put(tmp_path / "x.csv", "a,b\r1,2\r3,4\r")).rows() == [(1, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("", "is empty"), ("\n\n  \n", "only blank lines"), ("a,b", "a header and no rows"), ("a,b\n\n\n", "a header and no rows"),
+    ("a,b,a\n1,2,3\n", "the column 'a' 2 times"), ("a, a\n1,2\n", "the column 'a' 2 times"), ("a,_row\n1,2\n", "reserved"),
+    ("1,2.5\n3,4\n", "no header"), ("a,b\n1,2\n3\n", "line 3: 1 fields where the header has 2"),
+    ("a,b\n1,2\n\n\n3,4,5\n6,7\n", "line 5: 3 fields where the header has 2"), ('a,b\n1,"x\ny"\n2\n', "line 4: 1 fields"),
+    ('a,b\n1,2\n3,"abc\n', "line 3: a quotation mark is opened and never closed"),
+    ('a,b\n1,2\n3,"abc\n' + "4,5\n" * 50_000, "line 3: a quotation mark is opened and never closed"),
+    ('a,b\n1,2\n3,"abc\n' + "4,5\n" * 3_000_000, "line 3: a quotation mark is opened and never closed"),
+    ("PK\x03\x04", "zip archive"), ("%PDF-1.7", "PDF"), ('[{"a": 1}]', "JSON array"), ("a\0b\0\x01", "not text")])
+def test_broken_csv(tmp_path, text, sentence):
+    path = put(tmp_path / "x.csv", text)
+    with pytest.raises(UserError, match=sentence) as e: read(path, rows=4096)
+    assert "x.csv" in str(e.value) and "\n" not in str(e.value)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_csv_cut_anywhere_is_refused_or_whole_rows(tmp_path_factory, data):
+    "A cut may go unseen only inside the last field of a row: no reader can know. It never leaves a row with missing fields."
+    row = st.tuples(st.integers(-10**9, 10**9), st.sampled_from(["x", 'a "b"', "c,d", "e\nf"]), st.floats(0, 1))
+    rows = data.draw(st.lists(row, min_size=1, max_size=6))
+    text = io.StringIO()
+    csv.writer(text).writerows([("i", "s", "x"), *rows])
+    whole = text.getvalue().encode()
+    path = put(tmp_path_factory.mktemp("cut") / "x.csv", whole[:data.draw(st.integers(0, len(whole)))])
+    try: frame = read(path)
+    except UserError: return
+    for got, row in zip(frame.rows(), rows, strict=False): assert got[:2] == row[:2]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=8), min_size=3, max_size=3),
+                min_size=1, max_size=8), st.sampled_from([",", ";", "\t", "|"]))
+def test_any_text_survives_a_csv_file(tmp_path_factory, rows, separator):
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([("a", "b", "c"), *rows])
+    path = put(tmp_path_factory.mktemp("any") / "x.csv", text.getvalue())
+    from mlops_nb.data.readers import csv_batches
+    frame = pl.concat(csv_batches(detect(*find_sources(path, separator=separator)), 1 << 16))
+    assert [list(r) for r in frame.rows()] == [[pl.Series([v]).str.strip_chars().item() or None for v in row] for row in rows]
+
+
+# ---- types
+
+def forms_of(*batches): return find_forms([pl.DataFrame({"x": b}, schema={"x": pl.String}) for b in batches])["x"]
+
+
+@pytest.mark.parametrize("values, expected", [
+    (["1", "-2", "+3"], [1, -2, 3]), (["1", "2.5", "1e3"], [1.0, 2.5, 1000.0]), (["true", "FALSE", None], [True, False, None]),
+    (["0", "1"], [0, 1]), (["00501", "10001"], ["00501", "10001"]), (["0.5", "-0"], [0.5, -0.0]), (["007.5"], ["007.5"]),
+    (["9223372036854775807"], [2**63 - 1]), (["9223372036854775808"], ["9223372036854775808"]),
+    (["inf", "-Infinity"], [float("inf"), -float("inf")]), (["nan", "1"], [None, 1.0]), (["1_000", "0x10"], ["1_000", "0x10"]),
+    (["39,9", "1,25"], [39.9, 1.25]), (["1,234", "5,678"], ["1,234", "5,678"]),
+    (["1,234,567"], ["1,234,567"]), (["1,234.5"], ["1,234.5"]), (["2024-02-29"], [dt.date(2024, 2, 29)]), (["2023-02-29"], ["2023-02-29"]),
+    (["24.12.2023"], [dt.date(2023, 12, 24)]), (["03/04/2024"], ["03/04/2024"]),
+    (["13/04/2024", "03/04/2024"], [dt.date(2024, 4, 13), dt.date(2024, 4, 3)]),
+    (["12/31/2024 01:00:00 PM"], [dt.datetime(2024, 12, 31, 13)]), (["24.12.2023 10:05"], [dt.datetime(2023, 12, 24, 10, 5)]),
+    (["2024-01-01T10:00:00.250"], [dt.datetime(2024, 1, 1, 10, 0, 0, 250_000)]),
+    (["2024-01-01 10:00:00+02:00"], [dt.datetime(2024, 1, 1, 8)]),
+    (["2024-01-01T10:00:00Z"], [dt.datetime(2024, 1, 1, 10)]), (["0001-01-01", "9999-12-31"], [dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
+    (["24-01-05"], ["24-01-05"]),
+    (["2024-01-01", "2024-01-01 10:00:00"], ["2024-01-01", "2024-01-01 10:00:00"]), (["$5", "7%"], ["$5", "7%"])])
+def test_forms(values, expected):
+    got = apply_forms(pl.DataFrame({"x": values}), {"x": forms_of(values)})["x"].to_list()
+    assert got == expected and [type(v) for v in got] == [type(v) for v in expected]
+
+
+def test_one_value_in_the_last_batch_decides():
+    assert forms_of(["1"] * 1000, ["2"] * 1000, ["3", "4.5"]) == "number"
+    assert forms_of(["1"] * 1000, [None], ["x"]) is None
+    assert forms_of(["1234567890123456789"], ["2.5"]) is None # as a float it would lose digits
+    assert forms_of([None], [None]) == "empty"
+    assert forms_of(["1"] * 100 + ["x"]) is None # beyond the first glance
+
+
+WORDS = st.one_of(st.none(), st.integers(-10**20, 10**20).map(str), st.floats().map(repr), st.dates().map(str), st.booleans().map(str),
+                  st.from_regex(r"[+-]?\d{0,3}[,.]?\d{0,4}", fullmatch=True), st.from_regex(r"\d\d/\d\d/\d{4}", fullmatch=True),
+                  st.text(max_size=4))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.lists(WORDS, max_size=5), min_size=1, max_size=4))
+def test_typing_never_loses_a_value(batches):
+    "Whatever the batches, a value that was there is there afterwards (nan excepted), and all batches have one type."
+    frames = [pl.DataFrame({"x": b}, schema={"x": pl.String}).select(pl.col("x").str.strip_chars().replace("", None)) for b in batches]
+    forms = find_forms(frames)
+    typed = [apply_forms(f, forms) for f in frames]
+    assert len({f.schema["x"] for f in typed}) == 1
+    for before, after in zip(frames, typed, strict=True):
+        words = before["x"].drop_nulls().str.to_lowercase().str.strip_chars("+-")
+        assert after["x"].null_count() == before["x"].null_count() + (words == "nan").sum() * (forms["x"] == "number")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(allow_nan=False), min_size=1))
+def test_floats_are_read_to_the_last_bit(values):
+    words = [repr(v) for v in values]
+    assert apply_forms(pl.DataFrame({"x": words}), {"x": "number"})["x"].to_list() == values
+
+
+def test_forms_are_null_on_null():
+    for form in FORMS.values(): assert pl.DataFrame({"x": [None]}, schema={"x": pl.String}).select(form(pl.col("x"))).item() is None
+
+
+# ---- JSON lines and Parquet
+
+def test_json_lines(tmp_path):
+    rows = [{"a": 1, "b": "x"}, {"a": 2.5, "c": True}, {"b": " ä ", "d": {"k": [1, None]}}, {"a": None, "b": ""}]
+    text = "\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n\n"
+    for name, encoding in [("x.jsonl", "utf-8"), ("x.ndjson.gz", "utf-8-sig"), ("x.json", "utf-16")]:
+        frame = read(put(tmp_path / name, text, encoding), rows=1) # one line a batch: columns appear later
+        assert frame.select("a", "b", "c").to_dict(as_series=False) == {"a": [1.0, 2.5, None, None], "b": ["x", None, "ä", None],
+                                                                        "c": [None, True, None, None]}
+        assert frame["d"].null_count() == 3 and json.loads(frame["d"][2]) == rows[2]["d"]
+
+
+@pytest.mark.parametrize("text, sentence", [('{"a": 1}\n\n{"a": 2\n', "line 3: not a JSON object"),
+                                            ('{"a": 1}\n[1]\n', "line 2: not a JSON object"),
+                                            ('{"a": NaN}\n', "line 1"), ('{"_source": 1}\n', "reserved"), ("{}\n{}\n", "no rows")])
+def test_broken_json_lines(tmp_path, text, sentence):
+    with pytest.raises(UserError, match=sentence): read(put(tmp_path / "x.jsonl", text))
+
+
+def test_parquet_keeps_its_types(tmp_path):
+    frame = pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int16), "b": pl.Series(["x", "y"], dtype=pl.Categorical), "n": [None, None],
+                          "t": pl.Series([0, 1], dtype=pl.Datetime("ns", "UTC")), "inf": [float("inf"), float("nan")]})
+    frame.write_parquet(tmp_path / "x [1]*.parquet")
+    got = pl.concat(read_source(*find_sources(tmp_path / "x [1]*.parquet")))
+    assert got.schema == {**frame.schema, "b": pl.String}
+    assert got.equals(frame.cast({"b": pl.String}), null_equal=True)
+
+
+def test_parquet_cut_anywhere(tmp_path):
+    pl.DataFrame({"a": range(5000), "b": [str(i) for i in range(5000)]}).write_parquet(tmp_path / "x.parquet")
+    whole = (tmp_path / "x.parquet").read_bytes()
+    for n in [4, 5, 8, 12, 100, len(whole) // 2, len(whole) - 9, len(whole) - 8, len(whole) - 1]:
+        with pytest.raises(UserError, match="x.parquet is a damaged Parquet file"): read(put(tmp_path / "x.parquet", whole[:n]))
+
+
+def test_parquet_without_rows(tmp_path):
+    pl.DataFrame({"a": []}, schema={"a": pl.Int64}).write_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="no rows"): read(tmp_path / "x.parquet")
+
+
+def test_gzip_cut_anywhere(tmp_path):
+    whole = gzip.compress(("a,b\n" + "".join(f"{i},{i * 7919 % 1000}\n" for i in range(5000))).encode())
+    for n in [3, 10, 20, len(whole) // 2, len(whole) - 8, len(whole) - 1]:
+        (tmp_path / "x.csv.gz").write_bytes(whole[:n])
+        with pytest.raises(UserError, match="damaged gzip"): read(tmp_path / "x.csv.gz")
+
+
+# ---- which files
+
+def test_folders_and_globs(tmp_path):
+    for name in ["b/2.csv", "a/1.CSV", "a/notes.txt", ".hidden/3.csv", "a/.4.csv", "5.parquet.tmp"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        put(tmp_path / name, "a\n1\n")
+    assert list(find_files(tmp_path)) == ["a/1.CSV", "b/2.csv"]
+    assert list(find_files(tmp_path / "*/[12].*")) == ["a/1.CSV", "b/2.csv"]
+    assert list(find_files(tmp_path / "**/*.txt")) == ["a/notes.txt"]
+    for nothing in ["*.xyz", ".hidden/none", "a/1.csx"]:
+        with pytest.raises(UserError): find_files(tmp_path / nothing)
+
+
+def test_a_table_of_a_path(tmp_path):
+    with pytest.raises(UserError, match="belong to a database"): find_sources(put(tmp_path / "x.csv", "a\n1\n"), table="t")
+
+
+# ---- larger than memory
+
+COUNT = """
+import sys
+from mlops_nb.data.readers import find_sources, read_source
+assert sum(len(b) for b in read_source(*find_sources(sys.argv[1]), rows=65_536)) == int(sys.argv[2])
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    "Ten times the rows, each with a category of its own, in about the same memory."
+    def write(path, rows): path.write_text("id,word,x\n" + "".join(f"{i},category-{i * 7919}-{'x' * 40},{i / 7}\n" for i in range(rows)))
+    peaks = []
+    for rows in (100_000, 1_000_000): # the second is 95 MB
+        write(tmp_path / "in.csv", rows)
+        peaks.append(peak_mib(sys.executable, "-c", COUNT, tmp_path / "in.csv", rows))
+    assert peaks[1] < peaks[0] + 60, f"{peaks} MiB"
+
+
+# ---- real files
+
+@pytest.mark.realdata
+def test_real_files(real_data):
+    adult, bank = read(real_data("adult/adult.test")), read(real_data("bank_marketing/bank-additional-full.csv"))
+    telco, bike = read(real_data("telco_churn/Telco-Customer-Churn.csv")), read(real_data("bike_sharing/hour.csv"))
+    assert [len(f) for f in (adult, bank, telco, bike)] == [16_281, 41_188, 7_043, 17_379]
+    assert set(adult["outcome"]) == {"<=50K.", ">50K."} and adult["workclass"].str.contains(r"^\s").sum() == 0
+    assert (adult["workclass"] == "?").sum() > 0 and adult.schema["age"] == pl.Int64
+    assert bank.width == 21 and bank.schema["euribor3m"] == pl.Float64
+    assert telco.schema["TotalCharges"] == pl.Float64 and telco["TotalCharges"].null_count() == 11
+    assert bike.schema["dteday"] == pl.Date
+
+
+def test_a_zero_before_the_comma_shows_that_it_is_a_decimal_comma(tmp_path):
+    (tmp_path / "x.csv").write_text("a;b;c\n0,126;1,234;0,5\n-1,250;2,345;3,25\n")
+    frame = pl.concat(read_source(detect(find_sources(str(tmp_path / "x.csv"))[0])))
+    assert frame["a"].to_list() == [.126, -1.25] and frame["b"].to_list() == ["1,234", "2,345"] and frame["c"].to_list() == [.5, 3.25]
+
+
+@pytest.mark.parametrize("name", ["_source", "_target", "_reasons", "_part"])
+def test_a_name_that_the_pipeline_uses_itself_is_refused(tmp_path, name):
+    (tmp_path / "x.csv").write_text(f"a,{name}\n1,2\n")
+    with pytest.raises(UserError, match=f"'{name}', which is reserved"): list(read_source(detect(find_sources(str(tmp_path / "x.csv"))[0])))

@@ -1,0 +1,181 @@
+"Splits: what each method promises, for any data, and what a person hears when it cannot be kept."
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb.config.params import SplitParams
+from mlops_nb.config.schema import Column, Schema
+from mlops_nb.core.errors import UserError
+from mlops_nb.data.splits import PARTS, assign, check_split, key_columns, last_share
+
+COLUMNS = dict(who=Column("category", nullable=True), team=Column("integer"), at=Column("timestamp"), y=Column("category"),
+               fold=Column("category", feature=False))
+TIMED = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], entity="who", event_time="at", columns=COLUMNS)
+PLAIN = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], columns=COLUMNS)
+NUMBER = Schema(dataset="d", task="regression", target="team", columns=COLUMNS)
+
+
+def rows(n=500, seed=0, days=40, people=60, sources=3):
+    rng = np.random.default_rng(seed)
+    frame = pl.DataFrame(dict(_source=[f"f{i % sources}.csv" for i in range(n)], _row=[i // sources for i in range(n)],
+                              who=[f"p{i}" for i in rng.integers(0, people, n)], team=rng.integers(0, 20, n),
+                              _target=rng.integers(0, 2, n) * 1.,
+                              at=[datetime(2024, 1, 1) + timedelta(days=int(d)) for d in rng.integers(0, days, n)]))
+    return frame.with_columns(fold=pl.Series(rng.choice([*PARTS, "train"], n)))
+
+
+def split(frame, schema, **kw):
+    params = SplitParams(**kw)
+    part = assign(frame, params, schema)
+    parts = {p: frame.filter(part == p) for p in PARTS}
+    assert sum(map(len, parts.values())) == len(frame) == len(part)
+    return parts, check_split(parts, params, schema)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=60), st.floats(.01, .5))
+def test_the_cut_is_the_closest_one_that_tears_nothing(position, share):
+    position = np.array(position)
+    mask = last_share(position, share)
+    values = np.unique(position)
+    if len(values) < 2: assert not mask.any(); return
+    assert position[~mask].max() < position[mask].min()
+    best = min(abs((position >= v).sum() - share * len(position)) for v in values[1:])
+    assert abs(mask.sum() - share * len(position)) <= best + 1e-9
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(30, 300), st.integers(0, 10), st.integers(5, 60), st.sampled_from([.1, .2, .33]))
+def test_time(n, seed, days, share):
+    frame = rows(n, seed, days)
+    try: parts, check = split(frame, TIMED, method="time", test=share, valid=share)
+    except UserError as e: assert "would be empty" in str(e) or "in no training row" in str(e); return
+    assert check.in_time_order and check.times_in_two_parts == 0
+    assert parts["train"]["at"].max() < parts["valid"]["at"].min() <= parts["valid"]["at"].max() < parts["test"]["at"].min()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(100, 400), st.integers(0, 10), st.integers(5, 80))
+def test_group(n, seed, people):
+    frame = rows(n, seed, people=people)
+    parts, check = split(frame, TIMED, method="group", seed=seed)
+    assert check.groups_in_two_parts == 0
+    sets = [set(p["who"]) for p in parts.values()]
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    other = {p: f["team"].unique().to_list() for p, f in split(frame, PLAIN, method="group", column="team")[0].items()}
+    assert not set(other["train"]) & set(other["test"])
+
+
+@pytest.mark.parametrize("method", ["time", "order", "group", "random", "column", "files"])
+def test_the_part_of_a_row_does_not_depend_on_the_order_of_reading(method):
+    frame = rows()
+    kw = dict(column=dict(column="fold"), files=dict(test_files=["f2.*"])).get(method, {})
+    schema = TIMED if method in ("time", "group") else PLAIN
+    a = frame.with_columns(part=assign(frame, SplitParams(method=method, **kw), schema))
+    mixed = frame.sample(fraction=1, shuffle=True, seed=5)
+    b = mixed.with_columns(part=assign(mixed, SplitParams(method=method, **kw), schema))
+    assert a.sort("_source", "_row").equals(b.sort("_source", "_row"))
+
+
+def test_order_takes_the_end_of_the_last_file():
+    parts, _ = split(rows(300, sources=3), PLAIN, method="order", test=.2, valid=.25)
+    assert {k: len(v) for k, v in parts.items()} == dict(train=180, valid=60, test=60)
+    assert set(parts["test"]["_source"]) == {"f2.csv"} and parts["test"]["_row"].min() == 40
+
+
+def test_random_is_stratified_and_seeded():
+    frame = rows(1000).with_columns(_target=pl.Series([1.] * 20 + [0.] * 980))
+    parts, _ = split(frame, PLAIN, method="random")
+    assert {k: int(v["_target"].sum()) for k, v in parts.items()} == dict(train=13, valid=3, test=4)
+    assert abs(len(parts["test"]) - 200) <= 1
+    again, other = (assign(frame, SplitParams(method="random", seed=s), PLAIN) for s in (0, 1))
+    assert again.equals(assign(frame, SplitParams(method="random"), PLAIN)) and not again.equals(other)
+
+
+def test_a_class_of_one_row_is_learnt_from_and_of_three_is_everywhere():
+    schema = Schema(dataset="d", task="multiclass", target="y", classes=["a", "b", "c"], columns=COLUMNS)
+    frame = rows(104).with_columns(_target=pl.Series([2.] + [1.] * 3 + [0.] * 100))
+    parts, _ = split(frame, schema, method="random")
+    assert (parts["train"]["_target"] == 2).sum() == 1 and all((p["_target"] == 1).sum() == 1 for p in parts.values())
+
+
+def test_regression_at_random_needs_no_classes():
+    parts, _ = split(rows(100).with_columns(_target=pl.Series(np.arange(100.))), NUMBER, method="random")
+    assert [len(p) for p in parts.values()] == [64, 16, 20]
+
+
+def test_column_names_the_parts_and_valid_may_be_missing():
+    frame = rows()
+    parts, _ = split(frame, PLAIN, method="column", column="fold")
+    assert all((p["fold"] == name).all() for name, p in parts.items())
+    loud = frame.with_columns(fold=pl.when(pl.col("fold") == "test").then(pl.lit(" TEST ")).otherwise(pl.lit("Train")))
+    parts, _ = split(loud, PLAIN, method="column", column="fold")
+    assert len(parts["test"]) == (frame["fold"] == "test").sum() and abs(len(parts["valid"]) / (len(frame) - len(parts["test"])) - .2) < .01
+    for bad in ("holdout", None):
+        wrong = frame.with_columns(fold=pl.when(pl.col("_row") == 3).then(pl.lit(bad)).otherwise("fold"))
+        with pytest.raises(UserError, match=f"holds {bad!r}; it may say only"): split(wrong, PLAIN, method="column", column="fold")
+
+
+def test_files_and_the_validation_part_by_time_or_at_random():
+    frame = rows()
+    for schema in (PLAIN, TIMED):
+        parts, _ = split(frame, schema, method="files", test_files=["f[12].csv"])
+        assert set(parts["test"]["_source"]) == {"f1.csv", "f2.csv"} and set(parts["valid"]["_source"]) == {"f0.csv"}
+    assert parts["train"]["at"].max() < parts["valid"]["at"].min()
+
+
+@pytest.mark.parametrize("schema, kw, says", [
+    (PLAIN, dict(method="time"), "name `event_time` in schema.yaml"),
+    (PLAIN, dict(method="group"), "needs a group"),
+    (PLAIN, dict(method="group", column="teams"), "did you mean 'team'"),
+    (PLAIN, dict(method="column", column="nope"), "there is no column 'nope'"),
+    (PLAIN, dict(method="column", column="team"), "feature: false"),
+    (PLAIN, dict(method="files", test_files=["f1.csv", "x*"]), "'x*' matches no source file"),
+    (PLAIN, dict(method="files", test_files=["*"]), "the valid part would be empty"),
+    (TIMED, dict(method="time", test=.8), "prepare.split.test is 0.8"),
+    (TIMED, dict(method="time", test=0.), "prepare.split.test is 0"),
+    (TIMED, dict(method="time", valid=1.), "prepare.split.valid is 1"),
+])
+def test_what_cannot_work_is_one_sentence(schema, kw, says):
+    with pytest.raises(UserError) as e: split(rows(), schema, **kw)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_empty_parts_and_absent_classes():
+    with pytest.raises(UserError, match="the test part would be empty.*1 different times"):
+        split(rows().with_columns(at=datetime(2024, 1, 1)), TIMED, method="time")
+    with pytest.raises(UserError, match="the test part would be empty"): split(rows(people=1), TIMED, method="group")
+    with pytest.raises(UserError, match="the class 'yes' of 'y' is in no training row"):
+        split(rows().sort("at").with_columns(_target=(pl.col("at") > datetime(2024, 2, 3)) * 1.), TIMED, method="time")
+    with pytest.raises(UserError, match="is 3 in every training row"): split(rows().with_columns(_target=3.), NUMBER, method="order")
+
+
+def test_rows_without_a_group_stay_together():
+    frame = rows().with_columns(who=pl.when(pl.col("_row") % 3 == 0).then(None).otherwise("who"))
+    part = assign(frame, SplitParams(method="group"), TIMED)
+    assert part.filter(frame["who"].is_null()).n_unique() == 1
+
+
+def test_the_check_finds_what_it_is_there_for():
+    frame = rows()
+    for method in ("time", "group"):
+        params = SplitParams(method=method)
+        parts, _ = split(frame, TIMED, method=method)
+        row = parts["test"][:1]
+        twice = parts | dict(train=pl.concat([parts["train"], row]))
+        with pytest.raises(UserError, match="rows_twice=1"): check_split(twice, params, TIMED)
+        straddling = parts | dict(train=pl.concat([parts["train"], row.with_columns(_row=pl.lit(10**6, pl.Int64))]))
+        with pytest.raises(UserError, match="does not hold"): check_split(straddling, params, TIMED)
+    parts, _ = split(frame, TIMED, method="time")
+    with pytest.raises(UserError, match="in_time_order=False"):
+        check_split(dict(train=parts["test"], valid=parts["valid"], test=parts["train"]), SplitParams(method="time"), TIMED)
+
+
+def test_key_columns():
+    assert key_columns(SplitParams(method="random"), PLAIN) == []
+    assert key_columns(SplitParams(method="group"), TIMED) == ["at", "who"]
+    assert key_columns(SplitParams(method="column", column="fold"), TIMED) == ["at", "fold"]

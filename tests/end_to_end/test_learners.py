@@ -1,0 +1,68 @@
+"`dvc repro` with both learners and twenty trials each, on simulated churn and on Adult: what is chosen, why, and what people see of it."
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.project_checks import new_project, ran, run
+
+from mlops_nb.bundle.bundle import open_bundle
+from mlops_nb.config.params import NetParams, NetSpace, read_params, write_params
+from mlops_nb.evaluate.stage import read_evaluation
+from mlops_nb.train.tuning import read_tuning
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+NET = NetParams(k=2, width=32, epochs=3, batch=2048, learning_rate=0.01, embedding=4, bins=8) # seconds, not minutes, on a CPU
+SPACE = NetSpace(width=[16, 32], embedding=[2, 6], bins=[4, 12], blocks=[1, 2], learning_rate=[0.003, 0.02, "log"])
+
+
+def churn(to):
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        (to / name).write_bytes((ROOT / name).read_bytes())
+    run("git", "init", "-q", cwd=to)
+    p = read_params(to / "params.yaml")
+    p.simulate.subscribers = 800
+    write_params(p, to / "params.yaml")
+    run("mlops-nb", "simulate", cwd=to)
+    return to
+
+
+def adult(to):
+    data = ROOT.parent / "shared/data/adult/adult.[dt]*"
+    return new_project(to, data, "rtrim(outcome, '.')", "--test-files", "adult.test")
+
+
+@pytest.mark.parametrize("make", [churn, pytest.param(adult, marks=pytest.mark.realdata)])
+def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
+    root = make(tmp_path / "project")
+    p = read_params(root / "params.yaml")
+    p.train.learners, p.train.net, p.tune.trials, p.tune.net, p.train.gbdt.n_estimators = ["gbdt", "net"], NET, 20, SPACE, 200
+    write_params(p, root / "params.yaml")
+    stages = ran(run("dvc", "repro", cwd=root))
+    assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"
+    tuned = read_tuning(root)
+    assert {name: t.complete + t.pruned for name, t in tuned.items()} == {"gbdt": 20, "net": 20}
+    assert all(t.best <= t.untuned for t in tuned.values())
+    for name, t in tuned.items():
+        assert json.loads((root / f"artifacts/models/{name}/training.json").read_text())["best"] == t.best
+    e = read_evaluation(root)
+    valid = {c.learner: c.metrics["valid"][e.primary].value for c in e.candidates}
+    assert e.learner == max(valid, key=valid.get) and len(valid) == 2
+    provenance = json.loads((root / "artifacts/bundle/provenance.json").read_text())
+    used = provenance["training"]["params"]
+    assert provenance["training"]["learner"] == e.learner and {k: used[k] for k in tuned[e.learner].params} == tuned[e.learner].params
+    page = (root / "reports/pipeline" / open_bundle(root / "artifacts/bundle").id[:12] / "evaluation.html").read_text()
+    for said in ("Which learner, and why", f"{e.learner} was the best of 2 learners", "What the tuning found", "gbdt: ", "net: ",
+                 "The best parameters"):
+        assert said in page, said
+    if make is adult: assert e.metrics["test"]["accuracy"].value > 0.86
+    assert ran(run("dvc", "repro", cwd=root)) == []
+
+    p.train.select = "net" if e.learner == "gbdt" else "gbdt"
+    write_params(p, root / "params.yaml")
+    again = ran(run("dvc", "repro", "bundle", cwd=root))
+    assert again[0] == "evaluate" and "tune" not in again, "another choice trains nothing again"
+    assert read_evaluation(root).learner == p.train.select

@@ -1,0 +1,369 @@
+"The training repeated: no fold learns from what comes after it, rows that judge do nothing else, and what cannot be judged is named."
+import json
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import trained_project as modelling
+
+from mlops_nb.bundle.bundle import draft
+from mlops_nb.config.params import SplitParams, read_params, write_params
+from mlops_nb.config.schema import Column, Schema, write_schema
+from mlops_nb.core.errors import UserError
+from mlops_nb.core.files import hash_folder, read_json, write_json
+from mlops_nb.evaluate import cross_validation as repeating
+from mlops_nb.evaluate.cross_validation import (
+    Fold,
+    agreement,
+    blocks,
+    folds,
+    in_order,
+    read_stability,
+    spreads,
+    stability,
+    unusable,
+    vary_seed,
+)
+from mlops_nb.evaluate.metrics import METRICS
+from mlops_nb.evaluate.stage import evaluate, read_evaluation
+from mlops_nb.model.encoder import Encoder
+from mlops_nb.pipeline import STAGES, run_stage
+from mlops_nb.scaffold import init
+from mlops_nb.train.baselines import baseline
+from mlops_nb.train.dataset import open_project
+from mlops_nb.train.tuning import Tuned
+
+quick = settings(deadline=None, max_examples=60)
+VISITS = Schema("visits", "binary", "y", classes=["no", "yes"], entity="patient", event_time="day", columns={
+    "patient": Column("text", feature=False), "day": Column("timestamp", feature=False), "x": Column("number"), "y": Column("category")})
+
+
+def visits(seed, n, days, patients, rate=.4):
+    rng = np.random.default_rng(seed)
+    start = datetime(2026, 1, 1)
+    return pl.DataFrame(dict(_source="v.csv", _row=rng.permutation(n), _target=(rng.random(n) < rate).astype(float), x=rng.normal(size=n),
+                             patient=[f"p{i}" for i in rng.integers(0, patients, n)],
+                             day=[start + timedelta(days=int(d)) for d in rng.integers(0, days, n)]))
+
+
+anything = (st.tuples(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 40), st.integers(1, 40)), st.integers(1, 8),
+            st.floats(.05, .5))
+
+
+@quick
+@given(*anything)
+def test_no_fold_learns_from_what_comes_later(made, k, share):
+    frame = visits(*made)
+    for method in ("time", "column", "files"):
+        split = SplitParams(method=method, valid=share, column="x", test_files=["*"])
+        assert in_order(split, VISITS)
+        seen = np.zeros(len(frame), int)
+        for fold in folds(frame, split, VISITS, k):
+            train, valid, judged = (frame["day"].filter(m) for m in fold)
+            seen += fold.judged
+            if len(train) and len(valid): assert train.max() < valid.min()
+            for earlier in (train, valid):
+                if len(earlier): assert earlier.max() < judged.min()
+            assert (frame["day"].filter(fold.train | fold.valid).len()) == (frame["day"] < judged.min()).sum() # all that came before
+        assert seen.max() <= 1
+
+
+@quick
+@given(*anything)
+def test_windows_by_the_order_of_the_rows(made, k, share):
+    frame = visits(*made)
+    for fold in folds(frame, SplitParams(method="order", valid=share), VISITS, k):
+        train, valid, judged = (frame["_row"].filter(m) for m in fold)
+        assert train.max() < valid.min() and valid.max() < judged.min() if len(valid) else train.max() < judged.min()
+
+
+@quick
+@given(*anything)
+def test_no_group_is_in_two_parts_of_a_fold(made, k, share):
+    frame = visits(*made)
+    found = [*folds(frame, SplitParams(method="group", valid=share), VISITS, k)]
+    assert (np.sum([f.judged for f in found], axis=0) == 1).all() # each row is judged once
+    for fold in found:
+        assert (np.sum(fold, axis=0) == 1).all()
+        groups = [set(frame["patient"].filter(m)) for m in fold]
+        assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+
+
+@quick
+@given(st.integers(0, 10**6), st.integers(20, 400), st.integers(2, 6))
+def test_random_folds_hold_each_class_evenly(seed, n, k):
+    frame = visits(seed, n, 10, 10)
+    found = [*folds(frame, SplitParams(method="random"), VISITS, k)]
+    assert (np.sum([f.judged for f in found], axis=0) == 1).all()
+    for c in (0, 1):
+        counts = [int((frame["_target"].to_numpy()[f.judged] == c).sum()) for f in found]
+        assert len(found) < k or max(counts) - min(counts) <= 2
+
+
+def test_random_folds_do_not_depend_on_the_order_of_the_rows():
+    frame = visits(0, 100, 5, 5)
+    mixed = frame.sample(fraction=1, shuffle=True, seed=1)
+    rows = [[{*f.filter(m)["_row"]} for m in next(folds(f, SplitParams(method="random"), VISITS, 4))] for f in (frame, mixed)]
+    assert rows[0] == rows[1]
+
+
+@quick
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 9))
+def test_blocks_keep_order_and_equal_places_together(place, k):
+    place = np.array(place, float)
+    block = blocks(place, k)
+    assert len(block) == len(place) and set(block) == set(range(block.max(initial=-1) + 1)) and block.max(initial=0) < k
+    for i in range(block.max(initial=0)): assert place[block == i].max() < place[block == i + 1].min()
+
+
+def test_blocks_of_distinct_places_are_of_equal_size():
+    assert np.ptp(np.bincount(blocks(np.random.default_rng(0).random(1003), 7))) <= 1
+
+
+def parts_of(n, *sizes):
+    at = np.repeat(np.arange(len(sizes)), sizes)
+    return Fold(*(np.r_[at, np.full(n - len(at), -1)] == i for i in range(3)))
+
+
+@pytest.mark.parametrize("y, sizes, task, why", [
+    ([0, 1, 0, 1, 0, 1], (2, 2, 2), "binary", None),
+    ([0, 0, 0, 1, 0, 1], (2, 2, 2), "binary", "no row to learn from is 'yes'"),
+    ([0, 1, 0, 1, 1, 1], (2, 2, 2), "binary", "no row to be judged is 'no'"),
+    ([0, 1, 0, 1, 0, 1], (4, 0, 2), "binary", "nothing to learn from beside the 2 rows"),
+    ([0, 1, 0, 1, 0, 1], (3, 2, 1), "binary", "1 rows to be judged are too few; evaluate.min_slice asks for 2"),
+    ([3, 3, 4, 4, 5, 6], (2, 2, 2), "regression", "the same value"),
+    ([3, 4, 4, 4, 5, 5], (2, 2, 2), "regression", None)])
+def test_what_cannot_be_judged(y, sizes, task, why):
+    schema = Schema("v", task, "y", classes=["no", "yes"] if task == "binary" else None, columns={})
+    found = unusable(np.array(y, float), parts_of(6, *sizes), schema, 2)
+    assert (found is None) == (why is None) and (why or "") in (found or "")
+
+
+def test_a_class_of_many_that_no_judged_row_has_is_no_reason():
+    three = Schema("v", "multiclass", "y", classes=["a", "b", "c"], columns={})
+    assert unusable(np.array([0, 1, 2, 1, 0, 1.]), parts_of(6, 3, 1, 2), three, 2) is None
+    assert "'c'" in unusable(np.array([0, 1, 1, 1, 2, 1.]), parts_of(6, 3, 1, 2), three, 2)
+
+
+def test_agreement_of_three():
+    s = [np.array([.1, .2, .3, .4]), np.array([.2, .4, .6, .8]), np.array([.1, .2, .3, .9])]
+    found = agreement(s, [x >= .5 for x in s])
+    assert found.flips == pytest.approx((.5 + .25 + .25) / 3)
+    assert found.apart == pytest.approx(np.mean([np.abs(a - b).mean() for a, b in ((s[0], s[1]), (s[0], s[2]), (s[1], s[2]))]))
+    assert 0 < found.correlation < 1 and agreement(s, None).flips is None
+    assert agreement([s[0], np.full(4, .5)], None).correlation is None
+
+
+# ---- the stage
+
+
+def project(root, task="binary", learner="gbdt", method="random", n=900, **stability):
+    modelling.trained(root, task, n=n, learner=learner)
+    params = read_params(root / "params.yaml")
+    params.prepare.split.method, params.evaluate.min_slice, params.evaluate.bootstrap = method, 20, 20
+    for name, value in stability.items(): setattr(params.stability, name, value)
+    write_params(params, root / "params.yaml")
+    return root
+
+
+@pytest.mark.parametrize("task", list(modelling.CLASSES))
+def test_files_and_figures(task, tmp_path):
+    root = project(tmp_path / "p", task, folds=3, seeds=2)
+    assert run_stage("stability", root, "gbdt")["trainings"] == 5
+    found = read_stability(root, "gbdt")
+    assert [r.name for r in found.folds + found.seeds] == ["fold 1", "fold 2", "fold 3", "seed 0", "seed 1"]
+    for run in found.folds + found.seeds:
+        assert run.metrics.keys() == METRICS[task].keys() and run.time is None and run.left_out is None
+        assert all(x is not None for m, x in run.metrics.items() if m != "precision")
+    assert sum(r.rows["judged"] for r in found.folds) == 720 # the test rows are in none
+    assert {sum(r.rows.values()) for r in found.folds} == {720}
+    table = pl.read_parquet(root / "artifacts/stability/gbdt/metrics.parquet")
+    assert len(table) == 5 * len(METRICS[task])
+    spread, x = found.fold_spread[found.primary], [r.metrics[found.primary] for r in found.folds]
+    assert [spread.mean, spread.sd, spread.low, spread.high] == pytest.approx([np.mean(x), np.std(x, ddof=1), min(x), max(x)])
+    assert "± " in found.sentences[0] and "over 3 random folds" in found.sentences[0] and "The seed changes nothing" in found.sentences[1]
+    before = hash_folder(root / "artifacts/stability")
+    stability(root, "gbdt")
+    assert hash_folder(root / "artifacts/stability") == before
+
+
+def test_the_first_seed_is_the_stages_own_model(tmp_path):
+    root = project(tmp_path / "p", seeds=2)
+    baseline(root)
+    evaluate(root)
+    stability(root, "gbdt")
+    mine = read_json(root / "artifacts/metrics.json", dict)["test"]
+    assert read_stability(root, "gbdt").seeds[0].metrics == mine # scores, calibration and threshold as the stages chose them
+
+
+def test_seeds_that_matter(tmp_path):
+    root = project(tmp_path / "p", seeds=3)
+    params = read_params(root / "params.yaml")
+    params.train.gbdt.subsample, params.train.seed = .6, 4
+    write_params(params, root / "params.yaml")
+    stability(root, "gbdt")
+    found = read_stability(root, "gbdt")
+    assert [r.name for r in found.seeds] == ["seed 4", "seed 5", "seed 6"]
+    assert found.agreement.flips > 0 and .5 < found.agreement.correlation < 1
+    assert found.sentences[0].startswith("auc 0.") and "under 3 seeds; two of them decide" in found.sentences[0]
+
+
+def test_repetitions_use_what_was_tuned(tmp_path):
+    root = project(tmp_path / "p", folds=2)
+    stability(root, "gbdt")
+    before = read_stability(root, "gbdt")
+    tuned = Tuned("gbdt", 1, 0, .6, .5, {"num_leaves": 2, "n_estimators": 3}, {})
+    write_json(root / "artifacts/tuning/tuning.json", {"gbdt": tuned})
+    stability(root, "gbdt")
+    assert read_stability(root, "gbdt").fold_spread["auc"].mean < before.fold_spread["auc"].mean
+
+
+def test_seeds_of_a_net(tmp_path):
+    root = project(tmp_path / "p", "multiclass", "net", n=300, seeds=2)
+    stability(root, "net")
+    found = read_stability(root, "net")
+    assert found.agreement.apart > 0 and found.learner == "net" and len(found.seeds) == 2
+
+
+def test_one_seed_has_nothing_to_be_compared_with(tmp_path):
+    root = project(tmp_path / "p", "regression", seeds=1)
+    stability(root, "gbdt")
+    found = read_stability(root, "gbdt")
+    assert found.agreement is None and found.seed_spread["rmse"].sd is None and "at least two are needed" in found.sentences[0]
+
+
+def test_nothing_is_repeated_unasked(tmp_path, monkeypatch):
+    root = project(tmp_path / "p")
+    monkeypatch.setattr(repeating, "fit", None)
+    assert stability(root, "gbdt")["trainings"] == 0
+    found = read_stability(root, "gbdt")
+    assert found.folds == found.seeds == []
+    assert found.sentences == ["Nothing was repeated; stability.folds and stability.seeds in params.yaml say how often."]
+    assert len(pl.read_parquet(root / "artifacts/stability/gbdt/metrics.parquet")) == 0
+
+
+def timed(root, rate):
+    "A project whose rows have a time; `rate` gives the share of events by month."
+    root = project(root, n=900, folds=4, seeds=0)
+    schema, rng = modelling.schema("binary"), np.random.default_rng(0)
+    schema.event_time, schema.columns["when"].nullable = "when", False
+    write_schema(schema, root / "schema.yaml")
+    params = read_params(root / "params.yaml")
+    params.prepare.split.method = "time"
+    write_params(params, root / "params.yaml")
+    months = dict(train=(0, 6), valid=(6, 8), test=(8, 10))
+    for part, (a, b) in months.items():
+        path = root / f"artifacts/prepared/{part}.parquet"
+        frame = pl.read_parquet(path)
+        month = np.sort(rng.integers(a, b, len(frame)))
+        y = (rng.random(len(frame)) < [rate(m) for m in month]).astype(float)
+        frame = frame.with_columns(when=pl.Series([datetime(2026, int(m) + 1, 1) for m in month]).cast(pl.Datetime("us")), _target=y)
+        frame.sample(fraction=1, shuffle=True, seed=0).write_parquet(path)
+    return root
+
+
+def test_a_window_without_events_is_left_out_and_named(tmp_path):
+    root = timed(tmp_path / "p", lambda month: 0 if month < 3 else .4)
+    stability(root, "gbdt")
+    found = read_stability(root, "gbdt")
+    out = [r for r in found.folds if r.left_out]
+    assert out and all(r.metrics == {} for r in out) and found.fold_spread["auc"].runs == len(found.folds) - len(out) > 0
+    for r in out: assert any(s.startswith(f"{r.name.capitalize()} is left out: no row to ") and "'yes'" in s for s in found.sentences)
+    for r in found.folds:
+        if not r.left_out: assert r.time["train"][1] < r.time["valid"][0] <= r.time["valid"][1] < r.time["judged"][0]
+        assert r.time["judged"][1] < "2026-09" # the test rows are in no window
+
+
+def test_the_encoder_of_a_window_knows_nothing_of_what_comes_later(tmp_path, monkeypatch):
+    root, seen = timed(tmp_path / "p", lambda month: .4), []
+    honest = Encoder.fit.__func__
+
+    def spy(cls, frame, *rest):
+        seen.append(frame["when"].max().isoformat())
+        return honest(cls, frame, *rest)
+    monkeypatch.setattr(Encoder, "fit", classmethod(spy))
+    stability(root, "gbdt")
+    trained = [r for r in read_stability(root, "gbdt").folds if not r.left_out]
+    assert seen == [r.time["train"][1] for r in trained] and len(seen) >= 3
+
+
+def test_rows_that_cannot_be_cut(tmp_path):
+    root = timed(tmp_path / "p", lambda month: .4)
+    for part in ("train", "valid"):
+        path = root / f"artifacts/prepared/{part}.parquet"
+        pl.read_parquet(path).with_columns(when=pl.lit(datetime(2026, 1, 1)).cast(pl.Datetime("us"))).write_parquet(path)
+    stability(root, "gbdt")
+    found = read_stability(root, "gbdt")
+    assert found.folds == [] and found.sentences == ["4 were asked for, and the rows can be cut into 0 expanding windows only."]
+
+
+def test_a_repetition_starts_from_nothing(tmp_path):
+    root = project(tmp_path / "p", folds=2)
+    stability(root, "gbdt")
+    before = read_stability(root, "gbdt")
+    params = read_params(root / "params.yaml")
+    params.train.continue_from = "artifacts/models/gbdt"
+    write_params(params, root / "params.yaml")
+    stability(root, "gbdt")
+    after = read_stability(root, "gbdt")
+    assert after.folds == before.folds
+    assert after.sentences == [*before.sentences, "Each repetition was trained from nothing, and not from train.continue_from."]
+
+
+def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
+    root = project(tmp_path / "p", folds=2, seeds=2)
+    honest = repeating.Predictor.predict
+    monkeypatch.setattr(repeating.Predictor, "predict", lambda self, frame: honest(self, frame) * np.nan)
+    stability(root, "gbdt")
+    found = read_stability(root, "gbdt")
+    assert found.agreement is None and "some of their scores are no numbers" in found.sentences[-1]
+    assert found.sentences[0] == "auc is defined in none of 2 random folds."
+    assert found.fold_spread == {} and all(x is None for r in found.folds for x in r.metrics.values())
+    json.loads((root / "artifacts/stability/gbdt/stability.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+
+
+def test_missing_inputs_and_a_wrong_learner(tmp_path):
+    root = project(tmp_path / "p", folds=2)
+    with pytest.raises(UserError, match="no learner 'gbtd'; did you mean 'gbdt'"): stability(root, "gbtd")
+    with pytest.raises(UserError, match="stability.json does not exist"): read_stability(root, "gbdt")
+    (root / "artifacts/prepared/test.parquet").unlink()
+    with pytest.raises(UserError, match="run the stage prepare first"): stability(root, "gbdt")
+
+
+def test_spreads_of_what_is_undefined():
+    runs = [repeating.Run("a", {}, None, {"auc": None, "f1": .5}), repeating.Run("b", {}, None, {}, "why")]
+    assert spreads(runs).keys() == {"f1"} and spreads(runs)["f1"].runs == 1
+
+
+def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
+    root = project(tmp_path / "p", seeds=2)
+    made = open_project(root)
+    parts = {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parquet") for p in ("train", "valid", "test")}
+    predictor, _ = repeating.repeat(made, "gbdt", parts["train"], parts["valid"], "it")
+    predictor.policy = None
+    assert predictor.predict(parts["test"]).tobytes() == draft(root).predict(parts["test"]).tobytes()
+    assert len(vary_seed(made, "gbdt", parts)[0]) == 2
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_bank_calls_in_their_order(real_data, tmp_path):
+    "The world changes: windows show it, and calibration helps as far as the valid rows can know."
+    root = tmp_path / "bank"
+    contract = init(root, str(real_data("bank_marketing/bank-additional-full.csv")), "y")
+    contract.columns["duration"].feature = False # known only after the call
+    write_schema(contract, root / "schema.yaml")
+    params = read_params(root / "params.yaml")
+    params.prepare.split.method, params.stability.folds, params.evaluate.bootstrap = "order", 3, 20
+    write_params(params, root / "params.yaml")
+    for stage in ("features", "validate", "prepare", "tune", "baseline", "train", "evaluate", "stability"):
+        run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
+    found, evaluation = read_stability(root, "gbdt"), read_evaluation(root)
+    assert found.fold_spread["auc"].high < evaluation.metrics["valid"]["auc"].low # one figure would have hidden it
+    windows = [r.rows for r in found.folds]
+    learned = [w["train"] + w["valid"] for w in windows]
+    assert learned[1:] == [before + w["judged"] for before, w in zip(learned[:-1], windows[:-1], strict=True)] # all that came before
+    assert evaluation.recalibration.method != "none" and evaluation.calibration.error < evaluation.recalibration.before.error

@@ -1,0 +1,130 @@
+"""The three report notebooks on real artifacts of each task: they conclude, they escape, they say what is missing."""
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from support.trained_project import rows, schema, trained
+
+from mlops_nb.bundle.bundle import bundle
+from mlops_nb.config.params import read_params, write_params
+from mlops_nb.config.schema import write_schema
+from mlops_nb.core.errors import UserError
+from mlops_nb.core.files import read_json, write_json
+from mlops_nb.data.ingest import ingest
+from mlops_nb.data.validation import validate
+from mlops_nb.evaluate.cross_validation import stability
+from mlops_nb.evaluate.stage import evaluate
+from mlops_nb.explain.attributions import explain
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.release.gate import gate
+from mlops_nb.report.html import clean
+from mlops_nb.report.runner import notebook_parameters
+from mlops_nb.report.stage import describe_run, report
+from mlops_nb.train.baselines import baseline
+
+NOTEBOOKS = Path(__file__).parents[2] / "nbs/reports"
+NAMES = ["data", "evaluation", "explanation"]
+
+
+def run(name, **parameters):
+    "What a notebook shows, without a kernel: its cells run here."
+    shown, space = [], {}
+    for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] != "code": continue
+        tree = ast.parse("".join(cell["source"]))
+        last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, "exec"), space)
+        if "parameters" in cell["metadata"].get("tags", []): space |= parameters
+        if last: shown.append(eval(compile(last, name, "eval"), space).text)
+    return shown
+
+
+@pytest.fixture(scope="module", params=["binary", "multiclass", "regression"])
+def project(request, tmp_path_factory):
+    "A project of each task as the pipeline leaves it before its last stage; two rows in quarantine, texts that look like HTML."
+    root, task = tmp_path_factory.mktemp(request.param), request.param
+    frame = rows(task=task).with_columns(place=pl.col("place").replace({"a | b": "<b>bold</b>"}))
+    if task == "regression": frame = frame.with_columns(pl.col("y").exp().round(1)) # an amount
+    frame = frame.with_columns(count=pl.when(pl.int_range(pl.len()) < 2).then(999).otherwise("count"))
+    trained(root, task)
+    shutil.rmtree(root / "artifacts")
+    contract, params = schema(task), read_params(root / "params.yaml")
+    contract.columns["known"].sensitive, params.evaluate.min_slice = True, 20
+    write_schema(contract, root / "schema.yaml")
+    write_params(params, root / "params.yaml")
+    frame.write_csv(root / "rows.csv")
+    ingest(root / "rows.csv", root)
+    validate(root)
+    from mlops_nb.data.prepare import prepare
+    from mlops_nb.train.stage import train
+    from mlops_nb.train.tuning import tune
+    params = read_params(root / "params.yaml")
+    params.stability.folds = params.stability.seeds = 2
+    params.tune.trials = dict(binary=12, multiclass=1, regression=8)[task]
+    params.train.gbdt.objective = "poisson" # of the regression
+    if task == "regression": params.tune.gbdt.objective = ["poisson", "squared"]
+    write_params(params, root / "params.yaml")
+    for stage in (prepare, tune, train, baseline, evaluate, stability, explain, bundle, gate): stage(root)
+    verdict = read_json(root / "artifacts/gate.json", dict)
+    deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], sentence="Version 1 answers at rows.")
+    write_json(root / "artifacts/deployment.json", deployment)
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, name):
+    shown = run(name, root=str(project))
+    assert shown[0].startswith('<p class="verdict') and "<table" in shown[0]
+    text = "".join(shown)
+    assert "<b>bold" not in text and ">nan" not in text and "None<" not in text and "Timestamp" not in text
+    assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
+    if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
+    if name == "evaluation": assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
+    if name == "explanation": assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').scale}." in text
+    if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "The line explains" in text
+    if name == "evaluation":
+        assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean", text) and "Predicted / observed" in text
+        assert "<b>By known, the " in text and "How far the groups that differ most are apart." in text
+        assert ("other inputs</summary>" in text) == ("multiclass" in project.name) # the other tasks have six
+    for svg in text.split("<svg")[1:]: assert 'role="img"' in svg[:300] and "aria-label=" in svg[:300]
+
+
+def test_the_change_since_the_run_before_is_told(project):
+    described, header = describe_run(project)
+    for f in described.figures: f.value *= 2
+    described.counts["accepted"] -= 10
+    write_json(project / "before.json", described)
+    at = dict(root=str(project), previous="before.json")
+    assert "+10" in run("data", **at)[0]
+    assert "better" in run("evaluation", **at)[0] or "worse" in run("evaluation", **at)[0]
+    assert "Place in the run before" in run("explanation", **at)[0] and header.project == "rows"
+
+
+@pytest.mark.parametrize("name, file", [("data", "validation.json"), ("evaluation", "gate.json"), ("explanation", "explanation.json")])
+def test_a_report_without_its_inputs_fails_with_a_sentence(project, tmp_path, name, file):
+    shutil.copytree(project, tmp_path / "p", ignore=shutil.ignore_patterns(file))
+    with pytest.raises(UserError, match=f"{file} does not exist; run"): run(name, root=str(tmp_path / "p"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_keep_their_parameters_and_hold_no_outputs(name):
+    assert list(notebook_parameters(NOTEBOOKS / f"{name}.ipynb")) == ["root", "previous"]
+    assert not any(c.get("outputs") for c in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"])
+
+
+def test_the_stage_end_to_end(project, capsys):
+    if "binary" not in project.name: pytest.skip("one task is enough: the notebooks themselves are tested on all three")
+    shutil.copytree(NOTEBOOKS, project / "nbs/reports", dirs_exist_ok=True)
+    assert report(project) == {"pages": 4}
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    passed = read_json(project / "artifacts/gate.json", dict)["passed"]
+    assert line.startswith("The gate passed." if passed else "The gate failed. Nothing was deployed:") and " Look at reports/" in line
+    assert (project / line.rsplit(" ", 1)[1]).exists()
+    pages = sorted(p.name for p in (project / "reports").rglob("*.html"))
+    assert pages == ["card.html", "data.html", "evaluation.html", "explanation.html", "index.html"]
+    for html in (project / "reports").rglob("*.html"):
+        assert not any(s in html.read_text() for s in ("http://", "https://", "<script", "//cdn"))

@@ -1,0 +1,165 @@
+"Who may ask: keys, scopes, rates, and a file of keys that changes."
+import json
+import os
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_nb.core.errors import UserError
+from mlops_nb.serve.auth import SCOPES, Access, Bucket, Denied, add_key, allowed_to_listen, describe, end_of_day, read_keys, revoke_key
+
+
+@pytest.fixture
+def path(tmp_path): return tmp_path / "deep" / "keys.json"
+
+
+def denied(access, authorization, scope):
+    with pytest.raises(Denied) as e: access.check(authorization, scope)
+    return e.value
+
+
+def test_a_key_opens_its_scopes_and_no_other(path):
+    keys = {scope: add_key(path, scope, [scope]) for scope in SCOPES}
+    access = Access(path)
+    for mine, text in keys.items():
+        for scope in SCOPES:
+            if scope == mine: assert access.check(f"Bearer {text}", scope) == mine
+            else: assert denied(access, f"Bearer {text}", scope).status == 403
+        assert access.check(None, "open") == ""
+
+
+def test_the_file_holds_no_key_and_a_list_shows_none(path):
+    texts = [add_key(path, f"k{i}", ["read"]) for i in range(20)]
+    held = path.read_text() + "".join(map(describe, read_keys(path)))
+    assert len(set(texts)) == 20 and not any(part in held for t in texts for part in (t, t.split(".")[1]))
+
+
+@pytest.mark.parametrize("made", [
+    lambda k, other: None, lambda k, other: "", lambda k, other: "Bearer", lambda k, other: f"Basic {k}", lambda k, other: k,
+    lambda k, other: f"Bearer {k}x", lambda k, other: f"Bearer {k[:-1]}", lambda k, other: f"Bearer {k.split('.')[0]}.",
+    lambda k, other: f"Bearer {k.split('.')[0]}.{other.split('.')[1]}", lambda k, other: f"Bearer .{k.split('.')[1]}",
+    lambda k, other: "Bearer \u00e4\u0661" * 50, lambda k, other: f"Bearer {k.upper()}", lambda k, other: f"Bearer {'0' * 64}"])
+def test_everything_else_is_a_stranger(path, made):
+    key, other = add_key(path, "a", ["read"]), add_key(path, "b", ["read"])
+    error = denied(Access(path), made(key, other), "read")
+    assert (error.status, error.headers) == (401, {"www-authenticate": "Bearer"})
+    assert key.split(".")[1] not in str(error)
+
+
+def test_the_scheme_is_read_in_any_case_and_spaces_around_the_key_do_not_matter(path):
+    key = add_key(path, "a", ["read"])
+    assert Access(path).check(f"bearer  {key} ", "read") == "a"
+
+
+@given(st.floats(.01, 1000), st.lists(st.floats(0, 5), max_size=60))
+def test_a_bucket_never_gives_more_than_its_rate_and_one_burst(rate, pauses):
+    bucket = Bucket(rate)
+    now, taken = bucket.at, 0
+    start = now
+    for pause in pauses:
+        now += pause
+        wait = bucket.take(now)
+        assert 0 <= wait <= 1 / rate * 1.001
+        taken += wait == 0
+    assert taken <= max(rate, 1) + rate * (now - start) + 1e-6
+
+
+def test_a_rate_is_told_and_comes_back(path, monkeypatch):
+    key, clock = add_key(path, "a", ["predict"], rate=2), [100.0]
+    monkeypatch.setattr("mlops_nb.serve.auth.monotonic", lambda: clock[0])
+    access = Access(path)
+    assert [access.check(f"Bearer {key}", "predict") for _ in range(2)] == ["a", "a"]
+    error = denied(access, f"Bearer {key}", "predict")
+    assert error.status == 429 and int(error.headers["retry-after"]) >= 1 and "2 requests a second" in str(error)
+    clock[0] += .5
+    assert access.check(f"Bearer {key}", "predict") == "a"
+    assert denied(access, f"Bearer {key}", "read").status == 403  # what is refused for its scope takes no token
+
+
+def test_a_key_ends(path):
+    now = datetime.now(UTC)
+    add_key(path, "old", ["read"], expires=now - timedelta(seconds=1))
+    ended = add_key(path, "was", ["read"], expires=now - timedelta(days=1))
+    good = add_key(path, "is", ["read"], expires=now + timedelta(days=1))
+    access = Access(path)
+    assert denied(access, f"Bearer {ended}", "read").status == 401
+    assert access.check(f"Bearer {good}", "read") == "is"
+    assert "expired" in describe(read_keys(path)[0]) and "expires" in describe(read_keys(path)[2])
+
+
+def test_a_change_is_noticed_and_what_is_left_of_a_burst_stays(path):
+    access = Access(path)
+    assert denied(access, "Bearer a.b", "read").status == 401 and access.refresh() is None
+    one = add_key(path, "one", ["read"], rate=1)
+    assert access.refresh() is None and access.check(f"Bearer {one}", "read") == "one"
+    two = add_key(path, "two", ["read"])
+    assert access.refresh() is None and access.check(f"Bearer {two}", "read") == "two"
+    assert denied(access, f"Bearer {one}", "read").status == 429
+    revoke_key(path, "one")
+    assert access.refresh() is None and denied(access, f"Bearer {one}", "read").status == 401
+    assert access.check(f"Bearer {two}", "read") == "two"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"keys": [{"id": 1}]}', '{"keys": [], "more": 1}', "\xff"])
+def test_a_damaged_file_is_said_once_and_changes_nothing(path, damage):
+    key = add_key(path, "a", ["read"])
+    access = Access(path)
+    path.write_bytes(damage.encode("latin-1"))
+    assert "stay as they were" in access.refresh() and access.refresh() is None
+    assert access.check(f"Bearer {key}", "read") == "a"
+    with pytest.raises(UserError): add_key(path, "b", ["read"])
+    path.unlink()
+    assert access.refresh() is None and denied(access, f"Bearer {key}", "read").status == 401
+
+
+def test_many_people_add_keys_at_once_and_none_is_lost(path):
+    threads = [threading.Thread(target=add_key, args=(path, f"k{i}", ["read"])) for i in range(12)]
+    for t in threads: t.start()
+    for t in threads: t.join(20)
+    assert sorted(k.name for k in read_keys(path)) == sorted(f"k{i}" for i in range(12))
+
+
+@pytest.mark.parametrize("how, words", [
+    (dict(name="a", scopes=["read"]), "already"), (dict(name="", scopes=["read"]), "name"), (dict(name="b", scopes=[]), "scope"),
+    (dict(name="b", scopes=["red"]), "did you mean 'read'"), (dict(name="b", scopes=["read"], rate=0), "above 0"),
+    (dict(name="b", scopes=["read"], rate=float("inf")), "above 0"), (dict(name="b", scopes=["read"], rate=float("nan")), "above 0")])
+def test_a_key_that_cannot_be_made_changes_nothing(path, how, words):
+    add_key(path, "a", ["read"])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=words): add_key(path, **how)
+    assert path.read_bytes() == before
+    with pytest.raises(UserError, match="no key named 'c'"): revoke_key(path, "c")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", "", "127.0.0.1.example.org"])
+def test_without_keys_nobody_listens_to_the_world(host):
+    allowed_to_listen(host, "keys")
+    with pytest.raises(UserError, match="mlops-nb key add"): allowed_to_listen(host, "open")
+
+
+def test_a_day_ends_at_midnight_after_it():
+    assert end_of_day("2028-02-29") == datetime(2028, 3, 1, tzinfo=UTC)
+    for text in ("2027-02-29", "soon", "", "2027-13-01"):
+        with pytest.raises(UserError, match="is not a day"): end_of_day(text)
+
+
+def test_keys_on_the_command_line(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from mlops_nb.cli import app
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.ini").write_text("[serve]\nkeys = secrets/who.json\n")
+    def typed(*words):
+        done = CliRunner().invoke(app, ["key", *words])
+        return done.output if done.exception is None else str(done.exception)
+    key = typed("add", "shop", "--scopes", "predict, read", "--rate", "5", "--expires", "2099-01-31").strip()
+    assert Access(tmp_path / "secrets/who.json").check(f"Bearer {key}", "predict") == "shop"
+    assert typed("list").startswith("shop: predict, read, 5 requests a second, expires 2099-02-01 00:00 UTC (")
+    assert "is not a day" in typed("add", "b", "--scopes", "read", "--expires", "never")
+    assert typed("revoke", "shop") == "" and typed("list") == ""
+    held = json.loads((tmp_path / "secrets/who.json").read_text())
+    assert held == {"keys": []} and not stat.S_IMODE(os.stat(tmp_path / "secrets/who.json").st_mode) & 0o022

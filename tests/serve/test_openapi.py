@@ -1,0 +1,155 @@
+"The server's description of itself: a valid document, examples that the contract accepts, a page that nothing can break out of."
+import json
+import re
+import shlex
+from base64 import b64encode
+from hashlib import sha256
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import jsonschema
+import pytest
+import schemathesis
+from support.trained_project import schema as contract_of
+
+from mlops_nb.config.schema import Column, Schema
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.serve.openapi import DOCS_CSP, column_schema, docs_page, openapi
+
+NASTY = """</style></pre><script>alert('1')</script> "quoted" & 'so' `ls` $(ls) \\ ünï"""
+
+
+def route(method, path, scope, handler):
+    return SimpleNamespace(method=method, path=path, scope=scope, handler=handler, doc=NASTY)
+
+
+ROUTES = [route("GET", "/health", "open", "alive"), route("GET", "/metrics", "read", "metrics_text"),
+    route("GET", "/odd", "operate", "new"),
+          route("GET", "/v2/models/{model}/versions/{version}", "read", "model"),
+          route("POST", "/v2/models/{model}/infer", "predict", "infer"),
+          route("POST", "/v1/endpoints/{model}:predict", "predict", "predict"), route("GET", "/v2/health/ready", "open", "ready"),
+          route("POST", "/v1/endpoints/{model}:feedback", "feedback", "feedback")]
+
+
+class Known(Predictor):
+    "A predictor as far as its description needs it."
+    def __init__(self, schema): self.schema, self.model, self.policy = schema, None, None
+
+    @property
+    def inputs(self): return [c for c in self.schema.columns if c not in ("y", "id")]
+
+
+HOSTILE = Schema(NASTY, "binary", "y", classes=["no", NASTY], entity="id", columns={
+    "id": Column("text", feature=False), NASTY: Column("category", nullable=True, domain=[NASTY, "b"], on_new_category="quarantine",
+    doc=NASTY),
+    "x": Column("number", range=(None, -.5), doc="minus"), "when": Column("timestamp", range=("2020-01-01", None)),
+    "day": Column("timestamp", nullable=True, format="%d.%m.%Y"), "y": Column("category")})
+CONTRACTS = {"binary": contract_of("binary"), "regression": contract_of("regression"), "multiclass": contract_of("multiclass"),
+    "hostile": HOSTILE}
+
+
+@pytest.fixture(scope="module")
+def document(): return json.loads(json.dumps(openapi(ROUTES, {n: Known(s) for n, s in CONTRACTS.items()})))
+
+
+def references(node):
+    if isinstance(node, dict):
+        if "$ref" in node: yield node["$ref"]
+        for v in node.values(): yield from references(v)
+    if isinstance(node, list):
+        for v in node: yield from references(v)
+
+
+def checker(document, name):
+    "A validator of one schema of the document."
+    return jsonschema.Draft202012Validator({**document["components"]["schemas"][name], "components": document["components"]})
+
+
+def test_the_document_is_valid(document):
+    for s in document["components"]["schemas"].values(): jsonschema.Draft202012Validator.check_schema(s)
+    names = {f"#/components/schemas/{n}" for n in document["components"]["schemas"]}
+    assert set(references(document)) <= names
+    schemathesis.openapi.from_dict(document).config  # noqa: B018 it loads
+    ids = [o["operationId"] for methods in document["paths"].values() for o in methods.values()]
+    assert len(ids) == len(set(ids)) == 4 + 4 * 4
+    for path, methods in document["paths"].items():
+        for o in methods.values(): assert re.findall(r"{(\w+)}", path) == [p["name"] for p in o["parameters"] if p["in"] == "path"]
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_examples_fit_their_schemas(document, name):
+    row = document["components"]["schemas"][f"{name}.Row"]
+    jsonschema.validate(row["examples"][0], row)
+    for end in (f"/v1/endpoints/{name}:predict", f"/v1/endpoints/{name}:feedback", f"/v2/models/{name}/infer"):
+        body = document["paths"][end]["post"]["requestBody"]["content"]["application/json"]
+        checker(document, body["schema"]["$ref"].rpartition("/")[2]).validate(body["example"])
+    ask = checker(document, f"{name}.Ask")
+    good = row["examples"][0]
+    for body in (good, [good, good], {"instances": [good], "id": "a"}): ask.validate(body)
+    for body in ({}, [], {"instances": []}, [1], {**good, "unknown": 1},
+        {"instances": [good], "id": "with blanks"}): assert not ask.is_valid(body)
+
+
+def test_what_a_column_may_hold():
+    def good(value, *args, **kw): return jsonschema.Draft202012Validator(column_schema(Column(*args, **kw))).is_valid(value)
+    assert good(3, "integer", range=(0, 3)) and not good(4, "integer", range=(0, 3)) and not good(1.5, "integer") and not good(None,
+        "integer")
+    assert good(None, "integer", nullable=True) and not good("1", "integer") and not good(True, "integer") and good(1, "number")
+    closed = {"domain": ["a"], "on_new_category": "quarantine"}
+    assert good("b", "category", domain=["a"]) and not good("b", "category", **closed) and not good(None, "category", **closed)
+    assert good(None, "category", nullable=True, **closed)
+    assert column_schema(Column("timestamp", range=("2020-01-01", None)))["description"].endswith("From 2020-01-01 to any time.")
+    assert "enum" not in column_schema(Column("category", domain=["a"])) and "a" in column_schema(Column("category",
+        domain=["a"]))["description"]
+
+
+def test_every_route_says_whom_it_is_for_and_what_can_come(document):
+    open_ones = {"/health", "/v2/health/ready"}
+    for path, methods in document["paths"].items():
+        for method, o in methods.items():
+            keyed = {"401", "403", "429"} & o["responses"].keys()
+            if path in open_ones: assert not o["security"] and not keyed
+            else: assert o["security"] == [{"key": [o["x-scope"]]}] and len(keyed) == 3
+            assert ("404" in o["responses"]) == any(f"{n}" in re.split("[/:]", path) for n in CONTRACTS)
+            if method == "post": assert {"400", "408", "413", "503", "504"} <= o["responses"].keys()
+    without = [o for m in openapi(ROUTES, {"binary": Known(CONTRACTS["binary"])}, keys=False)["paths"].values() for o in m.values()]
+    assert not [o for o in without if o["security"] or {"401", "403", "429"} & o["responses"].keys()]
+
+
+class Page(HTMLParser):
+    "The tags, the texts, and whether each tag is closed."
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts, self.wrong = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "link"): self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open.pop() != tag: self.wrong.append(tag)
+
+    def handle_data(self, data): self.texts.append((self.open[-1] if self.open else "", data))
+
+
+def test_nothing_breaks_out_of_the_page(document):
+    page = docs_page(document, "https://models.example")
+    seen = Page(page)
+    assert not seen.open and not seen.wrong and not {"script", "iframe", "img", "form", "object"} & {*seen.tags}
+    assert not [a for a in seen.attributes if a[0].startswith("on") or a[0] == "src" or a[0] == "style"]
+    assert {v for k, v in seen.attributes if k == "href"} == {"data:,", "/openapi.json", "#server", *(f"#{n}" for n in CONTRACTS)}
+    style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
+    assert b64encode(sha256(style.encode()).digest()).decode() in DOCS_CSP and "unsafe" not in DOCS_CSP
+    assert sum(NASTY in t for tag, t in seen.texts if tag == "td") > 0
+
+
+def test_commands_are_what_a_shell_would_run(document):
+    commands = [shlex.split(t) for tag, t in Page(docs_page(document, "https://models.example")).texts if tag == "pre"]
+    assert len(commands) == 4 + 4 * 4 and all(c[0] == "curl" and c[1].startswith("https://models.example/") for c in commands)
+    for c in commands:
+        path = c[1].removeprefix("https://models.example").replace("VERSION", "{version}")
+        if "-d" in c:
+            body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
+            assert json.loads(c[c.index("-d") + 1]) == body

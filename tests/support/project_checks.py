@@ -1,0 +1,156 @@
+"New projects made by `mlops-nb init`, and what must hold in each after `dvc repro`."
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lightgbm as lgb
+import numpy as np
+import polars as pl
+
+from mlops_nb.core.files import read_json
+from mlops_nb.data.ingest import raw_batches, scan_data
+from mlops_nb.model.predictor import Predictor
+
+BIN = Path(sys.executable).parent
+ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive", "DVC_NO_ANALYTICS": "1",
+       "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def run(*command, cwd, rc=0):
+    "Run a command as a person would; its output, both streams in one."
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=500)
+    assert rc is None or done.returncode == rc, f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}"
+    return done.stdout if rc is not None else done
+
+
+def new_project(root, data, target, *options):
+    "`mlops-nb init`."
+    run("mlops-nb", "init", root, "--data", data, "--target", target, *options, cwd=root.parent)
+    return root
+
+
+def ran(output): return re.findall(r"Running stage '([^']+)'", output)
+
+
+def files(folder):
+    "sha256 of every file below a folder."
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---- what must hold in every project
+
+
+def check_counts(root):
+    v = read_json(root / "artifacts/validation.json", dict)
+    rows = {"accepted": root / "artifacts/accepted", "quarantined": root / "quarantine"}
+    for name, folder in rows.items():
+        assert v[name] == sum(pl.scan_parquet(f).select(pl.len()).collect().item() for f in folder.glob("*.parquet"))
+    assert v["accepted"] + v["quarantined"] == v["received"] == scan_data(root).select(pl.len()).collect().item() > 0
+    return v
+
+
+def check_release(root, gate):
+    "Deployed if, and only if, the gate was passed; `gate check` says the same."
+    deployment = read_json(root / "artifacts/deployment.json", dict)
+    stored = [p.name for p in (root / "bundles").glob("*")] if (root / "bundles").exists() else []
+    plans = list((root / "releases").glob("*.json")) if (root / "releases").exists() else []
+    assert deployment["deployed"] == gate["passed"] and deployment["bundle"] == gate["bundle"]
+    assert (stored, len(plans)) == (([gate["bundle"]], 1) if gate["passed"] else ([], 0))
+    if plans: assert [v["bundle"] for v in read_json(plans[0], dict)["variants"]] == [gate["bundle"]]
+    said = run("mlops-nb", "gate", "check", cwd=root, rc=0 if gate["passed"] else 1)
+    assert gate["sentence"] in said
+
+
+def check_parity(root, place):
+    "The bundle at `place` gives the raw test rows, as they were delivered, the very scores that were evaluated."
+    predictor, keys, seen = Predictor.open(place), ["_source", "_row"], 0
+    p = predictions(root)
+    for _, frame in raw_batches(root):
+        rows = frame.join(p.select(*keys, "^score.*$"), on=keys, how="inner")
+        scores, seen = predictor.predict(rows), seen + len(rows)
+        assert np.array_equal(scores, rows.select("^score.*$").to_numpy().reshape(scores.shape))
+    assert seen == len(p) > 0
+
+
+def check_pages(root, gate, output):
+    "Four pages that need nothing else, and a last line that is true."
+    folder = root / "reports/pipeline" / gate["bundle"][:12]
+    pages = [folder / f"{n}.html" for n in ("data", "evaluation", "explanation", "card")] + [root / "reports/index.html"]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "<script" not in text and "Traceback" not in text and "default-src 'none'" in text
+        loads = re.findall(r"<(?:img|link|source|video|audio|iframe|embed|object|use)\b[^>]*?\b(?:src|href|data)=[\"']?([^\"' >]*)", text)
+        assert all(u.startswith(("data:", "#")) for u in loads) and not re.search(r"@import|url\(\s*['\"]?https?:", text), (page, loads)
+    for link in re.findall(r'href="([^"#]*)"', (root / "reports/index.html").read_text(encoding="utf-8")):
+        assert link == "data:," or (root / "reports" / link).exists(), link # the empty icon
+    last = [x for x in output.splitlines() if x.startswith("The gate ")][-1]
+    start = "The gate passed. " if gate["passed"] else "The gate failed. Nothing was deployed: "
+    assert last.startswith(start) and gate["sentence"] in last and (root / last.rsplit("Look at ", 1)[1]).exists()
+    lines = output.splitlines() # after it come only DVC's own remarks
+    assert not any(x.startswith("> mlops-nb") or "error" in x.lower() for x in lines[lines.index(last) + 1:])
+
+
+def check_project(root, output):
+    "All of it; gives the gate's verdict."
+    gate = read_json(root / "artifacts/gate.json", dict)
+    assert gate["passed"] == all(r["passed"] for r in gate["rules"])
+    check_counts(root)
+    check_release(root, gate)
+    check_parity(root, root / "bundles" / gate["bundle"] if gate["passed"] else root / "artifacts/bundle")
+    check_pages(root, gate, output)
+    return gate
+
+
+def check_rest(root):
+    "There is nothing to do after a run, though it deployed a model."
+    again = run("dvc", "repro", cwd=root)
+    assert ran(again) == [] and "up to date" in again
+    assert "up to date" in run("dvc", "status", cwd=root)
+
+
+# ---- against plain LightGBM
+
+
+def predictions(root, part="test"):
+    return pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(pl.col("part") == part)
+
+
+def plain(X, y, test, order=None, objective="regression"):
+    """The reference: LightGBM with learning rate 0.05, stopped after 50 rounds without gain on the last fifth of the training rows.
+
+    `X`: (n, k) with categories as Categorical; `test`: (n,) bool; `order`: (n,) the training rows' order, None for a random one.
+    """
+    categories = [i for i, t in enumerate(X.dtypes) if t == pl.Categorical]
+    M = X.with_columns(pl.col(pl.Categorical).to_physical()).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    rest = np.flatnonzero(~test)
+    rest = np.random.default_rng(0).permutation(rest) if order is None else rest[np.argsort(order[rest], kind="stable")]
+    train, valid = np.split(rest, [int(.8 * len(rest))])
+    data = lgb.Dataset(M[train], y[train], categorical_feature=categories)
+    params = dict(objective=objective, learning_rate=.05, num_leaves=31, verbose=-1, num_threads=2, deterministic=True)
+    model = lgb.train(params, data, 2000, valid_sets=[data.create_valid(M[valid], y[valid])],
+                      callbacks=[lgb.early_stopping(50, verbose=False)])
+    return model.predict(M[test], num_iteration=model.best_iteration)
+
+
+def rmse(y, p): return float(np.sqrt(np.mean((y - p) ** 2)))
+
+
+def auc(y, p):
+    _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    n = y.sum()
+    return float((rank[y == 1].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
+
+
+def surely_worse_by(metric, y, ours, theirs, resamples=200):
+    """How much worse `ours` surely is: the low end of the 95 % interval of a paired bootstrap over the rows, in units of the metric.
+
+    Negative, where being as good as `theirs` is compatible with the rows. `metric`: `rmse` (lower is better) or `auc` (higher is).
+    """
+    rng, sign = np.random.default_rng(0), 1 if metric is rmse else -1
+    draws = (rng.integers(0, len(y), len(y)) for _ in range(resamples))
+    return float(np.quantile([sign * (metric(y[i], ours[i]) - metric(y[i], theirs[i])) for i in draws], .025))

@@ -1,0 +1,78 @@
+"A small shop whose sales nobody forecasts: its data, a finished project around it, and the command line as a process."
+import fcntl
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from mlops_nb.core.files import hash_folder
+
+BIN = Path(sys.executable).parent
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("MLOPS_NB_")} | {
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "MLOPS_NB_RUN_THREADS": "1"}
+HEADER = "day,city,age,spent,visits,member,bought"
+
+
+def shop(rows=1500, seed=1):
+    "Customers over a year, as CSV: who bought depends on age and visits together, so that trees beat a line."
+    r, lines = random.Random(seed), [HEADER]
+    for i in range(rows):
+        city, age, visits = r.choice(["Bonn", "Köln", "Paris", "Rome"]), r.randint(18, 80), r.randint(0, 20)
+        p = 0.85 if (age > 45) != (visits > 10) else 0.1
+        lines.append(f"2024-{1 + i * 12 // rows:02d}-{1 + i % 28:02d},{city},{age},{r.gammavariate(2, 30):.2f},{visits},"
+                     f"{r.choice(['yes', 'no'])},{int(r.random() < p)}")
+    return "\n".join(lines) + "\n"
+
+
+def run(*command, cwd, env=None, **kw):
+    "A command of the environment under test, to its end."
+    return subprocess.run([str(c) for c in command], cwd=cwd, env=ENV | (env or {}), capture_output=True, text=True, timeout=300, **kw)
+
+
+def nb(*args, cwd, **kw): return run("mlops-nb", *args, cwd=cwd, **kw)
+
+
+def sentence(done, code=1):
+    "The one sentence a person got; fails if it was more, or less, or a traceback."
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    said = lines[0].removeprefix("error: ")
+    assert said.endswith(".") or "; known are " in said or said.endswith("?"), said
+    return said
+
+
+def leftovers(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob(".*.tmp"))
+
+
+def results(root):
+    "The hash of each file that the pipeline made from the data, but for what tells the time."
+    return {f"{top}/{name}": sha for top in ("artifacts", "quarantine") for name, sha in hash_folder(root / top).items()}
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{old!r} is not in {path}"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def finished(tmp_path_factory):
+    "A project that went through `dvc repro`, made once for all workers of a session. Copy it."
+    home = tmp_path_factory.getbasetemp()
+    home = home.parent if os.environ.get("PYTEST_XDIST_WORKER") else home
+    root = home / "finished" / "corner"
+    with open(home / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "reports" / "index.html").exists():
+            shutil.rmtree(root.parent, ignore_errors=True)
+            root.parent.mkdir()
+            (root.parent / "shop.csv").write_text(shop(), encoding="utf-8")
+            made = nb("init", root, "--data", root.parent / "shop.csv", "--target", "bought", "--time", "day", cwd=root.parent)
+            assert made.returncode == 0, made.stderr
+            edit(root / "params.yaml", "checkpoint_every: 200", "checkpoint_every: 5")
+            edit(root / "params.yaml", "max_calibration_error: 0.1", "max_calibration_error: 0.3") # few rows
+            done = run("dvc", "repro", cwd=root)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return root

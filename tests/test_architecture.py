@@ -1,0 +1,64 @@
+"The house: which way imports may point, and that the two homes of a thing agree."
+import pytest
+from support.imports import ROOT, edges, floor, imported, modules
+
+# From the top down: a folder imports only folders below it, or its own modules.
+FOLDERS = ["cli", "scaffold", "pipeline", "examples", "control", "report", "batch", "serve", "release", "explain", "evaluate", "bundle",
+           "train", "data", "model", "stats", "prediction_log", "config", "core"]
+LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
+CORE = {"core.errors", "core.files", "core.manifest", "config.schema", "bundle.bundle", "model.booster", "model.tree_shap", "model.predictor",
+        "model.net", "model.features", "model.encoder", "model.network"}
+CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
+
+
+def test_every_module_has_a_floor():
+    assert {floor(m) for m in modules()} <= LEVEL.keys()
+
+
+def test_imports_point_down():
+    up = [f"{m} imports {t}" for m, targets in edges().items() for t in targets if LEVEL[floor(t)] > LEVEL[floor(m)]]
+    assert not up, up
+
+
+def test_no_cycle():
+    graph, done, path = edges(), set(), []
+
+    def visit(m):
+        assert m not in path, " -> ".join([*path[path.index(m):], m])
+        if m in done or m not in graph: return
+        path.append(m)
+        for t in graph[m]: visit(t)
+        path.pop()
+        done.add(m)
+
+    for m in graph: visit(m)
+
+
+@pytest.mark.parametrize("module", sorted(CORE))
+def test_the_core_is_lean(module):
+    path = modules()[module]
+    import sys
+    outside = {floor(t) for t in imported(path, top_only=True)} - set(sys.stdlib_module_names) - CORE_IMPORTS
+    assert not outside, f"{module} imports {outside}"
+
+
+def test_only_training_needs_the_packages_of_nets():
+    theirs = {"tabm", "rtdl_num_embeddings", "safetensors"}
+    assert {m for m, p in modules().items() if theirs & {floor(t) for t in imported(p)}} <= {"model.network", "train.net_trainer"}
+
+
+def test_nothing_imports_pandas():
+    assert not [m for m, p in modules().items() if any(floor(t) == "pandas" for t in imported(p))]
+
+
+def test_notebooks_mirror_modules():
+    "nbs/<package>/NN_name.ipynb exports mlops_nb/<package>/name.py, and every module has such a notebook."
+    notebooks = {".".join([*p.relative_to(ROOT / "nbs").parent.parts, p.stem.split("_", 1)[1]])
+                 for p in (ROOT / "nbs").rglob("[0-9][0-9]_*.ipynb")
+                 if p.parts[-2] not in ("reports", "tutorials") and ".ipynb_checkpoints" not in p.parts}
+    assert notebooks == set(modules())
+
+
+def test_dvc_yaml_is_what_the_stages_say():
+    from mlops_nb.pipeline import dvc_yaml
+    assert (ROOT / "dvc.yaml").read_text() == dvc_yaml()

@@ -1,0 +1,143 @@
+"Two processes train one net: as one would, or cut up between them; killed, broken off, and orphaned."
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+from msgspec.structs import replace
+from support.net_problem import SMALL, problem
+
+from mlops_nb.core.errors import UserError
+from mlops_nb.model.network import from_bytes
+from mlops_nb.train.dataset import Device
+from mlops_nb.train.launcher import check_devices, fit_together
+from mlops_nb.train.net_trainer import fit_net
+
+TWO = {False: Device("cpu", processes=2), True: Device("cpu", processes=2, shard=True)}
+EXACT = replace(SMALL, dropout=0, half=False, epochs=5)
+
+
+def parts(task, n=580):
+    "387 train rows: six batches of 64 and one of 3, of which the second process gets one; weighted."
+    train, valid = problem(task, n=n)
+    assert task == "regression" or len(train.y) % 64 == n * 2 // 3 % 64
+    return train._replace(weight=np.random.default_rng(1).uniform(0.2, 3, len(train.y))), valid
+
+
+def together(train, valid, task, params, shard=False, **how):
+    return fit_together(train, valid, task, params, n_classes=3, categorical={2: 5}, device=TWO[shard], **how)
+
+
+def workers(of=None):
+    "The processes below this one that train, oldest first."
+    found = [p for p in psutil.Process(of).children(recursive=True) if p.is_running() and "work" in p.cmdline()]
+    return sorted(found, key=lambda p: p.create_time())
+
+
+@pytest.fixture(scope="module")
+def cut(): return together(*parts("multiclass"), "multiclass", EXACT, shard=True)
+
+
+def close(ours, theirs):
+    for a, b in zip(ours.curve, theirs.curve, strict=True): assert (a.train, a.valid) == pytest.approx((b.train, b.valid), rel=1e-5)
+    ours, theirs = (from_bytes(f.model)[1] for f in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for name, w in theirs.items(): np.testing.assert_allclose(ours[name], w, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_from_chunks_too(capsys):
+    train, valid = parts("regression")
+    small = TWO[False]._replace(memory=0.01)
+    both = fit_together(train, valid, "regression", EXACT, n_classes=3, categorical={2: 5}, device=small)
+    assert "do not fit into the 0.01 MiB" in capsys.readouterr().err
+    close(both, fit_net(train, valid, "regression", EXACT, n_classes=3, categorical={2: 5}, device="cpu"))
+
+
+@pytest.mark.slow
+def test_a_net_that_is_cut_up_learns_what_a_whole_one_does(cut):
+    close(cut, fit_net(*parts("multiclass"), "multiclass", EXACT, n_classes=3, categorical={2: 5}, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_worker_that_is_killed_changes_no_bit(shard, tmp_path, cut):
+    # The latter with dropout, so that each has random numbers of its own, and with checkpoints within an epoch.
+    task, params = ("multiclass", EXACT) if shard else ("binary", replace(SMALL, batch=16))
+    rows, epochs = parts(task), []
+    want = cut if shard else together(*rows, task, params)
+
+    def step(epoch, valid):
+        epochs.append(epoch)
+        if epoch == 2: workers()[shard].send_signal(signal.SIGKILL)
+    got = together(*rows, task, params, shard, checkpoint=tmp_path / "c", every=0, step=step)
+    assert got == want and epochs == [p.iteration for p in want.curve]
+
+
+@pytest.mark.slow
+def test_broken_off_nobody_is_left():
+    seen = []
+
+    def step(epoch, valid):
+        seen.extend(workers())
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): together(*parts("binary"), "binary", replace(SMALL, epochs=500, patience=500), step=step)
+    assert len(seen) == 2 and not psutil.wait_procs(seen, timeout=20)[1]
+
+
+ORPHANS = """
+import sys
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
+from test_launcher import *
+together(*parts("binary"), "binary", replace(SMALL, epochs=5000, patience=5000), step=lambda *a: print("epoch", flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process whose parent is gone")
+def test_when_the_stage_is_killed_nobody_trains_on():
+    stage = subprocess.Popen([sys.executable, "-c", ORPHANS.format(tests=os.path.dirname(__file__))], stdout=subprocess.PIPE)
+    assert stage.stdout.readline() == b"epoch\n"
+    left = workers(stage.pid)
+    stage.kill()
+    stage.communicate()
+    assert len(left) == 2 and not psutil.wait_procs(left, timeout=20)[1]
+
+
+@pytest.mark.slow
+def test_what_a_worker_says_to_people_and_what_only_crashes(tmp_path):
+    rows = parts("binary")
+    before = fit_net(*rows, "binary", replace(SMALL, epochs=1), categorical={2: 5}, device="cpu").model
+    with pytest.raises(UserError, match=r"the earlier net \(train.continue_from\) has width = 24"):
+        together(*rows, "binary", replace(SMALL, width=8), earlier=before)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"crashed again and again \(.*Error.*\); set processes in section \[run\]"):
+        together(*rows, "binary", SMALL, checkpoint=tmp_path / "folder")
+
+
+def test_devices_that_are_too_few(monkeypatch):
+    check_devices(Device("cpu", processes=9))
+    with pytest.raises(UserError, match="spreads a net over several processes, and processes is 1"): check_devices(Device(shard=True))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_devices(Device("auto", processes=2))
+    with pytest.raises(UserError, match="processes in section .run. of settings.ini is 3, and this machine has 2 CUDA devices"):
+        check_devices(Device("cuda", processes=3))
+    with pytest.raises(UserError, match="the device cuda:1 is one, and processes in section"): check_devices(Device("cuda:1", processes=2))
+
+
+@pytest.mark.slow
+def test_the_stage_trains_in_two_processes(tmp_path):
+    from support import trained_project as modelling
+
+    from mlops_nb.config.settings import RunSettings, Settings, write_settings
+    from mlops_nb.core.files import read_json
+    from mlops_nb.train.stage import Training, train
+    root = modelling.trained(tmp_path, learner="net")
+    write_settings(root, Settings(run=RunSettings(device="cpu", processes=2)))
+    facts = train(root, "net")
+    model = read_json(root / "artifacts/models/net/training.json", Training)
+    assert [f["iteration"] for f in facts["figures"]] == [p.iteration for p in model.curve]
+    assert len((root / "artifacts/models/net/model.safetensors").read_bytes()) > 1000 and not (root / ".mlops/checkpoints/net").exists()

@@ -1,0 +1,402 @@
+"A net: what it reads, that it learns, that nothing in the data breaks it, and that a kill changes no bit of it."
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from support.net_problem import SMALL, problem
+
+from mlops_nb.config.params import NetParams
+from mlops_nb.core.errors import UserError
+from mlops_nb.model.network import build, design, from_bytes, inputs, read_number, to_bytes, to_normal
+from mlops_nb.train.dataset import Device, Part, open_project, read_parts, read_prepared
+from mlops_nb.train.net_trainer import fit_net, load_checkpoint, pick_device, rate
+
+
+def opened(data): # As training sees it: the packages' module
+    network, weights = from_bytes(data)
+    net = build(network)
+    net.load_state_dict(weights)
+    return network, net.eval()
+
+
+def fit(train, valid, task="binary", params=SMALL, **how):
+    return fit_net(train, valid, task, params, n_classes=3, **{"categorical": {2: 5}, "device": "cpu", **how})
+
+
+# ---- what it reads
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=False, width=64), min_size=1, max_size=80), st.integers(0, 5))
+def test_a_number_keeps_its_order_and_stays_small(values, repeats):
+    x = np.array(values * (repeats + 1))
+    how = read_number(x)
+    known = x[~np.isnan(x)]
+    if how is None: assert len(np.unique(known)) <= 1; return
+    z = to_normal(np.r_[x, -1.7e308, 1.7e308, np.nan], how)
+    assert np.isfinite(z).all() and abs(z).max() < 3.2 and z[-1] == 0
+    order = np.argsort(x[~np.isnan(x)], kind="stable")
+    assert (np.diff(z[:-3][~np.isnan(x)][order]) >= -1e-6).all()
+
+
+def test_quantiles_are_evenly_spread():
+    x = np.random.default_rng(0).lognormal(sigma=3, size=50_000)
+    z = to_normal(x, read_number(x))
+    assert [z.mean(), z.std()] == pytest.approx([0, 1], abs=0.01)
+    assert np.quantile(z, [0.1, 0.9]).tolist() == pytest.approx([-1.2816, 1.2816], abs=0.01)
+
+
+def test_missing_unknown_and_code_zero_are_three_places():
+    train, _ = problem()
+    network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    _, places = inputs(network, np.array([[0, 1, 0], [0, 1, np.nan], [np.nan, 1, 7], [0, np.nan, 4]]))
+    assert places.tolist() == [[0, 0, 0], [5, 0, 0], [5, 1, 0], [4, 0, 1]]
+
+
+def test_nothing_to_learn_from_is_said():
+    with pytest.raises(UserError, match="one single value"): design(np.ones((50, 2)), np.zeros(50), "binary")
+
+
+@pytest.mark.parametrize("columns", ["numbers", "categories"])
+def test_only_numbers_or_only_categories(columns):
+    train, valid = problem()
+    keep = slice(0, 2) if columns == "numbers" else slice(2, 3)
+    parts = (p._replace(X=p.X[:, keep]) for p in (train, valid))
+    found = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
+    assert np.isfinite(found.best)
+    assert bool(from_bytes(found.model)[0].numbers) == (columns == "numbers")
+
+
+# ---- it learns
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_it_overfits_64_rows(task):
+    train, _ = problem(task, n=96)
+    params = NetParams(k=4, width=64, embedding=8, bins=16, dropout=0, weight_decay=0, batch=64, epochs=400, patience=400,
+                       learning_rate=0.005)
+    net = fit(train, train, task, params)
+    assert net.best < (0.05 * train.y.std() if task == "regression" else 0.03)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
+    train, valid = problem(task, n=1500)
+    found = fit(train, valid, task, replace(SMALL, epochs=25, learning_rate=0.01))
+    network, net = opened(found.model)
+    from mlops_nb.train.net_trainer import put, valid_loss
+    assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best, rel=1e-9)
+    shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
+    constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
+    assert found.best < 0.8 * constant
+    assert found.best == min(p.valid for p in found.curve) and found.curve[found.best_iteration - 1].valid == found.best
+
+
+def test_weights_count():
+    train, valid = problem(n=1500)
+    wrong = np.arange(len(train.y)) < 500
+    flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weight=np.where(wrong, 1e-6, 1))
+    many = replace(SMALL, epochs=20, learning_rate=0.01)
+    assert fit(flipped, valid, params=many).best < 0.9 * fit(flipped._replace(weight=None), valid, params=many).best
+
+
+def test_it_stops_when_nothing_improves():
+    train, valid = problem()
+    noise = valid._replace(y=np.random.default_rng(0).integers(0, 2, len(valid.y)).astype(float))
+    net = fit(train, noise, params=replace(SMALL, epochs=100, patience=3, learning_rate=0.01))
+    assert net.iterations == net.best_iteration + 3 < 100
+
+
+def test_further_training_starts_from_the_earlier_net():
+    train, valid = problem(n=1500)
+    before = fit(train, valid, params=replace(SMALL, epochs=20, patience=20, learning_rate=0.01))
+    after = fit(train, valid, params=replace(SMALL, epochs=1), earlier=before.model)
+    fresh = fit(train, valid, params=replace(SMALL, epochs=1))
+    assert after.best < before.best * 1.2 < fresh.best
+
+
+def test_an_earlier_net_keeps_its_shape_and_learns_with_the_new_params():
+    train, valid = problem()
+    before = fit(train, valid)
+    after = fit(train, valid, params=replace(SMALL, epochs=2, dropout=0, learning_rate=0.01), earlier=before.model)
+    assert after.iterations == 2 and from_bytes(after.model)[0].params.learning_rate == 0.01
+    with pytest.raises(UserError, match=r"the earlier net \(train.continue_from\) has k = 4, width = 24, and params.yaml says otherwise"):
+        fit(train, valid, params=replace(SMALL, k=2, width=8), earlier=before.model)
+
+
+def test_a_class_that_is_none():
+    train, valid = problem("multiclass")
+    with pytest.raises(UserError, match="the valid part holds the class 3, and the classes of the net are 0 to 2"):
+        fit(train, valid._replace(y=np.where(valid.y == 2, 3, valid.y)), "multiclass")
+    with pytest.raises(UserError, match="the train part holds the class 0.5, and the classes of the net are 0 to 1"):
+        fit(train._replace(y=np.full(len(train.y), 0.5)), valid)
+
+
+def test_a_class_that_no_train_row_has_gets_a_small_probability():
+    train, valid = problem("multiclass", n=1500)
+    known = train.y != 2
+    net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, epochs=10, learning_rate=0.01))
+    from mlops_nb.train.net_trainer import ask, put
+    p = ask(*opened(net.model), put(from_bytes(net.model)[0], valid))
+    assert np.isfinite(net.best) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_half_precision_learns_as_well(task, monkeypatch):
+    train, valid = problem(task, n=1500)
+    many = replace(SMALL, epochs=15, learning_rate=0.01)
+    from mlops_nb.train import net_trainer as module
+    monkeypatch.setattr(module, "has_half", lambda device: True) # a CPU that cannot do it pretends to
+    half, full = (fit(train, valid, task, replace(many, half=half)) for half in (True, False))
+    assert half.model != full.model and half.best == pytest.approx(full.best, rel=0.05)
+    assert all(w.dtype == torch.float32 for w in from_bytes(half.model)[1].values())
+
+
+def test_the_rate_falls_like_a_cosine():
+    p = NetParams(learning_rate=1.0, epochs=10, schedule="cosine")
+    assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, schedule="constant"), 9) == 1
+
+
+# ---- nothing in the data breaks it
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("what", ["constant", "huge", "tiny", "missing", "one row a value", "outliers"])
+def test_no_nan(task, what):
+    train, valid = problem(task)
+    values = {"constant": np.full(len(train.X), 3.0), "huge": train.X[:, 0] * 1e300, "tiny": train.X[:, 0] * 1e-300,
+              "missing": np.full(len(train.X), np.nan), "one row a value": np.arange(len(train.X)) * 1e9,
+              "outliers": np.where(np.arange(len(train.X)) % 50, train.X[:, 0], 1e30)}[what]
+    X = train.X.copy()
+    X[:, 0] = values
+    found = fit(train._replace(X=X), valid, task)
+    assert all(np.isfinite([p.train, p.valid]).all() for p in found.curve) and np.isfinite(found.best)
+    network, net = opened(found.model)
+    odd = np.array([[np.nan] * 3, [1e308, -1e308, 99], [0, 0, 0], [np.inf, -np.inf, 1]])
+    with torch.no_grad(): assert torch.isfinite(net(*inputs(network, odd))).all()
+
+
+def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
+    train, valid = problem("regression")
+    net = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
+    assert net.iterations < 50
+    assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].values())
+
+
+# ---- memory changes no bit
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("kib", [1, 5, 9])
+def test_a_table_in_chunks_makes_the_same_net(task, kib, capsys):
+    train, valid = problem(task)
+    weighted = train._replace(weight=np.random.default_rng(0).uniform(0.1, 2, len(train.y)))
+    whole = fit(weighted, valid, task)
+    assert capsys.readouterr().err == ""
+    assert fit(weighted, valid, task, device=Device("cpu", memory=2 * kib / 1024)) == whole
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "do not fit into" in said[0] and "they are sent in chunks of" in said[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 40), st.floats(0, 5000), st.integers(0, 3))
+def test_batches_are_the_rows_that_were_asked_for(n, batch, space, skipped):
+    from mlops_nb.train.net_data import Rows, Table
+    rows = Rows(torch.arange(2 * n).reshape(n, 2), None, torch.arange(n), None)
+    order = list(torch.randperm(n, generator=torch.Generator().manual_seed(n)).split(batch))[skipped:]
+    table = Table(rows, torch.device("cpu"), space, batch)
+    got = list(table.batches(order))
+    assert [b.y.tolist() for b in got] == [at.tolist() for at in order]
+    assert all(b.categories is None and torch.equal(b.numbers[:, 0], 2 * b.y) for b in got)
+    assert table.fits == (rows.nbytes <= space)
+    assert table.fits or table.together == 1 or 3 * table.together * batch * rows.nbytes / n <= space + 1e-6
+
+
+def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, capsys):
+    train, valid = problem()
+    whole = fit(train, valid)
+    from mlops_nb.train import net_trainer as module
+    learn, done = module.learn, [0]
+
+    def greedy(training, rows, total=None):
+        done[0] += 1
+        if done[0] == 10: raise torch.OutOfMemoryError("CUDA out of memory")
+        learn(training, rows, total)
+    monkeypatch.setattr(module, "learn", greedy)
+    assert fit(train, valid, checkpoint=tmp_path / "c", every=0) == whole
+    assert done[0] == 4 * 7 + 1, "no step was made twice"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "ran out of memory; it goes on from the last checkpoint with" in said[0] and "in chunks of 64." in said[1]
+
+
+@pytest.mark.parametrize("where", ["learn", "put", "Fitting"])
+@pytest.mark.parametrize("error, device", [(torch.OutOfMemoryError("CUDA out of memory"), "cpu"),
+                                           (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "this machine")])
+def test_a_net_that_never_fits_is_said(where, error, device, monkeypatch):
+    from mlops_nb.train import net_trainer as module
+    calls = [0]
+
+    def fails(*a, **k):
+        calls[0] += 1
+        raise error
+    monkeypatch.setattr(module, where, fails)
+    with pytest.raises(UserError, match=f"the memory of {device} is not enough for this net and one batch of rows; lower batch"):
+        fit(*problem(), device=Device("cpu", memory=1))
+    assert calls[0] < 30
+
+
+def test_another_error_of_torch_is_not_taken_for_memory(monkeypatch):
+    from mlops_nb.train import net_trainer as module
+
+    def fails(*a, **k): raise RuntimeError("something else")
+    monkeypatch.setattr(module, "learn", fails)
+    with pytest.raises(RuntimeError, match="something else"): fit(*problem())
+
+
+# ---- a kill changes no bit
+
+class Killed(Exception): pass
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("at", [1, 8, 17, 20])
+def test_resumed_at_any_step_it_is_the_same_net(task, at, tmp_path, monkeypatch):
+    train, valid = problem(task)
+    whole = fit(train, valid, task)
+    from mlops_nb.train import net_trainer as module
+    done, learn = [0], module.learn
+
+    def dying(*a):
+        if done[0] == at: raise Killed
+        done[0] += 1
+        learn(*a)
+    monkeypatch.setattr(module, "learn", dying)
+    with pytest.raises(Killed): fit(train, valid, task, checkpoint=tmp_path / "c", every=0)
+    monkeypatch.setattr(module, "learn", learn)
+    assert fit(train, valid, task, checkpoint=tmp_path / "c", every=0) == whole
+
+
+RUN = """
+import sys
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
+from pathlib import Path
+from test_net_trainer import *
+many = replace(SMALL, epochs=12, patience=12)
+print("begins", flush=True)
+Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), every=0).model)
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_again_and_again(tmp_path):
+    code = RUN.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), checkpoint=str(tmp_path / "c"))
+    want = fit(*problem(n=1200), params=replace(SMALL, epochs=12, patience=12))
+    chance, kills = random.Random(0), 0
+    for _ in range(6):
+        run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        run.stdout.readline()
+        time.sleep(chance.uniform(0.1, 1.0))
+        kills += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    assert kills
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert (tmp_path / "out").read_bytes() == want.model
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "out"]
+
+
+def test_a_torn_or_foreign_checkpoint_is_left_aside(tmp_path):
+    train, valid = problem()
+    path = tmp_path / "c"
+    whole = fit(train, valid, checkpoint=path)
+    good = path.read_bytes()
+    for torn in (b"", good[:100], good[:-7], b"\xff" * 50):
+        path.write_bytes(torn)
+        assert load_checkpoint(path, "any") is None
+        assert fit(train, valid, checkpoint=path) == whole
+    assert load_checkpoint(path, "another key") is None
+    changed = fit(train, valid, params=replace(SMALL, k=2), checkpoint=path)
+    assert changed == fit(train, valid, params=replace(SMALL, k=2)) != whole
+
+
+def test_the_seed_decides_and_nothing_outside_does():
+    train, valid = problem()
+    torch.manual_seed(123)
+    outside = torch.get_rng_state()
+    one = fit(train, valid)
+    assert torch.equal(torch.get_rng_state(), outside)
+    torch.manual_seed(321)
+    assert fit(train, valid) == one != fit(train, valid, seed=1)
+
+
+# ---- translated
+
+def test_without_a_compiler_is_a_sentence(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and neither g\\+\\+ nor clang\\+\\+ is on this machine"):
+        fit(*problem(), params=replace(SMALL, compile=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    train, valid = problem()
+    quick = replace(SMALL, k=2, blocks=1, embedding=0, batch=200, epochs=2, dropout=0, half=False, compile=True) # one size of batch
+    whole = fit(train, valid, params=quick)
+    plain = fit(train, valid, params=replace(quick, compile=False))
+    assert [p.valid for p in whole.curve] == pytest.approx([p.valid for p in plain.curve], rel=1e-4)
+
+    def killed(epoch, valid): raise Killed
+    with pytest.raises(Killed): fit(train, valid, params=quick, checkpoint=tmp_path / "c", every=0, step=killed)
+    assert fit(train, valid, params=quick, checkpoint=tmp_path / "c") == whole
+
+
+# ---- kept, and asked of devices
+
+def test_a_damaged_file_is_refused():
+    train, _ = problem()
+    network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    good = to_bytes(network, build(network).state_dict())
+    assert from_bytes(good)[0] == network
+    other = to_bytes(design(train.X, train.y, "binary", replace(SMALL, width=8), categorical={2: 5}), build(network).state_dict())
+    for bad in (b"", good[:50], good[:-1], good + b"x", good.replace(b"binary", b"bonary"), other):
+        with pytest.raises(UserError, match="not a whole net"): from_bytes(bad)
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu" and pick_device().type in ("cpu", "cuda")
+    for name in ("", "gpu", "cuda:", "cuda:-1", "cpu:0", "CUDA"):
+        with pytest.raises(UserError): pick_device(name if name != "cuda:" else "cuda:x")
+    with pytest.raises(UserError, match="is not there: this machine has"): fit_net(*problem(), "binary", SMALL, device="cuda:77")
+
+
+# ---- real data
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
+    "0.858 is TabM without embeddings (FACTS); a net of 8 members and 6 epochs is there already."
+    import polars as pl
+    from support.project_checks import new_project, run
+
+    from mlops_nb.model.encoder import Encoder, input_kinds
+    from mlops_nb.train.net_trainer import ask, put
+    data = Path(__file__).parents[3] / "shared/data/adult/adult.[dt]*"
+    root = new_project(tmp_path / "adult", data, "rtrim(outcome, '.')", "--test-files", "adult.test")
+    for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
+    project = open_project(root)
+    names = list(input_kinds(project.schema, project.features))
+    encoder = Encoder.fit(read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
+    train, valid = read_parts(root, project, encoder)
+    codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
+    weights = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu").model
+    test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
+    part = Part(encoder.transform(test), test["_target"].to_numpy())
+    network, net = opened(weights)
+    assert len(part.y) == 16281
+    assert ((ask(network, net, put(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858

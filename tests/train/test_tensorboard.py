@@ -1,0 +1,71 @@
+"What a training shows of itself: event files that TensorBoard reads, figures for MLflow, and no trace of time in artifacts."
+import sys
+
+import pytest
+from support import trained_project as modelling
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.train import learners
+from mlops_nb.train.stage import Training, train
+from mlops_nb.train.tensorboard import Board
+
+
+def curves(root, learner):
+    "Name -> {iteration: value} of the only training there."
+    folder, = (root / ".mlops/board" / learner).iterdir()
+    assert len(folder.name) == 12
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload() # 0: all of them
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module", params=list(learners.LEARNERS))
+def project(request, tmp_path_factory): return modelling.trained(tmp_path_factory.mktemp(request.param), learner=request.param)
+
+
+def test_the_curves_are_those_of_the_training_and_a_second_run_does_not_double_them(project):
+    learner = read_json(next(project.glob("artifacts/models/*/training.json")), Training)
+    first = hash_folder(project / "artifacts")
+    facts = train(project, learner.learner)
+    assert hash_folder(project / "artifacts") == first
+    drawn = curves(project, learner.learner)
+    for part in ("train", "valid"):
+        want = [(p.iteration, getattr(p, part)) for p in learner.curve]
+        assert drawn[f"loss/{part}"] == [(i, pytest.approx(v, rel=1e-6)) for i, v in want]
+    points = [p.iteration for p in learner.curve]
+    for name in ("samples_per_second", "memory_mib"): assert [i for i, v in drawn[name] if v > 0] == points
+    assert [f["iteration"] for f in facts["figures"]] == points
+    assert all(0 < v <= 1 for _, v in drawn.get("share_in_steps", []))
+
+
+class Killed(Exception): pass
+
+
+def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
+    learner = next(project.glob("artifacts/models/*/training.json")).parent.name
+    before = curves(project, learner)["loss/valid"]
+    checkpoints, log = project / ".mlops/checkpoints" / learner, Board.log
+
+    def dying(self, iteration, figures):
+        log(self, iteration, figures)
+        if iteration == before[3][0]: raise Killed
+    monkeypatch.setattr(Board, "log", dying)
+    with pytest.raises(Killed): train(project, learner)
+    assert curves(project, learner)["loss/valid"] == before[:4]
+    monkeypatch.setattr(Board, "log", log)
+    resumed = checkpoints.exists() # so few trees have no checkpoint, and start again
+    train(project, learner)
+    assert resumed == (learner == "net") and curves(project, learner)["loss/valid"] == before
+
+
+def test_without_tensorboard_a_training_is_only_not_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
+    root = modelling.trained(tmp_path, n=300)
+    assert not (root / ".mlops/board").exists() and train(root)["figures"]
+
+
+def test_without_a_folder_figures_are_kept():
+    with Board() as board:
+        board.open("key")
+        board.log(3, {"loss/valid": 0.5})
+    assert board.figures == [{"iteration": 3, "loss/valid": 0.5}]
