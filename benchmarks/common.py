@@ -81,7 +81,7 @@ def fresh_copy(to):
 def fewer_subscribers(project, n):
     "For smoke tests: a smaller simulation, in which no segment is judged."
     path = project / "params.yaml"
-    path.write_text(path.read_text().replace("subscribers: 6000", f"subscribers: {n}"))
+    path.write_text(path.read_text().replace("n_subscribers: 6000", f"n_subscribers: {n}"))
 
 
 def taxi_project(to, months="*"):

@@ -16,7 +16,7 @@ from mlops_nb.train.net_data import Table, put
 from mlops_nb.train.net_trainer import Fitting, has_half, repeatable, run_epoch
 from mlops_nb.train.tensorboard import Meter
 
-TABM, MLP = NetParams(), NetParams(k=1)
+TABM, MLP = NetParams(), NetParams(ensemble_size=1)
 # rows, numbers, categories, task, and samples a second that were published for an A100 in bf16 without compile: TabM (k = 32), then MLP
 SHAPES = {"Adult": (32_561, 6, 8, "binary", 54_000, 84_000), "California": (16_512, 8, 0, "regression", 82_000, 138_000),
           "Covertype": (581_012, 54, 0, "multiclass", 42_000, 309_000)}
@@ -34,7 +34,7 @@ def table(rows, numbers, categories, task):
 def ours(network, part, device):
     "A function that trains for an epoch, and gives its seconds."
     training = Fitting(network, None, 0, device)
-    rows = Table(put(network, part), device, math.inf, network.params.batch)
+    rows = Table(put(network, part), device, math.inf, network.params.batch_size)
     meter = Meter(device)
 
     def epoch():
@@ -48,7 +48,7 @@ def theirs(network, part, workers):
     "The loop of the tutorials: the same net, rows and batches from a DataLoader, in single precision."
     net, rows, p = build(network), put(network, part), network.params
     optimizer = torch.optim.AdamW(net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay)
-    loader = DataLoader(TensorDataset(rows.numbers, rows.categories, rows.y), p.batch, shuffle=True, num_workers=workers)
+    loader = DataLoader(TensorDataset(rows.numbers, rows.categories, rows.y), p.batch_size, shuffle=True, num_workers=workers)
 
     def epoch():
         clock = time.perf_counter()
@@ -56,7 +56,7 @@ def theirs(network, part, workers):
         for numbers, categories, y in loader:
             optimizer.zero_grad()
             training_loss(network, net(numbers, categories), y).backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), p.clip)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), p.max_grad_norm)
             optimizer.step()
         return time.perf_counter() - clock
     return epoch
@@ -66,7 +66,7 @@ def on_cpu(name, params, rows, times, bound):
     "Our epoch as it is shipped and in single precision, in turns with the loader's, without and with a worker process."
     _, *shape = SHAPES["Adult"][:4]
     part, how = table(rows, *shape)
-    half, full = (design(part.X, part.y, shape[-1], replace(params, half=half), **how) for half in (True, False))
+    half, full = (design(part.X, part.y, shape[-1], replace(params, bf16=half), **how) for half in (True, False))
     cpu = torch.device("cpu")
     epochs = [ours(half, part, cpu), ours(full, part, cpu), *(theirs(full, part, workers) for workers in (0, 1))]
     for epoch in epochs: epoch() # to warm up
@@ -102,7 +102,7 @@ def on_gpu(small):
         part, how = table(rows // (50 if small else 1), numbers, categories, task)
         for (net, params), figure in zip((("TabM", TABM), ("MLP", MLP)), published, strict=True):
             for batch, compiled in product(BATCHES[name], (False, True)):
-                network = design(part.X, part.y, task, replace(params, batch=batch, compile=compiled), **how)
+                network = design(part.X, part.y, task, replace(params, batch_size=batch, compile=compiled), **how)
                 speed, share = one_on_gpu(part, network)
                 yield row(f"training {net} on the GPU, {name}'s shape, batch {batch}{', compiled' if compiled else ''}",
                           f"{speed:,.0f} samples/s, GPU busy {share:.0%}", "published, A100", f"{figure:,} samples/s",
@@ -114,7 +114,7 @@ def main():
     times, half = 1 if small else 5, "can" if has_half(torch.device("cpu")) else "cannot"
     torch.set_num_threads(THREADS)
     rows = [*on_cpu("TabM", TABM, 512 if small else 2560, times, None if small else 1.5),
-            *on_cpu("a plain net (k = 1)", MLP, 2560 if small else 25_600, times, None)]
+            *on_cpu("a plain net (ensemble_size 1)", MLP, 2560 if small else 25_600, times, None)]
     notes = [f"Nets: width 512, 2 blocks, embeddings of 16; one epoch, median of {times} in turns, {THREADS} threads for all; "
              f"this CPU {half} multiply in bf16. The peer is the same net, loss, clipping and batch size with torch's AdamW and a "
              "shuffling DataLoader over a TensorDataset, in single precision; the row below the first shows what is left without bf16."]

@@ -143,7 +143,7 @@ def tune(workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; 
     from mlops_nb.config.params import read_params
     from mlops_nb.train.tuning import counted, run_study
     params = read_params("params.yaml")
-    if not params.tune.trials: raise UserError("tune.trials in params.yaml is 0, so there is nothing to try; set how many.")
+    if not params.tune.n_trials: raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many.")
     for learner in params.train.learners:
         study, _ = run_study(Path("."), learner, workers, join)
         print(f"{learner}: {len(counted(study))} trials, the best valid loss is {study.best_value:.5g}.")
@@ -192,7 +192,7 @@ def score(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, o
     if table:
         from mlops_nb.config.settings import read_settings
         from mlops_nb.bundle.store import table_path
-        target = table_path(predictor.id, read_settings(Path(".")).release.tables)
+        target = table_path(predictor.id, read_settings(Path(".")).release.lookup_tables)
         print(f"{target}: {score_table(predictor, source, target):,} entities scored by {predictor.id[:12]}.")
     else:
         done = score(predictor, source, target)
@@ -286,7 +286,7 @@ app.add_typer(key_app, name="key")
 
 def _keys_file():
     from mlops_nb.config.settings import read_settings
-    return Path(read_settings(Path(".")).serve.keys)
+    return Path(read_settings(Path(".")).serve.api_keys_file)
 
 @key_app.command("add")
 def key_add(name: Annotated[str, typer.Argument(help="Whom it is for; new.")],

@@ -30,11 +30,11 @@ class Stage(Struct, frozen=True):
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
 
 # %% ../nbs/90_pipeline.ipynb #056774c5
-_FEATURES = "${prepare.features}"
+_FEATURES = "${prepare.features_file}"
 
 STAGES = {s.name: s for s in [
     Stage("features", "Export the notebook that holds the feature functions.", "mlops_nb.pipeline:features",
-          deps=["${prepare.notebook}"], outs=[], kept=[_FEATURES]),
+          deps=["${prepare.features_notebook}"], outs=[], kept=[_FEATURES]),
     Stage("validate", "Split the raw rows into accepted and quarantined by the contract.", "mlops_nb.pipeline:validate",
           deps=["data", "schema.yaml"], params=["validate"],
           outs=["artifacts/accepted", "quarantine", "artifacts/statistics.parquet"], metrics=["artifacts/validation.json"]),
@@ -44,17 +44,17 @@ STAGES = {s.name: s for s in [
           deps=["artifacts/prepared", "schema.yaml"], params=["train.encoder", "train.seed"], outs=["artifacts/models/baseline"]),
     Stage("tune", "Search better parameters for each learner.", "mlops_nb.train.tuning:tune",
           deps=["artifacts/prepared", "schema.yaml"], outs=["artifacts/tuning"],
-          params=["tune", "train.learners", "train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.gbdt", "train.net"]),
+          params=["tune", "train.learners", "train.encoder", "train.seed", "train.sample_weight_half_life", "train.init_model", "train.gbdt", "train.net"]),
     Stage("train", "Fit a model.", "mlops_nb.train.stage:train",
           deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml"], outs=["artifacts/models/${item.learner}"], matrix="train.learners",
-          params=["train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.${item.learner}"]),
+          params=["train.encoder", "train.seed", "train.sample_weight_half_life", "train.init_model", "train.${item.learner}"]),
     Stage("evaluate", "Choose a learner, and measure its model on rows it has not seen.", "mlops_nb.pipeline:evaluate",
-          deps=["artifacts/prepared", "artifacts/models", "schema.yaml", _FEATURES], params=["evaluate", "train.learners", "train.select"],
+          deps=["artifacts/prepared", "artifacts/models", "schema.yaml", _FEATURES], params=["evaluate", "train.learners", "train.model_selection"],
           outs=["artifacts/evaluation"], metrics=["artifacts/metrics.json"]),
-    Stage("stability", "Repeat the training on other rows and with other seeds.", "mlops_nb.evaluate.cross_validation:stability",
-          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES], outs=["artifacts/stability/${item.learner}"], matrix="train.learners",
-          params=["stability", "prepare.split", "train.encoder", "train.seed", "train.recency_half_life", "train.continue_from", "train.${item.learner}",
-                  "evaluate.calibration", "evaluate.costs", "evaluate.min_slice", "evaluate.seed", "evaluate.within"]),
+    Stage("cross_validation", "Repeat the training on other rows and with other seeds.", "mlops_nb.evaluate.cross_validation:stability",
+          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES], outs=["artifacts/cross_validation/${item.learner}"], matrix="train.learners",
+          params=["cross_validation", "prepare.split", "train.encoder", "train.seed", "train.sample_weight_half_life", "train.init_model", "train.${item.learner}",
+                  "evaluate.calibration", "evaluate.costs", "evaluate.min_segment_rows", "evaluate.seed", "evaluate.tolerance"]),
     Stage("explain", "Attribute the predictions to the features.", "mlops_nb.explain.attributions:explain",
           deps=["artifacts/prepared", "artifacts/models", "artifacts/evaluation", "schema.yaml", _FEATURES], params=["explain"],
           outs=["artifacts/explanation"]),
@@ -69,7 +69,7 @@ STAGES = {s.name: s for s in [
           deps=["artifacts/bundle", "artifacts/gate.json"], outs=["artifacts/deployment.json"]),
     Stage("report", "Render the pages that people read.", "mlops_nb.pipeline:report",
           deps=["nbs/reports", "artifacts/validation.json", "artifacts/statistics.parquet", "artifacts/prepared", "artifacts/tuning", "artifacts/models",
-                "artifacts/evaluation", "artifacts/stability", "artifacts/explanation", "artifacts/bundle", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
+                "artifacts/evaluation", "artifacts/cross_validation", "artifacts/explanation", "artifacts/bundle", "artifacts/metrics.json", "artifacts/gate.json", "artifacts/deployment.json"],
           outs=["reports/pipeline", "reports/index.html"]),
 ]}
 
@@ -139,10 +139,10 @@ def features(root: Path) -> None:
     from nbdev.export import nb_export
     from mlops_nb.config.params import read_params
     p = read_params(root / "params.yaml").prepare
-    if not (root / p.notebook).exists(): raise UserError(f"{p.notebook} does not exist; name the features notebook in params.yaml under prepare.notebook.")
-    with chdir(root): nb_export(p.notebook) # nbdev finds its configuration from the working folder
-    if not (root / p.features).exists():
-        raise UserError(f"{p.notebook} did not export {p.features}; its `#| default_exp` and prepare.features in params.yaml must name the same module.")
+    if not (root / p.features_notebook).exists(): raise UserError(f"{p.features_notebook} does not exist; name the features notebook in params.yaml under prepare.features_notebook.")
+    with chdir(root): nb_export(p.features_notebook) # nbdev finds its configuration from the working folder
+    if not (root / p.features_file).exists():
+        raise UserError(f"{p.features_notebook} did not export {p.features_file}; its `#| default_exp` and prepare.features_file in params.yaml must name the same module.")
 
 # %% ../nbs/90_pipeline.ipynb #21aa6157
 def validate(root: Path) -> dict | None:

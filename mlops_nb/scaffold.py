@@ -263,7 +263,7 @@ def init(
         schema = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=hidden, filter=filter, task=task)
         write_schema(schema, new / "schema.yaml")
         params = Params()
-        params.prepare.split, params.prepare.notebook, params.prepare.features = split, "nbs/00_features.ipynb", f"{package}/features.py"
+        params.prepare.split, params.prepare.features_notebook, params.prepare.features_file = split, "nbs/00_features.ipynb", f"{package}/features.py"
         write_project(new, schema, params, calendar_parts(schema, scan_data(new)), package)
         _under_version_control(new, package)
     return schema

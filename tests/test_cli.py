@@ -144,7 +144,7 @@ def test_simulate_makes_data_only_where_it_is_missing(project, tmp_path):
     assert "which is not simulated" in sentence(nb("simulate", cwd=project)) and read_manifest(project) == before
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "params.yaml").write_text("simulate: {subscribers: 200, months: 6}\n")
+    (empty / "params.yaml").write_text("simulate: {n_subscribers: 200, n_months: 6}\n")
     assert nb("simulate", "--if-missing", cwd=empty).returncode == 0
     made = read_manifest(empty)
     assert made.files and (empty / "truth/truth.parquet").exists()

@@ -34,7 +34,7 @@ def declared(name, item, params):
     stage = YAML(typ="safe").load(dvc_yaml())["stages"][name]
     listed = stage.get("outs", []) + stage.get("metrics", [])
     paths = [next(iter(o)) if isinstance(o, dict) else o for o in listed]
-    return [p.replace("${item.learner}", str(item)).replace("${prepare.features}", params["prepare"]["features"]) for p in paths]
+    return [p.replace("${item.learner}", str(item)).replace("${prepare.features_file}", params["prepare"]["features_file"]) for p in paths]
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_what_dvc_yaml_says_can_be_read_and_has_no_cycle():
     for name, stage in stages.items():
         for dep in stage["deps"]:
             made = any(dep == w or w.startswith(f"{dep}/") or dep.startswith(f"{w}/") for w in written)
-            assert made or dep in ("data", "data/manifest.json", "schema.yaml", "nbs/reports", "${prepare.notebook}"), f"{name} reads {dep}"
+            assert made or dep in ("data", "data/manifest.json", "schema.yaml", "nbs/reports", "${prepare.features_notebook}"), f"{name} reads {dep}"
         outs = stage.get("outs", []) + stage.get("metrics", [])
         for path in (next(iter(o)) if isinstance(o, dict) else o for o in outs):
             assert path not in written and not path.startswith("data/"), f"{name} writes {path}"

@@ -80,14 +80,14 @@ async def together(self:Worker,
 async def alone(self:Worker, m: Message):
     "Answer a message that was delivered before."
     tries = await self.broker.tried(m)
-    if tries > self.settings.tries: return await self._refuse(m, f"The process ended each of the {tries - 1} times it was tried alone.")
+    if tries > self.settings.max_deliveries: return await self._refuse(m, f"The process ended each of the {tries - 1} times it was tried alone.")
     try:
         result = await self._try(m)
         if isinstance(result, LogFull): raise result
         if isinstance(result, bytes): await self._done([(m, result)])
         elif isinstance(result, UserError): await self._refuse(m, str(result))
-        elif tries == self.settings.tries: await self._refuse(m, f"It failed {tries} times alone; the last time with {type(result).__name__}: {result}")
-        else: _log.warning("message %s failed, try %d of %d: %r", m.id, tries, self.settings.tries, result)
+        elif tries == self.settings.max_deliveries: await self._refuse(m, f"It failed {tries} times alone; the last time with {type(result).__name__}: {result}")
+        else: _log.warning("message %s failed, try %d of %d: %r", m.id, tries, self.settings.max_deliveries, result)
     except (LogFull, *self.broker.LOST):
         with suppress(*self.broker.LOST): await self.broker.tried(m, -1)
         raise
@@ -95,7 +95,7 @@ async def alone(self:Worker, m: Message):
 @patch
 async def step(self:Worker) -> int: # Messages that were read
     "Read and answer once."
-    messages = await self.broker.read(self.settings.batch)
+    messages = await self.broker.read(self.settings.batch_size)
     await self.together([m for m in messages if not m.again])
     for m in messages:
         if m.again: await self.alone(m)
@@ -118,7 +118,7 @@ async def run(self:Worker,
         try:
             if wait: await self.broker.open()
             was, full = full, await self.broker.full()
-            if full and not was: _log.warning("the target holds %d answers or more; waiting until some are taken away", self.settings.limit)
+            if full and not was: _log.warning("the target holds %d answers or more; waiting until some are taken away", self.settings.max_backlog)
             if full: await _pause(stop, .25)
             else: await self.step()
             if wait: _log.warning("going on")
@@ -192,14 +192,14 @@ def _message(settings, entry, fields, again):
 async def read(self:Redis, n: int) -> list[Message]:
     s, now = self.settings, time.monotonic()
     if now >= self.claimed: # not each time: the list is gone through from its beginning
-        _, entries, *_ = await self.client.xautoclaim(s.source, s.group, self.consumer, s.claim * 1000, count=n)
-        if len(entries) < n: self.claimed = now + min(s.claim / 4, 5)
+        _, entries, *_ = await self.client.xautoclaim(s.source, s.group, self.consumer, s.ack_timeout_seconds * 1000, count=n)
+        if len(entries) < n: self.claimed = now + min(s.ack_timeout_seconds / 4, 5)
         if entries: return [_message(s, *e, True) for e in entries]
     found = await self.client.xreadgroup(s.group, self.consumer, {s.source: '>'}, count=n, block=_WAIT)
     return [_message(s, *e, False) for _, entries in found for e in entries]
 
 @patch
-async def full(self:Redis) -> bool: return await self.client.xlen(self.settings.target) >= self.settings.limit
+async def full(self:Redis) -> bool: return await self.client.xlen(self.settings.target) >= self.settings.max_backlog
 
 @patch
 async def tried(self:Redis, m: Message, by: int = 1) -> int:
@@ -215,13 +215,13 @@ def _once(self, on, m, target, remember, fields):
 @patch
 async def answer(self:Redis, pairs: list[tuple[Message, bytes]]):
     s, pipe = self.settings, self.client.pipeline(transaction=False)
-    for m, body in pairs: _once(self, pipe, m, s.target, s.remember, dict(id=m.id, data=body))
+    for m, body in pairs: _once(self, pipe, m, s.target, s.dedup_window_seconds, dict(id=m.id, data=body))
     await pipe.execute()
 
 @patch
 async def refuse(self:Redis, m: Message, reason: str):
     "The id is not remembered: once mended, the row may be sent under it again."
-    await _once(self, self.client, m, self.settings.refused, 0, dict(id=m.id, data=m.body, reason=reason, entry=m.handle))
+    await _once(self, self.client, m, self.settings.dead_letter, 0, dict(id=m.id, data=m.body, reason=reason, entry=m.handle))
 
 # %% ../../nbs/batch/03_stream_scoring.ipynb #1cd23449
 def subject_of(
@@ -270,12 +270,12 @@ async def _streams(self:Nats):
     from nats.js.api import ConsumerConfig
     from nats.js.errors import NotFoundError
     s = self.settings
-    for name, subjects in {s.source: [s.source, f"{s.source}.>"], s.target: [f"{s.target}.>"], s.refused: [f"{s.refused}.>"]}.items():
+    for name, subjects in {s.source: [s.source, f"{s.source}.>"], s.target: [f"{s.target}.>"], s.dead_letter: [f"{s.dead_letter}.>"]}.items():
         try: await self.js.stream_info(name)
-        except NotFoundError: await self.js.add_stream(name=name, subjects=subjects, duplicate_window=s.remember)
+        except NotFoundError: await self.js.add_stream(name=name, subjects=subjects, duplicate_window=s.dedup_window_seconds)
     try: await self.js.consumer_info(s.source, s.group)
     except NotFoundError:
-        await self.js.add_consumer(s.source, ConsumerConfig(durable_name=s.group, ack_wait=s.claim, max_ack_pending=_MOST_UNDER_WAY))
+        await self.js.add_consumer(s.source, ConsumerConfig(durable_name=s.group, ack_wait=s.ack_timeout_seconds, max_ack_pending=_MOST_UNDER_WAY))
     try: self.counted = await self.js.key_value(f"{s.group}-tries")
     except NotFoundError: self.counted = await self.js.create_key_value(bucket=f"{s.group}-tries", ttl=_WEEK)
 
@@ -296,7 +296,7 @@ async def read(self:Nats, n: int) -> list[Message]:
     return [Message((m.headers or {}).get('Nats-Msg-Id') or str(seq(m)), m.data, m.metadata.num_delivered > 1, m) for m in found]
 
 @patch
-async def full(self:Nats) -> bool: return (await self.js.stream_info(self.settings.target)).state.messages >= self.settings.limit
+async def full(self:Nats) -> bool: return (await self.js.stream_info(self.settings.target)).state.messages >= self.settings.max_backlog
 
 @patch
 async def tried(self:Nats, m: Message, by: int = 1) -> int:
@@ -330,7 +330,7 @@ async def answer(self:Nats, pairs: list[tuple[Message, bytes]]):
 async def refuse(self:Nats, m: Message, reason: str):
     s, seq = self.settings, str(m.handle.metadata.sequence.stream)
     body = msgspec.json.encode(dict(id=m.id, reason=reason, entry=seq, data=m.body.decode(errors='replace')))
-    await self._publish(f"{s.refused}.{seq}", body, f"{s.source}:{seq}")
+    await self._publish(f"{s.dead_letter}.{seq}", body, f"{s.source}:{seq}")
     await m.handle.ack()
 
 # %% ../../nbs/batch/03_stream_scoring.ipynb #526c6da9
@@ -354,7 +354,7 @@ _SLOTS = range(500, 600) # of the log: those below belong to servers
 
 def _own_log(folder, settings):
     for slot in _SLOTS:
-        try: return Log(folder, slot, settings.sync, settings.on_full)
+        try: return Log(folder, slot, settings.fsync, settings.on_write_error)
         except UserError: pass # it is another process's
     raise UserError(f"{folder}: {len(_SLOTS)} processes write to this log; stop one.")
 

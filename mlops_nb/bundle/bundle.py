@@ -44,7 +44,7 @@ def draft(
 ) -> Predictor: # Without a policy
     "The predictor of a model that was just trained."
     root, folder = Path(root), Path(root) / 'artifacts/models' / learner
-    features, threads = read_params(root / 'params.yaml').prepare.features, thread_count(read_settings(root))
+    features, threads = read_params(root / 'params.yaml').prepare.features_file, thread_count(read_settings(root))
     encoder = Encoder.from_json(_need(folder / 'encoder.json', f'train ({learner})').read_bytes())
     return Predictor(read_schema(root / 'schema.yaml'), load_features(root / features if features else None), encoder, open_model(folder),
                      threads=threads)

@@ -117,13 +117,13 @@ def _wanted(value, type): # A condition in words
 
 def _rule(r, schema): # A rule in words
     rows = ' and '.join(f"`{c}` is {markdown_text(_wanted(value, schema.columns[c].type))}" for c, value in r.when.items())
-    done = [f"the score is {word} {x:g}" for word, x in (('at least', r.low), ('at most', r.high)) if x is not None]
+    done = [f"the score is {word} {x:g}" for word, x in (('at least', r.min_score), ('at most', r.max_score)) if x is not None]
     if r.decision is not None: done.append(f"the decision is `{r.decision}`")
-    if r.refer: done.append("a person decides")
+    if r.review: done.append("a person decides")
     return f"where {rows}, {' and '.join(done)}" if rows else f"everywhere {' and '.join(done)}"
 
 def _settled(schema, policy):
-    band = [f"Probabilities from {policy.abstain[0]:g} to {policy.abstain[1]:g} are left to a person."] if policy.abstain else []
+    band = [f"Probabilities from {policy.reject_region[0]:g} to {policy.reject_region[1]:g} are left to a person."] if policy.reject_region else []
     return band + [f"Whatever the model says: {'; '.join(_rule(r, schema) for r in policy.rules)}."] * bool(policy.rules)
 
 # %% ../../nbs/bundle/01_model_card.ipynb #5afe8ac2

@@ -40,7 +40,7 @@ def get(
 # %% ../../nbs/bundle/04_store.ipynb #eb3c3a50
 def table_path(
     bundle_id: str,
-    tables: str | Path, # The folder of tables: `tables` in [release] of settings.ini
+    tables: str | Path, # The folder of tables: `lookup_tables` in [release] of settings.ini
 ) -> Path: # `tables/<bundle id>.parquet`
     "Where the scores lie that a bundle gave beforehand: a row for each entity, with its column and those of `Predictor.output`."
     return Path(tables) / f"{bundle_id}.parquet"

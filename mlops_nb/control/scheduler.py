@@ -70,7 +70,7 @@ def run_due(
     if (place / "run.json").exists() and read_json(place / "run.json", Run).passed is not False: return
     page, notebook = f"{Path(s.notebook).stem}.html", root / s.notebook
     header = Header(project=due.schedule, run=tick_name(tick), index="../../index.html", previous=_before(place, page))
-    run_notebook(notebook, place / page, s.params, timeout=s.timeout or limits.timeout, memory=s.memory or limits.memory, cwd=root, header=header)
+    run_notebook(notebook, place / page, s.params, timeout=s.timeout_seconds or limits.timeout_seconds, memory=s.max_memory_mib or limits.max_memory_mib, cwd=root, header=header)
     _record(root, place, Run(tick_name(tick), tick.isoformat(), f"{due.schedule}: done.", pages={Path(s.notebook).stem: page}))
 
 # %% ../../nbs/control/00_scheduler.ipynb #22f91ecb

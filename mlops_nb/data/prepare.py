@@ -181,7 +181,7 @@ def prepare(
     "The stage `prepare`: artifacts/accepted → artifacts/prepared."
     root = Path(root)
     params, schema = read_params(root / "params.yaml").prepare, read_schema(root / "schema.yaml")
-    features = load_features(root / params.features if params.features else None)
+    features = load_features(root / params.features_file if params.features_file else None)
     features.check_schema(schema)
     check_params(params.split, schema)
     accepted = root / "artifacts/accepted"

@@ -77,7 +77,7 @@ def check_params(params: SplitParams, schema: Schema):
         raise UserError(f"{where}: there is no column '{column}' in schema.yaml{did_you_mean(column, schema.columns)}")
     if params.method == "column" and column in schema.feature_columns:
         raise UserError(f"{where}: '{column}' splits the rows and must not be a feature; give it `feature: false` in schema.yaml.")
-    shares = [("valid", params.valid)] + [("test", params.test)] * (params.method not in ("column", "files"))
+    shares = [("validation", params.validation)] + [("test", params.test)] * (params.method not in ("column", "files"))
     for name, share in shares:
         if not 0 < share <= .5:
             raise UserError(f"{where}.{name} is {share:g}: it is the share that is held back from training; use one between 0 and 0.5.")
@@ -94,8 +94,8 @@ def _valid_from(keys, part, params, schema):
     "Cut a validation part off the rows that are `train` in `part`."
     rest = np.flatnonzero(part == "train")
     mine = keys[rest]
-    if schema.event_time: part[rest] = by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.valid)
-    else: part[rest] = by_position(_random(mine, params.seed), 0, params.valid, _strata(mine, schema))
+    if schema.event_time: part[rest] = by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.validation)
+    else: part[rest] = by_position(_random(mine, params.seed), 0, params.validation, _strata(mine, schema))
     return part
 
 def by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray: # (n,) of train, valid and test
@@ -155,7 +155,7 @@ def assign(
 ) -> pl.Series: # Named `part`: train, valid or test for each row of `keys`
     "Give every row its part; raises `UserError` where no usable split comes out."
     check_params(params, schema)
-    shares = params.test, params.valid
+    shares = params.test, params.validation
     match params.method:
         case "time" | "order" | "group": part = by_position(position(keys, params, schema), *shares)
         case "random": part = by_position(position(keys, params, schema), *shares, _strata(keys, schema))

@@ -330,14 +330,14 @@ def result(self:_Run) -> Validation:
 # %% ../../nbs/data/04_validation.ipynb #ff542f46
 def check_counts(
     v: Validation,
-    max_quarantined: float, # Share of the rows
+    max_quarantined_share: float, # Share of the rows
 ):
     "Raise `UserError` if too little is left to go on with."
     if not v.received: raise UserError("data/ holds no rows; ingest a file that has some.")
     worst = ', '.join(f"{k} ({n:,})" for k, n in Counter(v.by_rule).most_common(3))
-    if v.accepted and v.quarantined <= max_quarantined * v.received: return
-    raise UserError(f"{v.quarantined:,} of {v.received:,} rows broke the contract, and validate.max_quarantined in params.yaml allows "
-                    f"{max_quarantined:.1%}; the rules broken most often are {worst}; look at the rows in quarantine/, "
+    if v.accepted and v.quarantined <= max_quarantined_share * v.received: return
+    raise UserError(f"{v.quarantined:,} of {v.received:,} rows broke the contract, and validate.max_quarantined_share in params.yaml allows "
+                    f"{max_quarantined_share:.1%}; the rules broken most often are {worst}; look at the rows in quarantine/, "
                     "then mend the data or schema.yaml.")
 
 # %% ../../nbs/data/04_validation.ipynb #c2010401
@@ -349,7 +349,7 @@ def validate(
     "The stage `validate`: data/ → artifacts/accepted, quarantine/, artifacts/validation.json and artifacts/statistics.parquet."
     root = Path(root)
     schema, manifest = read_schema(root / 'schema.yaml'), read_manifest(root)
-    limit = read_params(root / 'params.yaml').validate.max_quarantined
+    limit = read_params(root / 'params.yaml').validate.max_quarantined_share
     changes = check_shape(root, manifest, schema)
     run = _Run(schema, manifest.files[-1].name if baseline and manifest.files else None)
     with atomic_dir(root / 'artifacts/accepted') as a:

@@ -68,7 +68,7 @@ def folds(
     for i in range(1 if ahead else 0, block.max(initial=0) + 1):
         rest, judged = block < i if ahead else block != i, block == i
         valid = np.zeros(len(frame), bool)
-        valid[rest] = last_share(place[rest], split.valid)
+        valid[rest] = last_share(place[rest], split.validation)
         yield Fold(rest & ~valid, valid, judged)
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #aa6f947e
@@ -76,12 +76,12 @@ def unusable(
     y: np.ndarray, # (n,) class index, or value
     fold: Fold,
     schema: Schema,
-    least: int, # rows to judge by; `evaluate.min_slice`
+    least: int, # rows to judge by; `evaluate.min_segment_rows`
 ) -> str | None:
     "Why a fold is left out; None if it can be used."
     n = {name: int(m.sum()) for name, m in fold._asdict().items()}
     if not n['train'] or not n['valid']: return f"there is nothing to learn from beside the {n['judged']} rows to be judged"
-    if n['judged'] < least: return f"{n['judged']} rows to be judged are too few; evaluate.min_slice asks for {least}"
+    if n['judged'] < least: return f"{n['judged']} rows to be judged are too few; evaluate.min_segment_rows asks for {least}"
     if schema.task == 'regression': return "all rows to learn from have the same value" if np.ptp(y[fold.train]) == 0 else None
     for name, asked in (('train', schema.classes), ('judged', schema.classes if schema.task == 'binary' else [])):
         absent = [c for i, c in enumerate(asked) if not (y[getattr(fold, name)] == i).any()]
@@ -98,8 +98,8 @@ def repeat(
     "Train and settle a model, as the stages do."
     schema, params, kind = project.schema, project.params, find_learner(learner)
     encoder = Encoder.fit(train, schema, project.features, params.train.encoder)
-    parts = tuple(as_part(rows, part, encoder, schema, params.train.recency_half_life) for part, rows in (('train', train), ('valid', valid)))
-    with progress(f'stability {learner}, {what}', kind.most(params.train), unit=kind.unit) as step:
+    parts = tuple(as_part(rows, part, encoder, schema, params.train.sample_weight_half_life) for part, rows in (('train', train), ('valid', valid)))
+    with progress(f'cross_validation {learner}, {what}', kind.most(params.train), unit=kind.unit) as step:
         fitted = fit(learner, parts, schema, encoder, params.train, threads=project.threads, device=project.device, step=step)
     predictor = Predictor(schema, project.features, encoder, MODELS[kind.file](fitted.model), threads=project.threads)
     scores = score_parts(predictor, dict(valid=valid), params.evaluate).scores
@@ -140,10 +140,10 @@ def cross_validate(
     "Train and judge each fold; one that cannot be judged says why."
     schema, params, y = project.schema, project.params, frame['_target'].to_numpy()
     word = 'window' if in_order(params.prepare.split, schema) else 'fold'
-    for i, fold in enumerate(folds(frame, params.prepare.split, schema, params.stability.folds), 1):
+    for i, fold in enumerate(folds(frame, params.prepare.split, schema, params.cross_validation.n_folds), 1):
         parts = {name: frame.filter(m) for name, m in fold._asdict().items()}
         run = _run(f'{word} {i}', parts, schema)
-        run.left_out = unusable(y, fold, schema, params.evaluate.min_slice)
+        run.left_out = unusable(y, fold, schema, params.evaluate.min_segment_rows)
         if not run.left_out:
             predictor, terms = repeat(project, learner, parts['train'], parts['valid'], run.name)
             run.metrics = figures(schema.task, y[fold.judged], predictor.predict(parts['judged']), terms)
@@ -177,7 +177,7 @@ def vary_seed(
     "Train on the same rows with other seeds; ends after two that agree to the last bit."
     schema, params, y = project.schema, project.params, parts['test']['_target'].to_numpy()
     runs, scores, decisions = [], [], []
-    for seed in range(params.train.seed, params.train.seed + params.stability.seeds):
+    for seed in range(params.train.seed, params.train.seed + params.cross_validation.n_seeds):
         seeded = project._replace(params=structs.replace(params, train=structs.replace(params.train, seed=seed)))
         run = _run(f'seed {seed}', parts, schema)
         predictor, terms = repeat(seeded, learner, parts['train'], parts['valid'], run.name)
@@ -208,7 +208,7 @@ def spreads(runs: list[Run]) -> dict[str, Spread]: # By metric; those defined in
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #4824e289
 class Stability(Struct):
-    "What repeating the training showed; `artifacts/stability/<learner>/stability.json`."
+    "What repeating the training showed; `artifacts/cross_validation/<learner>/cross_validation.json`."
     learner: str
     task: str
     primary: str # the metric of the sentences
@@ -244,11 +244,11 @@ def in_sentences(
     project: Project,
 ) -> Stability:
     "Say what was found."
-    split, wanted = project.params.prepare.split, project.params.stability
+    split, wanted = project.params.prepare.split, project.params.cross_validation
     kind = KINDS['order' if in_order(split, project.schema) else 'group' if split.method == 'group' else 'random']
-    found.sentences = (_of_folds(found, kind, wanted.folds) if wanted.folds else []) + (_of_seeds(found) if wanted.seeds else [])
-    if not found.sentences: found.sentences = ["Nothing was repeated; stability.folds and stability.seeds in params.yaml say how often."]
-    elif project.params.train.continue_from: found.sentences.append("Each repetition was trained from nothing, and not from train.continue_from.")
+    found.sentences = (_of_folds(found, kind, wanted.n_folds) if wanted.n_folds else []) + (_of_seeds(found) if wanted.n_seeds else [])
+    if not found.sentences: found.sentences = ["Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml say how often."]
+    elif project.params.train.init_model: found.sentences.append("Each repetition was trained from nothing, and not from train.init_model.")
     return found
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #46e68195
@@ -256,25 +256,25 @@ def read_stability(
     root: Path, # The project's folder
     learner: str,
 ) -> Stability:
-    "What the stage stability wrote; raises `UserError` if it has not run."
-    return read_json(Path(root) / f'artifacts/stability/{learner}/stability.json', Stability)
+    "What the stage cross_validation wrote; raises `UserError` if it has not run."
+    return read_json(Path(root) / f'artifacts/cross_validation/{learner}/cross_validation.json', Stability)
 
 def stability(
     root: Path = Path('.'), # The project's folder
     learner: str = 'gbdt',
 ) -> dict: # Facts for the stage's record
-    "Repeat the training on other rows and with other seeds; writes `artifacts/stability/<learner>/`."
+    "Repeat the training on other rows and with other seeds; writes `artifacts/cross_validation/<learner>/`."
     root, project = Path(root), open_project(root)
-    params, wanted = project.params, project.params.stability
+    params, wanted = project.params, project.params.cross_validation
     project = project._replace(params=structs.replace(params, train=use_tuned(root, learner, params.train)))
-    parts = {part: read_part(root, part) for part in ('train', 'valid', 'test')} if wanted.folds or wanted.seeds else {}
-    in_folds = [*cross_validate(project, learner, pl.concat([parts['train'], parts['valid']]))] if wanted.folds else []
-    seeded, alike = vary_seed(project, learner, parts) if wanted.seeds else ([], None)
+    parts = {part: read_part(root, part) for part in ('train', 'valid', 'test')} if wanted.n_folds or wanted.n_seeds else {}
+    in_folds = [*cross_validate(project, learner, pl.concat([parts['train'], parts['valid']]))] if wanted.n_folds else []
+    seeded, alike = vary_seed(project, learner, parts) if wanted.n_seeds else ([], None)
     task = project.schema.task
     found = in_sentences(Stability(learner, task, PRIMARY[task], in_folds, seeded, spreads(in_folds), spreads(seeded), alike, []), project)
     table = pl.DataFrame([dict(kind=kind, run=r.name, metric=m, value=x) for kind, runs in (('fold', in_folds), ('seed', seeded)) for r in runs for m, x in r.metrics.items()],
                          schema=dict(kind=pl.String, run=pl.String, metric=pl.String, value=pl.Float64))
-    with atomic_dir(root / 'artifacts/stability' / learner) as out:
+    with atomic_dir(root / 'artifacts/cross_validation' / learner) as out:
         table.write_parquet(out / 'metrics.parquet')
-        write_json(out / 'stability.json', found)
+        write_json(out / 'cross_validation.json', found)
     return {'rows': sum(map(len, parts.values())), 'trainings': sum(bool(r.metrics) for r in in_folds + seeded)}

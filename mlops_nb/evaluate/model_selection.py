@@ -49,5 +49,5 @@ def select(
     chosen = first if rule == 'best' else rule
     rival = next(l for l in (first, *others) if l != chosen)
     found = compare(task, y, scores[chosen], scores[rival], replicates=replicates, confidence=confidence, seed=seed, threads=threads)
-    how = f"was the best of {len(scores)} learners" if rule == 'best' else "was named by train.select in params.yaml"
+    how = f"was the best of {len(scores)} learners" if rule == 'best' else "was named by train.model_selection in params.yaml"
     return Selection(chosen, f"{chosen} {how}. On the valid rows: {in_words(task, rival, found[PRIMARY[task]], confidence)}")

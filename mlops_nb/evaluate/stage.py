@@ -100,7 +100,7 @@ def choose_terms(
     params: EvaluateParams,
 ) -> Terms:
     "Everything that is chosen on the valid rows."
-    if task == 'regression': return Terms(within=float(np.std(y) / 4 if params.within is None else params.within))
+    if task == 'regression': return Terms(within=float(np.std(y) / 4 if params.tolerance is None else params.tolerance))
     if task == 'multiclass' or not np.isfinite(s).all(): return Terms(costs=params.costs)
     return Terms(choose_threshold(y, s, params.costs), params.costs)
 
@@ -132,17 +132,17 @@ def measure(
     threads: int = 1,
 ) -> Evaluation: # Still without learners, comparisons and regret
     "Measure one set of scores."
-    task, sure = schema.task, (affordable(params.bootstrap, len(test)), params.confidence, params.seed, threads)
+    task, sure = schema.task, (affordable(params.n_resamples, len(test)), params.confidence_level, params.seed, threads)
     y = {'valid': valid['_target'].to_numpy(), 'test': test['_target'].to_numpy()}
     terms = choose_terms(task, y['valid'], scores['valid'], params)
     usable = np.isfinite(scores['test']).all()
-    found, small = slices(task, test, y['test'], scores['test'], schema.segments, terms, params.min_slice, *sure)
+    found, small = slices(task, test, y['test'], scores['test'], schema.segments, terms, params.min_segment_rows, *sure)
     return Evaluation(
         dataset=schema.dataset, task=task, target=schema.target, learner='', selection='', classes=schema.classes, primary=PRIMARY[task],
-        better=METRICS[task][PRIMARY[task]].better, confidence=params.confidence, bootstrap=sure[0], terms=terms,
+        better=METRICS[task][PRIMARY[task]].better, confidence=params.confidence_level, bootstrap=sure[0], terms=terms,
         scores={p: describe_scores(s) for p, s in scores.items()},
         metrics={p: estimate(task, y[p], s, terms, *sure) for p, s in scores.items()},
-        calibration=calibrate(task, y['test'], scores['test'], schema.classes, params.confidence)[0],
+        calibration=calibrate(task, y['test'], scores['test'], schema.classes, params.confidence_level)[0],
         money=money(y['test'], scores['test'], terms.threshold, params.costs, *sure) if task == 'binary' and usable else None,
         confusion=_confusion(task, y['test'], scores['test'], terms), slices=found, small_slices=small, candidates=[], comparisons=[], regret=None,
         threshold=threshold_interval(y['valid'], scores['valid'], params.costs, *sure) if task == 'binary' and np.isfinite(scores['valid']).all() else None)
@@ -164,7 +164,7 @@ def policy_of(
     params: EvaluateParams,
 ) -> Policy: # Still without calibration and threshold
     "What `params.yaml` settles; raises `UserError` if it does not fit the contract."
-    policy = Policy(schema.task, schema.classes, abstain=params.policy.abstain, rules=params.policy.rules)
+    policy = Policy(schema.task, schema.classes, reject_region=params.policy.reject_region, rules=params.policy.rules)
     policy.matches(schema, 'evaluate.policy in params.yaml')
     return policy
 
@@ -180,7 +180,7 @@ def recalibrate(
     if schema.task == 'regression': return None
     y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
     predictor.policy.calibration, found = choose_calibration(schema.task, y['valid'], said['valid'], params)
-    if 'test' in parts: found.before = calibrate(schema.task, y['test'], said['test'], schema.classes, params.confidence)[0]
+    if 'test' in parts: found.before = calibrate(schema.task, y['test'], said['test'], schema.classes, params.confidence_level)[0]
     return found
 
 # %% ../../nbs/evaluate/08_stage.ipynb #d03738fe
@@ -210,7 +210,7 @@ def by_group(
     p: EvaluateParams,
 ) -> tuple[WeakSpots, list[Fairness]]:
     "For which groups the model is worse: those that nobody named, and those of the sensitive columns."
-    terms = found.terms, p.min_slice, found.bootstrap, p.confidence, p.seed, predictor.threads
+    terms = found.terms, p.min_segment_rows, found.bootstrap, p.confidence_level, p.seed, predictor.threads
     valid, test, sensitive = parts['valid'], parts['test'], predictor.schema.sensitive_columns
     return (weak_spots(found.task, predictor.columns, valid, test, scores, *terms),
             fairness(found.task, test, sensitive, test['_target'].to_numpy(), scores['test'], found.classes, *terms))
@@ -223,7 +223,7 @@ def policed(
 ) -> Policed | None: # None where the policy is a threshold at most
     "What the policy makes of the scores."
     p = predictor.policy
-    if not (p.abstain or p.rules): return None
+    if not (p.reject_region or p.rules): return None
     scores, labels, referred = predictor.settle(test, s)
     left, bounded = np.array(referred or [False] * len(s)), int((scores != s).reshape(len(s), -1).any(1).sum())
     said = [f"of {len(s):,} test rows {left.sum():,} ({left.mean():.1%}) are left to a person"] if predictor.refers else []
@@ -305,19 +305,19 @@ def evaluate(
 # %% ../../nbs/evaluate/08_stage.ipynb #110c5e3b
 def _choose(params, drafts, valid, scores):
     some, p = next(iter(drafts.values())), params.evaluate
-    return select(some.schema.task, params.train.select, valid['_target'].to_numpy(), {learner: s['valid'] for learner, s in scores.items()},
-                  affordable(p.bootstrap, len(valid)), p.confidence, p.seed, some.threads)
+    return select(some.schema.task, params.train.model_selection, valid['_target'].to_numpy(), {learner: s['valid'] for learner, s in scores.items()},
+                  affordable(p.n_resamples, len(valid)), p.confidence_level, p.seed, some.threads)
 
 def _candidate(root, learner, parts, scores, found, p, threads):
     size = model_file(root / 'artifacts/models' / learner).stat().st_size
     if learner == found.learner: return Candidate(learner, size, found.metrics)
     y = {part: frame['_target'].to_numpy() for part, frame in parts.items()}
     terms = choose_terms(found.task, y['valid'], scores['valid'], p)
-    return Candidate(learner, size, {part: estimate(found.task, y[part], s, terms, found.bootstrap, p.confidence, p.seed, threads)
+    return Candidate(learner, size, {part: estimate(found.task, y[part], s, terms, found.bootstrap, p.confidence_level, p.seed, threads)
                                      for part, s in scores.items()})
 
 def _compare(root, champion, found, predictor, parts, scores, p):
-    schema, ours, sure = predictor.schema, scores[found.learner]['test'], (found.bootstrap, p.confidence, p.seed, predictor.threads)
+    schema, ours, sure = predictor.schema, scores[found.learner]['test'], (found.bootstrap, p.confidence_level, p.seed, predictor.threads)
     path = root / 'artifacts/models/baseline/scores.parquet'
     if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
     others = compare_baselines(schema.task, parts['valid'], parts['test'], ours, found.terms, pl.read_parquet(path), *sure)
@@ -332,10 +332,10 @@ def _write(root, predictor, found, parts, scored, p):
     tables = {'predictions': pl.concat(predictions(predictor, parts[part], part, scores[part]) for part in parts),
               'slices': slice_table(found.slices), 'weak_spots': weak_spot_table(found.weak_spots),
               'fairness': fairness_table(found.fairness),
-              'residuals': residuals(test, predictor.columns, y, s, schema.classes, confidence=p.confidence),
-              'calibration': calibrate(schema.task, y, s, schema.classes, p.confidence)[1]}
-    if predictor.policy.calibration: tables['uncalibrated'] = calibrate(schema.task, y, scored.said['test'], schema.classes, p.confidence)[1]
-    if schema.task == 'binary': tables['costs'] = cost_curve(y, s, p.costs, found.bootstrap, p.confidence, p.seed, predictor.threads)
+              'residuals': residuals(test, predictor.columns, y, s, schema.classes, confidence=p.confidence_level),
+              'calibration': calibrate(schema.task, y, s, schema.classes, p.confidence_level)[1]}
+    if predictor.policy.calibration: tables['uncalibrated'] = calibrate(schema.task, y, scored.said['test'], schema.classes, p.confidence_level)[1]
+    if schema.task == 'binary': tables['costs'] = cost_curve(y, s, p.costs, found.bootstrap, p.confidence_level, p.seed, predictor.threads)
     with atomic_dir(root / 'artifacts/evaluation') as out:
         for name, table in tables.items(): table.write_parquet(out / f'{name}.parquet')
         write_json(out / 'policy.json', predictor.policy)

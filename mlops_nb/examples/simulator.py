@@ -143,12 +143,12 @@ def simulate_frames(
     params: SimulateParams, # Section `simulate` of params.yaml
 ) -> Iterator[tuple[str, pl.DataFrame, np.ndarray]]: # File name, snapshot, and the true probability of each of its rows
     "The monthly snapshots, oldest first."
-    onset, everybody, known = int(params.months * ONSET), None, 0
-    for m in range(params.months):
+    onset, everybody, known = int(params.n_months * ONSET), None, 0
+    for m in range(params.n_months):
         rng, late = np.random.default_rng([params.seed, m]), m >= onset
         shift, drift = (strength * late for strength in (params.covariate_shift, params.concept_drift))
-        new = people(rng, params.subscribers if m == 0 else rng.poisson(lost), known, shift)
-        if m == 0: everybody, new["tenure"] = new, np.minimum(rng.exponential(30, params.subscribers), 150).round()
+        new = people(rng, params.n_subscribers if m == 0 else rng.poisson(lost), known, shift)
+        if m == 0: everybody, new["tenure"] = new, np.minimum(rng.exponential(30, params.n_subscribers), 150).round()
         else: everybody = {k: np.concatenate([v, new[k]]) for k, v in stayed.items()}
         known += len(new["number"])
         if late and params.new_category: everybody["plan"] = upgrade(rng, everybody["plan"])

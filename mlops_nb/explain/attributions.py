@@ -242,7 +242,7 @@ def explain(
     predictor, test = draft(root, learner), read_part(root, 'test')
     predictor.policy = read_json(root / 'artifacts/evaluation/policy.json', Policy)
     classes, features = _sides(predictor.schema), predictor.columns
-    sample = sample_rows(len(test), max(1, params.explain.rows // len(classes)))
+    sample = sample_rows(len(test), max(1, params.explain.max_rows // len(classes)))
     frame = test[sample]
     parts, error = contributions(predictor, frame)
     trees = root / f'artifacts/models/{learner}/model.txt'

@@ -53,12 +53,12 @@ _REMEMBERED = 10_000 # rare names per column
 
 def category_codes(
     values: pl.Series, # Names; nulls are ignored
-    params: EncoderParams, # `min_count`, `max_categories`
+    params: EncoderParams, # `min_category_count`, `max_categories`
 ) -> dict[str, int]: # Name -> code
     "The codes of a category, from its training values."
     counts = (values.cast(pl.String).alias('name').drop_nulls().value_counts(name='n')
               .sort(['n', 'name'], descending=[True, False]).head(params.max_categories + _REMEMBERED))
-    kept = counts.filter(pl.col('n') >= params.min_count).head(params.max_categories)['name'].to_list()
+    kept = counts.filter(pl.col('n') >= params.min_category_count).head(params.max_categories)['name'].to_list()
     codes = {name: KEPT + i for i, name in enumerate(kept)}
     return codes | {name: RARE for name in counts['name'][len(kept):len(kept) + _REMEMBERED].to_list()}
 

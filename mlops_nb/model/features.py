@@ -122,7 +122,7 @@ def load_features(
     try: source = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"the features file {path} does not exist; export its notebook, "
-                        "or set `prepare.features` in params.yaml.") from None
+                        "or set `prepare.features_file` in params.yaml.") from None
     except UnicodeDecodeError: raise UserError(f"the features file {path} is not UTF-8 text; export its notebook again.") from None
     module = _run(source, str(path))
     functions = {n: f for n, f in vars(module).items()

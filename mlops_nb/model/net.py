@@ -41,9 +41,9 @@ def members(
     weights: dict, # name -> tensor
     read, # (n, m) of `first_layer`
 ): # (n, k, outputs) logits or standardised values
-    "What each of the `k` nets says."
-    x = read[:, None].expand(-1, network.params.k, -1)
-    for i in range(network.params.blocks):
+    "What each net of the ensemble says."
+    x = read[:, None].expand(-1, network.params.ensemble_size, -1)
+    for i in range(network.params.n_blocks):
         weight, r, s, bias = (weights[f"backbone.blocks.{i}.0.{name}"] for name in ("weight", "r", "s", "bias"))
         x = ((x * r) @ weight.t() * s + bias).relu()
     return (x.transpose(0, 1) @ weights["output.weight"]).transpose(0, 1) + weights["output.bias"]
@@ -134,7 +134,7 @@ def contributions(self:Net,
 # %% ../../nbs/model/06_net.ipynb #06d20943
 def _columns(network): # (m,) the column that each of its inputs comes from
     places = [c.column for c in network.categories] + [n.column for n in network.numbers if n.gaps]
-    numbers = np.repeat([n.column for n in network.numbers], network.params.embedding or 1)
+    numbers = np.repeat([n.column for n in network.numbers], network.params.d_embedding or 1)
     return np.r_[numbers, np.repeat(places, network.codes)].astype(int)
 
 def _raw(network, weights, read): # (n,) or (n, k) raw scores, from what the first layer reads

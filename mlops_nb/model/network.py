@@ -95,7 +95,7 @@ def design(
     numbers = [n for j in range(X.shape[1]) if j not in categorical and (n := read_number(X[:, j], j))]
     categories = [Category(j, codes + 1) for j, codes in categorical.items()]
     if not numbers and not categories: raise UserError("every column has one single value in the train rows, so there is nothing to learn.")
-    edges = [place_edges(to_normal(X[:, n.column], n), params.bins) for n in numbers] if params.embedding else []
+    edges = [place_edges(to_normal(X[:, n.column], n), params.n_bins) for n in numbers] if params.d_embedding else []
     regression = task == "regression"
     some = X[np.random.default_rng(0).choice(len(X), min(len(X), _BACKGROUND), replace=False)]
     background = [[None if np.isnan(x) else float(x) for x in row] for row in some]
@@ -123,10 +123,10 @@ def build(
     from rtdl_num_embeddings import PiecewiseLinearEmbeddings
     from tabm import TabM
     p = network.params
-    embeddings = PiecewiseLinearEmbeddings([torch.tensor(e) for e in network.edges], p.embedding, activation=False, version="B") \
+    embeddings = PiecewiseLinearEmbeddings([torch.tensor(e) for e in network.edges], p.d_embedding, activation=False, version="B") \
         if network.edges else None
     return TabM.make(n_num_features=len(network.numbers), cat_cardinalities=network.codes, d_out=network.outputs, num_embeddings=embeddings,
-                     k=p.k, n_blocks=p.blocks, d_block=p.width, dropout=p.dropout)
+                     k=p.ensemble_size, n_blocks=p.n_blocks, d_block=p.d_hidden, dropout=p.dropout)
 
 # %% ../../nbs/model/05_network.ipynb #c8781673
 def answers(
@@ -234,16 +234,16 @@ def shapes(
     p, n, found = network.params, len(network.numbers), {}
     if network.edges:
         pieces = {len(e) - 1 for e in network.edges}
-        lines = dict.fromkeys(("impl.weight", "impl.bias"), (n, max(pieces))) | dict.fromkeys(("linear0.weight", "linear0.bias"), (n, p.embedding))
+        lines = dict.fromkeys(("impl.weight", "impl.bias"), (n, max(pieces))) | dict.fromkeys(("linear0.weight", "linear0.bias"), (n, p.d_embedding))
         if 1 in pieces: lines["impl.single_bin_mask"] = n,
         if len(pieces) > 1: lines["impl.mask"] = n, max(pieces)
-        found = {f"num_module.{name}": of for name, of in lines.items()} | {"num_module.linear.weight": (n, max(pieces), p.embedding)}
-    wide = n * (p.embedding or 1) + sum(network.codes)
-    for i in range(p.blocks):
-        reads = p.width if i else wide
-        layer = dict(weight=(p.width, reads), r=(p.k, reads), s=(p.k, p.width), bias=(p.k, p.width))
+        found = {f"num_module.{name}": of for name, of in lines.items()} | {"num_module.linear.weight": (n, max(pieces), p.d_embedding)}
+    wide = n * (p.d_embedding or 1) + sum(network.codes)
+    for i in range(p.n_blocks):
+        reads = p.d_hidden if i else wide
+        layer = dict(weight=(p.d_hidden, reads), r=(p.ensemble_size, reads), s=(p.ensemble_size, p.d_hidden), bias=(p.ensemble_size, p.d_hidden))
         found |= {f"backbone.blocks.{i}.0.{name}": of for name, of in layer.items()}
-    return found | {"output.weight": (p.k, p.width, network.outputs), "output.bias": (p.k, network.outputs)}
+    return found | {"output.weight": (p.ensemble_size, p.d_hidden, network.outputs), "output.bias": (p.ensemble_size, network.outputs)}
 
 def from_bytes(
     data: bytes, # What `to_bytes` gave

@@ -23,7 +23,7 @@ from .features import Features, load_features
 from ..core.errors import UserError, did_you_mean
 from ..core.files import read_json
 from .net import Net
-from ..config.params import Rule
+from ..config.params import PolicyRule
 from ..config.schema import Schema, word_values
 from ..core.manifest import open_sealed
 from .encoder import UNKNOWN, Encoder
@@ -121,24 +121,24 @@ class Policy(Struct):
     threshold: float | None = None # binary: at this probability or above, the event is expected
     costs: dict[str, float] = field(default_factory=dict) # what the threshold was chosen by
     calibration: Platt | Isotonic | Temperature | None = None # what puts the model's probabilities right; None: nothing does
-    abstain: tuple[float, float] | None = None # binary: a probability from .. to is left to a person
-    rules: list[Rule] = field(default_factory=list) # what holds whatever the model says, in this order
+    reject_region: tuple[float, float] | None = None # binary: a probability from .. to is left to a person
+    rules: list[PolicyRule] = field(default_factory=list) # what holds whatever the model says, in this order
 
 # %% ../../nbs/model/09_predictor.ipynb #f8ab8f80
 @patch
 def matches(self:Policy,
     schema: Schema,
     where: str = 'the policy', # Named in errors
-) -> list[tuple[Match, Rule]]: # Each rule with what finds its rows
+) -> list[tuple[Match, PolicyRule]]: # Each rule with what finds its rows
     "The rules, ready to use; raises `UserError` if the policy does not fit the contract."
-    if self.abstain and schema.task != 'binary':
-        raise UserError(f"abstain of {where} is a range of probabilities, and only a binary task has one probability; set it to null.")
+    if self.reject_region and schema.task != 'binary':
+        raise UserError(f"reject_region of {where} is a range of probabilities, and only a binary task has one probability; set it to null.")
     return [(_match(r, schema, f"rule {i} of {where}"), r) for i, r in enumerate(self.rules, 1)]
 
 def _match(rule, schema, where):
     for c in schema.target_columns:
         if c in rule.when: raise UserError(f"{where} looks at the column '{c}', which is what the model predicts; it is not known when it is asked.")
-    bounds = [b for b in (rule.low, rule.high) if b is not None]
+    bounds = [b for b in (rule.min_score, rule.max_score) if b is not None]
     if bounds and schema.task == 'multiclass':
         raise UserError(f"{where} bounds the score, and each of {len(schema.classes)} classes has one; give a decision.")
     if schema.task == 'binary' and (out := [b for b in bounds if not 0 <= b <= 1]):
@@ -338,7 +338,7 @@ def needed(self:Predictor) -> list[str]: # Each once
 @patch(as_prop=True)
 def refers(self:Predictor) -> bool:
     "Does the policy leave rows to a person?"
-    return self.policy is not None and (self.policy.abstain is not None or any(r.refer for r in self.policy.rules))
+    return self.policy is not None and (self.policy.reject_region is not None or any(r.review for r in self.policy.rules))
 
 @patch
 def _matches(self:Predictor): # Made once for a policy
@@ -353,16 +353,16 @@ def outcome(self:Predictor,
 ) -> tuple[np.ndarray, list[str | None] | None, list[bool] | None]: # Scores, decisions (None: a regression), what is referred (None: nothing ever is)
     "What the policy makes of the scores."
     p = self.policy
-    if p is None or not (p.rules or p.abstain): return scores, None if self.schema.task == 'regression' else self.decide(scores).tolist(), None
+    if p is None or not (p.rules or p.reject_region): return scores, None if self.schema.task == 'regression' else self.decide(scores).tolist(), None
     scores, refer = np.array(scores), np.zeros(len(scores), bool)
     found = [(m.rows(columns, len(scores)), r) for m, r in self._matches()]
     for at, r in found:
-        if (r.low, r.high) != (None, None): scores[at] = np.clip(scores[at], r.low, r.high)
-    if p.abstain: refer |= (scores >= p.abstain[0]) & (scores <= p.abstain[1])
+        if (r.min_score, r.max_score) != (None, None): scores[at] = np.clip(scores[at], r.min_score, r.max_score)
+    if p.reject_region: refer |= (scores >= p.reject_region[0]) & (scores <= p.reject_region[1])
     labels = None if self.schema.task == 'regression' else self.decide(scores)
     for at, r in found:
         if r.decision is not None: labels[at] = r.decision
-        if r.refer or r.decision is not None: refer[at] = r.refer
+        if r.review or r.decision is not None: refer[at] = r.review
     if labels is not None: labels[refer] = None
     return scores, None if labels is None else labels.tolist(), refer.tolist() if self.refers else None
 
@@ -383,7 +383,7 @@ def judge(self:Predictor,
 ) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `outcome`, with the scores as a list
     "What the model expects, put right, and what the policy makes of it."
     p = self.policy
-    if len(X) == 1 and self.schema.task == 'binary' and p is not None and p.threshold is not None and not (p.rules or p.abstain):
+    if len(X) == 1 and self.schema.task == 'binary' and p is not None and p.threshold is not None and not (p.rules or p.reject_region):
         score = float(self.calibrate(self.model.predict_one(X[0])))
         return [score], [self.schema.classes[score >= p.threshold]], None
     scores, decisions, referred = self.outcome(columns, self.answer(X))

@@ -518,7 +518,7 @@ class Findings(Struct):
     rows: int = 0 # rows answered to a caller, also those that are too old to be kept
     labels: int = 0
     answered: int | None = None # rows that the processes counted as answered; None where no metrics are
-    lost: int = 0 # rows answered without a record, because `log.on_full = serve`
+    lost: int = 0 # rows answered without a record, because `log.on_write_error = serve`
     torn: int = 0 # segments that end within a line; nobody got that answer
     problems: list[str] = msgspec.field(default_factory=list) # a sentence each
 
@@ -526,7 +526,7 @@ class Findings(Struct):
     def sentence(self) -> str:
         "What a person wants to know."
         counted = "no metrics are here to compare with" if self.answered is None else f"{self.answered:,} were counted as answered"
-        lost = f" {self.lost:,} rows were answered without a record, because the log could not be written and log.on_full is serve." * bool(self.lost)
+        lost = f" {self.lost:,} rows were answered without a record, because the log could not be written and log.on_write_error is serve." * bool(self.lost)
         torn = f" {self.torn} segments end within a line that nobody got an answer for." * bool(self.torn)
         return f"{self.rows:,} rows are on record, {counted}; {self.records:,} records and {self.labels:,} labels.{lost}{torn}"
 

@@ -225,7 +225,7 @@ def papers(
     "What `write_bundle` wants beside the model and the card."
     classes = student.schema.classes if found.task == 'multiclass' else [None]
     test = parts['test']
-    some = test[sample_rows(len(test), max(1, params.explain.rows // len(classes)))]
+    some = test[sample_rows(len(test), max(1, params.explain.max_rows // len(classes)))]
     return dict(metrics={part: {m: e.value for m, e in found.metrics[part].items()} for part in ('test', 'valid')}, provenance=origin,
                 baseline=ModelBaseline(before.data, score_references(student, parts['valid'], valid),
                                        to_builtins(attribution(contributions(student, some)[0], student.columns, classes))))

@@ -183,7 +183,7 @@ def judge(
     test = pl.read_parquet(art / "evaluation" / "predictions.parquet").filter(pl.col("part") == "test")
     scores = test.select(pl.col("^score.*$")).to_numpy()
     rules = [*threshold_rules(evaluation.task, params.thresholds, read_json(art / "metrics.json", dict)["test"]), *comparison_rules(evaluation, params),
-             *slice_rules(evaluation.slices, params.max_slice_gap, evaluation.primary),
+             *slice_rules(evaluation.slices, params.max_segment_gap, evaluation.primary),
              *fairness_rules(evaluation.task, evaluation.fairness, params.max_fairness_gap), *score_rules(scores),
              *calibration_rule(evaluation, test["_target"].to_numpy(), params.max_calibration_error), golden_rule(art / "bundle"),
              single_row_rule(Predictor.open(art / "bundle"), pl.read_parquet(art / "prepared" / "test.parquet"))]

@@ -47,7 +47,7 @@ def tracking_client(root: Path, settings: Settings):
     uri, name = local_uri(settings.tracking.uri, root), settings.tracking.experiment
     client = MlflowClient(uri, uri)
     found = client.get_experiment_by_name(name)
-    return client, found.experiment_id if found else client.create_experiment(name, local_uri(settings.tracking.artifacts, root))
+    return client, found.experiment_id if found else client.create_experiment(name, local_uri(settings.tracking.artifact_location, root))
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #b78ccbc6
 _RECORD = ["metrics.json", "validation.json", "gate.json", "deployment.json", "prepared/dataset.json", "evaluation/evaluation.json", "bundle/card.md"]

@@ -263,6 +263,6 @@ def report_once(
     for text in given:
         if '=' not in text: raise UserError(f"-p {text!r} is no parameter; write it as key=value.")
     page = Path(output) if output else root / 'reports' / notebook.stem / f"{datetime.now():%Y%m%d-%H%M%S}.html"
-    run_notebook(notebook, page, dict(t.split('=', 1) for t in given), timeout=limits.timeout, memory=limits.memory, cwd=root,
+    run_notebook(notebook, page, dict(t.split('=', 1) for t in given), timeout=limits.timeout_seconds, memory=limits.max_memory_mib, cwd=root,
                  header=Header(project=root.resolve().name))
     return page

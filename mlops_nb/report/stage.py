@@ -98,7 +98,7 @@ def make_pages(
         return Header(header.project, header.run, header.data, header.made, link, '../../index.html')
     def one(name):
         run_notebook(root / 'nbs/reports' / f'{name}.ipynb', out / f'{name}.html', dict(previous=previous),
-                     timeout=settings.report.timeout, memory=settings.report.memory, cwd=root, header=head(name), stop=stop)
+                     timeout=settings.report.timeout_seconds, memory=settings.report.max_memory_mib, cwd=root, header=head(name), stop=stop)
     card_page(root / 'artifacts/bundle', out / 'card.html', head('card'))
     with ThreadPoolExecutor(min(2, thread_count(settings))) as pool:
         tasks = [pool.submit(one, name) for name in PAGES.values()]

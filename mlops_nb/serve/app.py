@@ -150,7 +150,7 @@ _TICK = .25 # seconds
 
 @patch
 def _tick(self:App):
-    late = time.perf_counter() - self.settings.timeout
+    late = time.perf_counter() - self.settings.read_timeout_seconds
     for body, since in [*self._reading.items()]:
         if since < late: body.cancel()
     self.metrics.queue.set(self._busy)
@@ -160,7 +160,7 @@ def _tick(self:App):
 # %% ../../nbs/serve/09_app.ipynb #0fe6c9bf
 @patch
 def _body(self:App, headers, protocol): # a future
-    length, most = headers.get('content-length'), self.settings.body
+    length, most = headers.get('content-length'), self.settings.max_body_mib
     if headers.get('content-encoding', 'identity') != 'identity': raise Denied(415, "The body is compressed; send it as it is.", {})
     if length is None: return asyncio.ensure_future(_counted(protocol, most))
     if int(length) > most << 20: raise _too_large(most)
@@ -199,13 +199,13 @@ async def _reply(self:App, scope, protocol, request) -> Reply:
     request.key = self.access.check(headers.get('authorization'), route.scope)
     if route.method == 'GET': return await getattr(self, route.handler)(request)
     if (text := headers.get('x-deadline-ms')) is not None: request.deadline = _deadline(text)
-    if self._busy >= self.settings.queue: raise _full()
+    if self._busy >= self.settings.max_in_flight: raise _full()
     self._busy += 1
     try:
         body = self._body(headers, protocol)
         self._reading[body] = request.started
         try: request.body = await body
-        except asyncio.CancelledError: raise _too_slow(self.settings.timeout) from None
+        except asyncio.CancelledError: raise _too_slow(self.settings.read_timeout_seconds) from None
         finally: del self._reading[body]
         return await getattr(self, route.handler)(request)
     finally: self._busy -= 1
@@ -470,7 +470,7 @@ class Taken(Struct):
 async def feedback(self:App, request):
     endpoint = self._endpoint(request)
     self._named(request, None)
-    labels = await self._elsewhere(_labels, request.body, endpoint.contract.predictor.schema, self.settings.rows)
+    labels = await self._elsewhere(_labels, request.body, endpoint.contract.predictor.schema, self.settings.max_rows)
     now = time.time_ns() // 1000
     records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, key=request.key) for x in labels]
     if len(records) <= 64: self._write(records)
@@ -493,6 +493,6 @@ async def openapi(self:App, request): return Reply(_encode(await self._elsewhere
 
 @patch
 async def docs(self:App, request):
-    url = f"{'https' if self.settings.certificate else 'http'}://{request.headers.get('host', 'localhost')}"
+    url = f"{'https' if self.settings.tls_certificate_file else 'http'}://{request.headers.get('host', 'localhost')}"
     page = await self._elsewhere(lambda: docs_page(self._described(), url))
     return Reply(page.encode(), 'text/html; charset=utf-8', {'content-security-policy': DOCS_CSP})

@@ -178,12 +178,12 @@ def refresh(self:Access) -> str | None: # What is wrong with the file, once; els
 # %% ../../nbs/serve/08_auth.ipynb #14c23619
 def allowed_to_listen(
     host: str, # The address of [serve]
-    access: str, # open or keys
+    auth: str, # none or api_key
 ) -> None:
     "Raises `UserError` for a server that everybody could ask."
     import ipaddress
     try: alone = host == 'localhost' or ipaddress.ip_address(host).is_loopback
     except ValueError: alone = False # a name: where it leads is not known here
-    if access == 'open' and not alone:
-        raise UserError(f"[serve] says host = {host} and access = open, so everybody who reaches this machine could ask; "
-                        "set access = keys and make keys with `mlops-nb key add`, or listen on 127.0.0.1.")
+    if auth == 'none' and not alone:
+        raise UserError(f"[serve] says host = {host} and auth = none, so everybody who reaches this machine could ask; "
+                        "set auth = api_key and make keys with `mlops-nb key add`, or listen on 127.0.0.1.")

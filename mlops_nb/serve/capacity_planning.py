@@ -195,7 +195,7 @@ def _served(root, settings, log):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    own = replace(settings, log=replace(settings.log, folder=log), serve=replace(settings.serve, host='127.0.0.1', port=port, workers=1, access='open', certificate='', private_key=''))
+    own = replace(settings, log=replace(settings.log, folder=log), serve=replace(settings.serve, host='127.0.0.1', port=port, workers=1, auth='none', tls_certificate_file='', tls_private_key_file=''))
     process = multiprocessing.get_context('spawn').Process(target=serve, args=(root, None, own))
     process.start()
     try:
@@ -203,7 +203,7 @@ def _served(root, settings, log):
         yield f'http://127.0.0.1:{port}'
     finally:
         process.terminate()
-        process.join(own.serve.grace)
+        process.join(own.serve.shutdown_timeout_seconds)
         process.kill()
 
 def _wait(process, port, seconds=60):

@@ -319,10 +319,10 @@ class Live:
         self.root, self.metrics, self.log = Path(root), metrics or _Nothing(), log
         self.settings = settings or read_settings(self.root)
         serve, release = self.settings.serve, self.settings.release
-        self.plans, self.store, self.tables = (self.root / p for p in (release.plans, release.store, release.tables))
+        self.plans, self.store, self.tables = (self.root / p for p in (release.plans, release.store, release.lookup_tables))
         self.endpoints: dict[str, Endpoint] = {}
         self.refused: dict[str, str] = {} # plan file -> why it is not in force
-        self.cache = Cache(serve.cache_entries, serve.cache_seconds)
+        self.cache = Cache(serve.cache_entries, serve.cache_ttl_seconds)
         self._models, self._seen, self._tables, self._leaving, self._told = {}, {}, {}, [], set()
         self._pool = ThreadPoolExecutor(max(1, available_cores() // (serve.workers or available_cores())), "rows")
         self._end, self._thread = threading.Event(), None
@@ -352,7 +352,7 @@ def _model(self:Live, bundle):
     "The bundle, open; it is shared if it was opened before."
     known = next((m for i, m in self._models.items() if bundle and i.startswith(bundle)), None)
     if known: return known
-    model = Model(get(bundle, self.store), bundle, self.settings.serve.rows)
+    model = Model(get(bundle, self.store), bundle, self.settings.serve.max_rows)
     _trim()
     return self._models.setdefault(model.id, model)
 
@@ -452,7 +452,7 @@ def _open_table(self:Live, model):
     stamp = _stamp(path)
     if self._tables.get(model.id) == stamp: return
     self._tables[model.id] = stamp
-    try: model.table = Table(path, model.predictor, self.settings.serve.table_rows) if stamp and model.predictor.schema.entity else None
+    try: model.table = Table(path, model.predictor, self.settings.serve.max_lookup_rows) if stamp and model.predictor.schema.entity else None
     except Exception as e: _log.error("a table of scores is not used: %s", e)
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #366a87d9
@@ -482,7 +482,7 @@ POLL = .2 # seconds
 def start(self:Live) -> None:
     "Open what there is, and watch. Raises `UserError` if a single bundle cannot be opened."
     if (self.root / "manifest.json").exists():
-        model, name = Model(self.root, "", self.settings.serve.rows), self.settings.release.endpoint
+        model, name = Model(self.root, "", self.settings.serve.max_rows), self.settings.release.endpoint
         return self._swap(State(Plan(name, 0, [Planned("champion", model.id)]), [model]))
     self.refresh()
     self._thread = threading.Thread(target=self._watch, name="plans", daemon=True)

@@ -40,7 +40,7 @@ class Table:
         schema, outputs, lazy = predictor.schema, [*predictor.output()], pl.scan_parquet(path, glob=False)
         entity = schema.entity
         if (n := lazy.select(pl.len()).collect().item()) > most:
-            raise UserError(f"{path} has {n:,} rows, and {most:,} are kept at most; raise table_rows in [serve], or score fewer.")
+            raise UserError(f"{path} has {n:,} rows, and {most:,} are kept at most; raise max_lookup_rows in [serve], or score fewer.")
         frame = lazy.select(pl.col(entity).cast(POLARS[schema.columns[entity].type]), *outputs).collect()
         if frame[entity].n_unique() < n: raise UserError(f"{path} has several rows for one '{entity}'; score each once.")
         hashes = np.fromiter(map(hash, frame[entity]), np.int64, n)

@@ -76,8 +76,8 @@ def _worker(root, bundle, settings, parent, tell): # what a forked process runs 
         folder = root / settings.log.folder
         slot = claim_slot(folder, _SLOTS * _workers(settings))
         metrics = Metrics(folder, slot)
-        log = Log(folder, slot, settings.log.sync, settings.log.on_full, settings.log.segment << 20, metrics.log_failures.inc, metrics.log_records.inc)
-        access = Access(root / settings.serve.keys if settings.serve.access == 'keys' else None)
+        log = Log(folder, slot, settings.log.fsync, settings.log.on_write_error, settings.log.segment_mib << 20, metrics.log_failures.inc, metrics.log_records.inc)
+        access = Access(root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None)
         live = Live(bundle or root, settings, metrics, log)
         live.start()
         if not live.endpoints:
@@ -134,11 +134,11 @@ _IDLE = 75_000 # milliseconds
 
 def _granian(serve, host, port, root):
     "Granian, with our settings."
-    pems = [root / p if p else None for p in (serve.certificate, serve.private_key)]
+    pems = [root / p if p else None for p in (serve.tls_certificate_file, serve.tls_private_key_file)]
     try:
         return _Server('mlops_nb', host, port, interface=Interfaces.RSGI, workers=serve.workers or available_cores(), loop=Loops.uvloop, http=HTTPModes.auto,
-                       websockets=False, backlog=serve.backlog, backpressure=serve.connections, http1_settings=HTTP1Settings(header_read_timeout=_IDLE),
-                       log_level=LogLevels.error, log_dictconfig=_LINES, workers_kill_timeout=serve.grace, ssl_cert=pems[0], ssl_key=pems[1],
+                       websockets=False, backlog=serve.backlog, backpressure=serve.max_connections, http1_settings=HTTP1Settings(header_read_timeout=_IDLE),
+                       log_level=LogLevels.error, log_dictconfig=_LINES, workers_kill_timeout=serve.shutdown_timeout_seconds, ssl_cert=pems[0], ssl_key=pems[1],
                        ssl_protocol_min=SSLProtocols.tls12)
     except (OSError, ssl.SSLError) as e:
         raise UserError(f"the certificate {pems[0]} or its key {pems[1]} cannot be used ({e}); both must be PEM files and belong together.") from None
@@ -157,7 +157,7 @@ def serve(
     "Serve until SIGTERM or Ctrl-C; every accepted request is answered first. Raises `UserError` if it cannot start."
     root, settings = Path(root).resolve(), settings or read_settings(root)
     own = settings.serve
-    allowed_to_listen(own.host, own.access)
+    allowed_to_listen(own.host, own.auth)
     _open_files()
     with hold_address(own.host, own.port) as address:
         host, port = address.getsockname()[:2]
@@ -174,4 +174,4 @@ def _say_ready(serve, host, port, endpoints):
         with suppress(OSError): socket.create_connection((host, port), 1).close(); break
         time.sleep(.01)
     name = f'[{host}]' if ':' in host else host
-    print(f"Serving {endpoints} at http{'s' if serve.certificate else ''}://{name}:{port}", flush=True)
+    print(f"Serving {endpoints} at http{'s' if serve.tls_certificate_file else ''}://{name}:{port}", flush=True)

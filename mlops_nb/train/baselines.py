@@ -150,7 +150,7 @@ def baseline(
     check_target(_target(frame), 'train', schema)
     const = constant(_target(frame), schema.task, k)
     sample = _sample(frame, seed)
-    encoder = Encoder.fit(sample, schema, project.features, EncoderParams(min_count=project.params.train.encoder.min_count, max_categories=NAMES))
+    encoder = Encoder.fit(sample, schema, project.features, EncoderParams(min_category_count=project.params.train.encoder.min_category_count, max_categories=NAMES))
     X = encoder.transform(sample)
     design = learn_design(encoder, X)
     M = design.matrix(X)

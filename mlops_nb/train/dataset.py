@@ -37,7 +37,7 @@ def recency_weights(
     half_life: str, # A duration such as `180d`
 ) -> np.ndarray: # (n,), 1 for the newest row
     "Weights that halve with every `half_life` of age."
-    if times.null_count(): raise UserError(f"train.recency_half_life needs the time of every row, and '{times.name}' is missing in "
+    if times.null_count(): raise UserError(f"train.sample_weight_half_life needs the time of every row, and '{times.name}' is missing in "
                                            f"{times.null_count()} training rows; set it to null, or make the column not nullable.")
     seconds = (times.max() - times).dt.total_microseconds().to_numpy() / 1e6
     return np.maximum(2.0 ** (-seconds / (int(half_life[:-1]) * _SECONDS[half_life[-1]])), 1e-9)
@@ -49,7 +49,7 @@ def check_target(
     schema: Schema,
 ):
     "Raise `UserError` if `y` is empty, not finite, or all the same in the train part."
-    fix = "look at `prepare` in params.yaml (split, valid, test) and at the filter of schema.yaml."
+    fix = "look at `prepare` in params.yaml (split, validation, test) and at the filter of schema.yaml."
     if not len(y): raise UserError(f"the {part} part has no rows; {fix}")
     if not np.isfinite(y).all(): raise UserError(f"the target '{schema.target}' is missing or infinite in {(~np.isfinite(y)).sum()} rows of the "
                                                  f"{part} part; correct it, or leave such rows out with a filter in schema.yaml.")
@@ -107,9 +107,9 @@ def open_project(
 ) -> Project:
     "Read the params, the contract, the features and the settings of a project."
     params, settings = read_params(root / 'params.yaml'), read_settings(root)
-    run, file = settings.run, params.prepare.features
+    run, file = settings.run, params.prepare.features_file
     return Project(params, read_schema(root / 'schema.yaml'), load_features(root / file if file else None), thread_count(settings),
-                   Device(run.device, run.device_memory, run.processes, run.shard, run.deterministic))
+                   Device(run.device, run.max_device_memory_mib, run.n_processes, run.shard, run.deterministic))
 
 # %% ../../nbs/train/00_dataset.ipynb #cb175363
 def read_prepared(
@@ -143,9 +143,9 @@ def read_parts(
     encoder: Encoder,
 ) -> Iterator[Part]: # train, then valid
     "Both parts, from `artifacts/prepared`; raises `UserError` for a target that cannot be learned."
-    half_life, schema = project.params.train.recency_half_life, project.schema
+    half_life, schema = project.params.train.sample_weight_half_life, project.schema
     if half_life and not schema.event_time:
-        raise UserError("train.recency_half_life in params.yaml needs event_time in schema.yaml; name the column that says when a row was true, "
+        raise UserError("train.sample_weight_half_life in params.yaml needs event_time in schema.yaml; name the column that says when a row was true, "
                         "or set it to null.")
     for part in ('train', 'valid'):
         time = [schema.event_time] if half_life and part == 'train' else []

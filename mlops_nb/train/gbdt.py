@@ -59,8 +59,8 @@ def check_objective(
     found = re.search('^objective=(.*)', earlier, re.MULTILINE)
     theirs = found and next((name for name, said in OBJECTIVES.items() if said == found[1]), found[1])
     if theirs not in (None, mine):
-        raise UserError(f"the model to go on from (train.continue_from) adds up with the objective {theirs}, and train.gbdt.objective is {mine}; "
-                        "set it to the same, or continue_from to null to train from nothing.")
+        raise UserError(f"the model to go on from (train.init_model) adds up with the objective {theirs}, and train.gbdt.objective is {mine}; "
+                        "set it to the same, or init_model to null to train from nothing.")
 
 # %% ../../nbs/train/02_gbdt.ipynb #0d00b48f
 class State(Struct):

@@ -101,14 +101,14 @@ def check_devices(device: Device) -> None:
     "Raise `UserError` if the processes cannot have a device each, or the net shall be cut up for only one."
     import torch
     if device.processes == 1:
-        raise UserError("shard in section [run] of settings.ini spreads a net over several processes, and processes is 1; raise it.")
+        raise UserError("shard in section [run] of settings.ini spreads a net over several processes, and n_processes is 1; raise it.")
     there, count = pick_device(device.name), torch.cuda.device_count()
     if there.type == "cpu": return
     if there.index is not None:
-        raise UserError(f"the device {device.name} is one, and processes in section [run] of settings.ini is {device.processes}; "
+        raise UserError(f"the device {device.name} is one, and n_processes in section [run] of settings.ini is {device.processes}; "
                         "set device to cuda or auto.")
     if count < device.processes:
-        raise UserError(f"processes in section [run] of settings.ini is {device.processes}, and this machine has "
+        raise UserError(f"n_processes in section [run] of settings.ini is {device.processes}, and this machine has "
                         f"{count} CUDA device{'s' * (count != 1)}; each process needs one, so lower it.")
 
 def listen(process: subprocess.Popen, lines: Path, step: Callable, log: Callable) -> None:
@@ -164,6 +164,6 @@ def _result(folder, code):
     if code:
         why = [m[1] for line in said if (m := re.match(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w+Error: .+)", line))] or [f"exit code {code}"]
         raise UserError(f"the processes that train the net crashed again and again ({why[-1]}); "
-                        "set processes in section [run] of settings.ini to 1.")
+                        "set n_processes in section [run] of settings.ini to 1.")
     iterations, best_iteration, best, curve = read_json(folder / "fitted.json", tuple[int, int, float, list[Point]])
     return Fitted((folder / "model").read_bytes(), iterations, best_iteration, best, curve)

@@ -59,7 +59,7 @@ class Learner(NamedTuple):
     fit: Callable
 
 LEARNERS = dict(gbdt=Learner('model.txt', 'trees', lambda p: p.gbdt.n_estimators, _trees),
-                net=Learner('model.safetensors', 'epochs', lambda p: p.net.epochs, _net))
+                net=Learner('model.safetensors', 'epochs', lambda p: p.net.max_epochs, _net))
 
 def find_learner(name: str) -> Learner:
     "The learner of this name; raises `UserError` if there is none."
@@ -93,13 +93,13 @@ def _same_inputs(folder, encoder, schema, features):
     was, now = {c.name: c.kind for c in encoder.columns}, input_kinds(schema, features)
     if list(was.items()) == list(now.items()): return
     other = ', '.join(sorted({name for name, _ in was.items() ^ now.items()})) or 'their order'
-    raise UserError(f"the model in {folder} (train.continue_from) has other inputs than this project ({other}); "
+    raise UserError(f"the model in {folder} (train.init_model) has other inputs than this project ({other}); "
                     "set it to null to train from nothing.")
 
 def _same_task(folder, schema):
     was = read_json(folder / ('schema.json' if (folder / 'schema.json').exists() else 'training.json'), dict)
     if (was.get('task'), was.get('classes')) != (schema.task, schema.classes):
-        raise UserError(f"the model in {folder} (train.continue_from) was trained for {was.get('task')} with the classes {was.get('classes')}, "
+        raise UserError(f"the model in {folder} (train.init_model) was trained for {was.get('task')} with the classes {was.get('classes')}, "
                         f"and schema.yaml says {schema.task} with {schema.classes}; set it to null to train from nothing.")
 
 # %% ../../nbs/train/08_learners.ipynb #06b1086f
@@ -111,7 +111,7 @@ def open_earlier(
     "Open a model to go on from; raises `UserError` if there is none, or it has other inputs, another task or other classes."
     file = folder / find_learner(learner).file
     if not any((folder / l.file).is_file() for l in LEARNERS.values()) or not (folder / 'encoder.json').is_file():
-        raise UserError(f"train.continue_from is {folder}, where there is no model with its encoder.json; give a model folder or a bundle, or null.")
+        raise UserError(f"train.init_model is {folder}, where there is no model with its encoder.json; give a model folder or a bundle, or null.")
     encoder = Encoder.from_json((folder / 'encoder.json').read_bytes())
     _same_inputs(folder, encoder, schema, features)
     _same_task(folder, schema)
@@ -122,10 +122,10 @@ def starting_point(
     root: Path, # The project's folder
     project: Project, # From `open_project`
     learner: str, # A key of `LEARNERS`
-) -> Earlier: # Without a model where `train.continue_from` is null
+) -> Earlier: # Without a model where `train.init_model` is null
     "What a training begins with."
     schema, features, params = project.schema, project.features, project.params.train
-    if params.continue_from: return open_earlier(root / params.continue_from, learner, schema, features)
+    if params.init_model: return open_earlier(root / params.init_model, learner, schema, features)
     inputs = read_prepared(root, 'train', list(input_kinds(schema, features)))
     return Earlier(None, Encoder.fit(inputs, schema, features, params.encoder), None)
 

@@ -105,7 +105,7 @@ class Fitting:
         self.net = spread(net, device) if shard else net.to(device)
         self.forward = joined(self.net, device) if team.size > 1 and not shard else self.net
         p = network.params
-        self.half = p.half and has_half(device)
+        self.half = p.bf16 and has_half(device)
         if p.compile: self.forward = compiled(self.forward)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay, fused=True)
         if team.rank: torch.manual_seed(seed + (team.rank << 32)) # each process leaves out other units
@@ -210,7 +210,7 @@ def learn(
     with torch.autocast(training.device.type, torch.bfloat16, enabled=training.half): logits = training.forward(rows.numbers, rows.categories)
     training.optimizer.zero_grad()
     (training_loss(training.network, logits, rows.y, rows.weight, total) * training.team.size).backward()
-    torch.nn.utils.clip_grad_norm_(training.net.parameters(), training.network.params.clip)
+    torch.nn.utils.clip_grad_norm_(training.net.parameters(), training.network.params.max_grad_norm)
     training.optimizer.step()
 
 # %% ../../nbs/train/06_net_trainer.ipynb #f5afa401
@@ -219,7 +219,7 @@ def rate(
     epoch: int, # finished
 ) -> float:
     "The learning rate of the next epoch."
-    return params.learning_rate * (0.5 * (1 + math.cos(math.pi * epoch / params.epochs)) if params.schedule == "cosine" else 1)
+    return params.learning_rate * (0.5 * (1 + math.cos(math.pi * epoch / params.max_epochs)) if params.lr_schedule == "cosine" else 1)
 
 def run_epoch(
     training: Fitting, table: Table,
@@ -231,7 +231,7 @@ def run_epoch(
     state, team, p, weight = training.state, training.team, training.network.params, table.rows.weight
     for group in training.optimizer.param_groups: group["lr"] = rate(p, state.epoch)
     training.order.set_state(training.drawn)
-    order = torch.randperm(len(table.rows.y), generator=training.order).split(p.batch)[state.step:]
+    order = torch.randperm(len(table.rows.y), generator=training.order).split(p.batch_size)[state.step:]
     total = lambda at: None if team.size == 1 else len(at) if weight is None else weight[at.to(weight.device)].sum().to(training.device)
     training.net.train()
     for at, rows in zip(order, table.batches([team.share(at) for at in order])):
@@ -250,7 +250,7 @@ def judge(training: Fitting, table: Table, valid: Rows) -> None:
     some, now = table.rows.take(slice(0, len(valid.y))), loss(valid) # as many train rows as valid ones: the curve needs no more
     if now < state.best: state.best, state.best_epoch, training.best = now, state.epoch, training.copy()
     state.curve.append(Point(state.epoch, loss(some), now))
-    state.finished = state.epoch >= p.epochs or state.epoch - state.best_epoch >= p.patience or not math.isfinite(now)
+    state.finished = state.epoch >= p.max_epochs or state.epoch - state.best_epoch >= p.patience or not math.isfinite(now)
 
 # %% ../../nbs/train/06_net_trainer.ipynb #0a8776c0
 def place(
@@ -260,7 +260,7 @@ def place(
     team: Team,
 ) -> tuple[Table, Rows]:
     "Both parts where they will be needed."
-    rows, watched, batch = put(network, train), put(network, valid), -(-network.params.batch // team.size)
+    rows, watched, batch = put(network, train), put(network, valid), -(-network.params.batch_size // team.size)
     table = Table(rows, device, space, batch, beside=watched.nbytes)
     if not table.fits and team.rank == 0:
         print(f"train net: {(rows.nbytes + watched.nbytes) / 2**20:,.2f} MiB of rows do not fit into the {space / 2**20:,.2f} MiB that "
@@ -283,8 +283,8 @@ def train_on(
         step(point.iteration, point.valid)
 
 # %% ../../nbs/train/06_net_trainer.ipynb #e2fdf3cf
-_TOO_LARGE = ("the memory of {} is not enough for this net and one batch of rows; lower batch, k or width in section train.net of "
-              "params.yaml, or set processes and shard in section [run] of settings.ini.")
+_TOO_LARGE = ("the memory of {} is not enough for this net and one batch of rows; lower batch_size, ensemble_size or d_hidden in section train.net of "
+              "params.yaml, or set n_processes and shard in section [run] of settings.ini.")
 
 def halved(
     space: float, # Bytes that rows could take
@@ -295,8 +295,8 @@ def halved(
 ) -> float:
     "Half the room for rows; raises `UserError` if one batch of them was too much."
     if team.size > 1:
-        raise UserError(f"{device} ran out of memory; set device_memory in section [run] of settings.ini, so that rows are sent in chunks, "
-                        "or lower batch in section train.net of params.yaml.")
+        raise UserError(f"{device} ran out of memory; set max_device_memory_mib in section [run] of settings.ini, so that rows are sent in chunks, "
+                        "or lower batch_size in section train.net of params.yaml.")
     if training is None or space < 1 or table and not table.fits and table.together == 1: raise UserError(_TOO_LARGE.format(device))
     space = min(space, table.rows.nbytes if table else math.inf) / 2
     print(f"train net: {device} ran out of memory; it goes on from the last checkpoint with {space / 2**20:,.2f} MiB for rows.",
@@ -304,7 +304,7 @@ def halved(
     return space
 
 # %% ../../nbs/train/06_net_trainer.ipynb #c476e1d9
-SHAPE = "k", "blocks", "width", "embedding", "bins" # params that a trained net can no longer change
+SHAPE = "ensemble_size", "n_blocks", "d_hidden", "d_embedding", "n_bins" # params that a trained net can no longer change
 
 def go_on(
     earlier: bytes, # What `to_bytes` gave
@@ -314,8 +314,8 @@ def go_on(
     network, weights = from_bytes(earlier)
     was = [f"{name} = {old}" for name in SHAPE
            if (old := getattr(network.params, name)) != getattr(params, name)]
-    if was: raise UserError(f"the earlier net (train.continue_from) has {', '.join(was)}, and params.yaml says otherwise; "
-                            "set section train.net to the same, or continue_from to null.")
+    if was: raise UserError(f"the earlier net (train.init_model) has {', '.join(was)}, and params.yaml says otherwise; "
+                            "set section train.net to the same, or init_model to null.")
     return msgspec.structs.replace(network, params=params), weights
 
 def check_classes(

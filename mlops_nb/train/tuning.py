@@ -200,7 +200,7 @@ def spent(study) -> float: # Seconds
 
 def is_over(study, tune: TuneParams) -> bool:
     "Is the budget used up?"
-    return len(counted(study)) >= tune.trials or tune.seconds is not None and spent(study) >= tune.seconds
+    return len(counted(study)) >= tune.n_trials or tune.timeout_seconds is not None and spent(study) >= tune.timeout_seconds
 
 def work(
     study, search: Search,
@@ -218,7 +218,7 @@ def work(
         study.sampler = samplers.TPESampler(seed=int(random[0]))
         trial = study.ask()
         trial.set_user_attr('worker', _me())
-        if sum(t.number <= trial.number for t in counted(study)) > tune.trials: # another took the last one at the same moment
+        if sum(t.number <= trial.number for t in counted(study)) > tune.n_trials: # another took the last one at the same moment
             study.tell(trial, state=TrialState.FAIL)
             return
         run_trial(study, trial, search, threads, parent)
@@ -282,7 +282,7 @@ def run_study(
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings, search = read_settings(root).tune, open_search(root, learner)
-    storage, workers, trials = root / settings.storage, workers or settings.workers, search.project.params.tune.trials
+    storage, workers, trials = root / settings.storage, workers or settings.workers, search.project.params.tune.n_trials
     study = open_study(open_storage(storage), search, join)
     bury(study)
     with progress(f"tune {learner}", trials, unit='trials') as step:
@@ -330,7 +330,7 @@ def tune(
 ) -> dict: # What was measured: `trials`
     "The stage `tune`: a study for each learner; writes `artifacts/tuning/`."
     root, params = Path(root), open_project(Path(root)).params
-    found = [summary(*run_study(root, learner)) for learner in params.train.learners] if params.tune.trials else []
+    found = [summary(*run_study(root, learner)) for learner in params.train.learners] if params.tune.n_trials else []
     with atomic_dir(root / 'artifacts' / 'tuning') as out:
         write_json(out / 'tuning.json', dict(zip(params.train.learners, (t for t, _ in found))))
         pl.concat([pl.DataFrame(schema=TRIALS), *(rows for _, rows in found)]).write_parquet(out / 'trials.parquet')

@@ -130,8 +130,8 @@ def test_the_rules_of_the_policy_hold_in_files(made, tmp_path):
     subprocess.run(["cp", "-r", made, tmp_path / "ruled"], check=True)
     (tmp_path / "ruled/manifest.json").unlink()
     policy = read_json(tmp_path / "ruled/policy.json", dict)
-    rules = [{"when": {"note": "vip"}, "decision": "no"}, {"when": {"known": True}, "high": .25}]
-    write_json(tmp_path / "ruled/policy.json", policy | {"rules": rules, "abstain": [.3, .5]})
+    rules = [{"when": {"note": "vip"}, "decision": "no"}, {"when": {"known": True}, "max_score": .25}]
+    write_json(tmp_path / "ruled/policy.json", policy | {"rules": rules, "reject_region": [.3, .5]})
     seal(tmp_path / "ruled")
     ruled, plain = Predictor.open(tmp_path / "ruled"), Predictor.open(made).predict(modelling.rows(400, seed=2))
     frame = modelling.rows(400, seed=2).with_columns(note=pl.when(pl.int_range(400) % 9 == 0).then(pl.lit("vip")).otherwise("note"))

@@ -52,9 +52,9 @@ print(asyncio.run(_until_stopped(worker)), flush=True)
 class Group:
     "Consumers of one group, and the streams of one test."
     def __init__(self, service, **settings):
-        names = {n: f"{n}{random.randrange(10**9)}" for n in ("source", "target", "refused", "group")}
+        names = {n: f"{n}{random.randrange(10**9)}" for n in ("source", "target", "dead_letter", "group")}
         self.service, self.names, self.running = service, names, []
-        self.settings = StreamSettings(url=service.url, **{"claim": 1, "batch": 20, **settings}, **names)
+        self.settings = StreamSettings(url=service.url, **{"ack_timeout_seconds": 1, "batch_size": 20, **settings}, **names)
 
     def begin(self, pause=.001):
         process = subprocess.Popen([sys.executable, "-c", CONSUMER, msgspec.json.encode(self.settings).decode(), str(pause)],
@@ -148,7 +148,7 @@ def test_killed_in_the_middle_of_batches(group):
 
 
 def test_poison_ends_aside_with_its_reason_and_takes_nobody_with_it(group):
-    g = group(tries=2)
+    g = group(max_deliveries=2)
     rows = [(f"r{i}", i) for i in range(100)]
     bad = [("killer", "kill"), ("failing", "fail"), ("wrong", "refuse")]
     g.put(rows[:30] + bad + rows[30:])
@@ -181,7 +181,7 @@ def test_without_an_id_each_message_is_one(group):
 
 
 def test_a_full_target_holds_the_source_back(group):
-    g = group(limit=50, batch=10)
+    g = group(max_backlog=50, batch_size=10)
     g.put([(f"r{i}", i) for i in range(200)])
     g.begin(), g.begin()
     g.wait(lambda: len(g.results) >= 50)
@@ -223,7 +223,7 @@ def run_until(g, answer, done):
 
 
 def test_a_log_that_cannot_be_written_refuses_nobody(group):
-    g, rows, failures = group(tries=1, batch=5), [(f"r{i}", i) for i in range(12)], iter(range(5))
+    g, rows, failures = group(max_deliveries=1, batch_size=5), [(f"r{i}", i) for i in range(12)], iter(range(5))
     async def answer(id, body):
         if id in ("r3", "r7") and next(failures, None) is not None: raise LogFull("The prediction log cannot be written")
         return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
@@ -234,7 +234,7 @@ def test_a_log_that_cannot_be_written_refuses_nobody(group):
 
 
 def test_a_target_that_cannot_be_written_refuses_nobody(group):
-    g, rows = group(tries=1), [("a", 1), ("b", 2)]
+    g, rows = group(max_deliveries=1), [("a", 1), ("b", 2)]
     if g.service.scheme != "redis": pytest.skip("NATS has streams only")
     g.put(rows)
     async def answer(id, body): return msgspec.json.encode(dict(id=id, twice=2 * int(body)))

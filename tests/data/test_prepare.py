@@ -54,7 +54,7 @@ def project(tmp_path):
         for i in range(files): frame[i * size:(i + 1) * size].write_parquet(folder / f"part-{i:03}.parquet")
         write_schema(schema, tmp_path / "schema.yaml")
         if features: (tmp_path / "f.py").write_text(features)
-        params = PrepareParams(features="f.py" if features else None, split=SplitParams(**split))
+        params = PrepareParams(features_file="f.py" if features else None, split=SplitParams(**split))
         write_params(Params(prepare=params), tmp_path / "params.yaml")
         return tmp_path
     return make

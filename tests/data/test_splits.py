@@ -52,7 +52,7 @@ def test_the_cut_is_the_closest_one_that_tears_nothing(position, share):
 @given(st.integers(30, 300), st.integers(0, 10), st.integers(5, 60), st.sampled_from([.1, .2, .33]))
 def test_time(n, seed, days, share):
     frame = rows(n, seed, days)
-    try: parts, check = split(frame, TIMED, method="time", test=share, valid=share)
+    try: parts, check = split(frame, TIMED, method="time", test=share, validation=share)
     except UserError as e: assert "would be empty" in str(e) or "in no training row" in str(e); return
     assert check.in_time_order and check.times_in_two_parts == 0
     assert parts["train"]["at"].max() < parts["valid"]["at"].min() <= parts["valid"]["at"].max() < parts["test"]["at"].min()
@@ -82,7 +82,7 @@ def test_the_part_of_a_row_does_not_depend_on_the_order_of_reading(method):
 
 
 def test_order_takes_the_end_of_the_last_file():
-    parts, _ = split(rows(300, sources=3), PLAIN, method="order", test=.2, valid=.25)
+    parts, _ = split(rows(300, sources=3), PLAIN, method="order", test=.2, validation=.25)
     assert {k: len(v) for k, v in parts.items()} == dict(train=180, valid=60, test=60)
     assert set(parts["test"]["_source"]) == {"f2.csv"} and parts["test"]["_row"].min() == 40
 
@@ -138,7 +138,7 @@ def test_files_and_the_validation_part_by_time_or_at_random():
     (PLAIN, dict(method="files", test_files=["*"]), "the valid part would be empty"),
     (TIMED, dict(method="time", test=.8), "prepare.split.test is 0.8"),
     (TIMED, dict(method="time", test=0.), "prepare.split.test is 0"),
-    (TIMED, dict(method="time", valid=1.), "prepare.split.valid is 1"),
+    (TIMED, dict(method="time", validation=1.), "prepare.split.validation is 1"),
 ])
 def test_what_cannot_work_is_one_sentence(schema, kw, says):
     with pytest.raises(UserError) as e: split(rows(), schema, **kw)

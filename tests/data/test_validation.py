@@ -221,7 +221,7 @@ def project(root, *frames, schema=SCHEMA, limit=0.1):
     (root / "in").mkdir(parents=True, exist_ok=True)
     for old in (root / "in").iterdir(): old.unlink()
     write_schema(schema, root / "schema.yaml")
-    write_params(Params(validate=ValidateParams(max_quarantined=limit)), root / "params.yaml")
+    write_params(Params(validate=ValidateParams(max_quarantined_share=limit)), root / "params.yaml")
     for i, frame in enumerate(frames): frame.write_parquet(root / f"in/m{i}.parquet")
     ingest(root / "in", root)
     return root

@@ -148,10 +148,10 @@ def test_millions_of_distinct_categories_fit_into_bounded_memory(tmp_path):
 FILES = { # name: (file, old, new, command, fragments)
     "key": ("params.yaml", "\n    learning_rate:", "\n    learnig_rate:", "stage train gbdt",
             ["params.yaml, section 'train.gbdt': there is no key 'learnig_rate'; did you mean 'learning_rate'?"]),
-    "type": ("params.yaml", "max_quarantined: 0.1", "max_quarantined: lots", "stage validate",
-             ["params.yaml, section 'validate': max_quarantined is 'lots', but a number is expected."]),
+    "type": ("params.yaml", "max_quarantined_share: 0.1", "max_quarantined_share: lots", "stage validate",
+             ["params.yaml, section 'validate': max_quarantined_share is 'lots', but a number is expected."]),
     "bound": ("params.yaml", "num_leaves: 31", "num_leaves: -3", "stage train gbdt", ["'train.gbdt': num_leaves is -3"]),
-    "no YAML": ("params.yaml", "max_quarantined: 0.1", "max_quarantined: [", "stage validate", ["params.yaml, line", "is not YAML"]),
+    "no YAML": ("params.yaml", "max_quarantined_share: 0.1", "max_quarantined_share: [", "stage validate", ["params.yaml, line", "is not YAML"]),
     "setting": ("settings.ini", "\nthreads =", "\nthraeds =", "stage train gbdt",
                 ["settings.ini, section 'run': there is no key 'thraeds'; did you mean 'threads'?"]),
     "section": ("settings.ini", "\n[run]", "\n[rnu]", "stage train gbdt", ["settings.ini: there is no section [rnu]; did you mean 'run'?"]),

@@ -7,14 +7,14 @@ import pytest
 from support.project_checks import new_project, ran, run
 
 from mlops_nb.bundle.bundle import open_bundle
-from mlops_nb.config.params import NetParams, NetSpace, read_params, write_params
+from mlops_nb.config.params import NetParams, NetSearchSpace, read_params, write_params
 from mlops_nb.evaluate.stage import read_evaluation
 from mlops_nb.train.tuning import read_tuning
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-NET = NetParams(k=2, width=32, epochs=3, batch=2048, learning_rate=0.01, embedding=4, bins=8) # seconds, not minutes, on a CPU
-SPACE = NetSpace(width=[16, 32], embedding=[2, 6], bins=[4, 12], blocks=[1, 2], learning_rate=[0.003, 0.02, "log"])
+NET = NetParams(ensemble_size=2, d_hidden=32, max_epochs=3, batch_size=2048, learning_rate=0.01, d_embedding=4, n_bins=8) # seconds, not minutes, on a CPU
+SPACE = NetSearchSpace(d_hidden=[16, 32], d_embedding=[2, 6], n_bins=[4, 12], n_blocks=[1, 2], learning_rate=[0.003, 0.02, "log"])
 
 
 def churn(to):
@@ -24,7 +24,7 @@ def churn(to):
         (to / name).write_bytes((ROOT / name).read_bytes())
     run("git", "init", "-q", cwd=to)
     p = read_params(to / "params.yaml")
-    p.simulate.subscribers = 800
+    p.simulate.n_subscribers = 800
     write_params(p, to / "params.yaml")
     run("mlops-nb", "simulate", cwd=to)
     return to
@@ -39,7 +39,7 @@ def adult(to):
 def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
     root = make(tmp_path / "project")
     p = read_params(root / "params.yaml")
-    p.train.learners, p.train.net, p.tune.trials, p.tune.net, p.train.gbdt.n_estimators = ["gbdt", "net"], NET, 20, SPACE, 200
+    p.train.learners, p.train.net, p.tune.n_trials, p.tune.net, p.train.gbdt.n_estimators = ["gbdt", "net"], NET, 20, SPACE, 200
     write_params(p, root / "params.yaml")
     stages = ran(run("dvc", "repro", cwd=root))
     assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"
@@ -61,8 +61,8 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
     if make is adult: assert e.metrics["test"]["accuracy"].value > 0.86
     assert ran(run("dvc", "repro", cwd=root)) == []
 
-    p.train.select = "net" if e.learner == "gbdt" else "gbdt"
+    p.train.model_selection = "net" if e.learner == "gbdt" else "gbdt"
     write_params(p, root / "params.yaml")
     again = ran(run("dvc", "repro", "bundle", cwd=root))
     assert again[0] == "evaluate" and "tune" not in again, "another choice trains nothing again"
-    assert read_evaluation(root).learner == p.train.select
+    assert read_evaluation(root).learner == p.train.model_selection

@@ -232,7 +232,7 @@ def exaggerating(tmp_path_factory):
     file = root / "artifacts/models/gbdt/model.txt"
     file.write_text(file.read_text().replace("objective=binary sigmoid:1", "objective=binary sigmoid:9"))
     params = read_params(root / "params.yaml")
-    params.evaluate.bootstrap = 40
+    params.evaluate.n_resamples = 40
     write_params(params, root / "params.yaml")
     baseline(root)
     evaluate(root)

@@ -58,7 +58,7 @@ anything = (st.tuples(st.integers(0, 10**6), st.integers(1, 200), st.integers(1,
 def test_no_fold_learns_from_what_comes_later(made, k, share):
     frame = visits(*made)
     for method in ("time", "column", "files"):
-        split = SplitParams(method=method, valid=share, column="x", test_files=["*"])
+        split = SplitParams(method=method, validation=share, column="x", test_files=["*"])
         assert in_order(split, VISITS)
         seen = np.zeros(len(frame), int)
         for fold in folds(frame, split, VISITS, k):
@@ -75,7 +75,7 @@ def test_no_fold_learns_from_what_comes_later(made, k, share):
 @given(*anything)
 def test_windows_by_the_order_of_the_rows(made, k, share):
     frame = visits(*made)
-    for fold in folds(frame, SplitParams(method="order", valid=share), VISITS, k):
+    for fold in folds(frame, SplitParams(method="order", validation=share), VISITS, k):
         train, valid, judged = (frame["_row"].filter(m) for m in fold)
         assert train.max() < valid.min() and valid.max() < judged.min() if len(valid) else train.max() < judged.min()
 
@@ -84,7 +84,7 @@ def test_windows_by_the_order_of_the_rows(made, k, share):
 @given(*anything)
 def test_no_group_is_in_two_parts_of_a_fold(made, k, share):
     frame = visits(*made)
-    found = [*folds(frame, SplitParams(method="group", valid=share), VISITS, k)]
+    found = [*folds(frame, SplitParams(method="group", validation=share), VISITS, k)]
     assert (np.sum([f.judged for f in found], axis=0) == 1).all() # each row is judged once
     for fold in found:
         assert (np.sum(fold, axis=0) == 1).all()
@@ -133,7 +133,7 @@ def parts_of(n, *sizes):
     ([0, 0, 0, 1, 0, 1], (2, 2, 2), "binary", "no row to learn from is 'yes'"),
     ([0, 1, 0, 1, 1, 1], (2, 2, 2), "binary", "no row to be judged is 'no'"),
     ([0, 1, 0, 1, 0, 1], (4, 0, 2), "binary", "nothing to learn from beside the 2 rows"),
-    ([0, 1, 0, 1, 0, 1], (3, 2, 1), "binary", "1 rows to be judged are too few; evaluate.min_slice asks for 2"),
+    ([0, 1, 0, 1, 0, 1], (3, 2, 1), "binary", "1 rows to be judged are too few; evaluate.min_segment_rows asks for 2"),
     ([3, 3, 4, 4, 5, 6], (2, 2, 2), "regression", "the same value"),
     ([3, 4, 4, 4, 5, 5], (2, 2, 2), "regression", None)])
 def test_what_cannot_be_judged(y, sizes, task, why):
@@ -163,16 +163,16 @@ def test_agreement_of_three():
 def project(root, task="binary", learner="gbdt", method="random", n=900, **stability):
     modelling.trained(root, task, n=n, learner=learner)
     params = read_params(root / "params.yaml")
-    params.prepare.split.method, params.evaluate.min_slice, params.evaluate.bootstrap = method, 20, 20
-    for name, value in stability.items(): setattr(params.stability, name, value)
+    params.prepare.split.method, params.evaluate.min_segment_rows, params.evaluate.n_resamples = method, 20, 20
+    for name, value in stability.items(): setattr(params.cross_validation, name, value)
     write_params(params, root / "params.yaml")
     return root
 
 
 @pytest.mark.parametrize("task", list(modelling.CLASSES))
 def test_files_and_figures(task, tmp_path):
-    root = project(tmp_path / "p", task, folds=3, seeds=2)
-    assert run_stage("stability", root, "gbdt")["trainings"] == 5
+    root = project(tmp_path / "p", task, n_folds=3, n_seeds=2)
+    assert run_stage("cross_validation", root, "gbdt")["trainings"] == 5
     found = read_stability(root, "gbdt")
     assert [r.name for r in found.folds + found.seeds] == ["fold 1", "fold 2", "fold 3", "seed 0", "seed 1"]
     for run in found.folds + found.seeds:
@@ -180,18 +180,18 @@ def test_files_and_figures(task, tmp_path):
         assert all(x is not None for m, x in run.metrics.items() if m != "precision")
     assert sum(r.rows["judged"] for r in found.folds) == 720 # the test rows are in none
     assert {sum(r.rows.values()) for r in found.folds} == {720}
-    table = pl.read_parquet(root / "artifacts/stability/gbdt/metrics.parquet")
+    table = pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")
     assert len(table) == 5 * len(METRICS[task])
     spread, x = found.fold_spread[found.primary], [r.metrics[found.primary] for r in found.folds]
     assert [spread.mean, spread.sd, spread.low, spread.high] == pytest.approx([np.mean(x), np.std(x, ddof=1), min(x), max(x)])
     assert "± " in found.sentences[0] and "over 3 random folds" in found.sentences[0] and "The seed changes nothing" in found.sentences[1]
-    before = hash_folder(root / "artifacts/stability")
+    before = hash_folder(root / "artifacts/cross_validation")
     stability(root, "gbdt")
-    assert hash_folder(root / "artifacts/stability") == before
+    assert hash_folder(root / "artifacts/cross_validation") == before
 
 
 def test_the_first_seed_is_the_stages_own_model(tmp_path):
-    root = project(tmp_path / "p", seeds=2)
+    root = project(tmp_path / "p", n_seeds=2)
     baseline(root)
     evaluate(root)
     stability(root, "gbdt")
@@ -200,7 +200,7 @@ def test_the_first_seed_is_the_stages_own_model(tmp_path):
 
 
 def test_seeds_that_matter(tmp_path):
-    root = project(tmp_path / "p", seeds=3)
+    root = project(tmp_path / "p", n_seeds=3)
     params = read_params(root / "params.yaml")
     params.train.gbdt.subsample, params.train.seed = .6, 4
     write_params(params, root / "params.yaml")
@@ -212,7 +212,7 @@ def test_seeds_that_matter(tmp_path):
 
 
 def test_repetitions_use_what_was_tuned(tmp_path):
-    root = project(tmp_path / "p", folds=2)
+    root = project(tmp_path / "p", n_folds=2)
     stability(root, "gbdt")
     before = read_stability(root, "gbdt")
     tuned = Tuned("gbdt", 1, 0, .6, .5, {"num_leaves": 2, "n_estimators": 3}, {})
@@ -222,14 +222,14 @@ def test_repetitions_use_what_was_tuned(tmp_path):
 
 
 def test_seeds_of_a_net(tmp_path):
-    root = project(tmp_path / "p", "multiclass", "net", n=300, seeds=2)
+    root = project(tmp_path / "p", "multiclass", "net", n=300, n_seeds=2)
     stability(root, "net")
     found = read_stability(root, "net")
     assert found.agreement.apart > 0 and found.learner == "net" and len(found.seeds) == 2
 
 
 def test_one_seed_has_nothing_to_be_compared_with(tmp_path):
-    root = project(tmp_path / "p", "regression", seeds=1)
+    root = project(tmp_path / "p", "regression", n_seeds=1)
     stability(root, "gbdt")
     found = read_stability(root, "gbdt")
     assert found.agreement is None and found.seed_spread["rmse"].sd is None and "at least two are needed" in found.sentences[0]
@@ -241,13 +241,13 @@ def test_nothing_is_repeated_unasked(tmp_path, monkeypatch):
     assert stability(root, "gbdt")["trainings"] == 0
     found = read_stability(root, "gbdt")
     assert found.folds == found.seeds == []
-    assert found.sentences == ["Nothing was repeated; stability.folds and stability.seeds in params.yaml say how often."]
-    assert len(pl.read_parquet(root / "artifacts/stability/gbdt/metrics.parquet")) == 0
+    assert found.sentences == ["Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml say how often."]
+    assert len(pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")) == 0
 
 
 def timed(root, rate):
     "A project whose rows have a time; `rate` gives the share of events by month."
-    root = project(root, n=900, folds=4, seeds=0)
+    root = project(root, n=900, n_folds=4, n_seeds=0)
     schema, rng = modelling.schema("binary"), np.random.default_rng(0)
     schema.event_time, schema.columns["when"].nullable = "when", False
     write_schema(schema, root / "schema.yaml")
@@ -301,20 +301,20 @@ def test_rows_that_cannot_be_cut(tmp_path):
 
 
 def test_a_repetition_starts_from_nothing(tmp_path):
-    root = project(tmp_path / "p", folds=2)
+    root = project(tmp_path / "p", n_folds=2)
     stability(root, "gbdt")
     before = read_stability(root, "gbdt")
     params = read_params(root / "params.yaml")
-    params.train.continue_from = "artifacts/models/gbdt"
+    params.train.init_model = "artifacts/models/gbdt"
     write_params(params, root / "params.yaml")
     stability(root, "gbdt")
     after = read_stability(root, "gbdt")
     assert after.folds == before.folds
-    assert after.sentences == [*before.sentences, "Each repetition was trained from nothing, and not from train.continue_from."]
+    assert after.sentences == [*before.sentences, "Each repetition was trained from nothing, and not from train.init_model."]
 
 
 def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
-    root = project(tmp_path / "p", folds=2, seeds=2)
+    root = project(tmp_path / "p", n_folds=2, n_seeds=2)
     honest = repeating.Predictor.predict
     monkeypatch.setattr(repeating.Predictor, "predict", lambda self, frame: honest(self, frame) * np.nan)
     stability(root, "gbdt")
@@ -322,13 +322,13 @@ def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
     assert found.agreement is None and "some of their scores are no numbers" in found.sentences[-1]
     assert found.sentences[0] == "auc is defined in none of 2 random folds."
     assert found.fold_spread == {} and all(x is None for r in found.folds for x in r.metrics.values())
-    json.loads((root / "artifacts/stability/gbdt/stability.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    json.loads((root / "artifacts/cross_validation/gbdt/cross_validation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
 
 
 def test_missing_inputs_and_a_wrong_learner(tmp_path):
-    root = project(tmp_path / "p", folds=2)
+    root = project(tmp_path / "p", n_folds=2)
     with pytest.raises(UserError, match="no learner 'gbtd'; did you mean 'gbdt'"): stability(root, "gbtd")
-    with pytest.raises(UserError, match="stability.json does not exist"): read_stability(root, "gbdt")
+    with pytest.raises(UserError, match="cross_validation.json does not exist"): read_stability(root, "gbdt")
     (root / "artifacts/prepared/test.parquet").unlink()
     with pytest.raises(UserError, match="run the stage prepare first"): stability(root, "gbdt")
 
@@ -339,7 +339,7 @@ def test_spreads_of_what_is_undefined():
 
 
 def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
-    root = project(tmp_path / "p", seeds=2)
+    root = project(tmp_path / "p", n_seeds=2)
     made = open_project(root)
     parts = {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parquet") for p in ("train", "valid", "test")}
     predictor, _ = repeating.repeat(made, "gbdt", parts["train"], parts["valid"], "it")
@@ -357,9 +357,9 @@ def test_bank_calls_in_their_order(real_data, tmp_path):
     contract.columns["duration"].feature = False # known only after the call
     write_schema(contract, root / "schema.yaml")
     params = read_params(root / "params.yaml")
-    params.prepare.split.method, params.stability.folds, params.evaluate.bootstrap = "order", 3, 20
+    params.prepare.split.method, params.cross_validation.n_folds, params.evaluate.n_resamples = "order", 3, 20
     write_params(params, root / "params.yaml")
-    for stage in ("features", "validate", "prepare", "tune", "baseline", "train", "evaluate", "stability"):
+    for stage in ("features", "validate", "prepare", "tune", "baseline", "train", "evaluate", "cross_validation"):
         run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
     found, evaluation = read_stability(root, "gbdt"), read_evaluation(root)
     assert found.fold_spread["auc"].high < evaluation.metrics["valid"]["auc"].low # one figure would have hidden it

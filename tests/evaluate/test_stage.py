@@ -66,8 +66,8 @@ def make(root, task, sizes=(1500, 800, 900), rounds=30, **options):
     schema = contract(task)
     parts = {p: rows(task, n, f"{p}.csv", i) for i, (p, n) in enumerate(zip(("train", "valid", "test"), sizes, strict=True))}
     for folder in ("artifacts/prepared", "artifacts/models/gbdt", "artifacts/models/baseline"): (root / folder).mkdir(parents=True)
-    params = Params(evaluate=EvaluateParams(bootstrap=40), explain=ExplainParams(rows=300))
-    params.prepare.features = "features.py"
+    params = Params(evaluate=EvaluateParams(n_resamples=40), explain=ExplainParams(max_rows=300))
+    params.prepare.features_file = "features.py"
     (root / "features.py").write_text(FEATURES)
     write_params(params, root / "params.yaml")
     write_schema(schema, root / "schema.yaml")
@@ -191,7 +191,7 @@ def test_a_champion_whose_column_is_gone(tmp_path):
     schema = contract("binary")
     del schema.columns["charge"]
     write_schema(schema, new / "schema.yaml")
-    write_params(Params(evaluate=EvaluateParams(bootstrap=10)), new / "params.yaml")
+    write_params(Params(evaluate=EvaluateParams(n_resamples=10)), new / "params.yaml")
     for part in ("train", "valid", "test"):
         path = new / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).drop("charge", "paid_so_far").write_parquet(path)
@@ -296,7 +296,7 @@ def test_the_threshold_comes_from_valid_and_not_from_test(tmp_path):
     schema, valid, test = contract("binary"), rows("binary", 300, "v", 0), rows("binary", 300, "t", 1)
     s = {"valid": valid["p"].to_numpy(), "test": test["p"].to_numpy()}
     flipped = test.with_columns(_target=1 - pl.col("_target"))
-    a, b = (measure(schema, EvaluateParams(bootstrap=5), valid, t, s) for t in (test, flipped))
+    a, b = (measure(schema, EvaluateParams(n_resamples=5), valid, t, s) for t in (test, flipped))
     assert a.terms == b.terms and a.metrics["test"]["accuracy"].value == pytest.approx(1 - b.metrics["test"]["accuracy"].value)
 
 

@@ -17,7 +17,7 @@ from mlops_nb.evaluate.metrics import regret
 from mlops_nb.examples.simulator import break_column, labels, simulate, simulate_frames
 
 ROOT = Path(__file__).parents[2]
-SMALL = dict(subscribers=1000, months=9)
+SMALL = dict(n_subscribers=1000, n_months=9)
 
 
 def table(**switches):
@@ -32,7 +32,7 @@ def late(frame): return frame.filter(pl.col("snapshot") >= datetime(2024, 7, 1))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)): simulate(tmp_path / name, SimulateParams(subscribers=100, months=3, seed=seed))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)): simulate(tmp_path / name, SimulateParams(n_subscribers=100, n_months=3, seed=seed))
     a, b, c = ({k: v for k, v in hash_folder(tmp_path / n).items()} for n in "abc")
     assert a == b != c and not any("simulate" in name for name in a)
 
@@ -44,13 +44,13 @@ def test_subscribers_persist_until_they_leave_and_never_return():
         pl.col("snapshot").dt.month(), "churned", "tenure_months", "region", "joined")
     for month, churned, tenure, region, joined in lives.select("snapshot", "churned", "tenure_months", "region", "joined").iter_rows():
         assert month == list(range(month[0], month[0] + len(month)))  # no gaps
-        assert "yes" not in churned[:-1] and (churned[-1] == "yes" or month[-1] == SMALL["months"])
+        assert "yes" not in churned[:-1] and (churned[-1] == "yes" or month[-1] == SMALL["n_months"])
         assert tenure == list(range(tenure[0], tenure[0] + len(month))) and len(set(region)) == len(set(joined)) == 1
     assert (data["joined"].dt.offset_by("0d") <= data["snapshot"]).all()
 
 
 def test_labels_come_from_the_written_probabilities():
-    data = table(subscribers=4000)
+    data = table(n_subscribers=4000)
     p, y = data["truth"].to_numpy(), (data["churned"] == "yes").to_numpy()
     z = (y.sum() - p.sum()) / np.sqrt((p * (1 - p)).sum())
     assert abs(z) < 4 and .03 < y.mean() < .15
@@ -64,7 +64,7 @@ def test_trees_see_more_than_a_line_and_less_than_the_truth():
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.preprocessing import StandardScaler
-    data = table(subscribers=3000, months=12)
+    data = table(n_subscribers=3000, n_months=12)
     dummies = [(pl.col(c) == v).alias(f"{c}_{v}") for c in ("region", "plan", "contract") for v in data[c].unique().sort()]
     X = data.select(pl.selectors.numeric().exclude("truth"), "autopay", *dummies)
     y, train = (data["churned"] == "yes").to_numpy(), (data["snapshot"] < datetime(2024, 10, 1)).to_numpy()
@@ -79,8 +79,8 @@ def test_trees_see_more_than_a_line_and_less_than_the_truth():
 
 
 def test_switches_act_late_and_only_where_they_should():
-    calm = table(subscribers=3000)
-    shifted, drifted, broken, new, seasonal = (table(subscribers=3000, **s) for s in (
+    calm = table(n_subscribers=3000)
+    shifted, drifted, broken, new, seasonal = (table(n_subscribers=3000, **s) for s in (
         dict(covariate_shift=1.), dict(concept_drift=1.), dict(broken_column="data_gb"), dict(new_category=True), dict(seasonal_growth=.5)))
     for storm in (shifted, drifted, broken, new):
         early = storm.filter(pl.col("snapshot") < datetime(2024, 7, 1))
@@ -111,7 +111,7 @@ def test_broken_columns_of_each_type():
 
 
 def test_labels_are_known_thirty_days_later():
-    data = table(months=3)
+    data = table(n_months=3)
     assert labels(data, datetime(2024, 1, 30, 23, 59)).is_empty()
     assert labels(data, datetime(2024, 1, 31))["snapshot"].unique().to_list() == [datetime(2024, 1, 1)]
     assert labels(data, datetime(2024, 12, 1)).height == data.height
@@ -126,7 +126,7 @@ def test_regret_is_never_negative_and_zero_only_for_the_truth(pairs):
 
 
 def test_every_row_keeps_its_true_probability_through_ingest(tmp_path):
-    params = SimulateParams(subscribers=300, months=4)
+    params = SimulateParams(n_subscribers=300, n_months=4)
     simulate(tmp_path, params)
     rows = taken_in(tmp_path)
     both = rows.join(pl.read_parquet(tmp_path / "truth/truth.parquet"), on=["_source", "_row"])
@@ -138,20 +138,20 @@ def test_every_row_keeps_its_true_probability_through_ingest(tmp_path):
 
 
 def test_simulating_again_replaces_and_never_touches_other_data(tmp_path):
-    simulate(tmp_path, SimulateParams(subscribers=100, months=5))
-    simulate(tmp_path, SimulateParams(subscribers=100, months=2, seed=3))
+    simulate(tmp_path, SimulateParams(n_subscribers=100, n_months=5))
+    simulate(tmp_path, SimulateParams(n_subscribers=100, n_months=2, seed=3))
     assert taken_in(tmp_path)["_source"].n_unique() == 2
     other = tmp_path / "other"
     other.mkdir()
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n3,4\n")
     ingest(tmp_path / "mine.csv", other)
     before = hash_folder(other)
-    with pytest.raises(UserError, match="holds mine.csv, which is not simulated"): simulate(other, SimulateParams(subscribers=10, months=1))
+    with pytest.raises(UserError, match="holds mine.csv, which is not simulated"): simulate(other, SimulateParams(n_subscribers=10, n_months=1))
     assert hash_folder(other) == before
 
 
 def test_the_committed_contract_describes_it():
-    schema, data = read_schema(ROOT / "schema.yaml"), table(subscribers=6000, months=12)
+    schema, data = read_schema(ROOT / "schema.yaml"), table(n_subscribers=6000, n_months=12)
     assert list(schema.columns) == [c for c in data.columns if c != "truth"] and schema.label_delay == "30d"
     assert all(c.doc for c in schema.columns.values())
     bad = {}

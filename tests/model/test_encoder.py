@@ -25,7 +25,7 @@ names = st.one_of(st.none(), st.sampled_from(["a", "b", "", " ", "A", "ä", "nul
 numbers = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 rows = st.lists(st.fixed_dictionaries({"name": names, "x": numbers, "i": st.one_of(st.none(), st.integers(-2**63, 2**63 - 1)),
                                        "flag": st.sampled_from([None, True, False])}), min_size=1, max_size=40)
-few = st.builds(EncoderParams, min_count=st.integers(1, 4), max_categories=st.integers(1, 5))
+few = st.builds(EncoderParams, min_category_count=st.integers(1, 4), max_categories=st.integers(1, 5))
 
 
 def frame(rows): return pl.DataFrame(rows, schema=TYPES)
@@ -57,7 +57,7 @@ def test_codes_mean_what_they_say(train, new, params):
         name = row["name"]
         if name is None: assert math.isnan(code)
         elif name not in counts: assert code == UNKNOWN
-        elif counts[name] < params.min_count: assert code == RARE
+        elif counts[name] < params.min_category_count: assert code == RARE
         else: assert code >= RARE
     kept = sorted(c for c in encoder.columns[0].codes.values() if c > RARE)
     assert kept == list(range(2, 2 + len(kept))) and len(kept) <= params.max_categories
@@ -99,7 +99,7 @@ def test_a_column_that_is_all_missing_or_of_type_null():
 
 def test_physical_types_do_not_matter():
     plain = frame([{"name": n, "x": 0.5, "i": i, "flag": True} for i, n in enumerate("aab")])
-    encoder = Encoder.fit(plain, SCHEMA, params=EncoderParams(min_count=1))
+    encoder = Encoder.fit(plain, SCHEMA, params=EncoderParams(min_category_count=1))
     other = plain.with_columns(pl.col("name").cast(pl.Categorical), pl.col("x").cast(pl.Float32), pl.col("i").cast(pl.Int8))
     assert_array_equal(encoder.transform(other), encoder.transform(plain))
 
@@ -128,7 +128,7 @@ def test_a_contract_without_inputs():
 def test_an_identifier_as_a_category_stays_small(monkeypatch):
     monkeypatch.setattr(module, "_REMEMBERED", 100)
     ids = pl.Series([f"id{i}" for i in range(5000)] + ["often"] * 50)
-    codes = category_codes(ids, EncoderParams(min_count=10, max_categories=254))
+    codes = category_codes(ids, EncoderParams(min_category_count=10, max_categories=254))
     assert codes["often"] == 2 and len(codes) == 101 and set(codes.values()) == {1, 2}
 
 

@@ -117,7 +117,7 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     X = rng.uniform(-1, 1, (4000, 3))
     y = 3 * X[:, 0] - X[:, 1]
     data = fit_net(Part(X[:3000], y[:3000]), Part(X[3000:], y[3000:]), "regression",
-                      NetParams(k=4, width=64, epochs=25, learning_rate=0.01, dropout=0, embedding=8, bins=16), device="cpu").model
+                      NetParams(ensemble_size=4, d_hidden=64, max_epochs=25, learning_rate=0.01, dropout=0, d_embedding=8, n_bins=16), device="cpu").model
     net = Net(data)
     shares, middle = net.contributions(X[:40]), np.array(net.network.background).mean(0)
     np.testing.assert_allclose(shares[:, 0], 3 * (X[:40, 0] - middle[0]), atol=0.25)
@@ -151,7 +151,7 @@ def test_expected_gradients_of_numbers_categories_and_no_embedding(keep, embeddi
     X = np.column_stack([rng.normal(size=600), rng.normal(size=600), rng.integers(0, 4, 600)])
     X[::9, 0] = np.nan
     y, X = (np.nan_to_num(X[:, 0]) + (X[:, 2] == 1) > 0.4).astype(float), X[:, keep]
-    params = NetParams(k=2, width=16, blocks=1, embedding=embedding, bins=4, epochs=6, learning_rate=0.02, batch=64)
+    params = NetParams(ensemble_size=2, d_hidden=16, n_blocks=1, d_embedding=embedding, n_bins=4, max_epochs=6, learning_rate=0.02, batch_size=64)
     categorical = {keep.index(2): 4} if 2 in keep else {}
     net = Net(fit_net(Part(X[:400], y[:400]), Part(X[400:], y[400:]), "binary", params, categorical=categorical, device="cpu").model)
     shares = net.expected_gradients(X[:50], 0.05)
@@ -178,7 +178,7 @@ def test_a_device_that_is_not_there(tmp_path):
 def test_the_settings_of_the_device_reach_the_training(tmp_path):
     root = modelling.trained(tmp_path)
     assert open_project(root).device == Device()
-    write_settings(root, Settings(run=RunSettings(device="cuda:1", device_memory=512, processes=2, shard=True, deterministic=False)))
+    write_settings(root, Settings(run=RunSettings(device="cuda:1", max_device_memory_mib=512, n_processes=2, shard=True, deterministic=False)))
     assert open_project(root).device == Device("cuda:1", 512, 2, True, False)
     (root / "settings.ini").write_text("[run]\ndevice_memory =\nshard = true\n")
     assert open_project(root).device == Device(shard=True)
@@ -190,13 +190,13 @@ def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
     train(root, "gbdt")
     first = read_json(models / "net/training.json", Training)
     for learner in ("net", "gbdt"): (models / learner).rename(root / f"earlier_{learner}")
-    params.train.continue_from = "earlier_net"
-    params.train.net.epochs = 1
+    params.train.init_model = "earlier_net"
+    params.train.net.max_epochs = 1
     write_params(params, root / "params.yaml")
     train(root, "net")
     after = read_json(models / "net/training.json", Training)
     assert after.continued_from and after.best < first.curve[0].valid, "one epoch from where the other ended"
-    params.train.continue_from = "earlier_gbdt"
+    params.train.init_model = "earlier_gbdt"
     write_params(params, root / "params.yaml")
     train(root, "net")
     fresh = read_json(models / "net/training.json", Training)
@@ -214,7 +214,7 @@ def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, b
     make = dict(normal=lambda: rng.normal(size=90), steps=lambda: np.maximum(0, rng.normal(size=90)), flag=lambda: np.arange(90) % 2,
                 gaps=lambda: np.where(rng.random(90) < 0.3, np.nan, rng.normal(size=90)), category=lambda: rng.integers(0, 4, 90))
     X = np.column_stack([make[c]().astype(float) for c in columns])
-    params = NetParams(k=k, blocks=blocks, width=int(rng.integers(1, 40)), embedding=embedding, bins=bins, dropout=0.3)
+    params = NetParams(ensemble_size=k, n_blocks=blocks, d_hidden=int(rng.integers(1, 40)), d_embedding=embedding, n_bins=bins, dropout=0.3)
     categorical = {i: 4 for i, c in enumerate(columns) if c == "category"}
     network = design(X, rng.normal(size=90), task, params, n_classes=3, categorical=categorical)
     with warnings.catch_warnings(action="ignore"): net = build(network).eval() # of a column with one piece

@@ -12,15 +12,15 @@ from msgspec import structs
 from support import trained_project as modelling
 
 from mlops_nb.bundle.bundle import ModelBaseline, bundle, check_golden, draft, score_reference
-from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, Rule, read_params, write_params
+from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
 from mlops_nb.evaluate.stage import assess, read_part, score_parts
 from mlops_nb.model.predictor import Policy, Predictor
 from mlops_nb.serve.request_validation import Contract
 
-RULES = [Rule(when={"place": ["Örebro", None]}, decision="no"), Rule(when={"count": [40, None]}, high=.2),
-         Rule(when={"note": "staff"}, refer=True), Rule(when={"when": ["2026-03-01", "2026-03-31"], "known": True}, low=.9)]
+RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"), PolicyRule(when={"count": [40, None]}, max_score=.2),
+         PolicyRule(when={"note": "staff"}, review=True), PolicyRule(when={"when": ["2026-03-01", "2026-03-31"], "known": True}, min_score=.9)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def ruled(projects, tmp_path_factory):
     root = tmp_path_factory.mktemp("ruled") / "project"
     shutil.copytree(projects("binary"), root)
     params = read_params(root / "params.yaml")
-    params.evaluate.policy = PolicyParams(abstain=(.4, .6), rules=RULES)
+    params.evaluate.policy = PolicyParams(reject_region=(.4, .6), rules=RULES)
     write_params(params, root / "params.yaml")
     predictor = draft(root)
     score_parts(predictor, {part: read_part(root, part) for part in ("valid", "test")}, read_params(root / "params.yaml").evaluate)
@@ -67,7 +67,7 @@ def by_hand(row, score):
 
 def test_rules_go_from_params_into_the_bundle(ruled):
     policy = Predictor.open(ruled).policy
-    assert policy.abstain == (.4, .6) and policy.rules == RULES
+    assert policy.reject_region == (.4, .6) and policy.rules == RULES
     card = (ruled / "card.md").read_text()
     assert "Probabilities from 0.4 to 0.6 are left to a person." in card
     assert ("where `place` is Örebro or missing, the decision is `no`; where `count` is from 40, the score is at most 0.2; "
@@ -109,7 +109,7 @@ def test_rows_without_any_and_a_policy_of_before(ruled):
     predictor = Predictor.open(ruled)
     assert predictor.score(rows(5, 7)[:0]).schema == predictor.output()
     old = json.loads((ruled / "policy.json").read_bytes())
-    for key in ("abstain", "rules"): del old[key]
+    for key in ("reject_region", "rules"): del old[key]
     write_json(ruled.parent / "old.json", old)
     predictor.policy = read_json(ruled.parent / "old.json", Policy)
     assert predictor.output() == {"score": pl.Float64(), "decision": pl.String()} and predictor.needed == predictor.inputs
@@ -117,12 +117,12 @@ def test_rows_without_any_and_a_policy_of_before(ruled):
 
 
 @pytest.mark.parametrize("task, rules", [
-    ("binary", RULES), ("multiclass", [Rule(when={"known": True}, decision="bus"), Rule(when={"count": [0, 5]}, refer=True)]),
-    ("regression", [Rule(when={}, low=0.), Rule(when={"known": True}, refer=True)])])
+    ("binary", RULES), ("multiclass", [PolicyRule(when={"known": True}, decision="bus"), PolicyRule(when={"count": [0, 5]}, review=True)]),
+    ("regression", [PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, review=True)])])
 def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     predictor, root = draft(projects(task)), projects(task)
     parts = {part: read_part(root, part) for part in ("valid", "test")}
-    params = EvaluateParams(bootstrap=20, policy=PolicyParams(abstain=(.4, .6) if task == "binary" else None, rules=rules))
+    params = EvaluateParams(n_resamples=20, policy=PolicyParams(reject_region=(.4, .6) if task == "binary" else None, rules=rules))
     found = assess(predictor, parts, score_parts(predictor, parts, params), params)
     test, p, plain = parts["test"], found.policy, predictor.predict(parts["test"])
     out, free = predictor.score(test), None if task == "regression" else predictor.decide(plain)
@@ -131,7 +131,7 @@ def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     assert p.decided == (0 if free is None else sum(d is not None and d != f for d, f in zip(out["decision"], free.tolist(), strict=True)))
     if free is not None: # the figures measure the model
         assert found.metrics["test"]["accuracy"].value == pytest.approx((test["y"].to_numpy() == free).mean())
-    none = EvaluateParams(bootstrap=20)
+    none = EvaluateParams(n_resamples=20)
     assert assess(predictor, parts, score_parts(predictor, parts, none), none).policy is None
 
 
@@ -143,21 +143,21 @@ def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
 
 
 @pytest.mark.parametrize("task, change, said", [
-    ("binary", dict(rules=[Rule(when={"plce": "a"}, refer=True)]),
+    ("binary", dict(rules=[PolicyRule(when={"plce": "a"}, review=True)]),
      "rule 1 of evaluate.policy in params.yaml looks at the column 'plce', which the contract does not have; did you mean 'place'"),
-    ("binary", dict(rules=[RULES[0], Rule(when={"count": "many"}, refer=True)]),
+    ("binary", dict(rules=[RULES[0], PolicyRule(when={"count": "many"}, review=True)]),
      "rule 2 of evaluate.policy in params.yaml wants 'count' to be 'many', and the contract says integer"),
-    ("binary", dict(rules=[Rule(when={"known": 1}, refer=True)]), "contract says boolean"),
-    ("binary", dict(rules=[Rule(when={"x": [1, 0]}, refer=True)]), "contract says number"),
-    ("binary", dict(rules=[Rule(when={"when": ["soon", None]}, refer=True)]), "contract says timestamp"),
-    ("binary", dict(rules=[Rule(when={"y": "yes"}, refer=True)]), "'y', which is what the model predicts"),
-    ("binary", dict(rules=[Rule(when={}, decision="maybe")]),
+    ("binary", dict(rules=[PolicyRule(when={"known": 1}, review=True)]), "contract says boolean"),
+    ("binary", dict(rules=[PolicyRule(when={"x": [1, 0]}, review=True)]), "contract says number"),
+    ("binary", dict(rules=[PolicyRule(when={"when": ["soon", None]}, review=True)]), "contract says timestamp"),
+    ("binary", dict(rules=[PolicyRule(when={"y": "yes"}, review=True)]), "'y', which is what the model predicts"),
+    ("binary", dict(rules=[PolicyRule(when={}, decision="maybe")]),
      "rule 1 of evaluate.policy in params.yaml decides 'maybe', which is none of the classes: no, yes"),
-    ("regression", dict(rules=[Rule(when={}, decision="yes")]), "a regression has none"),
-    ("binary", dict(rules=[Rule(when={}, high=1.5)]), "bounds the score by 1.5, and the score is a probability"),
-    ("regression", dict(abstain=(.4, .6)), "abstain of evaluate.policy in params.yaml .* only a binary task has one probability"),
-    ("multiclass", dict(abstain=(.4, .6)), "only a binary task"),
-    ("multiclass", dict(rules=[Rule(when={}, high=.5)]), "each of 3 classes has one; give a decision")])
+    ("regression", dict(rules=[PolicyRule(when={}, decision="yes")]), "a regression has none"),
+    ("binary", dict(rules=[PolicyRule(when={}, max_score=1.5)]), "bounds the score by 1.5, and the score is a probability"),
+    ("regression", dict(reject_region=(.4, .6)), "reject_region of evaluate.policy in params.yaml .* only a binary task has one probability"),
+    ("multiclass", dict(reject_region=(.4, .6)), "only a binary task"),
+    ("multiclass", dict(rules=[PolicyRule(when={}, max_score=.5)]), "each of 3 classes has one; give a decision")])
 def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change, said):
     root = projects(task)
     predictor, params = draft(root), Params(evaluate=Params().evaluate)
@@ -168,7 +168,7 @@ def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change,
 
 def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     predictor, frame = draft(projects("regression")), rows(60, 9)
-    predictor.policy = Policy("regression", rules=[Rule(when={}, low=0.), Rule(when={"known": True}, high=1., refer=True)])
+    predictor.policy = Policy("regression", rules=[PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, max_score=1., review=True)])
     want = np.maximum(predictor.predict(frame), 0)
     known = frame["known"].to_numpy()
     out = predictor.score(frame)
@@ -176,7 +176,7 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     assert out.columns == ["score", "referred"]
     predictor, frame = draft(projects("multiclass")), modelling.rows(60, 9, "multiclass")
     free = predictor.score(frame)
-    rules = [Rule(when={"known": True}, decision="bus"), Rule(when={"count": [0, 5]}, refer=True)]
+    rules = [PolicyRule(when={"known": True}, decision="bus"), PolicyRule(when={"count": [0, 5]}, review=True)]
     predictor.policy = Policy("multiclass", predictor.schema.classes, rules=rules)
     out = predictor.score(frame)
     assert out.select(predictor.score_columns).equals(free.select(predictor.score_columns))
@@ -187,17 +187,17 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
 conditions = st.fixed_dictionaries({}, optional={
     "count": st.integers(0, 50) | st.tuples(st.integers(0, 25), st.integers(25, 50)).map(list), "known": st.booleans(),
     "place": st.sampled_from(["Amsterdam", None]) | st.lists(st.sampled_from(["Örebro", "東京", None]), min_size=1, max_size=3)})
-effects = st.one_of(st.builds(dict, low=st.floats(0, .5)), st.builds(dict, high=st.floats(.5, 1)), st.just(dict(refer=True)),
+effects = st.one_of(st.builds(dict, min_score=st.floats(0, .5)), st.builds(dict, max_score=st.floats(.5, 1)), st.just(dict(review=True)),
                     st.builds(dict, decision=st.sampled_from(["no", "yes"])),
-                    st.builds(dict, high=st.floats(.2, .9), decision=st.just("no")))
+                    st.builds(dict, max_score=st.floats(.2, .9), decision=st.just("no")))
 
 
 @settings(deadline=None, max_examples=60)
-@given(rules=st.lists(st.builds(lambda when, effect: Rule(when=when, **effect), conditions, effects), max_size=4),
+@given(rules=st.lists(st.builds(lambda when, effect: PolicyRule(when=when, **effect), conditions, effects), max_size=4),
        band=st.none() | st.tuples(st.floats(0, .5), st.floats(.5, 1)))
 def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
     predictor = test_any_rules_do_for_many_rows_what_they_do_for_one.__dict__.setdefault("p", Predictor.open(ruled))
-    p = predictor.policy = Policy("binary", ["no", "yes"], .5, abstain=band, rules=rules)
+    p = predictor.policy = Policy("binary", ["no", "yes"], .5, reject_region=band, rules=rules)
     frame = rows(25, 11)
     columns, scores = frame.to_dict(as_series=False), np.linspace(0, 1, 25)
     got = predictor.outcome(columns, scores)
@@ -211,20 +211,20 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
         return all(fits(c, v) for c, v in rule.when.items())
     for i, row in enumerate(frame.to_dicts()):
         s, mine = scores[i].item(), [r for r in rules if holds(r, row)]
-        for r in mine: s = min(max(s, r.low if r.low is not None else s), r.high if r.high is not None else np.inf)
+        for r in mine: s = min(max(s, r.min_score if r.min_score is not None else s), r.max_score if r.max_score is not None else np.inf)
         label, refer = ("yes" if s >= .5 else "no"), band is not None and band[0] <= s <= band[1]
-        for r in mine: label, refer = r.decision or label, r.refer or refer and r.decision is None
+        for r in mine: label, refer = r.decision or label, r.review or refer and r.decision is None
         assert (got[0][i], got[1][i]) == (s, None if refer else label), p
 
 
 @pytest.mark.parametrize("text, said", [
-    ("abstain: [0.6, 0.4]", "section 'evaluate.policy': 'abstain' is \\[0.6, 0.4\\], which is upside down"),
-    ("abstain: [0.4, 1.4]", "abstain is .*<= 1.0"), ("abstain: [0.4]", "length 2"),
-    ("rules: [{when: {}}]", "section 'evaluate.policy.rules.1': the rule does nothing"), ("rules: [{refer: true}]", "'when' is missing"),
-    ("rules: [{when: {}, low: 1}, {when: {}, high: 1, low: 2}]", "rules.2': the rule keeps scores from 2 to 1; swap them"),
+    ("reject_region: [0.6, 0.4]", "section 'evaluate.policy': 'reject_region' is \\[0.6, 0.4\\], which is upside down"),
+    ("reject_region: [0.4, 1.4]", "reject_region is .*<= 1.0"), ("reject_region: [0.4]", "length 2"),
+    ("rules: [{when: {}}]", "section 'evaluate.policy.rules.1': the rule does nothing"), ("rules: [{review: true}]", "'when' is missing"),
+    ("rules: [{when: {}, min_score: 1}, {when: {}, max_score: 1, min_score: 2}]", "rules.2': the rule keeps scores from 2 to 1; swap them"),
     ("rules: [{when: {}, decison: a}]", "no key 'decison'; did you mean 'decision'"),
-    ("rules: [{when: {}, refer: true, decision: a}]", "do one of them"),
-    ("rules: [{when: {a: {b: 1}}, refer: true}]", "when is .* is expected"),
+    ("rules: [{when: {}, review: true, decision: a}]", "give one of them"),
+    ("rules: [{when: {a: {b: 1}}, review: true}]", "when is .* is expected"),
     ("rules: [3]", "'evaluate.policy.rules.1' is 3"), ("rules: {when: {}}", "a list is expected")])
 def test_a_policy_that_is_none_is_a_sentence(tmp_path, text, said):
     (tmp_path / "params.yaml").write_text(f"evaluate: {{policy: {{{text}}}}}\n")
@@ -233,6 +233,6 @@ def test_a_policy_that_is_none_is_a_sentence(tmp_path, text, said):
 
 def test_what_is_written_is_read_again(tmp_path):
     params = Params()
-    odd = Rule(when={"a: b": ["no", "null", "2026-01-01", "#"]}, refer=True)
-    params.evaluate.policy = PolicyParams(abstain=(0, .5), rules=[*RULES, Rule(when={}, low=0.), odd])
+    odd = PolicyRule(when={"a: b": ["no", "null", "2026-01-01", "#"]}, review=True)
+    params.evaluate.policy = PolicyParams(reject_region=(0, .5), rules=[*RULES, PolicyRule(when={}, min_score=0.), odd])
     assert read_params(write_params(params, tmp_path / "params.yaml")) == params

@@ -28,7 +28,7 @@ def made(request, tmp_path_factory):
     root, (task, learner) = tmp_path_factory.mktemp("project"), request.param
     pack(modelling.judged(modelling.trained(root, task, learner=learner), task))
     params = read_params(root / "params.yaml")
-    params.explain.rows = 30
+    params.explain.max_rows = 30
     write_params(params, root / "params.yaml")
     return root, compress(root, root / "artifacts/bundle", root / "small")
 

@@ -53,7 +53,7 @@ def project(request, tmp_path_factory):
     trained(root, task)
     shutil.rmtree(root / "artifacts")
     contract, params = schema(task), read_params(root / "params.yaml")
-    contract.columns["known"].sensitive, params.evaluate.min_slice = True, 20
+    contract.columns["known"].sensitive, params.evaluate.min_segment_rows = True, 20
     write_schema(contract, root / "schema.yaml")
     write_params(params, root / "params.yaml")
     frame.write_csv(root / "rows.csv")
@@ -63,8 +63,8 @@ def project(request, tmp_path_factory):
     from mlops_nb.train.stage import train
     from mlops_nb.train.tuning import tune
     params = read_params(root / "params.yaml")
-    params.stability.folds = params.stability.seeds = 2
-    params.tune.trials = dict(binary=12, multiclass=1, regression=8)[task]
+    params.cross_validation.n_folds = params.cross_validation.n_seeds = 2
+    params.tune.n_trials = dict(binary=12, multiclass=1, regression=8)[task]
     params.train.gbdt.objective = "poisson" # of the regression
     if task == "regression": params.tune.gbdt.objective = ["poisson", "squared"]
     write_params(params, root / "params.yaml")

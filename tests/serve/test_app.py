@@ -19,7 +19,7 @@ from mlops_nb.serve.auth import add_key
 
 PREDICT, EXPLAIN, FEEDBACK = (f"/v1/endpoints/rows:{verb}" for verb in ("predict", "explain", "feedback"))
 INFER = "/v2/models/rows/infer"
-LIMITS = dict(MLOPS_NB_SERVE_BODY=1, MLOPS_NB_SERVE_ROWS=200, MLOPS_NB_SERVE_TIMEOUT=1, MLOPS_NB_SERVE_QUEUE=8)
+LIMITS = dict(MLOPS_NB_SERVE_MAX_BODY_MIB=1, MLOPS_NB_SERVE_MAX_ROWS=200, MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=1, MLOPS_NB_SERVE_MAX_IN_FLIGHT=8)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def a_body(route):
 
 
 def test_no_route_is_open_by_accident(made, tmp_path):
-    root = serving.project(tmp_path, made=made, settings="[serve]\naccess = keys\n")
+    root = serving.project(tmp_path, made=made, settings="[serve]\nauth = api_key\n")
     keys = {scope: add_key(root / ".mlops/keys.json", scope, [scope]) for scope in ("predict", "explain", "feedback", "operate", "read")}
     with serving.Server(root) as s:
         for r in ROUTES:

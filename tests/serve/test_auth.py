@@ -137,8 +137,8 @@ def test_a_key_that_cannot_be_made_changes_nothing(path, how, words):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", "", "127.0.0.1.example.org"])
 def test_without_keys_nobody_listens_to_the_world(host):
-    allowed_to_listen(host, "keys")
-    with pytest.raises(UserError, match="mlops-nb key add"): allowed_to_listen(host, "open")
+    allowed_to_listen(host, "api_key")
+    with pytest.raises(UserError, match="mlops-nb key add"): allowed_to_listen(host, "none")
 
 
 def test_a_day_ends_at_midnight_after_it():
@@ -152,7 +152,7 @@ def test_keys_on_the_command_line(tmp_path, monkeypatch):
 
     from mlops_nb.cli import app
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "settings.ini").write_text("[serve]\nkeys = secrets/who.json\n")
+    (tmp_path / "settings.ini").write_text("[serve]\napi_keys_file = secrets/who.json\n")
     def typed(*words):
         done = CliRunner().invoke(app, ["key", *words])
         return done.output if done.exception is None else str(done.exception)

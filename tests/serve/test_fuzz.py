@@ -29,7 +29,7 @@ import mlops_nb
 from mlops_nb.model.predictor import Predictor
 
 REQUESTS = int(os.environ.get("MLOPS_NB_FUZZ", 3_000))
-LIMITS = "[serve]\nbody = 1\nrows = 200\ntimeout = 1\n"
+LIMITS = "[serve]\nmax_body_mib = 1\nmax_rows = 200\nread_timeout_seconds = 1\n"
 SECRET = 0.123456789012345  # a value that only the rows of an honest client have
 PATHS = (tempfile.gettempdir() + os.sep, sys.prefix, str(Path(mlops_nb.__file__).parent))
 NEVER = re.compile("|".join((r"Traceback \(most", r"File \"", r"\w\.py\b", r", line \d", "0x[0-9a-f]{8}", str(SECRET),

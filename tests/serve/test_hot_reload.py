@@ -557,7 +557,7 @@ def test_what_was_scored_beforehand_is_what_would_be_computed(project, served, t
     root = tmp_path / task
     made = serving.bundle(root, "binary" if task == "referring" else task, n=300)
     if task == "referring":
-        write_json(made / "policy.json", {**read_json(made / "policy.json", dict), "abstain": [.3, .6]})
+        write_json(made / "policy.json", {**read_json(made / "policy.json", dict), "reject_region": [.3, .6]})
         predictor = Predictor.open(seal(made) and made)
         golden(predictor, pl.read_parquet(root / "artifacts/prepared/test.parquet")).write_parquet(made / "golden.parquet")
         seal(made)

@@ -14,7 +14,7 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.data.validation import split_batch
 from mlops_nb.model.encoder import EncodedColumn, Encoder
 from mlops_nb.model.features import Features
-from mlops_nb.model.predictor import Policy, Predictor, Rule
+from mlops_nb.model.predictor import Policy, Predictor, PolicyRule
 from mlops_nb.serve.inference_protocol import decode_infer, to_rows
 from mlops_nb.serve.request_validation import MOST, Contract, Refused
 
@@ -193,7 +193,7 @@ def test_only_what_is_needed_must_be_there():
 
 def test_what_rules_look_at_is_needed():
     "A rule that could not see its column would be skipped without a word."
-    policy = Policy("regression", rules=[Rule(when={"segment": "a"}, low=0.0)])
+    policy = Policy("regression", rules=[PolicyRule(when={"segment": "a"}, min_score=0.0)])
     contract = contract_of({"x": Column("number")}, others={"segment": Column("category", feature=False)}, policy=policy)
     with pytest.raises(Refused, match="segment: missing"): contract.from_json(b'{"x": 1}')
     assert contract.from_json(b'{"x": 1, "segment": "a"}').columns == {"x": [1.0], "segment": ["a"]}

@@ -73,9 +73,9 @@ def test_a_port_that_is_free_is_found_and_one_that_is_taken_is_not_shared(projec
 
 
 @pytest.mark.parametrize("environ, words", [
-    (dict(HOST="0.0.0.0"), "access = open"), (dict(CERTIFICATE="a.pem"), "both, certificate and private_key"), (dict(QUEUE="0"), "QUEUE"),
-    (dict(CERTIFICATE="a.pem", PRIVATE_KEY="b.pem"), "a.pem"), (dict(HOST="300.1.1.1"), "access = open"),
-    (dict(HOST="300.1.1.1", ACCESS="keys"), "cannot be listened on")])
+    (dict(HOST="0.0.0.0"), "auth = none"), (dict(TLS_CERTIFICATE_FILE="a.pem"), "both, tls_certificate_file and"), (dict(MAX_IN_FLIGHT="0"), "MAX_IN_FLIGHT"),
+    (dict(TLS_CERTIFICATE_FILE="a.pem", TLS_PRIVATE_KEY_FILE="b.pem"), "a.pem"), (dict(HOST="300.1.1.1"), "auth = none"),
+    (dict(HOST="300.1.1.1", AUTH="api_key"), "cannot be listened on")])
 def test_what_cannot_start_says_why_in_a_sentence(project, environ, words):
     with serving.Server(project, ready=False, **{f"MLOPS_NB_SERVE_{k}": v for k, v in environ.items()}) as s:
         assert s.process.wait(30) == 1
@@ -101,13 +101,13 @@ def test_tls(project):
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem",
                     "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
                    cwd=project, check=True, capture_output=True, timeout=60)
-    with serving.Server(project, MLOPS_NB_SERVE_CERTIFICATE="cert.pem", MLOPS_NB_SERVE_PRIVATE_KEY="key.pem") as s:
+    with serving.Server(project, MLOPS_NB_SERVE_TLS_CERTIFICATE_FILE="cert.pem", MLOPS_NB_SERVE_TLS_PRIVATE_KEY_FILE="key.pem") as s:
         assert f"Serving rows at https://127.0.0.1:{s.port}\n" in s.output
         trusting = ssl.create_default_context(cafile=str(project / "cert.pem"))
         with urllib.request.urlopen(f"https://127.0.0.1:{s.port}/health", context=trusting, timeout=10) as r: assert r.status == 200
         with pytest.raises(OSError): urllib.request.urlopen(f"https://127.0.0.1:{s.port}/health", timeout=10)
     (project / "key.pem").write_text("no key")
-    with serving.Server(project, ready=False, MLOPS_NB_SERVE_CERTIFICATE="cert.pem", MLOPS_NB_SERVE_PRIVATE_KEY="key.pem") as s:
+    with serving.Server(project, ready=False, MLOPS_NB_SERVE_TLS_CERTIFICATE_FILE="cert.pem", MLOPS_NB_SERVE_TLS_PRIVATE_KEY_FILE="key.pem") as s:
         assert s.process.wait(20) == 1
     assert "must be PEM files and belong together" in s.output
 
@@ -137,7 +137,7 @@ def test_every_request_that_was_taken_on_is_answered_before_the_end(project, how
 
 
 def test_a_client_that_never_finishes_holds_the_end_up_no_longer_than_grace(project):
-    with (serving.Server(project, MLOPS_NB_SERVE_GRACE=1, MLOPS_NB_SERVE_TIMEOUT=60) as s,
+    with (serving.Server(project, MLOPS_NB_SERVE_SHUTDOWN_TIMEOUT_SECONDS=1, MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=60) as s,
           socket.create_connection(("127.0.0.1", s.port)) as slow):
         slow.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{" % PREDICT.encode())
         time.sleep(.2)
@@ -275,7 +275,7 @@ SMALL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 
 @pytest.mark.parametrize("policy", ["refuse", "serve"])
 def test_a_log_that_cannot_be_written(project, policy):
     rows = serving.instances(400)
-    with serving.Server(project, first=SMALL, MLOPS_NB_LOG_ON_FULL=policy) as s:
+    with serving.Server(project, first=SMALL, MLOPS_NB_LOG_ON_WRITE_ERROR=policy) as s:
         got = [s.post(PREDICT, rows, {"x-request-id": f"r{i}"}) for i in range(280)]
         statuses = [g[0] for g in got]
         answered = {f"r{i}" for i, status in enumerate(statuses) if status == 200}

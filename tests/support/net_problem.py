@@ -4,7 +4,7 @@ import numpy as np
 from mlops_nb.config.params import NetParams
 from mlops_nb.train.dataset import Part
 
-SMALL = NetParams(k=4, width=24, blocks=2, embedding=8, bins=8, epochs=4, patience=4, batch=64, dropout=0.2)
+SMALL = NetParams(ensemble_size=4, d_hidden=24, n_blocks=2, d_embedding=8, n_bins=8, max_epochs=4, patience=4, batch_size=64, dropout=0.2)
 
 
 def problem(task="binary", n=600, seed=0):

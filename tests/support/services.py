@@ -74,7 +74,7 @@ class RedisService(Service):
 
     def results(self, names): return [f[b"data"] for f in self._all(names["target"])]
 
-    def refused(self, names): return [(f[b"id"].decode(), f[b"reason"].decode()) for f in self._all(names["refused"])]
+    def refused(self, names): return [(f[b"id"].decode(), f[b"reason"].decode()) for f in self._all(names["dead_letter"])]
 
     def take(self, names):
         "The results that are there now; those, and none that come meanwhile, are there no more."
@@ -134,7 +134,7 @@ class NatsService(Service):
 
     def refused(self, names):
         import json
-        return [(m["id"], m["reason"]) for m in map(json.loads, self._all(names["refused"]))]
+        return [(m["id"], m["reason"]) for m in map(json.loads, self._all(names["dead_letter"]))]
 
     def left(self, names):
         async def count(js):

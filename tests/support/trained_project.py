@@ -57,9 +57,9 @@ def trained(root, task="binary", features=True, n=900, learner="gbdt", counts=Fa
     root.mkdir(parents=True, exist_ok=True)
     write_schema(schema(task), root / "schema.yaml")
     (root / "features.py").write_text(FEATURES, encoding="utf-8")
-    params = Params(prepare=PrepareParams(features="features.py" if features else None, split=SplitParams(method="random")))
+    params = Params(prepare=PrepareParams(features_file="features.py" if features else None, split=SplitParams(method="random")))
     params.train.gbdt.n_estimators, params.train.gbdt.num_leaves = 20, 7
-    params.train.net = NetParams(k=4, width=24, embedding=8, bins=8, epochs=6, batch=64, learning_rate=0.01)
+    params.train.net = NetParams(ensemble_size=4, d_hidden=24, d_embedding=8, n_bins=8, max_epochs=6, batch_size=64, learning_rate=0.01)
     params.train.learners = [learner]
     (root / "artifacts/accepted").mkdir(parents=True, exist_ok=True)
     known = rows(n, task=task)

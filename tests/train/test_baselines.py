@@ -30,7 +30,7 @@ def project(root, task, n=1000, change=lambda frame: frame):
     write_schema(Schema("t", task, target="y", classes=CLASSES[task], columns={
         "kind": Column("category", nullable=True), "x": Column("number", nullable=True), "ok": Column("boolean", nullable=True),
         "y": Column("category" if CLASSES[task] else "number")}), root / "schema.yaml")
-    write_params(msgspec.convert({"prepare": {"features": None}}, Params), root / "params.yaml")
+    write_params(msgspec.convert({"prepare": {"features_file": None}}, Params), root / "params.yaml")
     return root
 
 
@@ -88,7 +88,7 @@ def test_more_rows_than_it_needs_are_sampled_with_the_seed(tmp_path, monkeypatch
     facts = baseline(project(tmp_path, "binary"))
     first = hash_folder(tmp_path / OUT)
     assert facts["rows"] == 600 and read_json(tmp_path / OUT / "baselines.json", Baselines).rows == 200
-    write_params(msgspec.convert({"prepare": {"features": None}, "train": {"seed": 5}}, Params), tmp_path / "params.yaml")
+    write_params(msgspec.convert({"prepare": {"features_file": None}, "train": {"seed": 5}}, Params), tmp_path / "params.yaml")
     baseline(tmp_path)
     assert hash_folder(tmp_path / OUT) != first
 

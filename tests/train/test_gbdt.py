@@ -70,7 +70,7 @@ def project(root, n=3000, task="binary", **sections):
 
 
 def write(root, **sections):
-    p = msgspec.convert({"prepare": {"features": None}, "train": sections}, Params)
+    p = msgspec.convert({"prepare": {"features_file": None}, "train": sections}, Params)
     write_params(p, root / "params.yaml")
 
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
         train(root)
         project(root, n=3001, gbdt={"n_estimators": 30}); train(root)
         write(root, gbdt={"n_estimators": 31}); train(root)
-        write(root, gbdt={"n_estimators": 31}, recency_half_life="3d"); train(root)
+        write(root, gbdt={"n_estimators": 31}, sample_weight_half_life="3d"); train(root)
     finally: learners.training_key = real
     assert len(set(keys)) == 4
 
@@ -303,16 +303,16 @@ def test_recent_rows_decide_when_old_ones_said_the_opposite(tmp_path):
     frame.with_columns(_target=pl.when(old).then(1 - pl.col("_target")).otherwise("_target")).write_parquet(path)
     best = {}
     for half_life in (None, "10d"):
-        write(root, recency_half_life=half_life)
+        write(root, sample_weight_half_life=half_life)
         train(root)
         best[half_life] = read_json(root / MODEL / "training.json", Training).best
     assert best["10d"] < 0.9 * best[None]
 
 
 def test_weights_need_a_time(tmp_path):
-    root = project(tmp_path, recency_half_life="7d")
+    root = project(tmp_path, sample_weight_half_life="7d")
     (root / "schema.yaml").write_text((root / "schema.yaml").read_text().replace("event_time: at", "event_time: null"))
-    with pytest.raises(UserError, match="recency_half_life.*needs event_time"): train(root)
+    with pytest.raises(UserError, match="sample_weight_half_life.*needs event_time"): train(root)
     with pytest.raises(UserError, match="missing in 1 training rows"): recency_weights(pl.Series("at", [datetime(2025, 1, 1), None]), "7d")
 
 
@@ -323,7 +323,7 @@ def test_going_on_from_a_model_folder(tmp_path):
     train(root)
     (root / MODEL).rename(root / "earlier")
     early = read_json(root / "earlier/training.json", Training)
-    write(root, gbdt={"n_estimators": 40}, continue_from="earlier")
+    write(root, gbdt={"n_estimators": 40}, init_model="earlier")
     train(root)
     after = read_json(root / MODEL / "training.json", Training)
     assert after.best < early.best and 5 < after.best_iteration <= 45 and after.continued_from
@@ -345,9 +345,9 @@ def test_an_earlier_model_must_fit(tmp_path):
     train(root)
     (root / MODEL).rename(root / "earlier")
     schema = (root / "schema.yaml").read_text()
-    write(root, continue_from="nowhere")
+    write(root, init_model="nowhere")
     with pytest.raises(UserError, match="there is no model"): train(root)
-    write(root, continue_from="earlier")
+    write(root, init_model="earlier")
     about = (root / "earlier/training.json").read_text()
     (root / "earlier/training.json").write_text(about.replace('"yes"', '"no!"'))
     with pytest.raises(UserError, match="with the classes"): train(root)

@@ -17,7 +17,7 @@ from mlops_nb.train.launcher import check_devices, fit_together
 from mlops_nb.train.net_trainer import fit_net
 
 TWO = {False: Device("cpu", processes=2), True: Device("cpu", processes=2, shard=True)}
-EXACT = replace(SMALL, dropout=0, half=False, epochs=5)
+EXACT = replace(SMALL, dropout=0, bf16=False, max_epochs=5)
 
 
 def parts(task, n=580):
@@ -66,7 +66,7 @@ def test_a_net_that_is_cut_up_learns_what_a_whole_one_does(cut):
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_worker_that_is_killed_changes_no_bit(shard, tmp_path, cut):
     # The latter with dropout, so that each has random numbers of its own, and with checkpoints within an epoch.
-    task, params = ("multiclass", EXACT) if shard else ("binary", replace(SMALL, batch=16))
+    task, params = ("multiclass", EXACT) if shard else ("binary", replace(SMALL, batch_size=16))
     rows, epochs = parts(task), []
     want = cut if shard else together(*rows, task, params)
 
@@ -84,7 +84,7 @@ def test_broken_off_nobody_is_left():
     def step(epoch, valid):
         seen.extend(workers())
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError): together(*parts("binary"), "binary", replace(SMALL, epochs=500, patience=500), step=step)
+    with pytest.raises(ZeroDivisionError): together(*parts("binary"), "binary", replace(SMALL, max_epochs=500, patience=500), step=step)
     assert len(seen) == 2 and not psutil.wait_procs(seen, timeout=20)[1]
 
 
@@ -92,7 +92,7 @@ ORPHANS = """
 import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_launcher import *
-together(*parts("binary"), "binary", replace(SMALL, epochs=5000, patience=5000), step=lambda *a: print("epoch", flush=True))
+together(*parts("binary"), "binary", replace(SMALL, max_epochs=5000, patience=5000), step=lambda *a: print("epoch", flush=True))
 """
 
 
@@ -110,22 +110,22 @@ def test_when_the_stage_is_killed_nobody_trains_on():
 @pytest.mark.slow
 def test_what_a_worker_says_to_people_and_what_only_crashes(tmp_path):
     rows = parts("binary")
-    before = fit_net(*rows, "binary", replace(SMALL, epochs=1), categorical={2: 5}, device="cpu").model
-    with pytest.raises(UserError, match=r"the earlier net \(train.continue_from\) has width = 24"):
-        together(*rows, "binary", replace(SMALL, width=8), earlier=before)
+    before = fit_net(*rows, "binary", replace(SMALL, max_epochs=1), categorical={2: 5}, device="cpu").model
+    with pytest.raises(UserError, match=r"the earlier net \(train.init_model\) has d_hidden = 24"):
+        together(*rows, "binary", replace(SMALL, d_hidden=8), earlier=before)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"crashed again and again \(.*Error.*\); set processes in section \[run\]"):
+    with pytest.raises(UserError, match=r"crashed again and again \(.*Error.*\); set n_processes in section \[run\]"):
         together(*rows, "binary", SMALL, checkpoint=tmp_path / "folder")
 
 
 def test_devices_that_are_too_few(monkeypatch):
     check_devices(Device("cpu", processes=9))
-    with pytest.raises(UserError, match="spreads a net over several processes, and processes is 1"): check_devices(Device(shard=True))
+    with pytest.raises(UserError, match="spreads a net over several processes, and n_processes is 1"): check_devices(Device(shard=True))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     check_devices(Device("auto", processes=2))
-    with pytest.raises(UserError, match="processes in section .run. of settings.ini is 3, and this machine has 2 CUDA devices"):
+    with pytest.raises(UserError, match="n_processes in section .run. of settings.ini is 3, and this machine has 2 CUDA devices"):
         check_devices(Device("cuda", processes=3))
-    with pytest.raises(UserError, match="the device cuda:1 is one, and processes in section"): check_devices(Device("cuda:1", processes=2))
+    with pytest.raises(UserError, match="the device cuda:1 is one, and n_processes in section"): check_devices(Device("cuda:1", processes=2))
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_the_stage_trains_in_two_processes(tmp_path):
     from mlops_nb.core.files import read_json
     from mlops_nb.train.stage import Training, train
     root = modelling.trained(tmp_path, learner="net")
-    write_settings(root, Settings(run=RunSettings(device="cpu", processes=2)))
+    write_settings(root, Settings(run=RunSettings(device="cpu", n_processes=2)))
     facts = train(root, "net")
     model = read_json(root / "artifacts/models/net/training.json", Training)
     assert [f["iteration"] for f in facts["figures"]] == [p.iteration for p in model.curve]

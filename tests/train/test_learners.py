@@ -31,7 +31,7 @@ def project(request, tmp_path_factory):
 
 def choose(root, rule, learners=("gbdt", "net")):
     p = read_params(root / "params.yaml")
-    p.train.learners, p.train.select = list(learners), rule
+    p.train.learners, p.train.model_selection = list(learners), rule
     write_params(p, root / "params.yaml")
 
 
@@ -61,7 +61,7 @@ def test_a_learner_named_is_taken_and_what_that_costs_is_said(project):
         choose(project, name)
         evaluate(project)
         e = read_evaluation(project)
-        assert e.learner == name and e.selection.startswith(f"{name} was named by train.select")
+        assert e.learner == name and e.selection.startswith(f"{name} was named by train.model_selection")
         assert other in e.selection
         explain(project)
         bundle(project)
@@ -104,7 +104,7 @@ def test_the_same_again_is_the_same_bytes(project):
 def test_a_learner_to_select_must_be_trained(tmp_path):
     root = modelling.trained(tmp_path)
     choose(root, "net", ["gbdt"])
-    with pytest.raises(UserError, match=r"'select' is 'net', which is not among the learners \(gbdt\)"): read_params(root / "params.yaml")
+    with pytest.raises(UserError, match=r"'model_selection' is 'net', which is not among the learners \(gbdt\)"): read_params(root / "params.yaml")
 
 
 def test_a_model_that_is_not_there_names_its_stage(tmp_path):

@@ -81,7 +81,7 @@ def test_only_numbers_or_only_categories(columns):
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_it_overfits_64_rows(task):
     train, _ = problem(task, n=96)
-    params = NetParams(k=4, width=64, embedding=8, bins=16, dropout=0, weight_decay=0, batch=64, epochs=400, patience=400,
+    params = NetParams(ensemble_size=4, d_hidden=64, d_embedding=8, n_bins=16, dropout=0, weight_decay=0, batch_size=64, max_epochs=400, patience=400,
                        learning_rate=0.005)
     net = fit(train, train, task, params)
     assert net.best < (0.05 * train.y.std() if task == "regression" else 0.03)
@@ -90,7 +90,7 @@ def test_it_overfits_64_rows(task):
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     train, valid = problem(task, n=1500)
-    found = fit(train, valid, task, replace(SMALL, epochs=25, learning_rate=0.01))
+    found = fit(train, valid, task, replace(SMALL, max_epochs=25, learning_rate=0.01))
     network, net = opened(found.model)
     from mlops_nb.train.net_trainer import put, valid_loss
     assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best, rel=1e-9)
@@ -104,32 +104,32 @@ def test_weights_count():
     train, valid = problem(n=1500)
     wrong = np.arange(len(train.y)) < 500
     flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weight=np.where(wrong, 1e-6, 1))
-    many = replace(SMALL, epochs=20, learning_rate=0.01)
+    many = replace(SMALL, max_epochs=20, learning_rate=0.01)
     assert fit(flipped, valid, params=many).best < 0.9 * fit(flipped._replace(weight=None), valid, params=many).best
 
 
 def test_it_stops_when_nothing_improves():
     train, valid = problem()
     noise = valid._replace(y=np.random.default_rng(0).integers(0, 2, len(valid.y)).astype(float))
-    net = fit(train, noise, params=replace(SMALL, epochs=100, patience=3, learning_rate=0.01))
+    net = fit(train, noise, params=replace(SMALL, max_epochs=100, patience=3, learning_rate=0.01))
     assert net.iterations == net.best_iteration + 3 < 100
 
 
 def test_further_training_starts_from_the_earlier_net():
     train, valid = problem(n=1500)
-    before = fit(train, valid, params=replace(SMALL, epochs=20, patience=20, learning_rate=0.01))
-    after = fit(train, valid, params=replace(SMALL, epochs=1), earlier=before.model)
-    fresh = fit(train, valid, params=replace(SMALL, epochs=1))
+    before = fit(train, valid, params=replace(SMALL, max_epochs=20, patience=20, learning_rate=0.01))
+    after = fit(train, valid, params=replace(SMALL, max_epochs=1), earlier=before.model)
+    fresh = fit(train, valid, params=replace(SMALL, max_epochs=1))
     assert after.best < before.best * 1.2 < fresh.best
 
 
 def test_an_earlier_net_keeps_its_shape_and_learns_with_the_new_params():
     train, valid = problem()
     before = fit(train, valid)
-    after = fit(train, valid, params=replace(SMALL, epochs=2, dropout=0, learning_rate=0.01), earlier=before.model)
+    after = fit(train, valid, params=replace(SMALL, max_epochs=2, dropout=0, learning_rate=0.01), earlier=before.model)
     assert after.iterations == 2 and from_bytes(after.model)[0].params.learning_rate == 0.01
-    with pytest.raises(UserError, match=r"the earlier net \(train.continue_from\) has k = 4, width = 24, and params.yaml says otherwise"):
-        fit(train, valid, params=replace(SMALL, k=2, width=8), earlier=before.model)
+    with pytest.raises(UserError, match=r"the earlier net \(train.init_model\) has ensemble_size = 4, d_hidden = 24, and params.yaml says otherwise"):
+        fit(train, valid, params=replace(SMALL, ensemble_size=2, d_hidden=8), earlier=before.model)
 
 
 def test_a_class_that_is_none():
@@ -143,7 +143,7 @@ def test_a_class_that_is_none():
 def test_a_class_that_no_train_row_has_gets_a_small_probability():
     train, valid = problem("multiclass", n=1500)
     known = train.y != 2
-    net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, epochs=10, learning_rate=0.01))
+    net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, max_epochs=10, learning_rate=0.01))
     from mlops_nb.train.net_trainer import ask, put
     p = ask(*opened(net.model), put(from_bytes(net.model)[0], valid))
     assert np.isfinite(net.best) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
@@ -152,17 +152,17 @@ def test_a_class_that_no_train_row_has_gets_a_small_probability():
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_half_precision_learns_as_well(task, monkeypatch):
     train, valid = problem(task, n=1500)
-    many = replace(SMALL, epochs=15, learning_rate=0.01)
+    many = replace(SMALL, max_epochs=15, learning_rate=0.01)
     from mlops_nb.train import net_trainer as module
     monkeypatch.setattr(module, "has_half", lambda device: True) # a CPU that cannot do it pretends to
-    half, full = (fit(train, valid, task, replace(many, half=half)) for half in (True, False))
+    half, full = (fit(train, valid, task, replace(many, bf16=half)) for half in (True, False))
     assert half.model != full.model and half.best == pytest.approx(full.best, rel=0.05)
     assert all(w.dtype == torch.float32 for w in from_bytes(half.model)[1].values())
 
 
 def test_the_rate_falls_like_a_cosine():
-    p = NetParams(learning_rate=1.0, epochs=10, schedule="cosine")
-    assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, schedule="constant"), 9) == 1
+    p = NetParams(learning_rate=1.0, max_epochs=10, lr_schedule="cosine")
+    assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, lr_schedule="constant"), 9) == 1
 
 
 # ---- nothing in the data breaks it
@@ -185,7 +185,7 @@ def test_no_nan(task, what):
 
 def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
     train, valid = problem("regression")
-    net = fit(train, valid, "regression", replace(SMALL, epochs=50, learning_rate=1e30, clip=1e30))
+    net = fit(train, valid, "regression", replace(SMALL, max_epochs=50, learning_rate=1e30, max_grad_norm=1e30))
     assert net.iterations < 50
     assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].values())
 
@@ -287,7 +287,7 @@ import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from pathlib import Path
 from test_net_trainer import *
-many = replace(SMALL, epochs=12, patience=12)
+many = replace(SMALL, max_epochs=12, patience=12)
 print("begins", flush=True)
 Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), every=0).model)
 """
@@ -296,7 +296,7 @@ Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({ch
 @pytest.mark.slow
 def test_killed_by_the_system_again_and_again(tmp_path):
     code = RUN.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), checkpoint=str(tmp_path / "c"))
-    want = fit(*problem(n=1200), params=replace(SMALL, epochs=12, patience=12))
+    want = fit(*problem(n=1200), params=replace(SMALL, max_epochs=12, patience=12))
     chance, kills = random.Random(0), 0
     for _ in range(6):
         run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -321,8 +321,8 @@ def test_a_torn_or_foreign_checkpoint_is_left_aside(tmp_path):
         assert load_checkpoint(path, "any") is None
         assert fit(train, valid, checkpoint=path) == whole
     assert load_checkpoint(path, "another key") is None
-    changed = fit(train, valid, params=replace(SMALL, k=2), checkpoint=path)
-    assert changed == fit(train, valid, params=replace(SMALL, k=2)) != whole
+    changed = fit(train, valid, params=replace(SMALL, ensemble_size=2), checkpoint=path)
+    assert changed == fit(train, valid, params=replace(SMALL, ensemble_size=2)) != whole
 
 
 def test_the_seed_decides_and_nothing_outside_does():
@@ -346,7 +346,7 @@ def test_without_a_compiler_is_a_sentence(monkeypatch):
 @pytest.mark.slow
 def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
     train, valid = problem()
-    quick = replace(SMALL, k=2, blocks=1, embedding=0, batch=200, epochs=2, dropout=0, half=False, compile=True) # one size of batch
+    quick = replace(SMALL, ensemble_size=2, n_blocks=1, d_embedding=0, batch_size=200, max_epochs=2, dropout=0, bf16=False, compile=True) # one size of batch
     whole = fit(train, valid, params=quick)
     plain = fit(train, valid, params=replace(quick, compile=False))
     assert [p.valid for p in whole.curve] == pytest.approx([p.valid for p in plain.curve], rel=1e-4)
@@ -363,7 +363,7 @@ def test_a_damaged_file_is_refused():
     network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
     good = to_bytes(network, build(network).state_dict())
     assert from_bytes(good)[0] == network
-    other = to_bytes(design(train.X, train.y, "binary", replace(SMALL, width=8), categorical={2: 5}), build(network).state_dict())
+    other = to_bytes(design(train.X, train.y, "binary", replace(SMALL, d_hidden=8), categorical={2: 5}), build(network).state_dict())
     for bad in (b"", good[:50], good[:-1], good + b"x", good.replace(b"binary", b"bonary"), other):
         with pytest.raises(UserError, match="not a whole net"): from_bytes(bad)
 
@@ -394,7 +394,7 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     encoder = Encoder.fit(read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
     train, valid = read_parts(root, project, encoder)
     codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
-    weights = fit_net(train, valid, "binary", NetParams(k=8, width=256, epochs=6), categorical=codes, device="cpu").model
+    weights = fit_net(train, valid, "binary", NetParams(ensemble_size=8, d_hidden=256, max_epochs=6), categorical=codes, device="cpu").model
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
     part = Part(encoder.transform(test), test["_target"].to_numpy())
     network, net = opened(weights)

@@ -31,7 +31,7 @@ def one_thread(monkeypatch): monkeypatch.setenv("MLOPS_NB_RUN_THREADS", "1")
 
 def project(root, task="binary", learner="gbdt", counts=False, **how):
     modelling.trained(root, task, learner=learner, counts=counts)
-    return change(root, **{"trials": 8} | how)
+    return change(root, **{"n_trials": 8} | how)
 
 
 def change(root, **how):
@@ -46,7 +46,7 @@ def table(root): return pl.read_parquet(root / "artifacts/tuning/trials.parquet"
 @pytest.mark.parametrize("task, learner", [("binary", "gbdt"), ("multiclass", "gbdt"), ("regression", "gbdt"), ("binary", "net"),
                                            ("regression", "net")])
 def test_what_is_found_is_used_and_never_worse_on_the_valid_rows(tmp_path, task, learner):
-    narrow = {"width": [16, 32], "embedding": [4, 8], "bins": [4, 8], "blocks": [1, 2]}
+    narrow = {"d_hidden": [16, 32], "d_embedding": [4, 8], "n_bins": [4, 8], "n_blocks": [1, 2]}
     root = project(tmp_path, task, learner, net=narrow)
     before = read_json(root / f"artifacts/models/{learner}/training.json", Training)
     assert tune.tune(root)["trials"] == 8
@@ -72,11 +72,11 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     train(root)
     after = read_json(root / "artifacts/models/gbdt/training.json", Training)
     assert after.best == found.best and after.params["objective"] == found.params.get("objective", "poisson")
-    change(root, trials=3, gbdt={"objective": ["squared"]})
+    change(root, n_trials=3, gbdt={"objective": ["squared"]})
     tune.tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
     assert later == [None, 0, 0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"
-    change(root, trials=3, gbdt={"objective": ["poisson"]})
+    change(root, n_trials=3, gbdt={"objective": ["poisson"]})
     tune.tune(root)
     assert set(table(root)["parameter"]) == SEARCHED, "it is what train says anyway"
 
@@ -88,10 +88,10 @@ def test_objectives_are_no_choice_below_0_or_of_classes(tmp_path, task, gbdt):
 
 
 def test_trees_that_go_on_keep_their_objective(tmp_path):
-    root = project(tmp_path, "regression", counts=True, trials=2)
+    root = project(tmp_path, "regression", counts=True, n_trials=2)
     (root / "artifacts/models/gbdt").rename(root / "earlier")
     p = read_params(root / "params.yaml")
-    p.train.continue_from = "earlier"
+    p.train.init_model = "earlier"
     write_params(p, root / "params.yaml")
     assert tune.tune(root)["trials"] == 2 and set(table(root)["parameter"]) == SEARCHED
     p.train.gbdt.objective = "squared"
@@ -100,7 +100,7 @@ def test_trees_that_go_on_keep_their_objective(tmp_path):
 
 
 def test_without_trials_nothing_is_searched_and_the_params_stay(tmp_path):
-    root = project(tmp_path, trials=0)
+    root = project(tmp_path, n_trials=0)
     assert tune.tune(root) == {"trials": 0} and read_tuning(root) == {} and not len(table(root))
     assert not (root / JOURNAL).exists()
     first = hash_folder(root / "artifacts/models/gbdt")
@@ -122,7 +122,7 @@ tune.tune(sys.argv[1])
 
 
 def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
-    calm, killed = project(tmp_path / "calm", trials=12), project(tmp_path / "killed", trials=12)
+    calm, killed = project(tmp_path / "calm", n_trials=12), project(tmp_path / "killed", n_trials=12)
     tune.tune(calm)
     dice, kills, kept = random.Random(3), 0, 0
     for _ in range(6):
@@ -144,7 +144,7 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
 
 
 def test_workers_share_one_budget_and_try_different_things(tmp_path):
-    root = project(tmp_path, trials=9)
+    root = project(tmp_path, n_trials=9)
     study, _ = run_study(root, "gbdt", workers=3)
     trials = counted(study)
     assert len(trials) == 9 and {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}
@@ -155,7 +155,7 @@ def test_workers_share_one_budget_and_try_different_things(tmp_path):
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
-    root = project(tmp_path, trials=1000)
+    root = project(tmp_path, n_trials=1000)
     script = tmp_path / "begin.py"
     script.write_text("import sys\nfrom pathlib import Path\nfrom mlops_nb.train.tuning import run_study\n"
                       "if __name__ == '__main__': run_study(Path(sys.argv[1]), 'gbdt', workers=2)\n")
@@ -171,7 +171,7 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     run.wait()
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-    change(root, trials=6)
+    change(root, n_trials=6)
     search = open_search(root, "gbdt")
     study = open_study(open_storage(root / JOURNAL), search)
     bury(study)
@@ -179,11 +179,11 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
 
 
 def test_a_second_machine_joins_only_the_same_study(tmp_path):
-    here, there = project(tmp_path / "here", trials=4), project(tmp_path / "there", trials=4)
+    here, there = project(tmp_path / "here", n_trials=4), project(tmp_path / "there", n_trials=4)
     for root in (here, there): (root / "settings.ini").write_text(f"[tune]\nstorage = {tmp_path / 'shared.journal'}\n")
     with pytest.raises(UserError, match="the journal holds no study .* but 0 of other data"): run_study(there, "gbdt", join=True)
     first, _ = run_study(here, "gbdt")
-    change(here, trials=7), change(there, trials=7)
+    change(here, n_trials=7), change(there, n_trials=7)
     second, _ = run_study(there, "gbdt", join=True)
     assert second.study_name == first.study_name and len(counted(second)) == 7
     change(there, gbdt={"num_leaves": [3, 9]})
@@ -192,10 +192,10 @@ def test_a_second_machine_joins_only_the_same_study(tmp_path):
 
 
 def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
-    root = project(tmp_path, trials=8)
+    root = project(tmp_path, n_trials=8)
     tune.tune(root)
     old = read_tuning(root)["gbdt"]
-    change(root, trials=2, gbdt={"num_leaves": [3, 5], "learning_rate": None})
+    change(root, n_trials=2, gbdt={"num_leaves": [3, 5], "learning_rate": None})
     tune.tune(root)
     rows, new = table(root), read_tuning(root)["gbdt"]
     assert new.study != old.study and set(rows["parameter"]) == SEARCHED - {"learning_rate"}
@@ -206,13 +206,13 @@ def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
 
 
 def test_a_working_time_ends_it_after_the_first_trial_at_least(tmp_path):
-    root = project(tmp_path, trials=500, seconds=0.001)
+    root = project(tmp_path, n_trials=500, timeout_seconds=0.001)
     assert tune.tune(root)["trials"] == 1
     assert read_tuning(root)["gbdt"].params == {}
 
 
 def test_poor_trials_are_broken_off(tmp_path):
-    root = project(tmp_path, trials=25, gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
+    root = project(tmp_path, n_trials=25, gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
     tune.tune(root)
     found = read_tuning(root)["gbdt"]
     assert found.pruned > 0 and set(found.importances) == SEARCHED
@@ -220,10 +220,10 @@ def test_poor_trials_are_broken_off(tmp_path):
 
 
 def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
-    root = project(tmp_path, learner="net", trials=3)
+    root = project(tmp_path, learner="net", n_trials=3)
     (root / "artifacts/models/net").rename(root / "earlier")
     p = read_params(root / "params.yaml")
-    p.train.continue_from = "earlier"
+    p.train.init_model = "earlier"
     write_params(p, root / "params.yaml")
     tune.tune(root)
     assert set(table(root)["parameter"]) == {"dropout", "learning_rate", "weight_decay"}
@@ -233,7 +233,7 @@ def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
 # ---- what can be wrong with a journal
 
 def test_a_torn_end_is_cut_off_and_the_rest_is_kept(tmp_path):
-    root = project(tmp_path, trials=4)
+    root = project(tmp_path, n_trials=4)
     command = ["mlops-nb", "tune"]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     path = root / JOURNAL
@@ -256,7 +256,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path, content):
 
 
 def test_an_error_in_a_trial_is_told_and_the_study_goes_on_later(tmp_path, monkeypatch):
-    root = project(tmp_path, trials=5)
+    root = project(tmp_path, n_trials=5)
     fit, calls = learners.fit_gbdt, []
 
     def breaks(*a, **k):
@@ -270,7 +270,7 @@ def test_an_error_in_a_trial_is_told_and_the_study_goes_on_later(tmp_path, monke
 
 
 def test_a_trial_of_a_living_process_is_left_running(tmp_path):
-    root = project(tmp_path, trials=3)
+    root = project(tmp_path, n_trials=3)
     search = open_search(root, "gbdt")
     study = open_study(open_storage(root / JOURNAL), search)
     trial = study.ask()
@@ -286,9 +286,9 @@ def test_a_trial_of_a_living_process_is_left_running(tmp_path):
 
 
 def test_the_command(tmp_path):
-    root = project(tmp_path, trials=3)
+    root = project(tmp_path, n_trials=3)
     done = subprocess.run(["mlops-nb", "tune", "--workers", "2"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and "gbdt: 3 trials, the best valid loss is 0." in done.stdout, done.stderr
-    change(root, trials=0)
+    change(root, n_trials=0)
     done = subprocess.run(["mlops-nb", "tune"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 1 and "tune.trials in params.yaml is 0" in done.stderr
+    assert done.returncode == 1 and "tune.n_trials in params.yaml is 0" in done.stderr
