@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlops_nb.config.params import NetParams
-from mlops_nb.model.network import build, design, training_loss
-from mlops_nb.train.dataset import Part
-from mlops_nb.train.net_data import Table, put
-from mlops_nb.train.net_trainer import Fitting, has_half, repeatable, run_epoch
-from mlops_nb.train.tensorboard import Meter
+from mlops_nb.model.network import build_network, fit_network_spec, training_loss
+from mlops_nb.train.dataset import TrainingPart
+from mlops_nb.train.net_data import DeviceDataLoader, to_net_rows
+from mlops_nb.train.net_trainer import NetTrainer, supports_bf16, deterministic_algorithms, train_epoch
+from mlops_nb.train.tensorboard import ThroughputMeter
 
 TABM, MLP = NetParams(), NetParams(ensemble_size=1)
 # rows, numbers, categories, task, and samples a second that were published for an A100 in bf16 without compile: TabM (k = 32), then MLP
@@ -28,25 +28,25 @@ def table(rows, numbers, categories, task):
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.normal(size=(rows, numbers)), rng.integers(0, 10, (rows, categories))])
     y = rng.normal(size=rows) if task == "regression" else rng.integers(0, 7 if task == "multiclass" else 2, rows).astype(float)
-    return Part(X, y), dict(n_classes=7, categorical={numbers + i: 10 for i in range(categories)})
+    return TrainingPart(X, y), dict(n_classes=7, categorical={numbers + i: 10 for i in range(categories)})
 
 
 def ours(network, part, device):
     "A function that trains for an epoch, and gives its seconds."
-    training = Fitting(network, None, 0, device)
-    rows = Table(put(network, part), device, math.inf, network.params.batch_size)
-    meter = Meter(device)
+    training = NetTrainer(network, None, 0, device)
+    rows = DeviceDataLoader(to_net_rows(network, part), device, math.inf, network.params.batch_size)
+    meter = ThroughputMeter(device)
 
     def epoch():
         clock = time.perf_counter()
-        run_epoch(training, rows, meter)
+        train_epoch(training, rows, meter)
         return time.perf_counter() - clock
     return epoch
 
 
 def theirs(network, part, workers):
     "The loop of the tutorials: the same net, rows and batches from a DataLoader, in single precision."
-    net, rows, p = build(network), put(network, part), network.params
+    net, rows, p = build_network(network), to_net_rows(network, part), network.params
     optimizer = torch.optim.AdamW(net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay)
     loader = DataLoader(TensorDataset(rows.numbers, rows.categories, rows.y), p.batch_size, shuffle=True, num_workers=workers)
 
@@ -66,7 +66,7 @@ def on_cpu(name, params, rows, times, bound):
     "Our epoch as it is shipped and in single precision, in turns with the loader's, without and with a worker process."
     _, *shape = SHAPES["Adult"][:4]
     part, how = table(rows, *shape)
-    half, full = (design(part.X, part.y, shape[-1], replace(params, bf16=half), **how) for half in (True, False))
+    half, full = (fit_network_spec(part.X, part.y, shape[-1], replace(params, bf16=half), **how) for half in (True, False))
     cpu = torch.device("cpu")
     epochs = [ours(half, part, cpu), ours(full, part, cpu), *(theirs(full, part, workers) for workers in (0, 1))]
     for epoch in epochs: epoch() # to warm up
@@ -89,7 +89,7 @@ def busy(epoch, seconds):
 def one_on_gpu(part, network, epochs=3):
     "Samples a second, and the share of the time in which the GPU computes."
     gpu = torch.device("cuda")
-    with repeatable(gpu):
+    with deterministic_algorithms(gpu):
         epoch = ours(network, part, gpu)
         epoch() # compiles, and warms up
         seconds = min(epoch() for _ in range(epochs))
@@ -102,7 +102,7 @@ def on_gpu(small):
         part, how = table(rows // (50 if small else 1), numbers, categories, task)
         for (net, params), figure in zip((("TabM", TABM), ("MLP", MLP)), published, strict=True):
             for batch, compiled in product(BATCHES[name], (False, True)):
-                network = design(part.X, part.y, task, replace(params, batch_size=batch, compile=compiled), **how)
+                network = fit_network_spec(part.X, part.y, task, replace(params, batch_size=batch, compile=compiled), **how)
                 speed, share = one_on_gpu(part, network)
                 yield row(f"training {net} on the GPU, {name}'s shape, batch {batch}{', compiled' if compiled else ''}",
                           f"{speed:,.0f} samples/s, GPU busy {share:.0%}", "published, A100", f"{figure:,} samples/s",
@@ -111,7 +111,7 @@ def on_gpu(small):
 
 def main():
     small = quick()
-    times, half = 1 if small else 5, "can" if has_half(torch.device("cpu")) else "cannot"
+    times, half = 1 if small else 5, "can" if supports_bf16(torch.device("cpu")) else "cannot"
     torch.set_num_threads(THREADS)
     rows = [*on_cpu("TabM", TABM, 512 if small else 2560, times, None if small else 1.5),
             *on_cpu("a plain net (ensemble_size 1)", MLP, 2560 if small else 25_600, times, None)]

@@ -2,7 +2,7 @@
 import polars as pl
 from common import THREADS, alternating, fewer_subscribers, fresh_copy, quick, report, row, run, seconds, workplace
 
-from mlops_nb.batch.batch_scoring import score
+from mlops_nb.batch.batch_scoring import score_files
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.predictor import Predictor
 
@@ -53,11 +53,11 @@ def main():
         theirs = lightgbm.Booster(model_file=project / "artifacts/bundle/model.txt")
         trees = theirs.num_trees()
         frame = pl.read_parquet(source)
-        X = predictor.matrix(frame)
+        X = predictor.encode_frame(frame)
 
         def afresh(model):
             (tmp / "scores.parquet").unlink(missing_ok=True)  # what is complete is not scored again
-            return seconds(score, model, source, tmp / "scores.parquet")
+            return seconds(score_files, model, source, tmp / "scores.parquet")
         def ours(): return afresh(predictor)
         def predict(): return seconds(lambda: theirs.predict(X, num_threads=THREADS))
         def script():

@@ -124,15 +124,15 @@ def made(tmp, trees):
 
 def released(root):
     "Two variants behind the endpoint, so that each request is routed."
-    from mlops_nb.bundle.store import put
+    from mlops_nb.bundle.store import store_bundle
     from mlops_nb.config.settings import read_settings
     from mlops_nb.core.files import write_json
-    from mlops_nb.release.release_plan import Plan, Variant, plan_path
+    from mlops_nb.release.release_plan import ReleasePlan, Variant, plan_path
     settings = read_settings(root)
-    bundle = put(root / "artifacts/bundle", root / settings.release.store).name
+    bundle = store_bundle(root / "artifacts/bundle", root / settings.release.store).name
     path = plan_path(root, settings)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, Plan(settings.release.endpoint, 1, [Variant("champion", bundle, 0.9), Variant("challenger", bundle, 0.1)]))
+    write_json(path, ReleasePlan(settings.release.endpoint, 1, [Variant("champion", bundle, 0.9), Variant("challenger", bundle, 0.1)]))
 
 
 def tensor(x, name="input", shape=None): return dict(name=name, shape=shape or [1, len(x)], datatype="FP64", data=x)
@@ -202,22 +202,22 @@ def one_row(root, n=2000):
     from mlops_nb.model.predictor import Predictor
     predictor = Predictor.open(root / "artifacts/bundle")
     frame = pl.read_parquet(root / "artifacts/prepared/test.parquet", columns=predictor.inputs).head(n)
-    rows, X = [{c: [v] for c, v in r.items()} for r in frame.to_dicts()], predictor.matrix(frame)
+    rows, X = [{c: [v] for c, v in r.items()} for r in frame.to_dicts()], predictor.encode_frame(frame)
     def trees():
         for x in X: predictor.model.predict_one(x)
     def predict():
-        for r in rows: predictor.model.predict_one(predictor.vectors(r)[0])
+        for r in rows: predictor.model.predict_one(predictor.encode_columns(r)[0])
     def answer():
-        for r in rows: predictor.answer(predictor.vectors(r))
+        for r in rows: predictor.predict_encoded(predictor.encode_columns(r))
     return [s / len(rows) * 1e6 for s in alternating(5, *(lambda f=f: seconds(f) for f in (trees, predict, answer)))]
 
 
 def rates(root, each):
     "The curve of one worker: a row for each rate that was offered."
-    from mlops_nb.serve.capacity_planning import measure
-    for s in measure(root, each):
+    from mlops_nb.serve.capacity_planning import measure_capacity
+    for s in measure_capacity(root, each):
         figure = f"{s.answered:,.0f}/s, p50 {s.p50:.2f} ms, p99 {s.p99:.2f} ms, p99.9 {s.p999:.2f} ms"
-        yield row(f"… offered {s.offered:,.0f}/s, steadily", figure)
+        yield row(f"… offered {s.offered_rps:,.0f}/s, steadily", figure)
 
 
 def beside(c, mine, others):

@@ -7,7 +7,7 @@ import polars as pl
 from common import TAXI, alternating, quick, report, row, run, seconds, taxi_project, workplace
 
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.validation import validate
+from mlops_nb.data.validation import run_validate
 
 
 def main():
@@ -25,8 +25,8 @@ def main():
             return new
 
         def both(root):
-            ingest(f"{TAXI}/green_tripdata_{months}.parquet", root, time="lpep_pickup_datetime")
-            validate(root)
+            ingest(f"{TAXI}/green_tripdata_{months}.parquet", root, time_column="lpep_pickup_datetime")
+            run_validate(root)
 
         def copy(to):
             for f in files: pl.scan_parquet(f).sink_parquet(to / f.name, compression="zstd")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mlops_nb.cli import app
 from mlops_nb.core.files import read_json
-from mlops_nb.data.ingest import read_manifest
+from mlops_nb.data.ingest import read_data_manifest
 
 TOP = typer.main.get_command(app)
 
@@ -125,30 +125,30 @@ def test_init_fills_an_empty_folder(tmp_path):
 
 
 def test_the_same_data_twice_adds_nothing(project):
-    before = read_manifest(project)
+    before = read_data_manifest(project)
     (project / "more.csv").write_text(shop(80, seed=9), encoding="utf-8")
     assert nb("ingest", "more.csv", cwd=project).stdout == "Deliveries: 1 new with 80 rows, 0 known already.\n"
-    once, tracked = read_manifest(project), (project / "data.dvc").read_text()
+    once, tracked = read_data_manifest(project), (project / "data.dvc").read_text()
     assert len(once.files) == len(before.files) + 1
     assert nb("ingest", "more.csv", cwd=project).stdout == "Deliveries: 0 new with 0 rows, 1 known already.\n"
-    assert read_manifest(project) == once and (project / "data.dvc").read_text() == tracked
+    assert read_data_manifest(project) == once and (project / "data.dvc").read_text() == tracked
     (project / "more.csv").write_text(shop(90, seed=10), encoding="utf-8")
     assert "add --replace" in sentence(nb("ingest", "more.csv", cwd=project))
     assert nb("ingest", "more.csv", "--replace", cwd=project).returncode == 0
-    assert sum(f.rows for f in read_manifest(project).files) == sum(f.rows for f in before.files) + 90
+    assert sum(f.rows for f in read_data_manifest(project).files) == sum(f.rows for f in before.files) + 90
 
 
 def test_simulate_makes_data_only_where_it_is_missing(project, tmp_path):
-    before = read_manifest(project)
-    assert nb("simulate", "--if-missing", cwd=project).returncode == 0 and read_manifest(project) == before
-    assert "which is not simulated" in sentence(nb("simulate", cwd=project)) and read_manifest(project) == before
+    before = read_data_manifest(project)
+    assert nb("simulate", "--if-missing", cwd=project).returncode == 0 and read_data_manifest(project) == before
+    assert "which is not simulated" in sentence(nb("simulate", cwd=project)) and read_data_manifest(project) == before
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "params.yaml").write_text("simulate: {n_subscribers: 200, n_months: 6}\n")
     assert nb("simulate", "--if-missing", cwd=empty).returncode == 0
-    made = read_manifest(empty)
+    made = read_data_manifest(empty)
     assert made.files and (empty / "truth/truth.parquet").exists()
-    assert nb("simulate", "--if-missing", cwd=empty).returncode == 0 and read_manifest(empty) == made
+    assert nb("simulate", "--if-missing", cwd=empty).returncode == 0 and read_data_manifest(empty) == made
 
 
 # judge
@@ -159,7 +159,7 @@ def test_gate_check_both_ways(project):
     edit(project / "params.yaml", "thresholds: {}", "thresholds: {auc: 0.999}")
     assert nb("stage", "gate", cwd=project).returncode == 0 # the pipeline goes on to its reports
     said = sentence(nb("gate", "check", cwd=project))
-    assert "The gate failed" in said and "auc" in said and "0.999" in said
+    assert "The gate failed" in said and "roc_auc" in said and "0.999" in said
     (project / "artifacts/gate.json").unlink()
     assert "gate.json does not exist" in sentence(nb("gate", "check", cwd=project))
 
@@ -202,8 +202,8 @@ def test_what_if_answers_for_people_and_for_programs(project):
     assert done.returncode == 0 and "after the change" in done.stdout and "The nearest real row with another" in done.stdout, done.stderr
     found = json.loads(nb("what-if", "--row", "3", "--set", "age=70", "--as-json", cwd=project).stdout)
     row = pl.read_parquet(project / "artifacts/prepared/test.parquet").row(2, named=True)
-    assert found["changes"] == [{"column": "age", "here": row["age"], "there": 70}]
-    assert found["nearest"]["answer"]["decision"] == found["fewest"]["answer"]["decision"] != found["after"]["decision"]
+    assert found["changes"] == [{"column": "age", "before": row["age"], "after": 70}]
+    assert found["nearest_counterfactual"]["prediction"]["decision"] == found["sparse_counterfactual"]["prediction"]["decision"] != found["after"]["decision"]
     typed = json.dumps({k: row[k] for k in ("city", "age", "spent", "visits", "member")} | {"day": str(row["day"])})
     again = json.loads(nb("what-if", "--json", typed, "--set", "age=70", "--as-json", "--bundle", "artifacts/bundle", cwd=project).stdout)
     assert again == found
@@ -248,6 +248,6 @@ def test_the_finished_project_is_deployed(good):
 
 
 def test_a_package_that_is_not_installed_is_named():
-    from mlops_nb.cli import ending
-    code, said = ending(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"))
+    from mlops_nb.cli import exit_code_and_message
+    code, said = exit_code_and_message(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"))
     assert code == 1 and said.startswith("the package torch.nn is not installed") and "mlops-nb[" in said

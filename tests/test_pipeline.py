@@ -13,9 +13,9 @@ from support.shop_project import shop
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.core.files import file_hashes, read_json
 from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
-from mlops_nb.scaffold import choose_split, clock_columns, init, package_name
+from mlops_nb.scaffold import choose_split, datetime_columns, init_project, package_name
 
 ORDER = [(name, "gbdt" if stage.matrix else None) for name, stage in STAGES.items()]
 OWN = {".mlops", "bundles", "releases", "mlflow.db", "mlartifacts"}  # state and side effects, which DVC does not track
@@ -25,7 +25,7 @@ OWN = {".mlops", "bundles", "releases", "mlflow.db", "mlartifacts"}  # state and
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "shop.csv").write_text(shop(), encoding="utf-8")
-    init(folder / "corner-shop", str(folder / "shop.csv"), "bought", time="day")
+    init_project(folder / "corner-shop", str(folder / "shop.csv"), "bought", time="day")
     return folder / "corner-shop"
 
 
@@ -40,10 +40,10 @@ def declared(name, item, params):
 @pytest.mark.slow
 def test_each_stage_writes_what_it_declares_and_nothing_else(project):
     params = YAML(typ="safe").load(project / "params.yaml")
-    before = hash_folder(project)
+    before = file_hashes(project)
     for name, item in ORDER:
         with contextlib.redirect_stdout(io.StringIO()): took = run_stage(name, project, item)
-        after, may = hash_folder(project), declared(name, item, params)
+        after, may = file_hashes(project), declared(name, item, params)
         touched = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
         touched = {p for p in touched if p.split("/")[0] not in OWN and "__pycache__" not in p}
         outside = {p for p in touched if not any(p == m or p.startswith(f"{m}/") for m in may)}
@@ -111,7 +111,7 @@ def test_a_new_project_is_whole(project):
 
 def test_init_that_fails_leaves_nothing(tmp_path):
     (tmp_path / "shop.csv").write_text(shop(50), encoding="utf-8")
-    with pytest.raises(UserError, match="bougth"): init(tmp_path / "p", str(tmp_path / "shop.csv"), "bougth")
+    with pytest.raises(UserError, match="bougth"): init_project(tmp_path / "p", str(tmp_path / "shop.csv"), "bougth")
     assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
 
 
@@ -132,4 +132,4 @@ def test_what_was_said_of_the_data_decides_the_split(said, method):
 def test_only_clocks_that_are_known_become_features():
     columns = {n: Column("timestamp") for n in ("start", "end", "seen")} | {"fare": Column("number")}
     schema = Schema("trips", "regression", "EXTRACT(EPOCH FROM end) - EXTRACT(EPOCH FROM start)", columns, event_time="start")
-    assert clock_columns(schema) == ["start", "seen"], "the end of a trip is not known when it starts"
+    assert datetime_columns(schema) == ["start", "seen"], "the end of a trip is not known when it starts"

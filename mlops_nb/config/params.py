@@ -17,8 +17,8 @@ from msgspec import Meta, Struct, ValidationError, convert, field
 from msgspec.structs import asdict
 
 from ..core.errors import UserError
-from ..core.files import atomic_file, conform, read_yaml, refuse_renamed, yaml_lines
-from .predicates import When
+from ..core.files import atomic_file, convert_typed, read_yaml, refuse_renamed, yaml_lines
+from .predicates import PredicateSpec
 
 # %% ../../nbs/config/04_params.ipynb #a2e6f5f0
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -195,7 +195,7 @@ class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
 # %% ../../nbs/config/04_params.ipynb #adde941d
 class PolicyRule(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     "What holds for some rows, whatever the model says."
-    when: When # which rows; {} is all of them
+    when: PredicateSpec # which rows; {} is all of them
     min_score: float | None = None # the score is no less
     max_score: float | None = None # the score is no more
     decision: str | None = None # the label, whatever the score is
@@ -250,7 +250,7 @@ class CrossValidationParams(Struct, forbid_unknown_fields=True, kw_only=True):
 # %% ../../nbs/config/04_params.ipynb #04a3b856
 class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a model must reach to be deployed, on the test part."
-    thresholds: Annotated[dict[str, float], Meta(description="bounds on test metrics, such as {auc: 0.8, log_loss: 0.4}")] = field(
+    thresholds: Annotated[dict[str, float], Meta(description="bounds on test metrics, such as {roc_auc: 0.8, log_loss: 0.4}")] = field(
         default_factory=dict)
     min_gain: Annotated[float, Meta(description="share by which the primary metric must be better than that of every baseline")] = 0.0
     champion_tolerance: Annotated[Fraction, Meta(
@@ -318,4 +318,4 @@ def read_params(path: str | Path = "params.yaml") -> Params:
     "Read and check a file of params; raises `UserError` naming the file, section and key that does not fit."
     content = read_yaml(path, Any)
     refuse_renamed(content, RENAMED, path)
-    return conform(content, Params, path)
+    return convert_typed(content, Params, path)

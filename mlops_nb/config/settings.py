@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from ..core.errors import UserError, did_you_mean
-from ..core.files import atomic_file, conform, refuse_renamed
+from ..core.files import atomic_file, convert_typed, refuse_renamed
 
 # %% ../../nbs/config/05_settings.ipynb #dd56493d
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -231,7 +231,7 @@ def _overrides(sections, environ):
     for variable, value in environ.items():
         if variable in known:
             name, f = known[variable]
-            sections[name][f.name] = conform(value, f.type, f"environment variable {variable}", strict=False)
+            sections[name][f.name] = convert_typed(value, f.type, f"environment variable {variable}", strict=False)
         elif variable.startswith(prefixes):
             raise UserError(f"environment variable {variable}: there is no such setting{did_you_mean(variable, known)}")
 
@@ -296,7 +296,7 @@ def read_settings(
     for name, values in sections.items():
         if name in known: plain[name] = values; continue
         given = {k: v for k, v in values.items() if not k.startswith("param.")}
-        schedule = conform(given, ScheduleSettings, path, (name,), strict=False)
+        schedule = convert_typed(given, ScheduleSettings, path, (name,), strict=False)
         schedule.params |= {k.removeprefix("param."): v for k, v in values.items() if k.startswith("param.")}
         schedules[name.removeprefix("schedule.")] = schedule
-    return Settings(**{k: conform(v, type(getattr(Settings(), k)), path, (k,), strict=False) for k, v in plain.items()}, schedule=schedules)
+    return Settings(**{k: convert_typed(v, type(getattr(Settings(), k)), path, (k,), strict=False) for k, v in plain.items()}, schedule=schedules)

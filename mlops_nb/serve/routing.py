@@ -16,18 +16,18 @@ from typing import Callable, Mapping, NamedTuple
 from fastcore.basics import patch
 
 from ..core.errors import UserError, did_you_mean
-from ..release.release_plan import Plan, Rule, Variant
+from ..release.release_plan import ReleasePlan, RoutingRule, Variant
 from ..config.schema import Schema
-from ..config.predicates import Match
+from ..config.predicates import RowPredicate
 
 # %% ../../nbs/serve/04_routing.ipynb #b4e933d1
 _MASK = 2**64 - 1
 
-def _number(text: bytes) -> int: # 64 bits
+def _hash64(text: bytes) -> int: # 64 bits
     return int.from_bytes(blake2b(text, digest_size=8).digest(), 'little')
 
 # %% ../../nbs/serve/04_routing.ipynb #a02a9292
-def _first(
+def _rendezvous_choice(
     number: int, # The customer's
     candidates: list[tuple[str, int, float]], # name, number of the name, minus one over the weight
 ) -> str:
@@ -42,53 +42,53 @@ def _first(
     return chosen
 
 # %% ../../nbs/serve/04_routing.ipynb #bf97f53a
-class _Parts(NamedTuple):
+class _ActiveVariants(NamedTuple):
     "Who takes part."
     candidates: list # who share the requests, as `_first` takes them
-    shares: list # their weights, added up
-    live: set # who may be named by a rule
-    shadows: list # who listens
+    cumulative_weights: list # their weights, added up
+    live_names: set # who may be named by a rule
+    shadow_names: list # who listens
 
 class Router:
     "One plan, ready to be asked."
     def __init__(self,
-        plan: Plan,
+        plan: ReleasePlan,
         schema: Schema, # The contract of the endpoint
     ):
         self.plan, self._prefix = plan, f"{plan.salt}\0{plan.endpoint}\0".encode()
-        self._rules = [(Match(r.when, schema, f"rule {i} of the plan of '{plan.endpoint}'"), r.variant) for i, r in enumerate(plan.rules, 1)]
+        self._rules = [(RowPredicate(r.when, schema, f"rule {i} of the plan of '{plan.endpoint}'"), r.variant) for i, r in enumerate(plan.rules, 1)]
         self._column, self._header = self._sticky(schema)
         self._flags = frozenset(f for f, on in plan.flags.items() if on)
-        self._usual = self._parts(self._flags)
-        self.by_row = bool(self._rules) or self._column is not None and len(plan.variants) > 1 # may two rows of one request go to different variants?
+        self._default_variants = self._variants_with_flags(self._flags)
+        self.routes_rows = bool(self._rules) or self._column is not None and len(plan.variants) > 1 # may two rows of one request go to different variants?
 
     def _sticky(self, schema): # the column and the header that name a customer; at least one of the two is None
-        sticky = self.plan.sticky
+        sticky = self.plan.sticky_key
         if sticky is None or sticky.startswith('header:'): return None, sticky and sticky.removeprefix('header:').lower()
         if sticky in schema.columns: return sticky, None
         raise UserError(f"the plan of '{self.plan.endpoint}' is sticky by '{sticky}', which the contract does not have"
                         f"{did_you_mean(sticky, schema.columns)}")
 
-    def _parts(self, flags):
+    def _variants_with_flags(self, flags):
         on = [v for v in self.plan.variants if v.flag is None or v.flag in flags]
         live = [v for v in on if v.mode == 'live']
-        return _Parts([(v.name, _number(v.name.encode()), -1 / v.weight) for v in live if v.weight], [*accumulate(v.weight for v in live if v.weight)],
+        return _ActiveVariants([(v.name, _hash64(v.name.encode()), -1 / v.weight) for v in live if v.weight], [*accumulate(v.weight for v in live if v.weight)],
                       {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
 
 # %% ../../nbs/serve/04_routing.ipynb #7b1c72c2
 @patch
-def _taking_part(self:Router, headers):
+def _active_variants(self:Router, headers):
     "The parts of the plan, with the flags of this request."
     asked = headers and headers.get('x-flags')
-    if not asked: return self._usual
-    return self._parts(self._flags | {f.strip() for f in asked.split(',')})
+    if not asked: return self._default_variants
+    return self._variants_with_flags(self._flags | {f.strip() for f in asked.split(',')})
 
 @patch
-def shadows(self:Router,
+def shadow_names(self:Router,
     headers: Mapping[str, str] | None = None, # Of the request
 ) -> list[str]:
     "The names of the variants that hear this request and answer nobody."
-    return (self._taking_part(headers) if self.plan.request_flags else self._usual).shadows
+    return (self._active_variants(headers) if self.plan.allow_request_flags else self._default_variants).shadow_names
 
 # %% ../../nbs/serve/04_routing.ipynb #491e11b5
 @patch
@@ -99,14 +99,14 @@ def choose(self:Router,
     rng: Callable[[], float] = random, # Where nothing is sticky: a number from 0 to 1
 ) -> str:
     "The name of the variant that answers this row."
-    taking = self._taking_part(headers) if self.plan.request_flags else self._usual
+    taking = self._active_variants(headers) if self.plan.allow_request_flags else self._default_variants
     for match, name in self._rules:
-        if name in taking.live and match.row(columns, row): return name
+        if name in taking.live_names and match.matches_row(columns, row): return name
     if len(taking.candidates) == 1: return taking.candidates[0][0]
     key = None
     if self._column is not None:
         values = columns.get(self._column)
         if values is not None: key = values[row]
     elif self._header is not None and headers is not None: key = headers.get(self._header)
-    if key is not None: return _first(_number(self._prefix + str(key).encode()), taking.candidates)
-    return taking.candidates[bisect(taking.shares, rng() * taking.shares[-1], 0, len(taking.shares) - 1)][0]
+    if key is not None: return _rendezvous_choice(_hash64(self._prefix + str(key).encode()), taking.candidates)
+    return taking.candidates[bisect(taking.cumulative_weights, rng() * taking.cumulative_weights[-1], 0, len(taking.cumulative_weights) - 1)][0]

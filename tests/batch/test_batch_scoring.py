@@ -12,11 +12,11 @@ from support import server as serving
 from support import trained_project as modelling
 from support.memory import peak_mib
 
-from mlops_nb.batch.batch_scoring import refused_path, score, score_table
+from mlops_nb.batch.batch_scoring import quarantine_path, score_files, score_lookup_table
 from mlops_nb.config.schema import Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.core.manifest import seal
+from mlops_nb.core.manifest import write_manifest
 from mlops_nb.model.predictor import Predictor
 
 
@@ -42,23 +42,23 @@ def test_a_file_gives_what_the_frame_gives(predictor, tmp_path):
     frame = modelling.rows(1003, seed=9, task=predictor.schema.task)
     frame.write_parquet(tmp_path / "in.parquet", row_group_size=100)
     for size in (64, 100, 5000):
-        done = score(predictor, tmp_path / "in.parquet", tmp_path / f"{size}.parquet", size)
-        assert pl.read_parquet(tmp_path / f"{size}.parquet").equals(predictor.score(frame)) and (done.rows, done.refused) == (1003, 0)
-    assert not left(tmp_path) and not refused_path(tmp_path / "64.parquet").exists()
+        done = score_files(predictor, tmp_path / "in.parquet", tmp_path / f"{size}.parquet", size)
+        assert pl.read_parquet(tmp_path / f"{size}.parquet").equals(predictor.score_frame(frame)) and (done.rows, done.n_quarantined) == (1003, 0)
+    assert not left(tmp_path) and not quarantine_path(tmp_path / "64.parquet").exists()
 
 
 def test_threads_do_not_change_a_byte(made, tmp_path):
     modelling.rows(3000, seed=10).write_parquet(tmp_path / "in.parquet", row_group_size=500)
-    for threads in (1, 3): score(Predictor.open(made, threads), tmp_path / "in.parquet", tmp_path / str(threads), 256)
+    for threads in (1, 3): score_files(Predictor.open(made, threads), tmp_path / "in.parquet", tmp_path / str(threads), 256)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "3").read_bytes()
 
 
 def test_files_without_rows(predictor, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a", "b"): modelling.rows(5, task=predictor.schema.task).clear().write_parquet(tmp_path / f"in/{name}.parquet")
-    assert score(predictor, tmp_path / "in/a.parquet", tmp_path / "out.parquet").rows == 0
-    assert pl.read_parquet(tmp_path / "out.parquet").schema == predictor.output()
-    assert score(predictor, tmp_path / "in", tmp_path / "out").rows == 0
+    assert score_files(predictor, tmp_path / "in/a.parquet", tmp_path / "out.parquet").rows == 0
+    assert pl.read_parquet(tmp_path / "out.parquet").schema == predictor.output_schema()
+    assert score_files(predictor, tmp_path / "in", tmp_path / "out").rows == 0
 
 
 def test_a_folder_gives_a_folder(binary, tmp_path):
@@ -68,14 +68,14 @@ def test_a_folder_gives_a_folder(binary, tmp_path):
         frame.write_parquet(tmp_path / "in" / name)
     (tmp_path / "in/.hidden").mkdir()
     (tmp_path / "in/.hidden/x.parquet").write_bytes(b"none")
-    assert score(binary, tmp_path / "in", tmp_path / "out", 20).rows == 101
-    for name, frame in frames.items(): assert pl.read_parquet(tmp_path / "out" / name, glob=False).equals(binary.score(frame))
+    assert score_files(binary, tmp_path / "in", tmp_path / "out", 20).rows == 101
+    for name, frame in frames.items(): assert pl.read_parquet(tmp_path / "out" / name, glob=False).equals(binary.score_frame(frame))
     assert len([p for p in (tmp_path / "out").rglob("*") if p.is_file()]) == 2
     modelling.rows(7).write_parquet(tmp_path / "in/a/new.parquet")
-    assert score(binary, tmp_path / "in", tmp_path / "out", 20).rows == 108  # the older result is replaced as a whole
+    assert score_files(binary, tmp_path / "in", tmp_path / "out", 20).rows == 108  # the older result is replaced as a whole
     (tmp_path / "out/notes.txt").write_text("mine")
     (tmp_path / "in/a/new.parquet").unlink()
-    with pytest.raises(UserError, match="holds notes.txt"): score(binary, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match="holds notes.txt"): score_files(binary, tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out/notes.txt").exists()
 
 
@@ -84,19 +84,19 @@ def test_rows_that_break_the_contract_are_refused_with_their_reasons(binary, tmp
     said = pl.when(pl.int_range(300) == 207).then(pl.lit("perhaps")).otherwise(pl.col("known").cast(pl.String))
     frame = frame.with_columns(known=said)
     frame.write_parquet(tmp_path / "in.parquet")
-    done, out = score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64), pl.read_parquet(tmp_path / "out.parquet")
+    done, out = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64), pl.read_parquet(tmp_path / "out.parquet")
     bad = pl.Series([i % 100 == 7 for i in range(300)])
-    assert (done.rows, done.refused) == (300, 3)
+    assert (done.rows, done.n_quarantined) == (300, 3)
     assert out["score"].is_null().to_list() == out["decision"].is_null().to_list() == bad.to_list()
-    assert out.filter(~bad).equals(binary.score(modelling.rows(300, seed=3).filter(~bad)))
-    refused = pl.read_parquet(refused_path(tmp_path / "out.parquet"))
+    assert out.filter(~bad).equals(binary.score_frame(modelling.rows(300, seed=3).filter(~bad)))
+    refused = pl.read_parquet(quarantine_path(tmp_path / "out.parquet"))
     assert refused["_row"].to_list() == [7, 107, 207] and set(refused["_source"]) == {"in.parquet"}
     assert refused["count"].to_list() == ["1000"] * 3
     assert refused["_reasons"].to_list()[2] == ["count: 1000 is above 50.0", "known: perhaps is not true or false"]
-    assert score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64).refused == 3  # found, not scored
+    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64).n_quarantined == 3  # found, not scored
     modelling.rows(300).write_parquet(tmp_path / "in.parquet")
-    assert score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet").refused == 0
-    assert not refused_path(tmp_path / "out.parquet").exists()
+    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet").n_quarantined == 0
+    assert not quarantine_path(tmp_path / "out.parquet").exists()
 
 
 def other_policy(made, folder, **policies):
@@ -106,7 +106,7 @@ def other_policy(made, folder, **policies):
     schema = read_json(folder / "schema.json", Schema)
     for name, policy in policies.items(): schema.columns[name] = msgspec.structs.replace(schema.columns[name], **policy)
     write_json(folder / "schema.json", schema)
-    seal(folder)
+    write_manifest(folder)
     return Predictor.open(folder)
 
 
@@ -114,15 +114,15 @@ def test_the_other_policies_of_the_contract(made, binary, tmp_path):
     frame = modelling.rows(200, seed=4).with_columns(x=pl.when(pl.int_range(200) == 150).then(99.0).otherwise("x"))
     frame.write_parquet(tmp_path / "in.parquet")
     nulled = other_policy(made, tmp_path / "null", x=dict(on_violation="null"))
-    assert score(nulled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64).refused == 0
+    assert score_files(nulled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64).n_quarantined == 0
     without = frame.with_columns(x=pl.when(pl.int_range(200) != 150).then("x"))
-    assert pl.read_parquet(tmp_path / "out.parquet").equals(binary.score(without))
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(binary.score_frame(without))
     stop = other_policy(made, tmp_path / "stop", x=dict(on_violation="stop"))
     with pytest.raises(UserError, match="in.parquet, data row 151: x: 99.0 is above 10"):
-        score(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64)
+        score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64)
     assert not (tmp_path / "s.parquet").exists()
     without.write_parquet(tmp_path / "in.parquet")
-    assert score(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64).found == 0  # another file: no part of the first is taken
+    assert score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64).found == 0  # another file: no part of the first is taken
     assert not left(tmp_path)
 
 
@@ -132,19 +132,19 @@ def test_the_rules_of_the_policy_hold_in_files(made, tmp_path):
     policy = read_json(tmp_path / "ruled/policy.json", dict)
     rules = [{"when": {"note": "vip"}, "decision": "no"}, {"when": {"known": True}, "max_score": .25}]
     write_json(tmp_path / "ruled/policy.json", policy | {"rules": rules, "reject_region": [.3, .5]})
-    seal(tmp_path / "ruled")
+    write_manifest(tmp_path / "ruled")
     ruled, plain = Predictor.open(tmp_path / "ruled"), Predictor.open(made).predict(modelling.rows(400, seed=2))
     frame = modelling.rows(400, seed=2).with_columns(note=pl.when(pl.int_range(400) % 9 == 0).then(pl.lit("vip")).otherwise("note"))
     frame.write_parquet(tmp_path / "in.parquet")
-    score(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    score_files(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
     out = pl.read_parquet(tmp_path / "out.parquet")
-    assert out.equals(ruled.score(frame)) and out.columns == ["score", "decision", "referred"]
+    assert out.equals(ruled.score_frame(frame)) and out.columns == ["score", "decision", "needs_review"]
     assert out["score"].to_list() == [min(p, .25) if k else p for p, k in zip(plain, frame["known"], strict=True)]
     assert set(out.filter(frame["note"] == "vip")["decision"]) == {"no"}
-    assert out.filter("referred")["decision"].is_null().all() and out.filter("referred")["score"].is_between(.3, .5).all()
-    assert out["referred"].sum() > 0
+    assert out.filter("needs_review")["decision"].is_null().all() and out.filter("needs_review")["score"].is_between(.3, .5).all()
+    assert out["needs_review"].sum() > 0
     frame.drop("note").write_parquet(tmp_path / "in.parquet")
-    with pytest.raises(UserError, match="'note' .text. is missing"): score(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    with pytest.raises(UserError, match="'note' .text. is missing"): score_files(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
 
 
 def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path):
@@ -159,31 +159,31 @@ def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path)
     for name, said in {"none.parquet": "does not exist", "cut.parquet": "as Parquet", "empty.parquet": "as Parquet",
                        "folder": "no Parquet file", "lacks.parquet": r"'x' \(number\) is missing",
                        "retyped.parquet": "'when' .timestamp. is retyped to Int32"}.items():
-        with pytest.raises(UserError, match=said) as e: score(binary, tmp_path / name, target, 50)
+        with pytest.raises(UserError, match=said) as e: score_files(binary, tmp_path / name, target, 50)
         assert "\n" not in str(e.value) and not (target.parent.exists() and list(target.parent.iterdir()))
-    score(binary, tmp_path / "good.parquet", target)
+    score_files(binary, tmp_path / "good.parquet", target)
     before = target.read_bytes()
-    with pytest.raises(UserError): score(binary, tmp_path / "cut.parquet", target, 50)
+    with pytest.raises(UserError): score_files(binary, tmp_path / "cut.parquet", target, 50)
     assert target.read_bytes() == before
     for wrong in (target.parent / "." / target.name, target.parent, tmp_path):
-        with pytest.raises(UserError, match="give another target"): score(binary, target, wrong)
-    with pytest.raises(UserError, match="give another target"): score(binary, tmp_path, tmp_path / "x")
+        with pytest.raises(UserError, match="give another target"): score_files(binary, target, wrong)
+    with pytest.raises(UserError, match="give another target"): score_files(binary, tmp_path, tmp_path / "x")
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(binary, tmp_path):
     modelling.rows(200).write_parquet(tmp_path / "in.parquet")
-    ask = binary.score
+    ask = binary.score_frame
     def score_slowly(frame):
         os.utime(tmp_path / "in.parquet", ns=(1, 1))
         return ask(frame)
-    binary.score = score_slowly
-    with pytest.raises(UserError, match="changed while it was scored"): score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    binary.score_frame = score_slowly
+    with pytest.raises(UserError, match="changed while it was scored"): score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
     assert not (tmp_path / "out.parquet").exists()
 
 
 def test_finished_parts_are_not_scored_again(binary, tmp_path):
     modelling.rows(1000).write_parquet(tmp_path / "in.parquet")
-    ask, asked = binary.score, []
+    ask, asked = binary.score_frame, []
     def fails_at(n):
         def f(frame):
             asked.append(len(frame))
@@ -192,13 +192,13 @@ def test_finished_parts_are_not_scored_again(binary, tmp_path):
         return f
     for n, finished in ((4, 3), (3, 5)):
         asked.clear()
-        binary.score = fails_at(n)
-        with pytest.raises(OSError): score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100)
+        binary.score_frame = fails_at(n)
+        with pytest.raises(OSError): score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100)
         assert len(asked) == n and len(list(tmp_path.glob(".out.parquet.parts/*/scores-*"))) == finished
     asked.clear()
-    binary.score = fails_at(0)
-    assert score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).found == 5 and len(asked) == 5 and not left(tmp_path)
-    assert score(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 1000 and len(asked) == 5
+    binary.score_frame = fails_at(0)
+    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).found == 5 and len(asked) == 5 and not left(tmp_path)
+    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 1000 and len(asked) == 5
 
 
 # --- killed
@@ -216,7 +216,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(made, binary, tmp_path
     (tmp_path / "in").mkdir()
     bad = modelling.rows(20_000, seed=1).with_columns(count=pl.when(pl.int_range(20_000) % 1000 == 1).then(-1).otherwise("count"))
     for name in ("a", "b"): bad.write_parquet(tmp_path / f"in/{name}.parquet", row_group_size=3000)
-    score(binary, tmp_path / "in", tmp_path / "whole", 500)
+    score_files(binary, tmp_path / "in", tmp_path / "whole", 500)
     command, kills, seen = [sys.executable, "-c", SCORE, made, tmp_path / "in", tmp_path / "out", "500"], 0, 0
     for k in range(40):
         run = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
@@ -233,7 +233,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(made, binary, tmp_path
         kills, seen = kills + 1, len(list(tmp_path.glob(".out.parts/*/scores-*")))
         assert not (tmp_path / "out").exists() or seen == 0
         if (tmp_path / "out").exists(): break
-    score(binary, tmp_path / "in", tmp_path / "out", 500)
+    score_files(binary, tmp_path / "in", tmp_path / "out", 500)
     assert kills >= 4
     for name in ("out/a.parquet", "out/b.parquet", "out.refused.parquet"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("out", "whole")).read_bytes()
@@ -242,16 +242,16 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(made, binary, tmp_path
 
 def test_two_at_once_do_not_mix(binary, tmp_path):
     modelling.rows(1000).write_parquet(tmp_path / "in.parquet")
-    ask, said, source, target = binary.score, [], tmp_path / "in.parquet", tmp_path / "out.parquet"
+    ask, said, source, target = binary.score_frame, [], tmp_path / "in.parquet", tmp_path / "out.parquet"
     def meanwhile(frame):
         if not said:
             other = Predictor.__new__(Predictor)
             other.__dict__ = binary.__dict__ | {"score": ask}
-            with pytest.raises(UserError, match="written by another process") as e: score(other, source, target, 100)
+            with pytest.raises(UserError, match="written by another process") as e: score_files(other, source, target, 100)
             said.append(str(e.value))
         return ask(frame)
-    binary.score = meanwhile
-    assert score(binary, source, target, 100).rows == 1000 and said
+    binary.score_frame = meanwhile
+    assert score_files(binary, source, target, 100).rows == 1000 and said
 
 
 def test_memory_does_not_grow_with_the_file(made, tmp_path):
@@ -271,28 +271,28 @@ def test_a_table_has_the_newest_score_of_each_entity(made, binary, tmp_path):
     frame = frame.with_columns(count=pl.when(pl.int_range(400) == 399).then(-1).otherwise("count"),
                                when=pl.when(pl.int_range(400) == 399).then(pl.datetime(2027, 1, 1)).otherwise("when"))
     frame.unique(["id", "when"], keep="first", maintain_order=True).write_parquet(tmp_path / "in.parquet")
-    assert score_table(timed, tmp_path / "in.parquet", tmp_path / "t.parquet", 64) == 149  # the newest row of c99 was refused
+    assert score_lookup_table(timed, tmp_path / "in.parquet", tmp_path / "t.parquet", 64) == 149  # the newest row of c99 was refused
     table = pl.read_parquet(tmp_path / "t.parquet")
     ordered = pl.read_parquet(tmp_path / "in.parquet").sort("when", nulls_last=False, maintain_order=True)
     newest = ordered.unique("id", keep="last", maintain_order=True).filter(pl.col("id") != "c99")
-    want = newest.select("id").hstack(binary.score(newest)).sort("id")
-    assert table.equals(want) and table.columns == ["id", *binary.output()] and not left(tmp_path)
+    want = newest.select("id").hstack(binary.score_frame(newest)).sort("id")
+    assert table.equals(want) and table.columns == ["id", *binary.output_schema()] and not left(tmp_path)
 
 
 def test_what_a_table_cannot_decide_a_person_must(binary, tmp_path):
     frame = modelling.rows(100, seed=7)
     frame.write_parquet(tmp_path / "in.parquet")
-    assert score_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet") == 100
+    assert score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet") == 100
     frame.with_columns(id=pl.lit("one")).write_parquet(tmp_path / "in.parquet")
     with pytest.raises(UserError, match="1 entities, such as 'one', have several rows"):
-        score_table(binary, tmp_path / "in.parquet", tmp_path / "u.parquet")
+        score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "u.parquet")
     assert not (tmp_path / "u.parquet").exists()
     pl.concat([frame, frame]).write_parquet(tmp_path / "in.parquet")  # the same row twice is one
-    assert score_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet") == 100
+    assert score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet") == 100
     frame.drop("id").write_parquet(tmp_path / "in.parquet")
-    with pytest.raises(UserError, match=r"'id' \(text\) is missing"): score_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"'id' \(text\) is missing"): score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
     binary.schema = msgspec.structs.replace(binary.schema, entity=None)
-    with pytest.raises(UserError, match="names no entity"): score_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="names no entity"): score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
 
 
 def test_the_command(made, tmp_path):

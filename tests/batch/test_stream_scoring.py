@@ -14,13 +14,13 @@ import pytest
 from support import server as serving
 from support.services import NatsService, RedisService, free_port
 
-from mlops_nb.batch.stream_scoring import Worker, broker_of, subject_of
-from mlops_nb.bundle.store import put
+from mlops_nb.batch.stream_scoring import StreamWorker, create_broker, result_subject
+from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.settings import StreamSettings, read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.records import LogFull, check, read_log
-from mlops_nb.release.release_plan import plan_path, release
+from mlops_nb.prediction_log.records import LogWriteError, audit_log, read_log
+from mlops_nb.release.release_plan import plan_path, promote_bundle
 
 SERVICES = {"redis": RedisService, "nats": NatsService}
 
@@ -31,7 +31,7 @@ import msgspec
 from mlops_nb.core.errors import UserError
 from mlops_nb.release.release_plan import plan_path, release
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.records import LogFull, check, read_log
+from mlops_nb.prediction_log.records import LogWriteError, audit_log, read_log
 from mlops_nb.batch.stream_scoring import Worker, broker_of, _until_stopped
 from mlops_nb.config.settings import StreamSettings
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -214,7 +214,7 @@ def test_the_broker_is_killed_and_comes_back(group):
 def run_until(g, answer, done):
     "One worker in this process, until something is true of the group."
     async def go():
-        worker, stop = Worker(broker_of(g.settings), answer, g.settings), asyncio.Event()
+        worker, stop = StreamWorker(create_broker(g.settings), answer, g.settings), asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         await asyncio.to_thread(g.wait, done, 30)
         stop.set()
@@ -225,7 +225,7 @@ def run_until(g, answer, done):
 def test_a_log_that_cannot_be_written_refuses_nobody(group):
     g, rows, failures = group(max_deliveries=1, batch_size=5), [(f"r{i}", i) for i in range(12)], iter(range(5))
     async def answer(id, body):
-        if id in ("r3", "r7") and next(failures, None) is not None: raise LogFull("The prediction log cannot be written")
+        if id in ("r3", "r7") and next(failures, None) is not None: raise LogWriteError("The prediction log cannot be written")
         return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
     g.put(rows)
     assert run_until(g, answer, lambda: len(g.results) == 12).refused == 0
@@ -254,7 +254,7 @@ def test_a_target_that_cannot_be_written_refuses_nobody(group):
 def test_an_address_without_a_server_is_a_sentence_without_the_password(kind):
     url = f"{kind}://someone:secret@127.0.0.1:{free_port()}"
     settings = StreamSettings(url=url)
-    async def start(): await Worker(broker_of(settings), None, settings).run(asyncio.Event())
+    async def start(): await StreamWorker(create_broker(settings), None, settings).run(asyncio.Event())
     with pytest.raises(UserError, match=r"cannot be used.*MLOPS_NB_STREAM_URL") as e: asyncio.run(start())
     assert "secret" not in str(e.value) and "\n" not in str(e.value)
 
@@ -263,13 +263,13 @@ def test_what_is_no_stream_is_a_sentence(service):
     if service.scheme != "redis": pytest.skip("NATS has streams only")
     with service.client() as c: c.set("text", "x")
     settings = StreamSettings(url=service.url, source="text")
-    async def start(): await Worker(broker_of(settings), None, settings).run(asyncio.Event())
+    async def start(): await StreamWorker(create_broker(settings), None, settings).run(asyncio.Event())
     with pytest.raises(UserError, match="wrong kind of value"): asyncio.run(start())
 
 
 def test_ids_never_share_a_subject():
     ids = ["a", "A", "a.b", "a b", "~", "~YQ", "YQ", "", "ä", "*", ">", "x" * 300, "a-b", "a_b"]
-    subjects = [subject_of("t", i) for i in ids]
+    subjects = [result_subject("t", i) for i in ids]
     assert len(set(subjects)) == len(ids)
     for s in subjects: assert s.count(".") == 1 and not set(s[2:]) & set(" *>.") and s != "t."
 
@@ -303,8 +303,8 @@ def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundle
             run.kill()
     g.wait(lambda: g.service.left(g.names) == 0)
     assert "count" in g.refused["bad"] and len(g.refused) == 1
-    place = put(bundles[1], root / "bundles")
-    release(plan_path(root, read_settings(root, {})), serving.ENDPOINT, place.name)
+    place = store_bundle(bundles[1], root / "bundles")
+    promote_bundle(plan_path(root, read_settings(root, {})), serving.ENDPOINT, place.name)
     probes = iter(range(30, 60))
     def probe(): g.put([(f"r{(i := next(probes))}", rows[i])])
     g.wait(lambda: any(r["bundle"] == new.id for r in g.results), meanwhile=probe)
@@ -317,7 +317,7 @@ def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundle
     for id, r in found.items():
         if r["bundle"] == new.id: assert r["predictions"][0]["score"] == new.predict_one(rows[int(id[1:])])
     log = read_log(root / "predictions").select("id", "row", "bundle").collect()
-    assert set(found) == set(log["id"]) and check(root / "predictions").problems == []
+    assert set(found) == set(log["id"]) and audit_log(root / "predictions").problems == []
 
 
 def test_nothing_is_deployed(tmp_path, group):

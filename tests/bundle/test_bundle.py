@@ -13,25 +13,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import FILES, bundle, check_golden, draft, golden, open_bundle, pack, read_baseline, score_reference
+from mlops_nb.bundle.bundle import BUNDLE_FILES, run_bundle, check_golden_examples, open_trained_predictor, golden_examples, open_bundle, pack_bundle, read_data_baseline, score_histogram
 from mlops_nb.bundle.model_card import git_state
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.core.manifest import MANIFEST, Manifest, open_sealed, seal
+from mlops_nb.core.manifest import MANIFEST_FILE, Manifest, verify_manifest, write_manifest
 from mlops_nb.model.predictor import Predictor
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
 def project(request, tmp_path_factory):
     root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param, n=500), request.param)
-    bundle(root)
+    run_bundle(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     root = modelling.judged(modelling.trained(tmp_path_factory.mktemp("one"), n=500))
-    pack(root)
+    pack_bundle(root)
     return root
 
 
@@ -41,17 +41,17 @@ def folder(one, tmp_path): return Path(shutil.copytree(one / "artifacts/bundle",
 
 def test_a_bundle_holds_the_designed_files_and_reproduces_itself(project):
     folder = project / "artifacts/bundle"
-    assert {p.name for p in folder.iterdir()} == FILES | {"model.txt", MANIFEST}
-    assert open_bundle(folder).id == Predictor.open(folder).id == read_json(folder / MANIFEST, Manifest).id
-    assert check_golden(folder) is None
+    assert {p.name for p in folder.iterdir()} == BUNDLE_FILES | {"model.txt", MANIFEST_FILE}
+    assert open_bundle(folder).id == Predictor.open(folder).id == read_json(folder / MANIFEST_FILE, Manifest).id
+    assert check_golden_examples(folder) is None
     frame = modelling.rows(100, seed=3)
-    assert Predictor.open(folder).predict(frame).tobytes() == draft(project).predict(frame).tobytes()
+    assert Predictor.open(folder).predict(frame).tobytes() == open_trained_predictor(project).predict(frame).tobytes()
 
 
 def test_the_same_project_gives_the_same_bytes_wherever_it_is(project, tmp_path):
     before = {p.name: p.read_bytes() for p in (project / "artifacts/bundle").iterdir()}
     moved = Path(shutil.copytree(project, tmp_path / "elsewhere"))
-    run = subprocess.run([sys.executable, "-c", "from mlops_nb.bundle.bundle import bundle; print(bundle('.')['bundle'])"], cwd=moved,
+    run = subprocess.run([sys.executable, "-c", "from mlops_nb.bundle.bundle import run_bundle; print(run_bundle('.')['bundle'])"], cwd=moved,
                          capture_output=True, text=True, timeout=120,
                          env={**os.environ, "MLOPS_NB_RUN_THREADS": "3", "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"})
     assert run.returncode == 0, run.stderr
@@ -60,16 +60,16 @@ def test_the_same_project_gives_the_same_bytes_wherever_it_is(project, tmp_path)
 
 
 def test_another_parent_is_another_bundle(one):
-    first, second = bundle(one)["bundle"], bundle(one, parent="a" * 64)["bundle"]
+    first, second = run_bundle(one)["bundle"], run_bundle(one, parent="a" * 64)["bundle"]
     assert first != second
     assert read_json(one / "artifacts/bundle/provenance.json", dict)["parent"] == "a" * 64
-    assert bundle(one)["bundle"] == first
+    assert run_bundle(one)["bundle"] == first
 
 
 # --- sealing
 
 def test_every_file_is_guarded(folder):
-    for name in sorted(FILES | {"model.txt", MANIFEST}):
+    for name in sorted(BUNDLE_FILES | {"model.txt", MANIFEST_FILE}):
         data = (folder / name).read_bytes()
         for changed in (data + b" ", data[:-1], b"", data.replace(data[:1], b"\0", 1)):
             (folder / name).write_bytes(changed)
@@ -82,7 +82,7 @@ def test_every_file_is_guarded(folder):
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_changed_byte_is_refused(folder, data):
-    path = folder / data.draw(st.sampled_from(sorted(FILES | {"model.txt", MANIFEST})))
+    path = folder / data.draw(st.sampled_from(sorted(BUNDLE_FILES | {"model.txt", MANIFEST_FILE})))
     content = path.read_bytes()
     at = data.draw(st.integers(0, len(content) - 1))
     byte = data.draw(st.integers(1, 255)) ^ content[at]
@@ -98,7 +98,7 @@ def test_features_are_not_run_before_they_are_verified(folder, tmp_path):
     (folder / "features.py").write_text((folder / "features.py").read_text() + f"\nopen({str(mark)!r}, 'w')\n")
     with pytest.raises(UserError, match="features.py was changed"): Predictor.open(folder)
     assert not mark.exists()
-    seal(folder)
+    write_manifest(folder)
     Predictor.open(folder)
     assert mark.exists()
 
@@ -120,53 +120,53 @@ def replaced_by_link(folder):
     (replaced_by_link, "'model.txt', which is a link"),
     (lambda d: (d / "empty").mkdir(), "'empty', which is a folder"),
     (lambda d: os.mkfifo(d / "pipe"), "'pipe', which is not a plain file"),
-    (lambda d: (d / MANIFEST).unlink(), "it has no manifest.json"),
+    (lambda d: (d / MANIFEST_FILE).unlink(), "it has no manifest.json"),
     (lambda d: shutil.rmtree(d), "is not a folder")])
 def test_what_was_added_removed_or_linked_is_refused(folder, spoil, said):
     spoil(folder)
-    for opener in (open_bundle, Predictor.open, check_golden, read_baseline):
+    for opener in (open_bundle, Predictor.open, check_golden_examples, read_data_baseline):
         with pytest.raises(UserError, match=said): opener(folder)
 
 
 @pytest.mark.parametrize("name", ["../model.txt", "/etc/passwd", "sub/model.txt", "", "a\0b", "manifest.json"])
 def test_a_manifest_cannot_point_outside(folder, name):
     "Also when its id fits: whoever writes a manifest can compute one."
-    from mlops_nb.core.manifest import _identity, _written
+    from mlops_nb.core.manifest import _content_id, _manifest_bytes
     (folder.parent / "model.txt").write_text("outside")
-    m = read_json(folder / MANIFEST, Manifest)
+    m = read_json(folder / MANIFEST_FILE, Manifest)
     files = m.files | {name: "0" * 64}
-    (folder / MANIFEST).write_bytes(_written(Manifest(_identity(m.format, m.producers, files), m.format, m.producers, files)))
+    (folder / MANIFEST_FILE).write_bytes(_manifest_bytes(Manifest(_content_id(m.format_version, m.packages, files), m.format_version, m.packages, files)))
     with pytest.raises(UserError): open_bundle(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff\xfe", b'{"id": 1}', b"null", b"{" * 100_000])
 def test_a_manifest_that_is_none_is_refused(folder, text):
-    (folder / MANIFEST).write_bytes(text)
+    (folder / MANIFEST_FILE).write_bytes(text)
     with pytest.raises(UserError, match="manifest.json"): open_bundle(folder)
 
 
 def test_a_manifest_of_another_format_or_spelling_is_refused(folder):
-    m = msgspec.json.decode((folder / MANIFEST).read_bytes())
-    write_json(folder / MANIFEST, m | {"format": 2})
+    m = msgspec.json.decode((folder / MANIFEST_FILE).read_bytes())
+    write_json(folder / MANIFEST_FILE, m | {"format_version": 2})
     with pytest.raises(UserError, match="reads format 1"): open_bundle(folder)
     for text in (msgspec.json.encode(m), msgspec.json.format(msgspec.json.encode(dict(reversed(m.items()))), indent=1)):
-        (folder / MANIFEST).write_bytes(text)
+        (folder / MANIFEST_FILE).write_bytes(text)
         with pytest.raises(UserError, match="changed after it was written"): open_bundle(folder)
-    write_json(folder / MANIFEST, m | {"more": 1})
+    write_json(folder / MANIFEST_FILE, m | {"more": 1})
     with pytest.raises(UserError, match="damaged"): open_bundle(folder)
 
 
 def test_the_id_covers_the_producers(folder):
-    m = msgspec.json.decode((folder / MANIFEST).read_bytes())
-    m["producers"]["lightgbm"] = "0.0.1"
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(m, order="sorted"), indent=1) + b"\n")
+    m = msgspec.json.decode((folder / MANIFEST_FILE).read_bytes())
+    m["packages"]["lightgbm"] = "0.0.1"
+    (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(m, order="sorted"), indent=1) + b"\n")
     with pytest.raises(UserError, match="changed after it was written"): open_bundle(folder)
 
 
 def test_sealed_but_no_bundle(tmp_path):
     (tmp_path / "model.txt").write_text("tree")
-    seal(tmp_path)
-    assert open_sealed(tmp_path).id
+    write_manifest(tmp_path)
+    assert verify_manifest(tmp_path).id
     with pytest.raises(UserError, match="missing or does not belong"): open_bundle(tmp_path)
     with pytest.raises(UserError, match="no bundle of a model"): Predictor.open(tmp_path)
 
@@ -176,7 +176,7 @@ def test_a_torn_part_of_a_sealed_bundle_is_a_sentence(folder):
                        "features.py": "features.py"}.items():
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(b"{def" + data[:len(data) // 2])
-        seal(folder)
+        write_manifest(folder)
         with pytest.raises(UserError, match=said): Predictor.open(folder)
         (folder / name).write_bytes(data)
 
@@ -185,7 +185,7 @@ def test_a_torn_part_of_a_sealed_bundle_is_a_sentence(folder):
 
 MISSING = {"models/gbdt/model.txt": "train \\(gbdt\\)", "models/gbdt/encoder.json": "train \\(gbdt\\)",
            "evaluation/policy.json": "evaluate",
-           "evaluation/evaluation.json": "evaluate", "metrics.json": "evaluate", "explanation/attribution.json": "explain",
+           "evaluation/evaluation.json": "evaluate", "metrics.json": "evaluate", "explanation/attribution_baseline.json": "explain",
            "prepared/train.parquet": "prepare", "prepared/test.parquet": "prepare"}
 
 
@@ -194,7 +194,7 @@ def test_a_stage_that_has_not_run_is_named(one):
     before = open_bundle(art / "bundle").id
     for name, stage in MISSING.items():
         (art / name).rename(one / "away")
-        with pytest.raises(UserError, match=f"run the stage {stage} first"): pack(one)
+        with pytest.raises(UserError, match=f"run the stage {stage} first"): pack_bundle(one)
         (one / "away").rename(art / name)
         assert open_bundle(art / "bundle").id == before, "a failed run must leave the last bundle"
     assert not [p for p in art.iterdir() if p.name.startswith(".")]
@@ -204,8 +204,8 @@ def test_a_full_disk_leaves_the_last_bundle(one, monkeypatch):
     before = open_bundle(one / "artifacts/bundle").id
 
     def full(*_, **__): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("mlops_nb.bundle.bundle.seal", full)
-    with pytest.raises(OSError): pack(one)
+    monkeypatch.setattr("mlops_nb.bundle.bundle.write_manifest", full)
+    with pytest.raises(OSError): pack_bundle(one)
     assert open_bundle(one / "artifacts/bundle").id == before
     assert {p.name for p in (one / "artifacts").iterdir() if p.name.startswith((".", "bundle"))} == {"bundle"}
 
@@ -216,7 +216,7 @@ def test_golden_rows_cover_what_is_rare(project):
     rows = pl.read_parquet(project / "artifacts/bundle/golden.parquet")
     predictor, test = Predictor.open(project / "artifacts/bundle"), pl.read_parquet(project / "artifacts/prepared/test.parquet")
     assert 32 <= len(rows) <= 64
-    raw = predictor.raw(test).reshape(len(test), -1)[:, 0]
+    raw = predictor.predict_raw(test).reshape(len(test), -1)[:, 0]
     first = np.array([r[0] for r in rows["_raw"].to_list()])
     assert first.min() <= raw.min() and first.max() >= raw.max()
     assert rows["x"].null_count() and rows["place"].null_count() and rows["when"].null_count()
@@ -227,7 +227,7 @@ def test_golden_rows_cover_what_is_rare(project):
 
 def test_few_rows_give_few_golden_rows(one):
     predictor, test = Predictor.open(one / "artifacts/bundle"), pl.read_parquet(one / "artifacts/prepared/test.parquet")
-    assert 1 < len(golden(predictor, test[:1])) < 8
+    assert 1 < len(golden_examples(predictor, test[:1])) < 8
 
 
 def test_any_difference_from_the_golden_rows_is_found(folder):
@@ -238,25 +238,25 @@ def test_any_difference_from_the_golden_rows_is_found(folder):
                           (good.with_columns(_decision=pl.lit("yes")), "_decision was"),
                           (good.with_columns(pl.col("count").reverse()), "golden row")):
         changed.write_parquet(path)
-        seal(folder)
-        assert said in (check_golden(folder) or "the same")
+        write_manifest(folder)
+        assert said in (check_golden_examples(folder) or "the same")
 
 
 # --- what travels with the model
 
 def test_the_baseline_is_that_of_the_training_rows(project):
     train = pl.read_parquet(project / "artifacts/prepared/train.parquet")
-    base = read_baseline(project / "artifacts/bundle")
+    base = read_data_baseline(project / "artifacts/bundle")
     assert base.rows == len(train) and sum(base.columns["x"].counts) == len(train)
     assert base.columns["x"].counts[0] == train["x"].null_count()
     scores = read_json(project / "artifacts/bundle/baseline.json", dict)["scores"]
-    assert [*scores] == [c for c in Predictor.open(project / "artifacts/bundle").output() if c != "decision"]
+    assert [*scores] == [c for c in Predictor.open(project / "artifacts/bundle").output_schema() if c != "decision"]
     valid = pl.read_parquet(project / "artifacts/prepared/valid.parquet", columns=["x"])
     assert all(sum(s["counts"]) == len(valid) and len(s["counts"]) == len(s["edges"]) + 2 for s in scores.values())
 
 
 def test_constant_scores_have_a_distribution():
-    reference = score_reference(np.full(10, .5))
+    reference = score_histogram(np.full(10, .5))
     assert sum(reference.counts) == 10 and reference.edges == [.5]
 
 
@@ -271,8 +271,8 @@ def test_the_card_says_what_was_measured(project):
 
 def test_provenance_holds_what_is_needed_to_train_again(project):
     p = read_json(project / "artifacts/bundle/provenance.json", dict)
-    assert {"schema", "features", "train.parquet", "valid.parquet", "test.parquet", "params.yaml"} <= p["inputs"].keys()
-    assert all(len(v) == 64 for v in p["inputs"].values())
+    assert {"schema", "features", "train.parquet", "valid.parquet", "test.parquet", "params.yaml"} <= p["input_hashes"].keys()
+    assert all(len(v) == 64 for v in p["input_hashes"].values())
     assert p["params"]["train"]["gbdt"]["n_estimators"] == 20 and p["seeds"] == {"split": 0, "train": 0, "evaluate": 0}
     assert p["packages"]["lightgbm"] and p["training"]["best_iteration"] >= 1 and "curve" not in p["training"]
 

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 from support.html_pages import self_contained
 
-from mlops_nb.bundle.bundle import pack
-from mlops_nb.bundle.model_card import _changed, markdown_table, markdown_text
+from mlops_nb.bundle.bundle import pack_bundle
+from mlops_nb.bundle.model_card import _changed_params, markdown_table, escape_markdown
 from mlops_nb.config.params import CostParams, EvaluateParams, Params
 from mlops_nb.config.schema import read_schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.evaluate.fairness import Fairness, Group
+from mlops_nb.evaluate.fairness import FairnessReport, GroupMetrics
 from mlops_nb.evaluate.metrics import Estimate
-from mlops_nb.evaluate.slice_discovery import WeakSpot, WeakSpots
-from mlops_nb.report.html import markdown
-from mlops_nb.report.stage import card_page
+from mlops_nb.evaluate.slice_discovery import DiscoveredSlice, SliceDiscovery
+from mlops_nb.report.html import render_markdown
+from mlops_nb.report.stage import write_model_card_page
 
 HEADINGS = ["Intended use", "Inputs", "Data", "Quality", "Segments", "Fairness", "Limits", "Lineage"]
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) ![y](https://x/y.png) `*_"
@@ -37,16 +37,16 @@ def project(request, tmp_path_factory):
     found = read_json(root / "artifacts/evaluation/evaluation.json", dict)
     figure = {"value": .5, "low": .4, "high": .6}
     estimate, rates = Estimate(.5, .4, .6), {"selection_rate": Estimate(.5, .4, .6), "true_positive_rate": Estimate(None)}
-    spots = [WeakSpot(measure="loss", where=f"{w} {HOSTILE}", n=9, share=.1, error=estimate, rest=.1, gap=estimate, p=p, predicted=.1,
-                      observed=.2, primary=estimate, primary_rest=.3) for w, p in (("sure", .01), ("chance", .5))]
-    fair = [Fairness("known", [Group(HOSTILE, 300, rates)], {}, {}, HOSTILE), Fairness("known and place", [], {}, {}, "Both together.")]
-    found |= {"comparisons": [{"sentence": HOSTILE}], "recalibration": {"sentence": "Nothing helps."}, "threshold": figure,
-              "weak_spots": msgspec.to_builtins(WeakSpots(tried=50, spots=spots, sentence="One was found.")),
+    spots = [DiscoveredSlice(measure="loss", where=f"{w} {HOSTILE}", n_rows=9, share=.1, error=estimate, rest=.1, gap=estimate, p_value=p, predicted=.1,
+                      observed=.2, primary_value=estimate, primary_value_rest=.3) for w, p in (("sure", .01), ("chance", .5))]
+    fair = [FairnessReport("known", [GroupMetrics(HOSTILE, 300, rates)], {}, {}, HOSTILE), FairnessReport("known and place", [], {}, {}, "Both together.")]
+    found |= {"comparisons": [{"message": HOSTILE}], "recalibration": {"message": "Nothing helps."}, "threshold": figure,
+              "slice_discovery": msgspec.to_builtins(SliceDiscovery(n_comparisons=50, slices=spots, message="One was found.")),
               "fairness": msgspec.to_builtins(fair),
-              "slices": [{"column": "place", "value": HOSTILE, "n": 10, "estimate": figure, "gap": figure}],
-              "small_slices": [{"column": "known", "slices": 1, "rows": 3}]}
+              "slices": [{"column": "place", "value": HOSTILE, "n_rows": 10, "estimate": figure, "gap": figure}],
+              "small_slices": [{"column": "known", "n_slices": 1, "n_rows": 3}]}
     write_json(root / "artifacts/evaluation/evaluation.json", found)
-    pack(root)
+    pack_bundle(root)
     return root
 
 
@@ -56,12 +56,12 @@ def text_of(html): return unescape(re.sub(r"<[^>]+>", "", html))
 @settings(deadline=None, max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30) | st.text("<>&|[]()!`*_\\#-~:;'\"x \n", max_size=30))
 def test_any_text_is_shown_as_it_is(text):
-    for html in (markdown(markdown_table(["a"], [(text,)])), markdown("- x " + markdown_text(text))):
+    for html in (render_markdown(markdown_table(["a"], [(text,)])), render_markdown("- x " + escape_markdown(text))):
         assert text_of(html).split() == ([] if html.startswith("<ul") else ["a"]) + (["x"] if html.startswith("<ul") else []) + text.split()
 
 
 def test_the_page_needs_nothing_and_runs_nothing(project):
-    html = card_page(project / "artifacts/bundle", project / "pages/card.html").read_text(encoding="utf-8")
+    html = write_model_card_page(project / "artifacts/bundle", project / "pages/card.html").read_text(encoding="utf-8")
     page = self_contained(html)
     assert not page.links[1:] and "img" not in page.tags and html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
     assert text_of(html).count(HOSTILE) >= 5
@@ -76,12 +76,12 @@ def test_the_headings_are_always_the_same(project):
 def test_a_card_says_where_the_model_comes_from_and_what_nobody_wrote(project):
     bundle = project / "artifacts/bundle"
     card, origin = (bundle / "card.md").read_text(encoding="utf-8"), read_json(bundle / "provenance.json", dict)
-    assert all(f"| {k} | {v[:12]}… |" in card for k, v in origin["inputs"].items())
+    assert all(f"| {k} | {v[:12]}… |" in card for k, v in origin["input_hashes"].items())
     assert "| train.gbdt.num_leaves | 7 |" in card
     assert "Not for:** Nobody has written it down; `out_of_scope` in schema.yaml" in card and "For:** Nobody" not in card
     assert "Before it: no model." in card
     parent = "ab" * 32
-    pack(project, parent)
+    pack_bundle(project, parent)
     assert f"the model `{parent}`" in (bundle / "card.md").read_text(encoding="utf-8")
 
 
@@ -93,20 +93,20 @@ def test_groups_are_told_and_what_may_be_chance_is_not(project):
 
 
 def test_a_card_says_where_nobody_looked(tmp_path):
-    pack(modelling.judged(modelling.trained(tmp_path, n=300)))
+    pack_bundle(modelling.judged(modelling.trained(tmp_path, n=300)))
     card = (tmp_path / "artifacts/bundle/card.md").read_text(encoding="utf-8")
     assert "Nobody has searched for other groups" in card and "marks no column as sensitive, so nobody has looked" in card
     assert "For:** Nobody has written it down; `intended_use` in schema.yaml" in card
 
 
 def test_only_what_was_changed_is_listed():
-    assert _changed(msgspec.to_builtins(Params())) == []
+    assert _changed_params(msgspec.to_builtins(Params())) == []
     changed = Params(evaluate=EvaluateParams(costs=CostParams(false_negative=5.0)))
-    assert _changed(msgspec.to_builtins(changed)) == [("evaluate.costs.false_negative", 5.0)]
+    assert _changed_params(msgspec.to_builtins(changed)) == [("evaluate.costs.false_negative", 5.0)]
 
 
 def test_the_card_of_a_changed_bundle_is_not_shown(project, tmp_path):
     bundle = shutil.copytree(project / "artifacts/bundle", tmp_path / "bundle")
     (bundle / "card.md").write_text("# all is well\n")
-    with pytest.raises(UserError, match="card.md was changed after the bundle was sealed"): card_page(bundle, tmp_path / "card.html")
+    with pytest.raises(UserError, match="card.md was changed after the bundle was sealed"): write_model_card_page(bundle, tmp_path / "card.html")
     assert not (tmp_path / "card.html").exists()

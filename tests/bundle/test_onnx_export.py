@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.bundle import onnx_export as export
-from mlops_nb.bundle.bundle import pack
-from mlops_nb.bundle.onnx_export import ask_onnx, beside, export_onnx, leaf_rows, placed, read_trees, trees_to_onnx
+from mlops_nb.bundle.bundle import pack_bundle
+from mlops_nb.bundle.onnx_export import predict_onnx, neighbouring_floats, export_onnx, leaf_boundary_rows, with_column_values, read_onnx_trees, trees_to_onnx
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json
 from mlops_nb.model.booster import Booster
@@ -30,17 +30,17 @@ def fit(X, y, categorical=(), trees=8, **params):
 
 def rows_of(text, X, categorical=()):
     "Every kind of row that could tell the two apart."
-    trees = read_trees(text)
+    trees = read_onnx_trees(text)
     numeric = [j for j in range(X.shape[1]) if j not in categorical]
     used = {j: [t.threshold[i] for t in trees for i, f in enumerate(t.feature) if f == j] for j in numeric}
-    values = {j: np.r_[beside(np.array(t)) if t else [], EDGES, np.nan] for j, t in used.items()}
+    values = {j: np.r_[neighbouring_floats(np.array(t)) if t else [], EDGES, np.nan] for j, t in used.items()}
     values |= {j: np.r_[np.arange(70.), np.nan] for j in categorical}
-    return np.concatenate([X, placed(X, values), [*leaf_rows(trees, X[0])], np.full((1, X.shape[1]), np.nan)])
+    return np.concatenate([X, with_column_values(X, values), [*leaf_boundary_rows(trees, X[0])], np.full((1, X.shape[1]), np.nan)])
 
 
 def assert_same(text, X, categorical=()):
     rows = rows_of(text, X, categorical)
-    ours, theirs = Booster(text).predict(rows), ask_onnx(trees_to_onnx(text), rows)
+    ours, theirs = Booster(text).predict(rows), predict_onnx(trees_to_onnx(text), rows)
     assert ours.shape == theirs.shape and theirs.dtype == np.float64
     apart = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
     assert apart.max() < 1e-12, rows[apart.reshape(len(rows), -1).max(1).argmax()]
@@ -93,12 +93,12 @@ def test_what_onnx_cannot_express_is_refused():
     with pytest.raises(UserError, match="linear trees"): trees_to_onnx(fit(X, y, linear_tree=True, trees=3))
     with pytest.raises(UserError, match="objective 'quantile' cannot be exported"): trees_to_onnx(fit(X, y, objective="quantile"))
     with pytest.raises(UserError, match="0 as missing"): trees_to_onnx(fit(X.round(), y, zero_as_missing=True))
-    with pytest.raises(UserError, match="not a LightGBM model"): read_trees("tree")
+    with pytest.raises(UserError, match="not a LightGBM model"): read_onnx_trees("tree")
 
 
 def test_neighbours():
-    assert beside(np.array([1.0])).tolist() == [float(np.float32(1) - np.float32(2)**-24), 1 - 2**-53, 1.0, 1 + 2**-52, 1 + 2**-23]
-    assert np.isfinite(beside(np.array([1e300, -1.7e308]))).all()
+    assert neighbouring_floats(np.array([1.0])).tolist() == [float(np.float32(1) - np.float32(2)**-24), 1 - 2**-53, 1.0, 1 + 2**-52, 1 + 2**-23]
+    assert np.isfinite(neighbouring_floats(np.array([1e300, -1.7e308]))).all()
 
 
 @pytest.mark.realdata
@@ -117,7 +117,7 @@ def test_adult_at_every_threshold(real_data):
 @pytest.fixture(scope="module", params=[(task, learner) for task in modelling.CLASSES for learner in ("gbdt", "net")], ids="-".join)
 def project(request, tmp_path_factory):
     root, (task, learner) = tmp_path_factory.mktemp("project"), request.param
-    pack(modelling.judged(modelling.trained(root, task, n=500, learner=learner), task))
+    pack_bundle(modelling.judged(modelling.trained(root, task, n=500, learner=learner), task))
     return root
 
 
@@ -125,13 +125,13 @@ def test_a_bundle_is_written_with_what_was_compared(project, tmp_path):
     bundle, test = project / "artifacts/bundle", pl.read_parquet(project / "artifacts/prepared/test.parquet")
     parity = export_onnx(bundle, tmp_path / "out", test)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "parity.json"]
-    assert read_json(tmp_path / "out/parity.json", export.Parity) == parity
+    assert read_json(tmp_path / "out/parity.json", export.ParityReport) == parity
     data, predictor = (tmp_path / "out/model.onnx").read_bytes(), export.Predictor.open(bundle)
-    assert parity.sha256 == hashlib.sha256(data).hexdigest() and parity.bundle == predictor.id and parity.columns == predictor.columns
-    assert all(c.decisions == 0 and c.largest <= parity.tolerance for c in parity.checked) and sum(c.n for c in parity.checked) > 500
-    assert parity.codes["place"]["Amsterdam"] >= 2 and parity.policy == predictor.policy
+    assert parity.sha256 == hashlib.sha256(data).hexdigest() and parity.bundle_id == predictor.id and parity.feature_names == predictor.feature_names
+    assert all(c.n_decisions_changed == 0 and c.max_difference <= parity.tolerance for c in parity.checks) and sum(c.n_rows for c in parity.checks) > 500
+    assert parity.category_codes["place"]["Amsterdam"] >= 2 and parity.policy == predictor.policy
     # as somebody else would use it: other threads, a row at a time, in rows never compared
-    session, X = onnxruntime.InferenceSession(data), predictor.matrix(modelling.rows(60, seed=9))
+    session, X = onnxruntime.InferenceSession(data), predictor.encode_frame(modelling.rows(60, seed=9))
     said = np.concatenate([session.run(["score"], {"X": row[None]})[0] for row in X])
     assert np.allclose(said, predictor.model.predict(X), rtol=parity.tolerance, atol=parity.tolerance)
     assert export_onnx(bundle, tmp_path / "again").sha256 == parity.sha256 # without the project
@@ -150,7 +150,7 @@ def test_a_threshold_moved_by_one_bit_is_found(project, tmp_path, monkeypatch):
     bundle = project / "artifacts/bundle"
     if not (bundle / "model.txt").exists(): pytest.skip("a net has no thresholds")
     def moved(text):
-        trees = read_trees(text)
+        trees = read_onnx_trees(text)
         i = next(i for i, c in enumerate(trees[0].codes) if c is None)
         trees[0].threshold[i] = np.nextafter(trees[0].threshold[i], -np.inf)
         return trees
@@ -160,5 +160,5 @@ def test_a_threshold_moved_by_one_bit_is_found(project, tmp_path, monkeypatch):
 
 def with_trees(monkeypatch, trees, text):
     with monkeypatch.context() as m:
-        m.setattr(export, "read_trees", lambda _: trees)
+        m.setattr(export, "read_onnx_trees", lambda _: trees)
         return trees_to_onnx(text)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.trained_project import schema
 
-from mlops_nb.config.predicates import Match
+from mlops_nb.config.predicates import RowPredicate
 from mlops_nb.core.errors import UserError
 
 SCHEMA = schema("binary")
@@ -23,22 +23,22 @@ SCHEMA = schema("binary")
     ({"when": "2026-01-01T01:00:00+01:00"}, datetime(2026, 1, 1), True)])
 def test_what_a_condition_says(when, value, fits):
     [name] = when
-    match = Match(when, SCHEMA, "rule 1")
-    assert match.row({name: [value]}, 0) is fits and match.rows({name: [value]}, 1).tolist() == [fits]
-    assert Match({}, SCHEMA, "rule 1").row({}, 0) # no condition: every row
+    match = RowPredicate(when, SCHEMA, "rule 1")
+    assert match.matches_row({name: [value]}, 0) is fits and match.matching_rows({name: [value]}, 1).tolist() == [fits]
+    assert RowPredicate({}, SCHEMA, "rule 1").matches_row({}, 0) # no condition: every row
 
 
 def test_a_column_that_was_not_sent_is_missing():
-    assert Match({"x": None}, SCHEMA, "r").row({}, 0) and not Match({"x": [0, 1]}, SCHEMA, "r").row({}, 0)
+    assert RowPredicate({"x": None}, SCHEMA, "r").matches_row({}, 0) and not RowPredicate({"x": [0, 1]}, SCHEMA, "r").matches_row({}, 0)
 
 
 @given(st.lists(st.tuples(st.none() | st.floats(-3, 3), st.none() | st.sampled_from(["a", "b", "c"])), min_size=1),
        st.none() | st.floats(-3, 3), st.lists(st.none() | st.sampled_from(["a", "b"]), min_size=1))
 def test_all_columns_must_fit_one_row_and_many_alike(rows, low, places):
     columns = {"x": [r[0] for r in rows], "place": [r[1] for r in rows]}
-    match = Match({"x": [low, 2], "place": places}, SCHEMA, "rule 1") if low is None or low <= 2 else Match({"place": places}, SCHEMA, "r")
-    said = match.rows(columns, len(rows)).tolist()
-    assert said == [match.row(columns, i) for i in range(len(rows))]
+    match = RowPredicate({"x": [low, 2], "place": places}, SCHEMA, "rule 1") if low is None or low <= 2 else RowPredicate({"place": places}, SCHEMA, "r")
+    said = match.matching_rows(columns, len(rows)).tolist()
+    assert said == [match.matches_row(columns, i) for i in range(len(rows))]
     if low is None: assert said == [x is not None and x <= 2 and p in places for x, p in rows]
 
 
@@ -49,10 +49,10 @@ def test_all_columns_must_fit_one_row_and_many_alike(rows, low, places):
     ({"place": [["a"]]}, "category"), ({"known": "yes"}, "boolean"), ({"when": "yesterday"}, "timestamp"), ({"when": 5}, "timestamp"),
     ({"when": ["2026-02-01", "2026-01-01"]}, "timestamp"), ({"id": [1, 2]}, "text")])
 def test_what_can_never_be_true_is_refused(when, words):
-    with pytest.raises(UserError) as e: Match(when, SCHEMA, "rule 1 of r.json")
+    with pytest.raises(UserError) as e: RowPredicate(when, SCHEMA, "rule 1 of r.json")
     assert words in str(e.value) and "rule 1 of r.json" in str(e.value)
 
 
 def test_a_time_without_a_zone_is_utc():
     at = datetime(2026, 7, 1, 12, tzinfo=UTC).isoformat()
-    assert Match({"when": at}, SCHEMA, "r").row({"when": [datetime(2026, 7, 1, 12)]}, 0)
+    assert RowPredicate({"when": at}, SCHEMA, "r").matches_row({"when": [datetime(2026, 7, 1, 12)]}, 0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.schema import (
-    POLARS,
+    POLARS_TYPES,
     Column,
     Schema,
     diff_schemas,
@@ -52,7 +52,7 @@ def schemas(draw):
     some = st.sampled_from(list(cols))
     return Schema(draw(names), "multiclass", draw(some), cols, classes=draw(st.lists(names, min_size=2, max_size=4, unique=True)),
                   entity=draw(st.none() | some), event_time=draw(st.none() | some), segments=draw(st.lists(some, max_size=2)),
-                  missing=draw(st.lists(names, max_size=3)))
+                  missing_values=draw(st.lists(names, max_size=3)))
 
 
 @settings(deadline=None, max_examples=150)
@@ -137,12 +137,12 @@ def test_rows_where_the_filter_is_unknown_do_not_pass():
 def test_class_index(values, classes):
     s = of(task="binary", y="text")
     s.classes = classes
-    assert pl.DataFrame({"y": values}).select(s.target_number()).to_series().to_list() == [0.0, 1.0, None, None]
+    assert pl.DataFrame({"y": values}).select(s.encoded_target_expr()).to_series().to_list() == [0.0, 1.0, None, None]
 
 
 def test_regression_target_is_finite_or_null():
     frame = pl.DataFrame({"y": [1.5, float("nan"), float("inf"), None]})
-    assert frame.select(of(y="number").target_number()).to_series().to_list() == [1.5, None, None, None]
+    assert frame.select(of(y="number").encoded_target_expr()).to_series().to_list() == [1.5, None, None, None]
 
 
 # reading values
@@ -175,13 +175,13 @@ INTEGER_TEXT = ([" 12 ", "3.0", "1e3", "-7", "9223372036854775807", "x", "", "?"
     ("timestamp", pl.Series([datetime(2012, 1, 31, 10)], dtype=pl.Datetime("ns")), [datetime(2012, 1, 31, 10)]),
     ("timestamp", [datetime(2012, 1, 31, 10, tzinfo=ZoneInfo("Europe/Vienna"))], [datetime(2012, 1, 31, 9)]),
     ("timestamp", [20120131], [None]),
-    *((t, pl.Series([None, None], dtype=pl.Null), [None, None]) for t in POLARS)])
+    *((t, pl.Series([None, None], dtype=pl.Null), [None, None]) for t in POLARS_TYPES)])
 def test_values_are_read_as_the_columns_type(type, raw, read):
     s = of(y=type)
-    s.missing = ["?"]
+    s.missing_values = ["?"]
     frame = pl.DataFrame({"y": raw})
     got = frame.lazy().select(s.parse_expr("y", frame.schema["y"])).collect(engine="streaming")
-    assert got["y"].to_list() == read and got.schema["y"] == POLARS[type]
+    assert got["y"].to_list() == read and got.schema["y"] == POLARS_TYPES[type]
 
 
 def test_a_format_reads_what_iso_does_not():
@@ -192,7 +192,7 @@ def test_a_format_reads_what_iso_does_not():
 
 def test_missing_is_told_from_unreadable():
     s = of(y="number")
-    s.missing = ["?"]
+    s.missing_values = ["?"]
     texts, floats = ["", " ? ", None, "x", "1"], [float("nan"), float("inf"), None]
     for values, missing in ((texts, [True, True, True, False, False]), (floats, [True, False, True])):
         frame = pl.DataFrame({"y": values})
@@ -226,7 +226,7 @@ def test_each_change_is_a_sentence(column, key, value, kind, says):
     else: setattr(new, key, value)
     changes = diff_schemas(BASE, new)
     assert [(c.column, c.key, c.kind) for c in changes] == [(column, key, kind)]
-    assert says in changes[0].sentence and changes[0].sentence.endswith(".")
+    assert says in changes[0].message and changes[0].message.endswith(".")
     assert schema_hash(new) != schema_hash(BASE)
 
 
@@ -268,6 +268,6 @@ def test_pandera_holds_types_missing_ranges_and_domains():
 
 
 def test_a_word_for_missing_may_be_listed_twice():
-    schema = Schema("t", "regression", "y", {"c": Column("category"), "y": Column("number")}, missing=["", "?", "?"])
+    schema = Schema("t", "regression", "y", {"c": Column("category"), "y": Column("number")}, missing_values=["", "?", "?"])
     read = pl.DataFrame({"c": ["a ", " ", "?"]}).select(schema.parse_expr("c", pl.String()))
     assert read["c"].to_list() == ["a", None, None]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.memory import peak_mib
 
 from mlops_nb.config.schema import read_schema, schema_hash, write_schema
-from mlops_nb.config.schema_inference import guess_task, infer_range, infer_schema, observe, order_classes
+from mlops_nb.config.schema_inference import infer_task, infer_range, infer_schema, profile_columns, order_classes
 from mlops_nb.core.errors import UserError
 
 N = 400
@@ -69,15 +69,15 @@ def test_years_of_two_digits_are_not_the_first_century():
 
 def test_words_for_missing_are_listed_only_where_they_occur_and_mean_it():
     s = infer(n=["1", "?"] * 200, c=["a", "N/A"] * 200, k=["None", "unknown"] * 200)
-    assert s.missing == ["?", "N/A"]
+    assert s.missing_values == ["?", "N/A"]
     assert [s.columns[c].nullable for c in "nck"] == [True, True, False]
     assert s.columns["c"].domain == ["a"] and s.columns["k"].domain == ["None", "unknown"]
-    assert infer(x=["a", "b"] * 200).missing == []
+    assert infer(x=["a", "b"] * 200).missing_values == []
 
 
 def test_a_word_that_one_column_needs_counts_in_all():
     s = infer(n=["1", "2", "None", "4"] * 100, c=["a", "b", "None", "c"] * 100)
-    assert s.missing == ["None"] and s.columns["c"].nullable and s.columns["c"].domain == ["a", "b", "c"]
+    assert s.missing_values == ["None"] and s.columns["c"].nullable and s.columns["c"].domain == ["a", "b", "c"]
     assert "25.0% missing" in s.notes["c"]
 
 
@@ -184,7 +184,7 @@ def test_the_order_of_classes_does_not_depend_on_the_order_of_rows(counts):
 
 
 def test_guess_task():
-    assert guess_task(pl.Float64(), 3, False) == "regression" and guess_task(pl.String(), 3, True) == "multiclass"
+    assert infer_task(pl.Float64(), 3, False) == "regression" and infer_task(pl.String(), 3, True) == "multiclass"
 
 
 # mistakes
@@ -292,7 +292,7 @@ def test_adult(real_data):
         frame = frame.with_columns(pl.all().str.strip_chars().replace("", None))
         parts.append(frame.filter(~pl.all_horizontal(pl.all().is_null())))
     s = infer_schema(numeric_where_possible(pl.concat(parts)).lazy(), "adult", "rtrim(outcome, '.')")
-    assert (s.task, s.classes, s.missing) == ("binary", ["<=50K", ">50K"], ["?"]) and len(s.feature_columns) == 14
+    assert (s.task, s.classes, s.missing_values) == ("binary", ["<=50K", ">50K"], ["?"]) and len(s.feature_columns) == 14
     assert [n for n, c in s.columns.items() if c.nullable] == ["workclass", "occupation", "native-country"]
     assert s.columns["education-num"].type == "integer" and len(s.columns["native-country"].domain) == 41
 
@@ -300,7 +300,7 @@ def test_adult(real_data):
 @pytest.mark.realdata
 def test_bank(real_data):
     s = infer_schema(csv(real_data("bank_marketing") / "bank-additional-full.csv", separator=";"), "bank", "y", exclude=["duration"])
-    assert (s.task, s.classes, s.missing) == ("binary", ["no", "yes"], []) and len(s.feature_columns) == 19
+    assert (s.task, s.classes, s.missing_values) == ("binary", ["no", "yes"], []) and len(s.feature_columns) == 19
     assert "unknown" in s.columns["job"].domain and not any(c.nullable for c in s.columns.values())
 
 
@@ -339,5 +339,5 @@ def test_taxi(real_data):
 
 
 def test_what_observe_keeps_does_not_grow_with_the_rows():
-    facts = observe(pl.LazyFrame({"s": [f"c{i}" for i in range(50000)]}))["s"]
-    assert facts.values == 50000 and 40000 < facts.distinct <= 50000
+    facts = profile_columns(pl.LazyFrame({"s": [f"c{i}" for i in range(50000)]}))["s"]
+    assert facts.n_texts == 50000 and 40000 < facts.distinct <= 50000

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.settings import ScheduleSettings
-from mlops_nb.control.scheduler import Due, first_question, json_serializer, lock, tick_name, ticks
+from mlops_nb.control.scheduler import ScheduledReport, catch_up_start, json_serializer, acquire_lock, fire_time_id, fire_times
 from mlops_nb.core.errors import UserError
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
@@ -32,8 +32,8 @@ def schedule(cron, **more): return ScheduleSettings(notebook="a.ipynb", cron=cro
 
 def test_a_tick_is_due_once_at_the_end_of_its_interval():
     noon = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-    assert ticks(schedule("0 12 * * *"), noon - timedelta(hours=1), noon) == [noon]
-    assert ticks(schedule("0 12 * * *"), noon, noon + timedelta(hours=1)) == []
+    assert fire_times(schedule("0 12 * * *"), noon - timedelta(hours=1), noon) == [noon]
+    assert fire_times(schedule("0 12 * * *"), noon, noon + timedelta(hours=1)) == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -46,37 +46,37 @@ def test_cutting_the_time_anywhere_gives_the_same_ticks(start, steps, cron, zone
     begin = datetime(2026, 3, 27, tzinfo=UTC) + timedelta(seconds=start)  # around the change to summer time
     cuts = [begin]
     for step in steps: cuts.append(cuts[-1] + timedelta(seconds=step))
-    pieces = [t for a, b in zip(cuts, cuts[1:], strict=False) for t in ticks(s, a, b)]
-    assert [tick_name(t) for t in pieces] == [tick_name(t) for t in ticks(s, begin, cuts[-1])]
-    assert len({tick_name(t) for t in pieces}) == len(pieces)
+    pieces = [t for a, b in zip(cuts, cuts[1:], strict=False) for t in fire_times(s, a, b)]
+    assert [fire_time_id(t) for t in pieces] == [fire_time_id(t) for t in fire_times(s, begin, cuts[-1])]
+    assert len({fire_time_id(t) for t in pieces}) == len(pieces)
 
 
 def test_seven_in_vienna_is_another_moment_in_summer():
-    winter = ticks(schedule("0 7 * * *", timezone="Europe/Vienna"), datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 1, 6, tzinfo=UTC))
-    summer = ticks(schedule("0 7 * * *", timezone="Europe/Vienna"), datetime(2026, 7, 6, tzinfo=UTC), datetime(2026, 7, 7, tzinfo=UTC))
-    assert [tick_name(t) for t in winter + summer] == ["20260105T060000Z", "20260706T050000Z"]
+    winter = fire_times(schedule("0 7 * * *", timezone="Europe/Vienna"), datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 1, 6, tzinfo=UTC))
+    summer = fire_times(schedule("0 7 * * *", timezone="Europe/Vienna"), datetime(2026, 7, 6, tzinfo=UTC), datetime(2026, 7, 7, tzinfo=UTC))
+    assert [fire_time_id(t) for t in winter + summer] == ["20260105T060000Z", "20260706T050000Z"]
 
 
 def test_a_wrong_expression_and_too_many_ticks_are_sentences():
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    with pytest.raises(UserError, match="not a cron expression"): ticks(schedule("61 * * * *"), now, now)
-    with pytest.raises(UserError, match="more than 1000 times"): ticks(schedule("* * * * *"), now, now + timedelta(days=2))
+    with pytest.raises(UserError, match="not a cron expression"): fire_times(schedule("61 * * * *"), now, now)
+    with pytest.raises(UserError, match="more than 1000 times"): fire_times(schedule("* * * * *"), now, now + timedelta(days=2))
 
 
 def known(since, fired, cron="0 6 * * *"):
-    plain = msgspec.to_builtins(Due("a", schedule(cron)))
+    plain = msgspec.to_builtins(ScheduledReport("a", schedule(cron)))
     return {"context": plain | {"since": since}, "last_fired_at": fired}
 
 
 def test_from_when_a_schedule_is_due():
-    now, due = datetime(2026, 6, 1, tzinfo=UTC), msgspec.to_builtins(Due("a", schedule("0 6 * * *")))
-    assert first_question(None, due, now) == now
+    now, due = datetime(2026, 6, 1, tzinfo=UTC), msgspec.to_builtins(ScheduledReport("a", schedule("0 6 * * *")))
+    assert catch_up_start(None, due, now) == now
     may, fired = "2026-05-01T00:00:00+00:00", "2026-05-20T06:00:00+00:00"
-    assert first_question(known(may, None), due, now) == datetime(2026, 5, 1, tzinfo=UTC)
-    assert first_question(known(may, fired), due, now) == datetime(2026, 5, 20, 5, 55, tzinfo=UTC)
-    assert first_question(known(may, None, "0 7 * * *"), due, now) == now, "another cron expression is another schedule"
-    skip = msgspec.to_builtins(Due("a", schedule("0 6 * * *", missed="skip")))
-    assert first_question(known(may, None), skip, now) == now
+    assert catch_up_start(known(may, None), due, now) == datetime(2026, 5, 1, tzinfo=UTC)
+    assert catch_up_start(known(may, fired), due, now) == datetime(2026, 5, 20, 5, 55, tzinfo=UTC)
+    assert catch_up_start(known(may, None, "0 7 * * *"), due, now) == now, "another cron expression is another schedule"
+    skip = msgspec.to_builtins(ScheduledReport("a", schedule("0 6 * * *", missed="skip")))
+    assert catch_up_start(known(may, None), skip, now) == now
 
 
 def test_the_records_hold_no_pickle():
@@ -87,8 +87,8 @@ def test_the_records_hold_no_pickle():
 
 
 def test_only_one_process_for_a_project(tmp_path):
-    with lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"): lock(tmp_path)
-    lock(tmp_path).close()
+    with acquire_lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"): acquire_lock(tmp_path)
+    acquire_lock(tmp_path).close()
 
 
 # ---------------------------------------------------------------- the process
@@ -154,7 +154,7 @@ def test_killed_at_random_it_loses_no_run_and_runs_none_twice(tmp_path):
     end(process)
     done = {p.parent.name for p in finished(root)}
     began = min(done)
-    due = {tick_name(t) for t in ticks(schedule("*/5 * * * * *"), first, last) if tick_name(t) >= began}
+    due = {fire_time_id(t) for t in fire_times(schedule("*/5 * * * * *"), first, last) if fire_time_id(t) >= began}
     assert due <= done, "a tick was lost"
     pages = Counter(p.parent.name for p in (root / "reports" / "scheduled" / "often").glob("*/page.html"))
     assert set(pages) == done
@@ -163,17 +163,17 @@ def test_killed_at_random_it_loses_no_run_and_runs_none_twice(tmp_path):
 
 def test_a_run_that_was_recorded_is_not_run_again(tmp_path):
     "The gap between finishing the work and noting it: the page is there, the workflow is still pending."
-    from mlops_nb.control.scheduler import run_due
+    from mlops_nb.control.scheduler import run_scheduled_report
     project(tmp_path, "open('ran', 'a').write('x')")
-    due, tick = Due("often", schedule("0 6 * * *")), datetime(2026, 6, 1, 6, tzinfo=UTC)
+    due, tick = ScheduledReport("often", schedule("0 6 * * *")), datetime(2026, 6, 1, 6, tzinfo=UTC)
     due.settings.notebook = "page.ipynb"
-    run_due(tmp_path, due, tick)
-    run_due(tmp_path, due, tick)
+    run_scheduled_report(tmp_path, due, tick)
+    run_scheduled_report(tmp_path, due, tick)
     assert (tmp_path / "ran").read_text() == "x"
     later = datetime(2026, 6, 8, 6, tzinfo=UTC)
-    run_due(tmp_path, due, later)
-    page = tmp_path / "reports/scheduled/often" / tick_name(later) / "page.html"
-    assert f"../{tick_name(tick)}/page.html" in page.read_text(), "no link to the run before"
+    run_scheduled_report(tmp_path, due, later)
+    page = tmp_path / "reports/scheduled/often" / fire_time_id(later) / "page.html"
+    assert f"../{fire_time_id(tick)}/page.html" in page.read_text(), "no link to the run before"
 
 
 def test_a_failed_report_is_loud_tried_twice_and_never_shown_as_done(tmp_path):
@@ -184,7 +184,7 @@ def test_a_failed_report_is_loud_tried_twice_and_never_shown_as_done(tmp_path):
     finally: end(process, signal.SIGTERM)
     assert (root / "tries").read_text().startswith("xx")
     run = json.loads(finished(root)[0].read_text())
-    assert run["passed"] is False and "no rows today" in run["sentence"]
+    assert run["passed"] is False and "no rows today" in run["message"]
     assert not list((root / "reports").rglob("page.html"))
     assert "error: schedule often" in (root / "log.txt").read_text()
     assert "no rows today" in index.read_text()
@@ -199,7 +199,7 @@ def test_catch_up_and_skip(tmp_path):
     before = datetime.now(UTC)
     time.sleep(9)
     after = datetime.now(UTC)
-    missed = {tick_name(t) for t in ticks(schedule("*/8 * * * * *"), before, after)}
+    missed = {fire_time_id(t) for t in fire_times(schedule("*/8 * * * * *"), before, after)}
     assert missed
     process = start(root)
     try: until(lambda: missed <= {p.parent.name for p in finished(root)}, 120)
@@ -208,9 +208,9 @@ def test_catch_up_and_skip(tmp_path):
     (root / "settings.ini").write_text((root / "settings.ini").read_text() + "missed = skip\n")
     before = datetime.now(UTC)
     time.sleep(9)
-    skipped = {tick_name(t) for t in ticks(schedule("*/8 * * * * *"), before, datetime.now(UTC))} - set(map(str, statuses(root)))
+    skipped = {fire_time_id(t) for t in fire_times(schedule("*/8 * * * * *"), before, datetime.now(UTC))} - set(map(str, statuses(root)))
     process = start(root)
-    now = tick_name(datetime.now(UTC) + timedelta(seconds=8))
+    now = fire_time_id(datetime.now(UTC) + timedelta(seconds=8))
     try: until(lambda: any(p.parent.name > now for p in finished(root)), 120)
     finally: end(process, signal.SIGTERM)
     assert not skipped & {p.parent.name for p in finished(root)}

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.core import files
-from mlops_nb.core.errors import UserError, did_you_mean, os_sentence
+from mlops_nb.core.errors import UserError, did_you_mean, describe_os_error
 from mlops_nb.core.files import (
     atomic_dir,
     atomic_file,
-    conform,
-    hash_folder,
+    convert_typed,
+    file_hashes,
     read_json,
     read_yaml,
     sha256_file,
-    sha256_files,
+    combine_hashes,
     write_json,
     yaml_lines,
 )
@@ -44,7 +44,7 @@ def test_did_you_mean():
 @pytest.mark.parametrize("code, says", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "permission"), (errno.EROFS, "read-only"),
                                         (errno.ENOENT, "no such file")])
 def test_os_sentence_says_what_and_where(code, says):
-    sentence = os_sentence(OSError(code, os.strerror(code), "data/x.parquet"))
+    sentence = describe_os_error(OSError(code, os.strerror(code), "data/x.parquet"))
     assert says in sentence and sentence.startswith("data/x.parquet: ") and "\n" not in sentence
 
 
@@ -69,7 +69,7 @@ def test_atomic_file_keeps_the_old_content_when_writing_fails(tmp_path, error):
 def test_full_disk_at_fsync_keeps_the_old_content(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("old")
     def full(path): raise OSError(errno.ENOSPC, "No space left", str(path))
-    monkeypatch.setattr(files, "_fsync", full)
+    monkeypatch.setattr(files, "fsync_path", full)
     with pytest.raises(OSError), atomic_file(tmp_path / "x") as p: p.write_text("new")
     with pytest.raises(OSError), atomic_dir(tmp_path / "d") as d: (d / "y").write_text("new")
     assert (tmp_path / "x").read_text() == "old" and not (tmp_path / "d").exists() and leftovers(tmp_path) == []
@@ -79,12 +79,12 @@ def test_full_disk_at_fsync_keeps_the_old_content(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_atomic_dir_replaces_whole_folders(tmp_path, monkeypatch, exchange):
-    if not exchange: monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    if not exchange: monkeypatch.setattr(files, "_swap_paths", lambda a, b: False)
     for name in ("one", "two"):
         with atomic_dir(tmp_path / "out") as d:
             (d / "deep").mkdir()
             (d / "deep" / name).write_text(name)
-    assert list(hash_folder(tmp_path / "out")) == ["deep/two"] and leftovers(tmp_path) == []
+    assert list(file_hashes(tmp_path / "out")) == ["deep/two"] and leftovers(tmp_path) == []
 
 
 def test_atomic_dir_keeps_the_old_folder_when_writing_fails(tmp_path):
@@ -169,11 +169,11 @@ def test_json_round_trip(tmp_path_factory, value):
 def test_a_folders_hash_sees_every_change(tmp_path):
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
-    seen = {sha256_files(hash_folder(tmp_path))}
+    seen = {combine_hashes(file_hashes(tmp_path))}
     for change in (lambda: (tmp_path / "a").write_text("3"), lambda: (tmp_path / "a").rename(tmp_path / "c"),
                    lambda: (tmp_path / "d").write_text(""), lambda: (tmp_path / "b").unlink()):
         change()
-        now = sha256_files(hash_folder(tmp_path))
+        now = combine_hashes(file_hashes(tmp_path))
         assert now not in seen
         seen.add(now)
     assert sha256_file(tmp_path / "d") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -255,8 +255,8 @@ def test_a_date_stays_the_text_it_is(tmp_path):
 
 
 def test_text_from_an_ini_file_is_read_when_not_strict():
-    assert conform({"number": "1.5"}, Leaf, "x", strict=False).number == 1.5
-    with pytest.raises(UserError, match="number is '1.5'"): conform({"number": "1.5"}, Leaf, "x")
+    assert convert_typed({"number": "1.5"}, Leaf, "x", strict=False).number == 1.5
+    with pytest.raises(UserError, match="number is '1.5'"): convert_typed({"number": "1.5"}, Leaf, "x")
 
 
 KILLED = """
@@ -286,7 +286,7 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     with atomic_file(out.with_suffix(".json")) as f: f.write_text("whole")
     assert leftovers(tmp_path) == busy # the living one keeps its own
     alive.communicate()
-    assert leftovers(tmp_path) == [other.name] and list(hash_folder(out)) == ["deep/part"]
+    assert leftovers(tmp_path) == [other.name] and list(file_hashes(out)) == ["deep/part"]
 
 
 def test_writing_works_where_nothing_can_be_locked(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.ingest import ingest, raw_batches, read_manifest, scan_data
+from mlops_nb.data.ingest import ingest, read_raw_batches, read_data_manifest, scan_data
 from mlops_nb.data.readers import find_sources, read_source
 
 
@@ -77,16 +77,16 @@ def test_urls_that_are_refused_do_not_repeat_the_password(url, sentence):
 
 def test_sqlite_ingest_is_idempotent(shop, tmp_path):
     root, url = tmp_path / "project", f"sqlite:///{shop}"
-    report = ingest(url, root, table="orders", time="at")
+    report = ingest(url, root, table="orders", time_column="at")
     assert (report.rows, report.partitions) == (3, 2)
     before = (root / "data/manifest.json").read_bytes()
-    assert ingest(url, root, table="orders", time="at").skipped == ["shop.orders"]
+    assert ingest(url, root, table="orders", time_column="at").skipped == ["shop.orders"]
     assert (root / "data/manifest.json").read_bytes() == before
     with closing(sqlite3.connect(shop)) as db:
         db.execute("insert into orders values (4, '2024-03-01 10:00:00', '01067', 1, 'new')")
         db.commit()
-    with pytest.raises(UserError, match="--replace"): ingest(url, root, table="orders", time="at")
-    assert ingest(url, root, table="orders", time="at", replace=True).rows == 4
+    with pytest.raises(UserError, match="--replace"): ingest(url, root, table="orders", time_column="at")
+    assert ingest(url, root, table="orders", time_column="at", replace=True).rows == 4
     assert sorted(scan_data(root).collect()["id"]) == [1, 2, 3, 4]
 
 
@@ -138,12 +138,12 @@ def test_postgres_query_and_schema_name(bills):
 
 
 def test_postgres_ingest_is_idempotent(bills, postgres, tmp_path):
-    ingest(bills, tmp_path, table="bills", time="at")
+    ingest(bills, tmp_path, table="bills", time_column="at")
     before = (tmp_path / "data/manifest.json").read_bytes()
-    assert ingest(bills, tmp_path, table="bills", time="at").skipped == ["postgres.bills"]
+    assert ingest(bills, tmp_path, table="bills", time_column="at").skipped == ["postgres.bills"]
     assert (tmp_path / "data/manifest.json").read_bytes() == before
-    assert sum(len(b) for _, b in raw_batches(tmp_path)) == 2001
-    assert {p.period for p in read_manifest(tmp_path).partitions} == {"2024", "unknown"}
+    assert sum(len(b) for _, b in read_raw_batches(tmp_path)) == 2001
+    assert {p.period for p in read_data_manifest(tmp_path).partitions} == {"2024", "unknown"}
     assert postgres.password.encode() not in before and b"127.0.0.1" not in before
 
 

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, sha256_file
+from mlops_nb.core.files import file_hashes, sha256_file
 from mlops_nb.data.ingest import (
     PartitionWriter,
-    common_type,
+    common_supertype,
     ingest,
-    only_one,
-    period_of,
-    raw_batches,
-    read_manifest,
+    ingest_lock,
+    to_period,
+    read_raw_batches,
+    read_data_manifest,
     scan_data,
-    track_data,
+    dvc_add_data,
 )
 from mlops_nb.data.readers import find_sources, read_source
 
@@ -37,13 +37,13 @@ def months(folder, *names, rows=50):
     return folder
 
 
-def rows_of(root): return pl.concat([b for _, b in raw_batches(root)], how="diagonal_relaxed")
+def rows_of(root): return pl.concat([b for _, b in read_raw_batches(root)], how="diagonal_relaxed")
 
 
 def is_whole(root):
     "The manifest and the files agree, and nothing else is there."
-    parts = read_manifest(root).partitions
-    found = {p: s for p, s in hash_folder(root / "data").items() if p != "manifest.json"}
+    parts = read_data_manifest(root).partitions
+    found = {p: s for p, s in file_hashes(root / "data").items() if p != "manifest.json"}
     return found == {p.path: p.sha256 for p in parts} and all(pq.read_metadata(root / "data" / p.path).num_rows == p.rows for p in parts)
 
 
@@ -51,7 +51,7 @@ def is_whole(root):
 
 def test_a_row_keeps_its_place_and_its_values(tmp_path):
     source = months(tmp_path / "in", "2023-12", "2024-01")
-    ingest(source, tmp_path / "p", time="day")
+    ingest(source, tmp_path / "p", time_column="day")
     frame = rows_of(tmp_path / "p").sort("_source", "_row")
     assert frame["_source"].unique(maintain_order=True).to_list() == ["2023-12.csv", "2024-01.csv"]
     assert frame["_row"].to_list() == [*range(50), *range(50)]
@@ -63,7 +63,7 @@ def test_a_row_keeps_its_place_and_its_values(tmp_path):
 def test_manifest(tmp_path):
     source = months(tmp_path / "in", "2024-01")
     report = ingest(source, tmp_path / "p")
-    m = read_manifest(tmp_path / "p")
+    m = read_data_manifest(tmp_path / "p")
     assert [(f.name, f.sha256, f.bytes, f.rows) for f in m.files] == [("2024-01.csv", sha256_file(source / "2024-01.csv"),
                                                                        (source / "2024-01.csv").stat().st_size, 50)]
     assert m.files[0].columns == {"id": "Int64", "day": "Date", "x": "Float64"}
@@ -77,7 +77,7 @@ def test_columns_drift_between_files(tmp_path):
     (folder / "2024-02.csv").write_text("id,day,extra,x\n1,2024-02-01,a,\n")
     (folder / "2024-03.csv").write_text("id,day,x\nA7,2024-03-01,2\n")
     ingest(folder, tmp_path / "p")
-    assert [p.columns for p in read_manifest(tmp_path / "p").partitions] == [
+    assert [p.columns for p in read_data_manifest(tmp_path / "p").partitions] == [
         {"id": "Int64", "day": "Date", "x": "Float64"}, {"id": "Int64", "day": "Date", "extra": "String", "x": "Null"},
         {"id": "String", "day": "Date", "x": "Int64"}]
     scan = scan_data(tmp_path / "p")
@@ -92,23 +92,23 @@ def test_columns_drift_between_files(tmp_path):
     ([pl.Datetime("us", "UTC"), pl.Datetime("us")], pl.String), ([pl.Null, pl.Null], pl.Null)])
 def test_common_type(types, common):
     types = [t() if isinstance(t, type) else t for t in types] # as a schema gives them
-    assert common_type(types) == common == common_type(types[::-1])
+    assert common_supertype(types) == common == common_supertype(types[::-1])
 
 
 def test_zstd_and_row_groups(tmp_path):
     pl.DataFrame({"x": range(300_000)}).write_parquet(tmp_path / "x.parquet")
     ingest(tmp_path / "x.parquet", tmp_path / "p")
-    meta = pq.read_metadata(tmp_path / "p/data" / read_manifest(tmp_path / "p").partitions[0].path)
+    meta = pq.read_metadata(tmp_path / "p/data" / read_data_manifest(tmp_path / "p").partitions[0].path)
     assert [meta.row_group(i).num_rows for i in range(meta.num_row_groups)] == [131_072, 131_072, 300_000 - 262_144]
     assert meta.row_group(0).column(0).compression == "ZSTD"
-    assert max(len(b) for _, b in raw_batches(tmp_path / "p", rows=10_000)) <= 10_000
+    assert max(len(b) for _, b in read_raw_batches(tmp_path / "p", batch_rows=10_000)) <= 10_000
 
 
 def test_the_same_bytes_each_time_and_in_any_order(tmp_path):
     source = months(tmp_path / "in", "2023-12", "2024-01", "2024-02")
-    ingest(source, tmp_path / "a", time="day")
-    for name in ["2024-02", "2023-12", "2024-01"]: ingest(source / f"{name}.csv", tmp_path / "b", time="day")
-    assert hash_folder(tmp_path / "a/data") == hash_folder(tmp_path / "b/data")
+    ingest(source, tmp_path / "a", time_column="day")
+    for name in ["2024-02", "2023-12", "2024-01"]: ingest(source / f"{name}.csv", tmp_path / "b", time_column="day")
+    assert file_hashes(tmp_path / "a/data") == file_hashes(tmp_path / "b/data")
 
 
 # ---- twice, changed, replaced
@@ -116,20 +116,20 @@ def test_the_same_bytes_each_time_and_in_any_order(tmp_path):
 def test_the_same_content_adds_nothing_under_any_name(tmp_path):
     source = months(tmp_path / "in", "2024-01")
     ingest(source, tmp_path / "p")
-    before = hash_folder(tmp_path / "p/data")
+    before = file_hashes(tmp_path / "p/data")
     (source / "copy.csv").write_bytes((source / "2024-01.csv").read_bytes())
     assert ingest(source, tmp_path / "p").skipped == ["2024-01.csv", "copy.csv"]
-    assert hash_folder(tmp_path / "p/data") == before
+    assert file_hashes(tmp_path / "p/data") == before
 
 
 def test_replace(tmp_path):
     source = months(tmp_path / "in", "2024-01", "2024-02")
-    ingest(source, tmp_path / "p", time="day")
+    ingest(source, tmp_path / "p", time_column="day")
     months(source, "2024-02", rows=7)
     with pytest.raises(UserError, match="2024-02.csv was taken in before with other content; add --replace"):
-        ingest(source, tmp_path / "p", time="day")
+        ingest(source, tmp_path / "p", time_column="day")
     assert rows_of(tmp_path / "p").height == 100
-    report = ingest(source / "2024-02.csv", tmp_path / "p", time="day", replace=True)
+    report = ingest(source / "2024-02.csv", tmp_path / "p", time_column="day", replace=True)
     assert [f.name for f in report.added] == ["2024-02.csv"]
     assert rows_of(tmp_path / "p").height == 57 and is_whole(tmp_path / "p")
 
@@ -146,21 +146,21 @@ def test_replace_reads_again_with_other_options(tmp_path):
 
 def test_periods(tmp_path):
     (tmp_path / "x.csv").write_text("at,x\n2023-05-01 10:00:00,1\n,2\n2024-01-01 00:00:00,3\n2023-12-31 23:59:59,4\n")
-    ingest(tmp_path / "x.csv", tmp_path / "p", time="at")
-    got = {p.period: pl.read_parquet(tmp_path / "p/data" / p.path)["_row"].to_list() for p in read_manifest(tmp_path / "p").partitions}
+    ingest(tmp_path / "x.csv", tmp_path / "p", time_column="at")
+    got = {p.period: pl.read_parquet(tmp_path / "p/data" / p.path)["_row"].to_list() for p in read_data_manifest(tmp_path / "p").partitions}
     assert got == {"2023": [0, 3], "2024": [2], "unknown": [1]}
 
 
 def test_times_that_are_no_times_are_unknown(tmp_path):
     (tmp_path / "x.csv").write_text("at,x\n2023-05-01,1\nsoon,2\n2024-13-45,3\n")
-    ingest(tmp_path / "x.csv", tmp_path / "p", time="at")
-    assert {p.period: p.rows for p in read_manifest(tmp_path / "p").partitions} == {"2023": 1, "unknown": 2}
-    assert period_of(pl.Series([20240101, 5]), "day").to_list() == ["unknown", "unknown"]
+    ingest(tmp_path / "x.csv", tmp_path / "p", time_column="at")
+    assert {p.period: p.rows for p in read_data_manifest(tmp_path / "p").partitions} == {"2023": 1, "unknown": 2}
+    assert to_period(pl.Series([20240101, 5]), "day").to_list() == ["unknown", "unknown"]
 
 
 def test_a_time_column_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="2024-01.csv has no time column 'dya'; did you mean 'day'"):
-        ingest(months(tmp_path / "in", "2024-01"), tmp_path / "p", time="dya")
+        ingest(months(tmp_path / "in", "2024-01"), tmp_path / "p", time_column="dya")
 
 
 def test_more_periods_than_may_be_open(tmp_path):
@@ -187,11 +187,11 @@ def test_waiting_rows_are_bounded(tmp_path):
 def test_one_bad_file_stops_all(tmp_path):
     source = months(tmp_path / "in", "2024-01")
     ingest(source, tmp_path / "p")
-    before = hash_folder(tmp_path / "p/data")
+    before = file_hashes(tmp_path / "p/data")
     months(source, "2024-02")
     (source / "2024-03.csv").write_text("id,day,x\n1,2024-03-01\n")
     with pytest.raises(UserError, match="2024-03.csv, line 2"): ingest(source, tmp_path / "p")
-    assert hash_folder(tmp_path / "p/data") == before
+    assert file_hashes(tmp_path / "p/data") == before
     (source / "2024-03.csv").unlink()
     assert [f.name for f in ingest(source, tmp_path / "p").added] == ["2024-02.csv"]
     assert not (tmp_path / "p/.mlops/ingest").exists()
@@ -199,13 +199,13 @@ def test_one_bad_file_stops_all(tmp_path):
 
 def test_leftovers_of_a_killed_ingest_are_swept(tmp_path):
     source, root = months(tmp_path / "in", "2024-01"), tmp_path / "p"
-    ingest(source, root, time="day")
+    ingest(source, root, time_column="day")
     (root / "data/1999").mkdir()
     for leftover in ["data/part-0123456789abcdef.parquet", "data/1999/part-0123456789abcdef.parquet", "data/.manifest.json.xyz.tmp"]:
         (root / leftover).write_text("torn")
     (root / ".mlops/ingest/2024").mkdir(parents=True)
     assert rows_of(root).height == 50 # what the manifest does not name does not exist
-    ingest(source, root, time="day")
+    ingest(source, root, time_column="day")
     assert is_whole(root) and not (root / "data/1999").exists() and not (root / ".mlops/ingest").exists()
 
 
@@ -220,20 +220,20 @@ def test_a_file_of_somebody_else_is_never_deleted(tmp_path, name):
 
 def test_missing_and_damaged_partitions(tmp_path):
     root = tmp_path / "p"
-    with pytest.raises(UserError, match="manifest.json does not exist"): next(raw_batches(root))
+    with pytest.raises(UserError, match="manifest.json does not exist"): next(read_raw_batches(root))
     ingest(months(tmp_path / "in", "2024-01"), root)
-    path = root / "data" / read_manifest(root).partitions[0].path
+    path = root / "data" / read_data_manifest(root).partitions[0].path
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="missing or damaged.*dvc checkout"): list(raw_batches(root))
+    with pytest.raises(UserError, match="missing or damaged.*dvc checkout"): list(read_raw_batches(root))
     path.unlink()
-    with pytest.raises(UserError, match="missing or damaged.*dvc checkout"): list(raw_batches(root))
+    with pytest.raises(UserError, match="missing or damaged.*dvc checkout"): list(read_raw_batches(root))
     (root / "data/manifest.json").write_text('{"files": [')
-    with pytest.raises(UserError, match="manifest.json is damaged"): next(raw_batches(root))
+    with pytest.raises(UserError, match="manifest.json is damaged"): next(read_raw_batches(root))
 
 
 def test_two_at_once(tmp_path):
     source = months(tmp_path / "in", "2024-01")
-    with only_one(tmp_path / "p"), pytest.raises(UserError, match="another ingest .* is running"): ingest(source, tmp_path / "p")
+    with ingest_lock(tmp_path / "p"), pytest.raises(UserError, match="another ingest .* is running"): ingest(source, tmp_path / "p")
     assert ingest(source, tmp_path / "p").rows == 50
 
 
@@ -241,16 +241,16 @@ def test_two_at_once(tmp_path):
 def test_a_full_disk_or_a_read_only_folder(tmp_path, monkeypatch, error):
     source, root = months(tmp_path / "in", "2024-01"), tmp_path / "p"
     ingest(source, root)
-    before = hash_folder(root / "data")
+    before = file_hashes(root / "data")
     months(source, "2024-02")
     def fail(*_, **__): raise error
     for target in ["pyarrow.parquet.ParquetWriter.write_table", "mlops_nb.data.ingest.write_json", "mlops_nb.data.ingest.os.replace"]:
         with monkeypatch.context() as m:
             m.setattr(target, fail)
             with pytest.raises(UserError, match="stopped and changed nothing"): ingest(source, root)
-        assert read_manifest(root).files[-1].name == "2024-01.csv" and rows_of(root).height == 50
+        assert read_data_manifest(root).files[-1].name == "2024-01.csv" and rows_of(root).height == 50
     ingest(source / "2024-01.csv", root)
-    assert hash_folder(root / "data") == before
+    assert file_hashes(root / "data") == before
 
 
 LIMITED = """
@@ -266,35 +266,35 @@ except UserError as e: print(e); sys.exit(1)
 def test_a_write_that_really_fails(tmp_path):
     source, root = months(tmp_path / "in", "2024-01"), tmp_path / "p"
     ingest(source, root)
-    before = hash_folder(root / "data")
+    before = file_hashes(root / "data")
     months(source, "2024-02", rows=100_000)
     done = subprocess.run([sys.executable, "-c", LIMITED, source, root], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "stopped and changed nothing" in done.stdout, done.stderr
-    assert hash_folder(root / "data") == before
+    assert file_hashes(root / "data") == before
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 def test_killed_at_any_moment(tmp_path, sig):
     "After each kill the state is the one before or the one after, and the next ingest goes through."
     source, root, rnd = tmp_path / "in", tmp_path / "p", random.Random(sig)
-    ingest(months(source, "2023-01"), root, time="day")
+    ingest(months(source, "2023-01"), root, time_column="day")
     names = [f"2023-{m:02}" for m in range(2, 6)]
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", "import mlops_nb.data.ingest, pyarrow.parquet, pyarrow.csv"], check=True)
     startup, killed = time.monotonic() - started, 0
     for name in names:
-        before = read_manifest(root)
+        before = read_data_manifest(root)
         months(source, name, rows=100_000)
         code = f"from mlops_nb.data.ingest import ingest; ingest({str(source)!r}, {str(root)!r}, time='day')"
         child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
         try: child.wait(rnd.uniform(startup * 0.5, startup * 2))
         except subprocess.TimeoutExpired: child.send_signal(sig); killed += 1
         child.wait()
-        after = read_manifest(root)
+        after = read_data_manifest(root)
         assert len(after.files) in (len(before.files), len(before.files) + 1)
         assert rows_of(root).height == sum(f.rows for f in after.files)
-        ingest(source, root, time="day")
-        assert len(read_manifest(root).files) == len(before.files) + 1 and is_whole(root)
+        ingest(source, root, time_column="day")
+        assert len(read_data_manifest(root).files) == len(before.files) + 1 and is_whole(root)
     assert killed, "no run was slow enough to be killed"
 
 
@@ -302,7 +302,7 @@ def test_killed_at_any_moment(tmp_path, sig):
 def test_killed_between_any_two_steps(tmp_path, step):
     "SIGKILL just before the n-th rename, fsync or deletion."
     source, root = months(tmp_path / "in", "2023-12", "2024-01"), tmp_path / "p"
-    ingest(source, root, time="day")
+    ingest(source, root, time_column="day")
     before = rows_of(root).height
     months(source, "2024-01", "2024-02", rows=30)
     code = f"""
@@ -322,7 +322,7 @@ m.ingest({str(source)!r}, {str(root)!r}, time='day', replace=True)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     assert rows_of(root).height in (before, 110)
-    ingest(source, root, time="day", replace=True)
+    ingest(source, root, time_column="day", replace=True)
     assert rows_of(root).height == 110 and is_whole(root)
 
 
@@ -333,20 +333,20 @@ def test_data_dvc_follows(tmp_path):
     root.mkdir()
     source = months(tmp_path / "in", "2024-01")
     ingest(source, root)
-    track_data(root)
+    dvc_add_data(root)
     assert not (root / "data.dvc").exists() # no DVC project
     def dvc(*args): subprocess.run([sys.executable, "-m", "dvc", *args], cwd=root, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
     dvc("init", "--no-scm", "-q")
-    track_data(root)
+    dvc_add_data(root)
     first = (root / "data.dvc").read_text()
     ingest(months(source, "2024-02"), root)
-    track_data(root)
+    dvc_add_data(root)
     assert (root / "data.dvc").read_text() != first
     (root / "data.dvc").write_text(first)
     dvc("checkout", "-q", "data.dvc")
     assert rows_of(root).height == 50 # yesterday's data again
     (root / "data.dvc").write_text("outs: 7\n")
-    with pytest.raises(UserError, match="dvc add data failed"): track_data(root)
+    with pytest.raises(UserError, match="dvc add data failed"): dvc_add_data(root)
 
 
 # ---- real data
@@ -354,13 +354,13 @@ def test_data_dvc_follows(tmp_path):
 @pytest.mark.realdata
 def test_taxi_months(real_data, tmp_path):
     folder = real_data("nyc_green_taxi")
-    report = ingest(Path(folder) / "green_tripdata_2023-*.parquet", tmp_path, time="lpep_pickup_datetime")
-    jan, feb = (f.columns for f in read_manifest(tmp_path).files)
+    report = ingest(Path(folder) / "green_tripdata_2023-*.parquet", tmp_path, time_column="lpep_pickup_datetime")
+    jan, feb = (f.columns for f in read_data_manifest(tmp_path).files)
     assert (jan["ehail_fee"], feb["ehail_fee"]) == ("Null", "Float64")
     assert (jan["passenger_count"], feb["passenger_count"]) == ("Float64", "Int64")
     assert report.rows == sum(pq.read_metadata(p).num_rows for p in Path(folder).glob("*2023*"))
     whole = pl.read_parquet(folder / "green_tripdata_2023-02.parquet")
-    mine = pl.concat([b for p, b in raw_batches(tmp_path) if p.source.endswith("02.parquet")]).sort("_row").drop("_source", "_row")
+    mine = pl.concat([b for p, b in read_raw_batches(tmp_path) if p.source.endswith("02.parquet")]).sort("_row").drop("_source", "_row")
     assert mine.equals(whole, null_equal=True)
     assert scan_data(tmp_path).collect_schema()["VendorID"] == pl.Int64
 
@@ -368,6 +368,6 @@ def test_taxi_months(real_data, tmp_path):
 @pytest.mark.realdata
 def test_adult_as_a_glob(real_data, tmp_path):
     ingest(real_data("adult") / "adult.[dt]*", tmp_path)
-    assert {f.name: f.rows for f in read_manifest(tmp_path).files} == {"adult.data": 32_561, "adult.test": 16_281}
+    assert {f.name: f.rows for f in read_data_manifest(tmp_path).files} == {"adult.data": 32_561, "adult.test": 16_281}
     digest = hashlib.sha256((real_data("adult") / "adult.test").read_bytes()).hexdigest()
-    assert read_manifest(tmp_path).files[1].sha256 == digest
+    assert read_data_manifest(tmp_path).files[1].sha256 == digest

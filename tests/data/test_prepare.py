@@ -15,8 +15,8 @@ import pytest
 from mlops_nb.config.params import Params, PrepareParams, SplitParams, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, sha256_file
-from mlops_nb.data.prepare import REASONS, prepare, read_dataset, usable
+from mlops_nb.core.files import file_hashes, sha256_file
+from mlops_nb.data.prepare import EXCLUSION_REASONS, run_prepare, read_dataset_info, compute_target
 
 FEATURES = """
 import numpy as np
@@ -65,13 +65,13 @@ def parts(root): return {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parq
 
 def test_used_plus_left_out_is_accepted_and_every_used_row_is_in_one_part(project):
     root = project()
-    assert prepare(root) == dict(rows=600)
-    d, frames = read_dataset(root), parts(root)
-    assert d.accepted == 600 == d.used + sum(d.left_out.values()) and sum(map(len, frames.values())) == d.used
+    assert run_prepare(root) == dict(rows=600)
+    d, frames = read_dataset_info(root), parts(root)
+    assert d.accepted == 600 == d.used + sum(d.excluded_rows.values()) and sum(map(len, frames.values())) == d.used
     source = accepted_rows()
     gone = source.filter(pl.col("y").is_null() | (pl.col("x").fill_null(0) >= 9) | pl.col("at").is_null())
-    assert d.used == 600 - len(gone) and d.left_out[REASONS[0]] == source["y"].null_count()
-    assert set(d.left_out) == {REASONS[i] for i in (0, 3, 4)}
+    assert d.used == 600 - len(gone) and d.excluded_rows[EXCLUSION_REASONS[0]] == source["y"].null_count()
+    assert set(d.excluded_rows) == {EXCLUSION_REASONS[i] for i in (0, 3, 4)}
     together = pl.concat(frames.values()).sort("_row")
     expected = source.join(gone, on="_row", how="anti").sort("_row")
     assert together.select(source.columns).equals(expected)
@@ -80,7 +80,7 @@ def test_used_plus_left_out_is_accepted_and_every_used_row_is_in_one_part(projec
 
 def test_columns_features_and_types(project):
     root = project()
-    prepare(root)
+    run_prepare(root)
     for frame in parts(root).values():
         assert frame.columns == ["who", "at", "x", "y", "double", "inverse", "size", "_target", "_source", "_row"]
         number = {c for c, t in frame.schema.items() if t == pl.Float64}
@@ -92,13 +92,13 @@ def test_columns_features_and_types(project):
 
 def test_the_description_is_true(project):
     root = project()
-    prepare(root)
-    d, frames = read_dataset(root), parts(root)
+    run_prepare(root)
+    d, frames = read_dataset_info(root), parts(root)
     for name, p in d.parts.items():
         assert p.sha256 == sha256_file(root / f"artifacts/prepared/{name}.parquet") and p.rows == len(frames[name])
         assert p.target == dict(no=(frames[name]["y"] == "no").sum(), yes=(frames[name]["y"] == "yes").sum())
         assert p.time == (frames[name]["at"].min().isoformat(), frames[name]["at"].max().isoformat())
-    assert d.split_check.rows_twice == 0 and d.split_check.in_time_order and d.sources == {"a.csv": d.used}
+    assert d.split_check.duplicate_rows == 0 and d.split_check.in_time_order and d.sources == {"a.csv": d.used}
     assert d.features == dict(double="number", inverse="number", size="category")
 
 
@@ -108,7 +108,7 @@ def test_the_same_input_gives_the_same_bytes_on_one_thread_or_two(project):
     seen = []
     for threads in ("1", "2"):
         subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "POLARS_MAX_THREADS": threads})
-        seen.append(hash_folder(root / "artifacts/prepared"))
+        seen.append(file_hashes(root / "artifacts/prepared"))
     assert seen[0] == seen[1] and set(seen[0]) == {"train.parquet", "valid.parquet", "test.parquet", "dataset.json"}
     assert str(root) not in (root / "artifacts/prepared/dataset.json").read_text()
 
@@ -116,24 +116,24 @@ def test_the_same_input_gives_the_same_bytes_on_one_thread_or_two(project):
 def test_batches_do_not_show(project, monkeypatch):
     import mlops_nb.data.prepare as module
     root = project(method="group")
-    prepare(root)
-    whole, real = parts(root), module.batches
+    run_prepare(root)
+    whole, real = parts(root), module.read_accepted_batches
     monkeypatch.setattr(module, "batches", lambda folder, columns=None: real(folder, columns, rows=37))
-    prepare(root)
+    run_prepare(root)
     assert all(whole[k].equals(v) for k, v in parts(root).items())
 
 
 def test_lineage_changes_with_what_it_stands_for(project):
     root = project()
-    prepare(root)
-    before = read_dataset(root).lineage
+    run_prepare(root)
+    before = read_dataset_info(root).lineage
     (root / "data").mkdir()
     (root / "data/manifest.json").write_text("{}")
-    prepare(root)
-    assert before.data is None and read_dataset(root).lineage.data == sha256_file(root / "data/manifest.json")
+    run_prepare(root)
+    assert before.data is None and read_dataset_info(root).lineage.data == sha256_file(root / "data/manifest.json")
     project(features=FEATURES + "\n# changed\n")
-    prepare(root)
-    assert read_dataset(root).lineage.features != before.features and read_dataset(root).lineage.schema == before.schema
+    run_prepare(root)
+    assert read_dataset_info(root).lineage.features != before.features and read_dataset_info(root).lineage.schema == before.schema
 
 
 @pytest.mark.parametrize("change, says", [
@@ -146,38 +146,38 @@ def test_lineage_changes_with_what_it_stands_for(project):
 ])
 def test_contracts_that_leave_nothing(project, change, says):
     root = project(schema=msgspec.structs.replace(SCHEMA, **change))
-    with pytest.raises(UserError) as e: prepare(root)
+    with pytest.raises(UserError) as e: run_prepare(root)
     assert says in str(e.value) and not (root / "artifacts/prepared").exists() and "\n" not in str(e.value)
 
 
 def test_one_class_only(project):
     root = project(accepted_rows().with_columns(y=pl.lit("no")))
-    with pytest.raises(UserError, match="the class 'yes' of 'y' is in no training row"): prepare(root)
+    with pytest.raises(UserError, match="the class 'yes' of 'y' is in no training row"): run_prepare(root)
 
 
 def test_a_feature_that_reads_the_target_or_its_neighbours(project):
     head = "import mlops_nb.model.features as fx\n@fx.feature\n"
     for body, says in (("def f(y): return y == 'yes'", "not known at prediction"),
                        ("def f(x): return x - x[::-1]", "for the same row alone"), ("def f(z): return z", "not a column of schema.yaml")):
-        with pytest.raises(UserError, match=says): prepare(project(features=head + body + "\n"))
+        with pytest.raises(UserError, match=says): run_prepare(project(features=head + body + "\n"))
 
 
 def test_a_regression_target_that_is_not_finite_is_left_out():
     schema = Schema(dataset="d", task="regression", target="a / b", columns=dict(a=Column("number"), b=Column("number")))
     frame = pl.DataFrame(dict(a=[1., 1., 0., None, float("nan")], b=[2., 0., 0., 1., 1.]))
-    use = usable(frame, schema)
+    use = compute_target(frame, schema)
     assert use["_reason"].to_list() == [None, 1, 1, 0, 1] and use["_target"].to_list() == [.5, None, None, None, None]
 
 
 def test_classes_of_other_types():
     for values, classes in (([0, 1, None], ["0", "1"]), ([False, True, None], ["false", "true"]), ([0., 1., None], ["0", "1"])):
         schema = Schema(dataset="d", task="binary", target="y", classes=classes, columns=dict(y=Column("integer")))
-        assert usable(pl.DataFrame(dict(y=values)), schema)["_target"].to_list() == [0, 1, None]
+        assert compute_target(pl.DataFrame(dict(y=values)), schema)["_target"].to_list() == [0, 1, None]
 
 
 def test_an_expression_over_a_column_named_target_is_computed_once():
     schema = Schema("d", "regression", "target * 2", filter="target > 3", columns={"target": Column("number")})
-    use = usable(pl.DataFrame({"target": [1.0, 2.0, 3.0]}), schema)
+    use = compute_target(pl.DataFrame({"target": [1.0, 2.0, 3.0]}), schema)
     assert use["_target"].to_list() == [2, 4, 6] and use["_reason"].to_list() == [3, None, None] # a filter's `target` is the computed one
 
 
@@ -185,37 +185,37 @@ def test_a_column_named_target_is_kept(project):
     frame = accepted_rows().rename(dict(y="target"))
     columns = {("target" if k == "y" else k): v for k, v in SCHEMA.columns.items()}
     root = project(frame, msgspec.structs.replace(SCHEMA, target="target", columns=columns))
-    prepare(root)
+    run_prepare(root)
     assert set(parts(root)["train"]["target"]) == {"no", "yes"}
 
 
 def test_no_accepted_rows_or_a_damaged_file(project, tmp_path):
     root = project(accepted_rows()[:0], files=1)
-    with pytest.raises(UserError, match="hold no rows"): prepare(root)
+    with pytest.raises(UserError, match="hold no rows"): run_prepare(root)
     part = root / "artifacts/accepted/part-000.parquet"
     part.unlink()
-    with pytest.raises(UserError, match="run the stage `validate` first"): prepare(root)
+    with pytest.raises(UserError, match="run the stage `validate` first"): run_prepare(root)
     project()
     part.write_bytes(part.read_bytes()[:-50])
-    with pytest.raises(UserError, match="part-000.parquet is damaged"): prepare(root)
+    with pytest.raises(UserError, match="part-000.parquet is damaged"): run_prepare(root)
 
 
 def test_a_full_disk_leaves_the_last_result(project, monkeypatch):
     root = project()
-    prepare(root)
-    before = hash_folder(root / "artifacts/prepared")
+    run_prepare(root)
+    before = file_hashes(root / "artifacts/prepared")
     from pyarrow.parquet import ParquetWriter
     def full(self, *a, **k): raise OSError(28, "No space left on device")
     monkeypatch.setattr(ParquetWriter, "write_table", full)
     project(accepted_rows(seed=1))
-    with pytest.raises(OSError, match="No space"): prepare(root)
-    assert hash_folder(root / "artifacts/prepared") == before and [p.name for p in (root / "artifacts").iterdir() if p.name[0] == "."] == []
+    with pytest.raises(OSError, match="No space"): run_prepare(root)
+    assert file_hashes(root / "artifacts/prepared") == before and [p.name for p in (root / "artifacts").iterdir() if p.name[0] == "."] == []
 
 
 def test_killed_at_any_moment_the_folder_is_old_or_new(project):
     root = project()
-    prepare(root)
-    old = hash_folder(root / "artifacts/prepared")
+    run_prepare(root)
+    old = file_hashes(root / "artifacts/prepared")
     project(accepted_rows(seed=1))
     code = ("import sys, mlops_nb.data.prepare as m; real = m.batches\n"
             "def slow(*a):\n    for b in real(*a): print('batch', flush=True); yield b\n"
@@ -225,11 +225,11 @@ def test_killed_at_any_moment_the_folder_is_old_or_new(project):
         for _ in range(lines): p.stdout.readline()
         time.sleep(.01)
         p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
-        now = hash_folder(root / "artifacts/prepared")
-        described = {f"{name}.parquet": part.sha256 for name, part in read_dataset(root).parts.items()}
+        now = file_hashes(root / "artifacts/prepared")
+        described = {f"{name}.parquet": part.sha256 for name, part in read_dataset_info(root).parts.items()}
         assert now == old or now.items() >= described.items()
-    prepare(root)
-    assert hash_folder(root / "artifacts/prepared") != old and read_dataset(root).split_check.rows_twice == 0
+    run_prepare(root)
+    assert file_hashes(root / "artifacts/prepared") != old and read_dataset_info(root).split_check.duplicate_rows == 0
 
 
 @pytest.mark.realdata
@@ -244,8 +244,8 @@ def test_taxi_trips(real_data, tmp_path):
     source.select(names).with_columns(_source=pl.lit("t"), _row=pl.int_range(pl.len(), dtype=pl.Int64)).write_parquet(part)
     write_schema(schema, tmp_path / "schema.yaml")
     write_params(Params(), tmp_path / "params.yaml")
-    prepare(tmp_path)
-    d = read_dataset(tmp_path)
+    run_prepare(tmp_path)
+    d = read_dataset_info(tmp_path)
     minutes = (source[names[1]] - source[names[0]]).dt.total_seconds() / 60
     assert d.used == minutes.is_between(1, 60).sum() and d.accepted == len(source)
     assert all(1 <= p.target["min"] <= p.target["max"] <= 60 for p in d.parts.values())

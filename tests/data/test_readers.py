@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.memory import peak_mib
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.readers import FORMS, apply_forms, detect, find_files, find_forms, find_sources, read_source
+from mlops_nb.data.readers import TEXT_FORMATS, apply_text_formats, detect_source, find_files, infer_text_formats, find_sources, read_source
 
 
 def put(path, content, encoding="utf-8"):
@@ -22,7 +22,7 @@ def put(path, content, encoding="utf-8"):
     return path
 
 
-def read(path, rows=131_072, **how): return pl.concat(read_source(*find_sources(path, **how), rows=rows))
+def read(path, rows=131_072, **how): return pl.concat(read_source(*find_sources(path, **how), batch_rows=rows))
 
 
 # ---- CSV: separators, encodings, quirks
@@ -141,14 +141,14 @@ def test_any_text_survives_a_csv_file(tmp_path_factory, rows, separator):
     text = io.StringIO()
     csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([("a", "b", "c"), *rows])
     path = put(tmp_path_factory.mktemp("any") / "x.csv", text.getvalue())
-    from mlops_nb.data.readers import csv_batches
-    frame = pl.concat(csv_batches(detect(*find_sources(path, separator=separator)), 1 << 16))
+    from mlops_nb.data.readers import read_csv_batches
+    frame = pl.concat(read_csv_batches(detect_source(*find_sources(path, separator=separator)), 1 << 16))
     assert [list(r) for r in frame.rows()] == [[pl.Series([v]).str.strip_chars().item() or None for v in row] for row in rows]
 
 
 # ---- types
 
-def forms_of(*batches): return find_forms([pl.DataFrame({"x": b}, schema={"x": pl.String}) for b in batches])["x"]
+def forms_of(*batches): return infer_text_formats([pl.DataFrame({"x": b}, schema={"x": pl.String}) for b in batches])["x"]
 
 
 @pytest.mark.parametrize("values, expected", [
@@ -167,7 +167,7 @@ def forms_of(*batches): return find_forms([pl.DataFrame({"x": b}, schema={"x": p
     (["24-01-05"], ["24-01-05"]),
     (["2024-01-01", "2024-01-01 10:00:00"], ["2024-01-01", "2024-01-01 10:00:00"]), (["$5", "7%"], ["$5", "7%"])])
 def test_forms(values, expected):
-    got = apply_forms(pl.DataFrame({"x": values}), {"x": forms_of(values)})["x"].to_list()
+    got = apply_text_formats(pl.DataFrame({"x": values}), {"x": forms_of(values)})["x"].to_list()
     assert got == expected and [type(v) for v in got] == [type(v) for v in expected]
 
 
@@ -189,8 +189,8 @@ WORDS = st.one_of(st.none(), st.integers(-10**20, 10**20).map(str), st.floats().
 def test_typing_never_loses_a_value(batches):
     "Whatever the batches, a value that was there is there afterwards (nan excepted), and all batches have one type."
     frames = [pl.DataFrame({"x": b}, schema={"x": pl.String}).select(pl.col("x").str.strip_chars().replace("", None)) for b in batches]
-    forms = find_forms(frames)
-    typed = [apply_forms(f, forms) for f in frames]
+    forms = infer_text_formats(frames)
+    typed = [apply_text_formats(f, forms) for f in frames]
     assert len({f.schema["x"] for f in typed}) == 1
     for before, after in zip(frames, typed, strict=True):
         words = before["x"].drop_nulls().str.to_lowercase().str.strip_chars("+-")
@@ -201,11 +201,11 @@ def test_typing_never_loses_a_value(batches):
 @given(st.lists(st.floats(allow_nan=False), min_size=1))
 def test_floats_are_read_to_the_last_bit(values):
     words = [repr(v) for v in values]
-    assert apply_forms(pl.DataFrame({"x": words}), {"x": "number"})["x"].to_list() == values
+    assert apply_text_formats(pl.DataFrame({"x": words}), {"x": "number"})["x"].to_list() == values
 
 
 def test_forms_are_null_on_null():
-    for form in FORMS.values(): assert pl.DataFrame({"x": [None]}, schema={"x": pl.String}).select(form(pl.col("x"))).item() is None
+    for form in TEXT_FORMATS.values(): assert pl.DataFrame({"x": [None]}, schema={"x": pl.String}).select(form(pl.col("x"))).item() is None
 
 
 # ---- JSON lines and Parquet
@@ -307,11 +307,11 @@ def test_real_files(real_data):
 
 def test_a_zero_before_the_comma_shows_that_it_is_a_decimal_comma(tmp_path):
     (tmp_path / "x.csv").write_text("a;b;c\n0,126;1,234;0,5\n-1,250;2,345;3,25\n")
-    frame = pl.concat(read_source(detect(find_sources(str(tmp_path / "x.csv"))[0])))
+    frame = pl.concat(read_source(detect_source(find_sources(str(tmp_path / "x.csv"))[0])))
     assert frame["a"].to_list() == [.126, -1.25] and frame["b"].to_list() == ["1,234", "2,345"] and frame["c"].to_list() == [.5, 3.25]
 
 
 @pytest.mark.parametrize("name", ["_source", "_target", "_reasons", "_part"])
 def test_a_name_that_the_pipeline_uses_itself_is_refused(tmp_path, name):
     (tmp_path / "x.csv").write_text(f"a,{name}\n1,2\n")
-    with pytest.raises(UserError, match=f"'{name}', which is reserved"): list(read_source(detect(find_sources(str(tmp_path / "x.csv"))[0])))
+    with pytest.raises(UserError, match=f"'{name}', which is reserved"): list(read_source(detect_source(find_sources(str(tmp_path / "x.csv"))[0])))

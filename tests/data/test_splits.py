@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlops_nb.config.params import SplitParams
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.splits import PARTS, assign, check_split, key_columns, last_share
+from mlops_nb.data.splits import SPLIT_NAMES, assign_splits, check_split_overlap, split_key_columns, is_in_last_share
 
 COLUMNS = dict(who=Column("category", nullable=True), team=Column("integer"), at=Column("timestamp"), y=Column("category"),
                fold=Column("category", feature=False))
@@ -25,22 +25,22 @@ def rows(n=500, seed=0, days=40, people=60, sources=3):
                               who=[f"p{i}" for i in rng.integers(0, people, n)], team=rng.integers(0, 20, n),
                               _target=rng.integers(0, 2, n) * 1.,
                               at=[datetime(2024, 1, 1) + timedelta(days=int(d)) for d in rng.integers(0, days, n)]))
-    return frame.with_columns(fold=pl.Series(rng.choice([*PARTS, "train"], n)))
+    return frame.with_columns(fold=pl.Series(rng.choice([*SPLIT_NAMES, "train"], n)))
 
 
 def split(frame, schema, **kw):
     params = SplitParams(**kw)
-    part = assign(frame, params, schema)
-    parts = {p: frame.filter(part == p) for p in PARTS}
+    part = assign_splits(frame, params, schema)
+    parts = {p: frame.filter(part == p) for p in SPLIT_NAMES}
     assert sum(map(len, parts.values())) == len(frame) == len(part)
-    return parts, check_split(parts, params, schema)
+    return parts, check_split_overlap(parts, params, schema)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=60), st.floats(.01, .5))
 def test_the_cut_is_the_closest_one_that_tears_nothing(position, share):
     position = np.array(position)
-    mask = last_share(position, share)
+    mask = is_in_last_share(position, share)
     values = np.unique(position)
     if len(values) < 2: assert not mask.any(); return
     assert position[~mask].max() < position[mask].min()
@@ -54,7 +54,7 @@ def test_time(n, seed, days, share):
     frame = rows(n, seed, days)
     try: parts, check = split(frame, TIMED, method="time", test=share, validation=share)
     except UserError as e: assert "would be empty" in str(e) or "in no training row" in str(e); return
-    assert check.in_time_order and check.times_in_two_parts == 0
+    assert check.in_time_order and check.overlapping_times == 0
     assert parts["train"]["at"].max() < parts["valid"]["at"].min() <= parts["valid"]["at"].max() < parts["test"]["at"].min()
 
 
@@ -63,7 +63,7 @@ def test_time(n, seed, days, share):
 def test_group(n, seed, people):
     frame = rows(n, seed, people=people)
     parts, check = split(frame, TIMED, method="group", seed=seed)
-    assert check.groups_in_two_parts == 0
+    assert check.overlapping_groups == 0
     sets = [set(p["who"]) for p in parts.values()]
     assert len(set.union(*sets)) == sum(map(len, sets))
     other = {p: f["team"].unique().to_list() for p, f in split(frame, PLAIN, method="group", column="team")[0].items()}
@@ -75,9 +75,9 @@ def test_the_part_of_a_row_does_not_depend_on_the_order_of_reading(method):
     frame = rows()
     kw = dict(column=dict(column="fold"), files=dict(test_files=["f2.*"])).get(method, {})
     schema = TIMED if method in ("time", "group") else PLAIN
-    a = frame.with_columns(part=assign(frame, SplitParams(method=method, **kw), schema))
+    a = frame.with_columns(part=assign_splits(frame, SplitParams(method=method, **kw), schema))
     mixed = frame.sample(fraction=1, shuffle=True, seed=5)
-    b = mixed.with_columns(part=assign(mixed, SplitParams(method=method, **kw), schema))
+    b = mixed.with_columns(part=assign_splits(mixed, SplitParams(method=method, **kw), schema))
     assert a.sort("_source", "_row").equals(b.sort("_source", "_row"))
 
 
@@ -92,8 +92,8 @@ def test_random_is_stratified_and_seeded():
     parts, _ = split(frame, PLAIN, method="random")
     assert {k: int(v["_target"].sum()) for k, v in parts.items()} == dict(train=13, valid=3, test=4)
     assert abs(len(parts["test"]) - 200) <= 1
-    again, other = (assign(frame, SplitParams(method="random", seed=s), PLAIN) for s in (0, 1))
-    assert again.equals(assign(frame, SplitParams(method="random"), PLAIN)) and not again.equals(other)
+    again, other = (assign_splits(frame, SplitParams(method="random", seed=s), PLAIN) for s in (0, 1))
+    assert again.equals(assign_splits(frame, SplitParams(method="random"), PLAIN)) and not again.equals(other)
 
 
 def test_a_class_of_one_row_is_learnt_from_and_of_three_is_everywhere():
@@ -156,7 +156,7 @@ def test_empty_parts_and_absent_classes():
 
 def test_rows_without_a_group_stay_together():
     frame = rows().with_columns(who=pl.when(pl.col("_row") % 3 == 0).then(None).otherwise("who"))
-    part = assign(frame, SplitParams(method="group"), TIMED)
+    part = assign_splits(frame, SplitParams(method="group"), TIMED)
     assert part.filter(frame["who"].is_null()).n_unique() == 1
 
 
@@ -167,15 +167,15 @@ def test_the_check_finds_what_it_is_there_for():
         parts, _ = split(frame, TIMED, method=method)
         row = parts["test"][:1]
         twice = parts | dict(train=pl.concat([parts["train"], row]))
-        with pytest.raises(UserError, match="rows_twice=1"): check_split(twice, params, TIMED)
+        with pytest.raises(UserError, match="rows_twice=1"): check_split_overlap(twice, params, TIMED)
         straddling = parts | dict(train=pl.concat([parts["train"], row.with_columns(_row=pl.lit(10**6, pl.Int64))]))
-        with pytest.raises(UserError, match="does not hold"): check_split(straddling, params, TIMED)
+        with pytest.raises(UserError, match="does not hold"): check_split_overlap(straddling, params, TIMED)
     parts, _ = split(frame, TIMED, method="time")
     with pytest.raises(UserError, match="in_time_order=False"):
-        check_split(dict(train=parts["test"], valid=parts["valid"], test=parts["train"]), SplitParams(method="time"), TIMED)
+        check_split_overlap(dict(train=parts["test"], valid=parts["valid"], test=parts["train"]), SplitParams(method="time"), TIMED)
 
 
 def test_key_columns():
-    assert key_columns(SplitParams(method="random"), PLAIN) == []
-    assert key_columns(SplitParams(method="group"), TIMED) == ["at", "who"]
-    assert key_columns(SplitParams(method="column", column="fold"), TIMED) == ["at", "fold"]
+    assert split_key_columns(SplitParams(method="random"), PLAIN) == []
+    assert split_key_columns(SplitParams(method="group"), TIMED) == ["at", "who"]
+    assert split_key_columns(SplitParams(method="column", column="fold"), TIMED) == ["at", "fold"]

@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.params import Params, ValidateParams, write_params
-from mlops_nb.config.schema import POLARS, Column, Schema, to_pandera, write_schema
+from mlops_nb.config.schema import POLARS_TYPES, Column, Schema, to_pandera, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.core.files import file_hashes, read_json
 from mlops_nb.data import validation
-from mlops_nb.data.ingest import ingest, read_manifest
-from mlops_nb.data.validation import Parts, SchemaSkew, Validation, check_accepted, compare_columns, split_batch, validate
+from mlops_nb.data.ingest import ingest, read_data_manifest
+from mlops_nb.data.validation import PartFileWriter, SchemaSkewError, ValidationReport, check_with_pandera, compare_with_schema, validate_batch, run_validate
 from mlops_nb.stats.statistics import fit_baseline
 
 
 def contract(missing=(), **columns):
-    return Schema("t", "regression", "y", dict(columns, y=Column("number")), missing=list(missing))
+    return Schema("t", "regression", "y", dict(columns, y=Column("number")), missing_values=list(missing))
 
 
 def with_origin(frame, source="a.csv"):
@@ -33,7 +33,7 @@ def with_origin(frame, source="a.csv"):
 
 def split(schema, **columns):
     n = len(next(iter(columns.values())))
-    return split_batch(with_origin(pl.DataFrame(columns | dict(y=[1.0] * n), strict=False)), schema)
+    return validate_batch(with_origin(pl.DataFrame(columns | dict(y=[1.0] * n), strict=False)), schema)
 
 
 def reasons(s): return s.quarantined["_reasons"].to_list()
@@ -65,9 +65,9 @@ def reasons(s): return s.quarantined["_reasons"].to_list()
 ])
 def test_rules(column, values, accepted, rule):
     s = split(contract(["?"], x=column), x=values)
-    assert s.accepted["x"].to_list() == accepted and s.accepted.schema["x"] == POLARS[column.type]
+    assert s.accepted["x"].to_list() == accepted and s.accepted.schema["x"] == POLARS_TYPES[column.type]
     assert s.accepted.height + s.quarantined.height == len(values)
-    assert set(s.by_rule) == ({rule} if rule else set())
+    assert set(s.violations) == ({rule} if rule else set())
     assert all(len(r) == 1 for r in reasons(s))
 
 
@@ -75,7 +75,7 @@ def test_dates_out_of_range_and_unreadable():
     column = Column("timestamp", range=("2020-01-01", "2024-12-31"))
     s = split(contract(x=column), x=["2021-05-01", "0001-01-01", "9999-12-31", "2021-02-30", "2024-12-31T23:00:00+02:00"])
     assert s.accepted["x"].cast(pl.String).to_list() == ["2021-05-01 00:00:00.000000"]
-    assert s.by_rule == {"x:range": 3, "x:type": 1}
+    assert s.violations == {"x:range": 3, "x:type": 1}
     assert reasons(s)[0] == ["x: 0001-01-01 is below 2020-01-01"]
     with pytest.raises(UserError, match="'soon'.*no date"): split(contract(x=Column("timestamp", range=("soon", None))), x=["2021-05-01"])
 
@@ -90,8 +90,8 @@ def test_null_removes_the_value_and_keeps_the_row():
     c = Column("number", range=(0, 5), on_violation="null")
     s = split(contract(x=c), x=["1", "9", "q", "", "inf"])
     assert s.accepted["x"].to_list() == [1.0, None, None, None, None]
-    assert s.by_rule == {"x:missing": 1, "x:type": 1, "x:range": 2} and s.quarantined.height == 0
-    check_accepted(s.accepted, to_pandera(contract(x=c)))
+    assert s.violations == {"x:missing": 1, "x:type": 1, "x:range": 2} and s.quarantined.height == 0
+    check_with_pandera(s.accepted, to_pandera(contract(x=c)))
 
 
 def test_stop_names_file_row_and_value():
@@ -102,7 +102,7 @@ def test_stop_names_file_row_and_value():
 @pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["1", "2", "x"])])
 def test_dictionary_columns_are_text(dtype):
     s = split(contract(x=Column("integer")), x=pl.Series(["1", "2", "x"], dtype=dtype))
-    assert s.accepted["x"].to_list() == [1, 2] and s.by_rule == {"x:type": 1}
+    assert s.accepted["x"].to_list() == [1, 2] and s.violations == {"x:type": 1}
 
 
 def test_odd_column_names():
@@ -135,23 +135,23 @@ def deliveries(draw):
 @settings(deadline=None, max_examples=120)
 def test_no_row_is_lost_or_doubled_and_pandera_agrees(delivery):
     schema, frame = delivery
-    s = split_batch(with_origin(frame), schema)
+    s = validate_batch(with_origin(frame), schema)
     assert sorted(s.accepted["_row"].to_list() + s.quarantined["_row"].to_list()) == list(range(frame.height))
-    assert s.accepted.schema == pl.Schema({n: POLARS[c.type] for n, c in schema.columns.items()} | dict(_source=pl.String, _row=pl.Int64))
+    assert s.accepted.schema == pl.Schema({n: POLARS_TYPES[c.type] for n, c in schema.columns.items()} | dict(_source=pl.String, _row=pl.Int64))
     assert all(r for r in reasons(s))
-    check_accepted(s.accepted, to_pandera(schema))
+    check_with_pandera(s.accepted, to_pandera(schema))
 
 
 @given(deliveries())
 @settings(deadline=None, max_examples=60)
 def test_a_row_is_judged_alone(delivery):
     schema, frame = delivery
-    whole = split_batch(with_origin(frame), schema)
-    parts = [split_batch(with_origin(frame)[i:i + 1], schema) for i in range(frame.height)]
+    whole = validate_batch(with_origin(frame), schema)
+    parts = [validate_batch(with_origin(frame)[i:i + 1], schema) for i in range(frame.height)]
     if not parts: return
     assert pl.concat(p.accepted for p in parts).equals(whole.accepted)
     assert pl.concat(p.quarantined for p in parts).equals(whole.quarantined)
-    assert {k: sum(p.by_rule.get(k, 0) for p in parts) for k in whole.by_rule} == whole.by_rule
+    assert {k: sum(p.violations.get(k, 0) for p in parts) for k in whole.violations} == whole.violations
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-3, 13)), max_size=20), st.booleans())
@@ -160,7 +160,7 @@ def test_pandera_refuses_exactly_what_we_refuse(values, nullable):
     import pandera.errors
     schema = Schema("t", "regression", "x", dict(x=Column("integer", nullable=nullable, range=(0, 10))))
     frame = pl.DataFrame(dict(x=values), schema=dict(x=pl.Int64))
-    s = split_batch(with_origin(frame), schema)
+    s = validate_batch(with_origin(frame), schema)
     try: to_pandera(schema).validate(frame)
     except pandera.errors.SchemaError: assert s.quarantined.height > 0
     else: assert s.quarantined.height == 0
@@ -168,7 +168,7 @@ def test_pandera_refuses_exactly_what_we_refuse(values, nullable):
 
 # --- shape ----------------------------------------------------------------------------------------------------------------------------
 
-def shape(schema, **found): return compare_columns("p.parquet", "a.csv", found | dict(y=pl.Float64()), schema)
+def shape(schema, **found): return compare_with_schema("p.parquet", "a.csv", found | dict(y=pl.Float64()), schema)
 
 
 def test_shape():
@@ -194,7 +194,7 @@ def test_a_renamed_column_is_suspected(new, hint):
 
 def test_the_table_stays_readable():
     wrong, _ = shape(contract(**{f"c{i}": Column("number") for i in range(100)}))
-    text = str(SchemaSkew(wrong))
+    text = str(SchemaSkewError(wrong))
     assert "100 column(s) in 1 file(s)" in text and "... and 60 more" in text
     assert all(len(line) < 120 for line in text.splitlines()[1:])
 
@@ -227,32 +227,32 @@ def project(root, *frames, schema=SCHEMA, limit=0.1):
     return root
 
 
-def outcome(root): return read_json(root / "artifacts/validation.json", Validation)
+def outcome(root): return read_json(root / "artifacts/validation.json", ValidationReport)
 
 
 def test_stage_writes_what_it_says(tmp_path):
     root = project(tmp_path, month(500, 0), outside(300, 1, 7))
-    assert validate(root) == {"rows": 800}
+    assert run_validate(root) == {"rows": 800}
     v = outcome(root)
-    assert (v.received, v.accepted, v.quarantined, v.by_rule) == (800, 793, 7, {"x:range": 7})
+    assert (v.received, v.accepted, v.quarantined, v.violations) == (800, 793, 7, {"x:range": 7})
     assert [(p.source, p.received, p.quarantined) for p in v.partitions] == [("m0.parquet", 500, 0), ("m1.parquet", 300, 7)]
     accepted, quarantined = pl.read_parquet(root / "artifacts/accepted"), pl.read_parquet(root / "quarantine")
     assert accepted.columns == ["x", "c", "y", "_source", "_row"] and accepted.height == 793
     assert quarantined.columns == ["x", "c", "y", "_source", "_row", "_reasons"] and quarantined.height == 7
     stats = pl.read_parquet(root / "artifacts/statistics.parquet")
     assert stats.height == 6 and stats["rows"].to_list() == [500] * 3 + [293] * 3
-    assert v.value_skew == [] and v.champion is None
+    assert v.value_skew == [] and v.champion_id is None
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_batches(tmp_path, monkeypatch):
     root = project(tmp_path, month(900, 0), outside(900, 1, 20))
-    validate(root)
-    first = {k: v for d in ("artifacts", "quarantine") for k, v in hash_folder(root / d).items()}
-    validate(root)
-    assert {k: v for d in ("artifacts", "quarantine") for k, v in hash_folder(root / d).items()} == first
+    run_validate(root)
+    first = {k: v for d in ("artifacts", "quarantine") for k, v in file_hashes(root / d).items()}
+    run_validate(root)
+    assert {k: v for d in ("artifacts", "quarantine") for k, v in file_hashes(root / d).items()} == first
     before = outcome(root)
     monkeypatch.setattr(validation, "raw_batches", lambda r: ((p, f[i:i + 99]) for p, f in RAW_BATCHES(r) for i in range(0, f.height, 99)))
-    validate(root)
+    run_validate(root)
     assert outcome(root) == before
 
 
@@ -262,36 +262,36 @@ RAW_BATCHES = validation.raw_batches
 def test_many_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "PART_BYTES", 1000)
     root = project(tmp_path, month(500, 0), month(500, 1))
-    validate(root)
+    run_validate(root)
     assert len(list((root / "artifacts/accepted").glob("part-*.parquet"))) == 2
     assert pl.read_parquet(root / "artifacts/accepted").height == 1000
-    empty = Parts(tmp_path / "nothing")
+    empty = PartFileWriter(tmp_path / "nothing")
     empty.flush()
     assert empty.written == 0
 
 
 def test_too_much_quarantine_stops_but_can_be_looked_at(tmp_path):
     root = project(tmp_path, outside(500, 0, 51))
-    with pytest.raises(UserError, match=r"51 of 500 rows .* allows 10.0%; .*x:range \(51\)"): validate(root)
+    with pytest.raises(UserError, match=r"51 of 500 rows .* allows 10.0%; .*x:range \(51\)"): run_validate(root)
     assert pl.read_parquet(root / "quarantine").height == 51
     assert not (root / "artifacts/accepted").exists() and not (root / "artifacts/validation.json").exists()
     project(root, outside(500, 0, 50))
-    validate(root)
+    run_validate(root)
     assert outcome(root).quarantined == 50
 
 
 def test_nothing_accepted_stops(tmp_path):
     root = project(tmp_path, month(50, 0).with_columns(x=pl.lit(9.0)), limit=1.0)
-    with pytest.raises(UserError, match="50 of 50 rows broke the contract"): validate(root)
+    with pytest.raises(UserError, match="50 of 50 rows broke the contract"): run_validate(root)
 
 
 def test_all_null_column(tmp_path):
     gone = month(100, 0).with_columns(x=pl.lit(None))
-    with pytest.raises(UserError, match=r"x:missing \(100\)"): validate(project(tmp_path, gone))
+    with pytest.raises(UserError, match=r"x:missing \(100\)"): run_validate(project(tmp_path, gone))
     nullable = Schema("t", "binary", "y", dict(SCHEMA.columns, x=Column("number", nullable=True)), classes=SCHEMA.classes)
-    validate(project(tmp_path, gone, schema=nullable))
+    run_validate(project(tmp_path, gone, schema=nullable))
     assert pl.read_parquet(tmp_path / "artifacts/accepted")["x"].null_count() == 100
-    assert [c.column for c in outcome(tmp_path).schema_changes] == ["x"]
+    assert [c.column for c in outcome(tmp_path).type_conversions] == ["x"]
 
 
 @pytest.mark.parametrize("share, stops", [(0.05, False), (0.6, True)])
@@ -300,59 +300,59 @@ def test_text_that_is_mostly_unreadable_is_another_column(tmp_path, share, stops
     text = month(200, 0).with_columns(x=pl.when(first).then(pl.lit("n.a.")).otherwise(pl.col("x").cast(pl.String)))
     root = project(tmp_path, month(200, 1), text)
     if stops:
-        with pytest.raises(SchemaSkew, match=r"m1\.parquet +x +number +retyped: 120 of 200"): validate(root)
+        with pytest.raises(SchemaSkewError, match=r"m1\.parquet +x +number +retyped: 120 of 200"): run_validate(root)
         assert not (root / "artifacts/accepted").exists() and not (root / "quarantine").exists()
     else:
-        validate(root)
-        assert outcome(root).by_rule == {"x:type": 10}
+        run_validate(root)
+        assert outcome(root).violations == {"x:type": 10}
 
 
 def test_codes_instead_of_names_are_another_column(tmp_path):
     codes = month(200, 0).with_columns(c=pl.when(pl.col("c") == "a").then(0).otherwise(1))
     root = project(tmp_path, month(200, 1), codes)
-    with pytest.raises(SchemaSkew, match=r"m1\.parquet +c +category +retyped: 200 of 200"): validate(root)
+    with pytest.raises(SchemaSkewError, match=r"m1\.parquet +c +category +retyped: 200 of 200"): run_validate(root)
 
 
 def test_value_skew_is_reported_for_the_newest_source(tmp_path):
     baseline = fit_baseline(month(5_000, 0), SCHEMA)
     root = project(tmp_path, month(3_000, 1), month(3_000, 2).with_columns(x=pl.col("x") / 2 + 1))
-    validate(root, baseline, "abc")
+    run_validate(root, baseline, "abc")
     v = outcome(root)
-    assert (v.compared, v.champion, [s.column for s in v.value_skew]) == ("m1.parquet", "abc", ["x"])
+    assert (v.compared_source, v.champion_id, [s.column for s in v.value_skew]) == ("m1.parquet", "abc", ["x"])
 
 
 def test_value_skew_sees_only_rows_that_training_would_keep(tmp_path):
     kept = Schema("t", "binary", "y", SCHEMA.columns, classes=SCHEMA.classes, filter="x > 0")
     baseline = fit_baseline(month(5_000, 0).filter(pl.col("x") > 0), kept)
     root = project(tmp_path, month(3_000, 1), schema=kept)
-    validate(root, baseline)
+    run_validate(root, baseline)
     assert outcome(root).value_skew == []
 
 
 def test_a_changed_partition_is_noticed(tmp_path):
     root = project(tmp_path, month(200, 0))
-    path = root / "data" / read_manifest(root).partitions[0].path
+    path = root / "data" / read_data_manifest(root).partitions[0].path
     pl.read_parquet(path).head(150).write_parquet(path)
-    with pytest.raises(UserError, match="holds 150 rows, and data/manifest.json says 200"): validate(root)
+    with pytest.raises(UserError, match="holds 150 rows, and data/manifest.json says 200"): run_validate(root)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match="data/.*parquet"): validate(root)
+    with pytest.raises(UserError, match="data/.*parquet"): run_validate(root)
     path.unlink()
-    with pytest.raises(UserError, match="data/.*parquet"): validate(root)
+    with pytest.raises(UserError, match="data/.*parquet"): run_validate(root)
     assert not (root / "artifacts/accepted").exists()
 
 
 def test_nothing_ingested(tmp_path):
     write_schema(SCHEMA, tmp_path / "schema.yaml")
     write_params(Params(), tmp_path / "params.yaml")
-    with pytest.raises(UserError, match="manifest.json"): validate(tmp_path)
+    with pytest.raises(UserError, match="manifest.json"): run_validate(tmp_path)
 
 
 def test_many_distinct_categories_are_bounded(tmp_path):
     ids = month(200_000, 0).with_columns(c=pl.int_range(pl.len()).cast(pl.String))
     wide = Schema("t", "binary", "y", dict(SCHEMA.columns, c=Column("category")), classes=SCHEMA.classes)
-    validate(project(tmp_path, ids, schema=wide))
+    run_validate(project(tmp_path, ids, schema=wide))
     row = pl.read_parquet(tmp_path / "artifacts/statistics.parquet").filter(column="c").row(0, named=True)
-    assert abs(row["distinct"] / 200_000 - 1) < 0.15 and len(row["top"]) <= 20
+    assert abs(row["distinct"] / 200_000 - 1) < 0.15 and len(row["top_values"]) <= 20
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------------------------
@@ -370,14 +370,14 @@ def test_full_disk_leaves_nothing_behind(tmp_path):
     assert done.returncode != 0 and "os error 27" in done.stderr # "file too large" is how the limit says "no space"
     assert not (root / "artifacts/accepted").exists() and not (root / "quarantine").exists()
     assert not list((root / "artifacts").iterdir())
-    validate(root)
+    run_validate(root)
     assert outcome(root).accepted == 20_000
 
 
 def test_a_killed_run_leaves_nothing_that_is_believed(tmp_path):
     root = project(tmp_path, month(500, 0), month(500, 1))
-    validate(root)
-    before = hash_folder(root / "artifacts")
+    run_validate(root)
+    before = file_hashes(root / "artifacts")
     project(root, month(700, 2), month(700, 3))
     done = script(root, """
         split = validation.split_batch
@@ -387,9 +387,9 @@ def test_a_killed_run_leaves_nothing_that_is_believed(tmp_path):
         validation.split_batch = second
         validation.validate(Path(sys.argv[1]))""")
     assert done.returncode == -signal.SIGKILL
-    after = hash_folder(root / "artifacts")
+    after = file_hashes(root / "artifacts")
     assert {k: v for k, v in after.items() if ".tmp/" not in k} == before # the old result, whole
-    validate(root)
+    run_validate(root)
     assert outcome(root).accepted == 1_400
 
 
@@ -400,7 +400,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
         if path.suffix == ".tmp": raise OSError(30, "Read-only file system", str(root / "artifacts"))
         mkdir(path, *args, **kwargs)
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(OSError, match="Read-only"): validate(root)
+    with pytest.raises(OSError, match="Read-only"): run_validate(root)
     assert not (root / "artifacts/accepted").exists()
 
 
@@ -409,33 +409,33 @@ def test_a_read_only_folder(tmp_path):
     root = project(tmp_path, month(50, 0))
     root.chmod(0o555)
     try:
-        with pytest.raises(PermissionError): validate(root)
+        with pytest.raises(PermissionError): run_validate(root)
     finally: root.chmod(0o755)
     assert not (root / "artifacts").exists()
 
 
 def test_rows_that_pandera_refuses_are_a_bug(tmp_path, monkeypatch):
     root = project(tmp_path, month(50, 0).with_columns(x=pl.lit(9.0)))
-    real = validation.split_batch
+    real = validation.validate_batch
 
     def careless(frame, schema):
         s = real(frame, schema)
         s.accepted, s.quarantined = pl.DataFrame(s.accepted.vstack(frame.select(s.accepted.columns))), s.quarantined.clear()
         return s
     monkeypatch.setattr(validation, "split_batch", careless)
-    with pytest.raises(RuntimeError, match="pandera"): validate(root)
+    with pytest.raises(RuntimeError, match="pandera"): run_validate(root)
 
 
 def test_a_lost_row_is_a_bug(tmp_path, monkeypatch):
     root = project(tmp_path, month(50, 0))
-    real = validation.split_batch
+    real = validation.validate_batch
 
     def careless(frame, schema):
         s = real(frame, schema)
         s.accepted = s.accepted.head(49)
         return s
     monkeypatch.setattr(validation, "split_batch", careless)
-    with pytest.raises(RuntimeError, match="50 rows became 49"): validate(root)
+    with pytest.raises(RuntimeError, match="50 rows became 49"): run_validate(root)
 
 
 # --- real data ------------------------------------------------------------------------------------------------------------------------
@@ -460,11 +460,11 @@ def taxi(tmp_path, real_data):
 def test_taxi_months_show_the_accepted_widening(taxi):
     make, feb = taxi
     root = make()
-    validate(root)
+    run_validate(root)
     v = outcome(root)
-    assert v.received == 68_211 + 64_809 == v.accepted + v.quarantined and v.quarantined == v.by_rule["fare_amount:range"] > 0
+    assert v.received == 68_211 + 64_809 == v.accepted + v.quarantined and v.quarantined == v.violations["fare_amount:range"] > 0
     one, two = (p.partition for p in v.partitions)
-    changes = {(c.partition, c.column): (c.from_, c.to) for c in v.schema_changes}
+    changes = {(c.partition, c.column): (c.from_, c.to) for c in v.type_conversions}
     assert changes[one, "passenger_count"] == ("Float64", "integer") and changes[one, "ehail_fee"] == ("Null", "number")
     assert changes[two, "VendorID"] == ("Int32", "integer") and (two, "passenger_count") not in changes
     accepted = pl.read_parquet(root / "artifacts/accepted")
@@ -475,7 +475,7 @@ def test_taxi_months_show_the_accepted_widening(taxi):
 def test_taxi_month_with_a_dropped_and_a_renamed_column_stops(taxi):
     make, feb = taxi
     root = make(feb.drop("trip_type").rename({"fare_amount": "fare_amt"}).with_columns(pl.col("lpep_pickup_datetime").dt.epoch("s")))
-    with pytest.raises(SchemaSkew) as e: validate(root)
+    with pytest.raises(SchemaSkewError) as e: run_validate(root)
     sentence, _, *table = str(e.value).splitlines()
     assert "4 column(s) in 1 file(s)" in sentence and all(line.startswith("m1.parquet") for line in table[1:])
     found = {m.column: m.found for m in e.value.mismatches}

@@ -14,7 +14,7 @@ from support.memory import peak_mib
 from support.shop_project import ENV, HEADER, edit, finished, leftovers, nb, results, run, sentence, shop
 
 from mlops_nb.core.files import read_json
-from mlops_nb.data.ingest import read_manifest
+from mlops_nb.data.ingest import read_data_manifest
 
 TEXT = shop(400)
 ROWS = TEXT.splitlines()
@@ -111,7 +111,7 @@ def test_what_a_row_may_do_wrong_is_counted_and_the_rest_goes_on(tmp_path):
     assert nb("stage", "validate", cwd=root).returncode == 0
     found = read_json(root / "artifacts/validation.json", dict)
     assert (found["received"], found["accepted"], found["quarantined"]) == (400, 394, 6)
-    assert found["by_rule"] == {"day:type": 3, "spent:range": 3}
+    assert found["violations"] == {"day:type": 3, "spent:range": 3}
     reasons = pl.read_parquet(root / "quarantine/*.parquet").sort("_row")["_reasons"].list.first().to_list()
     assert reasons[:2] == ["day: 2024-13-41 is not a date or time", "spent: inf is infinite"]
     edit(root / "schema.yaml", "day:", "day:\n    range: ['2024-01-01', '2025-12-31']")
@@ -119,7 +119,7 @@ def test_what_a_row_may_do_wrong_is_counted_and_the_rest_goes_on(tmp_path):
     (tmp_path / "late.csv").write_text("\n".join([text.splitlines()[0], *late]))
     assert nb("ingest", tmp_path / "late.csv", cwd=root).returncode == 0
     assert nb("stage", "validate", cwd=root).returncode == 0
-    assert read_json(root / "artifacts/validation.json", dict)["by_rule"] == {"day:range": 2, "day:type": 3, "spent:range": 3}
+    assert read_json(root / "artifacts/validation.json", dict)["violations"] == {"day:range": 2, "day:type": 3, "spent:range": 3}
 
 
 MANY = 1_000_000 # by hand: 10,000,000 as CSV took 603 MiB in init and 603 MiB in validate
@@ -260,11 +260,11 @@ def test_a_checkpoint_that_finds_the_disk_full_does_not_spoil_the_training(small
 def test_a_full_disk_ends_ingest_and_init_in_a_sentence(small_disk, good, tmp_path):
     project = copy(good, small_disk)
     (tmp_path / "more.csv").write_text(shop(3000, seed=5), encoding="utf-8")
-    before, files = read_manifest(project), {p.name for p in (project / "data").rglob("*")}
+    before, files = read_data_manifest(project), {p.name for p in (project / "data").rglob("*")}
     fill(small_disk, 16_000)
     for command in (("ingest", tmp_path / "more.csv"), ("init", small_disk / "new", "--data", tmp_path / "more.csv", *TARGET)):
         assert "the disk is full; free some space" in sentence(nb(*command, cwd=project))
-    assert read_manifest(project) == before and {p.name for p in (project / "data").rglob("*")} == files
+    assert read_data_manifest(project) == before and {p.name for p in (project / "data").rglob("*")} == files
     assert sorted(p.name for p in small_disk.iterdir()) == ["corner", "filler"]
     (small_disk / "filler").unlink()
     assert nb("ingest", tmp_path / "more.csv", cwd=project).stdout == "Deliveries: 1 new with 3,000 rows, 0 known already.\n"

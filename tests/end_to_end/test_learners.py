@@ -9,7 +9,7 @@ from support.project_checks import new_project, ran, run
 from mlops_nb.bundle.bundle import open_bundle
 from mlops_nb.config.params import NetParams, NetSearchSpace, read_params, write_params
 from mlops_nb.evaluate.stage import read_evaluation
-from mlops_nb.train.tuning import read_tuning
+from mlops_nb.train.tuning import read_tuning_results
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -43,13 +43,13 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
     write_params(p, root / "params.yaml")
     stages = ran(run("dvc", "repro", cwd=root))
     assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"
-    tuned = read_tuning(root)
+    tuned = read_tuning_results(root)
     assert {name: t.complete + t.pruned for name, t in tuned.items()} == {"gbdt": 20, "net": 20}
-    assert all(t.best <= t.untuned for t in tuned.values())
+    assert all(t.best_loss <= t.untuned_loss for t in tuned.values())
     for name, t in tuned.items():
-        assert json.loads((root / f"artifacts/models/{name}/training.json").read_text())["best"] == t.best
+        assert json.loads((root / f"artifacts/models/{name}/training.json").read_text())["best_loss"] == t.best_loss
     e = read_evaluation(root)
-    valid = {c.learner: c.metrics["valid"][e.primary].value for c in e.candidates}
+    valid = {c.learner: c.metrics["valid"][e.primary_metric].value for c in e.candidates}
     assert e.learner == max(valid, key=valid.get) and len(valid) == 2
     provenance = json.loads((root / "artifacts/bundle/provenance.json").read_text())
     used = provenance["training"]["params"]

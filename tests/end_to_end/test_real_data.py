@@ -208,7 +208,7 @@ def test_no_worse_than_plain_lightgbm(name, made, capsys):
     assert worse <= case.margin
     assert (found - case.known if case.metric is rmse else case.known - found) <= case.noise
     written = read_json(project.root / "artifacts/metrics.json", dict)["test"]
-    assert abs(written["rmse" if case.metric is rmse else "auc"] - found) < 1e-9
+    assert abs(written["rmse" if case.metric is rmse else "roc_auc"] - found) < 1e-9
 
 
 def test_adult_is_as_accurate_as_plain_lightgbm(made):
@@ -219,10 +219,10 @@ def test_adult_is_as_accurate_as_plain_lightgbm(made):
 def test_what_is_known_of_the_data_is_seen(made):
     "The concept shift at the end of bank stops its release; blanks and question marks are missing values, not mistakes."
     assert made("bikes").gate["passed"] and made("adult").gate["passed"]
-    assert [r["name"] for r in made("bank").gate["rules"] if not r["passed"]] == ["calibration"]
+    assert [r["name"] for r in made("bank").gate["results"] if not r["passed"]] == ["calibration"]
     for name in ("adult", "bank", "bikes", "telco", "taxi"):
         v = read_json(made(name).root / "artifacts/validation.json", dict)
-        assert v["quarantined"] == 0, (name, v["by_rule"])
+        assert v["quarantined"] == 0, (name, v["violations"])
 
 
 def test_an_interrupted_run_goes_on_from_the_last_finished_stage(made):
@@ -245,7 +245,7 @@ def test_a_month_of_other_types_is_accepted_and_recorded(tmp_path, real_data):
     v = read_json(root / "artifacts/validation.json", dict)
     assert v["accepted"] + v["quarantined"] == v["received"] == sum(pl.read_parquet(f).height for f in data.glob("*"))
     assert v["quarantined"] <= .001 * v["received"]
-    changed = {c["column"]: (c["from"], c["to"]) for c in v["schema_changes"]}
+    changed = {c["column"]: (c["from"], c["to"]) for c in v["type_conversions"]}
     assert changed["VendorID"] == ("Int32", "integer") and changed["passenger_count"] == ("Int64", "number")
     assert changed.keys() >= {"RatecodeID", "PULocationID", "DOLocationID", "payment_type"}
 

@@ -7,19 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.batch.batch_scoring import score
-from mlops_nb.bundle.bundle import bundle, check_golden, draft
-from mlops_nb.bundle.onnx_export import ask_onnx, export_onnx
+from mlops_nb.batch.batch_scoring import score_files
+from mlops_nb.bundle.bundle import run_bundle, check_golden_examples, open_trained_predictor
+from mlops_nb.bundle.onnx_export import predict_onnx, export_onnx
 from mlops_nb.config.params import EvaluateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.evaluate.calibration import FOLDS, choose_calibration, cross_fitted, deal, fit_isotonic, fit_platt, fit_temperature
+from mlops_nb.evaluate.calibration import CALIBRATION_FOLDS, choose_calibration, cross_fitted_loss, assign_folds, fit_isotonic, fit_platt, fit_temperature
 from mlops_nb.evaluate.decision_threshold import choose_threshold
-from mlops_nb.evaluate.metrics import auc, row_loss
-from mlops_nb.evaluate.stage import evaluate, read_evaluation
-from mlops_nb.explain.attributions import explain, read_explanation
-from mlops_nb.model.predictor import Isotonic, Platt, Policy, Predictor, Temperature
-from mlops_nb.train.baselines import baseline
+from mlops_nb.evaluate.metrics import roc_auc, row_loss
+from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
+from mlops_nb.explain.attributions import run_explain, read_explanation
+from mlops_nb.model.predictor import IsotonicCalibrator, PlattCalibrator, Policy, Predictor, TemperatureCalibrator
+from mlops_nb.train.baselines import run_baselines
 
 quick = settings(deadline=None, max_examples=60)
 shares = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0., 1., .5, 1e-300, 1 - 2**-53])), min_size=1, max_size=60)
@@ -38,7 +38,7 @@ def sound(before, after):
 @quick
 @given(shares, st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
 def test_a_line_keeps_the_order_and_is_never_certain(p, a, b):
-    p, apply = np.array(p), Platt(a, b).apply
+    p, apply = np.array(p), PlattCalibrator(a, b).apply
     sound(p, apply(p))
     assert np.array([apply(v) for v in p.tolist()]).tobytes() == apply(p).tobytes()
 
@@ -48,9 +48,9 @@ def test_a_line_keeps_the_order_and_is_never_certain(p, a, b):
 def test_knots_keep_the_order_and_are_never_certain(p, seed, others):
     p = np.array(p)
     found = fit_isotonic(drawn(seed, len(p)), p)
-    assert (np.diff(found.x) > 0).all() and (np.diff(found.y) > 0).all()
+    assert (np.diff(found.x_thresholds) > 0).all() and (np.diff(found.y_thresholds) > 0).all()
     sound(np.array(others), found.apply(np.array(others)))
-    lowest, highest = found.y[1], found.y[-2]
+    lowest, highest = found.y_thresholds[1], found.y_thresholds[-2]
     assert 1 / (len(p) + 2) <= lowest <= highest <= 1 - 1 / (len(p) + 2)
 
 
@@ -59,12 +59,12 @@ def test_knots_keep_the_order_and_are_never_certain(p, seed, others):
 def test_a_temperature_keeps_the_order_and_adds_up_to_one(k, n, seed, t):
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.full(k, rng.choice([0.01, 1])), n)
-    q = Temperature(t).apply(p)
+    q = TemperatureCalibrator(t).apply(p)
     assert np.isfinite(q).all() and (q > 0).all() and np.abs(q.sum(1) - 1).max() < 1e-14
     assert (np.take_along_axis(q, p.argmax(1)[:, None], 1)[:, 0] == q.max(1)).all()
 
 
-@pytest.mark.parametrize("apply", [Platt(1.3, -.2).apply, fit_isotonic(drawn(0, 500), np.random.default_rng(1).random(500)).apply])
+@pytest.mark.parametrize("apply", [PlattCalibrator(1.3, -.2).apply, fit_isotonic(drawn(0, 500), np.random.default_rng(1).random(500)).apply])
 def test_a_row_alone_gets_the_bits_of_the_batch(apply):
     p = np.random.default_rng(2).random(5000)
     assert np.array([apply(p[i:i + 1])[0] for i in range(len(p))]).tobytes() == apply(p).tobytes()
@@ -74,7 +74,7 @@ def test_a_row_alone_gets_the_bits_of_the_batch(apply):
 @pytest.mark.parametrize("k", [3, 7, 8, 9, 130])
 def test_a_row_of_classes_alone_gets_the_bits_of_the_batch(k):
     p = np.random.default_rng(k).dirichlet(np.ones(k), 700)
-    apply = Temperature(1.7).apply
+    apply = TemperatureCalibrator(1.7).apply
     assert np.array([apply(row) for row in p]).tobytes() == apply(p).tobytes()
 
 
@@ -88,7 +88,7 @@ def test_isotonic_like_scikit_learn_between_its_ends():
     events[0] += 1
     n[[0, -1]] += 1
     ours, theirs = fit_isotonic(y, p), IsotonicRegression().fit(said, events / n, sample_weight=n)
-    assert np.allclose(ours.y[1:-1], np.unique(theirs.predict(said)))
+    assert np.allclose(ours.y_thresholds[1:-1], np.unique(theirs.predict(said)))
     assert np.abs(ours.apply(said) - theirs.predict(said)).max() < .1
 
 
@@ -98,13 +98,13 @@ def test_the_auc_stays(method):
     p = rng.random(2000)
     y = (rng.random(2000) < p**3).astype(float)
     found = dict(platt=fit_platt, isotonic=fit_isotonic)[method](y, p)
-    assert auc(y, found.apply(p))(np.ones(2000)) == pytest.approx(auc(y, p)(np.ones(2000)), abs=1e-12)
+    assert roc_auc(y, found.apply(p))(np.ones(2000)) == pytest.approx(roc_auc(y, p)(np.ones(2000)), abs=1e-12)
 
 
 def test_a_line_that_would_turn_the_model_around_is_none():
     p = np.random.default_rng(0).random(1000)
     y = (np.random.default_rng(1).random(1000) > p).astype(float)
-    assert fit_platt(y, p) is None and fit_platt(1 - y, p).a > 0
+    assert fit_platt(y, p) is None and fit_platt(1 - y, p).slope > 0
     found, why = choose_calibration("binary", y, p, EvaluateParams(calibration=["platt"]))
     assert found is None and why.log_loss.keys() == {"none"}
 
@@ -116,10 +116,10 @@ def test_what_is_chosen_is_never_worse_cross_fitted(seed, n, loud, shift):
     z = rng.normal(0, 1.5, n)
     y, p = (rng.random(n) < 1 / (1 + np.exp(-z))).astype(float), 1 / (1 + np.exp(-(loud * z + shift)))
     found, why = choose_calibration("binary", y, p, EvaluateParams(seed=seed % 7))
-    assert (found is None) == (why.method == "none") and why.sentence.startswith(why.method.capitalize())
+    assert (found is None) == (why.method == "none") and why.message.startswith(why.method.capitalize())
     if found is None: return
     assert why.log_loss[why.method] < why.log_loss["none"] == pytest.approx(row_loss("binary", y, p).mean())
-    assert cross_fitted("binary", y, p, why.method, seed % 7).mean() == pytest.approx(why.log_loss[why.method])
+    assert cross_fitted_loss("binary", y, p, why.method, seed % 7).mean() == pytest.approx(why.log_loss[why.method])
 
 
 def test_right_probabilities_are_seldom_moved():
@@ -138,7 +138,7 @@ def test_right_probabilities_are_seldom_moved():
     (np.zeros(0), np.zeros(0), "fewer than two classes")])
 def test_too_little_to_choose_by(y, p, why):
     found, about = choose_calibration("binary", y, p, EvaluateParams())
-    assert found is None and about.method == "none" and why in about.sentence and about.log_loss == {}
+    assert found is None and about.method == "none" and why in about.message and about.log_loss == {}
 
 
 def test_constant_scores_move_to_the_rate():
@@ -150,15 +150,15 @@ def test_constant_scores_move_to_the_rate():
 
 def test_no_candidates():
     found, about = choose_calibration("binary", drawn(0, 100), np.full(100, .5), EvaluateParams(calibration=["temperature"]))
-    assert found is None and "names no candidate" in about.sentence
+    assert found is None and "names no candidate" in about.message
 
 
 @quick
 @given(st.integers(0, 10**6), st.integers(1, 300), st.integers(2, 5))
 def test_folds_hold_each_class_evenly(seed, n, k):
     y = np.random.default_rng(seed).integers(0, k, n).astype(float)
-    fold = deal(y, seed)
-    counts = np.array([[((fold == f) & (y == c)).sum() for f in range(FOLDS)] for c in range(k)])
+    fold = assign_folds(y, seed)
+    counts = np.array([[((fold == f) & (y == c)).sum() for f in range(CALIBRATION_FOLDS)] for c in range(k)])
     assert (np.ptp(counts, axis=1) <= 1).all() and np.ptp(counts.sum(0)) <= 1
 
 
@@ -168,7 +168,7 @@ def test_a_temperature_of_hopeless_scores_stays_between_its_ends(scale, t):
     z = scale * rng.normal(size=(200, 3))
     p = np.exp(z - z.max(1, keepdims=True))
     found = fit_temperature(rng.integers(0, 3, 200).astype(float), p / p.sum(1, keepdims=True))
-    assert 1 / 20 <= found.t <= 20
+    assert 1 / 20 <= found.temperature <= 20
 
 
 # ---- in the pipeline
@@ -176,37 +176,37 @@ def test_a_temperature_of_hopeless_scores_stays_between_its_ends(scale, t):
 
 def test_an_old_policy_has_none():
     old = b'{"task":"binary","classes":["a","b"],"threshold":0.5,"costs":{}}'
-    assert msgspec.json.decode(old, type=Policy).calibration is None
+    assert msgspec.json.decode(old, type=Policy).calibrator is None
 
 
-@pytest.mark.parametrize("calibration", [Platt(.5, 1.), Isotonic([0., .5, 1.], [.1, .2, .9]), Temperature(2.), None])
+@pytest.mark.parametrize("calibration", [PlattCalibrator(.5, 1.), IsotonicCalibrator([0., .5, 1.], [.1, .2, .9]), TemperatureCalibrator(2.), None])
 def test_a_policy_is_plain_numbers(calibration):
-    told = msgspec.json.encode(Policy("binary", ["a", "b"], calibration=calibration))
-    assert msgspec.json.decode(told, type=Policy).calibration == calibration
+    told = msgspec.json.encode(Policy("binary", ["a", "b"], calibrator=calibration))
+    assert msgspec.json.decode(told, type=Policy).calibrator == calibration
 
 
-CALIBRATIONS = {"binary": [Platt(.6, .4), Isotonic([0., .3, .6, 1.], [.05, .1, .7, .8])], "multiclass": [Temperature(2.5)]}
+CALIBRATIONS = {"binary": [PlattCalibrator(.6, .4), IsotonicCalibrator([0., .3, .6, 1.], [.05, .1, .7, .8])], "multiclass": [TemperatureCalibrator(2.5)]}
 
 
 @pytest.mark.parametrize("task, which", [("binary", 0), ("binary", 1), ("multiclass", 0)])
 def test_a_bundle_answers_with_calibrated_probabilities_everywhere(task, which, tmp_path):
     root, calibration = modelling.judged(modelling.trained(tmp_path / "p", task), task), CALIBRATIONS[task][which]
     policy = read_json(root / "artifacts/evaluation/policy.json", Policy)
-    policy.calibration = calibration
+    policy.calibrator = calibration
     write_json(root / "artifacts/evaluation/policy.json", policy)
-    bundle(root)
+    run_bundle(root)
     predictor, frame = Predictor.open(root / "artifacts/bundle"), modelling.rows(300, seed=4, task=task)
-    plain = draft(root)
+    plain = open_trained_predictor(root)
     want = predictor.predict(frame)
     assert want.tobytes() == calibration.apply(plain.predict(frame)).tobytes() != plain.predict(frame).tobytes()
-    assert predictor.raw(frame).tobytes() == plain.raw(frame).tobytes()
+    assert predictor.predict_raw(frame).tobytes() == plain.predict_raw(frame).tobytes()
     assert np.array([predictor.predict_one(r) for r in frame.to_dicts()]).tobytes() == want.tobytes()
     frame.write_parquet(tmp_path / "in.parquet")
-    score(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", rows=64)
+    score_files(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", chunk_rows=64)
     scored = pl.read_parquet(tmp_path / "out.parquet")
     assert scored.select("^score.*$").to_numpy().reshape(want.shape).tobytes() == want.tobytes()
     assert scored["decision"].to_list() == predictor.decide(want).tolist()
-    assert check_golden(root / "artifacts/bundle") is None
+    assert check_golden_examples(root / "artifacts/bundle") is None
 
 
 @pytest.mark.parametrize("learner", ["gbdt", "net"])
@@ -214,14 +214,14 @@ def test_a_bundle_answers_with_calibrated_probabilities_everywhere(task, which, 
 def test_a_model_leaves_as_onnx_with_its_calibration(task, which, learner, tmp_path):
     root, calibration = modelling.judged(modelling.trained(tmp_path / "p", task, n=500, learner=learner), task), CALIBRATIONS[task][which]
     policy = read_json(root / "artifacts/evaluation/policy.json", Policy)
-    policy.calibration = calibration
+    policy.calibrator = calibration
     write_json(root / "artifacts/evaluation/policy.json", policy)
-    bundle(root)
+    run_bundle(root)
     parity = export_onnx(root / "artifacts/bundle", tmp_path / "out")
     predictor, frame = Predictor.open(root / "artifacts/bundle"), modelling.rows(80, seed=5, task=task)
-    said = ask_onnx((tmp_path / "out/model.onnx").read_bytes(), predictor.matrix(frame))
+    said = predict_onnx((tmp_path / "out/model.onnx").read_bytes(), predictor.encode_frame(frame))
     assert np.allclose(said, predictor.predict(frame), rtol=parity.tolerance, atol=parity.tolerance)
-    assert np.abs(said - predictor.model.predict(predictor.matrix(frame))).max() > .05
+    assert np.abs(said - predictor.model.predict(predictor.encode_frame(frame))).max() > .05
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +234,9 @@ def exaggerating(tmp_path_factory):
     params = read_params(root / "params.yaml")
     params.evaluate.n_resamples = 40
     write_params(params, root / "params.yaml")
-    baseline(root)
-    evaluate(root)
-    explain(root)
+    run_baselines(root)
+    run_evaluate(root)
+    run_explain(root)
     return root
 
 
@@ -244,21 +244,21 @@ def test_the_stage_puts_right_what_exaggerates(exaggerating):
     found, kept = read_evaluation(exaggerating), pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet")
     about = found.recalibration
     assert about.method == "platt" and about.log_loss["platt"] < about.log_loss["none"]
-    assert found.calibration.error < about.before.error / 2 and about.before.slope < .5 < found.calibration.slope
-    predictor = draft(exaggerating)
+    assert found.calibration.expected_calibration_error < about.uncalibrated.expected_calibration_error / 2 and about.uncalibrated.slope < .5 < found.calibration.slope
+    predictor = open_trained_predictor(exaggerating)
     predictor.policy = read_json(exaggerating / "artifacts/evaluation/policy.json", Policy)
     test = pl.read_parquet(exaggerating / "artifacts/prepared/test.parquet")
     scores = kept.filter(part="test")["score"].to_numpy()
     assert predictor.predict(test).tobytes() == scores.tobytes() # what was measured is what will be answered
-    tables = [pl.read_parquet(exaggerating / f"artifacts/evaluation/{n}.parquet") for n in ("calibration", "uncalibrated")]
-    assert tables[0]["n"].sum() == tables[1]["n"].sum() == len(test) and not tables[0].equals(tables[1])
+    tables = [pl.read_parquet(exaggerating / f"artifacts/evaluation/{n}.parquet") for n in ("calibration_curve", "calibration_curve_uncalibrated")]
+    assert tables[0]["n_rows"].sum() == tables[1]["n_rows"].sum() == len(test) and not tables[0].equals(tables[1])
 
 
 def test_the_threshold_is_chosen_on_calibrated_scores(exaggerating):
     found, kept = read_evaluation(exaggerating), pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet")
     valid = kept.filter(part="valid")
-    assert found.terms.threshold == choose_threshold(valid["_target"].to_numpy(), valid["score"].to_numpy(), found.terms.costs)
-    assert found.threshold.low <= found.terms.threshold <= found.threshold.high
+    assert found.decision_settings.threshold == choose_threshold(valid["_target"].to_numpy(), valid["score"].to_numpy(), found.decision_settings.costs)
+    assert found.threshold.low <= found.decision_settings.threshold <= found.threshold.high
 
 
 def test_examples_of_the_explanation_are_calibrated_too(exaggerating):
@@ -270,10 +270,10 @@ def test_without_candidates_the_stage_moves_nothing(exaggerating):
     params = read_params(exaggerating / "params.yaml")
     params.evaluate.calibration = []
     write_params(params, exaggerating / "params.yaml")
-    evaluate(exaggerating)
-    assert read_json(exaggerating / "artifacts/evaluation/policy.json", Policy).calibration is None
-    assert not (exaggerating / "artifacts/evaluation/uncalibrated.parquet").exists()
-    assert read_evaluation(exaggerating).calibration == read_evaluation(exaggerating).recalibration.before
+    run_evaluate(exaggerating)
+    assert read_json(exaggerating / "artifacts/evaluation/policy.json", Policy).calibrator is None
+    assert not (exaggerating / "artifacts/evaluation/calibration_curve_uncalibrated.parquet").exists()
+    assert read_evaluation(exaggerating).calibration == read_evaluation(exaggerating).recalibration.uncalibrated
 
 
 def test_a_wrong_name_is_a_sentence(exaggerating):

@@ -9,32 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import draft
+from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.params import SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json, write_json
+from mlops_nb.core.files import file_hashes, read_json, write_json
 from mlops_nb.evaluate import cross_validation as repeating
 from mlops_nb.evaluate.cross_validation import (
     Fold,
-    agreement,
-    blocks,
-    folds,
-    in_order,
-    read_stability,
-    spreads,
-    stability,
-    unusable,
-    vary_seed,
+    measure_agreement,
+    assign_blocks,
+    split_folds,
+    is_time_ordered,
+    read_cross_validation,
+    summarize_metrics,
+    run_cross_validation,
+    skip_reason,
+    repeat_with_seeds,
 )
 from mlops_nb.evaluate.metrics import METRICS
-from mlops_nb.evaluate.stage import evaluate, read_evaluation
+from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.pipeline import STAGES, run_stage
-from mlops_nb.scaffold import init
-from mlops_nb.train.baselines import baseline
+from mlops_nb.scaffold import init_project
+from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.dataset import open_project
-from mlops_nb.train.tuning import Tuned
+from mlops_nb.train.tuning import TuningResult
 
 quick = settings(deadline=None, max_examples=60)
 VISITS = Schema("visits", "binary", "y", classes=["no", "yes"], entity="patient", event_time="day", columns={
@@ -59,11 +59,11 @@ def test_no_fold_learns_from_what_comes_later(made, k, share):
     frame = visits(*made)
     for method in ("time", "column", "files"):
         split = SplitParams(method=method, validation=share, column="x", test_files=["*"])
-        assert in_order(split, VISITS)
+        assert is_time_ordered(split, VISITS)
         seen = np.zeros(len(frame), int)
-        for fold in folds(frame, split, VISITS, k):
+        for fold in split_folds(frame, split, VISITS, k):
             train, valid, judged = (frame["day"].filter(m) for m in fold)
-            seen += fold.judged
+            seen += fold.held_out
             if len(train) and len(valid): assert train.max() < valid.min()
             for earlier in (train, valid):
                 if len(earlier): assert earlier.max() < judged.min()
@@ -75,7 +75,7 @@ def test_no_fold_learns_from_what_comes_later(made, k, share):
 @given(*anything)
 def test_windows_by_the_order_of_the_rows(made, k, share):
     frame = visits(*made)
-    for fold in folds(frame, SplitParams(method="order", validation=share), VISITS, k):
+    for fold in split_folds(frame, SplitParams(method="order", validation=share), VISITS, k):
         train, valid, judged = (frame["_row"].filter(m) for m in fold)
         assert train.max() < valid.min() and valid.max() < judged.min() if len(valid) else train.max() < judged.min()
 
@@ -84,8 +84,8 @@ def test_windows_by_the_order_of_the_rows(made, k, share):
 @given(*anything)
 def test_no_group_is_in_two_parts_of_a_fold(made, k, share):
     frame = visits(*made)
-    found = [*folds(frame, SplitParams(method="group", validation=share), VISITS, k)]
-    assert (np.sum([f.judged for f in found], axis=0) == 1).all() # each row is judged once
+    found = [*split_folds(frame, SplitParams(method="group", validation=share), VISITS, k)]
+    assert (np.sum([f.held_out for f in found], axis=0) == 1).all() # each row is judged once
     for fold in found:
         assert (np.sum(fold, axis=0) == 1).all()
         groups = [set(frame["patient"].filter(m)) for m in fold]
@@ -96,17 +96,17 @@ def test_no_group_is_in_two_parts_of_a_fold(made, k, share):
 @given(st.integers(0, 10**6), st.integers(20, 400), st.integers(2, 6))
 def test_random_folds_hold_each_class_evenly(seed, n, k):
     frame = visits(seed, n, 10, 10)
-    found = [*folds(frame, SplitParams(method="random"), VISITS, k)]
-    assert (np.sum([f.judged for f in found], axis=0) == 1).all()
+    found = [*split_folds(frame, SplitParams(method="random"), VISITS, k)]
+    assert (np.sum([f.held_out for f in found], axis=0) == 1).all()
     for c in (0, 1):
-        counts = [int((frame["_target"].to_numpy()[f.judged] == c).sum()) for f in found]
+        counts = [int((frame["_target"].to_numpy()[f.held_out] == c).sum()) for f in found]
         assert len(found) < k or max(counts) - min(counts) <= 2
 
 
 def test_random_folds_do_not_depend_on_the_order_of_the_rows():
     frame = visits(0, 100, 5, 5)
     mixed = frame.sample(fraction=1, shuffle=True, seed=1)
-    rows = [[{*f.filter(m)["_row"]} for m in next(folds(f, SplitParams(method="random"), VISITS, 4))] for f in (frame, mixed)]
+    rows = [[{*f.filter(m)["_row"]} for m in next(split_folds(f, SplitParams(method="random"), VISITS, 4))] for f in (frame, mixed)]
     assert rows[0] == rows[1]
 
 
@@ -114,13 +114,13 @@ def test_random_folds_do_not_depend_on_the_order_of_the_rows():
 @given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 9))
 def test_blocks_keep_order_and_equal_places_together(place, k):
     place = np.array(place, float)
-    block = blocks(place, k)
+    block = assign_blocks(place, k)
     assert len(block) == len(place) and set(block) == set(range(block.max(initial=-1) + 1)) and block.max(initial=0) < k
     for i in range(block.max(initial=0)): assert place[block == i].max() < place[block == i + 1].min()
 
 
 def test_blocks_of_distinct_places_are_of_equal_size():
-    assert np.ptp(np.bincount(blocks(np.random.default_rng(0).random(1003), 7))) <= 1
+    assert np.ptp(np.bincount(assign_blocks(np.random.default_rng(0).random(1003), 7))) <= 1
 
 
 def parts_of(n, *sizes):
@@ -138,23 +138,23 @@ def parts_of(n, *sizes):
     ([3, 4, 4, 4, 5, 5], (2, 2, 2), "regression", None)])
 def test_what_cannot_be_judged(y, sizes, task, why):
     schema = Schema("v", task, "y", classes=["no", "yes"] if task == "binary" else None, columns={})
-    found = unusable(np.array(y, float), parts_of(6, *sizes), schema, 2)
+    found = skip_reason(np.array(y, float), parts_of(6, *sizes), schema, 2)
     assert (found is None) == (why is None) and (why or "") in (found or "")
 
 
 def test_a_class_of_many_that_no_judged_row_has_is_no_reason():
     three = Schema("v", "multiclass", "y", classes=["a", "b", "c"], columns={})
-    assert unusable(np.array([0, 1, 2, 1, 0, 1.]), parts_of(6, 3, 1, 2), three, 2) is None
-    assert "'c'" in unusable(np.array([0, 1, 1, 1, 2, 1.]), parts_of(6, 3, 1, 2), three, 2)
+    assert skip_reason(np.array([0, 1, 2, 1, 0, 1.]), parts_of(6, 3, 1, 2), three, 2) is None
+    assert "'c'" in skip_reason(np.array([0, 1, 1, 1, 2, 1.]), parts_of(6, 3, 1, 2), three, 2)
 
 
 def test_agreement_of_three():
     s = [np.array([.1, .2, .3, .4]), np.array([.2, .4, .6, .8]), np.array([.1, .2, .3, .9])]
-    found = agreement(s, [x >= .5 for x in s])
-    assert found.flips == pytest.approx((.5 + .25 + .25) / 3)
-    assert found.apart == pytest.approx(np.mean([np.abs(a - b).mean() for a, b in ((s[0], s[1]), (s[0], s[2]), (s[1], s[2]))]))
-    assert 0 < found.correlation < 1 and agreement(s, None).flips is None
-    assert agreement([s[0], np.full(4, .5)], None).correlation is None
+    found = measure_agreement(s, [x >= .5 for x in s])
+    assert found.disagreement_rate == pytest.approx((.5 + .25 + .25) / 3)
+    assert found.mean_abs_score_difference == pytest.approx(np.mean([np.abs(a - b).mean() for a, b in ((s[0], s[1]), (s[0], s[2]), (s[1], s[2]))]))
+    assert 0 < found.score_correlation < 1 and measure_agreement(s, None).disagreement_rate is None
+    assert measure_agreement([s[0], np.full(4, .5)], None).score_correlation is None
 
 
 # ---- the stage
@@ -173,30 +173,30 @@ def project(root, task="binary", learner="gbdt", method="random", n=900, **stabi
 def test_files_and_figures(task, tmp_path):
     root = project(tmp_path / "p", task, n_folds=3, n_seeds=2)
     assert run_stage("cross_validation", root, "gbdt")["trainings"] == 5
-    found = read_stability(root, "gbdt")
+    found = read_cross_validation(root, "gbdt")
     assert [r.name for r in found.folds + found.seeds] == ["fold 1", "fold 2", "fold 3", "seed 0", "seed 1"]
     for run in found.folds + found.seeds:
-        assert run.metrics.keys() == METRICS[task].keys() and run.time is None and run.left_out is None
+        assert run.metrics.keys() == METRICS[task].keys() and run.time_range is None and run.skip_reason is None
         assert all(x is not None for m, x in run.metrics.items() if m != "precision")
-    assert sum(r.rows["judged"] for r in found.folds) == 720 # the test rows are in none
+    assert sum(r.rows["held_out"] for r in found.folds) == 720 # the test rows are in none
     assert {sum(r.rows.values()) for r in found.folds} == {720}
     table = pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")
     assert len(table) == 5 * len(METRICS[task])
-    spread, x = found.fold_spread[found.primary], [r.metrics[found.primary] for r in found.folds]
-    assert [spread.mean, spread.sd, spread.low, spread.high] == pytest.approx([np.mean(x), np.std(x, ddof=1), min(x), max(x)])
+    spread, x = found.fold_summary[found.primary_metric], [r.metrics[found.primary_metric] for r in found.folds]
+    assert [spread.mean, spread.std, spread.min, spread.max] == pytest.approx([np.mean(x), np.std(x, ddof=1), min(x), max(x)])
     assert "± " in found.sentences[0] and "over 3 random folds" in found.sentences[0] and "The seed changes nothing" in found.sentences[1]
-    before = hash_folder(root / "artifacts/cross_validation")
-    stability(root, "gbdt")
-    assert hash_folder(root / "artifacts/cross_validation") == before
+    before = file_hashes(root / "artifacts/cross_validation")
+    run_cross_validation(root, "gbdt")
+    assert file_hashes(root / "artifacts/cross_validation") == before
 
 
 def test_the_first_seed_is_the_stages_own_model(tmp_path):
     root = project(tmp_path / "p", n_seeds=2)
-    baseline(root)
-    evaluate(root)
-    stability(root, "gbdt")
+    run_baselines(root)
+    run_evaluate(root)
+    run_cross_validation(root, "gbdt")
     mine = read_json(root / "artifacts/metrics.json", dict)["test"]
-    assert read_stability(root, "gbdt").seeds[0].metrics == mine # scores, calibration and threshold as the stages chose them
+    assert read_cross_validation(root, "gbdt").seeds[0].metrics == mine # scores, calibration and threshold as the stages chose them
 
 
 def test_seeds_that_matter(tmp_path):
@@ -204,42 +204,42 @@ def test_seeds_that_matter(tmp_path):
     params = read_params(root / "params.yaml")
     params.train.gbdt.subsample, params.train.seed = .6, 4
     write_params(params, root / "params.yaml")
-    stability(root, "gbdt")
-    found = read_stability(root, "gbdt")
+    run_cross_validation(root, "gbdt")
+    found = read_cross_validation(root, "gbdt")
     assert [r.name for r in found.seeds] == ["seed 4", "seed 5", "seed 6"]
-    assert found.agreement.flips > 0 and .5 < found.agreement.correlation < 1
+    assert found.seed_agreement.disagreement_rate > 0 and .5 < found.seed_agreement.score_correlation < 1
     assert found.sentences[0].startswith("auc 0.") and "under 3 seeds; two of them decide" in found.sentences[0]
 
 
 def test_repetitions_use_what_was_tuned(tmp_path):
     root = project(tmp_path / "p", n_folds=2)
-    stability(root, "gbdt")
-    before = read_stability(root, "gbdt")
-    tuned = Tuned("gbdt", 1, 0, .6, .5, {"num_leaves": 2, "n_estimators": 3}, {})
+    run_cross_validation(root, "gbdt")
+    before = read_cross_validation(root, "gbdt")
+    tuned = TuningResult("gbdt", 1, 0, .6, .5, {"num_leaves": 2, "n_estimators": 3}, {})
     write_json(root / "artifacts/tuning/tuning.json", {"gbdt": tuned})
-    stability(root, "gbdt")
-    assert read_stability(root, "gbdt").fold_spread["auc"].mean < before.fold_spread["auc"].mean
+    run_cross_validation(root, "gbdt")
+    assert read_cross_validation(root, "gbdt").fold_summary["roc_auc"].mean < before.fold_summary["roc_auc"].mean
 
 
 def test_seeds_of_a_net(tmp_path):
     root = project(tmp_path / "p", "multiclass", "net", n=300, n_seeds=2)
-    stability(root, "net")
-    found = read_stability(root, "net")
-    assert found.agreement.apart > 0 and found.learner == "net" and len(found.seeds) == 2
+    run_cross_validation(root, "net")
+    found = read_cross_validation(root, "net")
+    assert found.seed_agreement.mean_abs_score_difference > 0 and found.learner == "net" and len(found.seeds) == 2
 
 
 def test_one_seed_has_nothing_to_be_compared_with(tmp_path):
     root = project(tmp_path / "p", "regression", n_seeds=1)
-    stability(root, "gbdt")
-    found = read_stability(root, "gbdt")
-    assert found.agreement is None and found.seed_spread["rmse"].sd is None and "at least two are needed" in found.sentences[0]
+    run_cross_validation(root, "gbdt")
+    found = read_cross_validation(root, "gbdt")
+    assert found.seed_agreement is None and found.seed_summary["rmse"].std is None and "at least two are needed" in found.sentences[0]
 
 
 def test_nothing_is_repeated_unasked(tmp_path, monkeypatch):
     root = project(tmp_path / "p")
     monkeypatch.setattr(repeating, "fit", None)
-    assert stability(root, "gbdt")["trainings"] == 0
-    found = read_stability(root, "gbdt")
+    assert run_cross_validation(root, "gbdt")["trainings"] == 0
+    found = read_cross_validation(root, "gbdt")
     assert found.folds == found.seeds == []
     assert found.sentences == ["Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml say how often."]
     assert len(pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")) == 0
@@ -267,14 +267,14 @@ def timed(root, rate):
 
 def test_a_window_without_events_is_left_out_and_named(tmp_path):
     root = timed(tmp_path / "p", lambda month: 0 if month < 3 else .4)
-    stability(root, "gbdt")
-    found = read_stability(root, "gbdt")
-    out = [r for r in found.folds if r.left_out]
-    assert out and all(r.metrics == {} for r in out) and found.fold_spread["auc"].runs == len(found.folds) - len(out) > 0
+    run_cross_validation(root, "gbdt")
+    found = read_cross_validation(root, "gbdt")
+    out = [r for r in found.folds if r.skip_reason]
+    assert out and all(r.metrics == {} for r in out) and found.fold_summary["roc_auc"].n_runs == len(found.folds) - len(out) > 0
     for r in out: assert any(s.startswith(f"{r.name.capitalize()} is left out: no row to ") and "'yes'" in s for s in found.sentences)
     for r in found.folds:
-        if not r.left_out: assert r.time["train"][1] < r.time["valid"][0] <= r.time["valid"][1] < r.time["judged"][0]
-        assert r.time["judged"][1] < "2026-09" # the test rows are in no window
+        if not r.skip_reason: assert r.time_range["train"][1] < r.time_range["valid"][0] <= r.time_range["valid"][1] < r.time_range["held_out"][0]
+        assert r.time_range["held_out"][1] < "2026-09" # the test rows are in no window
 
 
 def test_the_encoder_of_a_window_knows_nothing_of_what_comes_later(tmp_path, monkeypatch):
@@ -285,9 +285,9 @@ def test_the_encoder_of_a_window_knows_nothing_of_what_comes_later(tmp_path, mon
         seen.append(frame["when"].max().isoformat())
         return honest(cls, frame, *rest)
     monkeypatch.setattr(Encoder, "fit", classmethod(spy))
-    stability(root, "gbdt")
-    trained = [r for r in read_stability(root, "gbdt").folds if not r.left_out]
-    assert seen == [r.time["train"][1] for r in trained] and len(seen) >= 3
+    run_cross_validation(root, "gbdt")
+    trained = [r for r in read_cross_validation(root, "gbdt").folds if not r.skip_reason]
+    assert seen == [r.time_range["train"][1] for r in trained] and len(seen) >= 3
 
 
 def test_rows_that_cannot_be_cut(tmp_path):
@@ -295,20 +295,20 @@ def test_rows_that_cannot_be_cut(tmp_path):
     for part in ("train", "valid"):
         path = root / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).with_columns(when=pl.lit(datetime(2026, 1, 1)).cast(pl.Datetime("us"))).write_parquet(path)
-    stability(root, "gbdt")
-    found = read_stability(root, "gbdt")
+    run_cross_validation(root, "gbdt")
+    found = read_cross_validation(root, "gbdt")
     assert found.folds == [] and found.sentences == ["4 were asked for, and the rows can be cut into 0 expanding windows only."]
 
 
 def test_a_repetition_starts_from_nothing(tmp_path):
     root = project(tmp_path / "p", n_folds=2)
-    stability(root, "gbdt")
-    before = read_stability(root, "gbdt")
+    run_cross_validation(root, "gbdt")
+    before = read_cross_validation(root, "gbdt")
     params = read_params(root / "params.yaml")
     params.train.init_model = "artifacts/models/gbdt"
     write_params(params, root / "params.yaml")
-    stability(root, "gbdt")
-    after = read_stability(root, "gbdt")
+    run_cross_validation(root, "gbdt")
+    after = read_cross_validation(root, "gbdt")
     assert after.folds == before.folds
     assert after.sentences == [*before.sentences, "Each repetition was trained from nothing, and not from train.init_model."]
 
@@ -317,35 +317,35 @@ def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
     root = project(tmp_path / "p", n_folds=2, n_seeds=2)
     honest = repeating.Predictor.predict
     monkeypatch.setattr(repeating.Predictor, "predict", lambda self, frame: honest(self, frame) * np.nan)
-    stability(root, "gbdt")
-    found = read_stability(root, "gbdt")
-    assert found.agreement is None and "some of their scores are no numbers" in found.sentences[-1]
+    run_cross_validation(root, "gbdt")
+    found = read_cross_validation(root, "gbdt")
+    assert found.seed_agreement is None and "some of their scores are no numbers" in found.sentences[-1]
     assert found.sentences[0] == "auc is defined in none of 2 random folds."
-    assert found.fold_spread == {} and all(x is None for r in found.folds for x in r.metrics.values())
+    assert found.fold_summary == {} and all(x is None for r in found.folds for x in r.metrics.values())
     json.loads((root / "artifacts/cross_validation/gbdt/cross_validation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
 
 
 def test_missing_inputs_and_a_wrong_learner(tmp_path):
     root = project(tmp_path / "p", n_folds=2)
-    with pytest.raises(UserError, match="no learner 'gbtd'; did you mean 'gbdt'"): stability(root, "gbtd")
-    with pytest.raises(UserError, match="cross_validation.json does not exist"): read_stability(root, "gbdt")
+    with pytest.raises(UserError, match="no learner 'gbtd'; did you mean 'gbdt'"): run_cross_validation(root, "gbtd")
+    with pytest.raises(UserError, match="cross_validation.json does not exist"): read_cross_validation(root, "gbdt")
     (root / "artifacts/prepared/test.parquet").unlink()
-    with pytest.raises(UserError, match="run the stage prepare first"): stability(root, "gbdt")
+    with pytest.raises(UserError, match="run the stage prepare first"): run_cross_validation(root, "gbdt")
 
 
 def test_spreads_of_what_is_undefined():
-    runs = [repeating.Run("a", {}, None, {"auc": None, "f1": .5}), repeating.Run("b", {}, None, {}, "why")]
-    assert spreads(runs).keys() == {"f1"} and spreads(runs)["f1"].runs == 1
+    runs = [repeating.CrossValidationRun("a", {}, None, {"roc_auc": None, "f1": .5}), repeating.CrossValidationRun("b", {}, None, {}, "why")]
+    assert summarize_metrics(runs).keys() == {"f1"} and summarize_metrics(runs)["f1"].n_runs == 1
 
 
 def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
     root = project(tmp_path / "p", n_seeds=2)
     made = open_project(root)
     parts = {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parquet") for p in ("train", "valid", "test")}
-    predictor, _ = repeating.repeat(made, "gbdt", parts["train"], parts["valid"], "it")
+    predictor, _ = repeating.fit_predictor(made, "gbdt", parts["train"], parts["valid"], "it")
     predictor.policy = None
-    assert predictor.predict(parts["test"]).tobytes() == draft(root).predict(parts["test"]).tobytes()
-    assert len(vary_seed(made, "gbdt", parts)[0]) == 2
+    assert predictor.predict(parts["test"]).tobytes() == open_trained_predictor(root).predict(parts["test"]).tobytes()
+    assert len(repeat_with_seeds(made, "gbdt", parts)[0]) == 2
 
 
 @pytest.mark.realdata
@@ -353,7 +353,7 @@ def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
 def test_bank_calls_in_their_order(real_data, tmp_path):
     "The world changes: windows show it, and calibration helps as far as the valid rows can know."
     root = tmp_path / "bank"
-    contract = init(root, str(real_data("bank_marketing/bank-additional-full.csv")), "y")
+    contract = init_project(root, str(real_data("bank_marketing/bank-additional-full.csv")), "y")
     contract.columns["duration"].feature = False # known only after the call
     write_schema(contract, root / "schema.yaml")
     params = read_params(root / "params.yaml")
@@ -361,9 +361,9 @@ def test_bank_calls_in_their_order(real_data, tmp_path):
     write_params(params, root / "params.yaml")
     for stage in ("features", "validate", "prepare", "tune", "baseline", "train", "evaluate", "cross_validation"):
         run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
-    found, evaluation = read_stability(root, "gbdt"), read_evaluation(root)
-    assert found.fold_spread["auc"].high < evaluation.metrics["valid"]["auc"].low # one figure would have hidden it
+    found, evaluation = read_cross_validation(root, "gbdt"), read_evaluation(root)
+    assert found.fold_summary["roc_auc"].max < evaluation.metrics["valid"]["roc_auc"].low # one figure would have hidden it
     windows = [r.rows for r in found.folds]
     learned = [w["train"] + w["valid"] for w in windows]
-    assert learned[1:] == [before + w["judged"] for before, w in zip(learned[:-1], windows[:-1], strict=True)] # all that came before
-    assert evaluation.recalibration.method != "none" and evaluation.calibration.error < evaluation.recalibration.before.error
+    assert learned[1:] == [before + w["held_out"] for before, w in zip(learned[:-1], windows[:-1], strict=True)] # all that came before
+    assert evaluation.recalibration.method != "none" and evaluation.calibration.expected_calibration_error < evaluation.recalibration.uncalibrated.expected_calibration_error

@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 
 from mlops_nb.config.params import CostParams
 from mlops_nb.evaluate.decision_threshold import (
-    break_even,
-    calibrate,
-    calibration_error,
-    calibration_line,
-    cheapest,
+    break_even_threshold,
+    measure_calibration,
+    expected_calibration_error,
+    calibration_slope_intercept,
+    min_cost_threshold,
     choose_threshold,
-    confusion,
+    confusion_counts,
     cost_curve,
-    mean_by,
-    money,
+    mean_interval_by_bin,
+    measure_decision_costs,
     quantile_bins,
-    reliability,
+    calibration_curve,
     threshold_interval,
-    wilson,
+    wilson_interval,
 )
 from mlops_nb.evaluate.metrics import row_cost
 
@@ -57,8 +57,8 @@ def test_extremes_act_on_none_and_on_all():
 
 
 def test_where_acting_is_always_cheaper_there_is_no_break_even():
-    assert break_even(CostParams(false_positive=-1.0)) is None
-    assert break_even(CostParams(false_positive=3.0, false_negative=1.0)) == 0.75
+    assert break_even_threshold(CostParams(false_positive=-1.0)) is None
+    assert break_even_threshold(CostParams(false_positive=3.0, false_negative=1.0)) == 0.75
 
 
 @quick
@@ -66,7 +66,7 @@ def test_where_acting_is_always_cheaper_there_is_no_break_even():
 def test_wilson_like_scipy(n, hits, confidence):
     from scipy.stats import binomtest
     hits = min(hits, n)
-    low, high = wilson(np.array([hits]), np.array([n]), confidence)
+    low, high = wilson_interval(np.array([hits]), np.array([n]), confidence)
     expected = binomtest(hits, n).proportion_ci(confidence, method="wilson")
     assert [low[0], high[0]] == pytest.approx([expected.low, expected.high], abs=1e-12)
 
@@ -79,17 +79,17 @@ def test_line_like_scikit_learn(seed, slope, shift):
     z = rng.normal(0, 1.5, 400)
     y, p = (rng.random(400) < 1 / (1 + np.exp(-z))).astype(float), 1 / (1 + np.exp(-(slope * z + shift)))
     fit = LogisticRegression(C=1e12, tol=1e-10, max_iter=1000).fit((slope * z + shift)[:, None], y)
-    assert calibration_line(y, p) == pytest.approx((fit.coef_[0, 0], fit.intercept_[0]), abs=1e-4)
+    assert calibration_slope_intercept(y, p) == pytest.approx((fit.coef_[0, 0], fit.intercept_[0]), abs=1e-4)
 
 
 @pytest.mark.parametrize("y, p", [
     ([0, 0, 0], [0.1, 0.2, 0.3]), ([0, 1, 0], [0.5, 0.5, 0.5]), ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]), ([], []), ([0, 1], [0.0, 1.0])])
-def test_no_line_where_there_is_none(y, p): assert calibration_line(np.array(y, float), np.array(p, float)) is None
+def test_no_line_where_there_is_none(y, p): assert calibration_slope_intercept(np.array(y, float), np.array(p, float)) is None
 
 
 def test_line_of_wrong_certainties():
     y, p = np.array([0.0, 1, 0, 1, 1, 0]), np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-    slope, _ = calibration_line(y, p)
+    slope, _ = calibration_slope_intercept(y, p)
     assert 0 < slope < 0.2
 
 
@@ -109,7 +109,7 @@ def test_bins_of_distinct_values_are_of_equal_size():
 
 def test_mean_interval_survives_large_offsets():
     x = 1e9 + np.arange(10.0)
-    mean, low, high = mean_by(np.zeros(10, int), x)
+    mean, low, high = mean_interval_by_bin(np.zeros(10, int), x)
     assert (high - low)[0] == pytest.approx(2 * 1.959964 * np.std(x - 1e9, ddof=1) / 10**0.5, rel=1e-6)
     assert mean[0] == 1e9 + 4.5
 
@@ -117,48 +117,48 @@ def test_mean_interval_survives_large_offsets():
 def test_reliability_counts_every_row_once():
     rng = np.random.default_rng(0)
     p = rng.random(777).round(1)
-    t = reliability((rng.random(777) < p).astype(float), p)
-    assert t["n"].sum() == 777 and (t["low"] <= t["observed"]).all() and (t["observed"] <= t["high"]).all()
+    t = calibration_curve((rng.random(777) < p).astype(float), p)
+    assert t["n_rows"].sum() == 777 and (t["low"] <= t["observed"]).all() and (t["observed"] <= t["high"]).all()
     assert (t["from"] <= t["predicted"] + 1e-12).all() and (t["predicted"] <= t["to"] + 1e-12).all()
 
 
 def test_error_of_a_constant_lie():
     y = np.r_[np.ones(30), np.zeros(70)]
-    assert calibration_error(reliability(y, np.full(100, 0.5))) == pytest.approx(0.2)
+    assert expected_calibration_error(calibration_curve(y, np.full(100, 0.5))) == pytest.approx(0.2)
 
 
 def test_multiclass_is_judged_by_the_class_it_decides_for():
     y, s = np.array([0.0, 1, 2, 2]), np.tile([0.6, 0.3, 0.1], (4, 1))
-    c, table = calibrate("multiclass", y, s, ["a", "b", "c"])
-    assert c.error == pytest.approx(0.6 - 0.25) and table["class"].unique(maintain_order=True).to_list() == ["a", "b", "c"]
+    c, table = measure_calibration("multiclass", y, s, ["a", "b", "c"])
+    assert c.expected_calibration_error == pytest.approx(0.6 - 0.25) and table["class"].unique(maintain_order=True).to_list() == ["a", "b", "c"]
 
 
 def test_regression_line():
     s = np.arange(50.0)
-    c, table = calibrate("regression", 2 * s + 3, s)
+    c, table = measure_calibration("regression", 2 * s + 3, s)
     assert (c.slope, c.intercept) == pytest.approx((2, 3)) and table["class"].null_count() == len(table)
-    assert calibrate("regression", s, np.zeros(50))[0].slope is None
+    assert measure_calibration("regression", s, np.zeros(50))[0].slope is None
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_scores_that_are_no_numbers_have_no_calibration(task):
-    c, table = calibrate(task, np.array([0.0, 1]), np.array([0.5, np.nan]), ["a", "b"])
-    assert c.error is None and isinstance(table, pl.DataFrame) and not len(table)
+    c, table = measure_calibration(task, np.array([0.0, 1]), np.array([0.5, np.nan]), ["a", "b"])
+    assert c.expected_calibration_error is None and isinstance(table, pl.DataFrame) and not len(table)
 
 
 def test_money_of_a_perfect_model_and_the_trivial_ones():
     y, c = np.r_[np.ones(100), np.zeros(300)], CostParams(true_positive=-40, false_positive=10, false_negative=0)
-    m = money(y, y, 0.5, c, replicates=50)
-    assert (m.model, m.act_on_all, m.act_on_none, m.trivial) == (-10_000, -2_500, 0, "all")
-    assert m.savings["all"].value == 7_500 and m.savings["none"].value == 10_000 and m.savings["all"].low > 0
-    assert m.confusion == dict(true_positive=100, false_positive=0, true_negative=300, false_negative=0)
+    m = measure_decision_costs(y, y, 0.5, c, replicates=50)
+    assert (m.model_cost, m.act_on_all_cost, m.act_on_none_cost, m.best_constant_policy) == (-10_000, -2_500, 0, "act_on_all")
+    assert m.savings["act_on_all"].value == 7_500 and m.savings["act_on_none"].value == 10_000 and m.savings["act_on_all"].low > 0
+    assert m.confusion_counts == dict(true_positive=100, false_positive=0, true_negative=300, false_negative=0)
 
 
 def test_acting_like_the_trivial_policy_saves_exactly_nothing():
     y = np.r_[np.ones(10), np.zeros(90)]
-    m = money(y, np.full(100, 0.1), 0.5, CostParams(), replicates=50)
-    for name in ("none", "half"): assert (m.savings[name].value, m.savings[name].low, m.savings[name].high) == (0, 0, 0)
-    assert m.trivial == "none" and m.savings["all"].value == 800
+    m = measure_decision_costs(y, np.full(100, 0.1), 0.5, CostParams(), replicates=50)
+    for name in ("act_on_none", "default_threshold"): assert (m.savings[name].value, m.savings[name].low, m.savings[name].high) == (0, 0, 0)
+    assert m.best_constant_policy == "act_on_none" and m.savings["act_on_all"].value == 800
 
 
 @quick
@@ -167,7 +167,7 @@ def test_confusion_like_scikit_learn(p, seed):
     from sklearn.metrics import confusion_matrix
     p, y = np.array(p), np.random.default_rng(seed).integers(0, 2, len(p))
     (tn, fp), (fn, tp) = confusion_matrix(y, p >= 10, labels=[0, 1])
-    assert confusion(y, p >= 10) == dict(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn)
+    assert confusion_counts(y, p >= 10) == dict(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn)
 
 
 @quick
@@ -180,7 +180,7 @@ def test_weights_are_repeated_rows(p, seed, c):
 
     def spent(t): return row_cost(y[each], p[each] >= t, c).sum()
 
-    assert spent(cheapest(y, p, c)(times.astype(float))) == pytest.approx(spent(choose_threshold(y[each], p[each], c)), abs=1e-9)
+    assert spent(min_cost_threshold(y, p, c)(times.astype(float))) == pytest.approx(spent(choose_threshold(y[each], p[each], c)), abs=1e-9)
 
 
 def test_a_threshold_of_few_rows_is_less_sure():
@@ -212,4 +212,4 @@ def test_the_curve_passes_through_the_money():
     p = rng.random(500)
     y = (rng.random(500) < p).astype(float)
     curve = cost_curve(y, p, CostParams())
-    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(money(y, p, 0.5, CostParams(), replicates=2).model)
+    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(measure_decision_costs(y, p, 0.5, CostParams(), replicates=2).model)

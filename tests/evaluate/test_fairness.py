@@ -12,22 +12,22 @@ from support.project_checks import new_project
 from mlops_nb.config.schema import Column, diff_schemas, read_schema, schema_hash, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.fairness import (
-    EQUAL,
-    Fairness,
-    Gap,
-    by_column,
-    each_pair,
-    fairness,
+    GATED_FAIRNESS_METRIC,
+    FairnessReport,
+    FairnessGap,
+    measure_column_fairness,
+    pairwise_gaps,
+    measure_fairness,
     fairness_table,
-    groups,
-    judged,
-    widest,
+    sensitive_groups,
+    split_by_group_size,
+    largest_gap,
 )
-from mlops_nb.evaluate.metrics import Estimate, Terms
-from mlops_nb.evaluate.stage import evaluate, read_evaluation
+from mlops_nb.evaluate.metrics import Estimate, DecisionSettings
+from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
 from mlops_nb.pipeline import run_stage
-from mlops_nb.release.gate import fairness_rules
-from mlops_nb.train.baselines import baseline
+from mlops_nb.release.gate import check_fairness_gaps
+from mlops_nb.train.baselines import run_baselines
 
 RATES = ("selection_rate", "true_positive_rate", "false_positive_rate")
 
@@ -52,8 +52,8 @@ def same(found, frame, group, y, act):
     "A `Fairness` against the figures made by hand, and against fairlearn."
     hand = {r["group"]: r for r in by_hand(frame).iter_rows(named=True)}
     for g in found.groups:
-        assert g.n == hand[g.value]["n"]
-        for name in RATES: assert g.figures[name].value == pytest.approx(hand[g.value][name], abs=1e-12)
+        assert g.n_rows == hand[g.value]["n"]
+        for name in RATES: assert g.metrics[name].value == pytest.approx(hand[g.value][name], abs=1e-12)
     some = np.isin(group, [g.value for g in found.groups])
     theirs = {name: getattr(fm, name)(y[some], act[some], sensitive_features=group[some])
               for name in ("demographic_parity_difference", "demographic_parity_ratio", "equalized_odds_difference")}
@@ -63,44 +63,44 @@ def same(found, frame, group, y, act):
 @pytest.mark.parametrize("threshold", [.2, .5, .8])
 def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
     group, y, s = world(names=("a", "b", "c"))
-    found = by_column("binary", "g", group, y, s, None, Terms(threshold=threshold), replicates=20)
+    found = measure_column_fairness("binary", "g", group, y, s, None, DecisionSettings(threshold=threshold), replicates=20)
     act = s >= threshold
     same(found, pl.DataFrame({"group": group.astype(str), "y": y, "act": act}), group, y, act)
-    assert found.gaps["equalized_odds_difference"].figure in RATES[1:] and not found.small
+    assert found.gaps["equalized_odds_difference"].metric in RATES[1:] and not found.small_groups
 
 
 def test_classes_and_values_by_hand():
     rng = np.random.default_rng(0)
     group, y, s = rng.choice(np.array(["a", "b"], object), 900), rng.integers(0, 3, 900).astype(float), rng.dirichlet(np.ones(3), 900)
-    found = by_column("multiclass", "g", group, y, s, ["x", "y", "z"], min_slice=100, replicates=20)
+    found = measure_column_fairness("multiclass", "g", group, y, s, ["x", "y", "z"], min_rows=100, replicates=20)
     for g in found.groups:
         rows = group == g.value
-        assert g.figures["accuracy"].value == pytest.approx((s.argmax(1) == y)[rows].mean())
-        assert g.figures["recall of y"].value == pytest.approx((s.argmax(1) == 1)[rows & (y == 1)].mean())
+        assert g.metrics["accuracy"].value == pytest.approx((s.argmax(1) == y)[rows].mean())
+        assert g.metrics["recall of y"].value == pytest.approx((s.argmax(1) == 1)[rows & (y == 1)].mean())
     assert found.gaps["recall_difference"].estimate.value == pytest.approx(max(
         abs(np.subtract(*[(s.argmax(1) == k)[(group == g) & (y == k)].mean() for g in "ab"])) for k in range(3)))
-    found = by_column("regression", "g", group, y, (v := y + (group == "a") + rng.normal(size=900)), min_slice=100, replicates=20)
+    found = measure_column_fairness("regression", "g", group, y, (v := y + (group == "a") + rng.normal(size=900)), min_rows=100, replicates=20)
     biases = {g: (v - y)[group == g].mean() for g in "ab"}
-    assert {g.value: g.figures["bias"].value for g in found.groups} == pytest.approx(biases)
+    assert {g.value: g.metrics["bias"].value for g in found.groups} == pytest.approx(biases)
     gap = found.gaps["bias_difference"]
-    assert (gap.most, gap.least) == ("a", "b") and .5 < gap.estimate.low < biases["a"] - biases["b"] < gap.estimate.high
+    assert (gap.highest, gap.lowest) == ("a", "b") and .5 < gap.estimate.low < biases["a"] - biases["b"] < gap.estimate.high
 
 
 def test_a_group_without_events_has_no_rate_of_0():
     group, y, s = world(names=("a", "b", "c"))
     y[(group == "c") & (np.cumsum(group == "c") > 20)] = 0 # at most twenty events are left, which are too few as well
-    found = by_column("binary", "g", group, y, s, replicates=20)
+    found = measure_column_fairness("binary", "g", group, y, s, replicates=20)
     c = next(g for g in found.groups if g.value == "c")
-    assert c.figures["true_positive_rate"].value is None and c.figures["false_positive_rate"].value is not None
+    assert c.metrics["true_positive_rate"].value is None and c.metrics["false_positive_rate"].value is not None
     gap = found.gaps["equalized_odds_difference"]
-    assert gap.figure == "false_positive_rate" or "c" not in (gap.most, gap.least)
+    assert gap.metric == "false_positive_rate" or "c" not in (gap.highest, gap.lowest)
 
 
 def test_what_is_the_same_for_all_is_seldom_called_sure():
     sure = 0
     for seed in range(40):
         group, y, s = world(1200, seed, unfair=0, names=tuple("abcd"))
-        found = by_column("binary", "g", group, y, s, replicates=60)
+        found = measure_column_fairness("binary", "g", group, y, s, replicates=60)
         sure += found.gaps["equalized_odds_difference"].estimate.low > 0
     assert sure <= 5 # 2 are expected at most, and 6 or more come once in 100
 
@@ -112,14 +112,14 @@ def test_the_interval_holds_the_truth():
         rng = np.random.default_rng(seed)
         group = np.array(["a", "b"], object)[(rng.random(800) < .3).astype(int)]
         s = (rng.random(800) < np.where(group == "a", .5, .4)).astype(float)
-        e = by_column("binary", "g", group, (rng.random(800) < .5) * 1., s, replicates=60).gaps["demographic_parity_difference"].estimate
+        e = measure_column_fairness("binary", "g", group, (rng.random(800) < .5) * 1., s, replicates=60).gaps["demographic_parity_difference"].estimate
         inside.append(e.low <= .1 <= e.high)
     assert np.mean(inside) >= .85
 
 
 def test_more_groups_make_wider_intervals():
     values, draws = np.array([[.3], [.1], [.2], [.2]]), np.random.default_rng(0).normal([[.3], [.1], [.2], [.2]], .02, (200, 4, 1))
-    two, four = (widest(values[:k], draws[:, :k], list("abcd"), {"f": 0}).estimate for k in (2, 4))
+    two, four = (largest_gap(values[:k], draws[:, :k], list("abcd"), {"f": 0}).estimate for k in (2, 4))
     assert two.value == four.value == pytest.approx(.2) and four.low < two.low and four.high > two.high
 
 
@@ -127,54 +127,54 @@ def test_each_pair_is_what_the_draws_say():
     rng = np.random.default_rng(0)
     draws = rng.multivariate_normal([.5, .4, .2], [[4e-4, 1e-4, 0], [1e-4, 4e-4, 0], [0, 0, 1e-4]], 4000)
     values = np.array([.5, .4, .2])
-    apart, error = each_pair(values, draws)
+    apart, error = pairwise_gaps(values, draws)
     assert apart[0, 1] == pytest.approx(.1) and error[0, 1] == pytest.approx((draws[:, 0] - draws[:, 1]).std(), rel=.01)
-    apart, error = each_pair(values, draws, ratio=True)
+    apart, error = pairwise_gaps(values, draws, ratio=True)
     assert apart[2, 0] == pytest.approx(.4) and error[2, 0] == pytest.approx((draws[:, 2] / draws[:, 0]).std(), rel=.03)
     draws[:1000, 1] = np.nan # undefined too often
-    assert np.isnan(each_pair(values, draws)[0][1]).all() and each_pair(values, draws)[0][0, 2] == pytest.approx(.3)
+    assert np.isnan(pairwise_gaps(values, draws)[0][1]).all() and pairwise_gaps(values, draws)[0][0, 2] == pytest.approx(.3)
 
 
 def test_nobody_of_a_group_is_acted_on():
     group, y, s = world()
     with warnings.catch_warnings(action="error"):
-        found = by_column("binary", "g", group, y, np.where(group == "a", 0, s), replicates=20)
-        nobody = by_column("binary", "g", group, y, s / 3, replicates=20)
+        found = measure_column_fairness("binary", "g", group, y, np.where(group == "a", 0, s), replicates=20)
+        nobody = measure_column_fairness("binary", "g", group, y, s / 3, replicates=20)
     ratio = found.gaps["demographic_parity_ratio"].estimate
-    assert (ratio.value, ratio.low, ratio.high) == (0, 0, 0) and found.gaps["demographic_parity_difference"].least == "a"
+    assert (ratio.value, ratio.low, ratio.high) == (0, 0, 0) and found.gaps["demographic_parity_difference"].lowest == "a"
     assert nobody.gaps["demographic_parity_difference"].estimate.value == 0 and "demographic_parity_ratio" not in nobody.gaps
 
 
 def test_groups_of_every_type_and_of_two_columns():
     frame = pl.DataFrame({"age": [*range(99), None], "sex": ["f", "m"] * 50, "old": [True] * 60 + [None] * 40})
-    found = groups(frame, ["age", "sex", "old"])
+    found = sensitive_groups(frame, ["age", "sex", "old"])
     assert list(found) == ["age", "sex", "old", "age and sex", "age and old", "sex and old"]
     assert len(set(found["age"])) == 5 and set(found["old"]) == {"true", "(missing)"}
-    assert found["age and sex"][-1] == "(missing), m" and list(groups(frame, ["sex"])) == ["sex"]
-    assert judged(found["age and sex"], 1)[1] == {} and judged(found["sex"], 51) == ([], {"f": 50, "m": 50})
+    assert found["age and sex"][-1] == "(missing), m" and list(sensitive_groups(frame, ["sex"])) == ["sex"]
+    assert split_by_group_size(found["age and sex"], 1)[1] == {} and split_by_group_size(found["sex"], 51) == ([], {"f": 50, "m": 50})
 
 
 def test_few_rows_are_named_and_one_group_is_a_sentence():
     group, y, s = world(600)
     group[:30] = "few"
     frame = pl.DataFrame({"g": group.astype(str), "one": ["same"] * 600})
-    g, one, *both = fairness("binary", frame, ["g", "one"], y, s, None, Terms(), 200, 20)
-    assert g.small == {"few": 30} and {x.value for x in g.groups} == {"a", "b"}
-    assert one.gaps == {} and one.sentence == "By one nothing can be compared: only same has enough rows."
+    g, one, *both = measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 200, 20)
+    assert g.small_groups == {"few": 30} and {x.value for x in g.groups} == {"a", "b"}
+    assert one.gaps == {} and one.message == "By one nothing can be compared: only same has enough rows."
     assert [f.column for f in both] == ["g and one"]
-    (none,) = fairness("binary", frame, ["g"], y, s, None, Terms(), 500, 20)
-    assert (none.groups, none.gaps) == ([], {}) and "no group has enough rows" in none.sentence
-    assert [f.column for f in fairness("binary", frame, ["g", "one"], y, s, None, Terms(), 500, 20)] == ["g", "one"] # and no pair of them
-    (tiny,) = fairness("binary", frame.head(50), ["g"], y[:50], s[:50], None, Terms(), 5, 20) # 30 are of one group, of 20 there is no rate
-    assert tiny.gaps.keys() == {"auc_difference"} and "for no figure a second group has enough rows" in tiny.sentence
-    assert fairness("binary", frame, [], y, s) == [] and fairness_table([none]).is_empty()
+    (none,) = measure_fairness("binary", frame, ["g"], y, s, None, DecisionSettings(), 500, 20)
+    assert (none.groups, none.gaps) == ([], {}) and "no group has enough rows" in none.message
+    assert [f.column for f in measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 500, 20)] == ["g", "one"] # and no pair of them
+    (tiny,) = measure_fairness("binary", frame.head(50), ["g"], y[:50], s[:50], None, DecisionSettings(), 5, 20) # 30 are of one group, of 20 there is no rate
+    assert tiny.gaps.keys() == {"roc_auc_difference"} and "for no figure a second group has enough rows" in tiny.message
+    assert measure_fairness("binary", frame, [], y, s) == [] and fairness_table([none]).is_empty()
 
 
 def test_scores_that_are_no_numbers_compare_nothing():
     group, y, s = world(600)
     s[3] = np.nan
-    (found,) = fairness("binary", pl.DataFrame({"g": group.astype(str)}), ["g"], y, s)
-    assert found.gaps == {} and found.sentence.endswith("some scores are not finite.")
+    (found,) = measure_fairness("binary", pl.DataFrame({"g": group.astype(str)}), ["g"], y, s)
+    assert found.gaps == {} and found.message.endswith("some scores are not finite.")
 
 
 # ---- the contract, the stage and the gate
@@ -188,7 +188,7 @@ def test_the_mark_is_kept_compared_and_not_guessed(tmp_path):
     again = read_schema(tmp_path / "schema.yaml")
     assert again.sensitive_columns == ["known"] and schema_hash(again) != before
     (change,) = diff_schemas(modelling.schema("binary"), again)
-    assert change.sentence == "The sensitive of 'known' is true; it was false."
+    assert change.message == "The sensitive of 'known' is true; it was false."
     assert "sensitive: true" not in write_schema(modelling.schema("binary"), tmp_path / "other.yaml").read_text()
 
 
@@ -200,30 +200,30 @@ def test_a_column_that_no_model_sees_is_judged(task, tmp_path, monkeypatch):
         return schema
     monkeypatch.setattr(modelling, "schema", marked)
     root = modelling.trained(tmp_path / "p", task, n=3000)
-    baseline(root)
-    evaluate(root)
+    run_baselines(root)
+    run_evaluate(root)
     (found,) = read_evaluation(root).fairness
-    assert found.column == "known" and {g.value for g in found.groups} == {"true", "false"} and found.sentence.startswith("By known, ")
+    assert found.column == "known" and {g.value for g in found.groups} == {"true", "false"} and found.message.startswith("By known, ")
     table = pl.read_parquet(root / "artifacts/evaluation/fairness.parquet")
-    assert set(table["group"]) == {"true", "false"} and set(table["figure"]) == set(found.groups[0].figures)
+    assert set(table["group"]) == {"true", "false"} and set(table["metric"]) == set(found.groups[0].metrics)
 
 
-def fair(low): return Fairness("sex", [], {}, {EQUAL["binary"]: Gap("true_positive_rate", "m", "f", Estimate(.1, low, .2))}, "")
+def fair(low): return FairnessReport("sex", [], {}, {GATED_FAIRNESS_METRIC["binary"]: FairnessGap("true_positive_rate", "m", "f", Estimate(.1, low, .2))}, "")
 
 
 @pytest.mark.parametrize(("low", "passed"), [(.049, True), (-.1, True), (.051, False), (None, False), (math.nan, False)])
 def test_the_gate_looks_at_what_is_sure(low, passed):
-    (rule,) = fairness_rules("binary", [fair(low)], .05)
+    (rule,) = check_fairness_gaps("binary", [fair(low)], .05)
     assert rule.passed == passed and rule.name == "fairness: sex"
-    assert rule.sentence.startswith("The equalized odds difference by sex (true positive rate, m against f), at the low end of its")
+    assert rule.message.startswith("The equalized odds difference by sex (true positive rate, m against f), at the low end of its")
 
 
 def test_the_gate_on_what_cannot_be_compared():
-    (rule,) = fairness_rules("multiclass", [Fairness("sex", [], {}, {}, "")], .05)
-    assert not rule.passed and "could not be computed" in rule.sentence
-    assert fairness_rules("binary", [fair(.9)], None) == fairness_rules("regression", [], None) == []
-    with pytest.raises(UserError, match="schema.yaml marks no column as `sensitive: true`; mark one"): fairness_rules("binary", [], .05)
-    with pytest.raises(UserError, match="a regression has no error rates; set it to null"): fairness_rules("regression", [fair(0)], .05)
+    (rule,) = check_fairness_gaps("multiclass", [FairnessReport("sex", [], {}, {}, "")], .05)
+    assert not rule.passed and "could not be computed" in rule.message
+    assert check_fairness_gaps("binary", [fair(.9)], None) == check_fairness_gaps("regression", [], None) == []
+    with pytest.raises(UserError, match="schema.yaml marks no column as `sensitive: true`; mark one"): check_fairness_gaps("binary", [], .05)
+    with pytest.raises(UserError, match="a regression has no error rates; set it to null"): check_fairness_gaps("regression", [fair(0)], .05)
 
 
 @pytest.mark.slow
@@ -250,8 +250,8 @@ def test_adult_by_sex_and_race(tmp_path, real_data):
     y, act = rows["_target"].to_numpy(), (rows["decision"] == ">50K").to_numpy()
     for found, group in ((race, rows["race"]), (sex, rows["sex"]), (both, rows["race"] + ", " + rows["sex"])):
         few = {g: n for g, n in group.value_counts().iter_rows() if n < 200}
-        assert found.small == few
+        assert found.small_groups == few
         if found is not both: # in which a group has too few events for a rate
             same(found, pl.DataFrame({"group": group, "y": y, "act": act}), group.to_numpy(), y, act)
     parity = sex.gaps["demographic_parity_difference"]
-    assert (parity.most, parity.least) == ("Male", "Female") and .12 < parity.estimate.low < parity.estimate.high < .25
+    assert (parity.highest, parity.lowest) == ("Male", "Female") and .12 < parity.estimate.low < parity.estimate.high < .25

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from mlops_nb.config.params import CostParams
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY, Estimate, Terms, draw, estimate, interval, prepare, row_loss
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, Estimate, DecisionSettings, bootstrap_weights, estimate_metrics, percentile_interval, weighted_metric, row_loss
 
-TERMS = Terms(0.4, CostParams(true_positive=-3, false_positive=2, true_negative=0.5, false_negative=7), 0.7)
+TERMS = DecisionSettings(0.4, CostParams(true_positive=-3, false_positive=2, true_negative=0.5, false_negative=7), 0.7)
 quick = settings(deadline=None, max_examples=60)
 
 
@@ -35,7 +35,7 @@ def reference(task, y, s, w):
     sw = dict(sample_weight=w)
     if task == "regression":
         return dict(rmse=sk.root_mean_squared_error(y, s, **sw), mae=sk.mean_absolute_error(y, s, **sw), r2=sk.r2_score(y, s, **sw),
-                    bias=np.average(s - y, weights=w), within=np.average(np.abs(s - y) <= TERMS.within, weights=w))
+                    bias=np.average(s - y, weights=w), within_tolerance=np.average(np.abs(s - y) <= TERMS.tolerance, weights=w))
     if task == "multiclass":
         d = s.argmax(1)
         return dict(log_loss=sk.log_loss(y, s, labels=range(4), **sw), accuracy=sk.accuracy_score(y, d, **sw),
@@ -59,13 +59,13 @@ def test_like_scikit_learn(task, coarse, n, seed):
     y, s = rows(task, n, seed, coarse)
     w = np.random.default_rng(seed).integers(0, 4, n).astype(float)
     for name, expected in reference(task, y, s, w).items():
-        assert prepare(task, name, y, s, TERMS)(w) == pytest.approx(expected, rel=1e-9, abs=1e-12), name
+        assert weighted_metric(task, name, y, s, TERMS)(w) == pytest.approx(expected, rel=1e-9, abs=1e-12), name
 
 
 def test_every_metric_is_compared_or_tested_here():
     compared = {t: set(reference(t, *rows(t, 80, 0), np.ones(80))) for t in METRICS}
-    assert {t: set(m) - compared[t] for t, m in METRICS.items()} == {"binary": set(), "multiclass": set(), "regression": {"medae"}}
-    assert all(PRIMARY[t] in METRICS[t] and METRICS[t][PRIMARY[t]].better != "zero" for t in METRICS)
+    assert {t: set(m) - compared[t] for t, m in METRICS.items()} == {"binary": set(), "multiclass": set(), "regression": {"median_absolute_error"}}
+    assert all(PRIMARY_METRIC[t] in METRICS[t] and METRICS[t][PRIMARY_METRIC[t]].better != "zero" for t in METRICS)
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -76,7 +76,7 @@ def test_a_weight_is_a_repeated_row(task, n, seed, coarse):
     w = np.random.default_rng(seed + 1).integers(0, 4, n)
     again = np.repeat(np.arange(n), w)
     for name in METRICS[task]:
-        a, b = prepare(task, name, y, s, TERMS)(w.astype(float)), prepare(task, name, y[again], s[again], TERMS)(np.ones(len(again)))
+        a, b = weighted_metric(task, name, y, s, TERMS)(w.astype(float)), weighted_metric(task, name, y[again], s[again], TERMS)(np.ones(len(again)))
         assert a == pytest.approx(b, rel=1e-9, abs=1e-9, nan_ok=True), name
 
 
@@ -84,27 +84,27 @@ def test_a_weight_is_a_repeated_row(task, n, seed, coarse):
 @given(n=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_median_like_scikit_learn(n, seed):
     y, s = rows("regression", n, seed, coarse=True)
-    assert prepare("regression", "medae", y, s)(np.ones(n)) == pytest.approx(sk.median_absolute_error(y, s))
+    assert weighted_metric("regression", "median_absolute_error", y, s)(np.ones(n)) == pytest.approx(sk.median_absolute_error(y, s))
 
 
 @pytest.mark.parametrize("name", METRICS["binary"])
 def test_order_of_rows_does_not_matter(name):
     y, s = rows("binary", 500, 0, coarse=True)
     mix = np.random.default_rng(1).permutation(500)
-    assert prepare("binary", name, y[mix], s[mix], TERMS)(np.ones(500)) == pytest.approx(prepare("binary", name, y, s, TERMS)(np.ones(500)))
+    assert weighted_metric("binary", name, y[mix], s[mix], TERMS)(np.ones(500)) == pytest.approx(weighted_metric("binary", name, y, s, TERMS)(np.ones(500)))
 
 
 def test_one_class_is_undefined_where_it_must_be():
     y, s = np.zeros(10), np.linspace(0, 1, 10)
-    found = {m: e.value for m, e in estimate("binary", y, s, Terms(2.0), 20).items()}
-    assert {m for m, v in found.items() if v is None} == {"auc", "average_precision", "precision", "recall", "f1"}
+    found = {m: e.value for m, e in estimate_metrics("binary", y, s, DecisionSettings(2.0), 20).items()}
+    assert {m for m, v in found.items() if v is None} == {"roc_auc", "average_precision", "precision", "recall", "f1"}
     assert found["accuracy"] == 1
 
 
 def test_constant_scores_rank_nothing():
     y = np.array([0.0, 1, 1, 0, 1])
-    at = prepare("binary", "auc", y, np.full(5, 0.3))
-    assert {at(w) for w in (draw(5, i) for i in range(50)) if 0 < (w * y).sum() < 5} == {0.5}
+    at = weighted_metric("binary", "roc_auc", y, np.full(5, 0.3))
+    assert {at(w) for w in (bootstrap_weights(5, i) for i in range(50)) if 0 < (w * y).sum() < 5} == {0.5}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -113,25 +113,25 @@ def test_constant_scores_rank_nothing():
 def test_what_is_no_number_is_never_averaged_away(task, where, bad):
     y, s = rows(task, 50, 0)
     (y if where == "y" else s)[7] = bad
-    assert all(e == Estimate(None, undefined=10) for e in estimate(task, y, s, replicates=10).values())
+    assert all(e == Estimate(None, n_undefined=10) for e in estimate_metrics(task, y, s, replicates=10).values())
 
 
 def test_undefined_is_null_in_json_and_comes_back():
-    e = estimate("binary", np.ones(5), np.full(5, 0.5), replicates=10)["auc"]
+    e = estimate_metrics("binary", np.ones(5), np.full(5, 0.5), replicates=10)["roc_auc"]
     assert b'"value":null' in msgspec.json.encode(e)
     assert msgspec.json.decode(msgspec.json.encode(e), type=Estimate) == e
 
 
 def test_replicates_are_the_same_each_time_and_draw_n_rows():
-    a, b = ([draw(100, i, seed=3) for i in range(5)] for _ in range(2))
+    a, b = ([bootstrap_weights(100, i, seed=3) for i in range(5)] for _ in range(2))
     assert all((x == y).all() and x.sum() == 100 for x, y in zip(a, b, strict=True))
-    assert len({x.tobytes() for x in [*a, draw(100, 0, seed=4)]}) == 6
+    assert len({x.tobytes() for x in [*a, bootstrap_weights(100, 0, seed=4)]}) == 6
 
 
 @pytest.mark.parametrize("task", METRICS)
 def test_threads_do_not_change_an_interval(task):
     y, s = rows(task, 5000, 2)
-    assert estimate(task, y, s, replicates=40, seed=7, threads=3) == estimate(task, y, s, replicates=40, seed=7)
+    assert estimate_metrics(task, y, s, replicates=40, seed=7, threads=3) == estimate_metrics(task, y, s, replicates=40, seed=7)
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -141,21 +141,21 @@ def test_bootstrap_is_what_drawing_rows_gives(task):
     figures = []
     for replicate in range(40):
         i = np.random.default_rng([9, replicate]).integers(0, 200, 200)
-        figures.append(prepare(task, PRIMARY[task], y[i], s[i])(np.ones(200)))
-    e = estimate(task, y, s, replicates=40, confidence=0.9, seed=9)[PRIMARY[task]]
+        figures.append(weighted_metric(task, PRIMARY_METRIC[task], y[i], s[i])(np.ones(200)))
+    e = estimate_metrics(task, y, s, replicates=40, confidence=0.9, seed=9)[PRIMARY_METRIC[task]]
     assert [e.low, e.high] == pytest.approx(np.quantile(figures, [0.05, 0.95]))
 
 
 def test_an_interval_needs_nine_replicates_of_ten():
     few, many = np.r_[np.full(89, 1.0), np.full(11, np.nan)], np.r_[np.full(90, 1.0), np.full(10, np.nan)]
-    assert interval(1.0, few) == Estimate(1.0, None, None, 11)
-    assert interval(1.0, many) == Estimate(1.0, 1.0, 1.0, 10)
-    assert interval(math.nan, np.ones(10)).value is None
+    assert percentile_interval(1.0, few) == Estimate(1.0, None, None, 11)
+    assert percentile_interval(1.0, many) == Estimate(1.0, 1.0, 1.0, 10)
+    assert percentile_interval(math.nan, np.ones(10)).value is None
 
 
 def test_more_confidence_is_wider():
     y, s = rows("binary", 300, 0)
-    narrow, wide = (estimate("binary", y, s, confidence=c)["auc"] for c in (0.5, 0.99))
+    narrow, wide = (estimate_metrics("binary", y, s, confidence=c)["roc_auc"] for c in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
@@ -164,5 +164,5 @@ def test_a_wrong_certainty_is_finite():
 
 
 def test_single_row():
-    e = estimate("regression", np.array([3.0]), np.array([2.0]), replicates=5)
-    assert (e["rmse"].value, e["medae"].value, e["bias"].value, e["r2"].value) == (1, 1, -1, None)
+    e = estimate_metrics("regression", np.array([3.0]), np.array([2.0]), replicates=5)
+    assert (e["rmse"].value, e["median_absolute_error"].value, e["bias"].value, e["r2"].value) == (1, 1, -1, None)

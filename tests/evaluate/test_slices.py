@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY, prepare
-from mlops_nb.evaluate.slices import cut, judge_slices, residuals, slice_table, slices
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
+from mlops_nb.evaluate.slices import bin_column, measure_slices, binned_residuals, slice_table, evaluate_slices
 
 quick = settings(deadline=None, max_examples=80)
 columns = st.one_of(
@@ -23,7 +23,7 @@ columns = st.one_of(
 @quick
 @given(columns, st.integers(1, 6), st.integers(1, 4))
 def test_every_row_is_in_one_group_that_has_a_name(values, bins, most):
-    codes, labels = cut(values, bins, most)
+    codes, labels = bin_column(values, bins, most)
     assert len(codes) == len(values) and sorted(set(codes)) == list(range(len(labels)))
     assert len(labels) <= max(bins + 1, most + 2) and all(isinstance(x, str) and x for x in labels)
     missing = values.is_null() | (values.is_nan().fill_null(False) if values.dtype.is_float() else False)
@@ -31,17 +31,17 @@ def test_every_row_is_in_one_group_that_has_a_name(values, bins, most):
 
 
 def test_few_numbers_are_not_cut():
-    assert cut(pl.Series("weekday", [0, 1, 2, 6, 6, 6, 6, 6, 6]), 7)[1] == ["0", "1", "2", "6"]
+    assert bin_column(pl.Series("weekday", [0, 1, 2, 6, 6, 6, 6, 6, 6]), 7)[1] == ["0", "1", "2", "6"]
 
 
 def test_times_are_cut_by_time():
     days = pl.Series([dt.datetime(2026, 1, 1) + dt.timedelta(days=i) for i in range(100)]).cast(pl.Datetime("us"))
-    codes, labels = cut(days, 4)
+    codes, labels = bin_column(days, 4)
     assert (np.diff(codes) >= 0).all() and labels[0] == "2026-01-01 00:00:00 to 2026-01-25 00:00:00"
 
 
 def test_many_categories_are_bounded():
-    _, labels = cut(pl.Series([f"c{i}" for i in range(1000)] + ["c7"]), most=5)
+    _, labels = bin_column(pl.Series([f"c{i}" for i in range(1000)] + ["c7"]), max_categories=5)
     assert labels == ["c7", "c0", "c1", "c10", "c100", "(others)"]
 
 
@@ -60,23 +60,23 @@ def data(task, n=1200, seed=0):
 @pytest.mark.parametrize("task", METRICS)
 def test_a_slice_is_the_metric_on_its_rows(task):
     region, y, s = data(task)
-    found, small = slices(task, pl.DataFrame({"region": region}), y, s, ["region"], replicates=30)
+    found, small = evaluate_slices(task, pl.DataFrame({"region": region}), y, s, ["region"], replicates=30)
 
-    def at(rows): return prepare(task, PRIMARY[task], y[rows], s[rows])(np.ones(rows.sum()))
+    def at(rows): return weighted_metric(task, PRIMARY_METRIC[task], y[rows], s[rows])(np.ones(rows.sum()))
 
     assert {x.value for x in found} == {"n", "s", "e"} and not small
     for x in found:
         rows = (region == x.value).to_numpy()
-        assert (x.n, x.estimate.value, x.rest) == (rows.sum(), pytest.approx(at(rows)), pytest.approx(at(~rows)))
-        sign = -1 if METRICS[task][PRIMARY[task]].better == "higher" else 1
+        assert (x.n_rows, x.estimate.value, x.rest) == (rows.sum(), pytest.approx(at(rows)), pytest.approx(at(~rows)))
+        sign = -1 if METRICS[task][PRIMARY_METRIC[task]].better == "higher" else 1
         assert x.gap.value == pytest.approx(sign * (x.estimate.value - x.rest)) and x.gap.low <= x.gap.value <= x.gap.high
-        assert x.metrics.keys() == METRICS[task].keys() and x.metrics[PRIMARY[task]] == x.estimate.value
+        assert x.metrics.keys() == METRICS[task].keys() and x.metrics[PRIMARY_METRIC[task]] == x.estimate.value
 
 
 def test_a_broken_slice_is_worse_by_more_than_chance():
     region, y, s = data("regression")
     s = s + np.where(region == "n", 3, 0)
-    found = {x.value: x for x in slices("regression", pl.DataFrame({"region": region}), y, s, ["region"])[0]}
+    found = {x.value: x for x in evaluate_slices("regression", pl.DataFrame({"region": region}), y, s, ["region"])[0]}
     assert found["n"].gap.low > 0 and found["s"].gap.high < 0
     assert slice_table(list(found.values()))["value"][0] == "n"
 
@@ -84,23 +84,23 @@ def test_a_broken_slice_is_worse_by_more_than_chance():
 def test_small_slices_are_counted_not_judged():
     region = pl.Series(["a"] * 500 + ["b"] * 20 + ["c"] * 5 + [None] * 3)
     y = np.tile([0.0, 1.0], 264)
-    found, small = slices("binary", pl.DataFrame({"r": region}), y, y, ["r"], min_slice=100, replicates=5)
-    assert [x.value for x in found] == ["a"] and [(x.slices, x.rows) for x in small] == [(3, 28)]
+    found, small = evaluate_slices("binary", pl.DataFrame({"r": region}), y, y, ["r"], min_rows=100, replicates=5)
+    assert [x.value for x in found] == ["a"] and [(x.n_slices, x.n_rows) for x in small] == [(3, 28)]
 
 
 def test_a_column_with_one_value_has_no_rest():
     y = np.tile([0.0, 1.0], 300)
-    assert slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], replicates=5) == ([], [])
+    assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], replicates=5) == ([], [])
     assert slice_table([]).columns[:3] == ["column", "value", "n"]
 
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    ((here, rest, gap),) = judge_slices("binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], replicates=20)
+    ((here, rest, gap),) = measure_slices("binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], replicates=20)
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
-def test_no_segments(): assert slices("binary", pl.DataFrame(), np.ones(3), np.ones(3), []) == ([], [])
+def test_no_segments(): assert evaluate_slices("binary", pl.DataFrame(), np.ones(3), np.ones(3), []) == ([], [])
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -108,22 +108,22 @@ def test_residuals_add_up_to_the_whole(task):
     region, y, s = data(task)
     frame = pl.DataFrame({"region": region, "x": np.random.default_rng(1).normal(size=len(y))})
     classes = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}[task]
-    table = residuals(frame, ["region", "x"], y, s, classes)
+    table = binned_residuals(frame, ["region", "x"], y, s, classes)
     for k, c in enumerate(["a", "b", "c"] if task == "multiclass" else [classes and classes[1]]):
         expected = ((y == k) - s[:, k]).mean() if task == "multiclass" else (y - s).mean()
         for feature in ("region", "x"):
             part = table.filter(pl.col("feature") == feature, pl.col("class").eq_missing(pl.lit(c, pl.String)))
-            assert part["n"].sum() == len(y) and (part["mean"] * part["n"]).sum() / len(y) == pytest.approx(expected, abs=1e-12)
+            assert part["n_rows"].sum() == len(y) and (part["mean"] * part["n_rows"]).sum() / len(y) == pytest.approx(expected, abs=1e-12)
 
 
 def test_residuals_of_a_single_row_have_no_interval():
-    table = residuals(pl.DataFrame({"x": [1.0]}), ["x"], np.array([3.0]), np.array([1.0]))
+    table = binned_residuals(pl.DataFrame({"x": [1.0]}), ["x"], np.array([3.0]), np.array([1.0]))
     assert table.select("mean", "low", "high").row(0) == (2.0, None, None)
 
 
 def test_slices_judged_in_batches_are_the_same(monkeypatch):
     region, y, s = data("binary", 4000)
     frame = pl.DataFrame({"region": region, "x": s})
-    together = slices("binary", frame, y, s, ["region", "x"], replicates=10)
+    together = evaluate_slices("binary", frame, y, s, ["region", "x"], replicates=10)
     monkeypatch.setattr("mlops_nb.evaluate.slices.max", lambda *a: 2, raising=False)
-    assert slices("binary", frame, y, s, ["region", "x"], replicates=10) == together
+    assert evaluate_slices("binary", frame, y, s, ["region", "x"], replicates=10) == together

@@ -11,20 +11,20 @@ import pytest
 from mlops_nb.config.params import EncoderParams, EvaluateParams, ExplainParams, Params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json, write_json
-from mlops_nb.core.manifest import seal
+from mlops_nb.core.files import file_hashes, read_json, write_json
+from mlops_nb.core.manifest import write_manifest
 from mlops_nb.evaluate.metrics import METRICS, row_loss
-from mlops_nb.evaluate.stage import Evaluation, describe_scores, evaluate, measure, read_evaluation
+from mlops_nb.evaluate.stage import Evaluation, describe_scores, run_evaluate, evaluate_scores, read_evaluation
 from mlops_nb.explain import attributions as explaining
 from mlops_nb.explain.attributions import (
-    Attribution,
-    contributions,
-    example,
-    explain,
+    AttributionBaseline,
+    checked_contributions,
+    explain_row,
+    run_explain,
     gain_importance,
     read_explanation,
     sample_rows,
-    top_three,
+    top3_share,
 )
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.encoder import Encoder
@@ -97,7 +97,7 @@ def champion_of(root, store, change=None):
     if change: change(schema)
     write_json(bundle / "schema.json", schema)
     shutil.copy(root / "artifacts/evaluation/policy.json", bundle)
-    seal(bundle)
+    write_manifest(bundle)
     return bundle.rename(store / Predictor.open(bundle).id)
 
 
@@ -105,8 +105,8 @@ def champion_of(root, store, change=None):
 def project(request, tmp_path_factory):
     "An evaluated and explained project."
     root = make(tmp_path_factory.mktemp(request.param), request.param)
-    evaluate(root)
-    explain(root)
+    run_evaluate(root)
+    run_explain(root)
     return root
 
 
@@ -116,22 +116,22 @@ def project(request, tmp_path_factory):
 def test_files_and_metrics(project):
     found, flat = read_evaluation(project), json.loads((project / "artifacts/metrics.json").read_text())
     names = {f.name for f in (project / "artifacts/evaluation").iterdir()}
-    always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "weak_spots.parquet",
-              "fairness.parquet", "residuals.parquet", "calibration.parquet"}
+    always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "discovered_slices.parquet",
+              "fairness.parquet", "residuals.parquet", "calibration_curve.parquet"}
     moved = found.recalibration and found.recalibration.method != "none"
-    assert names == always | ({"costs.parquet"} if found.task == "binary" else set()) | ({"uncalibrated.parquet"} if moved else set())
+    assert names == always | ({"cost_curve.parquet"} if found.task == "binary" else set()) | ({"calibration_curve_uncalibrated.parquet"} if moved else set())
     assert (found.threshold is not None) == (found.task == "binary") and (found.recalibration is None) == (found.task == "regression")
     assert flat.keys() == {"test", "valid"} and flat["test"].keys() == METRICS[found.task].keys()
     for part, metrics in found.metrics.items():
         for m, e in metrics.items(): assert flat[part][m] == e.value and e.low <= e.value <= e.high, (part, m)
-    assert (found.money is not None) == (found.task == "binary") and (found.confusion is None) == (found.task == "regression")
-    assert {s.column for s in found.slices} == {"plan", "tenure"} and found.regret is None
+    assert (found.decision_costs is not None) == (found.task == "binary") and (found.confusion_matrix is None) == (found.task == "regression")
+    assert {s.column for s in found.slices} == {"plan", "tenure"} and found.excess_log_loss is None
 
 
 def test_evaluation_is_documented_json(project):
     found = read_evaluation(project)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Evaluation, strict=True) == found
-    assert [c.kind for c in found.comparisons] == ["baseline"] and found.comparisons[0].metrics[found.primary].gain.value > 0
+    assert [c.kind for c in found.comparisons] == ["baseline"] and found.comparisons[0].metrics[found.primary_metric].gain.value > 0
 
 
 def test_metrics_can_be_recomputed_from_the_predictions(project):
@@ -153,39 +153,39 @@ def test_decisions_are_the_predictors(project):
     kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(part="test")
     right = (kept["decision"] == pl.Series([found.classes[int(t)] for t in kept["_target"]])).mean()
     assert right == pytest.approx(found.metrics["test"]["accuracy"].value)
-    assert np.trace(found.confusion) == pytest.approx(right * 900) and np.sum(found.confusion) == 900
+    assert np.trace(found.confusion_matrix) == pytest.approx(right * 900) and np.sum(found.confusion_matrix) == 900
     policy = read_json(project / "artifacts/evaluation/policy.json", Policy)
-    assert policy.classes == found.classes and policy.threshold == (found.terms.threshold if found.task == "binary" else None)
+    assert policy.classes == found.classes and policy.threshold == (found.decision_settings.threshold if found.task == "binary" else None)
 
 
 def test_same_inputs_same_bytes(project):
-    before = hash_folder(project / "artifacts")
-    evaluate(project)
-    explain(project)
-    assert hash_folder(project / "artifacts") == before
+    before = file_hashes(project / "artifacts")
+    run_evaluate(project)
+    run_explain(project)
+    assert file_hashes(project / "artifacts") == before
 
 
 def test_a_champion_that_is_the_same_model_is_exactly_as_good(project, tmp_path):
     champion = champion_of(project, tmp_path)
-    evaluate(project, champion)
+    run_evaluate(project, champion)
     c = read_evaluation(project).comparisons[-1]
-    assert (c.kind, c.bundle) == ("champion", champion.name) and "the same" in c.sentence
-    for d in c.metrics.values(): assert (d.gain.value, d.gain.low, d.gain.high, d.worse) == (0, 0, 0, 0)
-    evaluate(project)
+    assert (c.kind, c.bundle_id) == ("champion", champion.name) and "the same" in c.message
+    for d in c.metrics.values(): assert (d.gain.value, d.gain.low, d.gain.high, d.share_worse) == (0, 0, 0, 0)
+    run_evaluate(project)
 
 
 def test_a_champion_that_cannot_be_used_is_a_sentence(project, tmp_path):
     champion = champion_of(project, tmp_path)
     (champion / "model.txt").write_text("tampered")
-    evaluate(project, champion)
+    run_evaluate(project, champion)
     c = read_evaluation(project).comparisons[-1]
-    assert c.metrics == {} and "cannot score these rows" in c.sentence and "changed" in c.sentence and str(tmp_path) not in c.sentence
-    evaluate(project)
+    assert c.metrics == {} and "cannot score these rows" in c.message and "changed" in c.message and str(tmp_path) not in c.message
+    run_evaluate(project)
 
 
 def test_a_champion_whose_column_is_gone(tmp_path):
     old, new = make(tmp_path / "old", "binary"), make(tmp_path / "new", "binary")
-    evaluate(old)
+    run_evaluate(old)
     (tmp_path / "store").mkdir()
     champion = champion_of(old, tmp_path / "store")
     schema = contract("binary")
@@ -200,19 +200,19 @@ def test_a_champion_whose_column_is_gone(tmp_path):
     (new / "artifacts/models/gbdt/encoder.json").write_bytes(encoder.to_json())
     data = lgb.Dataset(encoder.transform(frame), frame["_target"].to_numpy(), categorical_feature=encoder.categorical)
     lgb.train(dict(objective="binary", verbosity=-1, num_threads=1), data, 5).save_model(new / "artifacts/models/gbdt/model.txt")
-    evaluate(new, champion)
+    run_evaluate(new, champion)
     c = read_evaluation(new).comparisons[-1]
-    assert c.sentence == f"The champion {champion.name[:12]} cannot score these rows: it needs columns that are gone: charge."
+    assert c.message == f"The champion {champion.name[:12]} cannot score these rows: it needs columns that are gone: charge."
     assert c.metrics == {}
 
 
 def test_another_champion_has_an_interval(tmp_path):
     weak, strong = make(tmp_path / "weak", "regression", rounds=1), make(tmp_path / "strong", "regression")
-    evaluate(weak)
+    run_evaluate(weak)
     (tmp_path / "store").mkdir()
-    evaluate(strong, champion_of(weak, tmp_path / "store"))
+    run_evaluate(strong, champion_of(weak, tmp_path / "store"))
     d = read_evaluation(strong).comparisons[-1].metrics["rmse"]
-    assert d.gain.low > 0 and d.worse == 0 and d.theirs > d.ours
+    assert d.gain.low > 0 and d.share_worse == 0 and d.other_value > d.value
 
 
 def test_regret_of_simulated_data(tmp_path):
@@ -220,13 +220,13 @@ def test_regret_of_simulated_data(tmp_path):
     test = rows("binary", 900, "test.csv", 2)
     (root / "truth").mkdir()
     test.select("_source", "_row", probability="p").sample(fraction=1, shuffle=True, seed=0).write_parquet(root / "truth/truth.parquet")
-    evaluate(root)
+    run_evaluate(root)
     p, q = test["p"].to_numpy(), pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(part="test")["score"].to_numpy()
     expected = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
-    assert read_evaluation(root).regret == pytest.approx(expected) and expected > 0
+    assert read_evaluation(root).excess_log_loss == pytest.approx(expected) and expected > 0
     test.head(5).select("_source", "_row", probability="p").write_parquet(root / "truth/truth.parquet")
-    evaluate(root)
-    assert read_evaluation(root).regret is None
+    run_evaluate(root)
+    assert read_evaluation(root).excess_log_loss is None
 
 
 def test_scores_that_are_no_numbers_leave_nulls(monkeypatch, tmp_path):
@@ -238,28 +238,28 @@ def test_scores_that_are_no_numbers_leave_nulls(monkeypatch, tmp_path):
         s[3] = np.nan
         return s
     monkeypatch.setattr(Predictor, "predict", broken)
-    evaluate(root)
+    run_evaluate(root)
     found = read_evaluation(root)
-    assert found.scores["test"].not_finite == 1 and found.money is None and found.calibration.error is None
+    assert found.score_summary["test"].n_not_finite == 1 and found.decision_costs is None and found.calibration.expected_calibration_error is None
     assert all(e.value is None for e in found.metrics["test"].values())
-    assert json.loads((root / "artifacts/metrics.json").read_text())["test"]["auc"] is None
+    assert json.loads((root / "artifacts/metrics.json").read_text())["test"]["roc_auc"] is None
 
 
 def test_constant_scores_are_seen():
-    assert describe_scores(np.full(7, 0.3)).distinct == 1
-    assert describe_scores(np.full((7, 3), 1 / 3)).distinct == 1
-    assert describe_scores(np.full(2, np.nan)).low is None
+    assert describe_scores(np.full(7, 0.3)).n_unique == 1
+    assert describe_scores(np.full((7, 3), 1 / 3)).n_unique == 1
+    assert describe_scores(np.full(2, np.nan)).min is None
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("n", [1, 3])
 def test_tiny_test_sets(task, n, tmp_path):
     root = make(tmp_path / "p", task, (500, 5, n))
-    evaluate(root)
-    explain(root)
+    run_evaluate(root)
+    run_explain(root)
     found = read_evaluation(root)
-    assert found.slices == [] and found.scores["test"].rows == n
-    if task == "binary" and n == 1: assert found.metrics["test"]["auc"].value is None
+    assert found.slices == [] and found.score_summary["test"].n_rows == n
+    if task == "binary" and n == 1: assert found.metrics["test"]["roc_auc"].value is None
     assert len(read_explanation(root).worst_predicted) == n
 
 
@@ -268,10 +268,10 @@ def test_one_class_in_the_test_part(task, tmp_path):
     root = make(tmp_path / "p", task)
     path = root / "artifacts/prepared/test.parquet"
     pl.read_parquet(path).filter(pl.col("_target") == 0).write_parquet(path)
-    evaluate(root)
+    run_evaluate(root)
     found = read_evaluation(root)
     undefined = {m for m, e in found.metrics["test"].items() if e.value is None}
-    assert undefined == ({"auc", "average_precision", "recall"} if task == "binary" else {"auc_ovr"})
+    assert undefined == ({"roc_auc", "average_precision", "recall"} if task == "binary" else {"roc_auc_ovr"})
     assert found.calibration.slope is None
 
 
@@ -280,24 +280,24 @@ def test_missing_and_empty_parts(part, tmp_path):
     root = make(tmp_path / "p", "binary")
     path = root / f"artifacts/prepared/{part}.parquet"
     pl.read_parquet(path).head(0).write_parquet(path)
-    with pytest.raises(UserError, match="holds no row"): evaluate(root)
+    with pytest.raises(UserError, match="holds no row"): run_evaluate(root)
     path.unlink()
-    with pytest.raises(UserError, match="run the stage prepare"): evaluate(root)
+    with pytest.raises(UserError, match="run the stage prepare"): run_evaluate(root)
     assert not (root / "artifacts/evaluation").exists()
 
 
 def test_missing_baseline(tmp_path):
     root = make(tmp_path / "p", "binary")
     (root / "artifacts/models/baseline/scores.parquet").unlink()
-    with pytest.raises(UserError, match="run the stage baseline"): evaluate(root)
+    with pytest.raises(UserError, match="run the stage baseline"): run_evaluate(root)
 
 
 def test_the_threshold_comes_from_valid_and_not_from_test(tmp_path):
     schema, valid, test = contract("binary"), rows("binary", 300, "v", 0), rows("binary", 300, "t", 1)
     s = {"valid": valid["p"].to_numpy(), "test": test["p"].to_numpy()}
     flipped = test.with_columns(_target=1 - pl.col("_target"))
-    a, b = (measure(schema, EvaluateParams(n_resamples=5), valid, t, s) for t in (test, flipped))
-    assert a.terms == b.terms and a.metrics["test"]["accuracy"].value == pytest.approx(1 - b.metrics["test"]["accuracy"].value)
+    a, b = (evaluate_scores(schema, EvaluateParams(n_resamples=5), valid, t, s) for t in (test, flipped))
+    assert a.decision_settings == b.decision_settings and a.metrics["test"]["accuracy"].value == pytest.approx(1 - b.metrics["test"]["accuracy"].value)
 
 
 # ── explain ──
@@ -306,25 +306,25 @@ def test_the_threshold_comes_from_valid_and_not_from_test(tmp_path):
 def test_explanation_files(project):
     found, task = read_explanation(project), read_evaluation(project).task
     k = 3 if task == "multiclass" else 1
-    assert found.rows == 300 // k and found.of == 900 and found.additivity < 1e-6
+    assert found.n_rows == 300 // k and found.n_test_rows == 900 and found.additivity_error < 1e-6
     parts = pl.read_parquet(project / "artifacts/explanation/contributions.parquet")
-    assert len(parts) == found.rows * k and parts.select("_source", "_row", "_class").n_unique() == len(parts)
+    assert len(parts) == found.n_rows * k and parts.select("_source", "_row", "_class").n_unique() == len(parts)
     ranked = pl.read_parquet(project / "artifacts/explanation/importance.parquet")
     every = ranked.filter(pl.col("class").is_null())
-    assert every["feature"].to_list()[0] == found.top[0] and every["mean_abs"].is_sorted(descending=True)
+    assert every["feature"].to_list()[0] == found.top_features[0] and every["mean_abs"].is_sorted(descending=True)
     for f, v in every.select("feature", "mean_abs").rows(): assert parts[f].abs().mean() == pytest.approx(v)
     assert len(ranked) == 4 * (1 + (k if k > 1 else 0))
     for name in ("dependence", "points"):
-        assert set(pl.read_parquet(project / f"artifacts/explanation/{name}.parquet")["feature"]) == set(found.top)
+        assert set(pl.read_parquet(project / f"artifacts/explanation/{name}.parquet")["feature"]) == set(found.top_features)
 
 
 def test_attribution_baseline(project):
-    found = read_json(project / "artifacts/explanation/attribution.json", Attribution)
+    found = read_json(project / "artifacts/explanation/attribution_baseline.json", AttributionBaseline)
     parts = pl.read_parquet(project / "artifacts/explanation/contributions.parquet")
     for a in found.features:
         x = (parts.filter(pl.col("_class") == a.label) if a.label else parts)[a.feature].to_numpy()
-        assert [a.mean, a.mean_abs, *a.quantiles] == pytest.approx([x.mean(), np.abs(x).mean(), *np.quantile(x, found.levels)])
-    assert found.base == parts["_base"].unique(maintain_order=True).to_list()
+        assert [a.mean, a.mean_abs, *a.quantiles] == pytest.approx([x.mean(), np.abs(x).mean(), *np.quantile(x, found.quantile_levels)])
+    assert found.base_value == parts["_base"].unique(maintain_order=True).to_list()
 
 
 def test_worst_predicted_are_the_largest_losses(project):
@@ -338,12 +338,12 @@ def test_worst_predicted_are_the_largest_losses(project):
 
 def test_best_explained_are_the_simplest_stories(project):
     found = read_explanation(project)
-    shares = [e.top_three for e in found.best_explained]
+    shares = [e.top3_share for e in found.best_explained]
     assert shares == sorted(shares, reverse=True) and len(shares) == 10
     for e in found.best_explained + found.worst_predicted:
-        sizes = [abs(r.contribution) for r in e.reasons]
-        assert sizes == sorted(sizes, reverse=True) and e.base + sum(r.contribution for r in e.reasons) == pytest.approx(e.raw)
-        assert sum(sizes[:3]) / sum(sizes) == pytest.approx(e.top_three)
+        sizes = [abs(r.contribution) for r in e.contributions]
+        assert sizes == sorted(sizes, reverse=True) and e.base_value + sum(r.contribution for r in e.contributions) == pytest.approx(e.raw_score)
+        assert sum(sizes[:3]) / sum(sizes) == pytest.approx(e.top3_share)
         assert e.values["plan"] in ("basic", "family", "plus") and isinstance(e.values["since"], str)
 
 
@@ -356,18 +356,18 @@ def test_like_shap(project):
     theirs = shap.TreeExplainer(bundled)(encoder.transform(test)).values
     predictor = Predictor(contract(task), load_features(project / "features.py"), encoder,
                           Booster((project / "artifacts/models/gbdt/model.txt").read_text()))
-    parts, _ = contributions(predictor, test)
+    parts, _ = checked_contributions(predictor, test)
     ours = parts[:, :, :-1].transpose(0, 2, 1) if task == "multiclass" else parts[:, 0, :-1]
     np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
 def test_contributions_that_do_not_add_up_stop_the_stage(project, monkeypatch):
-    honest, before = Predictor.explain, hash_folder(project / "artifacts")
-    monkeypatch.setattr(Predictor, "explain", lambda self, frame: honest(self, frame) * (1 + 1e-4))
-    with pytest.raises(UserError, match="do not add up to the raw scores"): explain(project)
-    monkeypatch.setattr(Predictor, "explain", lambda self, frame: honest(self, frame) * np.nan)
-    with pytest.raises(UserError, match="do not add up"): explain(project)
-    assert hash_folder(project / "artifacts") == before
+    honest, before = Predictor.contributions, file_hashes(project / "artifacts")
+    monkeypatch.setattr(Predictor, "contributions", lambda self, frame: honest(self, frame) * (1 + 1e-4))
+    with pytest.raises(UserError, match="do not add up to the raw scores"): run_explain(project)
+    monkeypatch.setattr(Predictor, "contributions", lambda self, frame: honest(self, frame) * np.nan)
+    with pytest.raises(UserError, match="do not add up"): run_explain(project)
+    assert file_hashes(project / "artifacts") == before
 
 
 def test_gain_is_lightgbms(project):
@@ -378,11 +378,11 @@ def test_gain_is_lightgbms(project):
 
 def test_a_model_without_a_split_explains_nothing(tmp_path):
     root = make(tmp_path / "p", "binary", rounds=1, min_data_in_leaf=10**6)
-    evaluate(root)
-    explain(root)
+    run_evaluate(root)
+    run_explain(root)
     found = read_explanation(root)
-    assert found.best_explained[0].top_three is None and found.additivity == 0
-    assert read_evaluation(root).scores["test"].distinct == 1
+    assert found.best_explained[0].top3_share is None and found.additivity_error == 0
+    assert read_evaluation(root).score_summary["test"].n_unique == 1
 
 
 def test_samples():
@@ -391,7 +391,7 @@ def test_samples():
     assert len(set(drawn)) == 100 and (np.diff(drawn) > 0).all() and (drawn == sample_rows(10_000, 100)).all()
 
 
-def test_top_three_of_two_features_is_everything(): assert top_three(np.array([[1.0, -2.0, 50.0]])).tolist() == [1.0]
+def test_top_three_of_two_features_is_everything(): assert top3_share(np.array([[1.0, -2.0, 50.0]])).tolist() == [1.0]
 
 
 def test_an_example_holds_only_what_json_can(project):
@@ -401,7 +401,7 @@ def test_an_example_holds_only_what_json_can(project):
                              Encoder.from_json((project / "artifacts/models/gbdt/encoder.json").read_bytes()),
                              Booster((project / "artifacts/models/gbdt/model.txt").read_text()))
     i = test["charge"].is_null().arg_max()
-    e = example(p, test.row(i, named=True), p.predict(test[[i]])[0], contributions(p, test[[i]])[0][0])
+    e = explain_row(p, test.row(i, named=True), p.predict(test[[i]])[0], checked_contributions(p, test[[i]])[0][0])
     assert e.values["charge"] is None and e.values["paid_so_far"] is None
     assert b"NaN" not in msgspec.json.encode(e)
 
@@ -409,9 +409,9 @@ def test_an_example_holds_only_what_json_can(project):
 def test_pairs_and_lines_are_explained(project):
     found, folder = read_explanation(project), project / "artifacts/explanation"
     pairs, grid = (pl.read_parquet(folder / f"{n}.parquet") for n in ("interactions", "surface"))
-    n = min(6, len(found.top))
-    assert len(pairs) == n * (n - 1) // 2 and {*pairs["feature"], *pairs["other"]} == set(found.top[:6])
-    assert {grid["feature"][0], grid["other"][0]} == {*pairs.row(0)[:2]} and grid["value"].is_finite().all()
+    n = min(6, len(found.top_features))
+    assert len(pairs) == n * (n - 1) // 2 and {*pairs["feature"], *pairs["other_feature"]} == set(found.top_features[:6])
+    assert {grid["feature"][0], grid["other_feature"][0]} == {*pairs.row(0)[:2]} and grid["value"].is_finite().all()
     for rows in (found.best_explained, found.worst_predicted):
-        assert [e.line is not None for e in rows] == [True] * 3 + [False] * 7
-        assert all(set(t.column for t in e.line.terms) <= {"plan", "tenure", "charge"} and e.line.fidelity <= 1 for e in rows[:3])
+        assert [e.local_surrogate is not None for e in rows] == [True] * 3 + [False] * 7
+        assert all(set(t.column for t in e.local_surrogate.terms) <= {"plan", "tenure", "charge"} and e.local_surrogate.fidelity <= 1 for e in rows[:3])

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from mlops_nb.config.params import SimulateParams
 from mlops_nb.config.schema import read_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder
-from mlops_nb.data.ingest import ingest, raw_batches
-from mlops_nb.evaluate.metrics import regret
-from mlops_nb.examples.simulator import break_column, labels, simulate, simulate_frames
+from mlops_nb.core.files import file_hashes
+from mlops_nb.data.ingest import ingest, read_raw_batches
+from mlops_nb.evaluate.metrics import excess_log_loss
+from mlops_nb.examples.simulator import corrupt_column, known_labels, simulate, simulate_snapshots
 
 ROOT = Path(__file__).parents[2]
 SMALL = dict(n_subscribers=1000, n_months=9)
 
 
 def table(**switches):
-    months = list(simulate_frames(SimulateParams(**SMALL | switches)))
+    months = list(simulate_snapshots(SimulateParams(**SMALL | switches)))
     return pl.concat([f.with_columns(truth=p) for _, f, p in months])
 
 
-def taken_in(root): return pl.concat([batch for _, batch in raw_batches(root)])
+def taken_in(root): return pl.concat([batch for _, batch in read_raw_batches(root)])
 
 
 def late(frame): return frame.filter(pl.col("snapshot") >= datetime(2024, 7, 1))
@@ -33,7 +33,7 @@ def late(frame): return frame.filter(pl.col("snapshot") >= datetime(2024, 7, 1))
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)): simulate(tmp_path / name, SimulateParams(n_subscribers=100, n_months=3, seed=seed))
-    a, b, c = ({k: v for k, v in hash_folder(tmp_path / n).items()} for n in "abc")
+    a, b, c = ({k: v for k, v in file_hashes(tmp_path / n).items()} for n in "abc")
     assert a == b != c and not any("simulate" in name for name in a)
 
 
@@ -75,7 +75,7 @@ def test_trees_see_more_than_a_line_and_less_than_the_truth():
     line = LogisticRegression(max_iter=300).fit(Z[train], y[train]).predict_proba(Z[~train])[:, 1]
     best, tree, linear = (roc_auc_score(y[~train], s) for s in (data["truth"].to_numpy()[~train], trees, line))
     assert .82 < best < .89 and linear + .03 < tree < best + .005, (best, tree, linear)
-    assert 0 < regret(trees, data["truth"].to_numpy()[~train]) < regret(line, data["truth"].to_numpy()[~train])
+    assert 0 < excess_log_loss(trees, data["truth"].to_numpy()[~train]) < excess_log_loss(line, data["truth"].to_numpy()[~train])
 
 
 def test_switches_act_late_and_only_where_they_should():
@@ -106,23 +106,23 @@ def test_a_column_that_cannot_be_broken(column, says):
 
 def test_broken_columns_of_each_type():
     frame = pl.DataFrame(dict(n=[250, None], x=[2.5, None], t=["a", None], b=[False, None]))
-    assert break_column(frame, "n")["n"].to_list() == [2, None] and break_column(frame, "x")["x"][0] == .025
-    assert break_column(frame, "t")["t"].to_list() == ["A", None] and break_column(frame, "b")["b"].to_list() == [True, True]
+    assert corrupt_column(frame, "n")["n"].to_list() == [2, None] and corrupt_column(frame, "x")["x"][0] == .025
+    assert corrupt_column(frame, "t")["t"].to_list() == ["A", None] and corrupt_column(frame, "b")["b"].to_list() == [True, True]
 
 
 def test_labels_are_known_thirty_days_later():
     data = table(n_months=3)
-    assert labels(data, datetime(2024, 1, 30, 23, 59)).is_empty()
-    assert labels(data, datetime(2024, 1, 31))["snapshot"].unique().to_list() == [datetime(2024, 1, 1)]
-    assert labels(data, datetime(2024, 12, 1)).height == data.height
+    assert known_labels(data, datetime(2024, 1, 30, 23, 59)).is_empty()
+    assert known_labels(data, datetime(2024, 1, 31))["snapshot"].unique().to_list() == [datetime(2024, 1, 1)]
+    assert known_labels(data, datetime(2024, 12, 1)).height == data.height
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=50))
 def test_regret_is_never_negative_and_zero_only_for_the_truth(pairs):
     p, q = np.array(pairs).T
-    assert regret(p, p) == 0 and regret(q, p) >= -1e-12
-    if np.abs(p - q).max() > .01: assert regret(q, p) > 0
+    assert excess_log_loss(p, p) == 0 and excess_log_loss(q, p) >= -1e-12
+    if np.abs(p - q).max() > .01: assert excess_log_loss(q, p) > 0
 
 
 def test_every_row_keeps_its_true_probability_through_ingest(tmp_path):
@@ -130,7 +130,7 @@ def test_every_row_keeps_its_true_probability_through_ingest(tmp_path):
     simulate(tmp_path, params)
     rows = taken_in(tmp_path)
     both = rows.join(pl.read_parquet(tmp_path / "truth/truth.parquet"), on=["_source", "_row"])
-    expected = pl.concat([f.with_columns(probability=p) for _, f, p in simulate_frames(params)])
+    expected = pl.concat([f.with_columns(probability=p) for _, f, p in simulate_snapshots(params)])
     key = ["subscriber_id", "snapshot"]
     assert both.height == rows.height == expected.height
     assert both.sort(key)["probability"].equals(expected.sort(key)["probability"])
@@ -145,9 +145,9 @@ def test_simulating_again_replaces_and_never_touches_other_data(tmp_path):
     other.mkdir()
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n3,4\n")
     ingest(tmp_path / "mine.csv", other)
-    before = hash_folder(other)
+    before = file_hashes(other)
     with pytest.raises(UserError, match="holds mine.csv, which is not simulated"): simulate(other, SimulateParams(n_subscribers=10, n_months=1))
-    assert hash_folder(other) == before
+    assert file_hashes(other) == before
 
 
 def test_the_committed_contract_describes_it():

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trained_project import CLASSES, trained
 
-from mlops_nb.bundle.bundle import draft
+from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.schema import Column, Schema
-from mlops_nb.explain.interactions import interactions, partial, surface
-from mlops_nb.explain.local_surrogate import fit_line, gower, similar, spread, steps, surrogate, warning
+from mlops_nb.explain.interactions import pairwise_interactions, partial_dependence, partial_dependence_2d
+from mlops_nb.explain.local_surrogate import fit_sparse_ridge, gower_distance, perturb_row, robust_range, scaled_differences, fit_local_surrogate, low_fidelity_warning
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
-from mlops_nb.model.predictor import Predictor, as_contract
+from mlops_nb.model.predictor import Predictor, cast_to_schema
 
 # distances
 
@@ -26,9 +26,9 @@ TYPES = {"x": pl.Float64, "count": pl.Int64, "place": pl.String, "known": pl.Boo
 @given(st.lists(VALUES, min_size=1, max_size=8))
 def test_a_distance_is_a_distance(values):
     frame = pl.DataFrame(values, schema=TYPES)
-    spreads = [spread(frame[c]) for c in frame.columns]
+    spreads = [robust_range(frame[c]) for c in frame.columns]
     assert min(spreads) > 0
-    apart = np.array([gower(steps(frame[i:i + 1], frame, spreads)) for i in range(len(frame))])
+    apart = np.array([gower_distance(scaled_differences(frame[i:i + 1], frame, spreads)) for i in range(len(frame))])
     assert (apart >= 0).all() and (apart <= 1).all() and np.allclose(apart, apart.T) and (apart.diagonal() == 0).all()
     differing = np.array([[sum(a[c] != b[c] for c in TYPES) for b in values] for a in values])
     assert (apart <= differing / len(TYPES) + 1e-12).all()
@@ -36,10 +36,10 @@ def test_a_distance_is_a_distance(values):
 
 def test_numbers_are_measured_by_their_spread_and_times_are_numbers():
     frame = pl.DataFrame({"x": [0., 1, 2, 3, None], "t": pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 1, 5), eager=True)})
-    found = steps(frame[1:2], frame, [2., 4.])
+    found = scaled_differences(frame[1:2], frame, [2., 4.])
     assert found[:4, 0].tolist() == [-.5, 0, .5, 1] and np.isnan(found[4, 0]) and found[:, 1].tolist() == [-.25, 0, .25, .5, .75]
-    assert gower(steps(frame[:1], frame, [1e9, 4.]))[4] == 1
-    assert spread(pl.Series([0.] * 99 + [7])) == 7 and spread(pl.Series([None, None], dtype=pl.Float64)) == 1 == spread(pl.Series([3, 3]))
+    assert gower_distance(scaled_differences(frame[:1], frame, [1e9, 4.]))[4] == 1
+    assert robust_range(pl.Series([0.] * 99 + [7])) == 7 and robust_range(pl.Series([None, None], dtype=pl.Float64)) == 1 == robust_range(pl.Series([3, 3]))
 
 
 # a line around one row
@@ -47,7 +47,7 @@ def test_numbers_are_measured_by_their_spread_and_times_are_numbers():
 
 class Formula:
     "A model that is a formula of the matrix."
-    def __init__(self, f, features): self.f, self.features, self.classes = f, features, 1
+    def __init__(self, f, features): self.f, self.feature_names, self.n_classes = f, features, 1
     def predict_raw(self, X): return self.f(X)
     predict = predict_raw
 
@@ -55,10 +55,10 @@ class Formula:
 def formula(f, frame):
     "A predictor that computes `f` of the columns of `frame`; categories come as their codes."
     kind = {pl.String: "category", pl.Boolean: "boolean", pl.Int64: "integer"}
-    schema = Schema("made", "regression", "y", {n: Column(kind.get(t, "number"), nullable=True) for n, t in frame.schema.items()} |
+    schema = Schema("made", "regression", "y", {n: Column(kind.get(t, "is_number"), nullable=True) for n, t in frame.schema.items()} |
                     {"y": Column("number")})
     encoder = Encoder.fit(frame, schema, load_features(None))
-    return Predictor(schema, load_features(None), encoder, Formula(f, encoder.names))
+    return Predictor(schema, load_features(None), encoder, Formula(f, encoder.feature_names))
 
 
 def made(n=800, seed=0):
@@ -67,7 +67,7 @@ def made(n=800, seed=0):
                          "e": rng.normal(size=n)})
 
 
-def line(predictor, frame, i=0, **kw): return surrogate(predictor, frame[i:i + 1], frame, [spread(frame[c]) for c in frame.columns], **kw)
+def line(predictor, frame, i=0, **kw): return fit_local_surrogate(predictor, frame[i:i + 1], frame, [robust_range(frame[c]) for c in frame.columns], **kw)
 
 
 def slopes(found): return {t.column: t.slope for t in found.terms}
@@ -80,9 +80,9 @@ def test_a_linear_model_is_found_again(k, i):
     v = Encoder.fit(frame, Schema("s", "regression", "y", {"d": Column("category"), "y": Column("number")})).columns[0].codes["v"]
     predictor = formula(lambda X: k[0] * X[:, 0] + k[1] * X[:, 2] + k[2] * (X[:, 3] == v) + 7, frame)
     found = line(predictor, frame, i)
-    want = {"a": k[0] * spread(frame["a"]), "c": k[1] * spread(frame["c"]), "d": k[2] * (-1 if frame["d"][i] == "v" else 1)}
-    assert found.fidelity > .999999 and found.at_row == pytest.approx(predictor.raw(frame[i:i + 1])[0], abs=1e-3)
-    assert slopes(found) == pytest.approx(want | {"b": 0, "e": 0}, abs=2e-3) and not warning(found)
+    want = {"a": k[0] * robust_range(frame["a"]), "c": k[1] * robust_range(frame["c"]), "d": k[2] * (-1 if frame["d"][i] == "v" else 1)}
+    assert found.fidelity > .999999 and found.local_prediction == pytest.approx(predictor.predict_raw(frame[i:i + 1])[0], abs=1e-3)
+    assert slopes(found) == pytest.approx(want | {"b": 0, "e": 0}, abs=2e-3) and not low_fidelity_warning(found)
     assert [abs(t.slope) for t in found.terms] == sorted((abs(t.slope) for t in found.terms), reverse=True)
 
 
@@ -95,9 +95,9 @@ def test_a_column_that_is_ignored_gets_nothing():
 def test_a_model_without_a_line_is_called_so_and_a_constant_fits():
     frame = made()
     tangle = line(formula(lambda X: np.sign((X[:, 0] - 5) * X[:, 4]), frame), frame)
-    assert tangle.fidelity < .5 and "too little to go by" in warning(tangle)
+    assert tangle.fidelity < .5 and "too little to go by" in low_fidelity_warning(tangle)
     flat = line(formula(lambda X: np.full(len(X), 3.), frame), frame)
-    assert (flat.fidelity, round(flat.at_row, 9)) == (1, 3) and all(abs(t.slope) < 1e-9 for t in flat.terms)
+    assert (flat.fidelity, round(flat.local_prediction, 9)) == (1, 3) and all(abs(t.slope) < 1e-9 for t in flat.terms)
 
 
 def test_the_seed_decides_and_the_number_of_terms_is_kept():
@@ -111,13 +111,13 @@ def test_missing_values_are_a_step_of_their_own():
     frame = made().with_columns(a=pl.when(pl.int_range(800) % 3 > 0).then("a"))
     predictor = formula(lambda X: np.isnan(X[:, 0]) * 4., frame)
     term = line(predictor, frame, 0).terms[0]
-    assert (term.column, term.value, term.number) == ("a", None, False) and term.slope < -1
-    assert surrogate(predictor, frame[:1], frame[:1], [1.] * 5).fidelity == 1 # nothing to take over
+    assert (term.column, term.value, term.is_number) == ("a", None, False) and term.slope < -1
+    assert fit_local_surrogate(predictor, frame[:1], frame[:1], [1.] * 5).fidelity == 1 # nothing to take over
 
 
 def test_similar_rows_take_whole_values_from_donors():
     frame = made()
-    near = similar(frame[:1], frame[1:], 500)
+    near = perturb_row(frame[:1], frame[1:], 500)
     assert near.schema == frame.schema and near.row(0) == frame.row(0)
     real = [set(frame[c]) for c in frame.columns]
     assert all(v in real[j] for r in near.rows() for j, v in enumerate(r))
@@ -128,22 +128,22 @@ def test_similar_rows_take_whole_values_from_donors():
 @pytest.mark.parametrize("task, learner", [*((task, "gbdt") for task in CLASSES), ("multiclass", "net")])
 def test_of_trees_and_nets(tmp_path, task, learner):
     root = trained(tmp_path / "p", task, learner=learner, n=500)
-    predictor = draft(root, learner)
+    predictor = open_trained_predictor(root, learner)
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
-    rows = as_contract(test, predictor.schema, predictor.inputs)
+    rows = cast_to_schema(test, predictor.schema, predictor.inputs)
     found = line(predictor, rows, samples=300)
     assert (found.label in CLASSES[task] if task == "multiclass" else found.label is None) and 1 <= len(found.terms) <= 5
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
-    X = predictor.matrix(test[:12])
-    pairs = interactions(predictor, X, predictor.columns[:3])
-    assert len(pairs) == 3 and pairs["strength"].is_sorted(descending=True) and pairs["share"].is_between(0, 1).all()
-    assert surface(predictor, test, X, *pairs.row(0)[:2])["class"].n_unique() == predictor.model.classes
+    X = predictor.encode_frame(test[:12])
+    pairs = pairwise_interactions(predictor, X, predictor.feature_names[:3])
+    assert len(pairs) == 3 and pairs["strength"].is_sorted(descending=True) and pairs["h_squared"].is_between(0, 1).all()
+    assert partial_dependence_2d(predictor, test, X, *pairs.row(0)[:2])["class"].n_unique() == predictor.model.n_classes
 
 
 def test_the_weights_decide_where_a_crooked_model_is_fitted():
     x = np.linspace(-1, 1, 201)
     for at, slope in ((-.9, -1), (.9, 1)):
-        found, *_ = fit_line(x[:, None], np.abs(x), np.exp(-((x - at) / .05)**2), 1)
+        found, *_ = fit_sparse_ridge(x[:, None], np.abs(x), np.exp(-((x - at) / .05)**2), 1)
         assert found[0] == pytest.approx(slope, abs=.01)
 
 
@@ -153,27 +153,27 @@ def test_the_weights_decide_where_a_crooked_model_is_fitted():
 def test_partial_dependence_by_hand():
     frame = made(30)
     predictor = formula(lambda X: X[:, 0] * X[:, 1] + X[:, 4], frame)
-    X = predictor.matrix(frame)
+    X = predictor.encode_frame(frame)
     b, e = frame["b"].to_numpy().mean(), frame["e"].to_numpy().mean()
-    np.testing.assert_allclose(partial(predictor, X[:7], X, [0])[:, 0], X[:7, 0] * b + e)
-    np.testing.assert_allclose(partial(predictor, X[:7], X, [0, 1])[:, 0], X[:7, 0] * X[:7, 1] + e)
+    np.testing.assert_allclose(partial_dependence(predictor, X[:7], X, [0])[:, 0], X[:7, 0] * b + e)
+    np.testing.assert_allclose(partial_dependence(predictor, X[:7], X, [0, 1])[:, 0], X[:7, 0] * X[:7, 1] + e)
 
 
 def test_only_what_acts_together_has_strength():
     frame = made(40)
     predictor = formula(lambda X: np.exp(X[:, 0] / 5) + (X[:, 1] - 3) * (X[:, 2] - 4) + 50 * X[:, 4], frame)
-    pairs = interactions(predictor, predictor.matrix(frame), predictor.columns)
+    pairs = pairwise_interactions(predictor, predictor.encode_frame(frame), predictor.feature_names)
     assert pairs.row(0)[:2] == ("b", "c") and (pairs["strength"][1:] < 1e-10).all()
     b, c = (frame[n].to_numpy() - frame[n].to_numpy().mean() for n in "bc")
     assert pairs["strength"][0] == pytest.approx(np.sqrt(np.mean((b * c - (b * c).mean()) ** 2)))
-    alone = interactions(formula(lambda X: X[:, 1] * 0 + 5, frame), predictor.matrix(frame), ["a", "b"])
-    assert alone.row(0) == ("a", "b", 0, 0) and not len(interactions(predictor, predictor.matrix(frame), ["a"]))
+    alone = pairwise_interactions(formula(lambda X: X[:, 1] * 0 + 5, frame), predictor.encode_frame(frame), ["a", "b"])
+    assert alone.row(0) == ("a", "b", 0, 0) and not len(pairwise_interactions(predictor, predictor.encode_frame(frame), ["a"]))
 
 
 def test_the_surface_is_the_function():
     frame = made(400).with_columns(a=pl.when(pl.int_range(400) % 5 > 0).then("a"))
     predictor = formula(lambda X: np.nan_to_num(X[:, 0]) * (X[:, 3] - 1), frame)
-    grid = surface(predictor, frame, predictor.matrix(frame[:20]), "a", "d")
+    grid = partial_dependence_2d(predictor, frame, predictor.encode_frame(frame[:20]), "a", "d")
     assert grid["label"].n_unique() == 13 and set(grid["other_label"]) == {"u", "v"}
     assert (grid.filter(label="(missing)")["value"] == 0).all()
     code = predictor.encoder.columns[3].codes

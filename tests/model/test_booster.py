@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from support.lightgbm_models import KINDS, frame, train
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.booster import Booster, _blocks, _sigmoid, _softmax, model_header
+from mlops_nb.model.booster import Booster, _split_blocks, _sigmoid, _softmax, parse_header
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -71,10 +71,10 @@ def large(request):
 
 def test_blocks_hold_every_tree_once(large):
     kind, reference, booster = large
-    blocks = [lgb.Booster(model_str=b.decode()) for b in _blocks(reference.model_to_string())]
+    blocks = [lgb.Booster(model_str=b.decode()) for b in _split_blocks(reference.model_to_string())]
     assert (len(blocks) == 1) == (kind == "onevsall") # an objective whose link is LightGBM's own affair
     assert sum(b.num_trees() for b in blocks) == reference.num_trees()
-    assert all(b.num_trees() % booster.classes == 0 for b in blocks)
+    assert all(b.num_trees() % booster.n_classes == 0 for b in blocks)
 
 
 def test_blocks_add_up_to_what_lightgbm_says(large):
@@ -89,7 +89,7 @@ def test_blocks_add_up_to_what_lightgbm_says(large):
 
 def test_what_counts_is_above_0_and_adds_up_to_its_logarithm(large):
     kind, _, booster = large
-    assert booster.logarithm == (kind == "poisson")
+    assert booster.log_link == (kind == "poisson")
     if kind != "poisson": return
     X, _ = frame(600, seed=1)
     assert (booster.predict(X) > 0).all()
@@ -140,7 +140,7 @@ def test_threads_layout_and_type_do_not_change_a_bit(pair):
 
 def test_no_rows(pair):
     _, booster = pair
-    k = () if booster.classes == 1 else (booster.classes,)
+    k = () if booster.n_classes == 1 else (booster.n_classes,)
     assert booster.predict(np.empty((0, 6))).shape == (0, *k)
     assert booster.contributions(np.empty((0, 6))).shape == (0, *k, 7)
 
@@ -218,9 +218,9 @@ def test_what_is_no_model_is_refused(text):
 
 def test_the_header_tells_names_and_classes(pair):
     reference, booster = pair
-    assert booster.features == reference.feature_name()
-    assert booster.classes == reference.num_model_per_iteration()
-    assert int(model_header(reference.model_to_string())["num_class"]) == booster.classes
+    assert booster.feature_names == reference.feature_name()
+    assert booster.n_classes == reference.num_model_per_iteration()
+    assert int(parse_header(reference.model_to_string())["num_class"]) == booster.n_classes
 
 
 def test_lightgbm_and_what_it_drags_in_are_not_imported(binary, tmp_path):
@@ -238,4 +238,4 @@ def test_lightgbm_and_what_it_drags_in_are_not_imported(binary, tmp_path):
 def test_a_missing_library_is_a_sentence(monkeypatch):
     from mlops_nb.model import booster
     monkeypatch.setattr(booster, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install lightgbm"): booster.library.__wrapped__()
+    with pytest.raises(UserError, match="pip install lightgbm"): booster.lightgbm_library.__wrapped__()

@@ -14,7 +14,7 @@ from mlops_nb.config.params import EncoderParams
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.model import encoder as module
-from mlops_nb.model.encoder import RARE, UNKNOWN, Encoder, category_codes, input_kinds
+from mlops_nb.model.encoder import RARE_CODE, UNKNOWN_CODE, Encoder, category_codes, feature_kinds
 
 SCHEMA = Schema("t", "binary", target="y", classes=["a", "b"], columns={
     "name": Column("category", nullable=True), "x": Column("number", nullable=True), "i": Column("integer", nullable=True),
@@ -56,10 +56,10 @@ def test_codes_mean_what_they_say(train, new, params):
     for row, code in zip(new, encoder.transform(frame(new))[:, 0], strict=True):
         name = row["name"]
         if name is None: assert math.isnan(code)
-        elif name not in counts: assert code == UNKNOWN
-        elif counts[name] < params.min_category_count: assert code == RARE
-        else: assert code >= RARE
-    kept = sorted(c for c in encoder.columns[0].codes.values() if c > RARE)
+        elif name not in counts: assert code == UNKNOWN_CODE
+        elif counts[name] < params.min_category_count: assert code == RARE_CODE
+        else: assert code >= RARE_CODE
+    kept = sorted(c for c in encoder.columns[0].codes.values() if c > RARE_CODE)
     assert kept == list(range(2, 2 + len(kept))) and len(kept) <= params.max_categories
 
 
@@ -81,7 +81,7 @@ def test_the_matrix_is_float64_in_c_order():
 
 def test_inputs_are_columns_then_features_and_never_target_time_or_text():
     class Features: types = {"ratio": "number", "kind": "category"}
-    assert list(input_kinds(SCHEMA, Features)) == ["name", "x", "i", "flag", "ratio", "kind"]
+    assert list(feature_kinds(SCHEMA, Features)) == ["name", "x", "i", "flag", "ratio", "kind"]
 
 
 def test_missing_and_infinite_numbers_are_missing():
@@ -94,7 +94,7 @@ def test_a_column_that_is_all_missing_or_of_type_null():
     empty = pl.DataFrame({"name": [None, None], "x": [None, None], "i": [None, None], "flag": [None, None]})
     encoder = Encoder.fit(empty, SCHEMA)
     assert encoder.columns[0].codes == {} and np.isnan(encoder.transform(empty)).all()
-    assert encoder.transform(frame([{"name": "a", "x": 1.0, "i": 1, "flag": True}]))[0].tolist() == [UNKNOWN, 1, 1, 1]
+    assert encoder.transform(frame([{"name": "a", "x": 1.0, "i": 1, "flag": True}]))[0].tolist() == [UNKNOWN_CODE, 1, 1, 1]
 
 
 def test_physical_types_do_not_matter():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlops_nb.config.schema import Column, Schema, read_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.features import Features, feature, load_features, to_array
+from mlops_nb.model.features import Features, feature, load_features, column_to_array
 
 HEAD = "import numpy as np\nimport mlops_nb.model.features as fx\n"
 
@@ -78,9 +78,9 @@ def test_two_files_do_not_see_each_other(tmp_path):
 
 def test_types_of_inputs():
     f = pl.DataFrame(dict(i=[1, None], b=[True, None], s=["x", None], t=[datetime(2024, 1, 1), None], d=[date(2024, 1, 1), None]))
-    assert [to_array(f[c]).dtype.str for c in f.columns] == ["<f8", "<f8", "|O", "<M8[us]", "<M8[us]"]
-    assert np.isnan(to_array(f["b"])[1]) and to_array(f["s"])[1] is None and np.isnat(to_array(f["t"])[1])
-    assert to_array(f["s"].cast(pl.Categorical))[0] == "x"
+    assert [column_to_array(f[c]).dtype.str for c in f.columns] == ["<f8", "<f8", "|O", "<M8[us]", "<M8[us]"]
+    assert np.isnan(column_to_array(f["b"])[1]) and column_to_array(f["s"])[1] is None and np.isnat(column_to_array(f["t"])[1])
+    assert column_to_array(f["s"].cast(pl.Categorical))[0] == "x"
 
 
 def test_infinities_and_none_become_missing(load):
@@ -119,7 +119,7 @@ def test_one_row_at_a_time_is_the_same_to_the_last_bit(values):
     def f(a): return np.log1p(np.abs(a)) / 3
     features = Features(dict(f=f), dict(f="number"), dict(f=["a"]))
     frame = pl.DataFrame(dict(a=pl.Series(values, dtype=pl.Float64)))
-    features.check_rowwise(frame, rows=len(frame))
+    features.check_rowwise(frame, n_rows=len(frame))
     assert not np.isinf(features.compute(frame)["f"]).any()
 
 

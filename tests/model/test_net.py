@@ -12,22 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.batch.batch_scoring import score
-from mlops_nb.bundle.bundle import bundle, check_golden, open_bundle
+from mlops_nb.batch.batch_scoring import score_files
+from mlops_nb.bundle.bundle import run_bundle, check_golden_examples, open_bundle
 from mlops_nb.config.params import NetParams, read_params, write_params
 from mlops_nb.config.settings import RunSettings, Settings, read_settings, write_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json
-from mlops_nb.evaluate.stage import evaluate
-from mlops_nb.explain.attributions import explain, read_explanation
-from mlops_nb.model.net import Net, first_layer, members
-from mlops_nb.model.network import build, design, from_bytes, inputs, read_about, read_tensors, shapes, to_bytes
+from mlops_nb.evaluate.stage import run_evaluate
+from mlops_nb.explain.attributions import run_explain, read_explanation
+from mlops_nb.model.net import Net, first_layer_inputs, member_outputs
+from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, read_safetensors_metadata, read_safetensors, tensor_shapes, serialize_network
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.release.gate import gate
+from mlops_nb.release.gate import run_gate
 from mlops_nb.train import baselines
-from mlops_nb.train.dataset import Device, Part, open_project
+from mlops_nb.train.dataset import DeviceConfig, TrainingPart, open_project
 from mlops_nb.train.net_trainer import fit_net
-from mlops_nb.train.stage import Training, train
+from mlops_nb.train.stage import TrainingReport, run_train
 
 KINDS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, I64=torch.int64, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
 
@@ -36,11 +36,11 @@ KINDS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, I64=torch.
 def project(request, tmp_path_factory):
     "All stages up to the gate."
     root = modelling.trained(tmp_path_factory.mktemp(request.param), request.param, learner="net")
-    baselines.baseline(root)
-    evaluate(root)
-    explain(root)
-    bundle(root)
-    gate(root)
+    baselines.run_baselines(root)
+    run_evaluate(root)
+    run_explain(root)
+    run_bundle(root)
+    run_gate(root)
     return root
 
 
@@ -51,8 +51,8 @@ def predictor(project): return Predictor.open(project / "artifacts/bundle")
 def test_the_bundle_holds_a_net_and_opens_anywhere(project):
     sealed = open_bundle(project / "artifacts/bundle")
     assert "model.safetensors" in sealed.manifest.files and "model.txt" not in sealed.manifest.files
-    assert check_golden(project / "artifacts/bundle") is None
-    rules = {r["name"]: r for r in pl.read_json(project / "artifacts/gate.json")["rules"].explode().to_list()}
+    assert check_golden_examples(project / "artifacts/bundle") is None
+    rules = {r["name"]: r for r in pl.read_json(project / "artifacts/gate.json")["results"].explode().to_list()}
     assert all(r["passed"] for name, r in rules.items() if "golden" in name or "single" in name or "row" in name), rules
 
 
@@ -71,11 +71,11 @@ def test_threads_change_nothing(project, predictor):
 
 
 def test_contributions_add_up_and_the_same_row_has_the_same_reasons(project, predictor):
-    assert read_explanation(project).additivity < 1e-9
+    assert read_explanation(project).additivity_error < 1e-9
     rows = modelling.rows(30, seed=7, task=predictor.schema.task)
-    shares = predictor.explain(rows)
-    np.testing.assert_allclose(shares.sum(-1), predictor.raw(rows), rtol=1e-9, atol=1e-9)
-    assert predictor.explain(rows[4:5]).tobytes() == shares[4:5].tobytes()
+    shares = predictor.contributions(rows)
+    np.testing.assert_allclose(shares.sum(-1), predictor.predict_raw(rows), rtol=1e-9, atol=1e-9)
+    assert predictor.contributions(rows[4:5]).tobytes() == shares[4:5].tobytes()
 
 
 def test_probabilities_are_probabilities(predictor):
@@ -88,8 +88,8 @@ def test_probabilities_are_probabilities(predictor):
 def test_a_file_is_scored_like_a_frame(predictor, tmp_path):
     rows = modelling.rows(500, seed=9, task=predictor.schema.task)
     rows.write_parquet(tmp_path / "in.parquet")
-    assert score(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 500
-    assert pl.read_parquet(tmp_path / "out.parquet").equals(predictor.score(rows))
+    assert score_files(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 500
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(predictor.score_frame(rows))
 
 
 def test_a_changed_byte_is_refused(project, tmp_path):
@@ -104,11 +104,11 @@ def test_a_changed_byte_is_refused(project, tmp_path):
 def test_a_bundle_holds_one_model(project, tmp_path):
     import shutil
 
-    from mlops_nb.core.manifest import seal
+    from mlops_nb.core.manifest import write_manifest
     copy = shutil.copytree(project / "artifacts/bundle", tmp_path / "b")
     (copy / "model.txt").write_text("tree")
     (copy / "manifest.json").unlink()
-    seal(copy)
+    write_manifest(copy)
     with pytest.raises(UserError, match="its one model"): open_bundle(copy)
 
 
@@ -116,7 +116,7 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     rng = np.random.default_rng(0)
     X = rng.uniform(-1, 1, (4000, 3))
     y = 3 * X[:, 0] - X[:, 1]
-    data = fit_net(Part(X[:3000], y[:3000]), Part(X[3000:], y[3000:]), "regression",
+    data = fit_net(TrainingPart(X[:3000], y[:3000]), TrainingPart(X[3000:], y[3000:]), "regression",
                       NetParams(ensemble_size=4, d_hidden=64, max_epochs=25, learning_rate=0.01, dropout=0, d_embedding=8, n_bins=16), device="cpu").model
     net = Net(data)
     shares, middle = net.contributions(X[:40]), np.array(net.network.background).mean(0)
@@ -127,11 +127,11 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.1])
 def test_expected_gradients_add_up_as_far_as_promised_and_agree(predictor, tolerance):
-    X = predictor.matrix(modelling.rows(60, seed=11, task=predictor.schema.task))
+    X = predictor.encode_frame(modelling.rows(60, seed=11, task=predictor.schema.task))
     quick, exact = predictor.model.expected_gradients(X, tolerance), predictor.model.contributions(X)
     raw = predictor.model.predict_raw(X)
     assert quick.shape == exact.shape and (quick[..., -1] == exact[..., -1]).all()
-    unit = np.maximum(predictor.model.network.scale, np.abs(raw - exact[..., -1]))
+    unit = np.maximum(predictor.model.network.target_std, np.abs(raw - exact[..., -1]))
     assert (np.abs(quick.sum(-1) - raw) <= tolerance * unit + 1e-9).all()
     assert np.corrcoef(quick[..., :-1].ravel(), exact[..., :-1].ravel())[0, 1] > 0.9
     assert predictor.model.expected_gradients(X[7:8], tolerance).tobytes() == quick[7:8].tobytes()
@@ -140,7 +140,7 @@ def test_expected_gradients_add_up_as_far_as_promised_and_agree(predictor, toler
 
 
 def test_where_the_climb_does_not_add_up_the_row_is_explained_exactly(predictor):
-    X = predictor.matrix(modelling.rows(12, seed=12, task=predictor.schema.task))
+    X = predictor.encode_frame(modelling.rows(12, seed=12, task=predictor.schema.task))
     np.testing.assert_array_equal(predictor.model.expected_gradients(X, 0), predictor.model.contributions(X))
 
 
@@ -153,18 +153,18 @@ def test_expected_gradients_of_numbers_categories_and_no_embedding(keep, embeddi
     y, X = (np.nan_to_num(X[:, 0]) + (X[:, 2] == 1) > 0.4).astype(float), X[:, keep]
     params = NetParams(ensemble_size=2, d_hidden=16, n_blocks=1, d_embedding=embedding, n_bins=4, max_epochs=6, learning_rate=0.02, batch_size=64)
     categorical = {keep.index(2): 4} if 2 in keep else {}
-    net = Net(fit_net(Part(X[:400], y[:400]), Part(X[400:], y[400:]), "binary", params, categorical=categorical, device="cpu").model)
+    net = Net(fit_net(TrainingPart(X[:400], y[:400]), TrainingPart(X[400:], y[400:]), "binary", params, cat_cardinalities=categorical, device="cpu").model)
     shares = net.expected_gradients(X[:50], 0.05)
     assert (np.abs(shares.sum(1) - net.predict_raw(X[:50])) <= 0.05 * np.maximum(1, np.abs(shares[:, :-1]).sum(1))).all()
     if 1 in keep: assert np.abs(shares[:, keep.index(0)]).mean() > 2 * np.abs(shares[:, keep.index(1)]).mean()
 
 
 def test_the_same_project_gives_the_same_folder_and_no_checkpoint_is_left(tmp_path):
-    from mlops_nb.core.files import hash_folder
+    from mlops_nb.core.files import file_hashes
     root = modelling.trained(tmp_path, learner="net")
-    first = hash_folder(root / "artifacts/models/net")
-    facts = train(root, "net")
-    assert hash_folder(root / "artifacts/models/net") == first and not (root / ".mlops/checkpoints/net").exists()
+    first = file_hashes(root / "artifacts/models/net")
+    facts = run_train(root, "net")
+    assert file_hashes(root / "artifacts/models/net") == first and not (root / ".mlops/checkpoints/net").exists()
     assert facts["rows"] > 0 and facts["iterations"] == 6
 
 
@@ -172,35 +172,35 @@ def test_a_device_that_is_not_there(tmp_path):
     root = modelling.trained(tmp_path, learner="net")
     (root / "settings.ini").write_text("[run]\ndevice = cuda:9\n")
     assert read_settings(root).run.device == "cuda:9"
-    with pytest.raises(UserError, match="cuda:9 is not there"): train(root, "net")
+    with pytest.raises(UserError, match="cuda:9 is not there"): run_train(root, "net")
 
 
 def test_the_settings_of_the_device_reach_the_training(tmp_path):
     root = modelling.trained(tmp_path)
-    assert open_project(root).device == Device()
+    assert open_project(root).device == DeviceConfig()
     write_settings(root, Settings(run=RunSettings(device="cuda:1", max_device_memory_mib=512, n_processes=2, shard=True, deterministic=False)))
-    assert open_project(root).device == Device("cuda:1", 512, 2, True, False)
+    assert open_project(root).device == DeviceConfig("cuda:1", 512, 2, True, False)
     (root / "settings.ini").write_text("[run]\ndevice_memory =\nshard = true\n")
-    assert open_project(root).device == Device(shard=True)
+    assert open_project(root).device == DeviceConfig(shard=True)
 
 
 def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
     root = modelling.trained(tmp_path, learner="net")
     models, params = root / "artifacts/models", read_params(root / "params.yaml")
-    train(root, "gbdt")
-    first = read_json(models / "net/training.json", Training)
+    run_train(root, "gbdt")
+    first = read_json(models / "net/training.json", TrainingReport)
     for learner in ("net", "gbdt"): (models / learner).rename(root / f"earlier_{learner}")
     params.train.init_model = "earlier_net"
     params.train.net.max_epochs = 1
     write_params(params, root / "params.yaml")
-    train(root, "net")
-    after = read_json(models / "net/training.json", Training)
-    assert after.continued_from and after.best < first.curve[0].valid, "one epoch from where the other ended"
+    run_train(root, "net")
+    after = read_json(models / "net/training.json", TrainingReport)
+    assert after.init_model_sha256 and after.best_loss < first.loss_curve[0].valid, "one epoch from where the other ended"
     params.train.init_model = "earlier_gbdt"
     write_params(params, root / "params.yaml")
-    train(root, "net")
-    fresh = read_json(models / "net/training.json", Training)
-    assert fresh.continued_from is None and fresh.best > after.best
+    run_train(root, "net")
+    fresh = read_json(models / "net/training.json", TrainingReport)
+    assert fresh.init_model_sha256 is None and fresh.best_loss > after.best_loss
     assert (models / "net/encoder.json").read_bytes() == (root / "earlier_gbdt/encoder.json").read_bytes()
 
 
@@ -216,18 +216,18 @@ def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, b
     X = np.column_stack([make[c]().astype(float) for c in columns])
     params = NetParams(ensemble_size=k, n_blocks=blocks, d_hidden=int(rng.integers(1, 40)), d_embedding=embedding, n_bins=bins, dropout=0.3)
     categorical = {i: 4 for i, c in enumerate(columns) if c == "category"}
-    network = design(X, rng.normal(size=90), task, params, n_classes=3, categorical=categorical)
-    with warnings.catch_warnings(action="ignore"): net = build(network).eval() # of a column with one piece
+    network = fit_network_spec(X, rng.normal(size=90), task, params, n_classes=3, categorical=categorical)
+    with warnings.catch_warnings(action="ignore"): net = build_network(network).eval() # of a column with one piece
     with torch.no_grad():
         for w in net.parameters(): w.copy_(torch.from_numpy(rng.normal(size=w.shape))) # fresh ones hold zeros and ones
     X[::7] = np.nan
     far = np.where([c == "category" for c in columns], 9, [[1e300], [-1e300]])
-    asked = inputs(network, np.vstack([X, far]))
-    data = to_bytes(network, net.state_dict())
-    again, weights = from_bytes(data)
-    assert weights.keys() == safetensors.torch.load(data).keys() == shapes(network).keys()
+    asked = to_tensors(network, np.vstack([X, far]))
+    data = serialize_network(network, net.state_dict())
+    again, weights = deserialize_network(data)
+    assert weights.keys() == safetensors.torch.load(data).keys() == tensor_shapes(network).keys()
     with torch.no_grad(): theirs = net(*asked)
-    ours = members(again, weights, first_layer(again, weights, *asked))
+    ours = member_outputs(again, weights, first_layer_inputs(again, weights, *asked))
     assert torch.isfinite(theirs).all() and torch.equal(ours, theirs)
 
 
@@ -237,14 +237,14 @@ def test_a_file_of_tensors_is_read_as_the_package_reads_it(kinds, data):
     rng = np.random.default_rng(0)
     tensors = {f"t{i}": torch.from_numpy(rng.integers(0, 2, shape)).to(KINDS[kind]) for i, (kind, shape) in enumerate(kinds)}
     file = safetensors.torch.save(tensors, {"a": "b"})
-    ours, theirs = read_tensors(file), safetensors.torch.load(file)
-    assert ours.keys() == theirs.keys() and read_about(file) == {"a": "b"}
+    ours, theirs = read_safetensors(file), safetensors.torch.load(file)
+    assert ours.keys() == theirs.keys() and read_safetensors_metadata(file) == {"a": "b"}
     assert all(torch.equal(ours[k], v) and ours[k].dtype == v.dtype for k, v in theirs.items())
     at = data.draw(st.integers(0, len(file) - 1))
     broken = bytearray(file)
     broken[at] ^= data.draw(st.integers(1, 255))
     for bad in (file[:at], file + b"x", bytes(broken)): # never anything but an honest error, or tensors of the same shapes
-        try: read_about(bad), read_tensors(bad)
+        try: read_safetensors_metadata(bad), read_safetensors(bad)
         except (ValueError, KeyError, OverflowError): continue
         assert bad == bytes(broken)
 
@@ -253,12 +253,12 @@ ALONE = """
 import sys
 for name in "tabm rtdl_num_embeddings safetensors sklearn scipy pandas pyarrow mlflow shap".split(): sys.modules[name] = None
 import numpy as np, polars as pl
-from mlops_nb.bundle.bundle import check_golden, open_bundle
+from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
 from mlops_nb.model.predictor import Predictor
-assert check_golden(sys.argv[1]) is None
+assert check_golden_examples(sys.argv[1]) is None
 predictor, rows = Predictor.open(sys.argv[1]), pl.read_parquet(sys.argv[2])
-X = predictor.matrix(rows)
-out = predictor.predict(rows), predictor.explain(rows), predictor.model.expected_gradients(X)
+X = predictor.encode_frame(rows)
+out = predictor.predict(rows), predictor.contributions(rows), predictor.model.expected_gradients(X)
 assert predictor.predict_one(rows.row(0, named=True)) == out[0][0] if out[0].ndim == 1 else True
 np.savez(sys.argv[3], *out)
 """
@@ -267,12 +267,12 @@ def test_a_bundle_is_asked_where_only_torch_and_the_core_are(project, predictor,
     rows = modelling.rows(20, seed=21, task=predictor.schema.task)
     rows.write_parquet(tmp_path / "rows.parquet")
     subprocess.run([sys.executable, "-c", ALONE, project / "artifacts/bundle", tmp_path / "rows.parquet", tmp_path / "out.npz"], check=True)
-    here = predictor.predict(rows), predictor.explain(rows), predictor.model.expected_gradients(predictor.matrix(rows))
+    here = predictor.predict(rows), predictor.contributions(rows), predictor.model.expected_gradients(predictor.encode_frame(rows))
     with np.load(tmp_path / "out.npz") as there: assert [there[k].tobytes() for k in there] == [x.tobytes() for x in here]
 
 
 def test_trees_are_asked_without_torch(tmp_path):
     root = modelling.judged(modelling.trained(tmp_path, n=300))
-    bundle(root)
+    run_bundle(root)
     code = "import sys; from mlops_nb.model.predictor import Predictor; Predictor.open(sys.argv[1]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, root / "artifacts/bundle"], check=True)

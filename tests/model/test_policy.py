@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import ModelBaseline, bundle, check_golden, draft, score_reference
+from mlops_nb.bundle.bundle import MonitoringBaseline, run_bundle, check_golden_examples, open_trained_predictor, score_histogram
 from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.evaluate.stage import assess, read_part, score_parts
+from mlops_nb.evaluate.stage import evaluate_predictor, read_part, score_splits
 from mlops_nb.model.predictor import Policy, Predictor
-from mlops_nb.serve.request_validation import Contract
+from mlops_nb.serve.request_validation import RequestDecoder
 
 RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"), PolicyRule(when={"count": [40, None]}, max_score=.2),
          PolicyRule(when={"note": "staff"}, review=True), PolicyRule(when={"when": ["2026-03-01", "2026-03-31"], "known": True}, min_score=.9)]
@@ -42,11 +42,11 @@ def ruled(projects, tmp_path_factory):
     params = read_params(root / "params.yaml")
     params.evaluate.policy = PolicyParams(reject_region=(.4, .6), rules=RULES)
     write_params(params, root / "params.yaml")
-    predictor = draft(root)
-    score_parts(predictor, {part: read_part(root, part) for part in ("valid", "test")}, read_params(root / "params.yaml").evaluate)
+    predictor = open_trained_predictor(root)
+    score_splits(predictor, {part: read_part(root, part) for part in ("valid", "test")}, read_params(root / "params.yaml").evaluate)
     predictor.policy.threshold = .5
     write_json(root / "artifacts/evaluation/policy.json", predictor.policy)
-    bundle(root)
+    run_bundle(root)
     return root / "artifacts/bundle"
 
 
@@ -77,69 +77,69 @@ def test_rules_go_from_params_into_the_bundle(ruled):
 
 def test_a_frame_and_a_request_get_the_same(ruled):
     predictor, frame = Predictor.open(ruled), rows(300, 5)
-    out = predictor.score(frame)
+    out = predictor.score_frame(frame)
     want = [by_hand(row, s) for row, s in zip(frame.to_dicts(), predictor.predict(frame).tolist(), strict=True)]
-    assert out.rows() == want and {d for _, d, _ in want} == {"yes", "no", None} and predictor.output() == dict(out.schema)
-    assert out.filter("referred")["decision"].null_count() == out["referred"].sum() == out["decision"].null_count()
-    contract = Contract(predictor)
+    assert out.rows() == want and {d for _, d, _ in want} == {"yes", "no", None} and predictor.output_schema() == dict(out.schema)
+    assert out.filter("needs_review")["decision"].null_count() == out["needs_review"].sum() == out["decision"].null_count()
+    contract = RequestDecoder(predictor)
     for i in range(0, 300, 50):
-        asked = frame[i:i + 50].select(predictor.needed).with_columns(pl.col("when").dt.to_string("iso"))
+        asked = frame[i:i + 50].select(predictor.required_columns).with_columns(pl.col("when").dt.to_string("iso"))
         for sent, scored in ((asked.to_dicts(), out[i:i + 50]), (asked.to_dicts()[:1], out[i:i + 1])):
             got = contract.from_json(json.dumps(sent).encode())
-            scores, decisions, referred = predictor.outcome(got.columns, predictor.answer(got.X))
-            assert (scores.tolist(), decisions, referred) == tuple(scored[c].to_list() for c in ("score", "decision", "referred"))
+            scores, decisions, needs_review = predictor.outcome(got.columns, predictor.predict_encoded(got.X))
+            assert (scores.tolist(), decisions, needs_review) == tuple(scored[c].to_list() for c in ("score", "decision", "needs_review"))
 
 
 def test_golden_rows_notice_another_rule(ruled):
     golden = pl.read_parquet(ruled / "golden.parquet")
-    assert "note" in golden.columns and golden["_decision"].null_count() and check_golden(ruled) is None
+    assert "note" in golden.columns and golden["_decision"].null_count() and check_golden_examples(ruled) is None
     predictor = Predictor.open(ruled)
     predictor.policy = structs.replace(predictor.policy, rules=[r for r in RULES if not r.decision])
-    assert "_decision was no when the bundle was packed" in check_golden(ruled, predictor)
+    assert "_decision was no when the bundle was packed" in check_golden_examples(ruled, predictor)
 
 
 def test_a_column_that_a_rule_looks_at_is_needed(ruled):
     predictor, frame = Predictor.open(ruled), rows(20, 6)
-    assert "note" not in predictor.inputs and predictor.needed == [*predictor.inputs, "note"]
-    with pytest.raises(UserError, match="no column 'note'"): predictor.score(frame.drop("note"))
+    assert "note" not in predictor.inputs and predictor.required_columns == [*predictor.inputs, "note"]
+    with pytest.raises(UserError, match="no column 'note'"): predictor.score_frame(frame.drop("note"))
     assert len(predictor.predict(frame.drop("note"))) == 20 # the model does not need it
 
 
 def test_rows_without_any_and_a_policy_of_before(ruled):
     predictor = Predictor.open(ruled)
-    assert predictor.score(rows(5, 7)[:0]).schema == predictor.output()
+    assert predictor.score_frame(rows(5, 7)[:0]).schema == predictor.output_schema()
     old = json.loads((ruled / "policy.json").read_bytes())
     for key in ("reject_region", "rules"): del old[key]
     write_json(ruled.parent / "old.json", old)
     predictor.policy = read_json(ruled.parent / "old.json", Policy)
-    assert predictor.output() == {"score": pl.Float64(), "decision": pl.String()} and predictor.needed == predictor.inputs
-    assert predictor.score(rows(9, 8))["score"].to_list() == predictor.predict(rows(9, 8)).tolist()
+    assert predictor.output_schema() == {"score": pl.Float64(), "decision": pl.String()} and predictor.required_columns == predictor.inputs
+    assert predictor.score_frame(rows(9, 8))["score"].to_list() == predictor.predict(rows(9, 8)).tolist()
 
 
 @pytest.mark.parametrize("task, rules", [
     ("binary", RULES), ("multiclass", [PolicyRule(when={"known": True}, decision="bus"), PolicyRule(when={"count": [0, 5]}, review=True)]),
     ("regression", [PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, review=True)])])
 def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
-    predictor, root = draft(projects(task)), projects(task)
+    predictor, root = open_trained_predictor(projects(task)), projects(task)
     parts = {part: read_part(root, part) for part in ("valid", "test")}
     params = EvaluateParams(n_resamples=20, policy=PolicyParams(reject_region=(.4, .6) if task == "binary" else None, rules=rules))
-    found = assess(predictor, parts, score_parts(predictor, parts, params), params)
-    test, p, plain = parts["test"], found.policy, predictor.predict(parts["test"])
-    out, free = predictor.score(test), None if task == "regression" else predictor.decide(plain)
-    assert p.referred == out["referred"].sum() > 0 and p.sentence.startswith(f"Of {len(test):,} test rows {p.referred:,} (")
-    assert p.bounded == (0 if task == "multiclass" else (out["score"].to_numpy() != plain).sum())
-    assert p.decided == (0 if free is None else sum(d is not None and d != f for d, f in zip(out["decision"], free.tolist(), strict=True)))
+    found = evaluate_predictor(predictor, parts, score_splits(predictor, parts, params), params)
+    test, p, plain = parts["test"], found.policy_effect, predictor.predict(parts["test"])
+    out, free = predictor.score_frame(test), None if task == "regression" else predictor.decide(plain)
+    assert p.n_needs_review == out["needs_review"].sum() > 0 and p.message.startswith(f"Of {len(test):,} test rows {p.n_needs_review:,} (")
+    assert p.n_score_changed == (0 if task == "multiclass" else (out["score"].to_numpy() != plain).sum())
+    assert p.n_decision_overridden == (0 if free is None else sum(d is not None and d != f for d, f in zip(out["decision"], free.tolist(), strict=True)))
     if free is not None: # the figures measure the model
         assert found.metrics["test"]["accuracy"].value == pytest.approx((test["y"].to_numpy() == free).mean())
     none = EvaluateParams(n_resamples=20)
-    assert assess(predictor, parts, score_parts(predictor, parts, none), none).policy is None
+    assert evaluate_predictor(predictor, parts, score_splits(predictor, parts, none), none).policy_effect is None
 
 
 def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
     "Scores that are answered are compared with it, and rules have moved them."
     predictor, valid = Predictor.open(ruled), read_part(ruled.parents[1], "valid")
     assert read_json(ruled / "baseline.json",
-        ModelBaseline).scores == {"score": score_reference(predictor.score(valid)["score"].to_numpy())}
+        MonitoringBaseline).scores == {"score": score_histogram(predictor.score_frame(valid)["score"].to_numpy())}
 
 
 @pytest.mark.parametrize("task, change, said", [
@@ -160,25 +160,25 @@ def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
     ("multiclass", dict(rules=[PolicyRule(when={}, max_score=.5)]), "each of 3 classes has one; give a decision")])
 def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change, said):
     root = projects(task)
-    predictor, params = draft(root), Params(evaluate=Params().evaluate)
+    predictor, params = open_trained_predictor(root), Params(evaluate=Params().evaluate)
     params.evaluate.policy = PolicyParams(**change)
-    with pytest.raises(UserError, match=said) as e: score_parts(predictor, {"valid": read_part(root, "valid")}, params.evaluate)
+    with pytest.raises(UserError, match=said) as e: score_splits(predictor, {"valid": read_part(root, "valid")}, params.evaluate)
     assert "\n" not in str(e.value)
 
 
 def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
-    predictor, frame = draft(projects("regression")), rows(60, 9)
+    predictor, frame = open_trained_predictor(projects("regression")), rows(60, 9)
     predictor.policy = Policy("regression", rules=[PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, max_score=1., review=True)])
     want = np.maximum(predictor.predict(frame), 0)
     known = frame["known"].to_numpy()
-    out = predictor.score(frame)
-    assert out["score"].to_list() == np.where(known, np.minimum(want, 1), want).tolist() and out["referred"].to_list() == known.tolist()
-    assert out.columns == ["score", "referred"]
-    predictor, frame = draft(projects("multiclass")), modelling.rows(60, 9, "multiclass")
-    free = predictor.score(frame)
+    out = predictor.score_frame(frame)
+    assert out["score"].to_list() == np.where(known, np.minimum(want, 1), want).tolist() and out["needs_review"].to_list() == known.tolist()
+    assert out.columns == ["score", "needs_review"]
+    predictor, frame = open_trained_predictor(projects("multiclass")), modelling.rows(60, 9, "multiclass")
+    free = predictor.score_frame(frame)
     rules = [PolicyRule(when={"known": True}, decision="bus"), PolicyRule(when={"count": [0, 5]}, review=True)]
     predictor.policy = Policy("multiclass", predictor.schema.classes, rules=rules)
-    out = predictor.score(frame)
+    out = predictor.score_frame(frame)
     assert out.select(predictor.score_columns).equals(free.select(predictor.score_columns))
     expected = frame.select(d=pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus")).otherwise(free["decision"]))["d"]
     assert out["decision"].to_list() == expected.to_list()
@@ -203,7 +203,7 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
     got = predictor.outcome(columns, scores)
     each = [predictor.outcome({c: [v[i]] for c, v in columns.items()}, scores[i:i + 1]) for i in range(25)]
     assert got[0].tolist() == [s.item() for s, _, _ in each] and got[1] == [d[0] for _, d, _ in each]
-    assert (got[2] is None) == (not predictor.refers) and (got[2] is None or got[2] == [r[0] for _, _, r in each])
+    assert (got[2] is None) == (not predictor.has_review) and (got[2] is None or got[2] == [r[0] for _, _, r in each])
     assert scores.tolist() == np.linspace(0, 1, 25).tolist() # the caller's are left alone
 
     def holds(rule, row):

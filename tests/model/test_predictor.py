@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import bundle, draft
+from mlops_nb.bundle.bundle import run_bundle, open_trained_predictor
 from mlops_nb.config.params import EncoderParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
-from mlops_nb.model.predictor import Platt, Policy, Predictor, Temperature, as_contract
+from mlops_nb.model.predictor import PlattCalibrator, Policy, Predictor, TemperatureCalibrator, cast_to_schema
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
 def project(request, tmp_path_factory):
     root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param), request.param)
-    bundle(root)
+    run_bundle(root)
     return root
 
 
@@ -34,7 +34,7 @@ def predictor(project): return Predictor.open(project / "artifacts/bundle")
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory):
     root = modelling.judged(modelling.trained(tmp_path_factory.mktemp("one")))
-    bundle(root)
+    run_bundle(root)
     return root / "artifacts/bundle"
 
 
@@ -52,14 +52,14 @@ def test_a_row_alone_equals_the_batch_to_the_last_bit(predictor):
 def test_a_row_is_judged_as_it_is_answered_and_settled(predictor):
     frame, task = modelling.rows(60, seed=3), predictor.schema.task
     columns = frame.to_dict(as_series=False)
-    for calibration in {"binary": (None, Platt(.7, -.3)), "multiclass": (None, Temperature(1.5)), "regression": (None,)}[task]:
-        policy = Policy(task, predictor.schema.classes, predictor.policy.threshold, calibration=calibration)
+    for calibration in {"binary": (None, PlattCalibrator(.7, -.3)), "multiclass": (None, TemperatureCalibrator(1.5)), "regression": (None,)}[task]:
+        policy = Policy(task, predictor.schema.classes, predictor.policy.threshold, calibrator=calibration)
         p = Predictor(predictor.schema, predictor.features, predictor.encoder, predictor.model, policy)
-        X = p.matrix(frame)
-        scores, decisions, _ = p.outcome(columns, p.answer(X))
-        assert p.judge(columns, X) == (scores.tolist(), decisions, None)
+        X = p.encode_frame(frame)
+        scores, decisions, _ = p.outcome(columns, p.predict_encoded(X))
+        assert p.predict_and_decide(columns, X) == (scores.tolist(), decisions, None)
         for i in range(len(X)):
-            alone = p.judge({c: [v[i]] for c, v in columns.items()}, X[i:i + 1])
+            alone = p.predict_and_decide({c: [v[i]] for c, v in columns.items()}, X[i:i + 1])
             assert alone == (scores[i:i + 1].tolist(), decisions and [decisions[i]], None)
 
 
@@ -67,7 +67,7 @@ def test_without_a_threshold_nothing_is_judged(binary):
     p = Predictor.open(binary)
     p.policy.threshold = None
     for n in (1, 2):
-        with pytest.raises(UserError, match="no threshold"): p.judge({}, np.zeros((n, len(p.columns))))
+        with pytest.raises(UserError, match="no threshold"): p.predict_and_decide({}, np.zeros((n, len(p.feature_names))))
 
 
 def test_training_rows_get_the_scores_that_lightgbm_gives(project, predictor):
@@ -75,18 +75,18 @@ def test_training_rows_get_the_scores_that_lightgbm_gives(project, predictor):
     reference = lgb.Booster(model_file=project / "artifacts/models/gbdt/model.txt")
     frame = pl.read_parquet(project / "artifacts/prepared/test.parquet")
     X = predictor.encoder.transform(frame)  # the columns that training read from the file, features included
-    same(predictor.matrix(frame), X)
+    same(predictor.encode_frame(frame), X)
     same(predictor.predict(frame), reference.predict(X))
-    same(predictor.raw(frame), reference.predict(X, raw_score=True))
+    same(predictor.predict_raw(frame), reference.predict(X, raw_score=True))
     contributions = reference.predict(X, pred_contrib=True)
-    same(predictor.explain(frame).reshape(contributions.shape), contributions)
+    same(predictor.contributions(frame).reshape(contributions.shape), contributions)
 
 
 def test_a_draft_is_the_bundle(project, predictor):
     frame = modelling.rows(100, seed=2)
-    same(draft(project).predict(frame), predictor.predict(frame))
-    assert draft(project).policy is None and draft(project).id is None
-    assert draft(project).columns == predictor.columns == ["x", "count", "place", "known", "ratio", "weekday"]
+    same(open_trained_predictor(project).predict(frame), predictor.predict(frame))
+    assert open_trained_predictor(project).policy is None and open_trained_predictor(project).id is None
+    assert open_trained_predictor(project).feature_names == predictor.feature_names == ["x", "count", "place", "known", "ratio", "weekday"]
     assert predictor.inputs == ["x", "count", "place", "known", "when"]
 
 
@@ -112,8 +112,8 @@ def test_whole_columns_of_nulls_and_no_rows(predictor):
     typed = frame.with_columns(pl.lit(None, pl.Float64).alias("x"))
     same(predictor.predict(frame.with_columns(x=None)), predictor.predict(typed))
     assert len(predictor.predict(frame[:0])) == 0
-    assert predictor.explain(frame[:0]).shape[-1] == len(predictor.columns) + 1
-    assert predictor.score(frame[:0]).columns == list(predictor.output())
+    assert predictor.contributions(frame[:0]).shape[-1] == len(predictor.feature_names) + 1
+    assert predictor.score_frame(frame[:0]).columns == list(predictor.output_schema())
 
 
 @pytest.mark.parametrize("change, said", [
@@ -163,21 +163,21 @@ def test_decisions(predictor):
 
 
 def test_no_decision_without_a_threshold(tmp_path):
-    p = draft(modelling.trained(tmp_path, n=200))
+    p = open_trained_predictor(modelling.trained(tmp_path, n=200))
     with pytest.raises(UserError, match="run the stage evaluate"): p.decide(p.predict(modelling.rows(3)))
 
 
 def test_a_model_of_other_columns_is_refused(tmp_path):
     root = modelling.trained(tmp_path, n=200)
     (root / "features.py").write_text(modelling.FEATURES.replace("def ratio", "def other"))
-    with pytest.raises(UserError, match="run the stage train again"): draft(root)
+    with pytest.raises(UserError, match="run the stage train again"): open_trained_predictor(root)
 
 
 def test_without_feature_functions(tmp_path):
     root = modelling.judged(modelling.trained(tmp_path, features=False, n=200))
-    bundle(root)
+    run_bundle(root)
     frame = modelling.rows(30, seed=8).drop("when")
-    same(Predictor.open(root / "artifacts/bundle").predict(frame), draft(root).predict(frame))
+    same(Predictor.open(root / "artifacts/bundle").predict(frame), open_trained_predictor(root).predict(frame))
 
 
 @pytest.mark.parametrize("n", [0, 1, 255, 257, 1000, 40_000])
@@ -185,10 +185,10 @@ def test_threads_do_not_change_a_bit(project, n):
     one, three = (Predictor.open(project / "artifacts/bundle", threads) for threads in (1, 3))
     rows = modelling.rows(max(n, 10), seed=3, task=one.schema.task)[:n]
     assert one.predict(rows).tobytes() == three.predict(rows).tobytes() and one.predict(rows).shape == three.predict(rows).shape
-    assert one.raw(rows).tobytes() == three.raw(rows).tobytes()
+    assert one.predict_raw(rows).tobytes() == three.predict_raw(rows).tobytes()
     some = rows[:1500]
-    assert one.explain(some).tobytes() == three.explain(some).tobytes() and len(three.explain(some)) == len(some)
-    assert one.score(rows).equals(three.score(rows)) and len(three.score(rows)) == n
+    assert one.contributions(some).tobytes() == three.contributions(some).tobytes() and len(three.contributions(some)) == len(some)
+    assert one.score_frame(rows).equals(three.score_frame(rows)) and len(three.score_frame(rows)) == n
 
 
 def test_a_wrong_value_in_a_late_slice_is_named(binary):
@@ -216,10 +216,10 @@ from mlops_nb.batch.batch_scoring import score
 p = Predictor.open(sys.argv[1])
 import polars as pl
 frame = pl.read_parquet(sys.argv[2])
-assert len(p.predict(frame)) == len(p.explain(frame)) == score(p, sys.argv[2], sys.argv[3], 100).rows
+assert len(p.predict(frame)) == len(p.contributions(frame)) == score(p, sys.argv[2], sys.argv[3], 100).rows
 assert p.predict_one(frame.row(0, named=True)) == p.predict(frame)[0]
-from mlops_nb.bundle.bundle import check_golden
-assert check_golden(sys.argv[1]) is None
+from mlops_nb.bundle.bundle import check_golden_examples
+assert check_golden_examples(sys.argv[1]) is None
 assert not {m.split('.')[0] for m in sys.modules} & set(HEAVY)
 print('lean')
 """.replace("HEAVY", str(HEAVY))
@@ -258,17 +258,17 @@ def test_an_environment_with_the_core_dependencies_scores_a_file(binary, tmp_pat
     run = subprocess.run([python, "-I", "-c", INSTALLED, binary, tmp_path / "in.parquet", tmp_path / "out.parquet"],
                          capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert (run.returncode, run.stdout.strip()) == (0, "250"), run.stderr
-    assert pl.read_parquet(tmp_path / "out.parquet").equals(Predictor.open(binary).score(modelling.rows(250)))
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(Predictor.open(binary).score_frame(modelling.rows(250)))
     frozen = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout.lower()
     installed = {line.partition("==")[0] for line in frozen.splitlines()}
     assert not installed & {"pandas", "scikit-learn", "shap", "matplotlib", "mlflow", "torch", "pyarrow", "pandera"}
 
 
-# --- as_contract by itself
+# --- cast_to_schema by itself
 
-def test_as_contract_takes_each_column_once_and_in_order():
+def test_cast_to_schema_takes_each_column_once_and_in_order():
     schema = modelling.schema("binary")
-    out = as_contract(modelling.rows(5), schema, ["count", "x"])
+    out = cast_to_schema(modelling.rows(5), schema, ["count", "x"])
     assert out.columns == ["count", "x"] and out.dtypes == [pl.Int64, pl.Float64]
 
 
@@ -285,4 +285,4 @@ def test_features_are_computed_from_converted_values(tmp_path):
     X = encoder.transform(given)
     model = lgb.train({"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2}, lgb.Dataset(X, X[:, 1]), 2).model_to_string()
     p = Predictor(modelling.schema("binary"), features, encoder, Booster(model))
-    same(p.matrix(frame.with_columns(pl.col("count").cast(pl.String))), X)
+    same(p.encode_frame(frame.with_columns(pl.col("count").cast(pl.String))), X)

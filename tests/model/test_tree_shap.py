@@ -8,12 +8,12 @@ from hypothesis.extra.numpy import arrays
 from support.lightgbm_models import KINDS, frame, train
 
 from mlops_nb.model.booster import Booster
-from mlops_nb.model.tree_shap import leaf_shares, read_trees, tree_contributions
+from mlops_nb.model.tree_shap import leaf_shap_values, read_shap_trees, tree_contributions
 
 
 def same(model, X, classes=1, atol=1e-11):
     "Both ways to the contributions agree, and ours add up."
-    found = tree_contributions(read_trees(model.model_to_string()), X, classes)
+    found = tree_contributions(read_shap_trees(model.model_to_string()), X, classes)
     assert found.shape == (len(X), classes, X.shape[1] + 1)
     np.testing.assert_allclose(found.reshape(len(X), -1), model.predict(X, pred_contrib=True, num_threads=1), rtol=1e-10, atol=atol)
     raw = model.predict(X, raw_score=True, num_threads=1).reshape(len(X), classes)
@@ -48,7 +48,7 @@ def test_a_path_with_more_features_than_a_table_has_room_for():
     y = np.where((X == 1).all(1), 30, (X == 1).argmin(1)).astype(float) ** 2
     model = lgb.train(dict(objective="regression", num_leaves=60, min_data_in_leaf=1, min_sum_hessian_in_leaf=0, learning_rate=.5,
                            verbosity=-1, num_threads=1), lgb.Dataset(X, y), 5)
-    assert max(len(set(t.split_feature)) for t in read_trees(model.model_to_string())) > 16
+    assert max(len(set(t.split_feature)) for t in read_shap_trees(model.model_to_string())) > 16
     same(model, X[:400], atol=1e-7) # LightGBM divides its way back along a path, and loses digits on a long one
 
 
@@ -75,7 +75,7 @@ def test_a_leaf_is_shared_as_the_definition_says(path, value):
     counted, orders = np.zeros(len(path)), [*permutations(range(len(path)))]
     for order in orders:
         for i, j in enumerate(order): counted[j] += (game(order[:i + 1]) - game(order[:i])) / len(orders)
-    found = leaf_shares(np.array([int(sum(m << j for j, m in enumerate(met.tolist())))]), covers, value)[:, 0]
+    found = leaf_shap_values(np.array([int(sum(m << j for j, m in enumerate(met.tolist())))]), covers, value)[:, 0]
     np.testing.assert_allclose(found, counted, atol=1e-12)
 
 
@@ -84,7 +84,7 @@ def test_what_is_left_to_lightgbm(more):
     X, rng = frame(600)
     y = np.nan_to_num(X[:, 0]) + rng.normal(size=len(X))
     model = lgb.train(dict(objective="regression", verbosity=-1, num_threads=1) | more, lgb.Dataset(X, y), 5)
-    assert read_trees(model.model_to_string()) is None
+    assert read_shap_trees(model.model_to_string()) is None
     if "boosting" in more:
         assert np.array_equal(Booster(model.model_to_string()).contributions(X), model.predict(X, pred_contrib=True))
 
@@ -92,8 +92,8 @@ def test_what_is_left_to_lightgbm(more):
 def test_without_counts_it_is_left_to_lightgbm(model):
     text = model.model_to_string()
     first = next(line for line in text.splitlines() if line.startswith("leaf_count="))
-    assert read_trees(text) and read_trees(text.replace(first, "leaf_count=" + " 0" * len(first.split()))) is None
-    assert read_trees(text.replace(first + "\n", "")) is None
+    assert read_shap_trees(text) and read_shap_trees(text.replace(first, "leaf_count=" + " 0" * len(first.split()))) is None
+    assert read_shap_trees(text.replace(first + "\n", "")) is None
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])

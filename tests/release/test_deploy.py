@@ -8,28 +8,28 @@ import sys
 import pytest
 from support.trained_project import trained
 
-from mlops_nb.bundle.bundle import bundle, open_bundle
-from mlops_nb.bundle.store import get, put
+from mlops_nb.bundle.bundle import run_bundle, open_bundle
+from mlops_nb.bundle.store import find_bundle, store_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.evaluate.stage import evaluate
-from mlops_nb.explain.attributions import explain
-from mlops_nb.release.deploy import Deployment, deploy
-from mlops_nb.release.gate import Gate, gate
-from mlops_nb.release.mlflow_tracking import flatten, local_uri, log_pages, track, tracking_client
-from mlops_nb.release.release_plan import Plan, Variant, champion, plan_path, read_plan, release
-from mlops_nb.train.baselines import baseline
-from mlops_nb.train.stage import train
+from mlops_nb.evaluate.stage import run_evaluate
+from mlops_nb.explain.attributions import run_explain
+from mlops_nb.release.deploy import Deployment, run_deploy
+from mlops_nb.release.gate import GateReport, run_gate
+from mlops_nb.release.mlflow_tracking import flatten_dict, resolve_local_uri, log_reports, log_run, tracking_client
+from mlops_nb.release.release_plan import ReleasePlan, Variant, find_champion, plan_path, read_plan, promote_bundle
+from mlops_nb.train.baselines import run_baselines
+from mlops_nb.train.stage import run_train
 
 
 def model(root):
     "The stages from evaluation to the gate."
-    evaluate(root)
-    explain(root)
-    bundle(root)
-    gate(root)
+    run_evaluate(root)
+    run_explain(root)
+    run_bundle(root)
+    run_gate(root)
     return open_bundle(root / "artifacts/bundle").id
 
 
@@ -37,7 +37,7 @@ def model(root):
 def judged(tmp_path_factory):
     root = trained(tmp_path_factory.mktemp("release") / "p")
     (root / "settings.ini").write_text("[tracking]\nexperiment = rows\n[release]\nendpoint = rows\n")
-    baseline(root)
+    run_baselines(root)
     model(root)
     write_json(root / "artifacts/validation.json", {"received": 900})
     return root
@@ -62,7 +62,7 @@ def second_model(root):
     params = read_params(root / "params.yaml")
     params.train.gbdt.n_estimators = 25
     write_params(params, root / "params.yaml")
-    train(root)
+    run_train(root)
     return model(root)
 
 
@@ -70,31 +70,31 @@ def second_model(root):
 
 
 def test_putting_twice_is_putting_once(project):
-    place = put(project / "artifacts/bundle", project / "bundles")
+    place = store_bundle(project / "artifacts/bundle", project / "bundles")
     stamps = {p.name: p.stat().st_mtime_ns for p in place.iterdir()}
-    assert put(project / "artifacts/bundle", project / "bundles") == place
+    assert store_bundle(project / "artifacts/bundle", project / "bundles") == place
     assert {p.name: p.stat().st_mtime_ns for p in place.iterdir()} == stamps
     assert place.name == open_bundle(place).id
 
 
 def test_a_damaged_bundle_never_enters(project):
     (project / "artifacts/bundle/card.md").write_text("changed")
-    with pytest.raises(UserError, match="card.md"): put(project / "artifacts/bundle", project / "bundles")
+    with pytest.raises(UserError, match="card.md"): store_bundle(project / "artifacts/bundle", project / "bundles")
     assert not (project / "bundles").exists() or not any((project / "bundles").iterdir())
 
 
 def test_a_copy_that_was_damaged_in_the_store_is_refused(project):
-    place = put(project / "artifacts/bundle", project / "bundles")
+    place = store_bundle(project / "artifacts/bundle", project / "bundles")
     (place / "card.md").write_text("changed")
-    with pytest.raises(UserError, match="card.md"): put(project / "artifacts/bundle", project / "bundles")
+    with pytest.raises(UserError, match="card.md"): store_bundle(project / "artifacts/bundle", project / "bundles")
 
 
 def test_get_by_the_first_characters(tmp_path):
     for name in ("aab", "aac"): (tmp_path / name).mkdir()
-    assert get("aab", tmp_path).name == "aab"
-    with pytest.raises(UserError, match="2 bundles"): get("aa", tmp_path)
+    assert find_bundle("aab", tmp_path).name == "aab"
+    with pytest.raises(UserError, match="2 bundles"): find_bundle("aa", tmp_path)
     for name in ("b", ""):
-        with pytest.raises(UserError, match="holds no bundle"): get(name, tmp_path)
+        with pytest.raises(UserError, match="holds no bundle"): find_bundle(name, tmp_path)
 
 
 # ---------------------------------------------------------------- the plan
@@ -104,7 +104,7 @@ def test_a_plan_is_replaced_whole_and_counts_its_changes(tmp_path):
     path = tmp_path / "releases" / "rows.json"
     assert read_plan(path) is None
     for bundle_id, revision in (("a", 1), ("a", 1), ("b", 2), ("a", 3)):
-        assert release(path, "rows", bundle_id) == read_plan(path) == Plan("rows", revision, [Variant("champion", bundle_id)])
+        assert promote_bundle(path, "rows", bundle_id) == read_plan(path) == ReleasePlan("rows", revision, [Variant("champion", bundle_id)])
 
 
 ONE = '{"endpoint": "r", "revision": 1, "variants": [{"name": "a", "bundle": "b", %s}]}'
@@ -119,43 +119,43 @@ def test_a_plan_that_cannot_be_right_is_refused(tmp_path, text, word):
 
 def test_the_champion_is_the_live_variant_with_most_weight(tmp_path):
     (tmp_path / "settings.ini").write_text("[release]\nendpoint = rows\n")
-    assert champion(tmp_path) is None
+    assert find_champion(tmp_path) is None
     variants = [Variant("a", "aaa", 0.2), Variant("s", "sss", 1.0, "shadow"), Variant("b", "bbb", 0.8)]
-    write_json(tmp_path / "releases/rows.json", Plan("rows", 1, variants))
-    with pytest.raises(UserError, match="holds no bundle bbb"): champion(tmp_path)
+    write_json(tmp_path / "releases/rows.json", ReleasePlan("rows", 1, variants))
+    with pytest.raises(UserError, match="holds no bundle bbb"): find_champion(tmp_path)
     (tmp_path / "bundles/bbb").mkdir(parents=True)
-    assert champion(tmp_path) == tmp_path / "bundles/bbb"
+    assert find_champion(tmp_path) == tmp_path / "bundles/bbb"
 
 
 # ---------------------------------------------------------------- the record
 
 
 def test_flatten_and_local_uri(tmp_path):
-    assert flatten({"a": {"b": {"c": 1}}, "d": [1]}) == {"a.b.c": 1, "d": [1]}
-    assert local_uri("mlartifacts", tmp_path) == str(tmp_path / "mlartifacts")
-    assert local_uri("postgresql://u@h/d", tmp_path) == "postgresql://u@h/d"
-    assert local_uri("sqlite:////srv/a.db", tmp_path) == "sqlite:////srv/a.db"
+    assert flatten_dict({"a": {"b": {"c": 1}}, "d": [1]}) == {"a.b.c": 1, "d": [1]}
+    assert resolve_local_uri("mlartifacts", tmp_path) == str(tmp_path / "mlartifacts")
+    assert resolve_local_uri("postgresql://u@h/d", tmp_path) == "postgresql://u@h/d"
+    assert resolve_local_uri("sqlite:////srv/a.db", tmp_path) == "sqlite:////srv/a.db"
 
 
 def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     figures = [{"iteration": i, "loss/valid": 1.0, "samples_per_second": 10.0 * i} for i in (1, 7)]
     write_json(project / ".mlops/stages/train.gbdt.json", {"stage": "train", "item": "gbdt", "seconds": 1.5, "peak_memory_mib": 100.0,
                                                            "figures": figures})
-    first = track(project)
-    log_pages(project)
-    assert track(project) == first
-    log_pages(project)
+    first = log_run(project)
+    log_reports(project)
+    assert log_run(project) == first
+    log_reports(project)
     found = runs(project)
     assert len(found) == 1
     run = found[0]
     assert run.info.status == "FINISHED" and run.data.tags["mlops_nb.gate"] in ("passed", "failed")
     assert run.data.params["train.gbdt.n_estimators"] == "20"
-    assert run.data.metrics["test.auc"] == read_json(project / "artifacts/metrics.json", dict)["test"]["auc"]
+    assert run.data.metrics["test.auc"] == read_json(project / "artifacts/metrics.json", dict)["test"]["roc_auc"]
     assert run.data.metrics["stage.train.gbdt.seconds"] == 1.5
     assert [k for k in run.data.tags if k.startswith("data.")], "no hash of the data"
     client, _ = tracking_client(project, read_settings(project))
     def history(name): return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-    curve = read_json(project / "artifacts/models/gbdt/training.json", dict)["curve"]
+    curve = read_json(project / "artifacts/models/gbdt/training.json", dict)["loss_curve"]
     for part in ("train", "valid"): assert history(f"loss.gbdt.{part}") == [(p["iteration"], p[part]) for p in curve]
     assert set(history("stage.train.gbdt.samples_per_second")) == {(1, 10.0), (7, 70.0)}
     assert {"metrics.json", "gate.json", "card.md"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
@@ -166,56 +166,56 @@ def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
 
 def test_deploying_twice_changes_nothing(project):
     gate_passes(project)
-    deploy(project)
+    run_deploy(project)
     done = read_json(project / "artifacts/deployment.json", Deployment)
     assert done.deployed and done.version == 1 and aliases(project) == {"champion": 1}
     plan = plan_path(project, read_settings(project)).read_bytes()
-    deploy(project)
+    run_deploy(project)
     assert read_json(project / "artifacts/deployment.json", Deployment) == done
     assert plan_path(project, read_settings(project)).read_bytes() == plan and aliases(project) == {"champion": 1}
-    assert champion(project).name == done.bundle
+    assert find_champion(project).name == done.bundle
 
 
 def gate_passes(root, passed=True):
     "The verdict as a test needs it; the rules have tests of their own."
-    verdict = read_json(root / "artifacts/gate.json", Gate)
-    verdict.passed, verdict.sentence = passed, "All held." if passed else "1 of 9 rules failed: auc is 0.4."
+    verdict = read_json(root / "artifacts/gate.json", GateReport)
+    verdict.passed, verdict.message = passed, "All held." if passed else "1 of 9 rules failed: auc is 0.4."
     write_json(root / "artifacts/gate.json", verdict)
 
 
 def test_a_failed_gate_deploys_nothing_and_is_recorded(project):
     gate_passes(project, False)
-    deploy(project)
+    run_deploy(project)
     done = read_json(project / "artifacts/deployment.json", Deployment)
-    assert not done.deployed and "auc is 0.4" in done.sentence
-    assert champion(project) is None and not (project / "bundles").exists()
+    assert not done.deployed and "auc is 0.4" in done.message
+    assert find_champion(project) is None and not (project / "bundles").exists()
     assert [r.data.tags["mlops_nb.gate"] for r in runs(project)] == ["failed"]
 
 
 def test_the_champion_before_becomes_previous(project):
     gate_passes(project)
-    deploy(project)
-    first = champion(project).name
+    run_deploy(project)
+    first = find_champion(project).name
     second = second_model(project)
     gate_passes(project)
-    deploy(project)
-    assert first != second == champion(project).name
+    run_deploy(project)
+    assert first != second == find_champion(project).name
     assert aliases(project) == {"champion": 2, "previous": 1}
     assert {p.name for p in (project / "bundles").iterdir()} == {first, second}
-    deploy(project)
+    run_deploy(project)
     assert aliases(project) == {"champion": 2, "previous": 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["put", "register", "release", "crown"])
+@pytest.mark.parametrize("step", ["store_bundle", "register_model_version", "promote_bundle", "set_champion_alias"])
 def test_killed_between_any_two_steps_it_is_put_right_by_running_again(project, step):
     gate_passes(project)
     code = (f"import os, signal, sys\nfrom pathlib import Path\nimport mlops_nb.release.deploy as d\n"
             f"real = d.{step}\ndef killed(*a, **k):\n    real(*a, **k)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"d.{step} = killed\nd.deploy(Path(sys.argv[1]))")
+            f"d.{step} = killed\nd.run_deploy(Path(sys.argv[1]))")
     done = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == -9
-    deploy(project)
+    run_deploy(project)
     assert read_json(project / "artifacts/deployment.json", Deployment).version == 1
     assert aliases(project) == {"champion": 1} and read_plan(plan_path(project, read_settings(project))).revision == 1
     assert len(list((project / "bundles").iterdir())) == 1 and len(runs(project)) == 1
@@ -226,5 +226,5 @@ def test_nothing_is_deployed_from_a_bundle_that_changed_after_its_gate(project):
     bundle_id = open_bundle(project / "artifacts/bundle").id
     verdict = json.loads((project / "artifacts/gate.json").read_text())
     write_json(project / "artifacts/gate.json", verdict | {"bundle": "0" * 64})
-    with pytest.raises(UserError, match="another bundle"): deploy(project)
+    with pytest.raises(UserError, match="another bundle"): run_deploy(project)
     assert not (project / "bundles" / bundle_id).exists()

@@ -9,31 +9,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.trained_project import trained
 
-from mlops_nb.bundle.bundle import bundle
+from mlops_nb.bundle.bundle import run_bundle
 from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.evaluate.comparison import Comparison, Difference
+from mlops_nb.evaluate.comparison import Comparison, MetricDifference
 from mlops_nb.evaluate.metrics import Estimate
 from mlops_nb.evaluate.slices import Slice
-from mlops_nb.evaluate.stage import evaluate, read_evaluation
-from mlops_nb.explain.attributions import explain
+from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
+from mlops_nb.explain.attributions import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import (
-    Gate,
-    at_least,
-    at_most,
-    check_gate,
-    comparison_rules,
-    gate,
-    golden_rule,
-    judge,
-    score_rules,
-    single_row_rule,
-    slice_rules,
-    threshold_rules,
+    GateReport,
+    check_at_least,
+    check_at_most,
+    require_passed_gate,
+    check_comparisons,
+    run_gate,
+    check_clean_process,
+    evaluate_gate,
+    check_scores,
+    check_single_row_parity,
+    check_segments,
+    check_thresholds,
 )
-from mlops_nb.train.baselines import baseline
+from mlops_nb.train.baselines import run_baselines
 
 TASKS = ["binary", "multiclass", "regression"]
 
@@ -42,10 +42,10 @@ TASKS = ["binary", "multiclass", "regression"]
 def packed(request, tmp_path_factory):
     "A project whose stages have run as far as the bundle."
     root = trained(tmp_path_factory.mktemp(request.param) / "p", request.param)
-    baseline(root)
-    evaluate(root)
-    explain(root)
-    bundle(root)
+    run_baselines(root)
+    run_evaluate(root)
+    run_explain(root)
+    run_bundle(root)
     return root
 
 
@@ -67,22 +67,22 @@ def with_gate(root, **gate):
 
 @given(st.floats(allow_nan=True, allow_infinity=True), st.floats(-1e6, 1e6))
 def test_a_figure_is_held_against_its_bound_from_the_right_side(figure, bound):
-    assert at_least("a", figure, bound, "A").passed == (np.isfinite(figure) and figure >= bound)
-    assert at_most("a", figure, bound, "A").passed == (np.isfinite(figure) and figure <= bound)
+    assert check_at_least("a", figure, bound, "A").passed == (np.isfinite(figure) and figure >= bound)
+    assert check_at_most("a", figure, bound, "A").passed == (np.isfinite(figure) and figure <= bound)
 
 
-@pytest.mark.parametrize("check", [at_least, at_most])
+@pytest.mark.parametrize("check", [check_at_least, check_at_most])
 @pytest.mark.parametrize("figure", [None, float("nan"), float("inf"), -float("inf")])
 def test_no_evidence_is_not_a_pass(check, figure):
     rule = check("a", figure, 0.0, "The figure")
-    assert not rule.passed and rule.figure is None and "could not be computed" in rule.sentence
+    assert not rule.passed and rule.value is None and "could not be computed" in rule.message
 
 
 def test_thresholds_take_their_direction_from_the_metric():
-    rules = threshold_rules("binary", {"auc": 0.8, "log_loss": 0.3}, {"auc": 0.9, "log_loss": 0.4})
+    rules = check_thresholds("binary", {"roc_auc": 0.8, "log_loss": 0.3}, {"roc_auc": 0.9, "log_loss": 0.4})
     assert [r.passed for r in rules] == [True, False]
-    assert not threshold_rules("binary", {"auc": 0.8}, {})[0].passed
-    with pytest.raises(UserError, match="did you mean 'rmse'"): threshold_rules("regression", {"rmsa": 1}, {})
+    assert not check_thresholds("binary", {"roc_auc": 0.8}, {})[0].passed
+    with pytest.raises(UserError, match="did you mean 'rmse'"): check_thresholds("regression", {"rmsa": 1}, {})
 
 
 def segment(value, gap, rest=0.3, column="region"):
@@ -90,101 +90,101 @@ def segment(value, gap, rest=0.3, column="region"):
 
 
 def test_only_a_segment_that_is_surely_far_worse_fails():
-    assert slice_rules([segment("a", 0.2), segment("b", 0.0)], 0.5, "log_loss")[0].passed, "0.1 of 0.3 for sure is under half"
-    worst = slice_rules([segment("a", 0.0), segment("b", 0.4)], 0.5, "log_loss")
-    assert len(worst) == 1 and not worst[0].passed and "region = b" in worst[0].sentence
-    assert len(slice_rules([segment("a", 0.1), segment("x", 0.1, column="plan")], 0.5, "log_loss")) == 2
-    assert slice_rules([segment("a", 9.9)], None, "log_loss") == []
-    assert not slice_rules([segment("a", 0.31, rest=0.85)], 0.5, "auc")[0].passed, "surely 0.64, where the rest has 0.85"
-    assert slice_rules([segment("a", 0.27, rest=0.85)], 0.5, "auc")[0].passed
+    assert check_segments([segment("a", 0.2), segment("b", 0.0)], 0.5, "log_loss")[0].passed, "0.1 of 0.3 for sure is under half"
+    worst = check_segments([segment("a", 0.0), segment("b", 0.4)], 0.5, "log_loss")
+    assert len(worst) == 1 and not worst[0].passed and "region = b" in worst[0].message
+    assert len(check_segments([segment("a", 0.1), segment("x", 0.1, column="plan")], 0.5, "log_loss")) == 2
+    assert check_segments([segment("a", 9.9)], None, "log_loss") == []
+    assert not check_segments([segment("a", 0.31, rest=0.85)], 0.5, "roc_auc")[0].passed, "surely 0.64, where the rest has 0.85"
+    assert check_segments([segment("a", 0.27, rest=0.85)], 0.5, "roc_auc")[0].passed
 
 
 def test_scores_that_say_nothing_or_are_no_numbers_fail():
-    assert [r.passed for r in score_rules(np.array([0.1, 0.2]))] == [True, True]
-    assert [r.passed for r in score_rules(np.array([0.1, np.nan]))][0] is False
-    assert [r.passed for r in score_rules(np.full(5, 0.3))] == [True, False]
-    assert [r.passed for r in score_rules(np.tile([0.2, 0.8], (5, 1)))] == [True, False]
-    assert [r.passed for r in score_rules(np.array([]))] == [True, False]
+    assert [r.passed for r in check_scores(np.array([0.1, 0.2]))] == [True, True]
+    assert [r.passed for r in check_scores(np.array([0.1, np.nan]))][0] is False
+    assert [r.passed for r in check_scores(np.full(5, 0.3))] == [True, False]
+    assert [r.passed for r in check_scores(np.tile([0.2, 0.8], (5, 1)))] == [True, False]
+    assert [r.passed for r in check_scores(np.array([]))] == [True, False]
 
 
 def compared(evaluation, kind, low, value, theirs=0.5):
-    d = Difference(theirs + value, theirs, Estimate(value, low, value + 0.1), 0.5)
-    evaluation.comparisons = [Comparison("other", kind, "Words.", metrics={evaluation.primary: d})]
+    d = MetricDifference(theirs + value, theirs, Estimate(value, low, value + 0.1), 0.5)
+    evaluation.comparisons = [Comparison("other", kind, "Words.", metrics={evaluation.primary_metric: d})]
     return evaluation
 
 
 def test_a_baseline_must_be_beaten_and_a_champion_must_not_be_missed(packed):
     e, params = read_evaluation(packed), GateParams(min_gain=0.0, champion_tolerance=0.1)
-    assert comparison_rules(compared(e, "baseline", -0.1, 0.01), params)[0].passed
-    assert not comparison_rules(compared(e, "baseline", -0.1, 0.0), params)[0].passed, "as good as the baseline is not better"
-    assert not comparison_rules(compared(e, "baseline", -0.1, 0.01), GateParams(min_gain=0.1))[0].passed
-    assert comparison_rules(compared(e, "champion", -0.04, 0.0), params)[0].passed
-    assert not comparison_rules(compared(e, "champion", -0.06, 0.2), params)[0].passed, "too little evidence"
-    assert comparison_rules(compared(e, "champion", 0.0, 0.0), GateParams(champion_tolerance=0.0))[0].passed, "the champion itself"
+    assert check_comparisons(compared(e, "baseline", -0.1, 0.01), params)[0].passed
+    assert not check_comparisons(compared(e, "baseline", -0.1, 0.0), params)[0].passed, "as good as the baseline is not better"
+    assert not check_comparisons(compared(e, "baseline", -0.1, 0.01), GateParams(min_gain=0.1))[0].passed
+    assert check_comparisons(compared(e, "champion", -0.04, 0.0), params)[0].passed
+    assert not check_comparisons(compared(e, "champion", -0.06, 0.2), params)[0].passed, "too little evidence"
+    assert check_comparisons(compared(e, "champion", 0.0, 0.0), GateParams(champion_tolerance=0.0))[0].passed, "the champion itself"
     e.comparisons = [Comparison("champion", "champion", "The champion cannot score these rows.")]
-    rule = comparison_rules(e, params)[0]
-    assert not rule.passed and "cannot score" in rule.sentence
+    rule = check_comparisons(e, params)[0]
+    assert not rule.passed and "cannot score" in rule.message
 
 
 # ---------------------------------------------------------------- the bundle
 
 
 def test_a_clean_process_reproduces_the_golden_rows(packed):
-    assert golden_rule(packed / "artifacts/bundle").passed
+    assert check_clean_process(packed / "artifacts/bundle").passed
 
 
 def test_a_changed_bundle_fails_in_the_clean_process(project):
     model = project / "artifacts/bundle/model.txt"
     model.write_text(model.read_text().replace("leaf_value=", "leaf_value=1", 1))
-    rule = golden_rule(project / "artifacts/bundle")
-    assert not rule.passed and "model.txt" in rule.sentence
+    rule = check_clean_process(project / "artifacts/bundle")
+    assert not rule.passed and "model.txt" in rule.message
 
 
 def test_a_process_that_does_not_answer_fails(packed):
-    rule = golden_rule(packed / "artifacts/bundle", timeout=0.01)
-    assert not rule.passed and "did not answer" in rule.sentence
+    rule = check_clean_process(packed / "artifacts/bundle", timeout_seconds=0.01)
+    assert not rule.passed and "did not answer" in rule.message
 
 
 def test_single_rows_and_a_batch_agree(packed):
     predictor, test = Predictor.open(packed / "artifacts/bundle"), pl.read_parquet(packed / "artifacts/prepared/test.parquet")
-    assert single_row_rule(predictor, test).passed
+    assert check_single_row_parity(predictor, test).passed
 
     class Off(Predictor):
         def predict_one(self, row): return np.nextafter(super().predict_one(row), 2.0)
 
     predictor.__class__ = Off
-    rule = single_row_rule(predictor, test, rows=10)
-    assert not rule.passed and rule.figure == 10, "one bit is enough"
+    rule = check_single_row_parity(predictor, test, max_rows=10)
+    assert not rule.passed and rule.value == 10, "one bit is enough"
 
 
 # ---------------------------------------------------------------- the stage
 
 
 def test_the_stage_judges_every_rule_and_is_deterministic(project):
-    gate(project)
+    run_gate(project)
     first = (project / "artifacts/gate.json").read_bytes()
-    verdict = read_json(project / "artifacts/gate.json", Gate)
-    names = [r.name for r in verdict.rules]
+    verdict = read_json(project / "artifacts/gate.json", GateReport)
+    names = [r.name for r in verdict.results]
     assert len(set(names)) == len(names)
     assert {"baseline: constant", "baseline: linear", "scores: finite", "scores: varied", "calibration", "bundle: clean process",
             "single row = batch"} <= set(names)
-    assert verdict.passed == all(r.passed for r in verdict.rules)
-    gate(project)
+    assert verdict.passed == all(r.passed for r in verdict.results)
+    run_gate(project)
     assert (project / "artifacts/gate.json").read_bytes() == first
 
 
 def test_a_failed_rule_fails_the_gate_but_not_the_stage(project):
-    primary = read_evaluation(project).primary
-    with_gate(project, thresholds={primary: {"auc": 1.1, "log_loss": -1.0, "rmse": -1.0}[primary]})
-    assert gate(project) == {"passed": False}
-    with pytest.raises(UserError, match=f"The gate failed.*{primary} on the test part"): check_gate(project)
+    primary = read_evaluation(project).primary_metric
+    with_gate(project, thresholds={primary: {"roc_auc": 1.1, "log_loss": -1.0, "rmse": -1.0}[primary]})
+    assert run_gate(project) == {"passed": False}
+    with pytest.raises(UserError, match=f"The gate failed.*{primary} on the test part"): require_passed_gate(project)
 
 
 def test_check_gate_speaks_only_of_a_verdict(project):
     (project / "artifacts/gate.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match="does not exist"): check_gate(project)
+    with pytest.raises(UserError, match="does not exist"): require_passed_gate(project)
     (project / "artifacts/gate.json").write_text('{"passed": true, "bund')
-    with pytest.raises(UserError, match="cannot be read"): check_gate(project)
+    with pytest.raises(UserError, match="cannot be read"): require_passed_gate(project)
 
 
 def test_nan_scores_fail(project):
@@ -193,19 +193,19 @@ def test_nan_scores_fail(project):
     score = next(c for c in frame.columns if c.startswith("score"))
     last = pl.int_range(pl.len()) == pl.len() - 1
     frame.with_columns(pl.when(last).then(float("nan")).otherwise(score).alias(score)).write_parquet(predictions)
-    assert not next(r for r in judge(project).rules if r.name == "scores: finite").passed
+    assert not next(r for r in evaluate_gate(project).results if r.name == "scores: finite").passed
 
 
 def test_an_unknown_metric_is_a_sentence(project):
     with_gate(project, thresholds={"aucc": 0.5})
-    with pytest.raises(UserError, match="has no metric 'aucc'"): gate(project)
+    with pytest.raises(UserError, match="has no metric 'aucc'"): run_gate(project)
     assert not (project / "artifacts/gate.json").exists()
 
 
 def test_the_gate_reads_what_it_judges(project):
     "The verdict names the bundle that was there, so a later stage can see that it is about another one."
-    gate(project)
+    run_gate(project)
     manifest = json.loads((project / "artifacts/bundle/manifest.json").read_text())
-    assert manifest["files"] and read_json(project / "artifacts/gate.json", Gate).bundle
+    assert manifest["files"] and read_json(project / "artifacts/gate.json", GateReport).bundle
     write_json(project / "artifacts/bundle/manifest.json", manifest | {"files": {}})
-    with pytest.raises(UserError): gate(project)
+    with pytest.raises(UserError): run_gate(project)

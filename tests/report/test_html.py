@@ -11,9 +11,9 @@ from support.html_pages import self_contained
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import write_json
 from mlops_nb.report import stage as pipeline
-from mlops_nb.report.figures import canvas, figure, histogram, number, percent, table
-from mlops_nb.report.history import Figure, Run, read_runs, write_index
-from mlops_nb.report.html import Header, clean, markdown, page, render
+from mlops_nb.report.figures import subplots, figure_html, histogram_counts, format_number, format_percent, table
+from mlops_nb.report.history import KeyMetric, RunRecord, read_runs, write_index
+from mlops_nb.report.html import PageHeader, sanitize_html, render_markdown, render_page, render_notebook
 
 # ---- cleaning
 
@@ -30,18 +30,18 @@ HOSTILE = ["<script>alert(1)</script>", "<SCRIPT src=//x>1</SCRIPT>", "<img src=
 @given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20),
                           st.sampled_from(["<p>", "</p>", "<", ">", "&lt;script&gt;", "<!--", "-->", '"'])), max_size=8))
 def test_nothing_that_acts_or_loads_comes_through(pieces):
-    self_contained(page("t", clean("".join(pieces))))
+    self_contained(render_page("t", sanitize_html("".join(pieces))))
 
 
 @pytest.mark.parametrize("html", ["<p class=n>a &lt; b &amp; c</p>", '<table border="1"><tr><td>1</td></tr></table>',
                                   '<img src="data:image/png;base64,AA==" alt="x">', '<a href="#x">x</a>',
                                   '<a href="../y.html">y</a>', "a &#233; b", '<use xlink:href="#m"></use>'])
 def test_harmless_html_keeps_its_meaning(html):
-    assert clean(html).replace('"', "") == html.replace('"', "")
+    assert sanitize_html(html).replace('"', "") == html.replace('"', "")
 
 
 def test_markdown_shows_html_as_text_and_drops_remote_images():
-    out = markdown("<b>x</b> ![a *plot*](https://x/y.png) ![in](attachment:p.png)\n\n[l](https://x)", {"p.png": {"image/png": "AA=="}})
+    out = render_markdown("<b>x</b> ![a *plot*](https://x/y.png) ![in](attachment:p.png)\n\n[l](https://x)", {"p.png": {"image/png": "AA=="}})
     assert "&lt;b&gt;" in out and "x/y.png" not in out and "plot" in out and 'src="data:image/png;base64,AA=="' in out
 
 
@@ -61,8 +61,8 @@ def test_every_kind_of_output(tmp_path):
         data(application_json="{}")]), cell("raw", "RAW"),
         cell("code", "previous = 'x <y>'  # why", tags=["injected-parameters"])]
     (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=cells)))
-    header = Header("P & Q", "r", "d", "m", "../b/n.html", "../i.html")
-    text = render(tmp_path / "n.ipynb", tmp_path / "out/n.html", header).read_text()
+    header = PageHeader("P & Q", "r", "d", "m", "../b/n.html", "../i.html")
+    text = render_notebook(tmp_path / "n.ipynb", tmp_path / "out/n.html", header).read_text()
     found = self_contained(text)
     for part in ("A &lt;title&gt;</h1>", "a &lt; b", "<details>", "hush", 'alt="Figure: Sales"', "<em>soft</em>", "x &gt; y", "<b>bold</b>",
                  "P &amp; Q",
@@ -73,23 +73,23 @@ def test_every_kind_of_output(tmp_path):
 
 def test_a_figure_is_the_same_each_time_and_needs_no_network():
     def draw():
-        fig, axes = canvas(rows=1, columns=2)
+        fig, axes = subplots(rows=1, columns=2)
         for ax in axes: ax.plot([1, 2], [3, 4]); ax.set_title("a < b")
-        return figure(fig, "A <claim> & more", 'a "note"').text
+        return figure_html(fig, "A <claim> & more", 'a "note"').text
     assert draw() == draw() and "http" not in draw() and "A &lt;claim&gt; &amp; more" in draw()
-    self_contained(page("t", clean(draw())))
-    assert 'role="img" aria-label="A &lt;claim&gt; &amp; more"' in clean(draw())
+    self_contained(render_page("t", sanitize_html(draw())))
+    assert 'role="img" aria-label="A &lt;claim&gt; &amp; more"' in sanitize_html(draw())
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(st.none(), st.integers(-10**18, 10**18), st.floats()))
 def test_numbers_are_written_and_never_nan(x):
-    assert re.fullmatch(r"–|−?[\d,]+(\.\d+)?(e[+−]\d+)?", number(x))
-    if isinstance(x, float) and not 1e300 < abs(x) < float("inf"): assert "nan" not in percent(x) and "inf" not in percent(x)
+    assert re.fullmatch(r"–|−?[\d,]+(\.\d+)?(e[+−]\d+)?", format_number(x))
+    if isinstance(x, float) and not 1e300 < abs(x) < float("inf"): assert "nan" not in format_percent(x) and "inf" not in format_percent(x)
 
 
 def test_three_digits_are_kept():
-    assert [number(x) for x in (0.99951, 9.996, 99.96, 999.6, -0.0004567, 1e-9)] == ["1.00", "10.0", "100", "1,000", "−0.000457", "1e−09"]
+    assert [format_number(x) for x in (0.99951, 9.996, 99.96, 999.6, -0.0004567, 1e-9)] == ["1.00", "10.0", "100", "1,000", "−0.000457", "1e−09"]
 
 
 def test_texts_of_the_data_are_escaped_in_tables():
@@ -102,16 +102,16 @@ def test_histograms_of_odd_columns():
     import polars as pl
     for values in ([], [None], [1.5], [float("nan"), 1.0], [True, False, None], ["a"], [2**60, -2**60], [dt.datetime(2026, 1, 1)] * 3,
                    [1e300, -1e300, 0.0] * 9, [float("inf"), 1.0, 2.0] * 9):
-        h = histogram(pl.Series(values))
+        h = histogram_counts(pl.Series(values))
         assert all(c >= 0 for c in h)
-    assert sum(histogram(pl.Series(range(1000)))) == 1000
+    assert sum(histogram_counts(pl.Series(range(1000)))) == 1000
 
 
 # ---- the list of runs
 
 def add(folder, name, time, value=0.5, passed=True, pages=("evaluation",)):
     pages_of = {p.title(): f"{p}.html" for p in pages}
-    write_json(folder / name / "run.json", Run(name, time, f"<{name}> done.", passed, [Figure("auc", value, "higher")], pages=pages_of))
+    write_json(folder / name / "run.json", RunRecord(name, time, f"<{name}> done.", passed, [KeyMetric("roc_auc", value, "higher")], pages=pages_of))
     for p in pages: (folder / name / f"{p}.html").write_text("x")
 
 
@@ -135,7 +135,7 @@ def test_the_list_is_the_same_bytes_when_written_again_and_empty_is_no_error(tmp
 
 def test_runs_with_other_figures_share_a_table_and_unfinished_folders_do_not_count(tmp_path):
     add(tmp_path, "aa", "2026-01-01T00:00:00")
-    write_json(tmp_path / "bb/run.json", Run("bb", "2026-01-02T00:00:00", "x", None, [Figure("rmse", None)]))
+    write_json(tmp_path / "bb/run.json", RunRecord("bb", "2026-01-02T00:00:00", "x", None, [KeyMetric("rmse", None)]))
     add(tmp_path, ".cc.tmp", "2026-01-03T00:00:00")
     assert [r.name for _, r in read_runs(tmp_path)] == ["bb", "aa"]
     text = write_index(tmp_path, tmp_path / "i.html", "Runs").read_text()
@@ -157,10 +157,10 @@ def fake(monkeypatch):
     def run(notebook, html, parameters, **kwargs):
         Fake.calls.append((Path(notebook).stem, parameters, kwargs["header"]))
         if Path(notebook).stem == Fake.fails: raise UserError(f"{notebook} failed.")
-        Path(html).write_text(page("x", "", kwargs["header"]))
+        Path(html).write_text(render_page("x", "", kwargs["header"]))
     Fake.calls, Fake.fails = [], ""
     monkeypatch.setattr(pipeline, "run_notebook", run)
-    monkeypatch.setattr(pipeline, "card_page", lambda bundle, html, header: Path(html).write_text(page("x", "", header)))
+    monkeypatch.setattr(pipeline, "card_page", lambda bundle, html, header: Path(html).write_text(render_page("x", "", header)))
     return Fake
 
 
@@ -169,9 +169,9 @@ def snapshot(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() f
 
 def test_publishing_the_same_run_again_adds_nothing(tmp_path, fake):
     for name, time in (("aa", "2026-01-01T00:00:00"), ("bb", "2026-01-02T00:00:00"), ("bb", "2026-01-03T00:00:00")):
-        pipeline.publish(tmp_path, Run(name, time, "done"), Header(project="P", made="m"))
+        pipeline.publish_run(tmp_path, RunRecord(name, time, "done"), PageHeader(project="P", made="m"))
         seen = snapshot(tmp_path / "reports")
-        pipeline.publish(tmp_path, Run(name, "2026-02-01T00:00:00", "done"), Header(project="P", made="m"))
+        pipeline.publish_run(tmp_path, RunRecord(name, "2026-02-01T00:00:00", "done"), PageHeader(project="P", made="m"))
         again = snapshot(tmp_path / "reports")
         seconds = re.compile(rb'"seconds": [\d.]+')
         assert {k: seconds.sub(b"", v) for k, v in seen.items()} == {k: seconds.sub(b"", v) for k, v in again.items()}
@@ -182,11 +182,11 @@ def test_publishing_the_same_run_again_adds_nothing(tmp_path, fake):
 
 
 def test_a_failing_notebook_leaves_the_pages_of_before_and_no_rest(tmp_path, fake):
-    pipeline.publish(tmp_path, Run("aa", "2026-01-01T00:00:00", "done"), Header())
+    pipeline.publish_run(tmp_path, RunRecord("aa", "2026-01-01T00:00:00", "done"), PageHeader())
     before = snapshot(tmp_path / "reports")
     fake.fails = "explanation"
     with pytest.raises(UserError, match="explanation.ipynb failed"):
-        pipeline.publish(tmp_path, Run("bb", "2026-01-02T00:00:00", "done"), Header())
+        pipeline.publish_run(tmp_path, RunRecord("bb", "2026-01-02T00:00:00", "done"), PageHeader())
     assert snapshot(tmp_path / "reports") == before
     assert [p.name for p in (tmp_path / "reports/pipeline").iterdir()] == ["aa"]
 
@@ -195,9 +195,9 @@ def test_the_rest_of_a_killed_run_is_swept(tmp_path, fake):
     left = tmp_path / "reports/pipeline/.aa.x.tmp"
     left.mkdir(parents=True)
     (left / "run.json").write_text("{")
-    pipeline.publish(tmp_path, Run("aa", "2026-01-01T00:00:00", "done"), Header())
+    pipeline.publish_run(tmp_path, RunRecord("aa", "2026-01-01T00:00:00", "done"), PageHeader())
     assert [p.name for p in (tmp_path / "reports/pipeline").iterdir()] == ["aa"]
 
 
 def test_a_stage_that_has_not_run_is_named(tmp_path):
-    with pytest.raises(UserError, match="gate.json does not exist; run the step"): pipeline.report(tmp_path)
+    with pytest.raises(UserError, match="gate.json does not exist; run the step"): pipeline.run_report(tmp_path)

@@ -9,22 +9,22 @@ import polars as pl
 import pytest
 from support.trained_project import rows, schema, trained
 
-from mlops_nb.bundle.bundle import bundle
+from mlops_nb.bundle.bundle import run_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.schema import write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.validation import validate
-from mlops_nb.evaluate.cross_validation import stability
-from mlops_nb.evaluate.stage import evaluate
-from mlops_nb.explain.attributions import explain
+from mlops_nb.data.validation import run_validate
+from mlops_nb.evaluate.cross_validation import run_cross_validation
+from mlops_nb.evaluate.stage import run_evaluate
+from mlops_nb.explain.attributions import run_explain
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.release.gate import gate
-from mlops_nb.report.html import clean
+from mlops_nb.release.gate import run_gate
+from mlops_nb.report.html import sanitize_html
 from mlops_nb.report.runner import notebook_parameters
-from mlops_nb.report.stage import describe_run, report
-from mlops_nb.train.baselines import baseline
+from mlops_nb.report.stage import summarize_run, run_report
+from mlops_nb.train.baselines import run_baselines
 
 NOTEBOOKS = Path(__file__).parents[2] / "nbs/reports"
 NAMES = ["data", "evaluation", "explanation"]
@@ -58,19 +58,19 @@ def project(request, tmp_path_factory):
     write_params(params, root / "params.yaml")
     frame.write_csv(root / "rows.csv")
     ingest(root / "rows.csv", root)
-    validate(root)
-    from mlops_nb.data.prepare import prepare
-    from mlops_nb.train.stage import train
-    from mlops_nb.train.tuning import tune
+    run_validate(root)
+    from mlops_nb.data.prepare import run_prepare
+    from mlops_nb.train.stage import run_train
+    from mlops_nb.train.tuning import run_tune
     params = read_params(root / "params.yaml")
     params.cross_validation.n_folds = params.cross_validation.n_seeds = 2
     params.tune.n_trials = dict(binary=12, multiclass=1, regression=8)[task]
     params.train.gbdt.objective = "poisson" # of the regression
     if task == "regression": params.tune.gbdt.objective = ["poisson", "squared"]
     write_params(params, root / "params.yaml")
-    for stage in (prepare, tune, train, baseline, evaluate, stability, explain, bundle, gate): stage(root)
+    for stage in (run_prepare, run_tune, run_train, run_baselines, run_evaluate, run_cross_validation, run_explain, run_bundle, run_gate): stage(root)
     verdict = read_json(root / "artifacts/gate.json", dict)
-    deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], sentence="Version 1 answers at rows.")
+    deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], message="Version 1 answers at rows.")
     write_json(root / "artifacts/deployment.json", deployment)
     return root
 
@@ -81,7 +81,7 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert shown[0].startswith('<p class="verdict') and "<table" in shown[0]
     text = "".join(shown)
     assert "<b>bold" not in text and ">nan" not in text and "None<" not in text and "Timestamp" not in text
-    assert len(text) < 1_500_000 and clean(text).count("<svg") == text.count("<svg")
+    assert len(text) < 1_500_000 and sanitize_html(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
     if name == "evaluation": assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
     if name == "explanation": assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').scale}." in text
@@ -94,7 +94,7 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
 
 
 def test_the_change_since_the_run_before_is_told(project):
-    described, header = describe_run(project)
+    described, header = summarize_run(project)
     for f in described.figures: f.value *= 2
     described.counts["accepted"] -= 10
     write_json(project / "before.json", described)
@@ -119,7 +119,7 @@ def test_notebooks_keep_their_parameters_and_hold_no_outputs(name):
 def test_the_stage_end_to_end(project, capsys):
     if "binary" not in project.name: pytest.skip("one task is enough: the notebooks themselves are tested on all three")
     shutil.copytree(NOTEBOOKS, project / "nbs/reports", dirs_exist_ok=True)
-    assert report(project) == {"pages": 4}
+    assert run_report(project) == {"pages": 4}
     line = capsys.readouterr().out.strip().splitlines()[-1]
     passed = read_json(project / "artifacts/gate.json", dict)["passed"]
     assert line.startswith("The gate passed." if passed else "The gate failed. Nothing was deployed:") and " Look at reports/" in line

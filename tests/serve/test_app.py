@@ -14,8 +14,8 @@ import pytest
 from support import server as serving
 
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.serve.app import ROUTES, Paths
-from mlops_nb.serve.auth import add_key
+from mlops_nb.serve.app import ROUTES, PathMatcher
+from mlops_nb.serve.auth import create_api_key
 
 PREDICT, EXPLAIN, FEEDBACK = (f"/v1/endpoints/rows:{verb}" for verb in ("predict", "explain", "feedback"))
 INFER = "/v2/models/rows/infer"
@@ -80,14 +80,14 @@ def test_other_tasks(task, tmp_path):
         if task == "regression":
             assert found == [{"score": w} for w in wanted]
             for w, e in zip(wanted, why["explanations"], strict=True):
-                assert e["base"] + sum(e["contributions"].values()) == pytest.approx(w)
+                assert e["base_value"] + sum(e["contributions"].values()) == pytest.approx(w)
             assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": 2}, {"id": "b", "label": 1.5}, {"id": "c", "label": None}]})[0] == 200
             for label in ("2", True, 10**400): assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": label}]})[0] == 400
         else:
             assert [[*p["score"].values()] for p in found] == wanted and [*found[0]["score"]] == predictor.schema.classes
             assert [p["decision"] for p in found] == predictor.decide(predictor.predict(pl.DataFrame(rows))).tolist()
             for e in why["explanations"]:
-                for k, shares in e["contributions"].items(): assert e["base"][k] + sum(shares.values()) == pytest.approx(e["raw"][k])
+                for k, shares in e["contributions"].items(): assert e["base_value"][k] + sum(shares.values()) == pytest.approx(e["raw"][k])
         assert s.get("/v2/models/rows")[2]["name"] == "rows"
 
 
@@ -95,10 +95,10 @@ def test_contributions_add_up_in_their_units(server, predictor):
     rows = serving.instances(7)
     status, _, found = server.post(EXPLAIN, {"instances": rows, "id": "why", "parameters": {"version": predictor.id[:10]}})
     assert (status, found["id"], found["units"], found["variant"]) == (200, "why", "log odds", "champion")
-    raw = predictor.raw(pl.DataFrame(rows)).tolist()
+    raw = predictor.predict_raw(pl.DataFrame(rows)).tolist()
     for e, r, s in zip(found["explanations"], raw, expected(predictor, rows), strict=True):
-        assert e["raw"] == pytest.approx(r) == e["base"] + sum(e["contributions"].values()) and e["score"] == s
-        assert [*e["contributions"]] == predictor.columns
+        assert e["raw"] == pytest.approx(r) == e["base_value"] + sum(e["contributions"].values()) and e["score"] == s
+        assert [*e["contributions"]] == predictor.feature_names
     assert server.post(EXPLAIN, {"instances": rows, "parameters": {"version": "nobody"}})[0] == 404
 
 
@@ -106,7 +106,7 @@ def test_feedback_is_taken_and_checked(server):
     id = server.post(PREDICT, serving.instances(1))[2]["id"]
     before = server.metric("mlops_nb_feedback_total", endpoint="rows")
     labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0}, {"id": "unknown", "label": None, "row": 3}]
-    assert server.post(FEEDBACK, {"labels": labels})[2]["taken"] == 3
+    assert server.post(FEEDBACK, {"labels": labels})[2]["accepted"] == 3
     assert server.metric("mlops_nb_feedback_total", endpoint="rows") == before + 3
     good = {"id": id, "label": "yes"}
     wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"), ([good | {"id": ""}], "id"),
@@ -202,7 +202,7 @@ def a_body(route):
 
 def test_no_route_is_open_by_accident(made, tmp_path):
     root = serving.project(tmp_path, made=made, settings="[serve]\nauth = api_key\n")
-    keys = {scope: add_key(root / ".mlops/keys.json", scope, [scope]) for scope in ("predict", "explain", "feedback", "operate", "read")}
+    keys = {scope: create_api_key(root / ".mlops/keys.json", scope, [scope]) for scope in ("predict", "explain", "feedback", "operate", "read")}
     with serving.Server(root) as s:
         for r in ROUTES:
             path, body = r.path.replace("{model}", "rows").replace("{version}", "champion"), a_body(r)
@@ -212,7 +212,7 @@ def test_no_route_is_open_by_accident(made, tmp_path):
             else:
                 assert asked == dict.fromkeys(keys, 403) | {r.scope: 200}, path
                 assert (status, headers["www-authenticate"]) == (401, "Bearer") and "key" in found["error"]
-        new = add_key(root / ".mlops/keys.json", "new", ["predict"], rate=2)
+        new = create_api_key(root / ".mlops/keys.json", "new", ["predict"], requests_per_second=2)
         ask = lambda: s.post(PREDICT, serving.instances(1), {"authorization": f"Bearer {new}"})  # noqa: E731
         s.until(lambda: ask()[0] == 200, "a new key noticed", 5)
         assert 429 in {ask()[0] for _ in range(5)}
@@ -363,7 +363,7 @@ def test_bodies_of_errors_tell_no_secrets(server):
 
 
 def test_paths_that_are_kept_are_bounded():
-    paths = Paths()
+    paths = PathMatcher()
     for i in range(3000): assert paths[f"/v2/models/m{i}"] and paths[f"/none/{i}"] is None
     assert len(paths) <= 1024
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.auth import SCOPES, Access, Bucket, Denied, add_key, allowed_to_listen, describe, end_of_day, read_keys, revoke_key
+from mlops_nb.serve.auth import SCOPES, Authenticator, TokenBucket, HTTPException, create_api_key, check_bind_address, describe_api_key, end_of_day, read_api_keys, revoke_api_key
 
 
 @pytest.fixture
@@ -18,23 +18,23 @@ def path(tmp_path): return tmp_path / "deep" / "keys.json"
 
 
 def denied(access, authorization, scope):
-    with pytest.raises(Denied) as e: access.check(authorization, scope)
+    with pytest.raises(HTTPException) as e: access.authorize(authorization, scope)
     return e.value
 
 
 def test_a_key_opens_its_scopes_and_no_other(path):
-    keys = {scope: add_key(path, scope, [scope]) for scope in SCOPES}
-    access = Access(path)
+    keys = {scope: create_api_key(path, scope, [scope]) for scope in SCOPES}
+    access = Authenticator(path)
     for mine, text in keys.items():
         for scope in SCOPES:
-            if scope == mine: assert access.check(f"Bearer {text}", scope) == mine
-            else: assert denied(access, f"Bearer {text}", scope).status == 403
-        assert access.check(None, "open") == ""
+            if scope == mine: assert access.authorize(f"Bearer {text}", scope) == mine
+            else: assert denied(access, f"Bearer {text}", scope).status_code == 403
+        assert access.authorize(None, "open") == ""
 
 
 def test_the_file_holds_no_key_and_a_list_shows_none(path):
-    texts = [add_key(path, f"k{i}", ["read"]) for i in range(20)]
-    held = path.read_text() + "".join(map(describe, read_keys(path)))
+    texts = [create_api_key(path, f"k{i}", ["read"]) for i in range(20)]
+    held = path.read_text() + "".join(map(describe_api_key, read_api_keys(path)))
     assert len(set(texts)) == 20 and not any(part in held for t in texts for part in (t, t.split(".")[1]))
 
 
@@ -44,21 +44,21 @@ def test_the_file_holds_no_key_and_a_list_shows_none(path):
     lambda k, other: f"Bearer {k.split('.')[0]}.{other.split('.')[1]}", lambda k, other: f"Bearer .{k.split('.')[1]}",
     lambda k, other: "Bearer \u00e4\u0661" * 50, lambda k, other: f"Bearer {k.upper()}", lambda k, other: f"Bearer {'0' * 64}"])
 def test_everything_else_is_a_stranger(path, made):
-    key, other = add_key(path, "a", ["read"]), add_key(path, "b", ["read"])
-    error = denied(Access(path), made(key, other), "read")
-    assert (error.status, error.headers) == (401, {"www-authenticate": "Bearer"})
+    key, other = create_api_key(path, "a", ["read"]), create_api_key(path, "b", ["read"])
+    error = denied(Authenticator(path), made(key, other), "read")
+    assert (error.status_code, error.headers) == (401, {"www-authenticate": "Bearer"})
     assert key.split(".")[1] not in str(error)
 
 
 def test_the_scheme_is_read_in_any_case_and_spaces_around_the_key_do_not_matter(path):
-    key = add_key(path, "a", ["read"])
-    assert Access(path).check(f"bearer  {key} ", "read") == "a"
+    key = create_api_key(path, "a", ["read"])
+    assert Authenticator(path).authorize(f"bearer  {key} ", "read") == "a"
 
 
 @given(st.floats(.01, 1000), st.lists(st.floats(0, 5), max_size=60))
 def test_a_bucket_never_gives_more_than_its_rate_and_one_burst(rate, pauses):
-    bucket = Bucket(rate)
-    now, taken = bucket.at, 0
+    bucket = TokenBucket(rate)
+    now, taken = bucket.updated_at, 0
     start = now
     for pause in pauses:
         now += pause
@@ -69,76 +69,76 @@ def test_a_bucket_never_gives_more_than_its_rate_and_one_burst(rate, pauses):
 
 
 def test_a_rate_is_told_and_comes_back(path, monkeypatch):
-    key, clock = add_key(path, "a", ["predict"], rate=2), [100.0]
+    key, clock = create_api_key(path, "a", ["predict"], requests_per_second=2), [100.0]
     monkeypatch.setattr("mlops_nb.serve.auth.monotonic", lambda: clock[0])
-    access = Access(path)
-    assert [access.check(f"Bearer {key}", "predict") for _ in range(2)] == ["a", "a"]
+    access = Authenticator(path)
+    assert [access.authorize(f"Bearer {key}", "predict") for _ in range(2)] == ["a", "a"]
     error = denied(access, f"Bearer {key}", "predict")
-    assert error.status == 429 and int(error.headers["retry-after"]) >= 1 and "2 requests a second" in str(error)
+    assert error.status_code == 429 and int(error.headers["retry-after"]) >= 1 and "2 requests a second" in str(error)
     clock[0] += .5
-    assert access.check(f"Bearer {key}", "predict") == "a"
-    assert denied(access, f"Bearer {key}", "read").status == 403  # what is refused for its scope takes no token
+    assert access.authorize(f"Bearer {key}", "predict") == "a"
+    assert denied(access, f"Bearer {key}", "read").status_code == 403  # what is refused for its scope takes no token
 
 
 def test_a_key_ends(path):
     now = datetime.now(UTC)
-    add_key(path, "old", ["read"], expires=now - timedelta(seconds=1))
-    ended = add_key(path, "was", ["read"], expires=now - timedelta(days=1))
-    good = add_key(path, "is", ["read"], expires=now + timedelta(days=1))
-    access = Access(path)
-    assert denied(access, f"Bearer {ended}", "read").status == 401
-    assert access.check(f"Bearer {good}", "read") == "is"
-    assert "expired" in describe(read_keys(path)[0]) and "expires" in describe(read_keys(path)[2])
+    create_api_key(path, "old", ["read"], expires_at=now - timedelta(seconds=1))
+    ended = create_api_key(path, "was", ["read"], expires_at=now - timedelta(days=1))
+    good = create_api_key(path, "is", ["read"], expires_at=now + timedelta(days=1))
+    access = Authenticator(path)
+    assert denied(access, f"Bearer {ended}", "read").status_code == 401
+    assert access.authorize(f"Bearer {good}", "read") == "is"
+    assert "expired" in describe_api_key(read_api_keys(path)[0]) and "expires" in describe_api_key(read_api_keys(path)[2])
 
 
 def test_a_change_is_noticed_and_what_is_left_of_a_burst_stays(path):
-    access = Access(path)
-    assert denied(access, "Bearer a.b", "read").status == 401 and access.refresh() is None
-    one = add_key(path, "one", ["read"], rate=1)
-    assert access.refresh() is None and access.check(f"Bearer {one}", "read") == "one"
-    two = add_key(path, "two", ["read"])
-    assert access.refresh() is None and access.check(f"Bearer {two}", "read") == "two"
-    assert denied(access, f"Bearer {one}", "read").status == 429
-    revoke_key(path, "one")
-    assert access.refresh() is None and denied(access, f"Bearer {one}", "read").status == 401
-    assert access.check(f"Bearer {two}", "read") == "two"
+    access = Authenticator(path)
+    assert denied(access, "Bearer a.b", "read").status_code == 401 and access.reload_if_changed() is None
+    one = create_api_key(path, "one", ["read"], requests_per_second=1)
+    assert access.reload_if_changed() is None and access.authorize(f"Bearer {one}", "read") == "one"
+    two = create_api_key(path, "two", ["read"])
+    assert access.reload_if_changed() is None and access.authorize(f"Bearer {two}", "read") == "two"
+    assert denied(access, f"Bearer {one}", "read").status_code == 429
+    revoke_api_key(path, "one")
+    assert access.reload_if_changed() is None and denied(access, f"Bearer {one}", "read").status_code == 401
+    assert access.authorize(f"Bearer {two}", "read") == "two"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"keys": [{"id": 1}]}', '{"keys": [], "more": 1}', "\xff"])
 def test_a_damaged_file_is_said_once_and_changes_nothing(path, damage):
-    key = add_key(path, "a", ["read"])
-    access = Access(path)
+    key = create_api_key(path, "a", ["read"])
+    access = Authenticator(path)
     path.write_bytes(damage.encode("latin-1"))
-    assert "stay as they were" in access.refresh() and access.refresh() is None
-    assert access.check(f"Bearer {key}", "read") == "a"
-    with pytest.raises(UserError): add_key(path, "b", ["read"])
+    assert "stay as they were" in access.reload_if_changed() and access.reload_if_changed() is None
+    assert access.authorize(f"Bearer {key}", "read") == "a"
+    with pytest.raises(UserError): create_api_key(path, "b", ["read"])
     path.unlink()
-    assert access.refresh() is None and denied(access, f"Bearer {key}", "read").status == 401
+    assert access.reload_if_changed() is None and denied(access, f"Bearer {key}", "read").status_code == 401
 
 
 def test_many_people_add_keys_at_once_and_none_is_lost(path):
-    threads = [threading.Thread(target=add_key, args=(path, f"k{i}", ["read"])) for i in range(12)]
+    threads = [threading.Thread(target=create_api_key, args=(path, f"k{i}", ["read"])) for i in range(12)]
     for t in threads: t.start()
     for t in threads: t.join(20)
-    assert sorted(k.name for k in read_keys(path)) == sorted(f"k{i}" for i in range(12))
+    assert sorted(k.name for k in read_api_keys(path)) == sorted(f"k{i}" for i in range(12))
 
 
 @pytest.mark.parametrize("how, words", [
     (dict(name="a", scopes=["read"]), "already"), (dict(name="", scopes=["read"]), "name"), (dict(name="b", scopes=[]), "scope"),
-    (dict(name="b", scopes=["red"]), "did you mean 'read'"), (dict(name="b", scopes=["read"], rate=0), "above 0"),
-    (dict(name="b", scopes=["read"], rate=float("inf")), "above 0"), (dict(name="b", scopes=["read"], rate=float("nan")), "above 0")])
+    (dict(name="b", scopes=["red"]), "did you mean 'read'"), (dict(name="b", scopes=["read"], requests_per_second=0), "above 0"),
+    (dict(name="b", scopes=["read"], requests_per_second=float("inf")), "above 0"), (dict(name="b", scopes=["read"], requests_per_second=float("nan")), "above 0")])
 def test_a_key_that_cannot_be_made_changes_nothing(path, how, words):
-    add_key(path, "a", ["read"])
+    create_api_key(path, "a", ["read"])
     before = path.read_bytes()
-    with pytest.raises(UserError, match=words): add_key(path, **how)
+    with pytest.raises(UserError, match=words): create_api_key(path, **how)
     assert path.read_bytes() == before
-    with pytest.raises(UserError, match="no key named 'c'"): revoke_key(path, "c")
+    with pytest.raises(UserError, match="no key named 'c'"): revoke_api_key(path, "c")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", "", "127.0.0.1.example.org"])
 def test_without_keys_nobody_listens_to_the_world(host):
-    allowed_to_listen(host, "api_key")
-    with pytest.raises(UserError, match="mlops-nb key add"): allowed_to_listen(host, "none")
+    check_bind_address(host, "api_key")
+    with pytest.raises(UserError, match="mlops-nb key add"): check_bind_address(host, "none")
 
 
 def test_a_day_ends_at_midnight_after_it():
@@ -157,7 +157,7 @@ def test_keys_on_the_command_line(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, ["key", *words])
         return done.output if done.exception is None else str(done.exception)
     key = typed("add", "shop", "--scopes", "predict, read", "--rate", "5", "--expires", "2099-01-31").strip()
-    assert Access(tmp_path / "secrets/who.json").check(f"Bearer {key}", "predict") == "shop"
+    assert Authenticator(tmp_path / "secrets/who.json").authorize(f"Bearer {key}", "predict") == "shop"
     assert typed("list").startswith("shop: predict, read, 5 requests a second, expires 2099-02-01 00:00 UTC (")
     assert "is not a day" in typed("add", "b", "--scopes", "read", "--expires", "never")
     assert typed("revoke", "shop") == "" and typed("list") == ""

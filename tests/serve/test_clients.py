@@ -10,9 +10,9 @@ import pytest
 from support import server as serving
 from support import trained_project as modelling
 
-from mlops_nb.bundle.store import put
+from mlops_nb.bundle.store import store_bundle
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.release.release_plan import Plan, Variant, write_plan
+from mlops_nb.release.release_plan import ReleasePlan, Variant, write_plan
 from mlops_nb.serve.inference_protocol import DATATYPES
 from mlops_nb.serve.openapi import DOCS_CSP
 
@@ -30,9 +30,9 @@ def served(tmp_path_factory):
         patched.setattr(modelling, "schema", lambda task: closed)
         made["trips"] = serving.bundle(root / "c", "multiclass", n=400, features=False)
     serving.project(root, made=made["first"])
-    ids = {name: put(path, root / "bundles").name for name, path in made.items()}
-    write_plan(root / "releases/rows.json", Plan("rows", 2, [Variant("first", ids["first"], 1.0), Variant("second", ids["second"], 0.0)]))
-    write_plan(root / "releases/trips.json", Plan("trips", 1, [Variant("only", ids["trips"])]))
+    ids = {name: store_bundle(path, root / "bundles").name for name, path in made.items()}
+    write_plan(root / "releases/rows.json", ReleasePlan("rows", 2, [Variant("first", ids["first"], 1.0), Variant("second", ids["second"], 0.0)]))
+    write_plan(root / "releases/trips.json", ReleasePlan("trips", 1, [Variant("only", ids["trips"])]))
     with serving.Server(root) as server: yield server, {name: Predictor.open(path) for name, path in made.items()}
 
 

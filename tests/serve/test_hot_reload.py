@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from support import server as serving
 
 import mlops_nb.serve.hot_reload as live_module
-from mlops_nb.batch.batch_scoring import score_table
-from mlops_nb.bundle.bundle import golden
-from mlops_nb.bundle.store import put, table_path
+from mlops_nb.batch.batch_scoring import score_lookup_table
+from mlops_nb.bundle.bundle import golden_examples
+from mlops_nb.bundle.store import store_bundle, lookup_table_path
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.files import read_json, write_json
-from mlops_nb.core.manifest import seal
+from mlops_nb.core.manifest import write_manifest
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.records import Log, LogFull, read_log
-from mlops_nb.release.release_plan import Plan, Rule, Variant, plan_path, write_plan
-from mlops_nb.serve.hot_reload import FEW, Late, Live, Unknown
+from mlops_nb.prediction_log.records import PredictionLogWriter, LogWriteError, read_log
+from mlops_nb.release.release_plan import ReleasePlan, RoutingRule, Variant, plan_path, write_plan
+from mlops_nb.serve.hot_reload import MAX_INLINE_ROWS, DeadlineExceeded, ModelManager, NotPrecomputed
 from mlops_nb.serve.metrics import Metrics
-from mlops_nb.serve.model_runtime import BATCH, SHADOW_ROWS, Batch, Cache, Shadow, Table
+from mlops_nb.serve.model_runtime import MAX_BATCH_ROWS, MAX_SHADOW_QUEUE_ROWS, MicroBatcher, ScoreCache, ShadowQueue, LookupTable
 
 LIMIT = 20  # seconds that anything may be waited for
 
@@ -37,7 +37,7 @@ LIMIT = 20  # seconds that anything may be waited for
 def made(tmp_path_factory):
     "A store with two models of the same contract: `.ids`, `.store` and their predictors."
     root = tmp_path_factory.mktemp("made")
-    for name, n in (("a", 400), ("b", 500)): put(serving.bundle(root / name, n=n), root / "bundles")
+    for name, n in (("a", 400), ("b", 500)): store_bundle(serving.bundle(root / name, n=n), root / "bundles")
     a = Predictor.open(root / "a/artifacts/bundle").id
     [b] = [p.name for p in (root / "bundles").iterdir() if p.name != a]
     return root, a, b
@@ -56,7 +56,7 @@ def project(made, tmp_path, monkeypatch):
 
 
 def plan(project, *variants, revision=1, **how):
-    return write_plan(plan_path(project, read_settings(project, {})), Plan("rows", revision, [*variants], **how))
+    return write_plan(plan_path(project, read_settings(project, {})), ReleasePlan("rows", revision, [*variants], **how))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def served(project, made, tmp_path):
         if settings: (project / "settings.ini").write_text(f"[release]\nendpoint = rows\n{settings}")
         if variants or how: plan(project, *(variants or [Variant("a", made[1])]), **how)
         k = len(started)
-        live = Live(project, None, Metrics(tmp_path / f"log{k}", 0), Log(tmp_path / f"log{k}", 0) if log is True else log or None)
+        live = ModelManager(project, None, Metrics(tmp_path / f"log{k}", 0), PredictionLogWriter(tmp_path / f"log{k}", 0) if log is True else log or None)
         started.append(live)
         live.start()
         return live
@@ -76,7 +76,7 @@ def served(project, made, tmp_path):
     yield start
     for live in started:
         live.stop()
-        if isinstance(live.log, Log): live.log.close()
+        if isinstance(live.log, PredictionLogWriter): live.log.close()
 
 
 def until(true, what="that"):
@@ -97,8 +97,8 @@ def expected(predictor, rows):
 
 
 async def answer(endpoint, rows, **how):
-    contract = endpoint.contract
-    return await endpoint.ask(contract.from_json(json.dumps(rows).encode()), contract, **{"id": "r", **how})
+    contract = endpoint.decoder
+    return await endpoint.predict(contract.from_json(json.dumps(rows).encode()), contract, **{"id": "r", **how})
 
 
 def ask(live, rows, **how): return asyncio.run(answer(live.endpoints["rows"], rows, **how))
@@ -149,33 +149,33 @@ def test_models_are_swapped_under_load_and_nobody_notices(project, made, served,
         done.set()
         for t in threads: t.join(LIMIT)
     assert not wrong, wrong[:3]
-    assert asked[0] > 1200 and counted(live.metrics.swaps, "rows", "ok") == 13 and not live.refused
-    until(lambda: not live._leaving, "drained")
-    assert not any(v.asking for v in endpoint.variants.values()) and set(live._models) == {v.bundle for v in endpoint.variants.values()}
+    assert asked[0] > 1200 and counted(live.metrics.swaps, "rows", "ok") == 13 and not live.rejected_plans
+    until(lambda: not live._draining, "drained")
+    assert not any(v.in_flight for v in endpoint.variants.values()) and set(live._models) == {v.bundle for v in endpoint.variants.values()}
 
 
 def test_a_request_that_is_under_way_is_answered_by_whom_it_asked(project, made, served, predictors):
     _, a, b = made
     live = served(Variant("old", a))
-    endpoint, gate, rows = live.endpoints["rows"], threading.Event(), some(FEW + 1)
-    held, model = {"state": endpoint.state}, weakref.ref(live._models[a])
-    held["answer"] = live._models[a].predictor.answer
-    live._models[a].predictor.answer = lambda X: (gate.wait(LIMIT), held["answer"](X))[1]
+    endpoint, gate, rows = live.endpoints["rows"], threading.Event(), some(MAX_INLINE_ROWS + 1)
+    held, model = {"state": endpoint.active_plan}, weakref.ref(live._models[a])
+    held["predict_encoded"] = live._models[a].predictor.predict_encoded
+    live._models[a].predictor.predict_encoded = lambda X: (gate.wait(LIMIT), held["predict_encoded"](X))[1]
 
     async def main():
         task = asyncio.create_task(answer(endpoint, rows))
-        while not held["state"].asking: await asyncio.sleep(.01)
+        while not held["active_plan"].in_flight: await asyncio.sleep(.01)
         plan(project, Variant("new", b), revision=2)
         while endpoint.plan.revision == 1: await asyncio.sleep(.01)
         now = await answer(endpoint, rows[:1])
         await asyncio.sleep(1.3)
-        assert live._leaving and a in live._models and not task.done()  # it is waited for
+        assert live._draining and a in live._models and not task.done()  # it is waited for
         gate.set()
         return now, await task
 
     now, late = asyncio.run(main())
     assert (now.variant, late.variant, late.scores) == ("new", "old", expected(predictors[a], rows))
-    until(lambda: not live._leaving and a not in live._models, "drained")
+    until(lambda: not live._draining and a not in live._models, "drained")
     held.clear()
     del late
     until(lambda: (gc.collect(), model() is None)[1], "given back")
@@ -183,7 +183,7 @@ def test_a_request_that_is_under_way_is_answered_by_whom_it_asked(project, made,
 
 def test_a_bundle_that_several_name_is_opened_once(project, made, served, tmp_path):
     _, a, b = made
-    write_plan(project / "releases/other.json", Plan("other", 1, [Variant("x", a), Variant("y", a[:12], 0)]))
+    write_plan(project / "releases/other.json", ReleasePlan("other", 1, [Variant("x", a), Variant("y", a[:12], 0)]))
     live = served(Variant("v", a, .5), Variant("w", a, .5), Variant("s", b, mode="shadow"))
     models = {id(v.model) for e in live.endpoints.values() for v in e.variants.values()}
     assert len(models) == 2 and set(live._models) == {a, b} and set(live.endpoints) == {"rows", "other"}
@@ -197,7 +197,7 @@ def test_a_bundle_that_several_name_is_opened_once(project, made, served, tmp_pa
 
 def test_a_bundle_alone(made, served, tmp_path, predictors):
     root, a, _ = made
-    live = Live(root / "bundles" / a, read_settings(tmp_path, {}))
+    live = ModelManager(root / "bundles" / a, read_settings(tmp_path, {}))
     live.start()
     [endpoint] = live.endpoints.values()
     assert asyncio.run(answer(endpoint, some(1))).scores == expected(predictors[a], some(1))
@@ -213,7 +213,7 @@ def changed(project, bundle, old="leaf_value=-", new="leaf_value=+"):
     shutil.copytree(project / "bundles" / bundle, work)
     text = (work / "model.txt").read_text()
     (work / "model.txt").write_text(text.replace(old, new, 1))
-    name = seal(work)
+    name = write_manifest(work)
     work.rename(project / "bundles" / name)
     return name
 
@@ -251,14 +251,14 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
     path = plan_path(project, live.settings)
     with caplog.at_level(logging.ERROR, "mlops_nb.serve"):
         plan(project, *spoil(project, made), revision=2)
-        until(lambda: live.refused, "refused")
+        until(lambda: live.rejected_plans, "refused")
         time.sleep(.1)  # it is looked at again and again, and told once
-    assert words in live.refused[str(path)] and [words in r.getMessage() for r in caplog.records] == [True]
+    assert words in live.rejected_plans[str(path)] and [words in r.getMessage() for r in caplog.records] == [True]
     assert counted(live.metrics.swaps, "rows", "refused") == 1 and counted(live.metrics.swaps, "rows", "ok") == 1
     assert live.endpoints["rows"].plan.revision == 1 and ask(live, some(1)).bundle == made[1]
     plan(project, Variant("a2", made[1]), revision=3)
     until(lambda: live.endpoints["rows"].plan.revision == 3, "in force")
-    assert not live.refused
+    assert not live.rejected_plans
 
 
 @pytest.mark.parametrize("text, words", [('{"endpoint": "rows", "rev', "cannot be read"), ("", "cannot be read"),
@@ -268,33 +268,33 @@ def test_a_torn_plan_changes_nothing(project, made, served, text, words):
     live = served(Variant("a", made[1]))
     path = plan_path(project, live.settings)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    until(lambda: live.refused, "refused")
-    assert words in live.refused[str(path)] and ask(live, some(1)).variant == "a"
+    until(lambda: live.rejected_plans, "refused")
+    assert words in live.rejected_plans[str(path)] and ask(live, some(1)).variant == "a"
     plan(project, Variant("b", made[2]), revision=2)
-    until(lambda: not live.refused and ask(live, some(1)).variant == "b", "in force")
+    until(lambda: not live.rejected_plans and ask(live, some(1)).variant == "b", "in force")
 
 
 def test_a_plan_that_the_models_cannot_follow(project, made, served, tmp_path):
     live = served(Variant("a", made[1]))
-    other = put(serving.bundle(tmp_path / "regression", "regression", n=300), project / "bundles").name
+    other = store_bundle(serving.bundle(tmp_path / "regression", "regression", n=300), project / "bundles").name
     for revision, (variants, how, words) in enumerate([
             ([Variant("a", made[1]), Variant("r", other, 0)], {}, "answers another question than 'a'"),
-            ([Variant("a", made[1])], dict(sticky="plaice"), "did you mean 'place'?"),
-            ([Variant("a", made[1])], dict(rules=[Rule({"x": "much"}, "a")]), "rule 1 of the plan of 'rows'")], 2):
+            ([Variant("a", made[1])], dict(sticky_key="plaice"), "did you mean 'place'?"),
+            ([Variant("a", made[1])], dict(rules=[RoutingRule({"x": "much"}, "a")]), "rule 1 of the plan of 'rows'")], 2):
         plan(project, *variants, revision=revision, **how)
-        until(lambda words=words: words in "".join(live.refused.values()), words)
+        until(lambda words=words: words in "".join(live.rejected_plans.values()), words)
         assert live.endpoints["rows"].plan.revision == 1
-    write_json(project / "releases/elsewhere.json", Plan("rows", 9, [Variant("a", made[1])]))
-    until(lambda: "call the file rows.json" in "".join(live.refused.values()), "refused")
+    write_json(project / "releases/elsewhere.json", ReleasePlan("rows", 9, [Variant("a", made[1])]))
+    until(lambda: "call the file rows.json" in "".join(live.rejected_plans.values()), "refused")
 
 
 def test_a_bundle_that_arrives_after_its_plan(project, made, served):
     shutil.move(project / "bundles" / made[2], project / "later")
     live = served(Variant("b", made[2]))
-    assert not live.endpoints and live.refused
-    put(project / "later", project / "bundles")
+    assert not live.endpoints and live.rejected_plans
+    store_bundle(project / "later", project / "bundles")
     until(lambda: "rows" in live.endpoints, "in force")
-    assert ask(live, some(1)).bundle == made[2] and not live.refused
+    assert ask(live, some(1)).bundle == made[2] and not live.rejected_plans
 
 
 def test_a_bundle_that_is_put_right(project, made, served):
@@ -302,13 +302,13 @@ def test_a_bundle_that_is_put_right(project, made, served):
     file = project / "bundles" / made[2] / "model.txt"
     good = file.read_text()
     plan(project, *damaged(project, made), revision=2)
-    until(lambda: live.refused, "refused")
+    until(lambda: live.rejected_plans, "refused")
     file.write_text(good)
     until(lambda: ask(live, some(1)).variant == "b", "in force")
 
 
 def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(project, made, served):
-    write_plan(project / "releases/other.json", Plan("other", 1, [Variant("x", made[2])]))
+    write_plan(project / "releases/other.json", ReleasePlan("other", 1, [Variant("x", made[2])]))
     live = served(Variant("a", made[1]))
     (project / "releases/other.json").unlink()
     until(lambda: "other" not in live.endpoints, "ended")
@@ -318,7 +318,7 @@ def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(
     assert ask(live, some(1)).variant == "a"
     (project / "gone").rename(project / "releases")
     time.sleep(.1)
-    assert ask(live, some(1)).variant == "a" and not live.refused
+    assert ask(live, some(1)).variant == "a" and not live.rejected_plans
 
 
 # ---------------------------------------------------------------- routing and several variants
@@ -326,8 +326,8 @@ def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(
 
 def test_each_row_of_a_request_gets_its_own_variant_and_its_own_line(project, made, served, predictors):
     _, a, b = made
-    live = served(Variant("a", a, .5), Variant("b", b, .5), sticky="id", rules=[Rule({"id": "c3"}, "b")])
-    rows = some(40) + some(FEW + 20, 40)
+    live = served(Variant("a", a, .5), Variant("b", b, .5), sticky_key="id", rules=[RoutingRule({"id": "c3"}, "b")])
+    rows = some(40) + some(MAX_INLINE_ROWS + 20, 40)
     got = [ask(live, rows[i:j], id=f"r{i}") for i, j in ((0, 1), (0, 40), (20, len(rows)))]
     alone = {r["id"]: ask(live, [r], id="x" + r["id"]) for r in rows[:50]}
     for g, (i, j) in zip(got, ((0, 1), (0, 40), (20, len(rows))), strict=True):
@@ -351,15 +351,15 @@ def test_somebody_can_be_asked_by_name(made, served):
 
 
 def test_where_another_variant_fails_the_leading_one_answers(project, made, served, caplog):
-    live = served(Variant("a", made[1], .6), Variant("b", made[2], .4), rules=[Rule({}, "b")])
+    live = served(Variant("a", made[1], .6), Variant("b", made[2], .4), rules=[RoutingRule({}, "b")])
     def broken(columns, X): raise ValueError("a feature failed")
-    live.endpoints["rows"].variants["b"].predictor.judge = broken
-    for n in (1, FEW + 1): assert ask(live, some(n)).bundle == made[1]
+    live.endpoints["rows"].variants["b"].predictor.predict_and_decide = broken
+    for n in (1, MAX_INLINE_ROWS + 1): assert ask(live, some(n)).bundle == made[1]
     assert counted(live.metrics.variant_errors, "rows", "b") == 2 and sum("a feature failed" in r.getMessage() for r in caplog.records) == 1
     with pytest.raises(ValueError): ask(live, some(1), variant="b")
-    live.endpoints["rows"].variants["a"].predictor.judge = broken
+    live.endpoints["rows"].variants["a"].predictor.predict_and_decide = broken
     with pytest.raises(ValueError): ask(live, some(1))
-    assert not live.endpoints["rows"].state.asking
+    assert not live.endpoints["rows"].active_plan.in_flight
 
 
 def other_contract(project, bundle, **columns):
@@ -369,7 +369,7 @@ def other_contract(project, bundle, **columns):
     said = read_json(work / "schema.json", dict)
     for name, change in columns.items(): said["columns"][name] |= change
     write_json(work / "schema.json", said)
-    name = seal(work)
+    name = write_manifest(work)
     work.rename(project / "bundles" / name)
     return name
 
@@ -381,14 +381,14 @@ def test_another_contract_takes_the_rows_as_they_are_only_if_its_inputs_have_the
     got = ask(live, [row], variant="same")
     assert got.bundle == same
     stricter = other_contract(project, made[2], known={"type": "category", "nullable": False, "domain": ["yes"]})
-    live._read(plan_path(project, live.settings))
-    with pytest.raises(UserError): live._model(stricter)  # the encoder of the model wants a boolean, so its golden rows differ
+    live._load_plan(plan_path(project, live.settings))
+    with pytest.raises(UserError): live._load_model(stricter)  # the encoder of the model wants a boolean, so its golden rows differ
     endpoint = live.endpoints["rows"]
-    endpoint.variants["same"]._takes.clear()  # as if its inputs were others
+    endpoint.variants["same"]._same_encoding.clear()  # as if its inputs were others
     with pytest.raises(UserError): ask(live, [row], variant="same")
-    plan(project, Variant("a", made[1], 1), Variant("same", same, 0), rules=[Rule({}, "same")], revision=2)
+    plan(project, Variant("a", made[1], 1), Variant("same", same, 0), rules=[RoutingRule({}, "same")], revision=2)
     until(lambda: endpoint.plan.revision == 2, "in force")
-    endpoint.variants["same"]._takes.clear()
+    endpoint.variants["same"]._same_encoding.clear()
     assert ask(live, [row]).variant == "a" and counted(live.metrics.variant_errors, "rows", "same") == 2
     assert ask(live, [{**row, "place": "Amsterdam"}]).variant == "same"
 
@@ -396,11 +396,11 @@ def test_another_contract_takes_the_rows_as_they_are_only_if_its_inputs_have_the
 def test_rows_decoded_before_a_swap_are_answered_after_it(project, made, served, predictors):
     live = served(Variant("a", made[1]))
     endpoint, rows = live.endpoints["rows"], some(3)
-    contract = endpoint.contract
+    contract = endpoint.decoder
     decoded = contract.from_json(json.dumps(rows).encode())
     plan(project, Variant("b", made[2]), revision=2)
     until(lambda: endpoint.plan.revision == 2, "in force")
-    got = asyncio.run(endpoint.ask(decoded, contract, id="r"))
+    got = asyncio.run(endpoint.predict(decoded, contract, id="r"))
     assert got.bundle == made[2] and got.scores == expected(predictors[made[2]], rows)
 
 
@@ -422,7 +422,7 @@ def test_a_shadow_is_logged_and_changes_no_answer(made, served, predictors):
 def test_a_shadow_that_raises_is_counted(made, served):
     live = served(Variant("a", made[1]), Variant("s", made[2], mode="shadow"))
     def broken(columns, X): raise MemoryError
-    live.endpoints["rows"].variants["s"].predictor.judge = broken
+    live.endpoints["rows"].variants["s"].predictor.predict_and_decide = broken
     for _ in range(5): ask(live, some(1))
     until(lambda: counted(live.metrics.shadow_errors, "rows", "s") == 5, "counted")
     assert modes(live)["len"].to_list() == [5]
@@ -431,8 +431,8 @@ def test_a_shadow_that_raises_is_counted(made, served):
 def test_a_shadow_that_hangs_holds_nobody_up_and_is_dropped(project, made, served):
     live = served(Variant("a", made[1]), Variant("s", made[2], mode="shadow"))
     gate, rows = threading.Event(), some(2000)
-    live.endpoints["rows"].variants["s"].predictor.answer = lambda X: gate.wait(LIMIT)
-    for _ in range(SHADOW_ROWS // 2000 + 5): ask(live, rows)
+    live.endpoints["rows"].variants["s"].predictor.predict_encoded = lambda X: gate.wait(LIMIT)
+    for _ in range(MAX_SHADOW_QUEUE_ROWS // 2000 + 5): ask(live, rows)
     assert counted(live.metrics.shadow_dropped, "rows", "s") == 5 * 2000
     plan(project, Variant("a", made[1]), revision=2)
     until(lambda: made[2] not in live._models, "swapped although it hangs")
@@ -441,9 +441,9 @@ def test_a_shadow_that_hangs_holds_nobody_up_and_is_dropped(project, made, serve
 
 def test_one_question_larger_than_the_queue_is_heard():
     heard = []
-    shadow = Shadow(heard.append)
-    assert shadow.offer(SHADOW_ROWS * 2, "large")
-    until(lambda: heard == ["large"] and shadow.offer(1, "next"), "heard")
+    shadow = ShadowQueue(heard.append)
+    assert shadow.submit(MAX_SHADOW_QUEUE_ROWS * 2, "large")
+    until(lambda: heard == ["large"] and shadow.submit(1, "next"), "heard")
     shadow.stop()
 
 
@@ -452,7 +452,7 @@ def test_one_question_larger_than_the_queue_is_heard():
 
 def test_the_cache_keeps_so_many_for_so_long():
     now = [0.]
-    cache = Cache(3, 10, lambda: now[0])
+    cache = ScoreCache(3, 10, lambda: now[0])
     for i in range(5):
         cache.put(("b", i), np.array([i]))
         now[0] += 1
@@ -470,7 +470,7 @@ def test_the_cache_keeps_so_many_for_so_long():
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0, 1, 4]))), st.integers(1, 4))
 def test_the_cache_never_tells_what_is_old_and_never_grows(steps, entries):
     now, last = [0], {}
-    cache = Cache(entries, 5, lambda: now[0])
+    cache = ScoreCache(entries, 5, lambda: now[0])
     for key, wait in steps:
         now[0] += wait
         found = cache.get(key)
@@ -491,14 +491,14 @@ def test_the_cache_is_by_bundle_and_row_and_off_unless_it_is_asked_for(project, 
     assert (counted(live.metrics.cache, "rows", "hit"), counted(live.metrics.cache, "rows", "miss")) == (3, 4)
     assert read_log(live.log.folder).filter(source="cache").collect().height == 3
     off = served()
-    assert [ask(off, [rows[0]]).source for _ in range(2)] != ["model", "model"] or off.cache.entries == 0
+    assert [ask(off, [rows[0]]).source for _ in range(2)] != ["model", "model"] or off.cache.max_entries == 0
 
 
 # ---------------------------------------------------------------- tables
 
 
 def table(project, bundle, rows, score=.25, by=None):
-    path = table_path(bundle, project / "tables")
+    path = lookup_table_path(bundle, project / "tables")
     path.parent.mkdir(exist_ok=True)
     names = [r["id"] if isinstance(r, dict) else r for r in rows]
     pl.DataFrame({"id": names, "score": score, "decision": "no"}).write_parquet(path, metadata={"bundle": by or bundle})
@@ -508,47 +508,47 @@ def test_known_entities_are_looked_up_and_others_computed(project, made, served,
     table(project, made[1], some(50), np.arange(50) / 50)
     live = served(Variant("a", made[1]))
     endpoint, prefer = live.endpoints["rows"], {"x-static": "prefer"}
-    named = endpoint.entities(b'{"instances": [{"id": "c7"}, {"id": "c0"}], "id": "mine"}')
+    named = endpoint.decode_entities(b'{"instances": [{"id": "c7"}, {"id": "c0"}], "id": "mine"}')
     assert named == (["c7", "c0"], "mine")
-    got = asyncio.run(endpoint.look_up(named[0], id="t"))
+    got = asyncio.run(endpoint.predict_entities(named[0], id="t"))
     assert (got.scores, got.decisions, got.source) == ([7 / 50, 0.], ["no", "no"], "table")
     assert ask(live, some(2), headers=prefer).source == "table" and ask(live, some(2)).source == "model"
     mixed = some(1) + some(1, 99)
     got = ask(live, mixed, headers=prefer)
     assert got.source == "model" and got.scores == expected(predictors[made[1]], mixed)
-    with pytest.raises(Unknown, match="send the columns"): asyncio.run(endpoint.look_up(["c99"], id="u"))
-    assert (counted(live.metrics.table, "rows", "hit"), counted(live.metrics.table, "rows", "miss")) == (2, 2)
+    with pytest.raises(NotPrecomputed, match="send the columns"): asyncio.run(endpoint.predict_entities(["c99"], id="u"))
+    assert (counted(live.metrics.lookup_table, "rows", "hit"), counted(live.metrics.lookup_table, "rows", "miss")) == (2, 2)
     line = read_log(live.log.folder).filter(id="t").sort("row").collect()
     assert line["entity"].to_list() == ["c7", "c0"] and line["source"].to_list() == ["table"] * 2
     for body in (b'[{"id": "c7", "x": 1}]', b"[]", b"{", b'[{"x": 1}]', b'"c7"', b'[{"id": "c7"}, {"id": "c8", "x": 1}]', b"\xff",
                  b'[{"id": ["c7"]}]', b'[{"id": "c7"}],', b'{"instances": 7}'):
-        assert endpoint.entities(body) is None
+        assert endpoint.decode_entities(body) is None
 
 
 def test_a_table_is_read_when_it_comes_and_forgotten_when_it_goes(project, made, served):
     live = served(Variant("a", made[1]))
     model, endpoint = live._models[made[1]], live.endpoints["rows"]
-    assert endpoint.entities(b'[{"id": "c7"}]') is None
+    assert endpoint.decode_entities(b'[{"id": "c7"}]') is None
     table(project, made[1], some(9))
-    until(lambda: model.table and len(model.table) == 9, "read")
+    until(lambda: model.lookup_table and len(model.lookup_table) == 9, "read")
     table(project, made[1], some(8))
-    until(lambda: model.table and len(model.table) == 8, "read again")
-    table_path(made[1], project / "tables").write_bytes(b"PAR1 torn")
+    until(lambda: model.lookup_table and len(model.lookup_table) == 8, "read again")
+    lookup_table_path(made[1], project / "tables").write_bytes(b"PAR1 torn")
     time.sleep(.1)
-    assert len(model.table) == 8  # a torn one changes nothing
+    assert len(model.lookup_table) == 8  # a torn one changes nothing
     table(project, made[1], some(7))
-    until(lambda: len(model.table) == 7, "read")
-    table_path(made[1], project / "tables").unlink()
-    until(lambda: model.table is None, "forgotten")
+    until(lambda: len(model.lookup_table) == 7, "read")
+    lookup_table_path(made[1], project / "tables").unlink()
+    until(lambda: model.lookup_table is None, "forgotten")
 
 
 @pytest.mark.parametrize("rows, words", [(["a", "b", "a"], "several rows for one 'id'"),
                                          (["a", "b", "c", "d"], "4 rows, and 3 are kept at most")])
 def test_tables_that_are_not_used(made, tmp_path, predictors, rows, words):
     table(tmp_path, made[1], rows)
-    with pytest.raises(UserError, match=words): Table(table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
+    with pytest.raises(UserError, match=words): LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
     table(tmp_path, made[1], ["a"], by=made[2])
-    with pytest.raises(UserError, match="another bundle"): Table(table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
+    with pytest.raises(UserError, match="another bundle"): LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression", "referring"])
@@ -558,27 +558,27 @@ def test_what_was_scored_beforehand_is_what_would_be_computed(project, served, t
     made = serving.bundle(root, "binary" if task == "referring" else task, n=300)
     if task == "referring":
         write_json(made / "policy.json", {**read_json(made / "policy.json", dict), "reject_region": [.3, .6]})
-        predictor = Predictor.open(seal(made) and made)
-        golden(predictor, pl.read_parquet(root / "artifacts/prepared/test.parquet")).write_parquet(made / "golden.parquet")
-        seal(made)
-    name, rows = put(made, project / "bundles").name, some(30)
+        predictor = Predictor.open(write_manifest(made) and made)
+        golden_examples(predictor, pl.read_parquet(root / "artifacts/prepared/test.parquet")).write_parquet(made / "golden.parquet")
+        write_manifest(made)
+    name, rows = store_bundle(made, project / "bundles").name, some(30)
     pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}).write_parquet(tmp_path / "rows.parquet")
-    assert score_table(Predictor.open(made), tmp_path / "rows.parquet", table_path(name, project / "tables")) == 30
+    assert score_lookup_table(Predictor.open(made), tmp_path / "rows.parquet", lookup_table_path(name, project / "tables")) == 30
     live = served(Variant("a", name))
-    computed, known = ask(live, rows[5:20]), asyncio.run(live.endpoints["rows"].look_up([r["id"] for r in rows[5:20]], id="t"))
+    computed, known = ask(live, rows[5:20]), asyncio.run(live.endpoints["rows"].predict_entities([r["id"] for r in rows[5:20]], id="t"))
     assert (known.source, computed.source) == ("table", "model")
-    assert (known.scores, known.decisions, known.referred) == (computed.scores, computed.decisions, computed.referred)
-    assert (known.referred is not None and any(known.referred)) == (task == "referring")
+    assert (known.scores, known.decisions, known.needs_review) == (computed.scores, computed.decisions, computed.needs_review)
+    assert (known.needs_review is not None and any(known.needs_review)) == (task == "referring")
 
 
 def test_the_name_decides_where_hashes_are_the_same(made, tmp_path, predictors):
     class Same(str):
         def __hash__(self): return 1
     table(tmp_path, made[1], [f"e{i}" for i in range(20)], np.arange(20.))
-    found = Table(table_path(made[1], tmp_path / "tables"), predictors[made[1]], 100)
+    found = LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 100)
     order = np.argsort(found._scores)
-    found._hashes, found._names, found._scores = np.r_[np.full(9, 1), np.full(11, 5)], found._names.gather(order), found._scores[order]
-    assert [found._find(Same(f"e{i}")) for i in range(9)] == [*range(9)] and found._find(Same("e9")) is None and found.find([None]) is None
+    found._hashes, found._entities, found._scores = np.r_[np.full(9, 1), np.full(11, 5)], found._entities.gather(order), found._scores[order]
+    assert [found._find_row(Same(f"e{i}")) for i in range(9)] == [*range(9)] and found._find_row(Same("e9")) is None and found.lookup([None]) is None
 
 
 # ---------------------------------------------------------------- batches
@@ -592,13 +592,13 @@ def test_rows_that_wait_together_are_asked_together_and_get_their_own_answers():
         time.sleep(.005)
         return X @ np.array([[1., 10.], [2., 20.]])
 
-    batch, rng = Batch(slow), np.random.default_rng(0)
-    asked = [rng.normal(size=(n, 2)) for n in rng.integers(1, 40, 200)] + [rng.normal(size=(BATCH + 5, 2))]
+    batch, rng = MicroBatcher(slow), np.random.default_rng(0)
+    asked = [rng.normal(size=(n, 2)) for n in rng.integers(1, 40, 200)] + [rng.normal(size=(MAX_BATCH_ROWS + 5, 2))]
 
-    async def main(): return await asyncio.gather(*map(batch.ask, asked))
+    async def main(): return await asyncio.gather(*map(batch.predict, asked))
     for X, said in zip(asked, asyncio.run(main()), strict=True): assert np.allclose(said, X @ np.array([[1., 10.], [2., 20.]]))
-    assert sum(sizes) == sum(map(len, asked)) and len(sizes) < 20 and sizes[0] == len(asked[0]) and max(sizes[:-1]) <= BATCH
-    assert asyncio.run(batch.ask(asked[0])).shape == (len(asked[0]), 2)  # in another loop, after a pause
+    assert sum(sizes) == sum(map(len, asked)) and len(sizes) < 20 and sizes[0] == len(asked[0]) and max(sizes[:-1]) <= MAX_BATCH_ROWS
+    assert asyncio.run(batch.predict(asked[0])).shape == (len(asked[0]), 2)  # in another loop, after a pause
 
 
 def test_one_that_spoils_a_batch_spoils_only_itself():
@@ -607,8 +607,8 @@ def test_one_that_spoils_a_batch_spoils_only_itself():
         time.sleep(.01)
         return X[:, 0]
 
-    async def main(): return await asyncio.gather(*(batch.ask(np.full((1, 1), x)) for x in (1., 2., -3., 4.)), return_exceptions=True)
-    batch = Batch(picky)
+    async def main(): return await asyncio.gather(*(batch.predict(np.full((1, 1), x)) for x in (1., 2., -3., 4.)), return_exceptions=True)
+    batch = MicroBatcher(picky)
     said = asyncio.run(main())
     assert [s.tolist() for s in said if not isinstance(s, Exception)] == [[1.], [2.], [4.]] and str(said[2]) == "negative"
 
@@ -622,11 +622,11 @@ def test_who_gives_up_is_left_out_and_the_others_are_answered():
         return X[:, 0]
 
     async def main():
-        tasks = [asyncio.create_task(batch.ask(np.full((1, 1), float(i)))) for i in range(4)]
+        tasks = [asyncio.create_task(batch.predict(np.full((1, 1), float(i)))) for i in range(4)]
         await asyncio.sleep(.02)
         tasks[2].cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
-    batch = Batch(slow)
+    batch = MicroBatcher(slow)
     said = asyncio.run(main())
     assert isinstance(said[2], asyncio.CancelledError) and seen == [0., 1., 3.] and [said[i].item() for i in (0, 1, 3)] == [0., 1., 3.]
 
@@ -634,7 +634,7 @@ def test_who_gives_up_is_left_out_and_the_others_are_answered():
 @pytest.mark.slow
 def test_a_net_answers_in_batches_what_it_answers_alone(project, served, tmp_path):
     pytest.importorskip("torch")
-    net = put(serving.bundle(tmp_path / "net", n=300, learner="net"), project / "bundles")
+    net = store_bundle(serving.bundle(tmp_path / "net", n=300, learner="net"), project / "bundles")
     live, rows = served(Variant("net", net.name)), some(60)
     endpoint = live.endpoints["rows"]
 
@@ -643,7 +643,7 @@ def test_a_net_answers_in_batches_what_it_answers_alone(project, served, tmp_pat
     *alone, many = asyncio.run(main())
     right = expected(Predictor.open(net), rows)
     assert [a.scores[0] for a in alone] == right and many.scores == right * 3
-    with pytest.raises(Late): ask(live, rows, deadline=time.monotonic() - 1)
+    with pytest.raises(DeadlineExceeded): ask(live, rows, deadline=time.monotonic() - 1)
 
 
 # ---------------------------------------------------------------- deadlines, threads and the log
@@ -652,21 +652,21 @@ def test_a_net_answers_in_batches_what_it_answers_alone(project, served, tmp_pat
 def test_a_deadline_is_kept_whether_rows_are_many_or_few(made, served):
     live = served(Variant("a", made[1]))
     predictor, gate = live.endpoints["rows"].variants["a"].predictor, threading.Event()
-    with pytest.raises(Late): ask(live, some(1), deadline=time.monotonic() - .001)
+    with pytest.raises(DeadlineExceeded): ask(live, some(1), deadline=time.monotonic() - .001)
     assert ask(live, some(1), deadline=time.monotonic() + LIMIT).scores
-    real, predictor.answer = predictor.answer, lambda X: gate.wait(LIMIT)
+    real, predictor.predict_encoded = predictor.predict_encoded, lambda X: gate.wait(LIMIT)
     started = time.monotonic()
-    with pytest.raises(Late): ask_and_open(live, gate)
+    with pytest.raises(DeadlineExceeded): ask_and_open(live, gate)
     assert time.monotonic() - started < LIMIT / 2
-    predictor.answer = real
-    assert len(ask(live, some(FEW * 3), deadline=time.monotonic() + LIMIT).scores) == FEW * 3
-    assert not live.endpoints["rows"].state.asking
-    assert read_log(live.log.folder).select(pl.len()).collect().item() == 1 + FEW * 3  # who was too late is not on record
+    predictor.predict_encoded = real
+    assert len(ask(live, some(MAX_INLINE_ROWS * 3), deadline=time.monotonic() + LIMIT).scores) == MAX_INLINE_ROWS * 3
+    assert not live.endpoints["rows"].active_plan.in_flight
+    assert read_log(live.log.folder).select(pl.len()).collect().item() == 1 + MAX_INLINE_ROWS * 3  # who was too late is not on record
 
 
 def ask_and_open(live, gate):
     async def main():
-        try: return await answer(live.endpoints["rows"], some(FEW + 1), deadline=time.monotonic() + .1)
+        try: return await answer(live.endpoints["rows"], some(MAX_INLINE_ROWS + 1), deadline=time.monotonic() + .1)
         finally: gate.set()
     return asyncio.run(main())
 
@@ -674,17 +674,17 @@ def ask_and_open(live, gate):
 def test_the_event_loop_goes_on_while_many_rows_are_answered(made, served):
     live = served(Variant("a", made[1]))
     gate, endpoint = threading.Event(), live.endpoints["rows"]
-    real = endpoint.variants["a"].predictor.answer
-    endpoint.variants["a"].predictor.answer = lambda X: (len(X) == 1 or gate.wait(LIMIT), real(X))[1]
+    real = endpoint.variants["a"].predictor.predict_encoded
+    endpoint.variants["a"].predictor.predict_encoded = lambda X: (len(X) == 1 or gate.wait(LIMIT), real(X))[1]
 
     async def main():
-        many = asyncio.create_task(answer(endpoint, some(FEW + 1)))
+        many = asyncio.create_task(answer(endpoint, some(MAX_INLINE_ROWS + 1)))
         few = [await answer(endpoint, some(1)) for _ in range(5)]
         assert not many.done()
         gate.set()
         return few, await many
     few, many = asyncio.run(main())
-    assert len(few) == 5 and len(many.scores) == FEW + 1
+    assert len(few) == 5 and len(many.scores) == MAX_INLINE_ROWS + 1
 
 
 def test_the_answer_is_on_record_before_it_is_given(made, served, predictors):
@@ -705,23 +705,23 @@ def test_the_answer_is_on_record_before_it_is_given(made, served, predictors):
 
 def test_an_answer_that_cannot_be_written_is_not_given(made, served):
     class Full:
-        def append(self, record): raise LogFull("no space")
+        def append(self, record): raise LogWriteError("no space")
     live = served(Variant("a", made[1]), log=Full())
-    with pytest.raises(LogFull): ask(live, some(1))
-    assert not live.endpoints["rows"].state.asking
+    with pytest.raises(LogWriteError): ask(live, some(1))
+    assert not live.endpoints["rows"].active_plan.in_flight
 
 
 def test_why_it_was_answered_so(made, served, predictors):
     live, rows = served(Variant("a", made[1]), Variant("b", made[2], 0)), some(4)
     endpoint = live.endpoints["rows"]
-    contract = endpoint.contract
+    contract = endpoint.decoder
     decoded = contract.from_json(json.dumps(rows).encode())
     for variant, bundle in ((None, made[1]), ("b", made[2])):
         said, p = asyncio.run(endpoint.explain(decoded, contract, variant=variant)), predictors[bundle]
-        right = p.explain(pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}))
-        assert (said.bundle, said.columns, said.scores) == (bundle, p.columns, expected(p, rows))
+        right = p.contributions(pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}))
+        assert (said.bundle, said.columns, said.scores) == (bundle, p.feature_names, expected(p, rows))
         assert np.array_equal(said.contributions, right)
-    assert not endpoint.state.asking
+    assert not endpoint.active_plan.in_flight
 
 
 # ---------------------------------------------------------------- over a socket
@@ -731,8 +731,8 @@ def test_why_it_was_answered_so(made, served, predictors):
 def test_the_same_customer_meets_the_same_variant_in_every_process_and_after_a_restart(project, made):
     "Sticky, a rule, a flag that a request brings, a table and a shadow, through the server itself."
     _, a, b = made
-    plan(project, Variant("a", a, .5), Variant("b", b, .5), Variant("beta", b, 0, flag="beta"), Variant("s", b, mode="shadow"), sticky="id",
-         rules=[Rule({}, "beta"), Rule({"count": [50, None]}, "b")], request_flags=True)
+    plan(project, Variant("a", a, .5), Variant("b", b, .5), Variant("beta", b, 0, flag="beta"), Variant("s", b, mode="shadow"), sticky_key="id",
+         rules=[RoutingRule({}, "beta"), RoutingRule({"count": [50, None]}, "b")], allow_request_flags=True)
     for i in (a, b): table(project, i, some(5), .125)
     rows, path, met = some(40), "/v1/endpoints/rows:predict", []
     for _ in range(2):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.serve import inference_protocol as v2
-from mlops_nb.serve.inference_protocol import DATATYPES, InferRequest, Wanted, answer_tensors, decode_infer, encode_infer, error_body
+from mlops_nb.serve.inference_protocol import DATATYPES, InferRequest, RequestedOutput, build_infer_outputs, decode_infer_request, encode_infer_response, error_body
 
 NUMBERS = [d for d in DATATYPES if d not in ("BYTES", "BF16")]
 
@@ -63,23 +63,23 @@ def tensors(draw):
 def test_flat_nested_and_binary_say_the_same(t, data):
     if t["datatype"] == "BF16": # what a brain float can hold
         if max(map(abs, t["data"])) > 3.38e38: return # too large once it is rounded
-        t["data"] = decode_infer(asked(t)).inputs[0].data
-    flat = decode_infer(asked(t)).inputs[0]
+        t["data"] = decode_infer_request(asked(t)).inputs[0].data
+    flat = decode_infer_request(asked(t)).inputs[0]
     assert (flat.name, flat.datatype, flat.shape) == (t["name"], t["datatype"], t["shape"])
     assert flat.data == t["data"]
-    assert decode_infer(asked({**t, "data": nest(t["data"], t["shape"])})).inputs[0].data == t["data"]
+    assert decode_infer_request(asked({**t, "data": nest(t["data"], t["shape"])})).inputs[0].data == t["data"]
     head = {k: v for k, v in t.items() if k != "data"}
-    binary = decode_infer(*with_tail((head, raw(t["datatype"], t["data"])))).inputs[0].data
+    binary = decode_infer_request(*with_tail((head, raw(t["datatype"], t["data"])))).inputs[0].data
     assert (binary if t["datatype"] == "BYTES" else binary.tolist()) == t["data"]
     missing = data.draw(st.integers(0, len(t["data"]) - 1))
     holes = [None if i == missing else v for i, v in enumerate(t["data"])]
-    assert decode_infer(asked({**t, "data": holes})).inputs[0].data == holes
+    assert decode_infer_request(asked({**t, "data": holes})).inputs[0].data == holes
 
 
 @pytest.mark.parametrize("datatype", [d for d in NUMBERS if d not in ("BOOL", "FP16", "FP32", "FP64")])
 def test_the_range_of_whole_numbers(datatype):
     info = np.iinfo(DATATYPES[datatype])
-    def read(v, shape=(1,), data=None): return decode_infer(asked({"name": "a", "datatype": datatype, "shape": [*shape],
+    def read(v, shape=(1,), data=None): return decode_infer_request(asked({"name": "a", "datatype": datatype, "shape": [*shape],
         "data": data or [v]}))
     for v in (int(info.min), int(info.max)): assert read(v).inputs[0].data == [v]
     assert read(7.0).inputs[0].data == [7] == read(7.0, (1, 1), [[7.0]]).inputs[0].data  # to JSON it is the same number
@@ -92,7 +92,7 @@ def test_the_range_of_whole_numbers(datatype):
     ("BYTES", 1),
     ("BYTES", ["a"])])
 def test_values_of_another_type(datatype, bad):
-    with pytest.raises(UserError, match="'a'"): decode_infer(asked({"name": "a", "datatype": datatype, "shape": [1], "data": [bad]}))
+    with pytest.raises(UserError, match="'a'"): decode_infer_request(asked({"name": "a", "datatype": datatype, "shape": [1], "data": [bad]}))
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=5),
@@ -101,11 +101,11 @@ def test_values_of_another_type(datatype, bad):
 def test_precision_is_that_of_the_datatype(values, datatype):
     "A JSON number is rounded to the nearest of its datatype: sending what came back changes nothing, and no neighbour is nearer."
     body = {"name": "a", "datatype": datatype, "shape": [len(values)]}
-    try: once = decode_infer(asked({**body, "data": values})).inputs[0].data
+    try: once = decode_infer_request(asked({**body, "data": values})).inputs[0].data
     except UserError as e:
         assert "too large" in str(e) or "'a'" in str(e)
         return
-    assert decode_infer(asked({**body, "data": once})).inputs[0].data == once
+    assert decode_infer_request(asked({**body, "data": once})).inputs[0].data == once
     bits = {"FP32": 24, "FP16": 11, "BF16": 8}[datatype]
     smallest = {"FP16": 2.0**-24}.get(datatype, 2.0**-149 if datatype == "FP32" else 2.0**-133)
     for v, x in zip(values, once, strict=True): assert abs(v - x) <= max(abs(v) * 2.0**-bits, smallest / 2)
@@ -139,20 +139,20 @@ GOOD = {"name": "a", "datatype": "INT64", "shape": [2], "data": [1, 2]}
     (b'{"inputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": ' + b"[" * 10**5 + b"]" * 10**5 + b"}]}", "deep"),
     (asked(GOOD) + b"{}", "not JSON")])
 def test_what_is_no_request_is_a_sentence(body, says):
-    with pytest.raises(UserError, match=says) as e: decode_infer(body)
+    with pytest.raises(UserError, match=says) as e: decode_infer_request(body)
     assert len(str(e.value)) < 600 and "\n" not in str(e.value)
     json.loads(error_body(e.value))
 
 
 def test_a_shape_of_many_dimensions_costs_nothing():
     "Its product would have millions of digits."
-    with pytest.raises(UserError, match="length <= 8"): decode_infer(asked({**GOOD, "shape": [2**62] * 200_000}))
+    with pytest.raises(UserError, match="length <= 8"): decode_infer_request(asked({**GOOD, "shape": [2**62] * 200_000}))
 
 
 def test_unknown_members_are_left_alone():
     "The protocol grows, and clients send more than it names."
-    assert decode_infer(asked({**GOOD, "more": [1]}, model_name="m", more={"a": [1]})).inputs[0].data == [1, 2]
-    assert decode_infer(asked({**GOOD, "parameters": None}, id=None, parameters=None, outputs=None)).id is None
+    assert decode_infer_request(asked({**GOOD, "more": [1]}, model_name="m", more={"a": [1]})).inputs[0].data == [1, 2]
+    assert decode_infer_request(asked({**GOOD, "parameters": None}, id=None, parameters=None, outputs=None)).id is None
 
 
 BINARY = with_tail(({"name": "a", "datatype": "INT64", "shape": [2]}, raw("INT64", [1, 2])),
@@ -162,19 +162,19 @@ BINARY = with_tail(({"name": "a", "datatype": "INT64", "shape": [2]}, raw("INT64
 
 @pytest.mark.parametrize("length", ["", "-1", "+5", "1e3", "0x10", " 5", "1_0", "٣", "9" * 5000, str(len(BINARY[0]) + 1), "None"])
 def test_a_header_length_that_is_none(length):
-    with pytest.raises(UserError, match="Inference-Header-Content-Length"): decode_infer(BINARY[0], length)
+    with pytest.raises(UserError, match="Inference-Header-Content-Length"): decode_infer_request(BINARY[0], length)
 
 
 def test_torn_anywhere_is_an_error_never_other_values():
     body, length = BINARY
-    good = decode_infer(body, str(length))
+    good = decode_infer_request(body, str(length))
     assert good.inputs[0].data.tolist() == [1, 2] and good.inputs[1].data == ["", "é"]
     for cut in range(len(body)):
-        with pytest.raises(UserError): decode_infer(body[:cut], length)
+        with pytest.raises(UserError): decode_infer_request(body[:cut], length)
         if cut == length: continue
-        with pytest.raises(UserError): decode_infer(body, cut)
-    with pytest.raises(UserError, match="belong to no input"): decode_infer(body + b"\0", length)
-    with pytest.raises(UserError): decode_infer(body)  # the header forgotten
+        with pytest.raises(UserError): decode_infer_request(body, cut)
+    with pytest.raises(UserError, match="belong to no input"): decode_infer_request(body + b"\0", length)
+    with pytest.raises(UserError): decode_infer_request(body)  # the header forgotten
 
 
 @pytest.mark.parametrize("datatype, shape, data, size", [
@@ -186,19 +186,19 @@ def test_torn_anywhere_is_an_error_never_other_values():
 def test_binary_tensors_that_lie(datatype, shape, data, size):
     head = asked({"name": "a", "datatype": datatype, "shape": shape,
         "parameters": {"binary_data_size": len(data) if size is None else size}})
-    with pytest.raises(UserError, match="'a'"): decode_infer(head + data, len(head))
+    with pytest.raises(UserError, match="'a'"): decode_infer_request(head + data, len(head))
 
 
 def test_binary_and_json_inputs_side_by_side():
     head = asked({**GOOD, "name": "first"}, {"name": "second", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}},
         GOOD)
-    assert [list(t.data) for t in decode_infer(head + raw("FP32", [.5]), len(head)).inputs] == [[1, 2], [.5], [1, 2]]
+    assert [list(t.data) for t in decode_infer_request(head + raw("FP32", [.5]), len(head)).inputs] == [[1, 2], [.5], [1, 2]]
 
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(0, 250)))
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_are_a_request_or_a_sentence(body, length):
-    with contextlib.suppress(UserError): decode_infer(body, length)
+    with contextlib.suppress(UserError): decode_infer_request(body, length)
 
 
 @given(st.integers(0, len(BINARY[0]) - 1), st.integers(0, 255))
@@ -206,17 +206,17 @@ def test_any_bytes_are_a_request_or_a_sentence(body, length):
 def test_a_changed_byte_is_a_request_or_a_sentence(at, byte):
     body, length = bytearray(BINARY[0]), BINARY[1]
     body[at] = byte
-    try: assert isinstance(decode_infer(bytes(body), length), InferRequest)
+    try: assert isinstance(decode_infer_request(bytes(body), length), InferRequest)
     except UserError as e: msgspec.json.decode(error_body(e))
 
 
 OUTPUT = {"score_a": pl.Float64(), "score_b": pl.Float64(), "decision": pl.String()}
-SCORES = answer_tensors(OUTPUT, [[.25, .75], [1.0, 0.0]], ["b", None])
+SCORES = build_infer_outputs(OUTPUT, [[.25, .75], [1.0, 0.0]], ["b", None])
 VALUES = {o.name: o.data for o in SCORES}
 
 
 def answered(outputs=None, parameters=None, id="é\n"):
-    return encode_infer(InferRequest([], id, parameters, outputs), "m", "v1", SCORES, {"variant": "x"})
+    return encode_infer_response(InferRequest([], id, parameters, outputs), "m", "v1", SCORES, {"variant": "x"})
 
 
 def test_an_answer_in_json():
@@ -232,9 +232,9 @@ def test_an_answer_in_json():
 @pytest.mark.parametrize("outputs, parameters, binary", [
     (None, {"binary_data_output": True}, {"score_a", "score_b", "decision"}), (None, {"binary_data_output": False}, set()),
     (None, {"other": 1}, set()),
-    ([Wanted("decision"), Wanted("score_a", {"binary_data": True})], None, {"score_a"}),
-    ([Wanted("score_b", {"binary_data": False})], {"binary_data_output": True}, set()),
-    ([Wanted("score_b"), Wanted("decision", {"binary_data": False})], {"binary_data_output": True}, {"score_b"}), ([], None, set())])
+    ([RequestedOutput("decision"), RequestedOutput("score_a", {"binary_data": True})], None, {"score_a"}),
+    ([RequestedOutput("score_b", {"binary_data": False})], {"binary_data_output": True}, set()),
+    ([RequestedOutput("score_b"), RequestedOutput("decision", {"binary_data": False})], {"binary_data_output": True}, {"score_b"}), ([], None, set())])
 def test_an_answer_in_binary(outputs, parameters, binary):
     "As the client of another server reads it."
     client = pytest.importorskip("tritonclient.http")
@@ -250,14 +250,14 @@ def test_an_answer_in_binary(outputs, parameters, binary):
 
 
 def test_where_nobody_is_referred_the_output_says_so():
-    output = {"score": pl.Float64(), "decision": pl.String(), "referred": pl.Boolean()}
-    assert [o.data for o in answer_tensors(output, [.5, .6], ["a", "b"])] == [[.5, .6], ["a", "b"], [False, False]]
-    assert [o.data for o in answer_tensors(output, [.5], [None], [True])] == [[.5], [""], [True]]
+    output = {"score": pl.Float64(), "decision": pl.String(), "needs_review": pl.Boolean()}
+    assert [o.data for o in build_infer_outputs(output, [.5, .6], ["a", "b"])] == [[.5, .6], ["a", "b"], [False, False]]
+    assert [o.data for o in build_infer_outputs(output, [.5], [None], [True])] == [[.5], [""], [True]]
 
 
 def test_scores_come_back_to_the_last_bit():
     scores = np.random.default_rng(0).random(500)
-    body, length = encode_infer(decode_infer(asked(GOOD)), "m", None, answer_tensors({"score": pl.Float64()}, scores.tolist()))
+    body, length = encode_infer_response(decode_infer_request(asked(GOOD)), "m", None, build_infer_outputs({"score": pl.Float64()}, scores.tolist()))
     assert json.loads(body)["outputs"][0]["data"] == scores.tolist() and "model_version" not in json.loads(body)
 
 

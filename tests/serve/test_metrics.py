@@ -13,9 +13,9 @@ from prometheus_client import Counter as TheirCounter
 from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlops_nb.prediction_log.records import claim_slot, release_slot
+from mlops_nb.prediction_log.records import acquire_lease, release_lease
 from mlops_nb.serve import metrics as module
-from mlops_nb.serve.metrics import LATENCY, Metrics
+from mlops_nb.serve.metrics import LATENCY_BUCKETS, Metrics
 
 
 def samples(text, name=""):
@@ -26,18 +26,18 @@ def samples(text, name=""):
 
 @pytest.fixture
 def slot(tmp_path):
-    slot = claim_slot(tmp_path, 4)
+    slot = acquire_lease(tmp_path, 4)
     yield slot
-    release_slot(tmp_path, slot)
+    release_lease(tmp_path, slot)
 
 
 @settings(max_examples=40, deadline=None)
-@given(values=st.lists(st.one_of(st.sampled_from(LATENCY), st.floats(0, 100)), max_size=20),
+@given(values=st.lists(st.one_of(st.sampled_from(LATENCY_BUCKETS), st.floats(0, 100)), max_size=20),
        label=st.text(st.characters(exclude_categories=["Cs"]), max_size=10))
 def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, label):
     folder, theirs = tmp_path_factory.mktemp("m"), CollectorRegistry()
     ours = Metrics(folder, 0)
-    histogram = TheirHistogram("mlops_nb_latency_seconds", "x", ["endpoint", "route"], registry=theirs, buckets=LATENCY)
+    histogram = TheirHistogram("mlops_nb_latency_seconds", "x", ["endpoint", "route"], registry=theirs, buckets=LATENCY_BUCKETS)
     counter = TheirCounter("mlops_nb_rows", "x", ["endpoint", "variant"], registry=theirs)
     for v in values:
         ours.latency(label, "predict").observe(v)
@@ -54,8 +54,8 @@ def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, labe
 CHILD = """
 import os, sys, time
 from mlops_nb.serve.metrics import Metrics
-from mlops_nb.prediction_log.records import claim_slot
-slot = claim_slot(sys.argv[1], 2)
+from mlops_nb.prediction_log.records import acquire_lease
+slot = acquire_lease(sys.argv[1], 2)
 metrics, n = Metrics(sys.argv[1], slot), 0
 metrics.queue.set(5)
 while True:
@@ -154,7 +154,7 @@ def test_files_that_are_damaged_or_just_being_made(tmp_path, slot, damage):
     other.write_bytes(damage)
     assert samples(m.render())["mlops_nb_answered_total", ()] == 3
     if not damage: return
-    size = module._BYTES["counter"]
+    size = module._FILE_BYTES["counter"]
     mine = m.folder / f"counter_{slot}.db"
     with mine.open("r+b") as f: f.write(damage)
     fresh = Metrics(tmp_path, slot)  # begins at zero where it cannot go on
@@ -183,7 +183,7 @@ except OSError as e: print(e.filename)
 
 
 def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
-    slots = [claim_slot(tmp_path, 8) for _ in range(8)]
+    slots = [acquire_lease(tmp_path, 8) for _ in range(8)]
     for s in slots:
         m = Metrics(tmp_path, s)
         for e in range(5):
@@ -192,7 +192,7 @@ def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
                 for status in (200, 400, 503): m.requests(f"e{e}", "a", f"r{r}", status).inc()
     page = m.render()
     assert page.count(b"# TYPE") == len({line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE")})
-    for s in slots: release_slot(tmp_path, s)
+    for s in slots: release_lease(tmp_path, s)
 
 
 def test_promtool_has_nothing_to_say(tmp_path, slot):

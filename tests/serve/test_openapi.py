@@ -14,7 +14,7 @@ from support.trained_project import schema as contract_of
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.serve.openapi import DOCS_CSP, column_schema, docs_page, openapi
+from mlops_nb.serve.openapi import DOCS_CSP, column_json_schema, docs_html, openapi_document
 
 NASTY = """</style></pre><script>alert('1')</script> "quoted" & 'so' `ls` $(ls) \\ ünï"""
 
@@ -49,7 +49,7 @@ CONTRACTS = {"binary": contract_of("binary"), "regression": contract_of("regress
 
 
 @pytest.fixture(scope="module")
-def document(): return json.loads(json.dumps(openapi(ROUTES, {n: Known(s) for n, s in CONTRACTS.items()})))
+def document(): return json.loads(json.dumps(openapi_document(ROUTES, {n: Known(s) for n, s in CONTRACTS.items()})))
 
 
 def references(node):
@@ -91,15 +91,15 @@ def test_examples_fit_their_schemas(document, name):
 
 
 def test_what_a_column_may_hold():
-    def good(value, *args, **kw): return jsonschema.Draft202012Validator(column_schema(Column(*args, **kw))).is_valid(value)
+    def good(value, *args, **kw): return jsonschema.Draft202012Validator(column_json_schema(Column(*args, **kw))).is_valid(value)
     assert good(3, "integer", range=(0, 3)) and not good(4, "integer", range=(0, 3)) and not good(1.5, "integer") and not good(None,
         "integer")
     assert good(None, "integer", nullable=True) and not good("1", "integer") and not good(True, "integer") and good(1, "number")
     closed = {"domain": ["a"], "on_new_category": "quarantine"}
     assert good("b", "category", domain=["a"]) and not good("b", "category", **closed) and not good(None, "category", **closed)
     assert good(None, "category", nullable=True, **closed)
-    assert column_schema(Column("timestamp", range=("2020-01-01", None)))["description"].endswith("From 2020-01-01 to any time.")
-    assert "enum" not in column_schema(Column("category", domain=["a"])) and "a" in column_schema(Column("category",
+    assert column_json_schema(Column("timestamp", range=("2020-01-01", None)))["description"].endswith("From 2020-01-01 to any time.")
+    assert "enum" not in column_json_schema(Column("category", domain=["a"])) and "a" in column_json_schema(Column("category",
         domain=["a"]))["description"]
 
 
@@ -112,7 +112,7 @@ def test_every_route_says_whom_it_is_for_and_what_can_come(document):
             else: assert o["security"] == [{"key": [o["x-scope"]]}] and len(keyed) == 3
             assert ("404" in o["responses"]) == any(f"{n}" in re.split("[/:]", path) for n in CONTRACTS)
             if method == "post": assert {"400", "408", "413", "503", "504"} <= o["responses"].keys()
-    without = [o for m in openapi(ROUTES, {"binary": Known(CONTRACTS["binary"])}, keys=False)["paths"].values() for o in m.values()]
+    without = [o for m in openapi_document(ROUTES, {"binary": Known(CONTRACTS["binary"])}, auth_required=False)["paths"].values() for o in m.values()]
     assert not [o for o in without if o["security"] or {"401", "403", "429"} & o["responses"].keys()]
 
 
@@ -135,7 +135,7 @@ class Page(HTMLParser):
 
 
 def test_nothing_breaks_out_of_the_page(document):
-    page = docs_page(document, "https://models.example")
+    page = docs_html(document, "https://models.example")
     seen = Page(page)
     assert not seen.open and not seen.wrong and not {"script", "iframe", "img", "form", "object"} & {*seen.tags}
     assert not [a for a in seen.attributes if a[0].startswith("on") or a[0] == "src" or a[0] == "style"]
@@ -146,7 +146,7 @@ def test_nothing_breaks_out_of_the_page(document):
 
 
 def test_commands_are_what_a_shell_would_run(document):
-    commands = [shlex.split(t) for tag, t in Page(docs_page(document, "https://models.example")).texts if tag == "pre"]
+    commands = [shlex.split(t) for tag, t in Page(docs_html(document, "https://models.example")).texts if tag == "pre"]
     assert len(commands) == 4 + 4 * 4 and all(c[0] == "curl" and c[1].startswith("https://models.example/") for c in commands)
     for c in commands:
         path = c[1].removeprefix("https://models.example").replace("VERSION", "{version}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.trained_project import schema
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.release.release_plan import Plan, Rule, Variant
+from mlops_nb.release.release_plan import ReleasePlan, RoutingRule, Variant
 from mlops_nb.serve.routing import Router
 
 SCHEMA, N = schema("binary"), 4000
@@ -17,8 +17,8 @@ PEOPLE = {"id": [f"customer {i}" for i in range(N)]}
 
 
 def router(weights, **how):
-    how = {"sticky": "id", **how}
-    return Router(Plan("rows", 1, [Variant(n, "b", w) for n, w in weights.items()], **how), SCHEMA)
+    how = {"sticky_key": "id", **how}
+    return Router(ReleasePlan("rows", 1, [Variant(n, "b", w) for n, w in weights.items()], **how), SCHEMA)
 
 
 def dealt(weights, **how):
@@ -60,7 +60,7 @@ def test_among_those_whose_proportions_stay_nobody_moves(shares, joins):
 
 def test_a_flag_that_is_switched_moves_only_to_and_from_its_variant():
     variants = [Variant("a", "1", .5), Variant("b", "2", .3), Variant("c", "3", .2, flag="f")]
-    off, on = (Router(Plan("rows", 1, variants, "id", flags={"f": f}), SCHEMA) for f in (False, True))
+    off, on = (Router(ReleasePlan("rows", 1, variants, "id", flags={"f": f}), SCHEMA) for f in (False, True))
     before, after = ([r.choose(PEOPLE, i) for i in range(N)] for r in (off, on))
     assert "c" not in before and abs(before.count("a") - N * .5 / .8) <= far(N, .5 / .8)
     assert {y for x, y in zip(before, after, strict=True) if x != y} == {"c"}
@@ -69,7 +69,7 @@ def test_a_flag_that_is_switched_moves_only_to_and_from_its_variant():
 def test_another_salt_and_another_endpoint_deal_anew():
     shares = {"a": .5, "b": .5}
     first = dealt(shares)
-    elsewhere = Router(Plan("other", 1, [Variant("a", "b", .5), Variant("b", "b", .5)], "id"), SCHEMA)
+    elsewhere = Router(ReleasePlan("other", 1, [Variant("a", "b", .5), Variant("b", "b", .5)], "id"), SCHEMA)
     for other in (dealt(shares, salt="2"), [elsewhere.choose(PEOPLE, i) for i in range(N)]):
         same = sum(x == y for x, y in zip(first, other, strict=True))
         assert abs(same - N / 2) <= far(N, .5)
@@ -81,9 +81,9 @@ def test_the_order_and_the_bundles_of_the_variants_do_not_matter():
 
 CODE = """import json, sys
 from support.trained_project import schema
-from mlops_nb.release.release_plan import Plan, Variant
+from mlops_nb.release.release_plan import ReleasePlan, Variant
 from mlops_nb.serve.routing import Router
-r = Router(Plan("rows", 1, [Variant("a", "b", .6), Variant("b", "b", .3), Variant("c", "b", .1)], "id"), schema("binary"))
+r = Router(ReleasePlan("rows", 1, [Variant("a", "b", .6), Variant("b", "b", .3), Variant("c", "b", .1)], "id"), schema("binary"))
 print(json.dumps([r.choose({"id": [f"customer {i}"]}) for i in range(300)]))"""
 
 
@@ -96,38 +96,38 @@ def test_another_process_gives_the_same_answers():
 
 @pytest.mark.parametrize("keys", [[1, 2, 3], ["ä", "", "東京"], [1.5, True, "1"]])
 def test_any_value_of_a_column_is_a_customer(keys):
-    r = router({"a": .5, "b": .5}, sticky="count")
+    r = router({"a": .5, "b": .5}, sticky_key="count")
     assert [r.choose({"count": keys}, i) for i in range(3)] == [r.choose({"count": keys}, i) for i in range(3)]
 
 
 def test_who_does_not_say_who_they_are_is_dealt_out_by_chance():
     for r, columns in ((router({"a": .5, "b": .5}), {}), (router({"a": .5, "b": .5}), {"id": [None]}),
-                       (router({"a": .5, "b": .5}, sticky="header:X-Customer"), {}), (router({"a": .5, "b": .5}, sticky=None), {})):
+                       (router({"a": .5, "b": .5}, sticky_key="header:X-Customer"), {}), (router({"a": .5, "b": .5}, sticky_key=None), {})):
         met = [r.choose(columns, 0, {}) for _ in range(N)]
         assert abs(met.count("a") - N / 2) <= far(N, .5)
 
 
 def test_chance_deals_by_weight_whatever_number_it_draws():
-    r = router({"a": .7, "b": .2, "c": .1}, sticky=None)
+    r = router({"a": .7, "b": .2, "c": .1}, sticky_key=None)
     drawn = [r.choose({}, rng=lambda i=i: (i + .5) / 1000) for i in range(1000)]
     assert [drawn.count(v) for v in "abc"] == [700, 200, 100]
     assert (r.choose({}, rng=lambda: 0.), r.choose({}, rng=lambda: 1 - 2**-53)) == ("a", "c")
 
 
 def test_a_header_can_say_who_asks():
-    r = router({"a": .5, "b": .5}, sticky="header:X-Customer")
+    r = router({"a": .5, "b": .5}, sticky_key="header:X-Customer")
     met = [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]]
     assert met == [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]] and abs(met.count("a") - N / 2) <= far(N, .5)
     assert met == dealt({"a": .5, "b": .5})  # the same customer, however they are named
-    assert not r.by_row and router({"a": .5, "b": .5}).by_row and not router({"a": 1.}).by_row
+    assert not r.routes_rows and router({"a": .5, "b": .5}).routes_rows and not router({"a": 1.}).routes_rows
 
 
 def test_rules_come_before_weights_and_the_first_that_fits_decides():
     variants = [Variant("a", "1", 1), Variant("b", "2", 0), Variant("c", "3", 0, flag="f"), Variant("s", "4", mode="shadow")]
-    rules = [Rule({"count": [40, None]}, "c"), Rule({"count": [30, None], "known": True}, "b"), Rule({"place": "a"}, "b")]
+    rules = [RoutingRule({"count": [40, None]}, "c"), RoutingRule({"count": [30, None], "known": True}, "b"), RoutingRule({"place": "a"}, "b")]
     columns = {"count": [45, 45, 35, 5, 5], "known": [True, False, True, True, True], "place": ["x", "x", "x", "a", None]}
     for flags, expected in (({}, "babba"), ({"f": True}, "ccbba")):
-        r = Router(Plan("rows", 1, variants, None, rules, flags), SCHEMA)
+        r = Router(ReleasePlan("rows", 1, variants, None, rules, flags), SCHEMA)
         assert "".join(r.choose(columns, i) for i in range(5)) == expected
 
 
@@ -135,15 +135,15 @@ def test_a_request_can_switch_a_flag_on_only_where_the_plan_allows_it():
     variants = [Variant("a", "1", 1), Variant("b", "2", 0, flag="f"),
                 Variant("s", "4", mode="shadow", flag="g"), Variant("t", "4", mode="shadow")]
     for allowed, met, heard in ((True, "b", ["s", "t"]), (False, "a", ["t"])):
-        r = Router(Plan("rows", 1, variants, None, [Rule({}, "b")], request_flags=allowed), SCHEMA)
+        r = Router(ReleasePlan("rows", 1, variants, None, [RoutingRule({}, "b")], allow_request_flags=allowed), SCHEMA)
         headers = {"x-flags": "h, f ,g"}
-        assert r.choose({}, 0, headers) == met and r.shadows(headers) == heard
-        assert r.choose({}, 0, {}) == r.choose({}, 0) == "a" and r.shadows({}) == r.shadows() == ["t"]
+        assert r.choose({}, 0, headers) == met and r.shadow_names(headers) == heard
+        assert r.choose({}, 0, {}) == r.choose({}, 0) == "a" and r.shadow_names({}) == r.shadow_names() == ["t"]
 
 
-@pytest.mark.parametrize("how, words", [({"sticky": "knwon"}, "did you mean 'known'?"),
-                                        ({"rules": [Rule({"plaice": "a"}, "a")]}, "rule 1 of the plan of 'rows'"),
-                                        ({"rules": [Rule({}, "a"), Rule({"x": "one"}, "a")]}, "rule 2")])
+@pytest.mark.parametrize("how, words", [({"sticky_key": "knwon"}, "did you mean 'known'?"),
+                                        ({"rules": [RoutingRule({"plaice": "a"}, "a")]}, "rule 1 of the plan of 'rows'"),
+                                        ({"rules": [RoutingRule({}, "a"), RoutingRule({"x": "one"}, "a")]}, "rule 2")])
 def test_a_plan_about_columns_that_the_contract_does_not_have(how, words):
     with pytest.raises(UserError) as e: router({"a": 1.}, **how)
     assert words in str(e.value)

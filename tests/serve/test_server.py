@@ -16,7 +16,7 @@ import pytest
 from support import server as serving
 
 from mlops_nb.core.files import write_json
-from mlops_nb.release.release_plan import Plan, Variant
+from mlops_nb.release.release_plan import ReleasePlan, Variant
 
 MANY = bool(os.environ.get("MLOPS_NB_TEST_MANY")) # 100,000 requests instead of some thousands
 PREDICT = "/v1/endpoints/rows:predict"
@@ -225,7 +225,7 @@ def test_swaps_under_load_cost_no_request(two, project):
         for k in range(swaps):
             before = sum(len(c.answered) for c in clients)
             written.append((f"r{k}", time.time(), ids[(k + 1) % 2]))
-            write_json(plan, Plan("rows", k + 2, [Variant(f"r{k}", ids[(k + 1) % 2])]))
+            write_json(plan, ReleasePlan("rows", k + 2, [Variant(f"r{k}", ids[(k + 1) % 2])]))
             s.until(lambda k=k: all(c.answered and b'"r%d"' % k in c.answered[-1][3] for c in clients), f"swapped to r{k}")
             if MANY: s.until(lambda n=before: sum(len(c.answered) for c in clients) > n + 2000, "2,000 more requests", 120)
     answered = [a for c in clients for a in c.answered]
@@ -251,17 +251,17 @@ def test_a_plan_that_cannot_be_followed_changes_nothing_and_is_said(two, project
         old = s.post(PREDICT, serving.instances(1))[2]["bundle"]
         assert old == ids[0]
         if damage == "torn": plan.write_text(plan.read_text()[:40])
-        if damage == "missing bundle": write_json(plan, Plan("rows", 2, [Variant("new", "0" * 64)]))
-        if damage == "weights": write_json(plan, Plan("rows", 2, [Variant("new", ids[1], .4)]))
+        if damage == "missing bundle": write_json(plan, ReleasePlan("rows", 2, [Variant("new", "0" * 64)]))
+        if damage == "weights": write_json(plan, ReleasePlan("rows", 2, [Variant("new", ids[1], .4)]))
         if damage == "damaged bundle":
             (project / "bundles" / ids[1] / "card.md").write_text("another card")
-            write_json(plan, Plan("rows", 2, [Variant("new", ids[1])]))
+            write_json(plan, ReleasePlan("rows", 2, [Variant("new", ids[1])]))
         s.until(lambda: "was refused" in s.output, "told in the log")
         for _ in range(20): assert s.post(PREDICT, serving.instances(1))[2]["bundle"] == old
         assert swaps(s, "refused") >= 1
         shutil.rmtree(project / "bundles" / ids[1])
         store(project, two)
-        write_json(plan, Plan("rows", 3, [Variant("new", ids[1])]))
+        write_json(plan, ReleasePlan("rows", 3, [Variant("new", ids[1])]))
         s.until(lambda: s.post(PREDICT, serving.instances(1))[2]["bundle"] == ids[1], "swapped when the plan was good again")
         assert "Traceback" not in s.output
 

@@ -9,23 +9,23 @@ from scipy.stats import chi2_contingency
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.stats.statistics import (
-    BUCKETS,
-    COUNTERS,
-    STATISTICS,
+    MAX_BUCKETS,
+    MAX_COUNTERS,
+    STATISTICS_SCHEMA,
     Baseline,
-    Reference,
-    compare,
-    distinct,
+    ReferenceHistogram,
+    jensen_shannon_test,
+    approx_n_unique,
     fit_baseline,
-    float_keys,
-    key_floats,
-    merge,
-    sketch,
-    smallest_hashes,
+    float_to_ordered_int,
+    ordered_int_to_float,
+    merge_summaries,
+    build_sketch,
+    kmv_sketch,
     statistics_frame,
-    summarise,
+    summarize_columns,
     top_counts,
-    value_skew,
+    detect_drift,
 )
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -35,15 +35,15 @@ def contract(**columns):
     return Schema("t", "regression", "y", dict(columns, y=Column("number")))
 
 
-def numbers(values): return sketch(float_keys(np.asarray(values, float)), np.ones(len(values), np.int64))
+def numbers(values): return build_sketch(float_to_ordered_int(np.asarray(values, float)), np.ones(len(values), np.int64))
 
 
 @given(st.lists(finite, min_size=1, max_size=50))
 @settings(deadline=None, max_examples=200)
 def test_keys_sort_like_the_values_and_go_back(values):
     x = np.array(values)
-    assert np.array_equal(key_floats(float_keys(x)), x)
-    assert np.array_equal(np.argsort(float_keys(x), kind="stable"), np.argsort(x + 0.0, kind="stable"))
+    assert np.array_equal(ordered_int_to_float(float_to_ordered_int(x)), x)
+    assert np.array_equal(np.argsort(float_to_ordered_int(x), kind="stable"), np.argsort(x + 0.0, kind="stable"))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 20_000), st.floats(0, 1), st.sampled_from(["normal", "lognormal", "counts", "mixed"]))
@@ -54,28 +54,28 @@ def test_a_merged_sketch_is_the_sketch_of_everything(seed, n, share, kind):
          "mixed": np.concatenate([r.normal(size=n // 2), np.zeros(n - n // 2), [-1e308, 1e308]])}[kind]
     cut = int(share * len(x))
     one, two = numbers(x[:cut]).merge(numbers(x[cut:])), numbers(x)
-    assert one.shift == two.shift and np.array_equal(one.keys, two.keys) and np.array_equal(one.counts, two.counts)
-    assert len(two.keys) <= BUCKETS and two.counts.sum() == len(x)
+    assert one.dropped_bits == two.dropped_bits and np.array_equal(one.keys, two.keys) and np.array_equal(one.counts, two.counts)
+    assert len(two.keys) <= MAX_BUCKETS and two.counts.sum() == len(x)
     assert (np.diff(two.keys) > 0).all()
 
 
 def test_a_sketch_drops_no_more_bits_than_it_must():
-    x = np.arange(2 * BUCKETS, dtype=np.int64)
-    assert sketch(x[:BUCKETS], np.ones(BUCKETS, np.int64)).shift == 0
-    assert sketch(x[:BUCKETS + 1], np.ones(BUCKETS + 1, np.int64)).shift == 1
-    assert sketch(x, np.ones(2 * BUCKETS, np.int64)).shift == 1
+    x = np.arange(2 * MAX_BUCKETS, dtype=np.int64)
+    assert build_sketch(x[:MAX_BUCKETS], np.ones(MAX_BUCKETS, np.int64)).dropped_bits == 0
+    assert build_sketch(x[:MAX_BUCKETS + 1], np.ones(MAX_BUCKETS + 1, np.int64)).dropped_bits == 1
+    assert build_sketch(x, np.ones(2 * MAX_BUCKETS, np.int64)).dropped_bits == 1
 
 
 def test_few_distinct_values_stay_exact_however_close():
     x = np.repeat([2011.0, 2012.0, np.nextafter(2012.0, 3000)], 1000)
     s = numbers(x)
-    assert s.shift == 0 and s.counts.tolist() == [1000] * 3
+    assert s.dropped_bits == 0 and s.counts.tolist() == [1000] * 3
 
 
 @pytest.mark.parametrize("q", [0.01, 0.5, 0.99])
 def test_quantiles_are_near_the_true_ones(q):
     x = np.random.default_rng(1).lognormal(3, 1, 200_000)
-    got = key_floats(np.array([numbers(x).quantile(q)]))[0]
+    got = ordered_int_to_float(np.array([numbers(x).quantile_key(q)]))[0]
     assert abs(got / np.quantile(x, q) - 1) < 0.01
 
 
@@ -83,8 +83,8 @@ def test_quantiles_are_near_the_true_ones(q):
 @settings(deadline=None, max_examples=20)
 def test_top_counts_are_lower_bounds_off_by_a_thousandth(counts):
     top = top_counts(counts)
-    assert len(top) <= COUNTERS
-    assert all(counts[k] - sum(counts.values()) / COUNTERS <= n <= counts[k] for k, n in top.items())
+    assert len(top) <= MAX_COUNTERS
+    assert all(counts[k] - sum(counts.values()) / MAX_COUNTERS <= n <= counts[k] for k, n in top.items())
 
 
 def test_frequent_categories_survive_many_merges_of_noise():
@@ -92,16 +92,16 @@ def test_frequent_categories_survive_many_merges_of_noise():
     batches = []
     for i in range(30):
         rare = [f"id-{i}-{k}" for k in range(5_000)]
-        batches.append(summarise(pl.DataFrame(dict(c=rare + ["big"] * 1000, y=r.normal(size=6_000))), contract(c=Column("category"))))
-    c = merge(batches)["c"]
-    assert next(iter(c.top)) == "big" and 30_000 - c.rows / COUNTERS <= c.top["big"] <= 30_000
-    assert abs(distinct(c.hashes) / 150_001 - 1) < 0.15
-    assert len(c.top) <= COUNTERS
+        batches.append(summarize_columns(pl.DataFrame(dict(c=rare + ["big"] * 1000, y=r.normal(size=6_000))), contract(c=Column("category"))))
+    c = merge_summaries(batches)["c"]
+    assert next(iter(c.top_values)) == "big" and 30_000 - c.rows / MAX_COUNTERS <= c.top_values["big"] <= 30_000
+    assert abs(approx_n_unique(c.hashes) / 150_001 - 1) < 0.15
+    assert len(c.top_values) <= MAX_COUNTERS
 
 
 @pytest.mark.parametrize("n", [0, 1, 1023, 1024, 5_000, 300_000])
 def test_distinct(n):
-    got = distinct(smallest_hashes(pl.Series(range(n), dtype=pl.Int64).hash().to_numpy()))
+    got = approx_n_unique(kmv_sketch(pl.Series(range(n), dtype=pl.Int64).hash().to_numpy()))
     assert got == n if n < 1024 else abs(got / n - 1) < 0.15
 
 
@@ -113,25 +113,25 @@ def test_summary_of_odd_columns():
                               huge=[1e308, -1e308, 1e308], big=[2**63 - 1, -2**63, 0], when=[None, 0, 10**15],
                               words=["a", "b", "a"], y=[1.0, 2.0, 3.0]),
                          schema_overrides=dict(nothing=pl.Float64, big=pl.Int64, when=pl.Datetime("us")))
-    got = summarise(frame, s)
-    assert (got["nothing"].missing, got["nothing"].low, got["nothing"].quantiles()) == (3, None, [])
-    assert (got["nan"].missing, got["nan"].mean, got["nan"].low, got["nan"].high) == (1, 2.0, 1.0, 3.0)
-    assert got["flag"].top == {"true": 2, "false": 1}
+    got = summarize_columns(frame, s)
+    assert (got["nothing"].missing, got["nothing"].min, got["nothing"].quantiles()) == (3, None, [])
+    assert (got["nan"].missing, got["nan"].mean, got["nan"].min, got["nan"].max) == (1, 2.0, 1.0, 3.0)
+    assert got["flag"].top_values == {"true": 2, "false": 1}
     assert got["huge"].mean == pytest.approx(1e308 / 3)
-    assert got["big"].low == -2.0**63
-    assert (got["when"].low, got["when"].high) == (0.0, 1e15)
-    assert distinct(got["words"].hashes) == 2 and not got["words"].top
+    assert got["big"].min == -2.0**63
+    assert (got["when"].min, got["when"].max) == (0.0, 1e15)
+    assert approx_n_unique(got["words"].hashes) == 2 and not got["words"].top_values
     table = statistics_frame({"p": got})
-    assert table.schema == STATISTICS and table.height == 8
+    assert table.schema == STATISTICS_SCHEMA and table.height == 8
 
 
 def test_empty_frames_summarise_and_merge():
     s = contract(a=Column("number"), c=Column("category"))
     full = pl.DataFrame(dict(a=[1.0, 2.0], c=["x", "y"], y=[0.0, 1.0]))
-    empty = summarise(full.clear(), s)
-    both = merge([empty, summarise(full, s), empty])
-    assert both["a"].rows == 2 and both["a"].mean == 1.5 and both["c"].top == {"x": 1, "y": 1}
-    assert merge([empty, empty])["a"].rows == 0
+    empty = summarize_columns(full.clear(), s)
+    both = merge_summaries([empty, summarize_columns(full, s), empty])
+    assert both["a"].rows == 2 and both["a"].mean == 1.5 and both["c"].top_values == {"x": 1, "y": 1}
+    assert merge_summaries([empty, empty])["a"].rows == 0
     assert statistics_frame({"p": empty}).height == 3
 
 
@@ -139,13 +139,13 @@ def test_empty_frames_summarise_and_merge():
 @settings(deadline=None, max_examples=50)
 def test_moments_merge(batches):
     s = contract()
-    got = merge([summarise(pl.DataFrame(dict(y=b), schema=dict(y=pl.Float64)), s) for b in batches])["y"]
+    got = merge_summaries([summarize_columns(pl.DataFrame(dict(y=b), schema=dict(y=pl.Float64)), s) for b in batches])["y"]
     x = np.array([v for b in batches for v in b if v is not None])
     assert (got.rows, got.missing) == (sum(map(len, batches)), sum(v is None for b in batches for v in b))
     if len(x):
         assert got.mean == pytest.approx(x.mean(), abs=1e-6)
         assert got.m2 == pytest.approx(((x - x.mean())**2).sum(), rel=1e-6, abs=1e-5)
-        assert (got.low, got.high) == (x.min(), x.max())
+        assert (got.min, got.max) == (x.min(), x.max())
 
 
 # --- value skew ---------------------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def rows(n, seed, shift=0.0, probabilities=(0.5, 0.3, 0.2), missing=0.0):
 def baseline(): return fit_baseline(rows(50_000, 0), SCHEMA)
 
 
-def skewed(frame, baseline): return {s.column: s for s in value_skew(summarise(frame, SCHEMA), baseline)}
+def skewed(frame, baseline): return {s.column: s for s in detect_drift(summarize_columns(frame, SCHEMA), baseline)}
 
 
 def test_baseline_survives_json_and_counts_every_row(baseline):
@@ -177,8 +177,8 @@ def test_baseline_survives_json_and_counts_every_row(baseline):
 
 
 def test_same_rows_give_the_baseline_back(baseline):
-    s = summarise(rows(50_000, 0), SCHEMA)
-    for c, r in baseline.columns.items(): assert r.cells(s[c]).tolist() == r.counts
+    s = summarize_columns(rows(50_000, 0), SCHEMA)
+    for c, r in baseline.columns.items(): assert r.bin_counts(s[c]).tolist() == r.counts
 
 
 @pytest.mark.parametrize("n", [1, 30, 500, 100_000])
@@ -192,39 +192,39 @@ def test_a_tiny_shift_of_many_rows_is_not_reported(baseline):
 
 def test_real_changes_are_reported(baseline):
     assert set(skewed(rows(3_000, 9, shift=0.5), baseline)) == {"x"}
-    assert "missing" in skewed(rows(3_000, 9, missing=0.3), baseline)["x"].sentence
+    assert "missing" in skewed(rows(3_000, 9, missing=0.3), baseline)["x"].message
     assert set(skewed(rows(3_000, 9, probabilities=(0.2, 0.3, 0.5)), baseline)) == {"c"}
     new = rows(3_000, 9).with_columns(c=pl.when(pl.int_range(pl.len()) % 5 == 0).then(pl.lit("new")).otherwise("c"))
-    assert "any other value" in skewed(new, baseline)["c"].sentence
+    assert "any other value" in skewed(new, baseline)["c"].message
     broken = skewed(rows(3_000, 9).with_columns(x=pl.lit(0.0)), baseline)["x"]
-    assert broken.value > broken.floor and broken.value > broken.null_level and broken.p_value < 1e-6
+    assert broken.distance > broken.min_distance and broken.distance > broken.critical_value and broken.p_value < 1e-6
 
 
 def test_no_rows_are_no_evidence(baseline):
     assert not skewed(rows(10, 9).clear(), baseline)
-    assert not value_skew({}, baseline)
+    assert not detect_drift({}, baseline)
 
 
 def test_columns_that_were_empty_or_constant_in_training():
     s = contract(n=Column("number", nullable=True), k=Column("integer"))
     train = pl.DataFrame(dict(n=[None] * 1000, k=[1] * 1000, y=np.arange(1000.0)), schema_overrides=dict(n=pl.Float64))
     b = fit_baseline(train, s)
-    assert value_skew(summarise(train, s), b) == []
+    assert detect_drift(summarize_columns(train, s), b) == []
     now = train.with_columns(n=pl.lit(3.0), k=pl.lit(2, pl.Int64))
-    assert {x.column for x in value_skew(summarise(now, s), b)} == {"n", "k"}
+    assert {x.column for x in detect_drift(summarize_columns(now, s), b)} == {"n", "k"}
 
 
 def test_g_statistic_is_the_one_of_the_textbook():
     a, b = np.array([100, 300, 600]), np.array([20, 45, 60])
     expected = chi2_contingency(np.array([a, b]), lambda_="log-likelihood", correction=False)
-    assert compare(a, b)[2] == pytest.approx(expected.pvalue, rel=1e-6)
+    assert jensen_shannon_test(a, b)[2] == pytest.approx(expected.pvalue, rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [200, 2_000])
 def test_null_level_is_the_99th_percentile_of_chance(n):
     r, p = np.random.default_rng(0), np.array([0.02] + [0.098] * 10)
     before = (p * 50_000).astype(int)
-    distances = [compare(before, r.multinomial(n, p)) for _ in range(2_000)]
+    distances = [jensen_shannon_test(before, r.multinomial(n, p)) for _ in range(2_000)]
     share = np.mean([d > null for d, null, *_ in distances])
     assert 0.003 < share < 0.025
 
@@ -236,7 +236,7 @@ def test_false_reports_are_controlled_over_many_columns():
         x = np.random.default_rng(seed).normal(size=(n, 51))
         return pl.DataFrame(x, [*s.columns])
     b = fit_baseline(draw(5_000, 0), s)
-    assert sum(bool(value_skew(summarise(draw(300, i), s), b)) for i in range(1, 61)) <= 3
+    assert sum(bool(detect_drift(summarize_columns(draw(300, i), s), b)) for i in range(1, 61)) <= 3
 
 
 def test_an_atom_at_an_edge_stays_in_its_cell_when_the_new_rows_need_a_coarser_sketch():
@@ -250,12 +250,12 @@ def test_an_atom_at_an_edge_stays_in_its_cell_when_the_new_rows_need_a_coarser_s
         return tips(n).with_columns(y=pl.when(pl.col("y").is_in([2.75, 9.99])).then("y").otherwise(pl.col("y") + r.random(n) / 100))
     s = contract()
     b = fit_baseline(tips(20_000), s)
-    now = summarise(fine(60_000), s)
-    assert now["y"].sketch.shift > 0 and value_skew(now, b) == []
+    now = summarize_columns(fine(60_000), s)
+    assert now["y"].sketch.dropped_bits > 0 and detect_drift(now, b) == []
 
 
 def test_values_outside_of_what_was_seen_have_cells_of_their_own(baseline):
-    cells = baseline.columns["x"].cells(summarise(rows(10, 1).with_columns(x=pl.Series([99.0] * 6 + [-99.0] * 4)), SCHEMA)["x"])
+    cells = baseline.columns["x"].bin_counts(summarize_columns(rows(10, 1).with_columns(x=pl.Series([99.0] * 6 + [-99.0] * 4)), SCHEMA)["x"])
     assert (cells[1], cells[-1], cells.sum()) == (4, 6, 10)
     assert baseline.columns["x"].counts[1] == baseline.columns["x"].counts[-1] == 0
     huge = fit_baseline(pl.DataFrame(dict(y=[1.7976931348623157e308, -1.7976931348623157e308] * 3000 + list(range(5000)))), contract())
@@ -264,7 +264,7 @@ def test_values_outside_of_what_was_seen_have_cells_of_their_own(baseline):
 
 
 def test_cell_names_are_readable():
-    r = Reference([0] * 5, edges=[1.0, 5.0, 9.0])
-    assert [r.cell_name([i]) for i in range(5)] == ["missing", "below 1", "from 1 below 5", "from 5 up to 9", "above 9"]
-    assert r.cell_name([0, 1]) == "missing or below 1" and r.cell_name([1, 2, 3, 4]) == "any number"
-    assert Reference([0] * 4, categories=["a", "b"]).cell_name([2, 3]) == "b, any other value"
+    r = ReferenceHistogram([0] * 5, edges=[1.0, 5.0, 9.0])
+    assert [r.bin_label([i]) for i in range(5)] == ["missing", "below 1", "from 1 below 5", "from 5 up to 9", "above 9"]
+    assert r.bin_label([0, 1]) == "missing or below 1" and r.bin_label([1, 2, 3, 4]) == "any number"
+    assert ReferenceHistogram([0] * 4, categories=["a", "b"]).bin_label([2, 3]) == "b, any other value"

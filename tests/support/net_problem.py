@@ -2,7 +2,7 @@
 import numpy as np
 
 from mlops_nb.config.params import NetParams
-from mlops_nb.train.dataset import Part
+from mlops_nb.train.dataset import TrainingPart
 
 SMALL = NetParams(ensemble_size=4, d_hidden=24, n_blocks=2, d_embedding=8, n_bins=8, max_epochs=4, patience=4, batch_size=64, dropout=0.2)
 
@@ -13,4 +13,4 @@ def problem(task="binary", n=600, seed=0):
     X[rng.random((n, 3)) < 0.1] = np.nan
     signal_ = np.nan_to_num(X[:, 0]) + (X[:, 2] == 3) + 0.3 * rng.normal(size=n)
     y = signal_ * 1000 + 5e6 if task == "regression" else np.digitize(signal_, [0.3] if task == "binary" else [-0.3, 0.7]).astype(float)
-    return Part(X[: n * 2 // 3], y[: n * 2 // 3]), Part(X[n * 2 // 3:], y[n * 2 // 3:])
+    return TrainingPart(X[: n * 2 // 3], y[: n * 2 // 3]), TrainingPart(X[n * 2 // 3:], y[n * 2 // 3:])

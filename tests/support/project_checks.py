@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mlops_nb.core.files import read_json
-from mlops_nb.data.ingest import raw_batches, scan_data
+from mlops_nb.data.ingest import read_raw_batches, scan_data
 from mlops_nb.model.predictor import Predictor
 
 BIN = Path(sys.executable).parent
@@ -62,14 +62,14 @@ def check_release(root, gate):
     assert (stored, len(plans)) == (([gate["bundle"]], 1) if gate["passed"] else ([], 0))
     if plans: assert [v["bundle"] for v in read_json(plans[0], dict)["variants"]] == [gate["bundle"]]
     said = run("mlops-nb", "gate", "check", cwd=root, rc=0 if gate["passed"] else 1)
-    assert gate["sentence"] in said
+    assert gate["message"] in said
 
 
 def check_parity(root, place):
     "The bundle at `place` gives the raw test rows, as they were delivered, the very scores that were evaluated."
     predictor, keys, seen = Predictor.open(place), ["_source", "_row"], 0
     p = predictions(root)
-    for _, frame in raw_batches(root):
+    for _, frame in read_raw_batches(root):
         rows = frame.join(p.select(*keys, "^score.*$"), on=keys, how="inner")
         scores, seen = predictor.predict(rows), seen + len(rows)
         assert np.array_equal(scores, rows.select("^score.*$").to_numpy().reshape(scores.shape))
@@ -89,7 +89,7 @@ def check_pages(root, gate, output):
         assert link == "data:," or (root / "reports" / link).exists(), link # the empty icon
     last = [x for x in output.splitlines() if x.startswith("The gate ")][-1]
     start = "The gate passed. " if gate["passed"] else "The gate failed. Nothing was deployed: "
-    assert last.startswith(start) and gate["sentence"] in last and (root / last.rsplit("Look at ", 1)[1]).exists()
+    assert last.startswith(start) and gate["message"] in last and (root / last.rsplit("Look at ", 1)[1]).exists()
     lines = output.splitlines() # after it come only DVC's own remarks
     assert not any(x.startswith("> mlops-nb") or "error" in x.lower() for x in lines[lines.index(last) + 1:])
 
@@ -97,7 +97,7 @@ def check_pages(root, gate, output):
 def check_project(root, output):
     "All of it; gives the gate's verdict."
     gate = read_json(root / "artifacts/gate.json", dict)
-    assert gate["passed"] == all(r["passed"] for r in gate["rules"])
+    assert gate["passed"] == all(r["passed"] for r in gate["results"])
     check_counts(root)
     check_release(root, gate)
     check_parity(root, root / "bundles" / gate["bundle"] if gate["passed"] else root / "artifacts/bundle")

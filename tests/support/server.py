@@ -22,10 +22,10 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops_nb.bundle.bundle import pack
-from mlops_nb.bundle.store import put
+from mlops_nb.bundle.bundle import pack_bundle
+from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.settings import read_settings
-from mlops_nb.release.release_plan import plan_path, release
+from mlops_nb.release.release_plan import plan_path, promote_bundle
 from support import trained_project as modelling
 from support.services import free_port
 
@@ -34,15 +34,15 @@ ENDPOINT = "rows"
 
 def bundle(root, task="binary", n=500, **how):
     "The folder of a bundle; `root` is a new project that is trained for it."
-    return pack(modelling.judged(modelling.trained(root, task, n=n, **how), task))
+    return pack_bundle(modelling.judged(modelling.trained(root, task, n=n, **how), task))
 
 
 def project(root, task="binary", made=None, settings="", **how):
     "A folder as a deployment leaves it: settings, store and plan of the endpoint `rows`; `made` is a bundle that is there already."
     made = made or bundle(root / "training", task, **how)
     (root / "settings.ini").write_text(f"[release]\nendpoint = {ENDPOINT}\n{settings}")
-    place = put(made, root / "bundles")
-    release(plan_path(root, read_settings(root, {})), ENDPOINT, place.name)
+    place = store_bundle(made, root / "bundles")
+    promote_bundle(plan_path(root, read_settings(root, {})), ENDPOINT, place.name)
     return root
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlops_nb.core.files import hash_folder
+from mlops_nb.core.files import file_hashes
 
 BIN = Path(sys.executable).parent
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("MLOPS_NB_")} | {
@@ -49,7 +49,7 @@ def leftovers(folder): return sorted(str(p.relative_to(folder)) for p in folder.
 
 def results(root):
     "The hash of each file that the pipeline made from the data, but for what tells the time."
-    return {f"{top}/{name}": sha for top in ("artifacts", "quarantine") for name, sha in hash_folder(root / top).items()}
+    return {f"{top}/{name}": sha for top in ("artifacts", "quarantine") for name, sha in file_hashes(root / top).items()}
 
 
 def edit(path, old, new):

@@ -4,12 +4,12 @@ import os
 import numpy as np
 import polars as pl
 
-from mlops_nb.bundle.bundle import draft
+from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.params import NetParams, Params, PrepareParams, SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.files import write_json
-from mlops_nb.data.prepare import prepare
-from mlops_nb.train.stage import train
+from mlops_nb.data.prepare import run_prepare
+from mlops_nb.train.stage import run_train
 
 os.environ.setdefault("MLOPS_NB_RUN_THREADS", "1") # several trainings at once on few cores wait for each other
 
@@ -45,7 +45,7 @@ def rows(n=900, seed=0, task="binary"):
 
 
 def schema(task):
-    return Schema("rows", task, "y", classes=CLASSES[task], entity="id", segments=["known"], missing=["?"], columns={
+    return Schema("rows", task, "y", classes=CLASSES[task], entity="id", segments=["known"], missing_values=["?"], columns={
         "id": Column("text", feature=False), "x": Column("number", nullable=True, range=(-10, 10)),
         "count": Column("integer", range=(0, 50)), "place": Column("category", nullable=True),
         "known": Column("boolean"), "when": Column("timestamp", nullable=True),
@@ -67,8 +67,8 @@ def trained(root, task="binary", features=True, n=900, learner="gbdt", counts=Fa
     accepted = known.with_columns(pl.col("place").replace({"?": None}), _source=pl.lit("rows.csv"), _row=pl.int_range(n))
     accepted.write_parquet(root / "artifacts/accepted/part-0.parquet")
     write_params(params, root / "params.yaml")
-    prepare(root)
-    train(root, learner)
+    run_prepare(root)
+    run_train(root, learner)
     return root
 
 
@@ -78,12 +78,12 @@ def judged(root, task="binary"):
     figure, learner = {"value": .8, "low": .7, "high": .9}, read_params(root / "params.yaml").train.learners[0]
     write_json(art / "evaluation/policy.json", {"task": task, "classes": CLASSES[task], "threshold": .37 if binary else None,
                                                 "costs": {"false_positive": 1.0} if binary else {}})
-    write_json(art / "evaluation/evaluation.json", {"learner": learner, "primary": "m",
+    write_json(art / "evaluation/evaluation.json", {"learner": learner, "primary_metric": "m",
                                                     "metrics": {"test": {"m": figure}, "valid": {"m": figure}},
                                                     "better": "higher", "confidence": .95})
-    predictor, valid = draft(root, learner), pl.read_parquet(art / "prepared/valid.parquet")
-    names, scores = [c for c in predictor.output() if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
+    predictor, valid = open_trained_predictor(root, learner), pl.read_parquet(art / "prepared/valid.parquet")
+    names, scores = [c for c in predictor.output_schema() if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
     pl.DataFrame(scores, schema=names).with_columns(part=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})
-    write_json(art / "explanation/attribution.json", {"rows": 10, "features": []})
+    write_json(art / "explanation/attribution_baseline.json", {"n_rows": 10, "features": []})
     return root

@@ -7,10 +7,10 @@ import pytest
 from mlops_nb.config.params import Params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.core.files import file_hashes, read_json
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.train import baselines
-from mlops_nb.train.baselines import Baselines, baseline, constant
+from mlops_nb.train.baselines import BaselineModels, run_baselines, fit_constant
 
 OUT = "artifacts/models/baseline"
 CLASSES = {"binary": ["no", "yes"], "multiclass": ["low", "mid", "high"], "regression": None}
@@ -44,7 +44,7 @@ def scores(root):
 
 
 def test_binary(tmp_path):
-    baseline(project(tmp_path, "binary"))
+    run_baselines(project(tmp_path, "binary"))
     s = scores(tmp_path)
     rate = pl.read_parquet(tmp_path / "artifacts/prepared/train.parquet")["_target"].mean()
     assert s["constant"].unique().to_list() == [rate]
@@ -52,7 +52,7 @@ def test_binary(tmp_path):
 
 
 def test_multiclass(tmp_path):
-    baseline(project(tmp_path, "multiclass"))
+    run_baselines(project(tmp_path, "multiclass"))
     s = scores(tmp_path)
     assert s.schema["linear"] == s.schema["constant"] == pl.List(pl.Float64)
     p = np.array(s["linear"].to_list())
@@ -61,49 +61,49 @@ def test_multiclass(tmp_path):
 
 
 def test_regression(tmp_path):
-    baseline(project(tmp_path, "regression"))
+    run_baselines(project(tmp_path, "regression"))
     s = scores(tmp_path)
     error = {c: float(((s[c] - s["_target"]) ** 2).mean() ** 0.5) for c in ("constant", "linear")}
     assert error["linear"] < 0.5 * error["constant"]
-    fitted = read_json(tmp_path / OUT / "baselines.json", Baselines)
+    fitted = read_json(tmp_path / OUT / "baselines.json", BaselineModels)
     assert set(fitted.constant) == {"score", "median"} and fitted.linear == "Ridge"
 
 
 def test_constants():
-    assert constant(np.array([0.0, 0, 1, 1, 1]), "binary") == {"score": 0.6}
-    assert constant(np.array([0.0, 0, 1, 1]), "multiclass", 3) == {"score": [0.5, 0.5, 0.0]}
-    assert constant(np.array([1.0, 2, 9]), "regression") == {"score": 4.0, "median": 2.0}
+    assert fit_constant(np.array([0.0, 0, 1, 1, 1]), "binary") == {"score": 0.6}
+    assert fit_constant(np.array([0.0, 0, 1, 1]), "multiclass", 3) == {"score": [0.5, 0.5, 0.0]}
+    assert fit_constant(np.array([1.0, 2, 9]), "regression") == {"score": 4.0, "median": 2.0}
 
 
 @pytest.mark.parametrize("task", list(CLASSES))
 def test_a_second_run_writes_the_same_bytes(tmp_path, task):
-    baseline(project(tmp_path, task))
-    first = hash_folder(tmp_path / OUT)
-    baseline(tmp_path)
-    assert hash_folder(tmp_path / OUT) == first
+    run_baselines(project(tmp_path, task))
+    first = file_hashes(tmp_path / OUT)
+    run_baselines(tmp_path)
+    assert file_hashes(tmp_path / OUT) == first
 
 
 def test_more_rows_than_it_needs_are_sampled_with_the_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "ROWS", 200)
-    facts = baseline(project(tmp_path, "binary"))
-    first = hash_folder(tmp_path / OUT)
-    assert facts["rows"] == 600 and read_json(tmp_path / OUT / "baselines.json", Baselines).rows == 200
+    facts = run_baselines(project(tmp_path, "binary"))
+    first = file_hashes(tmp_path / OUT)
+    assert facts["rows"] == 600 and read_json(tmp_path / OUT / "baselines.json", BaselineModels).rows == 200
     write_params(msgspec.convert({"prepare": {"features_file": None}, "train": {"seed": 5}}, Params), tmp_path / "params.yaml")
-    baseline(tmp_path)
-    assert hash_folder(tmp_path / OUT) != first
+    run_baselines(tmp_path)
+    assert file_hashes(tmp_path / OUT) != first
 
 
 def test_an_event_too_rare_for_the_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "ROWS", 5)
     rare = pl.when(pl.col("_row") == 17).then(1.0).otherwise(0.0)
-    baseline(project(tmp_path, "binary", change=lambda f: f.with_columns(_target=rare)))
+    run_baselines(project(tmp_path, "binary", change=lambda f: f.with_columns(_target=rare)))
     s = scores(tmp_path)
     assert s["constant"][0] == pytest.approx(1 / 600) and s["linear"].is_finite().all()
 
 
 def test_many_categories_are_bounded(tmp_path):
-    facts = baseline(project(tmp_path, "binary", n=30_000, change=lambda f: f.with_columns(kind=pl.format("c{}", pl.col("_row") % 900))))
-    assert facts["columns"] == 2 + 3 + baselines.NAMES
+    facts = run_baselines(project(tmp_path, "binary", n=30_000, change=lambda f: f.with_columns(kind=pl.format("c{}", pl.col("_row") % 900))))
+    assert facts["columns"] == 2 + 3 + baselines.MAX_LINEAR_CATEGORIES
 
 
 def test_holes_infinities_huge_numbers_new_names(tmp_path):
@@ -111,13 +111,13 @@ def test_holes_infinities_huge_numbers_new_names(tmp_path):
     def change(f):
         x = pl.when(odd == 0).then(None).when(odd == 1).then(float("inf")).when(odd == 2).then(1.7e308).otherwise("x")
         return f.with_columns(x=x, ok=pl.lit(None, pl.Boolean), kind=pl.when(pl.col("_row") > 600).then(pl.lit("new")).otherwise("kind"))
-    baseline(project(tmp_path, "regression", change=change))
+    run_baselines(project(tmp_path, "regression", change=change))
     assert scores(tmp_path)["linear"].is_finite().all()
 
 
 @pytest.mark.parametrize("task", list(CLASSES))
 def test_a_handful_of_rows(tmp_path, task):
-    baseline(project(tmp_path, task, n=10))
+    run_baselines(project(tmp_path, task, n=10))
     assert scores(tmp_path).height == 4
 
 
@@ -125,24 +125,24 @@ def test_a_class_without_training_rows_gets_probability_zero(tmp_path):
     root = project(tmp_path, "multiclass")
     path = root / "artifacts/prepared/train.parquet"
     pl.read_parquet(path).filter(pl.col("_target") != 1).write_parquet(path)
-    baseline(root)
+    run_baselines(root)
     assert (np.array(scores(root)["linear"].to_list())[:, 1] == 0).all()
 
 
 def test_the_solver_may_fail_to_converge(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(baselines, "ITERATIONS", 1)
-    baseline(project(tmp_path, "binary"))
-    assert not read_json(tmp_path / OUT / "baselines.json", Baselines).converged
+    run_baselines(project(tmp_path, "binary"))
+    assert not read_json(tmp_path / OUT / "baselines.json", BaselineModels).converged
     assert not [w for w in recwarn if "onverge" in str(w.message)]
 
 
 def test_a_target_that_is_all_the_same_and_an_empty_part(tmp_path):
     root = project(tmp_path, "binary", change=lambda f: f.with_columns(_target=pl.lit(1.0)))
-    with pytest.raises(UserError, match="is 'yes' in all 600 rows"): baseline(root)
+    with pytest.raises(UserError, match="is 'yes' in all 600 rows"): run_baselines(root)
     project(root, "binary")
     path = root / "artifacts/prepared/test.parquet"
     pl.read_parquet(path)[:0].write_parquet(path)
-    with pytest.raises(UserError, match="test part has no rows"): baseline(root)
+    with pytest.raises(UserError, match="test part has no rows"): run_baselines(root)
     assert not (root / OUT).exists()
 
 
@@ -151,8 +151,8 @@ def test_the_matrix_by_hand():
     schema = Schema("t", "binary", target="y", classes=["a", "b"], columns=columns)
     frame = pl.DataFrame({"k": ["p"] * 10 + ["q"], "x": [0.0] * 5 + [2.0] * 5 + [None]})
     encoder = Encoder.fit(frame, schema)
-    design = baselines.learn_design(encoder, encoder.transform(frame))
+    design = baselines.fit_linear_preprocessor(encoder, encoder.transform(frame))
     row = pl.DataFrame({"k": ["p", "q", "new", None], "x": [2.0, 100.0, None, 0.0]})
-    M = design.matrix(encoder.transform(row)).toarray()
+    M = design.transform(encoder.transform(row)).toarray()
     assert M[:, 1:].tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
     assert M[0, 0] == pytest.approx(1, abs=0.1) and M[1, 0] == 10 and M[2, 0] == pytest.approx(0, abs=0.1)

@@ -18,14 +18,14 @@ import pytest
 from mlops_nb.config.params import Params, TrainParams, write_params
 from mlops_nb.config.schema import Column, Schema, read_schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.core.files import file_hashes, read_json
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.features import Features
 from mlops_nb.train import dataset as parts
 from mlops_nb.train import gbdt, learners
-from mlops_nb.train.dataset import Part, recency_weights
-from mlops_nb.train.gbdt import State, fit_gbdt
-from mlops_nb.train.stage import Training, train
+from mlops_nb.train.dataset import TrainingPart, exponential_decay_weights
+from mlops_nb.train.gbdt import BoostingState, fit_gbdt
+from mlops_nb.train.stage import TrainingReport, run_train
 
 MODEL = Path("artifacts/models/gbdt")
 
@@ -46,7 +46,7 @@ def problem(task, n=900, seed=0):
     X[rng.random(X.shape) < 0.05] = np.nan
     y = {"binary": (z > 0.5) * 1.0, "multiclass": np.digitize(z, [-0.5, 0.7]) * 1.0, "regression": 37.7 * z + 5}[task]
     cut = int(n * 0.8)
-    return Part(X[:cut], y[:cut]), Part(X[cut:], y[cut:])
+    return TrainingPart(X[:cut], y[:cut]), TrainingPart(X[cut:], y[cut:])
 
 
 def project(root, n=3000, task="binary", **sections):
@@ -81,7 +81,7 @@ def write(root, **sections):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, weighted):
     a, b = problem(task)
-    if weighted: a = a._replace(weight=0.5 ** (np.arange(len(a.y))[::-1] / 200))
+    if weighted: a = a._replace(weights=0.5 ** (np.arange(len(a.y))[::-1] / 200))
     how = dict(n_classes=3, categorical=[0])
     whole = fit_gbdt(a, b, task, params(**sampling), **how)
 
@@ -93,16 +93,16 @@ def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, wei
         return step
     moments = random.Random(task + str(weighted)).sample(range(1, whole.iterations), 3)
     for moment in sorted(moments):
-        with pytest.raises(Stop): fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", step=stop_at(moment))
+        with pytest.raises(Stop): fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", on_iteration=stop_at(moment))
     first = []
-    resumed = fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", step=lambda i, _: first.append(i))
+    resumed = fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", on_iteration=lambda i, _: first.append(i))
     assert resumed == whole
     assert first[0] == max(moments) // 13 * 13 + 1 or max(moments) % 13 == 0
 
 
 def test_the_number_of_threads_changes_nothing():
     a, b = problem("regression", 6000)
-    texts = {fit_gbdt(a, b, "regression", params(n_estimators=15), categorical=[0], threads=t).model for t in (1, 2, 3)}
+    texts = {fit_gbdt(a, b, "regression", params(n_estimators=15), categorical=[0], n_threads=t).model for t in (1, 2, 3)}
     assert len(texts) == 1
 
 
@@ -130,7 +130,7 @@ train(Path(sys.argv[1]))
 def test_sigkill_at_random_moments(tmp_path):
     how = {"gbdt": {"checkpoint_every": 9, "n_estimators": 150, "early_stopping_rounds": 150, "subsample": 0.8}}
     calm, killed = project(tmp_path / "calm", **how), project(tmp_path / "killed", **how)
-    train(calm)
+    run_train(calm)
     dice, resumed = random.Random(7), 0
     env = dict(os.environ)
     for _ in range(4):
@@ -144,11 +144,11 @@ def test_sigkill_at_random_moments(tmp_path):
     assert resumed, "no checkpoint was written before a kill: the test proved nothing"
     seen = []
     fit = learners.fit_gbdt
-    learners.fit_gbdt = lambda *a, step, **k: fit(*a, step=lambda i, v: seen.append(i), **k)
-    try: train(killed)
+    learners.fit_gbdt = lambda *a, step, **k: fit(*a, on_iteration=lambda i, v: seen.append(i), **k)
+    try: run_train(killed)
     finally: learners.fit_gbdt = fit
     assert seen[0] > 1, "it began from the beginning"
-    assert hash_folder(calm / MODEL) == hash_folder(killed / MODEL)
+    assert file_hashes(calm / MODEL) == file_hashes(killed / MODEL)
     assert not list((killed / ".mlops").rglob("state.json"))
 
 
@@ -159,14 +159,14 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def disk(p, obj):
         if len(written) == 2:
             from mlops_nb.core import files
-            monkeypatch.setattr(files, "_fsync", full)
+            monkeypatch.setattr(files, "fsync_path", full)
         written.append(obj.iteration)
         return real(p, obj)
 
     def full(path): raise OSError(errno.ENOSPC, "No space left on device", str(path))
     monkeypatch.setattr(gbdt, "write_json", disk)
     with pytest.raises(OSError, match="No space left"): fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path)
-    assert read_json(path, State).iteration == 26 and [p.name for p in tmp_path.iterdir()] == ["s.json"]
+    assert read_json(path, BoostingState).iteration == 26 and [p.name for p in tmp_path.iterdir()] == ["s.json"]
     monkeypatch.undo()
     assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path) == fit_gbdt(a, b, "binary", params(), categorical=[0])
 
@@ -185,10 +185,10 @@ def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
     real = learners.training_key
     learners.training_key = lambda *a: keys.append(real(*a)) or keys[-1]
     try:
-        train(root)
-        project(root, n=3001, gbdt={"n_estimators": 30}); train(root)
-        write(root, gbdt={"n_estimators": 31}); train(root)
-        write(root, gbdt={"n_estimators": 31}, sample_weight_half_life="3d"); train(root)
+        run_train(root)
+        project(root, n=3001, gbdt={"n_estimators": 30}); run_train(root)
+        write(root, gbdt={"n_estimators": 31}); run_train(root)
+        write(root, gbdt={"n_estimators": 31}, sample_weight_half_life="3d"); run_train(root)
     finally: learners.training_key = real
     assert len(set(keys)) == 4
 
@@ -205,7 +205,7 @@ def test_the_loop_is_lightgbms_own(task, metric):
                       lgb.Dataset(b.X, b.y), callbacks=[lgb.early_stopping(15, verbose=False), lgb.record_evaluation(history)])
     booster = lgb.Booster(model_str=trees.model.decode())
     assert plain.best_iteration == trees.best_iteration == booster.current_iteration()
-    assert trees.best == pytest.approx(min(history["valid_0"][metric]), rel=1e-7) # it keeps targets in 32 bits
+    assert trees.best_loss == pytest.approx(min(history["valid_0"][metric]), rel=1e-7) # it keeps targets in 32 bits
     np.testing.assert_array_equal(plain.predict(b.X), booster.predict(b.X))
 
 
@@ -213,14 +213,14 @@ def test_the_loop_is_lightgbms_own(task, metric):
 def test_the_curve_is_what_scikit_learn_computes(task):
     from sklearn.metrics import log_loss, root_mean_squared_error
     parts = a, b = problem(task)
-    weighted = a._replace(weight=np.random.default_rng(0).uniform(0.1, 1, len(a.y)))
+    weighted = a._replace(weights=np.random.default_rng(0).uniform(0.1, 1, len(a.y)))
     trees = fit_gbdt(weighted, b, task, params(n_estimators=10), n_classes=3, categorical=[0])
     score = root_mean_squared_error if task == "regression" else lambda y, p, **w: log_loss(y, p, labels=np.unique(a.y), **w)
-    last, model = trees.curve[-1], lgb.Booster(model_str=trees.model.decode())
+    last, model = trees.loss_curve[-1], lgb.Booster(model_str=trees.model.decode())
     assert last.iteration == trees.best_iteration == 10
     train, valid = (model.predict(part.X) for part in parts)
-    assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weight), rel=1e-6) # LightGBM keeps targets in 32 bits
-    assert last.valid == trees.best == pytest.approx(score(b.y, valid), rel=1e-6)
+    assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weights), rel=1e-6) # LightGBM keeps targets in 32 bits
+    assert last.valid == trees.best_loss == pytest.approx(score(b.y, valid), rel=1e-6)
 
 
 # ---- counts and amounts
@@ -239,7 +239,7 @@ def test_counting_is_lightgbms_own_and_judged_by_the_values():
                       callbacks=[lgb.early_stopping(15, verbose=False)])
     said = Booster(trees.model.decode()).predict(b.X)
     np.testing.assert_array_equal(said, plain.predict(b.X))
-    assert (said > 0).all() and trees.best == pytest.approx(root_mean_squared_error(b.y, said), rel=1e-6)
+    assert (said > 0).all() and trees.best_loss == pytest.approx(root_mean_squared_error(b.y, said), rel=1e-6)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"colsample_bytree": 0.6, "subsample": 0.8}])
@@ -252,11 +252,11 @@ def test_counting_broken_off_anywhere_and_going_on(tmp_path, sampling):
 
     def stop(iteration, _):
         if iteration == 30: raise Stop
-    with pytest.raises(Stop): fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json", step=stop)
+    with pytest.raises(Stop): fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json", on_iteration=stop)
     assert fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json") == whole
     short = fit_gbdt(a, b, "regression", params(objective="poisson", n_estimators=5), categorical=[0])
-    after = fit_gbdt(a, b, "regression", p, categorical=[0], earlier=short.model)
-    assert after.best < short.best and after.iterations > 5
+    after = fit_gbdt(a, b, "regression", p, categorical=[0], init_model=short.model)
+    assert after.best_loss < short.best_loss and after.iterations > 5
 
 
 @pytest.mark.parametrize("where, value, says", [
@@ -284,15 +284,15 @@ def test_an_earlier_model_of_the_other_objective_is_refused(was, now):
     a, b = counts()
     early = fit_gbdt(a, b, "regression", params(objective=was, n_estimators=3)).model
     with pytest.raises(UserError, match=f"adds up with the objective {was}, and train.gbdt.objective is {now}"):
-        fit_gbdt(a, b, "regression", params(objective=now), earlier=early)
+        fit_gbdt(a, b, "regression", params(objective=now), init_model=early)
 
 
 # ---- weights by age
 
 def test_a_weight_halves_with_every_half_life():
     times = pl.Series("at", [datetime(2025, 1, 1), datetime(2025, 1, 8), datetime(2025, 1, 15), datetime(2025, 1, 15)])
-    for half_life in ("7d", "1w", "168h"): assert recency_weights(times, half_life).tolist() == [0.25, 0.5, 1, 1]
-    assert recency_weights(times, "1s").min() > 0
+    for half_life in ("7d", "1w", "168h"): assert exponential_decay_weights(times, half_life).tolist() == [0.25, 0.5, 1, 1]
+    assert exponential_decay_weights(times, "1s").min() > 0
 
 
 def test_recent_rows_decide_when_old_ones_said_the_opposite(tmp_path):
@@ -304,29 +304,29 @@ def test_recent_rows_decide_when_old_ones_said_the_opposite(tmp_path):
     best = {}
     for half_life in (None, "10d"):
         write(root, sample_weight_half_life=half_life)
-        train(root)
-        best[half_life] = read_json(root / MODEL / "training.json", Training).best
+        run_train(root)
+        best[half_life] = read_json(root / MODEL / "training.json", TrainingReport).best_loss
     assert best["10d"] < 0.9 * best[None]
 
 
 def test_weights_need_a_time(tmp_path):
     root = project(tmp_path, sample_weight_half_life="7d")
     (root / "schema.yaml").write_text((root / "schema.yaml").read_text().replace("event_time: at", "event_time: null"))
-    with pytest.raises(UserError, match="sample_weight_half_life.*needs event_time"): train(root)
-    with pytest.raises(UserError, match="missing in 1 training rows"): recency_weights(pl.Series("at", [datetime(2025, 1, 1), None]), "7d")
+    with pytest.raises(UserError, match="sample_weight_half_life.*needs event_time"): run_train(root)
+    with pytest.raises(UserError, match="missing in 1 training rows"): exponential_decay_weights(pl.Series("at", [datetime(2025, 1, 1), None]), "7d")
 
 
 # ---- going on from an earlier model
 
 def test_going_on_from_a_model_folder(tmp_path):
     root = project(tmp_path, gbdt={"n_estimators": 5})
-    train(root)
+    run_train(root)
     (root / MODEL).rename(root / "earlier")
-    early = read_json(root / "earlier/training.json", Training)
+    early = read_json(root / "earlier/training.json", TrainingReport)
     write(root, gbdt={"n_estimators": 40}, init_model="earlier")
-    train(root)
-    after = read_json(root / MODEL / "training.json", Training)
-    assert after.best < early.best and 5 < after.best_iteration <= 45 and after.continued_from
+    run_train(root)
+    after = read_json(root / MODEL / "training.json", TrainingReport)
+    assert after.best_loss < early.best_loss and 5 < after.best_iteration <= 45 and after.init_model_sha256
     trees = [(root / d / "model.txt").read_text().split("\nTree=") for d in ("earlier", MODEL)]
     assert [t.split("end of trees")[0].strip() for t in trees[1][1:6]] == [t.split("end of trees")[0].strip() for t in trees[0][1:]]
     assert (root / "earlier/encoder.json").read_bytes() == (root / MODEL / "encoder.json").read_bytes()
@@ -335,29 +335,29 @@ def test_going_on_from_a_model_folder(tmp_path):
 def test_an_earlier_model_that_cannot_be_improved_is_the_result():
     a, b = problem("binary")
     early = fit_gbdt(a, b, "binary", params(n_estimators=500, early_stopping_rounds=50), categorical=[0])
-    after = fit_gbdt(a._replace(y=1 - a.y), b, "binary", params(), categorical=[0], earlier=early.model)
+    after = fit_gbdt(a._replace(y=1 - a.y), b, "binary", params(), categorical=[0], init_model=early.model)
     assert after.best_iteration == early.best_iteration and after.iterations == early.best_iteration + 10
     assert after.model.split(b"\nTree=")[1:10] == early.model.split(b"\nTree=")[1:10]
 
 
 def test_an_earlier_model_must_fit(tmp_path):
     root = project(tmp_path, gbdt={"n_estimators": 5})
-    train(root)
+    run_train(root)
     (root / MODEL).rename(root / "earlier")
     schema = (root / "schema.yaml").read_text()
     write(root, init_model="nowhere")
-    with pytest.raises(UserError, match="there is no model"): train(root)
+    with pytest.raises(UserError, match="there is no model"): run_train(root)
     write(root, init_model="earlier")
     about = (root / "earlier/training.json").read_text()
     (root / "earlier/training.json").write_text(about.replace('"yes"', '"no!"'))
-    with pytest.raises(UserError, match="with the classes"): train(root)
+    with pytest.raises(UserError, match="with the classes"): run_train(root)
     (root / "earlier/training.json").write_text(about)
     s = read_schema(root / "schema.yaml")
     s.columns["z"].feature = False
     write_schema(s, root / "schema.yaml")
-    with pytest.raises(UserError, match=r"other inputs than this project \(z\)"): train(root)
+    with pytest.raises(UserError, match=r"other inputs than this project \(z\)"): run_train(root)
     (root / "schema.yaml").write_text(schema)
-    train(root)
+    run_train(root)
 
 
 # ---- what bites
@@ -365,7 +365,7 @@ def test_an_earlier_model_must_fit(tmp_path):
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("n", [5, 30, 60])
 def test_a_handful_of_rows_gives_a_model(tmp_path, task, n):
-    train(project(tmp_path, n=n, task=task))
+    run_train(project(tmp_path, n=n, task=task))
     booster = lgb.Booster(model_file=tmp_path / MODEL / "model.txt")
     p = booster.predict(np.zeros((1, 3)))
     assert np.isfinite(p).all() and booster.current_iteration() >= 1
@@ -376,7 +376,7 @@ def test_a_target_that_is_all_the_same(tmp_path, task, value):
     root = project(tmp_path, task=task)
     path = root / "artifacts/prepared/train.parquet"
     pl.read_parquet(path).with_columns(_target=pl.lit(0.0)).write_parquet(path)
-    with pytest.raises(UserError, match=f"{value} in all 1800 rows"): train(root)
+    with pytest.raises(UserError, match=f"{value} in all 1800 rows"): run_train(root)
     assert not (root / MODEL).exists()
 
 
@@ -386,7 +386,7 @@ def test_a_target_that_is_missing_or_infinite(tmp_path, value):
     path = root / "artifacts/prepared/valid.parquet"
     f = pl.read_parquet(path)
     f.with_columns(_target=pl.when(pl.col("_row") == f["_row"][0]).then(pl.lit(value, pl.Float64)).otherwise("_target")).write_parquet(path)
-    with pytest.raises(UserError, match="missing or infinite in 1 rows of the valid part"): train(root)
+    with pytest.raises(UserError, match="missing or infinite in 1 rows of the valid part"): run_train(root)
 
 
 def test_an_empty_part_a_missing_part_a_missing_column(tmp_path):
@@ -394,11 +394,11 @@ def test_an_empty_part_a_missing_part_a_missing_column(tmp_path):
     path = root / "artifacts/prepared/valid.parquet"
     valid = pl.read_parquet(path)
     valid[:0].write_parquet(path)
-    with pytest.raises(UserError, match="valid part has no rows"): train(root)
+    with pytest.raises(UserError, match="valid part has no rows"): run_train(root)
     valid.drop("x").write_parquet(path)
-    with pytest.raises(UserError, match="no column 'x'"): train(root)
+    with pytest.raises(UserError, match="no column 'x'"): run_train(root)
     path.unlink()
-    with pytest.raises(UserError, match="run the stage prepare"): train(root)
+    with pytest.raises(UserError, match="run the stage prepare"): run_train(root)
 
 
 def test_columns_that_hold_nothing_or_infinities(tmp_path):
@@ -407,21 +407,21 @@ def test_columns_that_hold_nothing_or_infinities(tmp_path):
         path = root / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).with_columns(z=pl.lit(None, pl.Float64), kind=pl.lit(None, pl.String),
                                            x=pl.when(pl.col("_row") % 7 == 0).then(float("inf")).otherwise("x")).write_parquet(path)
-    train(root)
-    assert read_json(root / MODEL / "training.json", Training).best < 0.6
+    run_train(root)
+    assert read_json(root / MODEL / "training.json", TrainingReport).best_loss < 0.6
 
 
 def test_a_class_that_is_not_in_the_train_part(tmp_path):
     root = project(tmp_path, task="multiclass")
     path = root / "artifacts/prepared/train.parquet"
     pl.read_parquet(path).filter(pl.col("_target") < 2).write_parquet(path)
-    train(root)
+    run_train(root)
     p = lgb.Booster(model_file=root / MODEL / "model.txt").predict(np.zeros((2, 3)))
     assert p.shape == (2, 3) and np.isfinite(p).all() and (p[:, 2] < 0.01).all()
 
 
 def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
-    facts = train(project(tmp_path))
+    facts = run_train(project(tmp_path))
     assert facts["rows"] == 1800 and facts["train_seconds"] > 0 and facts["rows_per_second"] > 0
     written = msgspec.json.decode((tmp_path / MODEL / "training.json").read_bytes())
     assert "seconds" not in str(written) and str(tmp_path) not in str(written)
@@ -429,7 +429,7 @@ def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
 
 
 def test_plain_lines_where_nobody_watches(capsys):
-    with learners.progress("train gbdt", 100, every=0) as step: step(7, 0.25)
+    with learners.progress_reporter("train gbdt", 100, interval_seconds=0) as step: step(7, 0.25)
     assert capsys.readouterr().err == "train gbdt: 7 of at most 100 trees, valid loss 0.25\n"
 
 
@@ -440,6 +440,6 @@ def test_own_features_are_inputs(tmp_path):
         pl.read_parquet(path).with_columns(double=2 * pl.col("x")).write_parquet(path)
     features = Features({"double": None}, {"double": "number"}, {"double": ["x"]})
     real, parts.load_features = parts.load_features, lambda path: features
-    try: train(root)
+    try: run_train(root)
     finally: parts.load_features = real
     assert [c["name"] for c in msgspec.json.decode((root / MODEL / "encoder.json").read_bytes())["columns"]] == ["kind", "x", "z", "double"]

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from support.net_problem import SMALL, problem
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.network import from_bytes
-from mlops_nb.train.dataset import Device
-from mlops_nb.train.launcher import check_devices, fit_together
+from mlops_nb.model.network import deserialize_network
+from mlops_nb.train.dataset import DeviceConfig
+from mlops_nb.train.launcher import check_device_count, fit_net_distributed
 from mlops_nb.train.net_trainer import fit_net
 
-TWO = {False: Device("cpu", processes=2), True: Device("cpu", processes=2, shard=True)}
+TWO = {False: DeviceConfig("cpu", n_processes=2), True: DeviceConfig("cpu", n_processes=2, shard=True)}
 EXACT = replace(SMALL, dropout=0, bf16=False, max_epochs=5)
 
 
@@ -24,11 +24,11 @@ def parts(task, n=580):
     "387 train rows: six batches of 64 and one of 3, of which the second process gets one; weighted."
     train, valid = problem(task, n=n)
     assert task == "regression" or len(train.y) % 64 == n * 2 // 3 % 64
-    return train._replace(weight=np.random.default_rng(1).uniform(0.2, 3, len(train.y))), valid
+    return train._replace(weights=np.random.default_rng(1).uniform(0.2, 3, len(train.y))), valid
 
 
 def together(train, valid, task, params, shard=False, **how):
-    return fit_together(train, valid, task, params, n_classes=3, categorical={2: 5}, device=TWO[shard], **how)
+    return fit_net_distributed(train, valid, task, params, n_classes=3, categorical={2: 5}, device=TWO[shard], **how)
 
 
 def workers(of=None):
@@ -42,8 +42,8 @@ def cut(): return together(*parts("multiclass"), "multiclass", EXACT, shard=True
 
 
 def close(ours, theirs):
-    for a, b in zip(ours.curve, theirs.curve, strict=True): assert (a.train, a.valid) == pytest.approx((b.train, b.valid), rel=1e-5)
-    ours, theirs = (from_bytes(f.model)[1] for f in (ours, theirs))
+    for a, b in zip(ours.loss_curve, theirs.loss_curve, strict=True): assert (a.train, a.valid) == pytest.approx((b.train, b.valid), rel=1e-5)
+    ours, theirs = (deserialize_network(f.model)[1] for f in (ours, theirs))
     assert ours.keys() == theirs.keys()
     for name, w in theirs.items(): np.testing.assert_allclose(ours[name], w, rtol=2e-3, atol=2e-4)
 
@@ -51,15 +51,15 @@ def close(ours, theirs):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_from_chunks_too(capsys):
     train, valid = parts("regression")
-    small = TWO[False]._replace(memory=0.01)
-    both = fit_together(train, valid, "regression", EXACT, n_classes=3, categorical={2: 5}, device=small)
+    small = TWO[False]._replace(max_memory_mib=0.01)
+    both = fit_net_distributed(train, valid, "regression", EXACT, n_classes=3, categorical={2: 5}, device=small)
     assert "do not fit into the 0.01 MiB" in capsys.readouterr().err
-    close(both, fit_net(train, valid, "regression", EXACT, n_classes=3, categorical={2: 5}, device="cpu"))
+    close(both, fit_net(train, valid, "regression", EXACT, n_classes=3, cat_cardinalities={2: 5}, device="cpu"))
 
 
 @pytest.mark.slow
 def test_a_net_that_is_cut_up_learns_what_a_whole_one_does(cut):
-    close(cut, fit_net(*parts("multiclass"), "multiclass", EXACT, n_classes=3, categorical={2: 5}, device="cpu"))
+    close(cut, fit_net(*parts("multiclass"), "multiclass", EXACT, n_classes=3, cat_cardinalities={2: 5}, device="cpu"))
 
 
 @pytest.mark.slow
@@ -73,8 +73,8 @@ def test_a_worker_that_is_killed_changes_no_bit(shard, tmp_path, cut):
     def step(epoch, valid):
         epochs.append(epoch)
         if epoch == 2: workers()[shard].send_signal(signal.SIGKILL)
-    got = together(*rows, task, params, shard, checkpoint=tmp_path / "c", every=0, step=step)
-    assert got == want and epochs == [p.iteration for p in want.curve]
+    got = together(*rows, task, params, shard, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0, on_iteration=step)
+    assert got == want and epochs == [p.iteration for p in want.loss_curve]
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_broken_off_nobody_is_left():
     def step(epoch, valid):
         seen.extend(workers())
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError): together(*parts("binary"), "binary", replace(SMALL, max_epochs=500, patience=500), step=step)
+    with pytest.raises(ZeroDivisionError): together(*parts("binary"), "binary", replace(SMALL, max_epochs=500, patience=500), on_iteration=step)
     assert len(seen) == 2 and not psutil.wait_procs(seen, timeout=20)[1]
 
 
@@ -110,22 +110,22 @@ def test_when_the_stage_is_killed_nobody_trains_on():
 @pytest.mark.slow
 def test_what_a_worker_says_to_people_and_what_only_crashes(tmp_path):
     rows = parts("binary")
-    before = fit_net(*rows, "binary", replace(SMALL, max_epochs=1), categorical={2: 5}, device="cpu").model
+    before = fit_net(*rows, "binary", replace(SMALL, max_epochs=1), cat_cardinalities={2: 5}, device="cpu").model
     with pytest.raises(UserError, match=r"the earlier net \(train.init_model\) has d_hidden = 24"):
-        together(*rows, "binary", replace(SMALL, d_hidden=8), earlier=before)
+        together(*rows, "binary", replace(SMALL, d_hidden=8), init_model=before)
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"crashed again and again \(.*Error.*\); set n_processes in section \[run\]"):
         together(*rows, "binary", SMALL, checkpoint=tmp_path / "folder")
 
 
 def test_devices_that_are_too_few(monkeypatch):
-    check_devices(Device("cpu", processes=9))
-    with pytest.raises(UserError, match="spreads a net over several processes, and n_processes is 1"): check_devices(Device(shard=True))
+    check_device_count(DeviceConfig("cpu", n_processes=9))
+    with pytest.raises(UserError, match="spreads a net over several processes, and n_processes is 1"): check_device_count(DeviceConfig(shard=True))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    check_devices(Device("auto", processes=2))
+    check_device_count(DeviceConfig("auto", n_processes=2))
     with pytest.raises(UserError, match="n_processes in section .run. of settings.ini is 3, and this machine has 2 CUDA devices"):
-        check_devices(Device("cuda", processes=3))
-    with pytest.raises(UserError, match="the device cuda:1 is one, and n_processes in section"): check_devices(Device("cuda:1", processes=2))
+        check_device_count(DeviceConfig("cuda", n_processes=3))
+    with pytest.raises(UserError, match="the device cuda:1 is one, and n_processes in section"): check_device_count(DeviceConfig("cuda:1", n_processes=2))
 
 
 @pytest.mark.slow
@@ -134,10 +134,10 @@ def test_the_stage_trains_in_two_processes(tmp_path):
 
     from mlops_nb.config.settings import RunSettings, Settings, write_settings
     from mlops_nb.core.files import read_json
-    from mlops_nb.train.stage import Training, train
+    from mlops_nb.train.stage import TrainingReport, run_train
     root = modelling.trained(tmp_path, learner="net")
     write_settings(root, Settings(run=RunSettings(device="cpu", n_processes=2)))
-    facts = train(root, "net")
-    model = read_json(root / "artifacts/models/net/training.json", Training)
-    assert [f["iteration"] for f in facts["figures"]] == [p.iteration for p in model.curve]
+    facts = run_train(root, "net")
+    model = read_json(root / "artifacts/models/net/training.json", TrainingReport)
+    assert [f["iteration"] for f in facts["metrics_history"]] == [p.iteration for p in model.loss_curve]
     assert len((root / "artifacts/models/net/model.safetensors").read_bytes()) > 1000 and not (root / ".mlops/checkpoints/net").exists()

@@ -6,25 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import bundle, open_bundle
+from mlops_nb.bundle.bundle import run_bundle, open_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY, prepare
-from mlops_nb.evaluate.model_selection import rank, select
-from mlops_nb.evaluate.stage import evaluate, read_evaluation
-from mlops_nb.explain.attributions import explain
+from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
+from mlops_nb.evaluate.model_selection import rank_learners, select_model
+from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
+from mlops_nb.explain.attributions import run_explain
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.release.gate import Gate, gate
+from mlops_nb.release.gate import GateReport, run_gate
 from mlops_nb.train import baselines
-from mlops_nb.train.stage import train
+from mlops_nb.train.stage import run_train
 
 
 @pytest.fixture(scope="module", params=["binary", "multiclass", "regression"])
 def project(request, tmp_path_factory):
     root = modelling.trained(tmp_path_factory.mktemp("both") / request.param, request.param)
-    train(root, "net")
-    baselines.baseline(root)
+    run_train(root, "net")
+    baselines.run_baselines(root)
     choose(root, "best")
     return root
 
@@ -35,23 +35,23 @@ def choose(root, rule, learners=("gbdt", "net")):
     write_params(p, root / "params.yaml")
 
 
-def figures(e, part): return {c.learner: c.metrics[part][e.primary].value for c in e.candidates}
+def figures(e, part): return {c.learner: c.metrics[part][e.primary_metric].value for c in e.candidates}
 
 
 def test_the_best_on_the_valid_rows_is_judged_explained_and_packed(project):
     choose(project, "best")
-    evaluate(project)
+    run_evaluate(project)
     e = read_evaluation(project)
     valid = figures(e, "valid")
     assert list(valid) == ["gbdt", "net"]
     assert e.learner == (max if e.better == "higher" else min)(valid, key=valid.get)
-    assert e.metrics["valid"][e.primary].value == valid[e.learner]
-    assert e.selection.startswith(f"{e.learner} was the best of 2 learners. On the valid rows: ")
+    assert e.metrics["valid"][e.primary_metric].value == valid[e.learner]
+    assert e.selection_reason.startswith(f"{e.learner} was the best of 2 learners. On the valid rows: ")
     other = next(name for name in valid if name != e.learner)
     assert [c.kind for c in e.comparisons] == ["baseline", "baseline", "learner"] and e.comparisons[-1].name == other
-    assert e.comparisons[-1].metrics[e.primary].theirs == pytest.approx(figures(e, "test")[other], rel=1e-12)
-    explain(project)
-    bundle(project)
+    assert e.comparisons[-1].metrics[e.primary_metric].other_value == pytest.approx(figures(e, "test")[other], rel=1e-12)
+    run_explain(project)
+    run_bundle(project)
     file = {"gbdt": "model.txt", "net": "model.safetensors"}[e.learner]
     assert file in open_bundle(project / "artifacts/bundle").manifest.files
 
@@ -59,46 +59,46 @@ def test_the_best_on_the_valid_rows_is_judged_explained_and_packed(project):
 def test_a_learner_named_is_taken_and_what_that_costs_is_said(project):
     for name, other in (("net", "gbdt"), ("gbdt", "net")):
         choose(project, name)
-        evaluate(project)
+        run_evaluate(project)
         e = read_evaluation(project)
-        assert e.learner == name and e.selection.startswith(f"{name} was named by train.model_selection")
-        assert other in e.selection
-        explain(project)
-        bundle(project)
+        assert e.learner == name and e.selection_reason.startswith(f"{name} was named by train.model_selection")
+        assert other in e.selection_reason
+        run_explain(project)
+        run_bundle(project)
         sealed = Predictor.open(project / "artifacts/bundle")
         rows = pl.read_parquet(project / "artifacts/prepared/test.parquet")
         kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(part="test")
-        names = [c for c in sealed.output() if c != "decision"]
+        names = [c for c in sealed.output_schema() if c != "decision"]
         np.testing.assert_array_equal(sealed.predict(rows).reshape(len(rows), -1), kept.select(names).to_numpy())
         rules = [r.name for r in gate_rules(project)]
         assert rules and not any("learner" in r for r in rules), "a learner that was not chosen is no rule of the gate"
 
 
 def gate_rules(root):
-    gate(root)
-    return read_json(root / "artifacts/gate.json", Gate).rules
+    run_gate(root)
+    return read_json(root / "artifacts/gate.json", GateReport).results
 
 
 def test_the_test_rows_have_no_say(project):
     choose(project, "best")
-    evaluate(project)
+    run_evaluate(project)
     before, path = read_evaluation(project), project / "artifacts/prepared/test.parquet"
     test = pl.read_parquet(path)
     try:
         test.with_columns(pl.col("_target").shuffle(seed=1)).write_parquet(path)
-        evaluate(project)
+        run_evaluate(project)
         after = read_evaluation(project)
     finally: test.write_parquet(path)
-    assert (after.learner, after.selection) == (before.learner, before.selection)
+    assert (after.learner, after.selection_reason) == (before.learner, before.selection_reason)
     assert figures(after, "test") != figures(before, "test") and figures(after, "valid") == figures(before, "valid")
 
 
 def test_the_same_again_is_the_same_bytes(project):
     choose(project, "best")
-    evaluate(project)
-    first = hash_folder(project / "artifacts/evaluation")
-    evaluate(project)
-    assert hash_folder(project / "artifacts/evaluation") == first
+    run_evaluate(project)
+    first = file_hashes(project / "artifacts/evaluation")
+    run_evaluate(project)
+    assert file_hashes(project / "artifacts/evaluation") == first
 
 
 def test_a_learner_to_select_must_be_trained(tmp_path):
@@ -110,7 +110,7 @@ def test_a_learner_to_select_must_be_trained(tmp_path):
 def test_a_model_that_is_not_there_names_its_stage(tmp_path):
     root = modelling.trained(tmp_path)
     choose(root, "best")
-    with pytest.raises(UserError, match="net.*run the stage train"): evaluate(root)
+    with pytest.raises(UserError, match="net.*run the stage train"): run_evaluate(root)
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,8 +121,8 @@ def test_the_first_in_the_ranking_is_never_worse(task, seed, learners):
     y[:2] = 0, 1
     scores = {f"l{i}": rng.random(40).round(rng.integers(0, 3)) for i in range(learners)}
     if rng.random() < .3: scores["l0"] = np.full(40, np.nan)
-    order, m = rank(task, y, scores), PRIMARY[task]
-    worth = [prepare(task, m, y, scores[name])(np.ones(40)) * (1 if METRICS[task][m].better == "higher" else -1) for name in order]
+    order, m = rank_learners(task, y, scores), PRIMARY_METRIC[task]
+    worth = [weighted_metric(task, m, y, scores[name])(np.ones(40)) * (1 if METRICS[task][m].better == "higher" else -1) for name in order]
     known = [w for w in worth if np.isfinite(w)]
     assert known == sorted(known, reverse=True) and np.isfinite(worth[:len(known)]).all() and sorted(order) == sorted(scores)
-    assert select(task, "best", y, scores, replicates=20).learner == order[0]
+    assert select_model(task, "best", y, scores, replicates=20).learner == order[0]

@@ -17,14 +17,14 @@ from support.net_problem import SMALL, problem
 
 from mlops_nb.config.params import NetParams
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.network import build, design, from_bytes, inputs, read_number, to_bytes, to_normal
-from mlops_nb.train.dataset import Device, Part, open_project, read_parts, read_prepared
-from mlops_nb.train.net_trainer import fit_net, load_checkpoint, pick_device, rate
+from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, fit_numeric_column, serialize_network, quantile_transform
+from mlops_nb.train.dataset import DeviceConfig, TrainingPart, open_project, read_training_parts, read_split_columns
+from mlops_nb.train.net_trainer import fit_net, load_net_checkpoint, pick_device, learning_rate_at
 
 
 def opened(data): # As training sees it: the packages' module
-    network, weights = from_bytes(data)
-    net = build(network)
+    network, weights = deserialize_network(data)
+    net = build_network(network)
     net.load_state_dict(weights)
     return network, net.eval()
 
@@ -39,10 +39,10 @@ def fit(train, valid, task="binary", params=SMALL, **how):
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=False, width=64), min_size=1, max_size=80), st.integers(0, 5))
 def test_a_number_keeps_its_order_and_stays_small(values, repeats):
     x = np.array(values * (repeats + 1))
-    how = read_number(x)
+    how = fit_numeric_column(x)
     known = x[~np.isnan(x)]
     if how is None: assert len(np.unique(known)) <= 1; return
-    z = to_normal(np.r_[x, -1.7e308, 1.7e308, np.nan], how)
+    z = quantile_transform(np.r_[x, -1.7e308, 1.7e308, np.nan], how)
     assert np.isfinite(z).all() and abs(z).max() < 3.2 and z[-1] == 0
     order = np.argsort(x[~np.isnan(x)], kind="stable")
     assert (np.diff(z[:-3][~np.isnan(x)][order]) >= -1e-6).all()
@@ -50,20 +50,20 @@ def test_a_number_keeps_its_order_and_stays_small(values, repeats):
 
 def test_quantiles_are_evenly_spread():
     x = np.random.default_rng(0).lognormal(sigma=3, size=50_000)
-    z = to_normal(x, read_number(x))
+    z = quantile_transform(x, fit_numeric_column(x))
     assert [z.mean(), z.std()] == pytest.approx([0, 1], abs=0.01)
     assert np.quantile(z, [0.1, 0.9]).tolist() == pytest.approx([-1.2816, 1.2816], abs=0.01)
 
 
 def test_missing_unknown_and_code_zero_are_three_places():
     train, _ = problem()
-    network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
-    _, places = inputs(network, np.array([[0, 1, 0], [0, 1, np.nan], [np.nan, 1, 7], [0, np.nan, 4]]))
+    network = fit_network_spec(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    _, places = to_tensors(network, np.array([[0, 1, 0], [0, 1, np.nan], [np.nan, 1, 7], [0, np.nan, 4]]))
     assert places.tolist() == [[0, 0, 0], [5, 0, 0], [5, 1, 0], [4, 0, 1]]
 
 
 def test_nothing_to_learn_from_is_said():
-    with pytest.raises(UserError, match="one single value"): design(np.ones((50, 2)), np.zeros(50), "binary")
+    with pytest.raises(UserError, match="one single value"): fit_network_spec(np.ones((50, 2)), np.zeros(50), "binary")
 
 
 @pytest.mark.parametrize("columns", ["numbers", "categories"])
@@ -72,8 +72,8 @@ def test_only_numbers_or_only_categories(columns):
     keep = slice(0, 2) if columns == "numbers" else slice(2, 3)
     parts = (p._replace(X=p.X[:, keep]) for p in (train, valid))
     found = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
-    assert np.isfinite(found.best)
-    assert bool(from_bytes(found.model)[0].numbers) == (columns == "numbers")
+    assert np.isfinite(found.best_loss)
+    assert bool(deserialize_network(found.model)[0].numeric_columns) == (columns == "numbers")
 
 
 # ---- it learns
@@ -84,7 +84,7 @@ def test_it_overfits_64_rows(task):
     params = NetParams(ensemble_size=4, d_hidden=64, d_embedding=8, n_bins=16, dropout=0, weight_decay=0, batch_size=64, max_epochs=400, patience=400,
                        learning_rate=0.005)
     net = fit(train, train, task, params)
-    assert net.best < (0.05 * train.y.std() if task == "regression" else 0.03)
+    assert net.best_loss < (0.05 * train.y.std() if task == "regression" else 0.03)
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -92,20 +92,20 @@ def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     train, valid = problem(task, n=1500)
     found = fit(train, valid, task, replace(SMALL, max_epochs=25, learning_rate=0.01))
     network, net = opened(found.model)
-    from mlops_nb.train.net_trainer import put, valid_loss
-    assert valid_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best, rel=1e-9)
+    from mlops_nb.train.net_trainer import put, validation_loss
+    assert validation_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best_loss, rel=1e-9)
     shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
     constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
-    assert found.best < 0.8 * constant
-    assert found.best == min(p.valid for p in found.curve) and found.curve[found.best_iteration - 1].valid == found.best
+    assert found.best_loss < 0.8 * constant
+    assert found.best_loss == min(p.valid for p in found.loss_curve) and found.loss_curve[found.best_iteration - 1].valid == found.best_loss
 
 
 def test_weights_count():
     train, valid = problem(n=1500)
     wrong = np.arange(len(train.y)) < 500
-    flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weight=np.where(wrong, 1e-6, 1))
+    flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weights=np.where(wrong, 1e-6, 1))
     many = replace(SMALL, max_epochs=20, learning_rate=0.01)
-    assert fit(flipped, valid, params=many).best < 0.9 * fit(flipped._replace(weight=None), valid, params=many).best
+    assert fit(flipped, valid, params=many).best_loss < 0.9 * fit(flipped._replace(weights=None), valid, params=many).best_loss
 
 
 def test_it_stops_when_nothing_improves():
@@ -118,18 +118,18 @@ def test_it_stops_when_nothing_improves():
 def test_further_training_starts_from_the_earlier_net():
     train, valid = problem(n=1500)
     before = fit(train, valid, params=replace(SMALL, max_epochs=20, patience=20, learning_rate=0.01))
-    after = fit(train, valid, params=replace(SMALL, max_epochs=1), earlier=before.model)
+    after = fit(train, valid, params=replace(SMALL, max_epochs=1), init_model=before.model)
     fresh = fit(train, valid, params=replace(SMALL, max_epochs=1))
-    assert after.best < before.best * 1.2 < fresh.best
+    assert after.best_loss < before.best_loss * 1.2 < fresh.best_loss
 
 
 def test_an_earlier_net_keeps_its_shape_and_learns_with_the_new_params():
     train, valid = problem()
     before = fit(train, valid)
-    after = fit(train, valid, params=replace(SMALL, max_epochs=2, dropout=0, learning_rate=0.01), earlier=before.model)
-    assert after.iterations == 2 and from_bytes(after.model)[0].params.learning_rate == 0.01
+    after = fit(train, valid, params=replace(SMALL, max_epochs=2, dropout=0, learning_rate=0.01), init_model=before.model)
+    assert after.iterations == 2 and deserialize_network(after.model)[0].params.learning_rate == 0.01
     with pytest.raises(UserError, match=r"the earlier net \(train.init_model\) has ensemble_size = 4, d_hidden = 24, and params.yaml says otherwise"):
-        fit(train, valid, params=replace(SMALL, ensemble_size=2, d_hidden=8), earlier=before.model)
+        fit(train, valid, params=replace(SMALL, ensemble_size=2, d_hidden=8), init_model=before.model)
 
 
 def test_a_class_that_is_none():
@@ -144,9 +144,9 @@ def test_a_class_that_no_train_row_has_gets_a_small_probability():
     train, valid = problem("multiclass", n=1500)
     known = train.y != 2
     net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, max_epochs=10, learning_rate=0.01))
-    from mlops_nb.train.net_trainer import ask, put
-    p = ask(*opened(net.model), put(from_bytes(net.model)[0], valid))
-    assert np.isfinite(net.best) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
+    from mlops_nb.train.net_trainer import predict_net_rows, put
+    p = predict_net_rows(*opened(net.model), put(deserialize_network(net.model)[0], valid))
+    assert np.isfinite(net.best_loss) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -156,13 +156,13 @@ def test_half_precision_learns_as_well(task, monkeypatch):
     from mlops_nb.train import net_trainer as module
     monkeypatch.setattr(module, "has_half", lambda device: True) # a CPU that cannot do it pretends to
     half, full = (fit(train, valid, task, replace(many, bf16=half)) for half in (True, False))
-    assert half.model != full.model and half.best == pytest.approx(full.best, rel=0.05)
-    assert all(w.dtype == torch.float32 for w in from_bytes(half.model)[1].values())
+    assert half.model != full.model and half.best_loss == pytest.approx(full.best_loss, rel=0.05)
+    assert all(w.dtype == torch.float32 for w in deserialize_network(half.model)[1].values())
 
 
 def test_the_rate_falls_like_a_cosine():
     p = NetParams(learning_rate=1.0, max_epochs=10, lr_schedule="cosine")
-    assert [rate(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and rate(replace(p, lr_schedule="constant"), 9) == 1
+    assert [learning_rate_at(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and learning_rate_at(replace(p, lr_schedule="constant"), 9) == 1
 
 
 # ---- nothing in the data breaks it
@@ -177,17 +177,17 @@ def test_no_nan(task, what):
     X = train.X.copy()
     X[:, 0] = values
     found = fit(train._replace(X=X), valid, task)
-    assert all(np.isfinite([p.train, p.valid]).all() for p in found.curve) and np.isfinite(found.best)
+    assert all(np.isfinite([p.train, p.valid]).all() for p in found.loss_curve) and np.isfinite(found.best_loss)
     network, net = opened(found.model)
     odd = np.array([[np.nan] * 3, [1e308, -1e308, 99], [0, 0, 0], [np.inf, -np.inf, 1]])
-    with torch.no_grad(): assert torch.isfinite(net(*inputs(network, odd))).all()
+    with torch.no_grad(): assert torch.isfinite(net(*to_tensors(network, odd))).all()
 
 
 def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
     train, valid = problem("regression")
     net = fit(train, valid, "regression", replace(SMALL, max_epochs=50, learning_rate=1e30, max_grad_norm=1e30))
     assert net.iterations < 50
-    assert all(torch.isfinite(w).all() for w in from_bytes(net.model)[1].values())
+    assert all(torch.isfinite(w).all() for w in deserialize_network(net.model)[1].values())
 
 
 # ---- memory changes no bit
@@ -196,10 +196,10 @@ def test_a_net_that_goes_astray_stops_and_keeps_what_was_good():
 @pytest.mark.parametrize("kib", [1, 5, 9])
 def test_a_table_in_chunks_makes_the_same_net(task, kib, capsys):
     train, valid = problem(task)
-    weighted = train._replace(weight=np.random.default_rng(0).uniform(0.1, 2, len(train.y)))
+    weighted = train._replace(weights=np.random.default_rng(0).uniform(0.1, 2, len(train.y)))
     whole = fit(weighted, valid, task)
     assert capsys.readouterr().err == ""
-    assert fit(weighted, valid, task, device=Device("cpu", memory=2 * kib / 1024)) == whole
+    assert fit(weighted, valid, task, device=DeviceConfig("cpu", max_memory_mib=2 * kib / 1024)) == whole
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "do not fit into" in said[0] and "they are sent in chunks of" in said[0]
 
@@ -207,29 +207,29 @@ def test_a_table_in_chunks_makes_the_same_net(task, kib, capsys):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 40), st.floats(0, 5000), st.integers(0, 3))
 def test_batches_are_the_rows_that_were_asked_for(n, batch, space, skipped):
-    from mlops_nb.train.net_data import Rows, Table
-    rows = Rows(torch.arange(2 * n).reshape(n, 2), None, torch.arange(n), None)
+    from mlops_nb.train.net_data import NetRows, DeviceDataLoader
+    rows = NetRows(torch.arange(2 * n).reshape(n, 2), None, torch.arange(n), None)
     order = list(torch.randperm(n, generator=torch.Generator().manual_seed(n)).split(batch))[skipped:]
-    table = Table(rows, torch.device("cpu"), space, batch)
+    table = DeviceDataLoader(rows, torch.device("cpu"), space, batch)
     got = list(table.batches(order))
     assert [b.y.tolist() for b in got] == [at.tolist() for at in order]
     assert all(b.categories is None and torch.equal(b.numbers[:, 0], 2 * b.y) for b in got)
-    assert table.fits == (rows.nbytes <= space)
-    assert table.fits or table.together == 1 or 3 * table.together * batch * rows.nbytes / n <= space + 1e-6
+    assert table.fits_on_device == (rows.nbytes <= space)
+    assert table.fits_on_device or table.batches_per_chunk == 1 or 3 * table.batches_per_chunk * batch * rows.nbytes / n <= space + 1e-6
 
 
 def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, capsys):
     train, valid = problem()
     whole = fit(train, valid)
     from mlops_nb.train import net_trainer as module
-    learn, done = module.learn, [0]
+    learn, done = module.train_step, [0]
 
     def greedy(training, rows, total=None):
         done[0] += 1
         if done[0] == 10: raise torch.OutOfMemoryError("CUDA out of memory")
         learn(training, rows, total)
     monkeypatch.setattr(module, "learn", greedy)
-    assert fit(train, valid, checkpoint=tmp_path / "c", every=0) == whole
+    assert fit(train, valid, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0) == whole
     assert done[0] == 4 * 7 + 1, "no step was made twice"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "ran out of memory; it goes on from the last checkpoint with" in said[0] and "in chunks of 64." in said[1]
@@ -247,7 +247,7 @@ def test_a_net_that_never_fits_is_said(where, error, device, monkeypatch):
         raise error
     monkeypatch.setattr(module, where, fails)
     with pytest.raises(UserError, match=f"the memory of {device} is not enough for this net and one batch of rows; lower batch"):
-        fit(*problem(), device=Device("cpu", memory=1))
+        fit(*problem(), device=DeviceConfig("cpu", max_memory_mib=1))
     assert calls[0] < 30
 
 
@@ -270,16 +270,16 @@ def test_resumed_at_any_step_it_is_the_same_net(task, at, tmp_path, monkeypatch)
     train, valid = problem(task)
     whole = fit(train, valid, task)
     from mlops_nb.train import net_trainer as module
-    done, learn = [0], module.learn
+    done, learn = [0], module.train_step
 
     def dying(*a):
         if done[0] == at: raise Killed
         done[0] += 1
         learn(*a)
     monkeypatch.setattr(module, "learn", dying)
-    with pytest.raises(Killed): fit(train, valid, task, checkpoint=tmp_path / "c", every=0)
+    with pytest.raises(Killed): fit(train, valid, task, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0)
     monkeypatch.setattr(module, "learn", learn)
-    assert fit(train, valid, task, checkpoint=tmp_path / "c", every=0) == whole
+    assert fit(train, valid, task, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0) == whole
 
 
 RUN = """
@@ -318,9 +318,9 @@ def test_a_torn_or_foreign_checkpoint_is_left_aside(tmp_path):
     good = path.read_bytes()
     for torn in (b"", good[:100], good[:-7], b"\xff" * 50):
         path.write_bytes(torn)
-        assert load_checkpoint(path, "any") is None
+        assert load_net_checkpoint(path, "any") is None
         assert fit(train, valid, checkpoint=path) == whole
-    assert load_checkpoint(path, "another key") is None
+    assert load_net_checkpoint(path, "another key") is None
     changed = fit(train, valid, params=replace(SMALL, ensemble_size=2), checkpoint=path)
     assert changed == fit(train, valid, params=replace(SMALL, ensemble_size=2)) != whole
 
@@ -349,10 +349,10 @@ def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, m
     quick = replace(SMALL, ensemble_size=2, n_blocks=1, d_embedding=0, batch_size=200, max_epochs=2, dropout=0, bf16=False, compile=True) # one size of batch
     whole = fit(train, valid, params=quick)
     plain = fit(train, valid, params=replace(quick, compile=False))
-    assert [p.valid for p in whole.curve] == pytest.approx([p.valid for p in plain.curve], rel=1e-4)
+    assert [p.valid for p in whole.loss_curve] == pytest.approx([p.valid for p in plain.loss_curve], rel=1e-4)
 
     def killed(epoch, valid): raise Killed
-    with pytest.raises(Killed): fit(train, valid, params=quick, checkpoint=tmp_path / "c", every=0, step=killed)
+    with pytest.raises(Killed): fit(train, valid, params=quick, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0, on_iteration=killed)
     assert fit(train, valid, params=quick, checkpoint=tmp_path / "c") == whole
 
 
@@ -360,12 +360,12 @@ def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, m
 
 def test_a_damaged_file_is_refused():
     train, _ = problem()
-    network = design(train.X, train.y, "binary", SMALL, categorical={2: 5})
-    good = to_bytes(network, build(network).state_dict())
-    assert from_bytes(good)[0] == network
-    other = to_bytes(design(train.X, train.y, "binary", replace(SMALL, d_hidden=8), categorical={2: 5}), build(network).state_dict())
+    network = fit_network_spec(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    good = serialize_network(network, build_network(network).state_dict())
+    assert deserialize_network(good)[0] == network
+    other = serialize_network(fit_network_spec(train.X, train.y, "binary", replace(SMALL, d_hidden=8), categorical={2: 5}), build_network(network).state_dict())
     for bad in (b"", good[:50], good[:-1], good + b"x", good.replace(b"binary", b"bonary"), other):
-        with pytest.raises(UserError, match="not a whole net"): from_bytes(bad)
+        with pytest.raises(UserError, match="not a whole net"): deserialize_network(bad)
 
 
 def test_devices():
@@ -384,19 +384,19 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     import polars as pl
     from support.project_checks import new_project, run
 
-    from mlops_nb.model.encoder import Encoder, input_kinds
-    from mlops_nb.train.net_trainer import ask, put
+    from mlops_nb.model.encoder import Encoder, feature_kinds
+    from mlops_nb.train.net_trainer import predict_net_rows, put
     data = Path(__file__).parents[3] / "shared/data/adult/adult.[dt]*"
     root = new_project(tmp_path / "adult", data, "rtrim(outcome, '.')", "--test-files", "adult.test")
     for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
     project = open_project(root)
-    names = list(input_kinds(project.schema, project.features))
-    encoder = Encoder.fit(read_prepared(root, "train", names), project.schema, project.features, project.params.train.encoder)
-    train, valid = read_parts(root, project, encoder)
+    names = list(feature_kinds(project.schema, project.features))
+    encoder = Encoder.fit(read_split_columns(root, "train", names), project.schema, project.features, project.params.train.encoder)
+    train, valid = read_training_parts(root, project, encoder)
     codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
-    weights = fit_net(train, valid, "binary", NetParams(ensemble_size=8, d_hidden=256, max_epochs=6), categorical=codes, device="cpu").model
+    weights = fit_net(train, valid, "binary", NetParams(ensemble_size=8, d_hidden=256, max_epochs=6), cat_cardinalities=codes, device="cpu").model
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
-    part = Part(encoder.transform(test), test["_target"].to_numpy())
+    part = TrainingPart(encoder.transform(test), test["_target"].to_numpy())
     network, net = opened(weights)
     assert len(part.y) == 16281
-    assert ((ask(network, net, put(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858
+    assert ((predict_net_rows(network, net, put(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858

@@ -5,10 +5,10 @@ import pytest
 from support import trained_project as modelling
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.core.files import file_hashes, read_json
 from mlops_nb.train import learners
-from mlops_nb.train.stage import Training, train
-from mlops_nb.train.tensorboard import Board
+from mlops_nb.train.stage import TrainingReport, run_train
+from mlops_nb.train.tensorboard import TensorBoardLogger
 
 
 def curves(root, learner):
@@ -24,18 +24,18 @@ def project(request, tmp_path_factory): return modelling.trained(tmp_path_factor
 
 
 def test_the_curves_are_those_of_the_training_and_a_second_run_does_not_double_them(project):
-    learner = read_json(next(project.glob("artifacts/models/*/training.json")), Training)
-    first = hash_folder(project / "artifacts")
-    facts = train(project, learner.learner)
-    assert hash_folder(project / "artifacts") == first
+    learner = read_json(next(project.glob("artifacts/models/*/training.json")), TrainingReport)
+    first = file_hashes(project / "artifacts")
+    facts = run_train(project, learner.learner)
+    assert file_hashes(project / "artifacts") == first
     drawn = curves(project, learner.learner)
     for part in ("train", "valid"):
-        want = [(p.iteration, getattr(p, part)) for p in learner.curve]
+        want = [(p.iteration, getattr(p, part)) for p in learner.loss_curve]
         assert drawn[f"loss/{part}"] == [(i, pytest.approx(v, rel=1e-6)) for i, v in want]
-    points = [p.iteration for p in learner.curve]
+    points = [p.iteration for p in learner.loss_curve]
     for name in ("samples_per_second", "memory_mib"): assert [i for i, v in drawn[name] if v > 0] == points
-    assert [f["iteration"] for f in facts["figures"]] == points
-    assert all(0 < v <= 1 for _, v in drawn.get("share_in_steps", []))
+    assert [f["iteration"] for f in facts["metrics_history"]] == points
+    assert all(0 < v <= 1 for _, v in drawn.get("step_time_share", []))
 
 
 class Killed(Exception): pass
@@ -44,28 +44,28 @@ class Killed(Exception): pass
 def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
     learner = next(project.glob("artifacts/models/*/training.json")).parent.name
     before = curves(project, learner)["loss/valid"]
-    checkpoints, log = project / ".mlops/checkpoints" / learner, Board.log
+    checkpoints, log = project / ".mlops/checkpoints" / learner, TensorBoardLogger.log_metrics
 
     def dying(self, iteration, figures):
         log(self, iteration, figures)
         if iteration == before[3][0]: raise Killed
-    monkeypatch.setattr(Board, "log", dying)
-    with pytest.raises(Killed): train(project, learner)
+    monkeypatch.setattr(TensorBoardLogger, "log", dying)
+    with pytest.raises(Killed): run_train(project, learner)
     assert curves(project, learner)["loss/valid"] == before[:4]
-    monkeypatch.setattr(Board, "log", log)
+    monkeypatch.setattr(TensorBoardLogger, "log", log)
     resumed = checkpoints.exists() # so few trees have no checkpoint, and start again
-    train(project, learner)
+    run_train(project, learner)
     assert resumed == (learner == "net") and curves(project, learner)["loss/valid"] == before
 
 
 def test_without_tensorboard_a_training_is_only_not_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     root = modelling.trained(tmp_path, n=300)
-    assert not (root / ".mlops/board").exists() and train(root)["figures"]
+    assert not (root / ".mlops/board").exists() and run_train(root)["metrics_history"]
 
 
 def test_without_a_folder_figures_are_kept():
-    with Board() as board:
+    with TensorBoardLogger() as board:
         board.open("key")
-        board.log(3, {"loss/valid": 0.5})
-    assert board.figures == [{"iteration": 3, "loss/valid": 0.5}]
+        board.log_metrics(3, {"loss/valid": 0.5})
+    assert board.metrics_history == [{"iteration": 3, "loss/valid": 0.5}]

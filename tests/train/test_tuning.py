@@ -15,11 +15,11 @@ from support import trained_project as modelling
 
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import hash_folder, read_json
+from mlops_nb.core.files import file_hashes, read_json
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
-from mlops_nb.train.stage import Training, train
-from mlops_nb.train.tuning import bury, counted, open_search, open_storage, open_study, read_tuning, run_study, work
+from mlops_nb.train.stage import TrainingReport, run_train
+from mlops_nb.train.tuning import fail_stale_trials, counted_trials, open_search_context, open_storage, open_study, read_tuning_results, run_study, run_trials
 
 JOURNAL = ".mlops/tuning.journal"
 SEARCHED = {"learning_rate", "num_leaves", "min_child_samples", "colsample_bytree", "subsample", "reg_lambda"}
@@ -48,43 +48,43 @@ def table(root): return pl.read_parquet(root / "artifacts/tuning/trials.parquet"
 def test_what_is_found_is_used_and_never_worse_on_the_valid_rows(tmp_path, task, learner):
     narrow = {"d_hidden": [16, 32], "d_embedding": [4, 8], "n_bins": [4, 8], "n_blocks": [1, 2]}
     root = project(tmp_path, task, learner, net=narrow)
-    before = read_json(root / f"artifacts/models/{learner}/training.json", Training)
-    assert tune.tune(root)["trials"] == 8
-    found = read_tuning(root)[learner]
-    assert found.untuned == before.best, "the first trial is the very training of params.yaml"
-    assert found.best <= found.untuned and found.complete + found.pruned == 8
-    train(root, learner)
-    after = read_json(root / f"artifacts/models/{learner}/training.json", Training)
-    assert after.best == found.best, "the stage train gets what the trial got"
+    before = read_json(root / f"artifacts/models/{learner}/training.json", TrainingReport)
+    assert tune.run_tune(root)["trials"] == 8
+    found = read_tuning_results(root)[learner]
+    assert found.untuned_loss == before.best_loss, "the first trial is the very training of params.yaml"
+    assert found.best_loss <= found.untuned_loss and found.complete + found.pruned == 8
+    run_train(root, learner)
+    after = read_json(root / f"artifacts/models/{learner}/training.json", TrainingReport)
+    assert after.best_loss == found.best_loss, "the stage train gets what the trial got"
     assert {k: after.params[k] for k in found.params} == found.params
     space = msgspec.to_builtins(getattr(read_params(root / "params.yaml").tune, learner))
-    for name, (low, high, *_) in [(n, r) for n, r in space.items() if not tune.is_choice(r)]:
+    for name, (low, high, *_) in [(n, r) for n, r in space.items() if not tune.is_categorical(r)]:
         values = table(root).filter(pl.col("parameter") == name, pl.col("trial") > 0)["value"]
         assert len(values) == 7 and low <= values.min() and values.max() <= high
 
 
 def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     root = project(tmp_path, "regression", counts=True)
-    tune.tune(root)
-    found, tried = read_tuning(root)["gbdt"], table(root).filter(parameter="objective")
+    tune.run_tune(root)
+    found, tried = read_tuning_results(root)["gbdt"], table(root).filter(parameter="objective")
     assert tried["value"].to_list()[0] == 1 and set(tried["value"]) == {0, 1}, "places in the list; the first is that of params.yaml"
-    if found.importances: assert set(found.importances) == SEARCHED | {"objective"}
-    train(root)
-    after = read_json(root / "artifacts/models/gbdt/training.json", Training)
-    assert after.best == found.best and after.params["objective"] == found.params.get("objective", "poisson")
+    if found.param_importances: assert set(found.param_importances) == SEARCHED | {"objective"}
+    run_train(root)
+    after = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
+    assert after.best_loss == found.best_loss and after.params["objective"] == found.params.get("objective", "poisson")
     change(root, n_trials=3, gbdt={"objective": ["squared"]})
-    tune.tune(root)
+    tune.run_tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
     assert later == [None, 0, 0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"
     change(root, n_trials=3, gbdt={"objective": ["poisson"]})
-    tune.tune(root)
+    tune.run_tune(root)
     assert set(table(root)["parameter"]) == SEARCHED, "it is what train says anyway"
 
 
 @pytest.mark.parametrize("task, gbdt", [("regression", {}), ("binary", {}), ("regression", {"objective": None}),
                                         ("regression", {"objective": ["poisson"]})])
 def test_objectives_are_no_choice_below_0_or_of_classes(tmp_path, task, gbdt):
-    assert set(open_search(project(tmp_path, task, gbdt=gbdt), "gbdt").space) == SEARCHED
+    assert set(open_search_context(project(tmp_path, task, gbdt=gbdt), "gbdt").search_space) == SEARCHED
 
 
 def test_trees_that_go_on_keep_their_objective(tmp_path):
@@ -93,19 +93,19 @@ def test_trees_that_go_on_keep_their_objective(tmp_path):
     p = read_params(root / "params.yaml")
     p.train.init_model = "earlier"
     write_params(p, root / "params.yaml")
-    assert tune.tune(root)["trials"] == 2 and set(table(root)["parameter"]) == SEARCHED
+    assert tune.run_tune(root)["trials"] == 2 and set(table(root)["parameter"]) == SEARCHED
     p.train.gbdt.objective = "squared"
     write_params(p, root / "params.yaml")
-    with pytest.raises(UserError, match="adds up with the objective poisson, and train.gbdt.objective is squared"): tune.tune(root)
+    with pytest.raises(UserError, match="adds up with the objective poisson, and train.gbdt.objective is squared"): tune.run_tune(root)
 
 
 def test_without_trials_nothing_is_searched_and_the_params_stay(tmp_path):
     root = project(tmp_path, n_trials=0)
-    assert tune.tune(root) == {"trials": 0} and read_tuning(root) == {} and not len(table(root))
+    assert tune.run_tune(root) == {"trials": 0} and read_tuning_results(root) == {} and not len(table(root))
     assert not (root / JOURNAL).exists()
-    first = hash_folder(root / "artifacts/models/gbdt")
-    train(root)
-    assert hash_folder(root / "artifacts/models/gbdt") == first
+    first = file_hashes(root / "artifacts/models/gbdt")
+    run_train(root)
+    assert file_hashes(root / "artifacts/models/gbdt") == first
 
 
 KILLED = """
@@ -123,7 +123,7 @@ tune.tune(sys.argv[1])
 
 def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
     calm, killed = project(tmp_path / "calm", n_trials=12), project(tmp_path / "killed", n_trials=12)
-    tune.tune(calm)
+    tune.run_tune(calm)
     dice, kills, kept = random.Random(3), 0, 0
     for _ in range(6):
         run = subprocess.Popen([sys.executable, "-c", KILLED, str(killed)], stdout=subprocess.PIPE, env=dict(os.environ))
@@ -133,25 +133,25 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
         run.send_signal(signal.SIGKILL)
         run.communicate()
         if not (killed / JOURNAL).exists(): continue
-        search = open_search(killed, "gbdt")
+        search = open_search_context(killed, "gbdt")
         storage = open_storage(killed / JOURNAL)
-        done = [t for t in counted(open_study(storage, search)) if t.state.name != "RUNNING"]
+        done = [t for t in counted_trials(open_study(storage, search)) if t.state.name != "RUNNING"]
         assert len(done) >= kept, "a finished trial was lost"
         kept = len(done)
     assert kills >= 2
-    tune.tune(killed)
-    assert hash_folder(killed / "artifacts/tuning") == hash_folder(calm / "artifacts/tuning")
+    tune.run_tune(killed)
+    assert file_hashes(killed / "artifacts/tuning") == file_hashes(calm / "artifacts/tuning")
 
 
 def test_workers_share_one_budget_and_try_different_things(tmp_path):
     root = project(tmp_path, n_trials=9)
-    study, _ = run_study(root, "gbdt", workers=3)
-    trials = counted(study)
+    study, _ = run_study(root, "gbdt", n_workers=3)
+    trials = counted_trials(study)
     assert len(trials) == 9 and {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}
     assert len({t.user_attrs["worker"][1] for t in trials}) > 1, "one process did it all"
     tried = [tuple(t.params.values()) for t in trials]
     assert len(set(tried)) == 9
-    assert run_study(root, "gbdt", workers=2)[0].get_trials() == study.get_trials(), "the budget is used up: nothing happens"
+    assert run_study(root, "gbdt", n_workers=2)[0].get_trials() == study.get_trials(), "the budget is used up: nothing happens"
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
@@ -172,9 +172,9 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     change(root, n_trials=6)
-    search = open_search(root, "gbdt")
+    search = open_search_context(root, "gbdt")
     study = open_study(open_storage(root / JOURNAL), search)
-    bury(study)
+    fail_stale_trials(study)
     assert not [t for t in study.get_trials() if t.state.name == "RUNNING"]
 
 
@@ -185,20 +185,20 @@ def test_a_second_machine_joins_only_the_same_study(tmp_path):
     first, _ = run_study(here, "gbdt")
     change(here, n_trials=7), change(there, n_trials=7)
     second, _ = run_study(there, "gbdt", join=True)
-    assert second.study_name == first.study_name and len(counted(second)) == 7
+    assert second.study_name == first.study_name and len(counted_trials(second)) == 7
     change(there, gbdt={"num_leaves": [3, 9]})
     with pytest.raises(UserError, match="but 1 of other data, params or search spaces"): run_study(there, "gbdt", join=True)
-    assert len(counted(first)) == 7, "nothing of it is lost"
+    assert len(counted_trials(first)) == 7, "nothing of it is lost"
 
 
 def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
     root = project(tmp_path, n_trials=8)
-    tune.tune(root)
-    old = read_tuning(root)["gbdt"]
+    tune.run_tune(root)
+    old = read_tuning_results(root)["gbdt"]
     change(root, n_trials=2, gbdt={"num_leaves": [3, 5], "learning_rate": None})
-    tune.tune(root)
-    rows, new = table(root), read_tuning(root)["gbdt"]
-    assert new.study != old.study and set(rows["parameter"]) == SEARCHED - {"learning_rate"}
+    tune.run_tune(root)
+    rows, new = table(root), read_tuning_results(root)["gbdt"]
+    assert new.study_name != old.study_name and set(rows["parameter"]) == SEARCHED - {"learning_rate"}
     if old.params:
         second = dict(rows.filter(trial=1).select("parameter", "value").iter_rows())
         assert second["num_leaves"] == min(max(old.params["num_leaves"], 3), 5) and second["subsample"] == old.params["subsample"]
@@ -207,16 +207,16 @@ def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
 
 def test_a_working_time_ends_it_after_the_first_trial_at_least(tmp_path):
     root = project(tmp_path, n_trials=500, timeout_seconds=0.001)
-    assert tune.tune(root)["trials"] == 1
-    assert read_tuning(root)["gbdt"].params == {}
+    assert tune.run_tune(root)["trials"] == 1
+    assert read_tuning_results(root)["gbdt"].params == {}
 
 
 def test_poor_trials_are_broken_off(tmp_path):
     root = project(tmp_path, n_trials=25, gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
-    tune.tune(root)
-    found = read_tuning(root)["gbdt"]
-    assert found.pruned > 0 and set(found.importances) == SEARCHED
-    assert sum(found.importances.values()) == pytest.approx(1)
+    tune.run_tune(root)
+    found = read_tuning_results(root)["gbdt"]
+    assert found.pruned > 0 and set(found.param_importances) == SEARCHED
+    assert sum(found.param_importances.values()) == pytest.approx(1)
 
 
 def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
@@ -225,9 +225,9 @@ def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
     p = read_params(root / "params.yaml")
     p.train.init_model = "earlier"
     write_params(p, root / "params.yaml")
-    tune.tune(root)
+    tune.run_tune(root)
     assert set(table(root)["parameter"]) == {"dropout", "learning_rate", "weight_decay"}
-    train(root, "net")
+    run_train(root, "net")
 
 
 # ---- what can be wrong with a journal
@@ -241,7 +241,7 @@ def test_a_torn_end_is_cut_off_and_the_rest_is_kept(tmp_path):
     for cut in (1, 30, len(whole.splitlines()[-1]) + 30):
         path.write_bytes(whole[:-cut])
         subprocess.run(command, cwd=root, check=True, capture_output=True)
-        trials = counted(open_study(open_storage(path), open_search(root, "gbdt")))
+        trials = counted_trials(open_study(open_storage(path), open_search_context(root, "gbdt")))
         assert [t.state.name in ("COMPLETE", "PRUNED") for t in trials] == 4 * [True]
         assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
@@ -264,24 +264,24 @@ def test_an_error_in_a_trial_is_told_and_the_study_goes_on_later(tmp_path, monke
         if len(calls) == 3: raise OSError(28, "No space left on device")
         return fit(*a, **k)
     monkeypatch.setattr(learners, "fit_gbdt", breaks)
-    with pytest.raises(OSError, match="No space left"): tune.tune(root)
+    with pytest.raises(OSError, match="No space left"): tune.run_tune(root)
     assert not (root / "artifacts/tuning").exists()
-    assert tune.tune(root)["trials"] == 5 and len(calls) == 6
+    assert tune.run_tune(root)["trials"] == 5 and len(calls) == 6
 
 
 def test_a_trial_of_a_living_process_is_left_running(tmp_path):
     root = project(tmp_path, n_trials=3)
-    search = open_search(root, "gbdt")
+    search = open_search_context(root, "gbdt")
     study = open_study(open_storage(root / JOURNAL), search)
     trial = study.ask()
-    trial.set_user_attr("worker", tune._me())
-    assert bury(study) == 0
+    trial.set_user_attr("worker", tune._worker_identity())
+    assert fail_stale_trials(study) == 0
     trial.set_user_attr("worker", ["another machine", 1, 0.0])
-    assert bury(study) == 0
-    trial.set_user_attr("worker", tune._me()[:2] + [0.0])
-    assert bury(study) == 1 and bury(study) == 0
-    work(study, search)
-    first = [t for t in counted(study) if "present" in t.user_attrs]
+    assert fail_stale_trials(study) == 0
+    trial.set_user_attr("worker", tune._worker_identity()[:2] + [0.0])
+    assert fail_stale_trials(study) == 1 and fail_stale_trials(study) == 0
+    run_trials(study, search)
+    first = [t for t in counted_trials(study) if "present" in t.user_attrs]
     assert [t.state.name for t in first] == ["COMPLETE"], "the trial that was put in front is tried again"
 
 
