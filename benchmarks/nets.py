@@ -28,7 +28,7 @@ def table(rows, numbers, categories, task):
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.normal(size=(rows, numbers)), rng.integers(0, 10, (rows, categories))])
     y = rng.normal(size=rows) if task == "regression" else rng.integers(0, 7 if task == "multiclass" else 2, rows).astype(float)
-    return TrainingPart(X, y), dict(n_classes=7, categorical={numbers + i: 10 for i in range(categories)})
+    return TrainingPart(X, y), dict(n_classes=7, cat_cardinalities={numbers + i: 10 for i in range(categories)})
 
 
 def ours(network, part, device):

@@ -184,7 +184,7 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
     scores = pl.read_parquet(project / "scores.parquet")
     assert scores["score"].is_between(0, 1).to_list() == [True, True, None] and set(scores["decision"]) <= {"0", "1", None}
     assert "1 of them broke the contract" in done.stdout
-    assert pl.read_parquet(project / "scores.refused.parquet")["_reasons"].to_list() == [
+    assert pl.read_parquet(project / "scores.quarantined.parquet")["_reasons"].to_list() == [
         [f"{c}: missing" for c in ("city", "age", "spent", "visits", "member")]]
     named = nb("score", "rows.parquet", "again.parquet", "--bundle", "artifacts/bundle", cwd=project)
     assert named.returncode == 0 and pl.read_parquet(project / "again.parquet").equals(scores)

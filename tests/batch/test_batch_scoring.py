@@ -43,7 +43,7 @@ def test_a_file_gives_what_the_frame_gives(predictor, tmp_path):
     frame.write_parquet(tmp_path / "in.parquet", row_group_size=100)
     for size in (64, 100, 5000):
         done = score_files(predictor, tmp_path / "in.parquet", tmp_path / f"{size}.parquet", size)
-        assert pl.read_parquet(tmp_path / f"{size}.parquet").equals(predictor.score_frame(frame)) and (done.rows, done.n_quarantined) == (1003, 0)
+        assert pl.read_parquet(tmp_path / f"{size}.parquet").equals(predictor.score_frame(frame)) and (done.n_rows, done.n_quarantined) == (1003, 0)
     assert not left(tmp_path) and not quarantine_path(tmp_path / "64.parquet").exists()
 
 
@@ -86,7 +86,7 @@ def test_rows_that_break_the_contract_are_refused_with_their_reasons(binary, tmp
     frame.write_parquet(tmp_path / "in.parquet")
     done, out = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64), pl.read_parquet(tmp_path / "out.parquet")
     bad = pl.Series([i % 100 == 7 for i in range(300)])
-    assert (done.rows, done.n_quarantined) == (300, 3)
+    assert (done.n_rows, done.n_quarantined) == (300, 3)
     assert out["score"].is_null().to_list() == out["decision"].is_null().to_list() == bad.to_list()
     assert out.filter(~bad).equals(binary.score_frame(modelling.rows(300, seed=3).filter(~bad)))
     refused = pl.read_parquet(quarantine_path(tmp_path / "out.parquet"))
@@ -122,7 +122,7 @@ def test_the_other_policies_of_the_contract(made, binary, tmp_path):
         score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64)
     assert not (tmp_path / "s.parquet").exists()
     without.write_parquet(tmp_path / "in.parquet")
-    assert score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64).found == 0  # another file: no part of the first is taken
+    assert score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64).n_resumed_chunks == 0  # another file: no part of the first is taken
     assert not left(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_finished_parts_are_not_scored_again(binary, tmp_path):
         assert len(asked) == n and len(list(tmp_path.glob(".out.parquet.parts/*/scores-*"))) == finished
     asked.clear()
     binary.score_frame = fails_at(0)
-    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).found == 5 and len(asked) == 5 and not left(tmp_path)
+    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).n_resumed_chunks == 5 and len(asked) == 5 and not left(tmp_path)
     assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 1000 and len(asked) == 5
 
 
@@ -235,9 +235,9 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(made, binary, tmp_path
         if (tmp_path / "out").exists(): break
     score_files(binary, tmp_path / "in", tmp_path / "out", 500)
     assert kills >= 4
-    for name in ("out/a.parquet", "out/b.parquet", "out.refused.parquet"):
+    for name in ("out/a.parquet", "out/b.parquet", "out.quarantined.parquet"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("out", "whole")).read_bytes()
-    assert pl.read_parquet(tmp_path / "out.refused.parquet").height == 40 and not left(tmp_path)
+    assert pl.read_parquet(tmp_path / "out.quarantined.parquet").height == 40 and not left(tmp_path)
 
 
 def test_two_at_once_do_not_mix(binary, tmp_path):

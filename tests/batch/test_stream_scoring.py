@@ -32,7 +32,7 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.release.release_plan import plan_path, release
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.prediction_log.records import LogWriteError, audit_log, read_log
-from mlops_nb.batch.stream_scoring import Worker, broker_of, _until_stopped
+from mlops_nb.batch.stream_scoring import StreamWorker, create_broker, _run_until_signal
 from mlops_nb.config.settings import StreamSettings
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 async def answer(id, body):
@@ -43,9 +43,9 @@ async def answer(id, body):
     await asyncio.sleep(float(sys.argv[2]))
     return msgspec.json.encode(dict(id=id, twice=2 * row, by=os.getpid()))
 settings = msgspec.json.decode(sys.argv[1], type=StreamSettings)
-worker = Worker(broker_of(settings), answer, settings)
+worker = StreamWorker(create_broker(settings), answer, settings)
 print('ready', flush=True)
-print(asyncio.run(_until_stopped(worker)), flush=True)
+print(asyncio.run(_run_until_signal(worker)), flush=True)
 """
 
 
@@ -228,7 +228,7 @@ def test_a_log_that_cannot_be_written_refuses_nobody(group):
         if id in ("r3", "r7") and next(failures, None) is not None: raise LogWriteError("The prediction log cannot be written")
         return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
     g.put(rows)
-    assert run_until(g, answer, lambda: len(g.results) == 12).refused == 0
+    assert run_until(g, answer, lambda: len(g.results) == 12).dead_lettered == 0
     once(g, rows)
     assert next(failures, None) is None and not g.refused
 
@@ -245,7 +245,7 @@ def test_a_target_that_cannot_be_written_refuses_nobody(group):
         def mended():
             if time.monotonic() - start > 4: next(mend, lambda: None)()
             return time.monotonic() - start > 4 and g.service.left(g.names) == 0
-        assert run_until(g, answer, mended).refused == 0
+        assert run_until(g, answer, mended).dead_lettered == 0
     once(g, rows)
     assert not g.refused
 

@@ -165,7 +165,7 @@ def test_a_time_column_that_is_not_there(tmp_path):
 
 def test_more_periods_than_may_be_open(tmp_path):
     "Rows of the 64th period and beyond go to `unknown`: bounded files, no row lost."
-    writer = PartitionWriter(tmp_path, "x", time="day", period="day", group=100)
+    writer = PartitionWriter(tmp_path, "x", time_column="day", period="day", row_group_size=100)
     days = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 7, 18), eager=True)
     for _ in range(5): writer.write(pl.DataFrame({"day": days, "x": range(200)}))
     counts = writer.close()
@@ -174,11 +174,11 @@ def test_more_periods_than_may_be_open(tmp_path):
 
 
 def test_waiting_rows_are_bounded(tmp_path):
-    writer = PartitionWriter(tmp_path, "x", time="day", period="day", group=100)
+    writer = PartitionWriter(tmp_path, "x", time_column="day", period="day", row_group_size=100)
     days = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 2, 29), eager=True)
     for _ in range(100):
         writer.write(pl.DataFrame({"day": days}))
-        assert sum(len(f) for frames in writer.waiting.values() for f in frames) <= 800
+        assert sum(len(f) for frames in writer.buffered.values() for f in frames) <= 800
     assert set(writer.close().values()) == {100}
 
 
@@ -285,7 +285,7 @@ def test_killed_at_any_moment(tmp_path, sig):
     for name in names:
         before = read_data_manifest(root)
         months(source, name, rows=100_000)
-        code = f"from mlops_nb.data.ingest import ingest; ingest({str(source)!r}, {str(root)!r}, time='day')"
+        code = f"from mlops_nb.data.ingest import ingest; ingest({str(source)!r}, {str(root)!r}, time_column='day')"
         child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
         try: child.wait(rnd.uniform(startup * 0.5, startup * 2))
         except subprocess.TimeoutExpired: child.send_signal(sig); killed += 1
@@ -317,7 +317,7 @@ def deadly(f):
         return f(*a, **k)
     return g
 os.replace, os.fsync, Path.unlink, Path.rename = map(deadly, (os.replace, os.fsync, Path.unlink, Path.rename))
-m.ingest({str(source)!r}, {str(root)!r}, time='day', replace=True)
+m.ingest({str(source)!r}, {str(root)!r}, time_column='day', replace=True)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr

@@ -118,7 +118,7 @@ def test_batches_do_not_show(project, monkeypatch):
     root = project(method="group")
     run_prepare(root)
     whole, real = parts(root), module.read_accepted_batches
-    monkeypatch.setattr(module, "batches", lambda folder, columns=None: real(folder, columns, rows=37))
+    monkeypatch.setattr(module, "read_accepted_batches", lambda folder, columns=None: real(folder, columns, batch_rows=37))
     run_prepare(root)
     assert all(whole[k].equals(v) for k, v in parts(root).items())
 
@@ -217,9 +217,9 @@ def test_killed_at_any_moment_the_folder_is_old_or_new(project):
     run_prepare(root)
     old = file_hashes(root / "artifacts/prepared")
     project(accepted_rows(seed=1))
-    code = ("import sys, mlops_nb.data.prepare as m; real = m.batches\n"
+    code = ("import sys, mlops_nb.data.prepare as m; real = m.read_accepted_batches\n"
             "def slow(*a):\n    for b in real(*a): print('batch', flush=True); yield b\n"
-            f"m.batches = slow; m.prepare({str(root)!r})")
+            f"m.read_accepted_batches = slow; m.run_prepare({str(root)!r})")
     for lines in (2, 5):
         p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(lines): p.stdout.readline()

@@ -167,7 +167,7 @@ def test_the_check_finds_what_it_is_there_for():
         parts, _ = split(frame, TIMED, method=method)
         row = parts["test"][:1]
         twice = parts | dict(train=pl.concat([parts["train"], row]))
-        with pytest.raises(UserError, match="rows_twice=1"): check_split_overlap(twice, params, TIMED)
+        with pytest.raises(UserError, match="duplicate_rows=1"): check_split_overlap(twice, params, TIMED)
         straddling = parts | dict(train=pl.concat([parts["train"], row.with_columns(_row=pl.lit(10**6, pl.Int64))]))
         with pytest.raises(UserError, match="does not hold"): check_split_overlap(straddling, params, TIMED)
     parts, _ = split(frame, TIMED, method="time")

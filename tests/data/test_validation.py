@@ -251,16 +251,16 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_batches(tmp_path, monk
     run_validate(root)
     assert {k: v for d in ("artifacts", "quarantine") for k, v in file_hashes(root / d).items()} == first
     before = outcome(root)
-    monkeypatch.setattr(validation, "raw_batches", lambda r: ((p, f[i:i + 99]) for p, f in RAW_BATCHES(r) for i in range(0, f.height, 99)))
+    monkeypatch.setattr(validation, "read_raw_batches", lambda r: ((p, f[i:i + 99]) for p, f in RAW_BATCHES(r) for i in range(0, f.height, 99)))
     run_validate(root)
     assert outcome(root) == before
 
 
-RAW_BATCHES = validation.raw_batches
+RAW_BATCHES = validation.read_raw_batches
 
 
 def test_many_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "PART_BYTES", 1000)
+    monkeypatch.setattr(validation, "PART_FILE_BYTES", 1000)
     root = project(tmp_path, month(500, 0), month(500, 1))
     run_validate(root)
     assert len(list((root / "artifacts/accepted").glob("part-*.parquet"))) == 2
@@ -422,7 +422,7 @@ def test_rows_that_pandera_refuses_are_a_bug(tmp_path, monkeypatch):
         s = real(frame, schema)
         s.accepted, s.quarantined = pl.DataFrame(s.accepted.vstack(frame.select(s.accepted.columns))), s.quarantined.clear()
         return s
-    monkeypatch.setattr(validation, "split_batch", careless)
+    monkeypatch.setattr(validation, "validate_batch", careless)
     with pytest.raises(RuntimeError, match="pandera"): run_validate(root)
 
 
@@ -434,7 +434,7 @@ def test_a_lost_row_is_a_bug(tmp_path, monkeypatch):
         s = real(frame, schema)
         s.accepted = s.accepted.head(49)
         return s
-    monkeypatch.setattr(validation, "split_batch", careless)
+    monkeypatch.setattr(validation, "validate_batch", careless)
     with pytest.raises(RuntimeError, match="50 rows became 49"): run_validate(root)
 
 

@@ -237,7 +237,7 @@ def test_one_seed_has_nothing_to_be_compared_with(tmp_path):
 
 def test_nothing_is_repeated_unasked(tmp_path, monkeypatch):
     root = project(tmp_path / "p")
-    monkeypatch.setattr(repeating, "fit", None)
+    monkeypatch.setattr(repeating, "fit_learner", None)
     assert run_cross_validation(root, "gbdt")["trainings"] == 0
     found = read_cross_validation(root, "gbdt")
     assert found.folds == found.seeds == []

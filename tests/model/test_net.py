@@ -216,7 +216,7 @@ def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, b
     X = np.column_stack([make[c]().astype(float) for c in columns])
     params = NetParams(ensemble_size=k, n_blocks=blocks, d_hidden=int(rng.integers(1, 40)), d_embedding=embedding, n_bins=bins, dropout=0.3)
     categorical = {i: 4 for i, c in enumerate(columns) if c == "category"}
-    network = fit_network_spec(X, rng.normal(size=90), task, params, n_classes=3, categorical=categorical)
+    network = fit_network_spec(X, rng.normal(size=90), task, params, n_classes=3, cat_cardinalities=categorical)
     with warnings.catch_warnings(action="ignore"): net = build_network(network).eval() # of a column with one piece
     with torch.no_grad():
         for w in net.parameters(): w.copy_(torch.from_numpy(rng.normal(size=w.shape))) # fresh ones hold zeros and ones

@@ -140,8 +140,8 @@ def test_a_taught_row_weighs_what_it_weighed(k, seed, weighted):
     part = TrainingPart(np.arange(40.)[:, None], rng.integers(0, k, 40).astype(float), rng.uniform(.5, 2, 40) if weighted else None)
     learned = with_soft_targets(part, said if k > 2 else said[:, 1], "multiclass" if k > 2 else "binary")
     shares = np.zeros((40, k))
-    np.add.at(shares, (learned.X[:, 0].astype(int), learned.y.astype(int)), learned.weight)
-    want = (said + np.eye(k)[part.y.astype(int)]) / 2 * (part.weight[:, None] if weighted else 1)
+    np.add.at(shares, (learned.X[:, 0].astype(int), learned.y.astype(int)), learned.weights)
+    want = (said + np.eye(k)[part.y.astype(int)]) / 2 * (part.weights[:, None] if weighted else 1)
     assert np.abs(shares - want).max() < .002 and len(learned.y) <= 40 * k
 
 

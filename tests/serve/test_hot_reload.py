@@ -697,7 +697,7 @@ def test_the_answer_is_on_record_before_it_is_given(made, served, predictors):
             assert [x["id"] for x in lines] == [f"r{j}" for j in range(i + 1)]
         return lines
     last = asyncio.run(main())[-1]
-    assert (last["endpoint"], last["variant"], last["bundle"], last["key"], last["mode"]) == ("rows", "a", made[1], "shop", "live")
+    assert (last["endpoint"], last["variant"], last["bundle"], last["api_key_name"], last["mode"]) == ("rows", "a", made[1], "shop", "live")
     assert last["entity"] == ["c9", "c10"] and last["columns"]["count"] == [r["count"] for r in some(2, 9)]
     assert last["score"] == expected(predictors[made[1]], some(2, 9)) and 1_000_000 <= last["latency_us"] < LIMIT * 1_000_000
     assert counted(live.metrics.rows, "rows", "a") == 20

@@ -84,7 +84,7 @@ def test_a_second_run_writes_the_same_bytes(tmp_path, task):
 
 
 def test_more_rows_than_it_needs_are_sampled_with_the_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "ROWS", 200)
+    monkeypatch.setattr(baselines, "MAX_LINEAR_ROWS", 200)
     facts = run_baselines(project(tmp_path, "binary"))
     first = file_hashes(tmp_path / OUT)
     assert facts["rows"] == 600 and read_json(tmp_path / OUT / "baselines.json", BaselineModels).rows == 200
@@ -94,7 +94,7 @@ def test_more_rows_than_it_needs_are_sampled_with_the_seed(tmp_path, monkeypatch
 
 
 def test_an_event_too_rare_for_the_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "ROWS", 5)
+    monkeypatch.setattr(baselines, "MAX_LINEAR_ROWS", 5)
     rare = pl.when(pl.col("_row") == 17).then(1.0).otherwise(0.0)
     run_baselines(project(tmp_path, "binary", change=lambda f: f.with_columns(_target=rare)))
     s = scores(tmp_path)
@@ -130,7 +130,7 @@ def test_a_class_without_training_rows_gets_probability_zero(tmp_path):
 
 
 def test_the_solver_may_fail_to_converge(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setattr(baselines, "ITERATIONS", 1)
+    monkeypatch.setattr(baselines, "MAX_LINEAR_ITERATIONS", 1)
     run_baselines(project(tmp_path, "binary"))
     assert not read_json(tmp_path / OUT / "baselines.json", BaselineModels).converged
     assert not [w for w in recwarn if "onverge" in str(w.message)]

@@ -116,14 +116,14 @@ KILL = """
 import sys, time
 from pathlib import Path
 from mlops_nb.train import learners
-from mlops_nb.train.stage import train
+from mlops_nb.train.stage import run_train
 fit = learners.fit_gbdt
-def slow(*args, step, **kw):                       # 4 ms a tree, so that there is a moment to be killed in
-    def wait(i, v): time.sleep(0.004); step(i, v)
+def slow(*args, on_iteration, **kw):                       # 4 ms a tree, so that there is a moment to be killed in
+    def wait(i, v): time.sleep(0.004); on_iteration(i, v)
     print('training', flush=True)
-    return fit(*args, step=wait, **kw)
+    return fit(*args, on_iteration=wait, **kw)
 learners.fit_gbdt = slow
-train(Path(sys.argv[1]))
+run_train(Path(sys.argv[1]))
 """
 
 
@@ -144,7 +144,7 @@ def test_sigkill_at_random_moments(tmp_path):
     assert resumed, "no checkpoint was written before a kill: the test proved nothing"
     seen = []
     fit = learners.fit_gbdt
-    learners.fit_gbdt = lambda *a, step, **k: fit(*a, on_iteration=lambda i, v: seen.append(i), **k)
+    learners.fit_gbdt = lambda *a, on_iteration, **k: fit(*a, on_iteration=lambda i, v: seen.append(i), **k)
     try: run_train(killed)
     finally: learners.fit_gbdt = fit
     assert seen[0] > 1, "it began from the beginning"
@@ -182,14 +182,14 @@ def test_a_torn_checkpoint_costs_a_fresh_start(tmp_path, content):
 def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
     root = project(tmp_path, gbdt={"n_estimators": 30})
     keys = []
-    real = learners.training_key
-    learners.training_key = lambda *a: keys.append(real(*a)) or keys[-1]
+    real = learners.training_fingerprint
+    learners.training_fingerprint = lambda *a: keys.append(real(*a)) or keys[-1]
     try:
         run_train(root)
         project(root, n=3001, gbdt={"n_estimators": 30}); run_train(root)
         write(root, gbdt={"n_estimators": 31}); run_train(root)
         write(root, gbdt={"n_estimators": 31}, sample_weight_half_life="3d"); run_train(root)
-    finally: learners.training_key = real
+    finally: learners.training_fingerprint = real
     assert len(set(keys)) == 4
 
 

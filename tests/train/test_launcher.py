@@ -28,12 +28,12 @@ def parts(task, n=580):
 
 
 def together(train, valid, task, params, shard=False, **how):
-    return fit_net_distributed(train, valid, task, params, n_classes=3, categorical={2: 5}, device=TWO[shard], **how)
+    return fit_net_distributed(train, valid, task, params, n_classes=3, cat_cardinalities={2: 5}, device=TWO[shard], **how)
 
 
 def workers(of=None):
     "The processes below this one that train, oldest first."
-    found = [p for p in psutil.Process(of).children(recursive=True) if p.is_running() and "work" in p.cmdline()]
+    found = [p for p in psutil.Process(of).children(recursive=True) if p.is_running() and "run-worker" in p.cmdline()]
     return sorted(found, key=lambda p: p.create_time())
 
 
@@ -52,7 +52,7 @@ def close(ours, theirs):
 def test_two_processes_learn_what_one_does_from_chunks_too(capsys):
     train, valid = parts("regression")
     small = TWO[False]._replace(max_memory_mib=0.01)
-    both = fit_net_distributed(train, valid, "regression", EXACT, n_classes=3, categorical={2: 5}, device=small)
+    both = fit_net_distributed(train, valid, "regression", EXACT, n_classes=3, cat_cardinalities={2: 5}, device=small)
     assert "do not fit into the 0.01 MiB" in capsys.readouterr().err
     close(both, fit_net(train, valid, "regression", EXACT, n_classes=3, cat_cardinalities={2: 5}, device="cpu"))
 
@@ -92,7 +92,7 @@ ORPHANS = """
 import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_launcher import *
-together(*parts("binary"), "binary", replace(SMALL, max_epochs=5000, patience=5000), step=lambda *a: print("epoch", flush=True))
+together(*parts("binary"), "binary", replace(SMALL, max_epochs=5000, patience=5000), on_iteration=lambda *a: print("epoch", flush=True))
 """
 
 

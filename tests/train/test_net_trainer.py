@@ -30,7 +30,7 @@ def opened(data): # As training sees it: the packages' module
 
 
 def fit(train, valid, task="binary", params=SMALL, **how):
-    return fit_net(train, valid, task, params, n_classes=3, **{"categorical": {2: 5}, "device": "cpu", **how})
+    return fit_net(train, valid, task, params, n_classes=3, **{"cat_cardinalities": {2: 5}, "device": "cpu", **how})
 
 
 # ---- what it reads
@@ -57,7 +57,7 @@ def test_quantiles_are_evenly_spread():
 
 def test_missing_unknown_and_code_zero_are_three_places():
     train, _ = problem()
-    network = fit_network_spec(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    network = fit_network_spec(train.X, train.y, "binary", SMALL, cat_cardinalities={2: 5})
     _, places = to_tensors(network, np.array([[0, 1, 0], [0, 1, np.nan], [np.nan, 1, 7], [0, np.nan, 4]]))
     assert places.tolist() == [[0, 0, 0], [5, 0, 0], [5, 1, 0], [4, 0, 1]]
 
@@ -71,7 +71,7 @@ def test_only_numbers_or_only_categories(columns):
     train, valid = problem()
     keep = slice(0, 2) if columns == "numbers" else slice(2, 3)
     parts = (p._replace(X=p.X[:, keep]) for p in (train, valid))
-    found = fit(*parts, categorical={} if columns == "numbers" else {0: 5})
+    found = fit(*parts, cat_cardinalities={} if columns == "numbers" else {0: 5})
     assert np.isfinite(found.best_loss)
     assert bool(deserialize_network(found.model)[0].numeric_columns) == (columns == "numbers")
 
@@ -92,8 +92,8 @@ def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     train, valid = problem(task, n=1500)
     found = fit(train, valid, task, replace(SMALL, max_epochs=25, learning_rate=0.01))
     network, net = opened(found.model)
-    from mlops_nb.train.net_trainer import put, validation_loss
-    assert validation_loss(network, net, put(network, valid, torch.device("cpu"))) == pytest.approx(found.best_loss, rel=1e-9)
+    from mlops_nb.train.net_trainer import to_net_rows, validation_loss
+    assert validation_loss(network, net, to_net_rows(network, valid, torch.device("cpu"))) == pytest.approx(found.best_loss, rel=1e-9)
     shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
     constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
     assert found.best_loss < 0.8 * constant
@@ -144,8 +144,8 @@ def test_a_class_that_no_train_row_has_gets_a_small_probability():
     train, valid = problem("multiclass", n=1500)
     known = train.y != 2
     net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, max_epochs=10, learning_rate=0.01))
-    from mlops_nb.train.net_trainer import predict_net_rows, put
-    p = predict_net_rows(*opened(net.model), put(deserialize_network(net.model)[0], valid))
+    from mlops_nb.train.net_trainer import predict_net_rows, to_net_rows
+    p = predict_net_rows(*opened(net.model), to_net_rows(deserialize_network(net.model)[0], valid))
     assert np.isfinite(net.best_loss) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
 
 
@@ -154,7 +154,7 @@ def test_half_precision_learns_as_well(task, monkeypatch):
     train, valid = problem(task, n=1500)
     many = replace(SMALL, max_epochs=15, learning_rate=0.01)
     from mlops_nb.train import net_trainer as module
-    monkeypatch.setattr(module, "has_half", lambda device: True) # a CPU that cannot do it pretends to
+    monkeypatch.setattr(module, "supports_bf16", lambda device: True) # a CPU that cannot do it pretends to
     half, full = (fit(train, valid, task, replace(many, bf16=half)) for half in (True, False))
     assert half.model != full.model and half.best_loss == pytest.approx(full.best_loss, rel=0.05)
     assert all(w.dtype == torch.float32 for w in deserialize_network(half.model)[1].values())
@@ -228,14 +228,14 @@ def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, caps
         done[0] += 1
         if done[0] == 10: raise torch.OutOfMemoryError("CUDA out of memory")
         learn(training, rows, total)
-    monkeypatch.setattr(module, "learn", greedy)
+    monkeypatch.setattr(module, "train_step", greedy)
     assert fit(train, valid, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0) == whole
     assert done[0] == 4 * 7 + 1, "no step was made twice"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "ran out of memory; it goes on from the last checkpoint with" in said[0] and "in chunks of 64." in said[1]
 
 
-@pytest.mark.parametrize("where", ["learn", "put", "Fitting"])
+@pytest.mark.parametrize("where", ["train_step", "to_net_rows", "NetTrainer"])
 @pytest.mark.parametrize("error, device", [(torch.OutOfMemoryError("CUDA out of memory"), "cpu"),
                                            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "this machine")])
 def test_a_net_that_never_fits_is_said(where, error, device, monkeypatch):
@@ -255,7 +255,7 @@ def test_another_error_of_torch_is_not_taken_for_memory(monkeypatch):
     from mlops_nb.train import net_trainer as module
 
     def fails(*a, **k): raise RuntimeError("something else")
-    monkeypatch.setattr(module, "learn", fails)
+    monkeypatch.setattr(module, "train_step", fails)
     with pytest.raises(RuntimeError, match="something else"): fit(*problem())
 
 
@@ -276,9 +276,9 @@ def test_resumed_at_any_step_it_is_the_same_net(task, at, tmp_path, monkeypatch)
         if done[0] == at: raise Killed
         done[0] += 1
         learn(*a)
-    monkeypatch.setattr(module, "learn", dying)
+    monkeypatch.setattr(module, "train_step", dying)
     with pytest.raises(Killed): fit(train, valid, task, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0)
-    monkeypatch.setattr(module, "learn", learn)
+    monkeypatch.setattr(module, "train_step", learn)
     assert fit(train, valid, task, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0) == whole
 
 
@@ -289,7 +289,7 @@ from pathlib import Path
 from test_net_trainer import *
 many = replace(SMALL, max_epochs=12, patience=12)
 print("begins", flush=True)
-Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), every=0).model)
+Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), checkpoint_interval_seconds=0).model)
 """
 
 
@@ -360,10 +360,10 @@ def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, m
 
 def test_a_damaged_file_is_refused():
     train, _ = problem()
-    network = fit_network_spec(train.X, train.y, "binary", SMALL, categorical={2: 5})
+    network = fit_network_spec(train.X, train.y, "binary", SMALL, cat_cardinalities={2: 5})
     good = serialize_network(network, build_network(network).state_dict())
     assert deserialize_network(good)[0] == network
-    other = serialize_network(fit_network_spec(train.X, train.y, "binary", replace(SMALL, d_hidden=8), categorical={2: 5}), build_network(network).state_dict())
+    other = serialize_network(fit_network_spec(train.X, train.y, "binary", replace(SMALL, d_hidden=8), cat_cardinalities={2: 5}), build_network(network).state_dict())
     for bad in (b"", good[:50], good[:-1], good + b"x", good.replace(b"binary", b"bonary"), other):
         with pytest.raises(UserError, match="not a whole net"): deserialize_network(bad)
 
@@ -385,7 +385,7 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     from support.project_checks import new_project, run
 
     from mlops_nb.model.encoder import Encoder, feature_kinds
-    from mlops_nb.train.net_trainer import predict_net_rows, put
+    from mlops_nb.train.net_trainer import predict_net_rows, to_net_rows
     data = Path(__file__).parents[3] / "shared/data/adult/adult.[dt]*"
     root = new_project(tmp_path / "adult", data, "rtrim(outcome, '.')", "--test-files", "adult.test")
     for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
@@ -399,4 +399,4 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     part = TrainingPart(encoder.transform(test), test["_target"].to_numpy())
     network, net = opened(weights)
     assert len(part.y) == 16281
-    assert ((predict_net_rows(network, net, put(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858
+    assert ((predict_net_rows(network, net, to_net_rows(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858

@@ -13,7 +13,7 @@ from mlops_nb.train.tensorboard import TensorBoardLogger
 
 def curves(root, learner):
     "Name -> {iteration: value} of the only training there."
-    folder, = (root / ".mlops/board" / learner).iterdir()
+    folder, = (root / ".mlops/tensorboard" / learner).iterdir()
     assert len(folder.name) == 12
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload() # 0: all of them
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
@@ -61,7 +61,7 @@ def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
 def test_without_tensorboard_a_training_is_only_not_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     root = modelling.trained(tmp_path, n=300)
-    assert not (root / ".mlops/board").exists() and run_train(root)["metrics_history"]
+    assert not (root / ".mlops/tensorboard").exists() and run_train(root)["metrics_history"]
 
 
 def test_without_a_folder_figures_are_kept():

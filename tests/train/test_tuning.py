@@ -56,7 +56,7 @@ def test_what_is_found_is_used_and_never_worse_on_the_valid_rows(tmp_path, task,
     run_train(root, learner)
     after = read_json(root / f"artifacts/models/{learner}/training.json", TrainingReport)
     assert after.best_loss == found.best_loss, "the stage train gets what the trial got"
-    assert {k: after.params[k] for k in found.params} == found.params
+    assert {k: after.params[k] for k in found.best_params} == found.best_params
     space = msgspec.to_builtins(getattr(read_params(root / "params.yaml").tune, learner))
     for name, (low, high, *_) in [(n, r) for n, r in space.items() if not tune.is_categorical(r)]:
         values = table(root).filter(pl.col("parameter") == name, pl.col("trial") > 0)["value"]
@@ -71,7 +71,7 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     if found.param_importances: assert set(found.param_importances) == SEARCHED | {"objective"}
     run_train(root)
     after = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
-    assert after.best_loss == found.best_loss and after.params["objective"] == found.params.get("objective", "poisson")
+    assert after.best_loss == found.best_loss and after.params["objective"] == found.best_params.get("objective", "poisson")
     change(root, n_trials=3, gbdt={"objective": ["squared"]})
     tune.run_tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
@@ -199,16 +199,16 @@ def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
     tune.run_tune(root)
     rows, new = table(root), read_tuning_results(root)["gbdt"]
     assert new.study_name != old.study_name and set(rows["parameter"]) == SEARCHED - {"learning_rate"}
-    if old.params:
+    if old.best_params:
         second = dict(rows.filter(trial=1).select("parameter", "value").iter_rows())
-        assert second["num_leaves"] == min(max(old.params["num_leaves"], 3), 5) and second["subsample"] == old.params["subsample"]
+        assert second["num_leaves"] == min(max(old.best_params["num_leaves"], 3), 5) and second["subsample"] == old.best_params["subsample"]
     assert len(optuna.get_all_study_names(open_storage(root / JOURNAL))) == 2
 
 
 def test_a_working_time_ends_it_after_the_first_trial_at_least(tmp_path):
     root = project(tmp_path, n_trials=500, timeout_seconds=0.001)
     assert tune.run_tune(root)["trials"] == 1
-    assert read_tuning_results(root)["gbdt"].params == {}
+    assert read_tuning_results(root)["gbdt"].best_params == {}
 
 
 def test_poor_trials_are_broken_off(tmp_path):
@@ -281,7 +281,7 @@ def test_a_trial_of_a_living_process_is_left_running(tmp_path):
     trial.set_user_attr("worker", tune._worker_identity()[:2] + [0.0])
     assert fail_stale_trials(study) == 1 and fail_stale_trials(study) == 0
     run_trials(study, search)
-    first = [t for t in counted_trials(study) if "present" in t.user_attrs]
+    first = [t for t in counted_trials(study) if "default_params" in t.user_attrs]
     assert [t.state.name for t in first] == ["COMPLETE"], "the trial that was put in front is tried again"
 
 
