@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 READY := $(VENV)/.ready
 
-.PHONY: repro test check lessons pytest lab ui board docs bench hooks export clean
+.PHONY: repro test check lessons pytest lab ui tensorboard docs bench hooks export clean
 
 repro: $(READY)            ## data, the whole pipeline, the reports
 	@mlops-nb simulate --if-missing
@@ -37,8 +37,8 @@ lab: $(READY)              ## JupyterLab on the same environment
 ui: $(READY)               ## the runs, in MLflow's pages
 	@mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-board: $(READY)            ## trainings as they run, in TensorBoard
-	@tensorboard --logdir .mlops/board --host 127.0.0.1
+tensorboard: $(READY)      ## trainings as they run, in TensorBoard
+	@tensorboard --logdir .mlops/tensorboard --host 127.0.0.1
 
 docs: $(READY)             ## the site, into docs/_build
 	@python docs/build.py

@@ -126,7 +126,7 @@ def released(root):
     "Two variants behind the endpoint, so that each request is routed."
     from mlops_nb.bundle.store import store_bundle
     from mlops_nb.config.settings import read_settings
-    from mlops_nb.core.files import write_json
+    from mlops_nb.core.typed_yaml import write_json
     from mlops_nb.release.release_plan import ReleasePlan, Variant, plan_path
     settings = read_settings(root)
     bundle = store_bundle(root / "artifacts/bundle", root / settings.release.store).name

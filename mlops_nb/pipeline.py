@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from .core.errors import UserError, did_you_mean
-from .core.files import write_json
+from .core.typed_yaml import write_json
 
 # %% ../nbs/90_pipeline.ipynb #6b37da62
 class Stage(Struct, frozen=True):

@@ -13,7 +13,7 @@ from support.shop_project import ENV, edit, finished, nb, run, sentence, shop
 from typer.testing import CliRunner
 
 from mlops_nb.cli import app
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
 
 TOP = typer.main.get_command(app)

@@ -13,7 +13,8 @@ from support.shop_project import shop
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
 from mlops_nb.scaffold import choose_split, datetime_columns, init_project, package_name
 

@@ -20,7 +20,8 @@ from ..model.features import load_features
 from ..data.prepare import read_dataset_info
 from ..stats.statistics import N_BINS, Baseline, ReferenceHistogram, fit_baseline
 from ..core.errors import UserError
-from ..core.files import atomic_dir, read_json, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import read_params
 from ..model.predictor import MODEL_LOADERS, Policy, Predictor, model_file, open_model
 from ..config.schema import Schema, read_schema
@@ -201,8 +202,8 @@ def check_golden_examples(
 # %% ../../nbs/bundle/02_bundle.ipynb #ecdcb023
 def run_bundle(
     root: Path = Path('.'), # The project's folder
-    parent: str | None = None, # Bundle id of the present champion
+    champion: Path | None = None, # The bundle folder of the present champion, which becomes the parent
 ) -> dict: # Facts for the stage's record
     "The stage `bundle`: everything before it to `artifacts/bundle/`."
-    folder = pack_bundle(root, parent)
+    folder = pack_bundle(root, champion and Path(champion).name)
     return dict(bundle=open_bundle(folder).id, bytes=sum(f.stat().st_size for f in folder.iterdir()))

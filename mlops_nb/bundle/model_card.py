@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from ..data.prepare import DatasetInfo
 from ..core.errors import UserError
-from ..core.files import read_json, sha256_file
+from ..core.manifest import sha256_file
+from ..core.typed_yaml import read_json
 from ..config.params import Params, SimulateParams, read_params
 from ..model.predictor import Policy, Predictor
 from ..config.schema import Schema

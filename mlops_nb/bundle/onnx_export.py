@@ -20,7 +20,9 @@ from msgspec import Struct
 
 from ..model.booster import parse_header
 from ..core.errors import UserError
-from ..core.files import atomic_file, sha256_file, write_json
+from ..core.files import atomic_file
+from ..core.manifest import sha256_file
+from ..core.typed_yaml import write_json
 from ..model.net import Net, first_layer_inputs, member_outputs
 from ..model.predictor import EPS, IsotonicCalibrator, PlattCalibrator, Policy, Predictor, TemperatureCalibrator, model_file
 from ..model.network import ensemble_predict

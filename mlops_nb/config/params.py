@@ -17,7 +17,8 @@ from msgspec import Meta, Struct, ValidationError, convert, field
 from msgspec.structs import asdict
 
 from ..core.errors import UserError
-from ..core.files import atomic_file, convert_typed, read_yaml, refuse_renamed, yaml_lines
+from ..core.files import atomic_file
+from ..core.typed_yaml import convert_typed, read_yaml, refuse_renamed, yaml_lines
 from .predicates import PredicateSpec
 
 # %% ../../nbs/config/04_params.ipynb #a2e6f5f0

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from msgspec import Meta, Struct, field
 
 from ..core.errors import UserError, did_you_mean
-from ..core.files import atomic_file, read_yaml, yaml_lines
+from ..core.files import atomic_file
+from ..core.typed_yaml import read_yaml, yaml_lines
 
 # %% ../../nbs/config/00_schema.ipynb #53d0ce86
 class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):

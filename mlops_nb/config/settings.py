@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from ..core.errors import UserError, did_you_mean
-from ..core.files import atomic_file, convert_typed, refuse_renamed
+from ..core.files import atomic_file
+from ..core.typed_yaml import convert_typed, refuse_renamed
 
 # %% ../../nbs/config/05_settings.ipynb #dd56493d
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -21,7 +21,7 @@ from ..report.history import RunRecord, write_index
 from ..report.html import PageHeader
 from ..report.runner import run_notebook
 from ..config.settings import ScheduleSettings, Settings, read_settings
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/control/00_scheduler.ipynb #b42471cb
 def fire_times(

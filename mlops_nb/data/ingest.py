@@ -19,7 +19,9 @@ from msgspec import Struct, field
 
 from .readers import Source, detect_source, find_sources, read_source
 from ..core.errors import UserError, did_you_mean, describe_os_error
-from ..core.files import fsync_path, read_json, sha256_file, combine_hashes, write_json
+from ..core.files import fsync_path
+from ..core.manifest import sha256_file, combine_hashes
+from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/data/03_ingest.ipynb #2a8e4f3a
 class IngestedSource(Struct):

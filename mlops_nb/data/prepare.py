@@ -18,7 +18,9 @@ from msgspec import Struct
 from ..model.features import Features, load_features
 from .splits import SPLIT_NAMES, SplitCheck, assign_splits, check_split_params, check_split_overlap, split_key_columns
 from ..core.errors import UserError
-from ..core.files import atomic_dir, read_json, sha256_file, write_json
+from ..core.files import atomic_dir
+from ..core.manifest import sha256_file
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import SplitParams, read_params
 from ..config.schema import Schema, read_schema, schema_hash
 

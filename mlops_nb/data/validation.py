@@ -23,7 +23,8 @@ from msgspec import Struct, field
 from .ingest import DataManifest, read_raw_batches, read_data_manifest
 from ..stats.statistics import Baseline, DriftResult, merge_summaries, statistics_frame, summarize_columns, detect_drift
 from ..core.errors import UserError
-from ..core.files import atomic_dir, atomic_file, write_json
+from ..core.files import atomic_dir, atomic_file
+from ..core.typed_yaml import write_json
 from ..config.params import read_params
 from ..config.schema import POLARS_TYPES, Column, Schema, column_range, read_schema, to_pandera
 
@@ -342,16 +343,19 @@ def check_quarantined_share(
                     "then mend the data or schema.yaml.")
 
 # %% ../../nbs/data/04_validation.ipynb #c2010401
+class _BundleBaseline(Struct): # what validation needs of a bundle's baseline.json
+    data: Baseline
+
 def run_validate(
     root: str | Path = '.', # The project folder
-    baseline: Baseline | None = None, # Of the present champion; None when there is none yet
-    champion_id: str | None = None, # Its bundle id
+    champion: Path | None = None, # The bundle folder of the present champion
 ) -> dict: # Facts for the record of the stage
     "The stage `validate`: data/ → artifacts/accepted, quarantine/, artifacts/validation.json and artifacts/statistics.parquet."
     root = Path(root)
     schema, manifest = read_schema(root / 'schema.yaml'), read_data_manifest(root)
     limit = read_params(root / 'params.yaml').validate.max_quarantined_share
     changes = check_partition_schemas(root, manifest, schema)
+    baseline = champion and read_json(Path(champion) / 'baseline.json', _BundleBaseline).data
     run = _ValidationRun(schema, manifest.files[-1].name if baseline and manifest.files else None)
     with atomic_dir(root / 'artifacts/accepted') as a:
         with atomic_dir(root / 'quarantine') as q:
@@ -364,7 +368,9 @@ def run_validate(
             accepted.flush(); quarantine.flush()
         check_quarantined_share(found, limit)
     found.type_conversions = changes
-    if baseline: found.compared_source, found.champion_id, found.value_skew = run.newest, champion_id, detect_drift(merge_summaries(run.comparison_summaries), baseline)
+    if baseline:
+        found.compared_source, found.champion_id = run.newest, Path(champion).name
+        found.value_skew = detect_drift(merge_summaries(run.comparison_summaries), baseline)
     with atomic_file(root / 'artifacts/statistics.parquet') as f: statistics_frame(run.statistics).write_parquet(f, compression='zstd')
     write_json(root / 'artifacts/validation.json', found)
     return dict(rows=found.received)

@@ -20,7 +20,8 @@ from msgspec import Struct, structs
 from ..data.splits import is_in_last_share, row_positions
 from .stage import choose_decision_settings, read_part, score_splits
 from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
-from ..core.files import atomic_dir, read_json, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import SplitParams
 from ..model.predictor import MODEL_LOADERS, Predictor
 from ..config.schema import Schema

@@ -200,7 +200,7 @@ def _describe_measure(measure, spots, what):
 
 def _describe_discovery(task, tried, spots, confidence):
     what = {'loss': f"the mean {_LOSS_NAMES[task]} is surely higher than elsewhere", 'under_predicted': "the predictions are surely too low",
-            'over_predicted': "over_predicted"}
+            'over_predicted': "too high"}
     sure = {m: [x for x in spots if x.measure == m and x.p_value < 1 - confidence] for m in what}
     return f"Of {tried:,} comparisons of a group of rows with all others, {'; '.join(_describe_measure(m, sure[m], what[m]) for m in what)}."
 

@@ -25,7 +25,8 @@ from .model_selection import LearnerCandidate, select_model
 from .slices import Slice, SmallSlices, binned_residuals, slice_table, evaluate_slices
 from .decision_threshold import CalibrationMetrics, DecisionCosts, measure_calibration, choose_threshold, cost_curve, measure_decision_costs, threshold_interval
 from .slice_discovery import SliceDiscovery, discovered_slice_table, discover_slices
-from ..core.files import atomic_dir, read_json, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import EvaluateParams, read_params
 from ..model.predictor import Policy, Predictor, model_file
 from ..config.schema import Schema

@@ -22,7 +22,8 @@ from .interactions import pairwise_interactions, partial_dependence_2d
 from ..evaluate.metrics import row_loss
 from ..evaluate.slices import bin_column
 from .local_surrogate import LocalSurrogate, json_value, robust_range, fit_local_surrogate
-from ..core.files import atomic_dir, read_json, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import read_params
 from ..model.predictor import Policy, Predictor, cast_to_schema
 

@@ -22,7 +22,7 @@ from msgspec import Struct, field
 from .booster import Booster
 from .features import Features, load_features
 from ..core.errors import UserError, did_you_mean
-from ..core.files import read_json
+from ..core.typed_yaml import read_json
 from .net import Net
 from ..config.params import PolicyRule
 from ..config.schema import Schema, typed_missing_values

@@ -27,7 +27,8 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..core.errors import UserError
-from ..core.files import atomic_file, read_json, write_json
+from ..core.files import atomic_file
+from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/prediction_log/00_records.ipynb #d0310663
 _held_leases = {} # lock -> the descriptor that holds the lock, for as long as this process lives
@@ -569,7 +570,7 @@ def _read_row_counters(folder, found): # -> {slot: (rows answered, rows answered
         except (RuntimeError, TypeError, ValueError, struct.error):
             found.problems.append(f"{path} is damaged, so what its slot has counted is not known; the next process of the slot begins at zero.")
             continue
-        counted[int(path.stem.split("_")[1])] = tuple(int(values.get(f"mlops_nb_{name}_total", 0)) for name in ("answered", "log_failures"))
+        counted[int(path.stem.split("_")[1])] = tuple(int(values.get(f"mlops_nb_{name}_total", 0)) for name in ("answered_rows", "unlogged_rows"))
     return counted
 
 def _audit_lease(folder, lease_id, kept, found): # -> rows that were answered from this slot

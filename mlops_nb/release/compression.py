@@ -26,7 +26,7 @@ from ..evaluate.comparison import Comparison, MetricDifference, paired_differenc
 from ..evaluate.stage import Evaluation, evaluate_predictor, read_part, score_splits
 from ..explain.attributions import make_attribution_baseline, checked_contributions, sample_rows
 from ..evaluate.metrics import Estimate, estimate_metrics
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import GbdtParams, Params, TrainParams
 from ..model.predictor import MODEL_LOADERS, Predictor, model_file
 from ..core.manifest import package_versions

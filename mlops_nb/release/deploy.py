@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..bundle.bundle import open_bundle
 from ..core.errors import UserError
 from .gate import GateReport
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 from .release_plan import plan_path, promote_bundle
 from ..bundle.store import store_bundle
 from .mlflow_tracking import log_run, tracking_client

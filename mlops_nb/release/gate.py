@@ -21,7 +21,7 @@ from ..evaluate.stage import Evaluation, read_evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
 from ..evaluate.metrics import METRICS, Estimate
 from ..evaluate.slices import Slice
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import GateParams, read_params
 from ..model.predictor import Predictor
 

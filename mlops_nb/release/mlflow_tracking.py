@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ..bundle.bundle import open_bundle
-from ..core.files import read_json
+from ..core.typed_yaml import read_json
 from ..config.settings import Settings, read_settings
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #8b107ad1

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from ..core.errors import UserError, did_you_mean
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 from ..bundle.store import find_bundle
 from ..config.settings import Settings, read_settings
 from ..config.predicates import PredicateSpec

@@ -69,7 +69,7 @@ def format_date(t: datetime | str | None) -> str:
     return '–' if t is None else f"{t.day} {t:%B %Y}"
 
 # %% ../../nbs/report/02_figures.ipynb #3f1b5fa6
-_METRIC_LABELS = dict(auc='AUC', auc_ovr='AUC, each class against the rest', log_loss='Log loss', brier='Brier score', f1='F1', macro_f1='F1, mean of the classes',
+_METRIC_LABELS = dict(roc_auc='AUC', roc_auc_ovr='AUC, each class against the rest', log_loss='Log loss', brier='Brier score', f1='F1', macro_f1='F1, mean of the classes',
               rmse='Root mean squared error', mae='Mean absolute error', median_absolute_error='Median absolute error', r2='R²', cost='Cost per row', roc_auc_difference='AUC difference',
               mae_difference='Difference in mean absolute error', rmse_difference='Difference in root mean squared error')
 

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..core.errors import UserError
-from ..core.files import atomic_file, read_json, write_json
+from ..core.files import atomic_file
+from ..core.typed_yaml import read_json, write_json
 from .figures import Html, format_change, nowrap, pass_badge, metric_label, format_number, table, verdict
 from .html import PageHeader, render_page
 

@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from ..core.errors import UserError, did_you_mean
-from ..core.files import atomic_file, read_json, write_json
+from ..core.files import atomic_file
+from ..core.typed_yaml import read_json, write_json
 from .html import PageHeader, render_notebook
 from ..config.settings import read_settings
 

@@ -20,7 +20,8 @@ from ..evaluate.stage import Evaluation, read_evaluation
 from ..explain.attributions import read_explanation
 from ..release.gate import GateReport
 from ..evaluate.metrics import METRICS
-from ..core.files import atomic_dir, atomic_file, read_json, write_json
+from ..core.files import atomic_dir, atomic_file
+from ..core.typed_yaml import read_json, write_json
 from .figures import format_date
 from .history import KeyMetric, RunRecord, read_runs, write_index
 from .html import PageHeader, render_markdown, render_page

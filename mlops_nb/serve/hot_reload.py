@@ -55,8 +55,8 @@ class Endpoint:
         live, # The `Live` it belongs to: its threads, cache, metrics and log
     ):
         self.name, self.active_plan, self.manager = name, state, live
-        self._counts = {k: getattr(live.metrics, k)(name) for k in ("nulled", "unknown")}
-        self._lookup_counters = {(k, r): getattr(live.metrics, k)(name, r) for k in ("cache", "table") for r in ("hit", "miss")}
+        self._nulled_values, self._unknown_categories = live.metrics.nulled_values(name), live.metrics.unknown_categories(name)
+        self._lookup_counters = {(k, r): getattr(live.metrics, k)(name, r) for k in ("cache_requests", "lookup_requests") for r in ("hit", "miss")}
 
     @property
     def decoder(self) -> RequestDecoder:
@@ -99,7 +99,7 @@ def _lookup_group(self:Endpoint, p, entity):
     table = p.variant.model.lookup_table
     if table is not None and entity in p.columns:
         found = table.lookup(p.columns[entity])
-        self._lookup_counters["lookup_table", "miss" if found is None else "hit"].inc()
+        self._lookup_counters["lookup_requests", "miss" if found is None else "hit"].inc()
         if found is not None: return found[0].tolist(), *found[1:]
     if p.X is None: raise NotPrecomputed(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
 
@@ -124,7 +124,7 @@ async def _score(self:Endpoint, v, X, deadline): # and where the scores come fro
     key = (v.bundle, X.tobytes()) if self.manager.cache.max_entries and len(X) == 1 else None
     if key:
         scores = self.manager.cache.get(key)
-        self._lookup_counters["cache", "miss" if scores is None else "hit"].inc()
+        self._lookup_counters["cache_requests", "miss" if scores is None else "hit"].inc()
         if scores is not None: return scores, "cache"
     scores = v.predictor.predict_encoded(X) if v.model.micro_batcher is None else await with_deadline(deadline, v.model.micro_batcher.predict(X))
     if key: self.manager.cache.put(key, scores)
@@ -166,9 +166,9 @@ def _group_rows(self:Endpoint, state, rows, headers, variant): # a `Part` for ea
     if variant is not None:
         if variant in state.variants: return [RowGroup(state.variants[variant], columns, X)]
         raise UserError(f"the endpoint '{self.name}' has no variant '{variant}'; there are {', '.join(state.variants)}.")
-    if rows.n == 1 or not router.routes_rows: return [RowGroup(state.variants[router.choose(columns, 0, headers)], columns, X)]
+    if rows.n_rows == 1 or not router.routes_rows: return [RowGroup(state.variants[router.choose(columns, 0, headers)], columns, X)]
     mine = {}
-    for i in range(rows.n): mine.setdefault(router.choose(columns, i, headers), []).append(i)
+    for i in range(rows.n_rows): mine.setdefault(router.choose(columns, i, headers), []).append(i)
     if len(mine) == 1: return [RowGroup(state.variants[name], columns, X) for name in mine]
     return [RowGroup(state.variants[name], *_select_rows(columns, X, at), at) for name, at in mine.items()]
 
@@ -192,7 +192,7 @@ async def predict(self:Endpoint,
     variant: str | None = None, # Who is to answer, whatever the plan says
 ) -> PredictionResult:
     "Answer a request and write it down. Raises `Late`, `Unknown`, and `LogWriteError` where an answer that cannot be written must not be given."
-    state, many = self.active_plan, rows.n > MAX_INLINE_ROWS # where there are many rows, whatever takes long is done in a thread
+    state, many = self.active_plan, rows.n_rows > MAX_INLINE_ROWS # where there are many rows, whatever takes long is done in a thread
     if deadline is not None and time.monotonic() >= deadline: raise DeadlineExceeded(_DEADLINE_MESSAGE)
     asked = RequestContext(id, key, started or time.perf_counter(), deadline, state, contract, headers is not None and headers.get("x-static") == "prefer",
                   variant is not None)
@@ -204,7 +204,7 @@ async def predict(self:Endpoint,
             except Exception as e: self._fall_back(p, asked, e)
     answer = await self.manager.run_in_thread(None, self._log_and_merge, parts, asked) if many else self._log_and_merge(parts, asked)
     if self.manager.log is not None and self.manager.log.fsync: await self.manager.log.wait_durable()
-    if rows.nulled or rows.unknown: self._count_values(rows)
+    if rows.n_nulled or rows.n_unknown_categories: self._count_values(rows)
     if state.has_shadows and rows.X is not None:
         for name in state.router.shadow_names(headers): self._submit_shadow(state.variants[name], rows, asked)
     return answer
@@ -219,7 +219,7 @@ def _log_and_merge(self:Endpoint, parts, asked):
     if len(parts) > 1: _merge_groups(answer, parts)
     for p in parts:
         v = p.variant
-        v.rows.inc(len(p.scores))
+        v.scored_rows.inc(len(p.scores))
         if live.log is None: continue
         live.log.append(PredictionRecord(id=asked.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=p.columns, score=p.scores,
                                decision=p.decisions, entity=p.columns.get(asked.active_plan.entity), row_indices=p.at, source=p.source, latency_us=latency,
@@ -228,12 +228,12 @@ def _log_and_merge(self:Endpoint, parts, asked):
 
 @patch
 def _count_values(self:Endpoint, rows):
-    self._counts["nulled"].inc(rows.nulled)
-    self._counts["unknown"].inc(rows.unknown)
+    self._nulled_values.inc(rows.n_nulled)
+    self._unknown_categories.inc(rows.n_unknown_categories)
 
 @patch
 def _submit_shadow(self:Endpoint, v, rows, asked):
-    if not v.shadow.submit(rows.n, self, v, rows, asked): self.manager.metrics.shadow_dropped(self.name, v.name).inc(rows.n)
+    if not v.shadow.submit(rows.n_rows, self, v, rows, asked): self.manager.metrics.shadow_dropped_rows(self.name, v.name).inc(rows.n_rows)
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #a31c3a93
 def _score_shadow(endpoint, v, rows, asked):
@@ -387,7 +387,7 @@ def _apply_plan(self:ModelManager, path, stamp):
         self._plan_signatures[path] = stamp, waits | self._bundle_signatures(path)
         if self.rejected_plans.get(str(path)) == sentence: return
         self.rejected_plans[str(path)] = sentence
-        self.metrics.swaps(path.stem, "refused").inc()
+        self.metrics.plan_reloads(path.stem, "rejected").inc()
         _log.error("a release plan was refused, and %s: %s",
                    "the one before stays in force" if path.stem in self.endpoints else "nothing answers", sentence)
 
@@ -402,22 +402,22 @@ def _activate(self:ModelManager, state):
     "Put a state in force."
     name = state.plan.endpoint
     for v in state.variants.values():
-        v.rows = self.metrics.rows(name, v.name)
+        v.scored_rows = self.metrics.scored_rows(name, v.name)
         if v.mode == "shadow": v.shadow = ShadowQueue(_score_shadow)
     endpoint = self.endpoints.get(name)
     if endpoint is None: self.endpoints = self.endpoints | {name: Endpoint(name, state, self)}
     else:
         self._start_draining(endpoint.active_plan)
         endpoint.active_plan = state
-    for v in state.variants.values(): self.metrics.live_bundle(name, v.name, v.bundle, v.mode).set(1)
-    self.metrics.swaps(name, "ok").inc()
+    for v in state.variants.values(): self.metrics.bundle_processes(name, v.name, v.bundle, v.mode).set(1)
+    self.metrics.plan_reloads(name, "ok").inc()
     _log.info("'%s' is answered by revision %d: %s", name, state.plan.revision,
               ", ".join(f"{v.name} ({v.bundle[:12]})" for v in state.variants.values()))
 
 @patch
 def _start_draining(self:ModelManager, state):
     self._draining.append((time.monotonic(), state))
-    for v in state.variants.values(): self.metrics.live_bundle(state.plan.endpoint, v.name, v.bundle, v.mode).set(0)
+    for v in state.variants.values(): self.metrics.bundle_processes(state.plan.endpoint, v.name, v.bundle, v.mode).set(0)
 
 @patch
 def _release_drained(self:ModelManager):

@@ -255,7 +255,7 @@ def decode_infer_request(
 def _input_matrix(t):
     "The values of one numeric tensor, (n, k) float64, NaN where missing."
     if t.datatype == 'BYTES' or len(t.shape) != 2:
-        raise UserError(f"input {_quoted(t.name)} is no column of the contract, and no numeric tensor [rows, columns] either: it is {t.datatype} of the "
+        raise UserError(f"input {_quoted(t.name)} is no column of the schema, and no numeric tensor [rows, columns] either: it is {t.datatype} of the "
                         f"shape {t.shape}; name it like a column, or send one number for each row and column.")
     if not len(t.data): raise UserError(f"input {_quoted(t.name)} has no values; send at least one row.")
     found = np.array(t.data, float).reshape(t.shape)
@@ -267,10 +267,10 @@ def _input_matrix(t):
 def decode_rows(
     request: InferRequest,
     decoder: RequestDecoder, # Of the model that is asked
-) -> DecodedRows: # Raises `UserError`, or `Refused` with the rows and columns that do not fit
+) -> DecodedRows: # Raises `UserError`, or `ValidationError` with the rows and columns that do not fit
     "The rows a request asks about."
     inputs, columns = request.inputs, {}
-    if request.outputs: _check_requested_outputs(request.outputs, decoder.output)
+    if request.outputs: _check_requested_outputs(request.outputs, decoder.output_schema)
     if len(inputs) == 1 and inputs[0].name not in decoder.predictor.schema.columns: rows = decoder.from_matrix(_input_matrix(inputs[0]))
     else:
         n = inputs[0].shape[0] if inputs[0].shape else 0
@@ -332,27 +332,27 @@ def _encode_binary(datatype, values):
     return b''.join(len(b).to_bytes(4, 'little') + b for b in (v.encode() for v in values))
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #a9708b4f
-def _select_outputs(request, results):
+def _select_outputs(request, outputs):
     "The outputs that were asked for, and the values of those that go in binary."
-    by_name, default = {o.name: o for o in results}, (request.parameters or {}).get('binary_data_output') is True
-    outputs, tail = [], []
-    for w in request.outputs or [RequestedOutput(o.name) for o in results]:
-        outputs.append(o := by_name[w.name])
+    by_name, default = {o.name: o for o in outputs}, (request.parameters or {}).get('binary_data_output') is True
+    selected, tail = [], []
+    for w in request.outputs or [RequestedOutput(o.name) for o in outputs]:
+        selected.append(o := by_name[w.name])
         if (w.parameters or {}).get('binary_data', default) is not True: continue
         tail.append(_encode_binary(o.datatype, o.data))
-        outputs[-1] = InferOutput(o.name, o.datatype, o.shape, {'binary_data_size': len(tail[-1])})
-    return outputs, tail
+        selected[-1] = InferOutput(o.name, o.datatype, o.shape, {'binary_data_size': len(tail[-1])})
+    return selected, tail
 
 def encode_infer_response(
     request: InferRequest, # Whose id is echoed, and whose outputs are chosen
     model_name: str,
     model_version: str | None,
-    results: list[InferOutput], # From `answer_tensors`
+    outputs: list[InferOutput], # From `build_infer_outputs`
     parameters: dict[str, Any] | None = None, # Of the response: what else there is to say
 ) -> tuple[bytes, int | None]: # The body, and the length of its JSON part where binary tensors follow it
     "Write an answer of the protocol."
-    outputs, tail = _select_outputs(request, results) if request.outputs or request.parameters else (results, None)
-    head = _ENCODER.encode(InferResponse(model_name, outputs, model_version, request.id, parameters))
+    selected, tail = _select_outputs(request, outputs) if request.outputs or request.parameters else (outputs, None)
+    head = _ENCODER.encode(InferResponse(model_name, selected, model_version, request.id, parameters))
     return (head + b''.join(tail), len(head)) if tail else (head, None)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #d5ee13a8
@@ -384,7 +384,7 @@ def ready_body(
     return _ENCODER.encode({'name': name, 'ready': ready} if name is not None else {'live': True, 'ready': ready})
 
 def error_body(
-    error: Exception | str, # A sentence, or what was raised; a `Refused` brings its violations
+    error: Exception | str, # A sentence, or what was raised; a `ValidationError` brings its violations
 ) -> bytes:
     "What a client reads when it is not served."
     found = {'error': str(error)}

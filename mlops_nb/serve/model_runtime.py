@@ -176,8 +176,8 @@ class ActiveVariant:
         planned: Planned, # As the plan says
         model: LoadedModel,
     ):
-        self.name, self.mode, self.model, self.since, self.shadow = planned.name, planned.mode, model, time.time(), None
-        self.rows = None # counts the rows it answered; this and the shadow come when the plan is put in force
+        self.name, self.mode, self.model, self.shadow = planned.name, planned.mode, model, None
+        self.scored_rows = None # counts the rows it answered; this and the shadow come when the plan is put in force
         self.bundle, self.predictor, self.decoder = model.id, model.predictor, model.decoder
         self.in_flight = [] # an item for each request that is under way: unlike +=, append and pop hold between threads
         self._same_encoding = {} # contract that decoded the rows -> may its matrix be taken, or only its columns?

@@ -23,11 +23,11 @@ from ..config.schema import Column, Schema, column_range, typed_missing_values
 # %% ../../nbs/serve/00_request_validation.ipynb #0781a631
 class DecodedRows(Struct):
     "Checked rows."
-    n: int
-    columns: dict[str, list] # values by column, in the contract's types; None is missing
+    n_rows: int
+    columns: dict[str, list] # values by column, in the schema's types; None is missing
     X: np.ndarray # (n, k) float64, as the predictor reads them
-    nulled: int = 0 # values that broke the contract and were dropped, because it says so
-    unknown: int = 0 # categories outside the domain, where the contract lets them pass
+    n_nulled: int = 0 # values that broke the schema and were dropped, because it says so
+    n_unknown_categories: int = 0 # categories outside the domain, where the schema lets them pass
     id: str | None = None # what came with the rows
     parameters: dict | None = None
 
@@ -35,21 +35,21 @@ class DecodedRows(Struct):
 MAX_LISTED_VIOLATIONS = 20 # violations that are listed
 
 class Violation(Struct):
-    "One value that breaks the contract."
+    "One value that breaks the schema."
     row: int # counted from 0, as the request has them
     column: str
     message: str
 
 class ValidationError(UserError):
-    "A request that the contract does not allow."
+    "A request that the schema does not allow."
     def __init__(self,
-        sentence: str = '', # What is wrong with the request as a whole
+        message: str = '', # What is wrong with the request as a whole
         violations: list[Violation] = (), # The first of them
         total: int = 0, # How many there are
     ):
         self.violations, self.total = list(violations), total
         more = f" ({total - 1} more)" if total > 1 else ''
-        super().__init__(sentence or f"row {violations[0].row}: {violations[0].message}{more}")
+        super().__init__(message or f"row {violations[0].row}: {violations[0].message}{more}")
 
 # %% ../../nbs/serve/00_request_validation.ipynb #26dd8f6d
 def _truncate(text): return text if len(text) <= 40 else text[:37] + '...'
@@ -98,7 +98,7 @@ def _read_timestamp(value):
 _PARSERS = dict(integer=_read_integer, number=_read_number, boolean=_read_boolean, category=_read_text, text=_read_text, timestamp=_read_timestamp)
 
 def _needs_schema_expr(value, column):
-    "Does only the contract's own expression know what the value means?"
+    "Does only the schema's own expression know what the value means?"
     if column.type == 'timestamp': return isinstance(value, str) and (column.format is not None or not _ISO_8601.fullmatch(value))
     return column.type in ('category', 'text') and value.__class__ is float and not (value.is_integer() and 0 < abs(value) < 1e15)
 
@@ -108,18 +108,18 @@ class _ColumnValidator:
     def __init__(self,
         schema: Schema,
         name: str,
-        needed: bool, # Must a request have it?
+        required: bool, # Must a request have it?
     ):
         c, words = schema.columns[name], (*schema.missing_values,)
         self.schema, self.name, self.column, self.read = schema, name, c, _PARSERS[c.type]
-        self.required, self.nulls_violations, self.rejects_new_categories = needed and not c.nullable, c.on_violation == 'null', c.on_new_category == 'quarantine'
+        self.required, self.nulls_violations, self.rejects_new_categories = required and not c.nullable, c.on_violation == 'null', c.on_new_category == 'quarantine'
         self.low, self.high = column_range(name, c)
         self.domain = None if c.domain is None else frozenset(c.domain)
         self.missing_words = frozenset(['', *words])
         self.missing_numbers = frozenset([*typed_missing_values(words, pl.Int64()), *typed_missing_values(words, pl.Float64())])
         self.known_values = frozenset([None, *(d for d in c.domain or () if d == d.strip(_WHITESPACE) and d not in self.missing_words)]) # need no second look
 
-    def missing(self, value): # Does it mean that there is no value?
+    def is_missing(self, value): # Does it mean that there is no value?
         if value is None: return True
         if isinstance(value, str): return value.strip(_WHITESPACE) in self.missing_words
         return value != value or value.__class__ in (int, float) and value in self.missing_numbers
@@ -130,10 +130,10 @@ _NOT_PARSED = object()
 @patch
 def check_value(self:_ColumnValidator,
     value: Any, # Of JSON's types, or a datetime
-    read: Any = _NOT_PARSED, # What the contract's expression made of an odd one, None if nothing
+    read: Any = _NOT_PARSED, # What the schema's expression made of an odd one, None if nothing
 ) -> tuple[Any, str | None, bool]: # As read, what is wrong with it, is it a new category?
     "Look at one value."
-    if self.missing(value): return None, f"{self.name}: missing" if self.required else None, False
+    if self.is_missing(value): return None, f"{self.name}: missing" if self.required else None, False
     said = lambda words: (None, f"{self.name}: {_format_value(value)} {words}", False)
     if value.__class__ is float and math.isinf(value) and self.column.type in ('integer', 'number'): return said("is infinite")
     try: read = self.read(value) if read is _NOT_PARSED else read
@@ -185,12 +185,12 @@ def _field_type(c, optional):
     if bounds: kind = Annotated[kind, Meta(**bounds)]
     return kind | None if optional else kind
 
-def _row_struct(schema, needed):
-    "A struct for the rows of a contract; only the columns that are `needed` must be there."
+def _row_struct(schema, required):
+    "A struct for the rows of a schema; only the columns that are `required` must be there."
     if any(_INVALID_IN_FIELD_NAME.search(name) for name in schema.columns): return Annotated[int, Meta(ge=1, le=0)] # fits nothing: all rows go the slow way
     fields, names = [], {}
     for i, (name, c) in enumerate(schema.columns.items()):
-        optional = c.nullable or name not in needed
+        optional = c.nullable or name not in required
         names[f'c{i}'] = name # a column may have a name that no field can have
         fields.append((f'c{i}', _field_type(c, optional), *([None] if optional else [])))
     return msgspec.defstruct('Row', fields, rename=names, kw_only=True, forbid_unknown_fields=True)
@@ -203,7 +203,7 @@ class RequestDecoder:
         max_rows: int = 10_000, # That one request may have
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
-        self.names, self.required_columns, self.output = list(schema.columns), frozenset(predictor.required_columns), predictor.output_schema()
+        self.names, self.required_columns, self.output_schema = list(schema.columns), frozenset(predictor.required_columns), predictor.output_schema()
         self.validators = {n: _ColumnValidator(schema, n, n in self.required_columns) for n in self.names}
         self._optional_columns = [n for n in self.names if n not in self.required_columns]
         self._has_missing_numbers = any(self.validators[n].missing_numbers for n in self.inputs) # numbers that mean 'missing'
@@ -270,15 +270,15 @@ def _json_error_message(e):
 @patch
 def from_json(self:RequestDecoder,
     body: bytes, # One object, a list of objects, or {"instances": [...], "id": ..., "parameters": {...}}
-) -> DecodedRows: # Raises `Refused`
+) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request in JSON."
     start = body[:64].lstrip()[:1]
-    how = self._list_decoder if start == b'[' else self._envelope_decoder if b'"instances"' in body else self._row_decoder
-    try: found = how.decode(body)
+    parser = self._list_decoder if start == b'[' else self._envelope_decoder if b'"instances"' in body else self._row_decoder
+    try: found = parser.decode(body)
     except msgspec.ValidationError: return self._decode_slow(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e: raise ValidationError(_json_error_message(e)) from None
-    id, parameters = (found.id, found.parameters) if how is self._envelope_decoder else (None, None)
-    rows = found if how is self._list_decoder else found.instances if how is self._envelope_decoder else [found]
+    id, parameters = (found.id, found.parameters) if parser is self._envelope_decoder else (None, None)
+    rows = found if parser is self._list_decoder else found.instances if parser is self._envelope_decoder else [found]
     self._check_row_count(len(rows))
     return self._rows_to_columns(rows, id, parameters) or self._decode_slow(body)
 
@@ -320,20 +320,20 @@ def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameter
     return self._to_rows(out, n, id, parameters, nulled, unknown)
 
 @patch
-def _unknown_columns(self:RequestDecoder, extra): # Columns that the contract does not have
+def _unknown_columns(self:RequestDecoder, extra): # Columns that the schema does not have
     return [Violation(i, _truncate(name), f"{_truncate(name)}: no such column{did_you_mean(_truncate(name), self.names)}") for i, name in extra]
 
 # %% ../../nbs/serve/00_request_validation.ipynb #f50b64ec
 _MIN_VECTORIZED_ROWS = 8 # values, from which on comparing a column as a whole pays
 
 def _as_list(cell, values):
-    "A column as a list; is it one of long numbers that are all right, and now of the contract's own type?"
+    "A column as a list; is it one of long numbers that are all right, and now of the schema's own type?"
     if not isinstance(values, np.ndarray): return list(values), False
     if len(values) < _MIN_VECTORIZED_ROWS or values.dtype.kind not in 'iuf' or cell.column.type not in ('integer', 'number') or cell.missing_numbers: return values.tolist(), False
     low, high = -np.inf if cell.low is None else cell.low, np.inf if cell.high is None else cell.high
-    with np.errstate(invalid='ignore'): fine = np.isfinite(values) & (values >= low) & (values <= high)
-    if cell.column.type == 'integer': fine &= (values == np.floor(values)) & (np.abs(values.astype(float)) < 2**63)
-    if not fine.all(): return values.tolist(), False
+    with np.errstate(invalid='ignore'): valid = np.isfinite(values) & (values >= low) & (values <= high)
+    if cell.column.type == 'integer': valid &= (values == np.floor(values)) & (np.abs(values.astype(float)) < 2**63)
+    if not valid.all(): return values.tolist(), False
     return values.astype(np.int64 if cell.column.type == 'integer' else float).tolist(), True
 
 # %% ../../nbs/serve/00_request_validation.ipynb #ad813d89
@@ -346,7 +346,7 @@ def _decode_few(self:RequestDecoder, columns): # None: something is wrong
 @patch
 def from_columns(self:RequestDecoder,
     columns: dict[str, list | np.ndarray], # (n,) values by column, in JSON's types; None or NaN is missing
-) -> DecodedRows: # Raises `Refused`
+) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request that comes column by column."
     sizes = {len(v) for v in columns.values()}
     if len(sizes) > 1: raise ValidationError(f"the columns have {', '.join(map(str, sorted(sizes)))} values; send the same number for each.")
@@ -361,7 +361,7 @@ def from_columns(self:RequestDecoder,
 # %% ../../nbs/serve/00_request_validation.ipynb #dd54cbc3
 class _CategoryIndex: # That the domain does not have
     def __init__(self, at, most): self.at, self.most = at, most
-    def __repr__(self): return f"place {self.at:g} (of 0 to {self.most})"
+    def __repr__(self): return f"index {self.at:g} (of 0 to {self.most})"
 
 def _value_at_index(v, type, names): # What a number of a matrix stands for; as it is, if for nothing
     if v != v: return None
@@ -397,7 +397,7 @@ def from_infer(self:RequestDecoder,
 @patch
 def from_matrix(self:RequestDecoder,
     array: np.ndarray, # (n, inputs) numbers
-) -> DecodedRows: # Raises `Refused`
+) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request that comes as one numeric matrix."
     if self._matrix_bounds is None: raise ValidationError("the model asks for more than numbers and places in a domain; send one tensor for each column.")
     if array.ndim != 2 or array.shape[1] != len(self.inputs) or array.dtype.kind not in 'iufb':
@@ -405,7 +405,7 @@ def from_matrix(self:RequestDecoder,
                       f"{', …' if len(self.inputs) > 12 else ''}.")
     self._check_row_count(len(array))
     X, (low, high, nullable, whole) = np.ascontiguousarray(array, np.float64), self._matrix_bounds
-    with np.errstate(invalid='ignore'): fine = (X >= low) & (X <= high) & ((X == np.floor(X)) | ~whole)
-    if not fine.all(): fine |= np.isnan(X) & nullable
+    with np.errstate(invalid='ignore'): valid = (X >= low) & (X <= high) & ((X == np.floor(X)) | ~whole)
+    if not valid.all(): valid |= np.isnan(X) & nullable
     values = {name: _decode_matrix_column(self.validators[name].column, array[:, j].tolist()) for j, name in enumerate(self.inputs)}
-    return self._to_rows(values, len(X)) if fine.all() and not self._has_missing_numbers else self._check_columns(values, len(X))
+    return self._to_rows(values, len(X)) if valid.all() and not self._has_missing_numbers else self._check_columns(values, len(X))

@@ -44,7 +44,7 @@ def _rendezvous_choice(
 # %% ../../nbs/serve/04_routing.ipynb #bf97f53a
 class _ActiveVariants(NamedTuple):
     "Who takes part."
-    candidates: list # who share the requests, as `_first` takes them
+    candidates: list # who share the requests, as `_rendezvous_choice` takes them
     cumulative_weights: list # their weights, added up
     live_names: set # who may be named by a rule
     shadow_names: list # who listens
@@ -53,7 +53,7 @@ class Router:
     "One plan, ready to be asked."
     def __init__(self,
         plan: ReleasePlan,
-        schema: Schema, # The contract of the endpoint
+        schema: Schema, # The schema of the endpoint
     ):
         self.plan, self._prefix = plan, f"{plan.salt}\0{plan.endpoint}\0".encode()
         self._rules = [(RowPredicate(r.when, schema, f"rule {i} of the plan of '{plan.endpoint}'"), r.variant) for i, r in enumerate(plan.rules, 1)]
@@ -66,7 +66,7 @@ class Router:
         sticky = self.plan.sticky_key
         if sticky is None or sticky.startswith('header:'): return None, sticky and sticky.removeprefix('header:').lower()
         if sticky in schema.columns: return sticky, None
-        raise UserError(f"the plan of '{self.plan.endpoint}' is sticky by '{sticky}', which the contract does not have"
+        raise UserError(f"the plan of '{self.plan.endpoint}' is sticky by '{sticky}', which the schema does not have"
                         f"{did_you_mean(sticky, schema.columns)}")
 
     def _variants_with_flags(self, flags):
@@ -93,7 +93,7 @@ def shadow_names(self:Router,
 # %% ../../nbs/serve/04_routing.ipynb #491e11b5
 @patch
 def choose(self:Router,
-    columns: dict[str, list], # Values by column, as the contract reads them
+    columns: dict[str, list], # Values by column, as the schema reads them
     row: int = 0, # Which row
     headers: Mapping[str, str] | None = None, # Of the request; names in lower case
     rng: Callable[[], float] = random, # Where nothing is sticky: a number from 0 to 1

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..core.errors import UserError
-from ..core.files import atomic_dir, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import write_json
 from ..config.params import EncoderParams
 from ..model.encoder import FIRST_KEPT_CODE, Encoder, feature_kinds
 from .dataset import check_target, open_project, read_split_columns

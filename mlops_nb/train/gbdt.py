@@ -15,7 +15,7 @@ from typing import Callable
 from msgspec import Struct, field
 
 from ..core.errors import UserError
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import TrainParams
 from .tensorboard import ThroughputMeter
 from .dataset import FitResult, TrainingPart, LossCurvePoint

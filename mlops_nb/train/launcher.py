@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..core.errors import UserError
-from ..core.files import read_json, write_json
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import NetParams
 from .net_trainer import fit_net, pick_device
 from .dataset import DeviceConfig, FitResult, TrainingPart, LossCurvePoint

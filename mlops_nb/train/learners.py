@@ -14,7 +14,8 @@ from typing import Callable, NamedTuple
 
 from ..model.features import Features
 from ..core.errors import UserError, did_you_mean
-from ..core.files import read_json, sha256_file
+from ..core.manifest import sha256_file
+from ..core.typed_yaml import read_json
 from ..config.params import TrainParams
 from ..config.schema import Schema
 from .tensorboard import TensorBoardLogger

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct, to_builtins
 
-from ..core.files import atomic_dir, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import write_json
 from ..config.schema import Schema
 from .tensorboard import TensorBoardLogger
 from .learners import find_learner, fit_learner, progress_reporter, resolve_init_model

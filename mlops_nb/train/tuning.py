@@ -20,7 +20,8 @@ from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from ..core.errors import UserError
-from ..core.files import atomic_dir, read_json, write_json
+from ..core.files import atomic_dir
+from ..core.typed_yaml import read_json, write_json
 from ..config.params import TrainParams, TuneParams
 from ..config.settings import read_settings
 from ..model.encoder import Encoder

@@ -15,7 +15,7 @@ from support.memory import peak_mib
 from mlops_nb.batch.batch_scoring import quarantine_path, score_files, score_lookup_table
 from mlops_nb.config.schema import Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.model.predictor import Predictor
 

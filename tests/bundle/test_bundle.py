@@ -16,7 +16,7 @@ from support import trained_project as modelling
 from mlops_nb.bundle.bundle import BUNDLE_FILES, run_bundle, check_golden_examples, open_trained_predictor, golden_examples, open_bundle, pack_bundle, read_data_baseline, score_histogram
 from mlops_nb.bundle.model_card import git_state
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.core.manifest import MANIFEST_FILE, Manifest, verify_manifest, write_manifest
 from mlops_nb.model.predictor import Predictor
 
@@ -60,7 +60,7 @@ def test_the_same_project_gives_the_same_bytes_wherever_it_is(project, tmp_path)
 
 
 def test_another_parent_is_another_bundle(one):
-    first, second = run_bundle(one)["bundle"], run_bundle(one, parent="a" * 64)["bundle"]
+    first, second = run_bundle(one)["bundle"], run_bundle(one, Path("store") / ("a" * 64))["bundle"]
     assert first != second
     assert read_json(one / "artifacts/bundle/provenance.json", dict)["parent"] == "a" * 64
     assert run_bundle(one)["bundle"] == first

@@ -15,7 +15,7 @@ from mlops_nb.bundle.model_card import _changed_params, markdown_table, escape_m
 from mlops_nb.config.params import CostParams, EvaluateParams, Params
 from mlops_nb.config.schema import read_schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.fairness import FairnessReport, GroupMetrics
 from mlops_nb.evaluate.metrics import Estimate
 from mlops_nb.evaluate.slice_discovery import DiscoveredSlice, SliceDiscovery

@@ -15,7 +15,7 @@ from mlops_nb.bundle import onnx_export as export
 from mlops_nb.bundle.bundle import pack_bundle
 from mlops_nb.bundle.onnx_export import predict_onnx, neighbouring_floats, export_onnx, leaf_boundary_rows, with_column_values, read_onnx_trees, trees_to_onnx
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.booster import Booster
 
 EDGES = [0.0, -0.0, 1e-35, -1e-35, float(np.float32(1e-35)), -float(np.float32(1e-35)), 5e-324, -5e-324, 1e-36, -1e-36, 2e-35, -2e-35,

@@ -15,18 +15,9 @@ from hypothesis import strategies as st
 
 from mlops_nb.core import files
 from mlops_nb.core.errors import UserError, did_you_mean, describe_os_error
-from mlops_nb.core.files import (
-    atomic_dir,
-    atomic_file,
-    convert_typed,
-    file_hashes,
-    read_json,
-    read_yaml,
-    sha256_file,
-    combine_hashes,
-    write_json,
-    yaml_lines,
-)
+from mlops_nb.core.files import atomic_dir, atomic_file
+from mlops_nb.core.manifest import file_hashes, sha256_file, combine_hashes
+from mlops_nb.core.typed_yaml import convert_typed, read_json, read_yaml, write_json, yaml_lines
 
 
 def leftovers(folder): return [p.name for p in folder.iterdir() if p.name.startswith(".")]

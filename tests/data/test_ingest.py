@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, sha256_file
+from mlops_nb.core.manifest import file_hashes, sha256_file
 from mlops_nb.data.ingest import (
     PartitionWriter,
     common_supertype,

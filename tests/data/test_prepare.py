@@ -15,7 +15,7 @@ import pytest
 from mlops_nb.config.params import Params, PrepareParams, SplitParams, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, sha256_file
+from mlops_nb.core.manifest import file_hashes, sha256_file
 from mlops_nb.data.prepare import EXCLUSION_REASONS, run_prepare, read_dataset_info, compute_target
 
 FEATURES = """
@@ -104,7 +104,7 @@ def test_the_description_is_true(project):
 
 def test_the_same_input_gives_the_same_bytes_on_one_thread_or_two(project):
     root = project()
-    code = f"from mlops_nb.data.prepare import prepare; prepare({str(root)!r})"
+    code = f"from mlops_nb.data.prepare import run_prepare; run_prepare({str(root)!r})"
     seen = []
     for threads in ("1", "2"):
         subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "POLARS_MAX_THREADS": threads})

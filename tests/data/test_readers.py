@@ -277,7 +277,7 @@ def test_a_table_of_a_path(tmp_path):
 COUNT = """
 import sys
 from mlops_nb.data.readers import find_sources, read_source
-assert sum(len(b) for b in read_source(*find_sources(sys.argv[1]), rows=65_536)) == int(sys.argv[2])
+assert sum(len(b) for b in read_source(*find_sources(sys.argv[1]), batch_rows=65_536)) == int(sys.argv[2])
 """
 
 
@@ -311,7 +311,7 @@ def test_a_zero_before_the_comma_shows_that_it_is_a_decimal_comma(tmp_path):
     assert frame["a"].to_list() == [.126, -1.25] and frame["b"].to_list() == ["1,234", "2,345"] and frame["c"].to_list() == [.5, 3.25]
 
 
-@pytest.mark.parametrize("name", ["_source", "_target", "_reasons", "_part"])
+@pytest.mark.parametrize("name", ["_source", "_target", "_reasons", "_split"])
 def test_a_name_that_the_pipeline_uses_itself_is_refused(tmp_path, name):
     (tmp_path / "x.csv").write_text(f"a,{name}\n1,2\n")
     with pytest.raises(UserError, match=f"'{name}', which is reserved"): list(read_source(detect_source(find_sources(str(tmp_path / "x.csv"))[0])))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mlops_nb.config.params import Params, ValidateParams, write_params
 from mlops_nb.config.schema import POLARS_TYPES, Column, Schema, to_pandera, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data import validation
 from mlops_nb.data.ingest import ingest, read_data_manifest
 from mlops_nb.data.validation import PartFileWriter, SchemaSkewError, ValidationReport, check_with_pandera, compare_with_schema, validate_batch, run_validate
@@ -313,19 +314,25 @@ def test_codes_instead_of_names_are_another_column(tmp_path):
     with pytest.raises(SchemaSkewError, match=r"m1\.parquet +c +category +retyped: 200 of 200"): run_validate(root)
 
 
+def bundle_with_baseline(folder, baseline):
+    "What validation reads of the champion's bundle."
+    write_json(folder / "baseline.json", {"data": baseline})
+    return folder
+
+
 def test_value_skew_is_reported_for_the_newest_source(tmp_path):
-    baseline = fit_baseline(month(5_000, 0), SCHEMA)
+    champion = bundle_with_baseline(tmp_path / "abc", fit_baseline(month(5_000, 0), SCHEMA))
     root = project(tmp_path, month(3_000, 1), month(3_000, 2).with_columns(x=pl.col("x") / 2 + 1))
-    run_validate(root, baseline, "abc")
+    run_validate(root, champion)
     v = outcome(root)
     assert (v.compared_source, v.champion_id, [s.column for s in v.value_skew]) == ("m1.parquet", "abc", ["x"])
 
 
 def test_value_skew_sees_only_rows_that_training_would_keep(tmp_path):
     kept = Schema("t", "binary", "y", SCHEMA.columns, classes=SCHEMA.classes, filter="x > 0")
-    baseline = fit_baseline(month(5_000, 0).filter(pl.col("x") > 0), kept)
+    champion = bundle_with_baseline(tmp_path / "abc", fit_baseline(month(5_000, 0).filter(pl.col("x") > 0), kept))
     root = project(tmp_path, month(3_000, 1), schema=kept)
-    run_validate(root, baseline)
+    run_validate(root, champion)
     assert outcome(root).value_skew == []
 
 
@@ -366,7 +373,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path):
     root = project(tmp_path, month(20_000, 0))
     done = script(root, """
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        validation.validate(Path(sys.argv[1]))""")
+        validation.run_validate(Path(sys.argv[1]))""")
     assert done.returncode != 0 and "os error 27" in done.stderr # "file too large" is how the limit says "no space"
     assert not (root / "artifacts/accepted").exists() and not (root / "quarantine").exists()
     assert not list((root / "artifacts").iterdir())
@@ -385,7 +392,7 @@ def test_a_killed_run_leaves_nothing_that_is_believed(tmp_path):
             if frame['_source'][0] == 'm1.parquet': os.kill(os.getpid(), signal.SIGKILL)
             return split(frame, schema)
         validation.split_batch = second
-        validation.validate(Path(sys.argv[1]))""")
+        validation.run_validate(Path(sys.argv[1]))""")
     assert done.returncode == -signal.SIGKILL
     after = file_hashes(root / "artifacts")
     assert {k: v for k, v in after.items() if ".tmp/" not in k} == before # the old result, whole

@@ -13,7 +13,7 @@ import pytest
 from support.memory import peak_mib
 from support.shop_project import ENV, HEADER, edit, finished, leftovers, nb, results, run, sentence, shop
 
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
 
 TEXT = shop(400)

@@ -39,7 +39,7 @@ from support.project_checks import (
     surely_worse_by,
 )
 
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.realdata]
 

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from support.project_checks import check_counts, check_pages, check_parity, check_release
 
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.pipeline import STAGES, run_stage
 from mlops_nb.scaffold import init_project
 

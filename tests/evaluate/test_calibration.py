@@ -12,7 +12,7 @@ from mlops_nb.bundle.bundle import run_bundle, check_golden_examples, open_train
 from mlops_nb.bundle.onnx_export import predict_onnx, export_onnx
 from mlops_nb.config.params import EvaluateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.calibration import CALIBRATION_FOLDS, choose_calibration, cross_fitted_loss, assign_folds, fit_isotonic, fit_platt, fit_temperature
 from mlops_nb.evaluate.decision_threshold import choose_threshold
 from mlops_nb.evaluate.metrics import roc_auc, row_loss

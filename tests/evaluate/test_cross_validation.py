@@ -13,7 +13,8 @@ from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.params import SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json, write_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate import cross_validation as repeating
 from mlops_nb.evaluate.cross_validation import (
     Fold,
@@ -208,7 +209,7 @@ def test_seeds_that_matter(tmp_path):
     found = read_cross_validation(root, "gbdt")
     assert [r.name for r in found.seeds] == ["seed 4", "seed 5", "seed 6"]
     assert found.seed_agreement.disagreement_rate > 0 and .5 < found.seed_agreement.score_correlation < 1
-    assert found.sentences[0].startswith("auc 0.") and "under 3 seeds; two of them decide" in found.sentences[0]
+    assert found.sentences[0].startswith("roc_auc 0.") and "under 3 seeds; two of them decide" in found.sentences[0]
 
 
 def test_repetitions_use_what_was_tuned(tmp_path):
@@ -320,7 +321,7 @@ def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
     run_cross_validation(root, "gbdt")
     found = read_cross_validation(root, "gbdt")
     assert found.seed_agreement is None and "some of their scores are no numbers" in found.sentences[-1]
-    assert found.sentences[0] == "auc is defined in none of 2 random folds."
+    assert found.sentences[0] == "roc_auc is defined in none of 2 random folds."
     assert found.fold_summary == {} and all(x is None for r in found.folds for x in r.metrics.values())
     json.loads((root / "artifacts/cross_validation/gbdt/cross_validation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
 

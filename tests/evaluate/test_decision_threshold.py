@@ -212,4 +212,4 @@ def test_the_curve_passes_through_the_money():
     p = rng.random(500)
     y = (rng.random(500) < p).astype(float)
     curve = cost_curve(y, p, CostParams())
-    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(measure_decision_costs(y, p, 0.5, CostParams(), replicates=2).model)
+    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(measure_decision_costs(y, p, 0.5, CostParams(), replicates=2).model_cost)

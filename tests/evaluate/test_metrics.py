@@ -40,11 +40,11 @@ def reference(task, y, s, w):
         d = s.argmax(1)
         return dict(log_loss=sk.log_loss(y, s, labels=range(4), **sw), accuracy=sk.accuracy_score(y, d, **sw),
                     macro_f1=sk.f1_score(y[w > 0], d[w > 0], average="macro", sample_weight=w[w > 0]),
-                    auc_ovr=np.mean([sk.roc_auc_score(y == k, s[:, k], **sw) for k in range(4)]))
+                    roc_auc_ovr=np.mean([sk.roc_auc_score(y == k, s[:, k], **sw) for k in range(4)]))
     d = s >= TERMS.threshold
     (tn, fp), (fn, tp) = sk.confusion_matrix(y, d, labels=[0, 1], **sw)
     c = TERMS.costs
-    return dict(auc=sk.roc_auc_score(y, s, **sw), average_precision=sk.average_precision_score(y, s, **sw),
+    return dict(roc_auc=sk.roc_auc_score(y, s, **sw), average_precision=sk.average_precision_score(y, s, **sw),
                 log_loss=sk.log_loss(y, s, **sw), brier=sk.brier_score_loss(y, s, **sw), accuracy=sk.accuracy_score(y, d, **sw),
                 precision=sk.precision_score(y, d, **sw),
                 recall=sk.recall_score(y, d, **sw), f1=sk.f1_score(y, d, **sw),

@@ -59,7 +59,7 @@ def test_a_planted_fault_is_found_by_its_name(task, direction):
     assert [x.where for x in sure(found, "under_predicted", "over_predicted")] == ["plan = basic and age = (missing)"]
     (x,) = sure(found, "under_predicted", "over_predicted")
     assert x.measure == direction and x.gap.low > 0
-    assert f"{direction} in 1, most where {x.where} ({x.n_rows:,} rows" in found.message
+    assert f"{'too low' if direction == 'under_predicted' else 'too high'} in 1, most where {x.where} ({x.n_rows:,} rows" in found.message
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -182,7 +182,7 @@ def test_many_inputs_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"min_slice": 1900, "columns": ["plan"]}, "no group of the valid rows has 1,900 of them"),
+    ({"min_rows": 1900, "columns": ["plan"]}, "no group of the valid rows has 1,900 of them"),
     ({"n": 150}, "a part of 150 rows is too small for groups of 100 and a rest"),
     ({"columns": []}, "every input has the same value in all rows"),
     ({"columns": ["same"]}, "every input has the same value in all rows")])

@@ -91,7 +91,7 @@ def test_small_slices_are_counted_not_judged():
 def test_a_column_with_one_value_has_no_rest():
     y = np.tile([0.0, 1.0], 300)
     assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], replicates=5) == ([], [])
-    assert slice_table([]).columns[:3] == ["column", "value", "n"]
+    assert slice_table([]).columns[:3] == ["column", "value", "n_rows"]
 
 
 def test_a_slice_with_one_class_is_undefined():

@@ -11,7 +11,8 @@ import pytest
 from mlops_nb.config.params import EncoderParams, EvaluateParams, ExplainParams, Params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json, write_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.evaluate.metrics import METRICS, row_loss
 from mlops_nb.evaluate.stage import Evaluation, describe_scores, run_evaluate, evaluate_scores, read_evaluation
@@ -408,7 +409,7 @@ def test_an_example_holds_only_what_json_can(project):
 
 def test_pairs_and_lines_are_explained(project):
     found, folder = read_explanation(project), project / "artifacts/explanation"
-    pairs, grid = (pl.read_parquet(folder / f"{n}.parquet") for n in ("interactions", "surface"))
+    pairs, grid = (pl.read_parquet(folder / f"{n}.parquet") for n in ("interactions", "partial_dependence_2d"))
     n = min(6, len(found.top_features))
     assert len(pairs) == n * (n - 1) // 2 and {*pairs["feature"], *pairs["other_feature"]} == set(found.top_features[:6])
     assert {grid["feature"][0], grid["other_feature"][0]} == {*pairs.row(0)[:2]} and grid["value"].is_finite().all()

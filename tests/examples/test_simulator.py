@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlops_nb.config.params import SimulateParams
 from mlops_nb.config.schema import read_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes
+from mlops_nb.core.manifest import file_hashes
 from mlops_nb.data.ingest import ingest, read_raw_batches
 from mlops_nb.evaluate.metrics import excess_log_loss
 from mlops_nb.examples.simulator import corrupt_column, known_labels, simulate, simulate_snapshots

@@ -9,7 +9,7 @@ from support.trained_project import CLASSES, rows, schema, trained
 
 from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.explain.counterfactuals import (
     sparse_counterfactual,
     parse_json_row,

@@ -55,7 +55,7 @@ class Formula:
 def formula(f, frame):
     "A predictor that computes `f` of the columns of `frame`; categories come as their codes."
     kind = {pl.String: "category", pl.Boolean: "boolean", pl.Int64: "integer"}
-    schema = Schema("made", "regression", "y", {n: Column(kind.get(t, "is_number"), nullable=True) for n, t in frame.schema.items()} |
+    schema = Schema("made", "regression", "y", {n: Column(kind.get(t, "number"), nullable=True) for n, t in frame.schema.items()} |
                     {"y": Column("number")})
     encoder = Encoder.fit(frame, schema, load_features(None))
     return Predictor(schema, load_features(None), encoder, Formula(f, encoder.feature_names))
@@ -104,7 +104,7 @@ def test_the_seed_decides_and_the_number_of_terms_is_kept():
     frame = made()
     predictor = formula(lambda X: X[:, 0] * X[:, 1] + X[:, 2], frame)
     assert line(predictor, frame) == line(predictor, frame) != line(predictor, frame, seed=1)
-    assert [len(line(predictor, frame, terms=k).terms) for k in (1, 3)] == [1, 3]
+    assert [len(line(predictor, frame, max_terms=k).terms) for k in (1, 3)] == [1, 3]
 
 
 def test_missing_values_are_a_step_of_their_own():
@@ -131,7 +131,7 @@ def test_of_trees_and_nets(tmp_path, task, learner):
     predictor = open_trained_predictor(root, learner)
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
     rows = cast_to_schema(test, predictor.schema, predictor.inputs)
-    found = line(predictor, rows, samples=300)
+    found = line(predictor, rows, n_samples=300)
     assert (found.label in CLASSES[task] if task == "multiclass" else found.label is None) and 1 <= len(found.terms) <= 5
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
     X = predictor.encode_frame(test[:12])

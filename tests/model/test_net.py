@@ -17,7 +17,7 @@ from mlops_nb.bundle.bundle import run_bundle, check_golden_examples, open_bundl
 from mlops_nb.config.params import NetParams, read_params, write_params
 from mlops_nb.config.settings import RunSettings, Settings, read_settings, write_settings
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.attributions import run_explain, read_explanation
 from mlops_nb.model.net import Net, first_layer_inputs, member_outputs
@@ -160,7 +160,7 @@ def test_expected_gradients_of_numbers_categories_and_no_embedding(keep, embeddi
 
 
 def test_the_same_project_gives_the_same_folder_and_no_checkpoint_is_left(tmp_path):
-    from mlops_nb.core.files import file_hashes
+    from mlops_nb.core.manifest import file_hashes
     root = modelling.trained(tmp_path, learner="net")
     first = file_hashes(root / "artifacts/models/net")
     facts = run_train(root, "net")

@@ -14,7 +14,7 @@ from support import trained_project as modelling
 from mlops_nb.bundle.bundle import MonitoringBaseline, run_bundle, check_golden_examples, open_trained_predictor, score_histogram
 from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.stage import evaluate_predictor, read_part, score_splits
 from mlops_nb.model.predictor import Policy, Predictor
 from mlops_nb.serve.request_validation import RequestDecoder

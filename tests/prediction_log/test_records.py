@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from mlops_nb.cli import app
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.prediction_log import records
 from mlops_nb.prediction_log.records import Feedback, PredictionLogWriter, LogWriteError, PredictionRecord, audit_log, acquire_lease, compact_log, read_feedback, read_log
 
@@ -310,7 +310,7 @@ def write(pipe, name):
         id = f"{name}-{i}"
         log.append(PredictionRecord(id=id, time=NOON + i, endpoint="churn", variant="a", bundle="b", columns=dict(x=[i, i]), score=[0.5, 0.25]))
         os.write(pipe, f"{id}\\n".encode())
-        metrics.answered.inc(2)
+        metrics.answered_rows.inc(2)
         i += 1
         if i % 20 == 0: time.sleep(0.001)
 
@@ -676,12 +676,12 @@ def test_answers_that_were_counted_and_are_not_there(finished):
     from mlops_nb.serve.metrics import Metrics
     slot = acquire_lease(finished, 1)
     metrics = Metrics(finished, slot)
-    metrics.answered.inc(30)
+    metrics.answered_rows.inc(30)
     found = sound(finished)
     assert (found.n_answered_rows, found.rows) == (30, 30)
-    metrics.answered.inc(2)
+    metrics.answered_rows.inc(2)
     assert "counted 32 rows as answered, but 30 are on record" in audit_log(finished).problems[0]
-    metrics.log_failures.inc(2)  # they were let through, and counted
+    metrics.unlogged_rows.inc(2)  # they were let through, and counted
     found = sound(finished)
     assert found.n_lost_rows == 2 and "2 rows were answered without a record" in found.message
     metrics.folder.joinpath("counter_3.db").write_bytes(b"\xff\0\0\0" * 9)

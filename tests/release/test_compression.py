@@ -13,7 +13,8 @@ from mlops_nb.bundle.bundle import check_golden_examples, open_bundle, pack_bund
 from mlops_nb.bundle.onnx_export import export_onnx, read_onnx_trees
 from mlops_nb.config.params import CostParams, TrainParams, read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.comparison import signed_gain
 from mlops_nb.evaluate.metrics import METRICS, DecisionSettings, weighted_metric
 from mlops_nb.model.network import deserialize_network, quantize_weights, serialize_network, dequantize_weights

@@ -13,7 +13,7 @@ from mlops_nb.bundle.store import find_bundle, store_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.attributions import run_explain
 from mlops_nb.release.deploy import Deployment, run_deploy
@@ -140,7 +140,7 @@ def test_flatten_and_local_uri(tmp_path):
 def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     figures = [{"iteration": i, "loss/valid": 1.0, "samples_per_second": 10.0 * i} for i in (1, 7)]
     write_json(project / ".mlops/stages/train.gbdt.json", {"stage": "train", "item": "gbdt", "seconds": 1.5, "peak_memory_mib": 100.0,
-                                                           "figures": figures})
+                                                           "metrics_history": figures})
     first = log_run(project)
     log_reports(project)
     assert log_run(project) == first

@@ -12,7 +12,7 @@ from support.trained_project import trained
 from mlops_nb.bundle.bundle import run_bundle
 from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference
 from mlops_nb.evaluate.metrics import Estimate
 from mlops_nb.evaluate.slices import Slice

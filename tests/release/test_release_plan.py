@@ -2,7 +2,7 @@
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.release.release_plan import ReleasePlan, RoutingRule, Variant, check_plan, read_plan, promote_bundle, write_plan
 
 A, B = Variant("a", "aaa", .9), Variant("b", "bbb", .1)

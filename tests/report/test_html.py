@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.html_pages import self_contained
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import write_json
+from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.report import stage as pipeline
 from mlops_nb.report.figures import subplots, figure_html, histogram_counts, format_number, format_percent, table
 from mlops_nb.report.history import KeyMetric, RunRecord, read_runs, write_index

@@ -13,7 +13,7 @@ from mlops_nb.bundle.bundle import run_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.schema import write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.validation import run_validate
 from mlops_nb.evaluate.cross_validation import run_cross_validation

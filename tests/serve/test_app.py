@@ -104,10 +104,10 @@ def test_contributions_add_up_in_their_units(server, predictor):
 
 def test_feedback_is_taken_and_checked(server):
     id = server.post(PREDICT, serving.instances(1))[2]["id"]
-    before = server.metric("mlops_nb_feedback_total", endpoint="rows")
+    before = server.metric("mlops_nb_feedback_labels_total", endpoint="rows")
     labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0}, {"id": "unknown", "label": None, "row": 3}]
     assert server.post(FEEDBACK, {"labels": labels})[2]["accepted"] == 3
-    assert server.metric("mlops_nb_feedback_total", endpoint="rows") == before + 3
+    assert server.metric("mlops_nb_feedback_labels_total", endpoint="rows") == before + 3
     good = {"id": id, "label": "yes"}
     wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"), ([good | {"id": ""}], "id"),
              ([good | {"label": 1}], "no class"), ([good | {"row": -1}], "row"), ([good | {"rows": 1}], "rows"), ([good] * 201, "most 200")]
@@ -352,7 +352,7 @@ def test_a_full_queue_says_when_to_come_back(server):
     finally:
         for s in held: s.close()
     assert server.post(PREDICT, [ROW])[0] == 200
-    assert server.metric("mlops_nb_overload_total", reason="queue") >= 1
+    assert server.metric("mlops_nb_rejected_requests_total", reason="max_in_flight") >= 1
 
 
 def test_bodies_of_errors_tell_no_secrets(server):

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import server as serving
 
-import mlops_nb.serve.hot_reload as live_module
+import mlops_nb.serve.hot_reload as hot_reload_module
 from mlops_nb.batch.batch_scoring import score_lookup_table
 from mlops_nb.bundle.bundle import golden_examples
 from mlops_nb.bundle.store import store_bundle, lookup_table_path
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import read_json, write_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.prediction_log.records import PredictionLogWriter, LogWriteError, read_log
@@ -49,7 +49,7 @@ def predictors(made): return {i: Predictor.open(made[0] / "bundles" / i) for i i
 
 @pytest.fixture
 def project(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(live_module, "POLL", .01)
+    monkeypatch.setattr(hot_reload_module, "POLL_SECONDS", .01)
     shutil.copytree(made[0] / "bundles", tmp_path / "p/bundles")
     (tmp_path / "p/settings.ini").write_text("[release]\nendpoint = rows\n")
     return tmp_path / "p"
@@ -149,7 +149,7 @@ def test_models_are_swapped_under_load_and_nobody_notices(project, made, served,
         done.set()
         for t in threads: t.join(LIMIT)
     assert not wrong, wrong[:3]
-    assert asked[0] > 1200 and counted(live.metrics.swaps, "rows", "ok") == 13 and not live.rejected_plans
+    assert asked[0] > 1200 and counted(live.metrics.plan_reloads, "rows", "ok") == 13 and not live.rejected_plans
     until(lambda: not live._draining, "drained")
     assert not any(v.in_flight for v in endpoint.variants.values()) and set(live._models) == {v.bundle for v in endpoint.variants.values()}
 
@@ -192,7 +192,7 @@ def test_a_bundle_that_several_name_is_opened_once(project, made, served, tmp_pa
     until(lambda: b not in live._models, "let go")
     assert live.endpoints["rows"].variants["v"].model is model
     labels = ("rows", "s", b, "shadow"), ("rows", "v", a, "live")
-    assert [counted(live.metrics.live_bundle, *x) for x in labels] == [0, 1]
+    assert [counted(live.metrics.bundle_processes, *x) for x in labels] == [0, 1]
 
 
 def test_a_bundle_alone(made, served, tmp_path, predictors):
@@ -254,7 +254,7 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
         until(lambda: live.rejected_plans, "refused")
         time.sleep(.1)  # it is looked at again and again, and told once
     assert words in live.rejected_plans[str(path)] and [words in r.getMessage() for r in caplog.records] == [True]
-    assert counted(live.metrics.swaps, "rows", "refused") == 1 and counted(live.metrics.swaps, "rows", "ok") == 1
+    assert counted(live.metrics.plan_reloads, "rows", "rejected") == 1 and counted(live.metrics.plan_reloads, "rows", "ok") == 1
     assert live.endpoints["rows"].plan.revision == 1 and ask(live, some(1)).bundle == made[1]
     plan(project, Variant("a2", made[1]), revision=3)
     until(lambda: live.endpoints["rows"].plan.revision == 3, "in force")
@@ -433,7 +433,7 @@ def test_a_shadow_that_hangs_holds_nobody_up_and_is_dropped(project, made, serve
     gate, rows = threading.Event(), some(2000)
     live.endpoints["rows"].variants["s"].predictor.predict_encoded = lambda X: gate.wait(LIMIT)
     for _ in range(MAX_SHADOW_QUEUE_ROWS // 2000 + 5): ask(live, rows)
-    assert counted(live.metrics.shadow_dropped, "rows", "s") == 5 * 2000
+    assert counted(live.metrics.shadow_dropped_rows, "rows", "s") == 5 * 2000
     plan(project, Variant("a", made[1]), revision=2)
     until(lambda: made[2] not in live._models, "swapped although it hangs")
     gate.set()
@@ -488,7 +488,7 @@ def test_the_cache_is_by_bundle_and_row_and_off_unless_it_is_asked_for(project, 
     kinds = [ask(live, [rows[i]], variant=v).source for i, v in [(0, "a"), (0, "a"), (0, "b"), (0, "b"), (1, "a"), (0, "a")]]
     assert kinds == ["model", "cache", "model", "cache", "model", "model"] and len(live.cache) == 2
     assert ask(live, [rows[0]]).scores == expected(predictors[made[1]], rows[:1]) and ask(live, rows).source == "model"
-    assert (counted(live.metrics.cache, "rows", "hit"), counted(live.metrics.cache, "rows", "miss")) == (3, 4)
+    assert (counted(live.metrics.cache_requests, "rows", "hit"), counted(live.metrics.cache_requests, "rows", "miss")) == (3, 4)
     assert read_log(live.log.folder).filter(source="cache").collect().height == 3
     off = served()
     assert [ask(off, [rows[0]]).source for _ in range(2)] != ["model", "model"] or off.cache.max_entries == 0
@@ -517,7 +517,7 @@ def test_known_entities_are_looked_up_and_others_computed(project, made, served,
     got = ask(live, mixed, headers=prefer)
     assert got.source == "model" and got.scores == expected(predictors[made[1]], mixed)
     with pytest.raises(NotPrecomputed, match="send the columns"): asyncio.run(endpoint.predict_entities(["c99"], id="u"))
-    assert (counted(live.metrics.lookup_table, "rows", "hit"), counted(live.metrics.lookup_table, "rows", "miss")) == (2, 2)
+    assert (counted(live.metrics.lookup_requests, "rows", "hit"), counted(live.metrics.lookup_requests, "rows", "miss")) == (2, 2)
     line = read_log(live.log.folder).filter(id="t").sort("row").collect()
     assert line["entity"].to_list() == ["c7", "c0"] and line["source"].to_list() == ["table"] * 2
     for body in (b'[{"id": "c7", "x": 1}]', b"[]", b"{", b'[{"x": 1}]', b'"c7"', b'[{"id": "c7"}, {"id": "c8", "x": 1}]', b"\xff",
@@ -700,7 +700,7 @@ def test_the_answer_is_on_record_before_it_is_given(made, served, predictors):
     assert (last["endpoint"], last["variant"], last["bundle"], last["api_key_name"], last["mode"]) == ("rows", "a", made[1], "shop", "live")
     assert last["entity"] == ["c9", "c10"] and last["columns"]["count"] == [r["count"] for r in some(2, 9)]
     assert last["score"] == expected(predictors[made[1]], some(2, 9)) and 1_000_000 <= last["latency_us"] < LIMIT * 1_000_000
-    assert counted(live.metrics.rows, "rows", "a") == 20
+    assert counted(live.metrics.scored_rows, "rows", "a") == 20
 
 
 def test_an_answer_that_cannot_be_written_is_not_given(made, served):

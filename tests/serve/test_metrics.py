@@ -37,8 +37,8 @@ def slot(tmp_path):
 def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, label):
     folder, theirs = tmp_path_factory.mktemp("m"), CollectorRegistry()
     ours = Metrics(folder, 0)
-    histogram = TheirHistogram("mlops_nb_latency_seconds", "x", ["endpoint", "route"], registry=theirs, buckets=LATENCY_BUCKETS)
-    counter = TheirCounter("mlops_nb_rows", "x", ["endpoint", "variant"], registry=theirs)
+    histogram = TheirHistogram("mlops_nb_request_duration_seconds", "x", ["endpoint", "route"], registry=theirs, buckets=LATENCY_BUCKETS)
+    counter = TheirCounter("mlops_nb_scored_rows", "x", ["endpoint", "variant"], registry=theirs)
     for v in values:
         ours.latency(label, "predict").observe(v)
         histogram.labels(label, "predict").observe(v)
@@ -46,7 +46,7 @@ def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, labe
         counter.labels(label, "a").inc(v)
     from prometheus_client import generate_latest
     want = {k: v for k, v in samples(generate_latest(theirs)).items() if not k[0].endswith("_created")}
-    got = {k: v for k, v in samples(ours.render()).items() if k[0].startswith(("mlops_nb_latency", "mlops_nb_rows"))}
+    got = {k: v for k, v in samples(ours.render()).items() if k[0].startswith(("mlops_nb_request_duration", "mlops_nb_scored_rows"))}
     assert got.keys() == want.keys()
     assert all(got[k] == pytest.approx(want[k]) for k in want)
 
@@ -57,10 +57,10 @@ from mlops_nb.serve.metrics import Metrics
 from mlops_nb.prediction_log.records import acquire_lease
 slot = acquire_lease(sys.argv[1], 2)
 metrics, n = Metrics(sys.argv[1], slot), 0
-metrics.queue.set(5)
+metrics.in_flight_requests.set(5)
 while True:
     metrics.requests("churn", "champion", "predict", 200).inc()
-    metrics.latency("churn", "predict").observe(0.001)
+    metrics.request_duration("churn", "predict").observe(0.001)
     n += 1
     if n % 100 == 0: print(slot, n, flush=True)
 """
@@ -74,7 +74,7 @@ def test_counters_go_on_over_kills(tmp_path, slot):
         child = subprocess.Popen([sys.executable, "-c", CHILD, tmp_path], stdout=subprocess.PIPE, text=True)
         try:
             said = [child.stdout.readline().split() for _ in range(3)][-1]
-            page = samples(own.render(), "mlops_nb_queue")
+            page = samples(own.render(), "mlops_nb_in_flight_requests")
             assert sum(page.values()) == 5
         finally: child.send_signal(signal.SIGKILL)
         more = child.stdout.read().splitlines()
@@ -85,9 +85,9 @@ def test_counters_go_on_over_kills(tmp_path, slot):
         now = next(v for (name, _), v in page.items() if name == "mlops_nb_requests_total")
         assert now >= max(before, least + 7)
         before = now
-        observed = next(v for (name, _), v in page.items() if name == "mlops_nb_latency_seconds_count")
+        observed = next(v for (name, _), v in page.items() if name == "mlops_nb_request_duration_seconds_count")
         assert now - 7 - 4 <= observed <= now - 7
-        assert sum(v for (name, _), v in page.items() if name == "mlops_nb_queue") == 0
+        assert sum(v for (name, _), v in page.items() if name == "mlops_nb_in_flight_requests") == 0
 
 
 def test_a_bundle_that_no_longer_answers_is_not_named(tmp_path, slot):
@@ -95,12 +95,12 @@ def test_a_bundle_that_no_longer_answers_is_not_named(tmp_path, slot):
     m.live_bundle("churn", "champion", "old", "live").set(1)
     m.live_bundle("churn", "champion", "old", "live").set(0)
     m.live_bundle("churn", "champion", "new", "live").set(1)
-    assert [dict(labels)["bundle"] for _, labels in samples(m.render(), "mlops_nb_live_bundle")] == ["new"]
-    assert not samples(Metrics(tmp_path, slot).render(), "mlops_nb_live_bundle")  # another process, another time
+    assert [dict(labels)["bundle"] for _, labels in samples(m.render(), "mlops_nb_bundle_processes")] == ["new"]
+    assert not samples(Metrics(tmp_path, slot).render(), "mlops_nb_bundle_processes")  # another process, another time
 
 
 def test_a_million_labels_have_a_bound(tmp_path, slot, monkeypatch):
-    monkeypatch.setattr(module, "_BYTES", dict(counter=100_000, histogram=200_000, gauge=100_000))
+    monkeypatch.setattr(module, "_FILE_BYTES", dict(counter=100_000, histogram=200_000, gauge=100_000))
     m = Metrics(tmp_path, slot)
     for i in range(3000):
         m.violations("churn", f"column-{i}" * 5).inc()
@@ -110,12 +110,12 @@ def test_a_million_labels_have_a_bound(tmp_path, slot, monkeypatch):
     page = samples(m.render())
     for name, n in dict(violations_total=3000, requests_total=3000, latency_seconds_count=3000, answered_total=1).items():
         assert sum(v for (sample, _), v in page.items() if sample == f"mlops_nb_{name}") == n
-    assert page["mlops_nb_violations_total", (("column", "other"), ("endpoint", "other"))] > 1000
+    assert page["mlops_nb_schema_violations_total", (("column", "other"), ("endpoint", "other"))] > 1000
     assert {p.stat().st_size for p in m.folder.glob("*.db")} == {100_000, 200_000}
     assert len(m.violations._children) < 1000
     again = Metrics(tmp_path, slot)  # the files are full, and opened anew
     again.violations("churn", "yet another").inc()
-    assert sum(samples(again.render(), "mlops_nb_violations_total").values()) == 3001
+    assert sum(samples(again.render(), "mlops_nb_schema_violations_total").values()) == 3001
 
 
 def test_labels_are_one_whatever_their_type(tmp_path, slot):
@@ -135,9 +135,9 @@ def test_threads_count_together(tmp_path, slot):
     for t in threads: t.start()
     for t in threads: t.join()
     page = samples(m.render())
-    assert page["mlops_nb_answered_total", ()] == 12000
-    assert page["mlops_nb_latency_seconds_sum", (("endpoint", "e"), ("route", "r"))] == 6000
-    assert sum(v for (name, _), v in page.items() if name == "mlops_nb_cache_total") == 12000
+    assert page["mlops_nb_answered_rows_total", ()] == 12000
+    assert page["mlops_nb_request_duration_seconds_sum", (("endpoint", "e"), ("route", "r"))] == 6000
+    assert sum(v for (name, _), v in page.items() if name == "mlops_nb_cache_requests_total") == 12000
 
 
 def number(n): return n.to_bytes(4, "little", signed=True)
@@ -152,14 +152,14 @@ def test_files_that_are_damaged_or_just_being_made(tmp_path, slot, damage):
     m.answered.inc(3)
     other = m.folder / "counter_3.db"
     other.write_bytes(damage)
-    assert samples(m.render())["mlops_nb_answered_total", ()] == 3
+    assert samples(m.render())["mlops_nb_answered_rows_total", ()] == 3
     if not damage: return
     size = module._FILE_BYTES["counter"]
     mine = m.folder / f"counter_{slot}.db"
     with mine.open("r+b") as f: f.write(damage)
     fresh = Metrics(tmp_path, slot)  # begins at zero where it cannot go on
     fresh.answered.inc()
-    assert mine.stat().st_size == size and "mlops_nb_answered_total" in fresh.render().decode()
+    assert mine.stat().st_size == size and "mlops_nb_answered_rows_total" in fresh.render().decode()
 
 
 DISK = "8m"

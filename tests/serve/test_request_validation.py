@@ -49,7 +49,7 @@ def contract_of(columns, missing=(), **more): return RequestDecoder(model_of(col
 def one(column, missing=()): return contract_of({"x": column}, missing)
 
 
-def content(rows): return rows.n, rows.columns, rows.X.tobytes(), rows.X.shape, rows.nulled, rows.unknown, rows.id, rows.parameters
+def content(rows): return rows.n_rows, rows.columns, rows.X.tobytes(), rows.X.shape, rows.n_nulled, rows.n_unknown_categories, rows.id, rows.parameters
 
 
 def asked(f, *args):
@@ -165,7 +165,7 @@ def test_json_has_types_of_its_own(kind, value):
         asked(contract.from_columns, {"x": [value] * 9})):
         assert "x: " in got[0] and " is not a" in got[0] or "is not true or false" in got[0], got
     dropped = one(Column(kind, on_violation="null")).from_json(json.dumps([{"x": value}]).encode())
-    assert (dropped.nulled, dropped.columns["x"]) == (1, [None])
+    assert (dropped.n_nulled, dropped.columns["x"]) == (1, [None])
 
 
 @pytest.mark.parametrize("word, value, gone", [
@@ -302,9 +302,9 @@ def test_only_plain_numbers_make_a_usual_request():
     ([np.nan, np.nan, 0, 0], "i: missing"),
     ([1, -2.0**63 * 2, 0, 0], "i: -18446744073709551616 is not an integer"), ([-np.inf, 1, 0, 0], "n: -inf is infinite"),
     ([1, 1, 2, 0], "b: 2.0 is not true or false"),
-    ([1, 1, .5, 0], "b: 0.5 is not true"), ([1, 1, 0, 2], "c: place 2 \\(of 0 to 1\\) is not a category"), ([1, 1, 0, -1], "c: place -1 "),
-    ([1, 1, 0, .5], "c: place 0.5 "),
-    ([1, 1, 0, np.inf], "c: place inf "), ([1, 1, 0, np.nan], "c: missing"), ([-6, 1, 0, 0], "n: -6.0 is below -5")])
+    ([1, 1, .5, 0], "b: 0.5 is not true"), ([1, 1, 0, 2], "c: index 2 \\(of 0 to 1\\) is not a category"), ([1, 1, 0, -1], "c: place -1 "),
+    ([1, 1, 0, .5], "c: index 0.5 "),
+    ([1, 1, 0, np.inf], "c: index inf "), ([1, 1, 0, np.nan], "c: missing"), ([-6, 1, 0, 0], "n: -6.0 is below -5")])
 def test_a_matrix_that_is_wrong(row, said):
     with pytest.raises(ValidationError, match=said): contract_of(PLAIN).from_matrix(np.array([row], float))
     with pytest.raises(ValidationError, match="^row 2: .*" + said): contract_of(PLAIN).from_matrix(np.array([[1, 1, 0, 0]] * 2 + [row], float))
@@ -353,7 +353,7 @@ def test_a_body_that_is_no_request(body, said):
 
 def test_too_many_rows():
     contract = RequestDecoder(model_of(ALL), max_rows=3)
-    assert contract.from_json(b"[" + b",".join([GOOD] * 3) + b"]").n == 3
+    assert contract.from_json(b"[" + b",".join([GOOD] * 3) + b"]").n_rows == 3
     for refused in (lambda: contract.from_json(b"[" + b",".join([GOOD] * 4) + b"]"),
         lambda: contract.from_json(b"[" + b",".join([b"{}"] * 4) + b"]"),
                     lambda: contract.from_columns({"n": [1.0] * 4}), lambda: contract.from_columns({"n": np.ones(4)})):
@@ -363,9 +363,9 @@ def test_too_many_rows():
 
 def test_what_comes_with_the_rows():
     rows = contract_of(ALL).from_json(b' {"id": "r1", "instances": [' + GOOD + b'], "parameters": {"a": [1]}}')
-    assert (rows.id, rows.parameters, rows.n) == ("r1", {"a": [1]}, 1)
+    assert (rows.id, rows.parameters, rows.n_rows) == ("r1", {"a": [1]}, 1)
     rows = contract_of(ALL).from_json(b' {"inst\\u0061nces": [' + GOOD + b']}')
-    assert (rows.id, rows.parameters, rows.n) == (None, None, 1)
+    assert (rows.id, rows.parameters, rows.n_rows) == (None, None, 1)
 
 
 def test_columns_with_names_of_the_envelope():
@@ -464,7 +464,7 @@ def test_columns_of_tensors():
         columns = {k: np.tile(v, times) if isinstance(v, np.ndarray) else v * times for k, v in good.items()}
         assert contract.from_columns(columns).columns["n"] == [1.0, 2.0, 3.0] * times
         dropped = contract.from_columns(columns | {"n": np.tile([1, np.inf, np.nan], times)}) # on_violation: null
-        assert dropped.columns["n"] == [1.0, None, None] * times and dropped.nulled == 2 * times
+        assert dropped.columns["n"] == [1.0, None, None] * times and dropped.n_nulled == 2 * times
         with pytest.raises(ValidationError, match="row 2: i: 2.5 is not an integer"): contract.from_columns(columns | {"i": np.tile([1, np.nan,
             2.5], times)})
     with pytest.raises(ValidationError, match="have 1, 2 values; send the same number"): contract.from_columns({"n": [1], "b": [True, True]})

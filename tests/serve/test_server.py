@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import server as serving
 
-from mlops_nb.core.files import write_json
+from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.release.release_plan import ReleasePlan, Variant
 
 MANY = bool(os.environ.get("MLOPS_NB_TEST_MANY")) # 100,000 requests instead of some thousands
@@ -241,7 +241,7 @@ def test_swaps_under_load_cost_no_request(two, project):
     assert {a[0] for a in answered} <= set(serving.logged(project))
 
 
-def swaps(s, result): return s.metric("mlops_nb_swaps_total", endpoint="rows", result=result)
+def swaps(s, result): return s.metric("mlops_nb_plan_reloads_total", endpoint="rows", result=result)
 
 
 @pytest.mark.parametrize("damage", ["torn", "missing bundle", "damaged bundle", "weights"])
@@ -258,7 +258,7 @@ def test_a_plan_that_cannot_be_followed_changes_nothing_and_is_said(two, project
             write_json(plan, ReleasePlan("rows", 2, [Variant("new", ids[1])]))
         s.until(lambda: "was refused" in s.output, "told in the log")
         for _ in range(20): assert s.post(PREDICT, serving.instances(1))[2]["bundle"] == old
-        assert swaps(s, "refused") >= 1
+        assert swaps(s, "rejected") >= 1
         shutil.rmtree(project / "bundles" / ids[1])
         store(project, two)
         write_json(plan, ReleasePlan("rows", 3, [Variant("new", ids[1])]))
@@ -283,10 +283,10 @@ def test_a_log_that_cannot_be_written(project, policy):
             assert set(statuses) == {200, 503} and answered == set(serving.logged(project))
             refused = got[statuses.index(503)]
             assert "retry-after" in refused[1] and "log" in refused[2]["error"] and str(project) not in str(refused[2])
-            assert s.metric("mlops_nb_overload_total", reason="log") == statuses.count(503)
+            assert s.metric("mlops_nb_rejected_requests_total", reason="log") == statuses.count(503)
         else:
             lost = answered - set(serving.logged(project))
-            assert set(statuses) == {200} and lost and s.metric("mlops_nb_log_failures_total") == 400 * len(lost)
+            assert set(statuses) == {200} and lost and s.metric("mlops_nb_unlogged_rows_total") == 400 * len(lost)
         assert "prediction log cannot be written" in s.output and "Traceback" not in s.output
         assert s.get("/health")[0] == 200
     assert cli(project, "log", "check").returncode == 0

@@ -10,7 +10,7 @@ import lightgbm as lgb
 import numpy as np
 import polars as pl
 
-from mlops_nb.core.files import read_json
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_raw_batches, scan_data
 from mlops_nb.model.predictor import Predictor
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlops_nb.core.files import file_hashes
+from mlops_nb.core.manifest import file_hashes
 
 BIN = Path(sys.executable).parent
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("MLOPS_NB_")} | {

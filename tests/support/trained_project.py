@@ -7,7 +7,7 @@ import polars as pl
 from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.params import NetParams, Params, PrepareParams, SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
-from mlops_nb.core.files import write_json
+from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.data.prepare import run_prepare
 from mlops_nb.train.stage import run_train
 

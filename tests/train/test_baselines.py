@@ -7,7 +7,8 @@ import pytest
 from mlops_nb.config.params import Params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.train import baselines
 from mlops_nb.train.baselines import BaselineModels, run_baselines, fit_constant

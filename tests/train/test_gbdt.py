@@ -18,7 +18,8 @@ import pytest
 from mlops_nb.config.params import Params, TrainParams, write_params
 from mlops_nb.config.schema import Column, Schema, read_schema, write_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.features import Features
 from mlops_nb.train import dataset as parts

@@ -133,7 +133,7 @@ def test_the_stage_trains_in_two_processes(tmp_path):
     from support import trained_project as modelling
 
     from mlops_nb.config.settings import RunSettings, Settings, write_settings
-    from mlops_nb.core.files import read_json
+    from mlops_nb.core.typed_yaml import read_json
     from mlops_nb.train.stage import TrainingReport, run_train
     root = modelling.trained(tmp_path, learner="net")
     write_settings(root, Settings(run=RunSettings(device="cpu", n_processes=2)))

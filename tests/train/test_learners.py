@@ -9,7 +9,8 @@ from support import trained_project as modelling
 from mlops_nb.bundle.bundle import run_bundle, open_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
 from mlops_nb.evaluate.model_selection import rank_learners, select_model
 from mlops_nb.evaluate.stage import run_evaluate, read_evaluation

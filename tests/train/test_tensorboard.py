@@ -5,7 +5,8 @@ import pytest
 from support import trained_project as modelling
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.train import learners
 from mlops_nb.train.stage import TrainingReport, run_train
 from mlops_nb.train.tensorboard import TensorBoardLogger
@@ -46,13 +47,13 @@ def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
     before = curves(project, learner)["loss/valid"]
     checkpoints, log = project / ".mlops/checkpoints" / learner, TensorBoardLogger.log_metrics
 
-    def dying(self, iteration, figures):
-        log(self, iteration, figures)
+    def dying(self, iteration, metrics):
+        log(self, iteration, metrics)
         if iteration == before[3][0]: raise Killed
-    monkeypatch.setattr(TensorBoardLogger, "log", dying)
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", dying)
     with pytest.raises(Killed): run_train(project, learner)
     assert curves(project, learner)["loss/valid"] == before[:4]
-    monkeypatch.setattr(TensorBoardLogger, "log", log)
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", log)
     resumed = checkpoints.exists() # so few trees have no checkpoint, and start again
     run_train(project, learner)
     assert resumed == (learner == "net") and curves(project, learner)["loss/valid"] == before

@@ -15,7 +15,8 @@ from support import trained_project as modelling
 
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.files import file_hashes, read_json
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
 from mlops_nb.train.stage import TrainingReport, run_train
@@ -112,12 +113,12 @@ KILLED = """
 import sys, time
 from mlops_nb.train import learners, tuning as tune
 fit = learners.fit_gbdt
-def slow(*args, step, **kw):                       # 2 ms a tree, so that there is a moment to be killed in
-    def wait(i, v): time.sleep(0.002); step(i, v)
-    return fit(*args, step=wait, **kw)
+def slow(*args, on_iteration, **kw):                       # 2 ms a tree, so that there is a moment to be killed in
+    def wait(i, v): time.sleep(0.002); on_iteration(i, v)
+    return fit(*args, on_iteration=wait, **kw)
 learners.fit_gbdt = slow
 print("begins", flush=True)
-tune.tune(sys.argv[1])
+tune.run_tune(sys.argv[1])
 """
 
 
@@ -158,7 +159,7 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     root = project(tmp_path, n_trials=1000)
     script = tmp_path / "begin.py"
     script.write_text("import sys\nfrom pathlib import Path\nfrom mlops_nb.train.tuning import run_study\n"
-                      "if __name__ == '__main__': run_study(Path(sys.argv[1]), 'gbdt', workers=2)\n")
+                      "if __name__ == '__main__': run_study(Path(sys.argv[1]), 'gbdt', n_workers=2)\n")
     run = subprocess.Popen([sys.executable, str(script), str(root)], env=dict(os.environ))
     import psutil
     end = time.monotonic() + 60
