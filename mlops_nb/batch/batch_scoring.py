@@ -7,7 +7,7 @@ __all__ = ['scoring_schema', 'score_batch', 'read_row_batches', 'scoring_key', '
            'open_scored_chunks', 'quarantine_path', 'BatchScoringResult', 'score_files', 'score_lookup_table']
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #62424736
-import fcntl, hashlib, os, secrets, shutil
+import hashlib, os, secrets, shutil
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -20,7 +20,7 @@ from msgspec import Struct
 from .. import __version__
 from ..data.validation import compare_with_schema, validate_batch
 from ..core.errors import UserError
-from ..core.files import atomic_dir, atomic_file
+from ..core.files import atomic_dir, atomic_file, file_lock
 from ..model.predictor import Predictor, map_in_order
 from ..config.schema import Schema
 
@@ -122,19 +122,15 @@ def _locked_chunk_folder(target):
     "The folder for the parts of `target`, held by this process alone; gone when everything went well, or when nothing was finished."
     folder = target.parent / f'.{target.name}.parts'
     folder.mkdir(parents=True, exist_ok=True)
-    fd, finished = os.open(folder, os.O_RDONLY), True
-    try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise UserError(f"{target} is being written by another process; wait for it, or give another target.") from None
-        except OSError: pass # a file system without locks
+    finished, held = True, f"{target} is being written by another process; wait for it, or give another target."
+    with file_lock(folder, held, required=False):
         try: yield folder
         except BaseException: finished = not any(folder.glob('*/scores-*')); raise
         finally:
-            if finished:
-                old = target.parent / f'.{target.name}.{secrets.token_hex(8)}.tmp' # half of the parts would look like the beginning of all
+            if finished: # half of the parts would look like the beginning of all, so they vanish at once
+                old = target.parent / f'.{target.name}.{secrets.token_hex(8)}.tmp'
                 os.replace(folder, old)
                 shutil.rmtree(old)
-    finally: os.close(fd)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #fc56488c
 class ScoredChunks(Struct):

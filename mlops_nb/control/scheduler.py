@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['QUEUE_NAME', 'fire_times', 'fire_time_id', 'ScheduledReport', 'run_scheduled_report', 'record_failure',
            'json_serializer', 'register_workflow', 'catch_up_start', 'apply_schedules', 'enqueue_due_runs',
-           'acquire_lock', 'launch_dbos', 'run_scheduler']
+           'scheduler_lock', 'launch_dbos', 'run_scheduler']
 
 # %% ../../nbs/control/00_scheduler.ipynb #23d60f87
 import os, signal, sys, threading
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from ..core.errors import UserError
+from ..core.files import file_lock
 from ..report.history import RunRecord, write_index
 from ..report.html import PageHeader
 from ..report.runner import run_notebook
@@ -164,20 +166,15 @@ def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None
             due_since[name] = missed[-1] - timedelta(seconds=1)
 
 # %% ../../nbs/control/00_scheduler.ipynb #6e241c79
-def acquire_lock(root: Path):
-    "The open lock file of this project; raises `UserError` if another process holds it."
-    import fcntl
+@contextmanager
+def scheduler_lock(root: Path):
+    "Hold the lock of this project's scheduler, with our process id in it; raises `UserError` if another process has it."
     path = root / ".mlops" / "control.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    f = open(path, "a+")
-    try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        f.seek(0)
-        raise UserError(f"`mlops-nb control` already runs in {root.resolve()} (process {f.read().strip() or 'unknown'}); stop that one first.") from None
-    f.truncate(0)
-    f.write(str(os.getpid()))
-    f.flush()
-    return f
+    pid = path.exists() and path.read_text().strip() or "unknown"
+    with file_lock(path, f"`mlops-nb control` already runs in {root.resolve()} (process {pid}); stop that one first.") as fd:
+        os.truncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        yield
 
 # %% ../../nbs/control/00_scheduler.ipynb #6982b20a
 def launch_dbos(root: Path, settings: Settings):
@@ -198,14 +195,14 @@ def run_scheduler(
     "Run the schedules of `settings.ini` until SIGINT or SIGTERM. Raises `UserError` if there are none, or they run already."
     root, settings, stop = Path(root).resolve(), read_settings(root), threading.Event()
     if not settings.schedule: raise UserError(f"{root / 'settings.ini'} has no [schedule.NAME] section; add one, and start again.")
-    held = acquire_lock(root)
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
-    workflow = launch_dbos(root, settings)
-    questions = apply_schedules(settings, workflow)
-    print(f"{len(questions)} schedules run; pages go to {root / 'reports' / 'scheduled' / 'index.html'}. Stop with Ctrl-C.", flush=True)
-    while not stop.is_set():
-        enqueue_due_runs(settings, questions)
-        stop.wait(poll_interval_seconds)
-    print("stopped; a report that was running starts again with the next start.", flush=True)
-    held.close()
+    with scheduler_lock(root):
+        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
+        workflow = launch_dbos(root, settings)
+        questions = apply_schedules(settings, workflow)
+        pages = root / 'reports' / 'scheduled' / 'index.html'
+        print(f"{len(questions)} schedules run; pages go to {pages}. Stop with Ctrl-C.", flush=True)
+        while not stop.is_set():
+            enqueue_due_runs(settings, questions)
+            stop.wait(poll_interval_seconds)
+        print("stopped; a report that was running starts again with the next start.", flush=True)
     os._exit(0) # what runs is abandoned: DBOS has it as pending, and its guard sees that we are gone

@@ -8,7 +8,7 @@ __all__ = ['IngestedSource', 'Partition', 'DataManifest', 'read_data_manifest', 
            'read_raw_batches', 'common_supertype', 'scan_data', 'dvc_add_data']
 
 # %% ../../nbs/data/03_ingest.ipynb #bcb8c2bb
-import fcntl, os, re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from .readers import Source, detect_source, find_sources, read_source
 from ..core.errors import UserError, did_you_mean, describe_os_error
-from ..core.files import fsync_path
+from ..core.files import file_lock, fsync_path
 from ..core.manifest import sha256_file, combine_hashes
 from ..core.typed_yaml import read_json, write_json
 
@@ -188,11 +188,7 @@ def remove_orphaned_files(root: Path, manifest: DataManifest):
 @contextmanager
 def ingest_lock(root: Path):
     "Hold the lock of `root`; raises `UserError` if another process is ingesting into it."
-    (root / '.mlops').mkdir(parents=True, exist_ok=True)
-    with open(root / '.mlops/ingest.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise UserError(f"another ingest into {root} is running; wait for it to end.") from None
-        yield
+    with file_lock(root / '.mlops/ingest.lock', f"another ingest into {root} is running; wait for it to end."): yield
 
 # %% ../../nbs/data/03_ingest.ipynb #044c3449
 def _commit(root, manifest, scratch, added, parts):

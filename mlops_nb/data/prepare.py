@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXCLUSION_REASONS', 'compute_target', 'read_accepted_batches', 'read_split_keys', 'add_feature_columns',
-           'write_splits', 'PartSummary', 'Lineage', 'DatasetInfo', 'read_dataset_info', 'summarise_part',
+           'write_splits', 'PartSummary', 'Lineage', 'DatasetInfo', 'read_dataset_info', 'read_split', 'summarise_part',
            'run_prepare']
 
 # %% ../../nbs/data/06_prepare.ipynb #0cc1b80b
@@ -149,6 +149,22 @@ class DatasetInfo(Struct):
 def read_dataset_info(root: str | Path = ".") -> DatasetInfo:
     "The description of the prepared data; raises `UserError` if the stage has not run."
     return read_json(Path(root) / "artifacts/prepared/dataset.json", DatasetInfo)
+
+# %% ../../nbs/data/06_prepare.ipynb #a2640e6d
+def read_split(
+    root: str | Path, # The project's folder
+    split: str, # train, valid or test
+    columns: list[str] | None = None, # None for all
+) -> pl.DataFrame: # At least one row
+    "Rows of a prepared split; raises `UserError` if the file or a column is missing, or it has no rows."
+    path = Path(root) / "artifacts" / "prepared" / f"{split}.parquet"
+    if not path.is_file(): raise UserError(f"{path} does not exist; run the stage prepare first.")
+    present = pl.read_parquet_schema(path)
+    for c in columns or ():
+        if c not in present: raise UserError(f"{path} has no column '{c}'; run the stage prepare again.")
+    frame = pl.read_parquet(path, columns=columns and list(dict.fromkeys(columns)))
+    if frame.is_empty(): raise UserError(f"{path} holds no row; give the {split} split a larger share in params.yaml, section prepare.split.")
+    return frame
 
 # %% ../../nbs/data/06_prepare.ipynb #67fba752
 def summarise_part(

@@ -18,7 +18,8 @@ import polars as pl
 from msgspec import Struct, structs
 
 from ..data.splits import is_in_last_share, row_positions
-from .stage import choose_decision_settings, read_part, score_splits
+from .stage import choose_decision_settings, score_splits
+from ..data.prepare import read_split
 from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
@@ -270,7 +271,7 @@ def run_cross_validation(
     root, project = Path(root), open_project(root)
     params, wanted = project.params, project.params.cross_validation
     project = project._replace(params=structs.replace(params, train=apply_tuned_params(root, learner, params.train)))
-    parts = {part: read_part(root, part) for part in ('train', 'valid', 'test')} if wanted.n_folds or wanted.n_seeds else {}
+    parts = {part: read_split(root, part) for part in ('train', 'valid', 'test')} if wanted.n_folds or wanted.n_seeds else {}
     in_folds = [*cross_validate(project, learner, pl.concat([parts['train'], parts['valid']]))] if wanted.n_folds else []
     seeded, alike = repeat_with_seeds(project, learner, parts) if wanted.n_seeds else ([], None)
     task = project.schema.task

@@ -6,7 +6,7 @@
 __all__ = ['ScoreSummary', 'describe_scores', 'PolicyEffect', 'Evaluation', 'read_evaluation', 'choose_decision_settings',
            'cap_resamples', 'evaluate_scores', 'simulated_excess_log_loss', 'policy_from_params', 'fit_calibration',
            'ScoredSplits', 'score_splits', 'subgroup_report', 'measure_policy_effect', 'evaluate_predictor',
-           'read_part', 'prediction_table', 'run_evaluate']
+           'read_split', 'prediction_table', 'run_evaluate']
 
 # %% ../../nbs/evaluate/08_stage.ipynb #987c96da
 from pathlib import Path
@@ -258,7 +258,7 @@ def evaluate_predictor(
     return found
 
 # %% ../../nbs/evaluate/08_stage.ipynb #1ae0a3a7
-def read_part(
+def read_split(
     root: Path, # The project's folder
     part: str, # train, valid or test
 ) -> pl.DataFrame:
@@ -291,7 +291,7 @@ def run_evaluate(
     from mlops_nb.bundle.bundle import open_trained_predictor
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
     drafts, p = {learner: open_trained_predictor(root, learner) for learner in params.train.learners}, params.evaluate
-    parts = {part: read_part(root, part) for part in ('valid', 'test')}
+    parts = {part: read_split(root, part) for part in ('valid', 'test')}
     scored = {learner: score_splits(d, parts, p) for learner, d in drafts.items()}
     scores = {learner: x.scores for learner, x in scored.items()}
     choice = _select_learner(params, drafts, parts['valid'], scores)

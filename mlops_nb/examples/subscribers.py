@@ -47,10 +47,11 @@ def subscribers(
 ) -> pl.DataFrame: # Columns of `subscriber_schema`; one charge in ten is missing
     "Simulated rows; the same for the same arguments."
     rng, i = np.random.default_rng(seed), np.arange(n)
+    plan, tenure = rng.choice(['basic', 'family', 'plus'], n, p=[.5, .3, .2]), rng.integers(0, 72, n)
+    charge = np.where(rng.random(n) < .1, np.nan, rng.normal(60, 15, n).clip(5).round(2))
     frame = pl.DataFrame(dict(
         customer=[f'c{k}' for k in i // n_months], month=[datetime(2026, 1 + k % n_months, 1) for k in i.tolist()],
-        plan=rng.choice(['basic', 'family', 'plus'], n, p=[.5, .3, .2]), tenure=rng.integers(0, 72, n),
-        charge=pl.Series(np.where(rng.random(n) < .1, np.nan, rng.normal(60, 15, n).clip(5).round(2)), nan_to_null=True)))
+        plan=plan, tenure=tenure, charge=pl.Series(charge, nan_to_null=True)))
     return frame.with_columns(left=pl.Series(rng.random(n) < leave_probability(frame)))
 
 # %% ../../nbs/examples/02_subscribers.ipynb #f290dfed
@@ -62,19 +63,22 @@ def train_subscriber_trees(
     import lightgbm as lgb
     rows = subscribers()
     encoder = Encoder.fit(rows, schema, load_features(None), EncoderParams())
-    data = lgb.Dataset(encoder.transform(rows), rows['left'].to_numpy().astype(float), categorical_feature=encoder.categorical)
+    target = rows['left'].to_numpy().astype(float)
+    data = lgb.Dataset(encoder.transform(rows), target, categorical_feature=encoder.categorical)
     params = dict(objective='binary', num_leaves=7, verbosity=-1, num_threads=1, deterministic=True)
     return encoder, lgb.train(params, data, n_trees).model_to_string()
 
 # %% ../../nbs/examples/02_subscribers.ipynb #b7f2f7c6
+def _assemble_predictor(schema, encoder, text):
+    return Predictor(schema, load_features(None), encoder, Booster(text), Policy('binary', schema.classes, threshold=.3))
+
 def subscriber_predictor(
     n_trees: int = 20,
     schema: Schema | None = None, # Another schema of the same columns
 ) -> Predictor: # From a score of 0.3 on the decision is `leaves`
     "A model in memory that knows `subscribers()`."
     schema = schema or subscriber_schema()
-    encoder, text = train_subscriber_trees(schema, n_trees)
-    return Predictor(schema, load_features(None), encoder, Booster(text), Policy('binary', schema.classes, threshold=.3))
+    return _assemble_predictor(schema, *train_subscriber_trees(schema, n_trees))
 
 # %% ../../nbs/examples/02_subscribers.ipynb #7f9bd721
 def pack_subscriber_bundle(
@@ -85,7 +89,7 @@ def pack_subscriber_bundle(
     "The model of `subscriber_predictor` as a bundle."
     schema = schema or subscriber_schema()
     encoder, text = train_subscriber_trees(schema, n_trees)
-    predictor = Predictor(schema, load_features(None), encoder, Booster(text), Policy('binary', schema.classes, threshold=.3))
+    predictor = _assemble_predictor(schema, encoder, text)
     documents = dict(metrics={}, provenance={}, baseline={})
     golden = subscribers(500, seed=1)
     return write_bundle(Path(folder), predictor, 'model.txt', text.encode(), golden, '# Example subscribers', documents)
@@ -102,7 +106,8 @@ def write_prepared_subscribers(
     prepared = root / 'artifacts' / 'prepared'
     prepared.mkdir(parents=True, exist_ok=True)
     rows = subscribers(n).with_columns(_target=pl.col('left').cast(pl.Float64))
-    for part, some in dict(train=rows[:4 * n // 5], valid=rows[4 * n // 5:]).items(): some.write_parquet(prepared / f'{part}.parquet')
+    rows[:4 * n // 5].write_parquet(prepared / 'train.parquet')
+    rows[4 * n // 5:].write_parquet(prepared / 'valid.parquet')
     write_schema(schema, root / 'schema.yaml')
     write_params(params, root / 'params.yaml')
     return root

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from ..model.booster import Booster
 from ..core.errors import UserError
-from ..evaluate.stage import read_part
+from ..data.prepare import read_split
 from .interactions import pairwise_interactions, partial_dependence_2d
 from ..evaluate.metrics import row_loss
 from ..evaluate.slices import bin_column
@@ -241,7 +241,7 @@ def run_explain(
     from mlops_nb.bundle.bundle import read_selected_learner, open_trained_predictor
     root, params = Path(root), read_params(Path(root) / 'params.yaml')
     learner = read_selected_learner(root)
-    predictor, test = open_trained_predictor(root, learner), read_part(root, 'test')
+    predictor, test = open_trained_predictor(root, learner), read_split(root, 'test')
     predictor.policy = read_json(root / 'artifacts/evaluation/policy.json', Policy)
     classes, features = _explained_classes(predictor.schema), predictor.feature_names
     sample = sample_rows(len(test), max(1, params.explain.max_rows // len(classes)))

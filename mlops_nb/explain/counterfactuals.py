@@ -18,7 +18,7 @@ from msgspec import Struct
 from ..model.booster import Booster
 from ..data.validation import RAW_PREFIX, column_checks
 from ..core.errors import UserError, did_you_mean
-from ..evaluate.stage import read_part
+from ..data.prepare import read_split
 from .attributions import checked_contributions, sample_rows
 from .local_surrogate import gower_distance, json_value, robust_range, scaled_differences
 from ..model.predictor import Predictor, cast_to_schema
@@ -141,7 +141,7 @@ def read_reference_rows(
 ) -> ReferenceRows:
     "The train and the valid rows of a project."
     most = 20_000 if isinstance(predictor.model, Booster) else 2_000
-    return build_reference_rows(predictor, pl.concat([read_part(root, part) for part in ('train', 'valid')], how='diagonal'), most)
+    return build_reference_rows(predictor, pl.concat([read_split(root, part) for part in ('train', 'valid')], how='diagonal'), most)
 
 # %% ../../nbs/explain/04_counterfactuals.ipynb #a0946268
 def _is_counterfactual(predictor, scores, own, min_difference): # (n,) Is the answer another one than for the row with the score `own`?

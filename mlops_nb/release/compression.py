@@ -23,7 +23,8 @@ from ..bundle.model_card import Provenance, render_model_card, git_state, markdo
 from ..data.prepare import DatasetInfo, read_dataset_info
 from ..core.errors import UserError, did_you_mean
 from ..evaluate.comparison import Comparison, MetricDifference, paired_differences, describe_difference
-from ..evaluate.stage import Evaluation, evaluate_predictor, read_part, score_splits
+from ..evaluate.stage import Evaluation, evaluate_predictor, score_splits
+from ..data.prepare import read_split
 from ..explain.attributions import make_attribution_baseline, checked_contributions, sample_rows
 from ..evaluate.metrics import Estimate, estimate_metrics
 from ..core.typed_yaml import read_json, write_json
@@ -121,7 +122,7 @@ def read_original_splits(
     if not (path := root / 'artifacts/prepared/dataset.json').exists():
         raise UserError(f"{path} does not exist; a model is made smaller with the rows it was made from: run this in its project, "
                         "after `dvc repro` or `dvc checkout`.")
-    dataset, parts = read_dataset_info(root), {p: read_part(root, p) for p in ('train', 'valid', 'test')}
+    dataset, parts = read_dataset_info(root), {p: read_split(root, p) for p in ('train', 'valid', 'test')}
     other = [p for p in parts if origin.input_hashes.get(f'{p}.parquet') != dataset.parts[p].sha256]
     if other: raise UserError(f"{root / 'artifacts/prepared'} holds other {', '.join(other)} rows than those the bundle was made from; "
                               "name a bundle of this data, or `git checkout` its commit and `dvc checkout`.")

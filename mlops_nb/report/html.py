@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIGHT_PALETTE', 'DARK_PALETTE', 'PageHeader', 'render_page', 'sanitize_html', 'render_markdown', 'render_output',
-           'render_notebook']
+           'write_markdown_page', 'render_notebook']
 
 # %% ../../nbs/report/00_html.ipynb #70740577
 import json, re
@@ -21,31 +21,34 @@ from ..core.files import atomic_file
 class PageHeader(Struct, frozen=True):
     "What a page says about itself before its first sentence; an empty field is left out."
     project: str = '' # the data set or project
-    run: str = '' # which run of the pipeline, or which tick of a schedule
-    data: str = '' # the time range of the data, e.g. "January 2024 to June 2025"
-    made: str = '' # when the page was made
-    previous: str = '' # relative link to the same page of the run before
-    index: str = '' # relative link to the list of runs
+    run_name: str = '' # which run of the pipeline, or which fire time of a schedule
+    data_period: str = '' # the time range of the data, e.g. "January 2024 to June 2025"
+    created: str = '' # when the page was made
+    previous_href: str = '' # relative link to the same page of the previous run
+    index_href: str = '' # relative link to the list of runs
 
 # %% ../../nbs/report/00_html.ipynb #1e3e372b
-LIGHT_PALETTE = dict(ink='#1b1f24', soft='#58626d', line='#d8dee4', paper='#ffffff', panel='#f5f7f9', blue='#0072b2', orange='#d55e00', green='#00775a',
-             band='#c3ccd5')
-DARK_PALETTE = dict(ink='#e8ebee', soft='#a3adb8', line='#353c44', paper='#14171a', panel='#1d2126', blue='#56b4e9', orange='#f28e4b', green='#4fc3a1',
-            band='#4b5560')
+LIGHT_PALETTE = dict(ink='#1b1f24', soft='#58626d', line='#d8dee4', paper='#ffffff', panel='#f5f7f9', blue='#0072b2',
+                     orange='#d55e00', green='#00775a', band='#c3ccd5')
+DARK_PALETTE = dict(ink='#e8ebee', soft='#a3adb8', line='#353c44', paper='#14171a', panel='#1d2126', blue='#56b4e9',
+                    orange='#f28e4b', green='#4fc3a1', band='#4b5560')
 
 def _css_variables(palette): return ''.join(f"--{name}:{colour};" for name, colour in palette.items())
 
 _PALETTE_CSS = f"""
 :root {{ color-scheme: light dark; {_css_variables(LIGHT_PALETTE)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_css_variables(DARK_PALETTE)} }} }}
-@media print {{ :root {{ color-scheme: light; {_css_variables(LIGHT_PALETTE)} }} nav, .skip {{ display:none }} body {{ font-size:10pt }} @page {{ margin:18mm }}
+@media print {{
+  :root {{ color-scheme: light; {_css_variables(LIGHT_PALETTE)} }}
+  nav, .skip {{ display:none }} body {{ font-size:10pt }} @page {{ margin:18mm }}
   figure, tr {{ break-inside:avoid }} h2, h3 {{ break-after:avoid }} }}
 """
 
 # %% ../../nbs/report/00_html.ipynb #1848098a
 _TEXT_CSS = """
 * { box-sizing:border-box }
-body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
+body { margin:0; background:var(--paper); color:var(--ink);
+  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
 header, main, footer { max-width:68rem; margin:0 auto; padding:0 1.25rem }
 header { padding-top:1.25rem; border-bottom:1px solid var(--line) }
 nav { display:flex; flex-wrap:wrap; gap:.25rem 1.5rem; font-size:.875rem } nav span { color:var(--soft) }
@@ -64,25 +67,30 @@ footer { margin:3rem auto 2rem; padding-top:1rem; border-top:1px solid var(--lin
 _COMPONENT_CSS = """
 .scroll { overflow-x:auto; max-width:100% } .scroll:focus-visible { outline-offset:0 }
 table { border-collapse:collapse; font-size:.875rem; line-height:1.4; margin:.75rem 0 1.25rem; font-variant-numeric:tabular-nums }
-.caption { color:var(--soft); font-size:.875rem; margin:1.1rem 0 -.4rem } th { font-weight:600; text-align:left; vertical-align:bottom }
-th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); vertical-align:top } th:last-child, td:last-child { padding-right:0 }
-thead th { border-bottom:1.5px solid var(--ink) } .n { text-align:right } td.n { white-space:nowrap } td:not(.n) { min-width:5.5rem } td.wide { min-width:16rem }
+.caption { color:var(--soft); font-size:.875rem; margin:1.1rem 0 -.4rem }
+th { font-weight:600; text-align:left; vertical-align:bottom }
+th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); vertical-align:top }
+th:last-child, td:last-child { padding-right:0 } thead th { border-bottom:1.5px solid var(--ink) }
+.n { text-align:right } td.n { white-space:nowrap } td:not(.n) { min-width:5.5rem } td.wide { min-width:16rem }
 figure { margin:1rem 0 1.5rem } figure svg, figure img, .output img { max-width:100%; height:auto }
 figcaption { font-weight:600; max-width:44rem; margin-bottom:.35rem } figcaption small { display:block; font-weight:400; color:var(--soft) }
-.verdict { font-size:1.15rem; line-height:1.45; border-left:4px solid var(--soft); padding:.35rem 0 .35rem 1rem; margin:1.4rem 0 1rem; max-width:48rem }
+.verdict { font-size:1.15rem; line-height:1.45; border-left:4px solid var(--soft); max-width:48rem;
+  padding:.35rem 0 .35rem 1rem; margin:1.4rem 0 1rem }
 .verdict.pass { border-color:var(--green) } .verdict.fail { border-color:var(--orange) }
 .pass b, b.pass { color:var(--green) } .fail b, b.fail { color:var(--orange) } .soft { color:var(--soft) } .keep { white-space:nowrap }
-svg.spark { display:block } .spark rect { fill:var(--blue) } summary { cursor:pointer; color:var(--soft); font-size:.875rem; margin:.5rem 0 }
+svg.spark { display:block } .spark rect { fill:var(--blue) }
+summary { cursor:pointer; color:var(--soft); font-size:.875rem; margin:.5rem 0 }
 h2 + .output > .caption:first-child { margin-top:.4rem }
 @media (max-width:40rem) { h1 { font-size:1.5rem } th, td { padding-right:.6rem } }
 """
 
 # %% ../../nbs/report/00_html.ipynb #3ea54e43
+_CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="{{ csp | safe }}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <title>{{ title }}{% if header.project %} – {{ header.project }}{% endif %}</title>
@@ -91,9 +99,9 @@ _PAGE_TEMPLATE = """<!doctype html>
 <body>
 <a class="skip" href="#main">Skip to the report</a>
 <header>
-{% if header.index or header.previous %}<nav aria-label="Other reports">
-{%- if header.index %}<a href="{{ header.index }}">All runs</a>{% endif %}
-{%- if header.previous %}<a href="{{ header.previous }}">The run before</a>{% endif %}</nav>{% endif %}
+{% if header.index_href or header.previous_href %}<nav aria-label="Other reports">
+{%- if header.index_href %}<a href="{{ header.index_href }}">All runs</a>{% endif %}
+{%- if header.previous_href %}<a href="{{ header.previous_href }}">Previous run</a>{% endif %}</nav>{% endif %}
 <h1>{{ title }}</h1>
 <dl class="facts">{% for name, text in facts if text %}<div><dt>{{ name }}</dt><dd>{{ text }}</dd></div>{% endfor %}</dl>
 </header>
@@ -114,19 +122,21 @@ def render_page(
 ) -> str: # A whole HTML document
     "Put `body` into the page's frame."
     from jinja2 import Environment
-    facts = [("Project", header.project), ("Run", header.run), ("Data", header.data), ("Made", header.made)]
+    facts = [("Project", header.project), ("Run", header.run_name), ("Data", header.data_period), ("Created", header.created)]
     template = Environment(autoescape=True).from_string(_PAGE_TEMPLATE)
-    return template.render(title=title, body=body, header=header, facts=facts, footer=footer, css=_PALETTE_CSS + _TEXT_CSS + _COMPONENT_CSS)
+    return template.render(title=title, body=body, header=header, facts=facts, footer=footer, csp=_CSP,
+                           css=_PALETTE_CSS + _TEXT_CSS + _COMPONENT_CSS)
 
 # %% ../../nbs/report/00_html.ipynb #993372bd
 _DROPPED_TAGS = {'script', 'iframe', 'object', 'embed', 'form', 'link', 'meta', 'base', 'video', 'audio', 'source'}
 _VOID_TAGS = {'embed', 'link', 'meta', 'base', 'source'}
+_DROPPED_ATTRIBUTES = {'srcset', 'data', 'action', 'formaction', 'poster', 'background', 'xmlns', 'xmlns:xlink'}
 _REMOTE_URL = re.compile(r"@import[^;]*;?|url\(\s*['\"]?(?!#|data:)[^)]*\)", re.I)
 
 def _is_allowed_attribute(tag, name, value):
     "Whether an attribute may stay."
     value = (value or '').strip().lower()
-    if name.startswith('on') or name in ('srcset', 'data', 'action', 'formaction', 'poster', 'background', 'xmlns', 'xmlns:xlink'): return False
+    if name.startswith('on') or name in _DROPPED_ATTRIBUTES: return False
     if name == 'src': return value.startswith('data:image/')
     if name in ('href', 'xlink:href'):
         if tag == 'a': return not re.match(r"[a-z]+:", value) or value.startswith(('http:', 'https:', 'mailto:'))
@@ -143,7 +153,8 @@ class _Sanitizer(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag in _DROPPED_TAGS: self.depth += tag not in _VOID_TAGS
         elif not self.depth:
-            kept = [(k, _REMOTE_URL.sub('', v) if k == 'style' and v else v) for k, v in attrs if _is_allowed_attribute(tag, k, v)]
+            kept = [(k, _REMOTE_URL.sub('', v) if k == 'style' and v else v) for k, v in attrs
+                    if _is_allowed_attribute(tag, k, v)]
             self.out.append('<' + ' '.join([tag] + [k if v is None else f'{k}="{escape(v)}"' for k, v in kept]) + '>')
         self.style = tag == 'style'
 
@@ -188,7 +199,8 @@ def render_markdown(
         return f'<img src="{escape(src)}" alt="{alt}">' if src.startswith('data:') else f"<em>{alt}</em>"
     md = MarkdownIt('commonmark', {'html': False}).enable('table')
     md.add_render_rule('image', image)
-    return md.render(text).replace('<table>', '<div class="scroll" tabindex="0"><table>').replace('</table>', '</table></div>')
+    scroll = '<div class="scroll" tabindex="0"><table>'
+    return md.render(text).replace('<table>', scroll).replace('</table>', '</table></div>')
 
 # %% ../../nbs/report/00_html.ipynb #bbde8f72
 def _join_source(x): return ''.join(x) if isinstance(x, list) else x
@@ -205,7 +217,8 @@ def render_output(
     for mime in ('text/html', 'image/svg+xml'):
         if mime in data: return f'<div class="output">{sanitize_html(data[mime])}</div>'
     for mime in ('image/png', 'image/jpeg'):
-        if mime in data: return f'<figure><img src="data:{mime};base64,{data[mime].strip()}" alt="Figure: {escape(heading)}"></figure>'
+        if mime not in data: continue
+        return f'<figure><img src="data:{mime};base64,{data[mime].strip()}" alt="Figure: {escape(heading)}"></figure>'
     if 'text/markdown' in data: return render_markdown(data['text/markdown'])
     return f"<pre>{escape(data['text/plain'])}</pre>" if 'text/plain' in data else ''
 
@@ -229,18 +242,34 @@ def _render_cells(cells):
         if cell['cell_type'] == 'markdown':
             if found := re.findall(r"^#+ +(.+)$", text, re.M): heading = found[-1]
             blocks.append(render_markdown(text, cell.get('attachments')))
-        elif cell['cell_type'] == 'code': blocks += [render_output(o, heading) for o in cell['outputs'] if o['output_type'] != 'error']
+        elif cell['cell_type'] == 'code':
+            blocks += [render_output(o, heading) for o in cell['outputs'] if o['output_type'] != 'error']
     return '\n'.join(blocks)
+
+# %% ../../nbs/report/00_html.ipynb #32b35689
+def _write_page(output_path, html):
+    with atomic_file(output_path) as tmp: tmp.write_text(html, encoding='utf-8')
+    return Path(output_path)
+
+def write_markdown_page(
+    title: str,
+    text: str, # Markdown
+    output_path: str | Path, # Where the page goes
+    header: PageHeader = PageHeader(),
+) -> Path: # `output_path`
+    "Write a text as one self-contained page."
+    return _write_page(output_path, render_page(title, render_markdown(text), header))
 
 # %% ../../nbs/report/00_html.ipynb #cebeec59
 def render_notebook(
     notebook: str | Path, # An executed notebook (format 4)
     output_path: str | Path, # Where the page goes
     header: PageHeader = PageHeader(),
-) -> Path: # `html`
+) -> Path: # `output_path`
     "Write an executed notebook as one self-contained page, atomically."
     try: cells = json.loads(Path(notebook).read_text())['cells']
-    except (ValueError, KeyError): raise UserError(f"{notebook} is not a notebook of format 4; open it in JupyterLab and save it again.") from None
+    except (ValueError, KeyError):
+        raise UserError(f"{notebook} is not a notebook of format 4; open it in JupyterLab and save it again.") from None
     title = Path(notebook).stem
     for cell in cells:
         text = _join_source(cell['source'])
@@ -248,5 +277,4 @@ def render_notebook(
             title = found[1].strip()
             cell['source'] = text.replace(found[0], '', 1)
             break
-    with atomic_file(output_path) as tmp: tmp.write_text(render_page(title, _render_cells(cells), header, _parameters_line(cells)))
-    return Path(output_path)
+    return _write_page(output_path, render_page(title, _render_cells(cells), header, _parameters_line(cells)))

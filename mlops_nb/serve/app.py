@@ -22,7 +22,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ..core.errors import UserError, did_you_mean
 from .auth import Authenticator, HTTPException
 from .request_validation import RequestDecoder, ValidationError
-from .hot_reload import PredictionResult, DeadlineExceeded, NotPrecomputed
+from .endpoint import PredictionResult, DeadlineExceeded, NotPrecomputed
 from .openapi import DOCS_CSP, docs_html, openapi_document as describe
 from .inference_protocol import LIVE_BODY, InferRequest, build_infer_outputs, decode_infer_request, encode_infer_response, error_body, model_metadata, ready_body, server_metadata, decode_rows
 from ..prediction_log.records import Feedback, LogWriteError

@@ -7,7 +7,7 @@ __all__ = ['Scope', 'SCOPES', 'APIKey', 'APIKeyFile', 'generate_api_key', 'read_
            'end_of_day', 'describe_api_key', 'TokenBucket', 'HTTPException', 'Authenticator', 'check_bind_address']
 
 # %% ../../nbs/serve/10_auth.ipynb #279cb3dd
-import fcntl, hashlib, hmac, os, secrets
+import hashlib, hmac, os, secrets
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..core.errors import UserError, did_you_mean
+from ..core.files import file_lock
 from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/serve/10_auth.ipynb #a20177d7
@@ -59,9 +60,7 @@ def read_api_keys(
 def _locked_keys(path):
     "The list of keys, to be changed; written when the block ends well."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), 'w') as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with file_lock(path.with_name(f".{path.name}.lock")):
         keys = read_api_keys(path)
         yield keys
         write_json(path, APIKeyFile(keys))

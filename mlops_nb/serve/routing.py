@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import UserError, did_you_mean
 from ..release.release_plan import ReleasePlan, RoutingRule, Variant
+from .http_messages import REQUEST_HEADERS, X_FLAGS, RequestHeader
 from ..config.schema import Schema
 from ..config.predicates import RowPredicate
 
@@ -79,9 +80,9 @@ class Router:
 @patch
 def _active_variants(self:Router, headers):
     "The parts of the plan, with the flags of this request."
-    asked = headers and headers.get('x-flags')
-    if not asked: return self._default_variants
-    return self._variants_with_flags(self._flags | {f.strip() for f in asked.split(',')})
+    given = headers and headers.get(X_FLAGS)
+    if not given: return self._default_variants
+    return self._variants_with_flags(self._flags | {f.strip() for f in given.split(',')})
 
 @patch
 def shadow_names(self:Router,
@@ -110,3 +111,11 @@ def choose(self:Router,
     elif self._header is not None and headers is not None: key = headers.get(self._header)
     if key is not None: return _rendezvous_choice(_hash64(self._prefix + str(key).encode()), taking.candidates)
     return taking.candidates[bisect(taking.cumulative_weights, rng() * taking.cumulative_weights[-1], 0, len(taking.cumulative_weights) - 1)][0]
+
+# %% ../../nbs/serve/04_routing.ipynb #0144a10b
+@patch
+def request_headers(self:Router) -> list[RequestHeader]:
+    "The headers of a request that `choose` and `shadow_names` look at."
+    sticky = [] if self._header is None else [RequestHeader(
+        self._header, 'Requests with the same value are answered by the same variant', {'type': 'string'})]
+    return [REQUEST_HEADERS[X_FLAGS]] * self.plan.allow_request_flags + sticky

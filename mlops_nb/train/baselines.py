@@ -21,7 +21,8 @@ from ..core.files import atomic_dir
 from ..core.typed_yaml import write_json
 from ..config.params import EncoderParams
 from ..model.encoder import FIRST_KEPT_CODE, Encoder, feature_kinds
-from .dataset import check_target, open_project, read_split_columns
+from .dataset import check_target, open_project
+from ..data.prepare import read_split
 
 # %% ../../nbs/train/03_baselines.ipynb #24c70b99
 def fit_constant(
@@ -132,7 +133,7 @@ def score_baselines(
     batch_rows: int = 100_000, # Rows at a time
 ) -> pl.DataFrame: # `_source, _row, part, constant, linear`
     "Both baselines' scores of a prepared part."
-    frame, k = read_split_columns(root, split, [*encoder.feature_names, '_source', '_row']), len(fitted.classes or [])
+    frame, k = read_split(root, split, [*encoder.feature_names, '_source', '_row']), len(fitted.classes or [])
     scores = [predict_linear(model, design.transform(encoder.transform(rows)), fitted.task, k) for rows in frame.iter_slices(batch_rows)]
     if not scores: raise UserError(f"the {split} part has no rows; look at prepare.split in params.yaml.")
     linear = np.concatenate(scores)
@@ -148,7 +149,7 @@ def run_baselines(
     project = open_project(root)
     schema, seed = project.schema, project.params.train.seed
     k = len(schema.classes or [])
-    frame = read_split_columns(root, 'train', [*feature_kinds(schema, project.features), '_target'])
+    frame = read_split(root, 'train', [*feature_kinds(schema, project.features), '_target'])
     check_target(_target_array(frame), 'train', schema)
     const = fit_constant(_target_array(frame), schema.task, k)
     sample = _sample(frame, seed)

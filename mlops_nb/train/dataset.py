@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingPart', 'exponential_decay_weights', 'check_target', 'LossCurvePoint', 'FitResult', 'training_fingerprint',
-           'DeviceConfig', 'Project', 'open_project', 'read_split_columns', 'to_training_part', 'read_training_parts']
+           'DeviceConfig', 'Project', 'open_project', 'read_split', 'to_training_part', 'read_training_parts']
 
 # %% ../../nbs/train/00_dataset.ipynb #5fbe2888
 import hashlib
@@ -112,7 +112,7 @@ def open_project(
                    DeviceConfig(run.device, run.max_device_memory_mib, run.n_processes, run.shard, run.deterministic))
 
 # %% ../../nbs/train/00_dataset.ipynb #cb175363
-def read_split_columns(
+def read_split(
     root: Path, split: str, # train, valid or test
     columns: list[str],
 ) -> pl.DataFrame:
@@ -149,4 +149,4 @@ def read_training_parts(
                         "or set it to null.")
     for part in ('train', 'valid'):
         time = [schema.event_time] if half_life and part == 'train' else []
-        yield to_training_part(read_split_columns(root, part, [*encoder.feature_names, '_target', *time]), part, encoder, schema, half_life)
+        yield to_training_part(read_split(root, part, [*encoder.feature_names, '_target', *time]), part, encoder, schema, half_life)

@@ -23,7 +23,8 @@ from ..model.encoder import Encoder, feature_kinds
 from .gbdt import fit_gbdt
 from .net_trainer import fit_net
 from .launcher import fit_net_distributed
-from .dataset import DeviceConfig, FitResult, TrainingPart, Project, read_split_columns, training_fingerprint
+from .dataset import DeviceConfig, FitResult, TrainingPart, Project, training_fingerprint
+from ..data.prepare import read_split
 
 # %% ../../nbs/train/08_learners.ipynb #a9fb56d4
 TrainingParts = tuple[TrainingPart, TrainingPart] # train, valid
@@ -128,7 +129,7 @@ def resolve_init_model(
     "What a training begins with."
     schema, features, params = project.schema, project.features, project.params.train
     if params.init_model: return open_init_model(root / params.init_model, learner, schema, features)
-    inputs = read_split_columns(root, 'train', list(feature_kinds(schema, features)))
+    inputs = read_split(root, 'train', list(feature_kinds(schema, features)))
     return InitModel(None, Encoder.fit(inputs, schema, features, params.encoder), None)
 
 # %% ../../nbs/train/08_learners.ipynb #9f2ed49c

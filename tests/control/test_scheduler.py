@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.settings import ScheduleSettings
-from mlops_nb.control.scheduler import ScheduledReport, catch_up_start, json_serializer, acquire_lock, fire_time_id, fire_times
+from mlops_nb.control.scheduler import ScheduledReport, catch_up_start, json_serializer, scheduler_lock, fire_time_id, fire_times
 from mlops_nb.core.errors import UserError
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
@@ -87,8 +87,8 @@ def test_the_records_hold_no_pickle():
 
 
 def test_only_one_process_for_a_project(tmp_path):
-    with acquire_lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"): acquire_lock(tmp_path)
-    acquire_lock(tmp_path).close()
+    with scheduler_lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"), scheduler_lock(tmp_path): pass
+    with scheduler_lock(tmp_path): pass
 
 
 # ---------------------------------------------------------------- the process

@@ -17,7 +17,7 @@ from mlops_nb.config.params import Params, ValidateParams, write_params
 from mlops_nb.config.schema import POLARS_TYPES, Column, Schema, to_pandera, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
-from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data import validation
 from mlops_nb.data.ingest import ingest, read_data_manifest
 from mlops_nb.data.validation import PartFileWriter, SchemaSkewError, ValidationReport, check_with_pandera, compare_with_schema, validate_batch, run_validate
@@ -387,11 +387,11 @@ def test_a_killed_run_leaves_nothing_that_is_believed(tmp_path):
     before = file_hashes(root / "artifacts")
     project(root, month(700, 2), month(700, 3))
     done = script(root, """
-        split = validation.split_batch
+        split = validation.validate_batch
         def second(frame, schema):
             if frame['_source'][0] == 'm1.parquet': os.kill(os.getpid(), signal.SIGKILL)
             return split(frame, schema)
-        validation.split_batch = second
+        validation.validate_batch = second
         validation.run_validate(Path(sys.argv[1]))""")
     assert done.returncode == -signal.SIGKILL
     after = file_hashes(root / "artifacts")

@@ -15,7 +15,8 @@ from mlops_nb.bundle.bundle import MonitoringBaseline, run_bundle, check_golden_
 from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
-from mlops_nb.evaluate.stage import evaluate_predictor, read_part, score_splits
+from mlops_nb.evaluate.stage import evaluate_predictor, score_splits
+from mlops_nb.data.prepare import read_split
 from mlops_nb.model.predictor import Policy, Predictor
 from mlops_nb.serve.request_validation import RequestDecoder
 
@@ -43,7 +44,7 @@ def ruled(projects, tmp_path_factory):
     params.evaluate.policy = PolicyParams(reject_region=(.4, .6), rules=RULES)
     write_params(params, root / "params.yaml")
     predictor = open_trained_predictor(root)
-    score_splits(predictor, {part: read_part(root, part) for part in ("valid", "test")}, read_params(root / "params.yaml").evaluate)
+    score_splits(predictor, {part: read_split(root, part) for part in ("valid", "test")}, read_params(root / "params.yaml").evaluate)
     predictor.policy.threshold = .5
     write_json(root / "artifacts/evaluation/policy.json", predictor.policy)
     run_bundle(root)
@@ -121,7 +122,7 @@ def test_rows_without_any_and_a_policy_of_before(ruled):
     ("regression", [PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, review=True)])])
 def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     predictor, root = open_trained_predictor(projects(task)), projects(task)
-    parts = {part: read_part(root, part) for part in ("valid", "test")}
+    parts = {part: read_split(root, part) for part in ("valid", "test")}
     params = EvaluateParams(n_resamples=20, policy=PolicyParams(reject_region=(.4, .6) if task == "binary" else None, rules=rules))
     found = evaluate_predictor(predictor, parts, score_splits(predictor, parts, params), params)
     test, p, plain = parts["test"], found.policy_effect, predictor.predict(parts["test"])
@@ -137,7 +138,7 @@ def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
 
 def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
     "Scores that are answered are compared with it, and rules have moved them."
-    predictor, valid = Predictor.open(ruled), read_part(ruled.parents[1], "valid")
+    predictor, valid = Predictor.open(ruled), read_split(ruled.parents[1], "valid")
     assert read_json(ruled / "baseline.json",
         MonitoringBaseline).scores == {"score": score_histogram(predictor.score_frame(valid)["score"].to_numpy())}
 
@@ -162,7 +163,7 @@ def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change,
     root = projects(task)
     predictor, params = open_trained_predictor(root), Params(evaluate=Params().evaluate)
     params.evaluate.policy = PolicyParams(**change)
-    with pytest.raises(UserError, match=said) as e: score_splits(predictor, {"valid": read_part(root, "valid")}, params.evaluate)
+    with pytest.raises(UserError, match=said) as e: score_splits(predictor, {"valid": read_split(root, "valid")}, params.evaluate)
     assert "\n" not in str(e.value)
 
 

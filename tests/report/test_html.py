@@ -11,7 +11,9 @@ from support.html_pages import self_contained
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.report import stage as pipeline
-from mlops_nb.report.figures import subplots, figure_html, histogram_counts, format_number, format_percent, table
+from mlops_nb.report.figures import subplots, figure_html
+from mlops_nb.report.html_fragments import histogram_counts, table
+from mlops_nb.report.formatting import format_number, format_percent
 from mlops_nb.report.history import KeyMetric, RunRecord, read_runs, write_index
 from mlops_nb.report.html import PageHeader, sanitize_html, render_markdown, render_page, render_notebook
 

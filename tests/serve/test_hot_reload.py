@@ -26,7 +26,8 @@ from mlops_nb.core.manifest import write_manifest
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.prediction_log.records import PredictionLogWriter, LogWriteError, read_log
 from mlops_nb.release.release_plan import ReleasePlan, RoutingRule, Variant, plan_path, write_plan
-from mlops_nb.serve.hot_reload import MAX_INLINE_ROWS, DeadlineExceeded, ModelManager, NotPrecomputed
+from mlops_nb.serve.hot_reload import ModelManager
+from mlops_nb.serve.endpoint import MAX_INLINE_ROWS, DeadlineExceeded, NotPrecomputed
 from mlops_nb.serve.metrics import Metrics
 from mlops_nb.serve.model_runtime import MAX_BATCH_ROWS, MAX_SHADOW_QUEUE_ROWS, MicroBatcher, ScoreCache, ShadowQueue, LookupTable
 
@@ -278,7 +279,7 @@ def test_a_plan_that_the_models_cannot_follow(project, made, served, tmp_path):
     live = served(Variant("a", made[1]))
     other = store_bundle(serving.bundle(tmp_path / "regression", "regression", n=300), project / "bundles").name
     for revision, (variants, how, words) in enumerate([
-            ([Variant("a", made[1]), Variant("r", other, 0)], {}, "answers another question than 'a'"),
+            ([Variant("a", made[1]), Variant("r", other, 0)], {}, "predicts another target than 'a'"),
             ([Variant("a", made[1])], dict(sticky_key="plaice"), "did you mean 'place'?"),
             ([Variant("a", made[1])], dict(rules=[RoutingRule({"x": "much"}, "a")]), "rule 1 of the plan of 'rows'")], 2):
         plan(project, *variants, revision=revision, **how)

@@ -18,7 +18,8 @@ from support.net_problem import SMALL, problem
 from mlops_nb.config.params import NetParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, fit_numeric_column, serialize_network, quantile_transform
-from mlops_nb.train.dataset import DeviceConfig, TrainingPart, open_project, read_training_parts, read_split_columns
+from mlops_nb.train.dataset import DeviceConfig, TrainingPart, open_project, read_training_parts
+from mlops_nb.data.prepare import read_split
 from mlops_nb.train.net_trainer import fit_net, load_net_checkpoint, pick_device, learning_rate_at
 
 
@@ -391,7 +392,7 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
     project = open_project(root)
     names = list(feature_kinds(project.schema, project.features))
-    encoder = Encoder.fit(read_split_columns(root, "train", names), project.schema, project.features, project.params.train.encoder)
+    encoder = Encoder.fit(read_split(root, "train", names), project.schema, project.features, project.params.train.encoder)
     train, valid = read_training_parts(root, project, encoder)
     codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
     weights = fit_net(train, valid, "binary", NetParams(ensemble_size=8, d_hidden=256, max_epochs=6), cat_cardinalities=codes, device="cpu").model
