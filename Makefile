@@ -18,7 +18,7 @@ test: check lessons pytest ## export drift, lint, lesson cells, pytest
 
 check: $(READY)            ## the notebooks and the package are in step; ruff
 	@python tests/support/export_drift.py
-	@ruff check tests benchmarks docs
+	@ruff check
 
 lessons: $(READY)          ## run every notebook that exports, each in a process of its own
 	@python tests/support/run_notebooks.py

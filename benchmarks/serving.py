@@ -216,7 +216,7 @@ def rates(root, each):
     "The curve of one worker: a row for each rate that was offered."
     from mlops_nb.serve.capacity_planning import measure_capacity
     for s in measure_capacity(root, each):
-        figure = f"{s.answered:,.0f}/s, p50 {s.p50:.2f} ms, p99 {s.p99:.2f} ms, p99.9 {s.p999:.2f} ms"
+        figure = f"{s.achieved_rps:,.0f}/s, p50 {s.p50_ms:.2f} ms, p99 {s.p99_ms:.2f} ms, p99.9 {s.p999_ms:.2f} ms"
         yield row(f"… offered {s.offered_rps:,.0f}/s, steadily", figure)
 
 

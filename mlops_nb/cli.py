@@ -6,8 +6,8 @@
 __all__ = ['app', 'gate_app', 'schema_app', 'report_app', 'key_app', 'log_app', 'exit_code_and_message', 'main', 'init_command',
            'ingest_command', 'simulate_command', 'stage_command', 'gate_check_command', 'tune_command',
            'schema_check_command', 'schema_diff_command', 'score_command', 'stream_command', 'report_run_command',
-           'what_if_command', 'card_command', 'export_onnx_command', 'compress_command', 'serve_command',
-           'key_add_command', 'key_list_command', 'key_revoke_command', 'log_compact_command', 'log_check_command',
+           'what_if_command', 'model_card_command', 'export_onnx_command', 'compress_command', 'serve_command',
+           'key_add_command', 'key_list_command', 'key_revoke_command', 'log_compact_command', 'log_audit_command',
            'capacity_command', 'control_command']
 
 # %% ../nbs/92_cli.ipynb #dd091974
@@ -31,32 +31,38 @@ def _save_traceback(e):
     return f"; its traceback is in {path}."
 
 # %% ../nbs/92_cli.ipynb #f694346d
+_INTERRUPTED = "interrupted; what was finished is kept and nothing half-written; run the same command to go on."
+
 def exit_code_and_message(
     error: BaseException,
 ) -> tuple[int, str]: # Exit code, and the sentence for standard error
-    "How the command ends after `e`."
+    "How the command ends after `error`."
     if isinstance(error, UserError): return 1, str(error)
-    if isinstance(error, KeyboardInterrupt): return 130, "interrupted; what was finished is kept and nothing half-written; run the same command to go on."
+    if isinstance(error, KeyboardInterrupt): return 130, _INTERRUPTED
     if isinstance(error, OSError): return 1, describe_os_error(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "mlops_nb":
-        return 1, f"the package {error.name} is not installed; what each part needs are extras: pip install 'mlops-nb[train,net,onnx,report,sql,stream,control]'."
+        return 1, (f"the package {error.name} is not installed; what each part needs are extras: "
+                   "pip install 'mlops-nb[train,net,onnx,report,sql,stream,control]'.")
     if isinstance(error, MemoryError): return 1, "there is not enough memory; use a machine with more, or fewer rows."
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if any(words in str(error) for words in ("No space left on device", "disk is full")): return 1, "the disk is full; free some space and run the command again."
-    return 70, f"a fault in mlops_nb: {type(error).__name__}: {said}{_save_traceback(error)}"
+    text = str(error).strip()
+    if "No space left on device" in text or "disk is full" in text:
+        return 1, "the disk is full; free some space and run the command again."
+    first_line = (text.splitlines() or [type(error).__name__])[0]
+    return 70, f"a fault in mlops_nb: {type(error).__name__}: {first_line}{_save_traceback(error)}"
 
 # %% ../nbs/92_cli.ipynb #61e8f4aa
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Notebooks to a production ML system: contract, pipeline, gate, bundle, reports.")
+                  help="MLOps command line: schema, pipeline, quality gate, bundles, serving, reports.")
 
+# %% ../nbs/92_cli.ipynb #fa1a6a2a
 def main() -> None:
     "The command `mlops-nb`."
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000") # LightGBM's threads wait awake for microseconds only: on a busy machine longer is in the way
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000") # LightGBM's threads wait awake for microseconds only
     try: app()
     except SystemExit as e:
-        if e.code == 130: print(f"error: {exit_code_and_message(KeyboardInterrupt())[1]}", file=sys.stderr) # typer turns Ctrl-C into a silent end
+        if e.code == 130: print(f"error: {_INTERRUPTED}", file=sys.stderr) # typer turns Ctrl-C into a silent end
         raise
     except (Exception, KeyboardInterrupt) as e:
         code, sentence = exit_code_and_message(e)
@@ -64,7 +70,7 @@ def main() -> None:
         sys.exit(code)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is over: Ctrl-C no longer changes how it ended
-        gc.freeze() # Python need not look for garbage in all that MLflow imported: that took 0.8 s at the end of a stage
+        gc.freeze() # no search for garbage in all that MLflow imported: it took 0.8 s at the end of a stage
 
 # %% ../nbs/92_cli.ipynb #f459194a
 def _split_commas(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
@@ -76,31 +82,50 @@ _QueryOption = Annotated[Optional[str], typer.Option(help="A query, when DATA is
 
 # %% ../nbs/92_cli.ipynb #19316516
 @app.command("init")
-def init_command(folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
-         data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
-         target: Annotated[str, typer.Option(help="A column, or a SQL expression over columns.")],
-         time: Annotated[Optional[str], typer.Option(help="The column that says when a row was true; splits by time.")] = None,
-         ordered: Annotated[bool, typer.Option("--ordered", help="Rows are in the order of time but carry none; splits by order.")] = False,
-         group: Annotated[Optional[str], typer.Option(help="Rows with the same value of this column stay in one part.")] = None,
-         split_column: Annotated[Optional[str], typer.Option(help="A column that says train, valid or test.")] = None,
-         test_files: Annotated[Optional[str], typer.Option(help="Source files that are the test part, with commas between.")] = None,
-         exclude: Annotated[Optional[str], typer.Option(help="Columns the model must not see, with commas between.")] = None,
-         entity: Annotated[Optional[str], typer.Option(help="The column that names whom a row is about.")] = None,
-         filter: Annotated[Optional[str], typer.Option(help="A SQL expression; rows for which it is not true are left out.")] = None,
-         task: Annotated[Optional[str], typer.Option(help="binary, multiclass or regression; guessed from the target.")] = None,
-         separator: _SeparatorOption = None, encoding: _EncodingOption = None, table: _TableOption = None, query: _QueryOption = None):
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
+    data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
+    target: Annotated[str, typer.Option(help="A column, or a SQL expression over columns.")],
+    time: Annotated[Optional[str], typer.Option(
+        help="The column that says when a row was true; splits by time.")] = None,
+    ordered: Annotated[bool, typer.Option(
+        "--ordered", help="Rows are in the order of time but carry none; splits by order.")] = False,
+    group: Annotated[Optional[str], typer.Option(
+        help="Rows with the same value of this column stay in one split.")] = None,
+    split_column: Annotated[Optional[str], typer.Option(help="A column that says train, valid or test.")] = None,
+    test_files: Annotated[Optional[str], typer.Option(
+        help="Source files of the test set, with commas between.")] = None,
+    exclude: Annotated[Optional[str], typer.Option(help="Columns the model must not see, with commas between.")] = None,
+    entity: Annotated[Optional[str], typer.Option(help="The column that names whom a row is about.")] = None,
+    filter: Annotated[Optional[str], typer.Option(
+        help="A SQL expression; rows for which it is not true are left out.")] = None,
+    task: Annotated[Optional[str], typer.Option(
+        help="binary, multiclass or regression; guessed from the target.")] = None,
+    separator: _SeparatorOption = None,
+    encoding: _EncodingOption = None,
+    table: _TableOption = None,
+    query: _QueryOption = None,
+):
     "Write a new project around a data set."
-    from mlops_nb.scaffold import init_project
-    schema = init_project(folder, data, target, time=time, ordered=ordered, group=group, split_column=split_column, test_files=_split_commas(test_files),
-                  exclude=_split_commas(exclude), entity=entity, filter=filter, task=task, separator=separator, encoding=encoding, table=table, query=query)
+    from mlops_nb.scaffold import choose_split, init_project
+    split = choose_split(time, ordered, group, split_column, _split_commas(test_files))
+    schema = init_project(folder, data, target, time=time, split=split, exclude=_split_commas(exclude), entity=entity,
+                          row_filter=filter, task=task, separator=separator, encoding=encoding, table=table,
+                          query=query)
     print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
           f"Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
 
 # %% ../nbs/92_cli.ipynb #1b02ddbb
 @app.command("ingest")
-def ingest_command(data: Annotated[str, typer.Argument(help="A file, a folder, a glob or a database URL.")],
-           replace: Annotated[bool, typer.Option("--replace", help="Replace rows that came from files of the same name.")] = False,
-           separator: _SeparatorOption = None, encoding: _EncodingOption = None, table: _TableOption = None, query: _QueryOption = None):
+def ingest_command(
+    data: Annotated[str, typer.Argument(help="A file, a folder, a glob or a database URL.")],
+    replace: Annotated[bool, typer.Option(
+        "--replace", help="Replace rows that came from files of the same name.")] = False,
+    separator: _SeparatorOption = None,
+    encoding: _EncodingOption = None,
+    table: _TableOption = None,
+    query: _QueryOption = None,
+):
     "Bring data into this project; the same data twice adds nothing."
     from mlops_nb.data.ingest import ingest, dvc_add_data
     from mlops_nb.config.schema import read_schema
@@ -108,10 +133,13 @@ def ingest_command(data: Annotated[str, typer.Argument(help="A file, a folder, a
     done = ingest(data, root, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
                   separator=separator, encoding=encoding, table=table, query=query)
     dvc_add_data(root)
-    print(f"Deliveries: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
+    print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
 
+# %% ../nbs/92_cli.ipynb #95312492
 @app.command("simulate")
-def simulate_command(if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing when there is data already.")] = False):
+def simulate_command(
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing when there is data already.")] = False,
+):
     "Make the simulated subscribers that params.yaml describes."
     from mlops_nb.data.ingest import dvc_add_data
     from mlops_nb.examples.simulator import simulate
@@ -123,12 +151,16 @@ def simulate_command(if_missing: Annotated[bool, typer.Option("--if-missing", he
 
 # %% ../nbs/92_cli.ipynb #920b2bef
 @app.command("stage")
-def stage_command(name: str, item: Annotated[Optional[str], typer.Argument(help="Of a stage with a matrix: the learner.")] = None):
+def stage_command(
+    name: str,
+    item: Annotated[Optional[str], typer.Argument(help="Of a stage with a matrix: the learner.")] = None,
+):
     "Run one stage of the pipeline; `dvc repro` does this for all that need it."
     from mlops_nb.pipeline import run_stage
     run_stage(name, Path("."), item)
 
-gate_app = typer.Typer(no_args_is_help=True, help="What the last pipeline run was judged to be.")
+# %% ../nbs/92_cli.ipynb #6671d210
+gate_app = typer.Typer(no_args_is_help=True, help="Quality gate of the last pipeline run.")
 app.add_typer(gate_app, name="gate")
 
 @gate_app.command("check")
@@ -139,36 +171,48 @@ def gate_check_command():
 
 # %% ../nbs/92_cli.ipynb #0906e62e
 @app.command("tune")
-def tune_command(workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; as in settings.ini where it is not given.")] = None,
-         join: Annotated[bool, typer.Option("--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False):
+def tune_command(
+    workers: Annotated[Optional[int], typer.Option(
+        min=1, help="Processes; as in settings.ini where it is not given.")] = None,
+    join: Annotated[bool, typer.Option(
+        "--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False,
+):
     "Try parameters until the budget of params.yaml is used up; the stage tune then takes what was found."
     from mlops_nb.config.params import read_params
     from mlops_nb.train.tuning import counted_trials, run_study
     params = read_params("params.yaml")
-    if not params.tune.n_trials: raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many.")
+    if not params.tune.n_trials:
+        raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many.")
     for learner in params.train.learners:
         study, _ = run_study(Path("."), learner, workers, join)
-        print(f"{learner}: {len(counted_trials(study))} trials, the best valid loss is {study.best_value:.5g}.")
+        print(f"{learner}: {len(counted_trials(study))} trials, the best validation loss is {study.best_value:.5g}.")
 
 # %% ../nbs/92_cli.ipynb #9e05c6f2
-schema_app = typer.Typer(no_args_is_help=True, help="The contract of the data.")
+schema_app = typer.Typer(no_args_is_help=True, help="Data schema (schema.yaml).")
 app.add_typer(schema_app, name="schema")
 
 @schema_app.command("check")
-def schema_check_command(path: Annotated[Path, typer.Argument(help="The contract.")] = Path("schema.yaml")):
-    "Read a contract and say what it holds."
+def schema_check_command(path: Annotated[Path, typer.Argument(help="The schema.")] = Path("schema.yaml")):
+    "Read a schema and say what it holds."
     from mlops_nb.config.schema import read_schema
     s = read_schema(path)
-    print(f"{path}: {s.task} of {s.target}, {len(s.columns)} columns, {len(s.feature_columns)} of them enter the model.")
+    print(f"{path}: {s.task} of {s.target}, {len(s.columns)} columns, "
+          f"{len(s.feature_columns)} of them enter the model.")
 
+# %% ../nbs/92_cli.ipynb #273be6f4
 @schema_app.command("diff")
-def schema_diff_command(old: Path, new: Annotated[Path, typer.Argument(help="The newer contract.")] = Path("schema.yaml")):
-    "What changed between two contracts, a sentence each."
-    from mlops_nb.config.schema import diff_schemas, read_schema
+def schema_diff_command(
+    old: Path,
+    new: Annotated[Path, typer.Argument(help="The newer schema.")] = Path("schema.yaml"),
+):
+    "What changed between two schemas, a sentence each."
+    from mlops_nb.config.schema import read_schema
+    from mlops_nb.config.schema_diff import diff_schemas
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.message)
 
 # %% ../nbs/92_cli.ipynb #453690bd
-_BundleOption = Annotated[Optional[Path], typer.Option(help="A bundle folder; the deployed champion where it is not given.")]
+_BundleOption = Annotated[Optional[Path], typer.Option(
+    help="A bundle folder; the deployed champion where it is not given.")]
 
 def _bundle_or_champion(bundle):
     from mlops_nb.release.release_plan import find_champion
@@ -176,6 +220,7 @@ def _bundle_or_champion(bundle):
     if bundle is None: raise UserError("No model is deployed here; run `dvc repro`, or name a bundle with --bundle.")
     return bundle
 
+# %% ../nbs/92_cli.ipynb #ef6ffeb7
 def _open_predictor(bundle):
     from mlops_nb.model.predictor import Predictor
     from mlops_nb.config.settings import read_settings, thread_count
@@ -183,23 +228,26 @@ def _open_predictor(bundle):
 
 # %% ../nbs/92_cli.ipynb #37a47da2
 @app.command("score")
-def score_command(source: Annotated[Path, typer.Argument(help="A Parquet file of rows, or a folder of such files.")],
-          target: Annotated[Optional[Path], typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
-          table: Annotated[bool, typer.Option("--table", help="Write the newest score of each entity instead, where a server looks it up.")] = False,
-          bundle: _BundleOption = None):
+def score_command(
+    source: Annotated[Path, typer.Argument(help="A Parquet file of rows, or a folder of such files.")],
+    target: Annotated[Optional[Path], typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
+    lookup_table: Annotated[bool, typer.Option(
+        "--lookup-table", help="Write the newest score of each entity instead, where a server looks it up.")] = False,
+    bundle: _BundleOption = None,
+):
     "Score files of any size; a run that was killed goes on where it was."
     from mlops_nb.batch.batch_scoring import quarantine_path, score_files, score_lookup_table
-    if (target is None) != table: raise UserError("say where the scores go: a target, or --table.")
+    if (target is None) != lookup_table: raise UserError("say where the scores go: a target, or --lookup-table.")
     predictor = _open_predictor(bundle)
-    if table:
+    if lookup_table:
         from mlops_nb.config.settings import read_settings
         from mlops_nb.bundle.store import lookup_table_path
         target = lookup_table_path(predictor.id, read_settings(Path(".")).release.lookup_tables)
         print(f"{target}: {score_lookup_table(predictor, source, target):,} entities scored by {predictor.id[:12]}.")
     else:
         done = score_files(predictor, source, target)
-        print(f"{target}: {done.n_rows:,} rows scored by {predictor.id[:12]}"
-              + (f"; {done.n_quarantined:,} of them broke the schema, see {quarantine_path(target)}." if done.n_quarantined else "."))
+        broken = f"; {done.n_quarantined:,} of them broke the schema, see {quarantine_path(target)}"
+        print(f"{target}: {done.n_rows:,} rows scored by {predictor.id[:12]}{broken if done.n_quarantined else ''}.")
 
 # %% ../nbs/92_cli.ipynb #74bec9ce
 @app.command("stream")
@@ -210,71 +258,96 @@ def stream_command(bundle: _BundleOption = None):
     print(f"{done.answered:,} messages answered, {done.dead_lettered:,} dead-lettered.")
 
 # %% ../nbs/92_cli.ipynb #c5379316
-report_app = typer.Typer(no_args_is_help=True, help="Pages that people read.")
+report_app = typer.Typer(no_args_is_help=True, help="Reports (HTML pages).")
 app.add_typer(report_app, name="report")
 
 @report_app.command("run")
-def report_run_command(name: Annotated[str, typer.Argument(help="A notebook, or the name of one in nbs/reports.")],
-               p: Annotated[list[str], typer.Option("-p", help="A parameter, key=value; again for more.")] = [],
-               output: Annotated[Optional[Path], typer.Option(help="The page to write.")] = None):
+def report_run_command(
+    name: Annotated[str, typer.Argument(help="A notebook, or the name of one in nbs/reports.")],
+    p: Annotated[list[str], typer.Option("-p", help="A parameter, key=value; again for more.")] = [],
+    output: Annotated[Optional[Path], typer.Option(help="The page to write.")] = None,
+):
     "Run a notebook with parameters, and render it to one page."
     from mlops_nb.report.runner import run_report_notebook
     print(f"The page is {run_report_notebook(Path('.'), name, p, output)}")
 
 # %% ../nbs/92_cli.ipynb #5ef68a68
 @app.command("what-if")
-def what_if_command(row: Annotated[int, typer.Option(help="The number of a row of the test part, or of --data; the first is 1.")] = 1,
-                data: Annotated[Path, typer.Option(help="A Parquet file of rows.")] = Path("artifacts/prepared/test.parquet"),
-                json: Annotated[Optional[str], typer.Option(help="A whole row instead, as JSON.")] = None,
-                changes: Annotated[list[str], typer.Option("--set", help="A change, column=value; again for more.")] = [],
-                by: Annotated[Optional[float], typer.Option(help="Regression: how far away another answer is; a standard deviation where it is not given.")] = None,
-                bundle: _BundleOption = None,
-                as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False):
+def what_if_command(
+    row: Annotated[int, typer.Option(help="The number of a row of the test set, or of --data; the first is 1.")] = 1,
+    data: Annotated[Path, typer.Option(help="A Parquet file of rows.")] = Path("artifacts/prepared/test.parquet"),
+    json: Annotated[Optional[str], typer.Option(help="A whole row instead, as JSON.")] = None,
+    changes: Annotated[list[str], typer.Option("--set", help="A change, column=value; again for more.")] = [],
+    min_difference: Annotated[Optional[float], typer.Option(
+        help="Regression: how far away another answer is; a standard deviation where it is not given.")] = None,
+    bundle: _BundleOption = None,
+    as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False,
+):
     "Ask the model about one row, and about the same row with other values."
-    from mlops_nb.explain.counterfactuals import parse_json_row, read_row, parse_changes, read_reference_rows, print_what_if, what_if
+    from mlops_nb.explain.counterfactuals import (
+        parse_changes, parse_json_row, print_what_if, read_reference_rows, read_row, what_if)
     predictor = _open_predictor(bundle)
     one = parse_json_row(predictor, json) if json else read_row(predictor, row, data)
-    found = what_if(predictor, one, parse_changes(predictor, changes), read_reference_rows(Path("."), predictor), by)
+    changed, reference = parse_changes(predictor, changes), read_reference_rows(Path("."), predictor)
+    found = what_if(predictor, one, changed, reference, min_difference)
     if as_json:
         import msgspec
         print(msgspec.json.encode(found).decode())
     else: print_what_if(found)
 
 # %% ../nbs/92_cli.ipynb #e9a20f70
-@app.command("card")
-def card_command(bundle: _BundleOption = None, output: Annotated[Path, typer.Option(help="The page to write.")] = Path("card.html")):
+@app.command("model-card")
+def model_card_command(
+    bundle: _BundleOption = None,
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("model_card.html"),
+):
     "Write the model card of a bundle as one page."
     from mlops_nb.report.stage import write_model_card_page
     print(f"The page is {write_model_card_page(_bundle_or_champion(bundle), output)}")
 
 # %% ../nbs/92_cli.ipynb #f669e2a2
 @app.command("export-onnx")
-def export_onnx_command(bundle: _BundleOption = None, output: Annotated[Path, typer.Option(help="The folder for model.onnx and parity.json.")] = Path("onnx")):
+def export_onnx_command(
+    bundle: _BundleOption = None,
+    output: Annotated[Path, typer.Option(help="The folder for model.onnx and parity.json.")] = Path("onnx"),
+):
     "Write a bundle's model as ONNX, if it answers as the bundle does."
     import polars as pl
     from mlops_nb.bundle.onnx_export import export_onnx
     test = Path("artifacts/prepared/test.parquet")
     parity = export_onnx(_bundle_or_champion(bundle), output, pl.read_parquet(test) if test.exists() else None)
-    for c in parity.checks: print(f"{c.row_kind}: {c.n_rows:,} rows, {c.n_decisions_changed} decided otherwise, scores up to {c.max_difference:.2g} apart")
+    for c in parity.checks:
+        print(f"{c.row_kind}: {c.n_rows:,} rows, {c.n_decisions_changed} decided otherwise, "
+              f"scores up to {c.max_difference:.2g} apart")
     print(f"{output}/model.onnx answers as the bundle {parity.bundle_id[:12]} does.")
 
 # %% ../nbs/92_cli.ipynb #a73d26d4
 @app.command("compress")
-def compress_command(bundle: _BundleOption = None, output: Annotated[Path, typer.Option(help="The folder for the new bundle and the comparison.")] = Path("compressed"),
-             trees: Annotated[Optional[int], typer.Option(help="Of the smaller model, for each class; a quarter where it is not given.")] = None,
-             weights: Annotated[Optional[str], typer.Option(help="Of a net: half or int8; int8 where it is not given.")] = None):
+def compress_command(
+    bundle: _BundleOption = None,
+    output: Annotated[Path, typer.Option(
+        help="The folder for the new bundle and the comparison.")] = Path("compressed"),
+    n_trees: Annotated[Optional[int], typer.Option(
+        help="Of the smaller model, for each class; a quarter where it is not given.")] = None,
+    weight_type: Annotated[Optional[str], typer.Option(
+        help="Of a net: float16 or int8; int8 where it is not given.")] = None,
+):
     "Make a smaller model, and say what that costs and saves."
     from mlops_nb.release.compression import compress_bundle, compression_markdown
-    from mlops_nb.report.stage import write_markdown_page
-    from mlops_nb.report.html import PageHeader
-    found = compress_bundle(Path("."), _bundle_or_champion(bundle), output, trees, weights)
-    page = write_markdown_page("A smaller model", compression_markdown(found), output / "compression.html", PageHeader(project=found.dataset, run=found.student.bundle[:12]))
-    print(f"{compression_markdown(found)}\nThe bundle is {output / 'bundle'}, the page is {page}")
+    from mlops_nb.report.html import PageHeader, write_markdown_page
+    found = compress_bundle(Path("."), _bundle_or_champion(bundle), output, n_trees, weight_type)
+    text, header = compression_markdown(found), PageHeader(project=found.dataset, run_name=found.student.bundle[:12])
+    page = write_markdown_page("Model compression", text, output / "compression.html", header)
+    print(f"{text}\nThe bundle is {output / 'bundle'}, the page is {page}")
 
 # %% ../nbs/92_cli.ipynb #fb516dc9
 @app.command("serve")
-def serve_command(bundle: Annotated[Optional[Path], typer.Option(help="A bundle folder, served as the endpoint of settings.ini; all that is released where it is not given.")] = None,
-          port: Annotated[Optional[int], typer.Option(min=0, max=65535, help="As in settings.ini where it is not given; 0 = one that is free.")] = None):
+def serve_command(
+    bundle: Annotated[Optional[Path], typer.Option(
+        help="A bundle folder, served as the endpoint of settings.ini; not given: all that is released.")] = None,
+    port: Annotated[Optional[int], typer.Option(
+        min=0, max=65535, help="As in settings.ini where it is not given; 0 = one that is free.")] = None,
+):
     "Serve models over HTTP until it is stopped."
     from mlops_nb.serve.server import serve
     from mlops_nb.config.settings import read_settings
@@ -283,28 +356,33 @@ def serve_command(bundle: Annotated[Optional[Path], typer.Option(help="A bundle 
     serve(Path("."), bundle, settings)
 
 # %% ../nbs/92_cli.ipynb #730f15fe
-key_app = typer.Typer(no_args_is_help=True, help="Who may ask the server, and for what.")
+key_app = typer.Typer(no_args_is_help=True, help="API keys of the server.")
 app.add_typer(key_app, name="key")
 
 def _keys_file():
     from mlops_nb.config.settings import read_settings
     return Path(read_settings(Path(".")).serve.api_keys_file)
 
+# %% ../nbs/92_cli.ipynb #acaa0d70
 @key_app.command("add")
-def key_add_command(name: Annotated[str, typer.Argument(help="Whom it is for; new.")],
-            scopes: Annotated[str, typer.Option(help="predict, explain, feedback, operate, read; with commas between.")],
-            rate: Annotated[Optional[float], typer.Option(help="Requests a second, of each process of a server.")] = None,
-            expires: Annotated[Optional[str], typer.Option(help="Its last day, as in 2027-06-30, UTC.")] = None):
+def key_add_command(
+    name: Annotated[str, typer.Argument(help="Whom it is for; new.")],
+    scopes: Annotated[str, typer.Option(help="predict, explain, feedback, read; with commas between.")],
+    rate_limit: Annotated[Optional[float], typer.Option(help="Requests a second, of each process of a server.")] = None,
+    expires: Annotated[Optional[str], typer.Option(help="Its last day, as in 2027-06-30, UTC.")] = None,
+):
     "Make a key and print it; it is not kept, only its hash is."
     from mlops_nb.serve.auth import create_api_key, end_of_day
-    print(create_api_key(_keys_file(), name, _split_commas(scopes), rate, expires and end_of_day(expires)))
+    print(create_api_key(_keys_file(), name, _split_commas(scopes), rate_limit, expires and end_of_day(expires)))
 
+# %% ../nbs/92_cli.ipynb #f9ba37d0
 @key_app.command("list")
 def key_list_command():
     "The keys: names, scopes, rates and ends."
     from mlops_nb.serve.auth import describe_api_key, read_api_keys
     for key in read_api_keys(_keys_file()): print(describe_api_key(key))
 
+# %% ../nbs/92_cli.ipynb #500cf9fc
 @key_app.command("revoke")
 def key_revoke_command(name: Annotated[str, typer.Argument(help="Of the key.")]):
     "Take a key back; running servers notice within a second."
@@ -312,38 +390,45 @@ def key_revoke_command(name: Annotated[str, typer.Argument(help="Of the key.")])
     revoke_api_key(_keys_file(), name)
 
 # %% ../nbs/92_cli.ipynb #88796cff
-log_app = typer.Typer(no_args_is_help=True, help="The log of predictions and labels.")
+log_app = typer.Typer(no_args_is_help=True, help="Prediction log.")
 app.add_typer(log_app, name="log")
 
 @log_app.command("compact")
 def log_compact_command():
     "Turn finished segments into Parquet, and remove what is older than log.retention_days; also while the server runs."
-    from mlops_nb.prediction_log.records import compact_log
+    from mlops_nb.prediction_log.compaction import compact_log
     from mlops_nb.config.settings import read_settings
     log = read_settings(Path(".")).log
     done = compact_log(log.folder, log.retention_days)
-    print(f"{log.folder}: {done.segments} segments with {done.rows:,} records and labels are Parquet now, {done.removed_segments} were too old and removed.")
+    print(f"{log.folder}: {done.segments} segments with {done.rows:,} records and labels are Parquet now, "
+          f"{done.removed_segments} were too old and removed.")
 
-@log_app.command("check")
-def log_check_command():
-    "Exit 1 unless every answer is on record, once; also while the server runs."
-    from mlops_nb.prediction_log.records import audit_log
+# %% ../nbs/92_cli.ipynb #106247a3
+@log_app.command("audit")
+def log_audit_command():
+    "Exit 1 unless every answer is recorded once; also while the server runs."
+    from mlops_nb.prediction_log.audit import audit_log
     from mlops_nb.config.settings import read_settings
+    from mlops_nb.serve.metrics import read_row_counts
     log = read_settings(Path(".")).log
-    found = audit_log(log.folder)
+    found = audit_log(log.folder, read_row_counts(log.folder))
     print(f"{log.folder}: {found.message}")
-    if found.problems: raise UserError(" ".join(found.problems[:10]) + f" And {len(found.problems) - 10} more." * (len(found.problems) > 10))
+    more = len(found.problems) - 10
+    if found.problems: raise UserError(" ".join(found.problems[:10]) + (f" And {more} more." if more > 0 else ""))
 
 # %% ../nbs/92_cli.ipynb #167b19f7
 @app.command("capacity")
-def capacity_command(rate: Annotated[float, typer.Option(min=1, help="Requests a second to be answered.")],
-             p99: Annotated[float, typer.Option(min=.01, help="Milliseconds that 99 of 100 answers may take.")],
-             measure: Annotated[bool, typer.Option("--measure", help="Offer rates to one worker of this project's server first.")] = False):
+def capacity_command(
+    requests_per_second: Annotated[float, typer.Option(min=1, help="Requests a second to be answered.")],
+    p99_ms: Annotated[float, typer.Option(min=.01, help="Milliseconds that 99 of 100 answers may take.")],
+    measure: Annotated[bool, typer.Option(
+        "--measure", help="Offer rates to one worker of this project's server first.")] = False,
+):
     "Say how many cores a rate and a latency need."
-    from mlops_nb.serve.capacity_planning import estimate_cores, format_load_curve, measure_capacity as measured, read_load_curve
+    from mlops_nb.serve.capacity_planning import estimate_cores, format_load_curve, measure_capacity, read_load_curve
     steps = measure_capacity(Path(".")) if measure else read_load_curve(Path("."))
     print(format_load_curve(steps))
-    print(estimate_cores(steps, rate, p99).message)
+    print(estimate_cores(steps, requests_per_second, p99_ms).message)
 
 # %% ../nbs/92_cli.ipynb #af699f68
 @app.command("control")

@@ -17,7 +17,7 @@ import polars as pl
 
 from .core.errors import UserError, did_you_mean
 from .core.files import atomic_dir, atomic_file
-from .config.params import Params, SplitParams, write_params
+from .config.params import Params, PrepareParams, SplitParams, write_params
 from .pipeline import dvc_yaml
 from .config.schema import Column, Schema, write_schema
 from .config.settings import ReleaseSettings, Settings, TrackingSettings, write_settings
@@ -29,7 +29,8 @@ def package_name(
     "The name of the package of the project in `folder`."
     name = re.sub(r"\W+", "_", Path(folder).resolve().name).strip("_").lower() or "project"
     name = f"p_{name}" if name[0].isdigit() else name
-    return f"{name}_project" if name in sys.stdlib_module_names or name in ("data", "nbs", "artifacts", "mlops_nb") else name
+    taken = name in sys.stdlib_module_names or name in ("data", "nbs", "artifacts", "mlops_nb")
+    return f"{name}_project" if taken else name
 
 # %% ../nbs/91_scaffold.ipynb #22c7be02
 def choose_split(
@@ -37,7 +38,7 @@ def choose_split(
     ordered: bool = False, # Are the rows in the order of time, though they carry none?
     group: str | None = None, # A column whose rows belong together
     split_column: str | None = None, # A column that says train, valid or test
-    test_files: tuple[str, ...] = (), # Names or patterns of source files that are the test part
+    test_files: tuple[str, ...] = (), # Names or patterns of source files of the test set
 ) -> SplitParams:
     "The split that fits what is known of the rows. Raises `UserError` when two of them are asked for at once."
     asked = {"--test-files": test_files, "--split-column": split_column, "--group": group, "--ordered": ordered}
@@ -57,9 +58,11 @@ def check_split_options(
 ) -> None:
     "Raise `UserError` if the split names a column or a file that is not there."
     option = "--group" if split.method == "group" else "--split-column"
-    if split.column and split.column not in columns: raise UserError(f"{option}: there is no column {split.column!r}{did_you_mean(split.column, columns)}")
+    if split.column and split.column not in columns:
+        raise UserError(f"{option}: there is no column {split.column!r}{did_you_mean(split.column, columns)}")
     for name in split.test_files:
-        if not any(fnmatchcase(s, name) for s in sources): raise UserError(f"--test-files: no source file is called {name!r}{did_you_mean(name, sources)}")
+        if any(fnmatchcase(s, name) for s in sources): continue
+        raise UserError(f"--test-files: no source file is called {name!r}{did_you_mean(name, sources)}")
 
 # %% ../nbs/91_scaffold.ipynb #b47c334f
 _CALENDAR_FEATURES = {
@@ -69,20 +72,23 @@ _CALENDAR_FEATURES = {
 }
 
 def datetime_columns(schema: Schema) -> list[str]: # Column names
-    "The timestamps that are known when a prediction is made: those the target is not computed from, and the event time."
-    return [n for n, c in schema.columns.items() if c.type == "timestamp" and c.feature and (n == schema.event_time or n not in schema.target_columns)]
+    "Timestamps that are known when a prediction is made: the event time, and those the target is not computed from."
+    known = {n for n in schema.columns if n == schema.event_time or n not in schema.target_columns}
+    return [n for n, c in schema.columns.items() if c.type == "timestamp" and c.feature and n in known]
 
 # %% ../nbs/91_scaffold.ipynb #13f189b1
 def find_calendar_features(
     schema: Schema,
     frame: pl.LazyFrame, # The data set
-) -> dict[str, list[str]]: # Clock column -> those of hour, weekday, month that vary
-    "What each clock can say about a row."
+) -> dict[str, list[str]]: # Timestamp column -> those of hour, weekday, month that vary
+    "The calendar features that each timestamp column can give."
     clocks, types = datetime_columns(schema), frame.collect_schema()
     t = [schema.parse_expr(c, types[c]).dt for c in clocks]
-    seen = [getattr(x, part)().drop_nulls().n_unique().alias(f"{c} {part}") for c, x in zip(clocks, t) for part in _CALENDAR_FEATURES]
+    seen = [getattr(x, part)().drop_nulls().n_unique().alias(f"{c} {part}")
+            for c, x in zip(clocks, t) for part in _CALENDAR_FEATURES]
     counts = frame.select(seen).collect(engine="streaming").row(0, named=True) if seen else {}
-    return {c: [p for p in _CALENDAR_FEATURES if counts[f"{c} {p}"] > 1 and _calendar_feature_name(c, p) not in schema.columns] for c in clocks}
+    def useful(c, part): return counts[f"{c} {part}"] > 1 and _calendar_feature_name(c, part) not in schema.columns
+    return {c: [part for part in _CALENDAR_FEATURES if useful(c, part)] for c in clocks}
 
 def _calendar_feature_name(column, part):
     name = re.sub(r"\W+", "_", f"{column}_{part}").strip("_").lower()
@@ -91,7 +97,8 @@ def _calendar_feature_name(column, part):
 # %% ../nbs/91_scaffold.ipynb #8f20ac13
 def _calendar_cell(column, part):
     doc, formula = _CALENDAR_FEATURES[part]
-    name, plain = _calendar_feature_name(column, part), column.isidentifier() and not iskeyword(column) and column != "np"
+    name = _calendar_feature_name(column, part)
+    plain = column.isidentifier() and not iskeyword(column) and column != "np"
     reads, arg = ("", column) if plain else (f"(reads=[{column!r}])", "t")
     clock = "" if arg == "t" else f"    t = {arg}\n"
     return (f"#| export\n@feature{reads}\ndef {name}({arg}):\n    \"{column}: {doc}\"\n{clock}"
@@ -102,12 +109,22 @@ _NOTEBOOK_INTRO = """# Features
 
 > What the model sees beside the columns of `schema.yaml`.
 
-Numbers, booleans and categories of the contract enter the model by themselves. A *feature* is a function of columns: its arguments name the columns it reads, it takes NumPy arrays and returns one array. The same function runs on the whole training set and on the single row of a request, so it must compute each row from that row alone.
+Numbers, booleans and categories of the schema enter the model by themselves. A *feature* is a function of columns: its
+arguments name the columns it reads, it takes NumPy arrays and returns one array. The same function runs on the whole
+training set and on the single row of a request, so it must compute each row from that row alone.
 
 Edit the functions, add others, run `dvc repro`: the first stage exports this notebook, and the rest follows."""
 
+# %% ../nbs/91_scaffold.ipynb #63ac36c9
+_LAST_CELL = """#| eval: false
+import polars as pl
+from mlops_nb.model.features import load_features
+
+f = load_features('../{package}/features.py')
+pl.read_parquet('../artifacts/prepared/train.parquet', n_rows=5).select(f.names)"""
+
 def make_features_notebook(
-    calendar_features: dict[str, list[str]], # From `calendar_parts`
+    calendar_features: dict[str, list[str]], # From `find_calendar_features`
     package: str, # The project's package, e.g. `bikes`
 ):
     "The first features notebook of a project, as an nbformat notebook."
@@ -116,11 +133,11 @@ def make_features_notebook(
              mk_cell("#| export\nimport numpy as np\n\nfrom mlops_nb.model.features import feature")]
     for c, parts in calendar_features.items():
         if not parts: continue
-        cells += [mk_cell(f"## The calendar of `{c}`\n\nA tree cannot see that every Monday is alike; it can when the day of the week is a column.", "markdown")]
+        cells += [mk_cell(f"## Calendar features of `{c}`\n\nA tree cannot see that every Monday is alike; it can when "
+                          "the day of the week is a column.", "markdown")]
         cells += [mk_cell(_calendar_cell(c, part)) for part in parts]
-    cells += [mk_cell("## On real rows\n\nAfter `dvc repro` has run once, this shows the features of the first training rows.", "markdown"),
-              mk_cell("#| eval: false\nimport polars as pl\nfrom mlops_nb.model.features import load_features\n\n"
-                      f"f = load_features('../{package}/features.py')\npl.read_parquet('../artifacts/prepared/train.parquet', n_rows=5).select(f.names)")]
+    cells += [mk_cell("## Features of real rows\n\nAfter `dvc repro` has run once, this shows the features of the "
+                      "first training rows.", "markdown"), mk_cell(_LAST_CELL.format(package=package))]
     nb = new_nb(cells)
     nb.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     return nb
@@ -158,7 +175,7 @@ mlops-nb gate check  # exits 1 when the last model did not pass
 
 | file | what it is |
 |---|---|
-| `schema.yaml` | the contract of the data, inferred by `mlops-nb init`: review it |
+| `schema.yaml` | the schema of the data, inferred by `mlops-nb init`: review it |
 | `params.yaml` | what the model is made from; a change runs the stages it concerns |
 | `settings.ini` | where and how things run; never changes a result |
 | `nbs/00_features.ipynb` | the feature functions, exported to `{package}/features.py` |
@@ -196,28 +213,32 @@ def _run_command(*command, cwd):
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(f"`{' '.join(map(str, command))}` failed in {cwd}: {said[-1] if said else 'no message'}; mend that and run init again.")
+        raise UserError(f"`{' '.join(map(str, command))}` failed in {cwd}: {said[-1] if said else 'no message'}; "
+                        "fix that and run init again.")
 
 # %% ../nbs/91_scaffold.ipynb #ab3b15c9
 def write_project_files(
     root: Path, # The project's folder, with data/ already in it
     schema: Schema,
     params: Params,
-    calendar_features: dict[str, list[str]], # From `calendar_parts`
+    calendar_features: dict[str, list[str]], # From `find_calendar_features`
     package: str,
 ) -> None:
-    "Write every file of a project but its data and its contract."
+    "Write every file of a project but its data and its schema."
     from fastcore.nbio import write_nb
     write_params(params, root / "params.yaml")
-    write_settings(root, Settings(tracking=TrackingSettings(experiment=schema.dataset), release=ReleaseSettings(endpoint=schema.dataset)))
+    write_settings(root, Settings(tracking=TrackingSettings(experiment=schema.dataset),
+                                  release=ReleaseSettings(endpoint=schema.dataset)))
+    readme = _README.format(dataset=schema.dataset, target=schema.target, task=schema.task, package=package)
     texts = {"dvc.yaml": dvc_yaml(), "pyproject.toml": _PYPROJECT.format(package=package), ".gitignore": _GITIGNORE,
-             "README.md": _README.format(dataset=schema.dataset, target=schema.target, task=schema.task, package=package)}
+             "README.md": readme}
     for name, text in texts.items():
         with atomic_file(root / name) as tmp: tmp.write_text(text, encoding="utf-8")
-    (root / "nbs" / "reports").mkdir(parents=True)
+    reports = root / "nbs" / "reports"
+    reports.mkdir(parents=True)
     for nb in files("mlops_nb.report_notebooks").iterdir():
-        if nb.name.endswith(".ipynb"): (root / "nbs" / "reports" / nb.name).write_bytes(nb.read_bytes())
-    (root / "nbs" / "reports" / ".notest").touch()
+        if nb.name.endswith(".ipynb"): (reports / nb.name).write_bytes(nb.read_bytes())
+    (reports / ".notest").touch()
     write_nb(make_features_notebook(calendar_features, package), root / "nbs" / "00_features.ipynb")
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
@@ -225,8 +246,9 @@ def _init_git_and_dvc(root, package):
     "git, nbdev's export and DVC, as somebody would set them up by hand."
     (root / package).mkdir()
     (root / package / "__init__.py").write_text('__version__ = "0.1.0"\n')
-    _run_command(sys.executable, "-c", "from nbdev.export import nb_export; nb_export('nbs/00_features.ipynb')", cwd=root)
-    inside = subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True).returncode == 0
+    export = "from nbdev.export import nb_export; nb_export('nbs/00_features.ipynb')"
+    _run_command(sys.executable, "-c", export, cwd=root)
+    inside = not subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True).returncode
     if not inside: _run_command("git", "init", "-q", "-b", "main", cwd=root)
     _run_command(sys.executable, "-m", "dvc", "init", "-q", *(["--subdir"] if inside else []), cwd=root)
     _run_command(sys.executable, "-m", "dvc", "config", "core.analytics", "false", cwd=root)
@@ -238,32 +260,28 @@ def init_project(
     data: str, # A file, folder, glob or database URL
     target: str, # A column, or a SQL expression over columns
     *, time: str | None = None, # The column that says when a row was true
-    ordered: bool = False, # The rows are in the order of time
-    group: str | None = None, # A column whose rows stay in one part
-    split_column: str | None = None, # A column that says train, valid or test
-    test_files: tuple[str, ...] = (), # Source files that are the test part
+    split: SplitParams | None = None, # How rows are split; None: by `time` if there is one, else at random
     exclude: tuple[str, ...] = (), # Columns the model must not see
     entity: str | None = None, # The column that names whom a row is about
-    filter: str | None = None, # A SQL expression: other rows are left out
+    row_filter: str | None = None, # A SQL expression: other rows are left out
     task: str | None = None, # binary, multiclass or regression; guessed from the target where it is None
     **reading, # separator, encoding, table, query: see `ingest`
 ) -> Schema:
     "Write a new project around `data`. Raises `UserError` when the folder is taken or the data cannot be understood."
-    from mlops_nb.data.ingest import ingest, scan_data
     from mlops_nb.config.schema_inference import infer_schema
-    root = Path(root)
+    from mlops_nb.data.ingest import ingest, scan_data
+    root, split, package = Path(root), split or choose_split(time), package_name(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and is not an empty folder; name a folder that does not exist.")
-    split = choose_split(time, ordered, group, split_column, tuple(test_files))
-    package = package_name(root)
     with atomic_dir(root) as new:
         taken = ingest(data, new, time_column=time, **reading)
         check_split_options(split, scan_data(new).collect_schema().names(), [f.name for f in taken.added])
-        hidden = (*exclude, *([split_column] if split_column else []), *([group] if group and group != entity else []))
-        schema = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=hidden, filter=filter, task=task)
-        write_schema(schema, new / "schema.yaml")
-        params = Params()
-        params.prepare.split, params.prepare.features_notebook, params.prepare.features_file = split, "nbs/00_features.ipynb", f"{package}/features.py"
-        write_project_files(new, schema, params, find_calendar_features(schema, scan_data(new)), package)
+        if split.column and split.column != entity: exclude = (*exclude, split.column)
+        found = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=exclude,
+                             filter=row_filter, task=task)
+        write_schema(found.schema, new / "schema.yaml", found.comments)
+        params = Params(prepare=PrepareParams(features_notebook="nbs/00_features.ipynb", split=split,
+                                              features_file=f"{package}/features.py"))
+        write_project_files(new, found.schema, params, find_calendar_features(found.schema, scan_data(new)), package)
         _init_git_and_dvc(new, package)
-    return schema
+    return found.schema

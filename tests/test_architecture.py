@@ -1,6 +1,6 @@
 "The house: which way imports may point, and that the two homes of a thing agree."
 import pytest
-from support.imports import ROOT, edges, floor, imported, modules
+from support.imports import ROOT, edges, floor, imported, modules, public_names
 
 # From the top down: a folder imports only folders below it, or its own modules.
 FOLDERS = ["cli", "scaffold", "pipeline", "examples", "control", "report", "batch", "serve", "release", "explain", "evaluate", "bundle",
@@ -57,6 +57,18 @@ def test_notebooks_mirror_modules():
                  for p in (ROOT / "nbs").rglob("[0-9][0-9]_*.ipynb")
                  if p.parts[-2] not in ("reports", "tutorials") and ".ipynb_checkpoints" not in p.parts}
     assert notebooks == set(modules())
+
+
+# Names that two modules may share, and why.
+SHARED = {"RENAMED": "the table of renamed keys, of params.yaml and of settings.ini"}
+
+
+def test_a_public_name_stands_in_one_module():
+    where = {}
+    for module, path in modules().items():
+        for name in public_names(path):
+            if not name.startswith("_"): where.setdefault(name, []).append(module)
+    assert {n: m for n, m in where.items() if len(m) > 1 and n not in SHARED} == {}
 
 
 def test_dvc_yaml_is_what_the_stages_say():

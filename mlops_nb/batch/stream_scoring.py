@@ -18,9 +18,10 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..core.errors import UserError
-from ..serve.app import MAX_INLINE_BODY_BYTES, encode_predict_response
+from ..serve.http_messages import MAX_INLINE_BODY_BYTES, Request
+from ..serve.rest_protocol import encode_predict_response
 from ..serve.hot_reload import ModelManager
-from ..prediction_log.records import PredictionLogWriter, LogWriteError
+from ..prediction_log.writer import PredictionLogWriter, LogWriteError
 from ..config.settings import StreamSettings, read_settings
 
 # %% ../../nbs/batch/03_stream_scoring.ipynb #97f83ab7
@@ -343,9 +344,9 @@ def endpoint_handler(
     async def answer(id, body):
         endpoint = manager.endpoints[name]
         decoder = endpoint.decoder
-        if named := endpoint.decode_entities(body): return encode_predict_response(await endpoint.predict_entities(named[0], id=id), decoder)
+        if named := endpoint.decode_entities(body): return encode_predict_response(await endpoint.predict_entities(named[0], Request(id=id)), decoder)
         rows = decoder.from_json(body) if len(body) <= MAX_INLINE_BODY_BYTES else await asyncio.to_thread(decoder.from_json, body)
-        return encode_predict_response(await endpoint.predict(rows, decoder, id=id), decoder)
+        return encode_predict_response(await endpoint.predict(rows, decoder, Request(id=id)), decoder)
     return answer
 
 # %% ../../nbs/batch/03_stream_scoring.ipynb #0b89cb95

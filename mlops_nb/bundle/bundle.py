@@ -18,15 +18,15 @@ from msgspec import Struct
 from .model_card import render_model_card, collect_provenance
 from ..model.features import load_features
 from ..data.prepare import read_dataset_info
-from ..stats.statistics import N_BINS, Baseline, ReferenceHistogram, fit_baseline
+from ..stats.drift_test import N_BINS, Baseline, ReferenceHistogram, fit_baseline
 from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
-from ..config.params import read_params
-from ..model.predictor import MODEL_LOADERS, Policy, Predictor, model_file, open_model
-from ..config.schema import Schema, read_schema
+from ..config.project import Project
+from ..model.predictor import MODEL_LOADERS, Predictor, model_file, open_model
+from ..model.policy import Policy
+from ..config.schema import Schema
 from ..core.manifest import VerifiedFolder, verify_manifest, write_manifest
-from ..config.settings import read_settings, thread_count
 from ..model.encoder import Encoder
 
 # %% ../../nbs/bundle/02_bundle.ipynb #613a81b5
@@ -41,15 +41,15 @@ def read_selected_learner(
     return read_json(_require_file(root / 'artifacts/evaluation/evaluation.json', 'evaluate'), dict)['learner']
 
 def open_trained_predictor(
-    root: Path = Path('.'), # The project's folder
+    project: Project | Path = Path('.'), # The project, or its folder
     learner: str = 'gbdt',
 ) -> Predictor: # Without a policy
     "The predictor of a model that was just trained."
-    root, folder = Path(root), Path(root) / 'artifacts/models' / learner
-    features, threads = read_params(root / 'params.yaml').prepare.features_file, thread_count(read_settings(root))
+    project = Project.open(project)
+    folder = project.root / 'artifacts/models' / learner
     encoder = Encoder.from_json(_require_file(folder / 'encoder.json', f'train ({learner})').read_bytes())
-    return Predictor(read_schema(root / 'schema.yaml'), load_features(root / features if features else None), encoder, open_model(folder),
-                     threads=threads)
+    features = load_features(project.features_path)
+    return Predictor(project.schema, features, encoder, open_model(folder), threads=project.n_threads)
 
 # %% ../../nbs/bundle/02_bundle.ipynb #db615f71
 MAX_GOLDEN_ROWS = 64

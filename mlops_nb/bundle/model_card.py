@@ -18,7 +18,8 @@ from ..core.errors import UserError
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json
 from ..config.params import Params, SimulateParams, read_params
-from ..model.predictor import Policy, Predictor
+from ..model.predictor import Predictor
+from ..model.policy import Policy
 from ..config.schema import Schema
 from ..core.manifest import package_versions
 

@@ -30,9 +30,9 @@ class Project:
         self.__dict__.update({k: v for k, v in given.items() if v is not None})
 
     @classmethod
-    def open(cls, root: str | Path = ".") -> "Project":
-        "The project in the folder `root`."
-        return cls(root)
+    def open(cls, root: "str | Path | Project" = ".") -> "Project":
+        "The project in the folder `root`; a project that is open already is handed through."
+        return root if isinstance(root, cls) else cls(root)
 
     @cached_property
     def params(self) -> Params: return read_params(self.root / "params.yaml")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUEUE_NAME', 'fire_times', 'fire_time_id', 'ScheduledReport', 'run_scheduled_report', 'record_failure',
-           'json_serializer', 'register_workflow', 'catch_up_start', 'apply_schedules', 'enqueue_due_runs',
-           'scheduler_lock', 'launch_dbos', 'run_scheduler']
+           'json_serializer', 'register_workflow', 'ScheduleState', 'catch_up_start', 'apply_schedules',
+           'enqueue_due_runs', 'scheduler_lock', 'launch_dbos', 'run_scheduler']
 
 # %% ../../nbs/control/00_scheduler.ipynb #23d60f87
 import os, signal, sys, threading
@@ -19,10 +19,11 @@ from msgspec import Struct
 
 from ..core.errors import UserError
 from ..core.files import file_lock
+from ..release.mlflow_tracking import resolve_local_uri
 from ..report.history import RunRecord, write_index
 from ..report.html import PageHeader
 from ..report.runner import run_notebook
-from ..config.settings import ScheduleSettings, Settings, read_settings
+from ..config.settings import ReportSettings, ScheduleSettings, Settings, read_settings
 from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/control/00_scheduler.ipynb #b42471cb
@@ -35,57 +36,72 @@ def fire_times(
     "The moments at which a schedule is due. Raises `UserError` for an expression that is no cron expression."
     from croniter import croniter
     if not croniter.is_valid(schedule.cron, second_at_beginning=True):
-        raise UserError(f"settings.ini: {schedule.cron!r} is not a cron expression; write minute hour day month weekday, such as 0 6 * * 1.")
-    times, found = croniter(schedule.cron, after.astimezone(ZoneInfo(schedule.timezone)), second_at_beginning=True), []
-    while (tick := times.get_next(datetime)) <= until:
-        found.append(tick)
-        if len(found) > max_count: raise UserError(f"settings.ini: {schedule.cron!r} was due more than {max_count} times since {after:%Y-%m-%d %H:%M}; set missed = skip, or a rarer schedule.")
+        raise UserError(f"settings.ini: {schedule.cron!r} is not a cron expression; write minute hour day month "
+                        "weekday, such as 0 6 * * 1.")
+    local, found = after.astimezone(ZoneInfo(schedule.timezone)), []
+    times = croniter(schedule.cron, local, second_at_beginning=True)
+    while (fire_time := times.get_next(datetime)) <= until:
+        found.append(fire_time)
+        if len(found) > max_count:
+            raise UserError(f"settings.ini: {schedule.cron!r} was due more than {max_count} times since "
+                            f"{after:%Y-%m-%d %H:%M}; set missed = skip, or a rarer schedule.")
     return found
 
 # %% ../../nbs/control/00_scheduler.ipynb #2cd929c2
 def fire_time_id(
     fire_time: datetime, # With a time zone
 ) -> str: # e.g. `20260330T043000Z`: the same for every way to write the same moment
-    "The name of a tick, and of the folder its page goes to."
+    "The id of a fire time, and the name of the folder its page goes to."
     return fire_time.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
 
 # %% ../../nbs/control/00_scheduler.ipynb #ae7a5ec3
 class ScheduledReport(Struct):
-    "One schedule at one tick: what a workflow is given, as plain data."
+    "What a workflow is given of a schedule."
     schedule: str # its name
     settings: ScheduleSettings
 
 # %% ../../nbs/control/00_scheduler.ipynb #4182f948
-def _run_folder(root, report, fire_time): return root / "reports" / "scheduled" / report.schedule / fire_time_id(fire_time)
+def _run_folder(root, report, fire_time):
+    return root / "reports" / "scheduled" / report.schedule / fire_time_id(fire_time)
 
+# %% ../../nbs/control/00_scheduler.ipynb #c01cd257
 def _previous_page(folder, page):
-    "A link to the newest page of an earlier tick; the names of ticks are in the order of time."
+    "A link to the newest page of an earlier run; the names of their folders are in the order of time."
     earlier = [p.parent.name for p in folder.parent.glob(f"*/{page}") if p.parent.name < folder.name]
     return f"../{max(earlier)}/{page}" if earlier else ""
 
+# %% ../../nbs/control/00_scheduler.ipynb #3c80ed29
 def run_scheduled_report(
     root: Path, # The project's folder
     report: ScheduledReport,
     fire_time: datetime,
 ) -> None:
-    "Run a schedule's notebook for one tick, unless that was done. Raises `UserError` if the notebook fails."
-    place, s, limits = _run_folder(root, report, fire_time), report.settings, read_settings(root).report
-    if (place / "run.json").exists() and read_json(place / "run.json", RunRecord).passed is not False: return
-    page, notebook = f"{Path(s.notebook).stem}.html", root / s.notebook
-    header = PageHeader(project=report.schedule, run=fire_time_id(fire_time), index="../../index.html", previous=_previous_page(place, page))
-    run_notebook(notebook, place / page, s.params, timeout_seconds=s.timeout_seconds or limits.timeout_seconds, max_memory_mib=s.max_memory_mib or limits.max_memory_mib, cwd=root, header=header)
-    _write_run_record(root, place, RunRecord(fire_time_id(fire_time), fire_time.isoformat(), f"{report.schedule}: done.", pages={Path(s.notebook).stem: page}))
+    "Run a schedule's notebook for one fire time, unless that was done. Raises `UserError` if the notebook fails."
+    folder, s, limits = _run_folder(root, report, fire_time), report.settings, read_settings(root).report
+    if (folder / "run.json").exists() and read_json(folder / "run.json", RunRecord).passed is not False: return
+    name, page = fire_time_id(fire_time), f"{Path(s.notebook).stem}.html"
+    limits = ReportSettings(timeout_seconds=s.timeout_seconds or limits.timeout_seconds,
+                            max_memory_mib=s.max_memory_mib or limits.max_memory_mib)
+    header = PageHeader(project=report.schedule, run_name=name, index_href="../../index.html",
+                        previous_href=_previous_page(folder, page))
+    run_notebook(root / s.notebook, folder / page, s.params, limits=limits, cwd=root, header=header)
+    record = RunRecord(name, fire_time.isoformat(), f"{report.schedule}: done.", pages={Path(s.notebook).stem: page})
+    _write_run_record(root, folder, record)
 
 # %% ../../nbs/control/00_scheduler.ipynb #22f91ecb
 def _write_run_record(root, folder, run):
     "Write `run.json`, and the list of all scheduled runs."
     write_json(folder / "run.json", run)
-    write_index(root / "reports" / "scheduled", root / "reports" / "scheduled" / "index.html", "Scheduled reports")
+    scheduled = root / "reports" / "scheduled"
+    write_index(scheduled, scheduled / "index.html", "Scheduled reports")
 
+# %% ../../nbs/control/00_scheduler.ipynb #813a8c9d
 def record_failure(root: Path, report: ScheduledReport, fire_time: datetime, reason: str) -> None:
     "Show a failed run as failed, in the list of runs and on standard error."
-    print(f"error: schedule {report.schedule}, due {fire_time.isoformat()}: {reason}", file=sys.stderr, flush=True)
-    _write_run_record(root, _run_folder(root, report, fire_time), RunRecord(fire_time_id(fire_time), fire_time.isoformat(), f"{report.schedule} failed twice: {reason}", passed=False))
+    due = fire_time.isoformat()
+    print(f"error: schedule {report.schedule}, due {due}: {reason}", file=sys.stderr, flush=True)
+    record = RunRecord(fire_time_id(fire_time), due, f"{report.schedule} failed twice: {reason}", passed=False)
+    _write_run_record(root, _run_folder(root, report, fire_time), record)
 
 # %% ../../nbs/control/00_scheduler.ipynb #47e3ba60
 def json_serializer():
@@ -100,64 +116,80 @@ def json_serializer():
 
 # %% ../../nbs/control/00_scheduler.ipynb #20f5ccf9
 QUEUE_NAME = "reports"
+_RETRY_SECONDS = 5
 
 def register_workflow(root: Path):
     "Register the workflow with DBOS; to be called before its launch. Returns the workflow."
     from dbos import DBOS
 
-    @DBOS.step(name="run", retries_allowed=True, max_attempts=2, interval_seconds=5)
-    def run(tick, due): run_scheduled_report(root, msgspec.convert(due, ScheduledReport), datetime.fromisoformat(tick))
+    def typed(fire_time, report): return msgspec.convert(report, ScheduledReport), datetime.fromisoformat(fire_time)
+
+    @DBOS.step(name="run", retries_allowed=True, max_attempts=2, interval_seconds=_RETRY_SECONDS)
+    def run(*args): run_scheduled_report(root, *typed(*args))
 
     @DBOS.step(name="record_failure")
-    def fail(tick, due, why): record_failure(root, msgspec.convert(due, ScheduledReport), datetime.fromisoformat(tick), why)
+    def fail(fire_time, report, reason): record_failure(root, *typed(fire_time, report), reason)
 
     @DBOS.workflow(name="scheduled_report")
-    def scheduled_report(tick, due):
-        tick = tick if isinstance(tick, str) else tick.isoformat()
-        print(f"{due['schedule']}, due {tick}: starts", flush=True)
-        try: run(tick, due)
+    def scheduled_report(fire_time, report):
+        fire_time = fire_time if isinstance(fire_time, str) else fire_time.isoformat()
+        print(f"{report['schedule']}, due {fire_time}: starts", flush=True)
+        try: run(fire_time, report)
         except Exception as e:
-            fail(tick, due, _first_error(e))
+            fail(fire_time, report, _first_error(e))
             raise
-        print(f"{due['schedule']}, due {tick}: done", flush=True)
+        print(f"{report['schedule']}, due {fire_time}: done", flush=True)
     return scheduled_report
 
+# %% ../../nbs/control/00_scheduler.ipynb #2525072b
 def _first_error(e):
     "The first error behind DBOS's `maximum retries exceeded`."
     errors = getattr(e, "errors", None)
     return str(errors[-1] if errors else e)
 
 # %% ../../nbs/control/00_scheduler.ipynb #d43ed280
+class ScheduleState(ScheduledReport):
+    "What DBOS remembers of a schedule."
+    since: datetime # from when on it is due
+    last_fired_at: datetime | None = None
+
 def catch_up_start(
-    known: dict | None, # What DBOS knows of the schedule: `context` and `last_fired_at`
-    context: dict, # Its settings now, as plain data
+    settings: ScheduleSettings, # As they are now
+    known: ScheduleState | None, # None: the schedule is new
     now: datetime,
 ) -> datetime:
-    "From when on the ticks of a schedule are due."
-    if known is None or context["settings"]["missed"] == "skip": return now
-    if known["context"]["settings"]["cron"] != context["settings"]["cron"]: return now
-    since = datetime.fromisoformat(known["context"]["since"])
-    fired = known["last_fired_at"] and datetime.fromisoformat(known["last_fired_at"]) - timedelta(minutes=5)
-    return max(since, fired) if fired else since
+    "From when on a schedule is due."
+    if known is None or settings.missed == "skip" or known.settings.cron != settings.cron: return now
+    return max(known.since, known.last_fired_at - timedelta(minutes=5)) if known.last_fired_at else known.since
 
-# %% ../../nbs/control/00_scheduler.ipynb #84065025
+# %% ../../nbs/control/00_scheduler.ipynb #be73e549
+def _read_state(name):
+    "What DBOS remembers of a schedule; None if it has none of that name."
+    from dbos import DBOS
+    known = DBOS.get_schedule(name)
+    if known is None: return None
+    return msgspec.convert(known["context"] | dict(last_fired_at=known["last_fired_at"]), ScheduleState)
+
+# %% ../../nbs/control/00_scheduler.ipynb #0dfe96b8
 def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Schedule -> from when on it is due
     "Make DBOS's schedules those of the settings."
     from dbos import DBOS
-    now, questions, wanted = datetime.now(timezone.utc), {}, []
+    now, due_since, wanted = datetime.now(timezone.utc), {}, []
     for old in DBOS.list_schedules():
         if old["schedule_name"] not in settings.schedule: DBOS.delete_schedule(old["schedule_name"])
     for name, s in settings.schedule.items():
-        fire_times(s, now, now) # a wrong expression is an error now, not at its first tick
-        due, known = msgspec.to_builtins(ScheduledReport(name, s)), DBOS.get_schedule(name)
-        questions[name] = catch_up_start(known, due, now)
-        since = known["context"]["since"] if known and questions[name] < now else now.isoformat()
-        wanted.append(dict(schedule_name=name, workflow_fn=workflow, schedule=s.cron, context=due | dict(since=since), cron_timezone=s.timezone, queue_name=QUEUE_NAME))
+        fire_times(s, now, now)
+        known = _read_state(name)
+        due_since[name] = catch_up_start(s, known, now)
+        state = ScheduleState(name, s, since=known.since if known and due_since[name] < now else now)
+        wanted.append(dict(schedule_name=name, workflow_fn=workflow, schedule=s.cron, cron_timezone=s.timezone,
+                           context=msgspec.to_builtins(state), queue_name=QUEUE_NAME))
     DBOS.apply_schedules(wanted)
-    return questions
+    return due_since
 
+# %% ../../nbs/control/00_scheduler.ipynb #b96ec154
 def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None:
-    "Enqueue every tick up to now that is not known yet."
+    "Enqueue every run up to now that is not known yet."
     from dbos import DBOS
     now = datetime.now(timezone.utc)
     for name, since in due_since.items():
@@ -168,10 +200,11 @@ def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None
 # %% ../../nbs/control/00_scheduler.ipynb #6e241c79
 @contextmanager
 def scheduler_lock(root: Path):
-    "Hold the lock of this project's scheduler, with our process id in it; raises `UserError` if another process has it."
+    "Hold the lock of this project's scheduler, with our process id in it. Raises `UserError` if another has it."
     path = root / ".mlops" / "control.lock"
     pid = path.exists() and path.read_text().strip() or "unknown"
-    with file_lock(path, f"`mlops-nb control` already runs in {root.resolve()} (process {pid}); stop that one first.") as fd:
+    held = f"`mlops-nb control` already runs in {root.resolve()} (process {pid}); stop that one first."
+    with file_lock(path, held) as fd:
         os.truncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
         yield
@@ -180,29 +213,31 @@ def scheduler_lock(root: Path):
 def launch_dbos(root: Path, settings: Settings):
     "Start DBOS with this project's database; returns the workflow."
     from dbos import DBOS
-    from mlops_nb.release.mlflow_tracking import resolve_local_uri
-    DBOS(config=dict(name="mlops_nb", system_database_url=resolve_local_uri(settings.control.database, root), application_version="1", executor_id="control",
+    url = resolve_local_uri(settings.control.database, root)
+    DBOS(config=dict(name="mlops_nb", system_database_url=url, application_version="1", executor_id="control",
                      serializer=json_serializer(), log_level="WARNING", run_admin_server=False))
     workflow = register_workflow(root)
     DBOS.launch()
     DBOS.register_queue(QUEUE_NAME, worker_concurrency=1)
     return workflow
 
+# %% ../../nbs/control/00_scheduler.ipynb #eed73892
 def run_scheduler(
     root: Path, # The project's folder
     poll_interval_seconds: float = 5.0, # Seconds between two looks at the clock
 ) -> None:
-    "Run the schedules of `settings.ini` until SIGINT or SIGTERM. Raises `UserError` if there are none, or they run already."
+    "Run the schedules of `settings.ini` until SIGINT or SIGTERM. Raises `UserError` if there are none."
     root, settings, stop = Path(root).resolve(), read_settings(root), threading.Event()
-    if not settings.schedule: raise UserError(f"{root / 'settings.ini'} has no [schedule.NAME] section; add one, and start again.")
+    if not settings.schedule:
+        raise UserError(f"{root / 'settings.ini'} has no [schedule.NAME] section; add one, and start again.")
     with scheduler_lock(root):
         for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
         workflow = launch_dbos(root, settings)
-        questions = apply_schedules(settings, workflow)
+        due_since = apply_schedules(settings, workflow)
         pages = root / 'reports' / 'scheduled' / 'index.html'
-        print(f"{len(questions)} schedules run; pages go to {pages}. Stop with Ctrl-C.", flush=True)
+        print(f"{len(due_since)} schedules run; pages go to {pages}. Stop with Ctrl-C.", flush=True)
         while not stop.is_set():
-            enqueue_due_runs(settings, questions)
+            enqueue_due_runs(settings, due_since)
             stop.wait(poll_interval_seconds)
         print("stopped; a report that was running starts again with the next start.", flush=True)
-    os._exit(0) # what runs is abandoned: DBOS has it as pending, and its guard sees that we are gone
+    os._exit(0) # what runs is abandoned: DBOS has it as pending, and its supervisor sees that we are gone

@@ -13,7 +13,7 @@ from msgspec import Struct
 from .metrics import row_loss
 from .decision_threshold import CalibrationMetrics, calibration_slope_intercept
 from ..config.params import EvaluateParams
-from ..model.predictor import EPS, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
+from ..model.calibrators import EPS, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #a2c94b1f
 def fit_platt(
@@ -31,14 +31,15 @@ def fit_isotonic(
 ) -> IsotonicCalibrator:
     "Knots at the blocks of an isotonic regression."
     from scipy.optimize import isotonic_regression
-    said, at = np.unique(np.clip(p, EPS, 1 - EPS), return_inverse=True)
+    scores, at = np.unique(np.clip(p, EPS, 1 - EPS), return_inverse=True)
     events, n = np.bincount(at, y), np.bincount(at).astype(float)
-    ends = np.zeros(len(said))
+    ends = np.zeros(len(scores))
     events[0] += 1
     np.add.at(ends, [0, -1], 1)
     share, block = np.unique(isotonic_regression(events / (n + ends), weights=n + ends).x, return_inverse=True)
-    middle = np.bincount(block, n * said) / np.bincount(block, n)
-    return IsotonicCalibrator([0., *middle.tolist(), 1.], [float(share[0] / 2), *share.tolist(), float((1 + share[-1]) / 2)])
+    middle = np.bincount(block, n * scores) / np.bincount(block, n)
+    return IsotonicCalibrator([0., *middle.tolist(), 1.],
+                              [float(share[0] / 2), *share.tolist(), float((1 + share[-1]) / 2)])
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #0629dbff
 def fit_temperature(
@@ -49,11 +50,12 @@ def fit_temperature(
     from scipy.optimize import brentq
     z = np.log(np.maximum(p, EPS))
     right = z[np.arange(len(y)), y.astype(int)].mean()
-    def slope(b): # of the log loss: what the classes' log probabilities are worth on average, less what those of the true ones are
+    def slope(b): # of the log loss: mean log probability of all classes, weighted by it, less that of the true ones
         q = np.exp(b * (z - z.max(1, keepdims=True)))
         return (q * z).sum(1).dot(1 / q.sum(1)) / len(y) - right
     low, high = 1 / 20, 20
-    return TemperatureCalibrator(20. if slope(low) >= 0 else 1 / 20 if slope(high) <= 0 else 1 / brentq(slope, low, high))
+    if slope(low) >= 0: return TemperatureCalibrator(1 / low)
+    return TemperatureCalibrator(1 / high if slope(high) <= 0 else 1 / brentq(slope, low, high))
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #9d268c13
 CALIBRATION_FOLDS = 5
@@ -70,15 +72,16 @@ def assign_folds(
     return fold
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #3d721c53
-CALIBRATOR_FITS = {'binary': {'platt': fit_platt, 'isotonic': fit_isotonic}, 'multiclass': {'temperature': fit_temperature}} # the simpler first
+CALIBRATOR_FITS = { # the simpler first
+    'binary': {'platt': fit_platt, 'isotonic': fit_isotonic}, 'multiclass': {'temperature': fit_temperature}}
 
 def cross_fitted_loss(
     task: str, # binary or multiclass
     y: np.ndarray, # (n,) class index
     p: np.ndarray, # (n,) or (n, k) probabilities
-    method: str, # A key of `FITS[task]`
+    method: str, # A key of `CALIBRATOR_FITS[task]`
     seed: int = 0,
-) -> np.ndarray | None: # (n,) log loss of each row, put right by what was fitted to the other folds; None if it could not be fitted
+) -> np.ndarray | None: # (n,) log loss of each row, calibrated on the other folds; None if that could not be fitted
     "How wrong a method is on rows it has not seen."
     fold, loss = assign_folds(y, seed), np.empty(len(y))
     for k in range(CALIBRATION_FOLDS):
@@ -89,35 +92,39 @@ def cross_fitted_loss(
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #351fea0a
 class Recalibration(Struct):
-    "How the model's probabilities were put right, and why."
+    "How the model's probabilities were calibrated, and why."
     method: str # none, platt, isotonic or temperature
     message: str # why
-    log_loss: dict[str, float] # of the valid rows, cross-fitted, by candidate
+    log_loss: dict[str, float] # of the validation rows, cross-fitted, by candidate
     uncalibrated: CalibrationMetrics | None = None # on test, of the model's own probabilities
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #e74e40b9
 def choose_calibration(
     task: str, # binary or multiclass
-    y: np.ndarray, # (n,) class index, of the valid rows
-    p: np.ndarray, # (n,) or (n, k): what the model says of them
+    y: np.ndarray, # (n,) class index, of the validation rows
+    p: np.ndarray, # (n,) or (n, k): the model's probabilities
     params: EvaluateParams,
 ) -> tuple[PlattCalibrator | IsotonicCalibrator | TemperatureCalibrator | None, Recalibration]: # What to apply, and why
-    "What puts the probabilities right, fitted to all valid rows; None if nothing surely does."
+    "The calibrator, fitted to all validation rows; None if none surely improves the probabilities."
     tried = [m for m in CALIBRATOR_FITS[task] if m in params.calibration]
     if why := _skip_reason(y, p, tried): return None, Recalibration('none', why, {})
     losses = {'none': row_loss(task, y, p)} | {m: cross_fitted_loss(task, y, p, m, params.seed) for m in tried}
     losses = {m: loss for m, loss in losses.items() if loss is not None}
-    chosen, words = 'none', "no candidate lowers the log loss of the valid rows, cross-fitted, by more than its standard error."
+    what = "the log loss of the valid rows, cross-fitted,"
+    chosen, words = 'none', f"no candidate lowers {what} by more than its standard error."
     for m, loss in losses.items():
         gain = losses[chosen] - loss
         if gain.mean() > (error := gain.std(ddof=1) / len(y)**.5):
-            words = f"it lowers the log loss of the valid rows, cross-fitted, from {losses[chosen].mean():.5g} ({chosen}) by {gain.mean():.2g} (standard error {error:.1g})."
+            words = (f"it lowers {what} from {losses[chosen].mean():.5g} ({chosen}) by {gain.mean():.2g} "
+                     f"(standard error {error:.1g}).")
             chosen = m
     found = None if chosen == 'none' else CALIBRATOR_FITS[task][chosen](y, p)
-    return found, Recalibration(chosen, f"{chosen.capitalize()}: {words}", {m: float(loss.mean()) for m, loss in losses.items()})
+    means = {m: float(loss.mean()) for m, loss in losses.items()}
+    return found, Recalibration(chosen, f"{chosen.capitalize()}: {words}", means)
 
-def _skip_reason(y, p, tried):
-    "Why nothing can be chosen."
+# %% ../../nbs/evaluate/04_calibration.ipynb #a7d136fd
+def _skip_reason(y, p, tried): # Why nothing can be chosen
     if not tried: return "None: evaluate.calibration in params.yaml names no candidate for this task."
     if not np.isfinite(p).all(): return "None: some scores of the valid rows are no numbers."
-    if (np.bincount(y.astype(int)) >= CALIBRATION_FOLDS).sum() < 2: return f"None: fewer than two classes have {CALIBRATION_FOLDS} valid rows or more."
+    if (np.bincount(y.astype(int)) >= CALIBRATION_FOLDS).sum() < 2:
+        return f"None: fewer than two classes have {CALIBRATION_FOLDS} valid rows or more."

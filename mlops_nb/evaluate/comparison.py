@@ -13,13 +13,13 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
-from ..core.errors import UserError
-from .metrics import METRICS, PRIMARY_METRIC, Estimate, DecisionSettings, percentile_interval, weighted_metric, bootstrap_replicates
-from .decision_threshold import choose_threshold
-from ..config.params import CostParams
 from ..config.schema import Schema
+from ..core.errors import UserError
+from .decision_threshold import choose_threshold
+from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
+from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, finite_or_none, percentile_interval
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #d9abcd95
 class MetricDifference(Struct):
@@ -47,23 +47,21 @@ def paired_differences(
     other_scores: np.ndarray, # the same shape
     decision_settings: DecisionSettings = DecisionSettings(),
     other_decision_settings: DecisionSettings = DecisionSettings(), # each model decides by its own threshold
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> dict[str, MetricDifference]:
     "Every metric of the task for two models on the same rows."
-    both = [(weighted_metric(task, m, y, model_scores, decision_settings), weighted_metric(task, m, y, other_scores, other_decision_settings)) for m in METRICS[task]]
-    ones = np.ones(len(y))
-    figures = bootstrap_replicates(lambda w: [(a(w), b(w)) for a, b in both], len(y), replicates, seed, threads)
-    return {m: _metric_difference(METRICS[task][m].better, a(ones), b(ones), figures[:, i], confidence)
-            for i, (m, (a, b)) in enumerate(zip(METRICS[task], both))}
+    both = [(weighted_metric(task, m, y, model_scores, decision_settings),
+             weighted_metric(task, m, y, other_scores, other_decision_settings)) for m in METRICS[task]]
+    pairs = lambda w: [(a(w), b(w)) for a, b in both]
+    draws = bootstrap_replicates(pairs, len(y), resampling)
+    return {m: _metric_difference(METRICS[task][m].better, *values, *draws[:, i].T, resampling.confidence_level)
+            for i, (m, values) in enumerate(zip(METRICS[task], pairs(np.ones(len(y)))))}
 
-def _metric_difference(better, a, b, pairs, confidence):
-    gains = signed_gain(better, *pairs.T)
-    estimate = percentile_interval(signed_gain(better, a, b), gains, confidence)
-    number = lambda x: float(x) if np.isfinite(x) else None
-    return MetricDifference(number(a), number(b), estimate, None if estimate.value is None else float((gains < 0).mean()))
+def _metric_difference(better, value, other, draws, other_draws, confidence_level):
+    gains = signed_gain(better, draws, other_draws)
+    gain = percentile_interval(signed_gain(better, value, other), gains, confidence_level)
+    worse = None if gain.value is None else float((gains < 0).mean())
+    return MetricDifference(finite_or_none(value), finite_or_none(other), gain, worse)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #40048753
 class Comparison(Struct):
@@ -79,18 +77,20 @@ def describe_difference(
     task: str,
     other_name: str, # whom ours is compared with
     difference: MetricDifference, # of the primary metric
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> str:
     "The result of a comparison, in a sentence."
     m, g = PRIMARY_METRIC[task], difference.gain
-    if g.value is None: return f"The {m} of the model or of the {other_name} is undefined on these rows, so they cannot be compared."
-    if g.value == g.low == g.high == 0: return f"The model and the {other_name} have the same {m}, {difference.value:.4g}, in every replicate."
-    word = 'better' if g.value > 0 else 'worse' if g.value < 0 else 'the same'
-    size = f"{abs(g.value):.3g} {word} than" if g.value else 'the same as'
-    if g.low is None: return f"{m} {difference.value:.4g}, {size} the {other_name}'s {difference.other_value:.4g}; there are too few rows for an interval."
-    sure = 'which chance does not explain' if g.low > 0 or g.high < 0 else 'which may be chance'
-    return (f"{m} {difference.value:.4g}, {size} the {other_name}'s {difference.other_value:.4g} ({confidence:.0%} interval of the gain "
-            f"{g.low:+.3g} to {g.high:+.3g}), {sure}.")
+    if g.value is None:
+        return f"The {m} of the model or of the {other_name} is undefined on these rows, so they cannot be compared."
+    if g.value == g.low == g.high == 0:
+        return f"The model and the {other_name} have the same {m}, {difference.value:.4g}, in every replicate."
+    size = f"{abs(g.value):.3g} {'better' if g.value > 0 else 'worse'} than" if g.value else 'the same as'
+    text = f"{m} {difference.value:.4g}, {size} the {other_name}'s {difference.other_value:.4g}"
+    if g.low is None: return f"{text}; there are too few rows for an interval."
+    certainty = 'which chance does not explain' if g.low > 0 or g.high < 0 else 'which may be chance'
+    interval = f"{confidence_level:.0%} interval of the gain {g.low:+.3g} to {g.high:+.3g}"
+    return f"{text} ({interval}), {certainty}."
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #5fd2cabd
 def align_scores(
@@ -102,8 +102,8 @@ def align_scores(
     names = [c for c in scores.columns if c not in ('_source', '_row', 'part')]
     missing = found.select(pl.any_horizontal(pl.col(names).is_null())).to_series().sum()
     if len(found) != len(keys) or missing:
-        raise UserError(f"artifacts/models/baseline/scores.parquet does not hold each of the {len(keys)} rows once ({missing} are missing);"
-                        " run the stage baseline again.")
+        raise UserError(f"artifacts/models/baseline/scores.parquet does not hold each of the {len(keys)} rows once "
+                        f"({missing} are missing); run the stage baseline again.")
     return found.select(names)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #7a2b5df6
@@ -119,16 +119,21 @@ def compare_with_model(
     task: str,
     other_name: str, # of the other model
     kind: str, # baseline or learner
-    y: dict[str, np.ndarray], # targets of the valid and the test rows
+    y: dict[str, np.ndarray], # targets of the validation and the test rows
     model_scores: np.ndarray, # our scores of the test rows
-    other_scores: dict[str, np.ndarray], # the other's scores of the valid and the test rows
+    other_scores: dict[str, np.ndarray], # the other's scores of the validation and the test rows
     decision_settings: DecisionSettings, # ours
-    replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> Comparison:
-    "Our model against one other; its own threshold is chosen on the valid rows."
-    own = DecisionSettings(choose_threshold(y['valid'], other_scores['valid'], decision_settings.costs), decision_settings.costs, decision_settings.tolerance) if task == 'binary' else decision_settings
-    metrics = paired_differences(task, y['test'], model_scores, other_scores['test'], decision_settings, own, replicates, confidence, seed, threads)
-    return Comparison(other_name, kind, describe_difference(task, f"{other_name} {kind}", metrics[PRIMARY_METRIC[task]], confidence), metrics=metrics)
+    "Our model against one other; its own threshold is chosen on the validation rows."
+    own = decision_settings
+    if task == 'binary':
+        own = structs.replace(own, threshold=choose_threshold(y['valid'], other_scores['valid'], own.costs))
+    metrics = paired_differences(task, y['test'], model_scores, other_scores['test'], decision_settings, own,
+                                 resampling)
+    primary = metrics[PRIMARY_METRIC[task]]
+    message = describe_difference(task, f"{other_name} {kind}", primary, resampling.confidence_level)
+    return Comparison(other_name, kind, message, metrics=metrics)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #8aa6f4e4
 def compare_with_baselines(
@@ -138,25 +143,29 @@ def compare_with_baselines(
     model_scores: np.ndarray, # scores of the test rows
     decision_settings: DecisionSettings,
     baseline_scores: pl.DataFrame, # scores.parquet of the stage baseline
-    replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> list[Comparison]:
     "Our model against each baseline."
-    y = {'valid': validation['_target'].to_numpy(), 'test': test['_target'].to_numpy()}
-    parts = {p: align_scores(baseline_scores.filter(pl.col('part') == p), rows) for p, rows in (('valid', validation), ('test', test))}
-    pair = lambda name: {p: scores_to_array(parts[p][name]) for p in parts}
-    return [compare_with_model(task, name, 'baseline', y, model_scores, pair(name), decision_settings, replicates, confidence, seed, threads) for name in parts['test'].columns]
+    splits = {'valid': validation, 'test': test}
+    y = {split: rows['_target'].to_numpy() for split, rows in splits.items()}
+    found = {s: align_scores(baseline_scores.filter(pl.col('part') == s), rows) for s, rows in splits.items()}
+    both = lambda name: {split: scores_to_array(scores[name]) for split, scores in found.items()}
+    return [compare_with_model(task, name, 'baseline', y, model_scores, both(name), decision_settings, resampling)
+            for name in found['test'].columns]
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #97857f88
 def score_with_champion(
     predictor, # the champion's `Predictor`
-    frame: pl.DataFrame, # the rows, with the columns of the contract
-    schema: Schema, # the present contract
+    frame: pl.DataFrame, # the rows, with the columns of the schema
+    schema: Schema, # the present schema
 ) -> np.ndarray: # (n,) or (n, k), classes in the order of `schema`
     "The champion's scores of these rows; raises `UserError` if it cannot give any."
     theirs = predictor.schema
-    if theirs.task != schema.task: raise UserError(f"it was made for a {theirs.task} task, and this is a {schema.task} task")
+    if theirs.task != schema.task:
+        raise UserError(f"it was made for a {theirs.task} task, and this is a {schema.task} task")
     if sorted(theirs.classes or []) != sorted(schema.classes or []):
-        raise UserError(f"it tells apart {', '.join(theirs.classes)}, and the classes are now {', '.join(schema.classes)}")
+        was, now = ', '.join(theirs.classes), ', '.join(schema.classes)
+        raise UserError(f"it tells apart {was}, and the classes are now {now}")
     gone = [c for c in predictor.inputs if c not in frame.columns]
     if gone: raise UserError(f"it needs columns that are gone: {', '.join(gone)}")
     scores = predictor.predict(frame)
@@ -170,18 +179,21 @@ def compare_with_champion(
     test: pl.DataFrame, # the test rows with `_target`
     model_scores: np.ndarray, # our scores of them
     decision_settings: DecisionSettings,
-    replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> Comparison:
     "Our model against the present champion; one that cannot score these rows is recorded as such."
     from mlops_nb.model.predictor import Predictor
-    name = champion.name
+    name, task = champion.name, schema.task
     try:
-        predictor = Predictor.open(champion, threads)
+        predictor = Predictor.open(champion, resampling.threads)
         theirs = score_with_champion(predictor, test, schema)
-    except Exception as e: # its feature functions are arbitrary code: whatever they raise, our own evaluation goes on
-        why = (str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}").rstrip('.').replace(str(champion), 'its bundle')
+    except Exception as e:
+        why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        why = why.rstrip('.').replace(str(champion), 'its bundle') # no path of this machine in a file that is kept
         return Comparison('champion', 'champion', f"The champion {name[:12]} cannot score these rows: {why}.", name)
-    at = getattr(predictor.policy, 'threshold', None)
-    metrics = paired_differences(schema.task, test['_target'].to_numpy(), model_scores, theirs, decision_settings,
-                      DecisionSettings(decision_settings.threshold if at is None else at, decision_settings.costs, decision_settings.tolerance), replicates, confidence, seed, threads)
-    return Comparison('champion', 'champion', describe_difference(schema.task, 'champion', metrics[PRIMARY_METRIC[schema.task]], confidence), name, metrics)
+    own, threshold = decision_settings, getattr(predictor.policy, 'threshold', None)
+    if threshold is not None: own = structs.replace(own, threshold=threshold)
+    y = test['_target'].to_numpy()
+    metrics = paired_differences(task, y, model_scores, theirs, decision_settings, own, resampling)
+    message = describe_difference(task, 'champion', metrics[PRIMARY_METRIC[task]], resampling.confidence_level)
+    return Comparison('champion', 'champion', message, name, metrics)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FOLD_KINDS', 'assign_blocks', 'Fold', 'is_time_ordered', 'split_folds', 'skip_reason', 'fit_predictor',
-           'CrossValidationRun', 'metric_values', 'cross_validate', 'SeedAgreement', 'measure_agreement',
-           'repeat_with_seeds', 'MetricSummary', 'summarize_metrics', 'CrossValidationResult', 'add_sentences',
-           'read_cross_validation', 'run_cross_validation']
+           'CrossValidationRun', 'cross_validate', 'SeedAgreement', 'measure_agreement', 'repeat_with_seeds',
+           'MetricSummary', 'summarize_metrics', 'CrossValidationResult', 'add_sentences', 'read_cross_validation',
+           'run_cross_validation']
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #3f573c14
 from itertools import combinations
@@ -17,18 +17,22 @@ import numpy as np
 import polars as pl
 from msgspec import Struct, structs
 
-from ..data.splits import is_in_last_share, row_positions
-from .stage import choose_decision_settings, score_splits
-from ..data.prepare import read_split
-from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
+from ..config.params import SplitParams
+from ..config.schema import Schema
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
-from ..config.params import SplitParams
-from ..model.predictor import MODEL_LOADERS, Predictor
-from ..config.schema import Schema
+from ..data.prepare import read_split
+from ..data.splits import is_in_last_share, row_positions
+from .metrics import PRIMARY_METRIC, DecisionSettings, metric_values
+from .stage import choose_decision_settings, score_splits
 from ..model.encoder import Encoder
-from ..train.learners import find_learner, fit_learner, progress_reporter
-from ..train.dataset import Project, to_training_part, open_project
+from ..model.features import load_features
+from ..model.predictor import MODEL_LOADERS, Predictor
+from ..config.project import Project
+from ..train.dataset import to_training_part
+from ..train.device import DeviceConfig
+from ..train.learners import FitOptions, find_learner, fit_learner
+from ..train.progress import progress_reporter
 from ..train.tuning import apply_tuned_params
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #5d0269f2
@@ -67,13 +71,13 @@ def split_folds(
     "The repetitions that the split of the project asks for."
     place = row_positions(frame, split, schema)
     ahead = is_time_ordered(split, schema)
-    if not ahead and split.method != 'group' and schema.task != 'regression': place = _rank_within_class(place, frame['_target'].to_numpy())
+    if not ahead and split.method != 'group' and schema.task != 'regression':
+        place = _rank_within_class(place, frame['_target'].to_numpy())
     block = assign_blocks(place, n_folds + 1 if ahead else n_folds)
     for i in range(1 if ahead else 0, block.max(initial=0) + 1):
-        rest, judged = block < i if ahead else block != i, block == i
-        valid = np.zeros(len(frame), bool)
+        rest, valid = block < i if ahead else block != i, np.zeros(len(frame), bool)
         valid[rest] = is_in_last_share(place[rest], split.validation)
-        yield Fold(rest & ~valid, valid, judged)
+        yield Fold(rest & ~valid, valid, held_out=block == i)
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #aa6f947e
 def skip_reason(
@@ -84,9 +88,12 @@ def skip_reason(
 ) -> str | None:
     "Why a fold is left out; None if it can be used."
     n = {name: int(m.sum()) for name, m in fold._asdict().items()}
-    if not n['train'] or not n['valid']: return f"there is nothing to learn from beside the {n['held_out']} rows to be judged"
-    if n['held_out'] < min_rows: return f"{n['held_out']} rows to be judged are too few; evaluate.min_segment_rows asks for {min_rows}"
-    if schema.task == 'regression': return "all rows to learn from have the same value" if np.ptp(y[fold.train]) == 0 else None
+    if not n['train'] or not n['valid']:
+        return f"there is nothing to learn from beside the {n['held_out']} rows to be judged"
+    if n['held_out'] < min_rows:
+        return f"{n['held_out']} rows to be judged are too few; evaluate.min_segment_rows asks for {min_rows}"
+    if schema.task == 'regression':
+        return "all rows to learn from have the same value" if np.ptp(y[fold.train]) == 0 else None
     for name, asked in (('train', schema.classes), ('held_out', schema.classes if schema.task == 'binary' else [])):
         absent = [c for i, c in enumerate(asked) if not (y[getattr(fold, name)] == i).any()]
         if absent: return f"no row {'to learn from' if name == 'train' else 'to be judged'} is {absent[0]!r}"
@@ -99,17 +106,22 @@ def fit_predictor(
     validation: pl.DataFrame, # the same
     run_name: str, # Its name, for the progress
 ) -> tuple[Predictor, DecisionSettings]:
-    "Train and settle a model, as the stages do."
+    "Train a model and choose its threshold, as the stages do."
     schema, params, kind = project.schema, project.params, find_learner(learner)
-    encoder = Encoder.fit(train, schema, project.features, params.train.encoder)
-    parts = tuple(to_training_part(rows, part, encoder, schema, params.train.sample_weight_half_life) for part, rows in (('train', train), ('valid', validation)))
-    with progress_reporter(f'cross_validation {learner}, {run_name}', kind.max_iterations(params.train), unit=kind.unit) as step:
-        fitted = fit_learner(learner, parts, schema, encoder, params.train, n_threads=project.threads, device=project.device, on_iteration=step)
-    predictor = Predictor(schema, project.features, encoder, MODEL_LOADERS[kind.file](fitted.model), threads=project.threads)
+    features = load_features(project.features_path)
+    encoder = Encoder.fit(train, schema, features, params.train.encoder)
+    parts = tuple(to_training_part(rows, split, encoder, schema, params.train.sample_weight_half_life)
+                  for split, rows in (('train', train), ('valid', validation)))
+    title = f'cross_validation {learner}, {run_name}'
+    with progress_reporter(title, kind.max_iterations(params.train), unit=kind.unit) as step:
+        options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), on_iteration=step)
+        fitted = fit_learner(learner, parts, schema, encoder, params.train, options=options)
+    model = MODEL_LOADERS[kind.file](fitted.model)
+    predictor = Predictor(schema, features, encoder, model, threads=project.n_threads)
     scores = score_splits(predictor, dict(valid=validation), params.evaluate).scores
-    terms = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate)
-    predictor.policy.threshold = terms.threshold
-    return predictor, terms
+    settings = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate)
+    predictor.policy.threshold = settings.threshold
+    return predictor, settings
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #43695105
 class CrossValidationRun(Struct):
@@ -121,19 +133,10 @@ class CrossValidationRun(Struct):
     skip_reason: str | None = None # why it was not trained
 
 def _new_run(name, splits, schema):
-    time = schema.event_time
-    span = {p: tuple(f(rows[time]).isoformat() for f in (pl.Series.min, pl.Series.max)) for p, rows in splits.items() if len(rows)} if time else None
-    return CrossValidationRun(name, {p: len(rows) for p, rows in splits.items()}, span, {})
-
-def metric_values(
-    task: str,
-    y: np.ndarray, # (n,)
-    scores: np.ndarray, # (n,) or (n, k) scores
-    decision_settings: DecisionSettings,
-) -> dict[str, float | None]:
-    "Every metric of the task."
-    found = {m: weighted_metric(task, m, y, scores, decision_settings)(np.ones(len(y))) for m in METRICS[task]}
-    return {m: float(x) if np.isfinite(x) else None for m, x in found.items()}
+    span = None
+    if time := schema.event_time:
+        span = {s: (r[time].min().isoformat(), r[time].max().isoformat()) for s, r in splits.items() if len(r)}
+    return CrossValidationRun(name, {split: len(rows) for split, rows in splits.items()}, span, {})
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #c0a0231e
 def cross_validate(
@@ -167,22 +170,27 @@ def measure_agreement(
     "Compare every two of them."
     pairs = [*combinations(range(len(scores)), 2)]
     mean = lambda of: float(np.mean([of(a, b) for a, b in pairs]))
-    same = any(np.ptp(s) == 0 for s in scores)
-    return SeedAgreement(mean(lambda a, b: np.mean(decisions[a] != decisions[b])) if decisions else None,
-                     mean(lambda a, b: np.abs(scores[a] - scores[b]).mean()),
-                     None if same else mean(lambda a, b: np.corrcoef(scores[a].ravel(), scores[b].ravel())[0, 1]))
+    constant = any(np.ptp(s) == 0 for s in scores)
+    return SeedAgreement(
+        disagreement_rate=mean(lambda a, b: np.mean(decisions[a] != decisions[b])) if decisions else None,
+        mean_abs_score_difference=mean(lambda a, b: np.abs(scores[a] - scores[b]).mean()),
+        score_correlation=None if constant else mean(lambda a, b: _correlation(scores[a].ravel(), scores[b].ravel())))
+
+def _correlation(a, b): # by sums in a fixed order: `np.corrcoef` asks BLAS, whose last digits depend on the processor
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #18a7632b
 def repeat_with_seeds(
     project: Project,
     learner: str,
     splits: dict[str, pl.DataFrame], # train, valid, test
-) -> tuple[list[CrossValidationRun], SeedAgreement | None]: # No agreement of a single model, or of scores that are no numbers
+) -> tuple[list[CrossValidationRun], SeedAgreement | None]: # No agreement of a single model, or of scores not finite
     "Train on the same rows with other seeds; ends after two that agree to the last bit."
     schema, params, y = project.schema, project.params, splits['test']['_target'].to_numpy()
     runs, scores, decisions = [], [], []
     for seed in range(params.train.seed, params.train.seed + params.cross_validation.n_seeds):
-        seeded = project._replace(params=structs.replace(params, train=structs.replace(params.train, seed=seed)))
+        seeded = project.with_params(structs.replace(params, train=structs.replace(params.train, seed=seed)))
         run = _new_run(f'seed {seed}', splits, schema)
         predictor, terms = fit_predictor(seeded, learner, splits['train'], splits['valid'], run.name)
         scores.append(predictor.predict(splits['test']))
@@ -190,8 +198,8 @@ def repeat_with_seeds(
         run.metrics = metric_values(schema.task, y, scores[-1], terms)
         runs.append(run)
         if len(scores) == 2 and np.array_equal(*scores): break
-    comparable = len(scores) > 1 and np.isfinite(scores).all()
-    return runs, measure_agreement(scores, None if schema.task == 'regression' else decisions) if comparable else None
+    if len(scores) < 2 or not np.isfinite(scores).all(): return runs, None
+    return runs, measure_agreement(scores, None if schema.task == 'regression' else decisions)
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #66e48187
 class MetricSummary(Struct):
@@ -202,12 +210,15 @@ class MetricSummary(Struct):
     max: float
     n_runs: int # in which it is defined
 
-def summarize_metrics(runs: list[CrossValidationRun]) -> dict[str, MetricSummary]: # By metric; those defined in no run are left out
+def summarize_metrics(
+    runs: list[CrossValidationRun],
+) -> dict[str, MetricSummary]: # By metric; those defined in no run are left out
     "Each metric over those repetitions that were trained."
     found = {}
     for m in dict.fromkeys(m for r in runs for m in r.metrics):
         x = [r.metrics[m] for r in runs if r.metrics.get(m) is not None]
-        if x: found[m] = MetricSummary(float(np.mean(x)), float(np.std(x, ddof=1)) if len(x) > 1 else None, min(x), max(x), len(x))
+        std = float(np.std(x, ddof=1)) if len(x) > 1 else None
+        if x: found[m] = MetricSummary(float(np.mean(x)), std, min(x), max(x), len(x))
     return found
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #4824e289
@@ -223,22 +234,33 @@ class CrossValidationResult(Struct):
     seed_agreement: SeedAgreement | None # of the seeds' models on the test rows
     sentences: list[str]
 
-def _format_mean_std(spread, m): return f"{m} {spread.mean:.4g}" + (f" ± {spread.std:.2g}" if spread.std is not None else "")
+# %% ../../nbs/evaluate/09_cross_validation.ipynb #ba7d11eb
+def _format_mean_std(summary, metric):
+    return f"{metric} {summary.mean:.4g}" + (f" ± {summary.std:.2g}" if summary.std is not None else "")
 
 def _fold_sentences(found, kind, wanted):
-    made, spread = len(found.folds), found.fold_summary.get(found.primary_metric)
-    said = (f"{_format_mean_std(spread, found.primary_metric)} over {spread.n_runs} {kind} ({spread.min:.4g} to {spread.max:.4g})." if spread else
-            f"{found.primary_metric} is defined in none of {made} {kind}.")
-    few = [f"{wanted} were asked for, and the rows can be cut into {made} {kind} only."] if made < wanted else []
-    return [said] * bool(made) + few + [f"{r.name.capitalize()} is left out: {r.skip_reason}." for r in found.folds if r.skip_reason]
+    made, metric, summary = len(found.folds), found.primary_metric, found.fold_summary.get(found.primary_metric)
+    sentences = []
+    if made and not summary: sentences.append(f"{metric} is defined in none of {made} {kind}.")
+    elif made: sentences.append(f"{_format_mean_std(summary, metric)} over {summary.n_runs} {kind} "
+                                f"({summary.min:.4g} to {summary.max:.4g}).")
+    if made < wanted: sentences.append(f"{wanted} were asked for, and the rows can be cut into {made} {kind} only.")
+    return sentences + [f"{r.name.capitalize()} is left out: {r.skip_reason}." for r in found.folds if r.skip_reason]
 
+# %% ../../nbs/evaluate/09_cross_validation.ipynb #5b02d9cd
 def _seed_sentences(found):
-    a, spread = found.seed_agreement, found.seed_summary.get(found.primary_metric)
-    if a and a.mean_abs_score_difference == 0: return [f"The seed changes nothing: {found.learner} draws nothing at random with these params, and two seeds gave the same scores to the last bit."]
-    said = f"{_format_mean_std(spread, found.primary_metric)} under {len(found.seeds)} seeds" if spread else f"{found.primary_metric} is undefined under {len(found.seeds)} seeds"
-    if a is None: return [said + ("; some of their scores are no numbers." if len(found.seeds) > 1 else "; at least two are needed to compare.")]
-    alike = f", and their scores correlate {a.score_correlation:.4f}" if a.score_correlation is not None else ""
-    return [said + (f"; two of them give values {a.mean_abs_score_difference:.3g} apart on average" if a.disagreement_rate is None else f"; two of them decide {a.disagreement_rate:.2%} of the test rows differently") + alike + "."]
+    a, n, metric = found.seed_agreement, len(found.seeds), found.primary_metric
+    if a and a.mean_abs_score_difference == 0:
+        return [f"The seed changes nothing: {found.learner} draws nothing at random with these params, and two seeds "
+                "gave the same scores to the last bit."]
+    summary = found.seed_summary.get(metric)
+    text = (_format_mean_std(summary, metric) if summary else f"{metric} is undefined") + f" under {n} seeds"
+    if a is None:
+        return [text + ("; some of their scores are no numbers." if n > 1 else "; at least two are needed to compare.")]
+    if a.disagreement_rate is None: text += f"; two of them give values {a.mean_abs_score_difference:.3g} apart on average"
+    else: text += f"; two of them decide {a.disagreement_rate:.2%} of the test rows differently"
+    if a.score_correlation is not None: text += f", and their scores correlate {a.score_correlation:.4f}"
+    return [text + "."]
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #7b4e636c
 FOLD_KINDS = {'order': 'expanding windows', 'group': 'folds of whole groups', 'random': 'random folds'}
@@ -249,10 +271,15 @@ def add_sentences(
 ) -> CrossValidationResult:
     "Say what was found."
     split, wanted = project.params.prepare.split, project.params.cross_validation
-    kind = FOLD_KINDS['order' if is_time_ordered(split, project.schema) else 'group' if split.method == 'group' else 'random']
-    found.sentences = (_fold_sentences(found, kind, wanted.n_folds) if wanted.n_folds else []) + (_seed_sentences(found) if wanted.n_seeds else [])
-    if not found.sentences: found.sentences = ["Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml say how often."]
-    elif project.params.train.init_model: found.sentences.append("Each repetition was trained from nothing, and not from train.init_model.")
+    kind = 'group' if split.method == 'group' else 'random'
+    if is_time_ordered(split, project.schema): kind = 'order'
+    found.sentences = _fold_sentences(found, FOLD_KINDS[kind], wanted.n_folds) if wanted.n_folds else []
+    if wanted.n_seeds: found.sentences += _seed_sentences(found)
+    if not found.sentences:
+        found.sentences = ["Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml "
+                           "say how often."]
+    elif project.params.train.init_model:
+        found.sentences.append("Each repetition was trained from nothing, and not from train.init_model.")
     return found
 
 # %% ../../nbs/evaluate/09_cross_validation.ipynb #46e68195
@@ -263,22 +290,30 @@ def read_cross_validation(
     "What the stage cross_validation wrote; raises `UserError` if it has not run."
     return read_json(Path(root) / f'artifacts/cross_validation/{learner}/cross_validation.json', CrossValidationResult)
 
+# %% ../../nbs/evaluate/09_cross_validation.ipynb #75298a45
 def run_cross_validation(
     root: Path = Path('.'), # The project's folder
     learner: str = 'gbdt',
 ) -> dict: # Facts for the stage's record
     "Repeat the training on other rows and with other seeds; writes `artifacts/cross_validation/<learner>/`."
-    root, project = Path(root), open_project(root)
+    root, project = Path(root), Project.open(root)
     params, wanted = project.params, project.params.cross_validation
-    project = project._replace(params=structs.replace(params, train=apply_tuned_params(root, learner, params.train)))
-    parts = {part: read_split(root, part) for part in ('train', 'valid', 'test')} if wanted.n_folds or wanted.n_seeds else {}
-    in_folds = [*cross_validate(project, learner, pl.concat([parts['train'], parts['valid']]))] if wanted.n_folds else []
-    seeded, alike = repeat_with_seeds(project, learner, parts) if wanted.n_seeds else ([], None)
-    task = project.schema.task
-    found = add_sentences(CrossValidationResult(learner, task, PRIMARY_METRIC[task], in_folds, seeded, summarize_metrics(in_folds), summarize_metrics(seeded), alike, []), project)
-    table = pl.DataFrame([dict(kind=kind, run=r.name, metric=m, value=x) for kind, runs in (('fold', in_folds), ('seed', seeded)) for r in runs for m, x in r.metrics.items()],
-                         schema=dict(kind=pl.String, run=pl.String, metric=pl.String, value=pl.Float64))
+    project = project.with_params(structs.replace(params, train=apply_tuned_params(root, learner, params.train)))
+    names = ('train', 'valid', 'test') if wanted.n_folds or wanted.n_seeds else ()
+    splits = {split: read_split(root, split) for split in names}
+    folds, seeds, agreement = [], [], None
+    if wanted.n_folds: folds = [*cross_validate(project, learner, pl.concat([splits['train'], splits['valid']]))]
+    if wanted.n_seeds: seeds, agreement = repeat_with_seeds(project, learner, splits)
+    found = add_sentences(CrossValidationResult(
+        learner, project.schema.task, PRIMARY_METRIC[project.schema.task], folds, seeds, summarize_metrics(folds),
+        summarize_metrics(seeds), agreement, []), project)
     with atomic_dir(root / 'artifacts/cross_validation' / learner) as out:
-        table.write_parquet(out / 'metrics.parquet')
+        _metric_table(found).write_parquet(out / 'metrics.parquet')
         write_json(out / 'cross_validation.json', found)
-    return {'rows': sum(map(len, parts.values())), 'trainings': sum(bool(r.metrics) for r in in_folds + seeded)}
+    return {'rows': sum(map(len, splits.values())), 'trainings': sum(bool(r.metrics) for r in folds + seeds)}
+
+def _metric_table(found): # One row a metric of a run
+    rows = [dict(kind=kind, run=r.name, metric=m, value=x)
+            for kind, runs in (('fold', found.folds), ('seed', found.seeds))
+            for r in runs for m, x in r.metrics.items()]
+    return pl.DataFrame(rows, schema=dict(kind=pl.String, run=pl.String, metric=pl.String, value=pl.Float64))

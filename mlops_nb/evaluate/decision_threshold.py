@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['quantile_bins', 'wilson_interval', 'mean_interval_by_bin', 'calibration_curve', 'calibration_slope_intercept',
-           'CalibrationMetrics', 'expected_calibration_error', 'measure_calibration', 'break_even_threshold',
-           'min_cost_threshold', 'choose_threshold', 'threshold_interval', 'DecisionCosts', 'confusion_counts',
-           'measure_decision_costs', 'cost_curve']
+           'CalibrationMetrics', 'expected_calibration_error', 'least_squares_line', 'measure_calibration',
+           'break_even_threshold', 'min_cost_threshold', 'choose_threshold', 'threshold_interval', 'DecisionCosts',
+           'confusion_counts', 'measure_decision_costs', 'cost_curve']
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #e6d352f7
 from statistics import NormalDist
@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import Estimate, estimate_mean, percentile_interval, bootstrap_replicates, row_cost
 from ..config.params import CostParams
+from .metrics import row_cost
+from ..stats.bootstrap import Estimate, Resampling, bootstrap_estimate, bootstrap_replicates, weighted_mean
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #8da36a29
 def quantile_bins(
@@ -33,10 +34,10 @@ def quantile_bins(
 def wilson_interval(
     successes: np.ndarray, # how often it happened
     n: np.ndarray, # of how many
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]: # Lower and upper bounds of the share
     "Wilson's interval for a share."
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf((1 + confidence_level) / 2)
     share = successes / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -46,14 +47,14 @@ def wilson_interval(
 def mean_interval_by_bin(
     bins: np.ndarray, # (n,) int: the bin of each row, numbered without gaps
     x: np.ndarray, # (n,) values
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (b,) means, lower and upper bounds; no bounds (NaN) for a single row
     "The mean of each bin with its normal interval."
     n = np.bincount(bins)
     mean = np.bincount(bins, x) / n
     spread = np.bincount(bins, (x - mean[bins])**2)
     error = np.sqrt(np.divide(spread, n * (n - 1.), out=np.full(len(n), np.nan), where=n > 1))
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf((1 + confidence_level) / 2)
     return mean, mean - z * error, mean + z * error
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #51124541
@@ -62,16 +63,17 @@ def calibration_curve(
     scores: np.ndarray, # (n,) probabilities, or predicted values
     is_probability: bool = True, # are they shares (Wilson's interval), or values?
     n_bins: int = 10,
-    confidence: float = 0.95,
-) -> pl.DataFrame: # bin, n, from, to, predicted, observed, low, high
+    confidence_level: float = 0.95,
+) -> pl.DataFrame: # bin, n_rows, from, to, predicted, observed, low, high
     "Predicted against observed, by quantile bin of the prediction."
     b = quantile_bins(scores, n_bins)
-    n, (observed, low, high) = np.bincount(b), mean_interval_by_bin(b, y, confidence)
-    if is_probability: low, high = wilson_interval(np.bincount(b, y), n, confidence)
+    n, (observed, low, high) = np.bincount(b), mean_interval_by_bin(b, y, confidence_level)
+    if is_probability: low, high = wilson_interval(np.bincount(b, y), n, confidence_level)
     smallest, largest = np.full(len(n), np.inf), np.full(len(n), -np.inf)
     np.minimum.at(smallest, b, scores)
     np.maximum.at(largest, b, scores)
-    return pl.DataFrame({'bin': np.arange(len(n)), 'n_rows': n, 'from': smallest, 'to': largest, 'predicted': np.bincount(b, scores) / n,
+    return pl.DataFrame({'bin': np.arange(len(n)), 'n_rows': n, 'from': smallest, 'to': largest,
+                         'predicted': np.bincount(b, scores) / n,
                          'observed': observed, 'low': low, 'high': high}).fill_nan(None)
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #ad616f30
@@ -98,36 +100,49 @@ def calibration_slope_intercept(
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #65a3d174
 class CalibrationMetrics(Struct):
     "How far predictions can be believed; `None` is undefined."
-    expected_calibration_error: float | None # mean distance of predicted and observed over the bins: a probability, or units of the target
+    expected_calibration_error: float | None # mean |predicted − observed| over the bins, in units of the prediction
     slope: float | None = None # of truth on prediction (on the log-odds scale for a probability); 1 is right
     intercept: float | None = None # of the same line; 0 is right
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #b3879d79
 def expected_calibration_error(
-    table: pl.DataFrame, # what `reliability` gives
+    table: pl.DataFrame, # what `calibration_curve` gives
 ) -> float:
     "Mean distance between predicted and observed, weighted by rows."
     n = table['n_rows'].to_numpy()
     return float((n * np.abs(table['predicted'].to_numpy() - table['observed'].to_numpy())).sum() / n.sum())
 
-# %% ../../nbs/evaluate/01_decision_threshold.ipynb #600426ce
-def _with_class_column(table, name): return table.with_columns(pl.lit(name, pl.String).alias('class'))
+# %% ../../nbs/evaluate/01_decision_threshold.ipynb #c7fdeb23
+def least_squares_line(
+    x: np.ndarray, # (n,)
+    y: np.ndarray, # (n,)
+) -> tuple[float, float] | None: # Slope and intercept; None where `x` is constant
+    "The line through points, by least squares."
+    if not len(x) or np.ptp(x) == 0: return None
+    off = x - x.mean()
+    slope = (off * (y - y.mean())).sum() / (off**2).sum()
+    return float(slope), float(y.mean() - slope * x.mean())
 
+# %% ../../nbs/evaluate/01_decision_threshold.ipynb #600426ce
 def measure_calibration(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
     scores: np.ndarray, # (n,) or (n, k)
     classes: list[str] | None = None,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> tuple[CalibrationMetrics, pl.DataFrame]: # The figures, and the reliability tables with a column `class`
     "Calibration of a set of predictions."
-    if not (len(y) and np.isfinite(y).all() and np.isfinite(scores).all()): return CalibrationMetrics(None), pl.DataFrame()
+    def curve(y, scores, name): # the table of one class, or of the values
+        table = calibration_curve(y, scores, task != 'regression', confidence_level=confidence_level)
+        return table.with_columns(pl.lit(name, pl.String).alias('class'))
+    if not (len(y) and np.isfinite(y).all() and np.isfinite(scores).all()):
+        return CalibrationMetrics(None), pl.DataFrame()
     if task == 'multiclass':
-        tables = [_with_class_column(calibration_curve((y == k) * 1., scores[:, k], confidence=confidence), c) for k, c in enumerate(classes)]
-        return CalibrationMetrics(expected_calibration_error(calibration_curve((scores.argmax(1) == y) * 1., scores.max(1)))), pl.concat(tables)
-    table = _with_class_column(calibration_curve(y, scores, task == 'binary', confidence=confidence), classes[1] if task == 'binary' else None)
-    if task == 'binary': line = calibration_slope_intercept(y, scores)
-    else: line = np.polyfit(scores, y, 1).tolist() if len(y) > 1 and np.ptp(scores) > 0 else None
+        decided = calibration_curve((scores.argmax(1) == y) * 1., scores.max(1))
+        tables = [curve((y == k) * 1., scores[:, k], c) for k, c in enumerate(classes)]
+        return CalibrationMetrics(expected_calibration_error(decided)), pl.concat(tables)
+    table = curve(y, scores, classes[1] if task == 'binary' else None)
+    line = calibration_slope_intercept(y, scores) if task == 'binary' else least_squares_line(scores, y)
     return CalibrationMetrics(expected_calibration_error(table), *(line or (None, None))), table
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #73e263ca
@@ -163,7 +178,7 @@ def min_cost_threshold(
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #c7458394
 def choose_threshold(
-    y: np.ndarray, # (n,) 1 for the event, else 0; of the valid rows
+    y: np.ndarray, # (n,) 1 for the event, else 0; of the validation rows
     p: np.ndarray, # (n,) probabilities
     costs: CostParams,
 ) -> float: # Act where the probability is at least this; 0 acts on all, a little above 1 on none
@@ -172,29 +187,25 @@ def choose_threshold(
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #b36f2194
 def threshold_interval(
-    y: np.ndarray, # (n,) 1 for the event, else 0; of the valid rows
+    y: np.ndarray, # (n,) 1 for the event, else 0; of the validation rows
     p: np.ndarray, # (n,) probabilities
     costs: CostParams,
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> Estimate:
     "The threshold that `choose_threshold` gives, with its bootstrap interval."
-    at = min_cost_threshold(y, p, costs)
-    return percentile_interval(at(np.ones(len(y))), bootstrap_replicates(at, len(y), replicates, seed, threads), confidence)
+    return bootstrap_estimate(min_cost_threshold(y, p, costs), len(y), resampling)
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #4c7941c8
 class DecisionCosts(Struct):
     "What decisions cost on the test rows, per 1000 rows: positive is spent, negative is earned."
     threshold: float
-    break_even_threshold: float | None # the threshold if probabilities were exactly right; `None` if one choice is always cheaper
+    break_even_threshold: float | None # if probabilities were exactly right; `None` if one choice is always cheaper
     confusion_counts: dict[str, int] # rows by outcome
     model_cost: float # cost of acting at the threshold
     act_on_all_cost: float
     act_on_none_cost: float
-    best_constant_policy: str # the cheaper of the two: all or none
-    savings: dict[str, Estimate] # cost of all, none, and of acting from 0.5 on (half) − cost of the model
+    best_constant_policy: str # the cheaper of the two: act_on_all or act_on_none
+    savings: dict[str, Estimate] # cost of act_on_all, act_on_none, default_threshold (0.5) − cost of the model
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #76f76861
 def confusion_counts(
@@ -211,29 +222,26 @@ def measure_decision_costs(
     p: np.ndarray, # (n,) probabilities
     threshold: float, # chosen on other rows
     costs: CostParams,
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> DecisionCosts:
     "The cost of deciding at `threshold`, and what it saves against policies that need no cost matrix."
     act = p >= threshold
     model, *others = (1000 * row_cost(y, a, costs) for a in (act, np.ones_like(act), np.zeros_like(act), p >= 0.5))
     spent = dict(zip(('act_on_all', 'act_on_none', 'default_threshold'), others))
-    everybody, nobody = float(spent['act_on_all'].mean()), float(spent['act_on_none'].mean())
-    return DecisionCosts(float(threshold), break_even_threshold(costs), confusion_counts(y, act), float(model.mean()), everybody, nobody,
-                 'act_on_all' if everybody < nobody else 'act_on_none',
-                 {name: estimate_mean(x - model, replicates, confidence, seed, threads) for name, x in spent.items()})
+    on_all, on_none = float(spent['act_on_all'].mean()), float(spent['act_on_none'].mean())
+    return DecisionCosts(
+        threshold=float(threshold), break_even_threshold=break_even_threshold(costs),
+        confusion_counts=confusion_counts(y, act), model_cost=float(model.mean()), act_on_all_cost=on_all,
+        act_on_none_cost=on_none,
+        best_constant_policy='act_on_all' if on_all < on_none else 'act_on_none',
+        savings={name: bootstrap_estimate(weighted_mean(x - model), len(y), resampling) for name, x in spent.items()})
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #69b2d640
 def cost_curve(
     y: np.ndarray, # (n,) 1 for the event, else 0
     p: np.ndarray, # (n,) probabilities
     costs: CostParams,
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> pl.DataFrame: # threshold, cost, low, high (per 1000 rows)
     "Cost per 1000 rows by threshold, with its bootstrap interval."
     at = np.linspace(0, 1, 101)
@@ -242,5 +250,6 @@ def cost_curve(
     def curve(w):
         acted, left = (np.bincount(until, w * c, len(at) + 1) for c in (acting, leaving))
         return 1000 * (acted.sum() - np.cumsum(acted) + np.cumsum(left))[:-1] / w.sum()
-    low, high = np.quantile(bootstrap_replicates(curve, len(y), replicates, seed, threads), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    c = resampling.confidence_level
+    low, high = np.quantile(bootstrap_replicates(curve, len(y), resampling), [(1 - c) / 2, (1 + c) / 2], axis=0)
     return pl.DataFrame({'threshold': at, 'cost': curve(np.ones(len(y))), 'low': low, 'high': high})

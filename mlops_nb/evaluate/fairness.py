@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import Estimate, DecisionSettings, percentile_interval, weighted_mean, weighted_metric, bootstrap_replicates
+from .metrics import DecisionSettings, weighted_metric
 from .slices import bin_column
+from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, percentile_interval, weighted_mean
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #6ba69319
 _MIN_ROWS_OF_A_RATE = 30 # rows that a rate needs
@@ -37,9 +38,12 @@ def group_metrics(
     names = {'binary': ['roc_auc'], 'multiclass': ['accuracy', 'log_loss'], 'regression': ['bias', 'mae', 'rmse']}[task]
     ours = {name: weighted_metric(task, name, y, scores, decision_settings) for name in names}
     if task == 'regression': return ours
-    if task == 'multiclass': return ours | {f'recall of {c}': _weighted_rate(scores.argmax(1) == y, y == k) for k, c in enumerate(classes)}
+    if task == 'multiclass':
+        right = scores.argmax(1) == y
+        return ours | {f'recall of {c}': _weighted_rate(right, y == k) for k, c in enumerate(classes)}
     act = scores >= decision_settings.threshold
-    return {'selection_rate': _weighted_rate(act), 'true_positive_rate': _weighted_rate(act, y == 1), 'false_positive_rate': _weighted_rate(act, y == 0), **ours}
+    return {'selection_rate': _weighted_rate(act), 'true_positive_rate': _weighted_rate(act, y == 1),
+            'false_positive_rate': _weighted_rate(act, y == 0), **ours}
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #3d447fac
 def sensitive_groups(
@@ -68,15 +72,22 @@ class FairnessGap(Struct):
     lowest: str # the group with the lowest
     estimate: Estimate # the largest difference, or the smallest ratio, of any two groups
 
+# %% ../../nbs/evaluate/07_fairness.ipynb #ba1a29cf
+def _masked_covariance(x): # (replicates, groups) -> (groups, groups), over the replicates in which both are defined
+    known = np.isfinite(x)
+    n = known.sum(0)
+    mean = np.divide(np.where(known, x, 0).sum(0), n, out=np.zeros(len(n)), where=n > 0)
+    off, both = np.where(known, x - mean, 0), np.einsum('ri,rj->ij', known.astype(int), known.astype(int)) - 1
+    return np.divide(np.einsum('ri,rj->ij', off, off), both, out=np.full(both.shape, np.nan), where=both > 0)
+
 def pairwise_gaps(
     values: np.ndarray, # (groups,) a figure of each
     replicates: np.ndarray, # (replicates, groups)
     ratio: bool = False,
-) -> tuple[np.ndarray, np.ndarray]: # (groups, groups): the difference of a row's group to a column's, or the ratio; and its standard error
+) -> tuple[np.ndarray, np.ndarray]: # (groups, groups): a row's group − (or /) a column's; its standard error
     "Every group against every other; NaN where a figure is undefined, or in more than a tenth of its draws."
-    x = np.ma.masked_invalid(replicates)
-    a = np.where(x.count(0) >= .9 * len(x), values, np.nan)
-    c = np.ma.cov(x, rowvar=False).filled(np.nan).reshape(len(a), len(a))
+    a = np.where(np.isfinite(replicates).sum(0) >= .9 * len(replicates), values, np.nan)
+    c = _masked_covariance(replicates)
     apart = a[:, None] / a if ratio else a[:, None] - a
     np.fill_diagonal(apart, np.nan)
     times, by = (apart, a) if ratio else (1., 1.) # of a ratio by the delta method
@@ -89,18 +100,20 @@ def largest_gap(
     group_names: list[str], # of the groups
     metrics: dict[str, int], # the figures to compare: name -> position
     ratio: bool = False, # the lowest as a share of the highest, and not the highest minus the lowest
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> FairnessGap | None: # None if no figure is known for two groups
     "The widest gap among some figures."
     with np.errstate(divide='ignore', invalid='ignore'):
-        apart, error = np.stack([pairwise_gaps(values[:, i], replicates[:, :, i], ratio) for i in metrics.values()], 1)
-    known = np.isfinite(apart)
-    if not (pairs := int((known | known.transpose(0, 2, 1)).sum()) // 2): return None # nothing is divided by 0, and 0 by something
-    half = NormalDist().inv_cdf(1 - (1 - confidence) / 2 / pairs) * error
+        pairs = [pairwise_gaps(values[:, i], replicates[:, :, i], ratio) for i in metrics.values()]
+        apart, error = np.stack(pairs, 1)
+    known = np.isfinite(apart) # nothing is divided by 0, and 0 by something
+    if not (n_pairs := int((known | known.transpose(0, 2, 1)).sum()) // 2): return None
+    half = NormalDist().inv_cdf(1 - (1 - confidence_level) / 2 / n_pairs) * error
     pick, at = (np.nanmin, np.nanargmin) if ratio else (np.nanmax, np.nanargmax)
     figure, i, j = np.unravel_index(at(apart), apart.shape)
     most, least = (j, i) if ratio else (i, j)
-    return FairnessGap(list(metrics)[figure], group_names[most], group_names[least], Estimate(*(float(pick(x)) for x in (apart, apart - half, apart + half))))
+    estimate = Estimate(*(float(pick(x)) for x in (apart, apart - half, apart + half)))
+    return FairnessGap(list(metrics)[figure], group_names[most], group_names[least], estimate)
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #f9f3c86c
 class GroupMetrics(Struct):
@@ -118,25 +131,32 @@ class FairnessReport(Struct):
     message: str # the conclusion
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #1bc0450a
-_GAP_METRICS = {'binary': {'demographic_parity_difference': 'selection_rate', 'demographic_parity_ratio': 'selection_rate',
-                    'equalized_odds_difference': ('true_positive_rate', 'false_positive_rate'), 'roc_auc_difference': 'roc_auc'},
-         'multiclass': {'accuracy_difference': 'accuracy', 'recall_difference': 'recall of ', 'log_loss_difference': 'log_loss'},
-         'regression': {'bias_difference': 'bias', 'mae_difference': 'mae', 'rmse_difference': 'rmse'}} # name -> how its figures begin
-
-GATED_FAIRNESS_METRIC = {'binary': 'equalized_odds_difference', 'multiclass': 'recall_difference'} # the gap in error rates, which the gate can bound
-
-def _describe_gap(gap, groups):
-    high, low = (next(g.metrics[gap.metric].value for g in groups if g.value == v) for v in (gap.highest, gap.lowest))
-    e = gap.estimate
-    return (f"the {gap.metric.replace('_', ' ')} is {high:.3g} for {gap.highest} and {low:.3g} for {gap.lowest}: {e.value:.2g} apart "
-            f"({e.low:.2g} to {e.high:.2g}), which {'chance does not explain' if e.low > 0 else 'may be chance'}")
+_GAP_METRICS = {
+    'binary': {'demographic_parity_difference': 'selection_rate', 'demographic_parity_ratio': 'selection_rate',
+               'equalized_odds_difference': ('true_positive_rate', 'false_positive_rate'),
+               'roc_auc_difference': 'roc_auc'},
+    'multiclass': {'accuracy_difference': 'accuracy', 'recall_difference': 'recall of ',
+                   'log_loss_difference': 'log_loss'},
+    'regression': {'bias_difference': 'bias', 'mae_difference': 'mae', 'rmse_difference': 'rmse'}}
 
 _SUMMARY_GAPS = {'binary': ['demographic_parity_difference', 'equalized_odds_difference'],
-         'multiclass': ['accuracy_difference', 'recall_difference'], 'regression': ['bias_difference', 'mae_difference']}
+                 'multiclass': ['accuracy_difference', 'recall_difference'],
+                 'regression': ['bias_difference', 'mae_difference']}
+
+GATED_FAIRNESS_METRIC = {'binary': 'equalized_odds_difference', 'multiclass': 'recall_difference'}
+
+# %% ../../nbs/evaluate/07_fairness.ipynb #a0868d83
+def _describe_gap(gap, groups):
+    value = {g.value: g.metrics[gap.metric].value for g in groups}
+    high, low, e = value[gap.highest], value[gap.lowest], gap.estimate
+    certainty = 'chance does not explain' if e.low > 0 else 'may be chance'
+    return (f"the {gap.metric.replace('_', ' ')} is {high:.3g} for {gap.highest} and {low:.3g} for {gap.lowest}: "
+            f"{e.value:.2g} apart ({e.low:.2g} to {e.high:.2g}), which {certainty}")
 
 def _describe_fairness(task, column, groups, gaps):
-    if said := [_describe_gap(gaps[name], groups) for name in _SUMMARY_GAPS[task] if name in gaps]: return f"By {column}, {'; '.join(said)}."
-    enough = 'only ' + groups[0].value if len(groups) == 1 else 'no group' if not groups else 'for no figure a second group'
+    found = [_describe_gap(gaps[name], groups) for name in _SUMMARY_GAPS[task] if name in gaps]
+    if found: return f"By {column}, {'; '.join(found)}."
+    enough = 'for no figure a second group' if len(groups) > 1 else 'only ' + groups[0].value if groups else 'no group'
     return f"By {column} nothing can be compared: {enough} has enough rows."
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #e73c7611
@@ -149,24 +169,23 @@ def measure_column_fairness(
     classes: list[str] | None = None,
     decision_settings: DecisionSettings = DecisionSettings(),
     min_rows: int = 200, # rows of a group
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> FairnessReport:
     "Every figure of every group of a column, and how far they are apart."
     names, small = split_by_group_size(group, min_rows)
     if not names: return FairnessReport(column, [], small, {}, _describe_fairness(task, column, [], {}))
-    rows = [np.flatnonzero(group == g) for g in names]
+    rows, level = [np.flatnonzero(group == g) for g in names], resampling.confidence_level
     ready = [group_metrics(task, y[r], scores[r], classes, decision_settings) for r in rows]
-    def on(w): return [f(mine) for r, fs in zip(rows, ready) for mine in [w[r]] for f in fs.values()]
-    shown, draws = list(ready[0]), bootstrap_replicates(on, len(y), replicates, seed, threads).reshape(replicates, len(names), -1)
-    values = np.array(on(np.ones(len(y)))).reshape(len(names), -1)
-    found = [GroupMetrics(g, len(r), {f: percentile_interval(v, d, confidence) for f, v, d in zip(shown, of, drawn.T)})
-             for g, r, of, drawn in zip(names, rows, values, draws.transpose(1, 0, 2))]
-    among = {name: {f: i for i, f in enumerate(shown) if f.startswith(begins)} for name, begins in _GAP_METRICS[task].items()}
-    gaps = {name: gap for name, of in among.items() if (gap := largest_gap(values, draws, names, of, name.endswith('ratio'), confidence))}
-    return FairnessReport(column, found, small, gaps, _describe_fairness(task, column, found, gaps))
+    def on(w): return [[f(mine) for f in fs.values()] for r, fs in zip(rows, ready) for mine in [w[r]]]
+    metrics, values, draws = list(ready[0]), np.array(on(np.ones(len(y)))), bootstrap_replicates(on, len(y), resampling)
+    groups = [GroupMetrics(g, len(r), {m: percentile_interval(v, d, level) for m, v, d in zip(metrics, of, drawn.T)})
+              for g, r, of, drawn in zip(names, rows, values, draws.transpose(1, 0, 2))]
+    gaps = {}
+    for name, prefix in _GAP_METRICS[task].items():
+        compared = {m: i for i, m in enumerate(metrics) if m.startswith(prefix)}
+        gap = largest_gap(values, draws, names, compared, name.endswith('ratio'), level)
+        if gap: gaps[name] = gap
+    return FairnessReport(column, groups, small, gaps, _describe_fairness(task, column, groups, gaps))
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #8a60e33a
 def measure_fairness(
@@ -175,19 +194,26 @@ def measure_fairness(
     sensitive_columns: list[str], # columns of `frame`
     y: np.ndarray, # (n,) class index, or value
     scores: np.ndarray, # (n,) or (n, k) scores
-    *args, # as for `by_column`: classes, terms, min_slice, replicates, confidence, seed, threads
-) -> list[FairnessReport]: # One for each column, and for any two together
+    classes: list[str] | None = None,
+    decision_settings: DecisionSettings = DecisionSettings(),
+    min_rows: int = 200, # rows of a group
+    resampling: Resampling = Resampling(),
+) -> list[FairnessReport]: # One for each column, and for any two together that can be compared
     "How the groups of the sensitive columns are treated."
     if not (np.isfinite(y).all() and np.isfinite(scores).all()):
-        return [FairnessReport(c, [], {}, {}, f"By {c} nothing can be compared: some scores are not finite.") for c in sensitive_columns]
-    found = [measure_column_fairness(task, column, group, y, scores, *args) for column, group in sensitive_groups(frame, sensitive_columns).items()]
-    return [f for f in found if f.column in sensitive_columns or f.gaps.keys() >= {*_SUMMARY_GAPS[task]}] # of two together only what can be compared
+        why = "nothing can be compared: some scores are not finite."
+        return [FairnessReport(c, [], {}, {}, f"By {c} {why}") for c in sensitive_columns]
+    found = [measure_column_fairness(task, column, group, y, scores, classes, decision_settings, min_rows, resampling)
+             for column, group in sensitive_groups(frame, sensitive_columns).items()]
+    return [f for f in found if f.column in sensitive_columns or f.gaps.keys() >= {*_SUMMARY_GAPS[task]}]
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #dc5c1df4
 def fairness_table(
-    found: list[FairnessReport],
-) -> pl.DataFrame: # column, group, n, figure, value, low, high
+    reports: list[FairnessReport],
+) -> pl.DataFrame: # column, group, n_rows, metric, value, low, high
     "The figures of all groups."
-    types = dict(column=pl.String, group=pl.String, n_rows=pl.Int64, metric=pl.String, value=pl.Float64, low=pl.Float64, high=pl.Float64)
-    rows = [(f.column, g.value, g.n_rows, name, e.value, e.low, e.high) for f in found for g in f.groups for name, e in g.metrics.items()]
+    rows = [(report.column, group.value, group.n_rows, name, e.value, e.low, e.high)
+            for report in reports for group in report.groups for name, e in group.metrics.items()]
+    types = dict(column=pl.String, group=pl.String, n_rows=pl.Int64, metric=pl.String)
+    types |= dict.fromkeys(('value', 'low', 'high'), pl.Float64)
     return pl.DataFrame(rows, schema=types, orient='row')

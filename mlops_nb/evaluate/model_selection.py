@@ -9,15 +9,16 @@ __all__ = ['LearnerCandidate', 'ModelSelection', 'rank_learners', 'select_model'
 import numpy as np
 from msgspec import Struct
 
-from .comparison import paired_differences, signed_gain, describe_difference
-from .metrics import METRICS, PRIMARY_METRIC, Estimate, weighted_metric
+from .comparison import describe_difference, paired_differences, signed_gain
+from .metrics import METRICS, PRIMARY_METRIC, weighted_metric
+from ..stats.bootstrap import Estimate, Resampling
 
 # %% ../../nbs/evaluate/05_model_selection.ipynb #abd5f70d
 class LearnerCandidate(Struct):
     "One learner's model."
     learner: str
     model_bytes: int # of the model's file
-    metrics: dict[str, dict[str, Estimate]] # by part, by metric
+    metrics: dict[str, dict[str, Estimate]] # by split, by metric
 
 class ModelSelection(Struct):
     "Which learner was chosen, and why."
@@ -36,18 +37,21 @@ def rank_learners(
     worth = lambda l: signed_gain(better, figure[l], 0.0) if np.isfinite(figure[l]) else -np.inf
     return sorted(scores, key=worth, reverse=True)
 
+# %% ../../nbs/evaluate/05_model_selection.ipynb #b4e0fa7a
 def select_model(
     task: str, # binary, multiclass or regression
     strategy: str, # best, or the name of a learner
     y: np.ndarray, # (n,) targets of the valid rows
     scores: dict[str, np.ndarray], # of the valid rows, by learner, in the order of train.learners
-    replicates: int = 200, confidence: float = 0.95, seed: int = 0, threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> ModelSelection:
     "Choose a learner on the valid rows."
     if len(scores) == 1: return ModelSelection(*scores, "There was one learner to choose from.")
     first, *others = rank_learners(task, y, scores)
     chosen = first if strategy == 'best' else strategy
     rival = next(l for l in (first, *others) if l != chosen)
-    found = paired_differences(task, y, scores[chosen], scores[rival], replicates=replicates, confidence=confidence, seed=seed, threads=threads)
-    how = f"was the best of {len(scores)} learners" if strategy == 'best' else "was named by train.model_selection in params.yaml"
-    return ModelSelection(chosen, f"{chosen} {how}. On the valid rows: {describe_difference(task, rival, found[PRIMARY_METRIC[task]], confidence)}")
+    found = paired_differences(task, y, scores[chosen], scores[rival], resampling=resampling)[PRIMARY_METRIC[task]]
+    how = f"was the best of {len(scores)} learners"
+    if strategy != 'best': how = "was named by train.model_selection in params.yaml"
+    difference = describe_difference(task, rival, found, resampling.confidence_level)
+    return ModelSelection(chosen, f"{chosen} {how}. On the valid rows: {difference}")

@@ -17,8 +17,9 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import Estimate, DecisionSettings, weighted_mean, row_loss
-from .slices import compare_with_rest, bin_column, primary_metric_and_gap
+from .metrics import DecisionSettings, row_loss
+from .slices import bin_column, compare_with_rest, primary_metric_and_gap
+from ..stats.bootstrap import Estimate, Resampling, weighted_mean
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #16386d94
 def predicted_and_observed(
@@ -36,7 +37,8 @@ def error_measures(
 ) -> dict[str, np.ndarray]: # Measure -> (n,)
     "What is searched for high values."
     predicted, observed = predicted_and_observed(task, y, scores)
-    return {'loss': row_loss(task, y, scores), 'under_predicted': observed - predicted, 'over_predicted': predicted - observed}
+    return {'loss': row_loss(task, y, scores), 'under_predicted': observed - predicted,
+            'over_predicted': predicted - observed}
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #9a6080a0
 def bin_columns(
@@ -59,14 +61,14 @@ def rows_in_slice(
     codes: np.ndarray, # (n, columns) int
     conditions: dict[int, int], # column -> the code it must have
 ) -> np.ndarray: # (n,) bool
-    "The rows of a spot."
+    "The rows of a slice."
     return np.logical_and.reduce([codes[:, c] == v for c, v in conditions.items()])
 
 def describe_slice(
     conditions: dict[int, int], # column -> code
     names: list[list[str]], # of the groups of each column
 ) -> str:
-    "A spot as a person would say it."
+    "A slice as a person would say it."
     return ' and '.join(names[c][v] for c, v in conditions.items())
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #0d0431c2
@@ -109,7 +111,7 @@ def informative_columns(
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #e6064b6a
 def search_slices(
-    groups: list[GroupCounts], # From `tally`
+    groups: list[GroupCounts], # From `count_groups`
     error: np.ndarray, # (n,)
     min_rows: int, # rows of a group
     max_slices: int = 100, # groups
@@ -130,9 +132,9 @@ def drop_overlapping(
     error: np.ndarray, # of these rows
     test_codes: np.ndarray, # codes of the rows that shall judge
     min_rows: int, # rows
-    max_slices: int = 10, # spots
+    max_slices: int = 10, # slices
 ) -> list[dict[int, int]]:
-    "The spots that say something new, and can be judged."
+    "The slices that say something new, and can be measured."
     kept, new, excess = [], np.ones(len(codes), bool), error - error.mean()
     for spot in candidates:
         rows, n = rows_in_slice(codes, spot), rows_in_slice(test_codes, spot).sum()
@@ -160,8 +162,8 @@ def slice_p_value(
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #26073c9b
 class DiscoveredSlice(Struct):
-    "A group of rows with a high error, found on the valid rows and measured on the test rows."
-    measure: str # loss: the rows are hard; too low, too high: the predictions are
+    "A group of rows with a high error, found on the validation rows and measured on the test rows."
+    measure: str # loss: the rows are hard; under_predicted, over_predicted: the predictions are too low, too high
     where: str # in words
     n_rows: int
     share: float # of the test rows
@@ -181,12 +183,13 @@ class SliceDiscovery(Struct):
     message: str # the conclusion
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #ed494f1c
-def _not_searched(why): return SliceDiscovery(0, [], f"Nobody has looked for weak spots: {why}")
+def _not_searched(why): return SliceDiscovery(0, [], f"No search for slices: {why}")
 
 def _skip_reason(frames, scores, names, min_rows):
     if not all(np.isfinite(s).all() for s in scores): return "some scores are not finite."
     n = min(map(len, frames))
-    if n < 2 * min_rows: return f"a part of {n:,} rows is too small for groups of {min_rows:,} and a rest to compare with."
+    if n < 2 * min_rows:
+        return f"a split of {n:,} rows is too small for groups of {min_rows:,} and a rest to compare with."
     return None if names else "every input has the same value in all rows."
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #caf28aea
@@ -195,22 +198,27 @@ _LOSS_NAMES = {'binary': 'log loss', 'multiclass': 'log loss', 'regression': 'ab
 def _describe_measure(measure, spots, what):
     if not spots: return f"{what} in none"
     x = max(spots, key=lambda x: x.gap.value)
-    a, b, against = (x.error.value, x.rest, 'elsewhere') if measure == 'loss' else (x.observed, x.predicted, 'predicted')
+    a, b, against = x.observed, x.predicted, 'predicted'
+    if measure == 'loss': a, b, against = x.error.value, x.rest, 'elsewhere'
     return f"{what} in {len(spots)}, most where {x.where} ({x.n_rows:,} rows: {a:.3g}, and {b:.3g} {against})"
 
-def _describe_discovery(task, tried, spots, confidence):
-    what = {'loss': f"the mean {_LOSS_NAMES[task]} is surely higher than elsewhere", 'under_predicted': "the predictions are surely too low",
-            'over_predicted': "too high"}
-    sure = {m: [x for x in spots if x.measure == m and x.p_value < 1 - confidence] for m in what}
-    return f"Of {tried:,} comparisons of a group of rows with all others, {'; '.join(_describe_measure(m, sure[m], what[m]) for m in what)}."
+def _describe_discovery(task, n_comparisons, slices, confidence_level):
+    what = {'loss': f"the mean {_LOSS_NAMES[task]} is surely higher than elsewhere",
+            'under_predicted': "the predictions are surely too low", 'over_predicted': "too high"}
+    sure = {m: [x for x in slices if x.measure == m and x.p_value < 1 - confidence_level] for m in what}
+    text = '; '.join(_describe_measure(m, sure[m], words) for m, words in what.items())
+    return f"Of {n_comparisons:,} comparisons of a group of rows with all others, {text}."
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #566bc420
-def _measure_candidates(task, measure, places, y, s, tried, terms, sure): # `places`: name -> rows
-    error, (predicted, observed), members = error_measures(task, y, s)[measure], predicted_and_observed(task, y, s), list(places.values())
-    means, metrics = compare_with_rest([(lambda rows: weighted_mean(error[rows]), sub), primary_metric_and_gap(task, y, s, terms)], len(y), members, *sure)
-    return [DiscoveredSlice(measure, where, int(m.sum()), float(m.mean()), here, rest, gap, slice_p_value(error, m, tried), float(predicted[m].mean()),
-                     float(observed[m].mean()), figure, others)
-            for (where, m), (here, rest, gap), (figure, others, _) in zip(places.items(), means, metrics)]
+def _measure_slices(task, measure, masks, y, scores, n_comparisons, settings, resampling): # `masks`: name -> rows
+    error, (predicted, observed) = error_measures(task, y, scores)[measure], predicted_and_observed(task, y, scores)
+    metrics = [(lambda rows: weighted_mean(error[rows]), sub), primary_metric_and_gap(task, y, scores, settings)]
+    errors, primary = compare_with_rest(metrics, len(y), list(masks.values()), resampling)
+    return [DiscoveredSlice(
+        measure=measure, where=where, n_rows=int(m.sum()), share=float(m.mean()), error=here, rest=rest, gap=gap,
+        p_value=slice_p_value(error, m, n_comparisons), predicted=float(predicted[m].mean()),
+        observed=float(observed[m].mean()), primary_value=value, primary_value_rest=value_rest)
+        for (where, m), (here, rest, gap), (value, value_rest, _) in zip(masks.items(), errors, primary)]
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #881aa53c
 def discover_slices(
@@ -220,13 +228,10 @@ def discover_slices(
     test: pl.DataFrame, # the same: the rows that judge
     scores: dict[str, np.ndarray], # of `valid` and `test`
     decision_settings: DecisionSettings = DecisionSettings(),
-    min_rows: int = 200, # rows of a spot, on either part
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    min_rows: int = 200, # of a slice, on either split
+    resampling: Resampling = Resampling(),
 ) -> SliceDiscovery:
-    "Find the groups where the model is worst on the valid rows, and measure them on the test rows."
+    "Find the groups where the model is worst on the validation rows, and measure them on the test rows."
     names, (codes, test_codes) = bin_columns([validation, test], columns)
     if why := _skip_reason((validation, test), scores.values(), names, min_rows): return _not_searched(why)
     searched = error_measures(task, validation['_target'].to_numpy(), scores['valid'])
@@ -235,22 +240,24 @@ def discover_slices(
     counted = {m: count_groups(codes[:, cols], searched[m]) for m, cols in used.items()}
     tried = sum(count_comparisons(groups, min_rows) for groups in counted.values())
     if not tried: return _not_searched(f"no group of the valid rows has {min_rows:,} of them.")
-    spots, y = [], test['_target'].to_numpy()
+    slices, y = [], test['_target'].to_numpy()
     for measure, cols in used.items():
-        found = [{cols[c]: v for c, v in spot.items()} for spot in search_slices(counted[measure], searched[measure], min_rows)]
+        found = search_slices(counted[measure], searched[measure], min_rows)
+        found = [{cols[c]: v for c, v in conditions.items()} for conditions in found]
         found = drop_overlapping(found, codes, searched[measure], test_codes, min_rows)
-        places = {describe_slice(spot, names): rows_in_slice(test_codes, spot) for spot in found}
-        spots += _measure_candidates(task, measure, places, y, scores['test'], tried, decision_settings, (replicates, confidence, seed, threads))
-    return SliceDiscovery(tried, spots, _describe_discovery(task, tried, spots, confidence))
+        masks = {describe_slice(conditions, names): rows_in_slice(test_codes, conditions) for conditions in found}
+        slices += _measure_slices(task, measure, masks, y, scores['test'], tried, decision_settings, resampling)
+    return SliceDiscovery(tried, slices, _describe_discovery(task, tried, slices, resampling.confidence_level))
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #e5cd2e82
 def discovered_slice_table(
     found: SliceDiscovery,
-) -> pl.DataFrame: # One row a spot
-    "Weak spots as a table."
-    numbers = ('share', 'error', 'low', 'high', 'rest', 'gap', 'gap_low', 'gap_high', 'p_value', 'predicted', 'observed', 'primary_value',
-               'primary_value_rest')
-    rows = [(x.measure, x.where, x.n_rows, x.share, x.error.value, x.error.low, x.error.high, x.rest, x.gap.value, x.gap.low, x.gap.high, x.p_value,
-             x.predicted, x.observed, x.primary_value.value, x.primary_value_rest) for x in found.slices]
+) -> pl.DataFrame: # One row a slice
+    "Discovered slices as a table."
+    numbers = ('share', 'error', 'low', 'high', 'rest', 'gap', 'gap_low', 'gap_high', 'p_value', 'predicted',
+               'observed', 'primary_value', 'primary_value_rest')
+    rows = [(x.measure, x.where, x.n_rows, x.share, x.error.value, x.error.low, x.error.high, x.rest,
+             x.gap.value, x.gap.low, x.gap.high, x.p_value, x.predicted, x.observed,
+             x.primary_value.value, x.primary_value_rest) for x in found.slices]
     types = dict(measure=pl.String, where=pl.String, n_rows=pl.Int64) | dict.fromkeys(numbers, pl.Float64)
     return pl.DataFrame(rows, schema=types, orient='row')

@@ -7,14 +7,16 @@ __all__ = ['bin_column', 'Slice', 'compare_with_rest', 'primary_metric_and_gap',
            'evaluate_slices', 'slice_table', 'binned_residuals']
 
 # %% ../../nbs/evaluate/02_slices.ipynb #62148b91
+from operator import sub
 from typing import Callable
 
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import METRICS, PRIMARY_METRIC, Estimate, DecisionSettings, percentile_interval, weighted_metric, bootstrap_replicates
 from .decision_threshold import mean_interval_by_bin, quantile_bins
+from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, metric_values, weighted_metric
+from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, finite_or_none, percentile_interval
 
 # %% ../../nbs/evaluate/02_slices.ipynb #da1dc295
 def _drop_empty_groups(codes, labels): # Drop the groups nobody is in
@@ -29,21 +31,23 @@ def _bin_categories(values, max_categories):
     return _drop_empty_groups(np.array([code.get(v, max_categories) for v in values.to_list()], int), labels)
 
 # %% ../../nbs/evaluate/02_slices.ipynb #3e405ad4
-def _format_bound(x): return x.isoformat(sep=' ') if hasattr(x, 'isoformat') else f"{x:.6g}"
+def _format_range(values): # `1 to 5`, or `3` where all are the same
+    text = [x.isoformat(sep=' ') if hasattr(x, 'isoformat') else f"{x:.6g}" for x in (values.min(), values.max())]
+    return ' to '.join(text if values.min() != values.max() else text[:1])
 
 def _bin_numbers(values, n_bins):
     there = values.is_not_null().to_numpy()
     known = values.filter(there)
-    b = known.rank('dense').to_numpy().astype(int) - 1 if known.n_unique() <= n_bins else quantile_bins(known.to_physical().to_numpy(), n_bins)
-    ends = [known.filter(b == i) for i in range(b.max() + 1 if len(b) else 0)]
-    labels = [_format_bound(e.min()) if e.min() == e.max() else f"{_format_bound(e.min())} to {_format_bound(e.max())}" for e in ends] + ['(missing)']
-    codes = np.full(len(values), len(ends))
+    if known.n_unique() <= n_bins: b = known.rank('dense').to_numpy().astype(int) - 1
+    else: b = quantile_bins(known.to_physical().to_numpy(), n_bins)
+    labels = [_format_range(known.filter(b == i)) for i in range(b.max() + 1 if len(b) else 0)]
+    codes = np.full(len(values), len(labels))
     codes[there] = b
-    return _drop_empty_groups(codes, labels)
+    return _drop_empty_groups(codes, [*labels, '(missing)'])
 
 # %% ../../nbs/evaluate/02_slices.ipynb #a3f483d2
 def bin_column(
-    values: pl.Series, # any type of the contract
+    values: pl.Series, # any type of the schema
     n_bins: int = 4, # of numbers and times; a column with at most this many distinct ones is not cut
     max_categories: int = 20, # categories with a group of their own
 ) -> tuple[np.ndarray, list[str]]: # (n,) int: the group of each row; the label of each group
@@ -65,37 +69,33 @@ class Slice(Struct):
     metrics: dict[str, float | None] # every metric of the task on these rows
 
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a3
-def _finite_or_none(x): return float(x) if np.isfinite(x) else None
-
 def compare_with_rest(
-    metrics: list[tuple[Callable, Callable]], # row numbers -> a figure of these rows, as a function of their weights; (figure, figure of the rest) -> how much worse
+    metrics: list[tuple[Callable, Callable]], # rows -> a function of their weights; (here, elsewhere) -> how much worse
     n: int, # rows
     masks: list[np.ndarray], # for each group (n,) bool: is the row in it?
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
-) -> list[list[tuple[Estimate, float | None, Estimate]]]: # For each figure and each group: the figure, that of the rest, the gap
+    resampling: Resampling = Resampling(),
+) -> list[list[tuple[Estimate, float | None, Estimate]]]: # By figure and group: here, elsewhere, the gap
     "Figures of each group and their distance from the rest, all over the same draws."
     sides = [np.flatnonzero(m == side) for m in masks for side in (True, False)]
     at, shape = [[ready(rows) for ready, _ in metrics] for rows in sides], (len(masks), 2, len(metrics))
     def on(w): return [f(mine) for fs, rows in zip(at, sides) for mine in [w[rows]] for f in fs]
-    values, draws = np.reshape(on(np.ones(n)), shape), bootstrap_replicates(on, n, replicates, seed, threads).reshape(replicates, *shape)
-    return [[(percentile_interval(a, h, confidence), _finite_or_none(b), percentile_interval(worse(a, b), worse(h, r), confidence))
-             for (a, b), (h, r) in zip(values[..., i], draws[..., i].transpose(1, 2, 0))] for i, (_, worse) in enumerate(metrics)]
+    values, draws = np.reshape(on(np.ones(n)), shape), bootstrap_replicates(on, n, resampling)
+    draws, level = draws.reshape(resampling.n_resamples, *shape), resampling.confidence_level
+    return [[(percentile_interval(a, here, level), finite_or_none(b),
+              percentile_interval(worse(a, b), worse(here, rest), level))
+             for (a, b), (here, rest) in zip(values[..., i], draws[..., i].transpose(1, 2, 0))]
+            for i, (_, worse) in enumerate(metrics)]
 
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a4
-def _primary_gap(task, a, b): # How much worse is figure `a` than figure `b`?
-    return b - a if METRICS[task][PRIMARY_METRIC[task]].better == 'higher' else a - b
-
 def primary_metric_and_gap(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value, of all rows
     scores: np.ndarray, # (n,) or (n, k) scores
     decision_settings: DecisionSettings = DecisionSettings(),
-) -> tuple[Callable, Callable]: # As `against_rest` takes it
+) -> tuple[Callable, Callable]: # As `compare_with_rest` takes it
     "The primary metric, and how much worse one is than another."
-    return lambda rows: weighted_metric(task, PRIMARY_METRIC[task], y[rows], scores[rows], decision_settings), lambda a, b: _primary_gap(task, a, b)
+    def ready(rows): return weighted_metric(task, PRIMARY_METRIC[task], y[rows], scores[rows], decision_settings)
+    return ready, (lambda a, b: b - a) if METRICS[task][PRIMARY_METRIC[task]].better == 'higher' else sub
 
 def measure_slices(
     task: str, # binary, multiclass or regression
@@ -103,13 +103,10 @@ def measure_slices(
     scores: np.ndarray, # (n,) or (n, k) scores
     masks: list[np.ndarray], # for each slice (n,) bool: is the row in it?
     decision_settings: DecisionSettings = DecisionSettings(),
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> list[tuple[Estimate, float | None, Estimate]]: # For each slice: its figure, that of the rest, the gap
     "The primary metric of each slice and its distance from the rest."
-    return compare_with_rest([primary_metric_and_gap(task, y, scores, decision_settings)], len(y), masks, replicates, confidence, seed, threads)[0]
+    return compare_with_rest([primary_metric_and_gap(task, y, scores, decision_settings)], len(y), masks, resampling)[0]
 
 # %% ../../nbs/evaluate/02_slices.ipynb #afc48f59
 class SmallSlices(Struct):
@@ -127,10 +124,7 @@ def evaluate_slices(
     segments: list[str], # columns of `frame`
     decision_settings: DecisionSettings = DecisionSettings(),
     min_rows: int = 200, # rows
-    replicates: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    threads: int = 1,
+    resampling: Resampling = Resampling(),
 ) -> tuple[list[Slice], list[SmallSlices]]:
     "Judge every value of every segment against the other rows."
     judged, small = [], [] # (column, label, code of each row, code of the slice)
@@ -141,11 +135,11 @@ def evaluate_slices(
         if (few := sizes < min_rows).any(): small.append(SmallSlices(column, int(few.sum()), int(sizes[few].sum())))
     found, most = [], max(1, 5_000_000 // max(1, len(y)))
     for batch in (judged[i:i + most] for i in range(0, len(judged), most)):
-        verdicts = measure_slices(task, y, scores, [codes == i for _, _, codes, i in batch], decision_settings, replicates, confidence, seed, threads)
-        for (column, label, codes, i), verdict in zip(batch, verdicts):
-            rows = codes == i
-            figures = {m: _finite_or_none(weighted_metric(task, m, y[rows], scores[rows], decision_settings)(np.ones(rows.sum()))) for m in METRICS[task]}
-            found.append(Slice(column, label, int(rows.sum()), *verdict, figures))
+        masks = [codes == i for _, _, codes, i in batch]
+        estimates = measure_slices(task, y, scores, masks, decision_settings, resampling)
+        for (column, label, *_), rows, estimate in zip(batch, masks, estimates):
+            metrics = metric_values(task, y[rows], scores[rows], decision_settings)
+            found.append(Slice(column, label, int(rows.sum()), *estimate, metrics))
     return found, small
 
 # %% ../../nbs/evaluate/02_slices.ipynb #f1b62e3a
@@ -153,8 +147,9 @@ def slice_table(
     found: list[Slice],
 ) -> pl.DataFrame: # One row a slice, the worst first
     "Slices as a table."
-    rows = [dict(column=x.column, value=x.value, n_rows=x.n_rows, estimate=x.estimate.value, low=x.estimate.low, high=x.estimate.high, rest=x.rest,
-                 gap=x.gap.value, gap_low=x.gap.low, gap_high=x.gap.high) for x in found]
+    rows = [dict(column=x.column, value=x.value, n_rows=x.n_rows, estimate=x.estimate.value, low=x.estimate.low,
+                 high=x.estimate.high, rest=x.rest, gap=x.gap.value, gap_low=x.gap.low, gap_high=x.gap.high)
+            for x in found]
     types = dict(column=pl.String, value=pl.String, n_rows=pl.Int64) | dict.fromkeys(
         ('estimate', 'low', 'high', 'rest', 'gap', 'gap_low', 'gap_high'), pl.Float64)
     return pl.DataFrame(rows, schema=types).sort('gap', descending=True, nulls_last=True, maintain_order=True)
@@ -167,17 +162,18 @@ def binned_residuals(
     scores: np.ndarray, # (n,) scores or values, (n, k) for more than two classes
     classes: list[str] | None = None, # of a classification
     n_bins: int = 10,
-    confidence: float = 0.95,
-) -> pl.DataFrame: # feature, class, bin, label, n, mean, low, high
+    confidence_level: float = 0.95,
+) -> pl.DataFrame: # feature, class, bin, label, n_rows, mean, low, high
     "The mean residual in each group of each feature."
     if scores.ndim == 2: sides = [(c, (y == k) - scores[:, k]) for k, c in enumerate(classes)]
     else: sides = [(classes[1] if classes else None, y - scores)]
-    parts = []
+    tables = []
     for column in columns:
         codes, labels = bin_column(frame[column], n_bins)
         n = np.bincount(codes, minlength=len(labels))
         for name, residual in sides:
-            mean, low, high = mean_interval_by_bin(codes, residual, confidence)
-            parts.append(pl.DataFrame({'feature': column, 'class': pl.Series([name] * len(n), dtype=pl.String), 'bin': np.arange(len(n)),
-                                       'label': labels, 'n_rows': n, 'mean': mean, 'low': low, 'high': high}))
-    return pl.concat(parts).fill_nan(None) if parts else pl.DataFrame()
+            mean, low, high = mean_interval_by_bin(codes, residual, confidence_level)
+            tables.append(pl.DataFrame({
+                'feature': column, 'class': pl.Series([name] * len(n), dtype=pl.String), 'bin': np.arange(len(n)),
+                'label': labels, 'n_rows': n, 'mean': mean, 'low': low, 'high': high}))
+    return pl.concat(tables).fill_nan(None) if tables else pl.DataFrame()

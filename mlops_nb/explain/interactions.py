@@ -37,11 +37,13 @@ def pairwise_interactions(
     predictor: Predictor,
     X: np.ndarray, # (n, features) as the model reads them; n² rows are asked about for each pair
     features: list[str], # Among `predictor.feature_names`
-) -> pl.DataFrame: # feature, other, strength, share (H²); the strongest first
+) -> pl.DataFrame: # feature, other_feature, strength, h_squared; the strongest first
     "How strongly each pair of features acts together."
-    at = {f: predictor.feature_names.index(f) for f in features}
-    alone = {f: partial_dependence(predictor, X, X, [j]) for f, j in at.items()}
-    rows = [(f, g, *_interaction_strength(partial_dependence(predictor, X, X, [at[f], at[g]]), alone[f], alone[g])) for f, g in combinations(features, 2)]
+    at = [predictor.feature_names.index(f) for f in features]
+    alone = [partial_dependence(predictor, X, X, [j]) for j in at]
+    rows = [(features[a], features[b],
+             *_interaction_strength(partial_dependence(predictor, X, X, [at[a], at[b]]), alone[a], alone[b]))
+            for a, b in combinations(range(len(features)), 2)]
     types = dict(feature=pl.String, other_feature=pl.String, strength=pl.Float64, h_squared=pl.Float64)
     return pl.DataFrame(rows, schema=types, orient='row').sort('strength', descending=True, maintain_order=True)
 
@@ -58,12 +60,14 @@ def partial_dependence_2d(
     feature: str, other_feature: str,
     n_bins: int = 12, # Groups of the one
     n_other_bins: int = 5, # Groups of the other
-) -> pl.DataFrame: # feature, other, label, other_label, class (its number), value (raw score)
+) -> pl.DataFrame: # feature, other_feature, label, other_label, class (its number), value (raw score)
     "The partial dependence on two features."
     M, (j, k) = predictor.encode_frame(frame), (predictor.feature_names.index(f) for f in (feature, other_feature))
-    (labels, values), (other_labels, other_values) = _bin_medians(frame[feature], M[:, j], n_bins), _bin_medians(frame[other_feature], M[:, k], n_other_bins)
+    labels, values = _bin_medians(frame[feature], M[:, j], n_bins)
+    other_labels, other_values = _bin_medians(frame[other_feature], M[:, k], n_other_bins)
     grid = np.zeros((len(labels) * len(other_labels), M.shape[1]))
     grid[:, j], grid[:, k] = np.repeat(values, len(other_labels)), np.tile(other_values, len(labels))
     found = partial_dependence(predictor, grid, X, [j, k])
-    return pl.concat(pl.DataFrame({'feature': feature, 'other_feature': other_feature, 'label': np.repeat(labels, len(other_labels)),
-                                   'other_label': other_labels * len(labels), 'class': c, 'value': found[:, c]}) for c in range(found.shape[1]))
+    return pl.concat(pl.DataFrame({
+        'feature': feature, 'other_feature': other_feature, 'label': np.repeat(labels, len(other_labels)),
+        'other_label': other_labels * len(labels), 'class': c, 'value': found[:, c]}) for c in range(found.shape[1]))

@@ -112,7 +112,8 @@ def _mixed_series(name, values):
     kinds = set(map(type, values)) - {type(None)}
     if not kinds: return pl.Series(name, values, pl.Null)
     if kinds == {bool}: return pl.Series(name, values, pl.Boolean)
-    if kinds == {int} and all(v is None or -1 << 63 <= v < 1 << 63 for v in values): return pl.Series(name, values, pl.Int64)
+    fits = kinds == {int} and all(v is None or -1 << 63 <= v < 1 << 63 for v in values)
+    if fits: return pl.Series(name, values, pl.Int64)
     if kinds <= {int, float}: return pl.Series(name, [v if v is None else float(v) for v in values], pl.Float64)
     return pl.Series(name, [v if v is None or type(v) is str else json.dumps(v) for v in values], pl.String)
 
@@ -129,7 +130,7 @@ def _typed_series(name, values):
 def _time_series(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #777c433b
-_RECORD_COLUMNS = ("id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "seq") # one value a record
+_RECORD_COLUMNS = "id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "seq" # one value each
 
 def _flatten(lists): return list(chain.from_iterable(lists))
 
@@ -147,7 +148,9 @@ def record_frame(lease_id: int, records: list[PredictionRecord]) -> pl.DataFrame
     "One row for each row that was scored."
     rows = [len(r.score) for r in records]
     each = {f: _flatten([getattr(r, f)] * n for r, n in zip(records, rows)) for f in _RECORD_COLUMNS}
-    def column(name, field, values): return _mixed_series(name, _explode_per_row(lease_id, records, rows, field, values))
+    def column(name, field, values):
+        return _mixed_series(name, _explode_per_row(lease_id, records, rows, field, values))
+    inputs = dict.fromkeys(_flatten(r.columns for r in records))
     return pl.DataFrame([
         _typed_series("id", each.pop("id")),
         _typed_series("row", _flatten(r.row_indices or range(n) for r, n in zip(records, rows))),
@@ -156,14 +159,15 @@ def record_frame(lease_id: int, records: list[PredictionRecord]) -> pl.DataFrame
         _typed_series("lease_id", [lease_id] * sum(rows)),
         _score_series(_flatten(r.score for r in records)),
         *(column(f, f, [getattr(r, f) for r in records]) for f in ("decision", "entity")),
-        *(column(f"columns.{c}", c, [r.columns.get(c) for r in records]) for c in dict.fromkeys(_flatten(r.columns for r in records)))])
+        *(column(f"columns.{c}", c, [r.columns.get(c) for r in records]) for c in inputs)])
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #7a08ede9
 def feedback_frame(lease_id: int, labels: list[Feedback]) -> pl.DataFrame:
     "One row for each label that arrived."
     fields = ("id", "row", "endpoint", "api_key_name", "seq")
     return pl.DataFrame([
-        *(_typed_series(f, [getattr(r, f) for r in labels]) for f in fields), _typed_series("lease_id", [lease_id] * len(labels)),
+        *(_typed_series(f, [getattr(r, f) for r in labels]) for f in fields),
+        _typed_series("lease_id", [lease_id] * len(labels)),
         _time_series([r.time for r in labels]), _mixed_series("label", [r.label for r in labels])])
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #fc1b43fd

@@ -19,7 +19,8 @@ from ..bundle.bundle import open_bundle
 from ..core.errors import UserError, did_you_mean
 from ..evaluate.stage import Evaluation, read_evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
-from ..evaluate.metrics import METRICS, Estimate
+from ..evaluate.metrics import METRICS
+from ..stats.bootstrap import Estimate
 from ..evaluate.slices import Slice
 from ..core.typed_yaml import read_json, write_json
 from ..config.params import GateParams, read_params

@@ -29,39 +29,42 @@ class KeyMetric(Struct):
     value: float | None
     better: str = '' # which direction is good: higher, lower, or '' for neither
 
+# %% ../../nbs/report/04_history.ipynb #62b13d8c
 class RunRecord(Struct):
     "One run, as `run.json` beside its pages."
-    name: str # also the name of its folder: the first 12 characters of a bundle's id, or the tick of a schedule
-    time: str # when it was made, ISO 8601
+    name: str # also of its folder: the first 12 characters of a bundle's id, or the fire time of a schedule
+    created_at: str # ISO 8601
     message: str # what came out
     passed: bool | None = None # None: there was nothing to pass
-    figures: list[KeyMetric] = []
-    counts: dict[str, int] = {} # rows received, accepted, ...: what the next run compares itself with
-    features: list[str] = [] # what the model goes by, the most important first
+    metrics: list[KeyMetric] = []
+    row_counts: dict[str, int] = {} # rows received, accepted, ...: what the next run compares itself with
+    top_features: list[str] = [] # the most important first
     pages: dict[str, str] = {} # title -> file beside run.json
-    previous: str = '' # the name of the run before
-    seconds: float = 0.0 # how long the pages took
+    previous_run: str = '' # its name
+    duration_seconds: float = 0.0 # of making the pages
 
 # %% ../../nbs/report/04_history.ipynb #6b467382
 def read_runs(
     folder: str | Path, # Every `run.json` below it counts
 ) -> list[tuple[Path, RunRecord]]: # The folder of each run, the newest first
     "The history of runs; raises `UserError` naming a `run.json` that cannot be read."
-    runs = [(p.parent, read_json(p, RunRecord)) for p in Path(folder).rglob('run.json') if not any(part.startswith('.') for part in p.relative_to(folder).parts)]
-    return sorted(runs, key=lambda r: (r[1].time, r[1].name), reverse=True)
+    found = [p for p in Path(folder).rglob('run.json')
+             if not any(part.startswith('.') for part in p.relative_to(folder).parts)]
+    runs = [(p.parent, read_json(p, RunRecord)) for p in found]
+    return sorted(runs, key=lambda r: (r[1].created_at, r[1].name), reverse=True)
 
 # %% ../../nbs/report/04_history.ipynb #73cdacf4
 def format_metric_change(
     metric: KeyMetric,
     previous_run: RunRecord | None,
 ) -> Html: # "0.846 (+0.024, better)"
-    "A figure and its change since the run before."
-    old = next((f.value for f in previous_run.figures if f.name == metric.name), None) if previous_run else None
+    "A metric and its change since the previous run."
+    old = next((m.value for m in previous_run.metrics if m.name == metric.name), None) if previous_run else None
     if old is None or metric.value is None: return Html(format_number(metric.value))
     text = format_change(metric.value, old)
-    if text == 'no change' or metric.better not in ('higher', 'lower'): return Html(f'{format_number(metric.value)} <span class="soft">({text})</span>')
-    good = (metric.value > old) == (metric.better == 'higher')
-    return Html(f'{format_number(metric.value)} <span class="soft">({text}, {"better" if good else "worse"})</span>')
+    if text != 'no change' and metric.better in ('higher', 'lower'):
+        text += ", better" if (metric.value > old) == (metric.better == 'higher') else ", worse"
+    return Html(f'{format_number(metric.value)} <span class="soft">({text})</span>')
 
 # %% ../../nbs/report/04_history.ipynb #ba68b72c
 def _page_link(folder, file, text, index):
@@ -69,17 +72,20 @@ def _page_link(folder, file, text, index):
     if not (folder / file).exists(): return escape(text)
     return f'<a href="{escape(os.path.relpath(folder / file, index.parent))}">{escape(text)}</a>'
 
+# %% ../../nbs/report/04_history.ipynb #d5a29443
 def _previous_run(runs, i):
     "The run that comes next in the list and has the same parent folder: for a schedule, the same schedule."
     return next(((f, r) for f, r in runs[i + 1:] if f.parent == runs[i][0].parent), (None, None))
 
+# %% ../../nbs/report/04_history.ipynb #c3bfc0b8
 def _run_row(runs, i, index):
     (folder, run), (old_folder, old) = runs[i], _previous_run(runs, i)
-    when = datetime.fromisoformat(run.time)
-    row = dict(When=nowrap(f"{when.day} {when:%B %Y, %H:%M}"), Run=run.name, Verdict=pass_badge(run.passed) + Html(f"<br>{escape(run.message)}"))
-    row |= {metric_label(f.name): format_metric_change(f, old) for f in run.figures}
+    when = datetime.fromisoformat(run.created_at)
+    row = dict(When=nowrap(f"{when.day} {when:%B %Y, %H:%M}"), Run=run.name,
+               Verdict=pass_badge(run.passed) + Html(f"<br>{escape(run.message)}"))
+    row |= {metric_label(m.name): format_metric_change(m, old) for m in run.metrics}
     row['Pages'] = Html('<br>'.join(_page_link(folder, file, title, index) for title, file in run.pages.items()))
-    row['The run before'] = Html(_page_link(old_folder, next(iter(old.pages.values()), ''), old.name, index) if old else '–')
+    row['Previous run'] = Html(_page_link(old_folder, next(iter(old.pages.values()), ''), old.name, index) if old else '–')
     return row
 
 # %% ../../nbs/report/04_history.ipynb #ede0c108
@@ -92,9 +98,14 @@ def write_index(
     "Write the list of runs, the newest first."
     index, runs = Path(index), read_runs(folder)
     rows = [_run_row(runs, i, index) for i in range(len(runs))]
-    headings = list(dict.fromkeys(h for r in rows for h in r if h not in ('Pages', 'The run before'))) + ['Pages', 'The run before']
+    last = ['Pages', 'Previous run']
+    headings = list(dict.fromkeys(h for r in rows for h in r if h not in last)) + last
     rows = [{h: r.get(h, Html('–')) for h in headings} for r in rows]
-    body = ("<p>The newest run:</p>" + verdict(runs[0][1].message, runs[0][1].passed).text + table(rows, "All runs, the newest first. Changes are since the run before.").text
-            if runs else "<p>Nothing has run yet.</p>")
-    with atomic_file(index) as tmp: tmp.write_text(render_page(title, body, PageHeader(project=project)), encoding='utf-8')
+    body = "<p>Nothing has run yet.</p>"
+    if runs:
+        newest = runs[0][1]
+        body = ("<p>The newest run:</p>" + verdict(newest.message, newest.passed).text
+                + table(rows, "All runs, the newest first. Changes are since the previous run.").text)
+    with atomic_file(index) as tmp:
+        tmp.write_text(render_page(title, body, PageHeader(project=project)), encoding='utf-8')
     return index

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIGHT_PALETTE', 'DARK_PALETTE', 'PageHeader', 'render_page', 'sanitize_html', 'render_markdown', 'render_output',
-           'write_markdown_page', 'render_notebook']
+           'render_notebook', 'write_markdown_page']
 
 # %% ../../nbs/report/00_html.ipynb #70740577
 import json, re
@@ -52,32 +52,39 @@ body { margin:0; background:var(--paper); color:var(--ink);
 header, main, footer { max-width:68rem; margin:0 auto; padding:0 1.25rem }
 header { padding-top:1.25rem; border-bottom:1px solid var(--line) }
 nav { display:flex; flex-wrap:wrap; gap:.25rem 1.5rem; font-size:.875rem } nav span { color:var(--soft) }
-a { color:var(--blue); text-underline-offset:.15em } :focus-visible { outline:2px solid var(--blue); outline-offset:2px }
+a { color:var(--blue); text-underline-offset:.15em }
+:focus-visible { outline:2px solid var(--blue); outline-offset:2px }
 h1 { font-size:1.9rem; line-height:1.2; margin:.6rem 0 .4rem; letter-spacing:-.01em }
 h2 { font-size:1.3rem; line-height:1.3; margin:2.6rem 0 .5rem } h3 { font-size:1.05rem; margin:1.8rem 0 .3rem }
 p, ul, ol, blockquote { max-width:44rem } blockquote { margin:1rem 0; color:var(--soft) } blockquote p { margin:0 }
 .facts { display:flex; flex-wrap:wrap; gap:.25rem 2rem; margin:0 0 1rem; font-size:.875rem }
 .facts div { display:flex; gap:.4rem } dt { color:var(--soft) } dd { margin:0 }
-pre { background:var(--panel); padding:.75rem 1rem; overflow-x:auto; font-size:.8125rem; line-height:1.45 } code { font-size:.9em }
-footer { margin:3rem auto 2rem; padding-top:1rem; border-top:1px solid var(--line); color:var(--soft); font-size:.8125rem }
-.skip { position:absolute; left:-99rem } .skip:focus { left:1rem; top:.5rem; background:var(--paper); padding:.25rem .5rem }
+pre { background:var(--panel); padding:.75rem 1rem; overflow-x:auto; font-size:.8125rem; line-height:1.45 }
+code { font-size:.9em }
+footer { margin:3rem auto 2rem; padding-top:1rem; border-top:1px solid var(--line); color:var(--soft);
+  font-size:.8125rem }
+.skip { position:absolute; left:-99rem }
+.skip:focus { left:1rem; top:.5rem; background:var(--paper); padding:.25rem .5rem }
 """
 
 # %% ../../nbs/report/00_html.ipynb #97cf83ad
 _COMPONENT_CSS = """
 .scroll { overflow-x:auto; max-width:100% } .scroll:focus-visible { outline-offset:0 }
-table { border-collapse:collapse; font-size:.875rem; line-height:1.4; margin:.75rem 0 1.25rem; font-variant-numeric:tabular-nums }
+table { border-collapse:collapse; font-size:.875rem; line-height:1.4; margin:.75rem 0 1.25rem;
+  font-variant-numeric:tabular-nums }
 .caption { color:var(--soft); font-size:.875rem; margin:1.1rem 0 -.4rem }
 th { font-weight:600; text-align:left; vertical-align:bottom }
 th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); vertical-align:top }
 th:last-child, td:last-child { padding-right:0 } thead th { border-bottom:1.5px solid var(--ink) }
 .n { text-align:right } td.n { white-space:nowrap } td:not(.n) { min-width:5.5rem } td.wide { min-width:16rem }
 figure { margin:1rem 0 1.5rem } figure svg, figure img, .output img { max-width:100%; height:auto }
-figcaption { font-weight:600; max-width:44rem; margin-bottom:.35rem } figcaption small { display:block; font-weight:400; color:var(--soft) }
+figcaption { font-weight:600; max-width:44rem; margin-bottom:.35rem }
+figcaption small { display:block; font-weight:400; color:var(--soft) }
 .verdict { font-size:1.15rem; line-height:1.45; border-left:4px solid var(--soft); max-width:48rem;
   padding:.35rem 0 .35rem 1rem; margin:1.4rem 0 1rem }
 .verdict.pass { border-color:var(--green) } .verdict.fail { border-color:var(--orange) }
-.pass b, b.pass { color:var(--green) } .fail b, b.fail { color:var(--orange) } .soft { color:var(--soft) } .keep { white-space:nowrap }
+.pass b, b.pass { color:var(--green) } .fail b, b.fail { color:var(--orange) } .soft { color:var(--soft) }
+.keep { white-space:nowrap }
 svg.spark { display:block } .spark rect { fill:var(--blue) }
 summary { cursor:pointer; color:var(--soft); font-size:.875rem; margin:.5rem 0 }
 h2 + .output > .caption:first-child { margin-top:.4rem }
@@ -103,7 +110,8 @@ _PAGE_TEMPLATE = """<!doctype html>
 {%- if header.index_href %}<a href="{{ header.index_href }}">All runs</a>{% endif %}
 {%- if header.previous_href %}<a href="{{ header.previous_href }}">Previous run</a>{% endif %}</nav>{% endif %}
 <h1>{{ title }}</h1>
-<dl class="facts">{% for name, text in facts if text %}<div><dt>{{ name }}</dt><dd>{{ text }}</dd></div>{% endfor %}</dl>
+<dl class="facts">
+{% for name, text in facts if text %}<div><dt>{{ name }}</dt><dd>{{ text }}</dd></div>{% endfor %}</dl>
 </header>
 <main id="main">
 {{ body | safe }}
@@ -122,7 +130,8 @@ def render_page(
 ) -> str: # A whole HTML document
     "Put `body` into the page's frame."
     from jinja2 import Environment
-    facts = [("Project", header.project), ("Run", header.run_name), ("Data", header.data_period), ("Created", header.created)]
+    facts = [("Project", header.project), ("Run", header.run_name), ("Data", header.data_period),
+             ("Created", header.created)]
     template = Environment(autoescape=True).from_string(_PAGE_TEMPLATE)
     return template.render(title=title, body=body, header=header, facts=facts, footer=footer, csp=_CSP,
                            css=_PALETTE_CSS + _TEXT_CSS + _COMPONENT_CSS)
@@ -212,7 +221,8 @@ def render_output(
     "Render one output."
     if out['output_type'] == 'stream':
         text = f"<pre>{escape(_join_source(out['text']))}</pre>"
-        return text if out['name'] == 'stdout' else f"<details><summary>Messages while the report was made</summary>{text}</details>"
+        if out['name'] == 'stdout': return text
+        return f"<details><summary>Messages while the report was made</summary>{text}</details>"
     data = {k: _join_source(v) for k, v in out.get('data', {}).items()}
     for mime in ('text/html', 'image/svg+xml'):
         if mime in data: return f'<div class="output">{sanitize_html(data[mime])}</div>'
@@ -251,15 +261,6 @@ def _write_page(output_path, html):
     with atomic_file(output_path) as tmp: tmp.write_text(html, encoding='utf-8')
     return Path(output_path)
 
-def write_markdown_page(
-    title: str,
-    text: str, # Markdown
-    output_path: str | Path, # Where the page goes
-    header: PageHeader = PageHeader(),
-) -> Path: # `output_path`
-    "Write a text as one self-contained page."
-    return _write_page(output_path, render_page(title, render_markdown(text), header))
-
 # %% ../../nbs/report/00_html.ipynb #cebeec59
 def render_notebook(
     notebook: str | Path, # An executed notebook (format 4)
@@ -278,3 +279,13 @@ def render_notebook(
             cell['source'] = text.replace(found[0], '', 1)
             break
     return _write_page(output_path, render_page(title, _render_cells(cells), header, _parameters_line(cells)))
+
+# %% ../../nbs/report/00_html.ipynb #5b376a40
+def write_markdown_page(
+    title: str,
+    text: str, # Markdown
+    output_path: str | Path, # Where the page goes
+    header: PageHeader = PageHeader(),
+) -> Path: # `output_path`
+    "Write a text as one self-contained page."
+    return _write_page(output_path, render_page(title, render_markdown(text), header))

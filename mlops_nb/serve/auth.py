@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scope', 'SCOPES', 'APIKey', 'APIKeyFile', 'generate_api_key', 'read_api_keys', 'create_api_key', 'revoke_api_key',
-           'end_of_day', 'describe_api_key', 'TokenBucket', 'HTTPException', 'Authenticator', 'check_bind_address']
+           'end_of_day', 'describe_api_key', 'TokenBucket', 'Authenticator', 'check_bind_address']
 
 # %% ../../nbs/serve/10_auth.ipynb #279cb3dd
 import hashlib, hmac, os, secrets
@@ -18,11 +18,12 @@ from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..core.errors import UserError, did_you_mean
+from .http_messages import HTTPException
 from ..core.files import file_lock
 from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/serve/10_auth.ipynb #a20177d7
-Scope = Literal['predict', 'explain', 'feedback', 'operate', 'read'] # operate: to change what is released; read: metadata and metrics
+Scope = Literal['predict', 'explain', 'feedback', 'read'] # read: metadata and metrics
 SCOPES = Scope.__args__
 
 class APIKey(Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,7 +44,12 @@ class APIKeyFile(Struct, forbid_unknown_fields=True):
 # %% ../../nbs/serve/10_auth.ipynb #bfd9e3a1
 def _sha256(text): return hashlib.sha256(text.encode()).hexdigest()
 
-def generate_api_key(name: str, scopes: list[Scope], requests_per_second: float | None = None, expires_at: datetime | None = None) -> tuple[str, APIKey]: # The text, and what is kept of it
+def generate_api_key(
+    name: str,
+    scopes: list[Scope],
+    requests_per_second: float | None = None, # Of each process of a server; None: no limit
+    expires_at: datetime | None = None, # With a time zone; None: never
+) -> tuple[str, APIKey]: # The text, and what is kept of it
     "A new key; its text exists nowhere but here."
     id = secrets.token_hex(6)
     text = f"{id}.{secrets.token_urlsafe(32)}"
@@ -77,7 +83,8 @@ def create_api_key(
     for s in scopes:
         if s not in SCOPES: raise UserError(f"there is no scope {s!r}{did_you_mean(s, SCOPES)}")
     if not name or not scopes: raise UserError("a key needs a name and at least one scope; give both.")
-    if requests_per_second is not None and not 0 < requests_per_second < float('inf'): raise UserError(f"the rate is {requests_per_second:g} requests a second; give a number above 0.")
+    if requests_per_second is not None and not 0 < requests_per_second < float('inf'):
+        raise UserError(f"the rate is {requests_per_second:g} requests a second; give a number above 0.")
     text, key = generate_api_key(name, list(dict.fromkeys(scopes)), requests_per_second, expires_at)
     with _locked_keys(path) as keys:
         if any(k.name == name for k in keys): raise UserError(f"there is a key named {name!r} already; revoke it, or give another name.")
@@ -103,7 +110,8 @@ def end_of_day(
 def describe_api_key(key: APIKey) -> str: # One line
     "A key, for people."
     until = f", {'expired' if key.is_expired() else 'expires'} {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else ""
-    return f"{key.name}: {', '.join(key.scopes)}{f', {key.requests_per_second:g} requests a second' if key.requests_per_second else ''}{until} ({key.id})"
+    rate = f', {key.requests_per_second:g} requests a second' if key.requests_per_second else ''
+    return f"{key.name}: {', '.join(key.scopes)}{rate}{until} ({key.id})"
 
 # %% ../../nbs/serve/10_auth.ipynb #e2ff6cbb
 class TokenBucket:
@@ -123,13 +131,8 @@ class TokenBucket:
         return 0
 
 # %% ../../nbs/serve/10_auth.ipynb #759038ea
-class HTTPException(Exception):
-    "A request that was turned away at the door."
-    def __init__(self, status: int, sentence: str, headers: dict[str, str]):
-        super().__init__(sentence)
-        self.status_code, self.message, self.headers = status, sentence, headers
-
-def _unauthorized(): return HTTPException(401, "This route needs a key: send one that is valid as `Authorization: Bearer KEY`.", {'www-authenticate': 'Bearer'})
+def _unauthorized():
+    return HTTPException(401, "This route needs a key: send one that is valid as `Authorization: Bearer KEY`.", {'www-authenticate': 'Bearer'})
 
 # %% ../../nbs/serve/10_auth.ipynb #28bddb1b
 _NO_KEY = APIKey('', '', '0' * 64, [])
@@ -144,10 +147,10 @@ class Authenticator:
 
     def authorize(self,
         authorization: str | None, # The header
-        scope: str, # What the route needs; `open`: nothing
+        scope: str, # What the route needs; `public`: nothing
     ) -> str: # The name of the key; empty where none is needed
-        "Let a request in; raises `Denied`."
-        if self.path is None or scope == 'open': return ''
+        "Let a request in; raises `HTTPException`."
+        if self.path is None or scope == 'public': return ''
         kind, _, text = (authorization or '').partition(' ')
         key = self._keys.get((text := text.strip()).partition('.')[0], _NO_KEY)
         same = hmac.compare_digest(_sha256(text), key.sha256)
@@ -171,7 +174,8 @@ def reload_if_changed(self:Authenticator) -> str | None: # What is wrong with th
     try: keys = {k.id: k for k in read_api_keys(self.path)}
     except (UserError, OSError) as e: return f"the keys stay as they were: {e}"
     old = self._keys
-    self._buckets = {k.id: self._buckets[k.id] if old.get(k.id) == k else TokenBucket(k.requests_per_second) for k in keys.values() if k.requests_per_second}
+    self._buckets = {k.id: self._buckets[k.id] if old.get(k.id) == k else TokenBucket(k.requests_per_second)
+                     for k in keys.values() if k.requests_per_second}
     self._keys = keys
 
 # %% ../../nbs/serve/10_auth.ipynb #14c23619

@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from ..config.settings import ServeSettings, available_cores
 from ..core.errors import UserError
-from ..prediction_log.records import PredictionLogWriter, PredictionRecord
+from ..prediction_log.writer import PredictionLogWriter
+from ..prediction_log.segments import PredictionRecord
 from ..release.release_plan import ReleasePlan
 from .http_messages import X_STATIC, REQUEST_HEADERS, Request, RequestHeader
 from .metrics import Metrics, NullMetrics
@@ -196,7 +197,7 @@ async def _predict_group(self:Endpoint, group, context):
         elif v.model.micro_batcher is None and not self.resources.cache.max_entries: answer = v.predict_and_decide(*rows)
         else:
             scores, group.source = await self._score(v, v.encode_rows(*rows), deadline)
-            scores, *rest = v.predictor.outcome(group.columns, scores)
+            scores, *rest = v.predictor.policy.apply(group.columns, scores)
             answer = scores.tolist(), *rest
         group.scores, group.decisions, group.needs_review = answer
     finally: v.in_flight.pop()

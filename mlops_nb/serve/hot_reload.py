@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..bundle.store import find_bundle, lookup_table_path
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
-from ..prediction_log.records import PredictionLogWriter
+from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import ReleasePlan, Variant, read_plan
 from .endpoint import Endpoint, ServingResources, score_shadow
 from .metrics import Metrics

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DATATYPES', 'INPUT_STRUCTS', 'COLUMN_DATATYPES', 'LIVE_BODY', 'InferInput', 'RequestedOutput', 'InferRequest',
            'decode_infer_request', 'decode_rows', 'InferOutput', 'build_infer_outputs', 'InferResponse',
-           'encode_infer_response', 'server_metadata', 'model_metadata', 'ready_body', 'error_body']
+           'encode_infer_response', 'build_server_metadata', 'build_model_metadata', 'ready_body', 'error_body']
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #7c197f21
 import re
@@ -358,11 +358,11 @@ def encode_infer_response(
 # %% ../../nbs/serve/01_inference_protocol.ipynb #d5ee13a8
 COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES', 'text': 'BYTES'}
 
-def server_metadata() -> dict:
+def build_server_metadata() -> dict:
     "The answer to `GET /v2`."
     return dict(name='mlops_nb', version=__version__, extensions=['binary_tensor_data'])
 
-def model_metadata(
+def build_model_metadata(
     name: str, # Of the endpoint
     versions: list[str], # That can be asked for
     predictor: Predictor, # Whose columns and outputs are described

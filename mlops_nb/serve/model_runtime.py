@@ -23,7 +23,7 @@ from ..bundle.bundle import check_golden_examples
 from ..core.errors import UserError
 from ..release.release_plan import ReleasePlan, Variant
 from ..model.predictor import Predictor
-from ..config.schema import POLARS_TYPES
+from ..config.values import POLARS_TYPES
 from .request_validation import RequestDecoder
 from .routing import Router
 
@@ -67,7 +67,7 @@ def _select(column, at): return None if column is None else [column[i] for i in 
 @patch
 def lookup(self:LookupTable,
     entities: list, # one for each row; None is nobody
-) -> tuple[np.ndarray, list | None, list | None] | None: # As `Predictor.outcome` gives it; None unless the table has all
+) -> tuple[np.ndarray, list | None, list | None] | None: # As `Policy.apply` gives it; None unless the table has all
     "The precomputed answers for these entities."
     at = [None if e is None else self._find_row(e) for e in entities]
     return None if None in at else (self._scores[at], _select(self._decisions, at), _select(self._needs_review, at))

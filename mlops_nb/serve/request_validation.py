@@ -7,7 +7,7 @@ __all__ = ['MAX_LISTED_VIOLATIONS', 'DecodedRows', 'Violation', 'ValidationError
 
 # %% ../../nbs/serve/00_request_validation.ipynb #47f62e83
 import math, re
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Annotated, Any, Iterator, Literal
 
 import msgspec
@@ -18,7 +18,8 @@ from msgspec import Meta, Struct
 
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
-from ..config.schema import Column, Schema, column_range, typed_missing_values
+from ..config.schema import Column, Schema, column_range
+from ..config.values import SCALAR_PARSERS, TYPE_NAMES, WHITESPACE, typed_missing_values
 
 # %% ../../nbs/serve/00_request_validation.ipynb #0781a631
 class DecodedRows(Struct):
@@ -63,39 +64,8 @@ def _format_value(value):
     try: return kind if isinstance(kind, str) else _truncate(kind(value))
     except ValueError: return 'a number of very many digits'
 
-# %% ../../nbs/serve/00_request_validation.ipynb #cbc4e3a4
-_TYPE_NAMES = dict(integer='an integer', number='a number', boolean='true or false', timestamp='a date or time', category='a category', text='a text')
-_WHITESPACE = '\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000' # what a batch cuts off
-
-def _read_text(value):
-    if isinstance(value, str): return value.strip(_WHITESPACE)
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise TypeError
-    return str(int(value))
-
-def _read_number(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise TypeError
-    return float(value)
-
-def _read_integer(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise TypeError
-    whole = int(value) # raises for what is not finite
-    if whole != value or not -2**63 <= whole < 2**63: raise ValueError
-    return whole
-
-def _read_boolean(value):
-    if not isinstance(value, bool): raise TypeError
-    return value
-
 # %% ../../nbs/serve/00_request_validation.ipynb #d056df44
 _ISO_8601 = re.compile(r'[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-5][0-9])?)?)?')
-
-def _read_timestamp(value):
-    if isinstance(value, datetime): return value
-    if not isinstance(value, str): raise TypeError
-    at = datetime.fromisoformat(value)
-    return at.astimezone(timezone.utc).replace(tzinfo=None) if at.tzinfo else at
-
-_PARSERS = dict(integer=_read_integer, number=_read_number, boolean=_read_boolean, category=_read_text, text=_read_text, timestamp=_read_timestamp)
 
 def _needs_schema_expr(value, column):
     "Does only the schema's own expression know what the value means?"
@@ -111,17 +81,17 @@ class _ColumnValidator:
         required: bool, # Must a request have it?
     ):
         c, words = schema.columns[name], (*schema.missing_values,)
-        self.schema, self.name, self.column, self.read = schema, name, c, _PARSERS[c.type]
+        self.schema, self.name, self.column, self.read = schema, name, c, SCALAR_PARSERS[c.type]
         self.required, self.nulls_violations, self.rejects_new_categories = required and not c.nullable, c.on_violation == 'null', c.on_new_category == 'quarantine'
         self.low, self.high = column_range(name, c)
         self.domain = None if c.domain is None else frozenset(c.domain)
         self.missing_words = frozenset(['', *words])
         self.missing_numbers = frozenset([*typed_missing_values(words, pl.Int64()), *typed_missing_values(words, pl.Float64())])
-        self.known_values = frozenset([None, *(d for d in c.domain or () if d == d.strip(_WHITESPACE) and d not in self.missing_words)]) # need no second look
+        self.known_values = frozenset([None, *(d for d in c.domain or () if d == d.strip(WHITESPACE) and d not in self.missing_words)]) # need no second look
 
     def is_missing(self, value): # Does it mean that there is no value?
         if value is None: return True
-        if isinstance(value, str): return value.strip(_WHITESPACE) in self.missing_words
+        if isinstance(value, str): return value.strip(WHITESPACE) in self.missing_words
         return value != value or value.__class__ in (int, float) and value in self.missing_numbers
 
 # %% ../../nbs/serve/00_request_validation.ipynb #f492f2a4
@@ -138,7 +108,7 @@ def check_value(self:_ColumnValidator,
     if value.__class__ is float and math.isinf(value) and self.column.type in ('integer', 'number'): return said("is infinite")
     try: read = self.read(value) if read is _NOT_PARSED else read
     except (TypeError, ValueError, OverflowError): read = None
-    if read is None: return None, f"{self.name}: {_quoted(value)} is not {_TYPE_NAMES[self.column.type]}", False
+    if read is None: return None, f"{self.name}: {_quoted(value)} is not {TYPE_NAMES[self.column.type]}", False
     if self.low is not None and read < self.low: return said(f"is below {self.column.range[0]}")
     if self.high is not None and read > self.high: return said(f"is above {self.column.range[1]}")
     if self.domain is None or read in self.domain: return read, None, False

@@ -21,7 +21,8 @@ from .auth import Authenticator, check_bind_address
 from .app import App
 from .hot_reload import ModelManager
 from .metrics import Metrics
-from ..prediction_log.records import PredictionLogWriter, acquire_lease
+from ..prediction_log.writer import PredictionLogWriter
+from ..prediction_log.leases import acquire_lease
 from ..config.settings import Settings, available_cores, read_settings
 
 # %% ../../nbs/serve/13_server.ipynb #82ef359c
@@ -74,15 +75,15 @@ def _start_worker(root, bundle, settings, parent, message_fd): # what a forked p
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
     try:
         folder = root / settings.log.folder
-        slot = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
-        metrics = Metrics(folder, slot)
-        log = PredictionLogWriter(folder, slot, settings.log.fsync, settings.log.on_write_error, settings.log.segment_mib << 20, metrics.unlogged_rows.inc, metrics.log_records.inc)
-        access = Authenticator(root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None)
+        lease_id = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
+        metrics = Metrics(folder, lease_id)
+        log = PredictionLogWriter(folder, lease_id, settings.log.fsync, settings.log.on_write_error, settings.log.segment_mib << 20, metrics.unlogged_rows.inc, metrics.log_records.inc)
+        authenticator = Authenticator(root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None)
         manager = ModelManager(bundle or root, settings, metrics, log)
         manager.start()
         if not manager.endpoints:
             raise UserError(next(iter(manager.rejected_plans.values()), "No model is deployed here; run `dvc repro`, or name a bundle with --bundle."))
-        app = _WorkerApp(manager, log, metrics, access, settings.serve)
+        app = _WorkerApp(manager, authenticator)
         gc.collect()
         gc.freeze() # what is here stays; to look through it again for garbage would hold requests up for milliseconds
     except UserError as e:
@@ -169,6 +170,7 @@ def serve(
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 
+# %% ../../nbs/serve/13_server.ipynb #64784847
 def _announce_ready(serve, host, port, endpoints):
     for _ in range(500): # the socket of a worker opens a moment after its loop
         with suppress(OSError): socket.create_connection((host, port), 1).close(); break

@@ -19,7 +19,9 @@ from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.settings import StreamSettings, read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.records import LogWriteError, audit_log, read_log
+from mlops_nb.prediction_log.audit import audit_log
+from mlops_nb.prediction_log.reader import read_log
+from mlops_nb.prediction_log.writer import LogWriteError
 from mlops_nb.release.release_plan import plan_path, promote_bundle
 
 SERVICES = {"redis": RedisService, "nats": NatsService}
@@ -31,7 +33,9 @@ import msgspec
 from mlops_nb.core.errors import UserError
 from mlops_nb.release.release_plan import plan_path, release
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.records import LogWriteError, audit_log, read_log
+from mlops_nb.prediction_log.audit import audit_log
+from mlops_nb.prediction_log.reader import read_log
+from mlops_nb.prediction_log.writer import LogWriteError
 from mlops_nb.batch.stream_scoring import StreamWorker, create_broker, _run_until_signal
 from mlops_nb.config.settings import StreamSettings
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -17,7 +17,7 @@ from mlops_nb.config.schema import read_schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.fairness import FairnessReport, GroupMetrics
-from mlops_nb.evaluate.metrics import Estimate
+from mlops_nb.stats.bootstrap import Estimate
 from mlops_nb.evaluate.slice_discovery import DiscoveredSlice, SliceDiscovery
 from mlops_nb.report.html import render_markdown
 from mlops_nb.report.stage import write_model_card_page

@@ -15,7 +15,7 @@ SCHEMA = schema("binary")
 @pytest.mark.parametrize("when, value, fits", [
     ({"x": 1}, 1.0, True), ({"x": 1}, None, False), ({"x": None}, None, True), ({"x": None}, 0.0, False), ({"x": [0, 1]}, 1.0, True),
     ({"x": [0, 1]}, 1.1, False), ({"x": [None, 1]}, -9.0, True), ({"x": [None, None]}, None, False), ({"x": [None, None]}, 3.0, True),
-    ({"count": [2, None]}, 2, True), ({"count": [2, None]}, None, False), ({"place": "東京"}, "東京", True),
+    ({"count": [2, None]}, 2, True), ({"count": [2, None]}, None, False), ({"count": [2.5, None]}, 3, True), ({"place": "東京"}, "東京", True), ({"place": " a "}, "a", True),
     ({"place": ["a", None]}, None, True),
     ({"place": ["a", "b"]}, "ab", False), ({"known": True}, True, True), ({"known": [False, None]}, True, False),
     ({"when": ["2026-01-01", "2026-02-01"]}, datetime(2026, 2, 1), True),
@@ -43,11 +43,12 @@ def test_all_columns_must_fit_one_row_and_many_alike(rows, low, places):
 
 
 @pytest.mark.parametrize("when, words", [
-    ({"amonut": 1}, "does not have"), ({"coutn": 1}, "did you mean 'count'"), ({"x": "1"}, "contract says number"), ({"x": True}, "number"),
+    ({"amonut": 1}, "does not have"), ({"coutn": 1}, "did you mean 'count'"), ({"x": "1"}, "schema says number"), ({"x": True}, "number"),
     ({"x": [1]}, "[low, high]"), ({"x": [1, 2, 3]}, "[low, high]"), ({"x": [2, 1]}, "[low, high]"), ({"x": []}, "[low, high]"),
     ({"x": float("nan")}, "nan"), ({"x": [[1], 2]}, "number"), ({"place": []}, "list of values"), ({"place": 3}, "category"),
     ({"place": [["a"]]}, "category"), ({"known": "yes"}, "boolean"), ({"when": "yesterday"}, "timestamp"), ({"when": 5}, "timestamp"),
-    ({"when": ["2026-02-01", "2026-01-01"]}, "timestamp"), ({"id": [1, 2]}, "text")])
+    ({"when": ["2026-02-01", "2026-01-01"]}, "timestamp"), ({"id": [1, 2]}, "text"),
+    ({"count": 2.5}, "integer"), ({"count": 10**30}, "integer")])
 def test_what_can_never_be_true_is_refused(when, words):
     with pytest.raises(UserError) as e: RowPredicate(when, SCHEMA, "rule 1 of r.json")
     assert words in str(e.value) and "rule 1 of r.json" in str(e.value)

@@ -9,16 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.schema import (
-    POLARS_TYPES,
-    Column,
-    Schema,
-    diff_schemas,
-    expression_columns,
-    read_schema,
-    schema_hash,
-    to_pandera,
-    write_schema,
+    Column, Schema, expression_columns, read_schema, schema_hash, to_pandera, write_schema,
 )
+from mlops_nb.config.schema_diff import diff_schemas
+from mlops_nb.config.values import POLARS_TYPES
 from mlops_nb.core.errors import UserError
 
 
@@ -59,8 +53,7 @@ def schemas(draw):
 @given(schema=schemas(), note=st.text(max_size=30))
 def test_the_file_round_trips(tmp_path_factory, schema, note):
     path = tmp_path_factory.mktemp("schema") / "schema.yaml"
-    schema.notes = dict.fromkeys(schema.columns, note)
-    again = read_schema(write_schema(schema, path))
+    again = read_schema(write_schema(schema, path, dict.fromkeys(schema.columns, note)))
     assert again == schema and schema_hash(again) == schema_hash(schema) and list(again.columns) == list(schema.columns)
 
 

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.params import Params, ValidateParams, write_params
-from mlops_nb.config.schema import POLARS_TYPES, Column, Schema, to_pandera, write_schema
+from mlops_nb.config.schema import Column, Schema, to_pandera, write_schema
+from mlops_nb.config.values import POLARS_TYPES
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data import validation
 from mlops_nb.data.ingest import ingest, read_data_manifest
 from mlops_nb.data.validation import PartFileWriter, SchemaSkewError, ValidationReport, check_with_pandera, compare_with_schema, validate_batch, run_validate
-from mlops_nb.stats.statistics import fit_baseline
+from mlops_nb.stats.drift_test import fit_baseline
 
 
 def contract(missing=(), **columns):

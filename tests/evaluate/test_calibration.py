@@ -18,7 +18,9 @@ from mlops_nb.evaluate.decision_threshold import choose_threshold
 from mlops_nb.evaluate.metrics import roc_auc, row_loss
 from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
 from mlops_nb.explain.attributions import run_explain, read_explanation
-from mlops_nb.model.predictor import IsotonicCalibrator, PlattCalibrator, Policy, Predictor, TemperatureCalibrator
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.model.policy import Policy
+from mlops_nb.model.calibrators import IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 from mlops_nb.train.baselines import run_baselines
 
 quick = settings(deadline=None, max_examples=60)

@@ -8,7 +8,8 @@ import pytest
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.comparison import align_scores, score_with_champion, paired_differences, compare_with_baselines, signed_gain, describe_difference, scores_to_array
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, Estimate, DecisionSettings, weighted_metric
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
+from mlops_nb.stats.bootstrap import Estimate, Resampling
 
 
 def data(task, n=600, seed=0):
@@ -28,14 +29,14 @@ def data(task, n=600, seed=0):
 @pytest.mark.parametrize("task", METRICS)
 def test_a_model_against_itself_differs_by_exactly_nothing(task):
     y, s, _ = data(task)
-    for d in paired_differences(task, y, s, s.copy(), replicates=50).values():
+    for d in paired_differences(task, y, s, s.copy(), resampling=Resampling(50)).values():
         assert (d.gain.value, d.gain.low, d.gain.high, d.share_worse, d.value) == (0, 0, 0, 0, d.other_value)
 
 
 @pytest.mark.parametrize("task", METRICS)
 def test_better_is_positive_and_swapping_changes_the_sign(task):
     y, good, bad = data(task)
-    up, down = (paired_differences(task, y, *pair, replicates=60)[PRIMARY_METRIC[task]] for pair in ((good, bad), (bad, good)))
+    up, down = (paired_differences(task, y, *pair, resampling=Resampling(60))[PRIMARY_METRIC[task]] for pair in ((good, bad), (bad, good)))
     assert up.gain.low > 0 and up.share_worse == 0 and down.share_worse == 1
     assert [up.gain.value, up.gain.low, up.gain.high] == pytest.approx([-down.gain.value, -down.gain.high, -down.gain.low])
 
@@ -43,7 +44,7 @@ def test_better_is_positive_and_swapping_changes_the_sign(task):
 @pytest.mark.parametrize("task", METRICS)
 def test_figures_are_those_of_the_metrics(task):
     y, a, b = data(task)
-    for m, d in paired_differences(task, y, a, b, DecisionSettings(0.3), DecisionSettings(0.7), replicates=5).items():
+    for m, d in paired_differences(task, y, a, b, DecisionSettings(0.3), DecisionSettings(0.7), resampling=Resampling(5)).items():
         assert d.value == weighted_metric(task, m, y, a, DecisionSettings(0.3))(np.ones(len(y)))
         assert d.other_value == weighted_metric(task, m, y, b, DecisionSettings(0.7))(np.ones(len(y)))
 
@@ -53,10 +54,10 @@ def test_of_a_bias_the_size_counts(): assert signed_gain("zero", np.array([-3.0,
 
 def test_an_undefined_figure_compares_as_undefined():
     s = np.linspace(0, 1, 30)
-    d = paired_differences("binary", np.ones(30), s, s[::-1], replicates=10)["roc_auc"]
+    d = paired_differences("binary", np.ones(30), s, s[::-1], resampling=Resampling(10))["roc_auc"]
     assert d.gain.value is None and d.share_worse is None
     assert "undefined" in describe_difference("binary", "champion", d)
-    broken = paired_differences("binary", np.tile([0.0, 1], 15), np.where(s > 0.9, np.nan, s), s, replicates=10)["brier"]
+    broken = paired_differences("binary", np.tile([0.0, 1], 15), np.where(s > 0.9, np.nan, s), s, resampling=Resampling(10))["brier"]
     assert broken.value is None and broken.other_value is not None and broken.gain.value is None
 
 
@@ -89,7 +90,7 @@ def test_each_baseline_decides_by_its_own_threshold():
     y = np.r_[np.ones(50), np.zeros(50)]
     rows = pl.DataFrame({"_source": "a", "_row": np.arange(100), "_target": y})
     scores = pl.concat([rows.select("_source", "_row", part=pl.lit(p), linear=pl.lit(y) * 0.1) for p in ("valid", "test")])
-    (c,) = compare_with_baselines("binary", rows, rows, y, DecisionSettings(0.5), scores, replicates=5)
+    (c,) = compare_with_baselines("binary", rows, rows, y, DecisionSettings(0.5), scores, resampling=Resampling(5))
     assert c.metrics["accuracy"].other_value == 1 and (c.name, c.kind) == ("linear", "baseline")
 
 

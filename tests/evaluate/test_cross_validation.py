@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.bundle.bundle import open_trained_predictor
+from mlops_nb.config.project import Project
 from mlops_nb.config.params import SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
@@ -34,7 +35,6 @@ from mlops_nb.model.encoder import Encoder
 from mlops_nb.pipeline import STAGES, run_stage
 from mlops_nb.scaffold import init_project
 from mlops_nb.train.baselines import run_baselines
-from mlops_nb.train.dataset import open_project
 from mlops_nb.train.tuning import TuningResult
 
 quick = settings(deadline=None, max_examples=60)
@@ -341,7 +341,7 @@ def test_spreads_of_what_is_undefined():
 
 def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
     root = project(tmp_path / "p", n_seeds=2)
-    made = open_project(root)
+    made = Project.open(root)
     parts = {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parquet") for p in ("train", "valid", "test")}
     predictor, _ = repeating.fit_predictor(made, "gbdt", parts["train"], parts["valid"], "it")
     predictor.policy = None

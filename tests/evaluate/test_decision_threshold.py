@@ -23,6 +23,7 @@ from mlops_nb.evaluate.decision_threshold import (
     wilson_interval,
 )
 from mlops_nb.evaluate.metrics import row_cost
+from mlops_nb.stats.bootstrap import Resampling
 
 quick = settings(deadline=None, max_examples=80)
 costs = st.builds(CostParams, true_positive=st.integers(-5, 5), false_positive=st.integers(-5, 5),
@@ -148,7 +149,7 @@ def test_scores_that_are_no_numbers_have_no_calibration(task):
 
 def test_money_of_a_perfect_model_and_the_trivial_ones():
     y, c = np.r_[np.ones(100), np.zeros(300)], CostParams(true_positive=-40, false_positive=10, false_negative=0)
-    m = measure_decision_costs(y, y, 0.5, c, replicates=50)
+    m = measure_decision_costs(y, y, 0.5, c, resampling=Resampling(50))
     assert (m.model_cost, m.act_on_all_cost, m.act_on_none_cost, m.best_constant_policy) == (-10_000, -2_500, 0, "act_on_all")
     assert m.savings["act_on_all"].value == 7_500 and m.savings["act_on_none"].value == 10_000 and m.savings["act_on_all"].low > 0
     assert m.confusion_counts == dict(true_positive=100, false_positive=0, true_negative=300, false_negative=0)
@@ -156,7 +157,7 @@ def test_money_of_a_perfect_model_and_the_trivial_ones():
 
 def test_acting_like_the_trivial_policy_saves_exactly_nothing():
     y = np.r_[np.ones(10), np.zeros(90)]
-    m = measure_decision_costs(y, np.full(100, 0.1), 0.5, CostParams(), replicates=50)
+    m = measure_decision_costs(y, np.full(100, 0.1), 0.5, CostParams(), resampling=Resampling(50))
     for name in ("act_on_none", "default_threshold"): assert (m.savings[name].value, m.savings[name].low, m.savings[name].high) == (0, 0, 0)
     assert m.best_constant_policy == "act_on_none" and m.savings["act_on_all"].value == 800
 
@@ -190,11 +191,11 @@ def test_a_threshold_of_few_rows_is_less_sure():
         p = rng.random(3000)
         y = (rng.random(3000) < p).astype(float)
         for n in width:
-            found = threshold_interval(y[:n], p[:n], c, 60)
+            found = threshold_interval(y[:n], p[:n], c, Resampling(60))
             assert found.low <= found.value == choose_threshold(y[:n], p[:n], c) <= found.high
             width[n].append(found.high - found.low)
     assert np.mean(width[3000]) < np.mean(width[100])
-    assert threshold_interval(y, p, c, 60, threads=2) == found
+    assert threshold_interval(y, p, c, Resampling(60, threads=2)) == found
 
 
 @quick
@@ -202,7 +203,7 @@ def test_a_threshold_of_few_rows_is_less_sure():
 def test_the_curve_is_the_cost_at_each_threshold(p, seed, c):
     p = np.array(p) / 20
     y = np.random.default_rng(seed).integers(0, 2, len(p)).astype(float)
-    curve = cost_curve(y, p, c, replicates=5)
+    curve = cost_curve(y, p, c, resampling=Resampling(5))
     assert curve["cost"].to_list() == pytest.approx([1000 * row_cost(y, p >= t, c).mean() for t in curve["threshold"]], abs=1e-9)
     assert (curve["low"] <= curve["high"]).all()
 
@@ -212,4 +213,4 @@ def test_the_curve_passes_through_the_money():
     p = rng.random(500)
     y = (rng.random(500) < p).astype(float)
     curve = cost_curve(y, p, CostParams())
-    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(measure_decision_costs(y, p, 0.5, CostParams(), replicates=2).model_cost)
+    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(measure_decision_costs(y, p, 0.5, CostParams(), resampling=Resampling(2)).model_cost)

@@ -9,7 +9,8 @@ import pytest
 from support import trained_project as modelling
 from support.project_checks import new_project
 
-from mlops_nb.config.schema import Column, diff_schemas, read_schema, schema_hash, write_schema
+from mlops_nb.config.schema import Column, read_schema, schema_hash, write_schema
+from mlops_nb.config.schema_diff import diff_schemas
 from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.fairness import (
     GATED_FAIRNESS_METRIC,
@@ -23,7 +24,8 @@ from mlops_nb.evaluate.fairness import (
     split_by_group_size,
     largest_gap,
 )
-from mlops_nb.evaluate.metrics import Estimate, DecisionSettings
+from mlops_nb.evaluate.metrics import DecisionSettings
+from mlops_nb.stats.bootstrap import Estimate, Resampling
 from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
 from mlops_nb.pipeline import run_stage
 from mlops_nb.release.gate import check_fairness_gaps
@@ -63,7 +65,7 @@ def same(found, frame, group, y, act):
 @pytest.mark.parametrize("threshold", [.2, .5, .8])
 def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
     group, y, s = world(names=("a", "b", "c"))
-    found = measure_column_fairness("binary", "g", group, y, s, None, DecisionSettings(threshold=threshold), replicates=20)
+    found = measure_column_fairness("binary", "g", group, y, s, None, DecisionSettings(threshold=threshold), resampling=Resampling(20))
     act = s >= threshold
     same(found, pl.DataFrame({"group": group.astype(str), "y": y, "act": act}), group, y, act)
     assert found.gaps["equalized_odds_difference"].metric in RATES[1:] and not found.small_groups
@@ -72,14 +74,14 @@ def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
 def test_classes_and_values_by_hand():
     rng = np.random.default_rng(0)
     group, y, s = rng.choice(np.array(["a", "b"], object), 900), rng.integers(0, 3, 900).astype(float), rng.dirichlet(np.ones(3), 900)
-    found = measure_column_fairness("multiclass", "g", group, y, s, ["x", "y", "z"], min_rows=100, replicates=20)
+    found = measure_column_fairness("multiclass", "g", group, y, s, ["x", "y", "z"], min_rows=100, resampling=Resampling(20))
     for g in found.groups:
         rows = group == g.value
         assert g.metrics["accuracy"].value == pytest.approx((s.argmax(1) == y)[rows].mean())
         assert g.metrics["recall of y"].value == pytest.approx((s.argmax(1) == 1)[rows & (y == 1)].mean())
     assert found.gaps["recall_difference"].estimate.value == pytest.approx(max(
         abs(np.subtract(*[(s.argmax(1) == k)[(group == g) & (y == k)].mean() for g in "ab"])) for k in range(3)))
-    found = measure_column_fairness("regression", "g", group, y, (v := y + (group == "a") + rng.normal(size=900)), min_rows=100, replicates=20)
+    found = measure_column_fairness("regression", "g", group, y, (v := y + (group == "a") + rng.normal(size=900)), min_rows=100, resampling=Resampling(20))
     biases = {g: (v - y)[group == g].mean() for g in "ab"}
     assert {g.value: g.metrics["bias"].value for g in found.groups} == pytest.approx(biases)
     gap = found.gaps["bias_difference"]
@@ -89,7 +91,7 @@ def test_classes_and_values_by_hand():
 def test_a_group_without_events_has_no_rate_of_0():
     group, y, s = world(names=("a", "b", "c"))
     y[(group == "c") & (np.cumsum(group == "c") > 20)] = 0 # at most twenty events are left, which are too few as well
-    found = measure_column_fairness("binary", "g", group, y, s, replicates=20)
+    found = measure_column_fairness("binary", "g", group, y, s, resampling=Resampling(20))
     c = next(g for g in found.groups if g.value == "c")
     assert c.metrics["true_positive_rate"].value is None and c.metrics["false_positive_rate"].value is not None
     gap = found.gaps["equalized_odds_difference"]
@@ -100,7 +102,7 @@ def test_what_is_the_same_for_all_is_seldom_called_sure():
     sure = 0
     for seed in range(40):
         group, y, s = world(1200, seed, unfair=0, names=tuple("abcd"))
-        found = measure_column_fairness("binary", "g", group, y, s, replicates=60)
+        found = measure_column_fairness("binary", "g", group, y, s, resampling=Resampling(60))
         sure += found.gaps["equalized_odds_difference"].estimate.low > 0
     assert sure <= 5 # 2 are expected at most, and 6 or more come once in 100
 
@@ -112,7 +114,7 @@ def test_the_interval_holds_the_truth():
         rng = np.random.default_rng(seed)
         group = np.array(["a", "b"], object)[(rng.random(800) < .3).astype(int)]
         s = (rng.random(800) < np.where(group == "a", .5, .4)).astype(float)
-        e = measure_column_fairness("binary", "g", group, (rng.random(800) < .5) * 1., s, replicates=60).gaps["demographic_parity_difference"].estimate
+        e = measure_column_fairness("binary", "g", group, (rng.random(800) < .5) * 1., s, resampling=Resampling(60)).gaps["demographic_parity_difference"].estimate
         inside.append(e.low <= .1 <= e.high)
     assert np.mean(inside) >= .85
 
@@ -138,8 +140,8 @@ def test_each_pair_is_what_the_draws_say():
 def test_nobody_of_a_group_is_acted_on():
     group, y, s = world()
     with warnings.catch_warnings(action="error"):
-        found = measure_column_fairness("binary", "g", group, y, np.where(group == "a", 0, s), replicates=20)
-        nobody = measure_column_fairness("binary", "g", group, y, s / 3, replicates=20)
+        found = measure_column_fairness("binary", "g", group, y, np.where(group == "a", 0, s), resampling=Resampling(20))
+        nobody = measure_column_fairness("binary", "g", group, y, s / 3, resampling=Resampling(20))
     ratio = found.gaps["demographic_parity_ratio"].estimate
     assert (ratio.value, ratio.low, ratio.high) == (0, 0, 0) and found.gaps["demographic_parity_difference"].lowest == "a"
     assert nobody.gaps["demographic_parity_difference"].estimate.value == 0 and "demographic_parity_ratio" not in nobody.gaps
@@ -158,14 +160,14 @@ def test_few_rows_are_named_and_one_group_is_a_sentence():
     group, y, s = world(600)
     group[:30] = "few"
     frame = pl.DataFrame({"g": group.astype(str), "one": ["same"] * 600})
-    g, one, *both = measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 200, 20)
+    g, one, *both = measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 200, Resampling(20))
     assert g.small_groups == {"few": 30} and {x.value for x in g.groups} == {"a", "b"}
     assert one.gaps == {} and one.message == "By one nothing can be compared: only same has enough rows."
     assert [f.column for f in both] == ["g and one"]
-    (none,) = measure_fairness("binary", frame, ["g"], y, s, None, DecisionSettings(), 500, 20)
+    (none,) = measure_fairness("binary", frame, ["g"], y, s, None, DecisionSettings(), 500, Resampling(20))
     assert (none.groups, none.gaps) == ([], {}) and "no group has enough rows" in none.message
-    assert [f.column for f in measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 500, 20)] == ["g", "one"] # and no pair of them
-    (tiny,) = measure_fairness("binary", frame.head(50), ["g"], y[:50], s[:50], None, DecisionSettings(), 5, 20) # 30 are of one group, of 20 there is no rate
+    assert [f.column for f in measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 500, Resampling(20))] == ["g", "one"] # and no pair of them
+    (tiny,) = measure_fairness("binary", frame.head(50), ["g"], y[:50], s[:50], None, DecisionSettings(), 5, Resampling(20)) # 30 are of one group, of 20 there is no rate
     assert tiny.gaps.keys() == {"roc_auc_difference"} and "for no figure a second group has enough rows" in tiny.message
     assert measure_fairness("binary", frame, [], y, s) == [] and fairness_table([none]).is_empty()
 

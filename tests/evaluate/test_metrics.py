@@ -1,5 +1,4 @@
 "Metrics against scikit-learn, weights against repeated rows, and everything that is undefined."
-import math
 
 import msgspec
 import numpy as np
@@ -9,7 +8,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from mlops_nb.config.params import CostParams
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, Estimate, DecisionSettings, bootstrap_weights, estimate_metrics, percentile_interval, weighted_metric, row_loss
+from mlops_nb.evaluate.metrics import (
+    METRICS, PRIMARY_METRIC, DecisionSettings, estimate_metrics, weighted_metric, row_loss,
+)
+from mlops_nb.stats.bootstrap import Estimate, Resampling, bootstrap_weights
 
 TERMS = DecisionSettings(0.4, CostParams(true_positive=-3, false_positive=2, true_negative=0.5, false_negative=7), 0.7)
 quick = settings(deadline=None, max_examples=60)
@@ -96,7 +98,7 @@ def test_order_of_rows_does_not_matter(name):
 
 def test_one_class_is_undefined_where_it_must_be():
     y, s = np.zeros(10), np.linspace(0, 1, 10)
-    found = {m: e.value for m, e in estimate_metrics("binary", y, s, DecisionSettings(2.0), 20).items()}
+    found = {m: e.value for m, e in estimate_metrics("binary", y, s, DecisionSettings(2.0), Resampling(20)).items()}
     assert {m for m, v in found.items() if v is None} == {"roc_auc", "average_precision", "precision", "recall", "f1"}
     assert found["accuracy"] == 1
 
@@ -113,25 +115,19 @@ def test_constant_scores_rank_nothing():
 def test_what_is_no_number_is_never_averaged_away(task, where, bad):
     y, s = rows(task, 50, 0)
     (y if where == "y" else s)[7] = bad
-    assert all(e == Estimate(None, n_undefined=10) for e in estimate_metrics(task, y, s, replicates=10).values())
+    assert all(e == Estimate(None, n_undefined=10) for e in estimate_metrics(task, y, s, resampling=Resampling(10)).values())
 
 
 def test_undefined_is_null_in_json_and_comes_back():
-    e = estimate_metrics("binary", np.ones(5), np.full(5, 0.5), replicates=10)["roc_auc"]
+    e = estimate_metrics("binary", np.ones(5), np.full(5, 0.5), resampling=Resampling(10))["roc_auc"]
     assert b'"value":null' in msgspec.json.encode(e)
     assert msgspec.json.decode(msgspec.json.encode(e), type=Estimate) == e
-
-
-def test_replicates_are_the_same_each_time_and_draw_n_rows():
-    a, b = ([bootstrap_weights(100, i, seed=3) for i in range(5)] for _ in range(2))
-    assert all((x == y).all() and x.sum() == 100 for x, y in zip(a, b, strict=True))
-    assert len({x.tobytes() for x in [*a, bootstrap_weights(100, 0, seed=4)]}) == 6
 
 
 @pytest.mark.parametrize("task", METRICS)
 def test_threads_do_not_change_an_interval(task):
     y, s = rows(task, 5000, 2)
-    assert estimate_metrics(task, y, s, replicates=40, seed=7, threads=3) == estimate_metrics(task, y, s, replicates=40, seed=7)
+    assert estimate_metrics(task, y, s, resampling=Resampling(40, seed=7, threads=3)) == estimate_metrics(task, y, s, resampling=Resampling(40, seed=7))
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -142,20 +138,13 @@ def test_bootstrap_is_what_drawing_rows_gives(task):
     for replicate in range(40):
         i = np.random.default_rng([9, replicate]).integers(0, 200, 200)
         figures.append(weighted_metric(task, PRIMARY_METRIC[task], y[i], s[i])(np.ones(200)))
-    e = estimate_metrics(task, y, s, replicates=40, confidence=0.9, seed=9)[PRIMARY_METRIC[task]]
+    e = estimate_metrics(task, y, s, resampling=Resampling(40, 0.9, 9))[PRIMARY_METRIC[task]]
     assert [e.low, e.high] == pytest.approx(np.quantile(figures, [0.05, 0.95]))
-
-
-def test_an_interval_needs_nine_replicates_of_ten():
-    few, many = np.r_[np.full(89, 1.0), np.full(11, np.nan)], np.r_[np.full(90, 1.0), np.full(10, np.nan)]
-    assert percentile_interval(1.0, few) == Estimate(1.0, None, None, 11)
-    assert percentile_interval(1.0, many) == Estimate(1.0, 1.0, 1.0, 10)
-    assert percentile_interval(math.nan, np.ones(10)).value is None
 
 
 def test_more_confidence_is_wider():
     y, s = rows("binary", 300, 0)
-    narrow, wide = (estimate_metrics("binary", y, s, confidence=c)["roc_auc"] for c in (0.5, 0.99))
+    narrow, wide = (estimate_metrics("binary", y, s, resampling=Resampling(confidence_level=c))["roc_auc"] for c in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
@@ -164,5 +153,5 @@ def test_a_wrong_certainty_is_finite():
 
 
 def test_single_row():
-    e = estimate_metrics("regression", np.array([3.0]), np.array([2.0]), replicates=5)
+    e = estimate_metrics("regression", np.array([3.0]), np.array([2.0]), resampling=Resampling(5))
     assert (e["rmse"].value, e["median_absolute_error"].value, e["bias"].value, e["r2"].value) == (1, 1, -1, None)

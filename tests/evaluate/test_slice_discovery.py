@@ -25,6 +25,7 @@ from mlops_nb.evaluate.slice_discovery import (
     discover_slices,
 )
 from mlops_nb.evaluate.slices import bin_column
+from mlops_nb.stats.bootstrap import Resampling
 
 COLUMNS = ["plan", "age", "bill", "known"]
 
@@ -47,7 +48,7 @@ def world(task, n=4000, seed=0, fault=1.0, more=0):
 
 def look(task, columns=COLUMNS, n=4000, seed=0, fault=1.0, more=0, **options):
     (valid, v), (test, t) = world(task, n, seed, fault, more), world(task, n, seed + 1, fault, more)
-    return discover_slices(task, columns, valid, test, {"valid": v, "test": t}, **{"min_rows": 100, "replicates": 20} | options)
+    return discover_slices(task, columns, valid, test, {"valid": v, "test": t}, **{"min_rows": 100, "resampling": Resampling(20)} | options)
 
 
 def sure(found, *measures): return [x for x in found.slices if x.p_value < .05 and (not measures or x.measure in measures)]
@@ -86,14 +87,14 @@ def test_without_a_fault_nothing_is_sure():
 def test_the_test_rows_judge_and_do_not_search():
     (valid, v), (test, t) = world("binary"), world("binary", seed=1)
     other = test.with_columns(_target=1 - pl.col("_target"))
-    first, second = (discover_slices("binary", COLUMNS, valid, f, {"valid": v, "test": t}, min_rows=100, replicates=5) for f in (test, other))
+    first, second = (discover_slices("binary", COLUMNS, valid, f, {"valid": v, "test": t}, min_rows=100, resampling=Resampling(5)) for f in (test, other))
     assert [(x.measure, x.where, x.n_rows) for x in first.slices] == [(x.measure, x.where, x.n_rows) for x in second.slices]
     assert sure(first, "under_predicted") and not sure(second, "under_predicted")
 
 
 def test_predictions_that_are_off_everywhere_are_no_spot():
     (valid, v), (test, t) = world("regression", fault=0), world("regression", seed=1, fault=0)
-    found = discover_slices("regression", COLUMNS, valid, test, {"valid": v - 9, "test": t - 9}, min_rows=100, replicates=5)
+    found = discover_slices("regression", COLUMNS, valid, test, {"valid": v - 9, "test": t - 9}, min_rows=100, resampling=Resampling(5))
     assert not sure(found, "under_predicted", "over_predicted")
 
 
@@ -183,7 +184,7 @@ def test_many_inputs_are_bounded(monkeypatch):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"min_rows": 1900, "columns": ["plan"]}, "no group of the valid rows has 1,900 of them"),
-    ({"n": 150}, "a part of 150 rows is too small for groups of 100 and a rest"),
+    ({"n": 150}, "a split of 150 rows is too small for groups of 100 and a rest"),
     ({"columns": []}, "every input has the same value in all rows"),
     ({"columns": ["same"]}, "every input has the same value in all rows")])
 def test_where_nothing_can_be_searched_it_says_why(change, said, monkeypatch):
@@ -200,4 +201,4 @@ def test_scores_that_are_no_numbers_and_a_loss_without_a_difference():
     assert "the loss is the same in all rows" in discover_slices("regression", COLUMNS, valid, test, y).message # a perfect model
 
 
-def test_the_same_seed_gives_the_same_spots(): assert look("multiclass", n=2000) == look("multiclass", n=2000, threads=2)
+def test_the_same_seed_gives_the_same_spots(): assert look("multiclass", n=2000) == look("multiclass", n=2000, resampling=Resampling(20, threads=2))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
 from mlops_nb.evaluate.slices import bin_column, measure_slices, binned_residuals, slice_table, evaluate_slices
+from mlops_nb.stats.bootstrap import Resampling
 
 quick = settings(deadline=None, max_examples=80)
 columns = st.one_of(
@@ -60,7 +61,7 @@ def data(task, n=1200, seed=0):
 @pytest.mark.parametrize("task", METRICS)
 def test_a_slice_is_the_metric_on_its_rows(task):
     region, y, s = data(task)
-    found, small = evaluate_slices(task, pl.DataFrame({"region": region}), y, s, ["region"], replicates=30)
+    found, small = evaluate_slices(task, pl.DataFrame({"region": region}), y, s, ["region"], resampling=Resampling(30))
 
     def at(rows): return weighted_metric(task, PRIMARY_METRIC[task], y[rows], s[rows])(np.ones(rows.sum()))
 
@@ -84,19 +85,19 @@ def test_a_broken_slice_is_worse_by_more_than_chance():
 def test_small_slices_are_counted_not_judged():
     region = pl.Series(["a"] * 500 + ["b"] * 20 + ["c"] * 5 + [None] * 3)
     y = np.tile([0.0, 1.0], 264)
-    found, small = evaluate_slices("binary", pl.DataFrame({"r": region}), y, y, ["r"], min_rows=100, replicates=5)
+    found, small = evaluate_slices("binary", pl.DataFrame({"r": region}), y, y, ["r"], min_rows=100, resampling=Resampling(5))
     assert [x.value for x in found] == ["a"] and [(x.n_slices, x.n_rows) for x in small] == [(3, 28)]
 
 
 def test_a_column_with_one_value_has_no_rest():
     y = np.tile([0.0, 1.0], 300)
-    assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], replicates=5) == ([], [])
+    assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], resampling=Resampling(5)) == ([], [])
     assert slice_table([]).columns[:3] == ["column", "value", "n_rows"]
 
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    ((here, rest, gap),) = measure_slices("binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], replicates=20)
+    ((here, rest, gap),) = measure_slices("binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], resampling=Resampling(20))
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
@@ -124,6 +125,6 @@ def test_residuals_of_a_single_row_have_no_interval():
 def test_slices_judged_in_batches_are_the_same(monkeypatch):
     region, y, s = data("binary", 4000)
     frame = pl.DataFrame({"region": region, "x": s})
-    together = evaluate_slices("binary", frame, y, s, ["region", "x"], replicates=10)
+    together = evaluate_slices("binary", frame, y, s, ["region", "x"], resampling=Resampling(10))
     monkeypatch.setattr("mlops_nb.evaluate.slices.max", lambda *a: 2, raising=False)
-    assert evaluate_slices("binary", frame, y, s, ["region", "x"], replicates=10) == together
+    assert evaluate_slices("binary", frame, y, s, ["region", "x"], resampling=Resampling(10)) == together

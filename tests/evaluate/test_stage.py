@@ -18,19 +18,15 @@ from mlops_nb.evaluate.metrics import METRICS, row_loss
 from mlops_nb.evaluate.stage import Evaluation, describe_scores, run_evaluate, evaluate_scores, read_evaluation
 from mlops_nb.explain import attributions as explaining
 from mlops_nb.explain.attributions import (
-    AttributionBaseline,
-    checked_contributions,
-    explain_row,
-    run_explain,
-    gain_importance,
-    read_explanation,
-    sample_rows,
+    AttributionBaseline, checked_contributions, explain_row, run_explain, read_explanation, sample_rows,
     top3_share,
 )
+from mlops_nb.model.lightgbm_text import gain_importance
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
-from mlops_nb.model.predictor import Policy, Predictor
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.model.policy import Policy
 
 TASKS = ["binary", "multiclass", "regression"]
 CLASSES = {"binary": ["stays", "leaves"], "multiclass": ["low", "mid", "high"], "regression": None}

@@ -22,7 +22,7 @@ from mlops_nb.explain.counterfactuals import (
     what_if,
     parse_values,
 )
-from mlops_nb.model.predictor import Policy
+from mlops_nb.model.policy import Policy
 from mlops_nb.pipeline import run_stage
 from mlops_nb.scaffold import init_project
 

@@ -25,8 +25,9 @@ from mlops_nb.model.network import build_network, fit_network_spec, deserialize_
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import run_gate
 from mlops_nb.train import baselines
-from mlops_nb.train.dataset import DeviceConfig, TrainingPart, open_project
-from mlops_nb.train.net_trainer import fit_net
+from mlops_nb.train.dataset import TrainingPart
+from mlops_nb.train.device import DeviceConfig
+from mlops_nb.train.net_trainer import TrainingJob, fit_net
 from mlops_nb.train.stage import TrainingReport, run_train
 
 KINDS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, I64=torch.int64, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
@@ -116,8 +117,9 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     rng = np.random.default_rng(0)
     X = rng.uniform(-1, 1, (4000, 3))
     y = 3 * X[:, 0] - X[:, 1]
-    data = fit_net(TrainingPart(X[:3000], y[:3000]), TrainingPart(X[3000:], y[3000:]), "regression",
-                      NetParams(ensemble_size=4, d_hidden=64, max_epochs=25, learning_rate=0.01, dropout=0, d_embedding=8, n_bins=16), device="cpu").model
+    params = NetParams(ensemble_size=4, d_hidden=64, max_epochs=25, learning_rate=0.01, dropout=0, d_embedding=8, n_bins=16)
+    job = TrainingJob("regression", params, DeviceConfig("cpu"))
+    data = fit_net(TrainingPart(X[:3000], y[:3000]), TrainingPart(X[3000:], y[3000:]), job).model
     net = Net(data)
     shares, middle = net.contributions(X[:40]), np.array(net.network.background).mean(0)
     np.testing.assert_allclose(shares[:, 0], 3 * (X[:40, 0] - middle[0]), atol=0.25)
@@ -153,7 +155,8 @@ def test_expected_gradients_of_numbers_categories_and_no_embedding(keep, embeddi
     y, X = (np.nan_to_num(X[:, 0]) + (X[:, 2] == 1) > 0.4).astype(float), X[:, keep]
     params = NetParams(ensemble_size=2, d_hidden=16, n_blocks=1, d_embedding=embedding, n_bins=4, max_epochs=6, learning_rate=0.02, batch_size=64)
     categorical = {keep.index(2): 4} if 2 in keep else {}
-    net = Net(fit_net(TrainingPart(X[:400], y[:400]), TrainingPart(X[400:], y[400:]), "binary", params, cat_cardinalities=categorical, device="cpu").model)
+    job = TrainingJob("binary", params, DeviceConfig("cpu"), cat_cardinalities=categorical)
+    net = Net(fit_net(TrainingPart(X[:400], y[:400]), TrainingPart(X[400:], y[400:]), job).model)
     shares = net.expected_gradients(X[:50], 0.05)
     assert (np.abs(shares.sum(1) - net.predict_raw(X[:50])) <= 0.05 * np.maximum(1, np.abs(shares[:, :-1]).sum(1))).all()
     if 1 in keep: assert np.abs(shares[:, keep.index(0)]).mean() > 2 * np.abs(shares[:, keep.index(1)]).mean()
@@ -177,11 +180,12 @@ def test_a_device_that_is_not_there(tmp_path):
 
 def test_the_settings_of_the_device_reach_the_training(tmp_path):
     root = modelling.trained(tmp_path)
-    assert open_project(root).device == DeviceConfig()
+    device = lambda: DeviceConfig.from_settings(read_settings(root).run)
+    assert device() == DeviceConfig()
     write_settings(root, Settings(run=RunSettings(device="cuda:1", max_device_memory_mib=512, n_processes=2, shard=True, deterministic=False)))
-    assert open_project(root).device == DeviceConfig("cuda:1", 512, 2, True, False)
+    assert device() == DeviceConfig("cuda:1", 512, 2, True, False)
     (root / "settings.ini").write_text("[run]\ndevice_memory =\nshard = true\n")
-    assert open_project(root).device == DeviceConfig(shard=True)
+    assert device() == DeviceConfig(shard=True)
 
 
 def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):

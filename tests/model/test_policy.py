@@ -17,7 +17,8 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.stage import evaluate_predictor, score_splits
 from mlops_nb.data.prepare import read_split
-from mlops_nb.model.predictor import Policy, Predictor
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.model.policy import Policy
 from mlops_nb.serve.request_validation import RequestDecoder
 
 RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"), PolicyRule(when={"count": [40, None]}, max_score=.2),
@@ -87,7 +88,7 @@ def test_a_frame_and_a_request_get_the_same(ruled):
         asked = frame[i:i + 50].select(predictor.required_columns).with_columns(pl.col("when").dt.to_string("iso"))
         for sent, scored in ((asked.to_dicts(), out[i:i + 50]), (asked.to_dicts()[:1], out[i:i + 1])):
             got = contract.from_json(json.dumps(sent).encode())
-            scores, decisions, needs_review = predictor.outcome(got.columns, predictor.predict_encoded(got.X))
+            scores, decisions, needs_review = predictor.policy.apply(got.columns, predictor.predict_encoded(got.X))
             assert (scores.tolist(), decisions, needs_review) == tuple(scored[c].to_list() for c in ("score", "decision", "needs_review"))
 
 
@@ -145,12 +146,12 @@ def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
 
 @pytest.mark.parametrize("task, change, said", [
     ("binary", dict(rules=[PolicyRule(when={"plce": "a"}, review=True)]),
-     "rule 1 of evaluate.policy in params.yaml looks at the column 'plce', which the contract does not have; did you mean 'place'"),
+     "rule 1 of evaluate.policy in params.yaml looks at the column 'plce', which the schema does not have; did you mean 'place'"),
     ("binary", dict(rules=[RULES[0], PolicyRule(when={"count": "many"}, review=True)]),
-     "rule 2 of evaluate.policy in params.yaml wants 'count' to be 'many', and the contract says integer"),
-    ("binary", dict(rules=[PolicyRule(when={"known": 1}, review=True)]), "contract says boolean"),
-    ("binary", dict(rules=[PolicyRule(when={"x": [1, 0]}, review=True)]), "contract says number"),
-    ("binary", dict(rules=[PolicyRule(when={"when": ["soon", None]}, review=True)]), "contract says timestamp"),
+     "rule 2 of evaluate.policy in params.yaml wants 'count' to be 'many', and the schema says integer"),
+    ("binary", dict(rules=[PolicyRule(when={"known": 1}, review=True)]), "schema says boolean"),
+    ("binary", dict(rules=[PolicyRule(when={"x": [1, 0]}, review=True)]), "schema says number"),
+    ("binary", dict(rules=[PolicyRule(when={"when": ["soon", None]}, review=True)]), "schema says timestamp"),
     ("binary", dict(rules=[PolicyRule(when={"y": "yes"}, review=True)]), "'y', which is what the model predicts"),
     ("binary", dict(rules=[PolicyRule(when={}, decision="maybe")]),
      "rule 1 of evaluate.policy in params.yaml decides 'maybe', which is none of the classes: no, yes"),
@@ -201,10 +202,10 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
     p = predictor.policy = Policy("binary", ["no", "yes"], .5, reject_region=band, rules=rules)
     frame = rows(25, 11)
     columns, scores = frame.to_dict(as_series=False), np.linspace(0, 1, 25)
-    got = predictor.outcome(columns, scores)
-    each = [predictor.outcome({c: [v[i]] for c, v in columns.items()}, scores[i:i + 1]) for i in range(25)]
+    got = predictor.policy.apply(columns, scores)
+    each = [predictor.policy.apply({c: [v[i]] for c, v in columns.items()}, scores[i:i + 1]) for i in range(25)]
     assert got[0].tolist() == [s.item() for s, _, _ in each] and got[1] == [d[0] for _, d, _ in each]
-    assert (got[2] is None) == (not predictor.has_review) and (got[2] is None or got[2] == [r[0] for _, _, r in each])
+    assert (got[2] is None) == (not predictor.policy.has_review) and (got[2] is None or got[2] == [r[0] for _, _, r in each])
     assert scores.tolist() == np.linspace(0, 1, 25).tolist() # the caller's are left alone
 
     def holds(rule, row):

@@ -17,7 +17,9 @@ from mlops_nb.config.params import EncoderParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
-from mlops_nb.model.predictor import PlattCalibrator, Policy, Predictor, TemperatureCalibrator, cast_to_schema
+from mlops_nb.model.predictor import Predictor, cast_to_schema
+from mlops_nb.model.policy import Policy
+from mlops_nb.model.calibrators import PlattCalibrator, TemperatureCalibrator
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
@@ -56,7 +58,7 @@ def test_a_row_is_judged_as_it_is_answered_and_settled(predictor):
         policy = Policy(task, predictor.schema.classes, predictor.policy.threshold, calibrator=calibration)
         p = Predictor(predictor.schema, predictor.features, predictor.encoder, predictor.model, policy)
         X = p.encode_frame(frame)
-        scores, decisions, _ = p.outcome(columns, p.predict_encoded(X))
+        scores, decisions, _ = p.policy.apply(columns, p.predict_encoded(X))
         assert p.predict_and_decide(columns, X) == (scores.tolist(), decisions, None)
         for i in range(len(X)):
             alone = p.predict_and_decide({c: [v[i]] for c, v in columns.items()}, X[i:i + 1])
@@ -85,7 +87,7 @@ def test_training_rows_get_the_scores_that_lightgbm_gives(project, predictor):
 def test_a_draft_is_the_bundle(project, predictor):
     frame = modelling.rows(100, seed=2)
     same(open_trained_predictor(project).predict(frame), predictor.predict(frame))
-    assert open_trained_predictor(project).policy is None and open_trained_predictor(project).id is None
+    assert open_trained_predictor(project).policy.threshold is None and open_trained_predictor(project).id is None
     assert open_trained_predictor(project).feature_names == predictor.feature_names == ["x", "count", "place", "known", "ratio", "weekday"]
     assert predictor.inputs == ["x", "count", "place", "known", "when"]
 
@@ -212,11 +214,11 @@ sys.meta_path.insert(0, Forbid())
 import importlib.util, importlib.machinery
 importlib.util.find_spec = lambda name: importlib.machinery.PathFinder.find_spec(name)
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.batch.batch_scoring import score
+from mlops_nb.batch.batch_scoring import score_files
 p = Predictor.open(sys.argv[1])
 import polars as pl
 frame = pl.read_parquet(sys.argv[2])
-assert len(p.predict(frame)) == len(p.contributions(frame)) == score(p, sys.argv[2], sys.argv[3], 100).rows
+assert len(p.predict(frame)) == len(p.contributions(frame)) == score_files(p, sys.argv[2], sys.argv[3], 100).rows
 assert p.predict_one(frame.row(0, named=True)) == p.predict(frame)[0]
 from mlops_nb.bundle.bundle import check_golden_examples
 assert check_golden_examples(sys.argv[1]) is None
@@ -235,7 +237,7 @@ def test_predicting_needs_the_core_only(binary, tmp_path):
 INSTALLED = """
 import sys
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.batch.batch_scoring import score
+from mlops_nb.batch.batch_scoring import score_files
 print(score(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3]).rows)
 """
 

@@ -20,7 +20,8 @@ from mlops_nb.evaluate.metrics import METRICS, DecisionSettings, weighted_metric
 from mlops_nb.model.network import deserialize_network, quantize_weights, serialize_network, dequantize_weights
 from mlops_nb.model.predictor import Predictor, model_file
 from mlops_nb.release.compression import measure_seconds, compress_bundle, compression_markdown, quantize_net, distill_trees, n_iterations, student_params, with_soft_targets
-from mlops_nb.train.dataset import TrainingPart, open_project, read_training_parts
+from mlops_nb.config.project import Project
+from mlops_nb.train.dataset import TrainingPart, read_training_parts
 
 
 @pytest.fixture(scope="module", params=[(task, learner) for task in modelling.CLASSES for learner in ("gbdt", "net")], ids="-".join)
@@ -196,7 +197,7 @@ def test_a_smaller_net_that_is_damaged_is_refused(made):
 def test_a_student_is_trained_as_its_teacher_was(made):
     root, found = made
     if "trees" not in found.method: pytest.skip("a net")
-    project, teacher = open_project(root), Predictor.open(root / "artifacts/bundle")
+    project, teacher = Project.open(root), Predictor.open(root / "artifacts/bundle")
     text, parts = (root / "artifacts/bundle/model.txt").read_text(), tuple(read_training_parts(root, project, teacher.encoder))
     used = read_json(root / "artifacts/bundle/provenance.json", dict)["training"]["params"]
     student, _ = distill_trees(teacher, text, 2, parts, project.params.train, used | {"num_leaves": 3})

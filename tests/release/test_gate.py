@@ -14,7 +14,7 @@ from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference
-from mlops_nb.evaluate.metrics import Estimate
+from mlops_nb.stats.bootstrap import Estimate
 from mlops_nb.evaluate.slices import Slice
 from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
 from mlops_nb.explain.attributions import run_explain

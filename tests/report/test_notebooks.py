@@ -22,7 +22,7 @@ from mlops_nb.explain.attributions import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import run_gate
 from mlops_nb.report.html import sanitize_html
-from mlops_nb.report.runner import notebook_parameters
+from mlops_nb.report.notebook_parameters import notebook_parameters
 from mlops_nb.report.stage import summarize_run, run_report
 from mlops_nb.train.baselines import run_baselines
 

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.report.runner import check_parameters, notebook_parameters, run_notebook
+from mlops_nb.report.runner import run_notebook
+from mlops_nb.report.notebook_parameters import check_parameters, notebook_parameters
 
 
 def code(source, *tags):

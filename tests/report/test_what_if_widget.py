@@ -9,7 +9,7 @@ from support.trained_project import CLASSES, schema, trained
 from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.schema import Column
 from mlops_nb.explain.counterfactuals import read_row, read_reference_rows
-from mlops_nb.model.predictor import Policy
+from mlops_nb.model.policy import Policy
 from mlops_nb.report.what_if_widget import WhatIfPanel, column_control
 
 

@@ -10,26 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.auth import SCOPES, Authenticator, TokenBucket, HTTPException, create_api_key, check_bind_address, describe_api_key, end_of_day, read_api_keys, revoke_api_key
+from mlops_nb.serve.auth import SCOPES, Authenticator, TokenBucket, create_api_key, check_bind_address, describe_api_key, end_of_day, read_api_keys, revoke_api_key
+from mlops_nb.serve.http_messages import HTTPException
 
 
 @pytest.fixture
 def path(tmp_path): return tmp_path / "deep" / "keys.json"
 
 
-def denied(access, authorization, scope):
-    with pytest.raises(HTTPException) as e: access.authorize(authorization, scope)
+def denied(authenticator, authorization, scope):
+    with pytest.raises(HTTPException) as e: authenticator.authorize(authorization, scope)
     return e.value
 
 
 def test_a_key_opens_its_scopes_and_no_other(path):
     keys = {scope: create_api_key(path, scope, [scope]) for scope in SCOPES}
-    access = Authenticator(path)
+    authenticator = Authenticator(path)
     for mine, text in keys.items():
         for scope in SCOPES:
-            if scope == mine: assert access.authorize(f"Bearer {text}", scope) == mine
-            else: assert denied(access, f"Bearer {text}", scope).status_code == 403
-        assert access.authorize(None, "open") == ""
+            if scope == mine: assert authenticator.authorize(f"Bearer {text}", scope) == mine
+            else: assert denied(authenticator, f"Bearer {text}", scope).status_code == 403
+        assert authenticator.authorize(None, "public") == ""
 
 
 def test_the_file_holds_no_key_and_a_list_shows_none(path):
@@ -71,13 +72,13 @@ def test_a_bucket_never_gives_more_than_its_rate_and_one_burst(rate, pauses):
 def test_a_rate_is_told_and_comes_back(path, monkeypatch):
     key, clock = create_api_key(path, "a", ["predict"], requests_per_second=2), [100.0]
     monkeypatch.setattr("mlops_nb.serve.auth.monotonic", lambda: clock[0])
-    access = Authenticator(path)
-    assert [access.authorize(f"Bearer {key}", "predict") for _ in range(2)] == ["a", "a"]
-    error = denied(access, f"Bearer {key}", "predict")
+    authenticator = Authenticator(path)
+    assert [authenticator.authorize(f"Bearer {key}", "predict") for _ in range(2)] == ["a", "a"]
+    error = denied(authenticator, f"Bearer {key}", "predict")
     assert error.status_code == 429 and int(error.headers["retry-after"]) >= 1 and "2 requests a second" in str(error)
     clock[0] += .5
-    assert access.authorize(f"Bearer {key}", "predict") == "a"
-    assert denied(access, f"Bearer {key}", "read").status_code == 403  # what is refused for its scope takes no token
+    assert authenticator.authorize(f"Bearer {key}", "predict") == "a"
+    assert denied(authenticator, f"Bearer {key}", "read").status_code == 403  # what is refused for its scope takes no token
 
 
 def test_a_key_ends(path):
@@ -85,35 +86,35 @@ def test_a_key_ends(path):
     create_api_key(path, "old", ["read"], expires_at=now - timedelta(seconds=1))
     ended = create_api_key(path, "was", ["read"], expires_at=now - timedelta(days=1))
     good = create_api_key(path, "is", ["read"], expires_at=now + timedelta(days=1))
-    access = Authenticator(path)
-    assert denied(access, f"Bearer {ended}", "read").status_code == 401
-    assert access.authorize(f"Bearer {good}", "read") == "is"
+    authenticator = Authenticator(path)
+    assert denied(authenticator, f"Bearer {ended}", "read").status_code == 401
+    assert authenticator.authorize(f"Bearer {good}", "read") == "is"
     assert "expired" in describe_api_key(read_api_keys(path)[0]) and "expires" in describe_api_key(read_api_keys(path)[2])
 
 
 def test_a_change_is_noticed_and_what_is_left_of_a_burst_stays(path):
-    access = Authenticator(path)
-    assert denied(access, "Bearer a.b", "read").status_code == 401 and access.reload_if_changed() is None
+    authenticator = Authenticator(path)
+    assert denied(authenticator, "Bearer a.b", "read").status_code == 401 and authenticator.reload_if_changed() is None
     one = create_api_key(path, "one", ["read"], requests_per_second=1)
-    assert access.reload_if_changed() is None and access.authorize(f"Bearer {one}", "read") == "one"
+    assert authenticator.reload_if_changed() is None and authenticator.authorize(f"Bearer {one}", "read") == "one"
     two = create_api_key(path, "two", ["read"])
-    assert access.reload_if_changed() is None and access.authorize(f"Bearer {two}", "read") == "two"
-    assert denied(access, f"Bearer {one}", "read").status_code == 429
+    assert authenticator.reload_if_changed() is None and authenticator.authorize(f"Bearer {two}", "read") == "two"
+    assert denied(authenticator, f"Bearer {one}", "read").status_code == 429
     revoke_api_key(path, "one")
-    assert access.reload_if_changed() is None and denied(access, f"Bearer {one}", "read").status_code == 401
-    assert access.authorize(f"Bearer {two}", "read") == "two"
+    assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {one}", "read").status_code == 401
+    assert authenticator.authorize(f"Bearer {two}", "read") == "two"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"keys": [{"id": 1}]}', '{"keys": [], "more": 1}', "\xff"])
 def test_a_damaged_file_is_said_once_and_changes_nothing(path, damage):
     key = create_api_key(path, "a", ["read"])
-    access = Authenticator(path)
+    authenticator = Authenticator(path)
     path.write_bytes(damage.encode("latin-1"))
-    assert "stay as they were" in access.reload_if_changed() and access.reload_if_changed() is None
-    assert access.authorize(f"Bearer {key}", "read") == "a"
+    assert "stay as they were" in authenticator.reload_if_changed() and authenticator.reload_if_changed() is None
+    assert authenticator.authorize(f"Bearer {key}", "read") == "a"
     with pytest.raises(UserError): create_api_key(path, "b", ["read"])
     path.unlink()
-    assert access.reload_if_changed() is None and denied(access, f"Bearer {key}", "read").status_code == 401
+    assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {key}", "read").status_code == 401
 
 
 def test_many_people_add_keys_at_once_and_none_is_lost(path):

@@ -96,7 +96,7 @@ def test_nobody_there():
 
 
 def test_the_curve_of_a_project(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlops_nb.serve.capacity_planning.MOST", 200)
+    monkeypatch.setattr("mlops_nb.serve.capacity_planning.MAX_RATE", 200)
     root, told = serving.project(tmp_path), []
     steps = measure_capacity(root, 0.3, told.append)
     assert steps == told == read_load_curve(root) and steps[0].offered_rps == 10 and not any(s.n_failed for s in steps)

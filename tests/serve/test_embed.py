@@ -7,7 +7,7 @@ import pytest
 from support import server as serving
 
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.records import read_log
+from mlops_nb.prediction_log.reader import read_log
 
 PAGE = Path(__file__).parents[2] / "docs/howto/embed.md"
 

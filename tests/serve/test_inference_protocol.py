@@ -262,6 +262,6 @@ def test_scores_come_back_to_the_last_bit():
 
 
 def test_what_the_server_says_of_itself():
-    assert "binary_tensor_data" in v2.server_metadata()["extensions"]
+    assert "binary_tensor_data" in v2.build_server_metadata()["extensions"]
     assert json.loads(v2.ready_body(False)) == {"live": True, "ready": False} and json.loads(v2.ready_body(True, "")) == {"name": "",
         "ready": True}

@@ -13,7 +13,7 @@ from prometheus_client import Counter as TheirCounter
 from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlops_nb.prediction_log.records import acquire_lease, release_lease
+from mlops_nb.prediction_log.leases import acquire_lease, release_lease
 from mlops_nb.serve import metrics as module
 from mlops_nb.serve.metrics import LATENCY_BUCKETS, Metrics
 
@@ -40,9 +40,9 @@ def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, labe
     histogram = TheirHistogram("mlops_nb_request_duration_seconds", "x", ["endpoint", "route"], registry=theirs, buckets=LATENCY_BUCKETS)
     counter = TheirCounter("mlops_nb_scored_rows", "x", ["endpoint", "variant"], registry=theirs)
     for v in values:
-        ours.latency(label, "predict").observe(v)
+        ours.request_duration(label, "predict").observe(v)
         histogram.labels(label, "predict").observe(v)
-        ours.rows(label, "a").inc(v)
+        ours.scored_rows(label, "a").inc(v)
         counter.labels(label, "a").inc(v)
     from prometheus_client import generate_latest
     want = {k: v for k, v in samples(generate_latest(theirs)).items() if not k[0].endswith("_created")}
@@ -54,7 +54,7 @@ def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, labe
 CHILD = """
 import os, sys, time
 from mlops_nb.serve.metrics import Metrics
-from mlops_nb.prediction_log.records import acquire_lease
+from mlops_nb.prediction_log.leases import acquire_lease
 slot = acquire_lease(sys.argv[1], 2)
 metrics, n = Metrics(sys.argv[1], slot), 0
 metrics.in_flight_requests.set(5)
@@ -92,9 +92,9 @@ def test_counters_go_on_over_kills(tmp_path, slot):
 
 def test_a_bundle_that_no_longer_answers_is_not_named(tmp_path, slot):
     m = Metrics(tmp_path, slot)
-    m.live_bundle("churn", "champion", "old", "live").set(1)
-    m.live_bundle("churn", "champion", "old", "live").set(0)
-    m.live_bundle("churn", "champion", "new", "live").set(1)
+    m.bundle_processes("churn", "champion", "old", "live").set(1)
+    m.bundle_processes("churn", "champion", "old", "live").set(0)
+    m.bundle_processes("churn", "champion", "new", "live").set(1)
     assert [dict(labels)["bundle"] for _, labels in samples(m.render(), "mlops_nb_bundle_processes")] == ["new"]
     assert not samples(Metrics(tmp_path, slot).render(), "mlops_nb_bundle_processes")  # another process, another time
 
@@ -103,16 +103,16 @@ def test_a_million_labels_have_a_bound(tmp_path, slot, monkeypatch):
     monkeypatch.setattr(module, "_FILE_BYTES", dict(counter=100_000, histogram=200_000, gauge=100_000))
     m = Metrics(tmp_path, slot)
     for i in range(3000):
-        m.violations("churn", f"column-{i}" * 5).inc()
+        m.schema_violations("churn", f"column-{i}" * 5).inc()
         m.requests("churn", "a", f"guess-{i}", 404).inc()
-        m.latency(f"guess-{i}", "predict").observe(0.1)
-    m.answered.inc()
+        m.request_duration(f"guess-{i}", "predict").observe(0.1)
+    m.answered_rows.inc()
     page = samples(m.render())
     for name, n in dict(violations_total=3000, requests_total=3000, latency_seconds_count=3000, answered_total=1).items():
         assert sum(v for (sample, _), v in page.items() if sample == f"mlops_nb_{name}") == n
     assert page["mlops_nb_schema_violations_total", (("column", "other"), ("endpoint", "other"))] > 1000
     assert {p.stat().st_size for p in m.folder.glob("*.db")} == {100_000, 200_000}
-    assert len(m.violations._children) < 1000
+    assert len(m.schema_violations._children) < 1000
     again = Metrics(tmp_path, slot)  # the files are full, and opened anew
     again.violations("churn", "yet another").inc()
     assert sum(samples(again.render(), "mlops_nb_schema_violations_total").values()) == 3001
@@ -128,9 +128,9 @@ def test_threads_count_together(tmp_path, slot):
     m = Metrics(tmp_path, slot)
     def work(k):
         for i in range(3000):
-            m.answered.inc()
-            m.latency("e", "r").observe(0.5)
-            m.cache(f"e{(i + k) % 50}", "hit").inc()
+            m.answered_rows.inc()
+            m.request_duration("e", "r").observe(0.5)
+            m.cache_requests(f"e{(i + k) % 50}", "hit").inc()
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for t in threads: t.start()
     for t in threads: t.join()
@@ -149,7 +149,7 @@ DAMAGES = [b"", b"\xff" * 64, number(4096) + bytes(4) + number(2**31 - 1), numbe
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_files_that_are_damaged_or_just_being_made(tmp_path, slot, damage):
     m = Metrics(tmp_path, slot)
-    m.answered.inc(3)
+    m.answered_rows.inc(3)
     other = m.folder / "counter_3.db"
     other.write_bytes(damage)
     assert samples(m.render())["mlops_nb_answered_rows_total", ()] == 3
@@ -158,7 +158,7 @@ def test_files_that_are_damaged_or_just_being_made(tmp_path, slot, damage):
     mine = m.folder / f"counter_{slot}.db"
     with mine.open("r+b") as f: f.write(damage)
     fresh = Metrics(tmp_path, slot)  # begins at zero where it cannot go on
-    fresh.answered.inc()
+    fresh.answered_rows.inc()
     assert mine.stat().st_size == size and "mlops_nb_answered_rows_total" in fresh.render().decode()
 
 
@@ -173,7 +173,7 @@ from mlops_nb.serve.metrics import Metrics
 m = Metrics(sys.argv[1], 0)
 try: open(sys.argv[1] + "/filler", "wb").write(bytes(1 << 24))
 except OSError: pass
-for i in range(3000): m.violations("churn", f"column-{i}").inc(); m.latency(f"e{i}", "predict").observe(1)
+for i in range(3000): m.schema_violations("churn", f"column-{i}").inc(); m.request_duration(f"e{i}", "predict").observe(1)
 try: Metrics(sys.argv[1], 1)
 except OSError as e: print(e.filename)
 """
@@ -188,7 +188,7 @@ def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
         m = Metrics(tmp_path, s)
         for e in range(5):
             for r in range(3):
-                m.latency(f"e{e}", f"r{r}").observe(0.1)
+                m.request_duration(f"e{e}", f"r{r}").observe(0.1)
                 for status in (200, 400, 503): m.requests(f"e{e}", "a", f"r{r}", status).inc()
     page = m.render()
     assert page.count(b"# TYPE") == len({line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE")})
@@ -199,7 +199,7 @@ def test_promtool_has_nothing_to_say(tmp_path, slot):
     if not shutil.which("promtool"): pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
     m = Metrics(tmp_path, slot)
     m.requests("churn", "champion", "predict", 200).inc()
-    m.latency("churn", "predict").observe(0.1)
-    m.live_bundle("churn", "champion", "b", "live").set(1)
+    m.request_duration("churn", "predict").observe(0.1)
+    m.bundle_processes("churn", "champion", "b", "live").set(1)
     done = subprocess.run(["promtool", "check", "metrics"], input=m.render(), capture_output=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,33 +1,38 @@
-"The server's description of itself: a valid document, examples that the contract accepts, a page that nothing can break out of."
+"The server's description of itself: a valid document, examples that the schema accepts, a page that nothing can break out of."
+import ast
 import json
 import re
 import shlex
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import schemathesis
-from support.trained_project import schema as contract_of
+from support.trained_project import schema as schema_of
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.serve.openapi import DOCS_CSP, column_json_schema, docs_html, openapi_document
+from mlops_nb.serve import handlers, http_messages
+from mlops_nb.serve.http_messages import INFERENCE_HEADER_CONTENT_LENGTH, REQUEST_HEADERS, RequestHeader
+from mlops_nb.serve.openapi import DOCS_CSP, STATUS_DESCRIPTIONS, column_json_schema, docs_html, openapi_document
 
 NASTY = """</style></pre><script>alert('1')</script> "quoted" & 'so' `ls` $(ls) \\ ünï"""
 
 
 def route(method, path, scope, handler):
-    return SimpleNamespace(method=method, path=path, scope=scope, handler=handler, doc=NASTY)
+    headers = (INFERENCE_HEADER_CONTENT_LENGTH,) if handler == "infer" else ()
+    return SimpleNamespace(method=method, path=path, scope=scope, handler=SimpleNamespace(__name__=handler), summary=NASTY, headers=headers)
 
 
-ROUTES = [route("GET", "/health", "open", "alive"), route("GET", "/metrics", "read", "metrics_text"),
-    route("GET", "/odd", "operate", "new"),
-          route("GET", "/v2/models/{model}/versions/{version}", "read", "model"),
+ROUTES = [route("GET", "/health", "public", "server_live"), route("GET", "/metrics", "read", "prometheus_metrics"),
+          route("GET", "/odd", "read", "new"),
+          route("GET", "/v2/models/{model}/versions/{version}", "read", "model_metadata"),
           route("POST", "/v2/models/{model}/infer", "predict", "infer"),
-          route("POST", "/v1/endpoints/{model}:predict", "predict", "predict"), route("GET", "/v2/health/ready", "open", "ready"),
+          route("POST", "/v1/endpoints/{model}:predict", "predict", "predict"), route("GET", "/v2/health/ready", "public", "server_ready"),
           route("POST", "/v1/endpoints/{model}:feedback", "feedback", "feedback")]
 
 
@@ -36,7 +41,7 @@ class Known(Predictor):
     def __init__(self, schema): self.schema, self.model, self.policy = schema, None, None
 
     @property
-    def inputs(self): return [c for c in self.schema.columns if c not in ("y", "id")]
+    def required_columns(self): return [c for c in self.schema.columns if c not in ("y", "id")]
 
 
 HOSTILE = Schema(NASTY, "binary", "y", classes=["no", NASTY], entity="id", columns={
@@ -44,12 +49,12 @@ HOSTILE = Schema(NASTY, "binary", "y", classes=["no", NASTY], entity="id", colum
     doc=NASTY),
     "x": Column("number", range=(None, -.5), doc="minus"), "when": Column("timestamp", range=("2020-01-01", None)),
     "day": Column("timestamp", nullable=True, format="%d.%m.%Y"), "y": Column("category")})
-CONTRACTS = {"binary": contract_of("binary"), "regression": contract_of("regression"), "multiclass": contract_of("multiclass"),
+SCHEMAS = {"binary": schema_of("binary"), "regression": schema_of("regression"), "multiclass": schema_of("multiclass"),
     "hostile": HOSTILE}
 
 
 @pytest.fixture(scope="module")
-def document(): return json.loads(json.dumps(openapi_document(ROUTES, {n: Known(s) for n, s in CONTRACTS.items()})))
+def document(): return json.loads(json.dumps(openapi_document(ROUTES, {n: Known(s) for n, s in SCHEMAS.items()})))
 
 
 def references(node):
@@ -76,14 +81,14 @@ def test_the_document_is_valid(document):
         for o in methods.values(): assert re.findall(r"{(\w+)}", path) == [p["name"] for p in o["parameters"] if p["in"] == "path"]
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_examples_fit_their_schemas(document, name):
     row = document["components"]["schemas"][f"{name}.Row"]
     jsonschema.validate(row["examples"][0], row)
     for end in (f"/v1/endpoints/{name}:predict", f"/v1/endpoints/{name}:feedback", f"/v2/models/{name}/infer"):
         body = document["paths"][end]["post"]["requestBody"]["content"]["application/json"]
         checker(document, body["schema"]["$ref"].rpartition("/")[2]).validate(body["example"])
-    ask = checker(document, f"{name}.Ask")
+    ask = checker(document, f"{name}.PredictRequest")
     good = row["examples"][0]
     for body in (good, [good, good], {"instances": [good], "id": "a"}): ask.validate(body)
     for body in ({}, [], {"instances": []}, [1], {**good, "unknown": 1},
@@ -110,10 +115,48 @@ def test_every_route_says_whom_it_is_for_and_what_can_come(document):
             keyed = {"401", "403", "429"} & o["responses"].keys()
             if path in open_ones: assert not o["security"] and not keyed
             else: assert o["security"] == [{"key": [o["x-scope"]]}] and len(keyed) == 3
-            assert ("404" in o["responses"]) == any(f"{n}" in re.split("[/:]", path) for n in CONTRACTS)
+            assert ("404" in o["responses"]) == any(f"{n}" in re.split("[/:]", path) for n in SCHEMAS)
             if method == "post": assert {"400", "408", "413", "503", "504"} <= o["responses"].keys()
-    without = [o for m in openapi_document(ROUTES, {"binary": Known(CONTRACTS["binary"])}, auth_required=False)["paths"].values() for o in m.values()]
+    without = [o for m in openapi_document(ROUTES, {"binary": Known(SCHEMAS["binary"])}, auth_required=False)["paths"].values() for o in m.values()]
     assert not [o for o in without if o["security"] or {"401", "403", "429"} & o["responses"].keys()]
+
+
+SERVE = Path(__file__).parents[2] / "mlops_nb/serve"
+TRANSPORT = {"content-length", "content-encoding", "authorization", "host"}  # HTTP's own, or described as security
+
+
+def calls(name):
+    "Every call of a function or method of that name in the package, as its syntax tree."
+    for path in SERVE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and name in (getattr(node.func, "attr", None), getattr(node.func, "id", None)): yield path.stem, node
+
+
+def test_every_header_that_is_read_is_in_the_table():
+    read = [(m, n.args[0]) for m, n in calls("get") if ast.unparse(n.func.value) in ("headers", "request.headers")]
+    assert len(read) >= 8
+    for module, arg in read:
+        if isinstance(arg, ast.Constant): assert arg.value in TRANSPORT, f"{module} reads {arg.value!r}; put it into REQUEST_HEADERS"
+        else:
+            name = ast.unparse(arg)
+            assert name == "self._header" or getattr(http_messages, name) in REQUEST_HEADERS, f"{module} reads {name}"
+
+
+def test_every_status_that_is_answered_is_described():
+    raised = {n.args[0].value for _, n in calls("HTTPException") if n.args and isinstance(n.args[0], ast.Constant)}
+    raised |= {status for status, *_ in handlers._ERROR_RESPONSES.values()} | {500}
+    assert len(raised) > 8 and raised <= STATUS_DESCRIPTIONS.keys()
+
+
+def test_what_an_endpoint_reads_is_listed_for_it():
+    extra = [RequestHeader("x-customer", "sticky", {"type": "string"}), REQUEST_HEADERS["x-flags"], REQUEST_HEADERS["x-static"]]
+    schemas = {"a": Known(SCHEMAS["binary"]), "b": Known(SCHEMAS["binary"])}
+    found = openapi_document(ROUTES, schemas, request_headers={"a": extra})["paths"]
+    def named(path): return {p["name"] for p in found[path]["post"]["parameters"] if p["in"] == "header"}
+    assert named("/v1/endpoints/b:predict") == {"x-request-id", "x-deadline-ms"}
+    assert named("/v1/endpoints/a:predict") == {"x-request-id", "x-deadline-ms", "x-customer", "x-flags", "x-static"}
+    assert named("/v2/models/a/infer") == named("/v1/endpoints/a:predict") | {INFERENCE_HEADER_CONTENT_LENGTH}
+    assert named("/v1/endpoints/a:feedback") == {"x-request-id", "x-deadline-ms"}
 
 
 class Page(HTMLParser):
@@ -139,7 +182,7 @@ def test_nothing_breaks_out_of_the_page(document):
     seen = Page(page)
     assert not seen.open and not seen.wrong and not {"script", "iframe", "img", "form", "object"} & {*seen.tags}
     assert not [a for a in seen.attributes if a[0].startswith("on") or a[0] == "src" or a[0] == "style"]
-    assert {v for k, v in seen.attributes if k == "href"} == {"data:,", "/openapi.json", "#server", *(f"#{n}" for n in CONTRACTS)}
+    assert {v for k, v in seen.attributes if k == "href"} == {"data:,", "/openapi.json", "#server", *(f"#{n}" for n in SCHEMAS)}
     style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
     assert b64encode(sha256(style.encode()).digest()).decode() in DOCS_CSP and "unsafe" not in DOCS_CSP
     assert sum(NASTY in t for tag, t in seen.texts if tag == "td") > 0

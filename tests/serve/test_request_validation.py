@@ -14,7 +14,9 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.data.validation import validate_batch
 from mlops_nb.model.encoder import EncodedColumn, Encoder
 from mlops_nb.model.features import Features
-from mlops_nb.model.predictor import Policy, Predictor, PolicyRule
+from mlops_nb.config.params import PolicyRule
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.model.policy import Policy
 from mlops_nb.serve.inference_protocol import decode_infer_request, decode_rows
 from mlops_nb.serve.request_validation import MAX_LISTED_VIOLATIONS, RequestDecoder, ValidationError
 
@@ -302,7 +304,7 @@ def test_only_plain_numbers_make_a_usual_request():
     ([np.nan, np.nan, 0, 0], "i: missing"),
     ([1, -2.0**63 * 2, 0, 0], "i: -18446744073709551616 is not an integer"), ([-np.inf, 1, 0, 0], "n: -inf is infinite"),
     ([1, 1, 2, 0], "b: 2.0 is not true or false"),
-    ([1, 1, .5, 0], "b: 0.5 is not true"), ([1, 1, 0, 2], "c: index 2 \\(of 0 to 1\\) is not a category"), ([1, 1, 0, -1], "c: place -1 "),
+    ([1, 1, .5, 0], "b: 0.5 is not true"), ([1, 1, 0, 2], "c: index 2 \\(of 0 to 1\\) is not a category"), ([1, 1, 0, -1], "c: index -1 "),
     ([1, 1, 0, .5], "c: index 0.5 "),
     ([1, 1, 0, np.inf], "c: index inf "), ([1, 1, 0, np.nan], "c: missing"), ([-6, 1, 0, 0], "n: -6.0 is below -5")])
 def test_a_matrix_that_is_wrong(row, said):

@@ -29,3 +29,11 @@ def floor(dotted): return dotted.split(".")[0]
 def edges(top_only=False):
     return {name: {t.removeprefix("mlops_nb.") for t in imported(p, top_only) if t.startswith("mlops_nb.")}
             for name, p in modules().items()}
+
+
+def public_names(path):
+    "The functions, classes and constants that a module defines for others; methods added with `@patch` belong to their class."
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if not any("patch" in ast.dump(d) for d in node.decorator_list): yield node.name
+        elif isinstance(node, ast.Assign): yield from (t.id for t in node.targets if isinstance(t, ast.Name))

@@ -52,6 +52,16 @@ def instances(n=1, seed=5, task="binary"):
     return frame.with_columns(pl.col("when").dt.strftime("%Y-%m-%dT%H:%M:%S"), pl.col("place").replace({"?": None})).to_dicts()
 
 
+PREDICT, EXPLAIN, FEEDBACK = (f"/v1/endpoints/{ENDPOINT}:{verb}" for verb in ("predict", "explain", "feedback"))
+INFER = f"/v2/models/{ENDPOINT}/infer"
+
+
+def tensors(rows):
+    "The same rows as inputs of the Open Inference Protocol."
+    kinds = {"x": "FP64", "count": "INT64", "known": "BOOL", "place": "BYTES", "when": "BYTES"}
+    return [{"name": c, "datatype": kinds[c], "shape": [len(rows)], "data": [r[c] for r in rows]} for c in rows[0]]
+
+
 class Server:
     "`mlops-nb serve` in `root`, on a free port of the loopback, until the `with` ends; environment variables as keywords."
     def __init__(self, root, *options, wait=30, ready=True, first="", port=None, **environ):

@@ -19,6 +19,7 @@ from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import GateReport, run_gate
 from mlops_nb.train import baselines
 from mlops_nb.train.stage import run_train
+from mlops_nb.stats.bootstrap import Resampling
 
 
 @pytest.fixture(scope="module", params=["binary", "multiclass", "regression"])
@@ -126,4 +127,4 @@ def test_the_first_in_the_ranking_is_never_worse(task, seed, learners):
     worth = [weighted_metric(task, m, y, scores[name])(np.ones(40)) * (1 if METRICS[task][m].better == "higher" else -1) for name in order]
     known = [w for w in worth if np.isfinite(w)]
     assert known == sorted(known, reverse=True) and np.isfinite(worth[:len(known)]).all() and sorted(order) == sorted(scores)
-    assert select_model(task, "best", y, scores, replicates=20).learner == order[0]
+    assert select_model(task, "best", y, scores, resampling=Resampling(20)).learner == order[0]

@@ -1,0 +1,90 @@
+"The log audit, and what it finds."
+from contextlib import chdir
+
+import polars as pl
+import pytest
+from support.prediction_logs import HOUR, NOON, answer, segments, sound
+from typer.testing import CliRunner
+
+from mlops_nb.cli import app
+from mlops_nb.core.errors import UserError
+from mlops_nb.prediction_log.audit import RowCounts, audit_log
+from mlops_nb.prediction_log.compaction import compact_log
+from mlops_nb.prediction_log.writer import PredictionLogWriter
+
+
+@pytest.fixture
+def finished(tmp_path):
+    "A log of three segments of ten lines, of which two are Parquet."
+    log = PredictionLogWriter(tmp_path, 0)
+    for i in range(30): log.append(answer(f"r{i}", NOON + i // 10 * HOUR + i))
+    compact_log(tmp_path)
+    log.close()
+    assert len(segments(tmp_path)) == 1 and len(list(tmp_path.rglob("*.parquet"))) == 2
+    sound(tmp_path)
+    return tmp_path
+
+
+def test_lines_that_are_gone_or_there_twice(finished):
+    path, = segments(finished)
+    lines = path.read_text().splitlines(keepends=True)
+    cases = [(lines[:4] + lines[6:], "Missing of the lines 20 to 29: 2"),
+             (lines[3:], "Missing of the lines 20 to 29: 3"),
+             (lines + lines[-1:], "twice: 1"), (lines[:2] + ["{}\n"] + lines[3:], "line 3 is no record"),
+             (lines[:2] + ["\xff\n"] + lines[3:], "line 3 is no record")]
+    for changed, said in cases:
+        path.write_text("".join(changed), encoding="latin-1")
+        problems = audit_log(finished).problems
+        assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_an_answer_written_twice(tmp_path):
+    log = PredictionLogWriter(tmp_path, 0)
+    for _ in range(2): log.append(answer("r0"))
+    log.append(answer("r0", mode="shadow"))  # a shadow's answer to the same request is another
+    log.append(answer("r0", NOON + 1))       # and so is that to a request of the same id, later
+    log.close()
+    assert audit_log(tmp_path).problems == [f"Answers that are there twice: 1 ({segments(tmp_path)[0].stem})."]
+
+
+def test_files_that_are_gone_or_changed(finished):
+    first, second = sorted(finished.rglob("*.parquet"))
+    kept = first.read_bytes()
+    first.unlink()
+    assert "Missing of the lines 0 to 19: 10" in audit_log(finished).problems[0]
+    first.write_bytes(kept)
+    pl.read_parquet(second).slice(3).write_parquet(second)
+    assert "Missing of the lines 10 to 19: 3" in audit_log(finished).problems[0]
+    pl.concat([pl.read_parquet(second)] * 2).write_parquet(second)
+    assert "twice: 7" in audit_log(finished).problems[0]
+
+
+def test_answers_that_were_counted_and_are_not_there(finished):
+    report = sound(finished, {0: RowCounts(answered=30)})
+    assert (report.n_answered_rows, report.rows) == (30, 30)
+    problem, = audit_log(finished, {0: RowCounts(answered=32)}).problems
+    assert "counted 32 rows as answered, but 30 are on record" in problem
+    report = sound(finished, {0: RowCounts(answered=32, unlogged=2)})  # they were let through, and counted
+    assert report.n_lost_rows == 2 and "2 rows were answered without a record" in report.message
+    problem, = audit_log(finished, {7: RowCounts(answered=1)}).problems  # a lease that never wrote
+    assert "Lease 7 counted 1 rows as answered, but 0 are on record" in problem
+
+
+def test_counts_that_cannot_be_read_are_a_problem_and_count_nothing(finished):
+    report = audit_log(finished, {0: RowCounts(problem="counter_0.db is damaged.")})
+    assert report.problems == ["counter_0.db is damaged."] and report.n_answered_rows is None and report.rows == 30
+
+
+def test_the_command(tmp_path):
+    def typed(*words):
+        with chdir(tmp_path): result = CliRunner().invoke(app, words)
+        return result.output if result.exception is None else result.exception
+    assert "is no prediction log" in str(typed("log", "check"))
+    log = PredictionLogWriter(tmp_path / "predictions", 0)
+    for i in range(3): log.append(answer(f"r{i}", NOON + i * HOUR))
+    log.close()
+    (tmp_path / "settings.ini").write_text("[log]\nretention_days = 36500\n")
+    assert "3 rows are on record, no metrics are here" in typed("log", "check")
+    assert "3 segments with 3 records and labels are Parquet now, 0 were too old" in typed("log", "compact")
+    next((tmp_path / "predictions").rglob("*.parquet")).unlink()
+    assert isinstance(e := typed("log", "check"), UserError) and "Missing of the lines" in str(e)

@@ -1,0 +1,121 @@
+"What each route answers, over a real socket: scores, tensors, contributions, labels, probes, metadata and pages."
+import polars as pl
+import pytest
+from support import server as serving
+from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
+
+from mlops_nb.model.predictor import Predictor
+
+
+def expected(predictor, rows): return predictor.predict(pl.DataFrame(rows, infer_schema_length=None)).tolist()
+
+
+def test_rows_of_json_get_what_the_predictor_says(limited_server, predictor):
+    rows = serving.instances(40)
+    for body, n in (({"instances": rows}, 40), (rows[:3], 3), (rows[0], 1)):
+        status, headers, found = limited_server.post(PREDICT, body)
+        assert status == 200 and found["id"] == headers["x-request-id"]
+        assert [p["score"] for p in found["predictions"]] == expected(predictor, rows)[:n]
+        assert [p["decision"] for p in found["predictions"]] == predictor.decide(predictor.predict(pl.DataFrame(rows)))[:n].tolist()
+        assert (found["endpoint"], found["variant"], found["bundle"]) == ("rows", "champion", predictor.id)
+
+
+def test_many_rows_are_answered_in_a_thread_with_the_same_numbers(limited_server, predictor):
+    rows = serving.instances(200, seed=8)
+    assert [p["score"] for p in limited_server.post(PREDICT, rows)[2]["predictions"]] == expected(predictor, rows)
+
+
+def test_tensors_get_the_same_numbers_from_every_path(limited_server, predictor):
+    rows = serving.instances(5)
+    for path in (INFER, "/v2/models/rows/versions/champion/infer", f"/v2/models/rows/versions/{predictor.id[:12]}/infer"):
+        status, _, found = limited_server.post(path, {"id": "mine", "inputs": tensors(rows)})
+        assert status == 200 and found["id"] == "mine" and found["model_version"] == predictor.id[:12]
+        assert {o["name"]: o["data"] for o in found["outputs"]}["score"] == expected(predictor, rows)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_other_tasks(task, tmp_path):
+    with serving.Server(serving.project(tmp_path, task)) as s:
+        predictor, rows = Predictor.open(tmp_path / "training/artifacts/bundle"), serving.instances(6, task=task)
+        wanted = expected(predictor, rows)
+        found = s.post(PREDICT, rows)[2]["predictions"]
+        why = s.post(EXPLAIN, rows)[2]
+        if task == "regression":
+            assert found == [{"score": w} for w in wanted]
+            for w, e in zip(wanted, why["explanations"], strict=True):
+                assert e["base_value"] + sum(e["contributions"].values()) == pytest.approx(w)
+            assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": 2}, {"id": "b", "label": 1.5}, {"id": "c", "label": None}]})[0] == 200
+            for label in ("2", True, 10**400): assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": label}]})[0] == 400
+        else:
+            assert [[*p["score"].values()] for p in found] == wanted and [*found[0]["score"]] == predictor.schema.classes
+            assert [p["decision"] for p in found] == predictor.decide(predictor.predict(pl.DataFrame(rows))).tolist()
+            for e in why["explanations"]:
+                for k, shares in e["contributions"].items(): assert e["base_value"][k] + sum(shares.values()) == pytest.approx(e["raw_score"][k])
+        assert s.get("/v2/models/rows")[2]["name"] == "rows"
+
+
+def test_contributions_add_up_in_their_units(limited_server, predictor):
+    rows = serving.instances(7)
+    status, _, found = limited_server.post(EXPLAIN, {"instances": rows, "id": "why", "parameters": {"version": predictor.id[:10]}})
+    assert (status, found["id"], found["units"], found["variant"]) == (200, "why", "log odds", "champion")
+    raw = predictor.predict_raw(pl.DataFrame(rows)).tolist()
+    for e, r, s in zip(found["explanations"], raw, expected(predictor, rows), strict=True):
+        assert e["raw_score"] == pytest.approx(r) == e["base_value"] + sum(e["contributions"].values()) and e["score"] == s
+        assert [*e["contributions"]] == predictor.feature_names
+    assert limited_server.post(EXPLAIN, {"instances": rows, "parameters": {"version": "nobody"}})[0] == 404
+
+
+def test_feedback_is_taken_and_checked(limited_server):
+    id = limited_server.post(PREDICT, serving.instances(1))[2]["id"]
+    before = limited_server.metric("mlops_nb_feedback_labels_total", endpoint="rows")
+    labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0}, {"id": "unknown", "label": None, "row": 3}]
+    assert limited_server.post(FEEDBACK, {"labels": labels})[2]["accepted"] == 3
+    assert limited_server.metric("mlops_nb_feedback_labels_total", endpoint="rows") == before + 3
+    good = {"id": id, "label": "yes"}
+    wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"), ([good | {"id": ""}], "id"),
+             ([good | {"label": 1}], "no class"), ([good | {"row": -1}], "row"), ([good | {"rows": 1}], "rows"), ([good] * 201, "most 200")]
+    for labels, words in wrong:
+        status, _, found = limited_server.post(FEEDBACK, {"labels": labels})
+        assert status == 400 and words in found["error"], found
+    assert limited_server.post(FEEDBACK, {})[0] == limited_server.post(FEEDBACK, [good])[0] == limited_server.post(FEEDBACK, good)[0] == 400
+
+
+def test_probes_metadata_and_pages(limited_server, predictor):
+    assert limited_server.get("/health")[0] == limited_server.get("/v2/health/live")[0] == 200
+    assert limited_server.get("/v2/health/ready")[2]["ready"] is True
+    assert limited_server.get("/v2")[2]["extensions"] == ["binary_tensor_data"]
+    assert limited_server.get("/v2/models/rows")[2] == limited_server.get("/v2/models/rows/versions/champion")[2]
+    assert limited_server.get("/v2/models/rows/versions/champion/ready")[2]["ready"] is True
+    assert PREDICT in limited_server.get("/openapi.json")[2]["paths"]
+    status, headers, page = limited_server.get("/docs")
+    assert status == 200 and "default-src 'none'" in headers["content-security-policy"] and b"<script" not in page
+    assert limited_server.metric("mlops_nb_requests_total", route="predict", status="200") > 0
+
+
+def test_scores_that_were_computed_beforehand(bundle, tmp_path):
+    root = serving.project(tmp_path, made=bundle)
+    id = Predictor.open(bundle).id
+    night = pl.DataFrame({"id": ["c1", "c2"], "score": [.25, .75], "decision": ["no", "yes"]})
+    (root / "tables").mkdir()
+    night.write_parquet(root / f"tables/{id}.parquet", metadata={"bundle": id})
+    with serving.Server(root) as s:
+        status, headers, found = s.post(PREDICT, {"instances": [{"id": "c2"}, {"id": "c1"}], "id": "mine"})
+        assert status == 200, (found, s.output)
+        assert found["id"] == headers["x-request-id"] == "mine"
+        assert found["predictions"] == [{"score": .75, "decision": "yes"}, {"score": .25, "decision": "no"}]
+        status, _, found = s.post(PREDICT, {"instances": [{"id": "c3"}]})
+        assert status == 404 and "beforehand" in found["error"]
+        assert s.post(PREDICT, {"instances": [{"id": "c2"}]}, {"x-request-id": "a b"})[0] == 400
+        row = serving.instances(1)[0] | {"id": "c2"}
+        fresh = s.post(PREDICT, [row])[2]["predictions"][0]["score"]
+        assert fresh != .75 == s.post(PREDICT, [row], {"x-static": "prefer"})[2]["predictions"][0]["score"]
+    assert len(serving.logged(root)) == 3  # a line for each request that was answered
+
+
+def test_an_endpoint_that_is_taken_away(bundle, tmp_path):
+    root = serving.project(tmp_path, made=bundle)
+    with serving.Server(root) as s:
+        assert s.get("/v2/health/ready")[0] == 200
+        (root / "releases/rows.json").unlink()
+        s.until(lambda: s.get("/v2/health/ready")[0] == 503, "told that nothing is there", 10)
+        assert s.post(PREDICT, serving.instances(1))[0] == 404 and s.get("/health")[0] == 200
