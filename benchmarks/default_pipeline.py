@@ -1,4 +1,4 @@
-"The default pipeline: from cold, with nothing to do, and after it was killed half-way."
+"Default pipeline: cold, up to date, resumed."
 import subprocess
 import time
 from contextlib import suppress

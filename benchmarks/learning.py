@@ -1,4 +1,4 @@
-"How good the models are: figures on real and on simulated data that the literature, or the truth, can be held against."
+"Model quality."
 import json
 
 import numpy as np
@@ -22,7 +22,7 @@ def project(to, data, *options):
 
 def trained(root, learner="gbdt", trials=0, net=NET):
     "Scores and targets of the test rows, after tuning and training."
-    from mlops_nb.bundle.bundle import open_trained_predictor
+    from mlops_nb.train.stage import open_trained_predictor
     p = read_params(root / "params.yaml")
     p.train.learners, p.tune.n_trials, p.train.net = [learner], trials, net
     write_params(p, root / "params.yaml")
@@ -67,7 +67,7 @@ def churn(to):
 def main():
     trials = 4 if quick() else 50
     with workplace() as tmp: rows = [*adult(tmp / "adult", trials), *bike(tmp / "bike", trials), *churn(tmp / "churn")]
-    note = ("Learning: accuracy at 0.5. Tuning watches the valid rows only, a fifth of the training rows; one worker, the search space "
+    note = ("Accuracy at 0.5. Tuning uses the validation set only, a fifth of the training rows; one worker, the search space "
             "of a new project. The bounds for Adult are from the literature (means over 15 seeds: LightGBM 0.8713, TabM 0.8582).")
     report(rows, [note])
 

@@ -1,4 +1,4 @@
-"Training a net: against a loop over a DataLoader on the CPU; on a GPU, where there is one, in samples a second."
+"Net training."
 import math
 import time
 from itertools import product
@@ -115,7 +115,7 @@ def main():
     torch.set_num_threads(THREADS)
     rows = [*on_cpu("TabM", TABM, 512 if small else 2560, times, None if small else 1.5),
             *on_cpu("a plain net (ensemble_size 1)", MLP, 2560 if small else 25_600, times, None)]
-    notes = [f"Nets: width 512, 2 blocks, embeddings of 16; one epoch, median of {times} in turns, {THREADS} threads for all; "
+    notes = [f"Nets: d_hidden 512, n_blocks 2, d_embedding 16; one epoch, median of {times} in turns, {THREADS} threads for all; "
              f"this CPU {half} multiply in bf16. The peer is the same net, loss, clipping and batch size with torch's AdamW and a "
              "shuffling DataLoader over a TensorDataset, in single precision; the row below the first shows what is left without bf16."]
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"What the pipeline adds to a bare LightGBM script on the same data."
+"Pipeline overhead against plain LightGBM."
 import json
 import shutil
 import statistics

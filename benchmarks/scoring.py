@@ -1,4 +1,4 @@
-"Batch scoring of a Parquet file against LightGBM's own predict, and one row at a time."
+"Batch and single-row scoring against LightGBM."
 import polars as pl
 from common import THREADS, alternating, fewer_subscribers, fresh_copy, quick, report, row, run, seconds, workplace
 

@@ -1,4 +1,4 @@
-"One LightGBM row over HTTP: this server beside five others and beside a bare echo, one worker each, in turns."
+"HTTP serving against five servers."
 import http.client
 import json
 import os

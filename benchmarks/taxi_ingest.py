@@ -1,4 +1,4 @@
-"All months of taxi trips, ingested and validated."
+"Ingestion and validation."
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ def main():
         taxi_project(tmp / "taxi", months)
 
         def empty():
-            "A project with the contract, and no data yet."
+            "A project with the schema, and no data yet."
             new = Path(tempfile.mkdtemp(dir=tmp))
             for name in ("schema.yaml", "params.yaml", "settings.ini"): shutil.copyfile(tmp / "taxi" / name, new / name)
             return new

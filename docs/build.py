@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fastcore.nbio import mk_cell, read_nb, write_nb
+from nbdev import processors
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import build_main
 
@@ -20,6 +21,18 @@ HOME = '<!doctype html><meta charset="utf-8"><title>mlops_nb</title><meta http-e
 
 def only_imports(source):
     return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
+
+
+def is_lesson(cell):
+    "Does a cell do more than import, and export nothing? nbdev runs each that imports anything, without the cells before it."
+    if cell.cell_type != "code" or {"export", "exports", "exporti", "exec_doc"} & cell.directives_.keys(): return False
+    return not re.search(r"^show_doc\(", cell.source, re.M) and not only_imports(cell.source)
+
+
+def skip_lessons():
+    "Let nbdev run only exported cells and imports: what its documentation of a function needs."
+    needed = processors._do_eval
+    processors._do_eval = lambda cell: not is_lesson(cell) and needed(cell)
 
 
 def documentation(cell):
@@ -68,6 +81,7 @@ def page(path):
 def main():
     shutil.rmtree(BUILD, ignore_errors=True)
     source = BUILD / "source"
+    skip_lessons()
     try:
         proc_nbs(force=True)
         for nb in PROCESSED.rglob("*.ipynb"): page(nb)

@@ -129,9 +129,10 @@ def ingest_command(
     "Bring data into this project; the same data twice adds nothing."
     from mlops_nb.data.ingest import ingest, dvc_add_data
     from mlops_nb.config.schema import read_schema
+    from mlops_nb.data.readers import ReadOptions
     root = Path(".")
     done = ingest(data, root, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
-                  separator=separator, encoding=encoding, table=table, query=query)
+                  options=ReadOptions(separator, encoding, table, query))
     dvc_add_data(root)
     print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
 
@@ -284,8 +285,8 @@ def what_if_command(
     as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False,
 ):
     "Ask the model about one row, and about the same row with other values."
-    from mlops_nb.explain.counterfactuals import (
-        parse_changes, parse_json_row, print_what_if, read_reference_rows, read_row, what_if)
+    from mlops_nb.explain.counterfactuals import read_reference_rows
+    from mlops_nb.explain.what_if import parse_changes, parse_json_row, print_what_if, read_row, what_if
     predictor = _open_predictor(bundle)
     one = parse_json_row(predictor, json) if json else read_row(predictor, row, data)
     changed, reference = parse_changes(predictor, changes), read_reference_rows(Path("."), predictor)

@@ -265,16 +265,17 @@ def init_project(
     entity: str | None = None, # The column that names whom a row is about
     row_filter: str | None = None, # A SQL expression: other rows are left out
     task: str | None = None, # binary, multiclass or regression; guessed from the target where it is None
-    **reading, # separator, encoding, table, query: see `ingest`
+    **reading, # separator, encoding, table, query: see `ReadOptions`
 ) -> Schema:
     "Write a new project around `data`. Raises `UserError` when the folder is taken or the data cannot be understood."
     from mlops_nb.config.schema_inference import infer_schema
     from mlops_nb.data.ingest import ingest, scan_data
+    from mlops_nb.data.readers import ReadOptions
     root, split, package = Path(root), split or choose_split(time), package_name(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and is not an empty folder; name a folder that does not exist.")
     with atomic_dir(root) as new:
-        taken = ingest(data, new, time_column=time, **reading)
+        taken = ingest(data, new, time_column=time, options=ReadOptions(**reading))
         check_split_options(split, scan_data(new).collect_schema().names(), [f.name for f in taken.added])
         if split.column and split.column != entity: exclude = (*exclude, split.column)
         found = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=exclude,

@@ -1,13 +1,19 @@
 "The house: which way imports may point, and that the two homes of a thing agree."
+import subprocess
+import sys
+
 import pytest
 from support.imports import ROOT, edges, floor, imported, modules, public_names
 
 # From the top down: a folder imports only folders below it, or its own modules.
-FOLDERS = ["cli", "scaffold", "pipeline", "examples", "control", "report", "batch", "serve", "release", "explain", "evaluate", "bundle",
+FOLDERS = ["cli", "scaffold", "pipeline", "examples", "control", "report", "batch", "serve", "release", "explain",
+           "evaluate", "bundle",
            "train", "data", "model", "stats", "prediction_log", "config", "core"]
 LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
-CORE = {"core.errors", "core.files", "core.manifest", "config.schema", "bundle.bundle", "model.booster", "model.tree_shap", "model.predictor",
-        "model.net", "model.features", "model.encoder", "model.network"}
+CORE = {"core.errors", "core.files", "core.typed_yaml", "core.manifest", "config.values", "config.schema",
+        "config.project", "bundle.bundle", "bundle.store", "model.lightgbm_text", "model.calibrators", "model.policy",
+        "model.booster", "model.tree_shap", "model.predictor", "model.net",
+        "model.features", "model.encoder", "model.network"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 
 
@@ -42,9 +48,28 @@ def test_the_core_is_lean(module):
     assert not outside, f"{module} imports {outside}"
 
 
+SERVING = """
+import pkgutil
+from importlib import import_module
+import mlops_nb.bundle.bundle, mlops_nb.prediction_log, mlops_nb.serve.server
+for m in pkgutil.iter_modules(mlops_nb.prediction_log.__path__): import_module(f"mlops_nb.prediction_log.{m.name}")
+import sys
+training = ("mlops_nb.data", "mlops_nb.train", "mlops_nb.evaluate")
+heavy = {"pandas", "torch", "sklearn", "shap", "matplotlib", "mlflow"}
+print(*sorted(m for m in sys.modules if m.startswith(training) or m.split(".")[0] in heavy))
+"""
+
+
+def test_the_serving_core_loads_no_training_code():
+    "A fresh process that serves, opens bundles and writes the log."
+    run = subprocess.run([sys.executable, "-c", SERVING], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.strip()) == (0, ""), run.stdout + run.stderr
+
+
 def test_only_training_needs_the_packages_of_nets():
     theirs = {"tabm", "rtdl_num_embeddings", "safetensors"}
-    assert {m for m, p in modules().items() if theirs & {floor(t) for t in imported(p)}} <= {"model.network", "train.net_trainer"}
+    assert {m for m, p in modules().items() if theirs & {floor(t) for t in imported(p)}} <= {
+        "model.network", "train.net_trainer", "train.net_checkpoint"}
 
 
 def test_nothing_imports_pandas():
@@ -60,7 +85,7 @@ def test_notebooks_mirror_modules():
 
 
 # Names that two modules may share, and why.
-SHARED = {"RENAMED": "the table of renamed keys, of params.yaml and of settings.ini"}
+SHARED = {}
 
 
 def test_a_public_name_stands_in_one_module():

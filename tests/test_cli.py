@@ -127,10 +127,10 @@ def test_init_fills_an_empty_folder(tmp_path):
 def test_the_same_data_twice_adds_nothing(project):
     before = read_data_manifest(project)
     (project / "more.csv").write_text(shop(80, seed=9), encoding="utf-8")
-    assert nb("ingest", "more.csv", cwd=project).stdout == "Deliveries: 1 new with 80 rows, 0 known already.\n"
+    assert nb("ingest", "more.csv", cwd=project).stdout == "Data batches: 1 new with 80 rows, 0 known already.\n"
     once, tracked = read_data_manifest(project), (project / "data.dvc").read_text()
     assert len(once.files) == len(before.files) + 1
-    assert nb("ingest", "more.csv", cwd=project).stdout == "Deliveries: 0 new with 0 rows, 1 known already.\n"
+    assert nb("ingest", "more.csv", cwd=project).stdout == "Data batches: 0 new with 0 rows, 1 known already.\n"
     assert read_data_manifest(project) == once and (project / "data.dvc").read_text() == tracked
     (project / "more.csv").write_text(shop(90, seed=10), encoding="utf-8")
     assert "add --replace" in sentence(nb("ingest", "more.csv", cwd=project))
@@ -156,7 +156,7 @@ def test_simulate_makes_data_only_where_it_is_missing(project, tmp_path):
 def test_gate_check_both_ways(project):
     passed = nb("gate", "check", cwd=project)
     assert passed.returncode == 0 and "passed" in passed.stdout, passed.stderr
-    edit(project / "params.yaml", "thresholds: {}", "thresholds: {auc: 0.999}")
+    edit(project / "params.yaml", "thresholds: {}", "thresholds: {roc_auc: 0.999}")
     assert nb("stage", "gate", cwd=project).returncode == 0 # the pipeline goes on to its reports
     said = sentence(nb("gate", "check", cwd=project))
     assert "The gate failed" in said and "roc_auc" in said and "0.999" in said
@@ -183,7 +183,7 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
     assert done.returncode == 0 and "3 rows scored" in done.stdout, done.stderr
     scores = pl.read_parquet(project / "scores.parquet")
     assert scores["score"].is_between(0, 1).to_list() == [True, True, None] and set(scores["decision"]) <= {"0", "1", None}
-    assert "1 of them broke the contract" in done.stdout
+    assert "1 of them broke the schema" in done.stdout
     assert pl.read_parquet(project / "scores.quarantined.parquet")["_reasons"].to_list() == [
         [f"{c}: missing" for c in ("city", "age", "spent", "visits", "member")]]
     named = nb("score", "rows.parquet", "again.parquet", "--bundle", "artifacts/bundle", cwd=project)
@@ -213,13 +213,13 @@ def test_what_if_answers_for_people_and_for_programs(project):
 
 
 def test_compress_card_and_export(project):
-    done = nb("compress", "--trees", "3", "--output", "small", cwd=project)
-    assert done.returncode == 0 and "trees in the place of" in done.stdout and "| auc |" in done.stdout, done.stderr
+    done = nb("compress", "--n-trees", "3", "--output", "small", cwd=project)
+    assert done.returncode == 0 and "trees in the place of" in done.stdout and "| roc_auc |" in done.stdout, done.stderr
     page = (project / "small/compression.html").read_text()
     assert "<td>bytes of the model</td>" in page and "<script" not in page
-    for args in (("card", "--output", "small/card.html"), ("export-onnx", "--output", "small/onnx")):
+    for args in (("model-card", "--output", "small/model_card.html"), ("export-onnx", "--output", "small/onnx")):
         assert nb(*args, "--bundle", "small/bundle", cwd=project).returncode == 0
-    assert (project / "small/card.html").exists() and (project / "small/onnx/model.onnx").exists()
+    assert (project / "small/model_card.html").exists() and (project / "small/onnx/model.onnx").exists()
     shutil.rmtree(project / "releases")
     assert "No model is deployed here" in sentence(nb("compress", cwd=project))
 

@@ -1,5 +1,7 @@
 "The table of stages: what dvc.yaml says, what each stage touches, and what is recorded of it."
 import contextlib
+import importlib
+import inspect
 import io
 import json
 import subprocess
@@ -15,6 +17,7 @@ from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.examples.subscribers import pack_subscriber_bundle
 from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
 from mlops_nb.scaffold import choose_split, datetime_columns, init_project, package_name
 
@@ -75,6 +78,30 @@ def test_what_dvc_yaml_says_can_be_read_and_has_no_cycle():
             written.add(path)
 
 
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda s: s.name)
+def test_each_stage_names_a_function_that_takes_what_the_runner_hands_in(stage):
+    module, function = stage.function.split(":")
+    parameters = list(inspect.signature(getattr(importlib.import_module(module), function)).parameters)
+    assert parameters[0] == "root" and ("champion" in parameters[1:2]) == stage.needs_champion
+    if stage.matrix: assert len(parameters) > 1
+
+
+def test_the_champion_is_verified_and_handed_in(project, monkeypatch):
+    seen = []
+    from mlops_nb.data import validation
+    from mlops_nb.release import release_plan
+    bundle = pack_subscriber_bundle(project / "elsewhere")
+    monkeypatch.setattr(validation, "run_validate", lambda root, champion=None: seen.append(champion))
+    monkeypatch.setattr(release_plan, "find_champion", lambda root: None)
+    run_stage("validate", project)
+    monkeypatch.setattr(release_plan, "find_champion", lambda root: bundle)
+    run_stage("validate", project)
+    assert seen == [None, bundle]
+    (bundle / "model.txt").write_text("another")
+    with pytest.raises(UserError, match="model.txt"): run_stage("validate", project)
+    assert len(seen) == 2
+
+
 def test_an_unknown_stage_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no stage 'trian'; did you mean 'train'"): run_stage("trian", tmp_path)
 
@@ -124,7 +151,7 @@ def test_the_name_of_a_package_can_be_imported(tmp_path, folder, name):
 
 
 @pytest.mark.parametrize("said, method", [({"time": "day"}, "time"), ({}, "random"), ({"ordered": True}, "order"),
-                                          ({"group": "shop"}, "group"), ({"part": "fold"}, "column"), ({"test_files": ("b.csv",)}, "files"),
+                                          ({"group": "shop"}, "group"), ({"split_column": "fold"}, "column"), ({"test_files": ("b.csv",)}, "files"),
                                           ({"time": "day", "group": "shop"}, "group")])
 def test_what_was_said_of_the_data_decides_the_split(said, method):
     assert choose_split(**said).method == method

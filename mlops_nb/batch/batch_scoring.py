@@ -18,7 +18,8 @@ import polars as pl
 from msgspec import Struct
 
 from .. import __version__
-from ..data.validation import compare_with_schema, validate_batch
+from ..data.validation import compare_with_schema
+from ..data.column_checks import validate_batch
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file, file_lock
 from ..model.predictor import Predictor, map_in_order
@@ -27,9 +28,9 @@ from ..config.schema import Schema
 # %% ../../nbs/batch/00_batch_scoring.ipynb #4f7d1637
 def scoring_schema(
     predictor: Predictor,
-    carry_columns: dict[str, str] = {}, # Name in the scores -> column of the contract that is carried over
+    carry_columns: dict[str, str] = {}, # Name in the scores -> column of the schema that is carried over
 ) -> Schema:
-    "The part of the contract that scoring looks at."
+    "The part of the schema that scoring looks at."
     columns = dict.fromkeys([*carry_columns.values(), *predictor.required_columns])
     return msgspec.structs.replace(predictor.schema, columns={c: predictor.schema.columns[c] for c in columns})
 
@@ -38,41 +39,49 @@ def score_batch(
     schema: Schema, # From `scoring_schema`
     rows: pl.DataFrame, # Its columns as delivered, `_source` and `_row`
     carry_columns: dict[str, str] = {},
-) -> tuple[pl.DataFrame, pl.DataFrame]: # Row for row: `keep`, then the columns of `Predictor.output_schema`; refused rows as `Split.quarantined` has them
-    "Scores of the rows that keep to the contract; raises `UserError` at a value with `on_violation: stop`."
+) -> tuple[pl.DataFrame, pl.DataFrame]: # Row for row: carried columns and scores; and the quarantined rows
+    "Scores of the rows that keep to the schema; raises `UserError` at a value with `on_violation: stop`."
     split = validate_batch(rows, schema)
     kept = rows.select('_row', *(schema.parse_expr(c, rows.schema[c]).alias(n) for n, c in carry_columns.items()))
     scores = split.accepted.select('_row').hstack(predictor.score_frame(split.accepted))
     return kept.join(scores, on='_row', how='left', maintain_order='left').drop('_row'), split.quarantined
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #19748f32
-_CHUNK_ROWS = 65_536 # in a part, and in a row group of the result
+_CHUNK_ROWS = 65_536 # and in a row group of the result
 
 @contextmanager
 def _parquet_errors(source):
     "What is wrong with a Parquet file, in a sentence."
     try: yield
-    except FileNotFoundError: raise UserError(f"{source} does not exist; give a Parquet file, or a folder of them.") from None
+    except FileNotFoundError:
+        raise UserError(f"{source} does not exist; give a Parquet file, or a folder of them.") from None
     except pl.exceptions.PolarsError as e:
         raise UserError(f"{source} cannot be read as Parquet ({e}); write it again, or fetch it again.") from None
 
+def _check_columns(source, name, found, schema):
+    "Raise `UserError` unless the file has the columns of `schema`, as these types."
+    wrong = [m for m in compare_with_schema(name, name, found, schema)[0] if m.column in schema.columns]
+    if not wrong: return
+    listed = ', '.join(f"'{m.column}' ({m.expected}) is {m.found}" for m in wrong[:8]) + (', ...' if wrong[8:] else '')
+    raise UserError(f"{source} does not have the columns that the model needs: {listed}; "
+                    "give it those columns, as the schema has them.")
+
+# %% ../../nbs/batch/00_batch_scoring.ipynb #9438473e
 def read_row_batches(
     source: Path, # A Parquet file
     name: str, # How it is called in `_source`
     schema: Schema, # From `scoring_schema`
     batch_rows: int, # In a batch; the last one has fewer
     skip_rows: int = 0, # Rows at the beginning to leave out
-) -> Iterator[pl.DataFrame]: # At least one without `skip`, if only an empty one
-    "The columns of `schema` as they are in a file, with `_source` and `_row`; raises `UserError` if they do not fit."
+) -> Iterator[pl.DataFrame]: # At least one without `skip_rows`, if only an empty one
+    "The columns of `schema` in a file, with `_source` and `_row`; raises `UserError` if they do not fit."
     with _parquet_errors(source):
         lazy = pl.scan_parquet(source, glob=False, hive_partitioning=False)
-        wrong = [m for m in compare_with_schema(name, name, lazy.collect_schema(), schema)[0] if m.column in schema.columns]
-        if wrong:
-            said = ', '.join(f"'{m.column}' ({m.expected}) is {m.found}" for m in wrong[:8]) + (', ...' if wrong[8:] else '')
-            raise UserError(f"{source} does not have the columns that the model needs: {said}; give it those columns, as the contract has them.")
+        _check_columns(source, name, lazy.collect_schema(), schema)
         lazy, at = lazy.select([*schema.columns]), skip_rows
         numbered = lambda f: f.with_columns(_source=pl.lit(name), _row=pl.int_range(at, at + len(f), dtype=pl.Int64))
-        for frame in lazy.slice(skip_rows).collect_batches(chunk_size=batch_rows, maintain_order=True, engine='streaming'):
+        rest = lazy.slice(skip_rows)
+        for frame in rest.collect_batches(chunk_size=batch_rows, maintain_order=True, engine='streaming'):
             yield numbered(frame)
             at += len(frame)
         if not at: yield numbered(lazy.head(0).collect())
@@ -83,7 +92,7 @@ def scoring_key(
     source: Path, # A Parquet file
     name: str,
     carry_columns: dict[str, str],
-    chunk_rows: int, # In a part
+    chunk_rows: int, # In a chunk
 ) -> str: # 32 hexadecimal digits
     "The name of what comes out when these rows are scored by this model."
     if predictor.id is None: raise UserError("only the model of a bundle scores files; run the stage bundle first.")
@@ -101,25 +110,26 @@ def score_chunks(
     predictor: Predictor,
     source: Path, # A Parquet file
     name: str,
-    folder: Path, # Of its parts
+    folder: Path, # Of its chunks
     carry_columns: dict[str, str] = {},
-    chunk_rows: int = _CHUNK_ROWS, # In a part
-) -> int: # Parts that were there already
-    "Write the parts of a file that are not there yet."
+    chunk_rows: int = _CHUNK_ROWS,
+) -> int: # Chunks that were there already
+    "Write the chunks of a file that are not there yet."
     done, schema = 0, scoring_schema(predictor, carry_columns)
     while _chunk_path(folder, 'scores', done).exists(): done += 1
-    one = copy(predictor)
-    one.threads = 1
-    found = map_in_order(lambda batch: score_batch(one, schema, batch, carry_columns), read_row_batches(source, name, schema, chunk_rows, done * chunk_rows), predictor.threads)
-    for n, (scores, refused) in enumerate(found, done):
-        if len(refused): _write_parquet(refused, _chunk_path(folder, 'quarantined', n))
+    one_thread = copy(predictor)
+    one_thread.threads = 1
+    def score(batch): return score_batch(one_thread, schema, batch, carry_columns)
+    batches = read_row_batches(source, name, schema, chunk_rows, done * chunk_rows)
+    for n, (scores, quarantined) in enumerate(map_in_order(score, batches, predictor.threads), done):
+        if len(quarantined): _write_parquet(quarantined, _chunk_path(folder, 'quarantined', n))
         _write_parquet(scores, _chunk_path(folder, 'scores', n))
     return done
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #0ba4568f
 @contextmanager
 def _locked_chunk_folder(target):
-    "The folder for the parts of `target`, held by this process alone; gone when everything went well, or when nothing was finished."
+    "The folder for the chunks of `target`, held by this process alone; kept only if there is work to resume."
     folder = target.parent / f'.{target.name}.parts'
     folder.mkdir(parents=True, exist_ok=True)
     finished, held = True, f"{target} is being written by another process; wait for it, or give another target."
@@ -127,47 +137,60 @@ def _locked_chunk_folder(target):
         try: yield folder
         except BaseException: finished = not any(folder.glob('*/scores-*')); raise
         finally:
-            if finished: # half of the parts would look like the beginning of all, so they vanish at once
+            if finished: # half of the chunks would look like the beginning of all, so they vanish at once
                 old = target.parent / f'.{target.name}.{secrets.token_hex(8)}.tmp'
                 os.replace(folder, old)
                 shutil.rmtree(old)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #fc56488c
 class ScoredChunks(Struct):
-    "The finished parts of a file, or of all files of a folder."
+    "The finished chunks of a file, or of all files of a folder."
     scores: dict[str, list[Path]] # by source: in the order of its rows
     quarantined: list[Path]
-    keys: dict[str, str] # by source: what `part_key` gave
-    n_resumed: int # parts that were there before
+    keys: dict[str, str] # by source: its `scoring_key`
+    n_resumed: int # chunks that were there before
 
 def _source_files(source):
     "The Parquet files that are meant, by name."
     if not source.is_dir(): return {source.name: source}
-    found = {str(p.relative_to(source)): p for p in sorted(source.rglob('*.parquet')) if not any(d.startswith('.') for d in p.relative_to(source).parts)}
+    files = {p.relative_to(source): p for p in sorted(source.rglob('*.parquet'))}
+    found = {str(name): p for name, p in files.items() if not any(part.startswith('.') for part in name.parts)}
     if not found: raise UserError(f"the folder {source} holds no Parquet file; give one that does.")
     return found
 
+# %% ../../nbs/batch/00_batch_scoring.ipynb #32c3861a
 @contextmanager
-def open_scored_chunks(predictor: Predictor, source: Path, target: Path, carry_columns: dict[str, str], chunk_rows: int) -> Iterator[ScoredChunks]:
+def open_scored_chunks(
+    predictor: Predictor,
+    source: Path, # A Parquet file, or a folder of them
+    target: Path, # The chunks lie beside it
+    carry_columns: dict[str, str],
+    chunk_rows: int,
+) -> Iterator[ScoredChunks]:
     "Score everything in `source` beside `target`; raises `UserError` if a file changes meanwhile."
     files = _source_files(source)
-    keys = lambda: {n: scoring_key(predictor, f, n, carry_columns, chunk_rows) for n, f in files.items()}
-    wanted = keys()
+    compute_keys = lambda: {n: scoring_key(predictor, f, n, carry_columns, chunk_rows) for n, f in files.items()}
+    keys = compute_keys()
     with _locked_chunk_folder(target) as folder:
         for old in folder.iterdir():
-            if old.name not in wanted.values(): shutil.rmtree(old)
-        found = sum(score_chunks(predictor, files[n], n, folder / k, carry_columns, chunk_rows) for n, k in wanted.items())
-        changed = [n for n, k in keys().items() if k != wanted[n]]
+            if old.name not in keys.values(): shutil.rmtree(old)
+        score = lambda n, k: score_chunks(predictor, files[n], n, folder / k, carry_columns, chunk_rows)
+        resumed = sum(score(n, k) for n, k in keys.items())
+        changed = [n for n, k in compute_keys().items() if k != keys[n]]
         if changed: raise UserError(f"{files[changed[0]]} was changed while it was scored; run the command again.")
         of = lambda kind, k: sorted((folder / k).glob(f'{kind}-*.parquet'))
-        yield ScoredChunks({n: of('scores', k) for n, k in wanted.items()}, [p for k in wanted.values() for p in of('quarantined', k)], wanted, found)
+        quarantined = [p for k in keys.values() for p in of('quarantined', k)]
+        yield ScoredChunks({n: of('scores', k) for n, k in keys.items()}, quarantined, keys, resumed)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #a787910e
-def _scan(parts): return pl.scan_parquet(parts, glob=False, hive_partitioning=False)
+def _scan(chunks): return pl.scan_parquet(chunks, glob=False, hive_partitioning=False)
 
-def _concat_chunks(parts, target, **metadata):
-    with atomic_file(target) as tmp, tmp.open('wb') as out: # an open file: given a path, the sink could make it anew after a failure
-        _scan(parts).sink_parquet(out, row_group_size=_CHUNK_ROWS, maintain_order=True, engine='streaming', metadata=metadata)
+def _count_rows(chunks): return _scan(chunks).select(pl.len()).collect().item() if chunks else 0
+
+def _concat_chunks(chunks, target, **metadata):
+    options = dict(row_group_size=_CHUNK_ROWS, maintain_order=True, engine='streaming', metadata=metadata)
+    with atomic_file(target) as tmp, tmp.open('wb') as out: # given a path, the sink could make it anew after a failure
+        _scan(chunks).sink_parquet(out, **options)
 
 def _read_scoring_key(path):
     "The key of a file that was written here; None for any other."
@@ -175,7 +198,7 @@ def _read_scoring_key(path):
     except (OSError, pl.exceptions.PolarsError): return None
 
 def quarantine_path(
-    target: Path, # What `score` writes
+    target: Path, # What `score_files` writes
 ) -> Path: # `scores.quarantined.parquet` for `scores.parquet`, or for the folder `scores`
     "Where the rows are that got no score, with their reasons."
     return target.with_name(target.name.removesuffix('.parquet') + '.quarantined.parquet')
@@ -184,9 +207,13 @@ def quarantine_path(
 def _check_target(source, target):
     "Raise `UserError` where writing `target` would destroy something."
     a, b = source.resolve(), target.resolve()
-    if a == b or a in b.parents or b in a.parents: raise UserError(f"{target} is, or lies in, what is to be scored; give another target.")
-    if source.is_dir() and target.is_dir() and (other := next((f for f in target.rglob('*') if f.is_file() and not _read_scoring_key(f)), None)):
-        raise UserError(f"{target} holds {other.name}, which no scoring wrote, and would be replaced; give another target.")
+    if a == b or a in b.parents or b in a.parents:
+        raise UserError(f"{target} is, or lies in, what is to be scored; give another target.")
+    if not (source.is_dir() and target.is_dir()): return
+    other = next((f for f in target.rglob('*') if f.is_file() and not _read_scoring_key(f)), None)
+    if other:
+        raise UserError(f"{target} holds {other.name}, which no scoring wrote, and would be replaced; "
+                        "give another target.")
 
 def _is_complete(source, target, keys):
     "Is the target the whole result already?"
@@ -200,31 +227,36 @@ class BatchScoringResult(Struct):
     n_quarantined: int # rows that broke the schema; their scores are null
     n_resumed_chunks: int # chunks that an earlier run had finished
 
-def _count_rows(parts): return _scan(parts).select(pl.len()).collect().item() if parts else 0
+def _write_scores(predictor, chunks, source, target):
+    "The target from its chunks, with what says later that it is complete."
+    metadata = lambda n: dict(bundle=predictor.id, key=chunks.keys[n])
+    if not source.is_dir(): return _concat_chunks(*chunks.scores.values(), target, **metadata(source.name))
+    with atomic_dir(target) as out:
+        for n, scores in chunks.scores.items(): _concat_chunks(scores, out / n, **metadata(n))
 
+# %% ../../nbs/batch/00_batch_scoring.ipynb #0ec9c2e3
 def score_files(
     predictor: Predictor, # Of a bundle
-    source: str | Path, # A Parquet file with rows of the contract, or a folder of them; may be larger than memory
-    target: str | Path, # The Parquet file, or the folder, to write: row for row the columns of `Predictor.output_schema`
-    chunk_rows: int = _CHUNK_ROWS, # In a part
+    source: str | Path, # A Parquet file with rows of the schema, or a folder of them; may be larger than memory
+    target: str | Path, # The Parquet file, or the folder, to write: row for row `Predictor.output_schema`
+    chunk_rows: int = _CHUNK_ROWS,
 ) -> BatchScoringResult:
     "Score files in bounded memory, each row once however often it is begun; the target is complete or not there."
     source, target = Path(source), Path(target)
     _check_target(source, target)
     if target.exists() and source.is_dir() != target.is_dir():
         raise UserError(f"{source} and {target} must both be files or both be folders; give another target.")
-    refused = quarantine_path(target)
+    quarantine = quarantine_path(target)
     keys = {n: scoring_key(predictor, f, n, {}, chunk_rows) for n, f in _source_files(source).items()}
     if _is_complete(source, target, keys):
-        return BatchScoringResult(_count_rows([target / n for n in keys] if source.is_dir() else [target]), _count_rows([refused] if refused.exists() else []), 0)
-    with open_scored_chunks(predictor, source, target, {}, chunk_rows) as parts:
-        if parts.quarantined: _concat_chunks(parts.quarantined, refused, bundle=predictor.id)
-        else: refused.unlink(missing_ok=True)
-        if not source.is_dir(): _concat_chunks(*parts.scores.values(), target, bundle=predictor.id, key=parts.keys[source.name])
-        else:
-            with atomic_dir(target) as out:
-                for n, scores in parts.scores.items(): _concat_chunks(scores, out / n, bundle=predictor.id, key=parts.keys[n])
-        return BatchScoringResult(sum(map(_count_rows, parts.scores.values())), _count_rows(parts.quarantined), parts.n_resumed)
+        files = [target / n for n in keys] if source.is_dir() else [target]
+        return BatchScoringResult(_count_rows(files), _count_rows([quarantine] if quarantine.exists() else []), 0)
+    with open_scored_chunks(predictor, source, target, {}, chunk_rows) as chunks:
+        if chunks.quarantined: _concat_chunks(chunks.quarantined, quarantine, bundle=predictor.id)
+        else: quarantine.unlink(missing_ok=True)
+        _write_scores(predictor, chunks, source, target)
+        n_rows = sum(map(_count_rows, chunks.scores.values()))
+        return BatchScoringResult(n_rows, _count_rows(chunks.quarantined), chunks.n_resumed)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #684ecb3f
 def _latest_per_entity(scores, entity, names):
@@ -236,23 +268,32 @@ def _latest_per_entity(scores, entity, names):
     found = scores.select(entity, *names).unique().collect(engine='streaming').sort(entity)
     twice = found.filter(pl.col(entity).is_duplicated())[entity]
     if len(twice):
-        raise UserError(f"{twice.n_unique():,} entities, such as {twice[0]!r}, have several rows that score differently, and nothing says which is the "
-                        "newest; keep one row of each, or let event_time in schema.yaml name a column that tells them apart.")
+        raise UserError(f"{twice.n_unique():,} entities, such as {twice[0]!r}, have several rows that score "
+                        "differently, and nothing says which is the newest; keep one row of each, "
+                        "or let event_time in schema.yaml name a column that tells them apart.")
     return found.drop_nulls(names[0])
 
+def _check_entity(schema, outputs):
+    if schema.entity is None:
+        raise UserError("the schema names no entity, so a score could not be found again; "
+                        "set entity in schema.yaml and train again.")
+    if schema.entity in outputs:
+        raise UserError(f"the entity's column has the name of a result, '{schema.entity}'; give it another.")
+
+# %% ../../nbs/batch/00_batch_scoring.ipynb #632f16d0
 def score_lookup_table(
     predictor: Predictor, # Of a bundle
-    source: str | Path, # A Parquet file with rows of the contract, or a folder of them
-    target: str | Path, # The Parquet file to write, as `table_path` names it: the entity's column, then the columns of `Predictor.output_schema`
-    chunk_rows: int = _CHUNK_ROWS, # In a part
+    source: str | Path, # A Parquet file with rows of the schema, or a folder of them
+    target: str | Path, # The Parquet file to write (`lookup_table_path`): the entity, then `Predictor.output_schema`
+    chunk_rows: int = _CHUNK_ROWS,
 ) -> int: # Entities
     "Score the newest row of each entity, to be looked up later; the target is complete or not there."
-    schema, source, target = predictor.schema, Path(source), Path(target)
-    if schema.entity is None: raise UserError("the contract names no entity, so a score could not be found again; set entity in schema.yaml and train again.")
-    if schema.entity in predictor.output_schema(): raise UserError(f"the entity's column has the name of a result, '{schema.entity}'; give it another.")
+    schema, outputs, source, target = predictor.schema, [*predictor.output_schema()], Path(source), Path(target)
+    _check_entity(schema, outputs)
     _check_target(source, target)
-    keep = {schema.entity: schema.entity} | (dict(_time=schema.event_time) if schema.event_time else {})
-    with open_scored_chunks(predictor, source, target, keep, chunk_rows) as parts:
-        table = _latest_per_entity(_scan([p for s in parts.scores.values() for p in s]), schema.entity, [*predictor.output_schema()])
+    carry = {schema.entity: schema.entity} | (dict(_time=schema.event_time) if schema.event_time else {})
+    with open_scored_chunks(predictor, source, target, carry, chunk_rows) as chunks:
+        scores = _scan([p for paths in chunks.scores.values() for p in paths])
+        table = _latest_per_entity(scores, schema.entity, outputs)
         with atomic_file(target) as tmp: table.write_parquet(tmp, metadata=dict(bundle=predictor.id))
     return len(table)

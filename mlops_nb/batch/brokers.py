@@ -25,7 +25,7 @@ class Broker(Protocol):
     CONNECTION_ERRORS: tuple[type[Exception], ...] # what it raises when it cannot be reached
 
     async def open(self) -> None:
-        "Connect, and make the group and the streams that are missing; again after an error. Raises `UserError` at first."
+        "Connect, and make what is missing; again after an error. Raises `UserError` the first time."
     async def close(self) -> None:
         "End the connection."
     async def read(self, n: int) -> list[StreamMessage]:

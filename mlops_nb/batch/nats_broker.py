@@ -60,7 +60,8 @@ async def open(self:NatsBroker) -> None:
         if not first: raise
         reason = str(self.last_error or e) or type(e).__name__
         raise UserError(f"NATS at {redact_url(s.url)} cannot be used ({reason}); "
-                        "check url in [stream] of settings.ini, or MLOPS_NB_STREAM_URL, and that JetStream is on.") from None
+                        "check url in [stream] of settings.ini, or MLOPS_NB_STREAM_URL, "
+                        "and that JetStream is on.") from None
 
 # %% ../../nbs/batch/03_nats_broker.ipynb #c07dba53
 _MAX_ACK_PENDING = 100_000 # messages of a group, all processes together
@@ -70,10 +71,10 @@ async def _create_streams(self:NatsBroker):
     from nats.js.api import ConsumerConfig
     from nats.js.errors import NotFoundError
     s = self.settings
-    streams = {s.source: [s.source, f"{s.source}.>"], s.target: [f"{s.target}.>"], s.dead_letter: [f"{s.dead_letter}.>"]}
-    for name, subjects in streams.items():
+    for name, extra in {s.source: [s.source], s.target: [], s.dead_letter: []}.items():
+        config = dict(name=name, subjects=[*extra, f"{name}.>"], duplicate_window=s.dedup_window_seconds)
         try: await self.js.stream_info(name)
-        except NotFoundError: await self.js.add_stream(name=name, subjects=subjects, duplicate_window=s.dedup_window_seconds)
+        except NotFoundError: await self.js.add_stream(**config)
     try: await self.js.consumer_info(s.source, s.group)
     except NotFoundError:
         config = ConsumerConfig(durable_name=s.group, ack_wait=s.ack_timeout_seconds, max_ack_pending=_MAX_ACK_PENDING)

@@ -75,7 +75,8 @@ async def read(self:RedisBroker, n: int) -> list[StreamMessage]:
     "Pending entries of others first, then new ones."
     s, now = self.settings, time.monotonic()
     if now >= self.next_claim_at: # not each time: the list is gone through from its beginning
-        _, entries, *_ = await self.client.xautoclaim(s.source, s.group, self.consumer, s.ack_timeout_seconds * 1000, count=n)
+        idle = s.ack_timeout_seconds * 1000
+        _, entries, *_ = await self.client.xautoclaim(s.source, s.group, self.consumer, idle, count=n)
         if len(entries) < n: self.next_claim_at = now + min(s.ack_timeout_seconds / 4, 5)
         if entries: return [_to_message(*e, True) for e in entries]
     wait = int(READ_TIMEOUT_SECONDS * 1000)
@@ -111,4 +112,5 @@ async def publish_results(self:RedisBroker, pairs: list[tuple[StreamMessage, byt
 @patch
 async def publish_dead_letter(self:RedisBroker, m: StreamMessage, reason: str) -> None:
     "Put a message aside; its id is not remembered, so the row may be fixed and sent under it again."
-    await self._publish_once(self.client, m, self.settings.dead_letter, 0, id=m.id, data=m.body, reason=reason, entry=m.handle)
+    fields = dict(id=m.id, data=m.body, reason=reason, entry=m.handle)
+    await self._publish_once(self.client, m, self.settings.dead_letter, 0, **fields)

@@ -53,7 +53,8 @@ def to_onnx_tree(tree: Tree) -> OnnxTree:
     if (tree.missing_type == MISSING_ZERO).any():
         raise UserError("the model takes 0 as missing, which cannot be exported; train it without `zero_as_missing`.")
     if not len(tree.split_feature): # One leaf: a split with that leaf on both sides
-        return OnnxTree(np.array([0]), np.array([0.]), [None], np.array([True]), np.array([-1]), np.array([-1]), tree.leaf_value)
+        leaf = np.array([-1])
+        return OnnxTree(np.array([0]), np.array([0.]), [None], np.array([True]), leaf, leaf, tree.leaf_value)
     category, threshold = tree.is_categorical, tree.threshold
     missing_left = ~category & np.where(tree.missing_type == MISSING_NAN, tree.default_left, threshold >= 0)
     return OnnxTree(tree.split_feature, np.where(category, 0, _shift_near_zero(threshold)),
@@ -93,7 +94,8 @@ def _tree_ensemble_node(trees, classes, number):
     return helper.make_node(
         'TreeEnsemble', ['X'], ['raw'], domain='ai.onnx.ml', n_targets=classes,
         aggregate_function=1, post_transform=0, # Sum; nothing
-        tree_roots=[int(s) for _, s, _ in _with_offsets(trees)], nodes_featureids=_concatenate(trees, lambda t, *_: t.feature),
+        tree_roots=[int(s) for _, s, _ in _with_offsets(trees)],
+        nodes_featureids=_concatenate(trees, lambda t, *_: t.feature),
         nodes_modes=tensor([_BRANCH_LEQ if c is None else _BRANCH_MEMBER for c in codes], TensorProto.UINT8),
         nodes_splits=tensor(_concatenate(trees, lambda t, *_: t.threshold)),
         nodes_missing_value_tracks_true=_concatenate(trees, lambda t, *_: t.missing_left.astype(int)),
@@ -111,9 +113,11 @@ def trees_to_onnx(
 ) -> bytes: # From `X` (n, columns) to `score`: (n,), or (n, k) for k classes
     "A LightGBM model as an ONNX model; raises `UserError` if ONNX cannot express it."
     from onnx import TensorProto, checker, helper
-    header, trees, number = parse_header(text), read_onnx_trees(text), {64: TensorProto.DOUBLE, 32: TensorProto.FLOAT}[bits]
+    header, trees = parse_header(text), read_onnx_trees(text)
+    number = {64: TensorProto.DOUBLE, 32: TensorProto.FLOAT}[bits]
     if header.link is None or header.average_output:
-        raise UserError(f"the objective {header.objective!r} cannot be exported; known are regression, poisson, binary, multiclass.")
+        raise UserError(f"the objective {header.objective!r} cannot be exported; "
+                        "known are regression, poisson, binary, multiclass.")
     classes, one, describe = header.n_classes, header.n_classes == 1, helper.make_tensor_value_info
     nodes = [_tree_ensemble_node(trees, classes, number),
              helper.make_node(_ONNX_OPS[header.link], ['raw'], ['column' if one else 'score'])]
@@ -256,7 +260,8 @@ def net_to_onnx(
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #8835d94b
 def _platt_nodes(c): # From `p` to `score`
-    return [('Sub', ['one', 'p'], ['q']), ('Log', ['p'], ['log p']), ('Log', ['q'], ['log q']), ('Sub', ['log p', 'log q'], ['odds']),
+    return [('Sub', ['one', 'p'], ['q']), ('Log', ['p'], ['log p']), ('Log', ['q'], ['log q']),
+            ('Sub', ['log p', 'log q'], ['odds']),
             ('Mul', ['odds', 'a'], ['turned']), ('Add', ['turned', 'b'], ['z']), ('Sigmoid', ['z'], ['free']),
             ('Clip', ['free', 'low', 'high'], ['score'])], dict(one=1., a=c.slope, b=c.intercept)
 
@@ -265,10 +270,12 @@ def _isotonic_nodes(c):
     constants = dict(axis=np.array([1]), zero=0., one=1., start=y[0], rise=np.diff(y), width=np.diff(x))
     return [('Unsqueeze', ['p', 'axis'], ['column']), ('Sub', ['column', 'from'], ['beyond']),
             ('Div', ['beyond', 'width'], ['climbed']), ('Clip', ['climbed', 'zero', 'one'], ['share']),
-            ('MatMul', ['share', 'rise'], ['gained']), ('Add', ['gained', 'start'], ['score'])], constants | {'from': x[:-1]}
+            ('MatMul', ['share', 'rise'], ['gained']),
+            ('Add', ['gained', 'start'], ['score'])], constants | {'from': x[:-1]}
 
 def _temperature_nodes(c):
-    return [('Log', ['p'], ['log p']), ('Div', ['log p', 't'], ['z']), ('Softmax', ['z'], ['score'])], dict(t=c.temperature)
+    nodes = [('Log', ['p'], ['log p']), ('Div', ['log p', 't'], ['z']), ('Softmax', ['z'], ['score'])]
+    return nodes, dict(t=c.temperature)
 
 _CALIBRATOR_NODES = {PlattCalibrator: _platt_nodes, IsotonicCalibrator: _isotonic_nodes,
                      TemperatureCalibrator: _temperature_nodes}
@@ -329,7 +336,8 @@ def compare_predictions(
     "Predict the same rows with both."
     ours, theirs = predictor.policy.calibrate(predictor.model.predict(X)), predict_onnx(model, X)
     apart = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
-    changed = 0 if predictor.schema.task == 'regression' else int((predictor.decide(ours) != predictor.decide(theirs)).sum())
+    changed = 0
+    if predictor.schema.task != 'regression': changed = int((predictor.decide(ours) != predictor.decide(theirs)).sum())
     return ParityCheck(row_kind, len(X), changed, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #5826360f
@@ -339,7 +347,8 @@ def _export_trees(data, X):
     text = data.decode()
     trees = read_onnx_trees(text)
     splits = [(int(t.feature[i]), t.threshold[i]) for t in trees for i, c in enumerate(t.codes) if c is None]
-    marks = {j: neighbouring_floats(np.unique([t for i, t in splits if i == j])) for j in sorted({j for j, _ in splits})}
+    marks = {j: neighbouring_floats(np.unique([t for i, t in splits if i == j]))
+             for j in sorted({j for j, _ in splits})}
     step = -(-sum(len(t.value) for t in trees) // _MAX_ROWS['trees'])
     along_leaves = np.array([*islice(leaf_boundary_rows(trees, X[0]), 0, None, step)])
     return trees_to_onnx(text), {'at and beside each threshold': with_column_values(X, marks),
@@ -367,7 +376,8 @@ def convert_and_compare(
              'all missing': np.full((1, X.shape[1]), np.nan)}
     if codes: made['each code of a category, and others'] = with_column_values(X, codes)
     kinds = {name: _evenly_spaced(rows, _MAX_ROWS[kind]) for name, rows in (dict(real=X) | made).items() if len(rows)}
-    return model, PARITY_TOLERANCE[kind], [compare_predictions(predictor, model, name, rows) for name, rows in kinds.items()]
+    checks = [compare_predictions(predictor, model, name, rows) for name, rows in kinds.items()]
+    return model, PARITY_TOLERANCE[kind], checks
 
 def parity_error(
     checked: list[ParityCheck], tolerance: float,

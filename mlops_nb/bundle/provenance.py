@@ -19,7 +19,8 @@ from ..data.prepare import DatasetInfo
 
 # %% ../../nbs/bundle/00_provenance.ipynb #e8977aa3
 _EXCLUDED_PATHS = (
-    'artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'tables', 'dvc.lock', 'data.dvc', # Written by a run
+    'artifacts', 'data', 'quarantine', 'reports', 'bundles', 'releases', 'tables', 'dvc.lock',
+    'data.dvc', # Up to here: written by a run
     'docs', 'tests', 'benchmarks', '.github', '.ci', '*.md') # About the project
 
 def _git(root, *args):
@@ -29,7 +30,7 @@ def _git(root, *args):
 
 def git_state(
     root: Path, # The project's folder
-) -> tuple[str | None, bool | None]: # Last commit of what a model is made from; was it changed since? None outside of git
+) -> tuple[str | None, bool | None]: # Last commit of what a model is made from; changed since? None: no git
     "What git knows about the code and the parameters."
     made_from = ('--', '.', *(f':(exclude){p}' for p in _EXCLUDED_PATHS))
     commit = _git(root, 'log', '-1', '--format=%H', *made_from)
@@ -61,7 +62,9 @@ def collect_provenance(
     params = read_params(root / 'params.yaml')
     training = read_json(root / f'artifacts/models/{learner}/training.json', dict)
     inputs = {k: v for k, v in msgspec.to_builtins(dataset.lineage).items() if v}
-    inputs |= {f'{p}.parquet': part.sha256 for p, part in dataset.parts.items()} | {'params.yaml': sha256_file(root / 'params.yaml')}
+    inputs |= {f'{p}.parquet': part.sha256 for p, part in dataset.parts.items()}
+    inputs['params.yaml'] = sha256_file(root / 'params.yaml')
     seeds = dict(split=params.prepare.split.seed, train=params.train.seed, evaluate=params.evaluate.seed)
+    python = '.'.join(map(str, sys.version_info[:2]))
     return Provenance(*git_state(root), parent, inputs, msgspec.to_builtins(params), seeds, package_versions(),
-                      '.'.join(map(str, sys.version_info[:2])), {k: v for k, v in training.items() if k != 'curve'})
+                      python, {k: v for k, v in training.items() if k != 'loss_curve'})

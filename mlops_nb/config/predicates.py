@@ -6,7 +6,7 @@
 __all__ = ['ConditionValue', 'PredicateSpec', 'RowPredicate']
 
 # %% ../../nbs/config/03_predicates.ipynb #bf94e66a
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 from fastcore.basics import patch

@@ -82,5 +82,5 @@ def find_project_root(
     start = Path(start).resolve()
     for folder in (start, *start.parents):
         if (folder / 'schema.yaml').exists(): return folder
-    raise UserError(f"There is no schema.yaml in {start} or above it; run the notebook inside a project, or give its folder as the "
-                    "parameter 'root'.")
+    raise UserError(f"There is no schema.yaml in {start} or above it; "
+                    "run the notebook inside a project, or give its folder as the parameter 'root'.")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from .schema import Column, Schema
+from .schema import Schema
 
 # %% ../../nbs/config/02_schema_diff.ipynb #7c48cb22
 class SchemaChange(Struct):
@@ -68,8 +68,10 @@ def diff_schemas(
     for name in dict.fromkeys([*old.columns, *new.columns]):
         a, b = old.columns.get(name), new.columns.get(name)
         if a is None:
-            changes.append(SchemaChange(name, "added", "column", None, b.type, f"The column '{name}' ({b.type}) is new."))
+            changes.append(SchemaChange(name, "added", "column", None, b.type,
+                                        f"The column '{name}' ({b.type}) is new."))
         elif b is None:
-            changes.append(SchemaChange(name, "removed", "column", a.type, None, f"The column '{name}' ({a.type}) is gone."))
+            changes.append(SchemaChange(name, "removed", "column", a.type, None,
+                                        f"The column '{name}' ({a.type}) is gone."))
         else: changes += _changes(name, a, b)
     return changes

@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from ..core.errors import UserError, did_you_mean
 from .schema import Column, Schema
 from mlops_nb.config.values import (
-    ALWAYS_MISSING, DATE_FORMATS, MISSING_IF_NUMERIC, class_label_expr, is_missing_expr, parse_value_expr, timestamp_expr,
+    ALWAYS_MISSING, DATE_FORMATS, MISSING_IF_NUMERIC, class_label_expr, is_missing_expr, parse_value_expr,
+    timestamp_expr,
 )
 
 # %% ../../nbs/config/04_schema_inference.ipynb #6cdbebcc
@@ -101,7 +102,8 @@ def profile_columns(
         if kind == "date": facts[name].date_format_counts[word] = value
         elif kind != "token": setattr(facts[name], key, value)
         elif value: facts[name].missing_token_counts[word] = value
-    for f in facts.values(): f.distinct = max(0, min(f.distinct, f.rows) - (f.missing > 0)) # null was counted as a value
+    for f in facts.values():
+        f.distinct = max(0, min(f.distinct, f.rows) - (f.missing > 0)) # null was counted as a value
     return facts
 
 # %% ../../nbs/config/04_schema_inference.ipynb #873f132a
@@ -142,7 +144,8 @@ def infer_range(
     return None if bounds == (None, None) else bounds
 
 # %% ../../nbs/config/04_schema_inference.ipynb #a96c6ebf
-_IDENTIFIER_NAME = re.compile(r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
+_IDENTIFIER_NAME = re.compile(
+    r"(?i:(^|[_\W])(id|uuid|guid|index|idx|key|rownum|row_?number|instant)$)|[a-z](Id|ID)$|^Unnamed: 0$|^$")
 
 def exclusion_reason(
     name: str, # Of the column
@@ -155,8 +158,10 @@ def exclusion_reason(
     if type == "integer" and profile.rows >= 50 and not profile.missing and profile.distinct > 0.8 * profile.rows:
         if profile.min is not None and profile.max - profile.min + 1 == profile.rows: return "a running number"
         if _IDENTIFIER_NAME.search(name): return "an identifier by its name, another in each row"
-    if type == "text": return "free text" if (profile.mean_length or 0) > 30 else "nearly each row has another value: an identifier?"
-    if type == "category" and profile.distinct > 100 and _rows_per_value(profile) < 10: return "too few rows a category to learn from"
+    if type == "text":
+        return "free text" if (profile.mean_length or 0) > 30 else "nearly each row has another value: an identifier?"
+    if type == "category" and profile.distinct > 100 and _rows_per_value(profile) < 10:
+        return "too few rows a category to learn from"
     return ""
 
 # %% ../../nbs/config/04_schema_inference.ipynb #c6448730
@@ -171,8 +176,10 @@ def infer_task(
     return "multiclass" if all_integers and distinct <= 20 else "regression"
 
 # %% ../../nbs/config/04_schema_inference.ipynb #a75b65bf
-_EVENT_WORDS = {"yes", "y", "true", "t", "1", "+1", "+", "positive", "pos", "churn", "churned", "fraud", "bad", "default", "event", "case"}
-_NON_EVENT_WORDS = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control", "benign"}
+_EVENT_WORDS = {"yes", "y", "true", "t", "1", "+1", "+", "positive", "pos", "churn", "churned", "fraud", "bad",
+                "default", "event", "case"}
+_NON_EVENT_WORDS = {"no", "n", "false", "f", "0", "-1", "negative", "neg", "-", "good", "none", "normal", "control",
+                    "benign"}
 
 def order_classes(
     counts: dict[str, int], # Rows of each class
@@ -191,7 +198,7 @@ def _target_values(schema, frame):
             .filter(schema.filter_expr()).select(pl.col("target").drop_nulls()))
 
 def _profile_target(values):
-    "Type, rows, distinct values (about), whether all are whole numbers, and the rows of each value if there are not too many."
+    "Type, rows, distinct values (about), whether all are whole, and the rows of each value unless they are too many."
     dtype, value = values.collect_schema()["target"], pl.col("target")
     whole = (value == value.floor()).all() if dtype.is_float() else pl.lit(True)
     figures = values.select(pl.len(), value.approx_n_unique().alias("distinct"), whole.alias("whole"))
@@ -205,7 +212,8 @@ def _check_target(name, dtype, n, distinct, passing):
     "Raise `UserError` for a target from which nothing can be learned."
     if not (dtype.is_numeric() or dtype in (pl.String, pl.Boolean)):
         raise UserError(f"{name} is a {dtype}; a target is a number, text or true/false: compute one, as in \"b - a\".")
-    if not n: raise UserError(f"{name} has no value in any of the rows{passing}; choose another target, or fix the data.")
+    if not n:
+        raise UserError(f"{name} has no value in any of the rows{passing}; choose another target, or fix the data.")
     if distinct == 1:
         raise UserError(f"{name} has the same value in all {n:,} rows{passing}, so nothing can be learned; "
                         "choose another, or add data.")
@@ -213,7 +221,8 @@ def _check_target(name, dtype, n, distinct, passing):
 def _check_task(name, task, dtype, distinct, max_classes):
     "Raise `UserError` for a task that the values of the target do not fit."
     if task == "regression" and not dtype.is_numeric():
-        raise UserError(f"{name} is no number, and a regression predicts one; compute one from it, or use another task.")
+        raise UserError(f"{name} is no number, and a regression predicts one; "
+                        "compute one from it, or use another task.")
     if task == "binary" and distinct != 2:
         raise UserError(f"{name} has {distinct:,} values, and a binary task has two; "
                         "use multiclass, or an expression such as a = 'b'.")
@@ -233,7 +242,8 @@ def infer_task_and_classes(
     name, passing = f"the target '{schema.target}'", " that pass the filter" if schema.filter else ""
     try: dtype, n, distinct, whole, counts = _profile_target(_target_values(schema, frame))
     except pl.exceptions.PolarsError as e:
-        raise UserError(f"{name} or the filter cannot be computed: {str(e).splitlines()[0]}; correct the expression.") from None
+        raise UserError(f"{name} or the filter cannot be computed: {str(e).splitlines()[0]}; "
+                        "correct the expression.") from None
     _check_target(name, dtype, n, distinct, passing)
     if task not in (None, *_TASKS): raise UserError(f"there is no task {task!r}{did_you_mean(task, _TASKS)}")
     max_classes, task = (1000, task) if task else (100, infer_task(dtype, distinct, whole))
@@ -256,7 +266,8 @@ def _profile_parsed_text(frame, columns, words, profiles):
     read = frame.select(parse_value_expr(pl.col(n), dtypes[n], columns[n].type, words, columns[n].format).alias(n)
                         for n in texts + few)
     for name, seen in (profile_columns(read.select(texts)) if texts else {}).items():
-        profiles[name] = replace(profiles[name], distinct=seen.distinct, min=seen.min, max=seen.max, mean=seen.mean, std=seen.std)
+        profiles[name] = replace(profiles[name], distinct=seen.distinct, min=seen.min, max=seen.max, mean=seen.mean,
+                                 std=seen.std)
     if not few: return profiles, {}
     values = (pl.col(n).drop_nulls().unique().implode() for n in few)
     domains = read.select(values).collect(engine="streaming").row(0, named=True)
@@ -278,6 +289,16 @@ def _propose_column(name, column, profile, domain, excluded):
         bounds = infer_range(profile.min, profile.max, profile.distinct, profile.mean, profile.std)
     if bounds and column.type == "integer": bounds = tuple(b if b is None else int(b) for b in bounds)
     return replace(column, nullable=profile.missing > 0, feature=not reason, domain=domain, range=bounds), reason
+
+def _choose_segments(schema, profiles):
+    "The first three groups of a handful."
+    groups = [n for n in schema.feature_columns if schema.columns[n].type in ("category", "boolean")]
+    return [n for n in groups if 2 <= profiles[n].distinct <= 10][:3]
+
+def _no_dates(frame, time, type):
+    example = next(iter(frame.select(pl.col(time).drop_nulls().head(1)).collect().to_series()), None)
+    return (f"time: the column '{time}' holds no dates, but the type {type}, such as {example}; "
+            "choose another column, or leave the time out.")
 
 # %% ../../nbs/config/04_schema_inference.ipynb #7caeaf62
 def _format_value(x): return f"{x:.4g}" if isinstance(x, float) else str(x).removesuffix(" 00:00:00")
@@ -326,7 +347,8 @@ def _supported_columns(frame):
     frame = frame.select(n for n in schema if n not in ("_source", "_row"))
     for name, dtype in frame.collect_schema().items():
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
-            raise UserError(f"the column '{name}' holds values of the type {dtype}; turn them into numbers, dates or text first.")
+            raise UserError(f"the column '{name}' holds values of the type {dtype}; "
+                            "turn them into numbers, dates or text first.")
     if not frame.collect_schema().names(): raise UserError("the data has no columns; check the file.")
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
@@ -357,13 +379,8 @@ def infer_schema(
     _check_request(profiles, target, filter, exclude, time, entity)
     columns, words, comments, profiles = _infer_columns(frame, profiles, exclude)
     if time and columns[time].type != "timestamp": raise UserError(_no_dates(frame, time, columns[time].type))
-    schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time, missing_values=words)
+    schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time,
+                    missing_values=words)
     schema.task, schema.classes = infer_task_and_classes(frame, schema, task)
-    groups = [n for n in schema.feature_columns if columns[n].type in ("category", "boolean")]
-    schema.segments = [n for n in groups if 2 <= profiles[n].distinct <= 10][:3]
+    schema.segments = _choose_segments(schema, profiles)
     return InferredSchema(schema, comments, profiles)
-
-def _no_dates(frame, time, type):
-    example = next(iter(frame.select(pl.col(time).drop_nulls().head(1)).collect().to_series()), None)
-    return (f"time: the column '{time}' holds no dates, but the type {type}, such as {example}; "
-            "choose another column, or leave the time out.")

@@ -9,7 +9,7 @@ __all__ = ['POLARS_TYPES', 'TYPE_NAMES', 'ISO_FORMATS', 'DATE_FORMATS', 'ALWAYS_
            'parse_value_expr']
 
 # %% ../../nbs/config/00_values.ipynb #6c9f8faa
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 
 import polars as pl
@@ -92,7 +92,7 @@ def timestamp_expr(
 def parse_iso_timestamp(text: str) -> datetime: # Without a zone: UTC where a zone was given
     "An ISO 8601 text as a timestamp; raises `ValueError` if it is none."
     at = datetime.fromisoformat(text)
-    return at.astimezone(timezone.utc).replace(tzinfo=None) if at.tzinfo else at
+    return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else at
 
 # %% ../../nbs/config/00_values.ipynb #83fb0778
 ALWAYS_MISSING = ["?", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "NaN", "nan"] # these always mean "no value"

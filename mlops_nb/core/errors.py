@@ -6,8 +6,9 @@
 __all__ = ['UserError', 'did_you_mean', 'describe_os_error']
 
 # %% ../../nbs/core/00_errors.ipynb #bcaf4c5d
+import errno
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 # %% ../../nbs/core/00_errors.ipynb #fc37ad0a
 class UserError(Exception):
@@ -16,23 +17,20 @@ class UserError(Exception):
 # %% ../../nbs/core/00_errors.ipynb #c6267fb1
 def did_you_mean(
     name: str, # The unknown name
-    known: Iterable[str], # The names that exist
-    max_names: int = 12, # List at most this many names
+    known: Iterable[str], # The names that exist; twelve of them are listed
 ) -> str: # `"; did you mean 'x'?"`, or `"; known are a, b, c."`
     "The end of a sentence about an unknown `name`."
     known = [str(k) for k in known]
     near = get_close_matches(str(name), known, n=1)
     if near: return f"; did you mean {near[0]!r}?"
-    more = f", and {len(known) - max_names} more" if len(known) > max_names else ""
-    return f"; known are {', '.join(known[:max_names])}{more}." if known else "; there are none."
-
-# %% ../../nbs/core/00_errors.ipynb #c3591b03
-import errno
+    more = f", and {len(known) - 12} more" if len(known) > 12 else ""
+    return f"; known are {', '.join(known[:12])}{more}." if known else "; there are none."
 
 # %% ../../nbs/core/00_errors.ipynb #7dc9b6fe
 _OS_ERROR_ADVICE = {errno.ENOSPC: "the disk is full; free some space and run the command again",
            errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
-           errno.EFBIG: "the file is larger than is allowed here; raise the limit (ulimit -f) or use another file system",
+           errno.EFBIG: "the file is larger than is allowed here; raise the limit (ulimit -f) or use another file "
+                        "system",
            errno.EACCES: "permission was denied; check who owns it and its mode",
            errno.EPERM: "the operation is not permitted; check who owns it and its mode",
            errno.EROFS: "the file system is read-only; use another folder",

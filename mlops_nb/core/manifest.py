@@ -8,6 +8,7 @@ __all__ = ['MANIFEST_FILE', 'FORMAT_VERSION', 'sha256_file', 'combine_hashes', '
 
 # %% ../../nbs/core/03_manifest.ipynb #43497470
 import hashlib, os
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,10 +33,10 @@ def file_hashes(folder: str | Path) -> dict[str, str]: # `{relative path: sha256
     return {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob('*')) if p.is_file()}
 
 # %% ../../nbs/core/03_manifest.ipynb #ca3066d3
-MANIFEST_FILE, FORMAT_VERSION = 'manifest.json', 1
+MANIFEST_FILE, FORMAT_VERSION = 'manifest.json', 2
 
 class Manifest(Struct, forbid_unknown_fields=True, frozen=True):
-    "What a sealed folder says about itself."
+    "What a folder says about its content."
     id: str # sha256 over everything below
     format_version: int # of the folder; a reader refuses one it does not know
     packages: dict[str, str] # package -> version
@@ -46,26 +47,28 @@ def _content_id(format_version, packages, files):
     return combine_hashes({f"format {format_version}": ""} | {f"producer {k}": v for k, v in packages.items()} |
                         {f"file {k}": v for k, v in files.items()})
 
-def _manifest_bytes(manifest): return msgspec.json.format(msgspec.json.encode(manifest, order='sorted'), indent=1) + b'\n'
+def _manifest_bytes(manifest):
+    return msgspec.json.format(msgspec.json.encode(manifest, order='sorted'), indent=1) + b'\n'
 
 # %% ../../nbs/core/03_manifest.ipynb #e7f21b5e
 def package_versions() -> dict[str, str]: # package -> version
     "The versions of the packages whose code makes and runs a model."
     found = {}
     for name in ('mlops-nb', 'lightgbm', 'numpy', 'polars'):
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass # mlops_nb may run from a checkout that was never installed
+        with suppress(PackageNotFoundError): found[name] = version(name) # a checkout may never have been installed
     return found
 
 # %% ../../nbs/core/03_manifest.ipynb #fee339db
 def _plain_file_names(folder):
     "The names in a folder of plain files; `UserError` for anything else."
     try: entries = sorted(os.scandir(folder), key=lambda e: e.name)
-    except (FileNotFoundError, NotADirectoryError): raise UserError(f"{folder} is not a folder; give the folder of a bundle.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is not a folder; give the folder of a bundle.") from None
     for e in entries:
         if not e.is_file(follow_symlinks=False):
             what = 'a link' if e.is_symlink() else 'a folder' if e.is_dir() else 'not a plain file'
-            raise UserError(f"{folder} contains {e.name!r}, which is {what}; a bundle holds plain files only: fetch it again.")
+            raise UserError(f"{folder} contains {e.name!r}, which is {what}; "
+                            "a bundle holds plain files only: fetch it again.")
     return [e.name for e in entries]
 
 # %% ../../nbs/core/03_manifest.ipynb #e9f6b83c
@@ -95,26 +98,44 @@ _REMEDY = "fetch it again from the bundle store, or build it with `dvc repro`."
 
 def _read_manifest(folder):
     path = folder / MANIFEST_FILE
-    if not path.is_file() or path.is_symlink(): raise UserError(f"{folder} is not a bundle, it has no {MANIFEST_FILE}; {_REMEDY}")
-    try: m = msgspec.json.decode(raw := path.read_bytes(), type=Manifest)
-    except (msgspec.MsgspecError, UnicodeError): raise UserError(f"{path} is damaged and cannot be read; {_REMEDY}") from None
-    if m.format_version != FORMAT_VERSION:
-        raise UserError(f"{path} says format {m.format_version}, and this version of mlops-nb reads format {FORMAT_VERSION}; install one that fits.")
+    if not path.is_file() or path.is_symlink():
+        raise UserError(f"{folder} is not a bundle, it has no {MANIFEST_FILE}; {_REMEDY}")
+    _check_format(path, raw := path.read_bytes())
+    try: m = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeError):
+        raise UserError(f"{path} is damaged and cannot be read; {_REMEDY}") from None
     if raw != _manifest_bytes(m) or m.id != _content_id(m.format_version, m.packages, m.files):
         raise UserError(f"{path} was changed after it was written; {_REMEDY}")
     return m
 
+# %% ../../nbs/core/03_manifest.ipynb #07e49f2e
+class _AnyFormat(Struct):
+    format_version: int = FORMAT_VERSION
+    format: int = FORMAT_VERSION # Its name in format 1
+
+def _check_format(path, raw): # What is no manifest at all is left to whoever reads it
+    try: m = msgspec.json.decode(raw, type=_AnyFormat)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError): return
+    if (oldest := min(m.format_version, m.format)) < FORMAT_VERSION:
+        raise UserError(f"{path} was written by an earlier version of mlops-nb (format {oldest}; this one reads format "
+                        f"{FORMAT_VERSION}); make the bundle anew with `dvc repro`, and if a plan in `releases/` names "
+                        "it, move that plan away first.")
+    if m.format_version > FORMAT_VERSION:
+        raise UserError(f"{path} says format {m.format_version}, and this version of mlops-nb reads format "
+                        f"{FORMAT_VERSION}; install one that fits.")
+
 # %% ../../nbs/core/03_manifest.ipynb #2179f1e5
 def verify_manifest(
-    folder: str | Path, # Was sealed with `write_manifest`
+    folder: str | Path, # With a manifest from `write_manifest`
 ) -> VerifiedFolder:
-    "Check every byte of a sealed folder; raises `UserError` if a file was changed, added, removed or replaced by a link."
+    "Check every byte of a folder; raises `UserError` if a file was changed, added, removed or replaced by a link."
     folder = Path(folder)
-    names = _plain_file_names(folder)
+    names = [n for n in _plain_file_names(folder) if n != MANIFEST_FILE]
     manifest = _read_manifest(folder)
-    for name in sorted({*names, *manifest.files} - {MANIFEST_FILE}):
+    for name in sorted({*names, *manifest.files}):
         if name not in names: raise UserError(f"{folder} lacks the file {name!r} that its manifest names; {_REMEDY}")
-        if name not in manifest.files: raise UserError(f"{folder} contains {name!r}, which its manifest does not name; {_REMEDY}")
+        if name not in manifest.files:
+            raise UserError(f"{folder} contains {name!r}, which its manifest does not name; {_REMEDY}")
         if sha256_file(folder / name) != manifest.files[name]:
-            raise UserError(f"{folder / name} was changed after the bundle was sealed; {_REMEDY}")
+            raise UserError(f"{folder / name} was changed after the bundle was made; {_REMEDY}")
     return VerifiedFolder(folder, manifest)

@@ -9,7 +9,6 @@ __all__ = ['IngestedSource', 'Partition', 'DataManifest', 'read_data_manifest', 
 
 # %% ../../nbs/data/03_ingest.ipynb #bcb8c2bb
 import os, re, shutil, subprocess, sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
@@ -17,7 +16,7 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
-from .readers import Source, detect_source, find_sources, read_source
+from .readers import ReadOptions, Source, detect_source, find_sources, read_source
 from ..core.errors import UserError, did_you_mean, describe_os_error
 from ..core.files import file_lock, fsync_path
 from ..core.manifest import sha256_file, combine_hashes
@@ -41,7 +40,6 @@ class Partition(Struct):
     bytes: int
     source: str # the delivery it came from
     period: str | None # `2021`, `2021-03`, `2021-03-07`, `unknown`; null where no time column was named
-    columns: dict[str, str] # {name: physical type}, without `_source` and `_row`
 
 class DataManifest(Struct):
     "What is in data/, and where it came from."
@@ -57,7 +55,8 @@ def read_data_manifest(root: str | Path = '.') -> DataManifest:
         if not path.exists(): raise UserError(f"{path} does not exist; bring data in with `mlops-nb ingest`.") from None
         raise UserError(f"{path} is damaged; restore data/ with `dvc checkout data.dvc`, or remove it and ingest again.") from None
 
-def _read_or_new_manifest(root): return read_data_manifest(root) if (Path(root) / 'data/manifest.json').exists() else DataManifest()
+def _read_or_new_manifest(root):
+    return read_data_manifest(root) if (Path(root) / 'data/manifest.json').exists() else DataManifest()
 
 # %% ../../nbs/data/03_ingest.ipynb #94db80e4
 class PartitionWriter:
@@ -82,7 +81,8 @@ def to_period(
     period: str, # year, month or day
 ) -> pl.Series: # Such as `2021-03`
     "The name of the period each time lies in; `unknown` where there is none."
-    if times.dtype not in (pl.Date, pl.Datetime): times = times.cast(pl.String).str.slice(0, 10).str.to_date('%Y-%m-%d', strict=False)
+    if times.dtype not in (pl.Date, pl.Datetime):
+        times = times.cast(pl.String).str.slice(0, 10).str.to_date('%Y-%m-%d', strict=False)
     return times.dt.strftime(_PERIODS[period]).fill_null('unknown')
 
 # %% ../../nbs/data/03_ingest.ipynb #74622b74
@@ -143,7 +143,8 @@ def choose_partition_period(
     "The finest period whose partitions are not too small, and not more than 64."
     if source.kind != 'parquet': size_bytes //= 4
     if size_bytes < 2 * min_partition_bytes: return 'year'
-    days = set().union(*(to_period(batch[time_column], 'day').unique() for batch in _batches_with_time_column(source, time_column))) - {'unknown'}
+    days = set().union(*(to_period(batch[time_column], 'day').unique()
+                         for batch in _batches_with_time_column(source, time_column))) - {'unknown'}
     count = {'day': len(days), 'month': len({d[:-3] for d in days})}
     return next((p for p, n in count.items() if n < 64 and size_bytes >= n * min_partition_bytes), 'year')
 
@@ -151,12 +152,13 @@ def _batches_with_time_column(source, time_column):
     "The batches of `source`, which must have the time column that was asked for."
     for batch in read_source(source):
         if time_column and time_column not in batch.columns:
-            raise UserError(f"{source.name} has no time column {time_column!r}{did_you_mean(time_column, batch.columns)}")
+            raise UserError(f"{source.name} has no time column "
+                            f"{time_column!r}{did_you_mean(time_column, batch.columns)}")
         yield batch
 
 # %% ../../nbs/data/03_ingest.ipynb #2c078a03
 def _write_source(source, scratch, time_column, sha):
-    "Write one delivery below `scratch`, as it will lie in data/; gives its `SourceFile` and its `Partition`s."
+    "Write one delivery below `scratch`, as it will lie in data/; gives its `IngestedSource` and its `Partition`s."
     source, size, writer = detect_source(source), os.path.getsize(source.path) if sha else 0, None
     period = choose_partition_period(source, time_column, size) if time_column and sha else 'year'
     for batch in _batches_with_time_column(source, time_column):
@@ -167,7 +169,8 @@ def _write_source(source, scratch, time_column, sha):
         path = scratch / (period or '') / 'part.parquet'
         part_sha = sha256_file(path)
         path = path.rename(path.with_name(f"part-{part_sha[:16]}.parquet"))
-        parts.append(Partition(path.relative_to(scratch).as_posix(), part_sha, rows, path.stat().st_size, source.name, period, columns))
+        parts.append(Partition(path.relative_to(scratch).as_posix(), part_sha, rows, path.stat().st_size, source.name,
+                               period))
     sha, size = sha or combine_hashes({p.path: p.sha256 for p in parts}), size or sum(p.bytes for p in parts)
     return IngestedSource(source.name, sha, size, writer.n_rows, columns, str(source)), parts
 
@@ -185,10 +188,9 @@ def remove_orphaned_files(root: Path, manifest: DataManifest):
     for folder in [p for p in data.glob('*') if p.is_dir() and not any(p.iterdir())]: folder.rmdir()
 
 # %% ../../nbs/data/03_ingest.ipynb #192a4d1d
-@contextmanager
 def ingest_lock(root: Path):
     "Hold the lock of `root`; raises `UserError` if another process is ingesting into it."
-    with file_lock(root / '.mlops/ingest.lock', f"another ingest into {root} is running; wait for it to end."): yield
+    return file_lock(root / '.mlops/ingest.lock', f"another ingest into {root} is running; wait for it to end.")
 
 # %% ../../nbs/data/03_ingest.ipynb #044c3449
 def _commit(root, manifest, scratch, added, parts):
@@ -242,17 +244,13 @@ class IngestReport(Struct):
 def ingest(
     source: str | Path, # A file, folder, glob, `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`
     root: str | Path = '.', # The project folder
-    *,
-    time_column: str | None = None, # Partition by this column's year, month or day
-    separator: str | None = None, # Of CSV files; detected if None
-    encoding: str | None = None, # Of text files; detected if None
-    table: str | None = None, # Of a database
-    query: str | None = None, # Of a database, instead of a table
-    replace: bool = False, # Take a delivery whose name is known in the place of the old one
+    *, time_column: str | None = None, # Partition by this column's year, month or day
+    options: ReadOptions = ReadOptions(), # How the source is to be read
+    replace: bool = False, # Take a source whose name is known in the place of the old one
 ) -> IngestReport:
     "Take a source into data/; raises `UserError`, and changes nothing, if any part of it cannot be read for certain."
     root = Path(root)
-    scratch, sources = root / '.mlops/ingest', find_sources(source, separator, encoding, table, query)
+    scratch, sources = root / '.mlops/ingest', find_sources(source, options)
     try:
         with ingest_lock(root):
             manifest = _read_or_new_manifest(root)
@@ -261,7 +259,8 @@ def ingest(
             added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace)
             if added: manifest = _commit(root, manifest, scratch, added, parts)
             remove_orphaned_files(root, manifest)
-    except OSError as e: raise UserError(f"ingesting into {root / 'data'} stopped and changed nothing: {describe_os_error(e)}") from None
+    except OSError as e:
+        raise UserError(f"ingesting into {root / 'data'} stopped and changed nothing: {describe_os_error(e)}") from None
     return IngestReport(added, skipped, sum(f.rows for f in added), len(parts), sum(p.bytes for p in parts))
 
 # %% ../../nbs/data/03_ingest.ipynb #f9c4d9d9
@@ -282,19 +281,24 @@ def read_raw_batches(
 def common_supertype(types: list[pl.DataType]) -> pl.DataType:
     "The type that holds the values of all `types`; String if there is none."
     types = [t for t in types if t != pl.Null] or [pl.Null()]
-    alike = len(set(types)) == 1 or all(t.is_numeric() for t in types) or all(t in (pl.Date, pl.Datetime) for t in types)
-    try: return pl.concat([pl.Series('x', [], t).to_frame() for t in types], how='vertical_relaxed').schema['x'] if alike else pl.String()
+    alike = len(set(types)) == 1 or all(t.is_numeric() for t in types) or all(t in (pl.Date, pl.Datetime)
+                                                                              for t in types)
+    try:
+        return pl.concat([pl.Series('x', [], t).to_frame() for t in types],
+                         how='vertical_relaxed').schema['x'] if alike else pl.String()
     except pl.exceptions.PolarsError: return pl.String() # times with and without a zone
 
 # %% ../../nbs/data/03_ingest.ipynb #f5e9cfd2
 def scan_data(root: str | Path = '.') -> pl.LazyFrame: # Without `_source` and `_row`
     "All partitions under one schema."
-    scans = [pl.scan_parquet(Path(root) / 'data' / p.path, glob=False, hive_partitioning=False) for p in read_data_manifest(root).partitions]
+    scans = [pl.scan_parquet(Path(root) / 'data' / p.path, glob=False, hive_partitioning=False)
+             for p in read_data_manifest(root).partitions]
     schemas, types = [s.collect_schema() for s in scans], {}
     for schema in schemas:
         for name, dtype in schema.items(): types.setdefault(name, []).append(dtype)
     common = {name: common_supertype(dtypes) for name, dtypes in types.items()}
-    casts = [s.with_columns(pl.col(n).cast(common[n]) for n in schema if schema[n] != common[n]) for s, schema in zip(scans, schemas)]
+    casts = [s.with_columns(pl.col(n).cast(common[n]) for n in schema if schema[n] != common[n]) for s,
+             schema in zip(scans, schemas)]
     return pl.concat(casts, how='diagonal').drop('_source', '_row')
 
 # %% ../../nbs/data/03_ingest.ipynb #75a3ac1f
@@ -302,8 +306,9 @@ def dvc_add_data(root: str | Path = '.'):
     "Bring `data.dvc` up to date with data/; raises `UserError` if DVC refuses."
     root = Path(root)
     if not (root / '.dvc').is_dir(): return
-    done = subprocess.run([sys.executable, '-m', 'dvc', 'add', '--quiet', 'data'], cwd=root, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-m', 'dvc', 'add', '--quiet', 'data'], cwd=root, capture_output=True,
+                          text=True,
                           env={**os.environ, 'DVC_NO_ANALYTICS': '1'})
     if done.returncode:
         why = done.stderr.strip().splitlines() or ['no reason given']
-        raise UserError(f"dvc add data failed in {root} ({why[-1]}); mend that and run it again.")
+        raise UserError(f"dvc add data failed in {root} ({why[-1]}); fix that and run it again.")

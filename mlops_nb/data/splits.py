@@ -56,7 +56,8 @@ def _source_order(keys): return keys.select(pl.struct("_source", "_row").rank("o
 def _random_positions(keys, seed): return np.random.default_rng(seed).permutation(len(keys))[_source_order(keys)]
 
 def _group_positions(keys, column, seed):
-    code = keys.select(pl.col(column).rank("dense").fill_null(0)).to_series().to_numpy() # all rows without a group are one group
+    # all rows without a group are one group
+    code = keys.select(pl.col(column).rank("dense").fill_null(0)).to_series().to_numpy()
     return np.random.default_rng(seed).permutation(int(code.max(initial=0)) + 1)[code]
 
 # %% ../../nbs/data/06_splits.ipynb #107583f5
@@ -64,7 +65,8 @@ def group_column(params: SplitParams, schema: Schema) -> str | None: # None unle
     "The column whose values may not be in two parts."
     if params.method != "group": return None
     if params.column is None and schema.entity is None:
-        raise UserError("params.yaml, prepare.split: method 'group' needs a group; name it in `column`, or name the `entity` in schema.yaml.")
+        raise UserError("params.yaml, prepare.split: method 'group' needs a group; name it in `column`, or name the "
+                        "`entity` in schema.yaml.")
     return params.column or schema.entity
 
 # %% ../../nbs/data/06_splits.ipynb #aed63902
@@ -73,15 +75,18 @@ def check_split_params(params: SplitParams, schema: Schema):
     where = "params.yaml, prepare.split"
     column = params.column if params.method == "column" else group_column(params, schema)
     if params.method == "time" and schema.event_time is None:
-        raise UserError(f"{where}: method 'time' needs a time; name `event_time` in schema.yaml, or use order, group or random.")
+        raise UserError(f"{where}: method 'time' needs a time; name `event_time` in schema.yaml, or use order, group "
+                        f"or random.")
     if column is not None and column not in schema.columns:
         raise UserError(f"{where}: there is no column '{column}' in schema.yaml{did_you_mean(column, schema.columns)}")
     if params.method == "column" and column in schema.feature_columns:
-        raise UserError(f"{where}: '{column}' splits the rows and must not be a feature; give it `feature: false` in schema.yaml.")
+        raise UserError(f"{where}: '{column}' splits the rows and must not be a feature; give it `feature: false` in "
+                        f"schema.yaml.")
     shares = [("validation", params.validation)] + [("test", params.test)] * (params.method not in ("column", "files"))
     for name, share in shares:
         if not 0 < share <= .5:
-            raise UserError(f"{where}.{name} is {share:g}: it is the share that is held back from training; use one between 0 and 0.5.")
+            raise UserError(f"{where}.{name} is {share:g}: it is the share that is held back from training; use one "
+                            f"between 0 and 0.5.")
 
 def split_key_columns(params: SplitParams, schema: Schema) -> list[str]: # Column names
     "The columns that `assign` needs beside `_source`, `_row` and `_target`."
@@ -95,8 +100,11 @@ def _cut_validation_split(keys, part, params, schema):
     "Cut a validation part off the rows that are `train` in `part`."
     rest = np.flatnonzero(part == "train")
     mine = keys[rest]
-    if schema.event_time: part[rest] = split_by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.validation)
-    else: part[rest] = split_by_position(_random_positions(mine, params.seed), 0, params.validation, _strata(mine, schema))
+    if schema.event_time:
+        part[rest] = split_by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.validation)
+    else:
+        part[rest] = split_by_position(_random_positions(mine, params.seed), 0, params.validation,
+                                       _strata(mine, schema))
     return part
 
 def split_by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray: # (n,) of train, valid and test
@@ -115,7 +123,8 @@ def split_by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> n
     sources = keys["_source"].unique().cast(pl.String).sort().to_list()
     for pattern in params.test_files:
         if not any(fnmatchcase(s, pattern) for s in sources):
-            raise UserError(f"params.yaml, prepare.split.test_files: '{pattern}' matches no source file{did_you_mean(pattern, sources)}")
+            raise UserError(f"params.yaml, prepare.split.test_files: '{pattern}' matches no source "
+                            f"file{did_you_mean(pattern, sources)}")
     test = [s for s in sources if any(fnmatchcase(s, pattern) for pattern in params.test_files)]
     part = np.where(keys["_source"].cast(pl.String).is_in(test).to_numpy(), "test", "train").astype("<U5")
     return _cut_validation_split(keys, part, params, schema)
@@ -125,16 +134,19 @@ def check_splits_usable(keys: pl.DataFrame, splits: np.ndarray, params: SplitPar
     "Raise `UserError` for an empty part, or a training part that lacks a class or has one value only."
     for name in reversed(SPLIT_NAMES):
         if not (splits == name).any():
-            raise UserError(f"the {name} part would be empty (prepare.split in params.yaml: method '{params.method}', {len(keys)} rows"
+            raise UserError(f"the {name} part would be empty (prepare.split in params.yaml: method '{params.method}', "
+                            f"{len(keys)} rows"
                             + (f", {keys[schema.event_time].n_unique()} different times" if schema.event_time else "")
                             + "); add data, or choose another method or share.")
     target = keys["_target"].filter(splits == "train")
     if schema.task == "regression":
         if target.n_unique() > 1: return
-        raise UserError(f"the target '{schema.target}' is {target[0]:g} in every training row; there is nothing to learn.")
+        raise UserError(f"the target '{schema.target}' is {target[0]:g} in every training row; there is nothing to "
+                        f"learn.")
     absent = [c for i, c in enumerate(schema.classes) if not (target == i).any()]
     if absent:
-        raise UserError(f"the class {absent[0]!r} of '{schema.target}' is in no training row ({len(target)} rows, method '{params.method}'); "
+        raise UserError(f"the class {absent[0]!r} of '{schema.target}' is in no training row ({len(target)} rows, "
+                        f"method '{params.method}'); "
                         "take it out of `classes` in schema.yaml, or split in another way.")
 
 # %% ../../nbs/data/06_splits.ipynb #864127f9
@@ -190,10 +202,14 @@ def check_split_overlap(
     check = SplitCheck(len(rows) - rows.n_unique())
     time, group = schema.event_time, group_column(params, schema)
     if group: check.overlapping_groups = _count_overlap(parts, group)
-    if schema.entity and schema.entity in parts["train"].columns: check.overlapping_entities = _count_overlap(parts, schema.entity)
+    if schema.entity and schema.entity in parts["train"].columns:
+        check.overlapping_entities = _count_overlap(parts, schema.entity)
     if params.method == "time":
         check.overlapping_times = _count_overlap(parts, time)
-        check.in_time_order = all(parts[a][time].max() < parts[b][time].min() for a, b in (("train", "valid"), ("valid", "test")))
+        check.in_time_order = all(parts[a][time].max() < parts[b][time].min() for a,
+                                  b in (("train", "valid"), ("valid", "test")))
     broken = check.duplicate_rows or check.overlapping_groups or check.overlapping_times or check.in_time_order is False
-    if broken: raise UserError(f"the split does not hold ({check}); a source was taken in twice, or files in artifacts/ were changed.")
+    if broken:
+        raise UserError(f"the split does not hold ({check}); a source was taken in twice, or files in artifacts/ were "
+                        f"changed.")
     return check

@@ -28,8 +28,8 @@ class ModelSelection(Struct):
 # %% ../../nbs/evaluate/05_model_selection.ipynb #f852ed64
 def rank_learners(
     task: str,
-    y: np.ndarray, # (n,) targets of the valid rows
-    scores: dict[str, np.ndarray], # of the valid rows, by learner
+    y: np.ndarray, # (n,) targets of the validation rows
+    scores: dict[str, np.ndarray], # of the validation rows, by learner
 ) -> list[str]: # The best first
     "Learners by the primary metric."
     figure = {l: weighted_metric(task, PRIMARY_METRIC[task], y, s)(np.ones(len(y))) for l, s in scores.items()}
@@ -41,11 +41,11 @@ def rank_learners(
 def select_model(
     task: str, # binary, multiclass or regression
     strategy: str, # best, or the name of a learner
-    y: np.ndarray, # (n,) targets of the valid rows
-    scores: dict[str, np.ndarray], # of the valid rows, by learner, in the order of train.learners
+    y: np.ndarray, # (n,) targets of the validation rows
+    scores: dict[str, np.ndarray], # of the validation rows, by learner, in the order of train.learners
     resampling: Resampling = Resampling(),
 ) -> ModelSelection:
-    "Choose a learner on the valid rows."
+    "Choose a learner on the validation rows."
     if len(scores) == 1: return ModelSelection(*scores, "There was one learner to choose from.")
     first, *others = rank_learners(task, y, scores)
     chosen = first if strategy == 'best' else strategy

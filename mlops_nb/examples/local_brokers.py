@@ -27,7 +27,8 @@ def _run_server(program, scheme, options):
     if path is None: print(f'{program} is not installed, so what follows is skipped.'); yield None; return
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([path, *options(str(port), folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [path, *options(str(port), folder)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_for_port(port, process)
             yield f'{scheme}://127.0.0.1:{port}'
@@ -41,4 +42,5 @@ def local_redis(): # A context manager that yields `redis://127.0.0.1:PORT`, or 
 
 def local_nats(): # A context manager that yields `nats://127.0.0.1:PORT`, or None where it is not installed
     "A NATS server with JetStream."
-    return _run_server('nats-server', 'nats', lambda port, folder: ['-a', '127.0.0.1', '-p', port, '-js', '-sd', folder])
+    return _run_server('nats-server', 'nats', lambda port, folder: [
+        '-a', '127.0.0.1', '-p', port, '-js', '-sd', folder])

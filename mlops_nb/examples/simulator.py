@@ -36,10 +36,12 @@ def simulate_subscribers(
     "The traits of `n` new subscribers."
     choose = lambda options: rng.choice(list(options), n, p=np.array(list(options.values())) / sum(options.values()))
     contract = dict(monthly=max(.42 + .4 * shift, 0), one_year=.33, two_year=.25)
-    return dict(number=np.arange(first_number, first_number + n), region=choose(REGION_SHARES), plan=choose(PLAN_SHARES), contract=choose(contract),
+    return dict(number=np.arange(first_number, first_number + n), region=choose(REGION_SHARES), plan=choose(PLAN_SHARES),
+                contract=choose(contract),
                 payment_method=choose(dict(card=.45, bank_transfer=.35, invoice=.20)), autopay=rng.random(n) < .55,
                 age=np.clip(rng.normal(46 - 12 * shift, 16, n), 18, 95).round(), devices=1 + rng.poisson(.7, n),
-                tenure=np.zeros(n), usage=rng.lognormal(-.9, .8, n), complains=rng.gamma(.8, .5, n), forgets=rng.beta(1, 9, n))
+                tenure=np.zeros(n), usage=rng.lognormal(-.9, .8, n), complains=rng.gamma(.8, .5, n),
+                forgets=rng.beta(1, 9, n))
 
 # %% ../../nbs/examples/01_simulator.ipynb #4959e7be
 CONTRACT_MONTHS = dict(monthly=1, one_year=12, two_year=24)
@@ -60,8 +62,9 @@ def simulate_month(
     length = np.array([CONTRACT_MONTHS[c] for c in traits["contract"]])
     return dict(data_gb=cap * traits["usage"] * rng.lognormal(0, .3, n) * season, data_cap_gb=cap,
                 minutes=rng.gamma(2., 90., n), roaming_days=rng.poisson(.6, n) * (rng.random(n) < .3),
-                monthly_bill=price * (1 + .15 * (traits["devices"] - 1)) * (1 + np.maximum(jump, -.05)), bill_change=jump,
-                outage_hours=outage, dropped_calls=rng.beta(1.5, 40, n), support_calls=rng.poisson(.7 * traits["complains"] + .04 * outage),
+                monthly_bill=price * (1 + .15 * (traits["devices"] - 1)) * (1 + np.maximum(jump, -.05)),
+                bill_change=jump, outage_hours=outage, dropped_calls=rng.beta(1.5, 40, n),
+                support_calls=rng.poisson(.7 * traits["complains"] + .04 * outage),
                 late_payments=rng.binomial(6, np.where(traits["autopay"], .3, 1.) * traits["forgets"]),
                 months_to_renewal=np.where(length > 1, length - 1 - traits["tenure"] % length, np.nan))
 
@@ -79,15 +82,18 @@ def churn_log_odds(
     reasons = [(-3.9, 1), (.8, free), (1.9, ending), (-.9, ~free & ~ending),
                (.8 * (1 - drift), traits["tenure"] < 6), (-.7 * (1 - drift), traits["tenure"] > 48),
                (1.8 + 1.5 * drift, jumped & (free | ending)), (.3, jumped),
-               (1.3 * (1 - drift), behaviour["support_calls"] >= 2), (.8 * (1 - drift), behaviour["support_calls"] >= 4),
+               (1.3 * (1 - drift), behaviour["support_calls"] >= 2),
+               (.8 * (1 - drift), behaviour["support_calls"] >= 4),
                (1.2, (behaviour["late_payments"] >= 2) & ~traits["autopay"]),
                (1.0, used < .12), (.9, (used > 1) & (traits["plan"] != "business")),
-               (1.3, (behaviour["outage_hours"] > 6) & (traits["region"] == "capital")), (.4, behaviour["outage_hours"] > 6),
-               (.8, (traits["age"] < 30) & (traits["plan"] == "prepaid")), (-.6, traits["devices"] >= 3), (.6, behaviour["dropped_calls"] > .07)]
+               (1.3, (behaviour["outage_hours"] > 6) & (traits["region"] == "capital")),
+               (.4, behaviour["outage_hours"] > 6), (.8, (traits["age"] < 30) & (traits["plan"] == "prepaid")),
+               (-.6, traits["devices"] >= 3), (.6, behaviour["dropped_calls"] > .07)]
     return sum(weight * np.asarray(true) for weight, true in reasons)
 
 # %% ../../nbs/examples/01_simulator.ipynb #57d9afad
-SUPPORT_NOTES = ["asked about the bill", "no network at home", "wants a cheaper plan", "could not log in", "moving house", "roaming did not work"]
+SUPPORT_NOTES = ["asked about the bill", "no network at home", "wants a cheaper plan", "could not log in",
+                 "moving house", "roaming did not work"]
 
 def snapshot_frame(
     rng: np.random.Generator,
@@ -101,19 +107,24 @@ def snapshot_frame(
     lose = lambda values, share: np.where(rng.random(n) < share, np.nan, values)
     wrong = lambda values, error: np.where(rng.random(n) < .001, error, values)
     joined = np.datetime64(snapshot, "M") - traits["tenure"].astype("timedelta64[M]")
-    seen = dict(subscriber_id=traits["number"], snapshot=np.full(n, np.datetime64(snapshot, "us")), region=traits["region"], plan=traits["plan"],
+    seen = dict(subscriber_id=traits["number"], snapshot=np.full(n, np.datetime64(snapshot, "us")),
+                region=traits["region"], plan=traits["plan"],
                 contract=traits["contract"], payment_method=traits["payment_method"], autopay=traits["autopay"],
                 age=lose(wrong(traits["age"], 999), .05), devices=traits["devices"],
                 joined=joined.astype("datetime64[us]"), tenure_months=traits["tenure"],
-                months_to_renewal=behaviour["months_to_renewal"], monthly_bill=wrong(behaviour["monthly_bill"], -1).round(2),
-                bill_change=behaviour["bill_change"].round(4), data_gb=lose(behaviour["data_gb"], .02).round(3), data_cap_gb=behaviour["data_cap_gb"],
-                minutes=behaviour["minutes"].round(1), roaming_days=behaviour["roaming_days"], support_calls=behaviour["support_calls"],
+                months_to_renewal=behaviour["months_to_renewal"],
+                monthly_bill=wrong(behaviour["monthly_bill"], -1).round(2),
+                bill_change=behaviour["bill_change"].round(4), data_gb=lose(behaviour["data_gb"], .02).round(3),
+                data_cap_gb=behaviour["data_cap_gb"], minutes=behaviour["minutes"].round(1),
+                roaming_days=behaviour["roaming_days"], support_calls=behaviour["support_calls"],
                 late_payments=behaviour["late_payments"], outage_hours=behaviour["outage_hours"].round(2),
                 dropped_calls=lose(behaviour["dropped_calls"], .03).round(4),
-                support_note=np.where(behaviour["support_calls"] > 0, rng.choice(SUPPORT_NOTES, n), ""), churned=np.where(left, "yes", "no"))
+                support_note=np.where(behaviour["support_calls"] > 0, rng.choice(SUPPORT_NOTES, n), ""),
+                churned=np.where(left, "yes", "no"))
     whole = ["age", "devices", "tenure_months", "months_to_renewal", "roaming_days", "support_calls", "late_payments"]
     return pl.DataFrame(seen, nan_to_null=True).with_columns(pl.col("support_note").replace("", None),
-        pl.format("S{}", pl.col("subscriber_id").cast(pl.String).str.zfill(6)).alias("subscriber_id"), pl.col(whole).cast(pl.Int64))
+        pl.format("S{}", pl.col("subscriber_id").cast(pl.String).str.zfill(6)).alias("subscriber_id"),
+        pl.col(whole).cast(pl.Int64))
 
 # %% ../../nbs/examples/01_simulator.ipynb #7b668041
 DRIFT_ONSET = 2 / 3 # the share of the months after which the switches act
@@ -124,7 +135,8 @@ def corrupt_column(
 ) -> pl.DataFrame:
     "The bug of an upstream team: numbers arrive in hundredths, texts in upper case, booleans are always true."
     where = "params.yaml, simulate.broken_column"
-    if name not in frame.columns: raise UserError(f"{where}: there is no column '{name}'{did_you_mean(name, frame.columns)}")
+    if name not in frame.columns:
+        raise UserError(f"{where}: there is no column '{name}'{did_you_mean(name, frame.columns)}")
     column, dtype = pl.col(name), frame.schema[name]
     if dtype == pl.Boolean: return frame.with_columns(pl.lit(True).alias(name))
     if dtype == pl.String: return frame.with_columns(column.str.to_uppercase())
@@ -179,7 +191,9 @@ def _require_only_simulated(root):
     "Raise `UserError` if data/ holds deliveries that no simulation wrote."
     if not (root / "data/manifest.json").exists(): return
     other = [f.name for f in read_data_manifest(root).files if not f.name.startswith("simulated_churn_")]
-    if other: raise UserError(f"data/ holds {other[0]}, which is not simulated; simulate in another project, or remove data/ first.")
+    if other:
+        raise UserError(f"data/ holds {other[0]}, which is not simulated; "
+                        "simulate in another project, or remove data/ first.")
 
 def simulate(
     root: str | Path = '.', # The project folder
@@ -194,7 +208,8 @@ def simulate(
         (scratch / "raw").mkdir(parents=True)
         for name, frame, probability in simulate_snapshots(params):
             frame.write_parquet(scratch / "raw" / name)
-            truth.append(pl.DataFrame(dict(_source=[name] * len(frame), _row=np.arange(len(frame)), probability=probability)))
+            n = len(frame)
+            truth.append(pl.DataFrame(dict(_source=[name] * n, _row=np.arange(n), probability=probability)))
         ingest(scratch / "raw", scratch, time_column="snapshot")
         with atomic_file(root / "truth/truth.parquet") as t: pl.concat(truth).write_parquet(t)
         with atomic_dir(root / "data") as d: shutil.copytree(scratch / "data", d, dirs_exist_ok=True)

@@ -137,4 +137,5 @@ def low_fidelity_warning(
     surrogate: LocalSurrogate,
 ) -> str: # Empty where the line fits
     "What to say of a line that fits badly."
-    return '' if surrogate.fidelity >= .5 else "too little to go by: columns act together here, and single slopes mislead"
+    if surrogate.fidelity >= .5: return ''
+    return "too little to go by: columns act together here, and single slopes mislead"

@@ -80,7 +80,7 @@ class Booster:
     ):
         header = parse_header(model_text)
         self.feature_names = header.feature_names # Of the columns of `X`, in order
-        self.n_classes, self.n_iterations = header.n_classes, header.n_iterations # 1 for binary and regression; trees of a class
+        self.n_classes, self.n_iterations = header.n_classes, header.n_iterations # 1 for binary and regression
         self.log_link = header.link == 'log' # Is the raw score the logarithm of the value?
         self._thread_local, self._packed_text = threading.local(), zlib.compress(model_text.encode(), 1)
         self._inverse_link = _INVERSE_LINKS.get(header.link)
@@ -109,8 +109,8 @@ def _predict_matrix(self:Booster, X, what, width):
     for i in range(0, len(X), _SLICE_ROWS):
         rows = X[i:i + _SLICE_ROWS]
         for handle, out in zip(self._handles, outs[:, i:]):
-            _call_library('LGBM_BoosterPredictForMat', handle, rows.ctypes.data, _FLOAT64, *rows.shape, _ROW_MAJOR, what,
-                          0, _ALL_ITERATIONS, _ONE_THREAD, byref(c_int64()), out.ctypes.data)
+            _call_library('LGBM_BoosterPredictForMat', handle, rows.ctypes.data, _FLOAT64, *rows.shape, _ROW_MAJOR,
+                          what, 0, _ALL_ITERATIONS, _ONE_THREAD, byref(c_int64()), out.ctypes.data)
     return sum(outs[1:], outs[0])
 
 # %% ../../nbs/model/04_booster.ipynb #fc4644e4
@@ -156,8 +156,8 @@ class _SingleRowCalls:
 
     def _prepare(self, handle, what, out):
         config = c_void_p()
-        _call_library('LGBM_BoosterPredictForMatSingleRowFastInit', handle, what, 0, _ALL_ITERATIONS, _FLOAT64, len(self.x),
-                      _ONE_THREAD, byref(config))
+        _call_library('LGBM_BoosterPredictForMatSingleRowFastInit', handle, what, 0, _ALL_ITERATIONS, _FLOAT64,
+                      len(self.x), _ONE_THREAD, byref(config))
         weakref.finalize(self, lightgbm_library().LGBM_FastConfigFree, config)
         return config, c_void_p(self.x.ctypes.data), byref(c_int64()), c_void_p(out.ctypes.data)
 

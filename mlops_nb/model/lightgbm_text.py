@@ -46,15 +46,16 @@ def parse_header(
     header = dict(line.partition('=')[::2] for line in head.split('\n'))
     sizes = header.get('tree_sizes', '').split()
     needed = ('num_class', 'num_tree_per_iteration', 'feature_names', 'max_feature_idx')
-    whole = found and text.startswith('tree\n') and all(k in header for k in needed) and all(s.isdecimal() for s in sizes)
-    if not whole: raise UserError("the model text is not a LightGBM model; train the model again.")
+    complete = found and text.startswith('tree\n') and all(k in header for k in needed)
+    if not complete or not all(s.isdecimal() for s in sizes):
+        raise UserError("the model text is not a LightGBM model; train the model again.")
     length = sum(sizes := [int(s) for s in sizes])
     if not trees.encode()[length:].startswith(b'end of trees\n'):
         raise UserError(f"the model text is damaged: its {len(sizes)} trees do not fill the {length} bytes "
                         "that its header announces; train the model again.")
-    n_classes, per_iteration, last = (int(header[k]) for k in ('num_class', 'num_tree_per_iteration', 'max_feature_idx'))
-    return ModelHeader(n_classes, per_iteration, header['feature_names'].split(' '), last + 1, header.get('objective'),
-                       'average_output' in header, sizes)
+    names = header['feature_names'].split(' ')
+    return ModelHeader(int(header['num_class']), int(header['num_tree_per_iteration']), names,
+                       int(header['max_feature_idx']) + 1, header.get('objective'), 'average_output' in header, sizes)
 
 # %% ../../nbs/model/02_lightgbm_text.ipynb #e4c91064
 class Tree(Struct):
@@ -71,8 +72,8 @@ class Tree(Struct):
     cat_threshold: np.ndarray # 32 categories a word; those whose bit is set go left
     is_linear: bool # Has it linear models in its leaves?
 
-_TYPES = dict(split_feature=int, threshold=float, decision_type=int, left_child=int, right_child=int, internal_count=float,
-              leaf_value=float, leaf_count=float, cat_boundaries=int, cat_threshold=np.uint32)
+_TYPES = dict(split_feature=int, threshold=float, decision_type=int, left_child=int, right_child=int,
+              internal_count=float, leaf_value=float, leaf_count=float, cat_boundaries=int, cat_threshold=np.uint32)
 
 # %% ../../nbs/model/02_lightgbm_text.ipynb #1a12cb05
 def parse_trees(
@@ -81,8 +82,8 @@ def parse_trees(
     "The trees of a model, whatever they are."
     blocks = (block.split('\n\n', 1)[0] for block in text.split('\nTree=')[1:])
     trees = (dict(line.partition('=')[::2] for line in block.splitlines()) for block in blocks)
-    return [Tree(**{n: np.array(t.get(n, '').split(), type) for n, type in _TYPES.items()}, is_linear=t.get('is_linear', '0') != '0')
-            for t in trees]
+    return [Tree(**{n: np.array(t.get(n, '').split(), type) for n, type in _TYPES.items()},
+                 is_linear=t.get('is_linear', '0') != '0') for t in trees]
 
 # %% ../../nbs/model/02_lightgbm_text.ipynb #fadf83ee
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2 # Bits of a decision type; the next two are the missing type

@@ -36,12 +36,15 @@ class Policy(Struct, dict=True):
 def _compile_rule(rule, schema, where):
     for c in schema.target_columns:
         if c in rule.when:
-            raise UserError(f"{where} looks at the column '{c}', which is what the model predicts; it is not known when it is asked.")
+            raise UserError(f"{where} looks at the column '{c}', which is what the model predicts; "
+                            "it is not known when it is asked.")
     bounds = [b for b in (rule.min_score, rule.max_score) if b is not None]
     if bounds and schema.task == 'multiclass':
-        raise UserError(f"{where} bounds the score, and each of {len(schema.classes)} classes has one; give a decision.")
+        raise UserError(f"{where} bounds the score, and each of {len(schema.classes)} classes has one; "
+                        "give a decision.")
     if schema.task == 'binary' and (out := [b for b in bounds if not 0 <= b <= 1]):
-        raise UserError(f"{where} bounds the score by {out[0]:g}, and the score is a probability; give a bound from 0 to 1.")
+        raise UserError(f"{where} bounds the score by {out[0]:g}, and the score is a probability; "
+                        "give a bound from 0 to 1.")
     if rule.decision is not None and rule.decision not in (schema.classes or []):
         known = ', '.join(schema.classes or ['(a regression has none)'])
         raise UserError(f"{where} decides {rule.decision!r}, which is none of the classes: {known}.")
@@ -118,4 +121,5 @@ def apply(self:Policy,
         if r.decision is not None: labels[at] = r.decision
         if r.review or r.decision is not None: review[at] = r.review
     if labels is not None: labels[review] = None
-    return PolicyOutcome(scores, None if labels is None else labels.tolist(), review.tolist() if self.has_review else None)
+    decisions = None if labels is None else labels.tolist()
+    return PolicyOutcome(scores, decisions, review.tolist() if self.has_review else None)

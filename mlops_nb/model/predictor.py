@@ -79,8 +79,8 @@ class Predictor:
     ):
         names = encoder.feature_names
         if names != [*schema.feature_columns, *features.names] or len(names) != len(model.feature_names):
-            raise UserError("the model was trained on other columns than schema.yaml and the features file describe now; "
-                            "run the stage train again.")
+            raise UserError("the model was trained on other columns than schema.yaml and the features file describe "
+                            "now; run the stage train again.")
         self.schema, self.features, self.encoder, self.model = schema, features, encoder, model
         self.policy, self.id, self.threads, self._plain_checks = policy, id, threads, None
         self._category_codes = [(c.name, c.codes.get if c.kind == 'category' else None) for c in encoder.columns]
@@ -121,11 +121,12 @@ def __repr__(self:Predictor):
         s.task, 'no threshold yet' if p.threshold is None else f'{s.classes[1]} from {p.threshold:.4g}')
     if p.reject_region: decides += ', human review from {:g} to {:g}'.format(*p.reject_region)
     if p.rules: decides += f", {len(p.rules)} rule{'s' * (len(p.rules) > 1)}"
+    computed = f"; computed: {', '.join(self.features.names)}" if self.features.names else ''
     return '\n'.join([
         f"Predictor of {s.dataset}, {f'bundle {self.id[:12]}' if self.id else 'in no bundle'}",
         f"  task        {s.task}: {s.target}" + (f" ({', '.join(s.classes)})" if s.classes else ''),
         f"  model       {_model_in_words(self.model)}",
-        f"  inputs      {', '.join(self.inputs)}" + (f"; computed: {', '.join(n)}" if (n := self.features.names) else ''),
+        f"  inputs      {', '.join(self.inputs)}{computed}",
         f"  calibrator  {p.calibrator.__struct_config__.tag if p.calibrator else 'none'}",
         f"  decision    {decides}"])
 
@@ -136,9 +137,7 @@ def encode_frame(self:Predictor,
 ) -> np.ndarray: # (n, len(feature_names)) float64
     "The rows as the model reads them; raises `UserError` for a missing column or a value of another type."
     given = cast_to_schema(frame, self.schema, self.inputs)
-    return self.encoder.transform(given.with_columns(
-        pl.Series(n, v, pl.Float64) if self.features.types[n] == 'number' else pl.Series(n, v.tolist(), pl.String)
-        for n, v in self.features.compute(given).items()))
+    return self.encoder.transform(self.features.add_columns(given))
 
 # %% ../../nbs/model/09_predictor.ipynb #a304d01f
 _ARRAY_DTYPES = { # What feature functions see; objects for other types
@@ -216,19 +215,22 @@ def contributions(self:Predictor,
 @patch(as_prop=True)
 def raw_units(self:Predictor) -> str:
     "What raw scores and contributions are measured in."
-    if self.schema.task != 'regression': return 'log odds' if self.schema.task == 'binary' else 'the raw score of a class'
+    if self.schema.task == 'binary': return 'log odds'
+    if self.schema.task == 'multiclass': return 'the raw score of a class'
     counts = isinstance(self.model, Booster) and self.model.log_link
     return 'the logarithm of the target (0.1 is about a tenth more)' if counts else 'units of the target'
 
 # %% ../../nbs/model/09_predictor.ipynb #d4d978b6
 _PLAIN_TYPES = { # That need no reading
-    'integer': (int,), 'number': (int, float), 'boolean': (bool,), 'category': (str,), 'text': (str,), 'timestamp': (datetime,)}
+    'integer': (int,), 'number': (int, float), 'boolean': (bool,), 'category': (str,), 'text': (str,),
+    'timestamp': (datetime,)}
 _PLAIN_CHECKS = { # What else must hold of a value
     int: lambda v: -2**63 <= v < 2**63, float: lambda v: v - v == 0, bool: lambda v: True,
     str: lambda v: v != '' and v == v.strip(), datetime: lambda v: v.tzinfo is None}
 
 def _missing_values(schema, type): # Values that mean 'missing' in a column
-    kinds = dict(integer=(pl.Int64(),), number=(pl.Int64(), pl.Float64()), timestamp=(pl.Datetime('us'),), boolean=()).get(type)
+    kinds = dict(integer=(pl.Int64(),), number=(pl.Int64(), pl.Float64()), timestamp=(pl.Datetime('us'),), boolean=())
+    kinds = kinds.get(type)
     if kinds is None: return frozenset(schema.missing_values)
     return frozenset(v for k in kinds for v in typed_missing_values((*schema.missing_values,), k))
 
@@ -258,8 +260,8 @@ def predict_one(self:Predictor,
 ) -> float | np.ndarray: # A probability or value; (k,) probabilities for k classes
     "The prediction for one row: to the last bit what `predict` gives for it."
     plain = self._plain_columns(row)
-    if plain is None: X = self.encode_frame(pl.DataFrame([_one_value_series(c, row[c]) for c in self.inputs if c in row]))
-    else: X = self.encode_columns(plain)
+    if plain is not None: X = self.encode_columns(plain)
+    else: X = self.encode_frame(pl.DataFrame([_one_value_series(c, row[c]) for c in self.inputs if c in row]))
     p = self.predict_encoded(X)[0]
     return p.item() if self.model.n_classes == 1 else p
 
@@ -305,7 +307,8 @@ def open(cls:Predictor,
     verified, path = verify_manifest(path), Path(path)
     for names in ({'schema.json'}, {'features.py'}, {'encoder.json'}, {'policy.json'}, MODEL_LOADERS.keys()):
         if not names & verified.manifest.files.keys():
-            raise UserError(f"{path} holds no {' or '.join(names)}, so it is no bundle of a model; give the folder of a bundle.")
+            raise UserError(f"{path} holds no {' or '.join(names)}, so it is no bundle of a model; "
+                            "give the folder of a bundle.")
     return cls(read_json(path / 'schema.json', Schema), load_features(path / 'features.py'),
                Encoder.from_json((path / 'encoder.json').read_bytes()), open_model(path),
                read_json(path / 'policy.json', Policy), verified.id, threads)
@@ -318,7 +321,7 @@ def score_columns(self:Predictor) -> list[str]:
 
 @patch
 def output_schema(self:Predictor) -> dict[str, pl.DataType]: # Column -> type
-    "The columns of scored rows: `score_columns`; `decision` but for a regression; `needs_review` where the policy has it."
+    "The columns of scored rows: scores, `decision` but for a regression, `needs_review` where the policy has it."
     return {**dict.fromkeys(self.score_columns, pl.Float64()),
             **({} if self.schema.task == 'regression' else {'decision': pl.String()}),
             **({'needs_review': pl.Boolean()} if self.policy.has_review else {})}

@@ -54,7 +54,7 @@ def read_shap_trees(
 def leaf_paths(
     tree: Tree,
     columns: list[np.ndarray], # (n,) each: the features
-) -> Iterator[tuple[float, list[int], np.ndarray, np.ndarray]]: # Value, features, their covers, (n,) pattern of each row
+) -> Iterator[tuple[float, list[int], np.ndarray, np.ndarray]]: # Value, features, covers, (n,) pattern of each row
     "Every leaf with the path to it."
     todo = [(0, [], [], np.zeros(len(columns[0]), np.int64))]
     while todo:

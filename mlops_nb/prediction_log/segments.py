@@ -130,7 +130,7 @@ def _typed_series(name, values):
 def _time_series(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #777c433b
-_RECORD_COLUMNS = "id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "seq" # one value each
+_RECORD_COLUMNS = "id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "seq"
 
 def _flatten(lists): return list(chain.from_iterable(lists))
 

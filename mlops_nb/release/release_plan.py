@@ -33,30 +33,36 @@ class RoutingRule(Struct, forbid_unknown_fields=True):
     when: PredicateSpec # column -> a value, [low, high] or a list of values; {} fits every row
     variant: str # its name; passed over while its flag is off
 
+# %% ../../nbs/release/01_release_plan.ipynb #d7f9d4ac
 class ReleasePlan(Struct, forbid_unknown_fields=True):
-    "Who answers at one endpoint."
+    "The variants of one endpoint, their traffic shares and routing rules."
     endpoint: str
     revision: int # grows by one with each change
     variants: list[Variant]
-    sticky_key: str | None = None # a column of the contract, or "header:NAME": equal values get the same variant
+    sticky_key: str | None = None # a column of the schema, or "header:NAME": equal values get the same variant
     rules: list[RoutingRule] = field(default_factory=list) # before the weights
     flags: dict[str, bool] = field(default_factory=dict) # those that are not here are off
     allow_request_flags: bool = False # may a request switch flags on, by the header x-flags?
-    salt: str = "" # another one deals customers out anew
+    salt: str = "" # change it to reassign all customers
 
 # %% ../../nbs/release/01_release_plan.ipynb #1deb33c7
 def _plan_errors(plan):
     "What cannot be right in a plan, a clause each."
     live, names = [v for v in plan.variants if v.mode == "live"], [v.name for v in plan.variants]
-    for n in dict.fromkeys(n for n in names if names.count(n) > 1): yield f"two variants have the name '{n}'; rename one"
+    total = sum(v.weight for v in live)
+    for n in dict.fromkeys(names):
+        if names.count(n) > 1: yield f"two variants have the name '{n}'; rename one"
     if "" in names: yield "a variant has no name; give it one"
-    if abs((total := sum(v.weight for v in live)) - 1) > 1e-9: yield f"the weights of the live variants add up to {total:g}; they must add up to 1"
-    elif not any(v.weight and not v.flag for v in live): yield "every live variant depends on a flag; one with a weight must not"
+    if abs(total - 1) > 1e-9: yield f"the weights of the live variants add up to {total:g}; they must add up to 1"
+    elif not any(v.weight and not v.flag for v in live):
+        yield "every live variant depends on a flag; one with a weight must not"
     for i, r in enumerate(plan.rules, 1):
-        if r.variant not in names: yield f"rule {i} names the variant '{r.variant}', which is not there{did_you_mean(r.variant, names)}"
-        elif r.variant not in [v.name for v in live]: yield f"rule {i} names the variant '{r.variant}', which is a shadow and answers nobody"
+        where = f"rule {i} names the variant '{r.variant}', which is"
+        if r.variant not in names: yield f"{where} not there{did_you_mean(r.variant, names)}"
+        elif r.variant not in [v.name for v in live]: yield f"{where} a shadow and answers nobody"
     if plan.sticky_key in ("", "header:"): yield "sticky_key names no column; write null, a column or header:NAME"
 
+# %% ../../nbs/release/01_release_plan.ipynb #8ff318b5
 def check_plan(plan: ReleasePlan,
     path: str | Path, # Named in the error
 ):
@@ -68,6 +74,7 @@ def plan_path(root: Path, settings: Settings) -> Path: # `releases/<endpoint>.js
     "Where the plan of this project's endpoint is."
     return root / settings.release.plans / f"{settings.release.endpoint}.json"
 
+# %% ../../nbs/release/01_release_plan.ipynb #8f978134
 def read_plan(
     path: Path,
 ) -> ReleasePlan | None: # None where nothing was ever deployed
@@ -83,6 +90,7 @@ def write_plan(path: Path, plan: ReleasePlan) -> ReleasePlan:
     write_json(path, plan)
     return plan
 
+# %% ../../nbs/release/01_release_plan.ipynb #4a65dca7
 def promote_bundle(
     path: Path,
     endpoint: str,
@@ -97,8 +105,9 @@ def promote_bundle(
 def find_champion(
     root: str | Path = ".", # The project's folder
 ) -> Path | None: # The bundle's folder in the store; its name is the bundle id
-    "The bundle that answers most requests now. Raises `UserError` if the plan names a bundle that the store does not hold."
+    "The bundle that answers most requests now. Raises `UserError` if the store does not hold it."
     root, settings = Path(root), read_settings(root)
     plan = read_plan(plan_path(root, settings))
     if plan is None: return None
-    return find_bundle(max((v for v in plan.variants if v.mode == "live"), key=lambda v: v.weight).bundle, root / settings.release.store)
+    live = [v for v in plan.variants if v.mode == "live"]
+    return find_bundle(max(live, key=lambda v: v.weight).bundle, root / settings.release.store)

@@ -11,13 +11,10 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-import msgspec
-from fastcore.basics import patch
 from msgspec import Struct
 
-from ..core.errors import UserError
 from ..core.files import atomic_file
-from ..core.typed_yaml import read_json, write_json
+from ..core.typed_yaml import read_json
 from .html_fragments import Html, nowrap, pass_badge, table, verdict
 from .formatting import format_change, metric_label, format_number
 from .html import PageHeader, render_page
@@ -85,7 +82,8 @@ def _run_row(runs, i, index):
                Verdict=pass_badge(run.passed) + Html(f"<br>{escape(run.message)}"))
     row |= {metric_label(m.name): format_metric_change(m, old) for m in run.metrics}
     row['Pages'] = Html('<br>'.join(_page_link(folder, file, title, index) for title, file in run.pages.items()))
-    row['Previous run'] = Html(_page_link(old_folder, next(iter(old.pages.values()), ''), old.name, index) if old else '–')
+    first_page = next(iter(old.pages.values()), '') if old else ''
+    row['Previous run'] = Html(_page_link(old_folder, first_page, old.name, index) if old else '–')
     return row
 
 # %% ../../nbs/report/04_history.ipynb #ede0c108

@@ -20,8 +20,8 @@ from . import handlers
 from .auth import Authenticator
 from .handlers import error_response
 from .hot_reload import ModelManager
-from .http_messages import (INFERENCE_HEADER_CONTENT_LENGTH, X_DEADLINE_MS, X_REQUEST_ID, HTTPException, Request, Response,
-    check_request_id, parse_deadline)
+from .http_messages import INFERENCE_HEADER_CONTENT_LENGTH, X_DEADLINE_MS, X_REQUEST_ID, HTTPException
+from .http_messages import Request, Response, check_request_id, parse_deadline
 from .inference_protocol import error_body
 from .request_validation import ValidationError
 
@@ -31,7 +31,7 @@ class Route(Struct, frozen=True):
     method: str # GET or POST
     path: str # with `{names}` for what varies
     scope: str # that a key needs; `public`: none
-    handler: Callable[..., Awaitable[Response]] # of the app and the request; its name is the label `route` of the metrics
+    handler: Callable[..., Awaitable[Response]] # of app and request; its name is the label `route`
     summary: str # one sentence
     headers: tuple[str, ...] = () # that only this handler reads
 
@@ -39,21 +39,28 @@ class Route(Struct, frozen=True):
 _MODEL, _LENGTH = '/v2/models/{model}', (INFERENCE_HEADER_CONTENT_LENGTH,)
 ROUTES = [
     Route('GET', '/health', 'public', handlers.server_live, 'Is the server there?'),
-    Route('GET', '/metrics', 'read', handlers.prometheus_metrics, "Counters of all processes, as Prometheus reads them."),
-    Route('GET', '/openapi.json', 'read', handlers.openapi_json, 'These routes, and the columns of each endpoint, as OpenAPI.'),
+    Route('GET', '/metrics', 'read', handlers.prometheus_metrics,
+          "Counters of all processes, as Prometheus reads them."),
+    Route('GET', '/openapi.json', 'read', handlers.openapi_json,
+          'These routes, and the columns of each endpoint, as OpenAPI.'),
     Route('GET', '/docs', 'read', handlers.docs_page, 'The same as a page for people.'),
     Route('GET', '/v2', 'read', handlers.server_metadata, 'What the server is.'),
     Route('GET', '/v2/health/live', 'public', handlers.server_live, 'Is the server there?'),
     Route('GET', '/v2/health/ready', 'public', handlers.server_ready, 'Can it answer?'),
     Route('GET', _MODEL, 'read', handlers.model_metadata, 'The inputs, outputs and versions of an endpoint.'),
     Route('GET', f'{_MODEL}/ready', 'read', handlers.model_ready, 'Can this endpoint answer?'),
-    Route('GET', f'{_MODEL}/versions/{{version}}', 'read', handlers.model_metadata, 'The inputs and outputs of one version.'),
+    Route('GET', f'{_MODEL}/versions/{{version}}', 'read', handlers.model_metadata,
+          'The inputs and outputs of one version.'),
     Route('GET', f'{_MODEL}/versions/{{version}}/ready', 'read', handlers.model_ready, 'Can this version answer?'),
     Route('POST', f'{_MODEL}/infer', 'predict', handlers.infer, 'Scores and decisions for tensors.', _LENGTH),
-    Route('POST', f'{_MODEL}/versions/{{version}}/infer', 'predict', handlers.infer, 'The same, from one version.', _LENGTH),
-    Route('POST', '/v1/endpoints/{model}:predict', 'predict', handlers.predict, 'Scores and decisions for rows of JSON.'),
-    Route('POST', '/v1/endpoints/{model}:explain', 'explain', handlers.explain, 'What each input contributed to each score.'),
-    Route('POST', '/v1/endpoints/{model}:feedback', 'feedback', handlers.feedback, 'What turned out to be true, by the id of the request.'),
+    Route('POST', f'{_MODEL}/versions/{{version}}/infer', 'predict', handlers.infer, 'The same, from one version.',
+          _LENGTH),
+    Route('POST', '/v1/endpoints/{model}:predict', 'predict', handlers.predict,
+          'Scores and decisions for rows of JSON.'),
+    Route('POST', '/v1/endpoints/{model}:explain', 'explain', handlers.explain,
+          'What each input contributed to each score.'),
+    Route('POST', '/v1/endpoints/{model}:feedback', 'feedback', handlers.feedback,
+          'What turned out to be true, by the id of the request.'),
 ]
 
 # %% ../../nbs/serve/12_app.ipynb #d36dfa79
@@ -81,7 +88,8 @@ class App:
         manager: ModelManager, # The endpoints, with their log, metrics and settings
         authenticator: Authenticator,
     ):
-        self.manager, self.authenticator, self.settings, self.routes = manager, authenticator, manager.settings.serve, ROUTES
+        self.manager, self.authenticator, self.settings, self.routes = (manager, authenticator, manager.settings.serve,
+                                                                        ROUTES)
         self.log, self.metrics = manager.resources.log, manager.resources.metrics
         self._paths, self._in_flight, self._pending_bodies, self._request_counters = PathMatcher(), 0, {}, {}
         self._ids = map(f'{os.urandom(8).hex()}-{{:x}}'.format, count()) # of requests that bring none
@@ -121,7 +129,8 @@ def _check_timeouts(self:App):
 @patch
 def _read_body(self:App, headers, protocol): # a future
     length, max_mib = headers.get('content-length'), self.settings.max_body_mib
-    if headers.get('content-encoding', 'identity') != 'identity': raise HTTPException(415, "The body is compressed; send it as it is.", {})
+    if headers.get('content-encoding', 'identity') != 'identity':
+        raise HTTPException(415, "The body is compressed; send it as it is.", {})
     if length is None: return asyncio.ensure_future(_read_bounded(protocol, max_mib))
     if int(length) > max_mib << 20: raise _too_large(max_mib)
     return protocol()
@@ -138,7 +147,8 @@ async def _read_bounded(protocol, mib):
 
 # %% ../../nbs/serve/12_app.ipynb #26b5ba95
 def _overloaded():
-    return HTTPException(503, "The server has as many requests as it can answer in time; try again in a second.", {'retry-after': '1'})
+    return HTTPException(503, "The server has as many requests as it can answer in time; try again in a second.",
+                         {'retry-after': '1'})
 
 def _body_timeout(seconds): return HTTPException(408, f"The body did not arrive within {seconds} seconds.", {})
 
@@ -150,7 +160,8 @@ def _match_route(self:App, scope):
     routes, names = found
     route = routes.get(scope.method)
     if route is None:
-        raise HTTPException(405, f"This route takes {' or '.join(routes)}, not {scope.method[:20]}.", {'allow': ', '.join(routes)})
+        raise HTTPException(405, f"This route takes {' or '.join(routes)}, not {scope.method[:20]}.",
+                            {'allow': ', '.join(routes)})
     return route, names
 
 # %% ../../nbs/serve/12_app.ipynb #cac7689a
@@ -175,7 +186,8 @@ async def _respond(self:App, scope, protocol, request) -> Response:
     finally: self._in_flight -= 1
 
 # %% ../../nbs/serve/12_app.ipynb #10c295b6
-_TRUNCATED_BODY = Response(error_body("The body ended early; send as many bytes as Content-Length says."), status_code=400) # often nobody reads it
+_TRUNCATED_BODY = Response(error_body("The body ended early; send as many bytes as Content-Length says."),
+                           status_code=400) # often nobody reads it
 
 @patch
 async def __rsgi__(self:App, scope, protocol):
@@ -210,4 +222,5 @@ def _request_metrics(self:App, key):
 def _count_violations(self:App, endpoint, error):
     if endpoint is None: return # it was taken away meanwhile
     known = endpoint.decoder.predictor.schema.columns
-    for v in error.violations: self.metrics.schema_violations(endpoint.name, v.column if v.column in known else 'unknown').inc()
+    for v in error.violations:
+        self.metrics.schema_violations(endpoint.name, v.column if v.column in known else 'unknown').inc()

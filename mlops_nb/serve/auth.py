@@ -7,7 +7,7 @@ __all__ = ['Scope', 'SCOPES', 'APIKey', 'APIKeyFile', 'generate_api_key', 'read_
            'end_of_day', 'describe_api_key', 'TokenBucket', 'Authenticator', 'check_bind_address']
 
 # %% ../../nbs/serve/10_auth.ipynb #279cb3dd
-import hashlib, hmac, os, secrets
+import hashlib, hmac, secrets
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from ..core.errors import UserError, did_you_mean
 from .http_messages import HTTPException
-from ..core.files import file_lock
+from ..core.files import file_lock, file_signature
 from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/serve/10_auth.ipynb #a20177d7
@@ -87,7 +87,8 @@ def create_api_key(
         raise UserError(f"the rate is {requests_per_second:g} requests a second; give a number above 0.")
     text, key = generate_api_key(name, list(dict.fromkeys(scopes)), requests_per_second, expires_at)
     with _locked_keys(path) as keys:
-        if any(k.name == name for k in keys): raise UserError(f"there is a key named {name!r} already; revoke it, or give another name.")
+        if any(k.name == name for k in keys):
+            raise UserError(f"there is a key named {name!r} already; revoke it, or give another name.")
         keys.append(key)
     return text
 
@@ -109,7 +110,8 @@ def end_of_day(
 
 def describe_api_key(key: APIKey) -> str: # One line
     "A key, for people."
-    until = f", {'expired' if key.is_expired() else 'expires'} {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else ""
+    until = (f", {'expired' if key.is_expired() else 'expires'} {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at
+             else "")
     rate = f', {key.requests_per_second:g} requests a second' if key.requests_per_second else ''
     return f"{key.name}: {', '.join(key.scopes)}{rate}{until} ({key.id})"
 
@@ -118,21 +120,24 @@ class TokenBucket:
     "Tokens that come at a rate."
     def __init__(self,
         rate: float, # Tokens a second; the bucket holds those of one second, and at least one
-    ): self.requests_per_second, self.capacity, self.tokens, self.updated_at = rate, max(rate, 1.0), max(rate, 1.0), monotonic()
+    ): self.requests_per_second, self.capacity, self.tokens, self.updated_at = rate, max(rate, 1.0), max(rate,
+        1.0), monotonic()
 
     def take(self,
         now: float | None = None, # Seconds of the monotonic clock
     ) -> float: # 0: taken; else the seconds until there will be one
         "Take a token."
         now = monotonic() if now is None else now
-        self.tokens, self.updated_at = min(self.capacity, self.tokens + (now - self.updated_at) * self.requests_per_second), now
+        self.tokens, self.updated_at = min(self.capacity,
+                                           self.tokens + (now - self.updated_at) * self.requests_per_second), now
         if self.tokens < 1: return (1 - self.tokens) / self.requests_per_second
         self.tokens -= 1
         return 0
 
 # %% ../../nbs/serve/10_auth.ipynb #759038ea
 def _unauthorized():
-    return HTTPException(401, "This route needs a key: send one that is valid as `Authorization: Bearer KEY`.", {'www-authenticate': 'Bearer'})
+    return HTTPException(401, "This route needs a key: send one that is valid as `Authorization: Bearer KEY`.",
+                         {'www-authenticate': 'Bearer'})
 
 # %% ../../nbs/serve/10_auth.ipynb #28bddb1b
 _NO_KEY = APIKey('', '', '0' * 64, [])
@@ -155,21 +160,18 @@ class Authenticator:
         key = self._keys.get((text := text.strip()).partition('.')[0], _NO_KEY)
         same = hmac.compare_digest(_sha256(text), key.sha256)
         if not same or kind.lower() != 'bearer' or key.is_expired(): raise _unauthorized()
-        if scope not in key.scopes: raise HTTPException(403, f"The key {key.name!r} is not for the scope {scope!r}.", {})
+        if scope not in key.scopes:
+            raise HTTPException(403, f"The key {key.name!r} is not for the scope {scope!r}.", {})
         if wait := self._buckets[key.id].take() if key.requests_per_second else 0:
-            raise HTTPException(429, f"The key {key.name!r} may make {key.requests_per_second:g} requests a second.", {'retry-after': str(int(wait) + 1)})
+            raise HTTPException(429, f"The key {key.name!r} may make {key.requests_per_second:g} requests a second.",
+                                {'retry-after': str(int(wait) + 1)})
         return key.name
 
 # %% ../../nbs/serve/10_auth.ipynb #ff9c7b02
-def _file_signature(path):
-    try: s = os.stat(path)
-    except FileNotFoundError: return None
-    return s.st_mtime_ns, s.st_ino, s.st_size
-
 @patch
 def reload_if_changed(self:Authenticator) -> str | None: # What is wrong with the file, once; else None
     "Read the file of the keys again, if it was changed."
-    if self.path is None or (now := _file_signature(self.path)) == self._seen: return
+    if self.path is None or (now := file_signature(self.path)) == self._seen: return
     self._seen = now
     try: keys = {k.id: k for k in read_api_keys(self.path)}
     except (UserError, OSError) as e: return f"the keys stay as they were: {e}"

@@ -12,7 +12,6 @@ import asyncio, math, multiprocessing, socket, tempfile, time
 from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -54,7 +53,8 @@ def _content_length(head):
 class _ConnectionPool:
     "Some connections, the requests that wait for one, and the latencies of those that were answered."
     def __init__(self, request):
-        self.request, self.free, self.waiting, self.latencies_seconds, self.n_failed, self.open = request, [], deque(), [], 0, 0
+        self.request, self.free, self.waiting, self.latencies_seconds, self.n_failed, self.open = (request, [], deque(),
+                                                                                                   [], 0, 0)
 
     def due(self, moment):
         if self.free: self.free.pop().send(moment)
@@ -83,6 +83,7 @@ class LoadResult(Struct):
     p99_ms: float
     p999_ms: float
 
+# %% ../../nbs/serve/14_capacity_planning.ipynb #7682df9e
 async def run_load_test(
     url: str, # http://host:port/path
     body: bytes, # Of each request
@@ -98,7 +99,8 @@ async def run_load_test(
     for i in range(n):
         while time.perf_counter() < start + i / rate: await asyncio.sleep(0)
         pool.due(start + i / rate)
-    while len(pool.latencies_seconds) < n and pool.open and time.perf_counter() < start + seconds + DRAIN_SECONDS: await asyncio.sleep(0)
+    while len(pool.latencies_seconds) < n and pool.open and time.perf_counter() < start + seconds + DRAIN_SECONDS:
+        await asyncio.sleep(0)
     elapsed = time.perf_counter() - start
     for link in links: link.close()
     return _load_result(rate, pool, n, elapsed)
@@ -107,18 +109,23 @@ async def run_load_test(
 def _encode_request(url, body, headers):
     at = urlsplit(url)
     lines = {'Host': at.netloc, 'Content-Type': 'application/json', 'Content-Length': len(body), **headers}
-    return b'\r\n'.join([f"POST {at.path or '/'} HTTP/1.1".encode(), *(f'{k}: {v}'.encode() for k, v in lines.items()), b'', body])
+    return b'\r\n'.join([f"POST {at.path or '/'} HTTP/1.1".encode(), *(f'{k}: {v}'.encode() for k, v in lines.items()),
+                         b'', body])
 
 async def _connect(pool, host, port, n):
-    try: made = [await asyncio.get_running_loop().create_connection(lambda: _Connection(pool), host, port) for _ in range(n)]
-    except OSError: raise UserError(f"nobody listens on {host}:{port}; start the server with `mlops-nb serve`.") from None
+    try:
+        made = [await asyncio.get_running_loop().create_connection(lambda: _Connection(pool), host, port)
+                for _ in range(n)]
+    except OSError:
+        raise UserError(f"nobody listens on {host}:{port}; start the server with `mlops-nb serve`.") from None
     pool.free, pool.open = [protocol for _, protocol in made], n
     return [transport for transport, _ in made]
 
 def _load_result(rate, pool, n, elapsed):
     missing = n - len(pool.latencies_seconds)
     ms = np.array(pool.latencies_seconds + [elapsed] * missing) * 1e3
-    return LoadResult(rate, len(pool.latencies_seconds) / elapsed, pool.n_failed + missing, *np.percentile(ms, [50, 99, 99.9]).round(3).tolist())
+    return LoadResult(rate, len(pool.latencies_seconds) / elapsed, pool.n_failed + missing,
+                      *np.percentile(ms, [50, 99, 99.9]).round(3).tolist())
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #4b363e1f
 MIN_ACHIEVED_SHARE = 0.9 # share of a rate that must be answered as it is offered
@@ -134,7 +141,7 @@ async def run_load_curve(
     connections: int = 64, headers: dict[str, str] | None = None,
     on_result=lambda on_result: None, # Told of each
 ) -> list[LoadResult]:
-    "Offer one rate after the other, until the server no longer follows. The first rate is offered twice, and counts once."
+    "Offer rising rates until the server no longer follows. The first is offered twice, and counts once."
     steps = []
     await run_load_test(url, body, rates[0], min(1, seconds_per_rate), connections, headers)
     for rate in rates:
@@ -159,20 +166,27 @@ def estimate_cores(
     p99_ms: float, # Milliseconds that 99 of 100 answers may take
 ) -> CapacityEstimate: # Raises `UserError` if no step kept the promise
     "Read the curve."
-    kept = [s for s in curve if not s.n_failed and s.p99_ms <= p99_ms and s.achieved_rps >= MIN_ACHIEVED_SHARE * s.offered_rps]
+    kept = [s for s in curve if not s.n_failed and s.p99_ms <= p99_ms
+            and s.achieved_rps >= MIN_ACHIEVED_SHARE * s.offered_rps]
     if not kept:
-        raise UserError(f"not even {curve[0].offered_rps:g} requests a second were answered within {p99_ms:g} ms (p99 was {curve[0].p99_ms:g} ms); "
+        raise UserError(f"not even {curve[0].offered_rps:g} requests a second were answered within {p99_ms:g} ms (p99 "
+                        f"was {curve[0].p99_ms:g} ms); "
                         "allow more time, or make the model smaller with `mlops-nb compress`.")
     best = max(s.offered_rps for s in kept)
     cores = math.ceil(rate / (TARGET_UTILIZATION * best))
-    return CapacityEstimate(cores, TARGET_UTILIZATION * best, best, f"{rate:,.0f} requests a second with p99 ≤ {p99_ms:g} ms need {cores} {'core' if cores == 1 else 'cores'}: one worker kept "
-                                           f"it up to {best:,.0f} a second, and is planned with {TARGET_UTILIZATION:.0%} of that.")
+    return CapacityEstimate(cores, TARGET_UTILIZATION * best, best,
+                            f"{rate:,.0f} requests a second with p99 ≤ {p99_ms:g} ms need {cores} "
+                            f"{'core' if cores == 1 else 'cores'}: one worker kept "
+                                           f"it up to {best:,.0f} a second, and is planned with "
+                                           f"{TARGET_UTILIZATION:.0%} of that.")
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #550542d0
 def format_load_curve(curve: list[LoadResult]) -> str:
     "A line for each rate."
-    lines = [f"{s.offered_rps:>10,.0f} {s.achieved_rps:>10,.0f} {s.n_failed:>7,} {s.p50_ms:>8.2f} {s.p99_ms:>8.2f} {s.p999_ms:>8.2f}" for s in curve]
-    return '\n'.join([f"{'offered/s':>10} {'achieved/s':>10} {'failed':>7} {'p50 ms':>8} {'p99 ms':>8} {'p99.9 ms':>8}", *lines])
+    lines = [f"{s.offered_rps:>10,.0f} {s.achieved_rps:>10,.0f} {s.n_failed:>7,} {s.p50_ms:>8.2f} {s.p99_ms:>8.2f} "
+             f"{s.p999_ms:>8.2f}" for s in curve]
+    return '\n'.join([f"{'offered/s':>10} {'achieved/s':>10} {'failed':>7} {'p50 ms':>8} {'p99 ms':>8} {'p99.9 ms':>8}",
+                      *lines])
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #dff4cde0
 CURVE_FILE = Path('.mlops/capacity.parquet')
@@ -180,13 +194,19 @@ CURVE_FILE = Path('.mlops/capacity.parquet')
 def read_load_curve(root: Path) -> list[LoadResult]: # Raises `UserError` if none was measured
     "The curve that was measured last."
     path = Path(root) / CURVE_FILE
-    if not path.exists(): raise UserError(f"{path} does not exist; run `mlops-nb capacity --measure` first, on a machine like the one that will serve.")
-    return [LoadResult(**row) for row in pl.read_parquet(path).to_dicts()]
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run `mlops-nb capacity --measure` first, on a machine like the one "
+                        "that will serve.")
+    curve = pl.read_parquet(path)
+    if curve.columns != [*LoadResult.__struct_fields__]:
+        raise UserError(f"{path} has other columns than this version writes; measure again.")
+    return [LoadResult(**row) for row in curve.to_dicts()]
 
 def write_load_curve(root: Path, curve: list[LoadResult]) -> None:
     "Keep a curve."
     (Path(root) / CURVE_FILE).parent.mkdir(exist_ok=True)
-    with atomic_file(Path(root) / CURVE_FILE) as tmp: pl.DataFrame([{f: getattr(s, f) for f in LoadResult.__struct_fields__} for s in curve]).write_parquet(tmp)
+    with atomic_file(Path(root) / CURVE_FILE) as tmp:
+        pl.DataFrame([{f: getattr(s, f) for f in LoadResult.__struct_fields__} for s in curve]).write_parquet(tmp)
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #20b26377
 @contextmanager
@@ -196,7 +216,8 @@ def _running_server(root, settings, log):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    own = replace(settings, log=replace(settings.log, folder=log), serve=replace(settings.serve, host='127.0.0.1', port=port, workers=1, auth='none', tls_certificate_file='', tls_private_key_file=''))
+    own = replace(settings, log=replace(settings.log, folder=log), serve=replace(settings.serve, host='127.0.0.1',
+        port=port, workers=1, auth='none', tls_certificate_file='', tls_private_key_file=''))
     process = multiprocessing.get_context('spawn').Process(target=serve, args=(root, None, own))
     process.start()
     try:
@@ -229,6 +250,7 @@ def measure_capacity(
     row = pl.read_parquet(bundle / 'golden.parquet').row(0, named=True)
     body = msgspec.json.encode([{k: v for k, v in row.items() if not k.startswith('_') and v is not None}])
     with tempfile.TemporaryDirectory() as log, _running_server(root, settings, log) as url:
-        steps = asyncio.run(run_load_curve(f'{url}/v1/endpoints/{settings.release.endpoint}:predict', body, load_rates(MAX_RATE), seconds_per_rate, on_result=on_result))
+        steps = asyncio.run(run_load_curve(f'{url}/v1/endpoints/{settings.release.endpoint}:predict', body,
+                                           load_rates(MAX_RATE), seconds_per_rate, on_result=on_result))
     write_load_curve(root, steps)
     return steps

@@ -9,7 +9,7 @@ __all__ = ['MAX_INLINE_ROWS', 'PredictionResult', 'DeadlineExceeded', 'NotPrecom
 # %% ../../nbs/serve/06_endpoint.ipynb #e945f8fc
 import asyncio, logging, time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -54,7 +54,8 @@ class ServingResources:
         log: PredictionLogWriter | None = None, # None: nothing is written down
     ):
         serve, cores = settings or ServeSettings(), available_cores()
-        self.metrics, self.log, self.cache = metrics or NullMetrics(), log, ScoreCache(serve.cache_entries, serve.cache_ttl_seconds)
+        self.metrics, self.log, self.cache = metrics or NullMetrics(), log, ScoreCache(serve.cache_entries,
+                                                                                       serve.cache_ttl_seconds)
         self.executor = ThreadPoolExecutor(max(1, cores // (serve.workers or cores)), "rows")
         self._logged_failures = set()
 
@@ -83,9 +84,11 @@ _log = logging.getLogger("mlops_nb.serve")
 def record_failure(self:ServingResources, what, endpoint, variant, e):
     "Count a failure of a variant; the first of each kind is logged."
     getattr(self.metrics, what)(endpoint, variant).inc()
-    if (kind := (what, endpoint, variant, type(e))) in self._logged_failures or len(self._logged_failures) > 1000: return
+    if (kind := (what, endpoint, variant, type(e))) in self._logged_failures or len(self._logged_failures) > 1000:
+        return
     self._logged_failures.add(kind)
-    _log.error("the variant '%s' of '%s' failed, which is counted in %s and not logged again: %s: %s", variant, endpoint, what, type(e).__name__, e)
+    _log.error("the variant '%s' of '%s' failed, which is counted in %s and not logged again: %s: %s", variant,
+               endpoint, what, type(e).__name__, e)
 
 # %% ../../nbs/serve/06_endpoint.ipynb #8b116937
 class Endpoint:
@@ -97,7 +100,8 @@ class Endpoint:
     ):
         self.name, self.active_plan, self.resources, metrics = name, active_plan, resources, resources.metrics
         self._nulled_values, self._unknown_categories = metrics.nulled_values(name), metrics.unknown_categories(name)
-        self._lookup_counters = {(k, r): getattr(metrics, k)(name, r) for k in ("cache_requests", "lookup_requests") for r in ("hit", "miss")}
+        self._lookup_counters = {(k, r): getattr(metrics, k)(name, r) for k in ("cache_requests", "lookup_requests")
+                                 for r in ("hit", "miss")}
 
     @property
     def decoder(self) -> RequestDecoder:
@@ -139,8 +143,10 @@ def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` f
     columns, X, router = rows.columns, rows.X, active.router
     if variant is not None:
         if variant in active.variants: return [RowGroup(active.variants[variant], columns, X)]
-        raise UserError(f"the endpoint '{self.name}' has no variant '{variant}'; there are {', '.join(active.variants)}.")
-    if rows.n_rows == 1 or not router.routes_rows: return [RowGroup(active.variants[router.choose(columns, 0, headers)], columns, X)]
+        raise UserError(f"the endpoint '{self.name}' has no variant '{variant}'; there are "
+                        f"{', '.join(active.variants)}.")
+    if rows.n_rows == 1 or not router.routes_rows:
+        return [RowGroup(active.variants[router.choose(columns, 0, headers)], columns, X)]
     by_variant = {}
     for i in range(rows.n_rows): by_variant.setdefault(router.choose(columns, i, headers), []).append(i)
     if len(by_variant) == 1: return [RowGroup(active.variants[name], columns, X) for name in by_variant]
@@ -165,7 +171,8 @@ def _lookup_group(self:Endpoint, group, entity):
         found = table.lookup(group.columns[entity])
         self._lookup_counters["lookup_requests", "miss" if found is None else "hit"].inc()
         if found is not None: return found[0].tolist(), *found[1:]
-    if group.X is None: raise NotPrecomputed(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
+    if group.X is None:
+        raise NotPrecomputed(f"no score was computed beforehand for this '{entity}'; send the columns of the model.")
 
 # %% ../../nbs/serve/06_endpoint.ipynb #d080e9da
 @patch
@@ -190,11 +197,13 @@ async def _predict_group(self:Endpoint, group, context):
     v, rows, deadline = group.variant, (group.columns, group.X, context.decoder), context.request.deadline
     v.in_flight.append(None)
     try:
-        if (context.prefer_lookup or group.X is None) and (found := self._lookup_group(group, context.active_plan.entity)):
+        if (context.prefer_lookup or group.X is None) and (found := self._lookup_group(group,
+                                                                                       context.active_plan.entity)):
             answer, group.source = found, "table"
         elif v.model.micro_batcher is None and len(group.X) > MAX_INLINE_ROWS:
             answer = await self.resources.run_in_thread(deadline, v.predict_and_decide, *rows)
-        elif v.model.micro_batcher is None and not self.resources.cache.max_entries: answer = v.predict_and_decide(*rows)
+        elif v.model.micro_batcher is None and not self.resources.cache.max_entries:
+            answer = v.predict_and_decide(*rows)
         else:
             scores, group.source = await self._score(v, v.encode_rows(*rows), deadline)
             scores, *rest = v.predictor.policy.apply(group.columns, scores)
@@ -220,18 +229,21 @@ async def predict(self:Endpoint,
     request: Request, # Its id, headers and deadline
     variant: str | None = None, # Must answer, whatever the plan says
 ) -> PredictionResult:
-    "Answer and log a request. Raises `DeadlineExceeded`, `NotPrecomputed`, and `LogWriteError` where an unlogged answer must not be given."
-    active, many = self.active_plan, rows.n_rows > MAX_INLINE_ROWS # with many rows, whatever takes long is done in a thread
+    "Answer and log a request. Raises `DeadlineExceeded`, `NotPrecomputed`, or `LogWriteError`, and then gives none."
+    # with many rows, whatever takes long is done in a thread
+    active, many = self.active_plan, rows.n_rows > MAX_INLINE_ROWS
     deadline, headers, resources = request.deadline, request.headers, self.resources
     if deadline is not None and time.monotonic() >= deadline: raise DeadlineExceeded(_DEADLINE_MESSAGE)
     context = RequestContext(request, active, decoder, headers.get(X_STATIC) == "prefer", variant is not None)
     to = active, rows, headers, variant
-    groups = await resources.run_in_thread(deadline, self._group_rows, *to) if many and active.router.routes_rows else self._group_rows(*to)
+    groups = await resources.run_in_thread(deadline, self._group_rows,
+                                           *to) if many and active.router.routes_rows else self._group_rows(*to)
     for group in groups:
         while True:
             try: await self._predict_group(group, context); break
             except Exception as e: self._fall_back(group, context, e)
-    result = await resources.run_in_thread(None, self._log_and_merge, groups, context) if many else self._log_and_merge(groups, context)
+    result = await resources.run_in_thread(None, self._log_and_merge, groups,
+                                           context) if many else self._log_and_merge(groups, context)
     if resources.log is not None and resources.log.fsync: await resources.log.wait_durable()
     if rows.n_nulled or rows.n_unknown_categories: self._count_values(rows)
     if active.has_shadows and rows.X is not None:
@@ -244,16 +256,21 @@ def _log_and_merge(self:Endpoint, groups, context):
     "The result, which is logged when this returns."
     log, request, first = self.resources.log, context.request, groups[0]
     now, latency = time.time_ns() // 1000, int((time.perf_counter() - request.started) * 1e6)
-    result = PredictionResult(id=request.id, endpoint=self.name, variant=first.variant.name, bundle=first.variant.bundle,
-                              scores=first.scores, decisions=first.decisions, needs_review=first.needs_review, source=first.source)
+    result = PredictionResult(id=request.id, endpoint=self.name, variant=first.variant.name,
+                              bundle=first.variant.bundle,
+                              scores=first.scores, decisions=first.decisions, needs_review=first.needs_review,
+                              source=first.source)
     if len(groups) > 1: _merge_groups(result, groups)
     for g in groups:
         v = g.variant
         v.scored_rows.inc(len(g.scores))
         if log is None: continue
-        log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle, columns=g.columns,
-                                    score=g.scores, decision=g.decisions, entity=g.columns.get(context.active_plan.entity),
-                                    row_indices=g.row_indices, source=g.source, latency_us=latency, api_key_name=request.api_key_name))
+        log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle,
+                                    columns=g.columns,
+                                    score=g.scores, decision=g.decisions,
+                                    entity=g.columns.get(context.active_plan.entity),
+                                    row_indices=g.row_indices, source=g.source, latency_us=latency,
+                                    api_key_name=request.api_key_name))
     return result
 
 @patch
@@ -264,7 +281,8 @@ def _count_values(self:Endpoint, rows):
 # %% ../../nbs/serve/06_endpoint.ipynb #9b2f07c5
 @patch
 def _submit_shadow(self:Endpoint, v, rows, context):
-    if not v.shadow.submit(rows.n_rows, self, v, rows, context): self.resources.metrics.shadow_dropped_rows(self.name, v.name).inc(rows.n_rows)
+    if not v.shadow.submit(rows.n_rows, self, v, rows, context):
+        self.resources.metrics.shadow_dropped_rows(self.name, v.name).inc(rows.n_rows)
 
 def score_shadow(
     endpoint: Endpoint,
@@ -277,9 +295,12 @@ def score_shadow(
     try:
         scores, decisions, _ = v.predict_and_decide(rows.columns, rows.X, context.decoder)
         if log is None: return
-        log.append(PredictionRecord(id=request.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name, bundle=v.bundle,
-                                    columns=rows.columns, score=scores, decision=decisions, entity=rows.columns.get(context.active_plan.entity),
-                                    mode="shadow", api_key_name=request.api_key_name, latency_us=int((time.perf_counter() - started) * 1e6)))
+        log.append(PredictionRecord(id=request.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name,
+                                    bundle=v.bundle,
+                                    columns=rows.columns, score=scores, decision=decisions,
+                                    entity=rows.columns.get(context.active_plan.entity),
+                                    mode="shadow", api_key_name=request.api_key_name,
+                                    latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: endpoint.resources.record_failure("shadow_errors", endpoint.name, v.name, e)
 
 # %% ../../nbs/serve/06_endpoint.ipynb #af960157

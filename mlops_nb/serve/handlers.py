@@ -14,11 +14,13 @@ from ..prediction_log.segments import Feedback
 from ..prediction_log.writer import LogWriteError
 from .endpoint import DeadlineExceeded, NotPrecomputed
 from .http_messages import INFERENCE_HEADER_CONTENT_LENGTH, MAX_INLINE_BODY_BYTES, HTTPException, Response
-from .inference_protocol import (LIVE_BODY, InferRequest, build_infer_outputs, build_model_metadata, build_server_metadata,
-    decode_infer_request, decode_rows, encode_infer_response, error_body, ready_body)
+from .inference_protocol import LIVE_BODY, InferRequest, build_infer_outputs, build_model_metadata
+from .inference_protocol import build_server_metadata, decode_infer_request, decode_rows
+from .inference_protocol import encode_infer_response, error_body, ready_body
 from .openapi import DOCS_CSP, docs_html, openapi_document
 from .request_validation import ValidationError
-from .rest_protocol import FeedbackAck, decode_labels, encode_explain_response, encode_json, encode_predict_response
+from .rest_protocol import FeedbackAck, decode_labels, encode_explain_response, encode_json
+from .rest_protocol import encode_predict_response
 
 # %% ../../nbs/serve/11_handlers.ipynb #41a88f6e
 _log = logging.getLogger('mlops_nb.serve')
@@ -34,11 +36,14 @@ def error_response(
 ) -> Response:
     "What a client is told."
     if isinstance(e, HTTPException):
-        return Response(error_body(e.detail), headers=e.headers, status_code=e.status_code, rejection_reason=_REJECTION_REASONS.get(e.status_code, ''))
+        return Response(error_body(e.detail), headers=e.headers, status_code=e.status_code,
+                        rejection_reason=_REJECTION_REASONS.get(e.status_code, ''))
     for kind, (status, reason, headers) in _ERROR_RESPONSES.items():
-        if isinstance(e, kind): return Response(error_body(e), headers=headers, status_code=status, rejection_reason=reason)
+        if isinstance(e, kind):
+            return Response(error_body(e), headers=headers, status_code=status, rejection_reason=reason)
     _log.error("request %s failed", id, exc_info=e)
-    return Response(error_body(f"The server failed to answer, and this is its fault; {id} is the number of this request in its log."), status_code=500)
+    detail = f"The server failed to answer, and this is its fault; {id} is the number of this request in its log."
+    return Response(error_body(detail), status_code=500)
 
 # %% ../../nbs/serve/11_handlers.ipynb #8a59da1d
 def _get_endpoint(app, request):
@@ -56,7 +61,8 @@ def _get_version(endpoint, version):
     for v in endpoint.variants.values():
         if v.name == version or len(version) >= 8 and v.bundle.startswith(version): return v
     known = _version_ids(endpoint)
-    raise HTTPException(404, f"The endpoint {endpoint.name!r} has no version {version[:60]!r}{did_you_mean(version[:60], known)}", {})
+    raise HTTPException(404,
+        f"The endpoint {endpoint.name!r} has no version {version[:60]!r}{did_you_mean(version[:60], known)}", {})
 
 # %% ../../nbs/serve/11_handlers.ipynb #129d94bd
 async def server_live(app, request): return Response(LIVE_BODY)
@@ -88,7 +94,8 @@ async def predict(app, request):
     endpoint = _get_endpoint(app, request)
     decoder, body = endpoint.decoder, request.body
     inline = len(body) <= MAX_INLINE_BODY_BYTES
-    if entities := endpoint.decode_entities(body) if inline else await app.run_in_thread(endpoint.decode_entities, body):
+    if entities := endpoint.decode_entities(body) if inline else await app.run_in_thread(endpoint.decode_entities,
+                                                                                         body):
         return await _predict_entities(app, request, endpoint, *entities)
     rows = decoder.from_json(body) if inline else await app.run_in_thread(decoder.from_json, body)
     app.set_request_id(request, rows.id)
@@ -106,7 +113,9 @@ async def _predict_entities(app, request, endpoint, entities, id):
 # %% ../../nbs/serve/11_handlers.ipynb #cae2d702
 def _decode_infer_rows(body, length, decoder):
     if length is None and (rows := decoder.from_infer(body)): return InferRequest([], rows.id), rows
-    try: return (infer_request := decode_infer_request(body, length, decoder.max_rows)), decode_rows(infer_request, decoder)
+    try:
+        return (infer_request := decode_infer_request(body, length, decoder.max_rows)), decode_rows(infer_request,
+                                                                                                    decoder)
     except ValidationError: raise
     except UserError as e: raise ValidationError(str(e)) from None
 
@@ -144,9 +153,11 @@ _MAX_INLINE_RECORDS = 64 # records that are written in the event loop
 async def feedback(app, request):
     endpoint = _get_endpoint(app, request)
     app.set_request_id(request, None)
-    labels = await app.run_in_thread(decode_labels, request.body, endpoint.decoder.predictor.schema, app.settings.max_rows)
+    labels = await app.run_in_thread(decode_labels, request.body, endpoint.decoder.predictor.schema,
+                                     app.settings.max_rows)
     now, key = time.time_ns() // 1000, request.api_key_name
-    records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, api_key_name=key) for x in labels]
+    records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, api_key_name=key)
+               for x in labels]
     if len(records) <= _MAX_INLINE_RECORDS: _append_records(app.log, records)
     else: await app.run_in_thread(_append_records, app.log, records)
     await app.log.wait_durable()
@@ -160,7 +171,8 @@ def _append_records(log, records):
 def _describe_api(app):
     endpoints = app.manager.endpoints
     return openapi_document(app.routes, {n: e.decoder.predictor for n, e in endpoints.items()},
-                            auth_required=app.authenticator.path is not None, request_headers={n: e.request_headers() for n, e in endpoints.items()})
+                            auth_required=app.authenticator.path is not None,
+                            request_headers={n: e.request_headers() for n, e in endpoints.items()})
 
 async def openapi_json(app, request): return Response(encode_json(await app.run_in_thread(_describe_api, app)))
 

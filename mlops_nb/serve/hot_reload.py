@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from ..bundle.store import find_bundle, lookup_table_path
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
+from ..core.files import file_signature
 from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import ReleasePlan, Variant, read_plan
 from .endpoint import Endpoint, ServingResources, score_shadow
@@ -43,11 +44,6 @@ class ModelManager:
         self._stopping, self._thread = threading.Event(), None
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #571f4ac4
-def _file_signature(path): # None if it is not there
-    try: s = path.stat()
-    except OSError: return None
-    return s.st_mtime_ns, s.st_size, s.st_ino
-
 @patch
 def _load_model(self:ModelManager, bundle):
     "The bundle, open; it is shared if it was opened before."
@@ -61,22 +57,24 @@ def _load_model(self:ModelManager, bundle):
 def _load_plan(self:ModelManager, path): # an `ActivePlan`; raises `UserError`, or gives None where the file is gone
     plan = read_plan(path)
     if plan is None: return None
-    if plan.endpoint != path.stem: raise UserError(f"{path} is the plan of '{plan.endpoint}'; call the file {plan.endpoint}.json.")
+    if plan.endpoint != path.stem:
+        raise UserError(f"{path} is the plan of '{plan.endpoint}'; call the file {plan.endpoint}.json.")
     for v in plan.variants: find_bundle(v.bundle, self.store_folder) # before anything is opened
     return ActivePlan(plan, [self._load_model(v.bundle) for v in plan.variants])
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #9f91cd5d
 @patch
-def _bundle_signatures(self:ModelManager, path): # the folders and files of the bundles that a plan names, with their stamps
+def _bundle_signatures(self:ModelManager, path):
+    # the folders and files of the bundles that a plan names, with their stamps
     try: plan = read_plan(path)
     except (UserError, OSError, ValueError): return {} # it is torn, and names nothing to wait for
     folders = [self.store_folder / v.bundle for v in plan.variants] if plan else []
-    return {p: _file_signature(p) for folder in folders for p in (folder, *folder.glob("*"))}
+    return {p: file_signature(p) for folder in folders for p in (folder, *folder.glob("*"))}
 
 @patch
 def _apply_plan(self:ModelManager, path, stamp):
     "Make a plan active, or log why not."
-    waits = {self.store_folder: _file_signature(self.store_folder)}
+    waits = {self.store_folder: file_signature(self.store_folder)}
     try:
         active = self._load_plan(path)
         self._plan_signatures[path] = stamp, {}
@@ -117,14 +115,16 @@ def _activate(self:ModelManager, active):
 @patch
 def _start_draining(self:ModelManager, active):
     self._draining.append((time.monotonic(), active))
-    for v in active.variants.values(): self.resources.metrics.bundle_processes(active.plan.endpoint, v.name, v.bundle, v.mode).set(0)
+    for v in active.variants.values():
+        self.resources.metrics.bundle_processes(active.plan.endpoint, v.name, v.bundle, v.mode).set(0)
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #4b4377a6
 @patch
 def _release_drained(self:ModelManager):
     "Stop the shadows of drained plans, and let go of models that nobody names."
     for left in list(self._draining):
-        if left[1].in_flight or time.monotonic() - left[0] < 1: continue # whoever took hold of it just now is not counted yet
+        # whoever took hold of it just now is not counted yet
+        if left[1].in_flight or time.monotonic() - left[0] < 1: continue
         self._draining.remove(left)
         for v in left[1].variants.values():
             if v.shadow: v.shadow.stop()
@@ -152,7 +152,7 @@ def _remove_endpoints(self:ModelManager, found):
 def _load_lookup_table(self:ModelManager, model):
     "Read the table of a model, if it is there and not the one that was read."
     path = lookup_table_path(model.id, self.lookup_tables_folder)
-    stamp = _file_signature(path)
+    stamp = file_signature(path)
     if self._table_signatures.get(model.id) == stamp: return
     self._table_signatures[model.id] = stamp
     readable, max_rows = stamp and model.predictor.schema.entity, self.settings.serve.max_lookup_rows
@@ -164,10 +164,10 @@ def _load_lookup_table(self:ModelManager, model):
 def reconcile(self:ModelManager) -> None:
     "Bring the endpoints into line with the plans."
     if self.plans_folder.is_dir():
-        found = {p: _file_signature(p) for p in sorted(self.plans_folder.glob("*.json"))}
+        found = {p: file_signature(p) for p in sorted(self.plans_folder.glob("*.json"))}
         for path, stamp in found.items():
             seen = self._plan_signatures.get(path)
-            changed = seen is None or seen[0] != stamp or any(_file_signature(p) != s for p, s in seen[1].items())
+            changed = seen is None or seen[0] != stamp or any(file_signature(p) != s for p, s in seen[1].items())
             if stamp and changed: self._apply_plan(path, stamp)
         self._remove_endpoints(found)
     self._release_drained()

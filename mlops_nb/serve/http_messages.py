@@ -34,12 +34,15 @@ INFERENCE_HEADER_CONTENT_LENGTH = 'inference-header-content-length'
 REQUEST_HEADERS = {h.name: h for h in (
     RequestHeader(X_REQUEST_ID, 'An id for this request, which comes back and stands in the log',
                   {'type': 'string', 'pattern': REQUEST_ID_PATTERN}),
-    RequestHeader(X_DEADLINE_MS, 'How long the answer is worth having, in milliseconds', {'type': 'integer', 'minimum': 0}),
-    RequestHeader(X_FLAGS, 'Feature flags of the release plan to switch on for this request, separated by commas', {'type': 'string'}),
+    RequestHeader(X_DEADLINE_MS, 'How long the answer is worth having, in milliseconds',
+                  {'type': 'integer', 'minimum': 0}),
+    RequestHeader(X_FLAGS, 'Feature flags of the release plan to switch on for this request, separated by commas',
+                  {'type': 'string'}),
     RequestHeader(X_STATIC, 'prefer: take precomputed scores of the lookup table where it has them',
                   {'type': 'string', 'examples': ['prefer']}),
     RequestHeader(INFERENCE_HEADER_CONTENT_LENGTH, 'The length of the JSON part, where binary tensors follow it',
-                  {'type': 'integer', 'minimum': 0}))} # by name; a sticky key of a release plan may add one for its endpoint
+                  # by name; a sticky key of a release plan may add one for its endpoint
+                  {'type': 'integer', 'minimum': 0}))}
 
 # %% ../../nbs/serve/02_http_messages.ipynb #b412960c
 _request_id = re.compile(REQUEST_ID_PATTERN[1:-1]) # `$` alone would let a newline at the end pass

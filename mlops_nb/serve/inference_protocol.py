@@ -26,12 +26,14 @@ from ..model.predictor import Predictor
 from .request_validation import RequestDecoder, DecodedRows
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #4c7402f2
-DATATYPES = {'BOOL': '?', 'UINT8': 'u1', 'UINT16': '<u2', 'UINT32': '<u4', 'UINT64': '<u8', 'INT8': 'i1', 'INT16': '<i2', 'INT32': '<i4',
-             'INT64': '<i8', 'FP16': '<f2', 'FP32': '<f4', 'FP64': '<f8', 'BF16': '<u2', 'BYTES': 'O'} # Datatype -> how NumPy stores it
+DATATYPES = {'BOOL': '?', 'UINT8': 'u1', 'UINT16': '<u2', 'UINT32': '<u4', 'UINT64': '<u8', 'INT8': 'i1',
+             'INT16': '<i2', 'INT32': '<i4',
+             # Datatype -> how NumPy stores it
+             'INT64': '<i8', 'FP16': '<f2', 'FP32': '<f4', 'FP64': '<f8', 'BF16': '<u2', 'BYTES': 'O'}
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #b81620a2
 def _json_type(datatype):
-    "The Python type of one JSON value; whole numbers with the range of their bits, as far as it fits into 64 signed ones."
+    "The Python type of one JSON value; whole numbers with the range of their bits, up to 64 signed ones."
     if datatype in ('BOOL', 'BYTES'): return {'BOOL': bool, 'BYTES': str}[datatype]
     if datatype[0] in 'FB': return float
     info = np.iinfo(DATATYPES[datatype])
@@ -44,13 +46,14 @@ class InferInput(Struct):
     "One input; the struct's name is its datatype."
     name: str
     shape: _Shape
-    data: Any = UNSET # list of `prod(shape)` values, None for a missing one; or an array (prod(shape),), NaN for a missing one
+    data: Any = UNSET # `prod(shape)` values: a list, None for a missing one; or an array, NaN for a missing one
     parameters: dict[str, Any] | None = None
 
     @property
     def datatype(self) -> str: return type(self).__name__ # A key of `DATATYPES`
 
-INPUT_STRUCTS = {d: msgspec.defstruct(d, [('data', list[_json_type(d) | None] | UnsetType, UNSET)], bases=(InferInput,), tag_field='datatype', tag=d)
+INPUT_STRUCTS = {d: msgspec.defstruct(d, [('data', list[_json_type(d) | None] | UnsetType, UNSET)], bases=(InferInput,),
+                                      tag_field='datatype', tag=d)
            for d in DATATYPES}
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #499fb638
@@ -71,14 +74,16 @@ _REQUEST_DECODER = msgspec.json.Decoder(InferRequest)
 # %% ../../nbs/serve/01_inference_protocol.ipynb #7096997b
 def _quoted(text): return repr(text if len(text) <= 60 else text[:57] + '...')
 
-_EXPECTED_VALUES = {'BOOL': 'true or false', 'BYTES': 'a text'} | dict.fromkeys(('FP16', 'FP32', 'FP64', 'BF16'), 'a number')
+_EXPECTED_VALUES = {'BOOL': 'true or false', 'BYTES': 'a text'} | dict.fromkeys(('FP16', 'FP32', 'FP64', 'BF16'),
+                                                                                'a number')
 
 def _type_error_message(name, datatype, error):
     "The sentence for a value that is not of its datatype."
     text = str(error)
     where = re.search(r'\$((?:\[\d+\])+)', text)
     got = re.search(r'got `(\w+)`', text)
-    expected = _EXPECTED_VALUES.get(datatype) or 'a whole number from {0.min} to {0.max}'.format(np.iinfo(DATATYPES[datatype]))
+    expected = (_EXPECTED_VALUES.get(datatype)
+                or 'a whole number from {0.min} to {0.max}'.format(np.iinfo(DATATYPES[datatype])))
     return (f"input {_quoted(name)} is {datatype}, so its element {where[1] if where else '[0]'} must be {expected}"
             f"{f', and it is of type {got[1]}' if got else ''}; null stands for a missing value.")
 
@@ -95,7 +100,8 @@ def _flatten(name, data, shape):
     items = [data]
     for size in shape:
         if any(len(i) != size for i in items):
-            raise UserError(f"input {_quoted(name)} has the shape {shape}, and its data is nested in another one; send as many values as the shape says.")
+            raise UserError(f"input {_quoted(name)} has the shape {shape}, and its data is nested in another one; send "
+                            "as many values as the shape says.")
         items = list(chain.from_iterable(items))
     return items
 
@@ -105,7 +111,8 @@ def _decode_values(name, datatype, shape, raw):
     depth = re.match(rb'[\[\s]*', raw)[0].count(b'[')
     if depth == 0: raise UserError(f"the data of input {_quoted(name)} is not a list; send a list of values.")
     if depth > 1 and depth != len(shape) or depth > _MAX_DIMENSIONS:
-        raise UserError(f"input {_quoted(name)} has {len(shape)} dimensions, and its data is {depth} lists deep; nest it like its shape, or not at all.")
+        raise UserError(f"input {_quoted(name)} has {len(shape)} dimensions, and its data is {depth} lists deep; nest "
+                        "it like its shape, or not at all.")
     try: data = _nested_list_decoder(datatype, depth).decode(raw)
     except (ValueError, RecursionError) as e: data = _integers_from_floats(name, datatype, depth, raw, e)
     return _flatten(name, data, shape) if depth > 1 else data
@@ -114,14 +121,15 @@ def _decode_values(name, datatype, shape, raw):
 _MAX_EXACT_INTEGER = 2**53 # whole numbers up to here are exact in a float
 
 def _integers_from_floats(name, datatype, depth, raw, error):
-    "Whole numbers and truths that were written with a point; raises `UserError` with what `error` says where there are others."
+    "Whole numbers and booleans that were written with a point; raises `UserError` where there are others."
     def whole(v):
         if isinstance(v, list): return [whole(i) for i in v]
         if v is not None and not (v.is_integer() and low <= v <= high): raise ValueError
         return v if v is None else kind(v)
     try:
         kind, info = (bool, None) if datatype == 'BOOL' else (int, np.iinfo(DATATYPES[datatype]))
-        low, high = (0, 1) if info is None else (max(int(info.min), -_MAX_EXACT_INTEGER), min(int(info.max), _MAX_EXACT_INTEGER))
+        low, high = (0, 1) if info is None else (max(int(info.min), -_MAX_EXACT_INTEGER),
+                                                 min(int(info.max), _MAX_EXACT_INTEGER))
         return whole(_nested_list_decoder('FP64', depth).decode(raw))
     except (ValueError, RecursionError): raise UserError(_type_error_message(name, datatype, error)) from None
 
@@ -141,26 +149,33 @@ class _UntypedRequest(Struct):
 
 _UNTYPED_DECODER = msgspec.json.Decoder(_UntypedRequest)
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #f39c8960
 def _decode_slow(body):
     "The request, tensor by tensor; raises `UserError` that says what is wrong, and where."
-    try: asked = _UNTYPED_DECODER.decode(body)
-    except RecursionError: raise UserError("the request is nested too deeply; the protocol needs no more than a few levels.") from None
-    except UnicodeDecodeError as e: raise UserError(f"the request is not UTF-8 at byte {e.start} of a text; send JSON in UTF-8.") from None
+    try: request = _UNTYPED_DECODER.decode(body)
+    except RecursionError:
+        raise UserError("the request is nested too deeply; the protocol needs no more than a few levels.") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"the request is not UTF-8 at byte {e.start} of a text; send JSON in UTF-8.") from None
     except msgspec.ValidationError as e:
         raise UserError(f"the request does not follow the protocol: {str(e)[:200]}; see /docs for an example.") from None
-    except ValueError as e: raise UserError(f"the request is not JSON: {str(e)[:200]}; send null, not NaN, for a missing value.") from None
-    for t in asked.inputs:
+    except ValueError as e:
+        raise UserError(f"the request is not JSON: {str(e)[:200]}; send null, not NaN, for a missing value.") from None
+    for t in request.inputs:
         if t.datatype not in DATATYPES:
-            raise UserError(f"input {_quoted(t.name)} has the datatype {_quoted(t.datatype)}{did_you_mean(t.datatype[:60], DATATYPES, 14)}")
-    return InferRequest([INPUT_STRUCTS[t.datatype](t.name, t.shape, _decode_values(t.name, t.datatype, t.shape, raw) if (raw := bytes(t.data)) else UNSET, t.parameters)
-                         for t in asked.inputs], asked.id, asked.parameters, asked.outputs)
+            raise UserError(f"input {_quoted(t.name)} has the datatype "
+                            f"{_quoted(t.datatype)}{did_you_mean(t.datatype[:60], DATATYPES)}")
+    def values(t): return _decode_values(t.name, t.datatype, t.shape, raw) if (raw := bytes(t.data)) else UNSET
+    inputs = [INPUT_STRUCTS[t.datatype](t.name, t.shape, values(t), t.parameters) for t in request.inputs]
+    return InferRequest(inputs, request.id, request.parameters, request.outputs)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #9df9d451
 def _split_body(body, header_length):
     "The JSON part of a body, and what follows it."
     text = str(header_length)
     if not (text.isascii() and text.isdecimal() and int(text[:20]) <= len(body)):
-        raise UserError(f"Inference-Header-Content-Length is {_quoted(text)}, and the body has {len(body)} bytes; give the length of its JSON part.")
+        raise UserError(f"Inference-Header-Content-Length is {_quoted(text)}, and the body has {len(body)} bytes; give "
+                        "the length of its JSON part.")
     return body[:int(text)], body[int(text):]
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #e0d03f2f
@@ -170,41 +185,54 @@ def _decode_texts(chunk, n, where):
     for i in range(n):
         start = at + 4
         at = start + int.from_bytes(chunk[at:start], 'little')
-        if at > len(chunk): raise UserError(f"{where} ends within its element [{i}]; each text needs its length in four bytes, then as many bytes.")
+        if at > len(chunk):
+            raise UserError(f"{where} ends within its element [{i}]; each text needs its length in four bytes, then as "
+                            "many bytes.")
         try: found.append(chunk[start:at].decode())
-        except UnicodeDecodeError: raise UserError(f"{where} is not UTF-8 in its element [{i}]; send text in UTF-8.") from None
-    if at < len(chunk): raise UserError(f"{where} has {len(chunk) - at} bytes left after its {n} elements; check its shape.")
+        except UnicodeDecodeError:
+            raise UserError(f"{where} is not UTF-8 in its element [{i}]; send text in UTF-8.") from None
+    if at < len(chunk):
+        raise UserError(f"{where} has {len(chunk) - at} bytes left after its {n} elements; check its shape.")
     return found
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #8c10875b
 def _decode_binary_input(t, tail, offset, max_rows):
-    "The values of a binary tensor that begins at byte `at`, and where the next one begins."
+    "The values of a binary tensor that begins at byte `offset`, and where the next one begins."
     where, given = f"input {_quoted(t.name)}", t.parameters or {}
     size, n = given.get('binary_data_size'), prod(t.shape)
-    if 'shared_memory_region' in given: raise UserError(f"{where} lies in shared memory, which this server does not read; send its values.")
-    if size is None: raise UserError(f"{where} has no data; send data, or binary_data_size and the values after the JSON part.")
+    if 'shared_memory_region' in given:
+        raise UserError(f"{where} lies in shared memory, which this server does not read; send its values.")
+    if size is None:
+        raise UserError(f"{where} has no data; send data, or binary_data_size and the values after the JSON part.")
     if max_rows is not None and t.shape and t.shape[0] > max_rows:
-        raise UserError(f"{where} has {t.shape[0]} rows, and at most {max_rows} are taken at once; send them in parts, or score a file.")
-    if type(size) is not int or size < 0: raise UserError(f"the binary_data_size of {where} is no number of bytes; send a whole number.")
+        raise UserError(f"{where} has {t.shape[0]} rows, and at most {max_rows} are taken at once; send them in parts, "
+                        "or score a file.")
+    if type(size) is not int or size < 0:
+        raise UserError(f"the binary_data_size of {where} is no number of bytes; send a whole number.")
     if offset + size > len(tail):
-        raise UserError(f"{where} should have {size} bytes after the JSON part, and {len(tail) - offset} are left; check binary_data_size and the "
-                        "header Inference-Header-Content-Length.")
+        raise UserError(f"{where} should have {size} bytes after the JSON part, and {len(tail) - offset} are left; "
+                        "check binary_data_size and the header Inference-Header-Content-Length.")
     chunk, dtype = tail[offset:offset + size], np.dtype(DATATYPES[t.datatype])
     if t.datatype == 'BYTES' and size < 4 * n or t.datatype != 'BYTES' and size != n * dtype.itemsize:
-        raise UserError(f"{where} is {t.datatype} of the shape {t.shape}, which does not fit into binary_data_size, {size} bytes; correct one of them.")
-    return _decode_texts(chunk, n, where) if t.datatype == 'BYTES' else _decode_array(chunk, t.datatype, where), offset + size
+        raise UserError(f"{where} is {t.datatype} of the shape {t.shape}, which does not fit into binary_data_size, "
+                        f"{size} bytes; correct one of them.")
+    values = _decode_texts(chunk, n, where) if t.datatype == 'BYTES' else _decode_array(chunk, t.datatype, where)
+    return values, offset + size
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #53d22a8d
 def _decode_array(chunk, datatype, where):
     found = np.frombuffer(chunk, 'u1' if datatype == 'BOOL' else DATATYPES[datatype])
     if datatype == 'BF16': return (found.astype('<u4') << 16).view('<f4')
     if datatype != 'BOOL': return found
-    if found.size and found.max() > 1: raise UserError(f"{where} is BOOL and holds the byte {found.max()}; send 0 or 1.")
+    if found.size and found.max() > 1:
+        raise UserError(f"{where} is BOOL and holds the byte {found.max()}; send 0 or 1.")
     return found.view(bool)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #148c9ff4
 _STRUCT_CODES = {'FP16': 'e', 'FP32': 'f'}
 
-def _too_large(t): return UserError(f"input {_quoted(t.name)} holds a number too large for {t.datatype}; send it as FP64.")
+def _too_large(t):
+    return UserError(f"input {_quoted(t.name)} holds a number too large for {t.datatype}; send it as FP64.")
 
 def _round_to_datatype(t):
     "Values of JSON in the precision of their datatype."
@@ -230,11 +258,12 @@ def _check_size(t):
     if t.parameters and 'binary_data_size' in t.parameters:
         raise UserError(f"input {_quoted(t.name)} has both data and binary_data_size; send one of them.")
     if prod(t.shape) != len(t.data):
-        raise UserError(f"input {_quoted(t.name)} has the shape {t.shape} and {len(t.data)} values; send as many values as the shape says.")
+        raise UserError(f"input {_quoted(t.name)} has the shape {t.shape} and {len(t.data)} values; send as many values "
+                        "as the shape says.")
 
 def decode_infer_request(
     body: bytes, # Of the request
-    header_length: str | int | None = None, # What stands in Inference-Header-Content-Length; None where there is no such header
+    header_length: str | int | None = None, # Inference-Header-Content-Length; None without it
     max_rows: int | None = None, # That one request may have; None: any number
 ) -> InferRequest: # With the values in `data`; raises `UserError`
     "Read a request of the protocol, in JSON or with binary tensors."
@@ -247,20 +276,24 @@ def decode_infer_request(
         else:
             if prod(t.shape) != len(data) or t.parameters is not None: _check_size(t)
             if type(t) in _ROUNDED_INPUTS: t.data = _round_to_datatype(t)
-    if at < len(tail): raise UserError(f"{len(tail) - at} bytes follow the JSON part and belong to no input; check the sizes.")
-    if not inputs: raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
+    if at < len(tail):
+        raise UserError(f"{len(tail) - at} bytes follow the JSON part and belong to no input; check the sizes.")
+    if not inputs:
+        raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
     return request
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #b9821990
 def _input_matrix(t):
     "The values of one numeric tensor, (n, k) float64, NaN where missing."
     if t.datatype == 'BYTES' or len(t.shape) != 2:
-        raise UserError(f"input {_quoted(t.name)} is no column of the schema, and no numeric tensor [rows, columns] either: it is {t.datatype} of the "
+        raise UserError(f"input {_quoted(t.name)} is no column of the schema, and no numeric tensor [rows, columns] "
+                        f"either: it is {t.datatype} of the "
                         f"shape {t.shape}; name it like a column, or send one number for each row and column.")
     if not len(t.data): raise UserError(f"input {_quoted(t.name)} has no values; send at least one row.")
     found = np.array(t.data, float).reshape(t.shape)
     if t.datatype in ('INT64', 'UINT64') and np.nanmax(np.abs(found), initial=0) > _MAX_EXACT_INTEGER:
-        raise UserError(f"input {_quoted(t.name)} holds a whole number beyond 2^53, which a matrix of numbers cannot; send one tensor for each column.")
+        raise UserError(f"input {_quoted(t.name)} holds a whole number beyond 2^53, which a matrix of numbers cannot; "
+                        "send one tensor for each column.")
     return found
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #c98752e8
@@ -271,26 +304,31 @@ def decode_rows(
     "The rows a request asks about."
     inputs, columns = request.inputs, {}
     if request.outputs: _check_requested_outputs(request.outputs, decoder.output_schema)
-    if len(inputs) == 1 and inputs[0].name not in decoder.predictor.schema.columns: rows = decoder.from_matrix(_input_matrix(inputs[0]))
+    if len(inputs) == 1 and inputs[0].name not in decoder.predictor.schema.columns:
+        rows = decoder.from_matrix(_input_matrix(inputs[0]))
     else:
         n = inputs[0].shape[0] if inputs[0].shape else 0
         row, column = [n], [n, 1]
         for t in inputs:
             if (shape := t.shape) != row and shape != column:
-                raise UserError(f"input {_quoted(t.name)} has the shape {shape}; a column of {n} rows, as many as the first input has, "
-                                f"is {row} or {column}.")
+                raise UserError(f"input {_quoted(t.name)} has the shape {shape}; a column of {n} rows, as many as the "
+                                f"first input has, is {row} or {column}.")
             columns[t.name] = t.data
         if len(columns) < len(inputs): raise UserError("two inputs have the same name; send each column once.")
         rows = decoder.from_columns(columns)
     rows.id, rows.parameters = request.id, request.parameters
     return rows
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #8a822b97
 def _check_requested_outputs(outputs, known):
-    if len({o.name for o in outputs}) < len(outputs): raise UserError("an output is asked for twice; ask once for each.")
+    if len({o.name for o in outputs}) < len(outputs):
+        raise UserError("an output is asked for twice; ask once for each.")
     for o in outputs:
-        if o.name not in known: raise UserError(f"the model has no output {_quoted(o.name)}{did_you_mean(o.name[:60], known)}")
+        if o.name not in known:
+            raise UserError(f"the model has no output {_quoted(o.name)}{did_you_mean(o.name[:60], known)}")
         if o.parameters and o.parameters.get('classification'):
-            raise UserError("this server does not rank classes; ask for the scores without the parameter 'classification'.")
+            raise UserError("this server does not rank classes; ask for the scores without the parameter "
+                            "'classification'.")
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #0acaff40
 _OUTPUT_DATATYPES = {pl.Float64: 'FP64', pl.String: 'BYTES', pl.Boolean: 'BOOL'}
@@ -306,14 +344,15 @@ class InferOutput(Struct, omit_defaults=True):
 def build_infer_outputs(
     output_schema: dict[str, pl.DataType], # From `Predictor.output_schema`
     scores: list, # A number for each row, or k of them
-    decisions: list[str | None] | None = None, # A label for each row, None for one that is referred to a person; None for a regression
+    decisions: list[str | None] | None = None, # For each row, None where a person decides; None for a regression
     needs_review: list[bool] | None = None, # None where no row ever is
 ) -> list[InferOutput]: # In the order of `output`
     "The answer of a model as tensors."
     columns, n = [*zip(*scores)] if scores and isinstance(scores[0], (list, tuple)) else [scores], len(scores)
     if decisions is not None: columns.append([d or '' for d in decisions] if None in decisions else decisions)
     if len(output_schema) > len(columns): columns.append(needs_review or [False] * n)
-    return [InferOutput(name, _OUTPUT_DATATYPES[t.__class__], [n], None, values) for (name, t), values in zip(output_schema.items(), columns)]
+    return [InferOutput(name, _OUTPUT_DATATYPES[t.__class__], [n], None, values)
+            for (name, t), values in zip(output_schema.items(), columns)]
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #4473b8a7
 class InferResponse(Struct, omit_defaults=True):
@@ -356,7 +395,8 @@ def encode_infer_response(
     return (head + b''.join(tail), len(head)) if tail else (head, None)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #d5ee13a8
-COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES', 'text': 'BYTES'}
+COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES',
+                    'text': 'BYTES'}
 
 def build_server_metadata() -> dict:
     "The answer to `GET /v2`."
@@ -369,9 +409,12 @@ def build_model_metadata(
 ) -> dict:
     "The answer to `GET /v2/models/NAME`."
     columns = predictor.schema.columns
-    return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster' else 'torch_safetensors',
-                inputs=[dict(name=c, datatype=COLUMN_DATATYPES[columns[c].type], shape=[-1]) for c in predictor.required_columns],
-                outputs=[dict(name=o, datatype=_OUTPUT_DATATYPES[t.__class__], shape=[-1]) for o, t in predictor.output_schema().items()])
+    return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster'
+                else 'torch_safetensors',
+                inputs=[dict(name=c, datatype=COLUMN_DATATYPES[columns[c].type], shape=[-1])
+                        for c in predictor.required_columns],
+                outputs=[dict(name=o, datatype=_OUTPUT_DATATYPES[t.__class__], shape=[-1])
+                         for o, t in predictor.output_schema().items()])
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #356eb6a0
 LIVE_BODY = b'{"live":true}'

@@ -38,7 +38,8 @@ class Counter:
 class Histogram:
     "One histogram: a counter for each bucket, and the sum."
     __slots__ = ("_view", "_bounds", "_at", "_sum", "_lock")
-    def __init__(self, view, bounds, at, sum_at, lock): self._view, self._bounds, self._at, self._sum, self._lock = view, bounds, at, sum_at, lock
+    def __init__(self, view, bounds, at, sum_at, lock):
+        self._view, self._bounds, self._at, self._sum, self._lock = view, bounds, at, sum_at, lock
     def observe(self, value: float) -> None:
         "Count `value`."
         with self._lock:
@@ -56,6 +57,7 @@ def _is_readable(path):
     try: return all(len(json.loads(key)) == 4 for key, *_ in MmapedDict.read_all_values_from_file(path))
     except (RuntimeError, TypeError, ValueError, struct.error): return False
 
+# %% ../../nbs/serve/03_metrics.ipynb #337424cd
 class _MmapFile:
     "The figures of one kind of one slot."
     def __init__(self, path, size):
@@ -84,34 +86,39 @@ class _MmapFile:
 class MetricFamily:
     "A metric with labels: `family('churn', 'champion').inc()`."
     def __init__(self, file, kind, name, doc, labels=(), bounds=None):
-        self._file, self._kind, self.name, self._doc, self._labels, self._bounds = file, kind, name, doc, tuple(labels), bounds
-        self._children = {}
+        self._file, self._kind, self.name, self._doc = file, kind, name, doc
+        self._labels, self._bounds, self._children = tuple(labels), bounds, {}
 
     def __call__(self, *values) -> Counter | Histogram:
         "The child with these values of the labels."
         child = self._children.get(values)
         return child or self._create_child(values)
 
+# %% ../../nbs/serve/03_metrics.ipynb #4ae7149f
 @patch
 def _keys(self: MetricFamily, values):
     "The keys of a child's figures in the file, as the library spells them."
     values = tuple(map(str, values))
     if self._kind == "counter": return [mmap_key(self.name, f"{self.name}_total", self._labels, values, self._doc)]
     if self._kind == "gauge": return [mmap_key(self.name, self.name, self._labels, values, self._doc)]
-    bucket = [mmap_key(self.name, f"{self.name}_bucket", (*self._labels, "le"), (*values, floatToGoString(b)), self._doc) for b in (*self._bounds, float("inf"))]
+    bucket = [mmap_key(self.name, f"{self.name}_bucket", (*self._labels, "le"), (*values, floatToGoString(b)),
+                       self._doc) for b in (*self._bounds, float("inf"))]
     return [*bucket, mmap_key(self.name, f"{self.name}_sum", self._labels, values, self._doc)]
 
+# %% ../../nbs/serve/03_metrics.ipynb #27c57139
 @patch
 def _create_child(self: MetricFamily, values):
     "Make a child; where there is no place left, the one for everything else."
-    if len(values) != len(self._labels): raise TypeError(f"{self.name} has the labels {', '.join(self._labels)}, but {len(values)} values were given")
+    if len(values) != len(self._labels):
+        raise TypeError(f"{self.name} has the labels {', '.join(self._labels)}, but {len(values)} values were given")
     with self._file.lock:
         keys = self._keys(values)
         if not self._file.has_space(keys, _SPARE_BYTES): values = ("other",) * len(values); keys = self._keys(values)
         text = tuple(map(str, values))
         if text not in self._children:
             at, view = [self._file.at(k) for k in keys], self._file.view
-            self._children[text] = Histogram(view, self._bounds, at[:-1], at[-1], Lock()) if self._bounds else Counter(view, *at, Lock())
+            if self._bounds: self._children[text] = Histogram(view, self._bounds, at[:-1], at[-1], Lock())
+            else: self._children[text] = Counter(view, *at, Lock())
         self._children[values] = self._children[text] # 200 and '200' are one
         return self._children[text]
 
@@ -128,7 +135,8 @@ _FAMILIES = { # attribute: kind, labels, what it says
     "unknown_categories": ("counter", ("endpoint",), "Categories never seen in training."),
     "cache_requests": ("counter", ("endpoint", "result"), "Rows looked up in the score cache: hit or miss."),
     "lookup_requests": ("counter", ("endpoint", "result"), "Rows looked up in a lookup table: hit or miss."),
-    "variant_errors": ("counter", ("endpoint", "variant"), "Answers of a variant that failed; the primary variant answers instead."),
+    "variant_errors": ("counter", ("endpoint", "variant"),
+                       "Answers of a variant that failed; the primary variant answers instead."),
     "shadow_errors": ("counter", ("endpoint", "variant"), "Shadow answers that failed."),
     "shadow_dropped_rows": ("counter", ("endpoint", "variant"), "Rows dropped because the queue of a shadow was full."),
     "plan_reloads": ("counter", ("endpoint", "result"), "Release plans read: ok or rejected."),
@@ -149,10 +157,12 @@ class Metrics:
     ):
         self.folder = Path(folder) / "metrics"
         (self.folder / f"gauge_livesum_{lease_id}.db").unlink(missing_ok=True)
-        files = {kind: _MmapFile(self.folder / f"{kind + '_livesum' * (kind == 'gauge')}_{lease_id}.db", size) for kind, size in _FILE_BYTES.items()}
+        files = {kind: _MmapFile(self.folder / f"{kind + '_livesum' * (kind == 'gauge')}_{lease_id}.db", size)
+                 for kind, size in _FILE_BYTES.items()}
         for attribute, (kind, labels, doc) in _FAMILIES.items():
             name = f"mlops_nb_{attribute}" + "_seconds" * (kind == "histogram")
-            family = MetricFamily(files[kind], kind, name, doc, labels, LATENCY_BUCKETS if kind == "histogram" else None)
+            family = MetricFamily(files[kind], kind, name, doc, labels,
+                                  LATENCY_BUCKETS if kind == "histogram" else None)
             setattr(self, attribute, family if labels else family())
 
 # %% ../../nbs/serve/03_metrics.ipynb #c6381548
@@ -168,14 +178,16 @@ class _Collector:
     def __init__(self, metrics): self.metrics = metrics
     def collect(self): return self.metrics
 
-def _is_counted(path): return path.name.split("_")[0] != "gauge" or lease_is_held(path.parents[1], int(path.stem.split("_")[-1]))
+def _is_counted(path):
+    return path.name.split("_")[0] != "gauge" or lease_is_held(path.parents[1], int(path.stem.split("_")[-1]))
 
 @patch
 def render(self: Metrics) -> bytes: # The text format of Prometheus, version 0.0.4
     "The figures of all processes, added up."
     files = [str(p) for p in sorted(self.folder.glob("*.db")) if _is_counted(p)]
     try: metrics = MultiProcessCollector.merge(files)
-    except (RuntimeError, TypeError, ValueError, struct.error): metrics = MultiProcessCollector.merge([f for f in files if _is_readable(f)])
+    except (RuntimeError, TypeError, ValueError, struct.error):
+        metrics = MultiProcessCollector.merge([f for f in files if _is_readable(f)])
     metrics = sorted(metrics, key=lambda m: m.name)
     for m in metrics: m.samples = [s for s in m.samples if s.value or m.type != "gauge" or not s.labels]
     return generate_latest(_Collector(metrics))
@@ -194,5 +206,6 @@ def read_row_counts(
             counts[lease_id] = RowCounts(problem=f"{path} is damaged, so what its lease has counted is not known; "
                                                  "the next process of the lease begins at zero.")
             continue
-        counts[lease_id] = RowCounts(*(int(values.get(f"mlops_nb_{n}_total", 0)) for n in ("answered_rows", "unlogged_rows")))
+        counts[lease_id] = RowCounts(*(int(values.get(f"mlops_nb_{n}_total", 0))
+                                       for n in ("answered_rows", "unlogged_rows")))
     return counts

@@ -31,23 +31,27 @@ from .routing import Router
 class LookupTable:
     "Precomputed scores of a bundle, by entity."
     def __init__(self,
-        path: Path, # A Parquet file as `score_lookup_table` writes it: the entity's column, and those of `Predictor.output_schema`
+        path: Path, # Parquet of `score_lookup_table`: the entity, and the columns of `Predictor.output_schema`
         predictor: Predictor,
         max_rows: int, # a larger file is refused
     ):
         if (bundle := pl.read_parquet_metadata(path).get("bundle")) != predictor.id:
-            raise UserError(f"{path} was scored by {bundle or 'nobody knows whom'}, another bundle than its name says; score it again.")
+            raise UserError(f"{path} was scored by {bundle or 'nobody knows whom'}, another bundle than its name says; "
+                            "score it again.")
         schema, outputs, lazy = predictor.schema, [*predictor.output_schema()], pl.scan_parquet(path, glob=False)
         entity = schema.entity
         if (n := lazy.select(pl.len()).collect().item()) > max_rows:
-            raise UserError(f"{path} has {n:,} rows, and {max_rows:,} are kept at most; raise max_lookup_rows in [serve], or score fewer.")
+            raise UserError(f"{path} has {n:,} rows, and {max_rows:,} are kept at most; raise max_lookup_rows in "
+                            "[serve], or score fewer.")
         frame = lazy.select(pl.col(entity).cast(POLARS_TYPES[schema.columns[entity].type]), *outputs).collect()
-        if frame[entity].n_unique() < n: raise UserError(f"{path} has several rows for one '{entity}'; score each once.")
+        if frame[entity].n_unique() < n:
+            raise UserError(f"{path} has several rows for one '{entity}'; score each once.")
         hashes = np.fromiter(map(hash, frame[entity]), np.int64, n)
         order = np.argsort(hashes, kind="stable")
         self._hashes, frame = hashes[order], frame[order]
         scores = frame.select(c for c in outputs if c not in ("decision", "needs_review")).to_numpy()
-        self._entities, self._scores = frame[entity], np.ascontiguousarray(scores if schema.task == "multiclass" else scores[:, 0])
+        self._entities, self._scores = frame[entity], np.ascontiguousarray(scores if schema.task == "multiclass"
+                                                                           else scores[:, 0])
         self._decisions = frame["decision"].cast(pl.Categorical) if "decision" in outputs else None
         self._needs_review = frame["needs_review"] if "needs_review" in outputs else None
 
@@ -159,12 +163,15 @@ class LoadedModel:
     ):
         self.predictor = Predictor.open(path)
         self.id, schema = self.predictor.id, self.predictor.schema
-        if not self.id.startswith(bundle_id): raise UserError(f"{path} holds the bundle {self.id[:12]}, another than its name says; fetch it again.")
-        if wrong := check_golden_examples(path, self.predictor): raise UserError(f"{path} does not answer as it did when it was packed: {wrong}")
+        if not self.id.startswith(bundle_id):
+            raise UserError(f"{path} holds the bundle {self.id[:12]}, another than its name says; fetch it again.")
+        if wrong := check_golden_examples(path, self.predictor):
+            raise UserError(f"{path} does not answer as it did when it was packed: {wrong}")
         self.decoder = RequestDecoder(self.predictor, max_rows)
         self.input_types = {c: schema.columns[c].type for c in self.predictor.required_columns}
         self.target_spec = schema.task, schema.classes
-        self.micro_batcher = None if isinstance(self.predictor.model, Booster) else MicroBatcher(self.predictor.predict_encoded)
+        self.micro_batcher = None if isinstance(self.predictor.model,
+                                                Booster) else MicroBatcher(self.predictor.predict_encoded)
         self.lookup_table = None # a `LookupTable`, while there is one
 
 # %% ../../nbs/serve/05_model_runtime.ipynb #35fa0aca
@@ -185,22 +192,28 @@ class ActiveVariant:
     def check_compatibility(self, models: list[LoadedModel]):
         "Find out whose rows can be taken."
         for m in models:
-            if m.input_types == self.model.input_types: self._same_encoding[m.decoder] = _encodes_alike(m.predictor, self.predictor)
+            if m.input_types == self.model.input_types:
+                self._same_encoding[m.decoder] = _encodes_alike(m.predictor, self.predictor)
 
-    def encode_rows(self,
-        columns: dict[str, list], # Values by column, as `decoder` read them
-        X: np.ndarray, # What `decoder` made of them
-        decoder: RequestDecoder, # That decoded the rows
-    ) -> np.ndarray: # (n, k) float64
-        "The rows as this model reads them; raises `ValidationError` if they break its own schema."
-        takes = self._same_encoding.get(decoder)
-        if takes: return X
-        if takes is not None: return self.predictor.encode_columns(columns)
-        return self.decoder.from_columns({c: values for c, values in columns.items() if c in self.predictor.schema.columns}).X
+# %% ../../nbs/serve/05_model_runtime.ipynb #e76d4c4f
+@patch
+def encode_rows(self:ActiveVariant,
+    columns: dict[str, list], # Values by column, as `decoder` read them
+    X: np.ndarray, # What `decoder` made of them
+    decoder: RequestDecoder, # That decoded the rows
+) -> np.ndarray: # (n, k) float64
+    "The rows as this model reads them; raises `ValidationError` if they break its own schema."
+    same = self._same_encoding.get(decoder)
+    if same: return X
+    if same is not None: return self.predictor.encode_columns(columns)
+    known = self.predictor.schema.columns
+    return self.decoder.from_columns({c: values for c, values in columns.items() if c in known}).X
 
-    def predict_and_decide(self, columns: dict[str, list], X: np.ndarray, decoder: RequestDecoder): # As for `encode_rows`
-        "Scores and decisions of these rows, as `Predictor.predict_and_decide` gives them."
-        return self.predictor.predict_and_decide(columns, X if self._same_encoding.get(decoder) else self.encode_rows(columns, X, decoder))
+@patch
+def predict_and_decide(self:ActiveVariant, columns: dict[str, list], X: np.ndarray, decoder: RequestDecoder):
+    "Scores and decisions of these rows, as `Predictor.predict_and_decide` gives them."
+    same = self._same_encoding.get(decoder)
+    return self.predictor.predict_and_decide(columns, X if same else self.encode_rows(columns, X, decoder))
 
 # %% ../../nbs/serve/05_model_runtime.ipynb #4dd89b3f
 MAX_SHADOW_QUEUE_ROWS = 20_000 # that may wait for a shadow
@@ -237,13 +250,15 @@ class ActivePlan:
     ):
         self.plan, self.variants = plan, {v.name: ActiveVariant(v, m) for v, m in zip(plan.variants, models)}
         self.primary = self.variants[max((v for v in plan.variants if v.mode == "live"), key=lambda v: v.weight).name]
-        self.decoder, schema = self.primary.decoder, self.primary.predictor.schema # requests are decoded by the one with most weight
+        # requests are decoded by the one with most weight
+        self.decoder, schema = self.primary.decoder, self.primary.predictor.schema
         self.router, self.entity = Router(plan, schema), schema.entity
         self.has_shadows = any(v.mode == "shadow" for v in plan.variants)
         for v in self.variants.values():
             v.check_compatibility(models)
             if v.model.target_spec != self.primary.model.target_spec:
-                raise UserError(f"the variant '{v.name}' of the plan of '{plan.endpoint}' predicts another target than '{self.primary.name}': "
+                raise UserError(f"the variant '{v.name}' of the plan of '{plan.endpoint}' predicts another target than "
+                                f"'{self.primary.name}': "
                                 "their tasks or classes differ; give it an endpoint of its own.")
 
     @property

@@ -19,19 +19,22 @@ from msgspec.structs import replace
 
 from .. import __version__
 from ..model.predictor import Predictor
-from ..config.schema import Column, Schema
-from .http_messages import REQUEST_HEADERS, REQUEST_ID_PATTERN, X_DEADLINE_MS, X_REQUEST_ID, X_STATIC, RequestHeader
+from ..config.schema import Column
+from .http_messages import REQUEST_HEADERS, REQUEST_ID_PATTERN, X_DEADLINE_MS, X_REQUEST_ID, X_STATIC
+from .http_messages import RequestHeader
 from .inference_protocol import COLUMN_DATATYPES, DATATYPES, InferResponse
 from .rest_protocol import ExplainResponse, FeedbackAck, FeedbackRequest, PredictResponse
 
 # %% ../../nbs/serve/09_openapi.ipynb #615170cc
-_JSON_SCHEMA_TYPES = {'integer': 'integer', 'number': 'number', 'boolean': 'boolean', 'category': 'string', 'text': 'string',
+_JSON_SCHEMA_TYPES = {'integer': 'integer', 'number': 'number', 'boolean': 'boolean', 'category': 'string',
+                      'text': 'string',
                       'timestamp': 'string'}
 
 def _column_notes(column):
     "What a schema says of a column that JSON Schema has no word for."
     if column.doc: yield column.doc
-    if column.domain and column.on_new_category == 'unknown': yield f"Known are {', '.join(column.domain)}; another counts as unknown"
+    if column.domain and column.on_new_category == 'unknown':
+        yield f"Known are {', '.join(column.domain)}; another counts as unknown"
     if column.type == 'timestamp':
         yield f"Written as {column.format}" if column.format else "ISO 8601; UTC where no zone is given"
         if column.range: yield f"From {column.range[0] or 'any time'} to {column.range[1] or 'any time'}"
@@ -42,7 +45,8 @@ def column_json_schema(
 ) -> dict: # JSON Schema
     "What a column may hold."
     kind, closed = _JSON_SCHEMA_TYPES[column.type], column.domain and column.on_new_category == 'quarantine'
-    kinds = [kind, *(['number'] if column.type in ('category', 'text') and not closed else []), *(['null'] if column.nullable else [])]
+    kinds = [kind, *(['number'] if column.type in ('category', 'text') and not closed else []),
+             *(['null'] if column.nullable else [])]
     found = {'type': kinds if len(kinds) > 1 else kind}
     if closed: found['enum'] = [*column.domain, *([None] if column.nullable else [])]
     if column.range and column.type != 'timestamp':
@@ -57,8 +61,10 @@ def column_json_schema(
 def _example(column):
     "A value that the schema accepts."
     low, high = (column.range or (None, None)) if column.type != 'timestamp' else (None, None)
-    number = (low + high) / 2 if None not in (low, high) else low if low is not None else high if high is not None else 1
-    return {'integer': int(number), 'number': float(number), 'boolean': True, 'category': (column.domain or ['a'])[0], 'text': 'text',
+    number = (low + high) / 2 if None not in (low,
+                                              high) else low if low is not None else high if high is not None else 1
+    return {'integer': int(number), 'number': float(number), 'boolean': True, 'category': (column.domain or ['a'])[0],
+            'text': 'text',
             'timestamp': (column.range or ('2026-01-31',))[0] or '2026-01-31'}[column.type]
 
 def row_json_schema(
@@ -67,41 +73,54 @@ def row_json_schema(
     "What a row may hold."
     columns, inputs = predictor.schema.columns, predictor.required_columns
     example = {c: _example(columns[c]) for c in inputs}
-    known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True) for n, c in columns.items() if n not in inputs}
-    return {'type': 'object', 'properties': {n: column_json_schema(c, predictor.schema.missing_values) for n, c in known.items()},
-            'required': [c for c in inputs if not columns[c].nullable], 'additionalProperties': False, 'examples': [example]}
+    known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True)
+                                               for n, c in columns.items() if n not in inputs}
+    return {'type': 'object', 'properties': {n: column_json_schema(c, predictor.schema.missing_values)
+                                             for n, c in known.items()},
+            'required': [c for c in inputs if not columns[c].nullable], 'additionalProperties': False,
+            'examples': [example]}
 
 # %% ../../nbs/serve/09_openapi.ipynb #e2dd2ee5
-_, _MESSAGES = msgspec.json.schema_components((PredictResponse, ExplainResponse, FeedbackRequest, FeedbackAck, InferResponse),
+_, _MESSAGES = msgspec.json.schema_components((PredictResponse, ExplainResponse, FeedbackRequest, FeedbackAck,
+                                               InferResponse),
                                               ref_template='#/components/schemas/{name}')
 
 # %% ../../nbs/serve/09_openapi.ipynb #439a2650
-def _object(required='', **properties): return {'type': 'object', 'properties': properties, 'required': required.split()}
+def _object(required='', **properties):
+    return {'type': 'object', 'properties': properties, 'required': required.split()}
 def _array(items, **more): return {'type': 'array', 'items': items, **more}
 def _ref(name): return {'$ref': f'#/components/schemas/{name}'}
 
-_TEXT, _NUMBER, _BOOLEAN, _COUNT = {'type': 'string'}, {'type': 'number'}, {'type': 'boolean'}, {'type': 'integer', 'minimum': 0}
+_TEXT, _NUMBER, _BOOLEAN, _COUNT = {'type': 'string'}, {'type': 'number'}, {'type': 'boolean'}, {'type': 'integer',
+                                                                                                 'minimum': 0}
 _ANY_OBJECT = {'type': ['object', 'null'], 'description': 'More, by name.'}
 _OPTIONAL_ID = {'type': ['string', 'null'], 'pattern': REQUEST_ID_PATTERN, 'description': 'Comes back in the answer.'}
 _DATATYPE = {'enum': [*DATATYPES]}
-_VALUES = {'type': 'array', 'description': 'As many values as the shape says, flat or nested like it. Null is a missing value.'}
+_VALUES = {'type': 'array',
+           'description': 'As many values as the shape says, flat or nested like it. Null is a missing value.'}
 
 # %% ../../nbs/serve/09_openapi.ipynb #a2d4e187
 PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'InferOutput')} | {
     'Error': _object('error', error=_TEXT, total=_COUNT, violations=_array(_object(
         'message', row={'type': ['integer', 'null']}, column={'type': ['string', 'null']}, message=_TEXT))),
-    'ServerLive': _object('live', live=_BOOLEAN), 'ServerReady': _object('ready', live=_BOOLEAN, ready=_BOOLEAN, name=_TEXT),
+    'ServerLive': _object('live', live=_BOOLEAN), 'ServerReady': _object('ready', live=_BOOLEAN, ready=_BOOLEAN,
+                                                                         name=_TEXT),
     'ServerMetadata': _object('name version extensions', name=_TEXT, version=_TEXT, extensions=_array(_TEXT)),
     'ModelMetadata': _object('name platform inputs outputs', name=_TEXT, versions=_array(_TEXT), platform=_TEXT,
                              inputs=_array(_ref('TensorMetadata')), outputs=_array(_ref('TensorMetadata'))),
-    'TensorMetadata': _object('name datatype shape', name=_TEXT, datatype=_DATATYPE, shape=_array({'type': 'integer', 'minimum': -1})),
-    'InferInput': _object('name datatype shape', name=_TEXT, datatype=_DATATYPE, shape=_array(_COUNT, maxItems=8), data=_VALUES,
+    'TensorMetadata': _object('name datatype shape', name=_TEXT, datatype=_DATATYPE,
+                              shape=_array({'type': 'integer', 'minimum': -1})),
+    'InferInput': _object('name datatype shape', name=_TEXT, datatype=_DATATYPE, shape=_array(_COUNT, maxItems=8),
+                          data=_VALUES,
                           parameters=_ANY_OBJECT),
-    'InferRequest': _object('inputs', id=_OPTIONAL_ID, parameters=_ANY_OBJECT, inputs=_array(_ref('InferInput'), minItems=1),
-                            outputs={**_array(_object('name', name=_TEXT, parameters=_ANY_OBJECT)), 'type': ['array', 'null']})} # Name -> JSON Schema
+    'InferRequest': _object('inputs', id=_OPTIONAL_ID, parameters=_ANY_OBJECT,
+                            inputs=_array(_ref('InferInput'), minItems=1),
+                            outputs={**_array(_object('name', name=_TEXT, parameters=_ANY_OBJECT)),
+                                     'type': ['array', 'null']})} # Name -> JSON Schema
 
 # %% ../../nbs/serve/09_openapi.ipynb #7df4eb9b
-_VERSION = {**_ANY_OBJECT, 'properties': {'version': {**_TEXT, 'description': 'The variant, or the beginning of the bundle id, that is to explain'}}}
+_VERSION = {**_ANY_OBJECT, 'properties': {'version': {**_TEXT,
+    'description': 'The variant, or the beginning of the bundle id, that is to explain'}}}
 
 def _rows_body(row, parameters):
     body = _object('instances', instances=_array(row, minItems=1), id=_OPTIONAL_ID, parameters=parameters)
@@ -120,32 +139,43 @@ def endpoint_json_schemas(
     "What one endpoint takes and gives back."
     row, task, classes = _ref(f'{name}.Row'), predictor.schema.task, predictor.schema.classes
     def by_class(shape): return shape if task != 'multiclass' else _object(**dict.fromkeys(classes, shape))
-    score, label = by_class(_NUMBER), {'type': ['number', 'null']} if task == 'regression' else {'enum': [*classes, None]}
+    score, label = by_class(_NUMBER), {'type': ['number', 'null']} if task == 'regression' else {'enum': [*classes,
+                                                                                                          None]}
     shares = by_class({'type': 'object', 'additionalProperties': _NUMBER})
     return {f'{name}.Row': row_json_schema(predictor),
             f'{name}.PredictRequest': _rows_body(row, _ANY_OBJECT), f'{name}.ExplainRequest': _rows_body(row, _VERSION),
-            f'{name}.Prediction': _message('Prediction', ('decision', 'needs_review') if task == 'regression' else (), score=score),
+            f'{name}.Prediction': _message('Prediction', ('decision', 'needs_review') if task == 'regression' else (),
+                                           score=score),
             f'{name}.PredictResponse': _message('PredictResponse', predictions=_array(_ref(f'{name}.Prediction'))),
-            f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=score, base_value=score, contributions=shares),
-            f'{name}.ExplainResponse': _message('ExplainResponse', explanations=_array(_ref(f'{name}.RowContributions'))),
+            f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=score, base_value=score,
+                                                 contributions=shares),
+            f'{name}.ExplainResponse': _message('ExplainResponse',
+                                                explanations=_array(_ref(f'{name}.RowContributions'))),
             f'{name}.FeedbackLabel': _message('FeedbackLabel', label=label),
-            f'{name}.FeedbackRequest': _message('FeedbackRequest', labels=_array(_ref(f'{name}.FeedbackLabel'), minItems=1))}
+            f'{name}.FeedbackRequest': _message('FeedbackRequest',
+                                                labels=_array(_ref(f'{name}.FeedbackLabel'), minItems=1))}
 
 # %% ../../nbs/serve/09_openapi.ipynb #143a4877
 OPERATION_SCHEMAS = {
-    'server_live': (None, 'ServerLive'), 'server_ready': (None, 'ServerReady'), 'server_metadata': (None, 'ServerMetadata'),
-    'model_metadata': (None, 'ModelMetadata'), 'model_ready': (None, 'ServerReady'), 'infer': ('InferRequest', 'InferResponse'),
+    'server_live': (None, 'ServerLive'), 'server_ready': (None, 'ServerReady'),
+    'server_metadata': (None, 'ServerMetadata'),
+    'model_metadata': (None, 'ModelMetadata'), 'model_ready': (None, 'ServerReady'),
+    'infer': ('InferRequest', 'InferResponse'),
     'predict': ('{}.PredictRequest', '{}.PredictResponse'), 'explain': ('{}.ExplainRequest', '{}.ExplainResponse'),
     'feedback': ('{}.FeedbackRequest', 'FeedbackAck'), 'prometheus_metrics': (None, 'text/plain'),
     'docs_page': (None, 'text/html')} # Handler -> schema of the request and of the response, or its media type
 
 # %% ../../nbs/serve/09_openapi.ipynb #fe1f2644
 STATUS_DESCRIPTIONS = {
-    400: 'The request cannot be read, or a row does not fit the schema', 401: 'There is no key, or it is not known', 403: 'The key is not for this',
-    404: 'There is no such endpoint or version', 405: 'The route takes another method; Allow says which', 408: 'The request took too long to arrive',
-    413: 'The body is too large', 415: 'The body is compressed', 429: 'The key has used up its rate; Retry-After says when to come back',
+    400: 'The request cannot be read, or a row does not fit the schema', 401: 'There is no key, or it is not known',
+    403: 'The key is not for this',
+    404: 'There is no such endpoint or version', 405: 'The route takes another method; Allow says which',
+    408: 'The request took too long to arrive',
+    413: 'The body is too large', 415: 'The body is compressed',
+    429: 'The key has used up its rate; Retry-After says when to come back',
     500: 'The server failed; the id of the request finds the reason in its log',
-    503: 'Too much to do, or not ready; Retry-After says when to come back', 504: 'The deadline of the request has passed'}
+    503: 'Too much to do, or not ready; Retry-After says when to come back',
+    504: 'The deadline of the request has passed'}
 
 def _statuses(route, auth_required):
     if auth_required and route.scope != 'public': yield from (401, 403, 429)
@@ -155,7 +185,8 @@ def _statuses(route, auth_required):
     elif route.path.endswith('/ready'): yield 503
 
 # %% ../../nbs/serve/09_openapi.ipynb #abd288e8
-def _headers(**descriptions): return {n.replace('_', '-'): {'description': d, 'schema': _TEXT} for n, d in descriptions.items()}
+def _headers(**descriptions):
+    return {n.replace('_', '-'): {'description': d, 'schema': _TEXT} for n, d in descriptions.items()}
 
 _ID_HEADER = _headers(x_request_id='The id of the request, as sent or as made here')
 
@@ -165,7 +196,8 @@ def _responses(route, media, schema, auth_required):
     found = {'200': {'description': 'It worked', 'headers': _ID_HEADER | own, 'content': {media: schema}}}
     for s in sorted(_statuses(route, auth_required)):
         retry = _headers(retry_after='Seconds to wait') if s in (429, 503) else {}
-        found[str(s)] = {'description': STATUS_DESCRIPTIONS[s], 'headers': _ID_HEADER | retry, 'content': {'application/json': {'schema': _ref('Error')}}}
+        found[str(s)] = {'description': STATUS_DESCRIPTIONS[s], 'headers': _ID_HEADER | retry,
+                         'content': {'application/json': {'schema': _ref('Error')}}}
     return found
 
 # %% ../../nbs/serve/09_openapi.ipynb #32fed205
@@ -175,8 +207,10 @@ def _parameters(route, endpoint_headers):
     headers = {n: REQUEST_HEADERS[n] for n in names}
     if route.scope in ('predict', 'explain'): headers = {h.name: h for h in endpoint_headers} | headers
     if route.scope == 'explain': headers.pop(X_STATIC, None) # a lookup table has no contributions
-    found = [{'name': h.name, 'in': 'header', 'description': h.description, 'schema': h.json_schema} for h in headers.values()]
-    return found + ([{'name': 'version', 'in': 'path', 'required': True, 'schema': _TEXT}] if '/versions/' in route.path else [])
+    found = [{'name': h.name, 'in': 'header', 'description': h.description, 'schema': h.json_schema}
+             for h in headers.values()]
+    return found + ([{'name': 'version', 'in': 'path', 'required': True, 'schema': _TEXT}] if '/versions/' in route.path
+                    else [])
 
 # %% ../../nbs/serve/09_openapi.ipynb #f85f5517
 def _operation(route, name, examples, auth_required, endpoint_headers):
@@ -188,17 +222,20 @@ def _operation(route, name, examples, auth_required, endpoint_headers):
     words = re.sub(r'\W+', '_', f'{route.method} {route.path.replace("{model}", name or "")}').strip('_')
     found = {'operationId': words.lower(), 'summary': route.summary, 'tags': [name or 'server'], 'x-scope': route.scope,
              'security': [] if route.scope == 'public' or not auth_required else [{'key': [route.scope]}],
-             'parameters': _parameters(route, endpoint_headers), 'responses': _responses(route, media, schema, auth_required)}
+             'parameters': _parameters(route, endpoint_headers),
+             'responses': _responses(route, media, schema, auth_required)}
     if route.method == 'POST':
         schema = _ref(body.format(name)) if body else {'type': 'object'}
-        found['requestBody'] = {'required': True, 'content': {'application/json': {'schema': schema, 'example': examples.get(handler, {})}}}
+        found['requestBody'] = {'required': True, 'content': {'application/json': {'schema': schema,
+            'example': examples.get(handler, {})}}}
     return found
 
 # %% ../../nbs/serve/09_openapi.ipynb #2bf26bb8
 def _examples(predictor, row):
     "A body for each kind of request, by its handler."
     columns, label = predictor.schema.columns, (predictor.schema.classes or [12.5])[-1]
-    inputs = [{'name': c, 'datatype': COLUMN_DATATYPES[columns[c].type], 'shape': [1], 'data': [row[c]]} for c in predictor.required_columns]
+    inputs = [{'name': c, 'datatype': COLUMN_DATATYPES[columns[c].type], 'shape': [1], 'data': [row[c]]}
+              for c in predictor.required_columns]
     return {'infer': {'id': 'my-1', 'inputs': inputs}, 'predict': {'instances': [row]}, 'explain': {'instances': [row]},
             'feedback': {'labels': [{'id': 'my-1', 'row': 0, 'label': label}]}}
 
@@ -219,8 +256,9 @@ def openapi_document(
             first, rest = re.match(r'([^{]*)(?:{\w+})?(.*)', route.path).groups()
             operation = _operation(route, name, examples, auth_required, (request_headers or {}).get(name, ()))
             paths.setdefault(f'{first}{name or ""}{rest}', {})[route.method.lower()] = operation
-    info = {'title': 'mlops_nb', 'version': __version__, 'description': 'Models that answer over HTTP.'}
-    tags = [{'name': n, 'description': f'{p.schema.dataset}: {p.schema.task}'} for n, p in endpoints.items()] + [{'name': 'server'}]
+    info = {'title': 'mlops_nb', 'version': __version__, 'description': 'Model server over HTTP.'}
+    tags = [{'name': n, 'description': f'{p.schema.dataset}: {p.schema.task}'}
+            for n, p in endpoints.items()] + [{'name': 'server'}]
     return {'openapi': '3.1.0', 'info': info, 'paths': paths, 'tags': tags,
             'components': {'schemas': schemas, 'securitySchemes': {'key': {'type': 'http', 'scheme': 'bearer'}}}}
 
@@ -270,29 +308,43 @@ def curl_command(
 def _operation_html(path, method, operation, url):
     "One route: what it is for, what it needs, how to ask, what may come."
     scope = f"needs a key for {_html_tag('b', operation['x-scope'])}" if operation['security'] else 'open to all'
-    statuses = [_html_tag('tr', _html_tag('td', status), _html_tag('td', escape(r['description']))) for status, r in operation['responses'].items()]
-    return _html_tag('section', _html_tag('h3', _html_tag('span', method.upper(), class_=f'verb {method}'), ' ', _code(path)),
+    statuses = [_html_tag('tr', _html_tag('td', status), _html_tag('td', escape(r['description'])))
+                for status, r in operation['responses'].items()]
+    return _html_tag('section', _html_tag('h3', _html_tag('span', method.upper(), class_=f'verb {method}'), ' ',
+                                          _code(path)),
                      _html_tag('p', escape(operation['summary']), _html_tag('span', f' · {scope}', class_='soft')),
                      _html_tag('pre', escape(curl_command(path, method, operation, url))),
-                     _html_tag('details', _html_tag('summary', 'What may come back'), _html_tag('table', _html_tag('tbody', *statuses))))
+                     _html_tag('details', _html_tag('summary', 'What may come back'),
+                               _html_tag('table', _html_tag('tbody', *statuses))))
 
 # %% ../../nbs/serve/09_openapi.ipynb #509bd8be
 _STYLE = """
-:root { color-scheme:light dark; --ink:#1b1f24; --soft:#58626d; --line:#d8dee4; --paper:#fff; --panel:#f5f7f9; --blue:#0072b2; --green:#00775a }
-@media (prefers-color-scheme:dark) { :root { --ink:#e8ebee; --soft:#a3adb8; --line:#353c44; --paper:#14171a; --panel:#1d2126; --blue:#56b4e9; --green:#4fc3a1 } }
+:root { color-scheme:light dark; --ink:#1b1f24; --soft:#58626d; --line:#d8dee4; --paper:#fff; --panel:#f5f7f9;
+  --blue:#0072b2; --green:#00775a }
+@media (prefers-color-scheme:dark) { :root { --ink:#e8ebee; --soft:#a3adb8; --line:#353c44; --paper:#14171a;
+  --panel:#1d2126; --blue:#56b4e9; --green:#4fc3a1 } }
 * { box-sizing:border-box } html { scroll-behavior:smooth }
-body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
-header, main { max-width:68rem; margin:0 auto; padding:0 1.25rem } header { padding-top:1.25rem; border-bottom:1px solid var(--line) } main { padding-bottom:4rem }
-nav { display:flex; flex-wrap:wrap; gap:.25rem 1.5rem; font-size:.875rem; margin:0 0 1rem } a { color:var(--blue); text-underline-offset:.15em }
-h1 { font-size:1.9rem; line-height:1.2; margin:.6rem 0 .4rem } h2 { font-size:1.4rem; margin:2.6rem 0 .3rem } h3 { font-size:1rem; margin:2rem 0 .2rem; overflow-wrap:anywhere }
-p { max-width:44rem; margin:.3rem 0 .6rem } .soft, summary { color:var(--soft) } summary { cursor:pointer; font-size:.875rem } :focus-visible { outline:2px solid var(--blue) }
-.scroll { overflow-x:auto } table { border-collapse:collapse; font-size:.875rem; line-height:1.4; margin:.75rem 0 1.25rem; font-variant-numeric:tabular-nums }
-th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); vertical-align:top; text-align:left } thead th { border-bottom:1.5px solid var(--ink) }
-td:not(:last-child) { white-space:nowrap } td:last-child { min-width:14rem } th:last-child, td:last-child { padding-right:0 }
-pre { background:var(--panel); padding:.75rem 1rem; overflow:auto; max-height:18rem; white-space:pre-wrap; overflow-wrap:anywhere; font-size:.8125rem; line-height:1.45; margin:.4rem 0 }
-code { font-size:.9em } .verb { font-size:.75rem; letter-spacing:.04em; color:var(--green) } .verb.post { color:var(--blue) }
-@media (max-width:40rem) { h1 { font-size:1.5rem } }
-"""
+body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,-apple-system,
+  "Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
+header, main { max-width:68rem; margin:0 auto; padding:0 1.25rem } header { padding-top:1.25rem; border-bottom:1px
+  solid var(--line) } main { padding-bottom:4rem }
+nav { display:flex; flex-wrap:wrap; gap:.25rem 1.5rem; font-size:.875rem; margin:0 0 1rem } a { color:var(--blue);
+  text-underline-offset:.15em }
+h1 { font-size:1.9rem; line-height:1.2; margin:.6rem 0 .4rem } h2 { font-size:1.4rem; margin:2.6rem 0 .3rem } h3 {
+  font-size:1rem; margin:2rem 0 .2rem; overflow-wrap:anywhere }
+p { max-width:44rem; margin:.3rem 0 .6rem } .soft, summary { color:var(--soft) } summary { cursor:pointer;
+  font-size:.875rem } :focus-visible { outline:2px solid var(--blue) }
+.scroll { overflow-x:auto } table { border-collapse:collapse; font-size:.875rem; line-height:1.4; margin:.75rem 0
+  1.25rem; font-variant-numeric:tabular-nums }
+th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); vertical-align:top; text-align:left }
+  thead th { border-bottom:1.5px solid var(--ink) }
+td:not(:last-child) { white-space:nowrap } td:last-child { min-width:14rem } th:last-child, td:last-child {
+  padding-right:0 }
+pre { background:var(--panel); padding:.75rem 1rem; overflow:auto; max-height:18rem; white-space:pre-wrap;
+  overflow-wrap:anywhere; font-size:.8125rem; line-height:1.45; margin:.4rem 0 }
+code { font-size:.9em } .verb { font-size:.75rem; letter-spacing:.04em; color:var(--green) } .verb.post {
+  color:var(--blue) }
+@media (max-width:40rem) { h1 { font-size:1.5rem } }"""
 
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 DOCS_CSP = (f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_HASH}'; "
@@ -310,14 +362,18 @@ def docs_html(
         parts.append(_html_tag('h2', escape(name if name != 'server' else 'The server'), id=name))
         if f'{name}.Row' in schemas:
             outputs = [*schemas[f'{name}.Prediction']['properties']]
-            parts += [_html_tag('p', escape(tag['description']), f". For each row comes back: {', '.join(map(_code, outputs))}."),
+            parts += [_html_tag('p', escape(tag['description']),
+                                f". For each row comes back: {', '.join(map(_code, outputs))}."),
                       columns_html(schemas[f'{name}.Row'])]
-        cards = [(m, path, o) for path, methods in document['paths'].items() for m, o in methods.items() if name in o['tags']]
-        parts += [_operation_html(path, m, o, url) for m, path, o in sorted(cards, key=lambda c: (c[0] != 'post', c[1]))]
+        cards = [(m, path, o) for path, methods in document['paths'].items()
+                 for m, o in methods.items() if name in o['tags']]
+        parts += [_operation_html(path, m, o, url)
+                  for m, path, o in sorted(cards, key=lambda c: (c[0] != 'post', c[1]))]
     links = [_html_tag('a', escape(t['name']), href=f"#{t['name']}") for t in document['tags']]
-    about = 'Everything that can be asked here, made from the schemas of the models. For programs: '
+    about = "Inputs, outputs and routes of every served model, from the models' data schemas. For programs: "
     link = _html_tag('a', _code('/openapi.json'), href='/openapi.json')
-    head = (_html_tag('h1', 'Models that answer'), _html_tag('p', about, link, '.'), _html_tag('nav', *links))
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>Models that answer</title><style>{_STYLE}</style></head>'
+    head = (_html_tag('h1', 'Model server'), _html_tag('p', about, link, '.'), _html_tag('nav', *links))
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            'content="width=device-width, initial-scale=1">'
+            f'<link rel="icon" href="data:,"><title>Model server</title><style>{_STYLE}</style></head>'
             f'<body>{_html_tag("header", *head)}{_html_tag("main", *parts)}</body></html>')

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
-from ..config.schema import Column, Schema, column_range
+from ..config.schema import Schema, column_range
 from ..config.values import SCALAR_PARSERS, TYPE_NAMES, WHITESPACE, typed_missing_values
 
 # %% ../../nbs/serve/00_request_validation.ipynb #0781a631
@@ -55,7 +55,8 @@ class ValidationError(UserError):
 # %% ../../nbs/serve/00_request_validation.ipynb #26dd8f6d
 def _truncate(text): return text if len(text) <= 40 else text[:37] + '...'
 
-_PLACEHOLDERS = {list: 'a list', dict: 'an object', bytes: 'raw bytes', datetime: str, bool: {True: 'true', False: 'false'}.get}
+_PLACEHOLDERS = {list: 'a list', dict: 'an object', bytes: 'raw bytes', datetime: str,
+                 bool: {True: 'true', False: 'false'}.get}
 
 def _format_value(value):
     "A value of a request, as a sentence shows it."
@@ -65,12 +66,15 @@ def _format_value(value):
     except ValueError: return 'a number of very many digits'
 
 # %% ../../nbs/serve/00_request_validation.ipynb #d056df44
-_ISO_8601 = re.compile(r'[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-5][0-9])?)?)?')
+_ISO_8601 = re.compile(r'[0-9]{4}-[0-9]{2}-[0-9]{2}'
+                       r'([T ][0-9]{2}:[0-9]{2}(:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-5][0-9])?)?)?')
 
 def _needs_schema_expr(value, column):
     "Does only the schema's own expression know what the value means?"
-    if column.type == 'timestamp': return isinstance(value, str) and (column.format is not None or not _ISO_8601.fullmatch(value))
-    return column.type in ('category', 'text') and value.__class__ is float and not (value.is_integer() and 0 < abs(value) < 1e15)
+    if column.type == 'timestamp':
+        return isinstance(value, str) and (column.format is not None or not _ISO_8601.fullmatch(value))
+    return column.type in ('category', 'text') and value.__class__ is float and not (value.is_integer()
+                                                                                     and 0 < abs(value) < 1e15)
 
 # %% ../../nbs/serve/00_request_validation.ipynb #4e6bc845
 class _ColumnValidator:
@@ -82,12 +86,16 @@ class _ColumnValidator:
     ):
         c, words = schema.columns[name], (*schema.missing_values,)
         self.schema, self.name, self.column, self.read = schema, name, c, SCALAR_PARSERS[c.type]
-        self.required, self.nulls_violations, self.rejects_new_categories = required and not c.nullable, c.on_violation == 'null', c.on_new_category == 'quarantine'
+        self.required, self.nulls_violations = required and not c.nullable, c.on_violation == 'null'
+        self.rejects_new_categories = c.on_new_category == 'quarantine'
         self.low, self.high = column_range(name, c)
         self.domain = None if c.domain is None else frozenset(c.domain)
         self.missing_words = frozenset(['', *words])
-        self.missing_numbers = frozenset([*typed_missing_values(words, pl.Int64()), *typed_missing_values(words, pl.Float64())])
-        self.known_values = frozenset([None, *(d for d in c.domain or () if d == d.strip(WHITESPACE) and d not in self.missing_words)]) # need no second look
+        self.missing_numbers = frozenset([*typed_missing_values(words, pl.Int64()),
+                                          *typed_missing_values(words, pl.Float64())])
+        # need no second look
+        self.known_values = frozenset([None, *(d for d in c.domain or () if d == d.strip(WHITESPACE)
+                                               and d not in self.missing_words)])
 
     def is_missing(self, value): # Does it mean that there is no value?
         if value is None: return True
@@ -105,7 +113,8 @@ def check_value(self:_ColumnValidator,
     "Look at one value."
     if self.is_missing(value): return None, f"{self.name}: missing" if self.required else None, False
     said = lambda words: (None, f"{self.name}: {_format_value(value)} {words}", False)
-    if value.__class__ is float and math.isinf(value) and self.column.type in ('integer', 'number'): return said("is infinite")
+    if value.__class__ is float and math.isinf(value) and self.column.type in ('integer', 'number'):
+        return said("is infinite")
     try: read = self.read(value) if read is _NOT_PARSED else read
     except (TypeError, ValueError, OverflowError): read = None
     if read is None: return None, f"{self.name}: {_quoted(value)} is not {TYPE_NAMES[self.column.type]}", False
@@ -125,13 +134,15 @@ def check_column(self:_ColumnValidator,
     odd = {repr(v): v for v in values if _needs_schema_expr(v, self.column)}
     if not odd: return map(self.check_value, values)
     read = dict(zip(odd, self._parse_with_schema([*odd.values()])))
-    return (self.check_value(v, read[repr(v)]) if _needs_schema_expr(v, self.column) else self.check_value(v) for v in values)
+    return (self.check_value(v, read[repr(v)]) if _needs_schema_expr(v, self.column) else self.check_value(v)
+            for v in values)
 
 @patch
 def _parse_with_schema(self:_ColumnValidator, values): # As a batch reads them
     kind = pl.Float64() if isinstance(values[0], float) else pl.String()
     as_read = self.schema.parse_expr(self.name, kind)
-    if self.column.type == 'timestamp': as_read = pl.when(as_read.dt.year().is_between(1, 9999)).then(as_read) # Python knows no others
+    # Python knows no others
+    if self.column.type == 'timestamp': as_read = pl.when(as_read.dt.year().is_between(1, 9999)).then(as_read)
     return pl.DataFrame({self.name: values}, {self.name: kind}).select(as_read).to_series().to_list()
 
 # %% ../../nbs/serve/00_request_validation.ipynb #1c902112
@@ -143,8 +154,11 @@ _FLOAT_MAX = float(np.finfo(float).max)
 def _range_constraints(c):
     "The range, as the decoder checks it: finite, so that what is infinite or NaN is out of it."
     low, high = c.range or (None, None)
-    if c.type == 'integer': return dict(ge=_integer_bound(low, -2**63, math.ceil), le=_integer_bound(high, 2**63 - 1, math.floor))
-    return dict(ge=-_FLOAT_MAX if low is None else max(low, -_FLOAT_MAX), le=_FLOAT_MAX if high is None else min(high, _FLOAT_MAX)) if c.type == 'number' else {}
+    if c.type == 'integer':
+        return dict(ge=_integer_bound(low, -2**63, math.ceil), le=_integer_bound(high, 2**63 - 1, math.floor))
+    if c.type != 'number': return {}
+    return dict(ge=-_FLOAT_MAX if low is None else max(low, -_FLOAT_MAX),
+                le=_FLOAT_MAX if high is None else min(high, _FLOAT_MAX))
 
 def _integer_bound(bound, end, rounded):
     if bound is None or math.isinf(bound): return end
@@ -155,9 +169,11 @@ def _field_type(c, optional):
     if bounds: kind = Annotated[kind, Meta(**bounds)]
     return kind | None if optional else kind
 
+# %% ../../nbs/serve/00_request_validation.ipynb #c30c6afe
 def _row_struct(schema, required):
     "A struct for the rows of a schema; only the columns that are `required` must be there."
-    if any(_INVALID_IN_FIELD_NAME.search(name) for name in schema.columns): return Annotated[int, Meta(ge=1, le=0)] # fits nothing: all rows go the slow way
+    # fits nothing: all rows go the slow way
+    if any(_INVALID_IN_FIELD_NAME.search(name) for name in schema.columns): return Annotated[int, Meta(ge=1, le=0)]
     fields, names = [], {}
     for i, (name, c) in enumerate(schema.columns.items()):
         optional = c.nullable or name not in required
@@ -173,31 +189,43 @@ class RequestDecoder:
         max_rows: int = 10_000, # That one request may have
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
-        self.names, self.required_columns, self.output_schema = list(schema.columns), frozenset(predictor.required_columns), predictor.output_schema()
+        self.names, self.required_columns = list(schema.columns), frozenset(predictor.required_columns)
+        self.output_schema = predictor.output_schema()
         self.validators = {n: _ColumnValidator(schema, n, n in self.required_columns) for n in self.names}
         self._optional_columns = [n for n in self.names if n not in self.required_columns]
-        self._has_missing_numbers = any(self.validators[n].missing_numbers for n in self.inputs) # numbers that mean 'missing'
-        self._recheck = [c for c in self.validators.values() if c.column.type not in _JSON_TYPES or self._has_missing_numbers and c.column.type != 'boolean']
+        # numbers that mean 'missing'
+        self._has_missing_numbers = any(self.validators[n].missing_numbers for n in self.inputs)
+        self._recheck = [c for c in self.validators.values() if c.column.type not in _JSON_TYPES
+                         or self._has_missing_numbers and c.column.type != 'boolean']
         self._build_decoders(_row_struct(schema, self.required_columns))
         self._build_matrix_checks([schema.columns[n] for n in self.inputs])
 
     def _build_decoders(self, row):
-        envelope = msgspec.defstruct('Request', [('instances', list[row]), ('id', str | None, None), ('parameters', dict | None, None)], forbid_unknown_fields=True)
-        self._row_type, (self._row_decoder, self._list_decoder, self._envelope_decoder) = row, (msgspec.json.Decoder(t) for t in (row, list[row], envelope))
+        envelope = msgspec.defstruct('Request', [('instances', list[row]), ('id', str | None, None),
+                                                 ('parameters', dict | None, None)], forbid_unknown_fields=True)
+        self._row_type, decoders = row, (msgspec.json.Decoder(t) for t in (row, list[row], envelope))
+        self._row_decoder, self._list_decoder, self._envelope_decoder = decoders
 
 # %% ../../nbs/serve/00_request_validation.ipynb #9b398a6a
-_TYPE_RANGES = dict(boolean=lambda c: (0, 1), category=lambda c: (0, len(c.domain) - 1), integer=lambda c: (-2**63, np.nextafter(2**63, 0)),
+_TYPE_RANGES = dict(boolean=lambda c: (0, 1), category=lambda c: (0, len(c.domain) - 1),
+                    integer=lambda c: (-2**63, np.nextafter(2**63, 0)),
              number=lambda c: (-_FLOAT_MAX, _FLOAT_MAX))
 
 @patch
-def _build_matrix_checks(self:RequestDecoder, columns): # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
+def _build_matrix_checks(self:RequestDecoder, columns):
+    # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
     self._matrix_bounds, self._infer_decoder = None, None
-    if self.required_columns != {*self.inputs} or any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns): return
+    no_number = any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns)
+    if self.required_columns != {*self.inputs} or no_number: return
     ends = [_TYPE_RANGES[c.type](c) for c in columns]
-    low = [end[0] if c.range is None or c.range[0] is None else max(end[0], c.range[0]) for c, end in zip(columns, ends)]
-    high = [end[1] if c.range is None or c.range[1] is None else min(end[1], c.range[1]) for c, end in zip(columns, ends)]
-    self._matrix_bounds = np.array(low), np.array(high), np.array([c.nullable for c in columns]), np.array([c.type != 'number' for c in columns])
-    if not self._has_missing_numbers and not self.predictor.features.functions and all(c.type == 'number' for c in columns):
+    low = [end[0] if c.range is None or c.range[0] is None else max(end[0], c.range[0])
+           for c, end in zip(columns, ends)]
+    high = [end[1] if c.range is None or c.range[1] is None else min(end[1], c.range[1])
+            for c, end in zip(columns, ends)]
+    nullable, whole = [c.nullable for c in columns], [c.type != 'number' for c in columns]
+    self._matrix_bounds = tuple(map(np.array, (low, high, nullable, whole)))
+    plain = not self._has_missing_numbers and not self.predictor.features.functions
+    if plain and all(c.type == 'number' for c in columns):
         self._infer_decoder = msgspec.json.Decoder(_infer_struct(*(ends.tolist() for ends in self._matrix_bounds[:2])))
 
 # %% ../../nbs/serve/00_request_validation.ipynb #e21d4577
@@ -208,7 +236,8 @@ def _to_rows(self:RequestDecoder, columns, n, id=None, parameters=None, nulled=0
     return DecodedRows(n, columns, self.predictor.encode_columns(columns), nulled, unknown, id, parameters)
 
 @patch
-def _recheck_columns(self:RequestDecoder, columns) -> int | None: # How many categories are new; None: something is wrong
+def _recheck_columns(self:RequestDecoder, columns) -> int | None:
+    # How many categories are new; None: something is wrong
     unknown = 0
     for cell in self._recheck:
         values, known = columns[cell.name], cell.known_values
@@ -221,7 +250,8 @@ def _recheck_columns(self:RequestDecoder, columns) -> int | None: # How many cat
 
 # %% ../../nbs/serve/00_request_validation.ipynb #d59163b2
 @patch
-def _rows_to_columns(self:RequestDecoder, rows, id=None, parameters=None): # Rows that the decoder let through; None: something is wrong after all
+def _rows_to_columns(self:RequestDecoder, rows, id=None, parameters=None):
+    # Rows that the decoder let through; None: something is wrong after all
     if len(rows) == 1: columns = {name: [v] for name, v in zip(self.names, msgspec.structs.astuple(rows[0]))}
     else: columns = {name: list(values) for name, values in zip(self.names, zip(*map(msgspec.structs.astuple, rows)))}
     unknown = self._recheck_columns(columns) if self._recheck else 0
@@ -230,7 +260,9 @@ def _rows_to_columns(self:RequestDecoder, rows, id=None, parameters=None): # Row
 @patch
 def _check_row_count(self:RequestDecoder, n):
     if not n: raise ValidationError("the request has no rows; send at least one.")
-    if n > self.max_rows: raise ValidationError(f"the request has {n} rows, and at most {self.max_rows} are taken at once; send them in parts, or score a file.")
+    if n > self.max_rows:
+        raise ValidationError(f"the request has {n} rows, and at most {self.max_rows} are taken at once; send them in "
+                              "parts, or score a file.")
 
 def _json_error_message(e):
     if isinstance(e, RecursionError): return "the body is nested too deeply; send a list of flat objects."
@@ -243,10 +275,12 @@ def from_json(self:RequestDecoder,
 ) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request in JSON."
     start = body[:64].lstrip()[:1]
-    parser = self._list_decoder if start == b'[' else self._envelope_decoder if b'"instances"' in body else self._row_decoder
+    parser = (self._list_decoder if start == b'[' else self._envelope_decoder if b'"instances"' in body
+              else self._row_decoder)
     try: found = parser.decode(body)
     except msgspec.ValidationError: return self._decode_slow(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e: raise ValidationError(_json_error_message(e)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ValidationError(_json_error_message(e)) from None
     id, parameters = (found.id, found.parameters) if parser is self._envelope_decoder else (None, None)
     rows = found if parser is self._list_decoder else found.instances if parser is self._envelope_decoder else [found]
     self._check_row_count(len(rows))
@@ -256,25 +290,31 @@ def from_json(self:RequestDecoder,
 @patch
 def _decode_slow(self:RequestDecoder, body):
     try: found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e: raise ValidationError(_json_error_message(e)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ValidationError(_json_error_message(e)) from None
     envelope = found if isinstance(found, dict) and _is_envelope(found, self.validators) else {}
     rows = envelope.get('instances') if envelope else found if isinstance(found, list) else [found]
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise ValidationError('the body holds no rows; send one object, a list of objects, or {"instances": [...]}.')
-    if extra := envelope.keys() - {'instances', 'id', 'parameters'}: raise ValidationError(f"the request has no field '{_truncate(min(extra))}'; there are instances, id and parameters.")
+    if extra := envelope.keys() - {'instances', 'id', 'parameters'}:
+        raise ValidationError(f"the request has no field '{_truncate(min(extra))}'; there are instances, id and "
+                              "parameters.")
     for key, kind, noun in (('id', str, 'a text'), ('parameters', dict, 'an object')):
-        if not isinstance(envelope.get(key), kind | None): raise ValidationError(f"'{key}' of the request is {_format_value(envelope[key])}; send {noun}.")
+        if not isinstance(envelope.get(key), kind | None):
+            raise ValidationError(f"'{key}' of the request is {_format_value(envelope[key])}; send {noun}.")
     self._check_row_count(len(rows))
     names = [n for n in self.names if n in self.required_columns or any(n in r for r in rows)]
     extra = [(i, name) for i, r in enumerate(rows) for name in r if name not in self.validators]
-    return self._check_columns({n: [r.get(n) for r in rows] for n in names}, len(rows), extra, envelope.get('id'), envelope.get('parameters'))
+    return self._check_columns({n: [r.get(n) for r in rows] for n in names}, len(rows), extra, envelope.get('id'),
+                               envelope.get('parameters'))
 
 def _is_envelope(body, cells): # A column may be called `instances` too; no value of a column is a list
     return 'instances' in body and ('instances' not in cells or isinstance(body['instances'], list))
 
 # %% ../../nbs/serve/00_request_validation.ipynb #063e432f
 @patch
-def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameters=None, fine=()): # Every value, one by one, but for columns that are known to be fine
+def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameters=None, fine=()):
+    # Every value, one by one, but for columns that are known to be fine
     found, total, nulled, unknown, out = self._unknown_columns(extra[:MAX_LISTED_VIOLATIONS]), len(extra), 0, 0, {}
     for name, values in columns.items():
         if name in fine: out[name] = values; continue
@@ -291,7 +331,8 @@ def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameter
 
 @patch
 def _unknown_columns(self:RequestDecoder, extra): # Columns that the schema does not have
-    return [Violation(i, _truncate(name), f"{_truncate(name)}: no such column{did_you_mean(_truncate(name), self.names)}") for i, name in extra]
+    return [Violation(i, _truncate(name),
+        f"{_truncate(name)}: no such column{did_you_mean(_truncate(name), self.names)}") for i, name in extra]
 
 # %% ../../nbs/serve/00_request_validation.ipynb #f50b64ec
 _MIN_VECTORIZED_ROWS = 8 # values, from which on comparing a column as a whole pays
@@ -299,7 +340,9 @@ _MIN_VECTORIZED_ROWS = 8 # values, from which on comparing a column as a whole p
 def _as_list(cell, values):
     "A column as a list; is it one of long numbers that are all right, and now of the schema's own type?"
     if not isinstance(values, np.ndarray): return list(values), False
-    if len(values) < _MIN_VECTORIZED_ROWS or values.dtype.kind not in 'iuf' or cell.column.type not in ('integer', 'number') or cell.missing_numbers: return values.tolist(), False
+    if len(values) < _MIN_VECTORIZED_ROWS or values.dtype.kind not in 'iuf' or cell.column.type not in ('integer',
+        'number') or cell.missing_numbers:
+        return values.tolist(), False
     low, high = -np.inf if cell.low is None else cell.low, np.inf if cell.high is None else cell.high
     with np.errstate(invalid='ignore'): valid = np.isfinite(values) & (values >= low) & (values <= high)
     if cell.column.type == 'integer': valid &= (values == np.floor(values)) & (np.abs(values.astype(float)) < 2**63)
@@ -319,14 +362,19 @@ def from_columns(self:RequestDecoder,
 ) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request that comes column by column."
     sizes = {len(v) for v in columns.values()}
-    if len(sizes) > 1: raise ValidationError(f"the columns have {', '.join(map(str, sorted(sizes)))} values; send the same number for each.")
+    if len(sizes) > 1:
+        raise ValidationError(f"the columns have {', '.join(map(str, sorted(sizes)))} values; send the same number for "
+                              "each.")
     n = sizes.pop() if sizes else 0
     self._check_row_count(n)
-    if n < _MIN_VECTORIZED_ROWS and (few := self._decode_few({name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in columns.items()})): return few
+    if n < _MIN_VECTORIZED_ROWS and (few := self._decode_few({name: v.tolist() if isinstance(v, np.ndarray) else v
+                                                              for name, v in columns.items()})):
+        return few
     read = {name: _as_list(cell, columns[name]) if name in columns else ([None] * n, False)
             for name, cell in self.validators.items() if name in columns or name in self.required_columns}
     extra = [(0, name) for name in columns if name not in self.validators]
-    return self._check_columns({name: v for name, (v, _) in read.items()}, n, extra, fine={name for name, (_, fine) in read.items() if fine})
+    return self._check_columns({name: v for name, (v, _) in read.items()}, n, extra,
+                               fine={name for name, (_, fine) in read.items() if fine})
 
 # %% ../../nbs/serve/00_request_validation.ipynb #dd54cbc3
 class _CategoryIndex: # That the domain does not have
@@ -347,7 +395,8 @@ def _decode_matrix_column(c, numbers): # A column of a matrix, as another form o
 # %% ../../nbs/serve/00_request_validation.ipynb #051f660e
 def _infer_struct(low, high): # Of a request with one tensor FP64 [1, inputs]; no other fits
     row = tuple[tuple(Annotated[float, Meta(ge=l, le=h)] for l, h in zip(low, high))]
-    tensor = msgspec.defstruct('Tensor', [('name', str), ('datatype', Literal['FP64']), ('shape', tuple[Literal[1], Literal[len(low)]]), ('data', row)],
+    tensor = msgspec.defstruct('Tensor', [('name', str), ('datatype', Literal['FP64']),
+                                          ('shape', tuple[Literal[1], Literal[len(low)]]), ('data', row)],
                                forbid_unknown_fields=True)
     return msgspec.defstruct('Infer', [('inputs', tuple[tensor]), ('id', str | None, None)], forbid_unknown_fields=True)
 
@@ -361,7 +410,8 @@ def from_infer(self:RequestDecoder,
     except (ValueError, RecursionError): return None
     [t] = found.inputs
     if t.name in self.validators: return None # it means a column
-    return DecodedRows(1, {name: [v] for name, v in zip(self.inputs, t.data)}, np.fromiter(t.data, float, len(t.data))[None], id=found.id)
+    return DecodedRows(1, {name: [v] for name, v in zip(self.inputs, t.data)},
+                       np.fromiter(t.data, float, len(t.data))[None], id=found.id)
 
 # %% ../../nbs/serve/00_request_validation.ipynb #5294963a
 @patch
@@ -369,13 +419,18 @@ def from_matrix(self:RequestDecoder,
     array: np.ndarray, # (n, inputs) numbers
 ) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request that comes as one numeric matrix."
-    if self._matrix_bounds is None: raise ValidationError("the model asks for more than numbers and places in a domain; send one tensor for each column.")
+    if self._matrix_bounds is None:
+        raise ValidationError("the model asks for more than numbers and places in a domain; send one tensor for each "
+                              "column.")
     if array.ndim != 2 or array.shape[1] != len(self.inputs) or array.dtype.kind not in 'iufb':
-        raise ValidationError(f"the matrix has the shape {list(array.shape)} and the model needs [rows, {len(self.inputs)}] numbers: {', '.join(self.inputs[:12])}"
+        raise ValidationError(f"the matrix has the shape {list(array.shape)} and the model needs [rows, "
+                              f"{len(self.inputs)}] numbers: {', '.join(self.inputs[:12])}"
                       f"{', …' if len(self.inputs) > 12 else ''}.")
     self._check_row_count(len(array))
     X, (low, high, nullable, whole) = np.ascontiguousarray(array, np.float64), self._matrix_bounds
     with np.errstate(invalid='ignore'): valid = (X >= low) & (X <= high) & ((X == np.floor(X)) | ~whole)
     if not valid.all(): valid |= np.isnan(X) & nullable
-    values = {name: _decode_matrix_column(self.validators[name].column, array[:, j].tolist()) for j, name in enumerate(self.inputs)}
-    return self._to_rows(values, len(X)) if valid.all() and not self._has_missing_numbers else self._check_columns(values, len(X))
+    values = {name: _decode_matrix_column(self.validators[name].column, array[:, j].tolist())
+              for j, name in enumerate(self.inputs)}
+    return self._to_rows(values,
+        len(X)) if valid.all() and not self._has_missing_numbers else self._check_columns(values, len(X))

@@ -88,7 +88,8 @@ def encode_explain_response(
     classes: list[str] | None, # Of the schema
 ) -> bytes:
     "An answer as `:explain` gives it."
-    rows = [_row_contributions(score, shares, result.feature_names, classes) for score, shares in zip(result.scores, result.contributions)]
+    rows = [_row_contributions(score, shares, result.feature_names, classes)
+            for score, shares in zip(result.scores, result.contributions)]
     return encode_json(ExplainResponse(id, endpoint, result.variant, result.bundle, result.units, rows))
 
 # %% ../../nbs/serve/08_rest_protocol.ipynb #893aca25
@@ -115,7 +116,8 @@ def _check_label(value, schema, i):
         raise ValidationError(f"label {i} is {str(value)[:60]!r}, and a number is expected.")
     whole = isinstance(value, float) and value.is_integer()
     text = str(value).lower() if isinstance(value, bool) else str(int(value) if whole else value)
-    if text not in schema.classes: raise ValidationError(f"label {i} is {text[:60]!r}, which is no class{did_you_mean(text[:60], schema.classes)}")
+    if text not in schema.classes:
+        raise ValidationError(f"label {i} is {text[:60]!r}, which is no class{did_you_mean(text[:60], schema.classes)}")
     return text
 
 # %% ../../nbs/serve/08_rest_protocol.ipynb #1703f53c
@@ -129,7 +131,9 @@ def decode_labels(
     "The labels of a body; raises `ValidationError`."
     try: labels = _FEEDBACK_DECODER.decode(body).labels
     except (ValueError, RecursionError) as e:
-        raise ValidationError(f"The body is not {{'labels': [{{'id': …, 'row': 0, 'label': …}}]}}: {str(e)[:200]}.") from None
-    if len(labels) > max_labels: raise ValidationError(f"There are {len(labels)} labels; send at most {max_labels} at a time.")
+        raise ValidationError(f"The body is not {{'labels': [{{'id': …, 'row': 0, 'label': …}}]}}: "
+                              f"{str(e)[:200]}.") from None
+    if len(labels) > max_labels:
+        raise ValidationError(f"There are {len(labels)} labels; send at most {max_labels} at a time.")
     for i, x in enumerate(labels): x.label = _check_label(x.label, schema, i)
     return labels

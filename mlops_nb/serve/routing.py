@@ -10,13 +10,13 @@ import math
 from bisect import bisect
 from hashlib import blake2b
 from itertools import accumulate
-from random import Random, random
+from random import random
 from typing import Callable, Mapping, NamedTuple
 
 from fastcore.basics import patch
 
 from ..core.errors import UserError, did_you_mean
-from ..release.release_plan import ReleasePlan, RoutingRule, Variant
+from ..release.release_plan import ReleasePlan
 from .http_messages import REQUEST_HEADERS, X_FLAGS, RequestHeader
 from ..config.schema import Schema
 from ..config.predicates import RowPredicate
@@ -36,7 +36,8 @@ def _rendezvous_choice(
     best, chosen = math.inf, candidates[0][0]
     for name, own, pace in candidates:
         x = number ^ own
-        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & _MASK # the finish of SplitMix64 (Steele, Lea and Flood, 2014): 64 bits in, 64 others out
+        # the finish of SplitMix64 (Steele, Lea and Flood, 2014): 64 bits in, 64 others out
+        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & _MASK
         x = (x ^ x >> 27) * 0x94d049bb133111eb & _MASK
         wait = math.log(((x ^ x >> 31) + .5) * 2**-64) * pace
         if wait < best: best, chosen = wait, name
@@ -50,6 +51,7 @@ class _ActiveVariants(NamedTuple):
     live_names: set # who may be named by a rule
     shadow_names: list # who listens
 
+# %% ../../nbs/serve/04_routing.ipynb #3ca6f37f
 class Router:
     "One plan, ready to be asked."
     def __init__(self,
@@ -57,15 +59,18 @@ class Router:
         schema: Schema, # The schema of the endpoint
     ):
         self.plan, self._prefix = plan, f"{plan.salt}\0{plan.endpoint}\0".encode()
-        self._rules = [(RowPredicate(r.when, schema, f"rule {i} of the plan of '{plan.endpoint}'"), r.variant) for i, r in enumerate(plan.rules, 1)]
+        self._rules = [(RowPredicate(r.when, schema, f"rule {i} of the plan of '{plan.endpoint}'"), r.variant)
+                       for i, r in enumerate(plan.rules, 1)]
         self._column, self._header = self._sticky(schema)
         self._flags = frozenset(f for f, on in plan.flags.items() if on)
         self._default_variants = self._variants_with_flags(self._flags)
-        self.routes_rows = bool(self._rules) or self._column is not None and len(plan.variants) > 1 # may two rows of one request go to different variants?
+        # may two rows of one request go to different variants?
+        self.routes_rows = bool(self._rules) or self._column is not None and len(plan.variants) > 1
 
     def _sticky(self, schema): # the column and the header that name a customer; at least one of the two is None
         sticky = self.plan.sticky_key
-        if sticky is None or sticky.startswith('header:'): return None, sticky and sticky.removeprefix('header:').lower()
+        if sticky is None or sticky.startswith('header:'):
+            return None, sticky and sticky.removeprefix('header:').lower()
         if sticky in schema.columns: return sticky, None
         raise UserError(f"the plan of '{self.plan.endpoint}' is sticky by '{sticky}', which the schema does not have"
                         f"{did_you_mean(sticky, schema.columns)}")
@@ -73,8 +78,10 @@ class Router:
     def _variants_with_flags(self, flags):
         on = [v for v in self.plan.variants if v.flag is None or v.flag in flags]
         live = [v for v in on if v.mode == 'live']
-        return _ActiveVariants([(v.name, _hash64(v.name.encode()), -1 / v.weight) for v in live if v.weight], [*accumulate(v.weight for v in live if v.weight)],
-                      {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
+        weighted = [v for v in live if v.weight]
+        return _ActiveVariants([(v.name, _hash64(v.name.encode()), -1 / v.weight) for v in weighted],
+                               [*accumulate(v.weight for v in weighted)],
+                               {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
 
 # %% ../../nbs/serve/04_routing.ipynb #7b1c72c2
 @patch
@@ -110,7 +117,8 @@ def choose(self:Router,
         if values is not None: key = values[row]
     elif self._header is not None and headers is not None: key = headers.get(self._header)
     if key is not None: return _rendezvous_choice(_hash64(self._prefix + str(key).encode()), taking.candidates)
-    return taking.candidates[bisect(taking.cumulative_weights, rng() * taking.cumulative_weights[-1], 0, len(taking.cumulative_weights) - 1)][0]
+    return taking.candidates[bisect(taking.cumulative_weights, rng() * taking.cumulative_weights[-1], 0,
+                                    len(taking.cumulative_weights) - 1)][0]
 
 # %% ../../nbs/serve/04_routing.ipynb #0144a10b
 @patch

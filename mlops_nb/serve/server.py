@@ -28,7 +28,8 @@ from ..config.settings import Settings, available_cores, read_settings
 # %% ../../nbs/serve/13_server.ipynb #82ef359c
 def _bind_socket(host, port, shared):
     "A socket that has the address."
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                         flags=socket.AI_PASSIVE)[0]
     s = socket.socket(family, kind, proto)
     try:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
@@ -44,7 +45,8 @@ def reserve_address(
         if port: _bind_socket(host, port, shared=False).close()
         return _bind_socket(host, port, shared=True)
     except OSError as e:
-        raise UserError(f"{host}:{port} cannot be listened on: {e.strerror or e}; stop what listens there, or set another host or port in [serve].") from None
+        raise UserError(f"{host}:{port} cannot be listened on: {e.strerror or e}; stop what listens there, or set "
+                        "another host or port in [serve].") from None
 
 # %% ../../nbs/serve/13_server.ipynb #f4bb5752
 _LEASES_PER_WORKER = 2 # for each worker: a new one may start while the old one still answers
@@ -77,18 +79,21 @@ def _start_worker(root, bundle, settings, parent, message_fd): # what a forked p
         folder = root / settings.log.folder
         lease_id = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
         metrics = Metrics(folder, lease_id)
-        log = PredictionLogWriter(folder, lease_id, settings.log.fsync, settings.log.on_write_error, settings.log.segment_mib << 20, metrics.unlogged_rows.inc, metrics.log_records.inc)
+        log = PredictionLogWriter(folder, lease_id, settings.log.fsync, settings.log.on_write_error,
+                                  settings.log.segment_mib << 20, metrics.unlogged_rows.inc, metrics.log_records.inc)
         authenticator = Authenticator(root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None)
         manager = ModelManager(bundle or root, settings, metrics, log)
         manager.start()
         if not manager.endpoints:
-            raise UserError(next(iter(manager.rejected_plans.values()), "No model is deployed here; run `dvc repro`, or name a bundle with --bundle."))
+            raise UserError(next(iter(manager.rejected_plans.values()),
+                                 "No model is deployed here; run `dvc repro`, or name a bundle with --bundle."))
         app = _WorkerApp(manager, authenticator)
         gc.collect()
         gc.freeze() # what is here stays; to look through it again for garbage would hold requests up for milliseconds
     except UserError as e:
         _send_message(message_fd, dict(failed=str(e)[:900]))
-        time.sleep(5) # the first process stops everything now; later, when others answer, it starts another in this one's place
+        # the first process stops everything now; later, when others answer, it starts another in this one's place
+        time.sleep(5)
         os._exit(1)
     app.parent, app.message_fd = parent, message_fd
     return app
@@ -101,7 +106,8 @@ class _Supervisor(Granian):
     failed, message_buffer, restart_delays = None, b'', {}
 
     def _read_messages(self): # to what the workers say
-        while select.select([self.message_pipe], [], [], 0)[0] and (said := os.read(self.message_pipe, 65536)): self.message_buffer += said
+        while select.select([self.message_pipe], [], [], 0)[0] and (said := os.read(self.message_pipe, 65536)):
+            self.message_buffer += said
         *lines, self.message_buffer = self.message_buffer.split(b'\n')
         return [json.loads(line) for line in lines]
 
@@ -115,7 +121,8 @@ class _Supervisor(Granian):
                 if 'failed' in said and waiting > 0: self.failed = said['failed']
                 elif 'failed' in said: _log.error("a worker cannot start: %s", said['failed'])
             if self.failed: return
-            while self.interrupt_children: self._restart_worker(self.interrupt_children.pop(0), spawn_target, target_loader)
+            while self.interrupt_children:
+                self._restart_worker(self.interrupt_children.pop(0), spawn_target, target_loader)
             if self.reload_signal: self._reload(spawn_target, target_loader)
 
     def _restart_worker(self, idx, spawn_target, target_loader):
@@ -130,19 +137,24 @@ _log = logging.getLogger('mlops_nb.serve')
 _LOG_CONFIG = {'version': 1, 'disable_existing_loggers': False,
           'formatters': {'line': {'format': '%(asctime)s %(levelname)s %(message)s'}},
           'handlers': {'stderr': {'class': 'logging.StreamHandler', 'formatter': 'line', 'stream': 'ext://sys.stderr'}},
-          'loggers': {n: {'handlers': ['stderr'], 'level': 'INFO', 'propagate': False} for n in ('_granian', 'mlops_nb.serve', 'granian.access')}}
+          'loggers': {n: {'handlers': ['stderr'], 'level': 'INFO', 'propagate': False}
+                      for n in ('_granian', 'mlops_nb.serve', 'granian.access')}}
 _IDLE_TIMEOUT_MS = 75_000 # milliseconds
 
 def _create_supervisor(serve, host, port, root):
     "Granian, with our settings."
     pems = [root / p if p else None for p in (serve.tls_certificate_file, serve.tls_private_key_file)]
     try:
-        return _Supervisor('mlops_nb', host, port, interface=Interfaces.RSGI, workers=serve.workers or available_cores(), loop=Loops.uvloop, http=HTTPModes.auto,
-                       websockets=False, backlog=serve.backlog, backpressure=serve.max_connections, http1_settings=HTTP1Settings(header_read_timeout=_IDLE_TIMEOUT_MS),
-                       log_level=LogLevels.error, log_dictconfig=_LOG_CONFIG, workers_kill_timeout=serve.shutdown_timeout_seconds, ssl_cert=pems[0], ssl_key=pems[1],
+        return _Supervisor('mlops_nb', host, port, interface=Interfaces.RSGI,
+                           workers=serve.workers or available_cores(), loop=Loops.uvloop, http=HTTPModes.auto,
+                       websockets=False, backlog=serve.backlog, backpressure=serve.max_connections,
+                       http1_settings=HTTP1Settings(header_read_timeout=_IDLE_TIMEOUT_MS),
+                       log_level=LogLevels.error, log_dictconfig=_LOG_CONFIG,
+                       workers_kill_timeout=serve.shutdown_timeout_seconds, ssl_cert=pems[0], ssl_key=pems[1],
                        ssl_protocol_min=SSLProtocols.tls12)
     except (OSError, ssl.SSLError) as e:
-        raise UserError(f"the certificate {pems[0]} or its key {pems[1]} cannot be used ({e}); both must be PEM files and belong together.") from None
+        raise UserError(f"the certificate {pems[0]} or its key {pems[1]} cannot be used ({e}); both must be PEM files "
+                        "and belong together.") from None
 
 # %% ../../nbs/serve/13_server.ipynb #6948fea9
 def _raise_open_file_limit():
@@ -166,7 +178,8 @@ def serve(
         server.message_pipe, message_fd = os.pipe()
         server.announce_ready = partial(_announce_ready, own, host, port)
         with suppress(SystemExit): # of Granian, when a worker has died in the same moment
-            server.serve(target_loader=partial(_start_worker, root, bundle and Path(bundle).resolve(), settings, os.getpid(), message_fd),
+            server.serve(target_loader=partial(_start_worker, root, bundle and Path(bundle).resolve(), settings,
+                                               os.getpid(), message_fd),
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_LINEAR_ROWS', 'MAX_LINEAR_CATEGORIES', 'MAX_LINEAR_ITERATIONS', 'fit_constant', 'LinearPreprocessor',
-           'fit_linear_preprocessor', 'round_significant', 'LinearModel', 'fit_linear', 'predict_linear',
+           'fit_linear_preprocessor', 'round_to_largest', 'LinearModel', 'fit_linear', 'predict_linear',
            'BaselineModels', 'Baselines', 'score_baselines', 'run_baselines']
 
 # %% ../../nbs/train/05_baselines.ipynb #74bc9306
@@ -90,12 +90,13 @@ def _linear_solver(task, n_columns, n_classes):
     return LogisticRegression(solver='sag', max_iter=MAX_LINEAR_ITERATIONS, random_state=0)
 
 # %% ../../nbs/train/05_baselines.ipynb #4fe67ace
-def round_significant(
+def round_to_largest(
     x: np.ndarray, # Numbers
-    digits: int = 6,
+    digits: int = 6, # Significant digits of the largest
 ) -> np.ndarray:
-    "Each number with so many significant digits."
-    return np.array([float(f"{v:.{digits - 1}e}") for v in np.ravel(x)]).reshape(np.shape(x))
+    "The numbers with as many decimals as give the largest of them so many significant digits."
+    largest = np.abs(x).max(initial=0)
+    return np.round(x, digits - 1 - int(np.floor(np.log10(largest)))) if largest else x
 
 # %% ../../nbs/train/05_baselines.ipynb #ff12133d
 class LinearModel(NamedTuple):
@@ -121,8 +122,8 @@ def fit_linear(
         model.fit(M, y - offset)
     converged = not any(issubclass(w.category, ConvergenceWarning) for w in seen)
     classes = [] if task == 'regression' else model.classes_.astype(int).tolist()
-    coefficients, intercepts = (round_significant(np.atleast_1d(x)) for x in (np.atleast_2d(model.coef_), model.intercept_))
-    return LinearModel(type(model).__name__, classes, coefficients, intercepts, offset, converged)
+    fitted = round_to_largest(np.column_stack([np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)]))
+    return LinearModel(type(model).__name__, classes, fitted[:, :-1], fitted[:, -1], offset, converged)
 
 # %% ../../nbs/train/05_baselines.ipynb #c1a028c6
 def _softmax(z): # (n, k)
@@ -160,7 +161,8 @@ def _sample(frame, seed):
     if frame.height <= MAX_LINEAR_ROWS: return frame
     drawn = frame.sample(MAX_LINEAR_ROWS, seed=seed)
     if drawn['_target'].n_unique() > 1: return drawn
-    return pl.concat([drawn, frame.filter(pl.col('_target') != drawn['_target'][0]).head(1000)]) # an event too rare for the draw
+    # an event too rare for the draw
+    return pl.concat([drawn, frame.filter(pl.col('_target') != drawn['_target'][0]).head(1000)])
 
 def _to_series(values):
     column = pl.Series(np.ascontiguousarray(values))
@@ -186,7 +188,8 @@ def score_baselines(
     matrices = (fitted.preprocessor.transform(fitted.encoder.transform(rows)) for rows in frame.iter_slices(batch_rows))
     linear = np.concatenate([predict_linear(fitted.linear, M, fitted.task, fitted.n_classes) for M in matrices])
     constant = np.broadcast_to(fitted.constant['score'], linear.shape)
-    return frame.select('_source', '_row', part=pl.lit(split)).with_columns(constant=_to_series(constant), linear=_to_series(linear))
+    return frame.select('_source', '_row', part=pl.lit(split)).with_columns(constant=_to_series(constant),
+                                                                            linear=_to_series(linear))
 
 # %% ../../nbs/train/05_baselines.ipynb #7e74bed5
 def run_baselines(
@@ -206,7 +209,8 @@ def run_baselines(
     M = preprocessor.transform(X)
     linear = fit_linear(M, target_array(sample), schema.task)
     fitted = Baselines(schema.task, n_classes, fit_constant(y, schema.task, n_classes), encoder, preprocessor, linear)
-    about = BaselineModels(schema.task, schema.classes, fitted.constant, linear.kind, linear.converged, len(X), M.shape[1])
+    about = BaselineModels(schema.task, schema.classes, fitted.constant, linear.kind, linear.converged, len(X),
+                           M.shape[1])
     scores = pl.concat([score_baselines(project.root, split, fitted) for split in ('valid', 'test')])
     with atomic_dir(project.root / 'artifacts' / 'models' / 'baseline') as out:
         scores.write_parquet(out / 'scores.parquet')

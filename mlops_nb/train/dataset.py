@@ -37,7 +37,8 @@ def exponential_decay_weights(
 ) -> np.ndarray: # (n,), 1 for the newest row
     "Weights that halve with every `half_life` of age."
     if n := times.null_count():
-        raise UserError(f"train.sample_weight_half_life needs the time of every row, and '{times.name}' is missing in {n} training rows; "
+        raise UserError(f"train.sample_weight_half_life needs the time of every row, and '{times.name}' is missing in "
+                        f"{n} training rows; "
                         "set it to null, or make the column not nullable.")
     seconds = (times.max() - times).dt.total_microseconds().to_numpy() / 1e6
     return np.maximum(2.0 ** (-seconds / (int(half_life[:-1]) * _SECONDS[half_life[-1]])), 1e-9)
@@ -59,11 +60,13 @@ def check_target(
     fix = "look at `prepare` in params.yaml (split, validation, test) and at the filter of schema.yaml."
     if not len(y): raise UserError(f"the {split} split has no rows; {fix}")
     if bad := int((~np.isfinite(y)).sum()):
-        raise UserError(f"the target '{schema.target}' is missing or infinite in {bad} rows of the {split} split; correct it, "
+        raise UserError(f"the target '{schema.target}' is missing or infinite in {bad} rows of the {split} split; "
+                        f"correct it, "
                         "or leave such rows out with a filter in schema.yaml.")
     if split == 'train' and (y == y[0]).all():
         value = schema.classes[int(y[0])] if schema.classes else f"{y[0]:g}"
-        raise UserError(f"the target '{schema.target}' is {value!r} in all {len(y)} rows of the train split, so there is nothing to learn; {fix}")
+        raise UserError(f"the target '{schema.target}' is {value!r} in all {len(y)} rows of the train split, so there "
+                        f"is nothing to learn; {fix}")
 
 # %% ../../nbs/train/00_dataset.ipynb #c2d8f8d6
 def to_training_part(
@@ -77,7 +80,8 @@ def to_training_part(
     y = target_array(frame)
     check_target(y, split, schema)
     weighted = half_life and split == 'train'
-    return TrainingPart(encoder.transform(frame), y, exponential_decay_weights(frame[schema.event_time], half_life) if weighted else None)
+    return TrainingPart(encoder.transform(frame), y,
+                        exponential_decay_weights(frame[schema.event_time], half_life) if weighted else None)
 
 # %% ../../nbs/train/00_dataset.ipynb #610aa9bd
 def read_training_parts(

@@ -39,7 +39,8 @@ def pick_device(
     if kind not in ("cpu", "cuda") or not (number or "0").isdecimal() or kind == "cpu" and number:
         raise UserError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.")
     if kind == "cuda" and int(number or 0) >= count:
-        raise UserError(f"the device {name} is not there: this machine has {count} CUDA device{'s' * (count != 1)}; use auto or cpu.")
+        raise UserError(f"the device {name} is not there: this machine has {count} CUDA device{'s' * (count != 1)}; "
+                        f"use auto or cpu.")
     return torch.device(name)
 
 # %% ../../nbs/train/01_device.ipynb #e670c9b0

@@ -43,7 +43,8 @@ class ProcessGroup(NamedTuple):
 def current_process_group() -> ProcessGroup:
     "The processes that this one was started with."
     import torch.distributed as dist
-    return ProcessGroup(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ProcessGroup()
+    return ProcessGroup(dist.get_rank(),
+                        dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ProcessGroup()
 
 # %% ../../nbs/train/07_distributed.ipynb #38ccc95c
 def shard_net(
@@ -80,4 +81,5 @@ def distribute_like(
     "A tensor where, and cut up as, another one is."
     if not hasattr(other, "full_tensor"): return t.to(other.device)
     from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None) # each has it all already
+    # each has it all already
+    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None)

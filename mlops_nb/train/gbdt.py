@@ -22,7 +22,8 @@ from .tensorboard import ThroughputMeter
 from .dataset import FitResult, TrainingPart, LossCurvePoint
 
 # %% ../../nbs/train/04_gbdt.ipynb #dcdf6f4d
-EVAL_METRICS = dict(binary='binary_logloss', multiclass='multi_logloss', regression='rmse') # what early stopping watches, as LightGBM names it
+# what early stopping watches, as LightGBM names it
+EVAL_METRICS = dict(binary='binary_logloss', multiclass='multi_logloss', regression='rmse')
 
 def _metric_value(evaluated):
     "The one figure that LightGBM found, to nine digits."
@@ -42,7 +43,8 @@ def lightgbm_params(
     return dict(
         objective=OBJECTIVES[g.objective] if task == 'regression' else task, metric=EVAL_METRICS[task],
         learning_rate=g.learning_rate, num_leaves=g.num_leaves, min_data_in_leaf=g.min_child_samples,
-        feature_fraction=g.colsample_bytree, bagging_fraction=g.subsample, bagging_freq=int(g.subsample < 1), lambda_l2=g.reg_lambda,
+        feature_fraction=g.colsample_bytree, bagging_fraction=g.subsample, bagging_freq=int(g.subsample < 1),
+        lambda_l2=g.reg_lambda,
         data_random_seed=params.seed, deterministic=True, force_col_wise=True, num_threads=n_threads, verbosity=-1,
     ) | (dict(num_class=n_classes) if task == 'multiclass' else {})
 
@@ -57,14 +59,17 @@ def check_objective(
     if mine == 'poisson':
         for split, part in zip(('train', 'valid'), parts):
             if below := int((part.y < 0).sum()):
-                raise UserError(f"the objective poisson is for values that are never negative, and {below} of the {len(part.y)} "
+                raise UserError(f"the objective poisson is for values that are never negative, and {below} of the "
+                                f"{len(part.y)} "
                                 f"{split} rows have a target below 0; {retry}")
         if not parts[0].y.any():
-            raise UserError(f"the objective poisson needs a mean above 0, and the target is 0 in all {len(parts[0].y)} train rows; {retry}")
+            raise UserError(f"the objective poisson needs a mean above 0, and the target is 0 in all {len(parts[0].y)} "
+                            f"train rows; {retry}")
     found = parse_header(init_model).objective if init_model else None
     theirs = found and next((name for name, said in OBJECTIVES.items() if said == found), found)
     if theirs not in (None, mine):
-        raise UserError(f"the initial model (train.init_model) adds up with the objective {theirs}, and train.gbdt.objective is {mine}; "
+        raise UserError(f"the initial model (train.init_model) adds up with the objective {theirs}, and "
+                        f"train.gbdt.objective is {mine}; "
                         "set it to the same, or init_model to null to train from nothing.")
 
 # %% ../../nbs/train/04_gbdt.ipynb #0d00b48f
@@ -119,7 +124,8 @@ def record_losses(
     state.iteration, valid = booster.current_iteration(), _metric_value(booster.eval_valid())
     if valid < state.best_loss: state.best_loss, state.best_iteration = valid, state.iteration
     done = state.iteration - state.init_iterations
-    if done <= 10 or done % 10 == 0: state.loss_curve.append(LossCurvePoint(state.iteration, _metric_value(booster.eval_train()), valid))
+    if done <= 10 or done % 10 == 0:
+        state.loss_curve.append(LossCurvePoint(state.iteration, _metric_value(booster.eval_train()), valid))
     return valid
 
 # %% ../../nbs/train/04_gbdt.ipynb #b6be71fb
@@ -133,7 +139,8 @@ def boost_to_checkpoint(
     if state.model and not state.best_iteration: record_losses(booster, state)
     for _ in range(g.checkpoint_every):
         stuck = booster.update()
-        if booster.current_iteration() > state.iteration: on_iteration(state.iteration + 1, record_losses(booster, state))
+        if booster.current_iteration() > state.iteration:
+            on_iteration(state.iteration + 1, record_losses(booster, state))
         patience = state.iteration - max(state.best_iteration, state.init_iterations)
         state.finished = stuck or patience >= g.early_stopping_rounds or state.iteration - state.init_iterations >= g.n_estimators
         if state.finished: break
@@ -146,7 +153,8 @@ def load_gbdt_checkpoint(
     if not path or not Path(path).exists(): return None
     try: return read_json(path, BoostingState)
     except UserError:
-        print(f"train gbdt: the checkpoint {path} is damaged, or of another version; the training starts again from the beginning, "
+        print(f"train gbdt: the checkpoint {path} is damaged, or of another version; the training starts again from "
+              f"the beginning, "
               "and the file is replaced at the next checkpoint.", file=sys.stderr, flush=True)
 
 # %% ../../nbs/train/04_gbdt.ipynb #0e3965a5
@@ -191,7 +199,8 @@ def fit_gbdt(
     on_start: Callable[[bool], None] = lambda resumed: None, # Told whether a checkpoint was loaded
 ) -> FitResult: # Its model is LightGBM's text
     "Train until the validation split no longer improves; the same inputs give the same text."
-    g, parts, fixed = job.params.gbdt, (train, validation), lightgbm_params(job.task, job.params, job.n_classes, job.n_threads)
+    g, parts, fixed = job.params.gbdt, (train, validation), lightgbm_params(job.task, job.params, job.n_classes,
+                                                                            job.n_threads)
     random = g.subsample < 1 or g.colsample_bytree < 1
     before = (job.init_model or b'').decode()
     if job.task == 'regression': check_objective(parts, job.params, before)

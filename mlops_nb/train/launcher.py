@@ -31,7 +31,8 @@ def write_training_job(folder: Path, train: TrainingPart, validation: TrainingPa
 def read_training_job(folder: Path) -> tuple[TrainingJob, TrainingPart, TrainingPart]:
     "What `write_training_job` wrote; the rows stay on disk until they are asked for."
     load = lambda path: np.load(path, mmap_mode="r") if path.exists() else None
-    parts = (TrainingPart(*(load(folder / f"{split}.{f}.npy") for f in TrainingPart._fields)) for split in ("train", "valid"))
+    parts = (TrainingPart(*(load(folder / f"{split}.{f}.npy") for f in TrainingPart._fields))
+             for split in ("train", "valid"))
     return read_json(folder / "job.json", TrainingJob), *parts
 
 # %% ../../nbs/train/10_launcher.ipynb #0365b928
@@ -46,7 +47,8 @@ def _join_process_group(folder, device):
     cuda = device.startswith("cuda")
     if cuda: torch.cuda.set_device(device)
     rank, size, attempt = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
-    meeting = f"file://{folder.resolve()}/rendezvous-{attempt}" # a new one after a crash: the launcher's holds addresses of the dead
+    # a new one after a crash: the launcher's holds addresses of the dead
+    meeting = f"file://{folder.resolve()}/rendezvous-{attempt}"
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=size)
     return rank
 
@@ -94,11 +96,13 @@ def check_device_count(device: DeviceConfig) -> None:
     "Raise `UserError` if the processes cannot have a device each, or the net shall be cut up for only one."
     import torch
     if device.n_processes == 1:
-        raise UserError("shard in section [run] of settings.ini spreads a net over several processes, and n_processes is 1; raise it.")
+        raise UserError("shard in section [run] of settings.ini spreads a net over several processes, and n_processes "
+                        "is 1; raise it.")
     there, count = pick_device(device.name), torch.cuda.device_count()
     if there.type == "cpu": return
     if there.index is not None:
-        raise UserError(f"the device {device.name} is one, and n_processes in section [run] of settings.ini is {device.n_processes}; "
+        raise UserError(f"the device {device.name} is one, and n_processes in section [run] of settings.ini is "
+                        f"{device.n_processes}; "
                         "set device to cuda or auto.")
     if count < device.n_processes:
         raise UserError(f"n_processes in section [run] of settings.ini is {device.n_processes}, and this machine has "
@@ -119,7 +123,8 @@ class _Tail:
         return whole.decode(errors="replace").splitlines()
 
 # %% ../../nbs/train/10_launcher.ipynb #8cb681f2
-def relay_progress(process: subprocess.Popen, folder: Path, on_iteration: Callable, log_metrics: Callable, on_start: Callable) -> None:
+def relay_progress(process: subprocess.Popen, folder: Path, on_iteration: Callable, log_metrics: Callable,
+                   on_start: Callable) -> None:
     "Pass on what the workers tell until they have ended."
     epochs, messages, last, passed_on = _Tail(folder / "epochs.jsonl"), _Tail(folder / "workers.log"), -1, set()
     while True:
@@ -141,10 +146,12 @@ def _fit_result(folder, exit_code):
     if (folder / "error").exists(): raise UserError((folder / "error").read_text())
     if exit_code:
         log = (folder / "workers.log").read_text(errors="replace").splitlines()
-        why = [m[1] for line in log if (m := re.match(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w+Error: .+)", line))] or [f"exit code {exit_code}"]
+        why = [m[1] for line in log
+               if (m := re.match(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w+Error: .+)", line))] or [f"exit code {exit_code}"]
         raise UserError(f"the processes that train the net crashed again and again ({why[-1]}); "
                         "set n_processes in section [run] of settings.ini to 1.")
-    iterations, best_iteration, loss, curve = read_json(folder / "fit_result.json", tuple[int, int, float, list[LossCurvePoint]])
+    iterations, best_iteration, loss, curve = read_json(folder / "fit_result.json",
+                                                        tuple[int, int, float, list[LossCurvePoint]])
     return FitResult((folder / "model").read_bytes(), iterations, best_iteration, loss, curve)
 
 # %% ../../nbs/train/10_launcher.ipynb #64b65994

@@ -44,29 +44,35 @@ def _checkpoint_file(learner, options, key, name):
     if options.checkpoint_dir is None: return None
     others = [p for p in options.checkpoint_dir.glob('*') if p.is_dir()]
     if others and not any(p.name == key for p in others):
-        print(f"train {learner}: the checkpoints in {options.checkpoint_dir} belong to another training (other rows, params or versions); "
+        print(f"train {learner}: the checkpoints in {options.checkpoint_dir} belong to another training (other rows, "
+              f"params or versions); "
               "this one starts from the beginning.", file=sys.stderr, flush=True)
     return str(options.checkpoint_dir / key / name)
 
 def _callbacks(options, key):
     logger = options.logger or TensorBoardLogger()
-    return dict(on_iteration=options.on_iteration, log_metrics=logger.log_metrics, on_start=lambda resumed: logger.open(key, resumed))
+    return dict(on_iteration=options.on_iteration, log_metrics=logger.log_metrics,
+                on_start=lambda resumed: logger.open(key, resumed))
 
 # %% ../../nbs/train/11_learners.ipynb #a9fb56d4
 def _fit_gbdt(parts, schema, encoder, params, init_model, options):
     import lightgbm as lgb
     key = training_fingerprint(parts, lgb.__version__, schema.task, params.gbdt, params.seed, init_model)
     checkpoint = _checkpoint_file('gbdt', options, key, 'state.json')
-    job = GbdtJob(schema.task, params, len(schema.classes or []), encoder.categorical, options.n_threads, checkpoint, init_model)
+    job = GbdtJob(schema.task, params, len(schema.classes or []), encoder.categorical, options.n_threads, checkpoint,
+                  init_model)
     try: return fit_gbdt(*parts, job, **_callbacks(options, key))
     except lgb.basic.LightGBMError as e:
-        raise UserError(f"LightGBM cannot train on artifacts/prepared with these params: {e}; look at train.gbdt in params.yaml.") from None
+        raise UserError(f"LightGBM cannot train on artifacts/prepared with these params: {e}; look at train.gbdt in "
+                        f"params.yaml.") from None
 
 # %% ../../nbs/train/11_learners.ipynb #0efe060c
 def _fit_net(parts, schema, encoder, params, init_model, options):
-    codes = {i: max([1, *encoder.columns[i].codes.values()]) + 1 for i in encoder.categorical} # unknown and rare are 0 and 1
+    # unknown and rare are 0 and 1
+    codes = {i: max([1, *encoder.columns[i].codes.values()]) + 1 for i in encoder.categorical}
     key = training_fingerprint(parts, schema.task, params.net, params.seed, init_model)
-    job = TrainingJob(schema.task, params.net, options.device, len(schema.classes or []), codes, params.seed, options.n_threads,
+    job = TrainingJob(schema.task, params.net, options.device, len(schema.classes or []), codes, params.seed,
+                      options.n_threads,
                       _checkpoint_file('net', options, key, 'state.safetensors'), init_model=init_model)
     fit = fit_net_distributed if options.device.n_processes > 1 or options.device.shard else fit_net
     return fit(*parts, job, **_callbacks(options, key))
@@ -116,8 +122,10 @@ def _same_inputs(folder, encoder, schema, features):
 def _same_task(folder, schema):
     was = read_json(folder / ('schema.json' if (folder / 'schema.json').exists() else 'training.json'), dict)
     if (was.get('task'), was.get('classes')) != (schema.task, schema.classes):
-        raise UserError(f"the model in {folder} (train.init_model) was trained for {was.get('task')} with the classes {was.get('classes')}, "
-                        f"and schema.yaml says {schema.task} with {schema.classes}; set it to null to train from nothing.")
+        raise UserError(f"the model in {folder} (train.init_model) was trained for {was.get('task')} with the classes "
+                        f"{was.get('classes')}, "
+                        f"and schema.yaml says {schema.task} with {schema.classes}; set it to null to train from "
+                        f"nothing.")
 
 # %% ../../nbs/train/11_learners.ipynb #06b1086f
 def open_init_model(
@@ -128,11 +136,13 @@ def open_init_model(
     "Open a model to go on from; raises `UserError` if there is none, or it has other inputs, another task or other classes."
     file = folder / find_learner(learner).file
     if not any((folder / l.file).is_file() for l in LEARNERS.values()) or not (folder / 'encoder.json').is_file():
-        raise UserError(f"train.init_model is {folder}, where there is no model with its encoder.json; give a model folder or a bundle, or null.")
+        raise UserError(f"train.init_model is {folder}, where there is no model with its encoder.json; give a model "
+                        f"folder or a bundle, or null.")
     encoder = Encoder.from_json((folder / 'encoder.json').read_bytes())
     _same_inputs(folder, encoder, schema, features)
     _same_task(folder, schema)
-    return InitModel(file.read_bytes(), encoder, sha256_file(file)) if file.is_file() else InitModel(None, encoder, None)
+    return InitModel(file.read_bytes(), encoder, sha256_file(file)) if file.is_file() else InitModel(None, encoder,
+                                                                                                     None)
 
 # %% ../../nbs/train/11_learners.ipynb #09900f8f
 def resolve_init_model(

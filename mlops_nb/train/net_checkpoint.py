@@ -34,7 +34,8 @@ def checkpoint_tensors(
 ) -> dict: # name -> tensor, on the CPU
     "Everything that a checkpoint holds of a training."
     import torch
-    adam = {f"{i}.{k}": v for i, moments in training.optimizer.state_dict()["state"].items() for k, v in moments.items()}
+    adam = {f"{i}.{k}": v for i, moments in training.optimizer.state_dict()["state"].items() for k,
+            v in moments.items()}
     states = dict(cpu=torch.get_rng_state())
     if training.device.type == "cuda": states["cuda"] = torch.cuda.get_rng_state(training.device)
     random = dict(shuffle_generator=training.shuffle_state)
@@ -59,8 +60,10 @@ def restore_checkpoint(
     moments = {}
     for key, v in group("adam").items():
         i, _, name = key.partition(".")
-        moments.setdefault(int(i), {})[name] = distribute_like(v, weights[int(i)]) if v.shape == weights[int(i)].shape else v
-    training.optimizer.load_state_dict(dict(state=moments, param_groups=training.optimizer.state_dict()["param_groups"]))
+        moments.setdefault(int(i), {})[name] = distribute_like(v,
+                                                               weights[int(i)]) if v.shape == weights[int(i)].shape else v
+    training.optimizer.load_state_dict(dict(state=moments,
+                                            param_groups=training.optimizer.state_dict()["param_groups"]))
     random, rank = group("random"), training.process_group.rank
     training.shuffle_state, training.state = random["shuffle_generator"], state
     torch.set_rng_state(random[f"cpu.{rank}"])
@@ -88,7 +91,8 @@ def load_net_checkpoint(
     try:
         data = Path(path).read_bytes()
         about = read_safetensors_metadata(data)
-        if about["key"] != key: return None, "belongs to another training (other rows, params, torch version or number of processes)"
+        if about["key"] != key:
+            return None, "belongs to another training (other rows, params, torch version or number of processes)"
         return (read_safetensors(data), msgspec.json.decode(about["state"], type=NetTrainingState)), ""
     except (KeyError, ValueError, OverflowError): return None, "is damaged, or of another version"
 

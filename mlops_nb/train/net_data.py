@@ -71,7 +71,8 @@ class DeviceDataLoader:
         "The batches, in this order."
         import torch
         groups = [order[i:i + self.batches_per_chunk] for i in range(0, len(order), self.batches_per_chunk)]
-        for group, rows in zip(groups, self.prefetch([torch.cat(g) for g in groups])): yield from rows.split([len(at) for at in group])
+        for group, rows in zip(groups, self.prefetch([torch.cat(g) for g in groups])):
+            yield from rows.split([len(at) for at in group])
 
 # %% ../../nbs/train/06_net_data.ipynb #df94022a
 from fastcore.basics import patch

@@ -18,7 +18,8 @@ from msgspec import Struct, field
 
 from ..core.errors import UserError
 from ..config.params import NetParams
-from ..model.network import (NetworkSpec, build_network, deserialize_network, ensemble_predict, fit_network_spec, serialize_network,
+from ..model.network import (NetworkSpec, build_network, deserialize_network, ensemble_predict, fit_network_spec,
+                                    serialize_network,
                                     training_loss)
 from .dataset import FitResult, LossCurvePoint, TrainingPart, training_fingerprint
 from .device import DeviceConfig, deterministic_algorithms, pick_device, row_memory_budget, supports_bf16
@@ -36,7 +37,8 @@ def predict_net_rows(network, net, rows: NetRows, device=None, n_chunks: int | N
     import torch
     net.eval()
     with torch.no_grad():
-        parts = (p.to(device or rows.y.device) for p in rows.tensor_split(n_chunks or math.ceil(len(rows.y) / _CHUNK_ROWS)))
+        parts = (p.to(device or rows.y.device)
+                 for p in rows.tensor_split(n_chunks or math.ceil(len(rows.y) / _CHUNK_ROWS)))
         return torch.cat([ensemble_predict(network, net(p.numbers, p.categories)) for p in parts])
 
 # %% ../../nbs/train/09_net_trainer.ipynb #f04a42c5
@@ -56,7 +58,8 @@ def validation_loss(network, net, rows: NetRows, device=None, process_group: Pro
 # %% ../../nbs/train/09_net_trainer.ipynb #40936692
 class NetTrainer:
     "A net in training: weights, optimizer, random numbers and state."
-    def __init__(self, network: NetworkSpec, weights: dict | None, seed: int, device, process_group: ProcessGroup = ProcessGroup(),
+    def __init__(self, network: NetworkSpec, weights: dict | None, seed: int, device,
+                 process_group: ProcessGroup = ProcessGroup(),
                  shard: bool = False):
         import torch
         torch.manual_seed(seed)
@@ -68,8 +71,10 @@ class NetTrainer:
         p = network.params
         self.bf16 = p.bf16 and supports_bf16(device)
         if p.compile: self.forward = compile_net(self.forward)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay, fused=True)
-        if process_group.rank: torch.manual_seed(seed + (process_group.rank << 32)) # each process leaves out other units
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay,
+                                           fused=True)
+        # each process leaves out other units
+        if process_group.rank: torch.manual_seed(seed + (process_group.rank << 32))
         self.shuffle_generator = torch.Generator().manual_seed(seed) # draws the order of the rows
         self.shuffle_state = self.shuffle_generator.get_state() # the state this epoch's order is drawn from
         self.best_weights = self.copy_weights()
@@ -83,7 +88,8 @@ def compile_net(net): # Called like the net
     "The net, translated into machine code when it is first called; raises `UserError` if there is no compiler."
     import torch
     if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
-        raise UserError("train.net.compile in params.yaml needs a C++ compiler, and neither g++ nor clang++ is on this machine; "
+        raise UserError("train.net.compile in params.yaml needs a C++ compiler, and neither g++ nor clang++ is on this "
+                        "machine; "
                         "install one, or set it to false.")
     return torch.compile(net, dynamic=False)
 
@@ -109,7 +115,8 @@ def learning_rate_at(
     epoch: int, # finished
 ) -> float:
     "The learning rate of the next epoch."
-    return params.learning_rate * (0.5 * (1 + math.cos(math.pi * epoch / params.max_epochs)) if params.lr_schedule == "cosine" else 1)
+    return params.learning_rate * (0.5 * (1 + math.cos(math.pi * epoch / params.max_epochs))
+                                   if params.lr_schedule == "cosine" else 1)
 
 # %% ../../nbs/train/09_net_trainer.ipynb #06e6b040
 def train_epoch(
@@ -132,7 +139,8 @@ def train_epoch(
         state.batch += 1
         after_step()
     if training.device.type == "cuda":
-        with meter: torch.cuda.synchronize(training.device) # steps are only begun, not done, when the loop has gone through them
+        # steps are only begun, not done, when the loop has gone through them
+        with meter: torch.cuda.synchronize(training.device)
     training.shuffle_state, state.batch, state.epoch = training.shuffle_generator.get_state(), 0, state.epoch + 1
 
 # %% ../../nbs/train/09_net_trainer.ipynb #94ebe7ef
@@ -140,8 +148,10 @@ def evaluate_epoch(training: NetTrainer, loader: DeviceDataLoader, validation: N
     "After an epoch: note the losses, keep the best weights, and see whether it is time to stop."
     state, p = training.state, training.network.params
     loss = lambda rows: validation_loss(training.network, training.net, rows, training.device, training.process_group)
-    some, now = loader.rows.take(slice(0, len(validation.y))), loss(validation) # as many train rows as validation rows: the curve needs no more
-    if now < state.best_loss: state.best_loss, state.best_epoch, training.best_weights = now, state.epoch, training.copy_weights()
+    # as many train rows as validation rows: the curve needs no more
+    some, now = loader.rows.take(slice(0, len(validation.y))), loss(validation)
+    if now < state.best_loss:
+        state.best_loss, state.best_epoch, training.best_weights = now, state.epoch, training.copy_weights()
     state.loss_curve.append(LossCurvePoint(state.epoch, loss(some), now))
     state.finished = state.epoch >= p.max_epochs or state.epoch - state.best_epoch >= p.patience or not math.isfinite(now)
 
@@ -157,8 +167,10 @@ def load_to_device(
     batch = -(-network.params.batch_size // process_group.world_size)
     loader = DeviceDataLoader(rows, device, budget_bytes, batch, other_bytes=watched.nbytes)
     if not loader.fits_on_device and process_group.rank == 0:
-        print(f"train net: {(rows.nbytes + watched.nbytes) / 2**20:,.2f} MiB of rows do not fit into the {budget_bytes / 2**20:,.2f} MiB that "
-              f"they may take of {device}; they are sent in chunks of {loader.batches_per_chunk * batch:,}.", file=sys.stderr, flush=True)
+        print(f"train net: {(rows.nbytes + watched.nbytes) / 2**20:,.2f} MiB of rows do not fit into the "
+              f"{budget_bytes / 2**20:,.2f} MiB that "
+              f"they may take of {device}; they are sent in chunks of {loader.batches_per_chunk * batch:,}.",
+              file=sys.stderr, flush=True)
     return loader, watched.to(device) if loader.fits_on_device else watched
 
 # %% ../../nbs/train/09_net_trainer.ipynb #3fe06a20
@@ -174,11 +186,13 @@ def train_epochs(
         evaluate_epoch(training, loader, validation)
         saver.save()
         point = training.state.loss_curve[-1]
-        log_metrics(point.iteration, {"loss/train": point.train, "loss/valid": point.valid} | meter.read(len(loader.rows.y)))
+        log_metrics(point.iteration,
+                    {"loss/train": point.train, "loss/valid": point.valid} | meter.read(len(loader.rows.y)))
         on_iteration(point.iteration, point.valid)
 
 # %% ../../nbs/train/09_net_trainer.ipynb #e2fdf3cf
-_OUT_OF_MEMORY = ("the memory of {} is not enough for this net and one batch of rows; lower batch_size, ensemble_size or d_hidden in "
+_OUT_OF_MEMORY = ("the memory of {} is not enough for this net and one batch of rows; lower batch_size, ensemble_size "
+                  "or d_hidden in "
                   "section train.net of params.yaml, or set n_processes and shard in section [run] of settings.ini.")
 
 def halve_memory_budget(
@@ -195,12 +209,14 @@ def halve_memory_budget(
     one_batch = loader and not loader.fits_on_device and loader.batches_per_chunk == 1
     if training is None or budget_bytes < 1 or one_batch: raise UserError(_OUT_OF_MEMORY.format(device))
     budget_bytes = min(budget_bytes, loader.rows.nbytes if loader else math.inf) / 2
-    print(f"train net: {device} ran out of memory; it goes on from the last checkpoint with {budget_bytes / 2**20:,.2f} MiB for rows.",
+    print(f"train net: {device} ran out of memory; it goes on from the last checkpoint with "
+          f"{budget_bytes / 2**20:,.2f} MiB for rows.",
           file=sys.stderr, flush=True)
     return budget_bytes
 
 # %% ../../nbs/train/09_net_trainer.ipynb #c476e1d9
-ARCHITECTURE_PARAMS = "ensemble_size", "n_blocks", "d_hidden", "d_embedding", "n_bins" # params that a trained net can no longer change
+# params that a trained net can no longer change
+ARCHITECTURE_PARAMS = "ensemble_size", "n_blocks", "d_hidden", "d_embedding", "n_bins"
 
 def open_init_net(
     init_model: bytes, # What `serialize_network` gave
@@ -223,7 +239,8 @@ def check_classes(
     "Raise `UserError` for a class that the net was not asked to learn."
     wrong = y[~np.isin(y, np.arange(n_classes))]
     if len(wrong):
-        raise UserError(f"the {split} split holds the class {wrong[0]:g}, and the classes of the net are 0 to {n_classes - 1}; "
+        raise UserError(f"the {split} split holds the class {wrong[0]:g}, and the classes of the net are 0 to "
+                        f"{n_classes - 1}; "
                         "run the stage prepare again.")
 
 # %% ../../nbs/train/09_net_trainer.ipynb #e28f6eb3
@@ -247,7 +264,8 @@ def _open_network(train, validation, job):
         n_classes = job.n_classes if job.task == "multiclass" else 2
         for split, rows in (("train", train), ("valid", validation)): check_classes(rows.y, split, n_classes)
     if job.init_model: return open_init_net(job.init_model, job.params)
-    return fit_network_spec(train.X, train.y, job.task, job.params, n_classes=job.n_classes, cat_cardinalities=job.cat_cardinalities), None
+    return fit_network_spec(train.X, train.y, job.task, job.params, n_classes=job.n_classes,
+                            cat_cardinalities=job.cat_cardinalities), None
 
 class _NetFit:
     "A training, attempted until its rows fit into the memory there is."
@@ -307,6 +325,8 @@ def fit_net(
     fit = _NetFit(train, validation, job, on_iteration, log_metrics)
     on_start(fit.find_checkpoint())
     gpus = [fit.device] if fit.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), deterministic_algorithms(fit.device, job.device.deterministic): training = fit.run()
+    with torch.random.fork_rng(devices=gpus), deterministic_algorithms(fit.device, job.device.deterministic):
+        training = fit.run()
     state, weights = training.state, {k: full_tensor(v) for k, v in training.best_weights.items()}
-    return FitResult(serialize_network(fit.network, weights), state.epoch, state.best_epoch, state.best_loss, state.loss_curve)
+    return FitResult(serialize_network(fit.network, weights), state.epoch, state.best_epoch, state.best_loss,
+                     state.loss_curve)

@@ -24,12 +24,14 @@ def progress_reporter(
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(description, total=total)
-            yield lambda i, valid: bar.update(task, completed=i, description=f"{description}: {i} {unit}, valid loss {valid:.5g}")
+            yield lambda i, valid: bar.update(task, completed=i,
+                                              description=f"{description}: {i} {unit}, valid loss {valid:.5g}")
     else:
         last = time.monotonic()
         def step(i, valid):
             nonlocal last
             if time.monotonic() - last >= interval_seconds:
                 last = time.monotonic()
-                print(f"{description}: {i} of at most {total} {unit}, valid loss {valid:.5g}", file=sys.stderr, flush=True)
+                print(f"{description}: {i} of at most {total} {unit}, valid loss {valid:.5g}", file=sys.stderr,
+                      flush=True)
         yield step

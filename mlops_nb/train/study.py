@@ -85,8 +85,11 @@ def open_study(storage,
     pruner = optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=3, n_min_trials=3)
     names = optuna.get_all_study_names(storage)
     if study_name in names: return optuna.load_study(study_name=study_name, storage=storage, pruner=pruner)
-    if join: raise UserError(f"the journal holds no study of {study_name}, but {len(names)} of other data, params or search spaces; "
-                             "bring params.yaml and artifacts/prepared to the state of the machine that began it, or leave --join out.")
+    if join:
+        raise UserError(f"the journal holds no study of {study_name}, but {len(names)} of other data, params or search "
+                        f"spaces; "
+                             "bring params.yaml and artifacts/prepared to the state of the machine that began it, or "
+                             "leave --join out.")
     study = optuna.create_study(storage=storage, study_name=study_name, direction='minimize', pruner=pruner)
     study.enqueue_trial({}, user_attrs=dict(default_params=True))
     if last := _previous_best(storage, study_name, search_space): study.enqueue_trial(last)
@@ -128,5 +131,6 @@ def fail_stale_trials(study) -> int: # How many
     for t in dead:
         study.tell(t.number, state=TrialState.FAIL, skip_if_finished=True)
         if 'fixed_params' in t.system_attrs: # put in front
-            study.enqueue_trial(t.system_attrs['fixed_params'], user_attrs={k: v for k, v in t.user_attrs.items() if k == 'default_params'})
+            study.enqueue_trial(t.system_attrs['fixed_params'],
+                                user_attrs={k: v for k, v in t.user_attrs.items() if k == 'default_params'})
     return len(dead)

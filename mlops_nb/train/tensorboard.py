@@ -35,7 +35,8 @@ class ThroughputMeter:
         if steps: found["step_time_share"] = steps / took
         if self.cuda is None: return found | dict(memory_mib=psutil.Process().memory_info().rss / 2**20)
         import torch
-        with suppress(Exception): found["gpu_utilization"] = torch.cuda.utilization(self.cuda) / 100 # a driver may answer with any error
+        # a driver may answer with any error
+        with suppress(Exception): found["gpu_utilization"] = torch.cuda.utilization(self.cuda) / 100
         return found | dict(memory_mib=torch.cuda.max_memory_allocated(self.cuda) / 2**20)
 
 # %% ../../nbs/train/02_tensorboard.ipynb #4855591d

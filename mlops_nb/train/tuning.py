@@ -27,7 +27,8 @@ from .device import DeviceConfig
 from .learners import FitOptions, TrainingParts, find_learner, fit_learner, resolve_init_model
 from .net_trainer import ARCHITECTURE_PARAMS
 from .progress import progress_reporter
-from .study import (counted_trials, fail_stale_trials, is_budget_spent, is_categorical, open_storage, open_study,
+from .study import (counted_trials, fail_stale_trials, is_budget_spent, is_categorical, open_storage,
+                                  open_study,
                                   worker_identity)
 
 # %% ../../nbs/train/13_tuning.ipynb #7a2fb475
@@ -48,7 +49,8 @@ def suggest_params(
     "The values that a trial tries."
     def one(name, r):
         if is_categorical(r): return trial.suggest_categorical(name, r)
-        return (trial.suggest_int if isinstance(getattr(section, name), int) else trial.suggest_float)(name, *r[:2], log=len(r) > 2)
+        return (trial.suggest_int if isinstance(getattr(section, name), int) else trial.suggest_float)(name, *r[:2],
+                                                                                                       log=len(r) > 2)
     return {name: one(name, r) for name, r in search_space.items()}
 
 # %% ../../nbs/train/13_tuning.ipynb #b1695a9a
@@ -75,7 +77,8 @@ def open_search_context(
     learner: str,
 ) -> SearchContext:
     "Read what is searched, and on which rows."
-    device = DeviceConfig.from_settings(project.settings.run)._replace(n_processes=1, shard=False) # trials run at once instead
+    # trials run at once instead
+    device = DeviceConfig.from_settings(project.settings.run)._replace(n_processes=1, shard=False)
     initial = resolve_init_model(project, learner)
     parts, params = tuple(read_training_parts(project, initial.encoder)), project.params.train
     fixed = ARCHITECTURE_PARAMS if learner == 'net' and initial.model else ()
@@ -87,7 +90,8 @@ def open_search_context(
     return SearchContext(learner, project, initial.encoder, parts, initial.model, space, name, device)
 
 # %% ../../nbs/train/13_tuning.ipynb #f17eafb1
-_REPORT_STEP = dict(gbdt=lambda p, i: int(0.6 * i * p.gbdt.learning_rate), net=lambda p, i: i) # where trials are compared
+# where trials are compared
+_REPORT_STEP = dict(gbdt=lambda p, i: int(0.6 * i * p.gbdt.learning_rate), net=lambda p, i: i)
 
 class _Orphaned(BaseException): pass
 
@@ -116,10 +120,13 @@ def run_trial(
     tell = lambda **how: study.tell(trial, skip_if_finished=True, **how)
     train, space = search.project.params.train, search.search_space
     try:
-        tried = {} if 'default_params' in trial.user_attrs else suggest_params(trial, space, getattr(train, search.learner))
+        tried = {} if 'default_params' in trial.user_attrs else suggest_params(trial, space,
+                                                                               getattr(train, search.learner))
         params = replace_params(train, search.learner, tried)
-        options = FitOptions(n_threads, search.device, on_iteration=_pruning_callback(study, trial, search, params, parent_pid))
-        fitted = fit_learner(search.learner, search.parts, search.project.schema, search.encoder, params, search.init_model, options)
+        options = FitOptions(n_threads, search.device,
+                             on_iteration=_pruning_callback(study, trial, search, params, parent_pid))
+        fitted = fit_learner(search.learner, search.parts, search.project.schema, search.encoder, params,
+                             search.init_model, options)
     except TrialPruned: tell(state=TrialState.PRUNED)
     except BaseException:
         tell(state=TrialState.FAIL)
@@ -143,14 +150,16 @@ def run_trials(
         study.sampler = samplers.TPESampler(seed=int(random[0]))
         trial = study.ask()
         trial.set_user_attr('worker', worker_identity())
-        if sum(t.number <= trial.number for t in counted_trials(study)) > tune.n_trials: # another took the last one at the same moment
+        # another took the last one at the same moment
+        if sum(t.number <= trial.number for t in counted_trials(study)) > tune.n_trials:
             study.tell(trial, state=TrialState.FAIL)
             return
         run_trial(study, trial, search, n_threads, parent_pid)
         on_trial(len(counted_trials(study)), _best_value(study))
 
 def _best_value(study):
-    return min((t.value for t in counted_trials(study) if t.value is not None and t.state.name == 'COMPLETE'), default=math.inf)
+    return min((t.value for t in counted_trials(study) if t.value is not None and t.state.name == 'COMPLETE'),
+               default=math.inf)
 
 # %% ../../nbs/train/13_tuning.ipynb #7f3eec0a
 def _worker_main(root, learner, storage, worker, n_threads, parent_pid):
@@ -209,7 +218,8 @@ class TuningResult(Struct):
     param_importances: dict[str, float] # parameter -> share, the largest first; empty if there are too few trials
 
 # %% ../../nbs/train/13_tuning.ipynb #59c7ee46
-TRIALS_SCHEMA = dict(learner=pl.String, trial=pl.Int64, complete=pl.Boolean, loss=pl.Float64, parameter=pl.String, value=pl.Float64)
+TRIALS_SCHEMA = dict(learner=pl.String, trial=pl.Int64, complete=pl.Boolean, loss=pl.Float64, parameter=pl.String,
+                     value=pl.Float64)
 
 def _importances(study, done, space):
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -243,10 +253,12 @@ def run_tune(
     "The stage `tune`: a study for each learner; writes `artifacts/tuning/`."
     project = Project.open(root)
     root, params = project.root, project.params
-    found = [summarise_study(*run_study(root, learner)) for learner in params.train.learners] if params.tune.n_trials else []
+    found = [summarise_study(*run_study(root, learner))
+             for learner in params.train.learners] if params.tune.n_trials else []
     with atomic_dir(root / 'artifacts' / 'tuning') as out:
         write_json(out / 'tuning.json', dict(zip(params.train.learners, (t for t, _ in found))))
-        pl.concat([pl.DataFrame(schema=TRIALS_SCHEMA), *(rows for _, rows in found)]).write_parquet(out / 'trials.parquet')
+        pl.concat([pl.DataFrame(schema=TRIALS_SCHEMA),
+                   *(rows for _, rows in found)]).write_parquet(out / 'trials.parquet')
     return dict(trials=sum(t.complete + t.pruned for t, _ in found))
 
 # %% ../../nbs/train/13_tuning.ipynb #4ed60044

@@ -1,4 +1,4 @@
-"Scoring of files: each row once, in bounded memory, to the same bytes however often it is killed; and tables of scores."
+"Scoring of files: each row once, in bounded memory, the same bytes however often it is killed; lookup tables."
 import os
 import signal
 import subprocess
@@ -15,8 +15,8 @@ from support.memory import peak_mib
 from mlops_nb.batch.batch_scoring import quarantine_path, score_files, score_lookup_table
 from mlops_nb.config.schema import Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.core.manifest import write_manifest
+from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.model.predictor import Predictor
 
 
@@ -43,22 +43,25 @@ def test_a_file_gives_what_the_frame_gives(predictor, tmp_path):
     frame.write_parquet(tmp_path / "in.parquet", row_group_size=100)
     for size in (64, 100, 5000):
         done = score_files(predictor, tmp_path / "in.parquet", tmp_path / f"{size}.parquet", size)
-        assert pl.read_parquet(tmp_path / f"{size}.parquet").equals(predictor.score_frame(frame)) and (done.n_rows, done.n_quarantined) == (1003, 0)
+        assert pl.read_parquet(tmp_path / f"{size}.parquet").equals(predictor.score_frame(frame))
+        assert (done.n_rows, done.n_quarantined) == (1003, 0)
     assert not left(tmp_path) and not quarantine_path(tmp_path / "64.parquet").exists()
 
 
 def test_threads_do_not_change_a_byte(made, tmp_path):
     modelling.rows(3000, seed=10).write_parquet(tmp_path / "in.parquet", row_group_size=500)
-    for threads in (1, 3): score_files(Predictor.open(made, threads), tmp_path / "in.parquet", tmp_path / str(threads), 256)
+    for threads in (1, 3):
+        score_files(Predictor.open(made, threads), tmp_path / "in.parquet", tmp_path / str(threads), 256)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "3").read_bytes()
 
 
 def test_files_without_rows(predictor, tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("a", "b"): modelling.rows(5, task=predictor.schema.task).clear().write_parquet(tmp_path / f"in/{name}.parquet")
-    assert score_files(predictor, tmp_path / "in/a.parquet", tmp_path / "out.parquet").rows == 0
+    empty = modelling.rows(5, task=predictor.schema.task).clear()
+    for name in ("a", "b"): empty.write_parquet(tmp_path / f"in/{name}.parquet")
+    assert score_files(predictor, tmp_path / "in/a.parquet", tmp_path / "out.parquet").n_rows == 0
     assert pl.read_parquet(tmp_path / "out.parquet").schema == predictor.output_schema()
-    assert score_files(predictor, tmp_path / "in", tmp_path / "out").rows == 0
+    assert score_files(predictor, tmp_path / "in", tmp_path / "out").n_rows == 0
 
 
 def test_a_folder_gives_a_folder(binary, tmp_path):
@@ -68,11 +71,12 @@ def test_a_folder_gives_a_folder(binary, tmp_path):
         frame.write_parquet(tmp_path / "in" / name)
     (tmp_path / "in/.hidden").mkdir()
     (tmp_path / "in/.hidden/x.parquet").write_bytes(b"none")
-    assert score_files(binary, tmp_path / "in", tmp_path / "out", 20).rows == 101
-    for name, frame in frames.items(): assert pl.read_parquet(tmp_path / "out" / name, glob=False).equals(binary.score_frame(frame))
+    assert score_files(binary, tmp_path / "in", tmp_path / "out", 20).n_rows == 101
+    for name, frame in frames.items():
+        assert pl.read_parquet(tmp_path / "out" / name, glob=False).equals(binary.score_frame(frame))
     assert len([p for p in (tmp_path / "out").rglob("*") if p.is_file()]) == 2
     modelling.rows(7).write_parquet(tmp_path / "in/a/new.parquet")
-    assert score_files(binary, tmp_path / "in", tmp_path / "out", 20).rows == 108  # the older result is replaced as a whole
+    assert score_files(binary, tmp_path / "in", tmp_path / "out", 20).n_rows == 108  # the older is replaced as a whole
     (tmp_path / "out/notes.txt").write_text("mine")
     (tmp_path / "in/a/new.parquet").unlink()
     with pytest.raises(UserError, match="holds notes.txt"): score_files(binary, tmp_path / "in", tmp_path / "out")
@@ -80,11 +84,13 @@ def test_a_folder_gives_a_folder(binary, tmp_path):
 
 
 def test_rows_that_break_the_contract_are_refused_with_their_reasons(binary, tmp_path):
-    frame = modelling.rows(300, seed=3).with_columns(count=pl.when(pl.int_range(300) % 100 == 7).then(1000).otherwise("count"))
+    wrong = pl.when(pl.int_range(300) % 100 == 7).then(1000).otherwise("count")
+    frame = modelling.rows(300, seed=3).with_columns(count=wrong)
     said = pl.when(pl.int_range(300) == 207).then(pl.lit("perhaps")).otherwise(pl.col("known").cast(pl.String))
     frame = frame.with_columns(known=said)
     frame.write_parquet(tmp_path / "in.parquet")
-    done, out = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64), pl.read_parquet(tmp_path / "out.parquet")
+    done = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    out = pl.read_parquet(tmp_path / "out.parquet")
     bad = pl.Series([i % 100 == 7 for i in range(300)])
     assert (done.n_rows, done.n_quarantined) == (300, 3)
     assert out["score"].is_null().to_list() == out["decision"].is_null().to_list() == bad.to_list()
@@ -93,7 +99,8 @@ def test_rows_that_break_the_contract_are_refused_with_their_reasons(binary, tmp
     assert refused["_row"].to_list() == [7, 107, 207] and set(refused["_source"]) == {"in.parquet"}
     assert refused["count"].to_list() == ["1000"] * 3
     assert refused["_reasons"].to_list()[2] == ["count: 1000 is above 50.0", "known: perhaps is not true or false"]
-    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64).n_quarantined == 3  # found, not scored
+    again = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    assert again.n_quarantined == 3  # found, not scored
     modelling.rows(300).write_parquet(tmp_path / "in.parquet")
     assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet").n_quarantined == 0
     assert not quarantine_path(tmp_path / "out.parquet").exists()
@@ -122,7 +129,8 @@ def test_the_other_policies_of_the_contract(made, binary, tmp_path):
         score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64)
     assert not (tmp_path / "s.parquet").exists()
     without.write_parquet(tmp_path / "in.parquet")
-    assert score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64).n_resumed_chunks == 0  # another file: no part of the first is taken
+    done = score_files(stop, tmp_path / "in.parquet", tmp_path / "s.parquet", 64)
+    assert done.n_resumed_chunks == 0  # another file: no chunk of the first is taken
     assert not left(tmp_path)
 
 
@@ -134,17 +142,19 @@ def test_the_rules_of_the_policy_hold_in_files(made, tmp_path):
     write_json(tmp_path / "ruled/policy.json", policy | {"rules": rules, "reject_region": [.3, .5]})
     write_manifest(tmp_path / "ruled")
     ruled, plain = Predictor.open(tmp_path / "ruled"), Predictor.open(made).predict(modelling.rows(400, seed=2))
-    frame = modelling.rows(400, seed=2).with_columns(note=pl.when(pl.int_range(400) % 9 == 0).then(pl.lit("vip")).otherwise("note"))
+    note = pl.when(pl.int_range(400) % 9 == 0).then(pl.lit("vip")).otherwise("note")
+    frame = modelling.rows(400, seed=2).with_columns(note=note)
     frame.write_parquet(tmp_path / "in.parquet")
     score_files(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
     out = pl.read_parquet(tmp_path / "out.parquet")
     assert out.equals(ruled.score_frame(frame)) and out.columns == ["score", "decision", "needs_review"]
     assert out["score"].to_list() == [min(p, .25) if k else p for p, k in zip(plain, frame["known"], strict=True)]
     assert set(out.filter(frame["note"] == "vip")["decision"]) == {"no"}
-    assert out.filter("needs_review")["decision"].is_null().all() and out.filter("needs_review")["score"].is_between(.3, .5).all()
-    assert out["needs_review"].sum() > 0
+    reviewed = out.filter("needs_review")
+    assert reviewed.height > 0 and reviewed["decision"].is_null().all() and reviewed["score"].is_between(.3, .5).all()
     frame.drop("note").write_parquet(tmp_path / "in.parquet")
-    with pytest.raises(UserError, match="'note' .text. is missing"): score_files(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    with pytest.raises(UserError, match="'note' .text. is missing"):
+        score_files(ruled, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
 
 
 def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path):
@@ -177,7 +187,8 @@ def test_a_file_that_changes_meanwhile_is_noticed(binary, tmp_path):
         os.utime(tmp_path / "in.parquet", ns=(1, 1))
         return ask(frame)
     binary.score_frame = score_slowly
-    with pytest.raises(UserError, match="changed while it was scored"): score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    with pytest.raises(UserError, match="changed while it was scored"):
+        score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -197,8 +208,10 @@ def test_finished_parts_are_not_scored_again(binary, tmp_path):
         assert len(asked) == n and len(list(tmp_path.glob(".out.parquet.parts/*/scores-*"))) == finished
     asked.clear()
     binary.score_frame = fails_at(0)
-    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).n_resumed_chunks == 5 and len(asked) == 5 and not left(tmp_path)
-    assert score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 1000 and len(asked) == 5
+    done = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100)
+    assert done.n_resumed_chunks == 5 and len(asked) == 5 and not left(tmp_path)
+    again = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 100)
+    assert again.n_rows == 1000 and len(asked) == 5
 
 
 # --- killed
@@ -206,35 +219,35 @@ def test_finished_parts_are_not_scored_again(binary, tmp_path):
 SCORE = """
 import sys
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.batch.batch_scoring import score
+from mlops_nb.batch.batch_scoring import score_files
+predictor = Predictor.open(sys.argv[1], 2)
 print('ready', flush=True)
-score(Predictor.open(sys.argv[1], 2), sys.argv[2], sys.argv[3], int(sys.argv[4]))
+score_files(predictor, sys.argv[2], sys.argv[3], int(sys.argv[4]))
 """
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bytes(made, binary, tmp_path):
     (tmp_path / "in").mkdir()
-    bad = modelling.rows(20_000, seed=1).with_columns(count=pl.when(pl.int_range(20_000) % 1000 == 1).then(-1).otherwise("count"))
+    wrong = pl.when(pl.int_range(20_000) % 1000 == 1).then(-1).otherwise("count")
+    bad = modelling.rows(20_000, seed=1).with_columns(count=wrong)
     for name in ("a", "b"): bad.write_parquet(tmp_path / f"in/{name}.parquet", row_group_size=3000)
     score_files(binary, tmp_path / "in", tmp_path / "whole", 500)
-    command, kills, seen = [sys.executable, "-c", SCORE, made, tmp_path / "in", tmp_path / "out", "500"], 0, 0
-    for k in range(40):
-        run = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-        run.stdout.readline()
+    def chunks(): return len(list(tmp_path.glob(".out.parts/*/scores-*")))
+    command, codes = [sys.executable, "-c", SCORE, made, tmp_path / "in", tmp_path / "out", "500"], []
+    for enough in (18, 36, 54, 72, 80):  # of 80 chunks; after the last one the results are joined
         deadline = time.monotonic() + 60
-        while run.poll() is None and time.monotonic() < deadline:  # a few parts more than the last time, then a random moment after
-            if len(list(tmp_path.glob(".out.parts/*/scores-*"))) >= min(seen + 18, 80): break
-            time.sleep(.002)
-        time.sleep([0, .003, .011][k % 3])
-        run.send_signal(signal.SIGKILL)
-        code = run.wait(30)
-        run.stdout.close()
-        if code == 0: break
-        kills, seen = kills + 1, len(list(tmp_path.glob(".out.parts/*/scores-*")))
-        assert not (tmp_path / "out").exists() or seen == 0
-        if (tmp_path / "out").exists(): break
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as run:
+            try:
+                assert run.stdout.readline() == "ready\n"
+                while run.poll() is None and chunks() < enough:
+                    assert time.monotonic() < deadline
+                    time.sleep(.002)
+                time.sleep([0, .003, .011][len(codes) % 3])  # and a moment after
+            finally: run.send_signal(signal.SIGKILL)
+        codes.append(run.returncode)
+        assert codes[-1] in (0, -signal.SIGKILL) and (chunks() == 0 or not (tmp_path / "out").exists())
+    assert codes.count(-signal.SIGKILL) >= 4
     score_files(binary, tmp_path / "in", tmp_path / "out", 500)
-    assert kills >= 4
     for name in ("out/a.parquet", "out/b.parquet", "out.quarantined.parquet"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("out", "whole")).read_bytes()
     assert pl.read_parquet(tmp_path / "out.quarantined.parquet").height == 40 and not left(tmp_path)
@@ -247,18 +260,20 @@ def test_two_at_once_do_not_mix(binary, tmp_path):
         if not said:
             other = Predictor.__new__(Predictor)
             other.__dict__ = binary.__dict__ | {"score": ask}
-            with pytest.raises(UserError, match="written by another process") as e: score_files(other, source, target, 100)
+            with pytest.raises(UserError, match="written by another process") as e:
+                score_files(other, source, target, 100)
             said.append(str(e.value))
         return ask(frame)
     binary.score_frame = meanwhile
-    assert score_files(binary, source, target, 100).rows == 1000 and said
+    assert score_files(binary, source, target, 100).n_rows == 1000 and said
 
 
 def test_memory_does_not_grow_with_the_file(made, tmp_path):
     part, peaks = modelling.rows(50_000).drop("note").with_columns(pl.col("x").fill_null(0.0)), []
     for times in (8, 32):
         pl.concat([part.lazy()] * times).sink_parquet(tmp_path / "in.parquet", row_group_size=50_000)
-        peaks.append(peak_mib(sys.executable, "-c", SCORE, made, tmp_path / "in.parquet", tmp_path / f"{times}.parquet", 32768))
+        paths = tmp_path / "in.parquet", tmp_path / f"{times}.parquet"
+        peaks.append(peak_mib(sys.executable, "-c", SCORE, made, *paths, 32768))
     assert peaks[1] < peaks[0] + 150, f"{peaks} MiB for 0.4 and 1.6 million rows"
 
 
@@ -271,7 +286,8 @@ def test_a_table_has_the_newest_score_of_each_entity(made, binary, tmp_path):
     frame = frame.with_columns(count=pl.when(pl.int_range(400) == 399).then(-1).otherwise("count"),
                                when=pl.when(pl.int_range(400) == 399).then(pl.datetime(2027, 1, 1)).otherwise("when"))
     frame.unique(["id", "when"], keep="first", maintain_order=True).write_parquet(tmp_path / "in.parquet")
-    assert score_lookup_table(timed, tmp_path / "in.parquet", tmp_path / "t.parquet", 64) == 149  # the newest row of c99 was refused
+    n = score_lookup_table(timed, tmp_path / "in.parquet", tmp_path / "t.parquet", 64)
+    assert n == 149  # the newest row of c99 was quarantined
     table = pl.read_parquet(tmp_path / "t.parquet")
     ordered = pl.read_parquet(tmp_path / "in.parquet").sort("when", nulls_last=False, maintain_order=True)
     newest = ordered.unique("id", keep="last", maintain_order=True).filter(pl.col("id") != "c99")
@@ -290,18 +306,22 @@ def test_what_a_table_cannot_decide_a_person_must(binary, tmp_path):
     pl.concat([frame, frame]).write_parquet(tmp_path / "in.parquet")  # the same row twice is one
     assert score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet") == 100
     frame.drop("id").write_parquet(tmp_path / "in.parquet")
-    with pytest.raises(UserError, match=r"'id' \(text\) is missing"): score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"'id' \(text\) is missing"):
+        score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
     binary.schema = msgspec.structs.replace(binary.schema, entity=None)
-    with pytest.raises(UserError, match="names no entity"): score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="names no entity"):
+        score_lookup_table(binary, tmp_path / "in.parquet", tmp_path / "t.parquet")
 
 
 def test_the_command(made, tmp_path):
     root = serving.project(tmp_path, made=made)
     modelling.rows(50, seed=8).write_parquet(root / "in.parquet")
-    def nb(*args): return subprocess.run([sys.executable, "-c", "from mlops_nb.cli import main; main()", "score", *args], cwd=root,
-                                         capture_output=True, text=True, timeout=60)
+    def nb(*args):
+        command = [sys.executable, "-c", "from mlops_nb.cli import main; main()", "score", *args]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     bundle_id = Predictor.open(made).id
-    assert f"tables/{bundle_id}.parquet: 50 entities scored" in nb("in.parquet", "--table").stdout
+    assert f"tables/{bundle_id}.parquet: 50 entities scored" in nb("in.parquet", "--lookup-table").stdout
     assert pl.read_parquet(root / f"tables/{bundle_id}.parquet").height == 50
     assert "out.parquet: 50 rows scored by" in nb("in.parquet", "out.parquet").stdout
-    for args in (["in.parquet"], ["in.parquet", "out.parquet", "--table"]): assert "a target, or --table" in nb(*args).stderr
+    for args in (["in.parquet"], ["in.parquet", "out.parquet", "--lookup-table"]):
+        assert "a target, or --lookup-table" in nb(*args).stderr

@@ -1,6 +1,8 @@
 "Rows from a stream: each is answered once, whoever is killed meanwhile."
 import asyncio
 import collections
+import errno
+import itertools
 import json
 import os
 import random
@@ -12,114 +14,29 @@ import time
 import msgspec
 import pytest
 from support import server as serving
-from support.services import NatsService, RedisService, free_port
+from support.prediction_logs import answer
+from support.services import free_port
+from support.stream_group import once, run_until
 
-from mlops_nb.batch.stream_scoring import StreamWorker, create_broker, result_subject
+from mlops_nb.batch import stream_scoring
+from mlops_nb.batch.stream_scoring import StreamWorker, create_broker
 from mlops_nb.bundle.store import store_bundle
-from mlops_nb.config.settings import StreamSettings, read_settings
+from mlops_nb.config.settings import LogSettings, StreamSettings, read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.prediction_log import writer
 from mlops_nb.prediction_log.audit import audit_log
+from mlops_nb.prediction_log.leases import lease_is_held
 from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.prediction_log.writer import LogWriteError
 from mlops_nb.release.release_plan import plan_path, promote_bundle
-
-SERVICES = {"redis": RedisService, "nats": NatsService}
-
-# A process of the group with an answerer that says what the model would: it doubles numbers, and some rows are bad for it.
-CONSUMER = """
-import asyncio, logging, os, signal, sys
-import msgspec
-from mlops_nb.core.errors import UserError
-from mlops_nb.release.release_plan import plan_path, release
-from mlops_nb.model.predictor import Predictor
-from mlops_nb.prediction_log.audit import audit_log
-from mlops_nb.prediction_log.reader import read_log
-from mlops_nb.prediction_log.writer import LogWriteError
-from mlops_nb.batch.stream_scoring import StreamWorker, create_broker, _run_until_signal
-from mlops_nb.config.settings import StreamSettings
-logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-async def answer(id, body):
-    row = msgspec.json.decode(body)
-    if row == 'kill': os.kill(os.getpid(), signal.SIGKILL)
-    if row == 'fail': raise RuntimeError('no way')
-    if row == 'refuse': raise UserError('row 1 breaks the contract')
-    await asyncio.sleep(float(sys.argv[2]))
-    return msgspec.json.encode(dict(id=id, twice=2 * row, by=os.getpid()))
-settings = msgspec.json.decode(sys.argv[1], type=StreamSettings)
-worker = StreamWorker(create_broker(settings), answer, settings)
-print('ready', flush=True)
-print(asyncio.run(_run_until_signal(worker)), flush=True)
-"""
-
-
-class Group:
-    "Consumers of one group, and the streams of one test."
-    def __init__(self, service, **settings):
-        names = {n: f"{n}{random.randrange(10**9)}" for n in ("source", "target", "dead_letter", "group")}
-        self.service, self.names, self.running = service, names, []
-        self.settings = StreamSettings(url=service.url, **{"ack_timeout_seconds": 1, "batch_size": 20, **settings}, **names)
-
-    def begin(self, pause=.001):
-        process = subprocess.Popen([sys.executable, "-c", CONSUMER, msgspec.json.encode(self.settings).decode(), str(pause)],
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.running.append(process)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
-        return process
-
-    def put(self, rows): self.service.put(self.names, [(id, json.dumps(row)) for id, row in rows])
-
-    @property
-    def results(self): return list(map(json.loads, self.service.results(self.names)))
-
-    @property
-    def refused(self): return dict(self.service.refused(self.names))
-
-    def wait(self, true, seconds=60, meanwhile=lambda: None):
-        end = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < end, (len(self.results), self.refused)
-            meanwhile()
-            time.sleep(.1)
-
-    def keep_alive(self):
-        "Start another where one has ended."
-        for p in [p for p in self.running if p.poll() is not None]:
-            self.running.remove(p)
-            p.communicate()
-            self.begin()
-
-    def end(self):
-        for p in self.running:
-            p.kill()
-            p.communicate()
-
-
-@pytest.fixture(scope="module", params=list(SERVICES))
-def service(request):
-    with SERVICES[request.param]() as s: yield s
-
-
-@pytest.fixture
-def group(service):
-    made = []
-    def make(**settings):
-        made.append(Group(service, **settings))
-        return made[-1]
-    yield make
-    for g in made: g.end()
-
-
-def once(group, rows):
-    "Every id has one result, and it is that of its row."
-    found = group.results
-    assert {r["id"]: r["twice"] for r in found} == {id: 2 * row for id, row in rows} and len(found) == len(dict(rows))
+from mlops_nb.serve.metrics import read_row_counts
 
 
 def test_two_share_the_work_and_end_when_told_to(group):
     g = group()
     rows = [(f"r{i}", i) for i in range(1000)]
-    a, b = g.begin(pause=.05), g.begin(pause=.05)  # so slow that the one has not done it all before the other is connected
+    a, b = g.begin(pause=.05), g.begin(pause=.05)  # so slow that the one is not done before the other is connected
     g.put(rows)
     g.wait(lambda: g.service.left(g.names) == 0)
     once(g, rows)
@@ -159,7 +76,8 @@ def test_poison_ends_aside_with_its_reason_and_takes_nobody_with_it(group):
     g.begin()
     g.wait(lambda: g.service.left(g.names) == 0, meanwhile=g.keep_alive)
     once(g, rows)
-    assert g.refused == {"killer": "The process ended each of the 2 times it was tried alone.", "wrong": "row 1 breaks the contract",
+    assert g.refused == {"killer": "The process ended each of the 2 times it was tried alone.",
+                         "wrong": "row 1 breaks the contract",
                          "failing": "It failed 2 times alone; the last time with RuntimeError: no way"}
     g.put([("wrong", 7)])  # mended, under the same id
     g.wait(lambda: len(g.results) == 101)
@@ -187,9 +105,7 @@ def test_without_an_id_each_message_is_one(group):
 def test_a_full_target_holds_the_source_back(group):
     g = group(max_backlog=50, batch_size=10)
     g.put([(f"r{i}", i) for i in range(200)])
-    g.begin(), g.begin()
-    g.wait(lambda: len(g.results) >= 50)
-    time.sleep(1.2)
+    for p in (g.begin(), g.begin()): assert "the target holds 50 answers or more" in p.stderr.readline()
     assert 50 <= len(g.results) <= 60 + 10 and g.service.left(g.names) >= 130
     seen = set()
     while len(seen) < 200:
@@ -205,31 +121,21 @@ def test_the_broker_is_killed_and_comes_back(group):
     p = g.begin(pause=.1)
     g.wait(lambda: g.results)
     g.service.kill()
-    time.sleep(.5)
+    assert "trying again in 0.1 s" in p.stderr.readline()
     g.service.start()
     g.put(rows[200:])
     g.wait(lambda: g.service.left(g.names) == 0)
     once(g, rows)
     p.send_signal(signal.SIGTERM)
     _, err = p.communicate(timeout=20)
-    assert p.returncode == 0 and "trying again in 0.1 s" in err and "going on" in err
+    assert p.returncode == 0 and "going on" in err
 
 
-def run_until(g, answer, done):
-    "One worker in this process, until something is true of the group."
-    async def go():
-        worker, stop = StreamWorker(create_broker(g.settings), answer, g.settings), asyncio.Event()
-        running = asyncio.create_task(worker.run(stop))
-        await asyncio.to_thread(g.wait, done, 30)
-        stop.set()
-        return await running
-    return asyncio.run(go())
-
-
-def test_a_log_that_cannot_be_written_refuses_nobody(group):
+def test_a_log_that_cannot_be_written_refuses_nobody(group, monkeypatch):
+    monkeypatch.setattr(stream_scoring, "_MAX_RETRY_SECONDS", .1)
     g, rows, failures = group(max_deliveries=1, batch_size=5), [(f"r{i}", i) for i in range(12)], iter(range(5))
     async def answer(id, body):
-        if id in ("r3", "r7") and next(failures, None) is not None: raise LogWriteError("The prediction log cannot be written")
+        if id in ("r3", "r7") and next(failures, None) is not None: raise LogWriteError("The log cannot be written")
         return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
     g.put(rows)
     assert run_until(g, answer, lambda: len(g.results) == 12).dead_lettered == 0
@@ -237,24 +143,7 @@ def test_a_log_that_cannot_be_written_refuses_nobody(group):
     assert next(failures, None) is None and not g.refused
 
 
-def test_a_target_that_cannot_be_written_refuses_nobody(group):
-    g, rows = group(max_deliveries=1), [("a", 1), ("b", 2)]
-    if g.service.scheme != "redis": pytest.skip("NATS has streams only")
-    g.put(rows)
-    async def answer(id, body): return msgspec.json.encode(dict(id=id, twice=2 * int(body)))
-    with g.service.client() as c:
-        c.xadd(g.names["target"], {"last": 1}, id=f"{2**64 - 1}-{2**64 - 1}")  # no id is larger, so nothing can be added
-        mend = iter([lambda: c.delete(g.names["target"])])
-        start = time.monotonic()
-        def mended():
-            if time.monotonic() - start > 4: next(mend, lambda: None)()
-            return time.monotonic() - start > 4 and g.service.left(g.names) == 0
-        assert run_until(g, answer, mended).dead_lettered == 0
-    once(g, rows)
-    assert not g.refused
-
-
-@pytest.mark.parametrize("kind", list(SERVICES))
+@pytest.mark.parametrize("kind", ["redis", "nats"])
 def test_an_address_without_a_server_is_a_sentence_without_the_password(kind):
     url = f"{kind}://someone:secret@127.0.0.1:{free_port()}"
     settings = StreamSettings(url=url)
@@ -263,24 +152,39 @@ def test_an_address_without_a_server_is_a_sentence_without_the_password(kind):
     assert "secret" not in str(e.value) and "\n" not in str(e.value)
 
 
-def test_what_is_no_stream_is_a_sentence(service):
-    if service.scheme != "redis": pytest.skip("NATS has streams only")
-    with service.client() as c: c.set("text", "x")
-    settings = StreamSettings(url=service.url, source="text")
-    async def start(): await StreamWorker(create_broker(settings), None, settings).run(asyncio.Event())
-    with pytest.raises(UserError, match="wrong kind of value"): asyncio.run(start())
+# ---- the log of a stream
+
+def test_the_size_of_segments_is_that_of_the_settings(tmp_path):
+    with stream_scoring._open_log(tmp_path, LogSettings(segment_mib=3)) as (log, _):
+        assert log._max_segment_bytes == 3 << 20 and lease_is_held(tmp_path, 500)
+    assert not lease_is_held(tmp_path, 500)
 
 
-def test_ids_never_share_a_subject():
-    ids = ["a", "A", "a.b", "a b", "~", "~YQ", "YQ", "", "ä", "*", ">", "x" * 300, "a-b", "a_b"]
-    subjects = [result_subject("t", i) for i in ids]
-    assert len(set(subjects)) == len(ids)
-    for s in subjects: assert s.count(".") == 1 and not set(s[2:]) & set(" *>.") and s != "t."
+def test_rows_answered_without_a_record_are_counted(tmp_path, monkeypatch):
+    with stream_scoring._open_log(tmp_path, LogSettings(on_write_error="serve")) as (log, metrics):
+        log.append(answer("r0"))
+        monkeypatch.setattr(writer.os, "write", lambda fd, data: 0)
+        log.append(answer("r1", rows=3))
+        assert (metrics.unlogged_rows.get(), metrics.log_records.get()) == (3, 1)
+    assert read_row_counts(tmp_path)[500].unlogged == 3
 
 
+def test_only_held_leases_are_said_to_be_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_scoring, "_STREAM_LEASES", range(500, 502))
+    def begin(): return stream_scoring._open_log(tmp_path, LogSettings())
+    with begin(), begin(), pytest.raises(UserError, match="all 2 leases are held"): begin().__enter__()
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("mlops_nb.serve.metrics.os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"): begin().__enter__()
 
 
-# --- the command
+def test_a_file_in_the_place_of_the_log_is_said_as_such(tmp_path, group):
+    (tmp_path / "predictions").write_text("a file")
+    _, err = command(tmp_path, group()).communicate(timeout=20)
+    assert "predictions" in err and "a part of the path is a file" in err and "processes" not in err
+
+
+# ---- the command
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
@@ -290,7 +194,8 @@ def bundles(tmp_path_factory):
 
 def command(root, g):
     environ = {f"MLOPS_NB_STREAM_{n.upper()}": str(v) for n, v in msgspec.to_builtins(g.settings).items() if v != ""}
-    return subprocess.Popen([sys.executable, "-c", "from mlops_nb.cli import main; main()", "stream"], cwd=root, text=True,
+    program = [sys.executable, "-c", "from mlops_nb.cli import main; main()", "stream"]
+    return subprocess.Popen(program, cwd=root, text=True,
                             env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -298,7 +203,8 @@ def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundle
     root, g = serving.project(tmp_path, made=bundles[0]), group()
     old, new = map(Predictor.open, bundles)
     rows = serving.instances(60, seed=3)
-    g.put([(f"r{i}", row) for i, row in enumerate(rows[:30])] + [("bad", rows[0] | {"count": 10**6}), ("two", {"instances": rows[:2]})])
+    g.put([(f"r{i}", row) for i, row in enumerate(rows[:30])])
+    g.put([("bad", rows[0] | {"count": 10**6}), ("two", {"instances": rows[:2]})])
     for k in range(2):
         run = command(root, g)
         g.running.append(run)
@@ -309,8 +215,8 @@ def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundle
     assert "count" in g.refused["bad"] and len(g.refused) == 1
     place = store_bundle(bundles[1], root / "bundles")
     promote_bundle(plan_path(root, read_settings(root, {})), serving.ENDPOINT, place.name)
-    probes = iter(range(30, 60))
-    def probe(): g.put([(f"r{(i := next(probes))}", rows[i])])
+    probes = itertools.count(30)
+    def probe(): g.put([(f"r{(i := next(probes))}", rows[i % 60])])
     g.wait(lambda: any(r["bundle"] == new.id for r in g.results), meanwhile=probe)
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=20)
@@ -319,7 +225,7 @@ def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundle
     assert len(found) == len(g.results) and found["two"]["predictions"][1]["score"] == old.predict_one(rows[1])
     for i in range(30): assert found[f"r{i}"]["predictions"][0]["score"] == old.predict_one(rows[i])
     for id, r in found.items():
-        if r["bundle"] == new.id: assert r["predictions"][0]["score"] == new.predict_one(rows[int(id[1:])])
+        if r["bundle"] == new.id: assert r["predictions"][0]["score"] == new.predict_one(rows[int(id[1:]) % 60])
     log = read_log(root / "predictions").select("id", "row", "bundle").collect()
     assert set(found) == set(log["id"]) and audit_log(root / "predictions").problems == []
 

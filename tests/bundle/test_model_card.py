@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 from support.html_pages import self_contained
 
-from mlops_nb.bundle.bundle import pack_bundle
+from mlops_nb.bundle.stage import pack_bundle
 from mlops_nb.bundle.model_card import _changed_params, markdown_table, escape_markdown
 from mlops_nb.config.params import CostParams, EvaluateParams, Params
 from mlops_nb.config.schema import read_schema, write_schema
@@ -22,7 +22,7 @@ from mlops_nb.evaluate.slice_discovery import DiscoveredSlice, SliceDiscovery
 from mlops_nb.report.html import render_markdown
 from mlops_nb.report.stage import write_model_card_page
 
-HEADINGS = ["Intended use", "Inputs", "Data", "Quality", "Segments", "Fairness", "Limits", "Lineage"]
+HEADINGS = ["Intended use", "Inputs", "Data", "Metrics", "Performance by segment", "Fairness", "Limitations", "Provenance"]
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) ![y](https://x/y.png) `*_"
 
 
@@ -79,7 +79,7 @@ def test_a_card_says_where_the_model_comes_from_and_what_nobody_wrote(project):
     assert all(f"| {k} | {v[:12]}… |" in card for k, v in origin["input_hashes"].items())
     assert "| train.gbdt.num_leaves | 7 |" in card
     assert "Not for:** Nobody has written it down; `out_of_scope` in schema.yaml" in card and "For:** Nobody" not in card
-    assert "Before it: no model." in card
+    assert "Parent: none." in card
     parent = "ab" * 32
     pack_bundle(project, parent)
     assert f"the model `{parent}`" in (bundle / "card.md").read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def test_groups_are_told_and_what_may_be_chance_is_not(project):
 def test_a_card_says_where_nobody_looked(tmp_path):
     pack_bundle(modelling.judged(modelling.trained(tmp_path, n=300)))
     card = (tmp_path / "artifacts/bundle/card.md").read_text(encoding="utf-8")
-    assert "Nobody has searched for other groups" in card and "marks no column as sensitive, so nobody has looked" in card
+    assert "Slice discovery was not run." in card and "marks no column as sensitive, so fairness was not measured" in card
     assert "For:** Nobody has written it down; `intended_use` in schema.yaml" in card
 
 
@@ -108,5 +108,5 @@ def test_only_what_was_changed_is_listed():
 def test_the_card_of_a_changed_bundle_is_not_shown(project, tmp_path):
     bundle = shutil.copytree(project / "artifacts/bundle", tmp_path / "bundle")
     (bundle / "card.md").write_text("# all is well\n")
-    with pytest.raises(UserError, match="card.md was changed after the bundle was sealed"): write_model_card_page(bundle, tmp_path / "card.html")
+    with pytest.raises(UserError, match="card.md was changed after the bundle was made"): write_model_card_page(bundle, tmp_path / "card.html")
     assert not (tmp_path / "card.html").exists()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.bundle import onnx_export as export
-from mlops_nb.bundle.bundle import pack_bundle
+from mlops_nb.bundle.stage import pack_bundle
 from mlops_nb.bundle.onnx_export import predict_onnx, neighbouring_floats, export_onnx, leaf_boundary_rows, with_column_values, read_onnx_trees, trees_to_onnx
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json

@@ -1,18 +1,22 @@
 "The contract: its file, how values are read, targets, differences, hash, pandera."
-from datetime import date, datetime
-from zoneinfo import ZoneInfo
+from datetime import datetime
 
 import msgspec
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.schemas import schemas
 
 from mlops_nb.config.schema import (
-    Column, Schema, expression_columns, read_schema, schema_hash, to_pandera, write_schema,
+    Column,
+    Schema,
+    expression_columns,
+    read_schema,
+    schema_hash,
+    to_pandera,
+    write_schema,
 )
-from mlops_nb.config.schema_diff import diff_schemas
-from mlops_nb.config.values import POLARS_TYPES
 from mlops_nb.core.errors import UserError
 
 
@@ -25,30 +29,6 @@ def of(target="y", task="regression", **columns):
 
 # the file
 
-names = st.text(min_size=1, max_size=20) | st.sampled_from([
-    "emp.var.rate", "education-num", "y", "no", "null", "1", "a b", "Größe", 'say "hi"', "it's", "#", "a: b", "列", "columns", "~", "-"])
-numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-ranges = st.tuples(numbers, numbers).map(lambda r: tuple(sorted(r)) if None not in r else r)
-plain = {"nullable": st.booleans(), "feature": st.booleans(), "doc": st.text(max_size=20),
-         "on_violation": st.sampled_from(["quarantine", "null", "stop"])}
-columns = st.one_of(
-    st.builds(Column, type=st.sampled_from(["integer", "number"]), range=st.none() | ranges, **plain),
-    st.builds(Column, type=st.just("category"), domain=st.none() | st.lists(names, max_size=4), on_new_category=st.just("quarantine"),
-              **plain),
-    st.builds(Column, type=st.just("timestamp"), range=st.none() | st.just(("2012-01-31", None)), format=st.none() | st.just("%d/%m/%Y"),
-              **plain),
-    st.builds(Column, type=st.sampled_from(["boolean", "text"]), **plain))
-
-
-@st.composite
-def schemas(draw):
-    cols = draw(st.dictionaries(names, columns, min_size=1, max_size=4))
-    some = st.sampled_from(list(cols))
-    return Schema(draw(names), "multiclass", draw(some), cols, classes=draw(st.lists(names, min_size=2, max_size=4, unique=True)),
-                  entity=draw(st.none() | some), event_time=draw(st.none() | some), segments=draw(st.lists(some, max_size=2)),
-                  missing_values=draw(st.lists(names, max_size=3)))
-
-
 @settings(deadline=None, max_examples=150)
 @given(schema=schemas(), note=st.text(max_size=30))
 def test_the_file_round_trips(tmp_path_factory, schema, note):
@@ -59,7 +39,8 @@ def test_the_file_round_trips(tmp_path_factory, schema, note):
 
 @pytest.mark.parametrize("edit, says", [
     (("type: integer", "type: int"), "section 'columns.a': type is 'int', but one of integer, number"),
-    (("type: integer", "type: integer\n    nulable: true"), "section 'columns.a': there is no key 'nulable'; did you mean 'nullable'?"),
+    (("type: integer", "type: integer\n    nulable: true"),
+     "section 'columns.a': there is no key 'nulable'; did you mean 'nullable'?"),
     (("    type: integer\n", "    nullable: true\n"), "section 'columns.a': the key 'type' is missing"),
     (("type: integer", "type: integer\n    range: [5, 1]"), "section 'columns.a': the range .* begins after its end"),
     (("type: integer", "type: integer\n    range: ['2012-01-01', null]"), "the range .* does not fit the type integer"),
@@ -90,15 +71,19 @@ def test_expressions_name_their_columns():
     assert expression_columns('"emp.var.rate" * 2') == ["emp.var.rate"]
 
 
-@pytest.mark.parametrize("evil", ["select * from x", "(SELECT count(*) FROM read_csv('/etc/passwd'))", "a in (select 1)", "a; drop table b",
-                                  "exists (select 1)", "", "avg(a)", "a > max(a)", "count(*)", "sum(a) over (partition by b)", "unnest(a)",
-                                  "row_number() over (order by a)", "quantile_cont(a, 0.5)", "now() - a", "current_date", "a - - "])
+@pytest.mark.parametrize("evil", ["select * from x", "(SELECT count(*) FROM read_csv('/etc/passwd'))",
+                                  "a in (select 1)", "a; drop table b",
+                                  "exists (select 1)", "", "avg(a)", "a > max(a)", "count(*)",
+                                  "sum(a) over (partition by b)", "unnest(a)",
+                                  "row_number() over (order by a)", "quantile_cont(a, 0.5)", "now() - a",
+                                  "current_date", "a - - "])
 def test_an_expression_reaches_nothing_but_one_row(evil):
     with pytest.raises(UserError, match="neither a column nor"): expression_columns(evil)
 
 
 @pytest.mark.parametrize("good", [
-    "a in (1, 2)", "a between 1 and 2", "case when a > 1 then 'x' else 'y' end", "coalesce(a, b)", "a = 'select'", "extract(year from a)",
+    "a in (1, 2)", "a between 1 and 2", "case when a > 1 then 'x' else 'y' end", "coalesce(a, b)", "a = 'select'",
+    "extract(year from a)",
     "a like 'x%'", "cast(a as float)", "a is not null", '"select" + a', "greatest(a, b)"])
 def test_an_expression_may_compute(good): assert "a" in expression_columns(good)
 
@@ -110,7 +95,8 @@ def test_a_column_whose_name_looks_like_an_expression_is_a_column():
 
 def test_what_the_model_may_see():
     s = Schema("d", "regression", "b - a", {"a": Column("number"), "b": Column("number"), "who": Column("category"),
-               "when": Column("integer"), "leak": Column("number", feature=False), "note": Column("text"), "at": Column("timestamp"),
+               "when": Column("integer"), "leak": Column("number", feature=False), "note": Column("text"),
+               "at": Column("timestamp"),
                "x": Column("boolean")},
                entity="who", event_time="when")
     assert s.feature_columns == ["x"]
@@ -125,8 +111,10 @@ def test_rows_where_the_filter_is_unknown_do_not_pass():
     assert frame.filter(s.filter_expr()).height == 4
 
 
-@pytest.mark.parametrize("values, classes", [(["no", "yes", None, "maybe"], ["no", "yes"]), ([0, 1, None, 7], ["0", "1"]),
-                                             ([0.0, 1.0, None, 7.5], ["0", "1"]), ([False, True, None, None], ["false", "true"])])
+@pytest.mark.parametrize("values, classes", [(["no", "yes", None, "maybe"], ["no", "yes"]),
+                                             ([0, 1, None, 7], ["0", "1"]),
+                                             ([0.0, 1.0, None, 7.5], ["0", "1"]),
+                                             ([False, True, None, None], ["false", "true"])])
 def test_class_index(values, classes):
     s = of(task="binary", y="text")
     s.classes = classes
@@ -139,43 +127,6 @@ def test_regression_target_is_finite_or_null():
 
 
 # reading values
-
-INTEGER_TEXT = ([" 12 ", "3.0", "1e3", "-7", "9223372036854775807", "x", "", "?", None, "1.5", "inf"],
-                [12, 3, 1000, -7, 9223372036854775807, None, None, None, None, None, None])
-
-
-@pytest.mark.parametrize("type, raw, read", [
-    ("integer", *INTEGER_TEXT),
-    ("integer", [1.0, 2.5, float("nan"), float("inf"), 1e300, None], [1, None, None, None, None, None]),
-    ("integer", pl.Series([1, 200], dtype=pl.UInt8), [1, 200]),
-    ("integer", [True, None], [1, None]),
-    ("number", ["1.5", "1e-3", "inf", "nan", "1,5", "?", " 2"], [1.5, 0.001, None, None, None, None, 2.0]),
-    ("number", [1, None], [1.0, None]),
-    ("number", [float("inf"), float("nan"), 2.0], [None, None, 2.0]),
-    ("boolean", ["true", "No", "Y", "0", "2", "?"], [True, False, True, False, None, None]),
-    ("boolean", [1, 0, 2], [True, False, None]),
-    ("boolean", [1.0, 0.0, None], [True, False, None]),
-    ("category", [" a ", "", "?", "b"], ["a", None, None, "b"]),
-    ("category", [1, 2], ["1", "2"]),
-    ("category", [1.0, 2.5, float("nan")], ["1", "2.5", None]),
-    ("category", [True, None], ["true", None]),
-    ("category", pl.Series(["a", None], dtype=pl.Categorical), ["a", None]),
-    ("text", ["a", " "], ["a", None]),
-    ("timestamp", ["2012-01-31", "2012-01-31T10:00:01", "2012-01-31 10:00", "2012-02-30", "?"],
-     [datetime(2012, 1, 31), datetime(2012, 1, 31, 10, 0, 1), datetime(2012, 1, 31, 10), None, None]),
-    ("timestamp", ["2012-01-31T10:00:00Z", "2012-01-31T10:00:00+02:00"], [datetime(2012, 1, 31, 10), datetime(2012, 1, 31, 8)]),
-    ("timestamp", [date(2012, 1, 31)], [datetime(2012, 1, 31)]),
-    ("timestamp", pl.Series([datetime(2012, 1, 31, 10)], dtype=pl.Datetime("ns")), [datetime(2012, 1, 31, 10)]),
-    ("timestamp", [datetime(2012, 1, 31, 10, tzinfo=ZoneInfo("Europe/Vienna"))], [datetime(2012, 1, 31, 9)]),
-    ("timestamp", [20120131], [None]),
-    *((t, pl.Series([None, None], dtype=pl.Null), [None, None]) for t in POLARS_TYPES)])
-def test_values_are_read_as_the_columns_type(type, raw, read):
-    s = of(y=type)
-    s.missing_values = ["?"]
-    frame = pl.DataFrame({"y": raw})
-    got = frame.lazy().select(s.parse_expr("y", frame.schema["y"])).collect(engine="streaming")
-    assert got["y"].to_list() == read and got.schema["y"] == POLARS_TYPES[type]
-
 
 def test_a_format_reads_what_iso_does_not():
     s = of(y=Column("timestamp", format="%d/%m/%Y"))
@@ -192,55 +143,7 @@ def test_missing_is_told_from_unreadable():
         assert frame.select(s.missing_expr("y", frame.schema["y"])).to_series().to_list() == missing
 
 
-# differences
 
-BASE = Schema("d", "binary", "y", {"a": Column("integer", range=(0, 10)), "c": Column("category", domain=["u", "v"]),
-              "y": Column("category")}, classes=["n", "p"])
-
-
-@pytest.mark.parametrize("column, key, value, kind, says", [
-    ("a", "type", "number", "widened", "The type of 'a' is number; it was integer."),
-    ("y", "type", "text", "retyped", "The type of 'y' is text; it was category."),
-    ("a", "range", (0, None), "widened", "is 0 to ∞; it was 0 to 10"),
-    ("a", "range", None, "widened", "is not given; it was"),
-    ("a", "range", (0, 5), "narrowed", "is 0 to 5"),
-    ("a", "range", (-5, 5), "narrowed", "is -5 to 5"),
-    ("a", "nullable", True, "widened", "is true; it was false"),
-    ("a", "feature", False, "changed", "is false; it was true"),
-    ("c", "domain", ["u", "v", "w"], "widened", "The domain of 'c' gained w."),
-    ("c", "domain", ["u"], "narrowed", "lost v"),
-    ("c", "domain", ["u", "w"], "changed", "gained w and lost v"),
-    ("c", "domain", ["v", "u"], "widened", "is in another order"),
-    ("c", "domain", None, "widened", "is not given"),
-    ("", "target", "a", "changed", "The target of the data set is a; it was y.")])
-def test_each_change_is_a_sentence(column, key, value, kind, says):
-    new = copy(BASE)
-    if column: setattr(new.columns[column], key, value)
-    else: setattr(new, key, value)
-    changes = diff_schemas(BASE, new)
-    assert [(c.column, c.key, c.kind) for c in changes] == [(column, key, kind)]
-    assert says in changes[0].message and changes[0].message.endswith(".")
-    assert schema_hash(new) != schema_hash(BASE)
-
-
-def test_columns_that_come_and_go():
-    new = copy(BASE)
-    new.columns["b"] = new.columns.pop("a")
-    assert [(c.column, c.kind) for c in diff_schemas(BASE, new)] == [("a", "removed"), ("b", "added")]
-
-
-def test_a_range_of_dates_that_becomes_one_of_numbers_is_told():
-    a, b = (Schema("d", "regression", "y", columns={"y": Column("number"), "x": x}) for x in
-            (Column("timestamp", range=("2012-01-31", None)), Column("number", range=(0.0, None))))
-    assert [(c.key, c.kind) for c in diff_schemas(a, b)] == [("type", "retyped"), ("range", "changed")]
-
-
-@settings(deadline=None, max_examples=50)
-@given(a=schemas(), b=schemas())
-def test_no_difference_means_equal(a, b):
-    assert diff_schemas(a, a) == []
-    assert bool(diff_schemas(a, b)) or a == b
-    assert (schema_hash(a) == schema_hash(b)) == (a == b and list(a.columns) == list(b.columns))
 
 
 # pandera
@@ -249,18 +152,34 @@ def test_pandera_holds_types_missing_ranges_and_domains():
     import pandera.errors as pe
     s = of(n=Column("integer", range=(0, 10)), x=Column("number", nullable=True),
            t=Column("timestamp", range=("2020-01-01", "2020-12-31")),
-           c=Column("category", domain=["u", "v"], on_new_category="quarantine"), free=Column("category", domain=["u"]), y="boolean")
-    good = pl.DataFrame({"n": [1, 10], "x": [0.5, None], "t": [datetime(2020, 1, 1), datetime(2020, 12, 31)], "c": ["u", "v"],
+           c=Column("category", domain=["u", "v"], on_new_category="quarantine"), free=Column("category", domain=["u"]),
+           y="boolean")
+    good = pl.DataFrame({"n": [1, 10], "x": [0.5, None], "t": [datetime(2020, 1, 1), datetime(2020, 12, 31)],
+                         "c": ["u", "v"],
                          "free": ["u", "new"], "y": [True, False]}, schema_overrides={"t": pl.Datetime("us")})
     check = to_pandera(s)
     assert check.validate(good).equals(good)
-    for bad in (pl.lit(11, pl.Int64).alias("n"), pl.lit(-1, pl.Int64).alias("n"), pl.lit(None, pl.Int64).alias("n"), pl.lit(1.0).alias("n"),
+    for bad in (pl.lit(11, pl.Int64).alias("n"), pl.lit(-1, pl.Int64).alias("n"), pl.lit(None, pl.Int64).alias("n"),
+                pl.lit(1.0).alias("n"),
                 pl.lit(datetime(2021, 1, 1)).cast(pl.Datetime("us")).alias("t"), pl.lit("w").alias("c")):
         with pytest.raises((pe.SchemaError, pe.SchemaErrors)): check.validate(good.with_columns(bad))
     with pytest.raises((pe.SchemaError, pe.SchemaErrors)): check.validate(good.drop("y"))
 
 
 def test_a_word_for_missing_may_be_listed_twice():
-    schema = Schema("t", "regression", "y", {"c": Column("category"), "y": Column("number")}, missing_values=["", "?", "?"])
+    schema = Schema("t", "regression", "y", {"c": Column("category"), "y": Column("number")},
+                    missing_values=["", "?", "?"])
     read = pl.DataFrame({"c": ["a ", " ", "?"]}).select(schema.parse_expr("c", pl.String()))
     assert read["c"].to_list() == ["a", None, None]
+
+
+def test_a_key_that_was_renamed_says_its_new_name(tmp_path):
+    path = write_schema(of(y="number"), tmp_path / "schema.yaml")
+    path.write_text(path.read_text().replace("missing_values:", "missing:"))
+    with pytest.raises(UserError, match="missing is called missing_values now; rename it"): read_schema(path)
+
+
+def test_only_an_inferred_schema_says_that_it_was_inferred(tmp_path):
+    by_hand = write_schema(of(y="number"), tmp_path / "a.yaml").read_text()
+    inferred = write_schema(of(y="number"), tmp_path / "b.yaml", {"y": "nothing missing"}).read_text()
+    assert "inferred" not in by_hand and "It was inferred" in inferred and "# nothing missing" in inferred

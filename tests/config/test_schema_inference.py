@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.memory import peak_mib
 
 from mlops_nb.config.schema import read_schema, schema_hash, write_schema
-from mlops_nb.config.schema_inference import infer_task, infer_range, infer_schema, profile_columns, order_classes
+from mlops_nb.config.schema_inference import infer_range, infer_schema, infer_task, order_classes, profile_columns
 from mlops_nb.core.errors import UserError
 
 N = 400
@@ -33,19 +33,23 @@ def column(values, **request): return infer(x=values, **request).columns["x"]
 # types
 
 @pytest.mark.parametrize("values, type", [
-    ([1, 2, 3, 4] * 100, "integer"), ([1.0, 2.0] * 200, "number"), ([True, False] * 200, "boolean"), (["a", "b"] * 200, "category"),
+    ([1, 2, 3, 4] * 100, "integer"), ([1.0, 2.0] * 200, "number"), ([True, False] * 200, "boolean"),
+    (["a", "b"] * 200, "category"),
     ([date(2024, 1, 1)] * N, "timestamp"), ([datetime(2024, 1, 1)] * N, "timestamp"),
     (["1", "2"] * 200, "integer"), ([" 1", "2.5 "] * 200, "number"), (["1e3", "-2"] * 200, "integer"),
-    (["1", "2", "?", "4"] * 100, "integer"), (["1.5", "NA", "-", None] * 100, "number"), (["0.5", "0"] * 200, "category"),
+    (["1", "2", "?", "4"] * 100, "integer"), (["1.5", "NA", "-", None] * 100, "number"),
+    (["0.5", "0"] * 200, "category"),
     (["01234", "98765"] * 200, "category"), (["true", "false"] * 200, "category"),
     (["2024-01-31", "2024-02-01T10:00:00"] * 200, "timestamp"), (["31/01/2024", "01/02/2024"] * 200, "timestamp"),
     (["1/31/2024 5:03 PM", "?"] * 200, "timestamp"), (["31.01.2024 17:03", "01.02.2024 09:00"] * 200, "timestamp"),
     (["2024-01-31", "soon"] * 200, "category"), (["a", "1"] * 200, "category"), (["1-2", "3-4"] * 200, "category"),
-    (pl.Series([1, 2] * 200, dtype=pl.UInt8), "integer"), (pl.Series(["a", "b"] * 200, dtype=pl.Categorical), "category"),
+    (pl.Series([1, 2] * 200, dtype=pl.UInt8), "integer"),
+    (pl.Series(["a", "b"] * 200, dtype=pl.Categorical), "category"),
     (pl.Series(["1.5", "2"] * 200).cast(pl.Decimal(10, 2)), "number"), (pl.Series([None] * N, dtype=pl.Null), "number"),
     ([""] * N, "text"), (["?"] * N, "text"), ([f"P{i}" for i in range(N)], "text")])
 def test_types(values, type):
-    if isinstance(values, list) and values[:2] == ["0.5", "0"]: type = "number" # "0.5" begins with a zero, but is no code
+    if isinstance(values, list) and values[:2] == ["0.5", "0"]:
+        type = "number" # "0.5" begins with a zero, but is no code
     assert column(values).type == type
 
 
@@ -88,7 +92,8 @@ def test_a_word_that_one_column_needs_counts_in_all():
     assert "25.0% missing" in found.comments["c"]
 
 
-@pytest.mark.parametrize("values, nullable", [([1, None] * 200, True), ([1.0, float("nan")] * 200, True), (["a", " "] * 200, True),
+@pytest.mark.parametrize("values, nullable", [([1, None] * 200, True), ([1.0, float("nan")] * 200, True),
+                                              (["a", " "] * 200, True),
                                               ([1, 2] * 200, False)])
 def test_nullable_is_what_was_seen(values, nullable): assert column(values).nullable == nullable
 
@@ -114,18 +119,22 @@ def test_a_range_leaves_room(a, b, distinct, t):
 @pytest.mark.parametrize("values, range", [
     (list(range(17, 91)) * 6, (0, 200)), ([0, 1] * 200, (0, None)), (list(range(2000, 2025)) * 20, (0, 5000)),
     ([*range(N), 10**9], (0, None)), ([-1.5, 2.5] * 200, None), ([float(i) for i in range(-200, 200)], (-600, 600)),
-    ([*map(float, range(N)), float("inf")], (0, 800)), (["a", "b"] * 200, None), ([date(2024, 1, 1), date(2024, 1, 2)] * 200, None)])
+    ([*map(float, range(N)), float("inf")], (0, 800)), (["a", "b"] * 200, None),
+    ([date(2024, 1, 1), date(2024, 1, 2)] * 200, None)])
 def test_ranges(values, range): assert column(values).range == range
 
 
 # what the model may see
 
 @pytest.mark.parametrize("name, values, why", [
-    ("anything", list(range(N)), "a running number"), ("customer_id", R.permutation(10**6)[:N], "an identifier by its name"),
-    ("customerId", R.permutation(10**6)[:N], "an identifier by its name"), ("x", [f"P{i}" for i in range(N)], "an identifier?"),
+    ("anything", list(range(N)), "a running number"),
+    ("customer_id", R.permutation(10**6)[:N], "an identifier by its name"),
+    ("customerId", R.permutation(10**6)[:N], "an identifier by its name"),
+    ("x", [f"P{i}" for i in range(N)], "an identifier?"),
     ("x", [f"the customer said that it was number {i}" for i in range(N)], "free text"),
     ("x", [7] * N, "the same value"),
-    ("x", [None] * N, "no value at all"), ("x", ["?"] * N, "no value at all"), ("x", [f"c{i // 3}" for i in range(N)], "too few rows"),
+    ("x", [None] * N, "no value at all"), ("x", ["?"] * N, "no value at all"),
+    ("x", [f"c{i // 3}" for i in range(N)], "too few rows"),
     ("paid", R.permutation(10**6)[:N], ""), ("valid", R.permutation(10**6)[:N], ""), ("x", R.normal(size=N), ""),
     ("x", list("ab") * 200, "")])
 def test_columns_that_can_only_be_learned_by_heart(name, values, why):
@@ -141,7 +150,8 @@ def test_domains_of_at_most_a_hundred():
 
 
 def test_excluded_columns_the_target_and_its_parts_are_not_seen():
-    found = propose("b - a", a=R.normal(size=N), b=R.normal(size=N), c=R.normal(size=N), d=R.normal(size=N), exclude=["d"])
+    found = propose("b - a", a=R.normal(size=N), b=R.normal(size=N), c=R.normal(size=N), d=R.normal(size=N),
+                    exclude=["d"])
     s = found.schema
     assert s.feature_columns == ["c", "y"] and "excluded" in found.comments["d"] and s.task == "regression"
 
@@ -150,7 +160,8 @@ def test_time_entity_and_segments():
     who, when = [f"u{i // 40}" for i in range(N)], ["2024-01-31"] * N
     columns = {"a": list("uv") * 200, "b": list("uvwx") * 100, "c": [True, False] * 200, "d": list("pq") * 200}
     s = infer(who=who, when=when, **columns, entity="who", time="when")
-    assert (s.entity, s.event_time, s.segments) == ("who", "when", ["a", "b", "c"]) and s.feature_columns == ["a", "b", "c", "d"]
+    assert (s.entity, s.event_time, s.segments) == ("who", "when", ["a", "b",
+                                                                    "c"]) and s.feature_columns == ["a", "b", "c", "d"]
 
 
 def test_the_columns_of_ingestion_are_no_part_of_the_contract():
@@ -160,11 +171,13 @@ def test_the_columns_of_ingestion_are_no_part_of_the_contract():
 # task
 
 @pytest.mark.parametrize("y, task, classes", [
-    ([0, 1] * 200, "binary", ["0", "1"]), ([-1, 1] * 200, "binary", ["-1", "1"]), ([1.0, 0.0] * 200, "binary", ["0", "1"]),
+    ([0, 1] * 200, "binary", ["0", "1"]), ([-1, 1] * 200, "binary", ["-1", "1"]),
+    ([1.0, 0.0] * 200, "binary", ["0", "1"]),
     ([True, False] * 200, "binary", ["false", "true"]), (["yes", "no"] * 200, "binary", ["no", "yes"]),
     (["Y", "N", "N", "N"] * 100, "binary", ["N", "Y"]),
     (["a", "b", "b", None] * 100, "binary", ["b", "a"]), ([10, 9, 8, 8] * 100, "multiclass", ["8", "9", "10"]),
-    (["b", "a", "c", "?"] * 100, "multiclass", ["a", "b", "c"]), (list(range(20)) * 20, "multiclass", [str(i) for i in range(20)]),
+    (["b", "a", "c", "?"] * 100, "multiclass", ["a", "b", "c"]),
+    (list(range(20)) * 20, "multiclass", [str(i) for i in range(20)]),
     (list(range(25)) * 16, "regression", None), ([0.5, 1.5, 2.5, 3.0] * 100, "regression", None),
     (["1", "2", "NA", "3"] * 100, "multiclass", ["1", "2", "3"])])
 def test_task_and_classes(y, task, classes):
@@ -178,7 +191,8 @@ def test_the_task_may_be_chosen():
 
 
 def test_exactly_twenty_and_twenty_one_classes():
-    for k, task in ((20, "multiclass"), (21, "regression")): assert infer(y=[i % k for i in range(4200)], x=[0.5] * 4200).task == task
+    for k, task in ((20, "multiclass"), (21, "regression")):
+        assert infer(y=[i % k for i in range(4200)], x=[0.5] * 4200).task == task
 
 
 def test_a_filter_comes_before_the_classes():
@@ -205,9 +219,12 @@ def test_guess_task():
     ({"target": "y > -100"}, "the same value in all 400 rows"), ({"target": "t"}, "is a Datetime"),
     ({"target": "empty"}, "has no value in any"),
     ({"target": "name"}, "400 different values, too many for classes"), ({"filter": "z > 1"}, "there is no column 'z'"),
-    ({"filter": "target > 100"}, "no value in any of the rows that pass the filter"), ({"time": "tt"}, "time: there is no column 'tt'"),
-    ({"time": "c"}, "holds no dates, but the type category, such as"), ({"entity": "who"}, "entity: there is no column 'who'"),
-    ({"exclude": ["c", "d"]}, "exclude: there is no column 'd'"), ({"target": "c", "task": "regression"}, "is no number"),
+    ({"filter": "target > 100"}, "no value in any of the rows that pass the filter"),
+    ({"time": "tt"}, "time: there is no column 'tt'"),
+    ({"time": "c"}, "holds no dates, but the type category, such as"),
+    ({"entity": "who"}, "entity: there is no column 'who'"),
+    ({"exclude": ["c", "d"]}, "exclude: there is no column 'd'"),
+    ({"target": "c", "task": "regression"}, "is no number"),
     ({"target": "y", "task": "binary"}, "a binary task has two")])
 def test_what_does_not_fit_is_one_sentence(request_, says):
     frame = {"c": list("ab") * 200, "t": [datetime(2024, 1, 1)] * N, "empty": pl.Series([None] * N, dtype=pl.String),
@@ -240,7 +257,8 @@ def test_whatever_the_data_the_contract_is_valid_or_the_sentence_is_one(tmp_path
     name = st.text(min_size=1, max_size=6).filter(lambda n: n not in ("_source", "_row", "y"))
     names = data.draw(st.lists(name, max_size=4, unique=True))
     rows = data.draw(st.integers(1, 12))
-    frame = pl.DataFrame({n: data.draw(st.lists(st.none() | cells[data.draw(st.sampled_from(sorted(cells)))], min_size=rows, max_size=rows))
+    frame = pl.DataFrame({n: data.draw(st.lists(st.none() | cells[data.draw(st.sampled_from(sorted(cells)))],
+                                                min_size=rows, max_size=rows))
                           for n in names} | {"y": [i % 2 for i in range(rows)]}, strict=False)
     try: s = infer_schema(frame.lazy(), "d", "y").schema
     except UserError as e: assert rows == 1 and "same value" in str(e); return
@@ -258,7 +276,8 @@ def test_whatever_the_data_the_contract_is_valid_or_the_sentence_is_one(tmp_path
 
 
 def test_the_same_data_give_the_same_contract():
-    frame = pl.DataFrame({"s": [f"c{i % 3000}" for i in range(60000)], "x": R.normal(size=60000), "y": R.integers(0, 2, 60000)}).lazy()
+    frame = pl.DataFrame({"s": [f"c{i % 3000}" for i in range(60000)], "x": R.normal(size=60000),
+                          "y": R.integers(0, 2, 60000)}).lazy()
     one, two = infer_schema(frame, "d", "y"), infer_schema(frame, "d", "y")
     assert one == two
 
@@ -274,16 +293,19 @@ assert s.columns['c'].type == 'text' and not s.columns['c'].feature and s.column
 def test_ten_million_categories_do_not_fill_the_memory(tmp_path):
     path = tmp_path / "x.parquet"
     n = 10_000_000
-    (pl.LazyFrame({"i": pl.int_range(n, eager=True)}).select(c=pl.format("customer-number-{}", pl.col("i").hash()), y=pl.col("i") % 2)
+    (pl.LazyFrame({"i": pl.int_range(n, eager=True)}).select(c=pl.format("customer-number-{}", pl.col("i").hash()),
+                                                             y=pl.col("i") % 2)
      .sink_parquet(path, row_group_size=500_000))
-    assert peak_mib(sys.executable, "-c", MILLIONS, path) < 600 # the texts alone are 400 MB, a hash table of them well over 1 GB
+    # the texts alone are 400 MB, a hash table of them well over 1 GB
+    assert peak_mib(sys.executable, "-c", MILLIONS, path) < 600
 
 
 # real data
 
 def csv(path, **how):
     "As ingestion delivers it: numbers where all are numbers, else stripped text."
-    return pl.scan_csv(path, infer_schema_length=None, **how).with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
+    return pl.scan_csv(path, infer_schema_length=None,
+                       **how).with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
 
 
 def numeric_where_possible(frame):
@@ -301,26 +323,31 @@ def test_adult(real_data):
         frame = frame.with_columns(pl.all().str.strip_chars().replace("", None))
         parts.append(frame.filter(~pl.all_horizontal(pl.all().is_null())))
     s = infer_schema(numeric_where_possible(pl.concat(parts)).lazy(), "adult", "rtrim(outcome, '.')").schema
-    assert (s.task, s.classes, s.missing_values) == ("binary", ["<=50K", ">50K"], ["?"]) and len(s.feature_columns) == 14
+    assert (s.task, s.classes, s.missing_values) == ("binary", ["<=50K",
+                                                                ">50K"], ["?"]) and len(s.feature_columns) == 14
     assert [n for n, c in s.columns.items() if c.nullable] == ["workclass", "occupation", "native-country"]
     assert s.columns["education-num"].type == "integer" and len(s.columns["native-country"].domain) == 41
 
 
 @pytest.mark.realdata
 def test_bank(real_data):
-    s = infer_schema(csv(real_data("bank_marketing") / "bank-additional-full.csv", separator=";"), "bank", "y", exclude=["duration"]).schema
+    s = infer_schema(csv(real_data("bank_marketing") / "bank-additional-full.csv", separator=";"), "bank", "y",
+                     exclude=["duration"]).schema
     assert (s.task, s.classes, s.missing_values) == ("binary", ["no", "yes"], []) and len(s.feature_columns) == 19
     assert "unknown" in s.columns["job"].domain and not any(c.nullable for c in s.columns.values())
 
 
 @pytest.mark.realdata
 def test_bike(real_data):
-    s = infer_schema(csv(real_data("bike_sharing") / "hour.csv"), "bike", "cnt", time="dteday", exclude=["casual", "registered"]).schema
+    s = infer_schema(csv(real_data("bike_sharing") / "hour.csv"), "bike", "cnt", time="dteday",
+                     exclude=["casual", "registered"]).schema
     assert s.task == "regression" and s.columns["dteday"].type == "timestamp" and not s.columns["instant"].feature
-    assert s.feature_columns == ["season", "yr", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit", "temp", "atemp", "hum",
+    assert s.feature_columns == ["season", "yr", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit", "temp",
+                                 "atemp", "hum",
                                  "windspeed"]
     first = csv(real_data("bike_sharing") / "hour.csv").filter(pl.col("yr") == 0)
-    early = infer_schema(first, "bike", "cnt", time="dteday").schema # a contract of the first year lets the second one pass, though it grew
+    # a contract of the first year lets the second one pass, though it grew
+    early = infer_schema(first, "bike", "cnt", time="dteday").schema
     second = csv(real_data("bike_sharing") / "hour.csv").filter(pl.col("yr") == 1).collect()
     for name, c in early.columns.items():
         low, high = c.range or (None, None)
@@ -330,7 +357,8 @@ def test_bike(real_data):
 @pytest.mark.realdata
 def test_telco(real_data):
     s = infer_schema(csv(real_data("telco_churn") / "Telco-Customer-Churn.csv"), "telco", "Churn").schema
-    assert (s.task, s.classes) == ("binary", ["No", "Yes"]) and len(s.feature_columns) == 19 and "customerID" not in s.feature_columns
+    assert (s.task, s.classes) == ("binary", ["No", "Yes"])
+    assert len(s.feature_columns) == 19 and "customerID" not in s.feature_columns
     assert (s.columns["TotalCharges"].type, s.columns["TotalCharges"].nullable) == ("number", True)
 
 
@@ -342,8 +370,10 @@ def test_taxi(real_data):
     assert s.task == "regression" and not s.columns["ehail_fee"].feature and s.columns["passenger_count"].nullable
     assert not {"lpep_pickup_datetime", "lpep_dropoff_datetime", "ehail_fee"} & set(s.feature_columns)
     later = pl.read_parquet(real_data("nyc_green_taxi") / "green_tripdata_2021-04.parquet")
-    outside = pl.any_horizontal(pl.lit(False), *(~pl.col(n).is_between(c.range[0] if c.range[0] is not None else -np.inf,
-                                c.range[1] if c.range[1] is not None else np.inf) for n, c in s.columns.items() if c.range))
+    outside = pl.any_horizontal(pl.lit(False),
+                                *(~pl.col(n).is_between(c.range[0] if c.range[0] is not None else -np.inf,
+                                c.range[1] if c.range[1] is not None else np.inf) for n,
+                                c in s.columns.items() if c.range))
     assert later.select(outside.fill_null(False).mean()).item() < 0.001 # next months are not quarantined
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.ingest import ingest, read_raw_batches, read_data_manifest, scan_data
-from mlops_nb.data.readers import find_sources, read_source
+from mlops_nb.data.readers import ReadOptions, find_sources, read_source
 
 
 @pytest.fixture
@@ -25,13 +25,14 @@ def shop(tmp_path):
     return path
 
 
-def read(url, **how): return pl.concat(read_source(*find_sources(url, **how)))
+def read(url, **how): return pl.concat(read_source(*find_sources(url, ReadOptions(**how))))
 
 
 def test_sqlite_types(shop):
     frame = read(f"sqlite:///{shop}", table="orders")
     assert frame.to_dict(as_series=False) == {
-        "id": [1, 2, 3], "at": [dt.datetime(2024, 1, 31, 10), dt.datetime(2024, 2, 1, 11, 30), None], "zip": ["01067", "80331", "99084"],
+        "id": [1, 2, 3], "at": [dt.datetime(2024, 1, 31, 10), dt.datetime(2024, 2, 1, 11, 30), None],
+        "zip": ["01067", "80331", "99084"],
         "amount": [3.0, 2.5, None], "note": ["hello", None, "00ff"]}
 
 
@@ -51,8 +52,10 @@ def test_sqlite_odd_names(shop):
 
 
 @pytest.mark.parametrize("how, sentence", [
-    (dict(table="order"), "no such table"), (dict(table="empty"), "no rows"), (dict(query="select"), "check the file, and the table"),
-    (dict(query="select a.*, b.* from orders a, orders b"), "'id' 2 times"), (dict(query="drop table orders"), "readonly"),
+    (dict(table="order"), "no such table"), (dict(table="empty"), "no rows"),
+    (dict(query="select"), "check the file, and the table"),
+    (dict(query="select a.*, b.* from orders a, orders b"), "'id' 2 times"),
+    (dict(query="drop table orders"), "readonly"),
     (dict(), "either a table or a query"), (dict(table="a", query="b"), "either a table or a query")])
 def test_sqlite_mistakes(shop, how, sentence):
     with pytest.raises(UserError, match=sentence): read(f"sqlite:///{shop}", **how)
@@ -71,22 +74,23 @@ def test_not_a_database(tmp_path):
 @pytest.mark.parametrize("url, sentence", [("mysql://u@h/d", "mysql://"), ("postgresql://u:secret@h/d", "PGPASSWORD"),
                                            ("postgresql://u@h/d?password=secret", "PGPASSWORD")])
 def test_urls_that_are_refused_do_not_repeat_the_password(url, sentence):
-    with pytest.raises(UserError, match=sentence) as e: find_sources(url, table="t")
+    with pytest.raises(UserError, match=sentence) as e: find_sources(url, ReadOptions(table="t"))
     assert "secret" not in str(e.value)
 
 
 def test_sqlite_ingest_is_idempotent(shop, tmp_path):
     root, url = tmp_path / "project", f"sqlite:///{shop}"
-    report = ingest(url, root, table="orders", time_column="at")
+    report = ingest(url, root, options=ReadOptions(table="orders"), time_column="at")
     assert (report.rows, report.partitions) == (3, 2)
     before = (root / "data/manifest.json").read_bytes()
-    assert ingest(url, root, table="orders", time_column="at").skipped == ["shop.orders"]
+    assert ingest(url, root, options=ReadOptions(table="orders"), time_column="at").skipped == ["shop.orders"]
     assert (root / "data/manifest.json").read_bytes() == before
     with closing(sqlite3.connect(shop)) as db:
         db.execute("insert into orders values (4, '2024-03-01 10:00:00', '01067', 1, 'new')")
         db.commit()
-    with pytest.raises(UserError, match="--replace"): ingest(url, root, table="orders", time_column="at")
-    assert ingest(url, root, table="orders", time_column="at", replace=True).rows == 4
+    with pytest.raises(UserError, match="--replace"):
+        ingest(url, root, options=ReadOptions(table="orders"), time_column="at")
+    assert ingest(url, root, options=ReadOptions(table="orders"), time_column="at", replace=True).rows == 4
     assert sorted(scan_data(root).collect()["id"]) == [1, 2, 3, 4]
 
 
@@ -120,27 +124,30 @@ def test_postgres_types_and_order(bills):
     frame = read(bills, table="bills")
     assert frame.schema == dict(
         id=pl.Int32, part=pl.Int16, amount=pl.Float64, day=pl.Date, at=pl.Datetime("us"), seen=pl.Datetime("us", "UTC"),
-        paid=pl.Boolean, zip=pl.String, key=pl.String, extra=pl.String, mood=pl.String, big=pl.Int64, ratio=pl.Float32, score=pl.Float64,
+        paid=pl.Boolean, zip=pl.String, key=pl.String, extra=pl.String, mood=pl.String, big=pl.Int64, ratio=pl.Float32,
+        score=pl.Float64,
         **{'odd "name': pl.String}, pause=pl.String)
     assert len(frame) == 2001
     keys = frame.select("part", "id").rows()
     assert keys == sorted(keys) # the primary key's order, not the order of insertion
     row = frame.row(by_predicate=pl.col("id") == 3, named=True)
-    assert (row["amount"], row["zip"], row["score"], row["extra"], row["pause"]) == (3.75, "01067", 1.0, '{"a": 1}', "1 day")
+    assert (row["amount"], row["zip"], row["score"], row["extra"], row["pause"]) == (3.75, "01067", 1.0, '{"a": 1}',
+                                                                                     "1 day")
     assert frame.filter(pl.col("id") == 5000)["amount"].to_list() == [None]
 
 
 def test_postgres_query_and_schema_name(bills):
-    frame = read(bills, query="select day, sum(amount) as total from bills where id < 10 group by day order by day desc;")
+    frame = read(bills,
+                 query="select day, sum(amount) as total from bills where id < 10 group by day order by day desc;")
     assert frame.columns == ["day", "total"] and frame["day"].is_sorted(descending=True)
     assert frame["total"].sum() == 1.25 * 45
     assert len(read(bills, table="public.bills")) == 2001
 
 
 def test_postgres_ingest_is_idempotent(bills, postgres, tmp_path):
-    ingest(bills, tmp_path, table="bills", time_column="at")
+    ingest(bills, tmp_path, options=ReadOptions(table="bills"), time_column="at")
     before = (tmp_path / "data/manifest.json").read_bytes()
-    assert ingest(bills, tmp_path, table="bills", time_column="at").skipped == ["postgres.bills"]
+    assert ingest(bills, tmp_path, options=ReadOptions(table="bills"), time_column="at").skipped == ["postgres.bills"]
     assert (tmp_path / "data/manifest.json").read_bytes() == before
     assert sum(len(b) for _, b in read_raw_batches(tmp_path)) == 2001
     assert {p.period for p in read_data_manifest(tmp_path).partitions} == {"2024", "unknown"}

@@ -30,7 +30,8 @@ def size(x): return np.where(np.isnan(x), None, np.where(x > 5, 'big', 'small'))
 """
 COLUMNS = dict(who=Column("category"), at=Column("timestamp", nullable=True), x=Column("number", nullable=True),
                y=Column("category", nullable=True))
-SCHEMA = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], event_time="at", entity="who", filter="x IS NULL OR x < 9",
+SCHEMA = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], event_time="at", entity="who",
+                filter="x IS NULL OR x < 9",
                 columns=COLUMNS)
 
 
@@ -38,8 +39,10 @@ def accepted_rows(n=600, seed=0):
     rng = np.random.default_rng(seed)
     return pl.DataFrame(dict(
         who=[f"p{i}" for i in rng.integers(0, 50, n)], at=[datetime(2024, 1, 1) + timedelta(hours=i) for i in range(n)],
-        x=rng.integers(0, 10, n).astype(float), y=rng.choice(["no", "yes"], n), _source="a.csv", _row=np.arange(n))).with_columns(
-        x=pl.when(pl.col("_row") % 50 == 1).then(None).otherwise("x"), y=pl.when(pl.col("_row") % 60 == 2).then(None).otherwise("y"),
+        x=rng.integers(0, 10, n).astype(float), y=rng.choice(["no", "yes"], n), _source="a.csv",
+        _row=np.arange(n))).with_columns(
+        x=pl.when(pl.col("_row") % 50 == 1).then(None).otherwise("x"),
+        y=pl.when(pl.col("_row") % 60 == 2).then(None).otherwise("y"),
         at=pl.when(pl.col("_row") % 70 == 3).then(None).otherwise("at"))
 
 
@@ -60,7 +63,8 @@ def project(tmp_path):
     return make
 
 
-def parts(root): return {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parquet") for p in ("train", "valid", "test")}
+def parts(root):
+    return {p: pl.read_parquet(root / f"artifacts/prepared/{p}.parquet") for p in ("train", "valid", "test")}
 
 
 def test_used_plus_left_out_is_accepted_and_every_used_row_is_in_one_part(project):
@@ -84,7 +88,8 @@ def test_columns_features_and_types(project):
     for frame in parts(root).values():
         assert frame.columns == ["who", "at", "x", "y", "double", "inverse", "size", "_target", "_source", "_row"]
         number = {c for c, t in frame.schema.items() if t == pl.Float64}
-        assert number == {"x", "double", "inverse", "_target"} and frame.schema["size"] == pl.String and frame.schema["_row"] == pl.Int64
+        assert number == {"x", "double", "inverse",
+                          "_target"} and frame.schema["size"] == pl.String and frame.schema["_row"] == pl.Int64
         assert frame["double"].equals((frame["x"] * 2).alias("double")) and not frame["inverse"].is_infinite().any()
         assert frame["size"].null_count() == frame["x"].null_count() == frame["double"].null_count()
         assert frame["inverse"].null_count() == frame["x"].null_count() + (frame["x"] == 0).sum()
@@ -118,7 +123,8 @@ def test_batches_do_not_show(project, monkeypatch):
     root = project(method="group")
     run_prepare(root)
     whole, real = parts(root), module.read_accepted_batches
-    monkeypatch.setattr(module, "read_accepted_batches", lambda folder, columns=None: real(folder, columns, batch_rows=37))
+    monkeypatch.setattr(module, "read_accepted_batches", lambda folder,
+                        columns=None: real(folder, columns, batch_rows=37))
     run_prepare(root)
     assert all(whole[k].equals(v) for k, v in parts(root).items())
 
@@ -158,19 +164,22 @@ def test_one_class_only(project):
 def test_a_feature_that_reads_the_target_or_its_neighbours(project):
     head = "import mlops_nb.model.features as fx\n@fx.feature\n"
     for body, says in (("def f(y): return y == 'yes'", "not known at prediction"),
-                       ("def f(x): return x - x[::-1]", "for the same row alone"), ("def f(z): return z", "not a column of schema.yaml")):
+                       ("def f(x): return x - x[::-1]", "for the same row alone"),
+                       ("def f(z): return z", "not a column of schema.yaml")):
         with pytest.raises(UserError, match=says): run_prepare(project(features=head + body + "\n"))
 
 
 def test_a_regression_target_that_is_not_finite_is_left_out():
-    schema = Schema(dataset="d", task="regression", target="a / b", columns=dict(a=Column("number"), b=Column("number")))
+    schema = Schema(dataset="d", task="regression", target="a / b",
+                    columns=dict(a=Column("number"), b=Column("number")))
     frame = pl.DataFrame(dict(a=[1., 1., 0., None, float("nan")], b=[2., 0., 0., 1., 1.]))
     use = compute_target(frame, schema)
     assert use["_reason"].to_list() == [None, 1, 1, 0, 1] and use["_target"].to_list() == [.5, None, None, None, None]
 
 
 def test_classes_of_other_types():
-    for values, classes in (([0, 1, None], ["0", "1"]), ([False, True, None], ["false", "true"]), ([0., 1., None], ["0", "1"])):
+    for values, classes in (([0, 1, None], ["0", "1"]), ([False, True, None], ["false", "true"]),
+                            ([0., 1., None], ["0", "1"])):
         schema = Schema(dataset="d", task="binary", target="y", classes=classes, columns=dict(y=Column("integer")))
         assert compute_target(pl.DataFrame(dict(y=values)), schema)["_target"].to_list() == [0, 1, None]
 
@@ -178,7 +187,8 @@ def test_classes_of_other_types():
 def test_an_expression_over_a_column_named_target_is_computed_once():
     schema = Schema("d", "regression", "target * 2", filter="target > 3", columns={"target": Column("number")})
     use = compute_target(pl.DataFrame({"target": [1.0, 2.0, 3.0]}), schema)
-    assert use["_target"].to_list() == [2, 4, 6] and use["_reason"].to_list() == [3, None, None] # a filter's `target` is the computed one
+    # a filter's `target` is the computed one
+    assert use["_target"].to_list() == [2, 4, 6] and use["_reason"].to_list() == [3, None, None]
 
 
 def test_a_column_named_target_is_kept(project):
@@ -209,7 +219,8 @@ def test_a_full_disk_leaves_the_last_result(project, monkeypatch):
     monkeypatch.setattr(ParquetWriter, "write_table", full)
     project(accepted_rows(seed=1))
     with pytest.raises(OSError, match="No space"): run_prepare(root)
-    assert file_hashes(root / "artifacts/prepared") == before and [p.name for p in (root / "artifacts").iterdir() if p.name[0] == "."] == []
+    assert file_hashes(root / "artifacts/prepared") == before and [p.name for p in (root / "artifacts").iterdir()
+                                                                   if p.name[0] == "."] == []
 
 
 def test_killed_at_any_moment_the_folder_is_old_or_new(project):
@@ -238,10 +249,13 @@ def test_taxi_trips(real_data, tmp_path):
     names = ["lpep_pickup_datetime", "lpep_dropoff_datetime", "trip_distance", "PULocationID"]
     schema = Schema(dataset="taxi", task="regression", event_time=names[0], filter="target BETWEEN 1 AND 60",
                     target=f"(EXTRACT(EPOCH FROM {names[1]}) - EXTRACT(EPOCH FROM {names[0]})) / 60.0",
-                    columns=dict(zip(names, (Column("timestamp"), Column("timestamp"), Column("number"), Column("integer")), strict=True)))
+                    columns=dict(zip(names,
+                                     (Column("timestamp"), Column("timestamp"), Column("number"), Column("integer")),
+                                     strict=True)))
     part = Path(tmp_path / "artifacts/accepted/part-0.parquet")
     part.parent.mkdir(parents=True)
-    source.select(names).with_columns(_source=pl.lit("t"), _row=pl.int_range(pl.len(), dtype=pl.Int64)).write_parquet(part)
+    source.select(names).with_columns(_source=pl.lit("t"),
+                                      _row=pl.int_range(pl.len(), dtype=pl.Int64)).write_parquet(part)
     write_schema(schema, tmp_path / "schema.yaml")
     write_params(Params(), tmp_path / "params.yaml")
     run_prepare(tmp_path)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.memory import peak_mib
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.readers import TEXT_FORMATS, apply_text_formats, detect_source, find_files, infer_text_formats, find_sources, read_source
+from mlops_nb.data.readers import ReadOptions, detect_source, find_files, find_sources, read_source
+from mlops_nb.data.type_inference import TEXT_FORMATS, apply_text_formats, infer_text_formats
 
 
 def put(path, content, encoding="utf-8"):
@@ -22,7 +23,8 @@ def put(path, content, encoding="utf-8"):
     return path
 
 
-def read(path, rows=131_072, **how): return pl.concat(read_source(*find_sources(path, **how), batch_rows=rows))
+def read(path, rows=131_072, **how):
+    return pl.concat(read_source(*find_sources(path, ReadOptions(**how)), batch_rows=rows))
 
 
 # ---- CSV: separators, encodings, quirks
@@ -65,7 +67,8 @@ def test_encoding_given(tmp_path):
 
 def test_byte_offset_is_right_far_into_a_file(tmp_path):
     data = b"a,b\n" + b"1,x\n" * 700_000 + b"2,\xff\n"
-    with pytest.raises(UserError, match=f"byte {data.index(0xff)} "): read(put(tmp_path / "x.csv", data), encoding="utf-8")
+    with pytest.raises(UserError, match=f"byte {data.index(0xff)} "):
+        read(put(tmp_path / "x.csv", data), encoding="utf-8")
     cut = b"a,b\n1,x\n2," + "é".encode()[:1]
     with pytest.raises(UserError, match=f"byte {len(cut) - 1} "): read(put(tmp_path / "y.csv", cut), encoding="utf-8")
 
@@ -84,13 +87,15 @@ def test_separator_words(tmp_path):
 
 
 def test_one_column(tmp_path):
-    assert read(put(tmp_path / "x.csv", "word\nhello world\nfoo; bar\n"))["word"].to_list() == ["hello world", "foo; bar"]
+    assert read(put(tmp_path / "x.csv", "word\nhello world\nfoo; bar\n"))["word"].to_list() == ["hello world",
+                                                                                                "foo; bar"]
 
 
 def test_quirks(tmp_path):
     text = '\n "a name" , "b;x" ,, c\n 1 , " x " ,,\n\n2,y,,\n   \n,,,\n\n\n'
     frame = read(put(tmp_path / "x.csv", text))
-    assert frame.to_dict(as_series=False) == {"a name": [1, 2, None], "b;x": ["x", "y", None], "column_3": [None] * 3, "c": [None] * 3}
+    assert frame.to_dict(as_series=False) == {"a name": [1, 2, None], "b;x": ["x", "y", None], "column_3": [None] * 3,
+                                              "c": [None] * 3}
     assert frame.schema["c"] == pl.Null
 
 
@@ -105,10 +110,13 @@ def test_carriage_returns_alone(tmp_path):
 
 
 @pytest.mark.parametrize("text, sentence", [
-    ("", "is empty"), ("\n\n  \n", "only blank lines"), ("a,b", "a header and no rows"), ("a,b\n\n\n", "a header and no rows"),
-    ("a,b,a\n1,2,3\n", "the column 'a' 2 times"), ("a, a\n1,2\n", "the column 'a' 2 times"), ("a,_row\n1,2\n", "reserved"),
+    ("", "is empty"), ("\n\n  \n", "only blank lines"), ("a,b", "a header and no rows"),
+    ("a,b\n\n\n", "a header and no rows"),
+    ("a,b,a\n1,2,3\n", "the column 'a' 2 times"), ("a, a\n1,2\n", "the column 'a' 2 times"),
+    ("a,_row\n1,2\n", "reserved"),
     ("1,2.5\n3,4\n", "no header"), ("a,b\n1,2\n3\n", "line 3: 1 fields where the header has 2"),
-    ("a,b\n1,2\n\n\n3,4,5\n6,7\n", "line 5: 3 fields where the header has 2"), ('a,b\n1,"x\ny"\n2\n', "line 4: 1 fields"),
+    ("a,b\n1,2\n\n\n3,4,5\n6,7\n", "line 5: 3 fields where the header has 2"),
+    ('a,b\n1,"x\ny"\n2\n', "line 4: 1 fields"),
     ('a,b\n1,2\n3,"abc\n', "line 3: a quotation mark is opened and never closed"),
     ('a,b\n1,2\n3,"abc\n' + "4,5\n" * 50_000, "line 3: a quotation mark is opened and never closed"),
     ('a,b\n1,2\n3,"abc\n' + "4,5\n" * 3_000_000, "line 3: a quotation mark is opened and never closed"),
@@ -135,35 +143,44 @@ def test_a_csv_cut_anywhere_is_refused_or_whole_rows(tmp_path_factory, data):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=8), min_size=3, max_size=3),
+@given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=8), min_size=3,
+                         max_size=3),
                 min_size=1, max_size=8), st.sampled_from([",", ";", "\t", "|"]))
 def test_any_text_survives_a_csv_file(tmp_path_factory, rows, separator):
     text = io.StringIO()
     csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([("a", "b", "c"), *rows])
     path = put(tmp_path_factory.mktemp("any") / "x.csv", text.getvalue())
     from mlops_nb.data.readers import read_csv_batches
-    frame = pl.concat(read_csv_batches(detect_source(*find_sources(path, separator=separator)), 1 << 16))
-    assert [list(r) for r in frame.rows()] == [[pl.Series([v]).str.strip_chars().item() or None for v in row] for row in rows]
+    frame = pl.concat(read_csv_batches(detect_source(*find_sources(path, ReadOptions(separator=separator))), 1 << 16))
+    assert [list(r) for r in frame.rows()] == [[pl.Series([v]).str.strip_chars().item() or None for v in row]
+                                               for row in rows]
 
 
 # ---- types
 
-def forms_of(*batches): return infer_text_formats([pl.DataFrame({"x": b}, schema={"x": pl.String}) for b in batches])["x"]
+def forms_of(*batches):
+    return infer_text_formats([pl.DataFrame({"x": b}, schema={"x": pl.String}) for b in batches])["x"]
 
 
 @pytest.mark.parametrize("values, expected", [
-    (["1", "-2", "+3"], [1, -2, 3]), (["1", "2.5", "1e3"], [1.0, 2.5, 1000.0]), (["true", "FALSE", None], [True, False, None]),
-    (["0", "1"], [0, 1]), (["00501", "10001"], ["00501", "10001"]), (["0.5", "-0"], [0.5, -0.0]), (["007.5"], ["007.5"]),
+    (["1", "-2", "+3"], [1, -2, 3]), (["1", "2.5", "1e3"], [1.0, 2.5, 1000.0]),
+    (["true", "FALSE", None], [True, False, None]),
+    (["0", "1"], [0, 1]), (["00501", "10001"], ["00501", "10001"]), (["0.5", "-0"], [0.5, -0.0]),
+    (["007.5"], ["007.5"]),
     (["9223372036854775807"], [2**63 - 1]), (["9223372036854775808"], ["9223372036854775808"]),
-    (["inf", "-Infinity"], [float("inf"), -float("inf")]), (["nan", "1"], [None, 1.0]), (["1_000", "0x10"], ["1_000", "0x10"]),
+    (["inf", "-Infinity"], [float("inf"), -float("inf")]), (["nan", "1"], [None, 1.0]),
+    (["1_000", "0x10"], ["1_000", "0x10"]),
     (["39,9", "1,25"], [39.9, 1.25]), (["1,234", "5,678"], ["1,234", "5,678"]),
-    (["1,234,567"], ["1,234,567"]), (["1,234.5"], ["1,234.5"]), (["2024-02-29"], [dt.date(2024, 2, 29)]), (["2023-02-29"], ["2023-02-29"]),
+    (["1,234,567"], ["1,234,567"]), (["1,234.5"], ["1,234.5"]), (["2024-02-29"], [dt.date(2024, 2, 29)]),
+    (["2023-02-29"], ["2023-02-29"]),
     (["24.12.2023"], [dt.date(2023, 12, 24)]), (["03/04/2024"], ["03/04/2024"]),
     (["13/04/2024", "03/04/2024"], [dt.date(2024, 4, 13), dt.date(2024, 4, 3)]),
-    (["12/31/2024 01:00:00 PM"], [dt.datetime(2024, 12, 31, 13)]), (["24.12.2023 10:05"], [dt.datetime(2023, 12, 24, 10, 5)]),
+    (["12/31/2024 01:00:00 PM"], [dt.datetime(2024, 12, 31, 13)]),
+    (["24.12.2023 10:05"], [dt.datetime(2023, 12, 24, 10, 5)]),
     (["2024-01-01T10:00:00.250"], [dt.datetime(2024, 1, 1, 10, 0, 0, 250_000)]),
     (["2024-01-01 10:00:00+02:00"], [dt.datetime(2024, 1, 1, 8)]),
-    (["2024-01-01T10:00:00Z"], [dt.datetime(2024, 1, 1, 10)]), (["0001-01-01", "9999-12-31"], [dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
+    (["2024-01-01T10:00:00Z"], [dt.datetime(2024, 1, 1, 10)]),
+    (["0001-01-01", "9999-12-31"], [dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
     (["24-01-05"], ["24-01-05"]),
     (["2024-01-01", "2024-01-01 10:00:00"], ["2024-01-01", "2024-01-01 10:00:00"]), (["$5", "7%"], ["$5", "7%"])])
 def test_forms(values, expected):
@@ -179,8 +196,10 @@ def test_one_value_in_the_last_batch_decides():
     assert forms_of(["1"] * 100 + ["x"]) is None # beyond the first glance
 
 
-WORDS = st.one_of(st.none(), st.integers(-10**20, 10**20).map(str), st.floats().map(repr), st.dates().map(str), st.booleans().map(str),
-                  st.from_regex(r"[+-]?\d{0,3}[,.]?\d{0,4}", fullmatch=True), st.from_regex(r"\d\d/\d\d/\d{4}", fullmatch=True),
+WORDS = st.one_of(st.none(), st.integers(-10**20, 10**20).map(str), st.floats().map(repr), st.dates().map(str),
+                  st.booleans().map(str),
+                  st.from_regex(r"[+-]?\d{0,3}[,.]?\d{0,4}", fullmatch=True),
+                  st.from_regex(r"\d\d/\d\d/\d{4}", fullmatch=True),
                   st.text(max_size=4))
 
 
@@ -188,7 +207,8 @@ WORDS = st.one_of(st.none(), st.integers(-10**20, 10**20).map(str), st.floats().
 @given(st.lists(st.lists(WORDS, max_size=5), min_size=1, max_size=4))
 def test_typing_never_loses_a_value(batches):
     "Whatever the batches, a value that was there is there afterwards (nan excepted), and all batches have one type."
-    frames = [pl.DataFrame({"x": b}, schema={"x": pl.String}).select(pl.col("x").str.strip_chars().replace("", None)) for b in batches]
+    frames = [pl.DataFrame({"x": b}, schema={"x": pl.String}).select(pl.col("x").str.strip_chars().replace("", None))
+              for b in batches]
     forms = infer_text_formats(frames)
     typed = [apply_text_formats(f, forms) for f in frames]
     assert len({f.schema["x"] for f in typed}) == 1
@@ -205,7 +225,8 @@ def test_floats_are_read_to_the_last_bit(values):
 
 
 def test_forms_are_null_on_null():
-    for form in TEXT_FORMATS.values(): assert pl.DataFrame({"x": [None]}, schema={"x": pl.String}).select(form(pl.col("x"))).item() is None
+    for form in TEXT_FORMATS.values():
+        assert pl.DataFrame({"x": [None]}, schema={"x": pl.String}).select(form(pl.col("x"))).item() is None
 
 
 # ---- JSON lines and Parquet
@@ -215,20 +236,23 @@ def test_json_lines(tmp_path):
     text = "\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n\n"
     for name, encoding in [("x.jsonl", "utf-8"), ("x.ndjson.gz", "utf-8-sig"), ("x.json", "utf-16")]:
         frame = read(put(tmp_path / name, text, encoding), rows=1) # one line a batch: columns appear later
-        assert frame.select("a", "b", "c").to_dict(as_series=False) == {"a": [1.0, 2.5, None, None], "b": ["x", None, "ä", None],
+        assert frame.select("a", "b", "c").to_dict(as_series=False) == {"a": [1.0, 2.5, None, None],
+                                                                        "b": ["x", None, "ä", None],
                                                                         "c": [None, True, None, None]}
         assert frame["d"].null_count() == 3 and json.loads(frame["d"][2]) == rows[2]["d"]
 
 
 @pytest.mark.parametrize("text, sentence", [('{"a": 1}\n\n{"a": 2\n', "line 3: not a JSON object"),
                                             ('{"a": 1}\n[1]\n', "line 2: not a JSON object"),
-                                            ('{"a": NaN}\n', "line 1"), ('{"_source": 1}\n', "reserved"), ("{}\n{}\n", "no rows")])
+                                            ('{"a": NaN}\n', "line 1"), ('{"_source": 1}\n', "reserved"),
+                                            ("{}\n{}\n", "no rows")])
 def test_broken_json_lines(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence): read(put(tmp_path / "x.jsonl", text))
 
 
 def test_parquet_keeps_its_types(tmp_path):
-    frame = pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int16), "b": pl.Series(["x", "y"], dtype=pl.Categorical), "n": [None, None],
+    frame = pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int16), "b": pl.Series(["x", "y"], dtype=pl.Categorical),
+                          "n": [None, None],
                           "t": pl.Series([0, 1], dtype=pl.Datetime("ns", "UTC")), "inf": [float("inf"), float("nan")]})
     frame.write_parquet(tmp_path / "x [1]*.parquet")
     got = pl.concat(read_source(*find_sources(tmp_path / "x [1]*.parquet")))
@@ -240,7 +264,8 @@ def test_parquet_cut_anywhere(tmp_path):
     pl.DataFrame({"a": range(5000), "b": [str(i) for i in range(5000)]}).write_parquet(tmp_path / "x.parquet")
     whole = (tmp_path / "x.parquet").read_bytes()
     for n in [4, 5, 8, 12, 100, len(whole) // 2, len(whole) - 9, len(whole) - 8, len(whole) - 1]:
-        with pytest.raises(UserError, match="x.parquet is a damaged Parquet file"): read(put(tmp_path / "x.parquet", whole[:n]))
+        with pytest.raises(UserError, match="x.parquet is a damaged Parquet file"):
+            read(put(tmp_path / "x.parquet", whole[:n]))
 
 
 def test_parquet_without_rows(tmp_path):
@@ -269,7 +294,8 @@ def test_folders_and_globs(tmp_path):
 
 
 def test_a_table_of_a_path(tmp_path):
-    with pytest.raises(UserError, match="belong to a database"): find_sources(put(tmp_path / "x.csv", "a\n1\n"), table="t")
+    with pytest.raises(UserError, match="belong to a database"):
+        find_sources(put(tmp_path / "x.csv", "a\n1\n"), ReadOptions(table="t"))
 
 
 # ---- larger than memory
@@ -283,7 +309,8 @@ assert sum(len(b) for b in read_source(*find_sources(sys.argv[1]), batch_rows=65
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     "Ten times the rows, each with a category of its own, in about the same memory."
-    def write(path, rows): path.write_text("id,word,x\n" + "".join(f"{i},category-{i * 7919}-{'x' * 40},{i / 7}\n" for i in range(rows)))
+    def write(path, rows):
+        path.write_text("id,word,x\n" + "".join(f"{i},category-{i * 7919}-{'x' * 40},{i / 7}\n" for i in range(rows)))
     peaks = []
     for rows in (100_000, 1_000_000): # the second is 95 MB
         write(tmp_path / "in.csv", rows)
@@ -308,10 +335,13 @@ def test_real_files(real_data):
 def test_a_zero_before_the_comma_shows_that_it_is_a_decimal_comma(tmp_path):
     (tmp_path / "x.csv").write_text("a;b;c\n0,126;1,234;0,5\n-1,250;2,345;3,25\n")
     frame = pl.concat(read_source(detect_source(find_sources(str(tmp_path / "x.csv"))[0])))
-    assert frame["a"].to_list() == [.126, -1.25] and frame["b"].to_list() == ["1,234", "2,345"] and frame["c"].to_list() == [.5, 3.25]
+    assert frame["a"].to_list() == [.126, -1.25] and frame["b"].to_list() == ["1,234",
+                                                                              "2,345"] and frame["c"].to_list() == [.5,
+                                                                                                                    3.25]
 
 
 @pytest.mark.parametrize("name", ["_source", "_target", "_reasons", "_split"])
 def test_a_name_that_the_pipeline_uses_itself_is_refused(tmp_path, name):
     (tmp_path / "x.csv").write_text(f"a,{name}\n1,2\n")
-    with pytest.raises(UserError, match=f"'{name}', which is reserved"): list(read_source(detect_source(find_sources(str(tmp_path / "x.csv"))[0])))
+    with pytest.raises(UserError, match=f"'{name}', which is reserved"):
+        list(read_source(detect_source(find_sources(str(tmp_path / "x.csv"))[0])))

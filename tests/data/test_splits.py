@@ -12,9 +12,11 @@ from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.splits import SPLIT_NAMES, assign_splits, check_split_overlap, split_key_columns, is_in_last_share
 
-COLUMNS = dict(who=Column("category", nullable=True), team=Column("integer"), at=Column("timestamp"), y=Column("category"),
+COLUMNS = dict(who=Column("category", nullable=True), team=Column("integer"), at=Column("timestamp"),
+               y=Column("category"),
                fold=Column("category", feature=False))
-TIMED = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], entity="who", event_time="at", columns=COLUMNS)
+TIMED = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], entity="who", event_time="at",
+               columns=COLUMNS)
 PLAIN = Schema(dataset="d", task="binary", target="y", classes=["no", "yes"], columns=COLUMNS)
 NUMBER = Schema(dataset="d", task="regression", target="team", columns=COLUMNS)
 
@@ -117,7 +119,8 @@ def test_column_names_the_parts_and_valid_may_be_missing():
     assert len(parts["test"]) == (frame["fold"] == "test").sum() and abs(len(parts["valid"]) / (len(frame) - len(parts["test"])) - .2) < .01
     for bad in ("holdout", None):
         wrong = frame.with_columns(fold=pl.when(pl.col("_row") == 3).then(pl.lit(bad)).otherwise("fold"))
-        with pytest.raises(UserError, match=f"holds {bad!r}; it may say only"): split(wrong, PLAIN, method="column", column="fold")
+        with pytest.raises(UserError, match=f"holds {bad!r}; it may say only"):
+            split(wrong, PLAIN, method="column", column="fold")
 
 
 def test_files_and_the_validation_part_by_time_or_at_random():
@@ -151,7 +154,8 @@ def test_empty_parts_and_absent_classes():
     with pytest.raises(UserError, match="the test part would be empty"): split(rows(people=1), TIMED, method="group")
     with pytest.raises(UserError, match="the class 'yes' of 'y' is in no training row"):
         split(rows().sort("at").with_columns(_target=(pl.col("at") > datetime(2024, 2, 3)) * 1.), TIMED, method="time")
-    with pytest.raises(UserError, match="is 3 in every training row"): split(rows().with_columns(_target=3.), NUMBER, method="order")
+    with pytest.raises(UserError, match="is 3 in every training row"):
+        split(rows().with_columns(_target=3.), NUMBER, method="order")
 
 
 def test_rows_without_a_group_stay_together():
@@ -172,7 +176,8 @@ def test_the_check_finds_what_it_is_there_for():
         with pytest.raises(UserError, match="does not hold"): check_split_overlap(straddling, params, TIMED)
     parts, _ = split(frame, TIMED, method="time")
     with pytest.raises(UserError, match="in_time_order=False"):
-        check_split_overlap(dict(train=parts["test"], valid=parts["valid"], test=parts["train"]), SplitParams(method="time"), TIMED)
+        check_split_overlap(dict(train=parts["test"], valid=parts["valid"], test=parts["train"]),
+                            SplitParams(method="time"), TIMED)
 
 
 def test_key_columns():

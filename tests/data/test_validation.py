@@ -21,7 +21,10 @@ from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data import validation
 from mlops_nb.data.ingest import ingest, read_data_manifest
-from mlops_nb.data.validation import PartFileWriter, SchemaSkewError, ValidationReport, check_with_pandera, compare_with_schema, validate_batch, run_validate
+from mlops_nb.data.validation import (
+    PartFileWriter, SchemaSkewError, ValidationReport, compare_with_schema, run_validate,
+)
+from mlops_nb.data.column_checks import check_with_pandera, validate_batch
 from mlops_nb.stats.drift_test import fit_baseline
 
 
@@ -75,15 +78,18 @@ def test_rules(column, values, accepted, rule):
 
 def test_dates_out_of_range_and_unreadable():
     column = Column("timestamp", range=("2020-01-01", "2024-12-31"))
-    s = split(contract(x=column), x=["2021-05-01", "0001-01-01", "9999-12-31", "2021-02-30", "2024-12-31T23:00:00+02:00"])
+    s = split(contract(x=column),
+              x=["2021-05-01", "0001-01-01", "9999-12-31", "2021-02-30", "2024-12-31T23:00:00+02:00"])
     assert s.accepted["x"].cast(pl.String).to_list() == ["2021-05-01 00:00:00.000000"]
     assert s.violations == {"x:range": 3, "x:type": 1}
     assert reasons(s)[0] == ["x: 0001-01-01 is below 2020-01-01"]
-    with pytest.raises(UserError, match="'soon'.*no date"): split(contract(x=Column("timestamp", range=("soon", None))), x=["2021-05-01"])
+    with pytest.raises(UserError, match="'soon'.*no date"):
+        split(contract(x=Column("timestamp", range=("soon", None))), x=["2021-05-01"])
 
 
 def test_every_reason_is_given_and_values_stay_as_delivered():
-    s = split(contract(x=Column("integer", range=(0, 5)), z=Column("category")), x=["7", " q ", "1"], z=["", "ok", "ok"])
+    s = split(contract(x=Column("integer", range=(0, 5)), z=Column("category")), x=["7", " q ", "1"],
+              z=["", "ok", "ok"])
     assert reasons(s) == [["x: 7 is above 5", "z: missing"], ["x: q is not an integer"]]
     assert s.quarantined["x"].to_list() == ["7", " q "] and s.quarantined["_row"].to_list() == [0, 1]
 
@@ -119,18 +125,21 @@ def test_odd_column_names():
 
 actions = st.sampled_from(["quarantine", "null"])
 cells = st.one_of(st.none(), st.integers(-5, 15),
-                  st.sampled_from(["", " ", "?", "q", "1.0", "2.5", "inf", "-inf", "nan", "yes", "2021-01-01", "a", "b"]))
+                  st.sampled_from(["", " ", "?", "q", "1.0", "2.5", "inf", "-inf", "nan", "yes", "2021-01-01", "a",
+                                   "b"]))
 
 
 @st.composite
 def deliveries(draw):
     kinds = dict(i=Column("integer", range=(0, 10)), f=Column("number", range=(None, 8)), b=Column("boolean"),
-                 c=Column("category", domain=["a", "b"]), t=Column("timestamp", range=("2020-01-01", None)), w=Column("text"))
+                 c=Column("category", domain=["a", "b"]), t=Column("timestamp", range=("2020-01-01", None)),
+                 w=Column("text"))
     for c in kinds.values():
         c.nullable, c.on_violation, c.on_new_category = draw(st.booleans()), draw(actions), draw(st.sampled_from(["unknown", "quarantine"]))
     n = draw(st.integers(0, 12))
     values = {k: [None if v is None else str(v) for v in draw(st.lists(cells, min_size=n, max_size=n))] for k in kinds}
-    return contract(["?"], **kinds), pl.DataFrame(values | dict(y=["1"] * n), schema=dict.fromkeys([*kinds, "y"], pl.String))
+    return contract(["?"], **kinds), pl.DataFrame(values | dict(y=["1"] * n),
+                                                  schema=dict.fromkeys([*kinds, "y"], pl.String))
 
 
 @given(deliveries())
@@ -139,7 +148,8 @@ def test_no_row_is_lost_or_doubled_and_pandera_agrees(delivery):
     schema, frame = delivery
     s = validate_batch(with_origin(frame), schema)
     assert sorted(s.accepted["_row"].to_list() + s.quarantined["_row"].to_list()) == list(range(frame.height))
-    assert s.accepted.schema == pl.Schema({n: POLARS_TYPES[c.type] for n, c in schema.columns.items()} | dict(_source=pl.String, _row=pl.Int64))
+    assert s.accepted.schema == pl.Schema({n: POLARS_TYPES[c.type] for n,
+                                           c in schema.columns.items()} | dict(_source=pl.String, _row=pl.Int64))
     assert all(r for r in reasons(s))
     check_with_pandera(s.accepted, to_pandera(schema))
 
@@ -186,8 +196,11 @@ def test_shape():
         assert [m.column for m in wrong] == list(odd) and wrong[0].found.startswith("retyped")
 
 
-@pytest.mark.parametrize("new, hint", [({"FareAmount": pl.Float64()}, True), ({"fare": pl.Float64()}, True), ({"cost": pl.Float64()}, True),
-                                       ({"cost": pl.Datetime("us")}, False), ({}, False), ({"aa": pl.Int64(), "bb": pl.Int64()}, False)])
+@pytest.mark.parametrize("new, hint",
+                         [({"FareAmount": pl.Float64()}, True), ({"fare": pl.Float64()}, True),
+                          ({"cost": pl.Float64()}, True),
+                                       ({"cost": pl.Datetime("us")}, False), ({}, False),
+                                       ({"aa": pl.Int64(), "bb": pl.Int64()}, False)])
 def test_a_renamed_column_is_suspected(new, hint):
     wrong, _ = shape(contract(fare_amount=Column("number")), **new)
     assert wrong[0].column == "fare_amount" and ("looks like it" in wrong[0].found) == hint
@@ -237,7 +250,8 @@ def test_stage_writes_what_it_says(tmp_path):
     assert run_validate(root) == {"rows": 800}
     v = outcome(root)
     assert (v.received, v.accepted, v.quarantined, v.violations) == (800, 793, 7, {"x:range": 7})
-    assert [(p.source, p.received, p.quarantined) for p in v.partitions] == [("m0.parquet", 500, 0), ("m1.parquet", 300, 7)]
+    assert [(p.source, p.received, p.quarantined) for p in v.partitions] == [("m0.parquet", 500, 0),
+                                                                             ("m1.parquet", 300, 7)]
     accepted, quarantined = pl.read_parquet(root / "artifacts/accepted"), pl.read_parquet(root / "quarantine")
     assert accepted.columns == ["x", "c", "y", "_source", "_row"] and accepted.height == 793
     assert quarantined.columns == ["x", "c", "y", "_source", "_row", "_reasons"] and quarantined.height == 7
@@ -253,7 +267,8 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_batches(tmp_path, monk
     run_validate(root)
     assert {k: v for d in ("artifacts", "quarantine") for k, v in file_hashes(root / d).items()} == first
     before = outcome(root)
-    monkeypatch.setattr(validation, "read_raw_batches", lambda r: ((p, f[i:i + 99]) for p, f in RAW_BATCHES(r) for i in range(0, f.height, 99)))
+    monkeypatch.setattr(validation, "read_raw_batches",
+                        lambda r: ((p, f[i:i + 99]) for p, f in RAW_BATCHES(r) for i in range(0, f.height, 99)))
     run_validate(root)
     assert outcome(root) == before
 
@@ -290,7 +305,8 @@ def test_nothing_accepted_stops(tmp_path):
 def test_all_null_column(tmp_path):
     gone = month(100, 0).with_columns(x=pl.lit(None))
     with pytest.raises(UserError, match=r"x:missing \(100\)"): run_validate(project(tmp_path, gone))
-    nullable = Schema("t", "binary", "y", dict(SCHEMA.columns, x=Column("number", nullable=True)), classes=SCHEMA.classes)
+    nullable = Schema("t", "binary", "y", dict(SCHEMA.columns, x=Column("number", nullable=True)),
+                      classes=SCHEMA.classes)
     run_validate(project(tmp_path, gone, schema=nullable))
     assert pl.read_parquet(tmp_path / "artifacts/accepted")["x"].null_count() == 100
     assert [c.column for c in outcome(tmp_path).type_conversions] == ["x"]
@@ -449,11 +465,13 @@ def test_a_lost_row_is_a_bug(tmp_path, monkeypatch):
 # --- real data ------------------------------------------------------------------------------------------------------------------------
 
 def taxi_schema(path):
-    kinds = {n: "timestamp" if t == pl.Datetime else "category" if t == pl.String else "integer" if t.is_integer() else "number"
+    kinds = {n: "timestamp" if t == pl.Datetime else "category" if t == pl.String else "integer" if t.is_integer()
+             else "number"
              for n, t in pl.read_parquet_schema(path).items()}
     columns = {n: Column(k, nullable=True) for n, k in kinds.items()}
     columns["fare_amount"].range = (0, 1000)
-    return Schema("taxi", "regression", "(EXTRACT(EPOCH FROM lpep_dropoff_datetime) - EXTRACT(EPOCH FROM lpep_pickup_datetime)) / 60.0",
+    return Schema("taxi", "regression",
+                  "(EXTRACT(EPOCH FROM lpep_dropoff_datetime) - EXTRACT(EPOCH FROM lpep_pickup_datetime)) / 60.0",
                   columns, filter="target >= 1 AND target <= 60", event_time="lpep_pickup_datetime")
 
 
@@ -461,7 +479,8 @@ def taxi_schema(path):
 def taxi(tmp_path, real_data):
     folder = real_data("nyc_green_taxi")
     jan, feb = (pl.read_parquet(folder / f"green_tripdata_2023-{m}.parquet") for m in ("01", "02"))
-    return lambda *change: project(tmp_path, jan, *(change or [feb]), schema=taxi_schema(folder / "green_tripdata_2023-02.parquet")), feb
+    return lambda *change: project(tmp_path, jan, *(change or [feb]),
+                                   schema=taxi_schema(folder / "green_tripdata_2023-02.parquet")), feb
 
 
 @pytest.mark.realdata

@@ -11,7 +11,7 @@ import time
 import polars as pl
 import pytest
 from support.memory import peak_mib
-from support.shop_project import ENV, HEADER, edit, finished, leftovers, nb, results, run, sentence, shop
+from support.shop_project import ENV, HEADER, edit, finished, leftovers, nb, nb_inside, results, run, sentence, shop
 
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
@@ -34,6 +34,12 @@ def copy(good, folder):
 
 @pytest.fixture
 def project(good, tmp_path): return copy(good, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(good, tmp_path_factory):
+    "A copy for tests that damage one file, see a sentence, and put it back."
+    return copy(good, tmp_path_factory.mktemp("shared"))
 
 
 DISK = "64m"
@@ -90,7 +96,7 @@ def test_a_delivery_that_cannot_be_used_ends_in_a_sentence_and_leaves_nothing(tm
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     before = sorted(p.name for p in tmp_path.iterdir())
     given = [o for o in (*DAY, *TARGET, *options)] # the last one counts
-    said = sentence(nb("init", "new", "--data", file, *given, cwd=tmp_path))
+    said = sentence(nb_inside("init", "new", "--data", file, *given, cwd=tmp_path))
     for fragment in fragments: assert fragment in said
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
@@ -155,8 +161,8 @@ FILES = { # name: (file, old, new, command, fragments)
     "setting": ("settings.ini", "\nthreads =", "\nthraeds =", "stage train gbdt",
                 ["settings.ini, section 'run': there is no key 'thraeds'; did you mean 'threads'?"]),
     "section": ("settings.ini", "\n[run]", "\n[rnu]", "stage train gbdt", ["settings.ini: there is no section [rnu]; did you mean 'run'?"]),
-    "setting's type": ("settings.ini", "timeout = 600", "timeout = soon", "stage train gbdt",
-                       ["settings.ini, section 'report': timeout is 'soon', but an integer is expected."]),
+    "setting's type": ("settings.ini", "timeout_seconds = 600", "timeout_seconds = soon", "stage train gbdt",
+                       ["settings.ini, section 'report': timeout_seconds is 'soon', but an integer is expected."]),
     "column": ("schema.yaml", "\n  city:", "\n  citty:", "stage validate", ["schema.yaml", "'city'", "did you mean 'citty'?"]),
     "target": ("schema.yaml", "target: bought", "target: boughtt", "schema check", ["target names the column 'boughtt'", "'bought'"]),
     "column's type": ("schema.yaml", "type: integer", "type: integr", "schema check", ["section 'columns.age': type is 'integr'"]),
@@ -166,18 +172,22 @@ FILES = { # name: (file, old, new, command, fragments)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_mistake_in_a_file_is_named_with_its_place(project, name):
+def test_a_mistake_in_a_file_is_named_with_its_place(shared, good, name):
     file, old, new, command, fragments = FILES[name]
-    edit(project / file, old, new)
-    said = sentence(nb(*command.split(), cwd=project))
+    content = (shared / file).read_bytes()
+    edit(shared / file, old, new)
+    try: said = sentence(nb_inside(*command.split(), cwd=shared))
+    finally: (shared / file).write_bytes(content)
     for fragment in fragments: assert fragment in said
+    assert results(shared) == results(good)
 
 
 @pytest.mark.parametrize("variable, value, says", [
     ("MLOPS_NB_RUN_THRAEDS", "4", "MLOPS_NB_RUN_THRAEDS: there is no such setting; did you mean 'MLOPS_NB_RUN_THREADS'?"),
     ("MLOPS_NB_RUN_THREADS", "four", "MLOPS_NB_RUN_THREADS: the content is 'four', but an integer is expected.")])
-def test_a_mistake_in_the_environment_is_named(project, variable, value, says):
-    assert says in sentence(nb("stage", "train", "gbdt", cwd=project, env={variable: value}))
+def test_a_mistake_in_the_environment_is_named(shared, monkeypatch, variable, value, says):
+    monkeypatch.setenv(variable, value)
+    assert says in sentence(nb_inside("stage", "train", "gbdt", cwd=shared))
 
 
 def test_a_missing_column_stops_the_run_with_a_table_and_keeps_what_was_there(project, good):
@@ -208,19 +218,19 @@ TORN = {
     "artifacts/accepted/*.parquet": ("prepare", "is damaged"), "artifacts/prepared/train.parquet": ("train gbdt", "is damaged"),
     "artifacts/prepared/test.parquet": ("evaluate", "is damaged"), "artifacts/models/gbdt/model.txt": ("evaluate", "is damaged"),
     "artifacts/models/gbdt/encoder.json": ("evaluate", "cannot be read"), "artifacts/metrics.json": ("bundle", "cannot be read"),
-    "artifacts/bundle/model.txt": ("gate", "was changed after the bundle was sealed"), "artifacts/gate.json": ("deploy", "cannot be read")}
+    "artifacts/bundle/model.txt": ("gate", "was changed after the bundle was made"), "artifacts/gate.json": ("deploy", "cannot be read")}
 
 
 @pytest.mark.parametrize("pattern", TORN)
-def test_a_file_cut_in_the_middle_is_not_believed(project, good, pattern):
+def test_a_file_cut_in_the_middle_is_not_believed(shared, good, pattern):
     stage, says = TORN[pattern]
-    path = next(project.glob(pattern))
+    path = next(shared.glob(pattern))
     content = path.read_bytes()
     path.chmod(0o644)
     path.write_bytes(content[:len(content) // 2])
-    assert says in sentence(nb("stage", *stage.split(), cwd=project))
-    path.write_bytes(content)
-    assert results(project) == results(good)
+    try: assert says in sentence(nb_inside("stage", *stage.split(), cwd=shared))
+    finally: path.write_bytes(content)
+    assert results(shared) == results(good)
 
 
 # a disk that is full, or may only be read
@@ -267,7 +277,7 @@ def test_a_full_disk_ends_ingest_and_init_in_a_sentence(small_disk, good, tmp_pa
     assert read_data_manifest(project) == before and {p.name for p in (project / "data").rglob("*")} == files
     assert sorted(p.name for p in small_disk.iterdir()) == ["corner", "filler"]
     (small_disk / "filler").unlink()
-    assert nb("ingest", tmp_path / "more.csv", cwd=project).stdout == "Deliveries: 1 new with 3,000 rows, 0 known already.\n"
+    assert nb("ingest", tmp_path / "more.csv", cwd=project).stdout == "Data batches: 1 new with 3,000 rows, 0 known already.\n"
 
 
 READ_ONLY = ("stage validate", "stage train gbdt", "stage bundle", "stage report", "ingest more.csv", "report run data",

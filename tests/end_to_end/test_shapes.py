@@ -15,7 +15,7 @@ from support.project_checks import check_counts, check_pages, check_parity, chec
 
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.pipeline import STAGES, run_stage
-from mlops_nb.scaffold import init_project
+from mlops_nb.scaffold import choose_split, init_project
 
 pytestmark = pytest.mark.slow
 
@@ -118,13 +118,14 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     options, expected = shape(tmp_path)
     root = tmp_path / f"{shape.__name__} project"
-    schema = init_project(root, str(options.pop("data")), options.pop("target"), **options)
+    split = choose_split(options.get("time"), **{k: options.pop(k) for k in ("ordered", "group") if k in options})
+    schema = init_project(root, str(options.pop("data")), options.pop("target"), split=split, **options)
     assert schema.task == expected["task"] and len(schema.classes or []) == expected.get("classes", len(schema.classes or []))
     assert {n: schema.columns[n].type for n in expected.get("types", {})} == expected.get("types", {})
     names = list(STAGES)
     for stage in names[:names.index("gate") + 1]: run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
     gate = read_json(root / "artifacts/gate.json", dict)
-    assert {r["name"] for r in gate["results"]} >= {"baseline: constant", "baseline: linear", "bundle: clean process", "single row = batch"}
+    assert {r["name"] for r in gate["results"]} >= {"baseline: constant", "baseline: linear", "bundle: clean process", "parity: single row and batch"}
     may_fail = ("baseline: linear", "segment", "calibration") # a linear relation is what some of these are made with
     assert [r["message"] for r in gate["results"] if not r["passed"] and not r["name"].startswith(may_fail)] == []
     assert check_counts(root)["quarantined"] == 0

@@ -1,4 +1,5 @@
 "Probabilities put right: the order stays, nothing is certain, one row is the batch, and nothing moves without evidence."
+
 import msgspec
 import numpy as np
 import polars as pl
@@ -8,23 +9,35 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.batch.batch_scoring import score_files
-from mlops_nb.bundle.bundle import run_bundle, check_golden_examples, open_trained_predictor
+from mlops_nb.bundle.bundle import check_golden_examples
+from mlops_nb.bundle.stage import run_bundle
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.bundle.onnx_export import predict_onnx, export_onnx
 from mlops_nb.config.params import EvaluateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
-from mlops_nb.evaluate.calibration import CALIBRATION_FOLDS, choose_calibration, cross_fitted_loss, assign_folds, fit_isotonic, fit_platt, fit_temperature
+from mlops_nb.evaluate.calibration import (
+    CALIBRATION_FOLDS,
+    choose_calibration,
+    cross_fitted_loss,
+    assign_folds,
+    fit_isotonic,
+    fit_platt,
+    fit_temperature,
+)
 from mlops_nb.evaluate.decision_threshold import choose_threshold
 from mlops_nb.evaluate.metrics import roc_auc, row_loss
 from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
-from mlops_nb.explain.attributions import run_explain, read_explanation
+from mlops_nb.explain.stage import run_explain, read_explanation
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.calibrators import IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 from mlops_nb.train.baselines import run_baselines
 
 quick = settings(deadline=None, max_examples=60)
-shares = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0., 1., .5, 1e-300, 1 - 2**-53])), min_size=1, max_size=60)
+shares = st.lists(
+    st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 1e-300, 1 - 2**-53])), min_size=1, max_size=60
+)
 
 
 def drawn(seed, n): return np.random.default_rng(seed).integers(0, 2, n).astype(float)
@@ -66,7 +79,9 @@ def test_a_temperature_keeps_the_order_and_adds_up_to_one(k, n, seed, t):
     assert (np.take_along_axis(q, p.argmax(1)[:, None], 1)[:, 0] == q.max(1)).all()
 
 
-@pytest.mark.parametrize("apply", [PlattCalibrator(1.3, -.2).apply, fit_isotonic(drawn(0, 500), np.random.default_rng(1).random(500)).apply])
+@pytest.mark.parametrize(
+    "apply", [PlattCalibrator(1.3, -0.2).apply, fit_isotonic(drawn(0, 500), np.random.default_rng(1).random(500)).apply]
+)
 def test_a_row_alone_gets_the_bits_of_the_batch(apply):
     p = np.random.default_rng(2).random(5000)
     assert np.array([apply(p[i:i + 1])[0] for i in range(len(p))]).tobytes() == apply(p).tobytes()
@@ -151,7 +166,9 @@ def test_constant_scores_move_to_the_rate():
 
 
 def test_no_candidates():
-    found, about = choose_calibration("binary", drawn(0, 100), np.full(100, .5), EvaluateParams(calibration=["temperature"]))
+    found, about = choose_calibration(
+        "binary", drawn(0, 100), np.full(100, 0.5), EvaluateParams(calibration=["temperature"])
+    )
     assert found is None and "names no candidate" in about.message
 
 
@@ -181,13 +198,19 @@ def test_an_old_policy_has_none():
     assert msgspec.json.decode(old, type=Policy).calibrator is None
 
 
-@pytest.mark.parametrize("calibration", [PlattCalibrator(.5, 1.), IsotonicCalibrator([0., .5, 1.], [.1, .2, .9]), TemperatureCalibrator(2.), None])
+@pytest.mark.parametrize(
+    "calibration",
+    [PlattCalibrator(0.5, 1.0), IsotonicCalibrator([0.0, 0.5, 1.0], [0.1, 0.2, 0.9]), TemperatureCalibrator(2.0), None],
+)
 def test_a_policy_is_plain_numbers(calibration):
     told = msgspec.json.encode(Policy("binary", ["a", "b"], calibrator=calibration))
     assert msgspec.json.decode(told, type=Policy).calibrator == calibration
 
 
-CALIBRATIONS = {"binary": [PlattCalibrator(.6, .4), IsotonicCalibrator([0., .3, .6, 1.], [.05, .1, .7, .8])], "multiclass": [TemperatureCalibrator(2.5)]}
+CALIBRATIONS = {
+    "binary": [PlattCalibrator(0.6, 0.4), IsotonicCalibrator([0.0, 0.3, 0.6, 1.0], [0.05, 0.1, 0.7, 0.8])],
+    "multiclass": [TemperatureCalibrator(2.5)],
+}
 
 
 @pytest.mark.parametrize("task, which", [("binary", 0), ("binary", 1), ("multiclass", 0)])
@@ -214,7 +237,10 @@ def test_a_bundle_answers_with_calibrated_probabilities_everywhere(task, which, 
 @pytest.mark.parametrize("learner", ["gbdt", "net"])
 @pytest.mark.parametrize("task, which", [("binary", 0), ("binary", 1), ("multiclass", 0)])
 def test_a_model_leaves_as_onnx_with_its_calibration(task, which, learner, tmp_path):
-    root, calibration = modelling.judged(modelling.trained(tmp_path / "p", task, n=500, learner=learner), task), CALIBRATIONS[task][which]
+    root, calibration = (
+        modelling.judged(modelling.trained(tmp_path / "p", task, n=500, learner=learner), task),
+        CALIBRATIONS[task][which],
+    )
     policy = read_json(root / "artifacts/evaluation/policy.json", Policy)
     policy.calibrator = calibration
     write_json(root / "artifacts/evaluation/policy.json", policy)
@@ -243,23 +269,37 @@ def exaggerating(tmp_path_factory):
 
 
 def test_the_stage_puts_right_what_exaggerates(exaggerating):
-    found, kept = read_evaluation(exaggerating), pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet")
+    found, kept = (
+        read_evaluation(exaggerating),
+        pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet"),
+    )
     about = found.recalibration
     assert about.method == "platt" and about.log_loss["platt"] < about.log_loss["none"]
-    assert found.calibration.expected_calibration_error < about.uncalibrated.expected_calibration_error / 2 and about.uncalibrated.slope < .5 < found.calibration.slope
+    assert (
+        found.calibration.expected_calibration_error < about.uncalibrated.expected_calibration_error / 2
+        and about.uncalibrated.slope < 0.5 < found.calibration.slope
+    )
     predictor = open_trained_predictor(exaggerating)
     predictor.policy = read_json(exaggerating / "artifacts/evaluation/policy.json", Policy)
     test = pl.read_parquet(exaggerating / "artifacts/prepared/test.parquet")
     scores = kept.filter(part="test")["score"].to_numpy()
-    assert predictor.predict(test).tobytes() == scores.tobytes() # what was measured is what will be answered
-    tables = [pl.read_parquet(exaggerating / f"artifacts/evaluation/{n}.parquet") for n in ("calibration_curve", "calibration_curve_uncalibrated")]
+    assert predictor.predict(test).tobytes() == scores.tobytes()  # what was measured is what will be answered
+    tables = [
+        pl.read_parquet(exaggerating / f"artifacts/evaluation/{n}.parquet")
+        for n in ("calibration_curve", "calibration_curve_uncalibrated")
+    ]
     assert tables[0]["n_rows"].sum() == tables[1]["n_rows"].sum() == len(test) and not tables[0].equals(tables[1])
 
 
 def test_the_threshold_is_chosen_on_calibrated_scores(exaggerating):
-    found, kept = read_evaluation(exaggerating), pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet")
+    found, kept = (
+        read_evaluation(exaggerating),
+        pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet"),
+    )
     valid = kept.filter(part="valid")
-    assert found.decision_settings.threshold == choose_threshold(valid["_target"].to_numpy(), valid["score"].to_numpy(), found.decision_settings.costs)
+    assert found.decision_settings.threshold == choose_threshold(
+        valid["_target"].to_numpy(), valid["score"].to_numpy(), found.decision_settings.costs
+    )
     assert found.threshold.low <= found.decision_settings.threshold <= found.threshold.high
 
 
@@ -281,4 +321,5 @@ def test_without_candidates_the_stage_moves_nothing(exaggerating):
 def test_a_wrong_name_is_a_sentence(exaggerating):
     path = exaggerating / "params.yaml"
     path.write_text(path.read_text().replace("calibration: []", "calibration: [plat]"))
-    with pytest.raises(UserError, match="calibration is .'plat'., but one of platt, isotonic, temperature"): read_params(path)
+    with pytest.raises(UserError, match="calibration is .'plat'., but one of platt, isotonic, temperature"):
+        read_params(path)

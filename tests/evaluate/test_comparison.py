@@ -7,7 +7,15 @@ import pytest
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.evaluate.comparison import align_scores, score_with_champion, paired_differences, compare_with_baselines, signed_gain, describe_difference, scores_to_array
+from mlops_nb.evaluate.comparison import (
+    align_scores,
+    score_with_champion,
+    paired_differences,
+    compare_with_baselines,
+    signed_gain,
+    describe_difference,
+    scores_to_array,
+)
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
 from mlops_nb.stats.bootstrap import Estimate, Resampling
 
@@ -36,20 +44,28 @@ def test_a_model_against_itself_differs_by_exactly_nothing(task):
 @pytest.mark.parametrize("task", METRICS)
 def test_better_is_positive_and_swapping_changes_the_sign(task):
     y, good, bad = data(task)
-    up, down = (paired_differences(task, y, *pair, resampling=Resampling(60))[PRIMARY_METRIC[task]] for pair in ((good, bad), (bad, good)))
+    up, down = (
+        paired_differences(task, y, *pair, resampling=Resampling(60))[PRIMARY_METRIC[task]]
+        for pair in ((good, bad), (bad, good))
+    )
     assert up.gain.low > 0 and up.share_worse == 0 and down.share_worse == 1
-    assert [up.gain.value, up.gain.low, up.gain.high] == pytest.approx([-down.gain.value, -down.gain.high, -down.gain.low])
+    assert [up.gain.value, up.gain.low, up.gain.high] == pytest.approx(
+        [-down.gain.value, -down.gain.high, -down.gain.low]
+    )
 
 
 @pytest.mark.parametrize("task", METRICS)
 def test_figures_are_those_of_the_metrics(task):
     y, a, b = data(task)
-    for m, d in paired_differences(task, y, a, b, DecisionSettings(0.3), DecisionSettings(0.7), resampling=Resampling(5)).items():
+    for m, d in paired_differences(
+        task, y, a, b, DecisionSettings(0.3), DecisionSettings(0.7), resampling=Resampling(5)
+    ).items():
         assert d.value == weighted_metric(task, m, y, a, DecisionSettings(0.3))(np.ones(len(y)))
         assert d.other_value == weighted_metric(task, m, y, b, DecisionSettings(0.7))(np.ones(len(y)))
 
 
-def test_of_a_bias_the_size_counts(): assert signed_gain("zero", np.array([-3.0, 0.1]), np.array([1.0, -0.5])).tolist() == pytest.approx([-2, 0.4])
+def test_of_a_bias_the_size_counts():
+    assert signed_gain("zero", np.array([-3.0, 0.1]), np.array([1.0, -0.5])).tolist() == pytest.approx([-2, 0.4])
 
 
 def test_an_undefined_figure_compares_as_undefined():
@@ -57,7 +73,9 @@ def test_an_undefined_figure_compares_as_undefined():
     d = paired_differences("binary", np.ones(30), s, s[::-1], resampling=Resampling(10))["roc_auc"]
     assert d.gain.value is None and d.share_worse is None
     assert "undefined" in describe_difference("binary", "champion", d)
-    broken = paired_differences("binary", np.tile([0.0, 1], 15), np.where(s > 0.9, np.nan, s), s, resampling=Resampling(10))["brier"]
+    broken = paired_differences(
+        "binary", np.tile([0.0, 1], 15), np.where(s > 0.9, np.nan, s), s, resampling=Resampling(10)
+    )["brier"]
     assert broken.value is None and broken.other_value is not None and broken.gain.value is None
 
 
@@ -71,14 +89,17 @@ def test_sentences(estimate, text):
 
 def test_scores_are_matched_by_origin():
     keys = pl.DataFrame({"_source": ["a", "a", "b"], "_row": [0, 1, 0]})
-    scores = pl.DataFrame({"_source": ["b", "a", "a", "c"], "_row": [0, 1, 0, 9], "part": "test", "linear": [3.0, 2.0, 1.0, 0.0]})
+    scores = pl.DataFrame(
+        {"_source": ["b", "a", "a", "c"], "_row": [0, 1, 0, 9], "part": "test", "linear": [3.0, 2.0, 1.0, 0.0]}
+    )
     assert align_scores(scores, keys)["linear"].to_list() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("change", [lambda s: s.head(1), lambda s: pl.concat([s, s.head(1)])], ids=["missing", "twice"])
 def test_scores_that_do_not_match_are_refused(change):
     scores = pl.DataFrame({"_source": ["a", "a"], "_row": [0, 1], "linear": [3.0, 2.0]})
-    with pytest.raises(UserError, match="run the stage baseline again"): align_scores(change(scores), scores.select("_source", "_row"))
+    with pytest.raises(UserError, match="run the stage baseline again"):
+        align_scores(change(scores), scores.select("_source", "_row"))
 
 
 def test_score_arrays():
@@ -89,7 +110,9 @@ def test_score_arrays():
 def test_each_baseline_decides_by_its_own_threshold():
     y = np.r_[np.ones(50), np.zeros(50)]
     rows = pl.DataFrame({"_source": "a", "_row": np.arange(100), "_target": y})
-    scores = pl.concat([rows.select("_source", "_row", part=pl.lit(p), linear=pl.lit(y) * 0.1) for p in ("valid", "test")])
+    scores = pl.concat(
+        [rows.select("_source", "_row", part=pl.lit(p), linear=pl.lit(y) * 0.1) for p in ("valid", "test")]
+    )
     (c,) = compare_with_baselines("binary", rows, rows, y, DecisionSettings(0.5), scores, resampling=Resampling(5))
     assert c.metrics["accuracy"].other_value == 1 and (c.name, c.kind) == ("linear", "baseline")
 

@@ -1,4 +1,5 @@
 "The training repeated: no fold learns from what comes after it, rows that judge do nothing else, and what cannot be judged is named."
+
 import json
 from datetime import datetime, timedelta
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import open_trained_predictor
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.project import Project
 from mlops_nb.config.params import SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
@@ -38,20 +39,42 @@ from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.tuning import TuningResult
 
 quick = settings(deadline=None, max_examples=60)
-VISITS = Schema("visits", "binary", "y", classes=["no", "yes"], entity="patient", event_time="day", columns={
-    "patient": Column("text", feature=False), "day": Column("timestamp", feature=False), "x": Column("number"), "y": Column("category")})
+VISITS = Schema(
+    "visits",
+    "binary",
+    "y",
+    classes=["no", "yes"],
+    entity="patient",
+    event_time="day",
+    columns={
+        "patient": Column("text", feature=False),
+        "day": Column("timestamp", feature=False),
+        "x": Column("number"),
+        "y": Column("category"),
+    },
+)
 
 
 def visits(seed, n, days, patients, rate=.4):
     rng = np.random.default_rng(seed)
     start = datetime(2026, 1, 1)
-    return pl.DataFrame(dict(_source="v.csv", _row=rng.permutation(n), _target=(rng.random(n) < rate).astype(float), x=rng.normal(size=n),
-                             patient=[f"p{i}" for i in rng.integers(0, patients, n)],
-                             day=[start + timedelta(days=int(d)) for d in rng.integers(0, days, n)]))
+    return pl.DataFrame(
+        dict(
+            _source="v.csv",
+            _row=rng.permutation(n),
+            _target=(rng.random(n) < rate).astype(float),
+            x=rng.normal(size=n),
+            patient=[f"p{i}" for i in rng.integers(0, patients, n)],
+            day=[start + timedelta(days=int(d)) for d in rng.integers(0, days, n)],
+        )
+    )
 
 
-anything = (st.tuples(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 40), st.integers(1, 40)), st.integers(1, 8),
-            st.floats(.05, .5))
+anything = (
+    st.tuples(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 40), st.integers(1, 40)),
+    st.integers(1, 8),
+    st.floats(0.05, 0.5),
+)
 
 
 @quick
@@ -68,7 +91,9 @@ def test_no_fold_learns_from_what_comes_later(made, k, share):
             if len(train) and len(valid): assert train.max() < valid.min()
             for earlier in (train, valid):
                 if len(earlier): assert earlier.max() < judged.min()
-            assert (frame["day"].filter(fold.train | fold.valid).len()) == (frame["day"] < judged.min()).sum() # all that came before
+            assert (frame["day"].filter(fold.train | fold.valid).len()) == (
+                frame["day"] < judged.min()
+            ).sum()  # all that came before
         assert seen.max() <= 1
 
 
@@ -107,7 +132,10 @@ def test_random_folds_hold_each_class_evenly(seed, n, k):
 def test_random_folds_do_not_depend_on_the_order_of_the_rows():
     frame = visits(0, 100, 5, 5)
     mixed = frame.sample(fraction=1, shuffle=True, seed=1)
-    rows = [[{*f.filter(m)["_row"]} for m in next(split_folds(f, SplitParams(method="random"), VISITS, 4))] for f in (frame, mixed)]
+    rows = [
+        [{*f.filter(m)["_row"]} for m in next(split_folds(f, SplitParams(method="random"), VISITS, 4))]
+        for f in (frame, mixed)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -153,7 +181,9 @@ def test_agreement_of_three():
     s = [np.array([.1, .2, .3, .4]), np.array([.2, .4, .6, .8]), np.array([.1, .2, .3, .9])]
     found = measure_agreement(s, [x >= .5 for x in s])
     assert found.disagreement_rate == pytest.approx((.5 + .25 + .25) / 3)
-    assert found.mean_abs_score_difference == pytest.approx(np.mean([np.abs(a - b).mean() for a, b in ((s[0], s[1]), (s[0], s[2]), (s[1], s[2]))]))
+    assert found.mean_abs_score_difference == pytest.approx(
+        np.mean([np.abs(a - b).mean() for a, b in ((s[0], s[1]), (s[0], s[2]), (s[1], s[2]))])
+    )
     assert 0 < found.score_correlation < 1 and measure_agreement(s, None).disagreement_rate is None
     assert measure_agreement([s[0], np.full(4, .5)], None).score_correlation is None
 
@@ -184,8 +214,14 @@ def test_files_and_figures(task, tmp_path):
     table = pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")
     assert len(table) == 5 * len(METRICS[task])
     spread, x = found.fold_summary[found.primary_metric], [r.metrics[found.primary_metric] for r in found.folds]
-    assert [spread.mean, spread.std, spread.min, spread.max] == pytest.approx([np.mean(x), np.std(x, ddof=1), min(x), max(x)])
-    assert "± " in found.sentences[0] and "over 3 random folds" in found.sentences[0] and "The seed changes nothing" in found.sentences[1]
+    assert [spread.mean, spread.std, spread.min, spread.max] == pytest.approx(
+        [np.mean(x), np.std(x, ddof=1), min(x), max(x)]
+    )
+    assert (
+        "± " in found.sentences[0]
+        and "over 3 random folds" in found.sentences[0]
+        and "The seed changes nothing" in found.sentences[1]
+    )
     before = file_hashes(root / "artifacts/cross_validation")
     run_cross_validation(root, "gbdt")
     assert file_hashes(root / "artifacts/cross_validation") == before
@@ -197,7 +233,9 @@ def test_the_first_seed_is_the_stages_own_model(tmp_path):
     run_evaluate(root)
     run_cross_validation(root, "gbdt")
     mine = read_json(root / "artifacts/metrics.json", dict)["test"]
-    assert read_cross_validation(root, "gbdt").seeds[0].metrics == mine # scores, calibration and threshold as the stages chose them
+    assert (
+        read_cross_validation(root, "gbdt").seeds[0].metrics == mine
+    )  # scores, calibration and threshold as the stages chose them
 
 
 def test_seeds_that_matter(tmp_path):
@@ -233,7 +271,11 @@ def test_one_seed_has_nothing_to_be_compared_with(tmp_path):
     root = project(tmp_path / "p", "regression", n_seeds=1)
     run_cross_validation(root, "gbdt")
     found = read_cross_validation(root, "gbdt")
-    assert found.seed_agreement is None and found.seed_summary["rmse"].std is None and "at least two are needed" in found.sentences[0]
+    assert (
+        found.seed_agreement is None
+        and found.seed_summary["rmse"].std is None
+        and "at least two are needed" in found.sentences[0]
+    )
 
 
 def test_nothing_is_repeated_unasked(tmp_path, monkeypatch):
@@ -242,7 +284,9 @@ def test_nothing_is_repeated_unasked(tmp_path, monkeypatch):
     assert run_cross_validation(root, "gbdt")["trainings"] == 0
     found = read_cross_validation(root, "gbdt")
     assert found.folds == found.seeds == []
-    assert found.sentences == ["Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml say how often."]
+    assert found.sentences == [
+        "Nothing was repeated; cross_validation.n_folds and cross_validation.n_seeds in params.yaml say how often."
+    ]
     assert len(pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")) == 0
 
 
@@ -261,7 +305,9 @@ def timed(root, rate):
         frame = pl.read_parquet(path)
         month = np.sort(rng.integers(a, b, len(frame)))
         y = (rng.random(len(frame)) < [rate(m) for m in month]).astype(float)
-        frame = frame.with_columns(when=pl.Series([datetime(2026, int(m) + 1, 1) for m in month]).cast(pl.Datetime("us")), _target=y)
+        frame = frame.with_columns(
+            when=pl.Series([datetime(2026, int(m) + 1, 1) for m in month]).cast(pl.Datetime("us")), _target=y
+        )
         frame.sample(fraction=1, shuffle=True, seed=0).write_parquet(path)
     return root
 
@@ -271,10 +317,23 @@ def test_a_window_without_events_is_left_out_and_named(tmp_path):
     run_cross_validation(root, "gbdt")
     found = read_cross_validation(root, "gbdt")
     out = [r for r in found.folds if r.skip_reason]
-    assert out and all(r.metrics == {} for r in out) and found.fold_summary["roc_auc"].n_runs == len(found.folds) - len(out) > 0
-    for r in out: assert any(s.startswith(f"{r.name.capitalize()} is left out: no row to ") and "'yes'" in s for s in found.sentences)
+    assert (
+        out
+        and all(r.metrics == {} for r in out)
+        and found.fold_summary["roc_auc"].n_runs == len(found.folds) - len(out) > 0
+    )
+    for r in out:
+        assert any(
+            s.startswith(f"{r.name.capitalize()} is left out: no row to ") and "'yes'" in s for s in found.sentences
+        )
     for r in found.folds:
-        if not r.skip_reason: assert r.time_range["train"][1] < r.time_range["valid"][0] <= r.time_range["valid"][1] < r.time_range["held_out"][0]
+        if not r.skip_reason:
+            assert (
+                r.time_range["train"][1]
+                < r.time_range["valid"][0]
+                <= r.time_range["valid"][1]
+                < r.time_range["held_out"][0]
+            )
         assert r.time_range["held_out"][1] < "2026-09" # the test rows are in no window
 
 
@@ -295,10 +354,14 @@ def test_rows_that_cannot_be_cut(tmp_path):
     root = timed(tmp_path / "p", lambda month: .4)
     for part in ("train", "valid"):
         path = root / f"artifacts/prepared/{part}.parquet"
-        pl.read_parquet(path).with_columns(when=pl.lit(datetime(2026, 1, 1)).cast(pl.Datetime("us"))).write_parquet(path)
+        pl.read_parquet(path).with_columns(when=pl.lit(datetime(2026, 1, 1)).cast(pl.Datetime("us"))).write_parquet(
+            path
+        )
     run_cross_validation(root, "gbdt")
     found = read_cross_validation(root, "gbdt")
-    assert found.folds == [] and found.sentences == ["4 were asked for, and the rows can be cut into 0 expanding windows only."]
+    assert found.folds == [] and found.sentences == [
+        "4 were asked for, and the rows can be cut into 0 expanding windows only."
+    ]
 
 
 def test_a_repetition_starts_from_nothing(tmp_path):
@@ -311,7 +374,10 @@ def test_a_repetition_starts_from_nothing(tmp_path):
     run_cross_validation(root, "gbdt")
     after = read_cross_validation(root, "gbdt")
     assert after.folds == before.folds
-    assert after.sentences == [*before.sentences, "Each repetition was trained from nothing, and not from train.init_model."]
+    assert after.sentences == [
+        *before.sentences,
+        "Each repetition was trained from nothing, and not from train.init_model.",
+    ]
 
 
 def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
@@ -323,7 +389,10 @@ def test_scores_that_are_no_numbers_leave_nulls(tmp_path, monkeypatch):
     assert found.seed_agreement is None and "some of their scores are no numbers" in found.sentences[-1]
     assert found.sentences[0] == "roc_auc is defined in none of 2 random folds."
     assert found.fold_summary == {} and all(x is None for r in found.folds for x in r.metrics.values())
-    json.loads((root / "artifacts/cross_validation/gbdt/cross_validation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    json.loads(
+        (root / "artifacts/cross_validation/gbdt/cross_validation.json").read_text(),
+        parse_constant=lambda c: pytest.fail(c),
+    )
 
 
 def test_missing_inputs_and_a_wrong_learner(tmp_path):
@@ -335,7 +404,10 @@ def test_missing_inputs_and_a_wrong_learner(tmp_path):
 
 
 def test_spreads_of_what_is_undefined():
-    runs = [repeating.CrossValidationRun("a", {}, None, {"roc_auc": None, "f1": .5}), repeating.CrossValidationRun("b", {}, None, {}, "why")]
+    runs = [
+        repeating.CrossValidationRun("a", {}, None, {"roc_auc": None, "f1": 0.5}),
+        repeating.CrossValidationRun("b", {}, None, {}, "why"),
+    ]
     assert summarize_metrics(runs).keys() == {"f1"} and summarize_metrics(runs)["f1"].n_runs == 1
 
 
@@ -363,8 +435,16 @@ def test_bank_calls_in_their_order(real_data, tmp_path):
     for stage in ("features", "validate", "prepare", "tune", "baseline", "train", "evaluate", "cross_validation"):
         run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
     found, evaluation = read_cross_validation(root, "gbdt"), read_evaluation(root)
-    assert found.fold_summary["roc_auc"].max < evaluation.metrics["valid"]["roc_auc"].low # one figure would have hidden it
+    assert (
+        found.fold_summary["roc_auc"].max < evaluation.metrics["valid"]["roc_auc"].low
+    )  # one figure would have hidden it
     windows = [r.rows for r in found.folds]
     learned = [w["train"] + w["valid"] for w in windows]
-    assert learned[1:] == [before + w["held_out"] for before, w in zip(learned[:-1], windows[:-1], strict=True)] # all that came before
-    assert evaluation.recalibration.method != "none" and evaluation.calibration.expected_calibration_error < evaluation.recalibration.uncalibrated.expected_calibration_error
+    assert learned[1:] == [
+        before + w["held_out"] for before, w in zip(learned[:-1], windows[:-1], strict=True)
+    ]  # all that came before
+    assert (
+        evaluation.recalibration.method != "none"
+        and evaluation.calibration.expected_calibration_error
+        < evaluation.recalibration.uncalibrated.expected_calibration_error
+    )

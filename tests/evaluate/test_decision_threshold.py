@@ -14,6 +14,7 @@ from mlops_nb.evaluate.decision_threshold import (
     min_cost_threshold,
     choose_threshold,
     confusion_counts,
+    least_squares_line,
     cost_curve,
     mean_interval_by_bin,
     measure_decision_costs,
@@ -83,9 +84,18 @@ def test_line_like_scikit_learn(seed, slope, shift):
     assert calibration_slope_intercept(y, p) == pytest.approx((fit.coef_[0, 0], fit.intercept_[0]), abs=1e-4)
 
 
-@pytest.mark.parametrize("y, p", [
-    ([0, 0, 0], [0.1, 0.2, 0.3]), ([0, 1, 0], [0.5, 0.5, 0.5]), ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]), ([], []), ([0, 1], [0.0, 1.0])])
-def test_no_line_where_there_is_none(y, p): assert calibration_slope_intercept(np.array(y, float), np.array(p, float)) is None
+@pytest.mark.parametrize(
+    "y, p",
+    [
+        ([0, 0, 0], [0.1, 0.2, 0.3]),
+        ([0, 1, 0], [0.5, 0.5, 0.5]),
+        ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]),
+        ([], []),
+        ([0, 1], [0.0, 1.0]),
+    ],
+)
+def test_no_line_where_there_is_none(y, p):
+    assert calibration_slope_intercept(np.array(y, float), np.array(p, float)) is None
 
 
 def test_line_of_wrong_certainties():
@@ -131,7 +141,9 @@ def test_error_of_a_constant_lie():
 def test_multiclass_is_judged_by_the_class_it_decides_for():
     y, s = np.array([0.0, 1, 2, 2]), np.tile([0.6, 0.3, 0.1], (4, 1))
     c, table = measure_calibration("multiclass", y, s, ["a", "b", "c"])
-    assert c.expected_calibration_error == pytest.approx(0.6 - 0.25) and table["class"].unique(maintain_order=True).to_list() == ["a", "b", "c"]
+    assert c.expected_calibration_error == pytest.approx(0.6 - 0.25) and table["class"].unique(
+        maintain_order=True
+    ).to_list() == ["a", "b", "c"]
 
 
 def test_regression_line():
@@ -150,15 +162,25 @@ def test_scores_that_are_no_numbers_have_no_calibration(task):
 def test_money_of_a_perfect_model_and_the_trivial_ones():
     y, c = np.r_[np.ones(100), np.zeros(300)], CostParams(true_positive=-40, false_positive=10, false_negative=0)
     m = measure_decision_costs(y, y, 0.5, c, resampling=Resampling(50))
-    assert (m.model_cost, m.act_on_all_cost, m.act_on_none_cost, m.best_constant_policy) == (-10_000, -2_500, 0, "act_on_all")
-    assert m.savings["act_on_all"].value == 7_500 and m.savings["act_on_none"].value == 10_000 and m.savings["act_on_all"].low > 0
+    assert (m.model_cost, m.act_on_all_cost, m.act_on_none_cost, m.best_constant_policy) == (
+        -10_000,
+        -2_500,
+        0,
+        "act_on_all",
+    )
+    assert (
+        m.savings["act_on_all"].value == 7_500
+        and m.savings["act_on_none"].value == 10_000
+        and m.savings["act_on_all"].low > 0
+    )
     assert m.confusion_counts == dict(true_positive=100, false_positive=0, true_negative=300, false_negative=0)
 
 
 def test_acting_like_the_trivial_policy_saves_exactly_nothing():
     y = np.r_[np.ones(10), np.zeros(90)]
     m = measure_decision_costs(y, np.full(100, 0.1), 0.5, CostParams(), resampling=Resampling(50))
-    for name in ("act_on_none", "default_threshold"): assert (m.savings[name].value, m.savings[name].low, m.savings[name].high) == (0, 0, 0)
+    for name in ("act_on_none", "default_threshold"):
+        assert (m.savings[name].value, m.savings[name].low, m.savings[name].high) == (0, 0, 0)
     assert m.best_constant_policy == "act_on_none" and m.savings["act_on_all"].value == 800
 
 
@@ -168,7 +190,9 @@ def test_confusion_like_scikit_learn(p, seed):
     from sklearn.metrics import confusion_matrix
     p, y = np.array(p), np.random.default_rng(seed).integers(0, 2, len(p))
     (tn, fp), (fn, tp) = confusion_matrix(y, p >= 10, labels=[0, 1])
-    assert confusion_counts(y, p >= 10) == dict(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn)
+    assert confusion_counts(y, p >= 10) == dict(
+        true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn
+    )
 
 
 @quick
@@ -181,7 +205,9 @@ def test_weights_are_repeated_rows(p, seed, c):
 
     def spent(t): return row_cost(y[each], p[each] >= t, c).sum()
 
-    assert spent(min_cost_threshold(y, p, c)(times.astype(float))) == pytest.approx(spent(choose_threshold(y[each], p[each], c)), abs=1e-9)
+    assert spent(min_cost_threshold(y, p, c)(times.astype(float))) == pytest.approx(
+        spent(choose_threshold(y[each], p[each], c)), abs=1e-9
+    )
 
 
 def test_a_threshold_of_few_rows_is_less_sure():
@@ -204,7 +230,9 @@ def test_the_curve_is_the_cost_at_each_threshold(p, seed, c):
     p = np.array(p) / 20
     y = np.random.default_rng(seed).integers(0, 2, len(p)).astype(float)
     curve = cost_curve(y, p, c, resampling=Resampling(5))
-    assert curve["cost"].to_list() == pytest.approx([1000 * row_cost(y, p >= t, c).mean() for t in curve["threshold"]], abs=1e-9)
+    assert curve["cost"].to_list() == pytest.approx(
+        [1000 * row_cost(y, p >= t, c).mean() for t in curve["threshold"]], abs=1e-9
+    )
     assert (curve["low"] <= curve["high"]).all()
 
 
@@ -213,4 +241,15 @@ def test_the_curve_passes_through_the_money():
     p = rng.random(500)
     y = (rng.random(500) < p).astype(float)
     curve = cost_curve(y, p, CostParams())
-    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(measure_decision_costs(y, p, 0.5, CostParams(), resampling=Resampling(2)).model_cost)
+    assert curve.filter(pl.col("threshold") == 0.5)["cost"][0] == pytest.approx(
+        measure_decision_costs(y, p, 0.5, CostParams(), resampling=Resampling(2)).model_cost
+    )
+
+
+@quick
+@given(st.integers(2, 50), st.integers(0, 10**6))
+def test_least_squares_line_like_polyfit(n, seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(5, 2, n), rng.normal(size=n)
+    assert least_squares_line(x, y) == pytest.approx(np.polyfit(x, y, 1), rel=1e-6, abs=1e-8)
+    assert least_squares_line(np.full(n, 0.3), y) is None

@@ -46,8 +46,13 @@ def world(n=2000, seed=0, unfair=1.0, names=("a", "b")):
 def by_hand(frame):
     "The rates of each group in polars: columns `group`, `y` and `act`."
     def rate(where): return pl.col("act").filter(where).mean()
-    return frame.group_by("group").agg(pl.len().alias("n"), selection_rate=rate(pl.lit(True)), true_positive_rate=rate(pl.col("y") == 1),
-                                       false_positive_rate=rate(pl.col("y") == 0))
+
+    return frame.group_by("group").agg(
+        pl.len().alias("n"),
+        selection_rate=rate(pl.lit(True)),
+        true_positive_rate=rate(pl.col("y") == 1),
+        false_positive_rate=rate(pl.col("y") == 0),
+    )
 
 
 def same(found, frame, group, y, act):
@@ -65,7 +70,9 @@ def same(found, frame, group, y, act):
 @pytest.mark.parametrize("threshold", [.2, .5, .8])
 def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
     group, y, s = world(names=("a", "b", "c"))
-    found = measure_column_fairness("binary", "g", group, y, s, None, DecisionSettings(threshold=threshold), resampling=Resampling(20))
+    found = measure_column_fairness(
+        "binary", "g", group, y, s, None, DecisionSettings(threshold=threshold), resampling=Resampling(20)
+    )
     act = s >= threshold
     same(found, pl.DataFrame({"group": group.astype(str), "y": y, "act": act}), group, y, act)
     assert found.gaps["equalized_odds_difference"].metric in RATES[1:] and not found.small_groups
@@ -73,19 +80,35 @@ def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
 
 def test_classes_and_values_by_hand():
     rng = np.random.default_rng(0)
-    group, y, s = rng.choice(np.array(["a", "b"], object), 900), rng.integers(0, 3, 900).astype(float), rng.dirichlet(np.ones(3), 900)
-    found = measure_column_fairness("multiclass", "g", group, y, s, ["x", "y", "z"], min_rows=100, resampling=Resampling(20))
+    group, y, s = (
+        rng.choice(np.array(["a", "b"], object), 900),
+        rng.integers(0, 3, 900).astype(float),
+        rng.dirichlet(np.ones(3), 900),
+    )
+    found = measure_column_fairness(
+        "multiclass", "g", group, y, s, ["x", "y", "z"], min_rows=100, resampling=Resampling(20)
+    )
     for g in found.groups:
         rows = group == g.value
         assert g.metrics["accuracy"].value == pytest.approx((s.argmax(1) == y)[rows].mean())
         assert g.metrics["recall of y"].value == pytest.approx((s.argmax(1) == 1)[rows & (y == 1)].mean())
     assert found.gaps["recall_difference"].estimate.value == pytest.approx(max(
         abs(np.subtract(*[(s.argmax(1) == k)[(group == g) & (y == k)].mean() for g in "ab"])) for k in range(3)))
-    found = measure_column_fairness("regression", "g", group, y, (v := y + (group == "a") + rng.normal(size=900)), min_rows=100, resampling=Resampling(20))
+    found = measure_column_fairness(
+        "regression",
+        "g",
+        group,
+        y,
+        (v := y + (group == "a") + rng.normal(size=900)),
+        min_rows=100,
+        resampling=Resampling(20),
+    )
     biases = {g: (v - y)[group == g].mean() for g in "ab"}
     assert {g.value: g.metrics["bias"].value for g in found.groups} == pytest.approx(biases)
     gap = found.gaps["bias_difference"]
-    assert (gap.highest, gap.lowest) == ("a", "b") and .5 < gap.estimate.low < biases["a"] - biases["b"] < gap.estimate.high
+    assert (gap.highest, gap.lowest) == ("a", "b") and 0.5 < gap.estimate.low < biases["a"] - biases[
+        "b"
+    ] < gap.estimate.high
 
 
 def test_a_group_without_events_has_no_rate_of_0():
@@ -114,13 +137,20 @@ def test_the_interval_holds_the_truth():
         rng = np.random.default_rng(seed)
         group = np.array(["a", "b"], object)[(rng.random(800) < .3).astype(int)]
         s = (rng.random(800) < np.where(group == "a", .5, .4)).astype(float)
-        e = measure_column_fairness("binary", "g", group, (rng.random(800) < .5) * 1., s, resampling=Resampling(60)).gaps["demographic_parity_difference"].estimate
+        e = (
+            measure_column_fairness("binary", "g", group, (rng.random(800) < 0.5) * 1.0, s, resampling=Resampling(60))
+            .gaps["demographic_parity_difference"]
+            .estimate
+        )
         inside.append(e.low <= .1 <= e.high)
     assert np.mean(inside) >= .85
 
 
 def test_more_groups_make_wider_intervals():
-    values, draws = np.array([[.3], [.1], [.2], [.2]]), np.random.default_rng(0).normal([[.3], [.1], [.2], [.2]], .02, (200, 4, 1))
+    values, draws = (
+        np.array([[0.3], [0.1], [0.2], [0.2]]),
+        np.random.default_rng(0).normal([[0.3], [0.1], [0.2], [0.2]], 0.02, (200, 4, 1)),
+    )
     two, four = (largest_gap(values[:k], draws[:, :k], list("abcd"), {"f": 0}).estimate for k in (2, 4))
     assert two.value == four.value == pytest.approx(.2) and four.low < two.low and four.high > two.high
 
@@ -133,18 +163,27 @@ def test_each_pair_is_what_the_draws_say():
     assert apart[0, 1] == pytest.approx(.1) and error[0, 1] == pytest.approx((draws[:, 0] - draws[:, 1]).std(), rel=.01)
     apart, error = pairwise_gaps(values, draws, ratio=True)
     assert apart[2, 0] == pytest.approx(.4) and error[2, 0] == pytest.approx((draws[:, 2] / draws[:, 0]).std(), rel=.03)
-    draws[:1000, 1] = np.nan # undefined too often
-    assert np.isnan(pairwise_gaps(values, draws)[0][1]).all() and pairwise_gaps(values, draws)[0][0, 2] == pytest.approx(.3)
+    draws[:1000, 1] = np.nan  # undefined too often
+    assert np.isnan(pairwise_gaps(values, draws)[0][1]).all() and pairwise_gaps(values, draws)[0][
+        0, 2
+    ] == pytest.approx(0.3)
 
 
 def test_nobody_of_a_group_is_acted_on():
     group, y, s = world()
     with warnings.catch_warnings(action="error"):
-        found = measure_column_fairness("binary", "g", group, y, np.where(group == "a", 0, s), resampling=Resampling(20))
+        found = measure_column_fairness(
+            "binary", "g", group, y, np.where(group == "a", 0, s), resampling=Resampling(20)
+        )
         nobody = measure_column_fairness("binary", "g", group, y, s / 3, resampling=Resampling(20))
     ratio = found.gaps["demographic_parity_ratio"].estimate
-    assert (ratio.value, ratio.low, ratio.high) == (0, 0, 0) and found.gaps["demographic_parity_difference"].lowest == "a"
-    assert nobody.gaps["demographic_parity_difference"].estimate.value == 0 and "demographic_parity_ratio" not in nobody.gaps
+    assert (ratio.value, ratio.low, ratio.high) == (0, 0, 0) and found.gaps[
+        "demographic_parity_difference"
+    ].lowest == "a"
+    assert (
+        nobody.gaps["demographic_parity_difference"].estimate.value == 0
+        and "demographic_parity_ratio" not in nobody.gaps
+    )
 
 
 def test_groups_of_every_type_and_of_two_columns():
@@ -153,7 +192,10 @@ def test_groups_of_every_type_and_of_two_columns():
     assert list(found) == ["age", "sex", "old", "age and sex", "age and old", "sex and old"]
     assert len(set(found["age"])) == 5 and set(found["old"]) == {"true", "(missing)"}
     assert found["age and sex"][-1] == "(missing), m" and list(sensitive_groups(frame, ["sex"])) == ["sex"]
-    assert split_by_group_size(found["age and sex"], 1)[1] == {} and split_by_group_size(found["sex"], 51) == ([], {"f": 50, "m": 50})
+    assert split_by_group_size(found["age and sex"], 1)[1] == {} and split_by_group_size(found["sex"], 51) == (
+        [],
+        {"f": 50, "m": 50},
+    )
 
 
 def test_few_rows_are_named_and_one_group_is_a_sentence():
@@ -166,8 +208,13 @@ def test_few_rows_are_named_and_one_group_is_a_sentence():
     assert [f.column for f in both] == ["g and one"]
     (none,) = measure_fairness("binary", frame, ["g"], y, s, None, DecisionSettings(), 500, Resampling(20))
     assert (none.groups, none.gaps) == ([], {}) and "no group has enough rows" in none.message
-    assert [f.column for f in measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 500, Resampling(20))] == ["g", "one"] # and no pair of them
-    (tiny,) = measure_fairness("binary", frame.head(50), ["g"], y[:50], s[:50], None, DecisionSettings(), 5, Resampling(20)) # 30 are of one group, of 20 there is no rate
+    assert [
+        f.column
+        for f in measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 500, Resampling(20))
+    ] == ["g", "one"]  # and no pair of them
+    (tiny,) = measure_fairness(
+        "binary", frame.head(50), ["g"], y[:50], s[:50], None, DecisionSettings(), 5, Resampling(20)
+    )  # 30 are of one group, of 20 there is no rate
     assert tiny.gaps.keys() == {"roc_auc_difference"} and "for no figure a second group has enough rows" in tiny.message
     assert measure_fairness("binary", frame, [], y, s) == [] and fairness_table([none]).is_empty()
 
@@ -205,39 +252,60 @@ def test_a_column_that_no_model_sees_is_judged(task, tmp_path, monkeypatch):
     run_baselines(root)
     run_evaluate(root)
     (found,) = read_evaluation(root).fairness
-    assert found.column == "known" and {g.value for g in found.groups} == {"true", "false"} and found.message.startswith("By known, ")
+    assert (
+        found.column == "known"
+        and {g.value for g in found.groups} == {"true", "false"}
+        and found.message.startswith("By known, ")
+    )
     table = pl.read_parquet(root / "artifacts/evaluation/fairness.parquet")
     assert set(table["group"]) == {"true", "false"} and set(table["metric"]) == set(found.groups[0].metrics)
 
 
-def fair(low): return FairnessReport("sex", [], {}, {GATED_FAIRNESS_METRIC["binary"]: FairnessGap("true_positive_rate", "m", "f", Estimate(.1, low, .2))}, "")
+def fair(low):
+    return FairnessReport(
+        "sex",
+        [],
+        {},
+        {GATED_FAIRNESS_METRIC["binary"]: FairnessGap("true_positive_rate", "m", "f", Estimate(0.1, low, 0.2))},
+        "",
+    )
 
 
-@pytest.mark.parametrize(("low", "passed"), [(.049, True), (-.1, True), (.051, False), (None, False), (math.nan, False)])
+@pytest.mark.parametrize(
+    ("low", "passed"), [(0.049, True), (-0.1, True), (0.051, False), (None, False), (math.nan, False)]
+)
 def test_the_gate_looks_at_what_is_sure(low, passed):
     (rule,) = check_fairness_gaps("binary", [fair(low)], .05)
     assert rule.passed == passed and rule.name == "fairness: sex"
-    assert rule.message.startswith("The equalized odds difference by sex (true positive rate, m against f), at the low end of its")
+    assert rule.message.startswith(
+        "The equalized odds difference by sex (true positive rate, m against f), at the low end of its"
+    )
 
 
 def test_the_gate_on_what_cannot_be_compared():
     (rule,) = check_fairness_gaps("multiclass", [FairnessReport("sex", [], {}, {}, "")], .05)
     assert not rule.passed and "could not be computed" in rule.message
     assert check_fairness_gaps("binary", [fair(.9)], None) == check_fairness_gaps("regression", [], None) == []
-    with pytest.raises(UserError, match="schema.yaml marks no column as `sensitive: true`; mark one"): check_fairness_gaps("binary", [], .05)
-    with pytest.raises(UserError, match="a regression has no error rates; set it to null"): check_fairness_gaps("regression", [fair(0)], .05)
+    with pytest.raises(UserError, match="schema.yaml marks no column as `sensitive: true`; mark one"):
+        check_fairness_gaps("binary", [], 0.05)
+    with pytest.raises(UserError, match="a regression has no error rates; set it to null"):
+        check_fairness_gaps("regression", [fair(0)], 0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_adult_by_sex_and_race(tmp_path, real_data):
-    root = new_project(tmp_path / "adult", real_data("adult") / "adult.[dt]*", "rtrim(outcome, '.')", "--test-files", "adult.test")
+    root = new_project(
+        tmp_path / "adult", real_data("adult") / "adult.[dt]*", "rtrim(outcome, '.')", "--test-files", "adult.test"
+    )
     assert "sensitive: true" not in (root / "schema.yaml").read_text()
     schema = read_schema(root / "schema.yaml")
     schema.columns["sex"].sensitive = schema.columns["race"].sensitive = True
     schema.columns["race"].feature = False
     write_schema(schema, root / "schema.yaml")
-    (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("n_estimators: 2000", "n_estimators: 60"))
+    (root / "params.yaml").write_text(
+        (root / "params.yaml").read_text().replace("n_estimators: 2000", "n_estimators: 60")
+    )
     for stage in ("features", "validate", "prepare", "baseline"): run_stage(stage, root)
     run_stage("train", root, "gbdt")
     run_stage("evaluate", root)
@@ -256,4 +324,7 @@ def test_adult_by_sex_and_race(tmp_path, real_data):
         if found is not both: # in which a group has too few events for a rate
             same(found, pl.DataFrame({"group": group, "y": y, "act": act}), group.to_numpy(), y, act)
     parity = sex.gaps["demographic_parity_difference"]
-    assert (parity.highest, parity.lowest) == ("Male", "Female") and .12 < parity.estimate.low < parity.estimate.high < .25
+    assert (parity.highest, parity.lowest) == (
+        "Male",
+        "Female",
+    ) and 0.12 < parity.estimate.low < parity.estimate.high < 0.25

@@ -36,8 +36,13 @@ def reference(task, y, s, w):
     "What scikit-learn says."
     sw = dict(sample_weight=w)
     if task == "regression":
-        return dict(rmse=sk.root_mean_squared_error(y, s, **sw), mae=sk.mean_absolute_error(y, s, **sw), r2=sk.r2_score(y, s, **sw),
-                    bias=np.average(s - y, weights=w), within_tolerance=np.average(np.abs(s - y) <= TERMS.tolerance, weights=w))
+        return dict(
+            rmse=sk.root_mean_squared_error(y, s, **sw),
+            mae=sk.mean_absolute_error(y, s, **sw),
+            r2=sk.r2_score(y, s, **sw),
+            bias=np.average(s - y, weights=w),
+            within_tolerance=np.average(np.abs(s - y) <= TERMS.tolerance, weights=w),
+        )
     if task == "multiclass":
         d = s.argmax(1)
         return dict(log_loss=sk.log_loss(y, s, labels=range(4), **sw), accuracy=sk.accuracy_score(y, d, **sw),
@@ -46,11 +51,17 @@ def reference(task, y, s, w):
     d = s >= TERMS.threshold
     (tn, fp), (fn, tp) = sk.confusion_matrix(y, d, labels=[0, 1], **sw)
     c = TERMS.costs
-    return dict(roc_auc=sk.roc_auc_score(y, s, **sw), average_precision=sk.average_precision_score(y, s, **sw),
-                log_loss=sk.log_loss(y, s, **sw), brier=sk.brier_score_loss(y, s, **sw), accuracy=sk.accuracy_score(y, d, **sw),
-                precision=sk.precision_score(y, d, **sw),
-                recall=sk.recall_score(y, d, **sw), f1=sk.f1_score(y, d, **sw),
-                cost=(tp * c.true_positive + fp * c.false_positive + tn * c.true_negative + fn * c.false_negative) / w.sum())
+    return dict(
+        roc_auc=sk.roc_auc_score(y, s, **sw),
+        average_precision=sk.average_precision_score(y, s, **sw),
+        log_loss=sk.log_loss(y, s, **sw),
+        brier=sk.brier_score_loss(y, s, **sw),
+        accuracy=sk.accuracy_score(y, d, **sw),
+        precision=sk.precision_score(y, d, **sw),
+        recall=sk.recall_score(y, d, **sw),
+        f1=sk.f1_score(y, d, **sw),
+        cost=(tp * c.true_positive + fp * c.false_positive + tn * c.true_negative + fn * c.false_negative) / w.sum(),
+    )
 
 
 @pytest.mark.parametrize("coarse", [False, True])
@@ -66,7 +77,11 @@ def test_like_scikit_learn(task, coarse, n, seed):
 
 def test_every_metric_is_compared_or_tested_here():
     compared = {t: set(reference(t, *rows(t, 80, 0), np.ones(80))) for t in METRICS}
-    assert {t: set(m) - compared[t] for t, m in METRICS.items()} == {"binary": set(), "multiclass": set(), "regression": {"median_absolute_error"}}
+    assert {t: set(m) - compared[t] for t, m in METRICS.items()} == {
+        "binary": set(),
+        "multiclass": set(),
+        "regression": {"median_absolute_error"},
+    }
     assert all(PRIMARY_METRIC[t] in METRICS[t] and METRICS[t][PRIMARY_METRIC[t]].better != "zero" for t in METRICS)
 
 
@@ -78,7 +93,10 @@ def test_a_weight_is_a_repeated_row(task, n, seed, coarse):
     w = np.random.default_rng(seed + 1).integers(0, 4, n)
     again = np.repeat(np.arange(n), w)
     for name in METRICS[task]:
-        a, b = weighted_metric(task, name, y, s, TERMS)(w.astype(float)), weighted_metric(task, name, y[again], s[again], TERMS)(np.ones(len(again)))
+        a, b = (
+            weighted_metric(task, name, y, s, TERMS)(w.astype(float)),
+            weighted_metric(task, name, y[again], s[again], TERMS)(np.ones(len(again))),
+        )
         assert a == pytest.approx(b, rel=1e-9, abs=1e-9, nan_ok=True), name
 
 
@@ -86,14 +104,18 @@ def test_a_weight_is_a_repeated_row(task, n, seed, coarse):
 @given(n=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_median_like_scikit_learn(n, seed):
     y, s = rows("regression", n, seed, coarse=True)
-    assert weighted_metric("regression", "median_absolute_error", y, s)(np.ones(n)) == pytest.approx(sk.median_absolute_error(y, s))
+    assert weighted_metric("regression", "median_absolute_error", y, s)(np.ones(n)) == pytest.approx(
+        sk.median_absolute_error(y, s)
+    )
 
 
 @pytest.mark.parametrize("name", METRICS["binary"])
 def test_order_of_rows_does_not_matter(name):
     y, s = rows("binary", 500, 0, coarse=True)
     mix = np.random.default_rng(1).permutation(500)
-    assert weighted_metric("binary", name, y[mix], s[mix], TERMS)(np.ones(500)) == pytest.approx(weighted_metric("binary", name, y, s, TERMS)(np.ones(500)))
+    assert weighted_metric("binary", name, y[mix], s[mix], TERMS)(np.ones(500)) == pytest.approx(
+        weighted_metric("binary", name, y, s, TERMS)(np.ones(500))
+    )
 
 
 def test_one_class_is_undefined_where_it_must_be():
@@ -115,7 +137,9 @@ def test_constant_scores_rank_nothing():
 def test_what_is_no_number_is_never_averaged_away(task, where, bad):
     y, s = rows(task, 50, 0)
     (y if where == "y" else s)[7] = bad
-    assert all(e == Estimate(None, n_undefined=10) for e in estimate_metrics(task, y, s, resampling=Resampling(10)).values())
+    assert all(
+        e == Estimate(None, n_undefined=10) for e in estimate_metrics(task, y, s, resampling=Resampling(10)).values()
+    )
 
 
 def test_undefined_is_null_in_json_and_comes_back():
@@ -127,7 +151,9 @@ def test_undefined_is_null_in_json_and_comes_back():
 @pytest.mark.parametrize("task", METRICS)
 def test_threads_do_not_change_an_interval(task):
     y, s = rows(task, 5000, 2)
-    assert estimate_metrics(task, y, s, resampling=Resampling(40, seed=7, threads=3)) == estimate_metrics(task, y, s, resampling=Resampling(40, seed=7))
+    assert estimate_metrics(task, y, s, resampling=Resampling(40, seed=7, threads=3)) == estimate_metrics(
+        task, y, s, resampling=Resampling(40, seed=7)
+    )
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -144,7 +170,9 @@ def test_bootstrap_is_what_drawing_rows_gives(task):
 
 def test_more_confidence_is_wider():
     y, s = rows("binary", 300, 0)
-    narrow, wide = (estimate_metrics("binary", y, s, resampling=Resampling(confidence_level=c))["roc_auc"] for c in (0.5, 0.99))
+    narrow, wide = (
+        estimate_metrics("binary", y, s, resampling=Resampling(confidence_level=c))["roc_auc"] for c in (0.5, 0.99)
+    )
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 

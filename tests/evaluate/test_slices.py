@@ -13,12 +13,20 @@ from mlops_nb.stats.bootstrap import Resampling
 
 quick = settings(deadline=None, max_examples=80)
 columns = st.one_of(
-    st.lists(st.one_of(st.none(), st.integers(-5, 5)), min_size=1, max_size=40).map(lambda v: pl.Series("c", v, pl.Int64)),
-    st.lists(st.one_of(st.none(), st.floats(width=32)), min_size=1, max_size=40).map(lambda v: pl.Series("c", v, pl.Float64)),
-    st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), min_size=1, max_size=40).map(lambda v: pl.Series("c", v, pl.String)),
+    st.lists(st.one_of(st.none(), st.integers(-5, 5)), min_size=1, max_size=40).map(
+        lambda v: pl.Series("c", v, pl.Int64)
+    ),
+    st.lists(st.one_of(st.none(), st.floats(width=32)), min_size=1, max_size=40).map(
+        lambda v: pl.Series("c", v, pl.Float64)
+    ),
+    st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), min_size=1, max_size=40).map(
+        lambda v: pl.Series("c", v, pl.String)
+    ),
     st.lists(st.one_of(st.none(), st.booleans()), min_size=1, max_size=40).map(lambda v: pl.Series("c", v, pl.Boolean)),
-    st.lists(st.one_of(st.none(), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1))), min_size=1, max_size=40)
-    .map(lambda v: pl.Series("c", v, pl.Datetime("us"))))
+    st.lists(
+        st.one_of(st.none(), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1))), min_size=1, max_size=40
+    ).map(lambda v: pl.Series("c", v, pl.Datetime("us"))),
+)
 
 
 @quick
@@ -70,7 +78,9 @@ def test_a_slice_is_the_metric_on_its_rows(task):
         rows = (region == x.value).to_numpy()
         assert (x.n_rows, x.estimate.value, x.rest) == (rows.sum(), pytest.approx(at(rows)), pytest.approx(at(~rows)))
         sign = -1 if METRICS[task][PRIMARY_METRIC[task]].better == "higher" else 1
-        assert x.gap.value == pytest.approx(sign * (x.estimate.value - x.rest)) and x.gap.low <= x.gap.value <= x.gap.high
+        assert (
+            x.gap.value == pytest.approx(sign * (x.estimate.value - x.rest)) and x.gap.low <= x.gap.value <= x.gap.high
+        )
         assert x.metrics.keys() == METRICS[task].keys() and x.metrics[PRIMARY_METRIC[task]] == x.estimate.value
 
 
@@ -85,19 +95,26 @@ def test_a_broken_slice_is_worse_by_more_than_chance():
 def test_small_slices_are_counted_not_judged():
     region = pl.Series(["a"] * 500 + ["b"] * 20 + ["c"] * 5 + [None] * 3)
     y = np.tile([0.0, 1.0], 264)
-    found, small = evaluate_slices("binary", pl.DataFrame({"r": region}), y, y, ["r"], min_rows=100, resampling=Resampling(5))
+    found, small = evaluate_slices(
+        "binary", pl.DataFrame({"r": region}), y, y, ["r"], min_rows=100, resampling=Resampling(5)
+    )
     assert [x.value for x in found] == ["a"] and [(x.n_slices, x.n_rows) for x in small] == [(3, 28)]
 
 
 def test_a_column_with_one_value_has_no_rest():
     y = np.tile([0.0, 1.0], 300)
-    assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], resampling=Resampling(5)) == ([], [])
+    assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], resampling=Resampling(5)) == (
+        [],
+        [],
+    )
     assert slice_table([]).columns[:3] == ["column", "value", "n_rows"]
 
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    ((here, rest, gap),) = measure_slices("binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], resampling=Resampling(20))
+    ((here, rest, gap),) = measure_slices(
+        "binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], resampling=Resampling(20)
+    )
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
@@ -114,7 +131,9 @@ def test_residuals_add_up_to_the_whole(task):
         expected = ((y == k) - s[:, k]).mean() if task == "multiclass" else (y - s).mean()
         for feature in ("region", "x"):
             part = table.filter(pl.col("feature") == feature, pl.col("class").eq_missing(pl.lit(c, pl.String)))
-            assert part["n_rows"].sum() == len(y) and (part["mean"] * part["n_rows"]).sum() / len(y) == pytest.approx(expected, abs=1e-12)
+            assert part["n_rows"].sum() == len(y) and (part["mean"] * part["n_rows"]).sum() / len(y) == pytest.approx(
+                expected, abs=1e-12
+            )
 
 
 def test_residuals_of_a_single_row_have_no_interval():

@@ -7,10 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trained_project import CLASSES, trained
 
-from mlops_nb.bundle.bundle import open_trained_predictor
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.explain.interactions import pairwise_interactions, partial_dependence, partial_dependence_2d
-from mlops_nb.explain.local_surrogate import fit_sparse_ridge, gower_distance, perturb_row, robust_range, scaled_differences, fit_local_surrogate, low_fidelity_warning
+from mlops_nb.explain.local_surrogate import (
+    fit_local_surrogate,
+    fit_sparse_ridge,
+    gower_distance,
+    low_fidelity_warning,
+    perturb_row,
+    robust_range,
+    round_significant,
+    scaled_differences,
+)
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
 from mlops_nb.model.predictor import Predictor, cast_to_schema
@@ -35,11 +44,19 @@ def test_a_distance_is_a_distance(values):
 
 
 def test_numbers_are_measured_by_their_spread_and_times_are_numbers():
-    frame = pl.DataFrame({"x": [0., 1, 2, 3, None], "t": pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 1, 5), eager=True)})
+    frame = pl.DataFrame(
+        {"x": [0.0, 1, 2, 3, None], "t": pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 1, 5), eager=True)}
+    )
     found = scaled_differences(frame[1:2], frame, [2., 4.])
-    assert found[:4, 0].tolist() == [-.5, 0, .5, 1] and np.isnan(found[4, 0]) and found[:, 1].tolist() == [-.25, 0, .25, .5, .75]
+    assert (
+        found[:4, 0].tolist() == [-0.5, 0, 0.5, 1]
+        and np.isnan(found[4, 0])
+        and found[:, 1].tolist() == [-0.25, 0, 0.25, 0.5, 0.75]
+    )
     assert gower_distance(scaled_differences(frame[:1], frame, [1e9, 4.]))[4] == 1
-    assert robust_range(pl.Series([0.] * 99 + [7])) == 7 and robust_range(pl.Series([None, None], dtype=pl.Float64)) == 1 == robust_range(pl.Series([3, 3]))
+    assert robust_range(pl.Series([0.0] * 99 + [7])) == 7 and robust_range(
+        pl.Series([None, None], dtype=pl.Float64)
+    ) == 1 == robust_range(pl.Series([3, 3]))
 
 
 # a line around one row
@@ -55,19 +72,33 @@ class Formula:
 def formula(f, frame):
     "A predictor that computes `f` of the columns of `frame`; categories come as their codes."
     kind = {pl.String: "category", pl.Boolean: "boolean", pl.Int64: "integer"}
-    schema = Schema("made", "regression", "y", {n: Column(kind.get(t, "number"), nullable=True) for n, t in frame.schema.items()} |
-                    {"y": Column("number")})
+    schema = Schema(
+        "made",
+        "regression",
+        "y",
+        {n: Column(kind.get(t, "number"), nullable=True) for n, t in frame.schema.items()} | {"y": Column("number")},
+    )
     encoder = Encoder.fit(frame, schema, load_features(None))
     return Predictor(schema, load_features(None), encoder, Formula(f, encoder.feature_names))
 
 
 def made(n=800, seed=0):
     rng = np.random.default_rng(seed)
-    return pl.DataFrame({"a": rng.normal(5, 2, n), "b": rng.exponential(3, n), "c": rng.integers(0, 9, n), "d": rng.choice(["u", "v"], n),
-                         "e": rng.normal(size=n)})
+    return pl.DataFrame(
+        {
+            "a": rng.normal(5, 2, n),
+            "b": rng.exponential(3, n),
+            "c": rng.integers(0, 9, n),
+            "d": rng.choice(["u", "v"], n),
+            "e": rng.normal(size=n),
+        }
+    )
 
 
-def line(predictor, frame, i=0, **kw): return fit_local_surrogate(predictor, frame[i:i + 1], frame, [robust_range(frame[c]) for c in frame.columns], **kw)
+def line(predictor, frame, i=0, **kw):
+    return fit_local_surrogate(
+        predictor, frame[i : i + 1], frame, [robust_range(frame[c]) for c in frame.columns], **kw
+    )
 
 
 def slopes(found): return {t.column: t.slope for t in found.terms}
@@ -77,11 +108,21 @@ def slopes(found): return {t.column: t.slope for t in found.terms}
 @given(st.lists(st.floats(-3, 3).filter(lambda x: abs(x) > .1), min_size=3, max_size=3), st.integers(0, 700))
 def test_a_linear_model_is_found_again(k, i):
     frame = made()
-    v = Encoder.fit(frame, Schema("s", "regression", "y", {"d": Column("category"), "y": Column("number")})).columns[0].codes["v"]
+    v = (
+        Encoder.fit(frame, Schema("s", "regression", "y", {"d": Column("category"), "y": Column("number")}))
+        .columns[0]
+        .codes["v"]
+    )
     predictor = formula(lambda X: k[0] * X[:, 0] + k[1] * X[:, 2] + k[2] * (X[:, 3] == v) + 7, frame)
     found = line(predictor, frame, i)
-    want = {"a": k[0] * robust_range(frame["a"]), "c": k[1] * robust_range(frame["c"]), "d": k[2] * (-1 if frame["d"][i] == "v" else 1)}
-    assert found.fidelity > .999999 and found.local_prediction == pytest.approx(predictor.predict_raw(frame[i:i + 1])[0], abs=1e-3)
+    want = {
+        "a": k[0] * robust_range(frame["a"]),
+        "c": k[1] * robust_range(frame["c"]),
+        "d": k[2] * (-1 if frame["d"][i] == "v" else 1),
+    }
+    assert found.fidelity > 0.999999 and found.local_prediction == pytest.approx(
+        predictor.predict_raw(frame[i : i + 1])[0], abs=1e-3
+    )
     assert slopes(found) == pytest.approx(want | {"b": 0, "e": 0}, abs=2e-3) and not low_fidelity_warning(found)
     assert [abs(t.slope) for t in found.terms] == sorted((abs(t.slope) for t in found.terms), reverse=True)
 
@@ -132,11 +173,15 @@ def test_of_trees_and_nets(tmp_path, task, learner):
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
     rows = cast_to_schema(test, predictor.schema, predictor.inputs)
     found = line(predictor, rows, n_samples=300)
-    assert (found.label in CLASSES[task] if task == "multiclass" else found.label is None) and 1 <= len(found.terms) <= 5
+    assert (found.label in CLASSES[task] if task == "multiclass" else found.label is None) and 1 <= len(
+        found.terms
+    ) <= 5
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
     X = predictor.encode_frame(test[:12])
     pairs = pairwise_interactions(predictor, X, predictor.feature_names[:3])
-    assert len(pairs) == 3 and pairs["strength"].is_sorted(descending=True) and pairs["h_squared"].is_between(0, 1).all()
+    assert (
+        len(pairs) == 3 and pairs["strength"].is_sorted(descending=True) and pairs["h_squared"].is_between(0, 1).all()
+    )
     assert partial_dependence_2d(predictor, test, X, *pairs.row(0)[:2])["class"].n_unique() == predictor.model.n_classes
 
 
@@ -167,7 +212,9 @@ def test_only_what_acts_together_has_strength():
     b, c = (frame[n].to_numpy() - frame[n].to_numpy().mean() for n in "bc")
     assert pairs["strength"][0] == pytest.approx(np.sqrt(np.mean((b * c - (b * c).mean()) ** 2)))
     alone = pairwise_interactions(formula(lambda X: X[:, 1] * 0 + 5, frame), predictor.encode_frame(frame), ["a", "b"])
-    assert alone.row(0) == ("a", "b", 0, 0) and not len(pairwise_interactions(predictor, predictor.encode_frame(frame), ["a"]))
+    assert alone.row(0) == ("a", "b", 0, 0) and not len(
+        pairwise_interactions(predictor, predictor.encode_frame(frame), ["a"])
+    )
 
 
 def test_the_surface_is_the_function():
@@ -180,3 +227,36 @@ def test_the_surface_is_the_function():
     for r in grid.filter(pl.col("label") != "(missing)").rows(named=True):
         low, high = (float(x) for x in r["label"].split(" to "))
         assert low * .999 <= r["value"] / (code[r["other_label"]] - 1) <= high * 1.001
+
+
+# the same on any processor
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-1e12, 1e12))
+def test_six_digits_are_kept(x):
+    rounded = round_significant(x)
+    assert abs(rounded - x) <= 5e-6 * abs(x) * 1.001 and round_significant(rounded) == rounded
+
+
+def test_a_line_does_not_depend_on_the_order_of_sums():
+    "Another BLAS adds in another order; so do the same rows in another order."
+    rng = np.random.default_rng(0)
+    S, w = rng.normal(size=(1000, 8)), rng.random(1000)
+    S[:, 5] = S[:, 2]  # the same effect twice: rounding must not decide between them
+    y = S @ rng.normal(size=8) + np.sin(3 * S[:, 0])
+    first = fit_sparse_ridge(S, y, w, 4)
+    for seed in range(20):
+        mix = np.random.default_rng(seed).permutation(1000)
+        slopes, *others = fit_sparse_ridge(S[mix], y[mix], w[mix], 4)
+        assert slopes.tolist() == first[0].tolist() and others == [*first[1:]]
+    for v in (*first[0], *first[1:]): assert v == float(f"{v:.6g}")
+
+
+def test_what_is_kept_of_a_line_has_six_digits():
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"x": rng.normal(size=300), "z": rng.normal(size=300)})
+    predictor = formula(lambda X: np.sin(X[:, 0]) + X[:, 1] / 3, frame)
+    found = fit_local_surrogate(predictor, frame[:1], frame, [robust_range(frame[c]) for c in frame.columns])
+    assert len(found.terms) == 2
+    for v in (found.fidelity, found.local_prediction, *(t.slope for t in found.terms)): assert v == float(f"{v:.6g}")

@@ -124,7 +124,7 @@ def test_one_row_at_a_time_is_the_same_to_the_last_bit(values):
 
 
 def test_the_repositorys_own_features_stand_alone():
-    path = Path(__file__).parents[2] / "mlops_nb" / "data" / "churn.py"
+    path = Path(__file__).parents[2] / "mlops_nb" / "examples" / "churn_features.py"
     features, schema = load_features(path), read_schema(path.parents[2] / "schema.yaml")
     features.check_schema(schema)
     assert features.names and "import mlops_nb.model.features as fx" in features.source

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.batch.batch_scoring import score_files
-from mlops_nb.bundle.bundle import run_bundle, check_golden_examples, open_bundle
+from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
+from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import NetParams, read_params, write_params
 from mlops_nb.config.settings import RunSettings, Settings, read_settings, write_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.stage import run_evaluate
-from mlops_nb.explain.attributions import run_explain, read_explanation
+from mlops_nb.explain.stage import run_explain, read_explanation
 from mlops_nb.model.net import Net, first_layer_inputs, member_outputs
 from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, read_safetensors_metadata, read_safetensors, tensor_shapes, serialize_network
 from mlops_nb.model.predictor import Predictor
@@ -89,7 +90,7 @@ def test_probabilities_are_probabilities(predictor):
 def test_a_file_is_scored_like_a_frame(predictor, tmp_path):
     rows = modelling.rows(500, seed=9, task=predictor.schema.task)
     rows.write_parquet(tmp_path / "in.parquet")
-    assert score_files(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).rows == 500
+    assert score_files(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", 100).n_rows == 500
     assert pl.read_parquet(tmp_path / "out.parquet").equals(predictor.score_frame(rows))
 
 
@@ -125,41 +126,6 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     np.testing.assert_allclose(shares[:, 0], 3 * (X[:40, 0] - middle[0]), atol=0.25)
     np.testing.assert_allclose(shares[:, 1], -(X[:40, 1] - middle[1]), atol=0.25)
     assert abs(shares[:, 2]).max() < 0.15
-
-
-@pytest.mark.parametrize("tolerance", [0.02, 0.1])
-def test_expected_gradients_add_up_as_far_as_promised_and_agree(predictor, tolerance):
-    X = predictor.encode_frame(modelling.rows(60, seed=11, task=predictor.schema.task))
-    quick, exact = predictor.model.expected_gradients(X, tolerance), predictor.model.contributions(X)
-    raw = predictor.model.predict_raw(X)
-    assert quick.shape == exact.shape and (quick[..., -1] == exact[..., -1]).all()
-    unit = np.maximum(predictor.model.network.target_std, np.abs(raw - exact[..., -1]))
-    assert (np.abs(quick.sum(-1) - raw) <= tolerance * unit + 1e-9).all()
-    assert np.corrcoef(quick[..., :-1].ravel(), exact[..., :-1].ravel())[0, 1] > 0.9
-    assert predictor.model.expected_gradients(X[7:8], tolerance).tobytes() == quick[7:8].tobytes()
-    assert predictor.model.expected_gradients(X[:0], tolerance).shape == exact[:0].shape
-    assert predictor.model.expected_gradients(X[:0]).shape == exact[:0].shape
-
-
-def test_where_the_climb_does_not_add_up_the_row_is_explained_exactly(predictor):
-    X = predictor.encode_frame(modelling.rows(12, seed=12, task=predictor.schema.task))
-    np.testing.assert_array_equal(predictor.model.expected_gradients(X, 0), predictor.model.contributions(X))
-
-
-@pytest.mark.parametrize("keep", [[0, 1], [2], [0, 1, 2]])
-@pytest.mark.parametrize("embedding", [0, 4])
-def test_expected_gradients_of_numbers_categories_and_no_embedding(keep, embedding):
-    rng = np.random.default_rng(0)
-    X = np.column_stack([rng.normal(size=600), rng.normal(size=600), rng.integers(0, 4, 600)])
-    X[::9, 0] = np.nan
-    y, X = (np.nan_to_num(X[:, 0]) + (X[:, 2] == 1) > 0.4).astype(float), X[:, keep]
-    params = NetParams(ensemble_size=2, d_hidden=16, n_blocks=1, d_embedding=embedding, n_bins=4, max_epochs=6, learning_rate=0.02, batch_size=64)
-    categorical = {keep.index(2): 4} if 2 in keep else {}
-    job = TrainingJob("binary", params, DeviceConfig("cpu"), cat_cardinalities=categorical)
-    net = Net(fit_net(TrainingPart(X[:400], y[:400]), TrainingPart(X[400:], y[400:]), job).model)
-    shares = net.expected_gradients(X[:50], 0.05)
-    assert (np.abs(shares.sum(1) - net.predict_raw(X[:50])) <= 0.05 * np.maximum(1, np.abs(shares[:, :-1]).sum(1))).all()
-    if 1 in keep: assert np.abs(shares[:, keep.index(0)]).mean() > 2 * np.abs(shares[:, keep.index(1)]).mean()
 
 
 def test_the_same_project_gives_the_same_folder_and_no_checkpoint_is_left(tmp_path):
@@ -261,8 +227,7 @@ from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
 from mlops_nb.model.predictor import Predictor
 assert check_golden_examples(sys.argv[1]) is None
 predictor, rows = Predictor.open(sys.argv[1]), pl.read_parquet(sys.argv[2])
-X = predictor.encode_frame(rows)
-out = predictor.predict(rows), predictor.contributions(rows), predictor.model.expected_gradients(X)
+out = predictor.predict(rows), predictor.contributions(rows)
 assert predictor.predict_one(rows.row(0, named=True)) == out[0][0] if out[0].ndim == 1 else True
 np.savez(sys.argv[3], *out)
 """
@@ -271,7 +236,7 @@ def test_a_bundle_is_asked_where_only_torch_and_the_core_are(project, predictor,
     rows = modelling.rows(20, seed=21, task=predictor.schema.task)
     rows.write_parquet(tmp_path / "rows.parquet")
     subprocess.run([sys.executable, "-c", ALONE, project / "artifacts/bundle", tmp_path / "rows.parquet", tmp_path / "out.npz"], check=True)
-    here = predictor.predict(rows), predictor.contributions(rows), predictor.model.expected_gradients(predictor.encode_frame(rows))
+    here = predictor.predict(rows), predictor.contributions(rows)
     with np.load(tmp_path / "out.npz") as there: assert [there[k].tobytes() for k in there] == [x.tobytes() for x in here]
 
 

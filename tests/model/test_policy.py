@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import MonitoringBaseline, run_bundle, check_golden_examples, open_trained_predictor, score_histogram
+from mlops_nb.bundle.bundle import MonitoringBaseline, check_golden_examples
+from mlops_nb.bundle.stage import run_bundle, score_histogram
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
-from mlops_nb.evaluate.stage import evaluate_predictor, score_splits
+from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits
 from mlops_nb.data.prepare import read_split
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.model.policy import Policy
@@ -71,7 +73,7 @@ def test_rules_go_from_params_into_the_bundle(ruled):
     policy = Predictor.open(ruled).policy
     assert policy.reject_region == (.4, .6) and policy.rules == RULES
     card = (ruled / "card.md").read_text()
-    assert "Probabilities from 0.4 to 0.6 are left to a person." in card
+    assert "Probabilities from 0.4 to 0.6 are sent to human review." in card
     assert ("where `place` is Örebro or missing, the decision is `no`; where `count` is from 40, the score is at most 0.2; "
             "where `note` is staff, a person decides; "
             "where `when` is from 2026-03-01 to 2026-03-31 and `known` is True, the score is at least 0.9.") in card

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import run_bundle, open_trained_predictor
+from mlops_nb.bundle.stage import run_bundle
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.params import EncoderParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.encoder import Encoder
@@ -218,7 +219,7 @@ from mlops_nb.batch.batch_scoring import score_files
 p = Predictor.open(sys.argv[1])
 import polars as pl
 frame = pl.read_parquet(sys.argv[2])
-assert len(p.predict(frame)) == len(p.contributions(frame)) == score_files(p, sys.argv[2], sys.argv[3], 100).rows
+assert len(p.predict(frame)) == len(p.contributions(frame)) == score_files(p, sys.argv[2], sys.argv[3], 100).n_rows
 assert p.predict_one(frame.row(0, named=True)) == p.predict(frame)[0]
 from mlops_nb.bundle.bundle import check_golden_examples
 assert check_golden_examples(sys.argv[1]) is None
@@ -238,7 +239,7 @@ INSTALLED = """
 import sys
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.batch.batch_scoring import score_files
-print(score(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3]).rows)
+print(score_files(Predictor.open(sys.argv[1]), sys.argv[2], sys.argv[3]).n_rows)
 """
 
 

@@ -9,19 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import check_golden_examples, open_bundle, pack_bundle
+from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
 from mlops_nb.bundle.onnx_export import export_onnx, read_onnx_trees
+from mlops_nb.bundle.stage import pack_bundle
 from mlops_nb.config.params import CostParams, TrainParams, read_params, write_params
+from mlops_nb.config.project import Project
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.comparison import signed_gain
 from mlops_nb.evaluate.metrics import METRICS, DecisionSettings, weighted_metric
-from mlops_nb.model.network import deserialize_network, quantize_weights, serialize_network, dequantize_weights
+from mlops_nb.model.lightgbm_text import parse_header
+from mlops_nb.model.network import dequantize_weights, deserialize_network, quantize_weights, serialize_network
 from mlops_nb.model.predictor import Predictor, model_file
-from mlops_nb.release.compression import measure_seconds, compress_bundle, compression_markdown, quantize_net, distill_trees, n_iterations, student_params, with_soft_targets
-from mlops_nb.config.project import Project
+from mlops_nb.release.compression import compress_bundle, compression_markdown, quantize_net
+from mlops_nb.release.model_profile import measure_seconds
 from mlops_nb.train.dataset import TrainingPart, read_training_parts
+from mlops_nb.train.distillation import distill_trees, student_params, with_soft_targets
 
 
 @pytest.fixture(scope="module", params=[(task, learner) for task in modelling.CLASSES for learner in ("gbdt", "net")], ids="-".join)
@@ -39,7 +43,7 @@ def test_a_student_counts_as_its_teacher_does(tmp_path):
     pack_bundle(modelling.judged(modelling.trained(tmp_path, "regression", counts=True), "regression"))
     found = compress_bundle(tmp_path, tmp_path / "artifacts/bundle", tmp_path / "small")
     teacher, student = both(tmp_path)
-    assert teacher.model.log_link and student.model.log_link and n_iterations((tmp_path / "small/bundle/model.txt").read_text()) <= 5
+    assert teacher.model.log_link and student.model.log_link and parse_header((tmp_path / "small/bundle/model.txt").read_text()).n_iterations <= 5
     assert "in the logarithm of the target" in (tmp_path / "small/bundle/card.md").read_text()
     assert check_golden_examples(tmp_path / "small/bundle") is None
     assert found.student.metrics["rmse"].value < 1.1 * found.teacher.metrics["rmse"].value
@@ -70,10 +74,10 @@ def test_it_is_smaller(made):
     sizes = [model_file(root / p).stat().st_size for p in ("artifacts/bundle", "small/bundle")]
     assert sizes == [found.teacher.model_bytes, found.student.model_bytes] and sizes[1] < sizes[0]
     if (root / "small/bundle/model.txt").exists():
-        had, has = (n_iterations((root / p / "model.txt").read_text()) for p in ("artifacts/bundle", "small/bundle"))
+        had, has = (parse_header((root / p / "model.txt").read_text()).n_iterations for p in ("artifacts/bundle", "small/bundle"))
         assert has <= max(1, had // 4) and found.method == f"{has} trees in the place of {had}, taught by them"
         return
-    half, how = quantize_net((root / "artifacts/bundle/model.safetensors").read_bytes(), "half")
+    half, how = quantize_net((root / "artifacts/bundle/model.safetensors").read_bytes(), "float16")
     assert found.method == "weights of 8 bits" and how == "weights of 16 bits" and len(half) < sizes[0]
 
 
@@ -91,7 +95,7 @@ def test_the_cost_is_that_of_the_two_bundles_on_the_test_rows(made):
         assert all(t is None and np.isnan(w) or np.isclose(t, w, atol=1e-12) for t, w in zip(told, want, strict=True)), name
         if told[2] is not None: assert found.gain[name].low <= found.gain[name].high
     assert read_json(root / "small/compression.json", type(found)) == found and found.n_rows == len(test)
-    table = compression_markdown(found).split("## What it costs")[1].splitlines()
+    table = compression_markdown(found).split("## Metrics")[1].splitlines()
     shown = [line.split(" |")[0].removeprefix("| ") for line in table if line.startswith("| ")]
     assert shown == ["metric", "---", *METRICS[task]]
 
@@ -103,8 +107,8 @@ def test_the_threshold_is_the_students_own(made):
     else: assert 0 <= student.policy.threshold <= 1 and student.policy.threshold != teacher.policy.threshold
 
 
-@pytest.mark.parametrize("options, says", [({"trees": 0}, "0 trees are asked for and the model has"), ({"weights": "half"}, "holds trees"),
-                                           ({"trees": 10**6}, "fewer than it has")])
+@pytest.mark.parametrize("options, says", [({"n_trees": 0}, "0 trees are asked for and the model has"), ({"weight_type": "float16"}, "holds trees"),
+                                           ({"n_trees": 10**6}, "fewer than it has")])
 def test_what_trees_cannot(made, tmp_path, options, says):
     root, found = made
     if "trees" not in found.method: pytest.skip("a net")
@@ -112,8 +116,8 @@ def test_what_trees_cannot(made, tmp_path, options, says):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("options, says", [({"trees": 5}, "holds a net"),
-                                           ({"weights": "hlaf"}, "'hlaf' is no kind of weight; did you mean 'half'?")])
+@pytest.mark.parametrize("options, says", [({"n_trees": 5}, "holds a net"),
+                                           ({"weight_type": "flaot16"}, "'flaot16' is no kind of weight; did you mean 'float16'?")])
 def test_what_a_net_cannot(made, tmp_path, options, says):
     root, found = made
     if "bits" not in found.method: pytest.skip("trees")
@@ -198,7 +202,7 @@ def test_a_student_is_trained_as_its_teacher_was(made):
     root, found = made
     if "trees" not in found.method: pytest.skip("a net")
     project, teacher = Project.open(root), Predictor.open(root / "artifacts/bundle")
-    text, parts = (root / "artifacts/bundle/model.txt").read_text(), tuple(read_training_parts(root, project, teacher.encoder))
+    text, parts = (root / "artifacts/bundle/model.txt").read_text(), tuple(read_training_parts(project, teacher.encoder))
     used = read_json(root / "artifacts/bundle/provenance.json", dict)["training"]["params"]
     student, _ = distill_trees(teacher, text, 2, parts, project.params.train, used | {"num_leaves": 3})
     assert max(len(t.value) for t in read_onnx_trees(student.decode())) == 3

@@ -8,18 +8,19 @@ import sys
 import pytest
 from support.trained_project import trained
 
-from mlops_nb.bundle.bundle import run_bundle, open_bundle
+from mlops_nb.bundle.bundle import open_bundle
+from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.bundle.store import find_bundle, store_bundle
 from mlops_nb.config.params import read_params, write_params
-from mlops_nb.config.settings import read_settings
+from mlops_nb.config.settings import read_settings, resolve_local_uri
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.stage import run_evaluate
-from mlops_nb.explain.attributions import run_explain
+from mlops_nb.explain.stage import run_explain
 from mlops_nb.release.deploy import Deployment, run_deploy
 from mlops_nb.release.gate import GateReport, run_gate
-from mlops_nb.release.mlflow_tracking import flatten_dict, resolve_local_uri, log_reports, log_run, tracking_client
-from mlops_nb.release.release_plan import ReleasePlan, Variant, find_champion, plan_path, read_plan, promote_bundle
+from mlops_nb.release.mlflow_tracking import flatten_dict, log_reports, log_run, tracking_client
+from mlops_nb.release.release_plan import ReleasePlan, Variant, find_champion, plan_path, promote_bundle, read_plan
 from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.stage import run_train
 
@@ -150,7 +151,7 @@ def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     run = found[0]
     assert run.info.status == "FINISHED" and run.data.tags["mlops_nb.gate"] in ("passed", "failed")
     assert run.data.params["train.gbdt.n_estimators"] == "20"
-    assert run.data.metrics["test.auc"] == read_json(project / "artifacts/metrics.json", dict)["test"]["roc_auc"]
+    assert run.data.metrics["test.roc_auc"] == read_json(project / "artifacts/metrics.json", dict)["test"]["roc_auc"]
     assert run.data.metrics["stage.train.gbdt.seconds"] == 1.5
     assert [k for k in run.data.tags if k.startswith("data.")], "no hash of the data"
     client, _ = tracking_client(project, read_settings(project))
@@ -168,7 +169,7 @@ def test_deploying_twice_changes_nothing(project):
     gate_passes(project)
     run_deploy(project)
     done = read_json(project / "artifacts/deployment.json", Deployment)
-    assert done.deployed and done.version == 1 and aliases(project) == {"champion": 1}
+    assert done.deployed and done.model_version == "1" and aliases(project) == {"champion": 1}
     plan = plan_path(project, read_settings(project)).read_bytes()
     run_deploy(project)
     assert read_json(project / "artifacts/deployment.json", Deployment) == done
@@ -216,7 +217,7 @@ def test_killed_between_any_two_steps_it_is_put_right_by_running_again(project, 
     done = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == -9
     run_deploy(project)
-    assert read_json(project / "artifacts/deployment.json", Deployment).version == 1
+    assert read_json(project / "artifacts/deployment.json", Deployment).model_version == "1"
     assert aliases(project) == {"champion": 1} and read_plan(plan_path(project, read_settings(project))).revision == 1
     assert len(list((project / "bundles").iterdir())) == 1 and len(runs(project)) == 1
 

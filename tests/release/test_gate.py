@@ -9,30 +9,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.trained_project import trained
 
-from mlops_nb.bundle.bundle import run_bundle
+from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference
-from mlops_nb.stats.bootstrap import Estimate
 from mlops_nb.evaluate.slices import Slice
-from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
-from mlops_nb.explain.attributions import run_explain
+from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
+from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import (
     GateReport,
     check_at_least,
     check_at_most,
-    require_passed_gate,
-    check_comparisons,
-    run_gate,
     check_clean_process,
-    evaluate_gate,
+    check_comparisons,
     check_scores,
-    check_single_row_parity,
     check_segments,
+    check_single_row_parity,
     check_thresholds,
+    evaluate_gate,
+    require_passed_gate,
+    run_gate,
 )
+from mlops_nb.stats.bootstrap import Estimate
 from mlops_nb.train.baselines import run_baselines
 
 TASKS = ["binary", "multiclass", "regression"]
@@ -166,8 +166,8 @@ def test_the_stage_judges_every_rule_and_is_deterministic(project):
     verdict = read_json(project / "artifacts/gate.json", GateReport)
     names = [r.name for r in verdict.results]
     assert len(set(names)) == len(names)
-    assert {"baseline: constant", "baseline: linear", "scores: finite", "scores: varied", "calibration", "bundle: clean process",
-            "single row = batch"} <= set(names)
+    assert {"baseline: constant", "baseline: linear", "scores: finite", "scores: not constant", "calibration", "bundle: clean process",
+            "parity: single row and batch"} <= set(names)
     assert verdict.passed == all(r.passed for r in verdict.results)
     run_gate(project)
     assert (project / "artifacts/gate.json").read_bytes() == first
@@ -177,7 +177,7 @@ def test_a_failed_rule_fails_the_gate_but_not_the_stage(project):
     primary = read_evaluation(project).primary_metric
     with_gate(project, thresholds={primary: {"roc_auc": 1.1, "log_loss": -1.0, "rmse": -1.0}[primary]})
     assert run_gate(project) == {"passed": False}
-    with pytest.raises(UserError, match=f"The gate failed.*{primary} on the test part"): require_passed_gate(project)
+    with pytest.raises(UserError, match=f"The gate failed.*{primary} on the test set"): require_passed_gate(project)
 
 
 def test_check_gate_speaks_only_of_a_verdict(project):

@@ -3,7 +3,15 @@ import pytest
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
-from mlops_nb.release.release_plan import ReleasePlan, RoutingRule, Variant, check_plan, read_plan, promote_bundle, write_plan
+from mlops_nb.release.release_plan import (
+    ReleasePlan,
+    RoutingRule,
+    Variant,
+    check_plan,
+    promote_bundle,
+    read_plan,
+    write_plan,
+)
 
 A, B = Variant("a", "aaa", .9), Variant("b", "bbb", .1)
 

@@ -11,11 +11,11 @@ from support.html_pages import self_contained
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.report import stage as pipeline
-from mlops_nb.report.figures import subplots, figure_html
-from mlops_nb.report.html_fragments import histogram_counts, table
+from mlops_nb.report.figures import figure_html, subplots
 from mlops_nb.report.formatting import format_number, format_percent
 from mlops_nb.report.history import KeyMetric, RunRecord, read_runs, write_index
-from mlops_nb.report.html import PageHeader, sanitize_html, render_markdown, render_page, render_notebook
+from mlops_nb.report.html import PageHeader, render_markdown, render_notebook, render_page, sanitize_html
+from mlops_nb.report.html_fragments import histogram_counts, table
 
 # ---- cleaning
 
@@ -162,7 +162,7 @@ def fake(monkeypatch):
         Path(html).write_text(render_page("x", "", kwargs["header"]))
     Fake.calls, Fake.fails = [], ""
     monkeypatch.setattr(pipeline, "run_notebook", run)
-    monkeypatch.setattr(pipeline, "card_page", lambda bundle, html, header: Path(html).write_text(render_page("x", "", header)))
+    monkeypatch.setattr(pipeline, "write_model_card_page", lambda bundle, html, header: Path(html).write_text(render_page("x", "", header)))
     return Fake
 
 
@@ -171,13 +171,13 @@ def snapshot(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() f
 
 def test_publishing_the_same_run_again_adds_nothing(tmp_path, fake):
     for name, time in (("aa", "2026-01-01T00:00:00"), ("bb", "2026-01-02T00:00:00"), ("bb", "2026-01-03T00:00:00")):
-        pipeline.publish_run(tmp_path, RunRecord(name, time, "done"), PageHeader(project="P", made="m"))
+        pipeline.publish_run(tmp_path, RunRecord(name, time, "done"), PageHeader(project="P", created="m"))
         seen = snapshot(tmp_path / "reports")
-        pipeline.publish_run(tmp_path, RunRecord(name, "2026-02-01T00:00:00", "done"), PageHeader(project="P", made="m"))
+        pipeline.publish_run(tmp_path, RunRecord(name, "2026-02-01T00:00:00", "done"), PageHeader(project="P", created="m"))
         again = snapshot(tmp_path / "reports")
-        seconds = re.compile(rb'"seconds": [\d.]+')
+        seconds = re.compile(rb'"duration_seconds": [\d.]+')
         assert {k: seconds.sub(b"", v) for k, v in seen.items()} == {k: seconds.sub(b"", v) for k, v in again.items()}
-    assert [(r.name, r.previous) for _, r in read_runs(tmp_path / "reports/pipeline")] == [("bb", "aa"), ("aa", "")]
+    assert [(r.name, r.previous_run) for _, r in read_runs(tmp_path / "reports/pipeline")] == [("bb", "aa"), ("aa", "")]
     for html in (tmp_path / "reports").rglob("*.html"):
         for link in self_contained(html.read_text()).links[1:]: assert (html.parent / link).exists(), (html, link)
     assert fake.calls[-1][1] == {"previous": "reports/pipeline/aa/run.json"}

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from support.trained_project import rows, schema, trained
 
-from mlops_nb.bundle.bundle import run_bundle
+from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.schema import write_schema
 from mlops_nb.core.errors import UserError
@@ -18,12 +18,12 @@ from mlops_nb.data.ingest import ingest
 from mlops_nb.data.validation import run_validate
 from mlops_nb.evaluate.cross_validation import run_cross_validation
 from mlops_nb.evaluate.stage import run_evaluate
-from mlops_nb.explain.attributions import run_explain
+from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import run_gate
 from mlops_nb.report.html import sanitize_html
 from mlops_nb.report.notebook_parameters import notebook_parameters
-from mlops_nb.report.stage import summarize_run, run_report
+from mlops_nb.report.stage import run_report, summarize_run
 from mlops_nb.train.baselines import run_baselines
 
 NOTEBOOKS = Path(__file__).parents[2] / "nbs/reports"
@@ -84,8 +84,8 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert len(text) < 1_500_000 and sanitize_html(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
     if name == "evaluation": assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
-    if name == "explanation": assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').scale}." in text
-    if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "The line explains" in text
+    if name == "explanation": assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').raw_units}." in text
+    if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "Fidelity (R²)" in text
     if name == "evaluation":
         assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean", text) and "Predicted / observed" in text
         assert "<b>By known, the " in text and "How far the groups that differ most are apart." in text
@@ -95,13 +95,13 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
 
 def test_the_change_since_the_run_before_is_told(project):
     described, header = summarize_run(project)
-    for f in described.figures: f.value *= 2
-    described.counts["accepted"] -= 10
+    for m in described.metrics: m.value *= 2
+    described.row_counts["accepted"] -= 10
     write_json(project / "before.json", described)
     at = dict(root=str(project), previous="before.json")
     assert "+10" in run("data", **at)[0]
     assert "better" in run("evaluation", **at)[0] or "worse" in run("evaluation", **at)[0]
-    assert "Place in the run before" in run("explanation", **at)[0] and header.project == "rows"
+    assert "Rank in the previous run" in run("explanation", **at)[0] and header.project == "rows"
 
 
 @pytest.mark.parametrize("name, file", [("data", "validation.json"), ("evaluation", "gate.json"), ("explanation", "explanation.json")])
@@ -125,6 +125,6 @@ def test_the_stage_end_to_end(project, capsys):
     assert line.startswith("The gate passed." if passed else "The gate failed. Nothing was deployed:") and " Look at reports/" in line
     assert (project / line.rsplit(" ", 1)[1]).exists()
     pages = sorted(p.name for p in (project / "reports").rglob("*.html"))
-    assert pages == ["card.html", "data.html", "evaluation.html", "explanation.html", "index.html"]
+    assert pages == ["data.html", "evaluation.html", "explanation.html", "index.html", "model_card.html"]
     for html in (project / "reports").rglob("*.html"):
         assert not any(s in html.read_text() for s in ("http://", "https://", "<script", "//cdn"))

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from mlops_nb.config.settings import ReportSettings
 from mlops_nb.core.errors import UserError
-from mlops_nb.report.runner import run_notebook
 from mlops_nb.report.notebook_parameters import check_parameters, notebook_parameters
+from mlops_nb.report.runner import run_notebook
 
 
 def code(source, *tags):
@@ -122,7 +123,7 @@ import os, subprocess, sys
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')
 while True: pass""")
-    with pytest.raises(UserError, match="stopped after 8 seconds"): run_notebook(nb, tmp_path / "t.html", timeout_seconds=8, cwd=tmp_path)
+    with pytest.raises(UserError, match="stopped after 8 seconds"): run_notebook(nb, tmp_path / "t.html", limits=ReportSettings(timeout_seconds=8), cwd=tmp_path)
     pids = [int(p) for p in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2 and gone(pids)
     assert not (tmp_path / "t.html").exists()
@@ -132,13 +133,13 @@ def test_memory_limit(tmp_path):
     nb = notebook(tmp_path / "m.ipynb", "import time", "x = bytearray(2**30)\nfor i in range(0, len(x), 4096): x[i] = 1\ntime.sleep(60)")
     start = time.monotonic()
     with pytest.raises(UserError, match="MiB of memory and 700 MiB are allowed"):
-        run_notebook(nb, tmp_path / "m.html", max_memory_mib=700, cwd=tmp_path)
+        run_notebook(nb, tmp_path / "m.html", limits=ReportSettings(max_memory_mib=700), cwd=tmp_path)
     assert time.monotonic() - start < 50 and not (tmp_path / "m.html").exists()
 
 
 def test_a_kernel_that_dies_is_a_failure_and_does_not_hang(tmp_path):
     nb = notebook(tmp_path / "k.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "1")
-    with pytest.raises(UserError, match="k.ipynb failed.*Kernel died"): run_notebook(nb, tmp_path / "k.html", timeout_seconds=60, cwd=tmp_path)
+    with pytest.raises(UserError, match="k.ipynb failed.*Kernel died"): run_notebook(nb, tmp_path / "k.html", limits=ReportSettings(timeout_seconds=60), cwd=tmp_path)
     assert not (tmp_path / "k.html").exists()
 
 
@@ -149,7 +150,7 @@ import os, signal, time
 open({str(pids)!r}, 'w').write(str(os.getpid()))
 os.kill(os.getppid(), signal.SIGKILL)
 time.sleep(60)""")
-    with pytest.raises(UserError, match="killed or crashed"): run_notebook(nb, tmp_path / "w.html", timeout_seconds=60, cwd=tmp_path)
+    with pytest.raises(UserError, match="killed or crashed"): run_notebook(nb, tmp_path / "w.html", limits=ReportSettings(timeout_seconds=60), cwd=tmp_path)
     assert gone([int(pids.read_text())])
 
 

@@ -6,11 +6,12 @@ import polars as pl
 import pytest
 from support.trained_project import CLASSES, schema, trained
 
-from mlops_nb.bundle.bundle import open_trained_predictor
 from mlops_nb.config.schema import Column
-from mlops_nb.explain.counterfactuals import read_row, read_reference_rows
+from mlops_nb.explain.counterfactuals import read_reference_rows
+from mlops_nb.explain.what_if import read_row
 from mlops_nb.model.policy import Policy
 from mlops_nb.report.what_if_widget import WhatIfPanel, column_control
+from mlops_nb.train.stage import open_trained_predictor
 
 
 @pytest.fixture(scope="module", params=CLASSES)

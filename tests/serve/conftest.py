@@ -45,7 +45,8 @@ def served(project, made, tmp_path):
         if settings: (project / "settings.ini").write_text(f"[release]\nendpoint = rows\n{settings}")
         if variants or how: plan(project, *(variants or [Variant("a", made[1])]), **how)
         folder = tmp_path / f"log{len(started)}"
-        manager = ModelManager(project, None, Metrics(folder, 0), PredictionLogWriter(folder, 0) if log is True else log or None)
+        manager = ModelManager(project, None, Metrics(folder, 0),
+                               PredictionLogWriter(folder, 0) if log is True else log or None)
         started.append(manager)
         manager.start()
         return manager
@@ -67,5 +68,6 @@ def predictor(bundle): return Predictor.open(bundle)
 @pytest.fixture(scope="module")
 def limited_server(bundle, tmp_path_factory):
     "Small limits, so that each can be met."
-    limits = dict(MLOPS_NB_SERVE_MAX_BODY_MIB=1, MLOPS_NB_SERVE_MAX_ROWS=200, MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=1, MLOPS_NB_SERVE_MAX_IN_FLIGHT=8)
+    limits = dict(MLOPS_NB_SERVE_MAX_BODY_MIB=1, MLOPS_NB_SERVE_MAX_ROWS=200, MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=1,
+                  MLOPS_NB_SERVE_MAX_IN_FLIGHT=8)
     with serving.Server(serving.project(tmp_path_factory.mktemp("served"), made=bundle), **limits) as s: yield s

@@ -26,7 +26,8 @@ def test_the_ids_of_requests(limited_server):
     assert limited_server.post(PREDICT, row, {"x-request-id": "mine-1"})[1]["x-request-id"] == "mine-1"
     status, headers, found = limited_server.post(PREDICT, {"instances": row, "id": "in-the-body"})
     assert headers["x-request-id"] == found["id"] == "in-the-body"
-    assert limited_server.post(PREDICT, {"instances": row, "id": "in-the-body"}, {"x-request-id": "mine-2"})[2]["id"] == "mine-2"
+    assert limited_server.post(PREDICT, {"instances": row, "id": "in-the-body"},
+                               {"x-request-id": "mine-2"})[2]["id"] == "mine-2"
     made = [limited_server.post(PREDICT, row)[2]["id"] for _ in range(20)]
     assert len(set(made)) == 20
     assert limited_server.get("/nowhere", {"x-request-id": "mine-3"})[1]["x-request-id"] == "mine-3"
@@ -43,7 +44,8 @@ def test_every_route_is_described(limited_server):
 
 SCOPES = {
     "GET /health": "public", "GET /v2/health/live": "public", "GET /v2/health/ready": "public",
-    "GET /metrics": "read", "GET /openapi.json": "read", "GET /docs": "read", "GET /v2": "read", "GET /v2/models/{model}": "read",
+    "GET /metrics": "read", "GET /openapi.json": "read", "GET /docs": "read", "GET /v2": "read",
+    "GET /v2/models/{model}": "read",
     "GET /v2/models/{model}/ready": "read", "GET /v2/models/{model}/versions/{version}": "read",
     "GET /v2/models/{model}/versions/{version}/ready": "read",
     "POST /v2/models/{model}/infer": "predict", "POST /v2/models/{model}/versions/{version}/infer": "predict",
@@ -60,16 +62,19 @@ def a_body(route):
     "Something that a route takes."
     if route.method == "GET": return None
     if route.handler.__name__ == "infer": return {"inputs": tensors(serving.instances(1))}
-    return {"labels": [{"id": "a", "label": "yes"}]} if route.handler.__name__ == "feedback" else {"instances": serving.instances(1)}
+    return {"labels": [{"id": "a",
+        "label": "yes"}]} if route.handler.__name__ == "feedback" else {"instances": serving.instances(1)}
 
 
 def test_no_route_is_open_by_accident(bundle, tmp_path):
     root = serving.project(tmp_path, made=bundle, settings="[serve]\nauth = api_key\n")
-    keys = {scope: create_api_key(root / ".mlops/keys.json", scope, [scope]) for scope in ("predict", "explain", "feedback", "read")}
+    keys = {scope: create_api_key(root / ".mlops/keys.json", scope, [scope])
+            for scope in ("predict", "explain", "feedback", "read")}
     with serving.Server(root) as s:
         for r in ROUTES:
             path, body = r.path.replace("{model}", "rows").replace("{version}", "champion"), a_body(r)
-            asked = {scope: s.request(r.method, path, body, {"authorization": f"Bearer {key}"})[0] for scope, key in keys.items()}
+            asked = {scope: s.request(r.method, path, body, {"authorization": f"Bearer {key}"})[0]
+                     for scope, key in keys.items()}
             status, headers, found = s.request(r.method, path, body)
             if r.scope == "public": assert {status, *asked.values()} == {200}
             else:
@@ -92,7 +97,8 @@ def test_no_route_is_open_by_accident(bundle, tmp_path):
 NOT_THERE = """GET /|404 PUT /v1/endpoints/rows:predict|405 DELETE /health|405 GET /v1/endpoints/rows:predict|405
     POST /metrics|405 POST /v1/endpoints/rowz:predict|404
     POST /v1/endpoints/rows:predic|404 GET /v2/models/rowz|404 GET /v2/models/rows/versions/9|404
-    GET /health/|404 GET //health|404 POST /v2/models/rows/versions/zzzzzzzz/infer|404 GET /%2e%2e/settings.ini|404 GET /health%00|404
+    GET /health/|404 GET //health|404 POST /v2/models/rows/versions/zzzzzzzz/infer|404
+    GET /%2e%2e/settings.ini|404 GET /health%00|404
     POST /v1/endpoints/..%2Frows:predict|404 GET /docs/../../settings.ini|404"""
 
 
@@ -105,7 +111,8 @@ def test_what_is_not_there(limited_server):
     assert "did you mean 'rows'" in limited_server.post("/v1/endpoints/rowz:predict", {})[2]["error"]
 
 
-BAD = [b"", b"{", b"\xff\xfe", b"null", b"1", b'"text"', b"[]", b"{}", b"[1]", b"[[]]", b'{"instances": []}', b'{"instances": 1}',
+BAD = [b"", b"{", b"\xff\xfe", b"null", b"1", b'"text"', b"[]", b"{}", b"[1]", b"[[]]", b'{"instances": []}',
+       b'{"instances": 1}',
        b'{"instances": [1]}', b"[" * 100_000, b'{"instances": [{"x": NaN}]}', b'{"instances": [{"x": 1e999}]}']
 
 
@@ -120,7 +127,8 @@ ROW = dict(x=.5, count=3, place="Amsterdam", known=True, when="2026-01-05T10:00:
 
 
 @pytest.mark.parametrize("change, column", [
-    (dict(x="a"), "x"), (dict(x=11), "x"), (dict(x=[1]), "x"), (dict(x={}), "x"), (dict(count=3.5), "count"), (dict(count=-1), "count"),
+    (dict(x="a"), "x"), (dict(x=11), "x"), (dict(x=[1]), "x"), (dict(x={}), "x"), (dict(count=3.5), "count"),
+    (dict(count=-1), "count"),
     (dict(count=None), "count"), (dict(count=True), "count"), (dict(known="yes"), "known"), (dict(known=None), "known"),
     (dict(when="yesterday"), "when"), (dict(place=[7]), "place"), (dict(colour="red"), "colour")])
 def test_rows_that_break_the_contract_are_named(limited_server, change, column):
@@ -154,14 +162,18 @@ def head(path, *lines): return "\r\n".join([f"POST {path} HTTP/1.1", "host: x", 
 
 def test_bodies_that_are_too_large(limited_server):
     mib = 1 << 20
-    assert raw(limited_server, head(PREDICT, f"content-length: {mib + 1}")) == 413  # said so, and is refused before it comes
+    # said so, and is refused before it comes
+    assert raw(limited_server, head(PREDICT, f"content-length: {mib + 1}")) == 413
     before = limited_server.metric("mlops_nb_requests_total", status="413")
-    raw(limited_server, head(PREDICT, f"content-length: {8 * mib}"), [b" " * mib] * 8)  # it is closed while the client sends, who may not read why
+    # it is closed while the client sends, who may not read why
+    raw(limited_server, head(PREDICT, f"content-length: {8 * mib}"), [b" " * mib] * 8)
     assert limited_server.metric("mlops_nb_requests_total", status="413") == before + 1
     chunk = b"%x\r\n" % 65536 + b" " * 65536 + b"\r\n"
-    assert raw(limited_server, head(PREDICT, "transfer-encoding: chunked"), [chunk] * 17) == 413  # says nothing, and is refused while it comes
+    # says nothing, and is refused while it comes
+    assert raw(limited_server, head(PREDICT, "transfer-encoding: chunked"), [chunk] * 17) == 413
     whole = json.dumps([ROW]).encode()
-    assert raw(limited_server, head(PREDICT, "transfer-encoding: chunked"), [b"%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole)]) == 200
+    assert raw(limited_server, head(PREDICT, "transfer-encoding: chunked"),
+               [b"%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole)]) == 200
     assert raw(limited_server, head(PREDICT, f"content-length: {len(whole)}", "content-encoding: gzip"), [whole]) == 415
     assert limited_server.post(PREDICT, b" " * (mib - 400) + json.dumps([ROW]).encode())[0] == 200
 
@@ -175,7 +187,8 @@ def test_slow_bodies_end_and_hold_nobody_up(limited_server):
 
 
 def test_what_is_no_http_is_closed_or_refused(limited_server):
-    for data in (b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+    for data in (b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+                 b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
                  head(PREDICT, "content-length: -1"), head(PREDICT, "content-length: 1", "content-length: 2"),
                  head(PREDICT, "content-length: " + "9" * 40), head(PREDICT, "x-big: " + "y" * 500_000)):
         assert raw(limited_server, data, wait=3) in (None, 400, 404, 405, 413, 414, 431, 505)
@@ -196,9 +209,11 @@ def test_a_deadline(limited_server):
     status, _, found = limited_server.post(PREDICT, [ROW], {"x-deadline-ms": "0"})
     assert status == 504 and "deadline" in found["error"]
     for bad in ("", "-1", "1.5", "soon", "\u0661"):
-        with contextlib.suppress(UnicodeEncodeError): assert limited_server.post(PREDICT, [ROW], {"x-deadline-ms": bad})[0] == 400
+        with contextlib.suppress(UnicodeEncodeError):
+            assert limited_server.post(PREDICT, [ROW], {"x-deadline-ms": bad})[0] == 400
     body = json.dumps([ROW]).encode()
-    assert raw(limited_server, head(PREDICT, f"content-length: {len(body)}", "x-deadline-ms: 200"), [body[:5], body[5:]], pause=.4) == 504
+    assert raw(limited_server, head(PREDICT, f"content-length: {len(body)}", "x-deadline-ms: 200"),
+               [body[:5], body[5:]], pause=.4) == 504
 
 
 def test_a_full_queue_says_when_to_come_back(limited_server):
@@ -209,7 +224,7 @@ def test_a_full_queue_says_when_to_come_back(limited_server):
         time.sleep(.2)
         status, headers, found = limited_server.post(PREDICT, [ROW])
         assert (status, headers["retry-after"]) == (503, "1") and "try again" in found["error"]
-        assert limited_server.get("/health")[0] == limited_server.get("/v2/health/ready")[0] == limited_server.get("/metrics")[0] == 200
+        assert {limited_server.get(path)[0] for path in ("/health", "/v2/health/ready", "/metrics")} == {200}
         for s in held: s.sendall(body[5:])
         for s in held: assert s.recv(100).startswith(b"HTTP/1.1 200")
     finally:
@@ -239,7 +254,8 @@ def test_many_clients_at_once_each_get_their_own_answer(limited_server, predicto
         c = limited_server.connect()
         for k in range(i, 64, 4):
             status, _, found = limited_server.post(PREDICT, [rows[k]], {"x-request-id": f"c{i}-{k}"}, c)
-            if status != 200 or (found["id"], found["predictions"][0]["score"]) != (f"c{i}-{k}", wanted[k]): wrong.append((k, found))
+            if status != 200 or (found["id"], found["predictions"][0]["score"]) != (f"c{i}-{k}", wanted[k]):
+                wrong.append((k, found))
         c.close()
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
     for t in threads: t.start()
@@ -248,10 +264,13 @@ def test_many_clients_at_once_each_get_their_own_answer(limited_server, predicto
 
 
 def test_http2(limited_server):
-    if not shutil.which("curl") or "HTTP2" not in subprocess.run(["curl", "-V"], capture_output=True, text=True, timeout=10).stdout:
+    if not shutil.which("curl") or "HTTP2" not in subprocess.run(["curl", "-V"], capture_output=True, text=True,
+                                                                 timeout=10).stdout:
         pytest.skip("there is no curl that speaks HTTP/2")
-    done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-d", json.dumps([ROW]), "-w", " %{http_version} %{http_code}",
-                           f"http://127.0.0.1:{limited_server.port}{PREDICT}"], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-d", json.dumps([ROW]), "-w",
+                           " %{http_version} %{http_code}",
+                           f"http://127.0.0.1:{limited_server.port}{PREDICT}"], capture_output=True, text=True,
+                           timeout=20)
     assert done.stdout.endswith("} 2 200")
 
 

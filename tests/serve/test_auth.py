@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.auth import SCOPES, Authenticator, TokenBucket, create_api_key, check_bind_address, describe_api_key, end_of_day, read_api_keys, revoke_api_key
+from mlops_nb.serve.auth import (SCOPES, Authenticator, TokenBucket, create_api_key, check_bind_address,
+                                 describe_api_key, end_of_day, read_api_keys, revoke_api_key)
 from mlops_nb.serve.http_messages import HTTPException
 
 
@@ -40,10 +41,12 @@ def test_the_file_holds_no_key_and_a_list_shows_none(path):
 
 
 @pytest.mark.parametrize("made", [
-    lambda k, other: None, lambda k, other: "", lambda k, other: "Bearer", lambda k, other: f"Basic {k}", lambda k, other: k,
+    lambda k, other: None, lambda k, other: "", lambda k, other: "Bearer", lambda k, other: f"Basic {k}", lambda k,
+    other: k,
     lambda k, other: f"Bearer {k}x", lambda k, other: f"Bearer {k[:-1]}", lambda k, other: f"Bearer {k.split('.')[0]}.",
     lambda k, other: f"Bearer {k.split('.')[0]}.{other.split('.')[1]}", lambda k, other: f"Bearer .{k.split('.')[1]}",
-    lambda k, other: "Bearer \u00e4\u0661" * 50, lambda k, other: f"Bearer {k.upper()}", lambda k, other: f"Bearer {'0' * 64}"])
+    lambda k, other: "Bearer \u00e4\u0661" * 50, lambda k, other: f"Bearer {k.upper()}", lambda k,
+    other: f"Bearer {'0' * 64}"])
 def test_everything_else_is_a_stranger(path, made):
     key, other = create_api_key(path, "a", ["read"]), create_api_key(path, "b", ["read"])
     error = denied(Authenticator(path), made(key, other), "read")
@@ -78,7 +81,8 @@ def test_a_rate_is_told_and_comes_back(path, monkeypatch):
     assert error.status_code == 429 and int(error.headers["retry-after"]) >= 1 and "2 requests a second" in str(error)
     clock[0] += .5
     assert authenticator.authorize(f"Bearer {key}", "predict") == "a"
-    assert denied(authenticator, f"Bearer {key}", "read").status_code == 403  # what is refused for its scope takes no token
+    # what is refused for its scope takes no token
+    assert denied(authenticator, f"Bearer {key}", "read").status_code == 403
 
 
 def test_a_key_ends(path):
@@ -89,7 +93,8 @@ def test_a_key_ends(path):
     authenticator = Authenticator(path)
     assert denied(authenticator, f"Bearer {ended}", "read").status_code == 401
     assert authenticator.authorize(f"Bearer {good}", "read") == "is"
-    assert "expired" in describe_api_key(read_api_keys(path)[0]) and "expires" in describe_api_key(read_api_keys(path)[2])
+    assert ("expired" in describe_api_key(read_api_keys(path)[0])
+            and "expires" in describe_api_key(read_api_keys(path)[2]))
 
 
 def test_a_change_is_noticed_and_what_is_left_of_a_burst_stays(path):
@@ -101,7 +106,8 @@ def test_a_change_is_noticed_and_what_is_left_of_a_burst_stays(path):
     assert authenticator.reload_if_changed() is None and authenticator.authorize(f"Bearer {two}", "read") == "two"
     assert denied(authenticator, f"Bearer {one}", "read").status_code == 429
     revoke_api_key(path, "one")
-    assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {one}", "read").status_code == 401
+    assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {one}",
+                                                                "read").status_code == 401
     assert authenticator.authorize(f"Bearer {two}", "read") == "two"
 
 
@@ -114,7 +120,8 @@ def test_a_damaged_file_is_said_once_and_changes_nothing(path, damage):
     assert authenticator.authorize(f"Bearer {key}", "read") == "a"
     with pytest.raises(UserError): create_api_key(path, "b", ["read"])
     path.unlink()
-    assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {key}", "read").status_code == 401
+    assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {key}",
+                                                                "read").status_code == 401
 
 
 def test_many_people_add_keys_at_once_and_none_is_lost(path):
@@ -125,9 +132,12 @@ def test_many_people_add_keys_at_once_and_none_is_lost(path):
 
 
 @pytest.mark.parametrize("how, words", [
-    (dict(name="a", scopes=["read"]), "already"), (dict(name="", scopes=["read"]), "name"), (dict(name="b", scopes=[]), "scope"),
-    (dict(name="b", scopes=["red"]), "did you mean 'read'"), (dict(name="b", scopes=["read"], requests_per_second=0), "above 0"),
-    (dict(name="b", scopes=["read"], requests_per_second=float("inf")), "above 0"), (dict(name="b", scopes=["read"], requests_per_second=float("nan")), "above 0")])
+    (dict(name="a", scopes=["read"]), "already"), (dict(name="", scopes=["read"]), "name"),
+    (dict(name="b", scopes=[]), "scope"),
+    (dict(name="b", scopes=["red"]), "did you mean 'read'"),
+    (dict(name="b", scopes=["read"], requests_per_second=0), "above 0"),
+    (dict(name="b", scopes=["read"], requests_per_second=float("inf")), "above 0"),
+    (dict(name="b", scopes=["read"], requests_per_second=float("nan")), "above 0")])
 def test_a_key_that_cannot_be_made_changes_nothing(path, how, words):
     create_api_key(path, "a", ["read"])
     before = path.read_bytes()
@@ -157,7 +167,7 @@ def test_keys_on_the_command_line(tmp_path, monkeypatch):
     def typed(*words):
         done = CliRunner().invoke(app, ["key", *words])
         return done.output if done.exception is None else str(done.exception)
-    key = typed("add", "shop", "--scopes", "predict, read", "--rate", "5", "--expires", "2099-01-31").strip()
+    key = typed("add", "shop", "--scopes", "predict, read", "--rate-limit", "5", "--expires", "2099-01-31").strip()
     assert Authenticator(tmp_path / "secrets/who.json").authorize(f"Bearer {key}", "predict") == "shop"
     assert typed("list").startswith("shop: predict, read, 5 requests a second, expires 2099-02-01 00:00 UTC (")
     assert "is not a day" in typed("add", "b", "--scopes", "read", "--expires", "never")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support import server as serving
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.capacity_planning import MIN_ACHIEVED_SHARE, TARGET_UTILIZATION, LoadResult, estimate_cores, run_load_curve, measure_capacity, run_load_test, load_rates, read_load_curve
+from mlops_nb.serve.capacity_planning import (MIN_ACHIEVED_SHARE, TARGET_UTILIZATION, LoadResult, estimate_cores,
+    run_load_curve, measure_capacity, run_load_test, load_rates, read_load_curve)
 
 
 @contextmanager
@@ -21,7 +22,8 @@ def server(respond):
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(next(x for x in head.split(b"\r\n") if x.lower().startswith(b"content-length")).split(b":")[1])
+                length = int(next(x for x in head.split(b"\r\n")
+                                  if x.lower().startswith(b"content-length")).split(b":")[1])
                 seen.append((head, await reader.readexactly(length)))
                 await respond(writer, len(seen))
         except (asyncio.IncompleteReadError, ConnectionError): writer.close()
@@ -69,14 +71,16 @@ def test_other_answers_and_lost_connections_are_failures():
     async def hang_up(writer, i): writer.close()
     with server(hang_up) as (url, seen):
         step = asyncio.run(run_load_test(url, b"", 20, 0.5, 2))
-        assert step.n_failed >= 8 and step.achieved_rps == 0 # ten were due; two went out, and nobody was left for the others
+        # ten were due; two went out, and nobody was left for the others
+        assert step.n_failed >= 8 and step.achieved_rps == 0
 
 
 def test_time_in_the_line_counts():
     async def slow(writer, i):
         await asyncio.sleep(0.02)
         await well(writer, i)
-    with server(slow) as (url, _): step = asyncio.run(run_load_test(url, b"", 200, 0.5, 1)) # one connection: 50 a second at best
+    # one connection: 50 a second at best
+    with server(slow) as (url, _): step = asyncio.run(run_load_test(url, b"", 200, 0.5, 1))
     assert step.p50_ms > 200 and step.p99_ms > 900 and step.achieved_rps < 55
 
 
@@ -85,7 +89,8 @@ def test_a_curve_ends_where_the_server_no_longer_follows():
         await asyncio.sleep(0.01)
         await well(writer, i)
     told = []
-    with server(slow) as (url, _): steps = asyncio.run(run_load_curve(url, b"", [20, 400, 800, 1600], 0.5, 1, on_result=told.append))
+    with server(slow) as (url, _):
+        steps = asyncio.run(run_load_curve(url, b"", [20, 400, 800, 1600], 0.5, 1, on_result=told.append))
     last = steps[-1] # one connection: 100 a second at best
     assert told == steps and last.offered_rps <= 400 and last.achieved_rps < MIN_ACHIEVED_SHARE * last.offered_rps
 
@@ -108,7 +113,8 @@ def test_nothing_is_released(tmp_path):
     with pytest.raises(UserError, match="--measure"): read_load_curve(tmp_path)
 
 
-a_step = st.builds(LoadResult, st.floats(1, 1e5), st.just(1e9), st.sampled_from([0, 0, 0, 2]), st.just(1), st.floats(.1, 100), st.just(1))
+a_step = st.builds(LoadResult, st.floats(1, 1e5), st.just(1e9), st.sampled_from([0, 0, 0, 2]), st.just(1),
+                   st.floats(.1, 100), st.just(1))
 
 
 @given(st.lists(a_step, min_size=1, max_size=8), st.floats(1, 1e6), st.floats(.1, 100))
@@ -117,7 +123,8 @@ def test_more_to_do_needs_no_fewer_cores_and_more_time_no_more(curve, rate, p99)
     except UserError:
         assert not any(s.p99_ms <= p99 and not s.n_failed for s in curve)
         return
-    assert need.cores * need.rps_per_core >= rate > (need.cores - 1) * need.rps_per_core and need.rps_per_core == TARGET_UTILIZATION * need.max_rps
+    assert (need.cores * need.rps_per_core >= rate > (need.cores - 1) * need.rps_per_core
+            and need.rps_per_core == TARGET_UTILIZATION * need.max_rps)
     assert estimate_cores(curve, 2 * rate, p99).cores >= need.cores >= estimate_cores(curve, rate, 2 * p99).cores
 
 

@@ -21,7 +21,7 @@ PLACES = ["Amsterdam", "Örebro", "a | b", "東京"]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    "Two variants behind `rows`, the second only by its version; behind `trips` three classes and no features; and the predictors."
+    "Two variants of `rows`, the second only by version; `trips` has three classes and no features; the predictors."
     root = tmp_path_factory.mktemp("served")
     made = {"first": serving.bundle(root / "a"), "second": serving.bundle(root / "b", n=400)}
     closed = modelling.schema("multiclass")  # numbers can stand for places only where the places are known
@@ -31,7 +31,8 @@ def served(tmp_path_factory):
         made["trips"] = serving.bundle(root / "c", "multiclass", n=400, features=False)
     serving.project(root, made=made["first"])
     ids = {name: store_bundle(path, root / "bundles").name for name, path in made.items()}
-    write_plan(root / "releases/rows.json", ReleasePlan("rows", 2, [Variant("first", ids["first"], 1.0), Variant("second", ids["second"], 0.0)]))
+    write_plan(root / "releases/rows.json", ReleasePlan("rows", 2,
+        [Variant("first", ids["first"], 1.0), Variant("second", ids["second"], 0.0)]))
     write_plan(root / "releases/trips.json", ReleasePlan("trips", 1, [Variant("only", ids["trips"])]))
     with serving.Server(root) as server: yield server, {name: Predictor.open(path) for name, path in made.items()}
 
@@ -44,7 +45,8 @@ def triton(served):
 
 
 KINDS = {"x": "FP64", "count": "INT64", "place": "BYTES", "known": "BOOL", "when": "BYTES"}
-ROWS = [{**r, "x": .5 if r["x"] is None else r["x"], "place": r["place"] or "", "when": r["when"] or ""} for r in serving.instances(7)]
+ROWS = [{**r, "x": .5 if r["x"] is None else r["x"], "place": r["place"] or "", "when": r["when"] or ""}
+        for r in serving.instances(7)]
 SENT = modelling.rows(7, seed=5).select(*KINDS).with_columns(pl.col("x").fill_null(.5))
 
 
@@ -62,12 +64,15 @@ def test_triton_asks_what_is_there(triton, served):
     assert triton.is_server_live() and triton.is_server_ready() and triton.is_model_ready("rows")
     assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     about = triton.get_model_metadata("rows")
-    assert {t["name"]: t["datatype"] for t in about["inputs"]} == KINDS and all(t["shape"] == [-1] for t in about["inputs"])
+    assert {t["name"]: t["datatype"] for t in about["inputs"]} == KINDS and all(t["shape"] == [-1]
+                                                                                for t in about["inputs"])
     assert [(t["name"], t["datatype"]) for t in about["outputs"]][:2] == [("score", "FP64"), ("decision", "BYTES")]
-    assert [t["name"] for t in triton.get_model_metadata("trips")["outputs"]][:3] == [f"score_{c}" for c in modelling.CLASSES["multiclass"]]
+    assert [t["name"] for t in triton.get_model_metadata("trips")["outputs"]][:3] == [f"score_{c}"
+        for c in modelling.CLASSES["multiclass"]]
     assert len(about["versions"]) == 2
     for version in about["versions"]:
-        assert triton.is_model_ready("rows", version) and triton.get_model_metadata("rows", version)["inputs"] == about["inputs"]
+        assert triton.is_model_ready("rows", version) and triton.get_model_metadata("rows",
+            version)["inputs"] == about["inputs"]
     assert not triton.is_model_ready("nothing") and not triton.is_model_ready("rows", "0" * 12)
 
 
@@ -79,18 +84,22 @@ def test_triton_gets_what_the_predictor_says(triton, served, asked_binary, answe
     result = triton.infer("rows", tensor_inputs(asked_binary, shape), outputs=outputs, request_id="mine-7")
     expected = served[1]["first"].predict(SENT)
     assert result.as_numpy("score").tolist() == expected.tolist()
-    assert [d.decode() if isinstance(d, bytes) else d for d in result.as_numpy("decision")] == served[1]["first"].decide(expected).tolist()
+    assert [d.decode() if isinstance(d, bytes) else d
+            for d in result.as_numpy("decision")] == served[1]["first"].decide(expected).tolist()
     told = result.get_response()
-    assert told["id"] == "mine-7" and told["model_name"] == "rows" and [o["name"] for o in told["outputs"]] == ["decision", "score"]
+    assert told["id"] == "mine-7" and told["model_name"] == "rows" and [o["name"]
+        for o in told["outputs"]] == ["decision", "score"]
     assert triton.get_model_metadata("rows", told["model_version"])["name"] == "rows"
 
 
 def test_triton_asks_a_version(triton, served):
     versions = triton.get_model_metadata("rows")["versions"]
-    scores = {v: triton.infer("rows", tensor_inputs(True), model_version=v).as_numpy("score").tolist() for v in versions}
+    scores = {v: triton.infer("rows", tensor_inputs(True), model_version=v).as_numpy("score").tolist()
+              for v in versions}
     expected = {name: served[1][name].predict(SENT).tolist() for name in ("first", "second")}
     assert [*scores.values()] == [*expected.values()] and expected["first"] != expected["second"]
-    assert triton.infer("rows", tensor_inputs(True), model_version="second").as_numpy("score").tolist() == expected["second"]
+    assert triton.infer("rows", tensor_inputs(True),
+                        model_version="second").as_numpy("score").tolist() == expected["second"]
 
 
 def test_triton_gets_every_class(triton, served):
@@ -119,15 +128,18 @@ def posted(served, body, path="/v2/models/rows/infer", **headers):
     "As the text of the specification has it, with a client that knows nothing of it."
     url = f"http://127.0.0.1:{served[0].port}{path}"
     reply = httpx.post(url, content=body if isinstance(body, bytes) else json.dumps(body), headers=headers)
-    return reply.status_code, reply.headers, reply.json() if reply.headers["content-type"] == "application/json" else reply.content
+    return (reply.status_code, reply.headers, reply.json() if reply.headers["content-type"] == "application/json"
+            else reply.content)
 
 
-def columns(n=7): return [{"name": c, "datatype": d, "shape": [n], "data": [r[c] for r in ROWS[:n]]} for c, d in KINDS.items()]
+def columns(n=7):
+    return [{"name": c, "datatype": d, "shape": [n], "data": [r[c] for r in ROWS[:n]]} for c, d in KINDS.items()]
 
 
 def test_a_request_by_the_specification(served):
     expected = served[1]["first"].predict(SENT)
-    status, headers, reply = posted(served, {"id": "a", "parameters": {"note": 1}, "inputs": columns(), "outputs": [{"name": "score"}]})
+    status, headers, reply = posted(served, {"id": "a", "parameters": {"note": 1}, "inputs": columns(),
+                                             "outputs": [{"name": "score"}]})
     assert (status, headers["content-type"], reply["id"], reply["model_name"]) == (200, "application/json", "a", "rows")
     assert reply["outputs"] == [{"name": "score", "datatype": "FP64", "shape": [7], "data": expected.tolist()}]
     nested = [{**c, "shape": [7, 1], "data": [[v] for v in c["data"]]} for c in columns()]
@@ -146,20 +158,22 @@ def test_a_missing_value_has_three_spellings(served):
     expected, one = served[1]["first"].predict(frame).tolist(), columns(1)
     def score(body, **headers): return posted(served, body, **headers)[2]["outputs"][0]["data"]
     assert score({"inputs": [{**one[0], "data": [None]}, *one[1:]]}) == expected == score({"inputs": one[1:]})
-    head = json.dumps({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}},
+    head = json.dumps({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1],
+                                   "parameters": {"binary_data_size": 8}},
         *one[1:]]}).encode()
     assert score(head + struct.pack("<d", math.nan), **{"Inference-Header-Content-Length": str(len(head))}) == expected
 
 
 def test_one_numeric_tensor_for_all_columns(triton, served):
-    "In the order of the metadata: numbers stand for themselves, a category for its place in the domain, NaN for what is missing."
+    "In the order of the metadata: numbers for themselves, a category as its index in the domain, NaN for missing."
     import tritonclient.http as client
     matrix = np.array([[.5, 3, 2, 1], [-1, 40, np.nan, 0]])
     frame = pl.DataFrame({"x": [.5, -1], "count": [3, 40], "place": [PLACES[2], None], "known": [True, False]})
     expected = served[1]["trips"].predict(frame).T.tolist()
     nulls = [[None if v != v else v for v in row] for row in matrix.tolist()]
     for data in (nulls, sum(nulls, [])):
-        status, _, reply = posted(served, {"inputs": [{"name": "m", "datatype": "FP64", "shape": [2, 4], "data": data}]},
+        status, _, reply = posted(served,
+                                  {"inputs": [{"name": "m", "datatype": "FP64", "shape": [2, 4], "data": data}]},
         "/v2/models/trips/infer")
         assert status == 200 and [o["data"] for o in reply["outputs"][:3]] == expected
     sent = client.InferInput("any name", [2, 4], "FP64").set_data_from_numpy(matrix, binary_data=True)
@@ -170,12 +184,15 @@ def test_one_numeric_tensor_for_all_columns(triton, served):
 
 
 @pytest.mark.parametrize("body, says", [
-    (b"{", "not JSON"), ({"inputs": []}, "no inputs"), ({"inputs": columns(3)[:4] + columns(2)[4:]}, "as many as the first"),
-    ({"inputs": [{**columns(1)[0], "shape": [2]}]}, "shape"), ({"inputs": [{**columns(1)[0], "data": ["a"]}]}, "element"),
+    (b"{", "not JSON"), ({"inputs": []}, "no inputs"),
+    ({"inputs": columns(3)[:4] + columns(2)[4:]}, "as many as the first"),
+    ({"inputs": [{**columns(1)[0], "shape": [2]}]}, "shape"),
+    ({"inputs": [{**columns(1)[0], "data": ["a"]}]}, "element"),
     ({"inputs": [*columns(1), {**columns(1)[0], "name": "more"}]}, "more"),
     ({"inputs": [{**c, "shape": [0], "data": []} for c in columns(1)]}, "row"),
     ({"inputs": [{"name": "m", "datatype": "FP64", "shape": [4], "data": [1, 2, 3, 4]}]}, "'m' is no column"),
-    ({"inputs": columns(1), "id": "with blanks"}, "id"), ({"inputs": [{**columns(1)[1], "data": [99]}, *columns(1)[2:], columns(1)[0]]},
+    ({"inputs": columns(1), "id": "with blanks"}, "id"),
+    ({"inputs": [{**columns(1)[1], "data": [99]}, *columns(1)[2:], columns(1)[0]]},
     "count")])
 def test_what_is_wrong_is_said(served, body, says):
     status, headers, reply = posted(served, body)
@@ -184,13 +201,15 @@ def test_what_is_wrong_is_said(served, body, says):
 
 def test_the_protocols_own_client(served):
     "The client that is generated from the specification's OpenAPI file."
-    client = pytest.importorskip("open_inference.openapi.client", reason="the client open-inference-openapi is not installed")
+    client = pytest.importorskip("open_inference.openapi.client",
+                                 reason="the client open-inference-openapi is not installed")
     from open_inference.openapi.errors import BadRequestError, NotFoundError
     from open_inference.openapi.types import InferenceRequest, RequestInput
     asking = client.OpenInferenceClient(base_url=f"http://127.0.0.1:{served[0].port}")
     asking.check_server_liveness(), asking.check_server_readiness(), asking.check_model_readiness("rows")
     about = asking.read_model_metadata("rows")
-    assert asking.read_server_metadata().name == "mlops_nb" and len(about.versions) == 2 and len(about.inputs) == len(KINDS)
+    assert (asking.read_server_metadata().name == "mlops_nb" and len(about.versions) == 2
+            and len(about.inputs) == len(KINDS))
     request = InferenceRequest(id="own", inputs=[RequestInput(**c) for c in columns()])
     def scores(reply): return next(o.data.dict()["__root__"] for o in reply.outputs if o.name == "score")
     assert [*scores(asking.model_infer("rows", request=request))] == served[1]["first"].predict(SENT).tolist()
@@ -212,8 +231,10 @@ def test_every_example_of_the_description_works(served):
     for path, body in asked.items():
         status, _, reply = server.post(path.replace("{version}", "first" if "rows" in path else "only"), body)
         assert status == 200, (path, reply)
-    for path in (p.replace("{version}", "only") for p, m in document["paths"].items() if "get" in m and "rows" not in p):
+    for path in (p.replace("{version}", "only") for p, m in document["paths"].items() if "get" in m
+                 and "rows" not in p):
         assert server.get(path)[0] == 200, path
     status, headers, page = server.get("/docs")
-    assert status == 200 and headers["content-type"].startswith("text/html") and headers["content-security-policy"] == DOCS_CSP
+    assert (status == 200 and headers["content-type"].startswith("text/html")
+            and headers["content-security-policy"] == DOCS_CSP)
     assert b"<script" not in page and b"trips" in page

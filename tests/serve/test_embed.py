@@ -16,7 +16,8 @@ def test_the_page_runs(tmp_path, monkeypatch):
     testing = pytest.importorskip("fastapi.testclient")
     monkeypatch.chdir(serving.project(tmp_path))
     page = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S): exec(compile(block, str(PAGE), "exec"), page)
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
+        exec(compile(block, str(PAGE), "exec"), page)
     rows = serving.instances(5)
     wanted = Predictor.open(tmp_path / "training/artifacts/bundle").predict(pl.DataFrame(rows))
     with testing.TestClient(page["app"]) as client:

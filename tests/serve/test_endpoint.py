@@ -1,4 +1,4 @@
-"From rows to a logged answer: variants, fallback, shadows, the cache, lookup tables, deadlines, threads, the log, explanations."
+"From rows to a logged answer: variants, fallback, shadows, cache, lookup tables, deadlines, log, explanations."
 import asyncio
 import json
 import shutil
@@ -17,6 +17,7 @@ from mlops_nb.bundle.store import lookup_table_path, store_bundle
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.model.booster import Booster
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.prediction_log.writer import LogWriteError
@@ -36,10 +37,12 @@ def test_each_row_of_a_request_gets_its_own_variant_and_its_own_line(project, ma
         names = g.variants or [g.variant] * (j - i)
         assert len(g.scores) == len(g.decisions) == len(names) == j - i and names[0] == g.variant
         for r, s, d, v in zip(rows[i:j], g.scores, g.decisions, names, strict=True):
-            if r["id"] in alone: assert (v, s, d) == (alone[r["id"]].variant, alone[r["id"]].scores[0], alone[r["id"]].decisions[0])
+            if r["id"] in alone:
+                assert (v, s, d) == (alone[r["id"]].variant, alone[r["id"]].scores[0], alone[r["id"]].decisions[0])
             assert s == expected(predictors[{"a": a, "b": b}[v]], [r])[0]
     assert alone["c3"].variant == "b" and {*got[1].variants} == {"a", "b"}
-    log = read_log(manager.resources.log.folder, "rows").filter(pl.col("id") == "r0", pl.len().over("row", "variant") > 0).collect()
+    log = read_log(manager.resources.log.folder, "rows").filter(pl.col("id") == "r0",
+                                                                pl.len().over("row", "variant") > 0).collect()
     several = log.filter(pl.col("time") == log["time"].max()).sort("row")
     assert several["row"].to_list() == [*range(40)] and several["variant"].to_list() == got[1].variants
     assert several["score"].to_list() == got[1].scores and several["entity"].to_list() == [r["id"] for r in rows[:40]]
@@ -57,7 +60,8 @@ def test_where_another_variant_fails_the_leading_one_answers(project, made, serv
     def broken(columns, X): raise ValueError("a feature failed")
     manager.endpoints["rows"].variants["b"].predictor.predict_and_decide = broken
     for n in (1, MAX_INLINE_ROWS + 1): assert ask(manager, some(n)).bundle == made[1]
-    assert counted(manager.resources.metrics.variant_errors, "rows", "b") == 2 and sum("a feature failed" in r.getMessage() for r in caplog.records) == 1
+    assert counted(manager.resources.metrics.variant_errors, "rows",
+                   "b") == 2 and sum("a feature failed" in r.getMessage() for r in caplog.records) == 1
     with pytest.raises(ValueError): ask(manager, some(1), variant="b")
     manager.endpoints["rows"].variants["a"].predictor.predict_and_decide = broken
     with pytest.raises(ValueError): ask(manager, some(1))
@@ -76,7 +80,8 @@ def other_schema(project, bundle, **columns):
     return name
 
 
-def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_same_types(project, made, served, monkeypatch):
+def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_same_types(project, made, served,
+                                                                                          monkeypatch):
     same = other_schema(project, made[2], place={"nullable": False})
     manager = served(Variant("a", made[1], 1), Variant("same", same, 0))
     row = {**some(1)[0], "place": None}
@@ -84,7 +89,8 @@ def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_s
     assert got.bundle == same
     stricter = other_schema(project, made[2], known={"type": "category", "nullable": False, "domain": ["yes"]})
     manager._load_plan(plan_path(project, manager.settings))
-    with pytest.raises(UserError): manager._load_model(stricter)  # the encoder of the model wants a boolean, so its golden rows differ
+    # the encoder of the model wants a boolean, so its golden rows differ
+    with pytest.raises(UserError): manager._load_model(stricter)
     endpoint = manager.endpoints["rows"]
     endpoint.variants["same"]._same_encoding.clear()  # as if its inputs were others
     with pytest.raises(UserError): ask(manager, [row], variant="same")
@@ -95,13 +101,15 @@ def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_s
     assert ask(manager, [{**row, "place": "Amsterdam"}]).variant == "same"
 
 
-def modes(manager): return read_log(manager.resources.log.folder).group_by("mode", "variant").agg(pl.len(), pl.col("score")).collect()
+def modes(manager):
+    return read_log(manager.resources.log.folder).group_by("mode", "variant").agg(pl.len(), pl.col("score")).collect()
 
 
 def test_a_shadow_is_logged_and_changes_no_answer(made, served, predictors):
     manager, rows = served(Variant("a", made[1]), Variant("s", made[2], mode="shadow")), some(5)
     got = [ask(manager, [r], id=f"r{i}") for i, r in enumerate(rows)]
-    assert [g.scores for g in got] == [[s] for s in expected(predictors[made[1]], rows)] and {g.variant for g in got} == {"a"}
+    assert [g.scores for g in got] == [[s] for s in expected(predictors[made[1]], rows)] and {g.variant
+                                                                                              for g in got} == {"a"}
     until(lambda: modes(manager)["len"].sum() == 10, "logged")
     found = {(m, v): s for m, v, _, s in modes(manager).iter_rows()}
     assert sorted(found["shadow", "s"]) == sorted(expected(predictors[made[2]], rows)) and len(found["live", "a"]) == 5
@@ -130,10 +138,13 @@ def test_a_shadow_that_hangs_holds_nobody_up_and_is_dropped(project, made, serve
 def test_the_cache_is_by_bundle_and_row_and_off_unless_it_is_asked_for(project, made, served, predictors):
     manager = served(Variant("a", made[1]), Variant("b", made[2], 0), settings="[serve]\ncache_entries = 2\n")
     rows = some(4)
-    kinds = [ask(manager, [rows[i]], variant=v).source for i, v in [(0, "a"), (0, "a"), (0, "b"), (0, "b"), (1, "a"), (0, "a")]]
+    kinds = [ask(manager, [rows[i]], variant=v).source
+             for i, v in [(0, "a"), (0, "a"), (0, "b"), (0, "b"), (1, "a"), (0, "a")]]
     assert kinds == ["model", "cache", "model", "cache", "model", "model"] and len(manager.resources.cache) == 2
-    assert ask(manager, [rows[0]]).scores == expected(predictors[made[1]], rows[:1]) and ask(manager, rows).source == "model"
-    assert (counted(manager.resources.metrics.cache_requests, "rows", "hit"), counted(manager.resources.metrics.cache_requests, "rows", "miss")) == (3, 4)
+    assert ask(manager, [rows[0]]).scores == expected(predictors[made[1]], rows[:1]) and ask(manager,
+                                                                                             rows).source == "model"
+    assert (counted(manager.resources.metrics.cache_requests, "rows", "hit"),
+            counted(manager.resources.metrics.cache_requests, "rows", "miss")) == (3, 4)
     assert read_log(manager.resources.log.folder).filter(source="cache").collect().height == 3
     off = served()
     assert [ask(off, [rows[0]]).source for _ in range(2)] != ["model", "model"] or off.resources.cache.max_entries == 0
@@ -151,11 +162,14 @@ def test_known_entities_are_looked_up_and_others_computed(project, made, served,
     mixed = some(1) + some(1, 99)
     got = ask(manager, mixed, headers=prefer)
     assert got.source == "model" and got.scores == expected(predictors[made[1]], mixed)
-    with pytest.raises(NotPrecomputed, match="send the columns"): asyncio.run(endpoint.predict_entities(["c99"], Request(id="u")))
-    assert (counted(manager.resources.metrics.lookup_requests, "rows", "hit"), counted(manager.resources.metrics.lookup_requests, "rows", "miss")) == (2, 2)
+    with pytest.raises(NotPrecomputed, match="send the columns"):
+        asyncio.run(endpoint.predict_entities(["c99"], Request(id="u")))
+    assert (counted(manager.resources.metrics.lookup_requests, "rows", "hit"),
+            counted(manager.resources.metrics.lookup_requests, "rows", "miss")) == (2, 2)
     line = read_log(manager.resources.log.folder).filter(id="t").sort("row").collect()
     assert line["entity"].to_list() == ["c7", "c0"] and line["source"].to_list() == ["table"] * 2
-    for body in (b'[{"id": "c7", "x": 1}]', b"[]", b"{", b'[{"x": 1}]', b'"c7"', b'[{"id": "c7"}, {"id": "c8", "x": 1}]', b"\xff",
+    for body in (b'[{"id": "c7", "x": 1}]', b"[]", b"{", b'[{"x": 1}]', b'"c7"',
+                 b'[{"id": "c7"}, {"id": "c8", "x": 1}]', b"\xff",
                  b'[{"id": ["c7"]}]', b'[{"id": "c7"}],', b'{"instances": 7}'):
         assert endpoint.decode_entities(body) is None
 
@@ -168,15 +182,19 @@ def test_what_was_scored_beforehand_is_what_would_be_computed(project, served, t
     if task == "referring":
         write_json(made / "policy.json", {**read_json(made / "policy.json", dict), "reject_region": [.3, .6]})
         predictor = Predictor.open(write_manifest(made) and made)
-        golden_examples(predictor, pl.read_parquet(root / "artifacts/prepared/test.parquet")).write_parquet(made / "golden.parquet")
+        golden_examples(predictor,
+            pl.read_parquet(root / "artifacts/prepared/test.parquet")).write_parquet(made / "golden.parquet")
         write_manifest(made)
     name, rows = store_bundle(made, project / "bundles").name, some(30)
     pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String}).write_parquet(tmp_path / "rows.parquet")
-    assert score_lookup_table(Predictor.open(made), tmp_path / "rows.parquet", lookup_table_path(name, project / "tables")) == 30
+    assert score_lookup_table(Predictor.open(made), tmp_path / "rows.parquet",
+                              lookup_table_path(name, project / "tables")) == 30
     manager = served(Variant("a", name))
-    computed, known = ask(manager, rows[5:20]), asyncio.run(manager.endpoints["rows"].predict_entities([r["id"] for r in rows[5:20]], Request(id="t")))
+    computed, known = ask(manager, rows[5:20]), asyncio.run(manager.endpoints["rows"].predict_entities([r["id"]
+        for r in rows[5:20]], Request(id="t")))
     assert (known.source, computed.source) == ("table", "model")
-    assert (known.scores, known.decisions, known.needs_review) == (computed.scores, computed.decisions, computed.needs_review)
+    assert (known.scores, known.decisions, known.needs_review) == (computed.scores, computed.decisions,
+                                                                   computed.needs_review)
     assert (known.needs_review is not None and any(known.needs_review)) == (task == "referring")
 
 
@@ -188,7 +206,8 @@ def test_a_net_answers_in_batches_what_it_answers_alone(project, served, tmp_pat
     endpoint = manager.endpoints["rows"]
 
     async def main():
-        return await asyncio.gather(*(answer(endpoint, [r], id=f"r{i}") for i, r in enumerate(rows)), answer(endpoint, rows * 3))
+        return await asyncio.gather(*(answer(endpoint, [r], id=f"r{i}") for i, r in enumerate(rows)),
+                                    answer(endpoint, rows * 3))
     *alone, many = asyncio.run(main())
     right = expected(Predictor.open(net), rows)
     assert [a.scores[0] for a in alone] == right and many.scores == right * 3
@@ -207,7 +226,8 @@ def test_a_deadline_is_kept_whether_rows_are_many_or_few(made, served):
     predictor.predict_encoded = real
     assert len(ask(manager, some(MAX_INLINE_ROWS * 3), deadline=time.monotonic() + LIMIT).scores) == MAX_INLINE_ROWS * 3
     assert not manager.endpoints["rows"].active_plan.in_flight
-    assert read_log(manager.resources.log.folder).select(pl.len()).collect().item() == 1 + MAX_INLINE_ROWS * 3  # who was too late is not on record
+    # who was too late is not on record
+    assert read_log(manager.resources.log.folder).select(pl.len()).collect().item() == 1 + MAX_INLINE_ROWS * 3
 
 
 def ask_and_open(manager, gate):
@@ -238,14 +258,18 @@ def test_the_answer_is_on_record_before_it_is_given(made, served, predictors):
 
     async def main():
         for i in range(10):
-            await answer(manager.endpoints["rows"], some(2, i), id=f"r{i}", api_key_name="shop", started=time.perf_counter() - 1)
-            lines = [json.loads(x) for p in (manager.resources.log.folder / "segments").iterdir() for x in p.read_text().splitlines()]
+            await answer(manager.endpoints["rows"], some(2, i), id=f"r{i}", api_key_name="shop",
+                         started=time.perf_counter() - 1)
+            lines = [json.loads(x) for p in (manager.resources.log.folder / "segments").iterdir()
+                     for x in p.read_text().splitlines()]
             assert [x["id"] for x in lines] == [f"r{j}" for j in range(i + 1)]
         return lines
     last = asyncio.run(main())[-1]
-    assert (last["endpoint"], last["variant"], last["bundle"], last["api_key_name"], last["mode"]) == ("rows", "a", made[1], "shop", "live")
+    assert (last["endpoint"], last["variant"], last["bundle"], last["api_key_name"], last["mode"]) == ("rows", "a",
+        made[1], "shop", "live")
     assert last["entity"] == ["c9", "c10"] and last["columns"]["count"] == [r["count"] for r in some(2, 9)]
-    assert last["score"] == expected(predictors[made[1]], some(2, 9)) and 1_000_000 <= last["latency_us"] < LIMIT * 1_000_000
+    assert last["score"] == expected(predictors[made[1]],
+                                     some(2, 9)) and 1_000_000 <= last["latency_us"] < LIMIT * 1_000_000
     assert counted(manager.resources.metrics.scored_rows, "rows", "a") == 20
 
 
@@ -268,3 +292,23 @@ def test_why_it_was_answered_so(made, served, predictors):
         assert (said.bundle, said.feature_names, said.scores) == (bundle, p.feature_names, expected(p, rows))
         assert np.array_equal(said.contributions, right)
     assert not endpoint.active_plan.in_flight
+
+
+def test_the_units_are_those_of_the_variant_that_explains(project, served, tmp_path):
+    "A Poisson model explains on the logarithm of the target, another regression beside it in the target's own units."
+    plain = serving.bundle(tmp_path / "plain", "regression", n=300)
+    shutil.copytree(plain, tmp_path / "poisson")
+    text = (tmp_path / "poisson/model.txt").read_text()
+    assert "objective=regression" in text
+    poisson = Predictor.open(plain)
+    poisson.model = Booster(text.replace("objective=regression", "objective=poisson"))
+    assert poisson.raw_units != Predictor.open(plain).raw_units
+    manager = served(Variant("plain", store_bundle(plain, project / "bundles").name),
+                     Variant("poisson", store_bundle(plain, project / "bundles").name, 0))
+    endpoint = manager.endpoints["rows"]
+    endpoint.variants["poisson"].predictor = poisson
+    decoder = endpoint.decoder
+    rows = decoder.from_json(json.dumps(some(2)).encode())
+    units = [asyncio.run(endpoint.explain(rows, decoder, Request(id="r"), v)).units for v in (None, "plain", "poisson")]
+    assert units == ["units of the target", "units of the target",
+                     poisson.raw_units] and "logarithm" in poisson.raw_units

@@ -1,5 +1,6 @@
-"""Requests that nobody should send: whatever comes, there is an answer without a traceback, a path or somebody else's rows, and the next
-client is served as before. MLOPS_NB_FUZZ is the number of requests, 3,000 if it is not set; a tenth goes through the description."""
+"""Requests that nobody should send: whatever comes, there is an answer without a traceback, a path or other rows,
+and the next client is served as before. MLOPS_NB_FUZZ is the number of requests, 3,000 if it is not set; a tenth goes
+through the description."""
 import contextlib
 import json
 import os
@@ -34,7 +35,8 @@ SECRET = 0.123456789012345  # a value that only the rows of an honest client hav
 PATHS = (tempfile.gettempdir() + os.sep, sys.prefix, str(Path(mlops_nb.__file__).parent))
 NEVER = re.compile("|".join((r"Traceback \(most", r"File \"", r"\w\.py\b", r", line \d", "0x[0-9a-f]{8}", str(SECRET),
     *map(re.escape, PATHS))).encode())
-WORDS = [b"rows", b"churn", b"%00", b"..", b"%2e%2e", b"{model}", b"\xc3\xa9", b"a" * 3000, b"", b":", b"predict", b"first"]
+WORDS = [b"rows", b"churn", b"%00", b"..", b"%2e%2e", b"{model}", b"\xc3\xa9", b"a" * 3000, b"", b":", b"predict",
+         b"first"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,8 @@ def honest(server):
         while not stop.is_set():
             status, _, body = server.post("/v1/endpoints/rows:predict", {"instances": HONEST})
             asked[0] += 1
-            if status != 503 and (status != 200 or [p["score"] for p in body["predictions"]] != expected): wrong.append((status, body))
+            if status != 503 and (status != 200 or [p["score"] for p in body["predictions"]] != expected):
+                wrong.append((status, body))
             stop.wait(.02)
     thread = threading.Thread(target=ask)
     thread.start()
@@ -77,7 +80,8 @@ def judge(status, headers, body, sent=b""):
     assert 100 < status < 500 or status in (503, 504), shown
     assert status != 503 or "retry-after" in headers, shown
     assert not [m for text in (body, repr(headers).encode()) for m in NEVER.findall(text) if m not in sent], shown
-    if body and headers.get("content-type") == "application/json": assert status < 400 or isinstance(json.loads(body)["error"], str), shown
+    if body and headers.get("content-type") == "application/json":
+        assert status < 400 or isinstance(json.loads(body)["error"], str), shown
 
 
 # By the description
@@ -98,17 +102,23 @@ def test_by_the_description(server, honest):
         reply = case.call(timeout=30)
         sent = f"{unquote(case.formatted_path)} {case.headers} {case.body}".encode("utf-8", "backslashreplace")
         judge(reply.status_code, {k.lower(): v[0] for k, v in reply.headers.items()}, reply.content, sent)
-        loose = case.operation.label.endswith(("infer", "feedback"))  # a tensor may fit the protocol and no column; 1.0 is no row's number
-        try: case.validate_response(reply, checks=[c for name, c in rules.items() if not (loose and name == "positive_data_acceptance")])
+        # a tensor may fit the protocol and no column; 1.0 is no row's number
+        loose = case.operation.label.endswith(("infer", "feedback"))
+        try:
+            case.validate_response(reply, checks=[c
+                for name, c in rules.items() if not (loose and name == "positive_data_acceptance")])
         except FailureGroup as e:  # a time may be written in more ways than `format` knows
             if not all("violates `format`" in str(f) for f in e.exceptions): raise
         key = (case.operation.label, reply.status_code)
         seen[key] = seen.get(key, 0) + 1
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            with contextlib.suppress(Unsatisfiable): rule(given(operation.as_strategy(generation_mode=mode))(answered))()
-    print(f"answers: {sum(seen.values())} of {len({o for o, _ in seen})} operations, by status {[*sorted({s for _, s in seen})]}")
-    assert {o for o, s in seen if s == 200} >= {o.label for o in operations if "version" not in o.label and "infer" not in o.label}
+            with contextlib.suppress(Unsatisfiable):
+                rule(given(operation.as_strategy(generation_mode=mode))(answered))()
+    print(f"answers: {sum(seen.values())} of {len({o for o, _ in seen})} operations, by status "
+          f"{[*sorted({s for _, s in seen})]}")
+    assert {o for o, s in seen if s == 200} >= {o.label
+        for o in operations if "version" not in o.label and "infer" not in o.label}
 
 
 # By hand
@@ -143,7 +153,8 @@ def json_body(rng):
         {"instances": [row], "id": "a b"}))).encode()
 
 
-TENSORS = {"x": ("FP64", .5), "count": ("INT64", 3), "place": ("BYTES", "Örebro"), "known": ("BOOL", True), "when": ("BYTES", "2026-01-01")}
+TENSORS = {"x": ("FP64", .5), "count": ("INT64", 3), "place": ("BYTES", "Örebro"), "known": ("BOOL", True),
+           "when": ("BYTES", "2026-01-01")}
 
 
 def raw(kind, value):
@@ -161,23 +172,27 @@ def tensor_body(rng):
             tail += (data := raw(kind, value))
             t["parameters"] = {"binary_data_size": len(data)}
         if rng.random() < .15:
-            t[rng.choice([*t])] = rng.choice((None, -1, [10**12], [2**64, 2**64], [], "FP8", [[[1]]], ["a"], {"binary_data_size": 2**63},
+            t[rng.choice([*t])] = rng.choice((None, -1, [10**12], [2**64, 2**64], [], "FP8", [[[1]]], ["a"],
+                                              {"binary_data_size": 2**63},
                                               {"binary_data_size": -8}))
         inputs.append(t)
     head = json.dumps({"id": f"f-{rng.randrange(99)}", "inputs": rng.sample(inputs, rng.choice((5, 5, 5, 4))),
                        **({"parameters": {"binary_data_output": True}} if rng.random() < .3 else {})}).encode()
     length = rng.choice((len(head),) * 6 + (0, len(head) - 1, len(head) + 1, 10**9, -1, "x", "", "9" * 999))
-    return (head + tail if rng.random() < .9 else mutated(rng, head + tail)), [(b"Inference-Header-Content-Length", str(length).encode())]
+    return (head + tail if rng.random() < .9 else mutated(rng, head + tail)), [(b"Inference-Header-Content-Length",
+                                                                                str(length).encode())]
 
 
 def http(method, path, body=b"", headers=(), length=None):
     "The bytes of a request."
     lines = [b"%s %s HTTP/1.1" % (method, path), b"Host: a", *(b"%s: %s" % h for h in headers)]
-    if body or length is not None: lines.append(b"Content-Length: %s" % (str(len(body)) if length is None else str(length)).encode())
+    if body or length is not None:
+        lines.append(b"Content-Length: %s" % (str(len(body)) if length is None else str(length)).encode())
     return b"\r\n".join([*lines, b"", body])
 
 
-HEADERS = (b"x-request-id", b"x-deadline-ms", b"authorization", b"content-encoding", b"x-flags", b"content-type", b"expect", b"cookie")
+HEADERS = (b"x-request-id", b"x-deadline-ms", b"authorization", b"content-encoding", b"x-flags", b"content-type",
+           b"expect", b"cookie")
 VALUES = (b"", b"a", b"gzip", b"-1", b"0", b"9" * 50, b"Bearer \xff", b"100-continue", b"\xe9\xe9", b"x" * 4000)
 
 
@@ -189,9 +204,11 @@ def request(rng):
         return http(b"POST", b"/v1/endpoints/rows:" + rng.choice((b"predict",) * 3 + (b"explain", b"feedback")), body)
     if kind < .8: return http(b"POST", b"/v2/models/rows/infer", *tensor_body(rng))
     if kind < .9:
-        path = b"/".join([b"", rng.choice((b"v1/endpoints", b"v2/models", b"v2", b"metrics", b"docs"))] + rng.choices(WORDS,
+        path = b"/".join([b"", rng.choice((b"v1/endpoints", b"v2/models", b"v2", b"metrics", b"docs"))]
+                         + rng.choices(WORDS,
             k=rng.randrange(4)))
-        return http(rng.choice((b"GET", b"GET", b"HEAD", b"PUT", b"DELETE", b"POST", b"OPTIONS", b"PATCH", b"QUERY")), path)
+        return http(rng.choice((b"GET", b"GET", b"HEAD", b"PUT", b"DELETE", b"POST", b"OPTIONS", b"PATCH", b"QUERY")),
+                    path)
     return http(b"POST", b"/v1/endpoints/rows:predict", json_body(rng), [(rng.choice(HEADERS), rng.choice(VALUES))])
 
 
@@ -209,7 +226,8 @@ class Line:
             self.held += more
         lines, _, rest = self.held.partition(b"\r\n\r\n")
         first, *lines = lines.split(b"\r\n")
-        headers = {k.decode("latin-1").lower(): v.strip().decode("latin-1") for k, _, v in (line.partition(b":") for line in lines)}
+        headers = {k.decode("latin-1").lower(): v.strip().decode("latin-1")
+                   for k, _, v in (line.partition(b":") for line in lines)}
         status, size = int(first.split()[1]), int(headers.get("content-length", 0))
         if status == 100: self.held = rest; return self.answer(head)
         if head: size = 0
@@ -232,7 +250,8 @@ def batch(port, seed, n, seen):
         except ConnectionError: got = None
         if got: judge(*got, sent)
         seen[got and got[0]] = seen.get(got and got[0], 0) + 1
-        if got is None or got[1].get("connection") == "close" or got[0] in (400, 413, 431) and "x-request-id" not in got[1]:
+        if got is None or got[1].get("connection") == "close" or got[0] in (400, 413,
+                                                                            431) and "x-request-id" not in got[1]:
             line.socket.close()
             line = None
     if line: line.socket.close()
@@ -264,13 +283,15 @@ def broken(rng):
     match rng.randrange(9):
         case 0: return rng.randbytes(rng.randrange(1, 300))
         case 1: return good[:rng.randrange(len(good))]
-        case 2: return http(b"POST", b"/v2/models/rows/infer", b"{}", length=rng.choice((-1, 10**30, "x", "1, 2", "+2", 2**63, "")))
+        case 2: return http(b"POST", b"/v2/models/rows/infer", b"{}",
+                            length=rng.choice((-1, 10**30, "x", "1, 2", "+2", 2**63, "")))
         case 3: return http(b"POST", b"/v2/models/rows/infer", b"{}", [(b"Content-Length", b"7")])
         case 4:
             chunks = rng.choice((b"zz\r\n", b"ffffffffffffffff\r\n", b"2\r\n{}\r\n0\r\n\r\n", b"5\r\n{}"))
             return http(b"POST", b"/v2/models/rows/infer", b"", [(b"Transfer-Encoding", b"chunked")]) + chunks
         case 5: return mutated(rng, good[:good.index(b"\r\n\r\n") + 4]) + b"{}"
-        case 6: return b"GET / HTTP/" + rng.choice((b"0.9", b"2.0", b"9.9", b"1.1\n\n", b"1.1\r\n" + b"a: b\r\n" * 2000 + b"\r\n"))
+        case 6: return b"GET / HTTP/" + rng.choice((b"0.9", b"2.0", b"9.9", b"1.1\n\n",
+                                                    b"1.1\r\n" + b"a: b\r\n" * 2000 + b"\r\n"))
         case 7: return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + rng.randbytes(rng.randrange(200))
         case _: return good + rng.randbytes(rng.randrange(1, 60)) + good
 
@@ -315,7 +336,8 @@ def test_a_body_without_a_length_is_cut_where_it_is_too_large(server, honest):
 
 def test_more_rows_than_are_allowed(server):
     row = serving.instances(1)[0]
-    for path, body in (("/v1/endpoints/rows:predict", {"instances": [row] * 201}), ("/v2/models/rows/infer", {"inputs": [
+    for path, body in (("/v1/endpoints/rows:predict", {"instances": [row] * 201}),
+                       ("/v2/models/rows/infer", {"inputs": [
             {"name": n, "datatype": k, "shape": [201], "data": [v] * 201} for n, (k, v) in TENSORS.items()]})):
         status, _, reply = server.post(path, body)
         assert status in (400, 413) and "200" in reply["error"], reply

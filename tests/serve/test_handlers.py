@@ -1,4 +1,6 @@
 "What each route answers, over a real socket: scores, tensors, contributions, labels, probes, metadata and pages."
+import json
+
 import polars as pl
 import pytest
 from support import server as serving
@@ -16,7 +18,8 @@ def test_rows_of_json_get_what_the_predictor_says(limited_server, predictor):
         status, headers, found = limited_server.post(PREDICT, body)
         assert status == 200 and found["id"] == headers["x-request-id"]
         assert [p["score"] for p in found["predictions"]] == expected(predictor, rows)[:n]
-        assert [p["decision"] for p in found["predictions"]] == predictor.decide(predictor.predict(pl.DataFrame(rows)))[:n].tolist()
+        assert [p["decision"]
+                for p in found["predictions"]] == predictor.decide(predictor.predict(pl.DataFrame(rows)))[:n].tolist()
         assert (found["endpoint"], found["variant"], found["bundle"]) == ("rows", "champion", predictor.id)
 
 
@@ -27,7 +30,8 @@ def test_many_rows_are_answered_in_a_thread_with_the_same_numbers(limited_server
 
 def test_tensors_get_the_same_numbers_from_every_path(limited_server, predictor):
     rows = serving.instances(5)
-    for path in (INFER, "/v2/models/rows/versions/champion/infer", f"/v2/models/rows/versions/{predictor.id[:12]}/infer"):
+    for path in (INFER, "/v2/models/rows/versions/champion/infer",
+                 f"/v2/models/rows/versions/{predictor.id[:12]}/infer"):
         status, _, found = limited_server.post(path, {"id": "mine", "inputs": tensors(rows)})
         assert status == 200 and found["id"] == "mine" and found["model_version"] == predictor.id[:12]
         assert {o["name"]: o["data"] for o in found["outputs"]}["score"] == expected(predictor, rows)
@@ -44,23 +48,30 @@ def test_other_tasks(task, tmp_path):
             assert found == [{"score": w} for w in wanted]
             for w, e in zip(wanted, why["explanations"], strict=True):
                 assert e["base_value"] + sum(e["contributions"].values()) == pytest.approx(w)
-            assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": 2}, {"id": "b", "label": 1.5}, {"id": "c", "label": None}]})[0] == 200
-            for label in ("2", True, 10**400): assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": label}]})[0] == 400
+            assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": 2}, {"id": "b", "label": 1.5},
+                                                {"id": "c", "label": None}]})[0] == 200
+            for label in ("2", True, 10**400):
+                assert s.post(FEEDBACK, {"labels": [{"id": "a", "label": label}]})[0] == 400
         else:
-            assert [[*p["score"].values()] for p in found] == wanted and [*found[0]["score"]] == predictor.schema.classes
+            assert [[*p["score"].values()]
+                    for p in found] == wanted and [*found[0]["score"]] == predictor.schema.classes
             assert [p["decision"] for p in found] == predictor.decide(predictor.predict(pl.DataFrame(rows))).tolist()
             for e in why["explanations"]:
-                for k, shares in e["contributions"].items(): assert e["base_value"][k] + sum(shares.values()) == pytest.approx(e["raw_score"][k])
+                for k, shares in e["contributions"].items():
+                    assert e["base_value"][k] + sum(shares.values()) == pytest.approx(e["raw_score"][k])
+        assert why["units"] == predictor.raw_units != "log odds"
         assert s.get("/v2/models/rows")[2]["name"] == "rows"
 
 
 def test_contributions_add_up_in_their_units(limited_server, predictor):
     rows = serving.instances(7)
-    status, _, found = limited_server.post(EXPLAIN, {"instances": rows, "id": "why", "parameters": {"version": predictor.id[:10]}})
+    status, _, found = limited_server.post(EXPLAIN,
+        {"instances": rows, "id": "why", "parameters": {"version": predictor.id[:10]}})
     assert (status, found["id"], found["units"], found["variant"]) == (200, "why", "log odds", "champion")
     raw = predictor.predict_raw(pl.DataFrame(rows)).tolist()
     for e, r, s in zip(found["explanations"], raw, expected(predictor, rows), strict=True):
-        assert e["raw_score"] == pytest.approx(r) == e["base_value"] + sum(e["contributions"].values()) and e["score"] == s
+        assert (e["raw_score"] == pytest.approx(r) == e["base_value"] + sum(e["contributions"].values())
+                and e["score"] == s)
         assert [*e["contributions"]] == predictor.feature_names
     assert limited_server.post(EXPLAIN, {"instances": rows, "parameters": {"version": "nobody"}})[0] == 404
 
@@ -68,16 +79,20 @@ def test_contributions_add_up_in_their_units(limited_server, predictor):
 def test_feedback_is_taken_and_checked(limited_server):
     id = limited_server.post(PREDICT, serving.instances(1))[2]["id"]
     before = limited_server.metric("mlops_nb_feedback_labels_total", endpoint="rows")
-    labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0}, {"id": "unknown", "label": None, "row": 3}]
+    labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0},
+              {"id": "unknown", "label": None, "row": 3}]
     assert limited_server.post(FEEDBACK, {"labels": labels})[2]["accepted"] == 3
     assert limited_server.metric("mlops_nb_feedback_labels_total", endpoint="rows") == before + 3
     good = {"id": id, "label": "yes"}
-    wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"), ([good | {"id": ""}], "id"),
-             ([good | {"label": 1}], "no class"), ([good | {"row": -1}], "row"), ([good | {"rows": 1}], "rows"), ([good] * 201, "most 200")]
+    wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"),
+             ([good | {"id": ""}], "id"),
+             ([good | {"label": 1}], "no class"), ([good | {"row": -1}], "row"), ([good | {"rows": 1}], "rows"),
+             ([good] * 201, "most 200")]
     for labels, words in wrong:
         status, _, found = limited_server.post(FEEDBACK, {"labels": labels})
         assert status == 400 and words in found["error"], found
-    assert limited_server.post(FEEDBACK, {})[0] == limited_server.post(FEEDBACK, [good])[0] == limited_server.post(FEEDBACK, good)[0] == 400
+    assert limited_server.post(FEEDBACK, {})[0] == limited_server.post(FEEDBACK,
+        [good])[0] == limited_server.post(FEEDBACK, good)[0] == 400
 
 
 def test_probes_metadata_and_pages(limited_server, predictor):
@@ -119,3 +134,11 @@ def test_an_endpoint_that_is_taken_away(bundle, tmp_path):
         (root / "releases/rows.json").unlink()
         s.until(lambda: s.get("/v2/health/ready")[0] == 503, "told that nothing is there", 10)
         assert s.post(PREDICT, serving.instances(1))[0] == 404 and s.get("/health")[0] == 200
+
+
+def test_too_many_rows_of_a_binary_tensor_are_not_even_read(limited_server):
+    head = json.dumps({"inputs": [{"name": "x", "datatype": "FP64", "shape": [201],
+                                   "parameters": {"binary_data_size": 201 * 8}}]}).encode()
+    # the values never come
+    status, _, found = limited_server.post(INFER, head, {"inference-header-content-length": str(len(head))})
+    assert status == 400 and "201 rows, and at most 200" in found["error"]

@@ -1,4 +1,4 @@
-"Release plans that change while a process serves: swaps under load, bundles and plans that are rejected, lookup tables that come and go."
+"Release plans that change while a process serves: swaps under load, rejected bundles and plans, lookup tables."
 import asyncio
 import gc
 import json
@@ -25,7 +25,7 @@ from mlops_nb.serve.http_messages import Request
 
 
 def test_models_are_swapped_under_load_and_nobody_notices(project, made, served, predictors):
-    "Threads with loops of their own and tasks in each ask all the time; every answer is whole and by somebody who was manager."
+    "Threads with loops and tasks of their own ask all the time; every answer is whole and by a variant that was live."
     _, a, b = made
     manager = served(Variant("v1", a))
     endpoint, rows = manager.endpoints["rows"], some(100)
@@ -42,7 +42,8 @@ def test_models_are_swapped_under_load_and_nobody_notices(project, made, served,
             except Exception as e: wrong.append(e)
             else:
                 asked[0] += 1
-                if (got.variant, got.bundle) not in known or got.scores != right[got.bundle][first:first + n]: wrong.append(got)
+                if (got.variant, got.bundle) not in known or got.scores != right[got.bundle][first:first + n]:
+                    wrong.append(got)
             await asyncio.sleep(0)
 
     async def crowd(seed): await asyncio.gather(*(asking(seed + k) for k in range(4)))
@@ -63,9 +64,11 @@ def test_models_are_swapped_under_load_and_nobody_notices(project, made, served,
         done.set()
         for t in threads: t.join(LIMIT)
     assert not wrong, wrong[:3]
-    assert asked[0] > 1200 and counted(manager.resources.metrics.plan_reloads, "rows", "ok") == 13 and not manager.rejected_plans
+    assert asked[0] > 1200 and counted(manager.resources.metrics.plan_reloads, "rows",
+                                       "ok") == 13 and not manager.rejected_plans
     until(lambda: not manager._draining, "drained")
-    assert not any(v.in_flight for v in endpoint.variants.values()) and set(manager._models) == {v.bundle for v in endpoint.variants.values()}
+    assert not any(v.in_flight for v in endpoint.variants.values()) and set(manager._models) == {v.bundle
+        for v in endpoint.variants.values()}
 
 
 def test_a_request_that_is_under_way_is_answered_by_whom_it_asked(project, made, served, predictors):
@@ -150,9 +153,11 @@ def emptied(project, made):
     return [Variant("b", made[2])]
 
 
-REFUSED = [(damaged, "changed after the bundle was sealed"), (missing, "holds no bundle"), (renamed, "another than its name says"),
+REFUSED = [(damaged, "changed after the bundle was made"), (missing, "holds no bundle"),
+           (renamed, "another than its name says"),
            (emptied, "is not a bundle"), (lambda p, m: [Variant("b", changed(p, m[2]))], "when the bundle was packed"),
-           (lambda p, m: [Variant("a", m[1]), Variant("s", changed(p, m[2]), mode="shadow")], "when the bundle was packed"),
+           (lambda p, m: [Variant("a", m[1]), Variant("s", changed(p, m[2]), mode="shadow")],
+            "when the bundle was packed"),
            (lambda p, m: [Variant("b", "")], "holds no bundle")]
 
 
@@ -165,7 +170,8 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
         until(lambda: manager.rejected_plans, "refused")
         time.sleep(.1)  # it is looked at again and again, and told once
     assert words in manager.rejected_plans[str(path)] and [words in r.getMessage() for r in caplog.records] == [True]
-    assert counted(manager.resources.metrics.plan_reloads, "rows", "rejected") == 1 and counted(manager.resources.metrics.plan_reloads, "rows", "ok") == 1
+    assert counted(manager.resources.metrics.plan_reloads, "rows",
+                   "rejected") == 1 and counted(manager.resources.metrics.plan_reloads, "rows", "ok") == 1
     assert manager.endpoints["rows"].plan.revision == 1 and ask(manager, some(1)).bundle == made[1]
     plan(project, Variant("a2", made[1]), revision=3)
     until(lambda: manager.endpoints["rows"].plan.revision == 3, "in force")
@@ -174,7 +180,8 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
 
 @pytest.mark.parametrize("text, words", [('{"endpoint": "rows", "rev', "cannot be read"), ("", "cannot be read"),
                                          (b"\xff\xfe", "cannot be read"),
-                                         ('{"endpoint": "rows", "revision": 2, "variants": []}', "add up"), ("{}", "endpoint")])
+                                         ('{"endpoint": "rows", "revision": 2, "variants": []}', "add up"),
+                                         ("{}", "endpoint")])
 def test_a_torn_plan_changes_nothing(project, made, served, text, words):
     manager = served(Variant("a", made[1]))
     path = plan_path(project, manager.settings)
@@ -191,7 +198,8 @@ def test_a_plan_that_the_models_cannot_follow(project, made, served, tmp_path):
     for revision, (variants, how, words) in enumerate([
             ([Variant("a", made[1]), Variant("r", other, 0)], {}, "predicts another target than 'a'"),
             ([Variant("a", made[1])], dict(sticky_key="plaice"), "did you mean 'place'?"),
-            ([Variant("a", made[1])], dict(rules=[RoutingRule({"x": "much"}, "a")]), "rule 1 of the plan of 'rows'")], 2):
+            ([Variant("a", made[1])], dict(rules=[RoutingRule({"x": "much"}, "a")]), "rule 1 of the plan of 'rows'")],
+            2):
         plan(project, *variants, revision=revision, **how)
         until(lambda words=words: words in "".join(manager.rejected_plans.values()), words)
         assert manager.endpoints["rows"].plan.revision == 1
@@ -264,7 +272,8 @@ def test_a_table_is_read_when_it_comes_and_forgotten_when_it_goes(project, made,
 def test_the_same_customer_meets_the_same_variant_in_every_process_and_after_a_restart(project, made):
     "Sticky, a rule, a flag that a request brings, a table and a shadow, through the server itself."
     _, a, b = made
-    plan(project, Variant("a", a, .5), Variant("b", b, .5), Variant("beta", b, 0, flag="beta"), Variant("s", b, mode="shadow"), sticky_key="id",
+    plan(project, Variant("a", a, .5), Variant("b", b, .5), Variant("beta", b, 0, flag="beta"),
+         Variant("s", b, mode="shadow"), sticky_key="id",
          rules=[RoutingRule({}, "beta"), RoutingRule({"count": [50, None]}, "b")], allow_request_flags=True)
     for i in (a, b): write_table(project, i, some(5), .125)
     rows, path, met = some(40), "/v1/endpoints/rows:predict", []
@@ -272,7 +281,8 @@ def test_the_same_customer_meets_the_same_variant_in_every_process_and_after_a_r
         with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2) as s:
             many = s.post(path, {"instances": rows})[2]
             met.append([p.get("variant", many["variant"]) for p in many["predictions"]])
-            for _ in range(3): met.append([s.post(path, r)[2]["variant"] for r in rows])  # each on a connection of its own
+            # each on a connection of its own
+            for _ in range(3): met.append([s.post(path, r)[2]["variant"] for r in rows])
             assert s.post(path, rows[0], {"x-flags": "beta"})[2]["variant"] == "beta"
             assert s.post(path, {**rows[0], "count": 50})[2]["variant"] == "b"
             s.until(lambda s=s: s.post(path, [{"id": "c3"}])[0] == 200, "a table")
@@ -282,5 +292,6 @@ def test_the_same_customer_meets_the_same_variant_in_every_process_and_after_a_r
     assert {*met[0]} == {"a", "b"} and all(m == met[0] for m in met)
     log = read_log(project / "predictions", "rows").collect()
     assert log.filter(mode="shadow")["variant"].unique().to_list() == ["s"]
-    several = log.filter(pl.col("id").is_in(log.filter(row=39, mode="live")["id"].implode())).filter(mode="live").sort("id", "row")
+    several = log.filter(pl.col("id").is_in(log.filter(row=39,
+        mode="live")["id"].implode())).filter(mode="live").sort("id", "row")
     assert several["row"].to_list() == [*range(40)] * 2 and several["variant"].to_list() == met[0] * 2

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.serve import inference_protocol as v2
-from mlops_nb.serve.inference_protocol import DATATYPES, InferRequest, RequestedOutput, build_infer_outputs, decode_infer_request, encode_infer_response, error_body
+from mlops_nb.serve.inference_protocol import (DATATYPES, InferRequest, RequestedOutput, build_infer_outputs,
+                                               decode_infer_request, encode_infer_response, error_body)
 
 NUMBERS = [d for d in DATATYPES if d not in ("BYTES", "BF16")]
 
@@ -22,7 +23,8 @@ def value(datatype):
     "What JSON may hold for a datatype."
     if datatype == "BYTES": return st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     if datatype == "BOOL": return st.booleans()
-    if datatype[0] in "FB": return st.floats(allow_nan=False, allow_infinity=False, width={"FP16": 16, "FP64": 64}.get(datatype, 32))
+    if datatype[0] in "FB":
+        return st.floats(allow_nan=False, allow_infinity=False, width={"FP16": 16, "FP64": 64}.get(datatype, 32))
     info = np.iinfo(DATATYPES[datatype])
     return st.integers(int(info.min), int(info.max))
 
@@ -79,7 +81,8 @@ def test_flat_nested_and_binary_say_the_same(t, data):
 @pytest.mark.parametrize("datatype", [d for d in NUMBERS if d not in ("BOOL", "FP16", "FP32", "FP64")])
 def test_the_range_of_whole_numbers(datatype):
     info = np.iinfo(DATATYPES[datatype])
-    def read(v, shape=(1,), data=None): return decode_infer_request(asked({"name": "a", "datatype": datatype, "shape": [*shape],
+    def read(v, shape=(1,), data=None):
+        return decode_infer_request(asked({"name": "a", "datatype": datatype, "shape": [*shape],
         "data": data or [v]}))
     for v in (int(info.min), int(info.max)): assert read(v).inputs[0].data == [v]
     assert read(7.0).inputs[0].data == [7] == read(7.0, (1, 1), [[7.0]]).inputs[0].data  # to JSON it is the same number
@@ -88,18 +91,20 @@ def test_the_range_of_whole_numbers(datatype):
         with pytest.raises(UserError, match="'a' is .*element"): read(v, (1, 1), [[v]])
 
 
-@pytest.mark.parametrize("datatype, bad", [("FP64", "1"), ("FP32", 1e39), ("FP16", 7e4), ("BF16", 1e39), ("BOOL", 2), ("BOOL", .5),
+@pytest.mark.parametrize("datatype, bad", [("FP64", "1"), ("FP32", 1e39), ("FP16", 7e4), ("BF16", 1e39), ("BOOL", 2),
+                                           ("BOOL", .5),
     ("BYTES", 1),
     ("BYTES", ["a"])])
 def test_values_of_another_type(datatype, bad):
-    with pytest.raises(UserError, match="'a'"): decode_infer_request(asked({"name": "a", "datatype": datatype, "shape": [1], "data": [bad]}))
+    with pytest.raises(UserError, match="'a'"):
+        decode_infer_request(asked({"name": "a", "datatype": datatype, "shape": [1], "data": [bad]}))
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=5),
     st.sampled_from(["FP32", "FP16", "BF16"]))
 @settings(deadline=None)
 def test_precision_is_that_of_the_datatype(values, datatype):
-    "A JSON number is rounded to the nearest of its datatype: sending what came back changes nothing, and no neighbour is nearer."
+    "A JSON number is rounded to the nearest of its datatype: sending it again changes nothing, and none is nearer."
     body = {"name": "a", "datatype": datatype, "shape": [len(values)]}
     try: once = decode_infer_request(asked({**body, "data": values})).inputs[0].data
     except UserError as e:
@@ -117,26 +122,32 @@ GOOD = {"name": "a", "datatype": "INT64", "shape": [2], "data": [1, 2]}
 @pytest.mark.parametrize("body, says", [
     (b"", "not JSON"), (b"{", "not JSON"), (b"[]", "protocol"), (b"null", "protocol"), (b"\xff\xfe", "not JSON"),
     (b'{"id": "\xff", "inputs": []}', "UTF-8"),
-    (b"{}", "inputs"), (b'{"inputs": []}', "no inputs"), (b'{"inputs": {}}', "protocol"), (b'{"inputs": [1]}', "protocol"),
+    (b"{}", "inputs"), (b'{"inputs": []}', "no inputs"), (b'{"inputs": {}}', "protocol"),
+    (b'{"inputs": [1]}', "protocol"),
     (asked({**GOOD, "data": "ab"}), "not a list"), (asked({**GOOD, "data": None}), "not a list"),
     (asked({**GOOD, "data": {"a": 1}}), "not a list"),
     (asked({**GOOD, "shape": [-2]}), "protocol"), (asked({**GOOD, "shape": 2}), "protocol"),
     (asked({**GOOD, "shape": [10**40]}), "protocol"),
-    (asked({**GOOD, "shape": [2**64, 2**64]}), "shape"), (asked({**GOOD, "shape": []}), "shape"), (asked({**GOOD, "shape": [0]}), "shape"),
-    (asked({**GOOD, "data": [[1], [2]]}), "lists deep"), (asked({**GOOD, "data": [[[[[[[[[1]]]]]]]]], "shape": [1] * 8}), "lists deep"),
+    (asked({**GOOD, "shape": [2**64, 2**64]}), "shape"), (asked({**GOOD, "shape": []}), "shape"),
+    (asked({**GOOD, "shape": [0]}), "shape"),
+    (asked({**GOOD, "data": [[1], [2]]}), "lists deep"),
+    (asked({**GOOD, "data": [[[[[[[[[1]]]]]]]]], "shape": [1] * 8}), "lists deep"),
     (asked({**GOOD, "data": [[1, 2], [3]], "shape": [2, 2]}), "nested in another"),
     (asked({**GOOD, "data": [[1], 2], "shape": [2, 1]}), "element"),
     (asked({**GOOD, "datatype": "STRING"}), "datatype"), (asked({**GOOD, "datatype": 3}), "protocol"),
     (asked({**GOOD, "datatype": "x" * 10**6}), "datatype"),
-    (asked({k: v for k, v in GOOD.items() if k != "data"}), "no data"), (asked({k: v for k, v in GOOD.items() if k != "name"}), "name"),
+    (asked({k: v for k, v in GOOD.items() if k != "data"}), "no data"),
+    (asked({k: v for k, v in GOOD.items() if k != "name"}), "name"),
     (asked({**GOOD, "parameters": {"binary_data_size": 16}}), "both"), (asked(GOOD, id=5), "protocol"),
     (asked(GOOD, outputs={"name": "score"}), "protocol"), (asked(GOOD, outputs=["score"]), "protocol"),
     (asked(GOOD, parameters=[1]), "protocol"),
-    (b'{"more": ' + b"[" * 100_000, "deep"), (b'{"parameters": {"a": ' + b"[" * 10**5 + b"]" * 10**5 + b'}, "inputs": []}', "deep"),
+    (b'{"more": ' + b"[" * 100_000, "deep"),
+    (b'{"parameters": {"a": ' + b"[" * 10**5 + b"]" * 10**5 + b'}, "inputs": []}', "deep"),
     (b'{"inputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": [1e999]}]}', "element"),
     (b'{"inputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": [NaN]}]}', "NaN"),
     (b'{"inputs": [{"name": "\\ud800", "datatype": "FP64", "shape": [1], "data": [1]}]}', "JSON"),
-    (b'{"inputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": ' + b"[" * 10**5 + b"]" * 10**5 + b"}]}", "deep"),
+    (b'{"inputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": ' + b"[" * 10**5 + b"]" * 10**5 + b"}]}",
+     "deep"),
     (asked(GOOD) + b"{}", "not JSON")])
 def test_what_is_no_request_is_a_sentence(body, says):
     with pytest.raises(UserError, match=says) as e: decode_infer_request(body)
@@ -146,7 +157,8 @@ def test_what_is_no_request_is_a_sentence(body, says):
 
 def test_a_shape_of_many_dimensions_costs_nothing():
     "Its product would have millions of digits."
-    with pytest.raises(UserError, match="length <= 8"): decode_infer_request(asked({**GOOD, "shape": [2**62] * 200_000}))
+    with pytest.raises(UserError, match="length <= 8"):
+        decode_infer_request(asked({**GOOD, "shape": [2**62] * 200_000}))
 
 
 def test_unknown_members_are_left_alone():
@@ -160,7 +172,8 @@ BINARY = with_tail(({"name": "a", "datatype": "INT64", "shape": [2]}, raw("INT64
                                                                                              raw("BYTES", ["", "é"])))
 
 
-@pytest.mark.parametrize("length", ["", "-1", "+5", "1e3", "0x10", " 5", "1_0", "٣", "9" * 5000, str(len(BINARY[0]) + 1), "None"])
+@pytest.mark.parametrize("length", ["", "-1", "+5", "1e3", "0x10", " 5", "1_0", "٣", "9" * 5000,
+                                    str(len(BINARY[0]) + 1), "None"])
 def test_a_header_length_that_is_none(length):
     with pytest.raises(UserError, match="Inference-Header-Content-Length"): decode_infer_request(BINARY[0], length)
 
@@ -178,10 +191,14 @@ def test_torn_anywhere_is_an_error_never_other_values():
 
 
 @pytest.mark.parametrize("datatype, shape, data, size", [
-    ("INT64", [3], raw("INT64", [1, 2]), None), ("INT64", [2**62, 4], b"", None), ("INT64", [2], raw("INT64", [1, 2]), -16),
-    ("INT64", [2], raw("INT64", [1, 2]), 2**70), ("INT64", [2], raw("INT64", [1, 2]), True), ("INT64", [2], raw("INT64", [1, 2]), "16"),
-    ("INT64", [2], raw("INT64", [1, 2]), 16.0), ("BYTES", [2**40], raw("BYTES", ["a"]), None), ("BYTES", [1], b"\xff\xff\xff\xff", None),
-    ("BYTES", [1], b"\x01\0\0\0\xff", None), ("BYTES", [1], b"\x01\0\0", None), ("BYTES", [1], raw("BYTES", ["a", "b"]), None),
+    ("INT64", [3], raw("INT64", [1, 2]), None), ("INT64", [2**62, 4], b"", None),
+    ("INT64", [2], raw("INT64", [1, 2]), -16),
+    ("INT64", [2], raw("INT64", [1, 2]), 2**70), ("INT64", [2], raw("INT64", [1, 2]), True),
+    ("INT64", [2], raw("INT64", [1, 2]), "16"),
+    ("INT64", [2], raw("INT64", [1, 2]), 16.0), ("BYTES", [2**40], raw("BYTES", ["a"]), None),
+    ("BYTES", [1], b"\xff\xff\xff\xff", None),
+    ("BYTES", [1], b"\x01\0\0\0\xff", None), ("BYTES", [1], b"\x01\0\0", None),
+    ("BYTES", [1], raw("BYTES", ["a", "b"]), None),
     ("BOOL", [1], b"\x02", None)])
 def test_binary_tensors_that_lie(datatype, shape, data, size):
     head = asked({"name": "a", "datatype": datatype, "shape": shape,
@@ -190,9 +207,11 @@ def test_binary_tensors_that_lie(datatype, shape, data, size):
 
 
 def test_binary_and_json_inputs_side_by_side():
-    head = asked({**GOOD, "name": "first"}, {"name": "second", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}},
+    head = asked({**GOOD, "name": "first"}, {"name": "second", "datatype": "FP32", "shape": [1],
+                                             "parameters": {"binary_data_size": 4}},
         GOOD)
-    assert [list(t.data) for t in decode_infer_request(head + raw("FP32", [.5]), len(head)).inputs] == [[1, 2], [.5], [1, 2]]
+    assert [list(t.data) for t in decode_infer_request(head + raw("FP32", [.5]), len(head)).inputs] == [[1, 2], [.5],
+                                                                                                        [1, 2]]
 
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(0, 250)))
@@ -222,7 +241,8 @@ def answered(outputs=None, parameters=None, id="é\n"):
 def test_an_answer_in_json():
     body, length = answered()
     assert length is None
-    assert json.loads(body) == {"model_name": "m", "model_version": "v1", "id": "é\n", "parameters": {"variant": "x"}, "outputs": [
+    assert json.loads(body) == {"model_name": "m", "model_version": "v1", "id": "é\n", "parameters": {"variant": "x"},
+                                "outputs": [
         {"name": "score_a", "datatype": "FP64", "shape": [2], "data": [.25, 1]},
         {"name": "score_b", "datatype": "FP64", "shape": [2], "data": [.75, 0]},
         {"name": "decision", "datatype": "BYTES", "shape": [2], "data": ["b", ""]}]}
@@ -230,11 +250,13 @@ def test_an_answer_in_json():
 
 
 @pytest.mark.parametrize("outputs, parameters, binary", [
-    (None, {"binary_data_output": True}, {"score_a", "score_b", "decision"}), (None, {"binary_data_output": False}, set()),
+    (None, {"binary_data_output": True}, {"score_a", "score_b", "decision"}),
+    (None, {"binary_data_output": False}, set()),
     (None, {"other": 1}, set()),
     ([RequestedOutput("decision"), RequestedOutput("score_a", {"binary_data": True})], None, {"score_a"}),
     ([RequestedOutput("score_b", {"binary_data": False})], {"binary_data_output": True}, set()),
-    ([RequestedOutput("score_b"), RequestedOutput("decision", {"binary_data": False})], {"binary_data_output": True}, {"score_b"}), ([], None, set())])
+    ([RequestedOutput("score_b"), RequestedOutput("decision", {"binary_data": False})], {"binary_data_output": True},
+     {"score_b"}), ([], None, set())])
 def test_an_answer_in_binary(outputs, parameters, binary):
     "As the client of another server reads it."
     client = pytest.importorskip("tritonclient.http")
@@ -257,11 +279,13 @@ def test_where_nobody_is_referred_the_output_says_so():
 
 def test_scores_come_back_to_the_last_bit():
     scores = np.random.default_rng(0).random(500)
-    body, length = encode_infer_response(decode_infer_request(asked(GOOD)), "m", None, build_infer_outputs({"score": pl.Float64()}, scores.tolist()))
+    body, length = encode_infer_response(decode_infer_request(asked(GOOD)), "m", None,
+                                         build_infer_outputs({"score": pl.Float64()}, scores.tolist()))
     assert json.loads(body)["outputs"][0]["data"] == scores.tolist() and "model_version" not in json.loads(body)
 
 
 def test_what_the_server_says_of_itself():
     assert "binary_tensor_data" in v2.build_server_metadata()["extensions"]
-    assert json.loads(v2.ready_body(False)) == {"live": True, "ready": False} and json.loads(v2.ready_body(True, "")) == {"name": "",
+    assert json.loads(v2.ready_body(False)) == {"live": True,
+                                                "ready": False} and json.loads(v2.ready_body(True, "")) == {"name": "",
         "ready": True}

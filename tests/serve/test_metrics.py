@@ -13,9 +13,10 @@ from prometheus_client import Counter as TheirCounter
 from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_nb.prediction_log.audit import RowCounts
 from mlops_nb.prediction_log.leases import acquire_lease, release_lease
 from mlops_nb.serve import metrics as module
-from mlops_nb.serve.metrics import LATENCY_BUCKETS, Metrics
+from mlops_nb.serve.metrics import LATENCY_BUCKETS, Metrics, read_row_counts
 
 
 def samples(text, name=""):
@@ -37,7 +38,8 @@ def slot(tmp_path):
 def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, label):
     folder, theirs = tmp_path_factory.mktemp("m"), CollectorRegistry()
     ours = Metrics(folder, 0)
-    histogram = TheirHistogram("mlops_nb_request_duration_seconds", "x", ["endpoint", "route"], registry=theirs, buckets=LATENCY_BUCKETS)
+    histogram = TheirHistogram("mlops_nb_request_duration_seconds", "x", ["endpoint", "route"], registry=theirs,
+                               buckets=LATENCY_BUCKETS)
     counter = TheirCounter("mlops_nb_scored_rows", "x", ["endpoint", "variant"], registry=theirs)
     for v in values:
         ours.request_duration(label, "predict").observe(v)
@@ -46,7 +48,8 @@ def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, labe
         counter.labels(label, "a").inc(v)
     from prometheus_client import generate_latest
     want = {k: v for k, v in samples(generate_latest(theirs)).items() if not k[0].endswith("_created")}
-    got = {k: v for k, v in samples(ours.render()).items() if k[0].startswith(("mlops_nb_request_duration", "mlops_nb_scored_rows"))}
+    got = {k: v for k, v in samples(ours.render()).items()
+           if k[0].startswith(("mlops_nb_request_duration", "mlops_nb_scored_rows"))}
     assert got.keys() == want.keys()
     assert all(got[k] == pytest.approx(want[k]) for k in want)
 
@@ -108,13 +111,14 @@ def test_a_million_labels_have_a_bound(tmp_path, slot, monkeypatch):
         m.request_duration(f"guess-{i}", "predict").observe(0.1)
     m.answered_rows.inc()
     page = samples(m.render())
-    for name, n in dict(violations_total=3000, requests_total=3000, latency_seconds_count=3000, answered_total=1).items():
+    for name, n in dict(schema_violations_total=3000, requests_total=3000, request_duration_seconds_count=3000,
+                        answered_rows_total=1).items():
         assert sum(v for (sample, _), v in page.items() if sample == f"mlops_nb_{name}") == n
     assert page["mlops_nb_schema_violations_total", (("column", "other"), ("endpoint", "other"))] > 1000
     assert {p.stat().st_size for p in m.folder.glob("*.db")} == {100_000, 200_000}
     assert len(m.schema_violations._children) < 1000
     again = Metrics(tmp_path, slot)  # the files are full, and opened anew
-    again.violations("churn", "yet another").inc()
+    again.schema_violations("churn", "yet another").inc()
     assert sum(samples(again.render(), "mlops_nb_schema_violations_total").values()) == 3001
 
 
@@ -143,7 +147,8 @@ def test_threads_count_together(tmp_path, slot):
 def number(n): return n.to_bytes(4, "little", signed=True)
 
 
-DAMAGES = [b"", b"\xff" * 64, number(4096) + bytes(4) + number(2**31 - 1), number(64) + bytes(4) + number(40) + b"not json at all" * 4]
+DAMAGES = [b"", b"\xff" * 64, number(4096) + bytes(4) + number(2**31 - 1),
+           number(64) + bytes(4) + number(40) + b"not json at all" * 4]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -173,7 +178,9 @@ from mlops_nb.serve.metrics import Metrics
 m = Metrics(sys.argv[1], 0)
 try: open(sys.argv[1] + "/filler", "wb").write(bytes(1 << 24))
 except OSError: pass
-for i in range(3000): m.schema_violations("churn", f"column-{i}").inc(); m.request_duration(f"e{i}", "predict").observe(1)
+for i in range(3000):
+    m.schema_violations("churn", f"column-{i}").inc()
+    m.request_duration(f"e{i}", "predict").observe(1)
 try: Metrics(sys.argv[1], 1)
 except OSError as e: print(e.filename)
 """
@@ -191,7 +198,8 @@ def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
                 m.request_duration(f"e{e}", f"r{r}").observe(0.1)
                 for status in (200, 400, 503): m.requests(f"e{e}", "a", f"r{r}", status).inc()
     page = m.render()
-    assert page.count(b"# TYPE") == len({line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE")})
+    assert page.count(b"# TYPE") == len({line.split()[2]
+                                         for line in page.decode().splitlines() if line.startswith("# TYPE")})
     for s in slots: release_lease(tmp_path, s)
 
 
@@ -203,3 +211,16 @@ def test_promtool_has_nothing_to_say(tmp_path, slot):
     m.bundle_processes("churn", "champion", "b", "live").set(1)
     done = subprocess.run(["promtool", "check", "metrics"], input=m.render(), capture_output=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_row_counts_for_the_audit_are_those_of_all_leases_and_damage_is_said(tmp_path):
+    for lease_id, rows in ((0, 30), (7, 2)):
+        metrics = Metrics(tmp_path, lease_id)
+        metrics.answered_rows.inc(rows)
+    metrics.unlogged_rows.inc(2)
+    assert read_row_counts(tmp_path) == {0: RowCounts(answered=30), 7: RowCounts(answered=2, unlogged=2)}
+    metrics.folder.joinpath("counter_3.db").write_bytes(b"\xff\0\0\0" * 9)
+    metrics.folder.joinpath("counter_4.db").touch()  # its process is just making it
+    counts = read_row_counts(tmp_path)
+    assert "counter_3.db is damaged" in counts[3].problem and set(counts) == {0, 3, 7}
+    assert read_row_counts(tmp_path / "elsewhere") == {}

@@ -10,7 +10,8 @@ from support.served_endpoint import until, write_table
 
 from mlops_nb.bundle.store import lookup_table_path
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.model_runtime import MAX_BATCH_ROWS, MAX_SHADOW_QUEUE_ROWS, LookupTable, MicroBatcher, ScoreCache, ShadowQueue
+from mlops_nb.serve.model_runtime import (MAX_BATCH_ROWS, MAX_SHADOW_QUEUE_ROWS, LookupTable, MicroBatcher, ScoreCache,
+                                          ShadowQueue)
 
 
 def test_one_question_larger_than_the_queue_is_heard():
@@ -57,9 +58,11 @@ def test_the_cache_never_tells_what_is_old_and_never_grows(steps, entries):
                                          (["a", "b", "c", "d"], "4 rows, and 3 are kept at most")])
 def test_tables_that_are_not_used(made, tmp_path, predictors, rows, words):
     write_table(tmp_path, made[1], rows)
-    with pytest.raises(UserError, match=words): LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
+    with pytest.raises(UserError, match=words):
+        LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
     write_table(tmp_path, made[1], ["a"], by=made[2])
-    with pytest.raises(UserError, match="another bundle"): LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
+    with pytest.raises(UserError, match="another bundle"):
+        LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 3)
 
 
 def test_the_name_decides_where_hashes_are_the_same(made, tmp_path, predictors):
@@ -68,8 +71,10 @@ def test_the_name_decides_where_hashes_are_the_same(made, tmp_path, predictors):
     write_table(tmp_path, made[1], [f"e{i}" for i in range(20)], np.arange(20.))
     found = LookupTable(lookup_table_path(made[1], tmp_path / "tables"), predictors[made[1]], 100)
     order = np.argsort(found._scores)
-    found._hashes, found._entities, found._scores = np.r_[np.full(9, 1), np.full(11, 5)], found._entities.gather(order), found._scores[order]
-    assert [found._find_row(Same(f"e{i}")) for i in range(9)] == [*range(9)] and found._find_row(Same("e9")) is None and found.lookup([None]) is None
+    found._hashes, found._entities, found._scores = np.r_[np.full(9, 1),
+        np.full(11, 5)], found._entities.gather(order), found._scores[order]
+    assert [found._find_row(Same(f"e{i}"))
+            for i in range(9)] == [*range(9)] and found._find_row(Same("e9")) is None and found.lookup([None]) is None
 
 
 def test_rows_that_wait_together_are_asked_together_and_get_their_own_answers():
@@ -84,8 +89,10 @@ def test_rows_that_wait_together_are_asked_together_and_get_their_own_answers():
     asked = [rng.normal(size=(n, 2)) for n in rng.integers(1, 40, 200)] + [rng.normal(size=(MAX_BATCH_ROWS + 5, 2))]
 
     async def main(): return await asyncio.gather(*map(batch.predict, asked))
-    for X, said in zip(asked, asyncio.run(main()), strict=True): assert np.allclose(said, X @ np.array([[1., 10.], [2., 20.]]))
-    assert sum(sizes) == sum(map(len, asked)) and len(sizes) < 20 and sizes[0] == len(asked[0]) and max(sizes[:-1]) <= MAX_BATCH_ROWS
+    for X, said in zip(asked, asyncio.run(main()), strict=True):
+        assert np.allclose(said, X @ np.array([[1., 10.], [2., 20.]]))
+    assert sum(sizes) == sum(map(len,
+        asked)) and len(sizes) < 20 and sizes[0] == len(asked[0]) and max(sizes[:-1]) <= MAX_BATCH_ROWS
     assert asyncio.run(batch.predict(asked[0])).shape == (len(asked[0]), 2)  # in another loop, after a pause
 
 
@@ -95,10 +102,13 @@ def test_one_that_spoils_a_batch_spoils_only_itself():
         time.sleep(.01)
         return X[:, 0]
 
-    async def main(): return await asyncio.gather(*(batch.predict(np.full((1, 1), x)) for x in (1., 2., -3., 4.)), return_exceptions=True)
+    async def main():
+        return await asyncio.gather(*(batch.predict(np.full((1, 1), x)) for x in (1., 2., -3., 4.)),
+                                    return_exceptions=True)
     batch = MicroBatcher(picky)
     said = asyncio.run(main())
-    assert [s.tolist() for s in said if not isinstance(s, Exception)] == [[1.], [2.], [4.]] and str(said[2]) == "negative"
+    assert [s.tolist() for s in said if not isinstance(s, Exception)] == [[1.], [2.],
+                                                                          [4.]] and str(said[2]) == "negative"
 
 
 def test_who_gives_up_is_left_out_and_the_others_are_answered():
@@ -116,4 +126,5 @@ def test_who_gives_up_is_left_out_and_the_others_are_answered():
         return await asyncio.gather(*tasks, return_exceptions=True)
     batch = MicroBatcher(slow)
     said = asyncio.run(main())
-    assert isinstance(said[2], asyncio.CancelledError) and seen == [0., 1., 3.] and [said[i].item() for i in (0, 1, 3)] == [0., 1., 3.]
+    assert isinstance(said[2], asyncio.CancelledError) and seen == [0., 1.,
+        3.] and [said[i].item() for i in (0, 1, 3)] == [0., 1., 3.]

@@ -1,4 +1,4 @@
-"The server's description of itself: a valid document, examples that the schema accepts, a page that nothing can break out of."
+"The OpenAPI document: valid, with examples that the schema accepts, and a page that nothing can break out of."
 import ast
 import json
 import re
@@ -25,14 +25,16 @@ NASTY = """</style></pre><script>alert('1')</script> "quoted" & 'so' `ls` $(ls) 
 
 def route(method, path, scope, handler):
     headers = (INFERENCE_HEADER_CONTENT_LENGTH,) if handler == "infer" else ()
-    return SimpleNamespace(method=method, path=path, scope=scope, handler=SimpleNamespace(__name__=handler), summary=NASTY, headers=headers)
+    return SimpleNamespace(method=method, path=path, scope=scope, handler=SimpleNamespace(__name__=handler),
+                           summary=NASTY, headers=headers)
 
 
 ROUTES = [route("GET", "/health", "public", "server_live"), route("GET", "/metrics", "read", "prometheus_metrics"),
           route("GET", "/odd", "read", "new"),
           route("GET", "/v2/models/{model}/versions/{version}", "read", "model_metadata"),
           route("POST", "/v2/models/{model}/infer", "predict", "infer"),
-          route("POST", "/v1/endpoints/{model}:predict", "predict", "predict"), route("GET", "/v2/health/ready", "public", "server_ready"),
+          route("POST", "/v1/endpoints/{model}:predict", "predict", "predict"),
+          route("GET", "/v2/health/ready", "public", "server_ready"),
           route("POST", "/v1/endpoints/{model}:feedback", "feedback", "feedback")]
 
 
@@ -45,7 +47,8 @@ class Known(Predictor):
 
 
 HOSTILE = Schema(NASTY, "binary", "y", classes=["no", NASTY], entity="id", columns={
-    "id": Column("text", feature=False), NASTY: Column("category", nullable=True, domain=[NASTY, "b"], on_new_category="quarantine",
+    "id": Column("text", feature=False), NASTY: Column("category", nullable=True, domain=[NASTY, "b"],
+                                                       on_new_category="quarantine",
     doc=NASTY),
     "x": Column("number", range=(None, -.5), doc="minus"), "when": Column("timestamp", range=("2020-01-01", None)),
     "day": Column("timestamp", nullable=True, format="%d.%m.%Y"), "y": Column("category")})
@@ -67,7 +70,8 @@ def references(node):
 
 def checker(document, name):
     "A validator of one schema of the document."
-    return jsonschema.Draft202012Validator({**document["components"]["schemas"][name], "components": document["components"]})
+    return jsonschema.Draft202012Validator({**document["components"]["schemas"][name],
+                                            "components": document["components"]})
 
 
 def test_the_document_is_valid(document):
@@ -78,7 +82,8 @@ def test_the_document_is_valid(document):
     ids = [o["operationId"] for methods in document["paths"].values() for o in methods.values()]
     assert len(ids) == len(set(ids)) == 4 + 4 * 4
     for path, methods in document["paths"].items():
-        for o in methods.values(): assert re.findall(r"{(\w+)}", path) == [p["name"] for p in o["parameters"] if p["in"] == "path"]
+        for o in methods.values():
+            assert re.findall(r"{(\w+)}", path) == [p["name"] for p in o["parameters"] if p["in"] == "path"]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -96,15 +101,21 @@ def test_examples_fit_their_schemas(document, name):
 
 
 def test_what_a_column_may_hold():
-    def good(value, *args, **kw): return jsonschema.Draft202012Validator(column_json_schema(Column(*args, **kw))).is_valid(value)
-    assert good(3, "integer", range=(0, 3)) and not good(4, "integer", range=(0, 3)) and not good(1.5, "integer") and not good(None,
+    def good(value, *args, **kw):
+        return jsonschema.Draft202012Validator(column_json_schema(Column(*args, **kw))).is_valid(value)
+    assert good(3, "integer", range=(0, 3)) and not good(4, "integer", range=(0, 3)) and not good(1.5,
+        "integer") and not good(None,
         "integer")
-    assert good(None, "integer", nullable=True) and not good("1", "integer") and not good(True, "integer") and good(1, "number")
+    assert good(None, "integer", nullable=True) and not good("1", "integer") and not good(True, "integer") and good(1,
+        "number")
     closed = {"domain": ["a"], "on_new_category": "quarantine"}
-    assert good("b", "category", domain=["a"]) and not good("b", "category", **closed) and not good(None, "category", **closed)
+    assert good("b", "category", domain=["a"]) and not good("b", "category", **closed) and not good(None, "category",
+                                                                                                    **closed)
     assert good(None, "category", nullable=True, **closed)
-    assert column_json_schema(Column("timestamp", range=("2020-01-01", None)))["description"].endswith("From 2020-01-01 to any time.")
-    assert "enum" not in column_json_schema(Column("category", domain=["a"])) and "a" in column_json_schema(Column("category",
+    assert column_json_schema(Column("timestamp", range=("2020-01-01",
+                                                         None)))["description"].endswith("From 2020-01-01 to any time.")
+    assert "enum" not in column_json_schema(Column("category",
+                                                   domain=["a"])) and "a" in column_json_schema(Column("category",
         domain=["a"]))["description"]
 
 
@@ -117,7 +128,8 @@ def test_every_route_says_whom_it_is_for_and_what_can_come(document):
             else: assert o["security"] == [{"key": [o["x-scope"]]}] and len(keyed) == 3
             assert ("404" in o["responses"]) == any(f"{n}" in re.split("[/:]", path) for n in SCHEMAS)
             if method == "post": assert {"400", "408", "413", "503", "504"} <= o["responses"].keys()
-    without = [o for m in openapi_document(ROUTES, {"binary": Known(SCHEMAS["binary"])}, auth_required=False)["paths"].values() for o in m.values()]
+    without = [o for m in openapi_document(ROUTES, {"binary": Known(SCHEMAS["binary"])},
+                                           auth_required=False)["paths"].values() for o in m.values()]
     assert not [o for o in without if o["security"] or {"401", "403", "429"} & o["responses"].keys()]
 
 
@@ -129,14 +141,17 @@ def calls(name):
     "Every call of a function or method of that name in the package, as its syntax tree."
     for path in SERVE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and name in (getattr(node.func, "attr", None), getattr(node.func, "id", None)): yield path.stem, node
+            if isinstance(node, ast.Call) and name in (getattr(node.func, "attr", None),
+                                                       getattr(node.func, "id", None)):
+                yield path.stem, node
 
 
 def test_every_header_that_is_read_is_in_the_table():
     read = [(m, n.args[0]) for m, n in calls("get") if ast.unparse(n.func.value) in ("headers", "request.headers")]
     assert len(read) >= 8
     for module, arg in read:
-        if isinstance(arg, ast.Constant): assert arg.value in TRANSPORT, f"{module} reads {arg.value!r}; put it into REQUEST_HEADERS"
+        if isinstance(arg, ast.Constant):
+            assert arg.value in TRANSPORT, f"{module} reads {arg.value!r}; put it into REQUEST_HEADERS"
         else:
             name = ast.unparse(arg)
             assert name == "self._header" or getattr(http_messages, name) in REQUEST_HEADERS, f"{module} reads {name}"
@@ -149,7 +164,8 @@ def test_every_status_that_is_answered_is_described():
 
 
 def test_what_an_endpoint_reads_is_listed_for_it():
-    extra = [RequestHeader("x-customer", "sticky", {"type": "string"}), REQUEST_HEADERS["x-flags"], REQUEST_HEADERS["x-static"]]
+    extra = [RequestHeader("x-customer", "sticky", {"type": "string"}), REQUEST_HEADERS["x-flags"],
+             REQUEST_HEADERS["x-static"]]
     schemas = {"a": Known(SCHEMAS["binary"]), "b": Known(SCHEMAS["binary"])}
     found = openapi_document(ROUTES, schemas, request_headers={"a": extra})["paths"]
     def named(path): return {p["name"] for p in found[path]["post"]["parameters"] if p["in"] == "header"}
@@ -182,7 +198,8 @@ def test_nothing_breaks_out_of_the_page(document):
     seen = Page(page)
     assert not seen.open and not seen.wrong and not {"script", "iframe", "img", "form", "object"} & {*seen.tags}
     assert not [a for a in seen.attributes if a[0].startswith("on") or a[0] == "src" or a[0] == "style"]
-    assert {v for k, v in seen.attributes if k == "href"} == {"data:,", "/openapi.json", "#server", *(f"#{n}" for n in SCHEMAS)}
+    assert {v for k, v in seen.attributes if k == "href"} == {"data:,", "/openapi.json", "#server",
+                                                              *(f"#{n}" for n in SCHEMAS)}
     style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
     assert b64encode(sha256(style.encode()).digest()).decode() in DOCS_CSP and "unsafe" not in DOCS_CSP
     assert sum(NASTY in t for tag, t in seen.texts if tag == "td") > 0
@@ -190,7 +207,8 @@ def test_nothing_breaks_out_of_the_page(document):
 
 def test_commands_are_what_a_shell_would_run(document):
     commands = [shlex.split(t) for tag, t in Page(docs_html(document, "https://models.example")).texts if tag == "pre"]
-    assert len(commands) == 4 + 4 * 4 and all(c[0] == "curl" and c[1].startswith("https://models.example/") for c in commands)
+    assert len(commands) == 4 + 4 * 4 and all(c[0] == "curl" and c[1].startswith("https://models.example/")
+                                              for c in commands)
     for c in commands:
         path = c[1].removeprefix("https://models.example").replace("VERSION", "{version}")
         if "-d" in c:

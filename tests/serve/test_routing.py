@@ -83,12 +83,14 @@ CODE = """import json, sys
 from support.trained_project import schema
 from mlops_nb.release.release_plan import ReleasePlan, Variant
 from mlops_nb.serve.routing import Router
-r = Router(ReleasePlan("rows", 1, [Variant("a", "b", .6), Variant("b", "b", .3), Variant("c", "b", .1)], "id"), schema("binary"))
+plan = ReleasePlan("rows", 1, [Variant("a", "b", .6), Variant("b", "b", .3), Variant("c", "b", .1)], "id")
+r = Router(plan, schema("binary"))
 print(json.dumps([r.choose({"id": [f"customer {i}"]}) for i in range(300)]))"""
 
 
 def test_another_process_gives_the_same_answers():
-    found = json.loads(subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, cwd="tests",
+    found = json.loads(subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True,
+                                      cwd="tests",
                                       timeout=60).stdout)
     assert found == dealt({"a": .6, "b": .3, "c": .1})[:300]
     assert "".join(found[:12]) == "acacabaaaaab"  # another version must not deal customers out anew
@@ -102,7 +104,8 @@ def test_any_value_of_a_column_is_a_customer(keys):
 
 def test_who_does_not_say_who_they_are_is_dealt_out_by_chance():
     for r, columns in ((router({"a": .5, "b": .5}), {}), (router({"a": .5, "b": .5}), {"id": [None]}),
-                       (router({"a": .5, "b": .5}, sticky_key="header:X-Customer"), {}), (router({"a": .5, "b": .5}, sticky_key=None), {})):
+                       (router({"a": .5, "b": .5}, sticky_key="header:X-Customer"), {}),
+                       (router({"a": .5, "b": .5}, sticky_key=None), {})):
         met = [r.choose(columns, 0, {}) for _ in range(N)]
         assert abs(met.count("a") - N / 2) <= far(N, .5)
 
@@ -117,15 +120,19 @@ def test_chance_deals_by_weight_whatever_number_it_draws():
 def test_a_header_can_say_who_asks():
     r = router({"a": .5, "b": .5}, sticky_key="header:X-Customer")
     met = [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]]
-    assert met == [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]] and abs(met.count("a") - N / 2) <= far(N, .5)
+    assert met == [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]] and abs(met.count("a") - N / 2) <= far(N,
+                                                                                                                    .5)
     assert met == dealt({"a": .5, "b": .5})  # the same customer, however they are named
     assert not r.routes_rows and router({"a": .5, "b": .5}).routes_rows and not router({"a": 1.}).routes_rows
 
 
 def test_rules_come_before_weights_and_the_first_that_fits_decides():
-    variants = [Variant("a", "1", 1), Variant("b", "2", 0), Variant("c", "3", 0, flag="f"), Variant("s", "4", mode="shadow")]
-    rules = [RoutingRule({"count": [40, None]}, "c"), RoutingRule({"count": [30, None], "known": True}, "b"), RoutingRule({"place": "a"}, "b")]
-    columns = {"count": [45, 45, 35, 5, 5], "known": [True, False, True, True, True], "place": ["x", "x", "x", "a", None]}
+    variants = [Variant("a", "1", 1), Variant("b", "2", 0), Variant("c", "3", 0, flag="f"),
+                Variant("s", "4", mode="shadow")]
+    rules = [RoutingRule({"count": [40, None]}, "c"), RoutingRule({"count": [30, None], "known": True}, "b"),
+             RoutingRule({"place": "a"}, "b")]
+    columns = {"count": [45, 45, 35, 5, 5], "known": [True, False, True, True, True],
+               "place": ["x", "x", "x", "a", None]}
     for flags, expected in (({}, "babba"), ({"f": True}, "ccbba")):
         r = Router(ReleasePlan("rows", 1, variants, None, rules, flags), SCHEMA)
         assert "".join(r.choose(columns, i) for i in range(5)) == expected
@@ -142,7 +149,8 @@ def test_a_request_can_switch_a_flag_on_only_where_the_plan_allows_it():
 
 
 @pytest.mark.parametrize("how, words", [({"sticky_key": "knwon"}, "did you mean 'known'?"),
-                                        ({"rules": [RoutingRule({"plaice": "a"}, "a")]}, "rule 1 of the plan of 'rows'"),
+                                        ({"rules": [RoutingRule({"plaice": "a"}, "a")]},
+                                         "rule 1 of the plan of 'rows'"),
                                         ({"rules": [RoutingRule({}, "a"), RoutingRule({"x": "one"}, "a")]}, "rule 2")])
 def test_a_plan_about_columns_that_the_contract_does_not_have(how, words):
     with pytest.raises(UserError) as e: router({"a": 1.}, **how)

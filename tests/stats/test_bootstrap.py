@@ -43,7 +43,9 @@ def test_no_weight_is_undefined(): assert math.isnan(weighted_mean(np.ones(3))(n
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_change_nothing(threads):
     x = np.random.default_rng(0).normal(size=500)
-    one, several = (bootstrap_replicates(weighted_mean(x), 500, Resampling(30, seed=4, threads=t)) for t in (1, threads))
+    one, several = (
+        bootstrap_replicates(weighted_mean(x), 500, Resampling(30, seed=4, threads=t)) for t in (1, threads)
+    )
     assert np.array_equal(one, several)
 
 

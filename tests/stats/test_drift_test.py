@@ -20,7 +20,8 @@ SCHEMA = schema_of(x=Column("number", nullable=True), c=Column("category", nulla
 
 def rows(n, seed, shift=0.0, probabilities=(0.5, 0.3, 0.2), missing=0.0):
     r = np.random.default_rng(seed)
-    x = pl.Series(r.normal(shift, 1, n)).zip_with(pl.Series(r.random(n) >= missing), pl.Series([None], dtype=pl.Float64))
+    nothing = pl.Series([None], dtype=pl.Float64)
+    x = pl.Series(r.normal(shift, 1, n)).zip_with(pl.Series(r.random(n) >= missing), nothing)
     return pl.DataFrame(dict(x=x, c=r.choice(list("abc"), n, p=probabilities), id=[f"{seed}-{i}" for i in range(n)],
                              when=pl.Series(seed * 10**12 + np.arange(n)).cast(pl.Datetime("us")), y=r.normal(size=n)))
 
@@ -111,7 +112,8 @@ def test_an_atom_at_an_edge_stays_in_its_bin_when_the_new_rows_need_a_coarser_sk
         return pl.DataFrame(dict(y=np.where(r.random(n) < 0.5, 2.75, other)))
 
     def fine(n):
-        return tips(n).with_columns(y=pl.when(pl.col("y").is_in([2.75, 9.99])).then("y").otherwise(pl.col("y") + r.random(n) / 100))
+        atom = pl.col("y").is_in([2.75, 9.99])
+        return tips(n).with_columns(y=pl.when(atom).then("y").otherwise(pl.col("y") + r.random(n) / 100))
     s = schema_of()
     b = fit_baseline(tips(20_000), s)
     now = summarize_columns(fine(60_000), s)
@@ -119,10 +121,12 @@ def test_an_atom_at_an_edge_stays_in_its_bin_when_the_new_rows_need_a_coarser_sk
 
 
 def test_values_outside_of_what_was_seen_have_bins_of_their_own(baseline):
-    bins = baseline.columns["x"].bin_counts(summarize_columns(rows(10, 1).with_columns(x=pl.Series([99.0] * 6 + [-99.0] * 4)), SCHEMA)["x"])
+    outside = rows(10, 1).with_columns(x=pl.Series([99.0] * 6 + [-99.0] * 4))
+    bins = baseline.columns["x"].bin_counts(summarize_columns(outside, SCHEMA)["x"])
     assert (bins[1], bins[-1], bins.sum()) == (4, 6, 10)
     assert baseline.columns["x"].counts[1] == baseline.columns["x"].counts[-1] == 0
-    huge = fit_baseline(pl.DataFrame(dict(y=[1.7976931348623157e308, -1.7976931348623157e308] * 3000 + list(range(5000)))), schema_of())
+    values = [1.7976931348623157e308, -1.7976931348623157e308] * 3000 + list(range(5000))
+    huge = fit_baseline(pl.DataFrame(dict(y=values)), schema_of())
     assert all(np.isfinite(e) for e in huge.columns["y"].edges)
     assert msgspec.json.decode(msgspec.json.encode(huge), type=Baseline) == huge
 

@@ -19,7 +19,8 @@ from mlops_nb.stats.sketches import (
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-def numbers(values): return build_sketch(float_to_ordered_int(np.asarray(values, float)), np.ones(len(values), np.int64))
+def numbers(values):
+    return build_sketch(float_to_ordered_int(np.asarray(values, float)), np.ones(len(values), np.int64))
 
 
 @given(st.lists(finite, min_size=1, max_size=50))
@@ -30,7 +31,8 @@ def test_keys_sort_like_the_values_and_go_back(values):
     assert np.array_equal(np.argsort(float_to_ordered_int(x), kind="stable"), np.argsort(x + 0.0, kind="stable"))
 
 
-@given(st.integers(0, 2**32), st.integers(1, 20_000), st.floats(0, 1), st.sampled_from(["normal", "lognormal", "counts", "mixed"]))
+@given(st.integers(0, 2**32), st.integers(1, 20_000), st.floats(0, 1),
+       st.sampled_from(["normal", "lognormal", "counts", "mixed"]))
 @settings(deadline=None, max_examples=40)
 def test_a_merged_sketch_is_the_sketch_of_everything(seed, n, share, kind):
     r = np.random.default_rng(seed)
@@ -38,7 +40,8 @@ def test_a_merged_sketch_is_the_sketch_of_everything(seed, n, share, kind):
          "mixed": np.concatenate([r.normal(size=n // 2), np.zeros(n - n // 2), [-1e308, 1e308]])}[kind]
     cut = int(share * len(x))
     one, two = numbers(x[:cut]).merge(numbers(x[cut:])), numbers(x)
-    assert one.dropped_bits == two.dropped_bits and np.array_equal(one.keys, two.keys) and np.array_equal(one.counts, two.counts)
+    assert one.dropped_bits == two.dropped_bits
+    assert np.array_equal(one.keys, two.keys) and np.array_equal(one.counts, two.counts)
     assert len(two.keys) <= MAX_BUCKETS and two.counts.sum() == len(x)
     assert (np.diff(two.keys) > 0).all()
 

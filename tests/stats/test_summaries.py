@@ -19,7 +19,8 @@ def test_frequent_categories_survive_many_merges_of_noise():
     batches = []
     for i in range(30):
         rare = [f"id-{i}-{k}" for k in range(5_000)]
-        batches.append(summarize_columns(pl.DataFrame(dict(c=rare + ["big"] * 1000, y=r.normal(size=6_000))), schema_of(c=Column("category"))))
+        frame = pl.DataFrame(dict(c=rare + ["big"] * 1000, y=r.normal(size=6_000)))
+        batches.append(summarize_columns(frame, schema_of(c=Column("category"))))
     c = merge_summaries(batches)["c"]
     assert next(iter(c.top_values)) == "big" and 30_000 - c.rows / MAX_COUNTERS <= c.top_values["big"] <= 30_000
     assert abs(approx_n_unique(c.hashes) / 150_001 - 1) < 0.15
@@ -29,7 +30,8 @@ def test_frequent_categories_survive_many_merges_of_noise():
 def test_summary_of_odd_columns():
     s = schema_of(nothing=Column("number", nullable=True),
                  nan=Column("number", nullable=True), flag=Column("boolean"),
-                 huge=Column("number"), big=Column("integer"), when=Column("timestamp", nullable=True), words=Column("text"))
+                 huge=Column("number"), big=Column("integer"), when=Column("timestamp", nullable=True),
+                 words=Column("text"))
     frame = pl.DataFrame(dict(nothing=[None, None, None], nan=[1.0, float("nan"), 3.0], flag=[True, False, True],
                               huge=[1e308, -1e308, 1e308], big=[2**63 - 1, -2**63, 0], when=[None, 0, 10**15],
                               words=["a", "b", "a"], y=[1.0, 2.0, 3.0]),
@@ -60,7 +62,8 @@ def test_empty_frames_summarise_and_merge():
 @settings(deadline=None, max_examples=50)
 def test_moments_merge(batches):
     s = schema_of()
-    got = merge_summaries([summarize_columns(pl.DataFrame(dict(y=b), schema=dict(y=pl.Float64)), s) for b in batches])["y"]
+    frames = [pl.DataFrame(dict(y=b), schema=dict(y=pl.Float64)) for b in batches]
+    got = merge_summaries([summarize_columns(f, s) for f in frames])["y"]
     x = np.array([v for b in batches for v in b if v is not None])
     assert (got.rows, got.missing) == (sum(map(len, batches)), sum(v is None for b in batches for v in b))
     if len(x):

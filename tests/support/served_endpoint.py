@@ -1,4 +1,4 @@
-"A project that serves two models in this process: what the tests of endpoints and of hot reload share. The fixtures are in tests/serve/conftest.py."
+"What tests of endpoints and of hot reload share; the fixtures are in tests/serve/conftest.py."
 import asyncio
 import json
 import time
@@ -30,15 +30,18 @@ def some(n, first=0, **more): return [{**INSTANCES[(first + i) % 200], "id": f"c
 
 
 def expected(predictor, rows):
-    return predictor.predict(pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String, "when": pl.String})).tolist()
+    return predictor.predict(pl.DataFrame(rows, schema_overrides={"x": pl.Float64, "place": pl.String,
+                                                                  "when": pl.String})).tolist()
 
 
 async def answer(endpoint, rows, variant=None, **request):
     decoder = endpoint.decoder
-    return await endpoint.predict(decoder.from_json(json.dumps(rows).encode()), decoder, Request(**{"id": "r", **request}), variant)
+    return await endpoint.predict(decoder.from_json(json.dumps(rows).encode()), decoder,
+                                  Request(**{"id": "r", **request}), variant)
 
 
-def ask(manager, rows, variant=None, **request): return asyncio.run(answer(manager.endpoints["rows"], rows, variant, **request))
+def ask(manager, rows, variant=None, **request):
+    return asyncio.run(answer(manager.endpoints["rows"], rows, variant, **request))
 
 
 def counted(family, *labels): return family(*labels).get()

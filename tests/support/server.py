@@ -22,7 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops_nb.bundle.bundle import pack_bundle
+from mlops_nb.bundle.stage import pack_bundle
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.settings import read_settings
 from mlops_nb.release.release_plan import plan_path, promote_bundle

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import polars as pl
 
-from mlops_nb.bundle.bundle import open_trained_predictor
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.params import NetParams, Params, PrepareParams, SplitParams, read_params, write_params
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.typed_yaml import write_json

@@ -22,10 +22,10 @@ from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.features import Features
-from mlops_nb.train import dataset as parts
 from mlops_nb.train import gbdt, learners
 from mlops_nb.train.dataset import TrainingPart, exponential_decay_weights
-from mlops_nb.train.gbdt import BoostingState, fit_gbdt
+from mlops_nb.train.gbdt import BoostingState, GbdtJob, fit_gbdt
+from mlops_nb.train.progress import progress_reporter
 from mlops_nb.train.stage import TrainingReport, run_train
 
 MODEL = Path("artifacts/models/gbdt")
@@ -36,7 +36,14 @@ def one_thread(monkeypatch): monkeypatch.setenv("MLOPS_NB_RUN_THREADS", "1")
 
 
 def params(**g):
-    return msgspec.convert({"gbdt": {"early_stopping_rounds": 10, "n_estimators": 60, "checkpoint_every": 13} | g}, TrainParams)
+    return msgspec.convert({"gbdt": {"early_stopping_rounds": 10, "n_estimators": 60, "checkpoint_every": 13} | g},
+                           TrainParams)
+
+
+def fit(train, validation, task, params, on_iteration=lambda i, loss: None, on_start=lambda resumed: None, **how):
+    if "checkpoint" in how: how["checkpoint"] = str(how["checkpoint"])
+    job = GbdtJob(task, params, **{"categorical": [0]} | how)
+    return fit_gbdt(train, validation, job, on_iteration=on_iteration, on_start=on_start)
 
 
 def problem(task, n=900, seed=0):
@@ -56,7 +63,8 @@ def project(root, n=3000, task="binary", **sections):
     kind, x, z = rng.integers(0, 6, n), rng.normal(size=n), rng.normal(size=n)
     score = x + (kind == 2) + 0.7 * rng.normal(size=n)
     y = {"binary": (score > 0.5) * 1.0, "multiclass": np.digitize(score, [0, 1]) * 1.0, "regression": 10 * score}[task]
-    frame = pl.DataFrame({"kind": [f"k{i}" for i in kind], "x": x, "z": z, "_target": y, "_source": ["s"] * n, "_row": np.arange(n),
+    frame = pl.DataFrame({"kind": [f"k{i}" for i in kind], "x": x, "z": z, "_target": y, "_source": ["s"] * n,
+                          "_row": np.arange(n),
                           "at": [datetime(2025, 1, 1) + timedelta(hours=i) for i in range(n)]})
     prepared = root / "artifacts/prepared"
     prepared.mkdir(parents=True, exist_ok=True)
@@ -78,13 +86,14 @@ def write(root, **sections):
 # ---- the same bytes
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-@pytest.mark.parametrize("sampling", [{}, {"subsample": 0.7}, {"colsample_bytree": 0.6, "subsample": 0.8, "reg_lambda": 1.0}])
+@pytest.mark.parametrize("sampling",
+                         [{}, {"subsample": 0.7}, {"colsample_bytree": 0.6, "subsample": 0.8, "reg_lambda": 1.0}])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, weighted):
     a, b = problem(task)
     if weighted: a = a._replace(weights=0.5 ** (np.arange(len(a.y))[::-1] / 200))
-    how = dict(n_classes=3, categorical=[0])
-    whole = fit_gbdt(a, b, task, params(**sampling), **how)
+    how = dict(n_classes=3)
+    whole = fit(a, b, task, params(**sampling), **how)
 
     class Stop(Exception): pass
 
@@ -94,22 +103,24 @@ def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, wei
         return step
     moments = random.Random(task + str(weighted)).sample(range(1, whole.iterations), 3)
     for moment in sorted(moments):
-        with pytest.raises(Stop): fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", on_iteration=stop_at(moment))
+        with pytest.raises(Stop):
+            fit(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", on_iteration=stop_at(moment))
     first = []
-    resumed = fit_gbdt(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", on_iteration=lambda i, _: first.append(i))
+    resumed = fit(a, b, task, params(**sampling), **how, checkpoint=tmp_path / "s.json", on_iteration=lambda i,
+                  _: first.append(i))
     assert resumed == whole
     assert first[0] == max(moments) // 13 * 13 + 1 or max(moments) % 13 == 0
 
 
 def test_the_number_of_threads_changes_nothing():
     a, b = problem("regression", 6000)
-    texts = {fit_gbdt(a, b, "regression", params(n_estimators=15), categorical=[0], n_threads=t).model for t in (1, 2, 3)}
+    texts = {fit(a, b, "regression", params(n_estimators=15), n_threads=t).model for t in (1, 2, 3)}
     assert len(texts) == 1
 
 
 def test_how_often_a_checkpoint_is_written_changes_nothing_unless_rows_are_sampled():
     a, b = problem("binary")
-    trees = {fit_gbdt(a, b, "binary", params(checkpoint_every=c), categorical=[0]).model for c in (1, 7, 1000)}
+    trees = {fit(a, b, "binary", params(checkpoint_every=c)).model for c in (1, 7, 1000)}
     assert len(trees) == 1
 
 
@@ -135,7 +146,8 @@ def test_sigkill_at_random_moments(tmp_path):
     dice, resumed = random.Random(7), 0
     env = dict(os.environ)
     for _ in range(4):
-        p = subprocess.Popen([sys.executable, "-c", KILL, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+        p = subprocess.Popen([sys.executable, "-c", KILL, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             env=env)
         assert p.stdout.readline(), p.stderr.read().decode()
         time.sleep(dice.uniform(0.05, 0.5))
         p.send_signal(signal.SIGKILL)
@@ -166,18 +178,35 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 
     def full(path): raise OSError(errno.ENOSPC, "No space left on device", str(path))
     monkeypatch.setattr(gbdt, "write_json", disk)
-    with pytest.raises(OSError, match="No space left"): fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path)
+    with pytest.raises(OSError, match="No space left"): fit(a, b, "binary", params(), checkpoint=path)
     assert read_json(path, BoostingState).iteration == 26 and [p.name for p in tmp_path.iterdir()] == ["s.json"]
     monkeypatch.undo()
-    assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=path) == fit_gbdt(a, b, "binary", params(), categorical=[0])
+    assert fit(a, b, "binary", params(), checkpoint=path) == fit(a, b, "binary", params())
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"model": 3}', "null"])
-def test_a_torn_checkpoint_costs_a_fresh_start(tmp_path, content):
+@pytest.mark.parametrize("content", ["", "{", '{"model": 3}', "null", '{"best": 0.3, "start": 0}'])
+def test_a_torn_checkpoint_costs_a_fresh_start_and_that_is_said(tmp_path, content, capsys):
     a, b = problem("binary")
-    (tmp_path / "s.json").write_text(content)
-    whole = fit_gbdt(a, b, "binary", params(), categorical=[0])
-    assert fit_gbdt(a, b, "binary", params(), categorical=[0], checkpoint=tmp_path / "s.json") == whole
+    path, started = tmp_path / "s.json", []
+    path.write_text(content)
+    whole = fit(a, b, "binary", params())
+    assert capsys.readouterr().err == ""
+    assert fit(a, b, "binary", params(), checkpoint=path, on_start=started.append) == whole
+    said, = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"train gbdt: the checkpoint {path} is damaged, or of another version; the training starts "
+                           f"again") and started == [False]
+    assert fit(a, b, "binary", params(), checkpoint=path, on_start=started.append) == whole
+    assert capsys.readouterr().err == "" and started == [False, True]
+
+
+def test_an_interrupted_training_that_was_changed_says_that_it_starts_again(tmp_path, capsys):
+    root, checkpoints = project(tmp_path, gbdt={"n_estimators": 30}), tmp_path / ".mlops/checkpoints/gbdt"
+    (checkpoints / "0123abcd").mkdir(parents=True)
+    run_train(root)
+    said = [line for line in capsys.readouterr().err.splitlines() if "checkpoints" in line]
+    assert len(said) == 1 and f"the checkpoints in {checkpoints} belong to another training" in said[0]
+    run_train(root)
+    assert "checkpoints" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
@@ -196,14 +225,17 @@ def test_a_checkpoint_of_other_data_or_params_is_never_used(tmp_path):
 
 # ---- the same as LightGBM
 
-@pytest.mark.parametrize("task, metric", [("binary", "binary_logloss"), ("multiclass", "multi_logloss"), ("regression", "rmse")])
+@pytest.mark.parametrize("task, metric",
+                         [("binary", "binary_logloss"), ("multiclass", "multi_logloss"), ("regression", "rmse")])
 def test_the_loop_is_lightgbms_own(task, metric):
     a, b = problem(task)
     p = params(checkpoint_every=7, n_estimators=200, early_stopping_rounds=15)
-    trees = fit_gbdt(a, b, task, p, n_classes=3, categorical=[0])
+    trees = fit(a, b, task, p, n_classes=3)
     history = {}
-    plain = lgb.train(gbdt.lightgbm_params(task, p, 3, 1) | {"metric": metric}, lgb.Dataset(a.X, a.y, categorical_feature=[0]), 200,
-                      lgb.Dataset(b.X, b.y), callbacks=[lgb.early_stopping(15, verbose=False), lgb.record_evaluation(history)])
+    plain = lgb.train(gbdt.lightgbm_params(task, p, 3, 1) | {"metric": metric},
+                      lgb.Dataset(a.X, a.y, categorical_feature=[0]), 200,
+                      lgb.Dataset(b.X, b.y),
+                      callbacks=[lgb.early_stopping(15, verbose=False), lgb.record_evaluation(history)])
     booster = lgb.Booster(model_str=trees.model.decode())
     assert plain.best_iteration == trees.best_iteration == booster.current_iteration()
     assert trees.best_loss == pytest.approx(min(history["valid_0"][metric]), rel=1e-7) # it keeps targets in 32 bits
@@ -215,12 +247,14 @@ def test_the_curve_is_what_scikit_learn_computes(task):
     from sklearn.metrics import log_loss, root_mean_squared_error
     parts = a, b = problem(task)
     weighted = a._replace(weights=np.random.default_rng(0).uniform(0.1, 1, len(a.y)))
-    trees = fit_gbdt(weighted, b, task, params(n_estimators=10), n_classes=3, categorical=[0])
-    score = root_mean_squared_error if task == "regression" else lambda y, p, **w: log_loss(y, p, labels=np.unique(a.y), **w)
+    trees = fit(weighted, b, task, params(n_estimators=10), n_classes=3)
+    score = root_mean_squared_error if task == "regression" else lambda y, p, **w: log_loss(y, p, labels=np.unique(a.y),
+                                                                                            **w)
     last, model = trees.loss_curve[-1], lgb.Booster(model_str=trees.model.decode())
     assert last.iteration == trees.best_iteration == 10
     train, valid = (model.predict(part.X) for part in parts)
-    assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weights), rel=1e-6) # LightGBM keeps targets in 32 bits
+    # LightGBM keeps targets in 32 bits
+    assert last.train == pytest.approx(score(a.y, train, sample_weight=weighted.weights), rel=1e-6)
     assert last.valid == trees.best_loss == pytest.approx(score(b.y, valid), rel=1e-6)
 
 
@@ -234,8 +268,9 @@ def test_counting_is_lightgbms_own_and_judged_by_the_values():
     from sklearn.metrics import root_mean_squared_error
     a, b = counts()
     p = params(objective="poisson", n_estimators=200, early_stopping_rounds=15)
-    trees = fit_gbdt(a, b, "regression", p, categorical=[0])
-    plain = lgb.train(dict(objective="poisson", metric="rmse", learning_rate=.05, verbosity=-1, deterministic=True, force_col_wise=True),
+    trees = fit(a, b, "regression", p)
+    plain = lgb.train(dict(objective="poisson", metric="rmse", learning_rate=.05, verbosity=-1, deterministic=True,
+                           force_col_wise=True),
                       lgb.Dataset(a.X, a.y, categorical_feature=[0]), 200, lgb.Dataset(b.X, b.y),
                       callbacks=[lgb.early_stopping(15, verbose=False)])
     said = Booster(trees.model.decode()).predict(b.X)
@@ -247,16 +282,16 @@ def test_counting_is_lightgbms_own_and_judged_by_the_values():
 def test_counting_broken_off_anywhere_and_going_on(tmp_path, sampling):
     a, b = counts()
     p = params(objective="poisson", **sampling)
-    whole = fit_gbdt(a, b, "regression", p, categorical=[0])
+    whole = fit(a, b, "regression", p)
 
     class Stop(Exception): pass
 
     def stop(iteration, _):
         if iteration == 30: raise Stop
-    with pytest.raises(Stop): fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json", on_iteration=stop)
-    assert fit_gbdt(a, b, "regression", p, categorical=[0], checkpoint=tmp_path / "s.json") == whole
-    short = fit_gbdt(a, b, "regression", params(objective="poisson", n_estimators=5), categorical=[0])
-    after = fit_gbdt(a, b, "regression", p, categorical=[0], init_model=short.model)
+    with pytest.raises(Stop): fit(a, b, "regression", p, checkpoint=tmp_path / "s.json", on_iteration=stop)
+    assert fit(a, b, "regression", p, checkpoint=tmp_path / "s.json") == whole
+    short = fit(a, b, "regression", params(objective="poisson", n_estimators=5))
+    after = fit(a, b, "regression", p, init_model=short.model)
     assert after.best_loss < short.best_loss and after.iterations > 5
 
 
@@ -268,31 +303,32 @@ def test_what_cannot_be_counted_is_refused(where, value, says):
     both = counts()
     if value is None: both[where].y[:] = 0
     else: both[where].y[7] = value
-    with pytest.raises(UserError, match=says): fit_gbdt(*both, "regression", params(objective="poisson"))
-    fit_gbdt(*both, "regression", params(n_estimators=2))
+    with pytest.raises(UserError, match=says): fit(*both, "regression", params(objective="poisson"))
+    fit(*both, "regression", params(n_estimators=2))
     a, b = counts()
-    assert fit_gbdt(a, b._replace(y=0 * b.y), "regression", params(objective="poisson", n_estimators=2)).iterations == 2
+    assert fit(a, b._replace(y=0 * b.y), "regression", params(objective="poisson", n_estimators=2)).iterations == 2
 
 
 def test_classes_have_no_objective_to_choose():
     a, b = problem("binary")
     how = dict(n_estimators=5)
-    assert fit_gbdt(a, b, "binary", params(objective="poisson", **how)) == fit_gbdt(a, b, "binary", params(**how))
+    assert fit(a, b, "binary", params(objective="poisson", **how)) == fit(a, b, "binary", params(**how))
 
 
 @pytest.mark.parametrize("was, now", [("squared", "poisson"), ("poisson", "squared")])
 def test_an_earlier_model_of_the_other_objective_is_refused(was, now):
     a, b = counts()
-    early = fit_gbdt(a, b, "regression", params(objective=was, n_estimators=3)).model
+    early = fit(a, b, "regression", params(objective=was, n_estimators=3)).model
     with pytest.raises(UserError, match=f"adds up with the objective {was}, and train.gbdt.objective is {now}"):
-        fit_gbdt(a, b, "regression", params(objective=now), init_model=early)
+        fit(a, b, "regression", params(objective=now), init_model=early)
 
 
 # ---- weights by age
 
 def test_a_weight_halves_with_every_half_life():
     times = pl.Series("at", [datetime(2025, 1, 1), datetime(2025, 1, 8), datetime(2025, 1, 15), datetime(2025, 1, 15)])
-    for half_life in ("7d", "1w", "168h"): assert exponential_decay_weights(times, half_life).tolist() == [0.25, 0.5, 1, 1]
+    for half_life in ("7d", "1w", "168h"):
+        assert exponential_decay_weights(times, half_life).tolist() == [0.25, 0.5, 1, 1]
     assert exponential_decay_weights(times, "1s").min() > 0
 
 
@@ -314,7 +350,8 @@ def test_weights_need_a_time(tmp_path):
     root = project(tmp_path, sample_weight_half_life="7d")
     (root / "schema.yaml").write_text((root / "schema.yaml").read_text().replace("event_time: at", "event_time: null"))
     with pytest.raises(UserError, match="sample_weight_half_life.*needs event_time"): run_train(root)
-    with pytest.raises(UserError, match="missing in 1 training rows"): exponential_decay_weights(pl.Series("at", [datetime(2025, 1, 1), None]), "7d")
+    with pytest.raises(UserError, match="missing in 1 training rows"):
+        exponential_decay_weights(pl.Series("at", [datetime(2025, 1, 1), None]), "7d")
 
 
 # ---- going on from an earlier model
@@ -329,14 +366,15 @@ def test_going_on_from_a_model_folder(tmp_path):
     after = read_json(root / MODEL / "training.json", TrainingReport)
     assert after.best_loss < early.best_loss and 5 < after.best_iteration <= 45 and after.init_model_sha256
     trees = [(root / d / "model.txt").read_text().split("\nTree=") for d in ("earlier", MODEL)]
-    assert [t.split("end of trees")[0].strip() for t in trees[1][1:6]] == [t.split("end of trees")[0].strip() for t in trees[0][1:]]
+    assert [t.split("end of trees")[0].strip() for t in trees[1][1:6]] == [t.split("end of trees")[0].strip()
+                                                                           for t in trees[0][1:]]
     assert (root / "earlier/encoder.json").read_bytes() == (root / MODEL / "encoder.json").read_bytes()
 
 
 def test_an_earlier_model_that_cannot_be_improved_is_the_result():
     a, b = problem("binary")
-    early = fit_gbdt(a, b, "binary", params(n_estimators=500, early_stopping_rounds=50), categorical=[0])
-    after = fit_gbdt(a._replace(y=1 - a.y), b, "binary", params(), categorical=[0], init_model=early.model)
+    early = fit(a, b, "binary", params(n_estimators=500, early_stopping_rounds=50))
+    after = fit(a._replace(y=1 - a.y), b, "binary", params(), init_model=early.model)
     assert after.best_iteration == early.best_iteration and after.iterations == early.best_iteration + 10
     assert after.model.split(b"\nTree=")[1:10] == early.model.split(b"\nTree=")[1:10]
 
@@ -386,8 +424,9 @@ def test_a_target_that_is_missing_or_infinite(tmp_path, value):
     root = project(tmp_path, task="regression")
     path = root / "artifacts/prepared/valid.parquet"
     f = pl.read_parquet(path)
-    f.with_columns(_target=pl.when(pl.col("_row") == f["_row"][0]).then(pl.lit(value, pl.Float64)).otherwise("_target")).write_parquet(path)
-    with pytest.raises(UserError, match="missing or infinite in 1 rows of the valid part"): run_train(root)
+    f.with_columns(_target=pl.when(pl.col("_row") == f["_row"][0]).then(pl.lit(value,
+                                                                               pl.Float64)).otherwise("_target")).write_parquet(path)
+    with pytest.raises(UserError, match="missing or infinite in 1 rows of the valid split"): run_train(root)
 
 
 def test_an_empty_part_a_missing_part_a_missing_column(tmp_path):
@@ -395,7 +434,8 @@ def test_an_empty_part_a_missing_part_a_missing_column(tmp_path):
     path = root / "artifacts/prepared/valid.parquet"
     valid = pl.read_parquet(path)
     valid[:0].write_parquet(path)
-    with pytest.raises(UserError, match="valid part has no rows"): run_train(root)
+    with pytest.raises(UserError, match="valid.parquet holds no row; give the valid split a larger share"):
+        run_train(root)
     valid.drop("x").write_parquet(path)
     with pytest.raises(UserError, match="no column 'x'"): run_train(root)
     path.unlink()
@@ -430,7 +470,7 @@ def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
 
 
 def test_plain_lines_where_nobody_watches(capsys):
-    with learners.progress_reporter("train gbdt", 100, interval_seconds=0) as step: step(7, 0.25)
+    with progress_reporter("train gbdt", 100, interval_seconds=0) as step: step(7, 0.25)
     assert capsys.readouterr().err == "train gbdt: 7 of at most 100 trees, valid loss 0.25\n"
 
 
@@ -440,7 +480,10 @@ def test_own_features_are_inputs(tmp_path):
         path = root / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).with_columns(double=2 * pl.col("x")).write_parquet(path)
     features = Features({"double": None}, {"double": "number"}, {"double": ["x"]})
-    real, parts.load_features = parts.load_features, lambda path: features
+    real, learners.load_features = learners.load_features, lambda path: features
     try: run_train(root)
-    finally: parts.load_features = real
-    assert [c["name"] for c in msgspec.json.decode((root / MODEL / "encoder.json").read_bytes())["columns"]] == ["kind", "x", "z", "double"]
+    finally: learners.load_features = real
+    assert [c["name"] for c in msgspec.json.decode((root / MODEL / "encoder.json").read_bytes())["columns"]] == ["kind",
+                                                                                                                 "x",
+                                                                                                                 "z",
+                                                                                                                 "double"]

@@ -12,9 +12,9 @@ from support.net_problem import SMALL, problem
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.network import deserialize_network
-from mlops_nb.train.dataset import DeviceConfig
+from mlops_nb.train.device import DeviceConfig
 from mlops_nb.train.launcher import check_device_count, fit_net_distributed
-from mlops_nb.train.net_trainer import fit_net
+from mlops_nb.train.net_trainer import TrainingJob, fit_net
 
 TWO = {False: DeviceConfig("cpu", n_processes=2), True: DeviceConfig("cpu", n_processes=2, shard=True)}
 EXACT = replace(SMALL, dropout=0, bf16=False, max_epochs=5)
@@ -27,8 +27,11 @@ def parts(task, n=580):
     return train._replace(weights=np.random.default_rng(1).uniform(0.2, 3, len(train.y))), valid
 
 
-def together(train, valid, task, params, shard=False, **how):
-    return fit_net_distributed(train, valid, task, params, n_classes=3, cat_cardinalities={2: 5}, device=TWO[shard], **how)
+def job(task, params, device=DeviceConfig("cpu"), **how):
+    return TrainingJob(task, params, device, n_classes=3, cat_cardinalities={2: 5}, **how)
+
+
+def together(train, valid, job, **callbacks): return fit_net_distributed(train, valid, job, **callbacks)
 
 
 def workers(of=None):
@@ -38,11 +41,12 @@ def workers(of=None):
 
 
 @pytest.fixture(scope="module")
-def cut(): return together(*parts("multiclass"), "multiclass", EXACT, shard=True)
+def cut(): return together(*parts("multiclass"), job("multiclass", EXACT, TWO[True]))
 
 
 def close(ours, theirs):
-    for a, b in zip(ours.loss_curve, theirs.loss_curve, strict=True): assert (a.train, a.valid) == pytest.approx((b.train, b.valid), rel=1e-5)
+    for a, b in zip(ours.loss_curve, theirs.loss_curve, strict=True):
+        assert (a.train, a.valid) == pytest.approx((b.train, b.valid), rel=1e-5)
     ours, theirs = (deserialize_network(f.model)[1] for f in (ours, theirs))
     assert ours.keys() == theirs.keys()
     for name, w in theirs.items(): np.testing.assert_allclose(ours[name], w, rtol=2e-3, atol=2e-4)
@@ -52,14 +56,14 @@ def close(ours, theirs):
 def test_two_processes_learn_what_one_does_from_chunks_too(capsys):
     train, valid = parts("regression")
     small = TWO[False]._replace(max_memory_mib=0.01)
-    both = fit_net_distributed(train, valid, "regression", EXACT, n_classes=3, cat_cardinalities={2: 5}, device=small)
+    both = together(train, valid, job("regression", EXACT, small))
     assert "do not fit into the 0.01 MiB" in capsys.readouterr().err
-    close(both, fit_net(train, valid, "regression", EXACT, n_classes=3, cat_cardinalities={2: 5}, device="cpu"))
+    close(both, fit_net(train, valid, job("regression", EXACT)))
 
 
 @pytest.mark.slow
 def test_a_net_that_is_cut_up_learns_what_a_whole_one_does(cut):
-    close(cut, fit_net(*parts("multiclass"), "multiclass", EXACT, n_classes=3, cat_cardinalities={2: 5}, device="cpu"))
+    close(cut, fit_net(*parts("multiclass"), job("multiclass", EXACT)))
 
 
 @pytest.mark.slow
@@ -68,13 +72,15 @@ def test_a_worker_that_is_killed_changes_no_bit(shard, tmp_path, cut):
     # The latter with dropout, so that each has random numbers of its own, and with checkpoints within an epoch.
     task, params = ("multiclass", EXACT) if shard else ("binary", replace(SMALL, batch_size=16))
     rows, epochs = parts(task), []
-    want = cut if shard else together(*rows, task, params)
+    want = cut if shard else together(*rows, job(task, params, TWO[False]))
 
     def step(epoch, valid):
         epochs.append(epoch)
         if epoch == 2: workers()[shard].send_signal(signal.SIGKILL)
-    got = together(*rows, task, params, shard, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0, on_iteration=step)
-    assert got == want and epochs == [p.iteration for p in want.loss_curve]
+    resumed = []
+    killed = job(task, params, TWO[shard], checkpoint=str(tmp_path / "c"), checkpoint_interval_seconds=0)
+    got = together(*rows, killed, on_iteration=step, on_start=resumed.append)
+    assert got == want and epochs == [p.iteration for p in want.loss_curve] and resumed == [False]
 
 
 @pytest.mark.slow
@@ -84,7 +90,9 @@ def test_broken_off_nobody_is_left():
     def step(epoch, valid):
         seen.extend(workers())
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError): together(*parts("binary"), "binary", replace(SMALL, max_epochs=500, patience=500), on_iteration=step)
+    with pytest.raises(ZeroDivisionError): 
+        together(*parts("binary"), job("binary", replace(SMALL, max_epochs=500, patience=500), TWO[False]),
+                 on_iteration=step)
     assert len(seen) == 2 and not psutil.wait_procs(seen, timeout=20)[1]
 
 
@@ -92,14 +100,16 @@ ORPHANS = """
 import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_launcher import *
-together(*parts("binary"), "binary", replace(SMALL, max_epochs=5000, patience=5000), on_iteration=lambda *a: print("epoch", flush=True))
+long = job("binary", replace(SMALL, max_epochs=5000, patience=5000), TWO[False])
+together(*parts("binary"), long, on_iteration=lambda *a: print("epoch", flush=True))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process whose parent is gone")
 def test_when_the_stage_is_killed_nobody_trains_on():
-    stage = subprocess.Popen([sys.executable, "-c", ORPHANS.format(tests=os.path.dirname(__file__))], stdout=subprocess.PIPE)
+    stage = subprocess.Popen([sys.executable, "-c", ORPHANS.format(tests=os.path.dirname(__file__))],
+                             stdout=subprocess.PIPE)
     assert stage.stdout.readline() == b"epoch\n"
     left = workers(stage.pid)
     stage.kill()
@@ -110,22 +120,37 @@ def test_when_the_stage_is_killed_nobody_trains_on():
 @pytest.mark.slow
 def test_what_a_worker_says_to_people_and_what_only_crashes(tmp_path):
     rows = parts("binary")
-    before = fit_net(*rows, "binary", replace(SMALL, max_epochs=1), cat_cardinalities={2: 5}, device="cpu").model
-    with pytest.raises(UserError, match=r"the earlier net \(train.init_model\) has d_hidden = 24"):
-        together(*rows, "binary", replace(SMALL, d_hidden=8), init_model=before)
+    before = fit_net(*rows, job("binary", replace(SMALL, max_epochs=1))).model
+    with pytest.raises(UserError, match=r"the initial net \(train.init_model\) has d_hidden = 24"):
+        together(*rows, job("binary", replace(SMALL, d_hidden=8), TWO[False], init_model=before))
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"crashed again and again \(.*Error.*\); set n_processes in section \[run\]"):
-        together(*rows, "binary", SMALL, checkpoint=tmp_path / "folder")
+        together(*rows, job("binary", SMALL, TWO[False], checkpoint=str(tmp_path / "folder")))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_process_is_none_of_two_and_that_is_said(tmp_path, capsys):
+    rows, path, resumed = parts("binary"), str(tmp_path / "c"), []
+    fit_net(*rows, job("binary", EXACT, checkpoint=path))
+    assert capsys.readouterr().err == ""
+    together(*rows, job("binary", EXACT, TWO[False], checkpoint=path), on_start=resumed.append)
+    said = capsys.readouterr().err
+    assert said.count("belongs to another training") == 1 and path in said and resumed == [False]
+    together(*rows, job("binary", EXACT, TWO[False], checkpoint=path), on_start=resumed.append)
+    assert capsys.readouterr().err == "" and resumed == [False, True]
 
 
 def test_devices_that_are_too_few(monkeypatch):
     check_device_count(DeviceConfig("cpu", n_processes=9))
-    with pytest.raises(UserError, match="spreads a net over several processes, and n_processes is 1"): check_device_count(DeviceConfig(shard=True))
+    with pytest.raises(UserError, match="spreads a net over several processes, and n_processes is 1"):
+        check_device_count(DeviceConfig(shard=True))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     check_device_count(DeviceConfig("auto", n_processes=2))
-    with pytest.raises(UserError, match="n_processes in section .run. of settings.ini is 3, and this machine has 2 CUDA devices"):
+    with pytest.raises(UserError,
+                       match="n_processes in section .run. of settings.ini is 3, and this machine has 2 CUDA devices"):
         check_device_count(DeviceConfig("cuda", n_processes=3))
-    with pytest.raises(UserError, match="the device cuda:1 is one, and n_processes in section"): check_device_count(DeviceConfig("cuda:1", n_processes=2))
+    with pytest.raises(UserError, match="the device cuda:1 is one, and n_processes in section"):
+        check_device_count(DeviceConfig("cuda:1", n_processes=2))
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import run_bundle, open_bundle
+from mlops_nb.bundle.bundle import open_bundle
+from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
@@ -14,7 +15,7 @@ from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
 from mlops_nb.evaluate.model_selection import rank_learners, select_model
 from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
-from mlops_nb.explain.attributions import run_explain
+from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import GateReport, run_gate
 from mlops_nb.train import baselines
@@ -51,7 +52,8 @@ def test_the_best_on_the_valid_rows_is_judged_explained_and_packed(project):
     assert e.selection_reason.startswith(f"{e.learner} was the best of 2 learners. On the valid rows: ")
     other = next(name for name in valid if name != e.learner)
     assert [c.kind for c in e.comparisons] == ["baseline", "baseline", "learner"] and e.comparisons[-1].name == other
-    assert e.comparisons[-1].metrics[e.primary_metric].other_value == pytest.approx(figures(e, "test")[other], rel=1e-12)
+    assert e.comparisons[-1].metrics[e.primary_metric].other_value == pytest.approx(figures(e, "test")[other],
+                                                                                    rel=1e-12)
     run_explain(project)
     run_bundle(project)
     file = {"gbdt": "model.txt", "net": "model.safetensors"}[e.learner]
@@ -106,7 +108,8 @@ def test_the_same_again_is_the_same_bytes(project):
 def test_a_learner_to_select_must_be_trained(tmp_path):
     root = modelling.trained(tmp_path)
     choose(root, "net", ["gbdt"])
-    with pytest.raises(UserError, match=r"'model_selection' is 'net', which is not among the learners \(gbdt\)"): read_params(root / "params.yaml")
+    with pytest.raises(UserError, match=r"'model_selection' is 'net', which is not among the learners \(gbdt\)"):
+        read_params(root / "params.yaml")
 
 
 def test_a_model_that_is_not_there_names_its_stage(tmp_path):
@@ -124,7 +127,10 @@ def test_the_first_in_the_ranking_is_never_worse(task, seed, learners):
     scores = {f"l{i}": rng.random(40).round(rng.integers(0, 3)) for i in range(learners)}
     if rng.random() < .3: scores["l0"] = np.full(40, np.nan)
     order, m = rank_learners(task, y, scores), PRIMARY_METRIC[task]
-    worth = [weighted_metric(task, m, y, scores[name])(np.ones(40)) * (1 if METRICS[task][m].better == "higher" else -1) for name in order]
+    worth = [weighted_metric(task, m, y,
+                             scores[name])(np.ones(40)) * (1 if METRICS[task][m].better == "higher" else -1)
+                             for name in order]
     known = [w for w in worth if np.isfinite(w)]
-    assert known == sorted(known, reverse=True) and np.isfinite(worth[:len(known)]).all() and sorted(order) == sorted(scores)
+    assert known == sorted(known,
+                           reverse=True) and np.isfinite(worth[:len(known)]).all() and sorted(order) == sorted(scores)
     assert select_model(task, "best", y, scores, resampling=Resampling(20)).learner == order[0]

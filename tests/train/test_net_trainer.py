@@ -18,9 +18,11 @@ from support.net_problem import SMALL, problem
 from mlops_nb.config.params import NetParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, fit_numeric_column, serialize_network, quantile_transform
-from mlops_nb.train.dataset import DeviceConfig, TrainingPart, open_project, read_training_parts
+from mlops_nb.train.dataset import TrainingPart
+from mlops_nb.train.device import DeviceConfig, pick_device
+from mlops_nb.train.net_checkpoint import load_net_checkpoint
 from mlops_nb.data.prepare import read_split
-from mlops_nb.train.net_trainer import fit_net, load_net_checkpoint, pick_device, learning_rate_at
+from mlops_nb.train.net_trainer import TrainingJob, fit_net, learning_rate_at
 
 
 def opened(data): # As training sees it: the packages' module
@@ -30,8 +32,12 @@ def opened(data): # As training sees it: the packages' module
     return network, net.eval()
 
 
-def fit(train, valid, task="binary", params=SMALL, **how):
-    return fit_net(train, valid, task, params, n_classes=3, **{"cat_cardinalities": {2: 5}, "device": "cpu", **how})
+def fit(train, valid, task="binary", params=SMALL, device=DeviceConfig("cpu"), on_iteration=lambda e, loss: None,
+        on_start=lambda r: None, **how):
+    how = {"cat_cardinalities": {2: 5}} | how
+    if "checkpoint" in how: how["checkpoint"] = str(how["checkpoint"])
+    return fit_net(train, valid, TrainingJob(task, params, device, n_classes=3, **how), on_iteration=on_iteration,
+                   on_start=on_start)
 
 
 # ---- what it reads
@@ -82,7 +88,8 @@ def test_only_numbers_or_only_categories(columns):
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_it_overfits_64_rows(task):
     train, _ = problem(task, n=96)
-    params = NetParams(ensemble_size=4, d_hidden=64, d_embedding=8, n_bins=16, dropout=0, weight_decay=0, batch_size=64, max_epochs=400, patience=400,
+    params = NetParams(ensemble_size=4, d_hidden=64, d_embedding=8, n_bins=16, dropout=0, weight_decay=0, batch_size=64,
+                       max_epochs=400, patience=400,
                        learning_rate=0.005)
     net = fit(train, train, task, params)
     assert net.best_loss < (0.05 * train.y.std() if task == "regression" else 0.03)
@@ -94,11 +101,13 @@ def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     found = fit(train, valid, task, replace(SMALL, max_epochs=25, learning_rate=0.01))
     network, net = opened(found.model)
     from mlops_nb.train.net_trainer import to_net_rows, validation_loss
-    assert validation_loss(network, net, to_net_rows(network, valid, torch.device("cpu"))) == pytest.approx(found.best_loss, rel=1e-9)
+    assert validation_loss(network, net,
+                           to_net_rows(network, valid, torch.device("cpu"))) == pytest.approx(found.best_loss, rel=1e-9)
     shares = np.bincount(train.y.astype(int)) / len(train.y) if task != "regression" else None
     constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
     assert found.best_loss < 0.8 * constant
-    assert found.best_loss == min(p.valid for p in found.loss_curve) and found.loss_curve[found.best_iteration - 1].valid == found.best_loss
+    assert found.best_loss == min(p.valid
+                                  for p in found.loss_curve) and found.loss_curve[found.best_iteration - 1].valid == found.best_loss
 
 
 def test_weights_count():
@@ -106,7 +115,8 @@ def test_weights_count():
     wrong = np.arange(len(train.y)) < 500
     flipped = train._replace(y=np.where(wrong, 1 - train.y, train.y), weights=np.where(wrong, 1e-6, 1))
     many = replace(SMALL, max_epochs=20, learning_rate=0.01)
-    assert fit(flipped, valid, params=many).best_loss < 0.9 * fit(flipped._replace(weights=None), valid, params=many).best_loss
+    assert fit(flipped, valid, params=many).best_loss < 0.9 * fit(flipped._replace(weights=None), valid,
+                                                                  params=many).best_loss
 
 
 def test_it_stops_when_nothing_improves():
@@ -127,24 +137,28 @@ def test_further_training_starts_from_the_earlier_net():
 def test_an_earlier_net_keeps_its_shape_and_learns_with_the_new_params():
     train, valid = problem()
     before = fit(train, valid)
-    after = fit(train, valid, params=replace(SMALL, max_epochs=2, dropout=0, learning_rate=0.01), init_model=before.model)
+    after = fit(train, valid, params=replace(SMALL, max_epochs=2, dropout=0, learning_rate=0.01),
+                init_model=before.model)
     assert after.iterations == 2 and deserialize_network(after.model)[0].params.learning_rate == 0.01
-    with pytest.raises(UserError, match=r"the earlier net \(train.init_model\) has ensemble_size = 4, d_hidden = 24, and params.yaml says otherwise"):
+    with pytest.raises(UserError,
+                       match=r"the initial net \(train.init_model\) has ensemble_size = 4, d_hidden = 24, and "
+                             r"params.yaml says otherwise"):
         fit(train, valid, params=replace(SMALL, ensemble_size=2, d_hidden=8), init_model=before.model)
 
 
 def test_a_class_that_is_none():
     train, valid = problem("multiclass")
-    with pytest.raises(UserError, match="the valid part holds the class 3, and the classes of the net are 0 to 2"):
+    with pytest.raises(UserError, match="the valid split holds the class 3, and the classes of the net are 0 to 2"):
         fit(train, valid._replace(y=np.where(valid.y == 2, 3, valid.y)), "multiclass")
-    with pytest.raises(UserError, match="the train part holds the class 0.5, and the classes of the net are 0 to 1"):
+    with pytest.raises(UserError, match="the train split holds the class 0.5, and the classes of the net are 0 to 1"):
         fit(train._replace(y=np.full(len(train.y), 0.5)), valid)
 
 
 def test_a_class_that_no_train_row_has_gets_a_small_probability():
     train, valid = problem("multiclass", n=1500)
     known = train.y != 2
-    net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass", replace(SMALL, max_epochs=10, learning_rate=0.01))
+    net = fit(train._replace(X=train.X[known], y=train.y[known]), valid, "multiclass",
+              replace(SMALL, max_epochs=10, learning_rate=0.01))
     from mlops_nb.train.net_trainer import predict_net_rows, to_net_rows
     p = predict_net_rows(*opened(net.model), to_net_rows(deserialize_network(net.model)[0], valid))
     assert np.isfinite(net.best_loss) and p.shape == (len(valid.y), 3) and p[:, 2].mean() < 0.05
@@ -163,7 +177,9 @@ def test_half_precision_learns_as_well(task, monkeypatch):
 
 def test_the_rate_falls_like_a_cosine():
     p = NetParams(learning_rate=1.0, max_epochs=10, lr_schedule="cosine")
-    assert [learning_rate_at(p, e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and learning_rate_at(replace(p, lr_schedule="constant"), 9) == 1
+    assert [learning_rate_at(p, e)
+            for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0]) and learning_rate_at(replace(p, lr_schedule="constant"),
+                                                                                    9) == 1
 
 
 # ---- nothing in the data breaks it
@@ -238,7 +254,8 @@ def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("where", ["train_step", "to_net_rows", "NetTrainer"])
 @pytest.mark.parametrize("error, device", [(torch.OutOfMemoryError("CUDA out of memory"), "cpu"),
-                                           (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "this machine")])
+                                           (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+                                            "this machine")])
 def test_a_net_that_never_fits_is_said(where, error, device, monkeypatch):
     from mlops_nb.train import net_trainer as module
     calls = [0]
@@ -247,7 +264,8 @@ def test_a_net_that_never_fits_is_said(where, error, device, monkeypatch):
         calls[0] += 1
         raise error
     monkeypatch.setattr(module, where, fails)
-    with pytest.raises(UserError, match=f"the memory of {device} is not enough for this net and one batch of rows; lower batch"):
+    with pytest.raises(UserError,
+                       match=f"the memory of {device} is not enough for this net and one batch of rows; lower batch"):
         fit(*problem(), device=DeviceConfig("cpu", max_memory_mib=1))
     assert calls[0] < 30
 
@@ -312,17 +330,27 @@ def test_killed_by_the_system_again_and_again(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "out"]
 
 
-def test_a_torn_or_foreign_checkpoint_is_left_aside(tmp_path):
+def test_a_torn_or_foreign_checkpoint_is_left_aside_and_that_is_said(tmp_path, capsys):
     train, valid = problem()
-    path = tmp_path / "c"
-    whole = fit(train, valid, checkpoint=path)
+    path, started = tmp_path / "c", []
+    whole = fit(train, valid, checkpoint=path, on_start=started.append)
     good = path.read_bytes()
-    for torn in (b"", good[:100], good[:-7], b"\xff" * 50):
+    assert fit(train, valid, checkpoint=path, on_start=started.append) == whole
+    assert capsys.readouterr().err == "" and started == [False, True]
+    of_old_names = good.replace(b'\\"best_loss\\"', b'\\"bestscore\\"')
+    assert of_old_names != good
+    for torn in (b"", good[:100], good[:-7], b"\xff" * 50, of_old_names):
         path.write_bytes(torn)
-        assert load_net_checkpoint(path, "any") is None
-        assert fit(train, valid, checkpoint=path) == whole
-    assert load_net_checkpoint(path, "another key") is None
+        assert load_net_checkpoint(path, "any")[0] is None
+        started.clear()
+        assert fit(train, valid, checkpoint=path, on_start=started.append) == whole
+        said, = capsys.readouterr().err.splitlines()
+        assert f"the checkpoint {path} is damaged, or of another version; the training starts again from the beginning" in said
+        assert started == [False]
+    assert load_net_checkpoint(path, "another key")[0] is None
     changed = fit(train, valid, params=replace(SMALL, ensemble_size=2), checkpoint=path)
+    said, = capsys.readouterr().err.splitlines()
+    assert f"train net: the checkpoint {path} belongs to another training" in said
     assert changed == fit(train, valid, params=replace(SMALL, ensemble_size=2)) != whole
 
 
@@ -340,20 +368,23 @@ def test_the_seed_decides_and_nothing_outside_does():
 
 def test_without_a_compiler_is_a_sentence(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and neither g\\+\\+ nor clang\\+\\+ is on this machine"):
+    with pytest.raises(UserError,
+                       match="needs a C\\+\\+ compiler, and neither g\\+\\+ nor clang\\+\\+ is on this machine"):
         fit(*problem(), params=replace(SMALL, compile=True))
 
 
 @pytest.mark.slow
 def test_a_compiled_net_learns_the_same_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
     train, valid = problem()
-    quick = replace(SMALL, ensemble_size=2, n_blocks=1, d_embedding=0, batch_size=200, max_epochs=2, dropout=0, bf16=False, compile=True) # one size of batch
+    quick = replace(SMALL, ensemble_size=2, n_blocks=1, d_embedding=0, batch_size=200, max_epochs=2, dropout=0,
+                    bf16=False, compile=True) # one size of batch
     whole = fit(train, valid, params=quick)
     plain = fit(train, valid, params=replace(quick, compile=False))
     assert [p.valid for p in whole.loss_curve] == pytest.approx([p.valid for p in plain.loss_curve], rel=1e-4)
 
     def killed(epoch, valid): raise Killed
-    with pytest.raises(Killed): fit(train, valid, params=quick, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0, on_iteration=killed)
+    with pytest.raises(Killed):
+        fit(train, valid, params=quick, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0, on_iteration=killed)
     assert fit(train, valid, params=quick, checkpoint=tmp_path / "c") == whole
 
 
@@ -364,7 +395,8 @@ def test_a_damaged_file_is_refused():
     network = fit_network_spec(train.X, train.y, "binary", SMALL, cat_cardinalities={2: 5})
     good = serialize_network(network, build_network(network).state_dict())
     assert deserialize_network(good)[0] == network
-    other = serialize_network(fit_network_spec(train.X, train.y, "binary", replace(SMALL, d_hidden=8), cat_cardinalities={2: 5}), build_network(network).state_dict())
+    other = serialize_network(fit_network_spec(train.X, train.y, "binary", replace(SMALL, d_hidden=8),
+                                               cat_cardinalities={2: 5}), build_network(network).state_dict())
     for bad in (b"", good[:50], good[:-1], good + b"x", good.replace(b"binary", b"bonary"), other):
         with pytest.raises(UserError, match="not a whole net"): deserialize_network(bad)
 
@@ -373,7 +405,8 @@ def test_devices():
     assert pick_device("cpu").type == "cpu" and pick_device().type in ("cpu", "cuda")
     for name in ("", "gpu", "cuda:", "cuda:-1", "cpu:0", "CUDA"):
         with pytest.raises(UserError): pick_device(name if name != "cuda:" else "cuda:x")
-    with pytest.raises(UserError, match="is not there: this machine has"): fit_net(*problem(), "binary", SMALL, device="cuda:77")
+    with pytest.raises(UserError, match="is not there: this machine has"):
+        fit(*problem(), device=DeviceConfig("cuda:77"))
 
 
 # ---- real data
@@ -385,19 +418,23 @@ def test_adult_is_as_accurate_as_the_literature_says(tmp_path):
     import polars as pl
     from support.project_checks import new_project, run
 
-    from mlops_nb.model.encoder import Encoder, feature_kinds
+    from mlops_nb.config.project import Project
+    from mlops_nb.train.dataset import read_training_parts
+    from mlops_nb.train.learners import resolve_init_model
     from mlops_nb.train.net_trainer import predict_net_rows, to_net_rows
     data = Path(__file__).parents[3] / "shared/data/adult/adult.[dt]*"
     root = new_project(tmp_path / "adult", data, "rtrim(outcome, '.')", "--test-files", "adult.test")
     for stage in ("validate", "prepare"): run("mlops-nb", "stage", stage, cwd=root)
-    project = open_project(root)
-    names = list(feature_kinds(project.schema, project.features))
-    encoder = Encoder.fit(read_split(root, "train", names), project.schema, project.features, project.params.train.encoder)
-    train, valid = read_training_parts(root, project, encoder)
+    project = Project.open(root)
+    encoder = resolve_init_model(project, "net").encoder
+    train, valid = read_training_parts(project, encoder)
     codes = {i: max(encoder.columns[i].codes.values()) + 1 for i in encoder.categorical}
-    weights = fit_net(train, valid, "binary", NetParams(ensemble_size=8, d_hidden=256, max_epochs=6), cat_cardinalities=codes, device="cpu").model
+    params = NetParams(ensemble_size=8, d_hidden=256, max_epochs=6)
+    weights = fit_net(train, valid, TrainingJob("binary", params, DeviceConfig("cpu"), cat_cardinalities=codes)).model
     test = pl.read_parquet(root / "artifacts/prepared/test.parquet")
     part = TrainingPart(encoder.transform(test), test["_target"].to_numpy())
     network, net = opened(weights)
     assert len(part.y) == 16281
-    assert ((predict_net_rows(network, net, to_net_rows(network, part, torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858
+    assert ((predict_net_rows(network, net,
+                              to_net_rows(network, part,
+                                          torch.device("cpu"))).numpy() >= 0.5) == part.y).mean() >= 0.858

@@ -21,7 +21,8 @@ def curves(root, learner):
 
 
 @pytest.fixture(scope="module", params=list(learners.LEARNERS))
-def project(request, tmp_path_factory): return modelling.trained(tmp_path_factory.mktemp(request.param), learner=request.param)
+def project(request, tmp_path_factory):
+    return modelling.trained(tmp_path_factory.mktemp(request.param), learner=request.param)
 
 
 def test_the_curves_are_those_of_the_training_and_a_second_run_does_not_double_them(project):

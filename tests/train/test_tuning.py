@@ -37,14 +37,16 @@ def project(root, task="binary", learner="gbdt", counts=False, **how):
 
 def change(root, **how):
     p = read_params(root / "params.yaml")
-    write_params(msgspec.convert(msgspec.to_builtins(p) | {"tune": msgspec.to_builtins(p.tune) | how}, type(p)), root / "params.yaml")
+    write_params(msgspec.convert(msgspec.to_builtins(p) | {"tune": msgspec.to_builtins(p.tune) | how}, type(p)),
+                 root / "params.yaml")
     return root
 
 
 def table(root): return pl.read_parquet(root / "artifacts/tuning/trials.parquet")
 
 
-@pytest.mark.parametrize("task, learner", [("binary", "gbdt"), ("multiclass", "gbdt"), ("regression", "gbdt"), ("binary", "net"),
+@pytest.mark.parametrize("task, learner",
+                         [("binary", "gbdt"), ("multiclass", "gbdt"), ("regression", "gbdt"), ("binary", "net"),
                                            ("regression", "net")])
 def test_what_is_found_is_used_and_never_worse_on_the_valid_rows(tmp_path, task, learner):
     narrow = {"d_hidden": [16, 32], "d_embedding": [4, 8], "n_bins": [4, 8], "n_blocks": [1, 2]}
@@ -68,15 +70,18 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     root = project(tmp_path, "regression", counts=True)
     tune.run_tune(root)
     found, tried = read_tuning_results(root)["gbdt"], table(root).filter(parameter="objective")
-    assert tried["value"].to_list()[0] == 1 and set(tried["value"]) == {0, 1}, "places in the list; the first is that of params.yaml"
+    assert tried["value"].to_list()[0] == 1 and set(tried["value"]) == {0,
+                                                                        1}, "places in the list; the first is that of params.yaml"
     if found.param_importances: assert set(found.param_importances) == SEARCHED | {"objective"}
     run_train(root)
     after = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
-    assert after.best_loss == found.best_loss and after.params["objective"] == found.best_params.get("objective", "poisson")
+    assert after.best_loss == found.best_loss and after.params["objective"] == found.best_params.get("objective",
+                                                                                                     "poisson")
     change(root, n_trials=3, gbdt={"objective": ["squared"]})
     tune.run_tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
-    assert later == [None, 0, 0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"
+    assert later == [None, 0,
+                     0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"
     change(root, n_trials=3, gbdt={"objective": ["poisson"]})
     tune.run_tune(root)
     assert set(table(root)["parameter"]) == SEARCHED, "it is what train says anyway"
@@ -97,7 +102,8 @@ def test_trees_that_go_on_keep_their_objective(tmp_path):
     assert tune.run_tune(root)["trials"] == 2 and set(table(root)["parameter"]) == SEARCHED
     p.train.gbdt.objective = "squared"
     write_params(p, root / "params.yaml")
-    with pytest.raises(UserError, match="adds up with the objective poisson, and train.gbdt.objective is squared"): tune.run_tune(root)
+    with pytest.raises(UserError, match="adds up with the objective poisson, and train.gbdt.objective is squared"):
+        tune.run_tune(root)
 
 
 def test_without_trials_nothing_is_searched_and_the_params_stay(tmp_path):
@@ -127,7 +133,8 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
     tune.run_tune(calm)
     dice, kills, kept = random.Random(3), 0, 0
     for _ in range(6):
-        run = subprocess.Popen([sys.executable, "-c", KILLED, str(killed)], stdout=subprocess.PIPE, env=dict(os.environ))
+        run = subprocess.Popen([sys.executable, "-c", KILLED, str(killed)], stdout=subprocess.PIPE,
+                               env=dict(os.environ))
         run.stdout.readline()
         time.sleep(dice.uniform(0.6, 1.6))
         kills += run.poll() is None
@@ -152,7 +159,8 @@ def test_workers_share_one_budget_and_try_different_things(tmp_path):
     assert len({t.user_attrs["worker"][1] for t in trials}) > 1, "one process did it all"
     tried = [tuple(t.params.values()) for t in trials]
     assert len(set(tried)) == 9
-    assert run_study(root, "gbdt", n_workers=2)[0].get_trials() == study.get_trials(), "the budget is used up: nothing happens"
+    assert run_study(root, "gbdt",
+                     n_workers=2)[0].get_trials() == study.get_trials(), "the budget is used up: nothing happens"
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
@@ -182,13 +190,15 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
 def test_a_second_machine_joins_only_the_same_study(tmp_path):
     here, there = project(tmp_path / "here", n_trials=4), project(tmp_path / "there", n_trials=4)
     for root in (here, there): (root / "settings.ini").write_text(f"[tune]\nstorage = {tmp_path / 'shared.journal'}\n")
-    with pytest.raises(UserError, match="the journal holds no study .* but 0 of other data"): run_study(there, "gbdt", join=True)
+    with pytest.raises(UserError, match="the journal holds no study .* but 0 of other data"):
+        run_study(there, "gbdt", join=True)
     first, _ = run_study(here, "gbdt")
     change(here, n_trials=7), change(there, n_trials=7)
     second, _ = run_study(there, "gbdt", join=True)
     assert second.study_name == first.study_name and len(counted_trials(second)) == 7
     change(there, gbdt={"num_leaves": [3, 9]})
-    with pytest.raises(UserError, match="but 1 of other data, params or search spaces"): run_study(there, "gbdt", join=True)
+    with pytest.raises(UserError, match="but 1 of other data, params or search spaces"):
+        run_study(there, "gbdt", join=True)
     assert len(counted_trials(first)) == 7, "nothing of it is lost"
 
 
@@ -202,7 +212,8 @@ def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
     assert new.study_name != old.study_name and set(rows["parameter"]) == SEARCHED - {"learning_rate"}
     if old.best_params:
         second = dict(rows.filter(trial=1).select("parameter", "value").iter_rows())
-        assert second["num_leaves"] == min(max(old.best_params["num_leaves"], 3), 5) and second["subsample"] == old.best_params["subsample"]
+        assert second["num_leaves"] == min(max(old.best_params["num_leaves"], 3),
+                                           5) and second["subsample"] == old.best_params["subsample"]
     assert len(optuna.get_all_study_names(open_storage(root / JOURNAL))) == 2
 
 
@@ -213,7 +224,8 @@ def test_a_working_time_ends_it_after_the_first_trial_at_least(tmp_path):
 
 
 def test_poor_trials_are_broken_off(tmp_path):
-    root = project(tmp_path, n_trials=25, gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
+    root = project(tmp_path, n_trials=25,
+                   gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
     tune.run_tune(root)
     found = read_tuning_results(root)["gbdt"]
     assert found.pruned > 0 and set(found.param_importances) == SEARCHED
@@ -247,7 +259,8 @@ def test_a_torn_end_is_cut_off_and_the_rest_is_kept(tmp_path):
         assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
-@pytest.mark.parametrize("content", ["to do: buy milk\nand bread", "[1, 2]\n", '{"a": 1}\n', '{"op_code":0}\n{"op_code":0}\n'])
+@pytest.mark.parametrize("content",
+                         ["to do: buy milk\nand bread", "[1, 2]\n", '{"a": 1}\n', '{"op_code":0}\n{"op_code":0}\n'])
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path, content):
     root = project(tmp_path)
     (root / JOURNAL).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"A bare Granian RSGI application that decodes a row and asks the trees: no contract, no routing, no record, no figures."
+"A bare Granian RSGI application that decodes a row and calls the trees: no schema, no routing, no prediction log, no metrics."
 from pathlib import Path
 
 import msgspec

@@ -1,0 +1,34 @@
+"The evaluation of one model's scores: what is chosen where, and how often a bootstrap is drawn."
+import numpy as np
+import polars as pl
+import pytest
+from support.small_project import small_rows, small_schema
+
+from mlops_nb.config.params import EvaluateParams
+from mlops_nb.evaluate.evaluation import describe_scores, evaluate_scores, resampling_from_params
+
+
+def test_constant_scores_are_seen():
+    assert describe_scores(np.full(7, 0.3)).n_unique == 1
+    assert describe_scores(np.full((7, 3), 1 / 3)).n_unique == 1
+    assert describe_scores(np.full(2, np.nan)).min is None
+
+
+def test_the_threshold_comes_from_valid_and_not_from_test(tmp_path):
+    schema, valid, test = small_schema("binary"), small_rows("binary", 300, "v", 0), small_rows("binary", 300, "t", 1)
+    s = {"valid": valid["p"].to_numpy(), "test": test["p"].to_numpy()}
+    flipped = test.with_columns(_target=1 - pl.col("_target"))
+    a, b = (evaluate_scores(schema, EvaluateParams(n_resamples=5), valid, t, s) for t in (test, flipped))
+    assert a.decision_settings == b.decision_settings and a.metrics["test"]["accuracy"].value == pytest.approx(
+        1 - b.metrics["test"]["accuracy"].value
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted, rows, drawn", [(200, 1, 200), (200, 200_000, 200), (200, 400_000, 100), (200, 10**9, 50), (20, 10**9, 20)]
+)
+def test_long_tests_have_fewer_resamples(wanted, rows, drawn):
+    params = EvaluateParams(n_resamples=wanted, confidence_level=0.9, seed=3)
+    resampling = resampling_from_params(params, rows, threads=2)
+    assert (resampling.n_resamples, resampling.confidence_level) == (drawn, 0.9)
+    assert (resampling.seed, resampling.threads) == (3, 2)

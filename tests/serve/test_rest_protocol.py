@@ -1,0 +1,75 @@
+"JSON bodies of answers, explanations and labels."
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from mlops_nb.config.schema import Column, Schema
+from mlops_nb.serve.endpoint import ExplanationResult, PredictionResult
+from mlops_nb.serve.request_validation import ValidationError
+from mlops_nb.serve.rest_protocol import decode_labels, encode_explain_response, encode_predict_response
+
+
+def schema(task="binary", classes=("no", "yes")):
+    return Schema("t", task, "y", classes=list(classes) if classes else None,
+                  columns={"x": Column("number"), "y": Column("category")})
+
+
+def predictions(classes=("no", "yes"), **more):
+    result = PredictionResult(id="r", endpoint="e", variant="v", bundle="b", **more)
+    decoder = SimpleNamespace(predictor=SimpleNamespace(schema=SimpleNamespace(classes=classes)))
+    return msgspec.json.decode(encode_predict_response(result, decoder))["predictions"]
+
+
+def test_what_a_task_does_not_have_is_left_out():
+    assert predictions(None, scores=[1.5, 2]) == [{"score": 1.5}, {"score": 2}]
+    assert predictions(scores=[.2], decisions=["no"]) == [{"score": .2, "decision": "no"}]
+    assert predictions(scores=[.4], decisions=[None],
+                       needs_review=[True]) == [{"score": .4, "decision": None, "needs_review": True}]
+    assert predictions(scores=[.4, .5], decisions=["no", "no"], variants=["a", "b"])[1] == {"score": .5,
+        "decision": "no", "variant": "b"}
+    assert predictions("abc", scores=[[.2, .3, .5]],
+                       decisions=["c"]) == [{"score": {"a": .2, "b": .3, "c": .5}, "decision": "c"}]
+
+
+def test_contributions_of_several_classes_are_by_class():
+    shares = [[[1., 2., .5], [0., 1., .25]]]
+    result = ExplanationResult(variant="v", bundle="b", units="u", scores=[[.6, .4]], feature_names=["x", "z"],
+                               contributions=shares)
+    found = msgspec.json.decode(encode_explain_response(result, "r", "e", ["p", "q"]))
+    assert found["units"] == "u" and found["explanations"] == [{
+        "score": {"p": .6, "q": .4}, "raw_score": {"p": 3.5, "q": 1.25}, "base_value": {"p": .5, "q": .25},
+        "contributions": {"p": {"x": 1., "z": 2.}, "q": {"x": 0., "z": 1.}}}]
+
+
+@pytest.mark.parametrize("label, read", [('"yes"', "yes"), ("null", None)])
+def test_labels_that_are_taken(label, read):
+    assert decode_labels(b'{"labels": [{"id": "a", "label": %s}]}' % label.encode(), schema(), 9)[0].label == read
+
+
+@pytest.mark.parametrize("sent, read", [(True, "true"), (1, "1"), (1.0, "1")])
+def test_a_class_may_be_sent_as_a_boolean_or_a_number(sent, read):
+    body = msgspec.json.encode({"labels": [{"id": "a", "label": sent}]})
+    assert decode_labels(body, schema(classes=("true", "1")), 9)[0].label == read
+
+
+@pytest.mark.parametrize("body, words", [
+    (b"", "The body is not"), (b'{"labels": []}', "length"),
+    (b'{"labels": [{"id": "a b", "label": 1}]}', "matching regex"),
+    (b'{"labels": [{"id": "a", "label": "yess"}]}', "did you mean 'yes'"),
+    (b'{"labels": [{"id": "a", "label": 1, "row": -1}]}', "row")])
+def test_labels_that_are_not(body, words):
+    with pytest.raises(ValidationError, match=words): decode_labels(body, schema(), 9)
+
+
+def test_too_many_labels():
+    with pytest.raises(ValidationError, match="at most 1"):
+        decode_labels(b'{"labels": [{"id": "a", "label": "no"}, {"id": "b", "label": "no"}]}', schema(), 1)
+
+
+def test_labels_of_a_regression_are_numbers():
+    body = b'{"labels": [{"id": "a", "label": 2}, {"id": "a", "label": 2.5}]}'
+    assert [x.label for x in decode_labels(body, schema("regression", None), 9)] == [2., 2.5]
+    for wrong in (b"true", b'"2"', b"1e301"):
+        with pytest.raises(ValidationError, match="a number is expected"):
+            decode_labels(b'{"labels": [{"id": "a", "label": %s}]}' % wrong, schema("regression", None), 9)
