@@ -15,14 +15,17 @@ def main(folder, months, threads, same):
     clock = pl.col("lpep_pickup_datetime")
     paths = sorted(Path(folder).glob(f"green_tripdata_{months}.parquet"))
     files = [pl.scan_parquet(f).with_columns(pl.col("ehail_fee").cast(pl.Float64)) for f in paths]
-    frame = (pl.concat(files, how="vertical_relaxed").with_columns(minutes.alias("minutes")).filter(pl.col("minutes").is_between(1, 60))
-             .with_columns(clock.dt.hour().alias("hour"), (clock.dt.weekday() - 1).alias("weekday"), clock.dt.month().alias("month"),
+    frame = (pl.concat(files,
+        how="vertical_relaxed").with_columns(minutes.alias("minutes")).filter(pl.col("minutes").is_between(1, 60))
+             .with_columns(clock.dt.hour().alias("hour"), (clock.dt.weekday() - 1).alias("weekday"),
+                           clock.dt.month().alias("month"),
                            pl.col("store_and_fwd_flag").cast(pl.Categorical).to_physical())
              .sort("lpep_pickup_datetime", maintain_order=True).collect())
     y, X = frame["minutes"].to_numpy(), frame.drop(LEFT_OUT).cast(pl.Float64).to_numpy()
     test = round(len(y) * .8)
     valid = round(test * .8)
-    params = dict(objective="regression", metric="rmse", learning_rate=.05, num_leaves=31, min_data_in_leaf=20, num_threads=int(threads),
+    params = dict(objective="regression", metric="rmse", learning_rate=.05, num_leaves=31, min_data_in_leaf=20,
+                  num_threads=int(threads),
                   verbosity=-1)
     if same == "same": params |= dict(deterministic=True, force_col_wise=True) # else the threads matter in the last bit
     flag = [frame.drop(LEFT_OUT).columns.index("store_and_fwd_flag")]

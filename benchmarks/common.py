@@ -40,10 +40,12 @@ def workplace():
 def run(*command, cwd):
     "Seconds that a command took; what it said when it failed becomes the error."
     clock = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=ENV, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)
     seconds = time.perf_counter() - clock
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}: {(done.stderr or done.stdout)[-2000:]}")
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}: "
+                         f"{(done.stderr or done.stdout)[-2000:]}")
     return seconds
 
 
@@ -86,13 +88,15 @@ def fewer_subscribers(project, n):
 
 def taxi_project(to, months="*"):
     "A project on the taxi trips, as a person would make it."
-    run("mlops-nb", "init", to, "--data", f"{TAXI}/green_tripdata_{months}.parquet", "--target", MINUTES, "--time", "lpep_pickup_datetime",
+    run("mlops-nb", "init", to, "--data", f"{TAXI}/green_tripdata_{months}.parquet", "--target", MINUTES, "--time",
+        "lpep_pickup_datetime",
         "--filter", "target >= 1 AND target <= 60", cwd=to.parent)
 
 
 def stage_records(project):
     "What each stage recorded of itself, in the order they ran."
-    return sorted((json.loads(p.read_text()) for p in (project / ".mlops" / "stages").glob("*.json")), key=lambda r: r["started"])
+    return sorted((json.loads(p.read_text()) for p in (project / ".mlops" / "stages").glob("*.json")),
+                  key=lambda r: r["started"])
 
 
 def stage_seconds(project): return {r["stage"]: r["seconds"] for r in stage_records(project)}

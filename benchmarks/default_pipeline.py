@@ -4,7 +4,19 @@ import time
 from contextlib import suppress
 
 import psutil
-from common import ENV, alternating, fewer_subscribers, fresh_copy, memory_of_children, quick, report, row, run, stage_seconds, workplace
+from common import (
+    ENV,
+    alternating,
+    fewer_subscribers,
+    fresh_copy,
+    memory_of_children,
+    quick,
+    report,
+    row,
+    run,
+    stage_seconds,
+    workplace,
+)
 
 DUMMY = """stages:
   a: {cmd: echo a > a.txt, outs: [a.txt]}
@@ -39,7 +51,8 @@ def dummy(place):
 
 def kill_at(place, stage):
     "Start the pipeline, and end all its processes while `stage` runs."
-    pipeline = subprocess.Popen(["dvc", "repro"], cwd=place, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pipeline = subprocess.Popen(["dvc", "repro"], cwd=place, env=ENV, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
     while pipeline.poll() is None:
         below = psutil.Process(pipeline.pid).children(recursive=True)
         for p in below:
@@ -72,7 +85,8 @@ def main():
     with workplace() as tmp:
         first, three = project(tmp / "cold", small), dummy(tmp / "dummy")
         took, peak, stages = cold(first)
-        nothing, plain = alternating(times, lambda: run("dvc", "repro", cwd=first), lambda: run("dvc", "repro", cwd=three))
+        nothing, plain = alternating(times, lambda: run("dvc", "repro", cwd=first),
+                                     lambda: run("dvc", "repro", cwd=three))
         again, done, repeated = interrupted(project(tmp / "killed", small))
     each = ", ".join(f"{name} {s:.1f}" for name, s in stages.items())
     report([
@@ -80,14 +94,20 @@ def main():
         row("… its peak memory, all processes together", f"{peak:,.0f} MiB", bound="≤ 1,536 MiB", met=peak <= 1536),
         row("`dvc repro` with nothing to do", f"{nothing:.2f} s", "`dvc repro` of 3 empty stages", f"{plain:.2f} s",
             f"{nothing / plain:.2f}×", "≤ 1.5 s", nothing <= 1.5),
-        row("`dvc repro` after SIGKILL during `evaluate`", f"{again:.1f} s; {len(repeated)} of {len(done)} finished stages ran again",
-            "from cold", f"{took:.1f} s", f"{sum(done.values()):.1f} s of stages saved", "0 stages again", not repeated),
+        row("`dvc repro` after SIGKILL during `evaluate`",
+            f"{again:.1f} s; {len(repeated)} of {len(done)} finished stages ran again",
+            "from cold", f"{took:.1f} s", f"{sum(done.values()):.1f} s of stages saved", "0 stages again",
+            not repeated),
     ], [
-        "From cold: `mlops-nb simulate` and `dvc repro` in a fresh copy of this repository without data, caches or a tracking store; "
-        f"the environment is installed. Seconds that the stages recorded of themselves: {each}; the rest of the {took:.1f} s is the "
+        "From cold: `mlops-nb simulate` and `dvc repro` in a fresh copy of this repository without data, caches or a "
+        "tracking store; "
+        f"the environment is installed. Seconds that the stages recorded of themselves: {each}; the rest of the "
+        f"{took:.1f} s is the "
         "simulation, the start of each stage's process and DVC.",
-        "Memory is the sum of the resident memory of all processes, sampled every 0.2 s; pages that two processes share count twice.",
-        f"Nothing to do: median of {times}, in turns with the three empty stages. The pipeline has {len(stages)} stages.",
+        "Memory is the sum of the resident memory of all processes, sampled every 0.2 s; pages that two processes share "
+        "count twice.",
+        f"Nothing to do: median of {times}, in turns with the three empty stages. The pipeline has {len(stages)} "
+        "stages.",
         "Killed: DVC and everything below it, in the middle of `evaluate`; finished then: "
         f"{', '.join(done)}."])
 

@@ -6,7 +6,20 @@ import subprocess
 import sys
 import time
 
-from common import ENV, HERE, TAXI, THREADS, quick, report, row, run, stage_records, stage_seconds, taxi_project, workplace
+from common import (
+    ENV,
+    HERE,
+    TAXI,
+    THREADS,
+    quick,
+    report,
+    row,
+    run,
+    stage_records,
+    stage_seconds,
+    taxi_project,
+    workplace,
+)
 
 
 def bare(tmp, months, same):
@@ -28,7 +41,8 @@ def pipeline(tmp, i):
     dataset = json.loads((project / "artifacts/prepared/dataset.json").read_text())
     test = json.loads((project / "artifacts/metrics.json").read_text())["test"]
     shutil.rmtree(project)
-    return whole - explaining, whole, stages, dict(rows=dataset["used"], trees=training["best_iteration"], rmse=test["rmse"])
+    return whole - explaining, whole, stages, dict(rows=dataset["used"], trees=training["best_iteration"],
+                                                   rmse=test["rmse"])
 
 
 def main():
@@ -41,19 +55,25 @@ def main():
     (_, whole, stages, found), (_, plain), _ = turns[-1]
     each = ", ".join(f"{name} {s:.1f}" for name, s in stages.items())
     report([
-        row("pipeline on all taxi months, without SHAP and reports", f"{ours:.1f} s", "bare LightGBM script", f"{theirs:.1f} s",
+        row("pipeline on all taxi months, without SHAP and reports", f"{ours:.1f} s", "bare LightGBM script",
+            f"{theirs:.1f} s",
             f"{ours / theirs:.2f}×", "≤ 1.5×", ours / theirs <= 1.5),
         row("… the same", f"{ours:.1f} s", "the script, LightGBM choosing how to build histograms",
             f"{default:.1f} s", f"{ours / default:.2f}×"),
     ], [
-        "Overhead: the wall time of `dvc repro deploy` (every stage but report, DVC's own time included) less the time from the start of "
-        "the stage explain to the start of the next. The peer is benchmarks/bare_lightgbm.py in a process of its own: read the Parquet "
+        "Overhead: the wall time of `dvc repro deploy` (every stage but report, DVC's own time included) less the time "
+        "from the start of "
+        "the stage explain to the start of the next. The peer is benchmarks/bare_lightgbm.py in a process of its own: "
+        "read the Parquet "
         "files, the same calendar features, split, parameters and threads, early stopping, prediction, two metrics. "
-        "Same parameters includes `deterministic` and `force_col_wise`: with them a model does not depend on the number of threads; "
+        "Same parameters includes `deterministic` and `force_col_wise`: with them a model does not depend on the number "
+        "of threads; "
         "left to itself LightGBM is faster here, and the second row shows by how much. "
         f"Median of {times}, in turns; the project is made by `mlops-nb init` before the clock starts.",
-        f"The last pipeline took {whole:.1f} s in all, of which {each}. It used {found['rows']:,} rows and kept {found['trees']} trees, "
-        f"RMSE {found['rmse']:.3f} min; the script {plain['rows']:,} rows and {plain['trees']} trees, RMSE {plain['rmse']:.3f} min."])
+        f"The last pipeline took {whole:.1f} s in all, of which {each}. It used {found['rows']:,} rows and kept "
+        f"{found['trees']} trees, "
+        f"RMSE {found['rmse']:.3f} min; the script {plain['rows']:,} rows and {plain['trees']} trees, RMSE "
+        f"{plain['rmse']:.3f} min."])
 
 
 if __name__ == "__main__": main()

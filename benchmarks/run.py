@@ -15,7 +15,8 @@ from importlib.metadata import version
 import psutil
 from common import ENV, HERE, ROOT, THREADS
 
-SUBJECTS = {"default_pipeline": 1200, "taxi_ingest": 600, "overhead": 2400, "scoring": 900, "shapley": 900, # seconds until it is stopped
+# seconds until it is stopped
+SUBJECTS = {"default_pipeline": 1200, "taxi_ingest": 600, "overhead": 2400, "scoring": 900, "shapley": 900,
             "learning": 3600, "nets": 1800, "serving": 2400}
 PACKAGES = ["polars", "lightgbm", "numpy", "pyarrow", "pandera", "dvc", "mlflow", "scikit-learn", "shap", "papermill"]
 HEAD = ("what", "figure", "peer, same run", "its figure", "ratio", "bound", "met")
@@ -36,7 +37,8 @@ def table(rows):
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for r in rows:
         met = {True: "yes", False: "**no**", None: ""}[r["met"]]
-        lines.append("| " + " | ".join([r["what"], r["figure"], r["peer"], r["peer_figure"], r["ratio"], r["bound"], met]) + " |")
+        lines.append("| " + " | ".join([r["what"], r["figure"], r["peer"], r["peer_figure"], r["ratio"], r["bound"],
+                                        met]) + " |")
     return "\n".join(lines)
 
 
@@ -47,10 +49,12 @@ def machine(name, load):
     "What the figures depend on; no names and no paths."
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks")
     commit = (git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if changed else "")
-    return [f"{THREADS} cores ({platform.machine()}, {platform.system()}), {psutil.virtual_memory().total / 2**30:.0f} GiB of memory; "
+    return [f"{THREADS} cores ({platform.machine()}, {platform.system()}), {psutil.virtual_memory().total / 2**30:.0f} "
+            "GiB of memory; "
             f"the load average was {load:.1f} at the start.",
             f"Python {platform.python_version()}; " + ", ".join(f"{p} {version(p)}" for p in PACKAGES) + ".",
-            f"Commit {commit}, {date.today()}, by `benchmarks/run.py {name}`. Installed packages are compiled to bytecode, as pip "
+            f"Commit {commit}, {date.today()}, by `benchmarks/run.py {name}`. Installed packages are compiled to "
+            "bytecode, as pip "
             "leaves them."]
 
 
@@ -72,7 +76,8 @@ def title(name): return ast.get_docstring(ast.parse((HERE / f"{name}.py").read_t
 
 def write_page(name, found, load):
     from mlops_nb.core.files import atomic_file
-    text = PAGE.format(title=title(name), table=table(found["rows"]), notes=listed(found["notes"]), machine=listed(machine(name, load)))
+    text = PAGE.format(title=title(name), table=table(found["rows"]), notes=listed(found["notes"]),
+                       machine=listed(machine(name, load)))
     with atomic_file(ROOT / "docs" / "benchmarks" / f"{name}.md") as tmp: tmp.write_text(text, encoding="utf-8")
 
 
@@ -83,7 +88,8 @@ def main():
     args = parser.parse_args()
     unknown = [n for n in args.names if n not in SUBJECTS]
     if unknown: parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
-    for folder in (sysconfig.get_path("purelib"), str(ROOT / "mlops_nb")): compileall.compile_dir(folder, quiet=2) # not all installers do
+    # not all installers do
+    for folder in (sysconfig.get_path("purelib"), str(ROOT / "mlops_nb")): compileall.compile_dir(folder, quiet=2)
     sys.path.insert(0, str(ROOT))
     missed = False
     for name in args.names or SUBJECTS:

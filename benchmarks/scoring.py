@@ -22,7 +22,8 @@ def larger(predictor, theirs, X, trees):
     params = dict(objective="regression", num_leaves=31, learning_rate=.02, num_threads=THREADS, verbosity=-1)
     text = lightgbm.train(params, data, trees).model_to_string()
     text = text.replace("objective=regression", "objective=binary sigmoid:1")
-    changed = Predictor(predictor.schema, predictor.features, predictor.encoder, Booster(text), predictor.policy, "larger", THREADS)
+    changed = Predictor(predictor.schema, predictor.features, predictor.encoder, Booster(text), predictor.policy,
+                        "larger", THREADS)
     return changed, lightgbm.Booster(model_str=text)
 
 
@@ -62,7 +63,8 @@ def main():
         def predict(): return seconds(lambda: theirs.predict(X, num_threads=THREADS))
         def script():
             def f():
-                p = theirs.predict(predictor.encoder.transform(pl.read_parquet(source).hstack(known)), num_threads=THREADS)
+                p = theirs.predict(predictor.encoder.transform(pl.read_parquet(source).hstack(known)),
+                                   num_threads=THREADS)
                 pl.DataFrame(dict(score=p)).write_parquet(tmp / "script.parquet")
             return seconds(f)
         known = pl.DataFrame({k: pl.Series(v) for k, v in predictor.features.compute(frame).items()})
@@ -73,20 +75,27 @@ def main():
                            lambda: seconds(lambda: plain.predict(X, num_threads=THREADS)))
         alone, single, whole = one_by_one(predictor, theirs, frame, X, 200 if small else 2000)
     report([
-        row("batch scoring, Parquet to Parquet, 300 trees", f"{n / d:,.0f} rows/s", "`lightgbm.Booster.predict` of a matrix in memory",
+        row("batch scoring, Parquet to Parquet, 300 trees", f"{n / d:,.0f} rows/s",
+            "`lightgbm.Booster.predict` of a matrix in memory",
             f"{n / e:,.0f} rows/s", f"{e / d:.2f}×", "≥ 0.80×", e / d >= .8),
-        row(f"… with the {trees} trees of the default project", f"{n / a:,.0f} rows/s", "`lightgbm.Booster.predict` of a matrix in memory",
+        row(f"… with the {trees} trees of the default project", f"{n / a:,.0f} rows/s",
+            "`lightgbm.Booster.predict` of a matrix in memory",
             f"{n / b:,.0f} rows/s", f"{b / a:.2f}×", "≥ 0.80×", b / a >= .8),
         row("… the same", f"{n / a:,.0f} rows/s", "script: read all, encode, `Booster.predict`, write",
             f"{n / c:,.0f} rows/s", f"{c / a:.2f}×"),
         row("one row through the booster", f"{alone:.1f} µs", "`lightgbm.Booster.predict`", f"{single:.1f} µs",
             f"{single / alone:.1f}× faster"),
         row("one row through `Predictor.predict_one`, from a dict", f"{whole:.0f} µs"),
-    ], [f"Scoring: {n:,} rows × {X.shape[1]} inputs of the simulated churn, {trees} trees, {THREADS} threads for both; median of {times}, "
-        "in turns. `serve.score.score` reads Parquet, validates, computes features, encodes, predicts, decides and writes in batches of "
-        "65,536 rows. The first peer only predicts, from a matrix that is ready in memory: there is no harsher one. The second is given "
+    ],
+    [f"Scoring: {n:,} rows × {X.shape[1]} inputs of the simulated churn, {trees} trees, {THREADS} threads for both; "
+     f"median of {times}, "
+        "in turns. `serve.score.score` reads Parquet, validates, computes features, encodes, predicts, decides and "
+        "writes in batches of "
+        "65,536 rows. The first peer only predicts, from a matrix that is ready in memory: there is no harsher one. The "
+        "second is given "
         "the features and holds all rows in memory.",
-        "`predict_one` takes a dict of any values; the server's way, from checked columns, is among the figures of the server."])
+        "`predict_one` takes a dict of any values; the server's way, from checked columns, is among the figures of the "
+        "server."])
 
 
 if __name__ == "__main__": main()

@@ -44,7 +44,8 @@ def environment(name, *packages):
 
 
 def version_of(bin, package):
-    return subprocess.run([bin / "python", "-c", f"from importlib.metadata import version; print(version('{package}'))"],
+    return subprocess.run([bin / "python", "-c",
+                           f"from importlib.metadata import version; print(version('{package}'))"],
                           capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -63,7 +64,8 @@ def serving(command, folder, path, body, env=(), within=120):
     "Yields the process and the seconds until it answered; stopped with all its children at the end."
     with (folder / "server.log").open("wb") as log:
         clock = time.perf_counter()
-        p = subprocess.Popen(list(map(str, command)), cwd=folder, env={**ENV, **dict(env)}, stdout=log, stderr=log, start_new_session=True)
+        p = subprocess.Popen(list(map(str, command)), cwd=folder, env={**ENV, **dict(env)}, stdout=log, stderr=log,
+                             start_new_session=True)
         try:
             while True:
                 with suppress(OSError, http.client.HTTPException):
@@ -93,7 +95,8 @@ def load(folder, path, body, connections, each):
     (folder / "body.json").write_bytes(body)
     env = {**ENV, "BODY": str(folder / "body.json")}
     for duration in (max(1, each // 4), each):
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "--timeout", "10s", "-s", folder / "load.lua", f"http://127.0.0.1:{PORT}{path}"]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "--timeout", "10s", "-s", folder / "load.lua",
+                   f"http://127.0.0.1:{PORT}{path}"]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode: raise SystemExit(f"wrk ended with {done.returncode}: {done.stderr[-500:]}")
     r = json.loads(done.stdout.splitlines()[-1])
@@ -107,7 +110,8 @@ def made(tmp, trees):
     X = rng.normal(size=(20_000, COLUMNS)).round(4)
     y = (X[:, :5].sum(1) + X[:, 5] * X[:, 6] + rng.normal(size=len(X)) > 0)
     names = [f"c{i:02}" for i in range(COLUMNS)]
-    pl.DataFrame({**dict(zip(names, X.T, strict=True)), "event": np.where(y, "yes", "no")}).write_parquet(tmp / "rows.parquet")
+    pl.DataFrame({**dict(zip(names, X.T, strict=True)),
+                  "event": np.where(y, "yes", "no")}).write_parquet(tmp / "rows.parquet")
     root = tmp / "model" # the endpoint takes its name
     run("mlops-nb", "init", root, "--data", tmp / "rows.parquet", "--target", "event", cwd=tmp)
     from mlops_nb.config.params import read_params, write_params
@@ -132,7 +136,8 @@ def released(root):
     bundle = store_bundle(root / "artifacts/bundle", root / settings.release.store).name
     path = plan_path(root, settings)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, ReleasePlan(settings.release.endpoint, 1, [Variant("champion", bundle, 0.9), Variant("challenger", bundle, 0.1)]))
+    write_json(path, ReleasePlan(settings.release.endpoint, 1,
+                                 [Variant("champion", bundle, 0.9), Variant("challenger", bundle, 0.1)]))
 
 
 def tensor(x, name="input", shape=None): return dict(name=name, shape=shape or [1, len(x)], datatype="FP64", data=x)
@@ -149,14 +154,18 @@ def peers(tmp, root, x):
         shutil.copy(root / "artifacts/bundle/model.txt", folder / "model.txt")
         if (folder / "save.py").exists(): run(bin / "python", "save.py", cwd=folder)
         whole = {"PATH": f"{bin}{os.pathsep}{ENV['PATH']}", **dict(env)}
-        return f"{package} {version_of(bin, packages[0].partition('[')[0])}", folder, [bin / command[0], *command[1:]], whole, path, body
+        return f"{package} {version_of(bin, packages[0].partition('[')[0])}", folder, [bin / command[0],
+                                                                                       *command[1:]], whole, path, body
     rows = json.dumps(dict(data=[x])).encode()
-    yield peer("mlserver", "MLServer", ["mlserver", "mlserver-lightgbm", "lightgbm"], "/v2/models/model/infer", v2(tensor(x)),
+    yield peer("mlserver", "MLServer", ["mlserver", "mlserver-lightgbm", "lightgbm"], "/v2/models/model/infer",
+               v2(tensor(x)),
                "mlserver", "start", ".")
     yield peer("bentoml", "BentoML", ["bentoml", "lightgbm"], "/predict", rows,
-               "bentoml", "serve", "service:Model", "--port", PORT, "--host", "127.0.0.1", env={"BENTOML_DO_NOT_TRACK": "1"})
+               "bentoml", "serve", "service:Model", "--port", PORT, "--host", "127.0.0.1",
+               env={"BENTOML_DO_NOT_TRACK": "1"})
     yield peer("litserve", "LitServe", ["litserve", "lightgbm"], "/predict", rows, "python", "server.py")
-    yield peer("ray", "Ray Serve", ["ray[serve]", "lightgbm"], "/", rows, "python", "server.py", env={"RAY_USAGE_STATS_ENABLED": "0"})
+    yield peer("ray", "Ray Serve", ["ray[serve]", "lightgbm"], "/", rows, "python", "server.py",
+               env={"RAY_USAGE_STATS_ENABLED": "0"})
     yield peer("mlflow", "MLflow", ["mlflow", "lightgbm"], "/invocations", json.dumps(dict(inputs=[x])).encode(),
                "mlflow", "models", "serve", "-m", "saved", "--env-manager", "local", "-p", PORT, "-w", 1)
 
@@ -225,21 +234,26 @@ def beside(c, mine, others):
     best = max(others, key=lambda n: others[n][c]["rate"])
     swift = min(others, key=lambda n: others[n][c]["p99"])
     times, share = mine["rate"] / others[best][c]["rate"], mine["p99"] / others[swift][c]["p99"]
-    yield row(f"HTTP, one row, {c} connections", said(mine), best, said(others[best][c]), f"{times:.1f}×", "≥ 10×", times >= 10)
-    yield row("… its p99", f"{mine['p99']:.2f} ms", swift, f"{others[swift][c]['p99']:.2f} ms", f"{share:.2f}×", "≤ 0.20×", share <= 0.2)
+    yield row(f"HTTP, one row, {c} connections", said(mine), best, said(others[best][c]), f"{times:.1f}×", "≥ 10×",
+              times >= 10)
+    yield row("… its p99", f"{mine['p99']:.2f} ms", swift, f"{others[swift][c]['p99']:.2f} ms", f"{share:.2f}×",
+              "≤ 0.20×", share <= 0.2)
     yield from (row("…", "", n, said(found[c])) for n, found in others.items() if n != best)
 
 
 def reach(c, mine, echo, bare, others):
     "Rows that hold our figures for so many connections against a bare echo, and against decoding and the trees alone."
     share = mine["rate"] / echo["rate"]
-    yield row(f"… {c} connections, beside a bare Granian echo of the same bytes", said(mine), "echo", said(echo), f"{share:.2f}×",
+    yield row(f"… {c} connections, beside a bare Granian echo of the same bytes", said(mine), "echo", said(echo),
+              f"{share:.2f}×",
               "≥ 0.50×", share >= 0.5)
-    yield row("… beside decoding and the trees alone", said(mine), "decode, predict", said(bare), f"{mine['rate'] / bare['rate']:.2f}×")
+    yield row("… beside decoding and the trees alone", said(mine), "decode, predict", said(bare),
+              f"{mine['rate'] / bare['rate']:.2f}×")
     if not others: return
     best = max(others, key=lambda n: others[n][c]["rate"])
     for name, found in (("decoding and the trees alone", bare), ("the echo alone", echo)):
-        yield row(f"… {name}", said(found), best, said(others[best][c]), f"{found['rate'] / others[best][c]['rate']:.1f}×")
+        yield row(f"… {name}", said(found), best, said(others[best][c]),
+                  f"{found['rate'] / others[best][c]['rate']:.1f}×")
 
 
 def main():
@@ -257,29 +271,41 @@ def main():
                           "bare": (tmp / "bare", [*GRANIAN, "bare:app"], {}, path, body)}, each, rounds)
         mine, ready, memory, _ = found["ours"]
         others, echo, bare = {name: found[name][0] for name in others}, found["echo"][0], found["bare"][0]
-        def us(path, body): return median(measured(root, OURS, {}, path, body, each, (16,))[0][16]["rate"] for _ in range(rounds))
+        def us(path, body):
+            return median(measured(root, OURS, {}, path, body, each, (16,))[0][16]["rate"] for _ in range(rounds))
         by_column = us(path, v2(*(tensor([v], n, [1]) for n, v in zip(names, x, strict=True))))
         plain = us("/v1/endpoints/model:predict", json.dumps([dict(zip(names, x, strict=True))]).encode())
         curve, (trees_alone, encoded, whole) = [*rates(root, each)], one_row(root)
-    rows = [r for c in CONNECTIONS for r in (beside(c, mine[c], others) if others else [row(f"HTTP, {c} connections", said(mine[c]))])]
+    rows = [r for c in CONNECTIONS for r in (beside(c, mine[c], others) if others
+                                             else [row(f"HTTP, {c} connections", said(mine[c]))])]
     rows += [r for c in CONNECTIONS for r in reach(c, mine[c], echo[c], bare[c], others)]
-    rows += [row("… one tensor a column, 16 connections", f"{by_column:,.0f}/s"), row("… JSON objects, 16 connections", f"{plain:,.0f}/s"),
+    rows += [row("… one tensor a column, 16 connections", f"{by_column:,.0f}/s"),
+             row("… JSON objects, 16 connections", f"{plain:,.0f}/s"),
              *curve,
              row("encode and predict one row, changing rows", f"{encoded:.1f} µs", bound="≤ 10 µs", met=encoded <= 10),
              row("… LightGBM's call alone", f"{trees_alone:.1f} µs"),
              row("… and put its probability right", f"{whole:.1f} µs"),
              row("server, from the command to the first answer", f"{ready:.2f} s", bound="≤ 1.5 s", met=ready <= 1.5),
-             row("server, memory of its processes after the load, shared pages counted once", f"{memory:.0f} MiB", bound="≤ 120 MiB",
+             row("server, memory of its processes after the load, shared pages counted once", f"{memory:.0f} MiB",
+                 bound="≤ 120 MiB",
                  met=memory <= 120)]
-    report(rows, [f"HTTP: a LightGBM model of {trees} trees on {COLUMNS} columns, one row a request, one worker; wrk on one thread "
-                  f"beside it on the same cores. In each of {rounds} rounds every server is started, warmed up and loaded for {each} s "
-                  "with each number of connections; a figure is the median of the rounds. Ours validates, routes between two variants, "
-                  "logs every answer before it is sent, and counts. Each peer is installed into an environment of its own and written as "
+    report(rows,
+           [f"HTTP: a LightGBM model of {trees} trees on {COLUMNS} columns, one row a request, one worker; wrk on one "
+            "thread "
+                  f"beside it on the same cores. In each of {rounds} rounds every server is started, warmed up and "
+                  f"loaded for {each} s "
+                  "with each number of connections; a figure is the median of the rounds. Ours validates, routes "
+                  "between two variants, "
+                  "logs every answer before it is sent, and counts. Each peer is installed into an environment of its "
+                  "own and written as "
                   "its documentation shows; all predict with one thread.",
-                  "Decoding and the trees alone: a Granian application of ten lines that checks, routes, records and counts nothing. "
+                  "Decoding and the trees alone: a Granian application of ten lines that checks, routes, records and "
+                  "counts nothing. "
                   "So fast could this server be if all that it does beside that cost nothing.",
-                  "Offered steadily: `mlops-nb capacity` with JSON objects. Its client is Python, keeps one of the cores busy, and counts "
-                  "latency from the moment at which a request was due; the curve ends where the server no longer follows."])
+                  "Offered steadily: `mlops-nb capacity` with JSON objects. Its client is Python, keeps one of the "
+                  "cores busy, and counts "
+                  "latency from the moment at which a request was due; the curve ends where the server no longer "
+                  "follows."])
 
 
 if __name__ == "__main__": main()

@@ -31,14 +31,19 @@ def main():
     raw = booster.predict_raw(X)
     sums = (np.abs(found["ours"].sum(1) - raw) / np.maximum(1, np.abs(raw))).max()
     report([
-        row(f"TreeSHAP of {n:,} rows, {trees} trees", f"{n / a:,.0f} rows/s", "`shap.TreeExplainer`", f"{n / b:,.0f} rows/s",
+        row(f"TreeSHAP of {n:,} rows, {trees} trees", f"{n / a:,.0f} rows/s", "`shap.TreeExplainer`",
+            f"{n / b:,.0f} rows/s",
             f"{b / a:.1f}×", "≥ 5×", bool(b / a >= 5)),
         row("… the largest difference between the two", f"{apart:.1g}", bound="≤ 1e-4", met=bool(apart <= 1e-4)),
-        row("… how far they are from adding up to the raw score", f"{sums:.1g}", bound="≤ 1e-6", met=bool(sums <= 1e-6)),
-        row("… the same", f"{n / a:,.0f} rows/s", f"LightGBM's `pred_contrib`, {THREADS} threads", f"{n / c:,.0f} rows/s", f"{c / a:.1f}×"),
+        row("… how far they are from adding up to the raw score", f"{sums:.1g}", bound="≤ 1e-6",
+            met=bool(sums <= 1e-6)),
+        row("… the same", f"{n / a:,.0f} rows/s", f"LightGBM's `pred_contrib`, {THREADS} threads",
+            f"{n / c:,.0f} rows/s", f"{c / a:.1f}×"),
     ], [f"TreeSHAP: LightGBM with {trees} trees of 31 leaves on {X.shape[1]} columns of numbers, 5 % of them missing. "
-        f"`Booster.contributions` and shap each use one thread; median of {times}, in turns. Reading the trees from the model's text is "
-        "part of our figure, and making the explainer no part of shap's. The distance from the raw score is relative where it is above 1."])
+        f"`Booster.contributions` and shap each use one thread; median of {times}, in turns. Reading the trees from the "
+        "model's text is "
+        "part of our figure, and making the explainer no part of shap's. The distance from the raw score is relative "
+        "where it is above 1."])
 
 
 if __name__ == "__main__": main()

@@ -36,15 +36,20 @@ def main():
             return took + run("mlops-nb", "stage", "validate", cwd=root)
 
         both(empty()) # libraries are loaded and files are in the page cache from here on
-        warm, plain, cold = alternating(times, lambda: seconds(both, empty()), lambda: seconds(copy, empty()), lambda: commands(empty()))
+        warm, plain, cold = alternating(times, lambda: seconds(both, empty()), lambda: seconds(copy, empty()),
+                                        lambda: commands(empty()))
     report([
         row("taxi months ingested and validated, in a warm process", f"{rows / warm:,.0f} rows/s",
             "polars: scan each file, sink it as zstd", f"{rows / plain:,.0f} rows/s", f"{plain / warm:.2f}×",
             "≥ 300,000 rows/s", rows / warm >= 300_000),
-        row("… as the commands `mlops-nb ingest` and `mlops-nb stage validate`", f"{rows / cold:,.0f} rows/s", "the same",
+        row("… as the commands `mlops-nb ingest` and `mlops-nb stage validate`", f"{rows / cold:,.0f} rows/s",
+            "the same",
             f"{rows / plain:,.0f} rows/s", f"{plain / cold:.2f}×"),
-    ], [f"Taxi: {len(files)} files, {rows:,} rows; median of {times}, in turns. The bound is on the warm process, which is what a longer "
-        f"delivery comes to: the two commands take {cold - warm:.1f} s more, for starting Python twice and loading polars and "
+    ],
+    [f"Taxi: {len(files)} files, {rows:,} rows; median of {times}, in turns. The bound is on the warm process, which is "
+     "what a longer "
+        f"delivery comes to: the two commands take {cold - warm:.1f} s more, for starting Python twice and loading "
+        "polars and "
         "pandera. The peer only copies; it hashes, checks, counts and describes nothing."])
 
 

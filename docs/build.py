@@ -16,7 +16,8 @@ from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).parents[1]
 DOCS, NBS, PROCESSED, BUILD = ROOT / "docs", ROOT / "nbs", ROOT / "_proc", ROOT / "docs" / "_build"
-HOME = '<!doctype html><meta charset="utf-8"><title>mlops_nb</title><meta http-equiv="refresh" content="0; url=docs/index.html">'
+HOME = ('<!doctype html><meta charset="utf-8"><title>mlops_nb</title><meta http-equiv="refresh" content="0; '
+        'url=docs/index.html">')
 
 
 def only_imports(source):
@@ -24,21 +25,21 @@ def only_imports(source):
 
 
 def is_lesson(cell):
-    "Does a cell do more than import, and export nothing? nbdev runs each that imports anything, without the cells before it."
+    "Does a cell do more than import, and export nothing? nbdev would run it if it imports, without the cells before it."
     if cell.cell_type != "code" or {"export", "exports", "exporti", "exec_doc"} & cell.directives_.keys(): return False
     return not re.search(r"^show_doc\(", cell.source, re.M) and not only_imports(cell.source)
 
 
-def skip_lessons():
-    "Let nbdev run only exported cells and imports: what its documentation of a function needs."
-    needed = processors._do_eval
-    processors._do_eval = lambda cell: not is_lesson(cell) and needed(cell)
+needed = processors._do_eval
+# here and not in main(): the processes that nbdev starts import this file
+processors._do_eval = lambda cell: not is_lesson(cell) and needed(cell)
 
 
 def documentation(cell):
     "nbdev's `show_doc` output as a text cell, so that its heading is a place one can link to."
     text = "".join(cell.outputs[0]["data"]["text/markdown"]) if cell.outputs else ""
-    text = re.sub(r"```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n+", "", text)  # a Struct: its fields stand in the source
+    # a Struct: its fields stand in the source
+    text = re.sub(r"```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n+", "", text)
     return mk_cell(re.sub(r"\A---\n+", "", text), "markdown")
 
 
@@ -81,7 +82,6 @@ def page(path):
 def main():
     shutil.rmtree(BUILD, ignore_errors=True)
     source = BUILD / "source"
-    skip_lessons()
     try:
         proc_nbs(force=True)
         for nb in PROCESSED.rglob("*.ipynb"): page(nb)

@@ -14,7 +14,8 @@ nb_ipywidgets_js = {}
 nb_code_prompt_show = nb_code_prompt_hide = "Source"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header", "misc.highlighting_failure"]  # a function is documented at level 3, whatever stands above it
+# a function is documented at level 3, whatever stands above it
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "mlops_nb"

@@ -97,7 +97,7 @@ def parse_columns(
     columns: list[str] | None = None, # None for all of the schema
 ) -> pl.DataFrame:
     "Each column twice: as delivered, under a prefixed name and null where it is missing, and as read."
-    types = {n: frame.schema[n] for n in columns or schema.columns}
+    types = {n: frame.schema[n] for n in (schema.columns if columns is None else columns)}
     present = (pl.when(~schema.missing_expr(n, t)).then(pl.col(n)).alias(RAW_PREFIX + n) for n, t in types.items())
     return frame.select(*present, *(schema.parse_expr(n, t) for n, t in types.items()))
 

@@ -36,7 +36,8 @@ def simulate_subscribers(
     "The traits of `n` new subscribers."
     choose = lambda options: rng.choice(list(options), n, p=np.array(list(options.values())) / sum(options.values()))
     contract = dict(monthly=max(.42 + .4 * shift, 0), one_year=.33, two_year=.25)
-    return dict(number=np.arange(first_number, first_number + n), region=choose(REGION_SHARES), plan=choose(PLAN_SHARES),
+    number = np.arange(first_number, first_number + n)
+    return dict(number=number, region=choose(REGION_SHARES), plan=choose(PLAN_SHARES),
                 contract=choose(contract),
                 payment_method=choose(dict(card=.45, bank_transfer=.35, invoice=.20)), autopay=rng.random(n) < .55,
                 age=np.clip(rng.normal(46 - 12 * shift, 16, n), 18, 95).round(), devices=1 + rng.poisson(.7, n),
@@ -95,6 +96,13 @@ def churn_log_odds(
 SUPPORT_NOTES = ["asked about the bill", "no network at home", "wants a cheaper plan", "could not log in",
                  "moving house", "roaming did not work"]
 
+def _as_delivered(columns): # whole numbers as such, an id as text, and no empty texts
+    whole = ["age", "devices", "tenure_months", "months_to_renewal", "roaming_days", "support_calls", "late_payments"]
+    return pl.DataFrame(columns, nan_to_null=True).with_columns(
+        pl.col("support_note").replace("", None), pl.col(whole).cast(pl.Int64),
+        pl.format("S{}", pl.col("subscriber_id").cast(pl.String).str.zfill(6)).alias("subscriber_id"))
+
+# %% ../../nbs/examples/01_simulator.ipynb #a5582eed
 def snapshot_frame(
     rng: np.random.Generator,
     traits: dict[str, np.ndarray], # Traits
@@ -107,24 +115,21 @@ def snapshot_frame(
     lose = lambda values, share: np.where(rng.random(n) < share, np.nan, values)
     wrong = lambda values, error: np.where(rng.random(n) < .001, error, values)
     joined = np.datetime64(snapshot, "M") - traits["tenure"].astype("timedelta64[M]")
-    seen = dict(subscriber_id=traits["number"], snapshot=np.full(n, np.datetime64(snapshot, "us")),
-                region=traits["region"], plan=traits["plan"],
-                contract=traits["contract"], payment_method=traits["payment_method"], autopay=traits["autopay"],
-                age=lose(wrong(traits["age"], 999), .05), devices=traits["devices"],
-                joined=joined.astype("datetime64[us]"), tenure_months=traits["tenure"],
-                months_to_renewal=behaviour["months_to_renewal"],
-                monthly_bill=wrong(behaviour["monthly_bill"], -1).round(2),
-                bill_change=behaviour["bill_change"].round(4), data_gb=lose(behaviour["data_gb"], .02).round(3),
-                data_cap_gb=behaviour["data_cap_gb"], minutes=behaviour["minutes"].round(1),
-                roaming_days=behaviour["roaming_days"], support_calls=behaviour["support_calls"],
-                late_payments=behaviour["late_payments"], outage_hours=behaviour["outage_hours"].round(2),
-                dropped_calls=lose(behaviour["dropped_calls"], .03).round(4),
-                support_note=np.where(behaviour["support_calls"] > 0, rng.choice(SUPPORT_NOTES, n), ""),
-                churned=np.where(left, "yes", "no"))
-    whole = ["age", "devices", "tenure_months", "months_to_renewal", "roaming_days", "support_calls", "late_payments"]
-    return pl.DataFrame(seen, nan_to_null=True).with_columns(pl.col("support_note").replace("", None),
-        pl.format("S{}", pl.col("subscriber_id").cast(pl.String).str.zfill(6)).alias("subscriber_id"),
-        pl.col(whole).cast(pl.Int64))
+    return _as_delivered(dict(
+        subscriber_id=traits["number"], snapshot=np.full(n, np.datetime64(snapshot, "us")),
+        region=traits["region"], plan=traits["plan"],
+        contract=traits["contract"], payment_method=traits["payment_method"], autopay=traits["autopay"],
+        age=lose(wrong(traits["age"], 999), .05), devices=traits["devices"],
+        joined=joined.astype("datetime64[us]"), tenure_months=traits["tenure"],
+        months_to_renewal=behaviour["months_to_renewal"],
+        monthly_bill=wrong(behaviour["monthly_bill"], -1).round(2),
+        bill_change=behaviour["bill_change"].round(4), data_gb=lose(behaviour["data_gb"], .02).round(3),
+        data_cap_gb=behaviour["data_cap_gb"], minutes=behaviour["minutes"].round(1),
+        roaming_days=behaviour["roaming_days"], support_calls=behaviour["support_calls"],
+        late_payments=behaviour["late_payments"], outage_hours=behaviour["outage_hours"].round(2),
+        dropped_calls=lose(behaviour["dropped_calls"], .03).round(4),
+        support_note=np.where(behaviour["support_calls"] > 0, rng.choice(SUPPORT_NOTES, n), ""),
+        churned=np.where(left, "yes", "no")))
 
 # %% ../../nbs/examples/01_simulator.ipynb #7b668041
 DRIFT_ONSET = 2 / 3 # the share of the months after which the switches act

@@ -72,7 +72,8 @@ def train_subscriber_trees(
 
 # %% ../../nbs/examples/02_subscribers.ipynb #b7f2f7c6
 def _assemble_predictor(schema, encoder, text):
-    return Predictor(schema, load_features(None), encoder, Booster(text), Policy('binary', schema.classes, threshold=.3))
+    policy = Policy('binary', schema.classes, threshold=.3)
+    return Predictor(schema, load_features(None), encoder, Booster(text), policy)
 
 def subscriber_predictor(
     n_trees: int = 20,

@@ -158,7 +158,8 @@ def _decode_slow(body):
     except UnicodeDecodeError as e:
         raise UserError(f"the request is not UTF-8 at byte {e.start} of a text; send JSON in UTF-8.") from None
     except msgspec.ValidationError as e:
-        raise UserError(f"the request does not follow the protocol: {str(e)[:200]}; see /docs for an example.") from None
+        detail = str(e)[:200]
+        raise UserError(f"the request does not follow the protocol: {detail}; see /docs for an example.") from None
     except ValueError as e:
         raise UserError(f"the request is not JSON: {str(e)[:200]}; send null, not NaN, for a missing value.") from None
     for t in request.inputs:
@@ -258,8 +259,8 @@ def _check_size(t):
     if t.parameters and 'binary_data_size' in t.parameters:
         raise UserError(f"input {_quoted(t.name)} has both data and binary_data_size; send one of them.")
     if prod(t.shape) != len(t.data):
-        raise UserError(f"input {_quoted(t.name)} has the shape {t.shape} and {len(t.data)} values; send as many values "
-                        "as the shape says.")
+        raise UserError(f"input {_quoted(t.name)} has the shape {t.shape} and {len(t.data)} values; send as many "
+                        "values as the shape says.")
 
 def decode_infer_request(
     body: bytes, # Of the request

@@ -32,7 +32,7 @@ class Counter:
         "For a gauge."
         self._view[self._at] = value
     def get(self) -> float:
-        "What this slot has counted."
+        "What this lease has counted."
         return self._view[self._at]
 
 class Histogram:
@@ -59,7 +59,7 @@ def _is_readable(path):
 
 # %% ../../nbs/serve/03_metrics.ipynb #337424cd
 class _MmapFile:
-    "The figures of one kind of one slot."
+    "The figures of one kind of one lease."
     def __init__(self, path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size and not _is_readable(path):

@@ -63,12 +63,12 @@ def parquet(tmp_path):
 # deliveries that cannot be read
 
 DELIVERIES = { # name: (file, content, options, fragments of the sentence)
-    "empty": ("in.csv", lambda t: "", (), ["in.csv is empty", "deliver it again"]),
+    "empty": ("in.csv", lambda t: "", (), ["in.csv is empty", "send it again"]),
     "blank lines": ("in.csv", lambda t: "\n\n  \n", (), ["in.csv holds only blank lines"]),
     "header only": ("in.csv", lambda t: HEADER + "\n", (), ["in.csv holds a header and no rows"]),
     "no header": ("in.csv", lambda t: "1,2\n3,4\n5,6\n", (), ["in.csv has no header", "add one"]),
     "cut in a row": ("in.csv", lambda t: TEXT[:-9], (), ["in.csv, line 401: 4 fields where the header has 7", "if it was cut"]),
-    "cut in a quotation": ("in.csv", lambda t: TEXT[:9000].rsplit("\n", 1)[0] + '\n2024-12-28,"Pa', (), ["in.csv, line", "mend the line"]),
+    "cut in a quotation": ("in.csv", lambda t: TEXT[:9000].rsplit("\n", 1)[0] + '\n2024-12-28,"Pa', (), ["in.csv, line", "fix the line"]),
     "cut gzip": ("in.csv.gz", lambda t: gzip.compress(TEXT.encode())[:3000], (), ["in.csv.gz is a damaged gzip file", "copy it again"]),
     "cut parquet": ("in.parquet", lambda t: parquet(t)[:4000], (), ["in.parquet is a damaged Parquet file", "copy it again"]),
     "empty parquet": ("in.parquet", lambda t: "", (), ["in.parquet is empty"]),

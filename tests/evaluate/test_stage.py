@@ -169,7 +169,7 @@ def test_another_champion_has_an_interval(tmp_path):
     assert d.gain.low > 0 and d.share_worse == 0 and d.other_value > d.value
 
 
-def test_regret_of_simulated_data(tmp_path):
+def test_excess_log_loss_of_simulated_data(tmp_path):
     root = small_project(tmp_path / "p", "binary")
     test = small_rows("binary", 900, "test.csv", 2)
     (root / "truth").mkdir()

@@ -79,12 +79,12 @@ def test_the_command(tmp_path):
     def typed(*words):
         with chdir(tmp_path): result = CliRunner().invoke(app, words)
         return result.output if result.exception is None else result.exception
-    assert "is no prediction log" in str(typed("log", "check"))
+    assert "is no prediction log" in str(typed("log", "audit"))
     log = PredictionLogWriter(tmp_path / "predictions", 0)
     for i in range(3): log.append(answer(f"r{i}", NOON + i * HOUR))
     log.close()
     (tmp_path / "settings.ini").write_text("[log]\nretention_days = 36500\n")
-    assert "3 rows are on record, no metrics are here" in typed("log", "check")
+    assert "3 rows are on record, no metrics are here" in typed("log", "audit")
     assert "3 segments with 3 records and labels are Parquet now, 0 were too old" in typed("log", "compact")
     next((tmp_path / "predictions").rglob("*.parquet")).unlink()
-    assert isinstance(e := typed("log", "check"), UserError) and "Missing of the lines" in str(e)
+    assert isinstance(e := typed("log", "audit"), UserError) and "Missing of the lines" in str(e)

@@ -26,10 +26,10 @@ def samples(text, name=""):
 
 
 @pytest.fixture
-def slot(tmp_path):
-    slot = acquire_lease(tmp_path, 4)
-    yield slot
-    release_lease(tmp_path, slot)
+def lease_id(tmp_path):
+    lease_id = acquire_lease(tmp_path, 4)
+    yield lease_id
+    release_lease(tmp_path, lease_id)
 
 
 @settings(max_examples=40, deadline=None)
@@ -58,20 +58,20 @@ CHILD = """
 import os, sys, time
 from mlops_nb.serve.metrics import Metrics
 from mlops_nb.prediction_log.leases import acquire_lease
-slot = acquire_lease(sys.argv[1], 2)
-metrics, n = Metrics(sys.argv[1], slot), 0
+lease_id = acquire_lease(sys.argv[1], 2)
+metrics, n = Metrics(sys.argv[1], lease_id), 0
 metrics.in_flight_requests.set(5)
 while True:
     metrics.requests("churn", "champion", "predict", 200).inc()
     metrics.request_duration("churn", "predict").observe(0.001)
     n += 1
-    if n % 100 == 0: print(slot, n, flush=True)
+    if n % 100 == 0: print(lease_id, n, flush=True)
 """
 
 
-def test_counters_go_on_over_kills(tmp_path, slot):
+def test_counters_go_on_over_kills(tmp_path, lease_id):
     "What was counted stays; a counter never goes down; gauges go with their process."
-    own, before, least = Metrics(tmp_path, slot), 0, 0
+    own, before, least = Metrics(tmp_path, lease_id), 0, 0
     own.requests("churn", "champion", "predict", 200).inc(7)
     for _ in range(4):
         child = subprocess.Popen([sys.executable, "-c", CHILD, tmp_path], stdout=subprocess.PIPE, text=True)
@@ -82,7 +82,7 @@ def test_counters_go_on_over_kills(tmp_path, slot):
         finally: child.send_signal(signal.SIGKILL)
         more = child.stdout.read().splitlines()
         child.wait()
-        assert int(said[0]) == 1 - slot
+        assert int(said[0]) == 1 - lease_id
         least += int(more[-1].split()[1] if more and len(more[-1].split()) == 2 else said[1]) // 100 * 100
         page = samples(own.render())
         now = next(v for (name, _), v in page.items() if name == "mlops_nb_requests_total")
@@ -93,18 +93,18 @@ def test_counters_go_on_over_kills(tmp_path, slot):
         assert sum(v for (name, _), v in page.items() if name == "mlops_nb_in_flight_requests") == 0
 
 
-def test_a_bundle_that_no_longer_answers_is_not_named(tmp_path, slot):
-    m = Metrics(tmp_path, slot)
+def test_a_bundle_that_no_longer_answers_is_not_named(tmp_path, lease_id):
+    m = Metrics(tmp_path, lease_id)
     m.bundle_processes("churn", "champion", "old", "live").set(1)
     m.bundle_processes("churn", "champion", "old", "live").set(0)
     m.bundle_processes("churn", "champion", "new", "live").set(1)
     assert [dict(labels)["bundle"] for _, labels in samples(m.render(), "mlops_nb_bundle_processes")] == ["new"]
-    assert not samples(Metrics(tmp_path, slot).render(), "mlops_nb_bundle_processes")  # another process, another time
+    assert not samples(Metrics(tmp_path, lease_id).render(), "mlops_nb_bundle_processes")  # another process
 
 
-def test_a_million_labels_have_a_bound(tmp_path, slot, monkeypatch):
+def test_a_million_labels_have_a_bound(tmp_path, lease_id, monkeypatch):
     monkeypatch.setattr(module, "_FILE_BYTES", dict(counter=100_000, histogram=200_000, gauge=100_000))
-    m = Metrics(tmp_path, slot)
+    m = Metrics(tmp_path, lease_id)
     for i in range(3000):
         m.schema_violations("churn", f"column-{i}" * 5).inc()
         m.requests("churn", "a", f"guess-{i}", 404).inc()
@@ -117,19 +117,19 @@ def test_a_million_labels_have_a_bound(tmp_path, slot, monkeypatch):
     assert page["mlops_nb_schema_violations_total", (("column", "other"), ("endpoint", "other"))] > 1000
     assert {p.stat().st_size for p in m.folder.glob("*.db")} == {100_000, 200_000}
     assert len(m.schema_violations._children) < 1000
-    again = Metrics(tmp_path, slot)  # the files are full, and opened anew
+    again = Metrics(tmp_path, lease_id)  # the files are full, and opened anew
     again.schema_violations("churn", "yet another").inc()
     assert sum(samples(again.render(), "mlops_nb_schema_violations_total").values()) == 3001
 
 
-def test_labels_are_one_whatever_their_type(tmp_path, slot):
-    m = Metrics(tmp_path, slot)
+def test_labels_are_one_whatever_their_type(tmp_path, lease_id):
+    m = Metrics(tmp_path, lease_id)
     assert m.requests("e", "v", "r", 200) is m.requests("e", "v", "r", "200")
     with pytest.raises(TypeError, match="has the labels endpoint, variant, route, status"): m.requests("e")
 
 
-def test_threads_count_together(tmp_path, slot):
-    m = Metrics(tmp_path, slot)
+def test_threads_count_together(tmp_path, lease_id):
+    m = Metrics(tmp_path, lease_id)
     def work(k):
         for i in range(3000):
             m.answered_rows.inc()
@@ -152,17 +152,17 @@ DAMAGES = [b"", b"\xff" * 64, number(4096) + bytes(4) + number(2**31 - 1),
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_files_that_are_damaged_or_just_being_made(tmp_path, slot, damage):
-    m = Metrics(tmp_path, slot)
+def test_files_that_are_damaged_or_just_being_made(tmp_path, lease_id, damage):
+    m = Metrics(tmp_path, lease_id)
     m.answered_rows.inc(3)
     other = m.folder / "counter_3.db"
     other.write_bytes(damage)
     assert samples(m.render())["mlops_nb_answered_rows_total", ()] == 3
     if not damage: return
     size = module._FILE_BYTES["counter"]
-    mine = m.folder / f"counter_{slot}.db"
+    mine = m.folder / f"counter_{lease_id}.db"
     with mine.open("r+b") as f: f.write(damage)
-    fresh = Metrics(tmp_path, slot)  # begins at zero where it cannot go on
+    fresh = Metrics(tmp_path, lease_id)  # begins at zero where it cannot go on
     fresh.answered_rows.inc()
     assert mine.stat().st_size == size and "mlops_nb_answered_rows_total" in fresh.render().decode()
 
@@ -190,8 +190,8 @@ except OSError as e: print(e.filename)
 
 
 def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
-    slots = [acquire_lease(tmp_path, 8) for _ in range(8)]
-    for s in slots:
+    leases = [acquire_lease(tmp_path, 8) for _ in range(8)]
+    for s in leases:
         m = Metrics(tmp_path, s)
         for e in range(5):
             for r in range(3):
@@ -200,12 +200,12 @@ def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
     page = m.render()
     assert page.count(b"# TYPE") == len({line.split()[2]
                                          for line in page.decode().splitlines() if line.startswith("# TYPE")})
-    for s in slots: release_lease(tmp_path, s)
+    for s in leases: release_lease(tmp_path, s)
 
 
-def test_promtool_has_nothing_to_say(tmp_path, slot):
+def test_promtool_has_nothing_to_say(tmp_path, lease_id):
     if not shutil.which("promtool"): pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    m = Metrics(tmp_path, slot)
+    m = Metrics(tmp_path, lease_id)
     m.requests("churn", "champion", "predict", 200).inc()
     m.request_duration("churn", "predict").observe(0.1)
     m.bundle_processes("churn", "champion", "b", "live").set(1)

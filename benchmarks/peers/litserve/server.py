@@ -12,5 +12,7 @@ class Api(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    litserve.LitServer(Api(), accelerator="cpu", workers_per_device=1).run(host="127.0.0.1", port=18081, num_api_servers=1,
-                                                                           generate_client_file=False, log_level="warning")
+    litserve.LitServer(Api(), accelerator="cpu", workers_per_device=1).run(host="127.0.0.1", port=18081,
+                                                                           num_api_servers=1,
+                                                                           generate_client_file=False,
+                                                                           log_level="warning")
