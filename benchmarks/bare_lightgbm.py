@@ -1,4 +1,4 @@
-"The peer of `overhead.py`: a script that trains LightGBM on the taxi trips, with nothing around it. Prints what it found as JSON."
+"The peer of `overhead.py`: a plain script that trains LightGBM on the taxi trips. Prints what it found as JSON."
 import json
 import sys
 from pathlib import Path

@@ -51,7 +51,7 @@ def run(*command, cwd):
 
 @contextmanager
 def memory_of_children(every=0.2):
-    "Yields a list whose one item is, at the end, the largest resident memory of all processes below this one together, in MiB."
+    "Yields a list whose one item is, at the end, the peak resident memory of all child processes together, in MiB."
     peak, over = [0.0], threading.Event()
 
     def watch():
@@ -70,7 +70,7 @@ def memory_of_children(every=0.2):
 
 
 def fresh_copy(to):
-    "This repository's files as git knows them, in a repository of their own: no caches, no data, nothing that a run left behind."
+    "This repository's files as git knows them, in a repository of their own: no caches, no data, no outputs."
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout
     for name in names.decode().split("\0"):

@@ -71,7 +71,7 @@ def finished(place): return {p.name: p.stat().st_mtime_ns for p in (place / ".ml
 
 
 def interrupted(place):
-    "Seconds of the run after the kill; the stages that were done before it, with their seconds; and which of those ran again."
+    "Seconds of the run after the kill; the stages done before it, with their seconds; which of those ran again."
     run("mlops-nb", "simulate", cwd=place)
     kill_at(place, "evaluate")
     before, done = finished(place), stage_seconds(place)
@@ -104,8 +104,8 @@ def main():
         f"the environment is installed. Seconds that the stages recorded of themselves: {each}; the rest of the "
         f"{took:.1f} s is the "
         "simulation, the start of each stage's process and DVC.",
-        "Memory is the sum of the resident memory of all processes, sampled every 0.2 s; pages that two processes share "
-        "count twice.",
+        "Memory is the sum of the resident memory of all processes, sampled every 0.2 s; pages that two processes "
+        "share count twice.",
         f"Nothing to do: median of {times}, in turns with the three empty stages. The pipeline has {len(stages)} "
         "stages.",
         "Killed: DVC and everything below it, in the middle of `evaluate`; finished then: "

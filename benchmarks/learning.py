@@ -73,10 +73,10 @@ def churn(to):
 def main():
     trials = 4 if quick() else 50
     with workplace() as tmp: rows = [*adult(tmp / "adult", trials), *bike(tmp / "bike", trials), *churn(tmp / "churn")]
-    note = ("Accuracy at 0.5. Tuning uses the validation set only, a fifth of the training rows; one worker, the search "
-            "space "
-            "of a new project. The bounds for Adult are from the literature (means over 15 seeds: LightGBM 0.8713, TabM "
-            "0.8582).")
+    note = ("Accuracy at 0.5. Tuning uses the validation set only, a fifth of the training rows; one worker, the "
+            "search space "
+            "of a new project. The bounds for Adult are from the literature (means over 15 seeds: LightGBM 0.8713, "
+            "TabM 0.8582).")
     report(rows, [note])
 
 

@@ -103,7 +103,7 @@ def one_on_gpu(part, network, epochs=3):
 
 
 def on_gpu(small):
-    "Every shape and batch, with and without compile; what was published is of nets that differ in details, and of an A100."
+    "Every shape and batch, with and without compile; published figures are of nets that differ in details, on an A100."
     for name, (rows, numbers, categories, task, *published) in SHAPES.items():
         part, how = table(rows // (50 if small else 1), numbers, categories, task)
         for (net, params), figure in zip((("TabM", TABM), ("MLP", MLP)), published, strict=True):
@@ -122,8 +122,8 @@ def main():
     torch.set_num_threads(THREADS)
     rows = [*on_cpu("TabM", TABM, 512 if small else 2560, times, None if small else 1.5),
             *on_cpu("a plain net (ensemble_size 1)", MLP, 2560 if small else 25_600, times, None)]
-    notes = [f"Nets: d_hidden 512, n_blocks 2, d_embedding 16; one epoch, median of {times} in turns, {THREADS} threads "
-             "for all; "
+    notes = [f"Nets: d_hidden 512, n_blocks 2, d_embedding 16; one epoch, median of {times} in turns, {THREADS} "
+             "threads for all; "
              f"this CPU {half} multiply in bf16. The peer is the same net, loss, clipping and batch size with torch's "
              "AdamW and a "
              "shuffling DataLoader over a TensorDataset, in single precision; the row below the first shows what is "
@@ -132,8 +132,8 @@ def main():
         rows += on_gpu(small)
         notes.append(f"GPU: {torch.cuda.get_device_name()}; bf16, deterministic algorithms, the fastest of 3 epochs "
                      "after one to warm up. "
-                     "Busy is the time of the kernels of an epoch, by PyTorch's profiler, over that of an epoch without "
-                     "it.")
+                     "Busy is the time of the kernels of an epoch, by PyTorch's profiler, over that of an epoch "
+                     "without it.")
     else: notes.append("This machine has no CUDA device: training on a GPU was skipped.")
     report(rows, notes)
 

@@ -66,8 +66,8 @@ def main():
         "the stage explain to the start of the next. The peer is benchmarks/bare_lightgbm.py in a process of its own: "
         "read the Parquet "
         "files, the same calendar features, split, parameters and threads, early stopping, prediction, two metrics. "
-        "Same parameters includes `deterministic` and `force_col_wise`: with them a model does not depend on the number "
-        "of threads; "
+        "Same parameters includes `deterministic` and `force_col_wise`: with them a model does not depend on the "
+        "number of threads; "
         "left to itself LightGBM is faster here, and the second row shows by how much. "
         f"Median of {times}, in turns; the project is made by `mlops-nb init` before the clock starts.",
         f"The last pipeline took {whole:.1f} s in all, of which {each}. It used {found['rows']:,} rows and kept "

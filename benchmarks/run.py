@@ -1,4 +1,4 @@
-"Run the benchmarks, each in a process of its own, and write a page for each into docs/benchmarks/. With `--quick` they are only printed."
+"Run the benchmarks, a process each, and write their pages into docs/benchmarks/; with `--quick` they are only printed."
 import argparse
 import ast
 import compileall

@@ -16,7 +16,7 @@ def many_rows(project, least):
 
 
 def larger(predictor, theirs, X, trees):
-    "The same predictor with a model of so many trees, fitted to the scores of the first: its speed is what counts, not its skill."
+    "The same predictor with a model of so many trees, fitted to the scores of the first: only its speed counts."
     import lightgbm
     data = lightgbm.Dataset(X[:100_000], theirs.predict(X[:100_000], raw_score=True, num_threads=THREADS))
     params = dict(objective="regression", num_leaves=31, learning_rate=.02, num_threads=THREADS, verbosity=-1)
@@ -91,8 +91,8 @@ def main():
      f"median of {times}, "
         "in turns. `serve.score.score` reads Parquet, validates, computes features, encodes, predicts, decides and "
         "writes in batches of "
-        "65,536 rows. The first peer only predicts, from a matrix that is ready in memory: there is no harsher one. The "
-        "second is given "
+        "65,536 rows. The first peer only predicts, from a matrix that is ready in memory: there is no harsher one. "
+        "The second is given "
         "the features and holds all rows in memory.",
         "`predict_one` takes a dict of any values; the server's way, from checked columns, is among the figures of the "
         "server."])

@@ -27,7 +27,8 @@ wrk.headers["Content-Type"] = "application/json"
 function done(summary, latency, requests)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
-  print(string.format('{"requests": %d, "microseconds": %d, "failed": %d, "p50": %d, "p99": %d}', summary.requests, summary.duration,
+  print(string.format('{"requests": %d, "microseconds": %d, "failed": %d, "p50": %d, "p99": %d}',
+    summary.requests, summary.duration,
     failed, latency:percentile(50), latency:percentile(99)))
 end
 """
@@ -189,7 +190,7 @@ def measured(folder, command, env, path, body, each, connections=CONNECTIONS):
 
 
 def in_turns(servers, each, rounds):
-    "What `measured` gives for each server: the middle of the rounds. A machine that is slow for a while is slow for all of them."
+    "What `measured` gives for each server: the median of the rounds. A machine that is slow is slow for all of them."
     found = {name: [] for name in servers}
     for _ in range(rounds):
         for name, how in servers.items(): found[name].append(measured(*how, each))
@@ -207,7 +208,7 @@ def said(f): return f"{f['rate']:,.0f}/s, p50 {f['p50']:.2f} ms, p99 {f['p99']:.
 
 
 def one_row(root, n=2000):
-    "Microseconds of one row after the other: the trees alone, with the row's encoding, and with the policy's calibration."
+    "Microseconds of one row: the trees alone, with the row's encoding, and with the policy's calibration."
     from mlops_nb.model.predictor import Predictor
     predictor = Predictor.open(root / "artifacts/bundle")
     frame = pl.read_parquet(root / "artifacts/prepared/test.parquet", columns=predictor.inputs).head(n)
@@ -284,7 +285,7 @@ def main():
              *curve,
              row("encode and predict one row, changing rows", f"{encoded:.1f} µs", bound="≤ 10 µs", met=encoded <= 10),
              row("… LightGBM's call alone", f"{trees_alone:.1f} µs"),
-             row("… and put its probability right", f"{whole:.1f} µs"),
+             row("… and its calibration", f"{whole:.1f} µs"),
              row("server, from the command to the first answer", f"{ready:.2f} s", bound="≤ 1.5 s", met=ready <= 1.5),
              row("server, memory of its processes after the load, shared pages counted once", f"{memory:.0f} MiB",
                  bound="≤ 120 MiB",

@@ -40,8 +40,8 @@ def main():
         row("… the same", f"{n / a:,.0f} rows/s", f"LightGBM's `pred_contrib`, {THREADS} threads",
             f"{n / c:,.0f} rows/s", f"{c / a:.1f}×"),
     ], [f"TreeSHAP: LightGBM with {trees} trees of 31 leaves on {X.shape[1]} columns of numbers, 5 % of them missing. "
-        f"`Booster.contributions` and shap each use one thread; median of {times}, in turns. Reading the trees from the "
-        "model's text is "
+        f"`Booster.contributions` and shap each use one thread; median of {times}, in turns. Reading the trees from "
+        "the model's text is "
         "part of our figure, and making the explainer no part of shap's. The distance from the raw score is relative "
         "where it is above 1."])
 

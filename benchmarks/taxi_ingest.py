@@ -46,8 +46,8 @@ def main():
             "the same",
             f"{rows / plain:,.0f} rows/s", f"{plain / cold:.2f}×"),
     ],
-    [f"Taxi: {len(files)} files, {rows:,} rows; median of {times}, in turns. The bound is on the warm process, which is "
-     "what a longer "
+    [f"Taxi: {len(files)} files, {rows:,} rows; median of {times}, in turns. The bound is on the warm process, which "
+     "is what a longer "
         f"delivery comes to: the two commands take {cold - warm:.1f} s more, for starting Python twice and loading "
         "polars and "
         "pandera. The peer only copies; it hashes, checks, counts and describes nothing."])

@@ -1,7 +1,7 @@
-"""Build the site into docs/_build/html: nbdev documents the notebooks, Sphinx sets them together with the pages of docs/.
+"""Build the site into docs/_build/html: nbdev documents the notebooks, Sphinx renders them and the pages of docs/.
 
-The source handed to Sphinx, docs/_build/source, is laid out like the repository, so that a relative link works there and here.
-Nothing is downloaded, and the pages need no network.
+The source handed to Sphinx, docs/_build/source, is laid out like the repository, so that a relative link works there
+and here. Nothing is downloaded, and the pages need no network.
 """
 import ast
 import re
@@ -25,7 +25,7 @@ def only_imports(source):
 
 
 def is_lesson(cell):
-    "Does a cell do more than import, and export nothing? nbdev would run it if it imports, without the cells before it."
+    "Does a cell do more than import, and export nothing? nbdev would run it, without the cells before it."
     if cell.cell_type != "code" or {"export", "exports", "exporti", "exec_doc"} & cell.directives_.keys(): return False
     return not re.search(r"^show_doc\(", cell.source, re.M) and not only_imports(cell.source)
 
@@ -44,7 +44,7 @@ def documentation(cell):
 
 
 def arranged(processed, original):
-    "The cells of a page: hidden ones gone, exported source below the documentation of what it defines, that of functions folded."
+    "The cells of a page: hidden ones gone, source below the documentation of what it defines; functions folded."
     marks = {c.get("id"): c.directives for c in original.cells if c.cell_type == "code"}
     cells, source = [], None
     for cell in processed.cells:

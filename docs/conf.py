@@ -1,4 +1,6 @@
 "The site's settings; `docs/build.py` lays out what they are applied to."
+import re
+
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
@@ -36,13 +38,18 @@ html_theme_options = dict(
 html_math_renderer = "mathml"
 
 
+def math_source(node):
+    "The formula without sizes of brackets, which docutils does not know and a browser sets itself."
+    return re.sub(r"\\[bB]igg?[lmr]?(?![a-zA-Z])", "", node.astext())
+
+
 def visit_math(self, node):
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(tex2mathml(math_source(node)))
     raise SkipNode
 
 
 def visit_math_block(self, node):
-    self.body.append(tex2mathml(node.astext(), as_block=True))
+    self.body.append(tex2mathml(math_source(node), as_block=True))
     raise SkipNode
 
 

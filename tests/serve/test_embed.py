@@ -27,6 +27,6 @@ def test_the_page_runs(tmp_path, monkeypatch):
         assert refused.status_code == 422 and "count" in refused.json()["detail"][0]
     columns = {c: [r[c] for r in rows] for c in rows[0]}
     made = type("Rows", (), {"columns": columns})
-    page["log_prediction"]("mine", made, wanted, ["no"] * 5)
+    page["log_prediction"]("mine", made, wanted.tolist(), ["no"] * 5)
     page["log"].close()
     assert read_log("predictions").collect()["id"].to_list() == ["mine"] * 5

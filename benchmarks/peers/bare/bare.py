@@ -1,4 +1,4 @@
-"A bare Granian RSGI application that decodes a row and calls the trees: no schema, no routing, no prediction log, no metrics."
+"A bare Granian RSGI application that decodes a row and calls the trees: no schema, routing, prediction log, metrics."
 from pathlib import Path
 
 import msgspec
