@@ -28,6 +28,7 @@ html_css_files = ["site.css"]
 html_theme_options = dict(
     logo={"text": "mlops_nb"},
     navbar_end=["theme-switcher"],
+    navbar_persistent=["search-button"],
     header_links_before_dropdown=8,
     show_nav_level=1,
     navigation_with_keys=False,

@@ -11,7 +11,11 @@ __all__ = ['app', 'gate_app', 'schema_app', 'report_app', 'key_app', 'log_app', 
            'capacity_command', 'control_command']
 
 # %% ../nbs/92_cli.ipynb #dd091974
-import gc, os, signal, sys, traceback
+import gc
+import os
+import signal
+import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -75,10 +79,10 @@ def main() -> None:
 # %% ../nbs/92_cli.ipynb #f459194a
 def _split_commas(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
 
-_SeparatorOption = Annotated[Optional[str], typer.Option(help="Of a text file; detected where it is not given.")]
-_EncodingOption = Annotated[Optional[str], typer.Option(help="Of a text file; detected where it is not given.")]
-_TableOption = Annotated[Optional[str], typer.Option(help="A table, when DATA is a database URL.")]
-_QueryOption = Annotated[Optional[str], typer.Option(help="A query, when DATA is a database URL.")]
+_SeparatorOption = Annotated[str | None, typer.Option(help="Of a text file; detected where it is not given.")]
+_EncodingOption = Annotated[str | None, typer.Option(help="Of a text file; detected where it is not given.")]
+_TableOption = Annotated[str | None, typer.Option(help="A table, when DATA is a database URL.")]
+_QueryOption = Annotated[str | None, typer.Option(help="A query, when DATA is a database URL.")]
 
 # %% ../nbs/92_cli.ipynb #19316516
 @app.command("init")
@@ -86,20 +90,20 @@ def init_command(
     folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
     data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
     target: Annotated[str, typer.Option(help="A column, or a SQL expression over columns.")],
-    time: Annotated[Optional[str], typer.Option(
+    time: Annotated[str | None, typer.Option(
         help="The column that says when a row was true; splits by time.")] = None,
     ordered: Annotated[bool, typer.Option(
         "--ordered", help="Rows are in the order of time but carry none; splits by order.")] = False,
-    group: Annotated[Optional[str], typer.Option(
+    group: Annotated[str | None, typer.Option(
         help="Rows with the same value of this column stay in one split.")] = None,
-    split_column: Annotated[Optional[str], typer.Option(help="A column that says train, valid or test.")] = None,
-    test_files: Annotated[Optional[str], typer.Option(
+    split_column: Annotated[str | None, typer.Option(help="A column that says train, valid or test.")] = None,
+    test_files: Annotated[str | None, typer.Option(
         help="Source files of the test set, with commas between.")] = None,
-    exclude: Annotated[Optional[str], typer.Option(help="Columns the model must not see, with commas between.")] = None,
-    entity: Annotated[Optional[str], typer.Option(help="The column that names whom a row is about.")] = None,
-    filter: Annotated[Optional[str], typer.Option(
+    exclude: Annotated[str | None, typer.Option(help="Columns the model must not see, with commas between.")] = None,
+    entity: Annotated[str | None, typer.Option(help="The column that names whom a row is about.")] = None,
+    filter: Annotated[str | None, typer.Option(
         help="A SQL expression; rows for which it is not true are left out.")] = None,
-    task: Annotated[Optional[str], typer.Option(
+    task: Annotated[str | None, typer.Option(
         help="binary, multiclass or regression; guessed from the target.")] = None,
     separator: _SeparatorOption = None,
     encoding: _EncodingOption = None,
@@ -127,8 +131,8 @@ def ingest_command(
     query: _QueryOption = None,
 ):
     "Bring data into this project; the same data twice adds nothing."
-    from mlops_nb.data.ingest import ingest, dvc_add_data
     from mlops_nb.config.schema import read_schema
+    from mlops_nb.data.ingest import dvc_add_data, ingest
     from mlops_nb.data.readers import ReadOptions
     root = Path(".")
     done = ingest(data, root, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
@@ -142,9 +146,9 @@ def simulate_command(
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing when there is data already.")] = False,
 ):
     "Make the simulated subscribers that params.yaml describes."
+    from mlops_nb.config.params import read_params
     from mlops_nb.data.ingest import dvc_add_data
     from mlops_nb.examples.simulator import simulate
-    from mlops_nb.config.params import read_params
     root = Path(".")
     if if_missing and (root / "data" / "manifest.json").exists(): return
     simulate(root, read_params(root / "params.yaml").simulate)
@@ -154,7 +158,7 @@ def simulate_command(
 @app.command("stage")
 def stage_command(
     name: str,
-    item: Annotated[Optional[str], typer.Argument(help="Of a stage with a matrix: the learner.")] = None,
+    item: Annotated[str | None, typer.Argument(help="Of a stage with a matrix: the learner.")] = None,
 ):
     "Run one stage of the pipeline; `dvc repro` does this for all that need it."
     from mlops_nb.pipeline import run_stage
@@ -173,7 +177,7 @@ def gate_check_command():
 # %% ../nbs/92_cli.ipynb #0906e62e
 @app.command("tune")
 def tune_command(
-    workers: Annotated[Optional[int], typer.Option(
+    workers: Annotated[int | None, typer.Option(
         min=1, help="Processes; as in settings.ini where it is not given.")] = None,
     join: Annotated[bool, typer.Option(
         "--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False,
@@ -212,7 +216,7 @@ def schema_diff_command(
     for change in diff_schemas(read_schema(old), read_schema(new)): print(change.message)
 
 # %% ../nbs/92_cli.ipynb #453690bd
-_BundleOption = Annotated[Optional[Path], typer.Option(
+_BundleOption = Annotated[Path | None, typer.Option(
     help="A bundle folder; the deployed champion where it is not given.")]
 
 def _bundle_or_champion(bundle):
@@ -223,15 +227,15 @@ def _bundle_or_champion(bundle):
 
 # %% ../nbs/92_cli.ipynb #ef6ffeb7
 def _open_predictor(bundle):
-    from mlops_nb.model.predictor import Predictor
     from mlops_nb.config.settings import read_settings, thread_count
+    from mlops_nb.model.predictor import Predictor
     return Predictor.open(_bundle_or_champion(bundle), thread_count(read_settings(Path("."))))
 
 # %% ../nbs/92_cli.ipynb #37a47da2
 @app.command("score")
 def score_command(
     source: Annotated[Path, typer.Argument(help="A Parquet file of rows, or a folder of such files.")],
-    target: Annotated[Optional[Path], typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
+    target: Annotated[Path | None, typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
     lookup_table: Annotated[bool, typer.Option(
         "--lookup-table", help="Write the newest score of each entity instead, where a server looks it up.")] = False,
     bundle: _BundleOption = None,
@@ -241,8 +245,8 @@ def score_command(
     if (target is None) != lookup_table: raise UserError("say where the scores go: a target, or --lookup-table.")
     predictor = _open_predictor(bundle)
     if lookup_table:
-        from mlops_nb.config.settings import read_settings
         from mlops_nb.bundle.store import lookup_table_path
+        from mlops_nb.config.settings import read_settings
         target = lookup_table_path(predictor.id, read_settings(Path(".")).release.lookup_tables)
         print(f"{target}: {score_lookup_table(predictor, source, target):,} entities scored by {predictor.id[:12]}.")
     else:
@@ -266,7 +270,7 @@ app.add_typer(report_app, name="report")
 def report_run_command(
     name: Annotated[str, typer.Argument(help="A notebook, or the name of one in nbs/reports.")],
     p: Annotated[list[str], typer.Option("-p", help="A parameter, key=value; again for more.")] = [],
-    output: Annotated[Optional[Path], typer.Option(help="The page to write.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
 ):
     "Run a notebook with parameters, and render it to one page."
     from mlops_nb.report.runner import run_report_notebook
@@ -277,9 +281,9 @@ def report_run_command(
 def what_if_command(
     row: Annotated[int, typer.Option(help="The number of a row of the test set, or of --data; the first is 1.")] = 1,
     data: Annotated[Path, typer.Option(help="A Parquet file of rows.")] = Path("artifacts/prepared/test.parquet"),
-    json: Annotated[Optional[str], typer.Option(help="A whole row instead, as JSON.")] = None,
+    json: Annotated[str | None, typer.Option(help="A whole row instead, as JSON.")] = None,
     changes: Annotated[list[str], typer.Option("--set", help="A change, column=value; again for more.")] = [],
-    min_difference: Annotated[Optional[float], typer.Option(
+    min_difference: Annotated[float | None, typer.Option(
         help="Regression: how far away another answer is; a standard deviation where it is not given.")] = None,
     bundle: _BundleOption = None,
     as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False,
@@ -314,6 +318,7 @@ def export_onnx_command(
 ):
     "Write a bundle's model as ONNX, if it answers as the bundle does."
     import polars as pl
+
     from mlops_nb.bundle.onnx_export import export_onnx
     test = Path("artifacts/prepared/test.parquet")
     parity = export_onnx(_bundle_or_champion(bundle), output, pl.read_parquet(test) if test.exists() else None)
@@ -328,9 +333,9 @@ def compress_command(
     bundle: _BundleOption = None,
     output: Annotated[Path, typer.Option(
         help="The folder for the new bundle and the comparison.")] = Path("compressed"),
-    n_trees: Annotated[Optional[int], typer.Option(
+    n_trees: Annotated[int | None, typer.Option(
         help="Of the smaller model, for each class; a quarter where it is not given.")] = None,
-    weight_type: Annotated[Optional[str], typer.Option(
+    weight_type: Annotated[str | None, typer.Option(
         help="Of a net: float16 or int8; int8 where it is not given.")] = None,
 ):
     "Make a smaller model, and say what that costs and saves."
@@ -344,14 +349,14 @@ def compress_command(
 # %% ../nbs/92_cli.ipynb #fb516dc9
 @app.command("serve")
 def serve_command(
-    bundle: Annotated[Optional[Path], typer.Option(
+    bundle: Annotated[Path | None, typer.Option(
         help="A bundle folder, served as the endpoint of settings.ini; not given: all that is released.")] = None,
-    port: Annotated[Optional[int], typer.Option(
+    port: Annotated[int | None, typer.Option(
         min=0, max=65535, help="As in settings.ini where it is not given; 0 = one that is free.")] = None,
 ):
     "Serve models over HTTP until it is stopped."
-    from mlops_nb.serve.server import serve
     from mlops_nb.config.settings import read_settings
+    from mlops_nb.serve.server import serve
     settings = read_settings(Path("."))
     if port is not None: settings.serve.port = port
     serve(Path("."), bundle, settings)
@@ -369,8 +374,8 @@ def _keys_file():
 def key_add_command(
     name: Annotated[str, typer.Argument(help="Whom it is for; new.")],
     scopes: Annotated[str, typer.Option(help="predict, explain, feedback, read; with commas between.")],
-    rate_limit: Annotated[Optional[float], typer.Option(help="Requests a second, of each process of a server.")] = None,
-    expires: Annotated[Optional[str], typer.Option(help="Its last day, as in 2027-06-30, UTC.")] = None,
+    rate_limit: Annotated[float | None, typer.Option(help="Requests a second, of each process of a server.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Its last day, as in 2027-06-30, UTC.")] = None,
 ):
     "Make a key and print it; it is not kept, only its hash is."
     from mlops_nb.serve.auth import create_api_key, end_of_day
@@ -397,8 +402,8 @@ app.add_typer(log_app, name="log")
 @log_app.command("compact")
 def log_compact_command():
     "Turn finished segments into Parquet, and remove what is older than log.retention_days; also while the server runs."
-    from mlops_nb.prediction_log.compaction import compact_log
     from mlops_nb.config.settings import read_settings
+    from mlops_nb.prediction_log.compaction import compact_log
     log = read_settings(Path(".")).log
     done = compact_log(log.folder, log.retention_days)
     print(f"{log.folder}: {done.segments} segments with {done.rows:,} records and labels are Parquet now, "
@@ -408,8 +413,8 @@ def log_compact_command():
 @log_app.command("audit")
 def log_audit_command():
     "Exit 1 unless every answer is recorded once; also while the server runs."
-    from mlops_nb.prediction_log.audit import audit_log
     from mlops_nb.config.settings import read_settings
+    from mlops_nb.prediction_log.audit import audit_log
     from mlops_nb.serve.metrics import read_row_counts
     log = read_settings(Path(".")).log
     found = audit_log(log.folder, read_row_counts(log.folder))

@@ -6,7 +6,8 @@
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'run_stage', 'run_features']
 
 # %% ../nbs/90_pipeline.ipynb #f1824154
-import sys, time
+import sys
+import time
 from contextlib import chdir, suppress
 from importlib import import_module
 from pathlib import Path
@@ -116,6 +117,7 @@ def _dvc_stage(s):
 def dvc_yaml() -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO
+
     from ruamel.yaml import YAML
     yaml, out = YAML(), StringIO()
     yaml.width = 200

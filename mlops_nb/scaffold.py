@@ -7,20 +7,23 @@ __all__ = ['package_name', 'choose_split', 'check_split_options', 'datetime_colu
            'make_features_notebook', 'write_project_files', 'init_project']
 
 # %% ../nbs/91_scaffold.ipynb #42fcd6c6
-import os, re, subprocess, sys
-from keyword import iskeyword
+import os
+import re
+import subprocess
+import sys
 from fnmatch import fnmatchcase
 from importlib.resources import files
+from keyword import iskeyword
 from pathlib import Path
 
 import polars as pl
 
-from .core.errors import UserError, did_you_mean
-from .core.files import atomic_dir, atomic_file
 from .config.params import Params, PrepareParams, SplitParams, write_params
-from .pipeline import dvc_yaml
 from .config.schema import Column, Schema, write_schema
 from .config.settings import ReleaseSettings, Settings, TrackingSettings, write_settings
+from .core.errors import UserError, did_you_mean
+from .core.files import atomic_dir, atomic_file
+from .pipeline import dvc_yaml
 
 # %% ../nbs/91_scaffold.ipynb #21fbd9a8
 def package_name(

@@ -53,7 +53,8 @@ def postgres():
         as_user = dict(user="postgres", group="postgres", extra_groups=[])
         shutil.chown(home, "postgres", "postgres")
     def run(program, *args):
-        done = subprocess.run([programs / program, "-D", home / "db", *args], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        done = subprocess.run([programs / program, "-D", home / "db", *args], cwd=home, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE,
                               text=True, timeout=60, **as_user)
         assert done.returncode == 0, f"{program}: {done.stderr}"
     with socket.socket() as s:
@@ -64,7 +65,8 @@ def postgres():
     (home / "password").chmod(0o644)
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
     try:
-        run("initdb", "-U", "tester", f"--pwfile={home / 'password'}", "-A", "scram-sha-256", "--no-sync", "--locale=C", "-E", "UTF8")
+        run("initdb", "-U", "tester", f"--pwfile={home / 'password'}", "-A", "scram-sha-256", "--no-sync", "--locale=C",
+            "-E", "UTF8")
         run("pg_ctl", "-w", "-l", home / "log", "-o", options, "start")
         try: yield SimpleNamespace(url=f"postgresql://tester@127.0.0.1:{port}/postgres", password=password)
         finally: run("pg_ctl", "-m", "immediate", "stop")

@@ -42,14 +42,16 @@ def test_every_verb_explains_itself(verb):
 
 
 def test_the_verbs_of_the_issue_exist():
-    assert {("init",), ("ingest",), ("simulate",), ("stage",), ("gate", "check"), ("schema", "check"), ("schema", "diff"), ("score",),
+    assert {("init",), ("ingest",), ("simulate",), ("stage",), ("gate", "check"), ("schema", "check"),
+            ("schema", "diff"), ("score",),
             ("what-if",), ("report", "run"), ("control",)} <= set(verbs())
 
 
 # exit codes
 
 @pytest.mark.parametrize("args, says", [(["nonsense"], "No such command 'nonsense'"), (["ingest"], "Missing argument"),
-                                        (["stage", "validate", "--fast"], "No such option"), (["gate", "chek"], "No such command 'chek'"),
+                                        (["stage", "validate", "--fast"], "No such option"),
+                                        (["gate", "chek"], "No such command 'chek'"),
                                         (["init", "new"], "Missing option")])
 def test_a_misspelt_command_ends_with_2(tmp_path, args, says):
     done = nb(*args, cwd=tmp_path)
@@ -60,12 +62,14 @@ def test_help_ends_with_0_and_a_mistake_with_1(tmp_path):
     assert nb("--help", cwd=tmp_path).returncode == 0
     assert "schema.yaml does not exist" in sentence(nb("schema", "check", cwd=tmp_path))
     assert "There is no stage 'trian'; did you mean 'train'?" in sentence(nb("stage", "trian", cwd=tmp_path))
-    assert "The stage validate is one for all; leave 'gbdt' out." in sentence(nb("stage", "validate", "gbdt", cwd=tmp_path))
+    assert "The stage validate is one for all; leave 'gbdt' out." in sentence(nb("stage", "validate", "gbdt",
+                                                                                 cwd=tmp_path))
 
 
 def as_command(cwd, code):
     "Run `main` in a process where `code` has prepared something."
-    lines = ["import sys, mlops_nb.cli, mlops_nb.pipeline", code, "sys.argv = ['mlops-nb', 'stage', 'validate']", "mlops_nb.cli.main()"]
+    lines = ["import sys, mlops_nb.cli, mlops_nb.pipeline", code, "sys.argv = ['mlops-nb', 'stage', 'validate']",
+             "mlops_nb.cli.main()"]
     return run(sys.executable, "-c", "\n".join(lines), cwd=cwd)
 
 
@@ -81,14 +85,17 @@ def test_a_fault_of_ours_ends_with_70_and_keeps_its_traceback_in_a_file(tmp_path
 @pytest.mark.parametrize("error, code, says", [
     ("OSError(28, 'No space left on device', 'artifacts/x')", 1, "artifacts/x: the disk is full"),
     ("RuntimeError('database or disk is full')", 1, "the disk is full"), ("MemoryError()", 1, "not enough memory"),
-    ("PermissionError(13, 'Permission denied', 'data')", 1, "data: permission was denied"), ("KeyboardInterrupt()", 130, "interrupted; ")])
+    ("PermissionError(13, 'Permission denied', 'data')", 1, "data: permission was denied"),
+    ("KeyboardInterrupt()", 130, "interrupted; ")])
 def test_errors_of_the_machine_end_in_a_sentence(tmp_path, error, code, says):
-    assert says in sentence(as_command(tmp_path, f"def fault(*args): raise {error}\nmlops_nb.pipeline.run_stage = fault"), code)
+    assert says in sentence(as_command(tmp_path,
+                                       f"def fault(*args): raise {error}\nmlops_nb.pipeline.run_stage = fault"), code)
     assert not (tmp_path / ".mlops").exists()
 
 
 def test_a_closed_pipe_is_no_fault(good):
-    shell = subprocess.run("mlops-nb --help | head -1", shell=True, cwd=good, env=ENV, capture_output=True, text=True, timeout=60)
+    shell = subprocess.run("mlops-nb --help | head -1", shell=True, cwd=good, env=ENV, capture_output=True, text=True,
+                           timeout=60)
     assert "Traceback" not in shell.stderr
 
 
@@ -109,14 +116,16 @@ def test_init_leaves_a_folder_that_is_taken_alone(tmp_path):
 def test_init_refuses_two_splits(tmp_path, options):
     (tmp_path / "in.csv").write_text(shop(50), encoding="utf-8")
     said = sentence(nb("init", "new", "--data", "in.csv", "--target", "bought", *options, cwd=tmp_path))
-    assert "ask for different splits; give one of them." in said and all(o in said for o in options if o.startswith("--"))
+    assert "ask for different splits; give one of them." in said and all(o in said for o in options
+                                                                         if o.startswith("--"))
     assert os.listdir(tmp_path) == ["in.csv"]
 
 
 def test_init_fills_an_empty_folder(tmp_path):
     (tmp_path / "in.csv").write_text(shop(200), encoding="utf-8")
     (tmp_path / "new").mkdir()
-    done = nb("init", "new", "--data", "in.csv", "--target", "bought", "--time", "day", "--exclude", "city, member", cwd=tmp_path)
+    done = nb("init", "new", "--data", "in.csv", "--target", "bought", "--time", "day", "--exclude", "city, member",
+              cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "new: binary of bought from 3 columns.\nReview new/schema.yaml, then: cd new && dvc repro\n"
     assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
@@ -170,19 +179,22 @@ def test_schema_diff_says_a_sentence_a_change(project):
     edit(project / "new.yaml", "\n  visits:", "\n  calls:")
     edit(project / "new.yaml", "Rome]", "Rome, Oslo]")
     said = nb("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout.splitlines()
-    assert said == ["The domain of 'city' gained Oslo.", "The column 'visits' (integer) is gone.", "The column 'calls' (integer) is new."]
+    assert said == ["The domain of 'city' gained Oslo.", "The column 'visits' (integer) is gone.",
+                    "The column 'calls' (integer) is new."]
 
 
 # use
 
 def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
-    rows = pl.DataFrame({"day": ["2025-01-05"] * 3, "city": ["Rome", "Oslo", None], "age": [70, 20, None], "spent": [1.0, 2.0, None],
+    rows = pl.DataFrame({"day": ["2025-01-05"] * 3, "city": ["Rome", "Oslo", None], "age": [70, 20, None],
+                         "spent": [1.0, 2.0, None],
                          "visits": [1, 19, None], "member": ["yes", "no", None]})
     rows.write_parquet(project / "rows.parquet")
     done = nb("score", "rows.parquet", "scores.parquet", cwd=project)
     assert done.returncode == 0 and "3 rows scored" in done.stdout, done.stderr
     scores = pl.read_parquet(project / "scores.parquet")
-    assert scores["score"].is_between(0, 1).to_list() == [True, True, None] and set(scores["decision"]) <= {"0", "1", None}
+    assert scores["score"].is_between(0, 1).to_list() == [True, True, None] and set(scores["decision"]) <= {"0", "1",
+                                                                                                            None}
     assert "1 of them broke the schema" in done.stdout
     assert pl.read_parquet(project / "scores.quarantined.parquet")["_reasons"].to_list() == [
         [f"{c}: missing" for c in ("city", "age", "spent", "visits", "member")]]
@@ -203,12 +215,16 @@ def test_what_if_answers_for_people_and_for_programs(project):
     found = json.loads(nb("what-if", "--row", "3", "--set", "age=70", "--as-json", cwd=project).stdout)
     row = pl.read_parquet(project / "artifacts/prepared/test.parquet").row(2, named=True)
     assert found["changes"] == [{"column": "age", "before": row["age"], "after": 70}]
-    assert found["nearest_counterfactual"]["prediction"]["decision"] == found["sparse_counterfactual"]["prediction"]["decision"] != found["after"]["decision"]
+    assert (found["nearest_counterfactual"]["prediction"]["decision"] ==
+            found["sparse_counterfactual"]["prediction"]["decision"] != found["after"]["decision"])
     typed = json.dumps({k: row[k] for k in ("city", "age", "spent", "visits", "member")} | {"day": str(row["day"])})
-    again = json.loads(nb("what-if", "--json", typed, "--set", "age=70", "--as-json", "--bundle", "artifacts/bundle", cwd=project).stdout)
+    again = json.loads(nb("what-if", "--json", typed, "--set", "age=70", "--as-json", "--bundle", "artifacts/bundle",
+                          cwd=project).stdout)
     assert again == found
-    for args, says in ((["--set", "agee=3"], "there is no column 'agee'; did you mean 'age'?"), (["--set", "age=old"], "is not an integer"),
-                       (["--row", "0"], "has no row 0"), (["--json", "{}"], "has no column"), (["--data", "x"], "x does not exist")):
+    for args, says in ((["--set", "agee=3"], "there is no column 'agee'; did you mean 'age'?"),
+                       (["--set", "age=old"], "is not an integer"),
+                       (["--row", "0"], "has no row 0"), (["--json", "{}"], "has no column"),
+                       (["--data", "x"], "x does not exist")):
         assert says in sentence(nb("what-if", *args, cwd=project))
 
 
@@ -238,9 +254,11 @@ def test_report_run_checks_the_parameters_against_the_notebook(project):
     wrong = sentence(report("-p", "rows=many"))
     assert "rows" in wrong and "'many'" in wrong
     assert "write it as key=value" in sentence(report("-p", "rows"))
-    assert "no report 'shete' in nbs/reports; did you mean 'sheet'?" in sentence(nb("report", "run", "shete", cwd=project))
+    assert "no report 'shete' in nbs/reports; did you mean 'sheet'?" in sentence(nb("report", "run", "shete",
+                                                                                    cwd=project))
     edit(project / "nbs/reports/sheet.ipynb", "rows * 2", "rows / 0")
-    assert "ZeroDivisionError" in sentence(report("--output", "pages/failed.html")) and not (project / "pages/failed.html").exists()
+    assert "ZeroDivisionError" in sentence(report("--output",
+                                                  "pages/failed.html")) and not (project / "pages/failed.html").exists()
 
 
 def test_the_finished_project_is_deployed(good):

@@ -38,7 +38,8 @@ def declared(name, item, params):
     stage = YAML(typ="safe").load(dvc_yaml())["stages"][name]
     listed = stage.get("outs", []) + stage.get("metrics", [])
     paths = [next(iter(o)) if isinstance(o, dict) else o for o in listed]
-    return [p.replace("${item.learner}", str(item)).replace("${prepare.features_file}", params["prepare"]["features_file"]) for p in paths]
+    return [p.replace("${item.learner}", str(item)).replace("${prepare.features_file}",
+                                                            params["prepare"]["features_file"]) for p in paths]
 
 
 @pytest.mark.slow
@@ -60,7 +61,8 @@ def test_each_stage_writes_what_it_declares_and_nothing_else(project):
 
 def test_the_recorded_peak_is_the_stages_own(project):
     held = b"x" * (600 << 20) # as DVC's own process may hold much when it starts a stage
-    subprocess.run([Path(sys.executable).parent / "mlops-nb", "stage", "features"], cwd=project, check=True, capture_output=True)
+    subprocess.run([Path(sys.executable).parent / "mlops-nb", "stage", "features"], cwd=project, check=True,
+                   capture_output=True)
     assert len(held) / 2**20 > 2 * read_json(project / ".mlops/stages/features.json", dict)["peak_memory_mib"]
 
 
@@ -71,7 +73,8 @@ def test_what_dvc_yaml_says_can_be_read_and_has_no_cycle():
     for name, stage in stages.items():
         for dep in stage["deps"]:
             made = any(dep == w or w.startswith(f"{dep}/") or dep.startswith(f"{w}/") for w in written)
-            assert made or dep in ("data", "data/manifest.json", "schema.yaml", "nbs/reports", "${prepare.features_notebook}"), f"{name} reads {dep}"
+            assert made or dep in ("data", "data/manifest.json", "schema.yaml", "nbs/reports",
+                                   "${prepare.features_notebook}"), f"{name} reads {dep}"
         outs = stage.get("outs", []) + stage.get("metrics", [])
         for path in (next(iter(o)) if isinstance(o, dict) else o for o in outs):
             assert path not in written and not path.startswith("data/"), f"{name} writes {path}"
@@ -109,7 +112,8 @@ def test_an_unknown_stage_is_a_sentence(tmp_path):
 def test_an_edited_features_notebook_is_exported_by_its_stage(project):
     notebook = project / "nbs" / "00_features.ipynb"
     nb = nbformat.read(notebook, as_version=4)
-    nb.cells.append(nbformat.v4.new_code_cell("#| export\n@feature\ndef spent_per_visit(spent, visits): return spent / (visits + 1)"))
+    nb.cells.append(nbformat.v4.new_code_cell("#| export\n@feature\ndef spent_per_visit(spent, visits): return spent / "
+                                              "(visits + 1)"))
     nbformat.write(nb, notebook)
     run_stage("features", project)
     assert "def spent_per_visit" in (project / "corner_shop" / "features.py").read_text()
@@ -129,7 +133,8 @@ def test_a_features_notebook_that_is_gone_is_a_sentence(project):
 
 def test_a_new_project_is_whole(project):
     there = {p.relative_to(project).as_posix() for p in project.rglob("*") if p.is_file()}
-    assert {"schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "data.dvc", "README.md", "pyproject.toml", ".gitignore",
+    assert {"schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "data.dvc", "README.md", "pyproject.toml",
+            ".gitignore",
             ".dvc/config", "nbs/00_features.ipynb", "nbs/reports/data.ipynb", "nbs/reports/evaluation.ipynb",
             "nbs/reports/explanation.ipynb",
             "corner_shop/features.py", "corner_shop/__init__.py"} <= there
@@ -143,15 +148,18 @@ def test_init_that_fails_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
 
 
-@pytest.mark.parametrize("folder, name", [("bikes", "bikes"), ("Bike-Sharing 2011", "bike_sharing_2011"), ("2024", "p_2024"),
-                                          ("json", "json_project"), ("data", "data_project"), ("Überfahrt", "überfahrt"),
+@pytest.mark.parametrize("folder, name", [("bikes", "bikes"), ("Bike-Sharing 2011", "bike_sharing_2011"),
+                                          ("2024", "p_2024"),
+                                          ("json", "json_project"), ("data", "data_project"),
+                                          ("Überfahrt", "überfahrt"),
                                           ("---", "project")])
 def test_the_name_of_a_package_can_be_imported(tmp_path, folder, name):
     assert package_name(tmp_path / folder) == name and name.isidentifier()
 
 
 @pytest.mark.parametrize("said, method", [({"time": "day"}, "time"), ({}, "random"), ({"ordered": True}, "order"),
-                                          ({"group": "shop"}, "group"), ({"split_column": "fold"}, "column"), ({"test_files": ("b.csv",)}, "files"),
+                                          ({"group": "shop"}, "group"), ({"split_column": "fold"}, "column"),
+                                          ({"test_files": ("b.csv",)}, "files"),
                                           ({"time": "day", "group": "shop"}, "group")])
 def test_what_was_said_of_the_data_decides_the_split(said, method):
     assert choose_split(**said).method == method
@@ -159,5 +167,6 @@ def test_what_was_said_of_the_data_decides_the_split(said, method):
 
 def test_only_clocks_that_are_known_become_features():
     columns = {n: Column("timestamp") for n in ("start", "end", "seen")} | {"fare": Column("number")}
-    schema = Schema("trips", "regression", "EXTRACT(EPOCH FROM end) - EXTRACT(EPOCH FROM start)", columns, event_time="start")
+    schema = Schema("trips", "regression", "EXTRACT(EPOCH FROM end) - EXTRACT(EPOCH FROM start)", columns,
+                    event_time="start")
     assert datetime_columns(schema) == ["start", "seen"], "the end of a trip is not known when it starts"

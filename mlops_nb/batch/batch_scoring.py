@@ -7,23 +7,26 @@ __all__ = ['scoring_schema', 'score_batch', 'read_row_batches', 'scoring_key', '
            'open_scored_chunks', 'quarantine_path', 'BatchScoringResult', 'score_files', 'score_lookup_table']
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #62424736
-import hashlib, os, secrets, shutil
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Iterator
 
 import msgspec
 import polars as pl
 from msgspec import Struct
 
 from .. import __version__
-from ..data.validation import compare_with_schema
-from ..data.column_checks import validate_batch
+from ..config.schema import Schema
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file, file_lock
+from ..data.column_checks import validate_batch
+from ..data.validation import compare_with_schema
 from ..model.predictor import Predictor, map_in_order
-from ..config.schema import Schema
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #4f7d1637
 def scoring_schema(

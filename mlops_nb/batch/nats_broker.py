@@ -6,7 +6,9 @@
 __all__ = ['result_subject', 'NatsBroker']
 
 # %% ../../nbs/batch/03_nats_broker.ipynb #d508b2bb
-import asyncio, base64, re
+import asyncio
+import base64
+import re
 
 import msgspec
 from fastcore.basics import patch
@@ -56,7 +58,7 @@ async def open(self:NatsBroker) -> None:
         await self._connect()
         await self._create_streams()
         self.subscription = await self.js.pull_subscribe_bind(durable=s.group, stream=s.source)
-    except (Error, OSError, asyncio.TimeoutError, ValueError) as e:
+    except (TimeoutError, Error, OSError, ValueError) as e:
         if not first: raise
         reason = str(self.last_error or e) or type(e).__name__
         raise UserError(f"NATS at {redact_url(s.url)} cannot be used ({reason}); "

@@ -6,10 +6,14 @@
 __all__ = ['MessageHandler', 'StreamCounts', 'StreamWorker', 'create_broker', 'endpoint_handler', 'score_stream']
 
 # %% ../../nbs/batch/04_stream_scoring.ipynb #5da3e460
-import asyncio, logging, os, signal, socket
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from fastcore.basics import patch

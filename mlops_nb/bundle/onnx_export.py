@@ -9,25 +9,26 @@ __all__ = ['PARITY_TOLERANCE', 'OnnxTree', 'to_onnx_tree', 'read_onnx_trees', 't
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #4e189cbd
 import warnings
+from collections.abc import Iterator
 from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from ..model.lightgbm_text import MISSING_NAN, MISSING_ZERO, Tree, parse_header, parse_trees
 from ..core.errors import UserError
 from ..core.files import atomic_file
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import write_json
-from ..model.net import Net, first_layer_inputs, member_outputs
-from ..model.predictor import Predictor, model_file
-from ..model.policy import Policy
 from ..model.calibrators import EPS, Calibrator, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
+from ..model.lightgbm_text import MISSING_NAN, MISSING_ZERO, Tree, parse_header, parse_trees
+from ..model.net import Net, first_layer_inputs, member_outputs
 from ..model.network import ensemble_predict
+from ..model.policy import Policy
+from ..model.predictor import Predictor, model_file
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #4471c2ec
 class OnnxTree(NamedTuple):
@@ -246,7 +247,9 @@ def net_to_onnx(
     net: Net,
 ) -> bytes: # From `X` (n, columns) to `score`: (n,), or (n, k) for k classes
     "A net as an ONNX model; raises `UserError` if torch cannot write one of its operations."
-    import io, torch
+    import io
+
+    import torch
     out, X = io.BytesIO(), torch.zeros(2, len(net.feature_names), dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

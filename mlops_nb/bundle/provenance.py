@@ -6,7 +6,8 @@
 __all__ = ['git_state', 'Provenance', 'collect_provenance']
 
 # %% ../../nbs/bundle/00_provenance.ipynb #0366f31d
-import subprocess, sys
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, ValidationError, convert, field
 from msgspec.structs import asdict
 
+from .predicates import PredicateSpec
 from ..core.files import atomic_file
 from ..core.typed_yaml import convert_typed, read_yaml, refuse_renamed, yaml_lines
-from .predicates import PredicateSpec
 
 # %% ../../nbs/config/05_params.ipynb #a2e6f5f0
 Fraction = Annotated[float, Meta(ge=0, le=1)]

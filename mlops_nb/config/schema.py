@@ -7,7 +7,8 @@ __all__ = ['Column', 'Schema', 'row_expr', 'expression_columns', 'write_schema',
            'to_pandera']
 
 # %% ../../nbs/config/01_schema.ipynb #eedb9112
-import hashlib, re
+import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,11 @@ from fastcore.basics import patch
 from msgspec import Meta, Struct, field
 
 from mlops_nb.config.values import (
-    POLARS_TYPES, class_label_expr, is_missing_expr, parse_iso_timestamp, parse_value_expr,
+    POLARS_TYPES,
+    class_label_expr,
+    is_missing_expr,
+    parse_iso_timestamp,
+    parse_value_expr,
 )
 from ..core.errors import UserError, did_you_mean
 from ..core.files import atomic_file

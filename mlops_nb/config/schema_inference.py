@@ -7,18 +7,24 @@ __all__ = ['ColumnProfile', 'profile_columns', 'infer_range', 'exclusion_reason'
            'infer_task_and_classes', 'InferredSchema', 'infer_schema']
 
 # %% ../../nbs/config/04_schema_inference.ipynb #a5dbe0ae
-import math, re
+import math
+import re
 
 import polars as pl
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ..core.errors import UserError, did_you_mean
 from .schema import Column, Schema
 from mlops_nb.config.values import (
-    ALWAYS_MISSING, DATE_FORMATS, MISSING_IF_NUMERIC, class_label_expr, is_missing_expr, parse_value_expr,
+    ALWAYS_MISSING,
+    DATE_FORMATS,
+    MISSING_IF_NUMERIC,
+    class_label_expr,
+    is_missing_expr,
+    parse_value_expr,
     timestamp_expr,
 )
+from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/config/04_schema_inference.ipynb #6cdbebcc
 class ColumnProfile(Struct):

@@ -8,7 +8,8 @@ __all__ = ['RENAMED_SETTINGS', 'RunSettings', 'TuneSettings', 'TrackingSettings'
            'available_cores', 'thread_count', 'write_settings', 'read_settings', 'resolve_local_uri']
 
 # %% ../../nbs/config/06_settings.ipynb #4a4dce10
-import os, re
+import os
+import re
 from configparser import ConfigParser
 from configparser import Error as IniError
 from pathlib import Path

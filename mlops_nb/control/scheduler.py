@@ -8,23 +8,25 @@ __all__ = ['QUEUE_NAME', 'fire_times', 'fire_time_id', 'ScheduledReport', 'run_s
            'enqueue_due_runs', 'scheduler_lock', 'launch_dbos', 'run_scheduler']
 
 # %% ../../nbs/control/00_scheduler.ipynb #23d60f87
-import os, signal, sys, threading
+import os
+import signal
+import sys
+import threading
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Struct
 
+from ..config.settings import ReportSettings, ScheduleSettings, Settings, read_settings, resolve_local_uri
 from ..core.errors import UserError
 from ..core.files import file_lock
-from ..config.settings import resolve_local_uri
+from ..core.typed_yaml import read_json, write_json
 from ..report.history import RunRecord, write_index
 from ..report.html import PageHeader
 from ..report.runner import run_notebook
-from ..config.settings import ReportSettings, ScheduleSettings, Settings, read_settings
-from ..core.typed_yaml import read_json, write_json
 
 # %% ../../nbs/control/00_scheduler.ipynb #b42471cb
 def fire_times(
@@ -52,7 +54,7 @@ def fire_time_id(
     fire_time: datetime, # With a time zone
 ) -> str: # e.g. `20260330T043000Z`: the same for every way to write the same moment
     "The id of a fire time, and the name of the folder its page goes to."
-    return fire_time.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    return fire_time.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 # %% ../../nbs/control/00_scheduler.ipynb #ae7a5ec3
 class ScheduledReport(Struct):
@@ -174,7 +176,7 @@ def _read_state(name):
 def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Schedule -> from when on it is due
     "Make DBOS's schedules those of the settings."
     from dbos import DBOS
-    now, due_since, wanted = datetime.now(timezone.utc), {}, []
+    now, due_since, wanted = datetime.now(UTC), {}, []
     for old in DBOS.list_schedules():
         if old["schedule_name"] not in settings.schedule: DBOS.delete_schedule(old["schedule_name"])
     for name, s in settings.schedule.items():
@@ -191,7 +193,7 @@ def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Sche
 def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None:
     "Enqueue every run up to now that is not known yet."
     from dbos import DBOS
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     for name, since in due_since.items():
         if missed := fire_times(settings.schedule[name], since, now):
             DBOS.backfill_schedule(name, since, now + timedelta(microseconds=1))

@@ -6,7 +6,13 @@
 __all__ = ['try_lock', 'file_lock', 'fsync_path', 'atomic_file', 'atomic_dir', 'file_signature']
 
 # %% ../../nbs/core/01_files.ipynb #f8ffe14d
-import ctypes, errno, fcntl, glob, os, secrets, shutil
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import secrets
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 

@@ -7,7 +7,8 @@ __all__ = ['MANIFEST_FILE', 'FORMAT_VERSION', 'sha256_file', 'combine_hashes', '
            'write_manifest', 'VerifiedFolder', 'verify_manifest']
 
 # %% ../../nbs/core/03_manifest.ipynb #43497470
-import hashlib, os
+import hashlib
+import os
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -10,9 +10,9 @@ __all__ = ['RAW_PREFIX', 'is_readable_as', 'ColumnCheck', 'needs_conversion', 'c
 import polars as pl
 from msgspec import Struct
 
-from ..core.errors import UserError
 from ..config.schema import Column, Schema, column_range
 from ..config.values import POLARS_TYPES, TYPE_NAMES
+from ..core.errors import UserError
 
 # %% ../../nbs/data/04_column_checks.ipynb #88fdf870
 def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
@@ -130,7 +130,8 @@ def validate_batch(
     frame: pl.DataFrame, # The contract's columns as delivered, `_source` and `_row`
     schema: Schema,
 ) -> ValidatedBatch:
-    "Divide a batch into accepted and quarantined rows; raises `UserError` at a value that breaks a rule with `on_violation: stop`."
+    """Divide a batch into accepted and quarantined rows; raises `UserError` at a value that breaks a rule with
+    `on_violation: stop`."""
     frame = frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
     both = parse_batch(frame, schema)
     every = [r for n, c in schema.columns.items() for r in column_checks(n, c, frame.schema[n])]

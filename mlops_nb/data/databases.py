@@ -6,10 +6,11 @@
 __all__ = ['parse_database_url', 'open_sqlite', 'read_sqlite_batches', 'read_postgres_batches']
 
 # %% ../../nbs/data/02_databases.ipynb #32ee1cb2
-import hashlib, sqlite3
+import hashlib
+import sqlite3
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Iterator
 from urllib.parse import quote, urlsplit
 
 import polars as pl
@@ -104,7 +105,9 @@ def read_postgres_batches(
     batch_rows: int,
 ) -> Iterator[pl.DataFrame]: # Typed
     "The rows of a table or query; raises `UserError` where the server refuses."
-    import pyarrow as pa, adbc_driver_manager, adbc_driver_postgresql.dbapi as postgres
+    import adbc_driver_manager
+    import adbc_driver_postgresql.dbapi as postgres
+    import pyarrow as pa
     try:
         with postgres.connect(url) as connection, connection.cursor() as cursor:
             cursor.execute('SET TRANSACTION READ ONLY')

@@ -8,19 +8,23 @@ __all__ = ['IngestedSource', 'Partition', 'DataManifest', 'read_data_manifest', 
            'read_raw_batches', 'common_supertype', 'scan_data', 'dvc_add_data']
 
 # %% ../../nbs/data/03_ingest.ipynb #bcb8c2bb
-import os, re, shutil, subprocess, sys
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
-from .readers import ReadOptions, Source, detect_source, find_sources, read_source
-from ..core.errors import UserError, did_you_mean, describe_os_error
+from ..core.errors import UserError, describe_os_error, did_you_mean
 from ..core.files import file_lock, fsync_path
-from ..core.manifest import sha256_file, combine_hashes
+from ..core.manifest import combine_hashes, sha256_file
 from ..core.typed_yaml import read_json, write_json
+from .readers import ReadOptions, Source, detect_source, find_sources, read_source
 
 # %% ../../nbs/data/03_ingest.ipynb #2a8e4f3a
 class IngestedSource(Struct):
@@ -268,7 +272,8 @@ def read_raw_batches(
     root: str | Path = '.', # The project folder
     batch_rows: int = 262_144, # At most this many rows at a time
 ) -> Iterator[tuple[Partition, pl.DataFrame]]: # Columns as delivered, then `_source` and `_row`
-    "All rows in data/, batch by batch, partition by partition; raises `UserError` if a partition is missing or damaged."
+    """All rows in data/, batch by batch, partition by partition; raises `UserError` if a partition is missing or
+    damaged."""
     for part in read_data_manifest(root).partitions:
         try:
             scan = pl.scan_parquet(Path(root) / 'data' / part.path, glob=False, hive_partitioning=False)

@@ -7,22 +7,29 @@ __all__ = ['EXCLUSION_REASONS', 'compute_target', 'read_accepted_batches', 'read
            'Lineage', 'DatasetInfo', 'read_dataset_info', 'read_split', 'summarise_part', 'run_prepare']
 
 # %% ../../nbs/data/07_prepare.ipynb #0cc1b80b
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from ..model.features import Features, load_features
-from .splits import SPLIT_NAMES, SplitCheck, assign_splits, check_split_params, check_split_overlap, split_key_columns
+from ..config.params import SplitParams
+from ..config.project import Project
+from ..config.schema import Schema, schema_hash
 from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json, write_json
-from ..config.params import SplitParams
-from ..config.project import Project
-from ..config.schema import Schema, schema_hash
+from mlops_nb.data.splits import (
+    SPLIT_NAMES,
+    SplitCheck,
+    assign_splits,
+    check_split_overlap,
+    check_split_params,
+    split_key_columns,
+)
+from ..model.features import Features, load_features
 
 # %% ../../nbs/data/07_prepare.ipynb #2610d75e
 EXCLUSION_REASONS = ("the target is missing", "the target is not a finite number",
@@ -41,7 +48,7 @@ def compute_target(
         said = str(e).splitlines()[0]
         raise UserError(f"schema.yaml: the target or the filter cannot be computed from the data ({said}); correct it.") from None
     no_class = 1 if schema.task == "regression" else 2
-    reason = pl.when(pl.col("target").is_null()).then(0).when(pl.col("_target").is_null()).then(no_class).when(~passes).then(3)
+    reason = (pl.when(pl.col("target").is_null()).then(0).when(pl.col("_target").is_null()).then(no_class).when(~passes).then(3))
     if schema.event_time: reason = reason.when(pl.col(schema.event_time).is_null()).then(4)
     return frame.select("_target", reason.cast(pl.Int8).alias("_reason"))
 
@@ -68,7 +75,8 @@ def read_split_keys(
     folder: Path, # artifacts/accepted
     schema: Schema,
     split_params: SplitParams,
-) -> tuple[pl.DataFrame, np.ndarray]: # Keys of the rows that are used; (accepted,) int8, the reason of each row, -1 for used
+# Keys of the rows that are used; (accepted,) int8, the reason of each row, -1 for used
+) -> tuple[pl.DataFrame, np.ndarray]:
     "What decides target, filter and split."
     wanted = split_key_columns(split_params, schema)
     needed = list(dict.fromkeys(["_source", "_row", *wanted, *schema.target_columns, *schema.filter_columns]))

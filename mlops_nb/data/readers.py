@@ -8,11 +8,16 @@ __all__ = ['FILE_SUFFIXES', 'find_files', 'open_decompressed', 'detect_format', 
            'read_jsonl_batches', 'read_parquet_batches', 'ReadOptions', 'find_sources', 'detect_source', 'read_source']
 
 # %% ../../nbs/data/00_readers.ipynb #55d29529
-import codecs, csv, gzip, io, re, zlib
+import codecs
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Iterator
 
 import msgspec
 import polars as pl
@@ -156,7 +161,8 @@ def detect_separator(path: Path, encoding: str) -> str: # One character
     return best if score(best)[0] > 0.5 else ','
 
 # %% ../../nbs/data/00_readers.ipynb #844ba297
-def read_csv_header(path: Path, encoding: str, separator: str) -> tuple[list[str], int]: # Names, and the number of the record they are in
+# Names, and the number of the record they are in
+def read_csv_header(path: Path, encoding: str, separator: str) -> tuple[list[str], int]:
     "The column names of a CSV file, stripped; raises `UserError` if a name comes twice or no row follows."
     rows = list(islice(_csv_records(path, encoding, separator), 2))
     if not rows: raise UserError(f"{path} holds only blank lines; send it again, or leave it out.")
@@ -196,7 +202,8 @@ def read_csv_batches(
     batch_bytes: int, # Bytes of text a batch
 ) -> Iterator[pl.DataFrame]: # All columns String
     "The rows of a CSV file; raises `UserError` naming the line of a row with too few or too many fields."
-    import pyarrow as pa, pyarrow.csv as pc
+    import pyarrow as pa
+    import pyarrow.csv as pc
     how = source.path, source.encoding, source.separator
     names, at = read_csv_header(*how)
     if source.skip_initial_space: yield from _python_csv_batches(source, names, at, batch_bytes // 16); return
@@ -238,7 +245,8 @@ def _python_csv_batches(source, names, at, rows):
         yield strip_text(pl.DataFrame([row for *_, row in batch], dict.fromkeys(names, pl.String), orient='row'))
 
 # %% ../../nbs/data/00_readers.ipynb #2859bbfc
-def read_jsonl_batches(source: Source, batch_bytes: int) -> Iterator[pl.DataFrame]: # All columns String; columns may differ between batches
+# All columns String; columns may differ between batches
+def read_jsonl_batches(source: Source, batch_bytes: int) -> Iterator[pl.DataFrame]:
     "The objects of a JSON lines file; raises `UserError` naming the line that is none."
     line = 0
     with open_decompressed(source.path) as f, io.TextIOWrapper(f, source.encoding) as text:

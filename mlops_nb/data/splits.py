@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from ..core.errors import UserError, did_you_mean
 from ..config.params import SplitParams
 from ..config.schema import Schema
+from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/data/06_splits.ipynb #e8fa2323
 SPLIT_NAMES = ("train", "valid", "test")
@@ -107,7 +107,8 @@ def _cut_validation_split(keys, part, params, schema):
                                        _strata(mine, schema))
     return part
 
-def split_by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray: # (n,) of train, valid and test
+# (n,) of train, valid and test
+def split_by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray:
     "The parts that the values of `params.column` name."
     given = keys[params.column].cast(pl.String).str.strip_chars().str.to_lowercase()
     other = keys[params.column].filter(~given.is_in(SPLIT_NAMES).fill_null(False)).unique()
@@ -118,7 +119,8 @@ def split_by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> 
     return part if "valid" in part else _cut_validation_split(keys, part, params, schema)
 
 # %% ../../nbs/data/06_splits.ipynb #64b5a820
-def split_by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray: # (n,) of train, valid and test
+# (n,) of train, valid and test
+def split_by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray:
     "The rows of the files that `params.test_files` name (`*` and `?` allowed) are the test part."
     sources = keys["_source"].unique().cast(pl.String).sort().to_list()
     for pattern in params.test_files:

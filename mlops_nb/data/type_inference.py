@@ -7,8 +7,8 @@ __all__ = ['RESERVED_COLUMNS', 'TEXT_FORMATS', 'check_column_names', 'strip_text
            'apply_text_formats', 'convert_text_batches']
 
 # %% ../../nbs/data/01_type_inference.ipynb #61e540fb
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import polars as pl
 
@@ -49,7 +49,8 @@ def _datetime_parser(fmt):
 
 # %% ../../nbs/data/01_type_inference.ipynb #e2403427
 _DECIMAL_COMMA = r'^[+-]?(\d|[1-9]\d{1,17})?(,\d+)?$'
-TEXT_FORMATS: dict[str, Callable[[pl.Expr], pl.Expr]] = { # text -> value, or null where the text has another form; narrowest first
+# text -> value, or null where the text has another form; narrowest first
+TEXT_FORMATS: dict[str, Callable[[pl.Expr], pl.Expr]] = {
     'integer': lambda x: _where_matches(x, r'^[+-]?0\d', negate=True).cast(pl.Int64, strict=False),
     'number': lambda x: _where_matches(x, r'^[+-]?(0\d|\d{19,}$)', negate=True).cast(pl.Float64, strict=False),
     'decimal comma': lambda x: _where_matches(x, _DECIMAL_COMMA).str.replace(',', '.', literal=True).cast(pl.Float64,

@@ -10,25 +10,25 @@ __all__ = ['PART_FILE_BYTES', 'SchemaMismatch', 'TypeConversion', 'compare_with_
 # %% ../../nbs/data/05_validation.ipynb #564c1b82
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from difflib import get_close_matches
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Callable
 
 import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
-from .ingest import DataManifest, read_raw_batches, read_data_manifest
-from ..stats.drift_test import Baseline, DriftResult, detect_drift
-from ..stats.summaries import merge_summaries, statistics_frame, summarize_columns
-from ..core.errors import UserError
-from ..core.files import atomic_dir, atomic_file
-from ..core.typed_yaml import read_json, write_json
 from ..config.project import Project
 from ..config.schema import Schema, to_pandera
 from ..config.values import POLARS_TYPES
+from ..core.errors import UserError
+from ..core.files import atomic_dir, atomic_file
+from ..core.typed_yaml import read_json, write_json
 from .column_checks import check_with_pandera, is_readable_as, validate_batch
+from .ingest import DataManifest, read_data_manifest, read_raw_batches
+from ..stats.drift_test import Baseline, DriftResult, detect_drift
+from ..stats.summaries import merge_summaries, statistics_frame, summarize_columns
 
 # %% ../../nbs/data/05_validation.ipynb #e9a0d6a5
 class SchemaMismatch(Struct, frozen=True):
@@ -97,7 +97,8 @@ PART_FILE_BYTES = 128 * 2**20 # of a part in memory
 
 class PartFileWriter:
     "Writes frames into `folder` as part-00000.parquet, part-00001.parquet, ..."
-    def __init__(self, folder: Path, check: Callable[[pl.DataFrame], None] = lambda frame: None): # `check` sees each part before it is written
+    # `check` sees each part before it is written
+    def __init__(self, folder: Path, check: Callable[[pl.DataFrame], None] = lambda frame: None):
         self.folder, self.check, self.held, self.written = folder, check, [], 0
 
     def add(self, frame: pl.DataFrame):
@@ -184,7 +185,8 @@ class _ValidationRun:
 
     def add_to_comparison(self, rows):
         "Rows that are compared with the baseline: those that training would keep."
-        kept = rows if self.schema.filter is None else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr())
+        kept = (rows if self.schema.filter is None
+                else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr()))
         self.comparison_summaries.append(summarize_columns(kept, self.schema))
 
 # %% ../../nbs/data/05_validation.ipynb #4ff56dc1
@@ -195,7 +197,8 @@ def add_partition(self:_ValidationRun, part, frames, accepted, quarantine):
     for frame in frames:
         s, summary = self.validate_batch(frame, accepted, quarantine)
         count.received += frame.height; count.accepted += s.accepted.height; count.quarantined += s.quarantined.height
-        self.violations[part.source].update(s.violations); self.non_null_counts[part.source].update(s.non_null_counts); summaries.append(summary)
+        self.violations[part.source].update(s.violations)
+        self.non_null_counts[part.source].update(s.non_null_counts); summaries.append(summary)
         if part.source == self.newest: self.add_to_comparison(s.accepted)
     if count.received != part.rows:
         raise UserError(f"data/{part.path} holds {count.received:,} rows, and data/manifest.json says {part.rows:,}; "
@@ -234,7 +237,8 @@ def run_validate(
     root: str | Path = '.', # The project folder
     champion: Path | None = None, # The bundle folder of the present champion
 ) -> dict: # Facts for the record of the stage
-    "The stage `validate`: data/ → artifacts/accepted, quarantine/, artifacts/validation.json and artifacts/statistics.parquet."
+    """The stage `validate`: data/ → artifacts/accepted, quarantine/, artifacts/validation.json and
+    artifacts/statistics.parquet."""
     root, project = Path(root), Project.open(root)
     schema, manifest = project.schema, read_data_manifest(root)
     limit = project.params.validate.max_quarantined_share

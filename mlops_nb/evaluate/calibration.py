@@ -10,9 +10,9 @@ __all__ = ['CALIBRATION_FOLDS', 'CALIBRATOR_FITS', 'fit_platt', 'fit_isotonic', 
 import numpy as np
 from msgspec import Struct
 
-from .metrics import row_loss
-from .decision_threshold import CalibrationMetrics, calibration_slope_intercept
 from ..config.params import EvaluateParams
+from .decision_threshold import CalibrationMetrics, calibration_slope_intercept
+from .metrics import row_loss
 from ..model.calibrators import EPS, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #a2c94b1f

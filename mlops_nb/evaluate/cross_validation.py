@@ -9,26 +9,27 @@ __all__ = ['FOLD_KINDS', 'assign_blocks', 'Fold', 'is_time_ordered', 'split_fold
            'run_cross_validation']
 
 # %% ../../nbs/evaluate/10_cross_validation.ipynb #3f573c14
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from msgspec import Struct, structs
 
 from ..config.params import SplitParams
+from ..config.project import Project
 from ..config.schema import Schema
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, row_positions
-from .metrics import PRIMARY_METRIC, DecisionSettings, metric_values
 from .evaluation import choose_decision_settings, score_splits
+from .metrics import PRIMARY_METRIC, DecisionSettings, metric_values
 from ..model.encoder import Encoder
 from ..model.features import load_features
 from ..model.predictor import MODEL_LOADERS, Predictor
-from ..config.project import Project
 from ..train.dataset import to_training_part
 from ..train.device import DeviceConfig
 from ..train.learners import FitOptions, find_learner, fit_learner

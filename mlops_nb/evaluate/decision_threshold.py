@@ -9,8 +9,8 @@ __all__ = ['quantile_bins', 'wilson_interval', 'mean_interval_by_bin', 'calibrat
            'confusion_counts', 'measure_decision_costs', 'cost_curve']
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #e6d352f7
+from collections.abc import Callable
 from statistics import NormalDist
-from typing import Callable
 
 import numpy as np
 import polars as pl

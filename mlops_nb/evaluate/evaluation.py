@@ -19,7 +19,11 @@ from ..config.schema import Schema
 from .calibration import Recalibration, choose_calibration
 from .comparison import Comparison
 from mlops_nb.evaluate.decision_threshold import (
-    CalibrationMetrics, DecisionCosts, choose_threshold, measure_calibration, measure_decision_costs,
+    CalibrationMetrics,
+    DecisionCosts,
+    choose_threshold,
+    measure_calibration,
+    measure_decision_costs,
     threshold_interval,
 )
 from .fairness import FairnessReport, measure_fairness

@@ -8,9 +8,9 @@ __all__ = ['GATED_FAIRNESS_METRIC', 'group_metrics', 'sensitive_groups', 'split_
            'fairness_table']
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #e4430694
+from collections.abc import Callable
 from itertools import combinations
 from statistics import NormalDist
-from typing import Callable
 
 import numpy as np
 import polars as pl

@@ -9,14 +9,21 @@ __all__ = ['METRICS', 'PRIMARY_METRIC', 'roc_auc', 'average_precision', 'row_los
            'estimate_metrics']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
-from typing import Callable, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from msgspec import Struct, field
 
 from ..config.params import CostParams
 from mlops_nb.stats.bootstrap import (
-    Estimate, Resampling, bootstrap_replicates, finite_or_none, percentile_interval, ratio_or_nan, weighted_mean,
+    Estimate,
+    Resampling,
+    bootstrap_replicates,
+    finite_or_none,
+    percentile_interval,
+    ratio_or_nan,
+    weighted_mean,
 )
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #b3ccf3c2

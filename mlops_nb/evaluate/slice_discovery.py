@@ -151,7 +151,7 @@ def slice_p_value(
     n_comparisons: int, # comparisons it is the worst of, at most
 ) -> float: # At most 1
     "How probable so much error is by chance alone, were there no difference in any of the comparisons."
-    from scipy.special import stdtr # `scipy.stats` takes four times as long to import, and half a second is felt
+    from scipy.special import stdtr  # `scipy.stats` takes four times as long to import, and half a second is felt
     here, rest = error[rows], error[~rows]
     a, b, free = here.var(ddof=1) / len(here), rest.var(ddof=1) / len(rest), len(here) - 1
     with np.errstate(divide='ignore', invalid='ignore'): # a constant error has no spread; its p is 0, or undefined

@@ -7,8 +7,8 @@ __all__ = ['bin_column', 'Slice', 'compare_with_rest', 'primary_metric_and_gap',
            'evaluate_slices', 'slice_table', 'binned_residuals']
 
 # %% ../../nbs/evaluate/02_slices.ipynb #62148b91
+from collections.abc import Callable
 from operator import sub
-from typing import Callable
 
 import numpy as np
 import polars as pl

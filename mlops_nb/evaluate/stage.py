@@ -19,7 +19,11 @@ from ..data.prepare import read_split
 from .comparison import compare_with_baselines, compare_with_champion, compare_with_model
 from .decision_threshold import cost_curve, measure_calibration
 from mlops_nb.evaluate.evaluation import (
-    Evaluation, choose_decision_settings, evaluate_predictor, resampling_from_params, score_splits,
+    Evaluation,
+    choose_decision_settings,
+    evaluate_predictor,
+    resampling_from_params,
+    score_splits,
 )
 from .fairness import fairness_table
 from .metrics import estimate_metrics, excess_log_loss

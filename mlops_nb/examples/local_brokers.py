@@ -6,7 +6,12 @@
 __all__ = ['local_redis', 'local_nats']
 
 # %% ../../nbs/examples/03_local_brokers.ipynb #73ba8083
-import os, shutil, socket, subprocess, tempfile, time
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
 from contextlib import contextmanager
 
 # %% ../../nbs/examples/03_local_brokers.ipynb #df27d8ee

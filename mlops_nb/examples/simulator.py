@@ -9,17 +9,17 @@ __all__ = ['REGION_SHARES', 'PLAN_SHARES', 'PLAN_PRICE_EUR', 'PLAN_CAP_GB', 'CON
 
 # %% ../../nbs/examples/01_simulator.ipynb #e8481be0
 import shutil
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import polars as pl
 
-from ..data.ingest import ingest, ingest_lock, read_data_manifest
+from ..config.params import SimulateParams
 from ..core.errors import UserError, did_you_mean
 from ..core.files import atomic_dir, atomic_file
-from ..config.params import SimulateParams
+from ..data.ingest import ingest, ingest_lock, read_data_manifest
 
 # %% ../../nbs/examples/01_simulator.ipynb #2ff88b93
 REGION_SHARES = dict(north=.18, south=.22, east=.15, west=.17, capital=.28)

@@ -7,7 +7,7 @@ __all__ = ['NOON_US', 'HOUR_US', 'subscriber_schema', 'leave_probability', 'subs
            'subscriber_predictor', 'pack_subscriber_bundle', 'subscriber_record', 'write_prepared_subscribers']
 
 # %% ../../nbs/examples/02_subscribers.ipynb #94f7f01a
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from ..config.schema import Column, Schema, write_schema
 from ..model.booster import Booster
 from ..model.encoder import Encoder
 from ..model.features import load_features
-from ..model.predictor import Predictor
 from ..model.policy import Policy
+from ..model.predictor import Predictor
 from ..prediction_log.segments import PredictionRecord
 
 # %% ../../nbs/examples/02_subscribers.ipynb #b888e988

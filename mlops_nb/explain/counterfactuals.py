@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from ..config.schema import Schema
 from ..core.errors import UserError
-from ..data.prepare import read_split
 from ..data.column_checks import ColumnCheck, column_checks, parse_columns
+from ..data.prepare import read_split
 from .attributions import checked_contributions, sample_rows
 from .local_surrogate import gower_distance, json_value, robust_range, scaled_differences
 from ..model.booster import Booster

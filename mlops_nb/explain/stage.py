@@ -18,8 +18,15 @@ from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
 from ..evaluate.metrics import row_loss
 from mlops_nb.explain.attributions import (
-    ExplainedRow, checked_contributions, dependence_curve, dependence_points, explain_row, feature_importance,
-    make_attribution_baseline, sample_rows, top3_share,
+    ExplainedRow,
+    checked_contributions,
+    dependence_curve,
+    dependence_points,
+    explain_row,
+    feature_importance,
+    make_attribution_baseline,
+    sample_rows,
+    top3_share,
 )
 from .interactions import pairwise_interactions, partial_dependence_2d
 from .local_surrogate import fit_local_surrogate, robust_range

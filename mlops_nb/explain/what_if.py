@@ -17,8 +17,16 @@ from msgspec import Struct
 from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
 from mlops_nb.explain.counterfactuals import (
-    Counterfactual, ReferenceRows, RowPrediction, ValueChange, make_counterfactual, nearest_counterfactuals,
-    parse_and_checks, predict_and_explain, sparse_counterfactual, value_changes,
+    Counterfactual,
+    ReferenceRows,
+    RowPrediction,
+    ValueChange,
+    make_counterfactual,
+    nearest_counterfactuals,
+    parse_and_checks,
+    predict_and_explain,
+    sparse_counterfactual,
+    value_changes,
 )
 from .local_surrogate import json_value
 from ..model.predictor import Predictor, cast_to_schema

@@ -6,7 +6,10 @@
 __all__ = ['lightgbm_library', 'Booster']
 
 # %% ../../nbs/model/04_booster.ipynb #e48ba48f
-import ctypes, threading, weakref, zlib
+import ctypes
+import threading
+import weakref
+import zlib
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec

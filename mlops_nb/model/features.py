@@ -6,10 +6,13 @@
 __all__ = ['feature', 'column_to_array', 'Features', 'load_features']
 
 # %% ../../nbs/model/00_features.ipynb #de532cf7
-import ast, hashlib, inspect
+import ast
+import hashlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl

@@ -10,7 +10,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import UserError
-from .network import NetworkSpec, ensemble_predict, deserialize_network, to_tensors
+from .network import NetworkSpec, deserialize_network, ensemble_predict, to_tensors
 
 # %% ../../nbs/model/06_net.ipynb #84033ace
 def _embed_numeric(weights, numbers): # (n, a) -> (n, a, embedding)

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from ..core.errors import UserError
 from ..config.params import NetParams
+from ..core.errors import UserError
 
 # %% ../../nbs/model/05_network.ipynb #c0689702
 class NumericColumn(Struct):

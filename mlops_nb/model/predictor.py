@@ -7,10 +7,10 @@ __all__ = ['MODEL_LOADERS', 'cast_to_schema', 'model_file', 'open_model', 'Predi
 
 # %% ../../nbs/model/09_predictor.ipynb #604d1381
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 import polars as pl

@@ -6,8 +6,8 @@
 __all__ = ['leaf_shap_values', 'read_shap_trees', 'leaf_paths', 'tree_contributions']
 
 # %% ../../nbs/model/03_tree_shap.ipynb #0d1aa39c
+from collections.abc import Iterator
 from functools import cache
-from typing import Iterator
 
 import numpy as np
 

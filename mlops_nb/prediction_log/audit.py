@@ -16,7 +16,12 @@ from ..core.errors import UserError
 from .compaction import RetentionMark, compacted_segments, read_retention_marks
 from .leases import lease_is_held, maintenance_lease
 from mlops_nb.prediction_log.segments import (
-    complete_lines, first_seq, logged_lease_ids, segment_paths, segment_tables, stack_frames,
+    complete_lines,
+    first_seq,
+    logged_lease_ids,
+    segment_paths,
+    segment_tables,
+    stack_frames,
 )
 
 # %% ../../nbs/prediction_log/05_audit.ipynb #badc7639

@@ -7,7 +7,7 @@ __all__ = ['compacted_segments', 'RetentionMark', 'read_retention_marks', 'Compa
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #39246fda
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import accumulate, chain, takewhile
 from pathlib import Path
 from urllib.parse import quote
@@ -20,7 +20,12 @@ from ..core.files import atomic_file
 from ..core.typed_yaml import read_json, write_json
 from .leases import maintenance_lease, release_lease, try_acquire_lease
 from mlops_nb.prediction_log.segments import (
-    first_seq, logged_lease_ids, recover_segment, segment_path, segment_paths, segment_tables,
+    first_seq,
+    logged_lease_ids,
+    recover_segment,
+    segment_path,
+    segment_paths,
+    segment_tables,
 )
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #ce36abab
@@ -85,7 +90,7 @@ def _count_live_rows(files):
 # %% ../../nbs/prediction_log/03_compaction.ipynb #9ae0ece8
 def _delete_expired(folder, days, now_unix_seconds):
     "Remove what is older than `days`; gives the number of segments that went."
-    oldest = datetime.fromtimestamp(now_unix_seconds, timezone.utc) - timedelta(days=days)
+    oldest = datetime.fromtimestamp(now_unix_seconds, UTC) - timedelta(days=days)
     marks, went = read_retention_marks(folder), 0
     for lease_id in logged_lease_ids(folder) if days else ():
         was = marks.get(lease_id, RetentionMark())

@@ -7,7 +7,8 @@ __all__ = ['lease_path', 'try_acquire_lease', 'acquire_first_free', 'acquire_lea
            'lease_is_held', 'maintenance_lease']
 
 # %% ../../nbs/prediction_log/00_leases.ipynb #da5a4b0f
-import os, time
+import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 

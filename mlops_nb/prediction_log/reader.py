@@ -6,8 +6,9 @@
 __all__ = ['read_feedback', 'read_log']
 
 # %% ../../nbs/prediction_log/04_reader.ipynb #39842acf
-import glob, time
-from datetime import datetime, timezone
+import glob
+import time
+from datetime import UTC, datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,7 +31,7 @@ def _scan_tables(folder, endpoint, since=None, until=None): # -> {"record": tabl
         for kind, table in segment_tables(path).items(): found[kind].append(table.lazy())
     stems = {p.stem for p in segments}
     where = "*" if endpoint is None else f"endpoint={glob.escape(quote(endpoint, safe=''))}"
-    low, high = (t and f"hour={t.astimezone(timezone.utc):%Y-%m-%dT%H}" for t in (since, until))
+    low, high = (t and f"hour={t.astimezone(UTC):%Y-%m-%dT%H}" for t in (since, until))
     def wanted(path, kind):
         hour = path.parent.name # a label may be about any hour
         in_range = kind == "feedback" or (not low or hour >= low) and (not high or hour <= high)

@@ -8,11 +8,13 @@ __all__ = ['PredictionRecord', 'Feedback', 'segment_path', 'segment_paths', 'lea
            'segment_tables']
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #2a6df318
-import json, os
-from datetime import datetime, timezone
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timezone
 from itertools import chain
 from pathlib import Path
-from typing import Iterator, Literal
+from typing import Literal
 
 import msgspec
 import polars as pl
@@ -53,7 +55,7 @@ class Feedback(Struct, tag_field="kind", tag="feedback", kw_only=True, gc=False)
 # %% ../../nbs/prediction_log/01_segments.ipynb #e5d7d782
 def segment_path(folder, lease_id, first, time_us):
     "Where a segment of a lease lies that begins with line number `first` at a time."
-    at = datetime.fromtimestamp(time_us // 1_000_000, timezone.utc)
+    at = datetime.fromtimestamp(time_us // 1_000_000, UTC)
     return Path(folder) / "segments" / f"{lease_id:03d}-{first:012d}-{at:%Y%m%dT%H%M%S}.{time_us % 1_000_000:06d}.jsonl"
 
 def segment_paths(folder, lease_id):

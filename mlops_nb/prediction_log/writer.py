@@ -6,11 +6,16 @@
 __all__ = ['LogWriteError', 'PredictionLogWriter']
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #8bd15837
-import asyncio, errno, logging, os, time
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Callable, Literal
+from typing import Literal
 
 import msgspec
 from fastcore.basics import patch
@@ -18,7 +23,11 @@ from fastcore.basics import patch
 from ..core.errors import UserError
 from .leases import acquire_first_free, owns_lease, release_lease
 from mlops_nb.prediction_log.segments import (
-    Feedback, PredictionRecord, first_seq, recover_segment, segment_path,
+    Feedback,
+    PredictionRecord,
+    first_seq,
+    recover_segment,
+    segment_path,
 )
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #1d99b4be

@@ -24,8 +24,8 @@ from ..core.manifest import package_versions
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import DatasetInfo, read_dataset_info, read_split
 from ..evaluate.comparison import Comparison, MetricDifference, describe_difference, paired_differences
-from ..evaluate.metrics import estimate_metrics
 from ..evaluate.evaluation import Evaluation, evaluate_predictor, score_splits
+from ..evaluate.metrics import estimate_metrics
 from ..explain.attributions import checked_contributions, make_attribution_baseline, sample_rows
 from ..model.network import deserialize_network, quantize_weights, serialize_network
 from ..model.predictor import MODEL_LOADERS, Predictor, model_file

@@ -11,13 +11,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..bundle.bundle import open_bundle
-from ..core.errors import UserError
-from .gate import GateReport
-from ..core.typed_yaml import read_json, write_json
-from .release_plan import plan_path, promote_bundle
 from ..bundle.store import store_bundle
-from .mlflow_tracking import log_run, tracking_client
 from ..config.settings import read_settings
+from ..core.errors import UserError
+from ..core.typed_yaml import read_json, write_json
+from .gate import GateReport
+from .mlflow_tracking import log_run, tracking_client
+from .release_plan import plan_path, promote_bundle
 
 # %% ../../nbs/release/03_deploy.ipynb #3857196a
 def find_model_version(

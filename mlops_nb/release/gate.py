@@ -8,7 +8,8 @@ __all__ = ['GateResult', 'GateReport', 'check_at_least', 'check_at_most', 'check
            'check_single_row_parity', 'evaluate_gate', 'run_gate', 'require_passed_gate']
 
 # %% ../../nbs/release/00_gate.ipynb #2de6e543
-import subprocess, sys
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,15 @@ import polars as pl
 from msgspec import Struct
 
 from ..bundle.bundle import open_bundle
+from ..config.params import GateParams, read_params
 from ..core.errors import UserError, did_you_mean
+from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
-from ..evaluate.stage import read_evaluation
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
 from ..evaluate.metrics import METRICS
 from ..evaluate.slices import Slice
-from ..core.typed_yaml import read_json, write_json
-from ..config.params import GateParams, read_params
+from ..evaluate.stage import read_evaluation
 from ..model.predictor import Predictor
 
 # %% ../../nbs/release/00_gate.ipynb #fd2134ff

@@ -6,12 +6,13 @@
 __all__ = ['flatten_dict', 'tracking_client', 'log_run', 'log_reports']
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #2da8ae69
-import math, os
+import math
+import os
 from pathlib import Path
 
 from ..bundle.bundle import open_bundle
-from ..core.typed_yaml import read_json
 from ..config.settings import Settings, read_settings, resolve_local_uri
+from ..core.typed_yaml import read_json
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #8b107ad1
 def flatten_dict(
@@ -30,6 +31,7 @@ def tracking_client(root: Path, settings: Settings):
     "An MLflow client of this project's store, and the id of its experiment."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import logging
+
     from mlflow import MlflowClient
     for name in ("mlflow", "alembic"): logging.getLogger(name).setLevel(logging.WARNING) # not that tables were made
     uri, name = resolve_local_uri(settings.tracking.uri, root), settings.tracking.experiment

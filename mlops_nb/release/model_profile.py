@@ -7,8 +7,8 @@ __all__ = ['measure_seconds', 'ModelProfile', 'profile_models']
 
 # %% ../../nbs/release/04_model_profile.ipynb #ec85ec4e
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import polars as pl

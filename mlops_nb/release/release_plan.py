@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from ..bundle.store import find_bundle
+from ..config.predicates import PredicateSpec
+from ..config.settings import Settings, read_settings
 from ..core.errors import UserError, did_you_mean
 from ..core.typed_yaml import read_json, write_json
-from ..bundle.store import find_bundle
-from ..config.settings import Settings, read_settings
-from ..config.predicates import PredicateSpec
 
 # %% ../../nbs/release/01_release_plan.ipynb #da7ae601
 class Variant(Struct, forbid_unknown_fields=True):

@@ -6,7 +6,8 @@
 __all__ = ['DASHED', 'subplots', 'figure_html', 'label_rows', 'dot_plot', 'bar_plot', 'panel_grid']
 
 # %% ../../nbs/report/03_figures.ipynb #ac80888c
-import io, warnings
+import io
+import warnings
 from html import escape
 
 from .formatting import shorten

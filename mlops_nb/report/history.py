@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from ..core.files import atomic_file
 from ..core.typed_yaml import read_json
-from .html_fragments import Html, nowrap, pass_badge, table, verdict
-from .formatting import format_change, metric_label, format_number
+from .formatting import format_change, format_number, metric_label
 from .html import PageHeader, render_page
+from .html_fragments import Html, nowrap, pass_badge, table, verdict
 
 # %% ../../nbs/report/04_history.ipynb #e4d11674
 class KeyMetric(Struct):

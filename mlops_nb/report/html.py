@@ -7,7 +7,8 @@ __all__ = ['LIGHT_PALETTE', 'DARK_PALETTE', 'PageHeader', 'render_page', 'saniti
            'render_notebook', 'write_markdown_page']
 
 # %% ../../nbs/report/00_html.ipynb #70740577
-import json, re
+import json
+import re
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path

@@ -6,7 +6,9 @@
 __all__ = ['notebook_parameters', 'check_parameters']
 
 # %% ../../nbs/report/05_notebook_parameters.ipynb #604ab6f1
-import ast, json, re
+import ast
+import json
+import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Optional, Union, get_args, get_origin

@@ -6,7 +6,13 @@
 __all__ = ['NotebookJob', 'NotebookOutcome', 'execute_job', 'supervise_job', 'run_notebook', 'run_report_notebook']
 
 # %% ../../nbs/report/06_runner.ipynb #decc8fd2
-import os, shutil, signal, subprocess, sys, tempfile, time
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from datetime import datetime
 from pathlib import Path
 from threading import Event
@@ -14,12 +20,12 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from ..config.settings import ReportSettings, read_settings
 from ..core.errors import UserError, did_you_mean
 from ..core.files import atomic_file
 from ..core.typed_yaml import read_json, write_json
 from .html import PageHeader, render_notebook
 from .notebook_parameters import check_parameters
-from ..config.settings import ReportSettings, read_settings
 
 # %% ../../nbs/report/06_runner.ipynb #fe974c5c
 class NotebookJob(Struct):

@@ -7,7 +7,8 @@ __all__ = ['REPORT_PAGES', 'find_previous_run', 'key_metrics', 'summarize_run', 
            'publish_run', 'summary_line', 'run_report']
 
 # %% ../../nbs/report/07_stage.ipynb #a2c84426
-import shutil, time
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -16,22 +17,22 @@ from threading import Event
 from msgspec import structs
 
 from ..bundle.bundle import open_bundle
+from ..config.schema import Schema
+from ..config.settings import read_settings, thread_count
+from ..core.files import atomic_dir, atomic_file
+from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_dataset_info
 from ..data.validation import ValidationReport
-from ..evaluate.stage import read_evaluation
 from ..evaluate.evaluation import Evaluation
+from ..evaluate.metrics import METRICS
+from ..evaluate.stage import read_evaluation
 from ..explain.stage import read_explanation
 from ..release.gate import GateReport
 from ..release.mlflow_tracking import log_reports
-from ..evaluate.metrics import METRICS
-from ..core.files import atomic_dir, atomic_file
-from ..core.typed_yaml import read_json, write_json
 from .formatting import format_date
 from .history import KeyMetric, RunRecord, read_runs, write_index
 from .html import PageHeader, write_markdown_page
 from .runner import run_notebook
-from ..config.schema import Schema
-from ..config.settings import read_settings, thread_count
 
 # %% ../../nbs/report/07_stage.ipynb #14bcfbd6
 REPORT_PAGES = {'Evaluation': 'evaluation', 'Data': 'data', 'Explanation': 'explanation', 'Model card': 'model_card'}

@@ -6,7 +6,8 @@
 __all__ = ['ColumnControl', 'column_control', 'WhatIfPanel']
 
 # %% ../../nbs/report/09_what_if_widget.ipynb #e9fa27a0
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import polars as pl
 from fastcore.basics import patch

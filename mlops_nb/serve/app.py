@@ -6,10 +6,14 @@
 __all__ = ['ROUTES', 'Route', 'PathMatcher', 'App']
 
 # %% ../../nbs/serve/12_app.ipynb #308d1b8d
-import asyncio, logging, os, re, time
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Awaitable, Callable
 from urllib.parse import unquote
 
 from fastcore.basics import patch
@@ -20,8 +24,16 @@ from . import handlers
 from .auth import Authenticator
 from .handlers import error_response
 from .hot_reload import ModelManager
-from .http_messages import INFERENCE_HEADER_CONTENT_LENGTH, X_DEADLINE_MS, X_REQUEST_ID, HTTPException
-from .http_messages import Request, Response, check_request_id, parse_deadline
+from mlops_nb.serve.http_messages import (
+    INFERENCE_HEADER_CONTENT_LENGTH,
+    X_DEADLINE_MS,
+    X_REQUEST_ID,
+    HTTPException,
+    Request,
+    Response,
+    check_request_id,
+    parse_deadline,
+)
 from .inference_protocol import error_body
 from .request_validation import ValidationError
 

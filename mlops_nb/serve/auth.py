@@ -7,9 +7,11 @@ __all__ = ['Scope', 'SCOPES', 'APIKey', 'APIKeyFile', 'generate_api_key', 'read_
            'end_of_day', 'describe_api_key', 'TokenBucket', 'Authenticator', 'check_bind_address']
 
 # %% ../../nbs/serve/10_auth.ipynb #279cb3dd
-import hashlib, hmac, secrets
+import hashlib
+import hmac
+import secrets
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -18,9 +20,9 @@ from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..core.errors import UserError, did_you_mean
-from .http_messages import HTTPException
 from ..core.files import file_lock, file_signature
 from ..core.typed_yaml import read_json, write_json
+from .http_messages import HTTPException
 
 # %% ../../nbs/serve/10_auth.ipynb #a20177d7
 Scope = Literal['predict', 'explain', 'feedback', 'read'] # read: metadata and metrics
@@ -35,7 +37,7 @@ class APIKey(Struct, forbid_unknown_fields=True, frozen=True):
     requests_per_second: float | None = None # requests a second; None: no limit
     expires_at: datetime | None = None # with a time zone; None: never
 
-    def is_expired(self) -> bool: return self.expires_at is not None and datetime.now(timezone.utc) >= self.expires_at
+    def is_expired(self) -> bool: return self.expires_at is not None and datetime.now(UTC) >= self.expires_at
 
 class APIKeyFile(Struct, forbid_unknown_fields=True):
     "The file of the keys."
@@ -106,7 +108,7 @@ def end_of_day(
     "When a key ends whose last day this is; raises `UserError` if it is no day."
     try: last = date.fromisoformat(day)
     except ValueError: raise UserError(f"{day!r} is not a day; write it like 2027-06-30.") from None
-    return datetime(last.year, last.month, last.day, tzinfo=timezone.utc) + timedelta(days=1)
+    return datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(days=1)
 
 def describe_api_key(key: APIKey) -> str: # One line
     "A key, for people."

@@ -8,7 +8,12 @@ __all__ = ['DRAIN_SECONDS', 'MIN_ACHIEVED_SHARE', 'TARGET_UTILIZATION', 'CURVE_F
            'write_load_curve', 'measure_capacity']
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #d3895923
-import asyncio, math, multiprocessing, socket, tempfile, time
+import asyncio
+import math
+import multiprocessing
+import socket
+import tempfile
+import time
 from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,10 +25,10 @@ import polars as pl
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..config.settings import read_settings
 from ..core.errors import UserError
 from ..core.files import atomic_file
 from ..release.release_plan import find_champion
-from ..config.settings import read_settings
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #e9082e8c
 class _Connection(asyncio.Protocol):

@@ -7,7 +7,9 @@ __all__ = ['MAX_INLINE_ROWS', 'PredictionResult', 'DeadlineExceeded', 'NotPrecom
            'Endpoint', 'RequestContext', 'RowGroup', 'score_shadow', 'ExplanationResult']
 
 # %% ../../nbs/serve/06_endpoint.ipynb #e945f8fc
-import asyncio, logging, time
+import asyncio
+import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,10 +20,10 @@ from msgspec import Struct
 
 from ..config.settings import ServeSettings, available_cores
 from ..core.errors import UserError
-from ..prediction_log.writer import PredictionLogWriter
 from ..prediction_log.segments import PredictionRecord
+from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import ReleasePlan
-from .http_messages import X_STATIC, REQUEST_HEADERS, Request, RequestHeader
+from .http_messages import REQUEST_HEADERS, X_STATIC, Request, RequestHeader
 from .metrics import Metrics, NullMetrics
 from .model_runtime import ActivePlan, ActiveVariant, ScoreCache
 from .request_validation import DecodedRows, RequestDecoder

@@ -7,20 +7,35 @@ __all__ = ['error_response', 'server_live', 'server_ready', 'model_ready', 'serv
            'prometheus_metrics', 'predict', 'infer', 'explain', 'feedback', 'openapi_json', 'docs_page']
 
 # %% ../../nbs/serve/11_handlers.ipynb #a535595f
-import logging, time
+import logging
+import time
 
 from ..core.errors import UserError, did_you_mean
 from ..prediction_log.segments import Feedback
 from ..prediction_log.writer import LogWriteError
 from .endpoint import DeadlineExceeded, NotPrecomputed
 from .http_messages import INFERENCE_HEADER_CONTENT_LENGTH, MAX_INLINE_BODY_BYTES, HTTPException, Response
-from .inference_protocol import LIVE_BODY, InferRequest, build_infer_outputs, build_model_metadata
-from .inference_protocol import build_server_metadata, decode_infer_request, decode_rows
-from .inference_protocol import encode_infer_response, error_body, ready_body
+from mlops_nb.serve.inference_protocol import (
+    LIVE_BODY,
+    InferRequest,
+    build_infer_outputs,
+    build_model_metadata,
+    build_server_metadata,
+    decode_infer_request,
+    decode_rows,
+    encode_infer_response,
+    error_body,
+    ready_body,
+)
 from .openapi import DOCS_CSP, docs_html, openapi_document
 from .request_validation import ValidationError
-from .rest_protocol import FeedbackAck, decode_labels, encode_explain_response, encode_json
-from .rest_protocol import encode_predict_response
+from mlops_nb.serve.rest_protocol import (
+    FeedbackAck,
+    decode_labels,
+    encode_explain_response,
+    encode_json,
+    encode_predict_response,
+)
 
 # %% ../../nbs/serve/11_handlers.ipynb #41a88f6e
 _log = logging.getLogger('mlops_nb.serve')

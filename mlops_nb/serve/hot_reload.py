@@ -6,7 +6,10 @@
 __all__ = ['POLL_SECONDS', 'ModelManager']
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #29c546cb
-import ctypes, logging, threading, time
+import ctypes
+import logging
+import threading
+import time
 from pathlib import Path
 
 from fastcore.basics import patch

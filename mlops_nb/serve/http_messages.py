@@ -8,8 +8,9 @@ __all__ = ['REQUEST_ID_PATTERN', 'X_REQUEST_ID', 'X_DEADLINE_MS', 'X_FLAGS', 'X_
            'parse_deadline', 'Request', 'Response']
 
 # %% ../../nbs/serve/02_http_messages.ipynb #b32a65ae
-import re, time
-from typing import Mapping
+import re
+import time
+from collections.abc import Mapping
 
 from msgspec import Struct, field
 

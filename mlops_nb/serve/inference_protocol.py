@@ -23,7 +23,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .. import __version__
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
-from .request_validation import RequestDecoder, DecodedRows
+from .request_validation import DecodedRows, RequestDecoder
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #4c7402f2
 DATATYPES = {'BOOL': '?', 'UINT8': 'u1', 'UINT16': '<u2', 'UINT32': '<u4', 'UINT64': '<u8', 'INT8': 'i1',

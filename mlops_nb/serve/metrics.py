@@ -6,7 +6,10 @@
 __all__ = ['LATENCY_BUCKETS', 'Counter', 'Histogram', 'MetricFamily', 'Metrics', 'NullMetrics', 'read_row_counts']
 
 # %% ../../nbs/serve/03_metrics.ipynb #f05f416a
-import json, logging, os, struct
+import json
+import logging
+import os
+import struct
 from bisect import bisect_left
 from pathlib import Path
 from threading import Lock

@@ -7,23 +7,25 @@ __all__ = ['MAX_BATCH_ROWS', 'MAX_SHADOW_QUEUE_ROWS', 'LookupTable', 'ScoreCache
            'ShadowQueue', 'ActivePlan']
 
 # %% ../../nbs/serve/05_model_runtime.ipynb #d4f3b8c5
-import asyncio, threading, time
+import asyncio
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Callable
 
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
 
-from ..model.booster import Booster
 from ..bundle.bundle import check_golden_examples
-from ..core.errors import UserError
-from ..release.release_plan import ReleasePlan, Variant
-from ..model.predictor import Predictor
 from ..config.values import POLARS_TYPES
+from ..core.errors import UserError
+from ..model.booster import Booster
+from ..model.predictor import Predictor
+from ..release.release_plan import ReleasePlan, Variant
 from .request_validation import RequestDecoder
 from .routing import Router
 

@@ -18,10 +18,16 @@ import msgspec
 from msgspec.structs import replace
 
 from .. import __version__
-from ..model.predictor import Predictor
 from ..config.schema import Column
-from .http_messages import REQUEST_HEADERS, REQUEST_ID_PATTERN, X_DEADLINE_MS, X_REQUEST_ID, X_STATIC
-from .http_messages import RequestHeader
+from ..model.predictor import Predictor
+from mlops_nb.serve.http_messages import (
+    REQUEST_HEADERS,
+    REQUEST_ID_PATTERN,
+    X_DEADLINE_MS,
+    X_REQUEST_ID,
+    X_STATIC,
+    RequestHeader,
+)
 from .inference_protocol import COLUMN_DATATYPES, DATATYPES, InferResponse
 from .rest_protocol import ExplainResponse, FeedbackAck, FeedbackRequest, PredictResponse
 

@@ -6,9 +6,11 @@
 __all__ = ['MAX_LISTED_VIOLATIONS', 'DecodedRows', 'Violation', 'ValidationError', 'RequestDecoder']
 
 # %% ../../nbs/serve/00_request_validation.ipynb #47f62e83
-import math, re
+import math
+import re
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, Iterator, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -16,10 +18,10 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Meta, Struct
 
-from ..core.errors import UserError, did_you_mean
-from ..model.predictor import Predictor
 from ..config.schema import Schema, column_range
 from ..config.values import SCALAR_PARSERS, TYPE_NAMES, WHITESPACE, typed_missing_values
+from ..core.errors import UserError, did_you_mean
+from ..model.predictor import Predictor
 
 # %% ../../nbs/serve/00_request_validation.ipynb #0781a631
 class DecodedRows(Struct):
@@ -428,7 +430,7 @@ def from_matrix(self:RequestDecoder,
                       f"{', …' if len(self.inputs) > 12 else ''}.")
     self._check_row_count(len(array))
     X, (low, high, nullable, whole) = np.ascontiguousarray(array, np.float64), self._matrix_bounds
-    with np.errstate(invalid='ignore'): valid = (X >= low) & (X <= high) & ((X == np.floor(X)) | ~whole)
+    with np.errstate(invalid='ignore'): valid = (low <= X) & (high >= X) & ((np.floor(X) == X) | ~whole)
     if not valid.all(): valid |= np.isnan(X) & nullable
     values = {name: _decode_matrix_column(self.validators[name].column, array[:, j].tolist())
               for j, name in enumerate(self.inputs)}

@@ -8,18 +8,19 @@ __all__ = ['Router']
 # %% ../../nbs/serve/04_routing.ipynb #2748ceb4
 import math
 from bisect import bisect
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from itertools import accumulate
 from random import random
-from typing import Callable, Mapping, NamedTuple
+from typing import NamedTuple
 
 from fastcore.basics import patch
 
+from ..config.predicates import RowPredicate
+from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
 from ..release.release_plan import ReleasePlan
 from .http_messages import REQUEST_HEADERS, X_FLAGS, RequestHeader
-from ..config.schema import Schema
-from ..config.predicates import RowPredicate
 
 # %% ../../nbs/serve/04_routing.ipynb #b4e933d1
 _MASK = 2**64 - 1

@@ -6,7 +6,16 @@
 __all__ = ['reserve_address', 'serve']
 
 # %% ../../nbs/serve/13_server.ipynb #d18e2589
-import gc, json, logging, os, resource, select, signal, socket, ssl, time
+import gc
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import ssl
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,14 +25,14 @@ from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
+from ..config.settings import Settings, available_cores, read_settings
 from ..core.errors import UserError
-from .auth import Authenticator, check_bind_address
+from ..prediction_log.leases import acquire_lease
+from ..prediction_log.writer import PredictionLogWriter
 from .app import App
+from .auth import Authenticator, check_bind_address
 from .hot_reload import ModelManager
 from .metrics import Metrics
-from ..prediction_log.writer import PredictionLogWriter
-from ..prediction_log.leases import acquire_lease
-from ..config.settings import Settings, available_cores, read_settings
 
 # %% ../../nbs/serve/13_server.ipynb #82ef359c
 def _bind_socket(host, port, shared):

@@ -7,8 +7,8 @@ __all__ = ['ratio_or_nan', 'finite_or_none', 'weighted_mean', 'Resampling', 'boo
            'Estimate', 'percentile_interval', 'bootstrap_estimate']
 
 # %% ../../nbs/stats/03_bootstrap.ipynb #9ba86546
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable
 
 import numpy as np
 from msgspec import Struct

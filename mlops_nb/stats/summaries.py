@@ -15,8 +15,14 @@ from msgspec import Struct
 
 from ..config.schema import Schema
 from mlops_nb.stats.sketches import (
-    MAX_COUNTERS, QuantileSketch, approx_n_unique, build_sketch, float_to_ordered_int, kmv_sketch,
-    ordered_int_to_float, top_counts,
+    MAX_COUNTERS,
+    QuantileSketch,
+    approx_n_unique,
+    build_sketch,
+    float_to_ordered_int,
+    kmv_sketch,
+    ordered_int_to_float,
+    top_counts,
 )
 
 # %% ../../nbs/stats/01_summaries.ipynb #52f381a8

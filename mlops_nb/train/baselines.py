@@ -17,10 +17,10 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct
 
-from ..core.files import atomic_dir
-from ..core.typed_yaml import write_json
 from ..config.params import EncoderParams
 from ..config.project import Project
+from ..core.files import atomic_dir
+from ..core.typed_yaml import write_json
 from ..data.prepare import read_split
 from ..model.encoder import FIRST_KEPT_CODE, Encoder, feature_kinds
 from ..model.features import load_features

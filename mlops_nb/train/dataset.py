@@ -8,16 +8,17 @@ __all__ = ['TrainingPart', 'exponential_decay_weights', 'target_array', 'check_t
 
 # %% ../../nbs/train/00_dataset.ipynb #5fbe2888
 import hashlib
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from ..core.errors import UserError
 from ..config.project import Project
 from ..config.schema import Schema
+from ..core.errors import UserError
 from ..data.prepare import read_split
 from ..model.encoder import Encoder
 
@@ -76,7 +77,8 @@ def to_training_part(
     schema: Schema,
     half_life: str | None = None, # As in `exponential_decay_weights`
 ) -> TrainingPart:
-    "Rows as a matrix, the train rows with weights where they are wanted; raises `UserError` for a target that cannot be learned."
+    """Rows as a matrix, the train rows with weights where they are wanted; raises `UserError` for a target that cannot
+    be learned."""
     y = target_array(frame)
     check_target(y, split, schema)
     weighted = half_life and split == 'train'

@@ -6,12 +6,13 @@
 __all__ = ['DeviceConfig', 'pick_device', 'deterministic_algorithms', 'supports_bf16', 'row_memory_budget']
 
 # %% ../../nbs/train/01_device.ipynb #ff58db48
-import math, os
+import math
+import os
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..core.errors import UserError
 from ..config.settings import RunSettings
+from ..core.errors import UserError
 
 # %% ../../nbs/train/01_device.ipynb #30ad47dc
 class DeviceConfig(NamedTuple):

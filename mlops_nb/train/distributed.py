@@ -26,7 +26,8 @@ class ProcessGroup(NamedTuple):
 
     def all_gather(self, x) -> list: # A tensor on the CPU -> one of each process
         "Everybody's tensor, by rank."
-        import torch, torch.distributed as dist
+        import torch
+        import torch.distributed as dist
         if self.world_size == 1: return [x]
         found = [torch.empty_like(x) for _ in range(self.world_size)]
         dist.all_gather(found, x)
@@ -34,7 +35,8 @@ class ProcessGroup(NamedTuple):
 
     def broadcast(self, yes: bool) -> bool:
         "What the first process has decided."
-        import torch, torch.distributed as dist
+        import torch
+        import torch.distributed as dist
         said = torch.tensor(int(yes))
         if self.world_size > 1: dist.broadcast(said, 0)
         return bool(said)

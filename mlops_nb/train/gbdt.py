@@ -9,17 +9,17 @@ __all__ = ['EVAL_METRICS', 'OBJECTIVES', 'lightgbm_params', 'check_objective', '
 
 # %% ../../nbs/train/04_gbdt.ipynb #6f70c657
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from msgspec import Struct, field
 
-from ..core.errors import UserError
-from ..model.lightgbm_text import parse_header, with_num_threads
-from ..core.typed_yaml import read_json, write_json
 from ..config.params import TrainParams
+from ..core.errors import UserError
+from ..core.typed_yaml import read_json, write_json
+from ..model.lightgbm_text import parse_header, with_num_threads
+from .dataset import FitResult, LossCurvePoint, TrainingPart
 from .tensorboard import ThroughputMeter
-from .dataset import FitResult, TrainingPart, LossCurvePoint
 
 # %% ../../nbs/train/04_gbdt.ipynb #dcdf6f4d
 # what early stopping watches, as LightGBM names it
@@ -132,7 +132,8 @@ def record_losses(
 def boost_to_checkpoint(
     booster, state: BoostingState, # The booster goes on from the state; both change
     params: TrainParams,
-    on_iteration: Callable[[int, float], None], # Called after each iteration with its number and the loss on the validation split
+    # Called after each iteration with its number and the loss on the validation split
+    on_iteration: Callable[[int, float], None],
 ):
     "Run iterations until the next checkpoint is due, or until `state.finished`."
     g = params.gbdt
@@ -142,7 +143,8 @@ def boost_to_checkpoint(
         if booster.current_iteration() > state.iteration:
             on_iteration(state.iteration + 1, record_losses(booster, state))
         patience = state.iteration - max(state.best_iteration, state.init_iterations)
-        state.finished = stuck or patience >= g.early_stopping_rounds or state.iteration - state.init_iterations >= g.n_estimators
+        state.finished = (stuck or patience >= g.early_stopping_rounds
+                          or state.iteration - state.init_iterations >= g.n_estimators)
         if state.finished: break
 
 # %% ../../nbs/train/04_gbdt.ipynb #de35cefa
@@ -158,7 +160,8 @@ def load_gbdt_checkpoint(
               "and the file is replaced at the next checkpoint.", file=sys.stderr, flush=True)
 
 # %% ../../nbs/train/04_gbdt.ipynb #0e3965a5
-def iteration_callback(on_iteration, log_metrics, state: BoostingState, n_rows: int): # An `on_iteration` that logs as well
+# An `on_iteration` that logs as well
+def iteration_callback(on_iteration, log_metrics, state: BoostingState, n_rows: int):
     "One callback for both: each iteration is reported, and each point of the curve logged."
     meter, last = ThroughputMeter(), state.iteration
     def told(iteration, valid):
@@ -195,7 +198,8 @@ def fit_gbdt(
     train: TrainingPart, validation: TrainingPart,
     job: GbdtJob,
     *, on_iteration: Callable[[int, float], None] = lambda iteration, loss: None, # Told of each iteration
-    log_metrics: Callable[[int, dict], None] = lambda iteration, metrics: None, # Told what was measured, where the curve has a point
+    # Told what was measured, where the curve has a point
+    log_metrics: Callable[[int, dict], None] = lambda iteration, metrics: None,
     on_start: Callable[[bool], None] = lambda resumed: None, # Told whether a checkpoint was loaded
 ) -> FitResult: # Its model is LightGBM's text
     "Train until the validation split no longer improves; the same inputs give the same text."

@@ -7,9 +7,15 @@ __all__ = ['write_training_job', 'read_training_job', 'die_with_parent', 'run_tr
            'check_device_count', 'relay_progress', 'fit_net_distributed']
 
 # %% ../../nbs/train/10_launcher.ipynb #c99be3aa
-import json, os, re, subprocess, sys, tempfile, time
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 from msgspec import structs
@@ -38,12 +44,14 @@ def read_training_job(folder: Path) -> tuple[TrainingJob, TrainingPart, Training
 # %% ../../nbs/train/10_launcher.ipynb #0365b928
 def die_with_parent() -> None:
     "On Linux: let the kernel kill this process when the one that started it is gone."
-    import ctypes, signal
+    import ctypes
+    import signal
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL) # PR_SET_PDEATHSIG
 
 def _join_process_group(folder, device):
     "Meet the other workers; gives the rank of this one."
-    import torch, torch.distributed as dist
+    import torch
+    import torch.distributed as dist
     cuda = device.startswith("cuda")
     if cuda: torch.cuda.set_device(device)
     rank, size, attempt = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))

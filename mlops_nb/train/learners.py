@@ -8,15 +8,16 @@ __all__ = ['TrainingParts', 'LEARNERS', 'FitOptions', 'Learner', 'find_learner',
 
 # %% ../../nbs/train/11_learners.ipynb #a9681da5
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
-from ..core.errors import UserError, did_you_mean
-from ..core.manifest import sha256_file
-from ..core.typed_yaml import read_json
 from ..config.params import TrainParams
 from ..config.project import Project
 from ..config.schema import Schema
+from ..core.errors import UserError, did_you_mean
+from ..core.manifest import sha256_file
+from ..core.typed_yaml import read_json
 from ..data.prepare import read_split
 from ..model.encoder import Encoder, feature_kinds
 from ..model.features import Features, load_features
@@ -35,7 +36,8 @@ class FitOptions(NamedTuple):
     n_threads: int = 1
     device: DeviceConfig = DeviceConfig('cpu') # trees ignore it
     checkpoint_dir: Path | None = None # a folder to write checkpoints to, and to resume from; None for none
-    on_iteration: Callable[[int, float], None] = lambda iteration, loss: None # told of each iteration and its validation loss
+    # told of each iteration and its validation loss
+    on_iteration: Callable[[int, float], None] = lambda iteration, loss: None
     logger: TensorBoardLogger | None = None # told what was measured
 
 # %% ../../nbs/train/11_learners.ipynb #3cabe971
@@ -133,7 +135,8 @@ def open_init_model(
     learner: str, # A key of `LEARNERS`
     schema: Schema, features: Features,
 ) -> InitModel:
-    "Open a model to go on from; raises `UserError` if there is none, or it has other inputs, another task or other classes."
+    """Open a model to go on from; raises `UserError` if there is none, or it has other inputs, another task or other
+    classes."""
     file = folder / find_learner(learner).file
     if not any((folder / l.file).is_file() for l in LEARNERS.values()) or not (folder / 'encoder.json').is_file():
         raise UserError(f"train.init_model is {folder}, where there is no model with its encoder.json; give a model "

@@ -7,7 +7,9 @@ __all__ = ['NetTrainingState', 'checkpoint_tensors', 'restore_checkpoint', 'save
            'warn_unusable_checkpoint', 'CheckpointSaver']
 
 # %% ../../nbs/train/08_net_checkpoint.ipynb #7c441f94
-import math, sys, time
+import math
+import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -85,7 +87,8 @@ def save_net_checkpoint(
 def load_net_checkpoint(
     path: str | Path | None, # None, or not there: no checkpoint
     key: str, # Of this training
-) -> tuple[tuple[dict, NetTrainingState] | None, str]: # Its tensors and state, or why it cannot be used; both empty where there is none
+# Its tensors and state, or why it cannot be used; both empty where there is none
+) -> tuple[tuple[dict, NetTrainingState] | None, str]:
     "An interrupted training."
     if path is None or not Path(path).exists(): return None, ""
     try:

@@ -7,8 +7,9 @@ __all__ = ['NetRows', 'to_net_rows', 'DeviceDataLoader']
 
 # %% ../../nbs/train/06_net_data.ipynb #e044e2b5
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

@@ -8,24 +8,38 @@ __all__ = ['ARCHITECTURE_PARAMS', 'predict_net_rows', 'unreduced_losses', 'valid
            'halve_memory_budget', 'open_init_net', 'check_classes', 'TrainingJob', 'fit_net']
 
 # %% ../../nbs/train/09_net_trainer.ipynb #2d7ed361
-import math, os, shutil, sys
-from typing import Callable
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
 from fastcore.basics import patch
 from msgspec import Struct, field
 
-from ..core.errors import UserError
 from ..config.params import NetParams
-from ..model.network import (NetworkSpec, build_network, deserialize_network, ensemble_predict, fit_network_spec,
-                                    serialize_network,
-                                    training_loss)
+from ..core.errors import UserError
+from mlops_nb.model.network import (
+    NetworkSpec,
+    build_network,
+    deserialize_network,
+    ensemble_predict,
+    fit_network_spec,
+    serialize_network,
+    training_loss,
+)
 from .dataset import FitResult, LossCurvePoint, TrainingPart, training_fingerprint
 from .device import DeviceConfig, deterministic_algorithms, pick_device, row_memory_budget, supports_bf16
 from .distributed import ProcessGroup, current_process_group, full_tensor, shard_net, wrap_ddp
-from .net_checkpoint import (CheckpointSaver, NetTrainingState, load_net_checkpoint, restore_checkpoint,
-                                           warn_unusable_checkpoint)
+from mlops_nb.train.net_checkpoint import (
+    CheckpointSaver,
+    NetTrainingState,
+    load_net_checkpoint,
+    restore_checkpoint,
+    warn_unusable_checkpoint,
+)
 from .net_data import DeviceDataLoader, NetRows, to_net_rows
 from .tensorboard import ThroughputMeter
 
@@ -153,7 +167,8 @@ def evaluate_epoch(training: NetTrainer, loader: DeviceDataLoader, validation: N
     if now < state.best_loss:
         state.best_loss, state.best_epoch, training.best_weights = now, state.epoch, training.copy_weights()
     state.loss_curve.append(LossCurvePoint(state.epoch, loss(some), now))
-    state.finished = state.epoch >= p.max_epochs or state.epoch - state.best_epoch >= p.patience or not math.isfinite(now)
+    state.finished = (state.epoch >= p.max_epochs or state.epoch - state.best_epoch >= p.patience
+                      or not math.isfinite(now))
 
 # %% ../../nbs/train/09_net_trainer.ipynb #0a8776c0
 def load_to_device(

@@ -6,7 +6,8 @@
 __all__ = ['progress_reporter']
 
 # %% ../../nbs/train/03_progress.ipynb #32eb043b
-import sys, time
+import sys
+import time
 from contextlib import contextmanager
 
 # %% ../../nbs/train/03_progress.ipynb #654e0dd8

@@ -6,26 +6,28 @@
 __all__ = ['TrainingReport', 'warn_unseen_classes', 'run_train', 'open_trained_predictor']
 
 # %% ../../nbs/train/14_stage.ipynb #8a067d47
-import shutil, sys, time
+import shutil
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct, to_builtins
 
+from ..config.project import Project
+from ..config.schema import Schema
+from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.typed_yaml import write_json
-from ..config.schema import Schema
-from ..config.project import Project
+from ..model.encoder import Encoder
+from ..model.features import load_features
+from ..model.predictor import Predictor, open_model
 from .dataset import LossCurvePoint, read_training_parts
 from .device import DeviceConfig
 from .learners import FitOptions, find_learner, fit_learner, resolve_init_model
 from .progress import progress_reporter
 from .tensorboard import TensorBoardLogger
 from .tuning import apply_tuned_params
-from ..core.errors import UserError
-from ..model.encoder import Encoder
-from ..model.features import load_features
-from ..model.predictor import Predictor, open_model
 
 # %% ../../nbs/train/14_stage.ipynb #900caab6
 class TrainingReport(Struct):

@@ -7,11 +7,12 @@ __all__ = ['open_storage', 'is_categorical', 'clip_to_range', 'open_study', 'cou
            'worker_identity', 'fail_stale_trials']
 
 # %% ../../nbs/train/12_study.ipynb #a1d48c54
-import os, socket
+import os
+import socket
 from pathlib import Path
 
-from ..core.errors import UserError
 from ..config.params import TuneParams
+from ..core.errors import UserError
 
 # %% ../../nbs/train/12_study.ipynb #f2e53e13
 _JOURNAL_PREFIX = b'{"op_code":' # how each line of a journal begins
@@ -107,7 +108,8 @@ def spent_seconds(study) -> float: # Seconds
 
 def is_budget_spent(study, tune: TuneParams) -> bool:
     "Is the budget used up?"
-    return len(counted_trials(study)) >= tune.n_trials or tune.timeout_seconds is not None and spent_seconds(study) >= tune.timeout_seconds
+    return (len(counted_trials(study)) >= tune.n_trials or tune.timeout_seconds is not None
+            and spent_seconds(study) >= tune.timeout_seconds)
 
 # %% ../../nbs/train/12_study.ipynb #25c5f0ea
 def worker_identity() -> list: # Machine, process, and when that began: a number may be given to another process later

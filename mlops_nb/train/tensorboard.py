@@ -6,7 +6,9 @@
 __all__ = ['ThroughputMeter', 'TensorBoardLogger']
 
 # %% ../../nbs/train/02_tensorboard.ipynb #ba8fbc19
-import os, shutil, time
+import os
+import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +28,8 @@ class ThroughputMeter:
     def read(self,
         rows: int, # Learned from since the last reading
     ) -> dict[str, float]:
-        "Samples a second, memory, and the share of the time in steps; on a GPU whose driver can be asked also how busy it is."
+        """Samples a second, memory, and the share of the time in steps; on a GPU whose driver can be asked also how
+        busy it is."""
         import psutil
         now = time.perf_counter()
         took, steps = now - self._read, self._steps

@@ -7,7 +7,11 @@ __all__ = ['TRIALS_SCHEMA', 'replace_params', 'suggest_params', 'SearchContext',
            'run_study', 'TuningResult', 'summarise_study', 'run_tune', 'read_tuning_results', 'apply_tuned_params']
 
 # %% ../../nbs/train/13_tuning.ipynb #e3b437ca
-import math, multiprocessing, os, sys, time
+import math
+import multiprocessing
+import os
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,20 +20,26 @@ import polars as pl
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
+from ..config.params import TrainParams, TuneParams
+from ..config.project import Project
 from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
-from ..config.params import TrainParams, TuneParams
-from ..config.project import Project
 from ..model.encoder import Encoder
 from .dataset import read_training_parts, training_fingerprint
 from .device import DeviceConfig
 from .learners import FitOptions, TrainingParts, find_learner, fit_learner, resolve_init_model
 from .net_trainer import ARCHITECTURE_PARAMS
 from .progress import progress_reporter
-from .study import (counted_trials, fail_stale_trials, is_budget_spent, is_categorical, open_storage,
-                                  open_study,
-                                  worker_identity)
+from mlops_nb.train.study import (
+    counted_trials,
+    fail_stale_trials,
+    is_budget_spent,
+    is_categorical,
+    open_storage,
+    open_study,
+    worker_identity,
+)
 
 # %% ../../nbs/train/13_tuning.ipynb #7a2fb475
 def replace_params(
@@ -232,7 +242,8 @@ def _as_number(value, r): # Of a choice: its place in the list; None for a word 
     return float(value)
 
 # %% ../../nbs/train/13_tuning.ipynb #405432b4
-def summarise_study(study, search: SearchContext) -> tuple[TuningResult, pl.DataFrame]: # And a row for each trial and parameter
+# And a row for each trial and parameter
+def summarise_study(study, search: SearchContext) -> tuple[TuningResult, pl.DataFrame]:
     "The best of the finished trials, and all of them."
     trials, space = counted_trials(study), search.search_space
     done, ended = ([t for t in trials if t.state.name in states] for states in (('COMPLETE',), ('COMPLETE', 'PRUNED')))

@@ -132,7 +132,8 @@ def test_a_torn_part_of_a_sealed_bundle_is_a_sentence(folder):
 
 def test_golden_rows_cover_what_is_rare(project):
     rows = pl.read_parquet(project / "artifacts/bundle/golden.parquet")
-    predictor, test = Predictor.open(project / "artifacts/bundle"), pl.read_parquet(project / "artifacts/prepared/test.parquet")
+    predictor, test = Predictor.open(project / "artifacts/bundle"), pl.read_parquet(project /
+        "artifacts/prepared/test.parquet")
     assert 32 <= len(rows) <= 64
     raw = predictor.predict_raw(test).reshape(len(test), -1)[:, 0]
     first = np.array([r[0] for r in rows["_raw"].to_list()])

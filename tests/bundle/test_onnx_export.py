@@ -12,18 +12,28 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.bundle import onnx_export as export
+from mlops_nb.bundle.onnx_export import (
+    export_onnx,
+    leaf_boundary_rows,
+    neighbouring_floats,
+    predict_onnx,
+    read_onnx_trees,
+    trees_to_onnx,
+    with_column_values,
+)
 from mlops_nb.bundle.stage import pack_bundle
-from mlops_nb.bundle.onnx_export import predict_onnx, neighbouring_floats, export_onnx, leaf_boundary_rows, with_column_values, read_onnx_trees, trees_to_onnx
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.booster import Booster
 
-EDGES = [0.0, -0.0, 1e-35, -1e-35, float(np.float32(1e-35)), -float(np.float32(1e-35)), 5e-324, -5e-324, 1e-36, -1e-36, 2e-35, -2e-35,
+EDGES = [0.0, -0.0, 1e-35, -1e-35, float(np.float32(1e-35)), -float(np.float32(1e-35)), 5e-324, -5e-324, 1e-36, -1e-36,
+         2e-35, -2e-35,
          1e300, -1e300, 0.1, 16777217.0]
 
 
 def fit(X, y, categorical=(), trees=8, **params):
-    params = dict(objective="regression", num_leaves=6, min_data_in_leaf=1, min_sum_hessian_in_leaf=0, min_data_in_bin=1, verbosity=-1,
+    params = dict(objective="regression", num_leaves=6, min_data_in_leaf=1, min_sum_hessian_in_leaf=0,
+                  min_data_in_bin=1, verbosity=-1,
                   num_threads=1, seed=0, max_cat_to_onehot=1, cat_smooth=0, min_data_per_group=1) | params
     return lgb.train(params, lgb.Dataset(X, y, categorical_feature=list(categorical)), trees).model_to_string()
 
@@ -35,7 +45,8 @@ def rows_of(text, X, categorical=()):
     used = {j: [t.threshold[i] for t in trees for i, f in enumerate(t.feature) if f == j] for j in numeric}
     values = {j: np.r_[neighbouring_floats(np.array(t)) if t else [], EDGES, np.nan] for j, t in used.items()}
     values |= {j: np.r_[np.arange(70.), np.nan] for j in categorical}
-    return np.concatenate([X, with_column_values(X, values), [*leaf_boundary_rows(trees, X[0])], np.full((1, X.shape[1]), np.nan)])
+    return np.concatenate([X, with_column_values(X, values), [*leaf_boundary_rows(trees, X[0])],
+                           np.full((1, X.shape[1]), np.nan)])
 
 
 def assert_same(text, X, categorical=()):
@@ -52,7 +63,8 @@ def test_trees_on_any_numbers_answer_alike_at_every_threshold(data):
     seed, holes = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.sampled_from([0, .2]))
     values = data.draw(st.lists(st.one_of(st.sampled_from(EDGES), st.floats(-1e6, 1e6)), min_size=2, max_size=12))
     rng = np.random.default_rng(seed)
-    X = np.column_stack([rng.choice(values, 120), rng.choice(values, 120), rng.integers(0, data.draw(st.integers(2, 66)), 120)])
+    X = np.column_stack([rng.choice(values, 120), rng.choice(values, 120),
+                         rng.integers(0, data.draw(st.integers(2, 66)), 120)])
     X[rng.random(X.shape) < holes] = np.nan
     y = np.nan_to_num(X[:, 0]) / 1e6 + np.isin(X[:, 2], [1, 3, 5, 33, 64]) + rng.normal(size=120)
     assert_same(fit(X, y, [2]), X, [2])
@@ -91,30 +103,36 @@ def test_what_onnx_cannot_express_is_refused():
     X = np.random.default_rng(3).normal(size=(200, 2))
     y = X[:, 0] * 2
     with pytest.raises(UserError, match="linear trees"): trees_to_onnx(fit(X, y, linear_tree=True, trees=3))
-    with pytest.raises(UserError, match="objective 'quantile' cannot be exported"): trees_to_onnx(fit(X, y, objective="quantile"))
+    with pytest.raises(UserError, match="objective 'quantile' cannot be exported"):
+        trees_to_onnx(fit(X, y, objective="quantile"))
     with pytest.raises(UserError, match="0 as missing"): trees_to_onnx(fit(X.round(), y, zero_as_missing=True))
     with pytest.raises(UserError, match="not a LightGBM model"): read_onnx_trees("tree")
 
 
 def test_neighbours():
-    assert neighbouring_floats(np.array([1.0])).tolist() == [float(np.float32(1) - np.float32(2)**-24), 1 - 2**-53, 1.0, 1 + 2**-52, 1 + 2**-23]
+    assert neighbouring_floats(np.array([1.0])).tolist() == [float(np.float32(1) - np.float32(2)**-24), 1 - 2**-53, 1.0,
+                                                             1 + 2**-52, 1 + 2**-23]
     assert np.isfinite(neighbouring_floats(np.array([1e300, -1.7e308]))).all()
 
 
 @pytest.mark.realdata
 def test_adult_at_every_threshold(real_data):
-    frame = pl.read_csv(real_data("adult") / "adult.data", infer_schema=False, null_values=" ?").rename(str.strip).drop_nulls("outcome")
+    frame = pl.read_csv(real_data("adult") / "adult.data", infer_schema=False,
+                        null_values=" ?").rename(str.strip).drop_nulls("outcome")
     numbers = ["age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
-    X = frame.drop("outcome").with_columns(pl.col(numbers).str.strip_chars().cast(pl.Float64), (~cs.by_name(numbers)).rank("dense"))
+    X = frame.drop("outcome").with_columns(pl.col(numbers).str.strip_chars().cast(pl.Float64),
+                                           (~cs.by_name(numbers)).rank("dense"))
     words = [i for i, name in enumerate(X.columns) if name not in numbers]
-    X, y = X.cast(pl.Float64).fill_null(np.nan).to_numpy(), frame["outcome"].str.contains(">50K").to_numpy().astype(float)
+    X, y = (X.cast(pl.Float64).fill_null(np.nan).to_numpy(),
+            frame["outcome"].str.contains(">50K").to_numpy().astype(float))
     text = fit(X, y, words, 100, objective="binary", num_leaves=31, min_data_in_leaf=20)
     assert_same(text, X[:3000], words)
 
 
 # ---- bundles
 
-@pytest.fixture(scope="module", params=[(task, learner) for task in modelling.CLASSES for learner in ("gbdt", "net")], ids="-".join)
+@pytest.fixture(scope="module", params=[(task, learner) for task in modelling.CLASSES for learner in ("gbdt", "net")],
+                ids="-".join)
 def project(request, tmp_path_factory):
     root, (task, learner) = tmp_path_factory.mktemp("project"), request.param
     pack_bundle(modelling.judged(modelling.trained(root, task, n=500, learner=learner), task))
@@ -127,8 +145,10 @@ def test_a_bundle_is_written_with_what_was_compared(project, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "parity.json"]
     assert read_json(tmp_path / "out/parity.json", export.ParityReport) == parity
     data, predictor = (tmp_path / "out/model.onnx").read_bytes(), export.Predictor.open(bundle)
-    assert parity.sha256 == hashlib.sha256(data).hexdigest() and parity.bundle_id == predictor.id and parity.feature_names == predictor.feature_names
-    assert all(c.n_decisions_changed == 0 and c.max_difference <= parity.tolerance for c in parity.checks) and sum(c.n_rows for c in parity.checks) > 500
+    assert (parity.sha256 == hashlib.sha256(data).hexdigest() and parity.bundle_id == predictor.id
+            and parity.feature_names == predictor.feature_names)
+    assert all(c.n_decisions_changed == 0 and c.max_difference <= parity.tolerance
+               for c in parity.checks) and sum(c.n_rows for c in parity.checks) > 500
     assert parity.category_codes["place"]["Amsterdam"] >= 2 and parity.policy == predictor.policy
     # as somebody else would use it: other threads, a row at a time, in rows never compared
     session, X = onnxruntime.InferenceSession(data), predictor.encode_frame(modelling.rows(60, seed=9))
@@ -139,9 +159,11 @@ def test_a_bundle_is_written_with_what_was_compared(project, tmp_path):
 
 def test_a_model_that_answers_otherwise_is_not_written(project, tmp_path, monkeypatch):
     bundle = project / "artifacts/bundle"
-    if (bundle / "model.txt").exists(): monkeypatch.setattr(export, "trees_to_onnx", lambda text: trees_to_onnx(text, bits=32))
+    if (bundle / "model.txt").exists():
+        monkeypatch.setattr(export, "trees_to_onnx", lambda text: trees_to_onnx(text, bits=32))
     else: monkeypatch.setattr(export, "_ndtri", lambda p: 5 * (p - .5))
-    with pytest.raises(UserError, match="does not answer as the bundle does .* so it was not written; use the bundle itself"):
+    with pytest.raises(UserError,
+                       match="does not answer as the bundle does .* so it was not written; use the bundle itself"):
         export_onnx(bundle, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

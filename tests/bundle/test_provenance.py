@@ -18,7 +18,8 @@ def project(tmp_path_factory):
 
 def test_provenance_holds_what_is_needed_to_train_again(project):
     p = read_json(project / "artifacts/bundle/provenance.json", dict)
-    assert {"schema", "features", "train.parquet", "valid.parquet", "test.parquet", "params.yaml"} <= p["input_hashes"].keys()
+    assert {"schema", "features", "train.parquet", "valid.parquet", "test.parquet",
+            "params.yaml"} <= p["input_hashes"].keys()
     assert all(len(v) == 64 for v in p["input_hashes"].values())
     assert p["params"]["train"]["gbdt"]["n_estimators"] == 20 and p["seeds"] == {"split": 0, "train": 0, "evaluate": 0}
     assert p["packages"]["lightgbm"] and p["training"]["best_iteration"] >= 1 and "curve" not in p["training"]
@@ -26,7 +27,8 @@ def test_provenance_holds_what_is_needed_to_train_again(project):
 
 def test_git_state_of_a_repository_without_commits_and_with_changes(tmp_path):
     def git(*args):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args], cwd=tmp_path, check=True,
+                       capture_output=True)
 
     git("init")
     assert git_state(tmp_path) == (None, None)

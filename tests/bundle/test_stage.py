@@ -19,7 +19,8 @@ from mlops_nb.model.predictor import Predictor
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
 def project(request, tmp_path_factory):
-    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param, n=500), request.param)
+    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param, n=500),
+                            request.param)
     run_bundle(root)
     return root
 
@@ -34,7 +35,8 @@ def one(tmp_path_factory):
 def test_the_same_project_gives_the_same_bytes_wherever_it_is(project, tmp_path):
     before = {p.name: p.read_bytes() for p in (project / "artifacts/bundle").iterdir()}
     moved = Path(shutil.copytree(project, tmp_path / "elsewhere"))
-    run = subprocess.run([sys.executable, "-c", "from mlops_nb.bundle.stage import run_bundle; print(run_bundle('.')['bundle'])"], cwd=moved,
+    run = subprocess.run([sys.executable, "-c",
+                          "from mlops_nb.bundle.stage import run_bundle; print(run_bundle('.')['bundle'])"], cwd=moved,
                          capture_output=True, text=True, timeout=120,
                          env={**os.environ, "MLOPS_NB_RUN_THREADS": "3", "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"})
     assert run.returncode == 0, run.stderr
@@ -51,7 +53,8 @@ def test_another_parent_is_another_bundle(one):
 
 MISSING = {"models/gbdt/model.txt": "train \\(gbdt\\)", "models/gbdt/encoder.json": "train \\(gbdt\\)",
            "evaluation/policy.json": "evaluate",
-           "evaluation/evaluation.json": "evaluate", "metrics.json": "evaluate", "explanation/attribution_baseline.json": "explain",
+           "evaluation/evaluation.json": "evaluate", "metrics.json": "evaluate",
+           "explanation/attribution_baseline.json": "explain",
            "prepared/train.parquet": "prepare", "prepared/test.parquet": "prepare"}
 
 

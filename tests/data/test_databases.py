@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.ingest import ingest, read_raw_batches, read_data_manifest, scan_data
+from mlops_nb.data.ingest import ingest, read_data_manifest, read_raw_batches, scan_data
 from mlops_nb.data.readers import ReadOptions, find_sources, read_source
 
 

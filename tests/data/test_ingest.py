@@ -18,13 +18,13 @@ from mlops_nb.core.manifest import file_hashes, sha256_file
 from mlops_nb.data.ingest import (
     PartitionWriter,
     common_supertype,
+    dvc_add_data,
     ingest,
     ingest_lock,
-    to_period,
-    read_raw_batches,
     read_data_manifest,
+    read_raw_batches,
     scan_data,
-    dvc_add_data,
+    to_period,
 )
 from mlops_nb.data.readers import ReadOptions, find_sources, read_source
 

@@ -16,7 +16,7 @@ from mlops_nb.config.params import Params, PrepareParams, SplitParams, write_par
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, sha256_file
-from mlops_nb.data.prepare import EXCLUSION_REASONS, run_prepare, read_dataset_info, compute_target
+from mlops_nb.data.prepare import EXCLUSION_REASONS, compute_target, read_dataset_info, run_prepare
 
 FEATURES = """
 import numpy as np
@@ -139,7 +139,8 @@ def test_lineage_changes_with_what_it_stands_for(project):
     assert before.data is None and read_dataset_info(root).lineage.data == sha256_file(root / "data/manifest.json")
     project(features=FEATURES + "\n# changed\n")
     run_prepare(root)
-    assert read_dataset_info(root).lineage.features != before.features and read_dataset_info(root).lineage.schema == before.schema
+    assert (read_dataset_info(root).lineage.features != before.features
+            and read_dataset_info(root).lineage.schema == before.schema)
 
 
 @pytest.mark.parametrize("change, says", [

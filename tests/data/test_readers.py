@@ -130,7 +130,8 @@ def test_broken_csv(tmp_path, text, sentence):
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_csv_cut_anywhere_is_refused_or_whole_rows(tmp_path_factory, data):
-    "A cut may go unseen only inside the last field of a row: no reader can know. It never leaves a row with missing fields."
+    """A cut may go unseen only inside the last field of a row: no reader can know. It never leaves a row with missing
+    fields."""
     row = st.tuples(st.integers(-10**9, 10**9), st.sampled_from(["x", 'a "b"', "c,d", "e\nf"]), st.floats(0, 1))
     rows = data.draw(st.lists(row, min_size=1, max_size=6))
     text = io.StringIO()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlops_nb.config.params import SplitParams
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.splits import SPLIT_NAMES, assign_splits, check_split_overlap, split_key_columns, is_in_last_share
+from mlops_nb.data.splits import SPLIT_NAMES, assign_splits, check_split_overlap, is_in_last_share, split_key_columns
 
 COLUMNS = dict(who=Column("category", nullable=True), team=Column("integer"), at=Column("timestamp"),
                y=Column("category"),
@@ -57,7 +57,7 @@ def test_time(n, seed, days, share):
     try: parts, check = split(frame, TIMED, method="time", test=share, validation=share)
     except UserError as e: assert "would be empty" in str(e) or "in no training row" in str(e); return
     assert check.in_time_order and check.overlapping_times == 0
-    assert parts["train"]["at"].max() < parts["valid"]["at"].min() <= parts["valid"]["at"].max() < parts["test"]["at"].min()
+    assert (parts["train"]["at"].max() < parts["valid"]["at"].min() <= parts["valid"]["at"].max() < parts["test"]["at"].min())
 
 
 @settings(deadline=None, max_examples=25)
@@ -116,7 +116,8 @@ def test_column_names_the_parts_and_valid_may_be_missing():
     assert all((p["fold"] == name).all() for name, p in parts.items())
     loud = frame.with_columns(fold=pl.when(pl.col("fold") == "test").then(pl.lit(" TEST ")).otherwise(pl.lit("Train")))
     parts, _ = split(loud, PLAIN, method="column", column="fold")
-    assert len(parts["test"]) == (frame["fold"] == "test").sum() and abs(len(parts["valid"]) / (len(frame) - len(parts["test"])) - .2) < .01
+    assert (len(parts["test"]) == (frame["fold"] == "test").sum()
+            and abs(len(parts["valid"]) / (len(frame) - len(parts["test"])) - .2) < .01)
     for bad in ("holdout", None):
         wrong = frame.with_columns(fold=pl.when(pl.col("_row") == 3).then(pl.lit(bad)).otherwise("fold"))
         with pytest.raises(UserError, match=f"holds {bad!r}; it may say only"):

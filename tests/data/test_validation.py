@@ -20,11 +20,15 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data import validation
+from mlops_nb.data.column_checks import check_with_pandera, validate_batch
 from mlops_nb.data.ingest import ingest, read_data_manifest
 from mlops_nb.data.validation import (
-    PartFileWriter, SchemaSkewError, ValidationReport, compare_with_schema, run_validate,
+    PartFileWriter,
+    SchemaSkewError,
+    ValidationReport,
+    compare_with_schema,
+    run_validate,
 )
-from mlops_nb.data.column_checks import check_with_pandera, validate_batch
 from mlops_nb.stats.drift_test import fit_baseline
 
 
@@ -44,7 +48,8 @@ def split(schema, **columns):
 def reasons(s): return s.quarantined["_reasons"].to_list()
 
 
-# --- one column at a time -------------------------------------------------------------------------------------------------------------
+# --- one column at a time
+# -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("column, values, accepted, rule", [
     (Column("integer"), [1, None, 3], [1, 3], "x:missing"),
@@ -121,7 +126,8 @@ def test_odd_column_names():
     assert reasons(s) == [["name with 'quotes': 2 is above 1"], [f"{n}: missing" for n in names]]
 
 
-# --- all of it at once ----------------------------------------------------------------------------------------------------------------
+# --- all of it at once
+# ----------------------------------------------------------------------------------------------------------------
 
 actions = st.sampled_from(["quarantine", "null"])
 cells = st.one_of(st.none(), st.integers(-5, 15),
@@ -135,7 +141,8 @@ def deliveries(draw):
                  c=Column("category", domain=["a", "b"]), t=Column("timestamp", range=("2020-01-01", None)),
                  w=Column("text"))
     for c in kinds.values():
-        c.nullable, c.on_violation, c.on_new_category = draw(st.booleans()), draw(actions), draw(st.sampled_from(["unknown", "quarantine"]))
+        c.nullable, c.on_violation, c.on_new_category = (draw(st.booleans()), draw(actions),
+                                                         draw(st.sampled_from(["unknown", "quarantine"])))
     n = draw(st.integers(0, 12))
     values = {k: [None if v is None else str(v) for v in draw(st.lists(cells, min_size=n, max_size=n))] for k in kinds}
     return contract(["?"], **kinds), pl.DataFrame(values | dict(y=["1"] * n),
@@ -178,7 +185,8 @@ def test_pandera_refuses_exactly_what_we_refuse(values, nullable):
     else: assert s.quarantined.height == 0
 
 
-# --- shape ----------------------------------------------------------------------------------------------------------------------------
+# --- shape
+# ----------------------------------------------------------------------------------------------------------------------------
 
 def shape(schema, **found): return compare_with_schema("p.parquet", "a.csv", found | dict(y=pl.Float64()), schema)
 
@@ -214,7 +222,8 @@ def test_the_table_stays_readable():
     assert all(len(line) < 120 for line in text.splitlines()[1:])
 
 
-# --- the stage ------------------------------------------------------------------------------------------------------------------------
+# --- the stage
+# ------------------------------------------------------------------------------------------------------------------------
 
 SCHEMA = Schema("t", "binary", "y", classes=["no", "yes"], columns=dict(
     x=Column("number", range=(-6, 6)), c=Column("category", domain=["a", "b"]),
@@ -379,10 +388,12 @@ def test_many_distinct_categories_are_bounded(tmp_path):
     assert abs(row["distinct"] / 200_000 - 1) < 0.15 and len(row["top_values"]) <= 20
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------------------------
+# --- faults
+# ---------------------------------------------------------------------------------------------------------------------------
 
 def script(root, body):
-    code = "import resource, os, signal, sys\nfrom pathlib import Path\nfrom mlops_nb.data import validation\n" + textwrap.dedent(body)
+    code = ("import resource, os, signal, sys\nfrom pathlib import Path\nfrom mlops_nb.data import validation\n" +
+            textwrap.dedent(body))
     return subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, timeout=120)
 
 
@@ -444,7 +455,8 @@ def test_rows_that_pandera_refuses_are_a_bug(tmp_path, monkeypatch):
 
     def careless(frame, schema):
         s = real(frame, schema)
-        s.accepted, s.quarantined = pl.DataFrame(s.accepted.vstack(frame.select(s.accepted.columns))), s.quarantined.clear()
+        s.accepted, s.quarantined = (pl.DataFrame(s.accepted.vstack(frame.select(s.accepted.columns))),
+                                     s.quarantined.clear())
         return s
     monkeypatch.setattr(validation, "validate_batch", careless)
     with pytest.raises(RuntimeError, match="pandera"): run_validate(root)
@@ -462,7 +474,8 @@ def test_a_lost_row_is_a_bug(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="50 rows became 49"): run_validate(root)
 
 
-# --- real data ------------------------------------------------------------------------------------------------------------------------
+# --- real data
+# ------------------------------------------------------------------------------------------------------------------------
 
 def taxi_schema(path):
     kinds = {n: "timestamp" if t == pl.Datetime else "category" if t == pl.String else "integer" if t.is_integer()
@@ -489,7 +502,8 @@ def test_taxi_months_show_the_accepted_widening(taxi):
     root = make()
     run_validate(root)
     v = outcome(root)
-    assert v.received == 68_211 + 64_809 == v.accepted + v.quarantined and v.quarantined == v.violations["fare_amount:range"] > 0
+    assert (v.received == 68_211 + 64_809 == v.accepted + v.quarantined
+            and v.quarantined == v.violations["fare_amount:range"] > 0)
     one, two = (p.partition for p in v.partitions)
     changes = {(c.partition, c.column): (c.from_, c.to) for c in v.type_conversions}
     assert changes[one, "passenger_count"] == ("Float64", "integer") and changes[one, "ehail_fee"] == ("Null", "number")
@@ -501,7 +515,7 @@ def test_taxi_months_show_the_accepted_widening(taxi):
 @pytest.mark.realdata
 def test_taxi_month_with_a_dropped_and_a_renamed_column_stops(taxi):
     make, feb = taxi
-    root = make(feb.drop("trip_type").rename({"fare_amount": "fare_amt"}).with_columns(pl.col("lpep_pickup_datetime").dt.epoch("s")))
+    root = (make(feb.drop("trip_type").rename({"fare_amount": "fare_amt"}).with_columns(pl.col("lpep_pickup_datetime").dt.epoch("s"))))
     with pytest.raises(SchemaSkewError) as e: run_validate(root)
     sentence, _, *table = str(e.value).splitlines()
     assert "4 column(s) in 1 file(s)" in sentence and all(line.startswith("m1.parquet") for line in table[1:])

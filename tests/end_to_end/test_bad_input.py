@@ -67,23 +67,35 @@ DELIVERIES = { # name: (file, content, options, fragments of the sentence)
     "blank lines": ("in.csv", lambda t: "\n\n  \n", (), ["in.csv holds only blank lines"]),
     "header only": ("in.csv", lambda t: HEADER + "\n", (), ["in.csv holds a header and no rows"]),
     "no header": ("in.csv", lambda t: "1,2\n3,4\n5,6\n", (), ["in.csv has no header", "add one"]),
-    "cut in a row": ("in.csv", lambda t: TEXT[:-9], (), ["in.csv, line 401: 4 fields where the header has 7", "if it was cut"]),
-    "cut in a quotation": ("in.csv", lambda t: TEXT[:9000].rsplit("\n", 1)[0] + '\n2024-12-28,"Pa', (), ["in.csv, line", "fix the line"]),
-    "cut gzip": ("in.csv.gz", lambda t: gzip.compress(TEXT.encode())[:3000], (), ["in.csv.gz is a damaged gzip file", "copy it again"]),
-    "cut parquet": ("in.parquet", lambda t: parquet(t)[:4000], (), ["in.parquet is a damaged Parquet file", "copy it again"]),
+    "cut in a row": ("in.csv", lambda t: TEXT[:-9], (),
+                     ["in.csv, line 401: 4 fields where the header has 7", "if it was cut"]),
+    "cut in a quotation": ("in.csv", lambda t: TEXT[:9000].rsplit("\n", 1)[0] + '\n2024-12-28,"Pa', (),
+                           ["in.csv, line", "fix the line"]),
+    "cut gzip": ("in.csv.gz", lambda t: gzip.compress(TEXT.encode())[:3000], (),
+                 ["in.csv.gz is a damaged gzip file", "copy it again"]),
+    "cut parquet": ("in.parquet", lambda t: parquet(t)[:4000], (),
+                    ["in.parquet is a damaged Parquet file", "copy it again"]),
     "empty parquet": ("in.parquet", lambda t: "", (), ["in.parquet is empty"]),
-    "wrong encoding": ("in.csv", lambda t: TEXT.encode("latin-1"), ("--encoding", "utf-8"), ["in.csv is not utf-8: byte", "--encoding"]),
+    "wrong encoding": ("in.csv", lambda t: TEXT.encode("latin-1"), ("--encoding", "utf-8"),
+                       ["in.csv is not utf-8: byte", "--encoding"]),
     "unknown encoding": ("in.csv", lambda t: TEXT, ("--encoding", "utf8x"), ["encoding 'utf8x' is unknown"]),
     "no text": ("in.csv", lambda t: b"\x01\x02\0\x9f" * 999, (), ["in.csv is not text: byte 2 is zero"]),
-    "a column twice": ("in.csv", lambda t: TEXT.replace("visits", "age", 1), (), ["in.csv names the column 'age' 2 times", "rename"]),
-    "one class": ("in.csv", lambda t: rows(lambda r: r[:-1] + "1"), (), ["'bought' has the same value in all 400 rows"]),
+    "a column twice": ("in.csv", lambda t: TEXT.replace("visits", "age", 1), (),
+                       ["in.csv names the column 'age' 2 times", "rename"]),
+    "one class": ("in.csv", lambda t: rows(lambda r: r[:-1] + "1"), (),
+                  ["'bought' has the same value in all 400 rows"]),
     "no target value": ("in.csv", lambda t: rows(lambda r: r[:-1]), (), ["'bought' has no value"]),
     "no such target": ("in.csv", lambda t: TEXT, ("--target", "boght"), ["no column 'boght'; did you mean 'bought'?"]),
-    "no such time": ("in.csv", lambda t: TEXT, ("--time", "dya"), ["in.csv has no time column 'dya'; did you mean 'day'?"]),
-    "no such group": ("in.csv", lambda t: TEXT, ("--group", "citty"), ["--group: there is no column 'citty'; did you mean 'city'?"]),
-    "no such part": ("in.csv", lambda t: TEXT, ("--split-column", "part"), ["--split-column: there is no column 'part'"]),
-    "no such test file": ("in.csv", lambda t: TEXT, ("--test-files", "im.csv"), ["--test-files: no source file is called 'im.csv'"]),
-    "no such task": ("in.csv", lambda t: TEXT, ("--task", "binry"), ["there is no task 'binry'; did you mean 'binary'?"]),
+    "no such time": ("in.csv", lambda t: TEXT, ("--time", "dya"),
+                     ["in.csv has no time column 'dya'; did you mean 'day'?"]),
+    "no such group": ("in.csv", lambda t: TEXT, ("--group", "citty"),
+                      ["--group: there is no column 'citty'; did you mean 'city'?"]),
+    "no such part": ("in.csv", lambda t: TEXT, ("--split-column", "part"),
+                     ["--split-column: there is no column 'part'"]),
+    "no such test file": ("in.csv", lambda t: TEXT, ("--test-files", "im.csv"),
+                          ["--test-files: no source file is called 'im.csv'"]),
+    "no such task": ("in.csv", lambda t: TEXT, ("--task", "binry"),
+                     ["there is no task 'binry'; did you mean 'binary'?"]),
     "wrong separator": ("in.csv", lambda t: TEXT, ("--separator", ";"), ["in.csv has no time column 'day'"]),
     "no SQL": ("in.csv", lambda t: TEXT, ("--filter", "age >"), ["'age >' is neither a column nor a SQL expression"]),
 }
@@ -113,7 +125,8 @@ def test_what_a_row_may_do_wrong_is_counted_and_the_rest_goes_on(tmp_path):
     made = nb("init", "new", "--data", "in.csv", *TARGET, *DAY, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     root = tmp_path / "new"
-    assert "gone:  # 100.0% missing" in (root / "schema.yaml").read_text() and "Köln" in (root / "schema.yaml").read_text(encoding="utf-8")
+    assert ("gone:  # 100.0% missing" in (root / "schema.yaml").read_text()
+            and "Köln" in (root / "schema.yaml").read_text(encoding="utf-8"))
     assert nb("stage", "validate", cwd=root).returncode == 0
     found = read_json(root / "artifacts/validation.json", dict)
     assert (found["received"], found["accepted"], found["quarantined"]) == (400, 394, 6)
@@ -125,7 +138,8 @@ def test_what_a_row_may_do_wrong_is_counted_and_the_rest_goes_on(tmp_path):
     (tmp_path / "late.csv").write_text("\n".join([text.splitlines()[0], *late]))
     assert nb("ingest", tmp_path / "late.csv", cwd=root).returncode == 0
     assert nb("stage", "validate", cwd=root).returncode == 0
-    assert read_json(root / "artifacts/validation.json", dict)["violations"] == {"day:range": 2, "day:type": 3, "spent:range": 3}
+    assert read_json(root / "artifacts/validation.json", dict)["violations"] == {"day:range": 2, "day:type": 3,
+                                                                                 "spent:range": 3}
 
 
 MANY = 1_000_000 # by hand: 10,000,000 as CSV took 603 MiB in init and 603 MiB in validate
@@ -156,18 +170,26 @@ FILES = { # name: (file, old, new, command, fragments)
             ["params.yaml, section 'train.gbdt': there is no key 'learnig_rate'; did you mean 'learning_rate'?"]),
     "type": ("params.yaml", "max_quarantined_share: 0.1", "max_quarantined_share: lots", "stage validate",
              ["params.yaml, section 'validate': max_quarantined_share is 'lots', but a number is expected."]),
-    "bound": ("params.yaml", "num_leaves: 31", "num_leaves: -3", "stage train gbdt", ["'train.gbdt': num_leaves is -3"]),
-    "no YAML": ("params.yaml", "max_quarantined_share: 0.1", "max_quarantined_share: [", "stage validate", ["params.yaml, line", "is not YAML"]),
+    "bound": ("params.yaml", "num_leaves: 31", "num_leaves: -3", "stage train gbdt",
+              ["'train.gbdt': num_leaves is -3"]),
+    "no YAML": ("params.yaml", "max_quarantined_share: 0.1", "max_quarantined_share: [", "stage validate",
+                ["params.yaml, line", "is not YAML"]),
     "setting": ("settings.ini", "\nthreads =", "\nthraeds =", "stage train gbdt",
                 ["settings.ini, section 'run': there is no key 'thraeds'; did you mean 'threads'?"]),
-    "section": ("settings.ini", "\n[run]", "\n[rnu]", "stage train gbdt", ["settings.ini: there is no section [rnu]; did you mean 'run'?"]),
+    "section": ("settings.ini", "\n[run]", "\n[rnu]", "stage train gbdt",
+                ["settings.ini: there is no section [rnu]; did you mean 'run'?"]),
     "setting's type": ("settings.ini", "timeout_seconds = 600", "timeout_seconds = soon", "stage train gbdt",
                        ["settings.ini, section 'report': timeout_seconds is 'soon', but an integer is expected."]),
-    "column": ("schema.yaml", "\n  city:", "\n  citty:", "stage validate", ["schema.yaml", "'city'", "did you mean 'citty'?"]),
-    "target": ("schema.yaml", "target: bought", "target: boughtt", "schema check", ["target names the column 'boughtt'", "'bought'"]),
-    "column's type": ("schema.yaml", "type: integer", "type: integr", "schema check", ["section 'columns.age': type is 'integr'"]),
-    "classes": ("schema.yaml", "classes: [", "classes: [\"1\"] # [", "schema check", ["schema.yaml", "classes", "at least two"]),
-    "features": ("params.yaml", "00_features.ipynb", "0_features.ipynb", "stage features", ["nbs/0_features.ipynb does not exist"]),
+    "column": ("schema.yaml", "\n  city:", "\n  citty:", "stage validate",
+               ["schema.yaml", "'city'", "did you mean 'citty'?"]),
+    "target": ("schema.yaml", "target: bought", "target: boughtt", "schema check",
+               ["target names the column 'boughtt'", "'bought'"]),
+    "column's type": ("schema.yaml", "type: integer", "type: integr", "schema check",
+                      ["section 'columns.age': type is 'integr'"]),
+    "classes": ("schema.yaml", "classes: [", "classes: [\"1\"] # [", "schema check",
+                ["schema.yaml", "classes", "at least two"]),
+    "features": ("params.yaml", "00_features.ipynb", "0_features.ipynb", "stage features",
+                 ["nbs/0_features.ipynb does not exist"]),
 }
 
 
@@ -183,7 +205,8 @@ def test_a_mistake_in_a_file_is_named_with_its_place(shared, good, name):
 
 
 @pytest.mark.parametrize("variable, value, says", [
-    ("MLOPS_NB_RUN_THRAEDS", "4", "MLOPS_NB_RUN_THRAEDS: there is no such setting; did you mean 'MLOPS_NB_RUN_THREADS'?"),
+    ("MLOPS_NB_RUN_THRAEDS", "4",
+     "MLOPS_NB_RUN_THRAEDS: there is no such setting; did you mean 'MLOPS_NB_RUN_THREADS'?"),
     ("MLOPS_NB_RUN_THREADS", "four", "MLOPS_NB_RUN_THREADS: the content is 'four', but an integer is expected.")])
 def test_a_mistake_in_the_environment_is_named(shared, monkeypatch, variable, value, says):
     monkeypatch.setenv(variable, value)
@@ -191,12 +214,14 @@ def test_a_mistake_in_the_environment_is_named(shared, monkeypatch, variable, va
 
 
 def test_a_missing_column_stops_the_run_with_a_table_and_keeps_what_was_there(project, good):
-    (project / "short.csv").write_text("\n".join(",".join(r.split(",")[:4] + r.split(",")[5:]) for r in ROWS), encoding="utf-8")
+    (project / "short.csv").write_text("\n".join(",".join(r.split(",")[:4] + r.split(",")[5:]) for r in ROWS),
+                                       encoding="utf-8")
     assert nb("ingest", "short.csv", cwd=project).returncode == 0
     done = nb("stage", "validate", cwd=project)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said, _, table = done.stderr.partition("\n\n")
-    assert said.startswith("error: The data does not have the shape that schema.yaml describes (1 column(s) in 1 file(s) differ); ")
+    assert said.startswith("error: The data does not have the shape that schema.yaml describes (1 column(s) in 1 "
+                           "file(s) differ); ")
     assert table.splitlines()[1].split() == ["short.csv", "visits", "integer", "missing"]
     assert results(project) == results(good)
 
@@ -214,11 +239,16 @@ def test_dvc_repro_shows_the_sentence_and_goes_on_when_it_is_mended(project, goo
 # files cut on the way
 
 TORN = {
-    "data/*/*.parquet": ("validate", "cannot be read"), "data/manifest.json": ("validate", "restore data/ with `dvc checkout data.dvc`"),
-    "artifacts/accepted/*.parquet": ("prepare", "is damaged"), "artifacts/prepared/train.parquet": ("train gbdt", "is damaged"),
-    "artifacts/prepared/test.parquet": ("evaluate", "is damaged"), "artifacts/models/gbdt/model.txt": ("evaluate", "is damaged"),
-    "artifacts/models/gbdt/encoder.json": ("evaluate", "cannot be read"), "artifacts/metrics.json": ("bundle", "cannot be read"),
-    "artifacts/bundle/model.txt": ("gate", "was changed after the bundle was made"), "artifacts/gate.json": ("deploy", "cannot be read")}
+    "data/*/*.parquet": ("validate", "cannot be read"),
+    "data/manifest.json": ("validate", "restore data/ with `dvc checkout data.dvc`"),
+    "artifacts/accepted/*.parquet": ("prepare", "is damaged"),
+    "artifacts/prepared/train.parquet": ("train gbdt", "is damaged"),
+    "artifacts/prepared/test.parquet": ("evaluate", "is damaged"),
+    "artifacts/models/gbdt/model.txt": ("evaluate", "is damaged"),
+    "artifacts/models/gbdt/encoder.json": ("evaluate", "cannot be read"),
+    "artifacts/metrics.json": ("bundle", "cannot be read"),
+    "artifacts/bundle/model.txt": ("gate", "was changed after the bundle was made"),
+    "artifacts/gate.json": ("deploy", "cannot be read")}
 
 
 @pytest.mark.parametrize("pattern", TORN)
@@ -242,7 +272,8 @@ def again(project, good, *stage):
     assert results(project) == results(good) and leftovers(project) == []
 
 
-@pytest.mark.parametrize("stage, frees", [("validate", (0, 12_000)), ("prepare", (0, 12_000)), ("train gbdt", (12_000, 40_000)),
+@pytest.mark.parametrize("stage, frees", [("validate", (0, 12_000)), ("prepare", (0, 12_000)),
+                                          ("train gbdt", (12_000, 40_000)),
                                           ("bundle", (12_000, 150_000)), ("deploy", (0,)), ("report", (150_000,))])
 def test_a_full_disk_ends_a_stage_in_a_sentence_and_changes_nothing(small_disk, good, stage, frees):
     project = copy(good, small_disk)
@@ -250,8 +281,10 @@ def test_a_full_disk_ends_a_stage_in_a_sentence_and_changes_nothing(small_disk, 
     for free in frees:
         fill(small_disk, free)
         said = sentence(nb("stage", *stage.split(), cwd=project))
-        assert "the disk is full; free some space" in said and said.split(":")[0].split("/")[0] in ("artifacts", "quarantine", "reports",
-                                                                                                   ".mlops", "bundles"), said
+        assert "the disk is full; free some space" in said and said.split(":")[0].split("/")[0] in ("artifacts",
+            "quarantine", "reports",
+                                                                                                   ".mlops",
+                                                                                                   "bundles"), said
         assert results(project) == results(good) and leftovers(project) == []
         (small_disk / "filler").unlink()
     again(project, good, *stage.split())
@@ -272,16 +305,19 @@ def test_a_full_disk_ends_ingest_and_init_in_a_sentence(small_disk, good, tmp_pa
     (tmp_path / "more.csv").write_text(shop(3000, seed=5), encoding="utf-8")
     before, files = read_data_manifest(project), {p.name for p in (project / "data").rglob("*")}
     fill(small_disk, 16_000)
-    for command in (("ingest", tmp_path / "more.csv"), ("init", small_disk / "new", "--data", tmp_path / "more.csv", *TARGET)):
+    for command in (("ingest", tmp_path / "more.csv"),
+                    ("init", small_disk / "new", "--data", tmp_path / "more.csv", *TARGET)):
         assert "the disk is full; free some space" in sentence(nb(*command, cwd=project))
     assert read_data_manifest(project) == before and {p.name for p in (project / "data").rglob("*")} == files
     assert sorted(p.name for p in small_disk.iterdir()) == ["corner", "filler"]
     (small_disk / "filler").unlink()
-    assert nb("ingest", tmp_path / "more.csv", cwd=project).stdout == "Data batches: 1 new with 3,000 rows, 0 known already.\n"
+    assert nb("ingest", tmp_path / "more.csv",
+              cwd=project).stdout == "Data batches: 1 new with 3,000 rows, 0 known already.\n"
 
 
 READ_ONLY = ("stage validate", "stage train gbdt", "stage bundle", "stage report", "ingest more.csv", "report run data",
-             "init new --data more.csv --target bought", "score artifacts/prepared/test.parquet scores.parquet --bundle artifacts/bundle")
+             "init new --data more.csv --target bought",
+             "score artifacts/prepared/test.parquet scores.parquet --bundle artifacts/bundle")
 
 
 def test_a_read_only_folder_ends_every_verb_in_a_sentence(small_disk, good):
@@ -289,7 +325,8 @@ def test_a_read_only_folder_ends_every_verb_in_a_sentence(small_disk, good):
     (project / "more.csv").write_text(shop(300, seed=5), encoding="utf-8")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for command in READ_ONLY:
-        assert "the file system is read-only; use another folder." in sentence(nb(*command.split(), cwd=project)), command
+        assert "the file system is read-only; use another folder." in sentence(nb(*command.split(),
+                                                                                  cwd=project)), command
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert results(project) == results(good) and leftovers(project) == []
 
@@ -306,7 +343,8 @@ def test_a_folder_without_permission_ends_in_a_sentence(project):
 def disturb(command, cwd, sign, how, attempts=5):
     "Start a command, wait until `sign()` says that it is at work, and signal its process group; how it ended."
     for _ in range(attempts):
-        process = subprocess.Popen(["mlops-nb", *command], cwd=cwd, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        process = subprocess.Popen(["mlops-nb", *command], cwd=cwd, env=ENV, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True,
                                    start_new_session=True)
         deadline = time.monotonic() + UNTIL
         while process.poll() is None and not sign() and time.monotonic() < deadline: time.sleep(0.0005)
@@ -318,7 +356,8 @@ def disturb(command, cwd, sign, how, attempts=5):
     pytest.fail(f"{command} was over {attempts} times before it could be interrupted")
 
 
-STAGES = {"validate": "artifacts/.accepted.*.tmp", "train gbdt": ".mlops/checkpoints/*/*/state.json", "report": "reports/pipeline/.*.tmp"}
+STAGES = {"validate": "artifacts/.accepted.*.tmp", "train gbdt": ".mlops/checkpoints/*/*/state.json",
+          "report": "reports/pipeline/.*.tmp"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -341,7 +380,8 @@ def test_ctrl_c_and_sigkill_in_init_leave_nothing_that_the_next_init_believes(tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "new"]
 
 
-@pytest.mark.parametrize("stage, sign", [("validate", "artifacts/.accepted.*.tmp/*"), ("prepare", "artifacts/.prepared.*.tmp"),
+@pytest.mark.parametrize("stage, sign", [("validate", "artifacts/.accepted.*.tmp/*"),
+                                         ("prepare", "artifacts/.prepared.*.tmp"),
                                          ("bundle", "artifacts/.bundle.*.tmp/*")])
 def test_what_sigkill_leaves_is_swept_by_the_next_run(project, good, stage, sign):
     disturb(["stage", stage], project, lambda: any(project.glob(sign)), signal.SIGKILL)
@@ -351,7 +391,8 @@ def test_what_sigkill_leaves_is_swept_by_the_next_run(project, good, stage, sign
 
 def test_an_interrupted_dvc_repro_goes_on_from_the_last_finished_stage(project, good):
     for out in ("artifacts/accepted", "artifacts/prepared", "artifacts/models"): shutil.rmtree(project / out)
-    process = subprocess.Popen(["dvc", "repro", "baseline", "train"], cwd=project, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen(["dvc", "repro", "baseline", "train"], cwd=project, env=ENV, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
     while process.poll() is None and not any(project.glob("artifacts/.prepared.*.tmp")): time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)

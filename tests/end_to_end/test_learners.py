@@ -13,8 +13,11 @@ from mlops_nb.train.tuning import read_tuning_results
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-NET = NetParams(ensemble_size=2, d_hidden=32, max_epochs=3, batch_size=2048, learning_rate=0.01, d_embedding=4, n_bins=8) # seconds, not minutes, on a CPU
-SPACE = NetSearchSpace(d_hidden=[16, 32], d_embedding=[2, 6], n_bins=[4, 12], n_blocks=[1, 2], learning_rate=[0.003, 0.02, "log"])
+# seconds, not minutes, on a CPU
+NET = NetParams(ensemble_size=2, d_hidden=32, max_epochs=3, batch_size=2048, learning_rate=0.01, d_embedding=4,
+                n_bins=8)
+SPACE = NetSearchSpace(d_hidden=[16, 32], d_embedding=[2, 6], n_bins=[4, 12], n_blocks=[1, 2],
+                       learning_rate=[0.003, 0.02, "log"])
 
 
 def churn(to):
@@ -39,7 +42,8 @@ def adult(to):
 def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
     root = make(tmp_path / "project")
     p = read_params(root / "params.yaml")
-    p.train.learners, p.train.net, p.tune.n_trials, p.tune.net, p.train.gbdt.n_estimators = ["gbdt", "net"], NET, 20, SPACE, 200
+    p.train.learners, p.train.net, p.tune.n_trials, p.tune.net, p.train.gbdt.n_estimators = ["gbdt",
+                                                                                             "net"], NET, 20, SPACE, 200
     write_params(p, root / "params.yaml")
     stages = ran(run("dvc", "repro", cwd=root))
     assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"
@@ -53,9 +57,11 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
     assert e.learner == max(valid, key=valid.get) and len(valid) == 2
     provenance = json.loads((root / "artifacts/bundle/provenance.json").read_text())
     used = provenance["training"]["params"]
-    assert provenance["training"]["learner"] == e.learner and {k: used[k] for k in tuned[e.learner].params} == tuned[e.learner].params
+    assert provenance["training"]["learner"] == e.learner and {k: used[k]
+                                                               for k in tuned[e.learner].params} == tuned[e.learner].params
     page = (root / "reports/pipeline" / open_bundle(root / "artifacts/bundle").id[:12] / "evaluation.html").read_text()
-    for said in ("Which learner, and why", f"{e.learner} was the best of 2 learners", "What the tuning found", "gbdt: ", "net: ",
+    for said in ("Which learner, and why", f"{e.learner} was the best of 2 learners", "What the tuning found", "gbdt: ",
+                 "net: ",
                  "The best parameters"):
         assert said in page, said
     if make is adult: assert e.metrics["test"]["accuracy"].value > 0.86

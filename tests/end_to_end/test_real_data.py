@@ -46,7 +46,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.realdata]
 TAXI = "(EXTRACT(EPOCH FROM lpep_dropoff_datetime) - EXTRACT(EPOCH FROM lpep_pickup_datetime)) / 60.0"
 
 
-# ---- the data as the plain script reads it: keys of the rows, inputs, target, and the order of the rows (None: there is none)
+# ---- the data as the plain script reads it: keys of the rows, inputs, target, and the order of the rows (None: there
+# is none)
 
 
 def categories(frame): return frame.with_columns(pl.col(pl.String).cast(pl.Categorical))
@@ -70,18 +71,21 @@ def read_adult(folder):
         parts.append(numbered(pl.DataFrame(rows, schema=header, orient="row"), name))
     frame = pl.concat(parts)
     whole = ["age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
-    frame = frame.with_columns(pl.col(whole).cast(pl.Float64), pl.col(pl.String).exclude("_source", *whole).replace({"?": None}))
+    frame = frame.with_columns(pl.col(whole).cast(pl.Float64),
+                               pl.col(pl.String).exclude("_source", *whole).replace({"?": None}))
     return *table(frame, frame["outcome"].str.starts_with(">50K"), ["outcome"]), np.arange(len(frame))
 
 
 def read_bank(folder):
-    frame = numbered(pl.read_csv(folder / "bank-additional-full.csv", separator=";", infer_schema_length=None), "bank-additional-full.csv")
+    frame = numbered(pl.read_csv(folder / "bank-additional-full.csv", separator=";", infer_schema_length=None),
+                     "bank-additional-full.csv")
     return *table(frame, frame["y"] == "yes", ["y", "duration"]), np.arange(len(frame))
 
 
 def read_bikes(folder):
     frame = numbered(pl.read_csv(folder / "hour.csv"), "hour.csv")
-    return *table(frame, frame["cnt"], ["cnt", "instant", "casual", "registered", "dteday"]), frame["instant"].to_numpy()
+    return *table(frame, frame["cnt"], ["cnt", "instant", "casual", "registered",
+                                        "dteday"]), frame["instant"].to_numpy()
 
 
 def read_telco(folder):
@@ -92,9 +96,11 @@ def read_telco(folder):
 
 
 def read_taxi(folder):
-    frame = pl.concat([numbered(pl.read_parquet(f), f.name) for f in sorted(folder.glob("*.parquet"))], how="vertical_relaxed")
+    frame = pl.concat([numbered(pl.read_parquet(f), f.name) for f in sorted(folder.glob("*.parquet"))],
+                      how="vertical_relaxed")
     took = pl.col("lpep_dropoff_datetime") - pl.col("lpep_pickup_datetime")
-    frame = frame.with_columns((took.dt.total_seconds() / 60).alias("minutes")).filter(pl.col("minutes").is_between(1, 60))
+    frame = frame.with_columns((took.dt.total_seconds() / 60).alias("minutes")).filter(pl.col("minutes").is_between(1,
+                                                                                                                    60))
     at = frame["lpep_pickup_datetime"].to_physical().to_numpy()
     return *table(frame, frame["minutes"], ["minutes", "lpep_pickup_datetime", "lpep_dropoff_datetime"]), at
 
@@ -102,10 +108,13 @@ def read_taxi(folder):
 # ---- what must be true of the test part
 
 
-def official(keys, test, order): assert (keys.filter(test)["_source"].unique().to_list(), test.sum()) == (["adult.test"], 16281)
-def last_fifth(keys, test, order): assert test[-test.sum():].all() and abs(test.sum() - len(test) / 5) <= 24 # a day may not be cut
+def official(keys, test, order): assert (keys.filter(test)["_source"].unique().to_list(),
+                                         test.sum()) == (["adult.test"], 16281)
+def last_fifth(keys, test,
+               order): assert test[-test.sum():].all() and abs(test.sum() - len(test) / 5) <= 24 # a day may not be cut
 def random_fifth(keys, test, order): assert abs(test.mean() - .2) < .001 and .15 < test[:len(test) // 2].mean() < .25
-def april(keys, test, order): assert keys.filter(test)["_source"].unique().to_list() == ["green_tripdata_2021-04.parquet"]
+def april(keys, test,
+          order): assert keys.filter(test)["_source"].unique().to_list() == ["green_tripdata_2021-04.parquet"]
 
 
 @dataclass
@@ -122,10 +131,13 @@ class Case:
 
 
 CASES = {
-    "adult": Case("adult/adult.[dt]*", "rtrim(outcome, '.')", ["--test-files", "adult.test"], read_adult, official, auc, .001, .926, .001),
-    "bank": Case("bank_marketing/bank-additional-full.csv", "y", ["--ordered", "--exclude", "duration"], read_bank, last_fifth,
+    "adult": Case("adult/adult.[dt]*", "rtrim(outcome, '.')", ["--test-files", "adult.test"], read_adult, official, auc,
+                  .001, .926, .001),
+    "bank": Case("bank_marketing/bank-additional-full.csv", "y", ["--ordered", "--exclude", "duration"], read_bank,
+                 last_fifth,
                  auc, .01, .62, .005),
-    "bikes": Case("bike_sharing/hour.csv", "cnt", ["--time", "dteday", "--exclude", "casual,registered,instant"], read_bikes, last_fifth,
+    "bikes": Case("bike_sharing/hour.csv", "cnt", ["--time", "dteday", "--exclude", "casual,registered,instant"],
+                  read_bikes, last_fifth,
                   rmse, 1.0, 71.6, 2.0),
     "telco": Case("telco_churn", "Churn", [], read_telco, random_fifth, auc, .005, .837, .022),
     "taxi": Case("", TAXI, ["--filter", "target BETWEEN 1 AND 60", "--time", "lpep_pickup_datetime", "--test-files",
@@ -152,7 +164,8 @@ def sample(months, folder, every=4):
 
 
 def killed_while_training(root):
-    "Start `dvc repro`, and kill all of it when the training has written a checkpoint; the records of the finished stages."
+    """Start `dvc repro`, and kill all of it when the training has written a checkpoint; the records of the finished
+    stages."""
     params = root / "params.yaml"
     params.write_text(params.read_text().replace("checkpoint_every: 200", "checkpoint_every: 20"))
     job = subprocess.Popen([BIN / "dvc", "repro"], cwd=root, env=ENV, start_new_session=True,
@@ -204,7 +217,8 @@ def test_no_worse_than_plain_lightgbm(name, made, capsys):
     scores = ours.filter(test)["score"].to_numpy()
     worse = surely_worse_by(case.metric, y[test], scores, theirs)
     found, reference = case.metric(y[test], scores), case.metric(y[test], theirs)
-    with capsys.disabled(): print(f"\n{name}: {found:.4f}, plain LightGBM {reference:.4f}, surely worse by {worse:.4f}", flush=True)
+    with capsys.disabled():
+        print(f"\n{name}: {found:.4f}, plain LightGBM {reference:.4f}, surely worse by {worse:.4f}", flush=True)
     assert worse <= case.margin
     assert (found - case.known if case.metric is rmse else case.known - found) <= case.noise
     written = read_json(project.root / "artifacts/metrics.json", dict)["test"]
@@ -217,7 +231,8 @@ def test_adult_is_as_accurate_as_plain_lightgbm(made):
 
 
 def test_what_is_known_of_the_data_is_seen(made):
-    "The concept shift at the end of bank stops its release; blanks and question marks are missing values, not mistakes."
+    """The concept shift at the end of bank stops its release; blanks and question marks are missing values, not
+    mistakes."""
     assert made("bikes").gate["passed"] and made("adult").gate["passed"]
     assert [r["name"] for r in made("bank").gate["results"] if not r["passed"]] == ["calibration"]
     for name in ("adult", "bank", "bikes", "telco", "taxi"):
@@ -227,9 +242,11 @@ def test_what_is_known_of_the_data_is_seen(made):
 
 def test_an_interrupted_run_goes_on_from_the_last_finished_stage(made):
     project = made("bikes")
-    assert {"features", "validate", "prepare"} <= set(project.before) and not {"train.gbdt", "evaluate"} & set(project.before)
+    assert {"features", "validate", "prepare"} <= set(project.before) and not {"train.gbdt",
+                                                                               "evaluate"} & set(project.before)
     assert ran(project.output)[0] == "train@gbdt"
-    for stage, record in project.before.items(): assert (project.root / f".mlops/stages/{stage}.json").read_bytes() == record
+    for stage, record in project.before.items():
+        assert (project.root / f".mlops/stages/{stage}.json").read_bytes() == record
 
 
 @pytest.mark.parametrize("name", ["adult", "bank", "telco"])

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 def random(): return np.random.default_rng(7)
 
 
-def holes(values, share, rng): return [None if r < share else v for v, r in zip(values, rng.random(len(values)), strict=True)]
+def holes(values, share, rng): return [None if r < share else v for v,
+                                       r in zip(values, rng.random(len(values)), strict=True)]
 
 
 def covertype(folder):
@@ -31,11 +32,15 @@ def covertype(folder):
     rng, n = random(), 4000
     X = pl.DataFrame({f"measure_{i}": rng.normal(size=n).round(3) * 10 ** (i % 4) for i in range(10)})
     X = X.with_columns(pl.Series(f"soil_{i}", (rng.random(n) < .2).astype(int)) for i in range(20))
-    score = X["measure_0"].to_numpy() + X["measure_1"].to_numpy() / 10 + 2 * X["soil_3"].to_numpy() + rng.normal(size=n) / 3
-    names = np.array(["Spruce/Fir", "Lodgepole Pine", "Ponderosa Pine", "Cottonwood/Willow", "Aspen", "Douglas-fir", "Krummholz"])
-    X = X.with_columns(pl.Series("Cover Type", names[np.digitize(score, np.quantile(score, [.3, .6, .75, .85, .92, .97]))]))
+    score = (X["measure_0"].to_numpy() + X["measure_1"].to_numpy() / 10 + 2 * X["soil_3"].to_numpy() +
+             rng.normal(size=n) / 3)
+    names = np.array(["Spruce/Fir", "Lodgepole Pine", "Ponderosa Pine", "Cottonwood/Willow", "Aspen", "Douglas-fir",
+                      "Krummholz"])
+    X = X.with_columns(pl.Series("Cover Type", names[np.digitize(score,
+                                                                 np.quantile(score, [.3, .6, .75, .85, .92, .97]))]))
     with gzip.open(folder / "cover.tsv.gz", "wt") as f: f.write(X.write_csv(separator="\t"))
-    return dict(data=folder / "cover.tsv.gz", target="Cover Type"), dict(task="multiclass", classes=7, types={"measure_4": "number"})
+    return dict(data=folder / "cover.tsv.gz", target="Cover Type"), dict(task="multiclass", classes=7,
+                                                                         types={"measure_4": "number"})
 
 
 def events(folder):
@@ -44,34 +49,41 @@ def events(folder):
     start = datetime(2025, 1, 1)
     with open(folder / "events.jsonl", "w", encoding="utf-8") as f:
         for i in range(n):
-            row = {"id": f"e-{i:05d}", "at": (start + timedelta(hours=3 * i)).isoformat() + "Z", "paid": bool(rng.random() < .4),
+            row = {"id": f"e-{i:05d}", "at": (start + timedelta(hours=3 * i)).isoformat() + "Z",
+                   "paid": bool(rng.random() < .4),
                    "country": str(rng.choice(["AT", "DE", "日本"])), "amount": round(float(rng.lognormal()), 2)}
             row["returned"] = bool(rng.random() < (.6 if row["paid"] and row["country"] != "DE" else .1))
             if rng.random() < .1: del row["amount"]
             if rng.random() < .1: row["paid"] = None
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
     return (dict(data=folder / "events.jsonl", target="returned", time="at"),
-            dict(task="binary", classes=2, types={"at": "timestamp", "paid": "boolean", "amount": "number", "country": "category"}))
+            dict(task="binary", classes=2, types={"at": "timestamp", "paid": "boolean", "amount": "number",
+                                                  "country": "category"}))
 
 
 def wide(folder):
     "60 columns, a fifth of the values missing, one column wholly; the target is negative as often as not."
     rng, n = random(), 2500
-    X = {f"x{i}": rng.normal(size=n).round(4) for i in range(40)} | {f"c{i}": rng.choice(list("abcd"), n) for i in range(18)}
+    X = {f"x{i}": rng.normal(size=n).round(4) for i in range(40)} | {f"c{i}": rng.choice(list("abcd"),
+                                                                                         n) for i in range(18)}
     y = -50 * X["x0"] + 20 * X["x1"] * (X["c0"] == "a") + rng.normal(size=n) - 3
-    frame = pl.DataFrame({k: holes(v.tolist(), .2, rng) for k, v in X.items()} | {"nothing": [None] * n, "balance": y.round(3)})
+    frame = pl.DataFrame({k: holes(v.tolist(), .2,
+                                   rng) for k, v in X.items()} | {"nothing": [None] * n, "balance": y.round(3)})
     frame.write_csv(folder / "wide.csv")
-    return dict(data=folder / "wide.csv", target="balance"), dict(task="regression", types={"x0": "number", "c0": "category"})
+    return dict(data=folder / "wide.csv", target="balance"), dict(task="regression", types={"x0": "number",
+                                                                                            "c0": "category"})
 
 
 def german(folder):
-    "Latin-1, separated by semicolons, with umlauts, blanks, dots and hyphens in the names of the columns, and day.month.year."
+    """Latin-1, separated by semicolons, with umlauts, blanks, dots and hyphens in the names of the columns, and
+    day.month.year."""
     rng, n = random(), 1500
     day = [datetime(2024, 1, 1) + timedelta(days=int(d)) for d in rng.integers(0, 365, n)]
     plz, size = rng.choice(["Köln", "Düsseldorf", "Graz"], n), rng.integers(20, 200, n)
     rent = 8.5 * size + 300 * (plz == "Köln") + rng.normal(0, 40, n)
     lines = ['Größe (qm);Straße Nr.;Ort-Name;Einzug am;kalt.miete']
-    lines += [f"{s};Weg {i};{p};{d:%d.%m.%Y};{r:.2f}" for i, (s, p, d, r) in enumerate(zip(size, plz, day, rent, strict=True))]
+    lines += [f"{s};Weg {i};{p};{d:%d.%m.%Y};{r:.2f}" for i,
+              (s, p, d, r) in enumerate(zip(size, plz, day, rent, strict=True))]
     (folder / "mieten.csv").write_bytes("\n".join(lines).encode("latin-1"))
     return (dict(data=folder / "mieten.csv", target="kalt.miete", time="Einzug am"),
             dict(task="regression", types={"Größe (qm)": "integer", "Ort-Name": "category", "Einzug am": "timestamp"}))
@@ -81,7 +93,8 @@ def tiny(folder):
     "120 rows."
     rng = random()
     x, z = rng.normal(size=(2, 120))
-    pl.DataFrame({"x": x, "z": z, "sick": np.where(x + rng.normal(size=120) / 2 > 0, "yes", "no")}).write_csv(folder / "tiny.csv")
+    pl.DataFrame({"x": x, "z": z, "sick": np.where(x + rng.normal(size=120) / 2 > 0, "yes",
+                                                   "no")}).write_csv(folder / "tiny.csv")
     return dict(data=folder / "tiny.csv", target="sick"), dict(task="binary", classes=2)
 
 
@@ -89,10 +102,12 @@ def grades(folder):
     "Whole numbers as classes, rows that belong together, Parquet."
     rng, n = random(), 2000
     a, wine = rng.normal(size=n), rng.integers(0, 200, n)
-    frame = pl.DataFrame({"house": [f"h{w}" for w in wine], "acid": a, "sugar": rng.gamma(2, 3, n), "organic": rng.random(n) < .3,
+    frame = pl.DataFrame({"house": [f"h{w}" for w in wine], "acid": a, "sugar": rng.gamma(2, 3, n),
+                          "organic": rng.random(n) < .3,
                           "quality": np.clip(np.round(6 + a + rng.normal(size=n) / 3), 3, 9).astype(int)})
     frame.write_parquet(folder / "wine.parquet")
-    return dict(data=folder / "wine.parquet", target="quality", group="house"), dict(task="multiclass", types={"organic": "boolean"})
+    return dict(data=folder / "wine.parquet", target="quality", group="house"), dict(task="multiclass",
+                                                                                     types={"organic": "boolean"})
 
 
 def shop(folder):
@@ -102,7 +117,8 @@ def shop(folder):
     sold = (rng.random(n) < np.where(item == "tea", .7, .2)).astype(int)
     with closing(sqlite3.connect(folder / "shop.db")) as db:
         db.execute('create table "offers made" (item text, price real, pieces integer, note text, sold integer)')
-        rows = zip(item.tolist(), price.tolist(), rng.integers(1, 9, n).tolist(), holes(["gift"] * n, .5, rng), sold.tolist(), strict=True)
+        rows = zip(item.tolist(), price.tolist(), rng.integers(1, 9, n).tolist(), holes(["gift"] * n, .5, rng),
+                   sold.tolist(), strict=True)
         db.executemany('insert into "offers made" values (?, ?, ?, ?, ?)', rows)
         db.commit()
     return (dict(data=f"sqlite:///{folder}/shop.db", table="offers made", target="sold", ordered=True),
@@ -120,12 +136,14 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     root = tmp_path / f"{shape.__name__} project"
     split = choose_split(options.get("time"), **{k: options.pop(k) for k in ("ordered", "group") if k in options})
     schema = init_project(root, str(options.pop("data")), options.pop("target"), split=split, **options)
-    assert schema.task == expected["task"] and len(schema.classes or []) == expected.get("classes", len(schema.classes or []))
+    assert schema.task == expected["task"] and len(schema.classes or []) == expected.get("classes",
+                                                                                         len(schema.classes or []))
     assert {n: schema.columns[n].type for n in expected.get("types", {})} == expected.get("types", {})
     names = list(STAGES)
     for stage in names[:names.index("gate") + 1]: run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
     gate = read_json(root / "artifacts/gate.json", dict)
-    assert {r["name"] for r in gate["results"]} >= {"baseline: constant", "baseline: linear", "bundle: clean process", "parity: single row and batch"}
+    assert {r["name"] for r in gate["results"]} >= {"baseline: constant", "baseline: linear", "bundle: clean process",
+                                                    "parity: single row and batch"}
     may_fail = ("baseline: linear", "segment", "calibration") # a linear relation is what some of these are made with
     assert [r["message"] for r in gate["results"] if not r["passed"] and not r["name"].startswith(may_fail)] == []
     assert check_counts(root)["quarantined"] == 0

@@ -10,29 +10,29 @@ from support import trained_project as modelling
 
 from mlops_nb.batch.batch_scoring import score_files
 from mlops_nb.bundle.bundle import check_golden_examples
+from mlops_nb.bundle.onnx_export import export_onnx, predict_onnx
 from mlops_nb.bundle.stage import run_bundle
-from mlops_nb.train.stage import open_trained_predictor
-from mlops_nb.bundle.onnx_export import predict_onnx, export_onnx
 from mlops_nb.config.params import EvaluateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.calibration import (
     CALIBRATION_FOLDS,
+    assign_folds,
     choose_calibration,
     cross_fitted_loss,
-    assign_folds,
     fit_isotonic,
     fit_platt,
     fit_temperature,
 )
 from mlops_nb.evaluate.decision_threshold import choose_threshold
 from mlops_nb.evaluate.metrics import roc_auc, row_loss
-from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
-from mlops_nb.explain.stage import run_explain, read_explanation
-from mlops_nb.model.predictor import Predictor
-from mlops_nb.model.policy import Policy
+from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
+from mlops_nb.explain.stage import read_explanation, run_explain
 from mlops_nb.model.calibrators import IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
+from mlops_nb.model.policy import Policy
+from mlops_nb.model.predictor import Predictor
 from mlops_nb.train.baselines import run_baselines
+from mlops_nb.train.stage import open_trained_predictor
 
 quick = settings(deadline=None, max_examples=60)
 shares = st.lists(

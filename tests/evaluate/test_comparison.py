@@ -9,12 +9,12 @@ from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.comparison import (
     align_scores,
-    score_with_champion,
-    paired_differences,
     compare_with_baselines,
-    signed_gain,
     describe_difference,
+    paired_differences,
+    score_with_champion,
     scores_to_array,
+    signed_gain,
 )
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
 from mlops_nb.stats.bootstrap import Estimate, Resampling

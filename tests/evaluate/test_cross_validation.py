@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trained_project as modelling
 
-from mlops_nb.train.stage import open_trained_predictor
-from mlops_nb.config.project import Project
 from mlops_nb.config.params import SplitParams, read_params, write_params
+from mlops_nb.config.project import Project
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
@@ -20,22 +19,23 @@ from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate import cross_validation as repeating
 from mlops_nb.evaluate.cross_validation import (
     Fold,
-    measure_agreement,
     assign_blocks,
-    split_folds,
     is_time_ordered,
+    measure_agreement,
     read_cross_validation,
-    summarize_metrics,
+    repeat_with_seeds,
     run_cross_validation,
     skip_reason,
-    repeat_with_seeds,
+    split_folds,
+    summarize_metrics,
 )
 from mlops_nb.evaluate.metrics import METRICS
-from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
+from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.pipeline import STAGES, run_stage
 from mlops_nb.scaffold import init_project
 from mlops_nb.train.baselines import run_baselines
+from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.train.tuning import TuningResult
 
 quick = settings(deadline=None, max_examples=60)

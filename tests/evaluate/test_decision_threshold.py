@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from mlops_nb.config.params import CostParams
 from mlops_nb.evaluate.decision_threshold import (
     break_even_threshold,
-    measure_calibration,
-    expected_calibration_error,
+    calibration_curve,
     calibration_slope_intercept,
-    min_cost_threshold,
     choose_threshold,
     confusion_counts,
-    least_squares_line,
     cost_curve,
+    expected_calibration_error,
+    least_squares_line,
     mean_interval_by_bin,
+    measure_calibration,
     measure_decision_costs,
+    min_cost_threshold,
     quantile_bins,
-    calibration_curve,
     threshold_interval,
     wilson_interval,
 )

@@ -14,21 +14,21 @@ from mlops_nb.config.schema_diff import diff_schemas
 from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.fairness import (
     GATED_FAIRNESS_METRIC,
-    FairnessReport,
     FairnessGap,
-    measure_column_fairness,
-    pairwise_gaps,
-    measure_fairness,
+    FairnessReport,
     fairness_table,
+    largest_gap,
+    measure_column_fairness,
+    measure_fairness,
+    pairwise_gaps,
     sensitive_groups,
     split_by_group_size,
-    largest_gap,
 )
 from mlops_nb.evaluate.metrics import DecisionSettings
-from mlops_nb.stats.bootstrap import Estimate, Resampling
-from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
+from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.pipeline import run_stage
 from mlops_nb.release.gate import check_fairness_gaps
+from mlops_nb.stats.bootstrap import Estimate, Resampling
 from mlops_nb.train.baselines import run_baselines
 
 RATES = ("selection_rate", "true_positive_rate", "false_positive_rate")

@@ -9,7 +9,12 @@ from sklearn import metrics as sk
 
 from mlops_nb.config.params import CostParams
 from mlops_nb.evaluate.metrics import (
-    METRICS, PRIMARY_METRIC, DecisionSettings, estimate_metrics, weighted_metric, row_loss,
+    METRICS,
+    PRIMARY_METRIC,
+    DecisionSettings,
+    estimate_metrics,
+    row_loss,
+    weighted_metric,
 )
 from mlops_nb.stats.bootstrap import Estimate, Resampling, bootstrap_weights
 

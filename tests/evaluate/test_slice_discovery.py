@@ -12,17 +12,17 @@ from scipy.stats import ttest_1samp, ttest_ind
 from mlops_nb.evaluate import slice_discovery as module
 from mlops_nb.evaluate.metrics import METRICS, row_loss
 from mlops_nb.evaluate.slice_discovery import (
+    bin_columns,
     count_comparisons,
+    count_groups,
+    discover_slices,
+    discovered_slice_table,
     drop_overlapping,
     error_measures,
     predicted_and_observed,
-    bin_columns,
     rows_in_slice,
-    slice_p_value,
     search_slices,
-    count_groups,
-    discovered_slice_table,
-    discover_slices,
+    slice_p_value,
 )
 from mlops_nb.evaluate.slices import bin_column
 from mlops_nb.stats.bootstrap import Resampling

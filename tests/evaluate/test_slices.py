@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
-from mlops_nb.evaluate.slices import bin_column, measure_slices, binned_residuals, slice_table, evaluate_slices
+from mlops_nb.evaluate.slices import bin_column, binned_residuals, evaluate_slices, measure_slices, slice_table
 from mlops_nb.stats.bootstrap import Resampling
 
 quick = settings(deadline=None, max_examples=80)

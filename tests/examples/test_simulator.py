@@ -32,7 +32,8 @@ def late(frame): return frame.filter(pl.col("snapshot") >= datetime(2024, 7, 1))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)): simulate(tmp_path / name, SimulateParams(n_subscribers=100, n_months=3, seed=seed))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        simulate(tmp_path / name, SimulateParams(n_subscribers=100, n_months=3, seed=seed))
     a, b, c = ({k: v for k, v in file_hashes(tmp_path / n).items()} for n in "abc")
     assert a == b != c and not any("simulate" in name for name in a)
 
@@ -42,7 +43,8 @@ def test_subscribers_persist_until_they_leave_and_never_return():
     assert data.select("subscriber_id", "snapshot").is_unique().all()
     lives = data.sort("snapshot").group_by("subscriber_id", maintain_order=True).agg(
         pl.col("snapshot").dt.month(), "churned", "tenure_months", "region", "joined")
-    for month, churned, tenure, region, joined in lives.select("snapshot", "churned", "tenure_months", "region", "joined").iter_rows():
+    for month, churned, tenure, region, joined in lives.select("snapshot", "churned", "tenure_months", "region",
+                                                               "joined").iter_rows():
         assert month == list(range(month[0], month[0] + len(month)))  # no gaps
         assert "yes" not in churned[:-1] and (churned[-1] == "yes" or month[-1] == SMALL["n_months"])
         assert tenure == list(range(tenure[0], tenure[0] + len(month))) and len(set(region)) == len(set(joined)) == 1
@@ -65,23 +67,27 @@ def test_trees_see_more_than_a_line_and_less_than_the_truth():
     from sklearn.metrics import roc_auc_score
     from sklearn.preprocessing import StandardScaler
     data = table(n_subscribers=3000, n_months=12)
-    dummies = [(pl.col(c) == v).alias(f"{c}_{v}") for c in ("region", "plan", "contract") for v in data[c].unique().sort()]
+    dummies = [(pl.col(c) == v).alias(f"{c}_{v}") for c in ("region", "plan",
+                                                            "contract") for v in data[c].unique().sort()]
     X = data.select(pl.selectors.numeric().exclude("truth"), "autopay", *dummies)
     y, train = (data["churned"] == "yes").to_numpy(), (data["snapshot"] < datetime(2024, 10, 1)).to_numpy()
     X, gaps = X.cast(pl.Float64).to_numpy(), X.select(pl.all().is_null()).to_numpy()
-    trees = lgb.train(dict(objective="binary", learning_rate=.05, num_leaves=15, min_data_in_leaf=40, verbose=-1, num_threads=1, seed=0),
+    trees = lgb.train(dict(objective="binary", learning_rate=.05, num_leaves=15, min_data_in_leaf=40, verbose=-1,
+                           num_threads=1, seed=0),
                       lgb.Dataset(X[train], y[train]), 150).predict(X[~train])
     Z = StandardScaler().fit_transform(np.hstack([np.nan_to_num(X), gaps]))
     line = LogisticRegression(max_iter=300).fit(Z[train], y[train]).predict_proba(Z[~train])[:, 1]
     best, tree, linear = (roc_auc_score(y[~train], s) for s in (data["truth"].to_numpy()[~train], trees, line))
     assert .82 < best < .89 and linear + .03 < tree < best + .005, (best, tree, linear)
-    assert 0 < excess_log_loss(trees, data["truth"].to_numpy()[~train]) < excess_log_loss(line, data["truth"].to_numpy()[~train])
+    assert 0 < excess_log_loss(trees, data["truth"].to_numpy()[~train]) < excess_log_loss(line,
+        data["truth"].to_numpy()[~train])
 
 
 def test_switches_act_late_and_only_where_they_should():
     calm = table(n_subscribers=3000)
     shifted, drifted, broken, new, seasonal = (table(n_subscribers=3000, **s) for s in (
-        dict(covariate_shift=1.), dict(concept_drift=1.), dict(broken_column="data_gb"), dict(new_category=True), dict(seasonal_growth=.5)))
+        dict(covariate_shift=1.), dict(concept_drift=1.), dict(broken_column="data_gb"), dict(new_category=True),
+        dict(seasonal_growth=.5)))
     for storm in (shifted, drifted, broken, new):
         early = storm.filter(pl.col("snapshot") < datetime(2024, 7, 1))
         assert early.equals(calm.filter(pl.col("snapshot") < datetime(2024, 7, 1)))
@@ -94,7 +100,8 @@ def test_switches_act_late_and_only_where_they_should():
     assert late(broken)["data_gb"].mean() * 50 < late(calm)["data_gb"].mean()
     assert (late(broken)["truth"] == late(calm)["truth"]).all()  # the bug is in the record, not in the world
     assert "unlimited_5g" in late(new)["plan"] and "unlimited_5g" not in calm["plan"]
-    usage = seasonal.group_by("snapshot").agg((pl.col("data_gb") / pl.col("data_cap_gb")).mean()).sort("snapshot")["data_gb"]
+    usage = seasonal.group_by("snapshot").agg((pl.col("data_gb") /
+                                               pl.col("data_cap_gb")).mean()).sort("snapshot")["data_gb"]
     assert usage[3] > 1.2 * usage[0]
 
 
@@ -107,7 +114,8 @@ def test_a_column_that_cannot_be_broken(column, says):
 def test_broken_columns_of_each_type():
     frame = pl.DataFrame(dict(n=[250, None], x=[2.5, None], t=["a", None], b=[False, None]))
     assert corrupt_column(frame, "n")["n"].to_list() == [2, None] and corrupt_column(frame, "x")["x"][0] == .025
-    assert corrupt_column(frame, "t")["t"].to_list() == ["A", None] and corrupt_column(frame, "b")["b"].to_list() == [True, True]
+    assert (corrupt_column(frame, "t")["t"].to_list() == ["A", None]
+            and corrupt_column(frame, "b")["b"].to_list() == [True, True])
 
 
 def test_labels_are_known_thirty_days_later():
@@ -146,7 +154,8 @@ def test_simulating_again_replaces_and_never_touches_other_data(tmp_path):
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n3,4\n")
     ingest(tmp_path / "mine.csv", other)
     before = file_hashes(other)
-    with pytest.raises(UserError, match="holds mine.csv, which is not simulated"): simulate(other, SimulateParams(n_subscribers=10, n_months=1))
+    with pytest.raises(UserError, match="holds mine.csv, which is not simulated"):
+        simulate(other, SimulateParams(n_subscribers=10, n_months=1))
     assert file_hashes(other) == before
 
 

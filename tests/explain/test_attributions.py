@@ -9,7 +9,11 @@ from support.small_project import TASKS, small_project, small_schema
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.attributions import (
-    AttributionBaseline, checked_contributions, explain_row, sample_rows, top3_share,
+    AttributionBaseline,
+    checked_contributions,
+    explain_row,
+    sample_rows,
+    top3_share,
 )
 from mlops_nb.explain.stage import read_explanation, run_explain
 from mlops_nb.model.booster import Booster

@@ -5,16 +5,19 @@ import polars as pl
 import pytest
 from support.trained_project import rows
 
-from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.explain.counterfactuals import (
-    sparse_counterfactual, nearest_counterfactuals, read_reference_rows, build_reference_rows,
+    build_reference_rows,
+    nearest_counterfactuals,
+    read_reference_rows,
+    sparse_counterfactual,
 )
 from mlops_nb.explain.what_if import parse_values, read_row, what_if
 from mlops_nb.model.policy import Policy
 from mlops_nb.pipeline import run_stage
 from mlops_nb.scaffold import init_project
+from mlops_nb.train.stage import open_trained_predictor
 
 
 def row_of(predictor, root, i=0): return read_row(predictor, i + 1, root / "artifacts/prepared/test.parquet")

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trained_project import CLASSES, trained
 
-from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.explain.interactions import pairwise_interactions, partial_dependence, partial_dependence_2d
 from mlops_nb.explain.local_surrogate import (
@@ -23,6 +22,7 @@ from mlops_nb.explain.local_surrogate import (
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
 from mlops_nb.model.predictor import Predictor, cast_to_schema
+from mlops_nb.train.stage import open_trained_predictor
 
 # distances
 

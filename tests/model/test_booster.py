@@ -45,7 +45,9 @@ def test_same_numbers_as_lightgbm(pair):
     same(booster.predict_raw(X), reference.predict(X, raw_score=True))
     contributions = reference.predict(X, pred_contrib=True)
     same(booster.contributions(X[:400]).reshape(400, -1), contributions[:400])
-    np.testing.assert_allclose(booster.contributions(X).reshape(contributions.shape), contributions, rtol=1e-9, atol=1e-10) # from tables
+    # from tables
+    np.testing.assert_allclose(booster.contributions(X).reshape(contributions.shape), contributions, rtol=1e-9,
+                               atol=1e-10)
 
 
 def test_a_row_alone_equals_the_batch_to_the_last_bit(pair):
@@ -81,7 +83,8 @@ def test_blocks_add_up_to_what_lightgbm_says(large):
     np.testing.assert_allclose(booster.predict(X), reference.predict(X), rtol=1e-11)
     np.testing.assert_allclose(booster.predict_raw(X), reference.predict(X, raw_score=True), rtol=1e-10, atol=1e-12)
     contributions = reference.predict(X[:50], pred_contrib=True)
-    np.testing.assert_allclose(booster.contributions(X[:50]).reshape(contributions.shape), contributions, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(booster.contributions(X[:50]).reshape(contributions.shape), contributions, rtol=1e-8,
+                               atol=1e-10)
 
 
 def test_what_counts_is_above_0_and_adds_up_to_its_logarithm(large):
@@ -205,7 +208,8 @@ def test_lightgbm_and_what_it_drags_in_are_not_imported(binary, tmp_path):
         b = Booster(open(sys.argv[1]).read())
         b.predict_one([0.] * 6), b.predict([[0.] * 6]), b.contributions([[0.] * 6])
         print(*sorted({m.split('.')[0] for m in sys.modules} & {'lightgbm', 'scipy', 'pandas', 'sklearn', 'pyarrow', 'polars'}))"""
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.txt")], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.txt")], capture_output=True, text=True,
+                         timeout=60)
     assert (run.returncode, run.stdout.strip()) == (0, ""), run.stdout + run.stderr
 
 

@@ -17,13 +17,17 @@ from mlops_nb.model import encoder as module
 from mlops_nb.model.encoder import RARE_CODE, UNKNOWN_CODE, Encoder, category_codes, feature_kinds
 
 SCHEMA = Schema("t", "binary", target="y", classes=["a", "b"], columns={
-    "name": Column("category", nullable=True), "x": Column("number", nullable=True), "i": Column("integer", nullable=True),
-    "flag": Column("boolean", nullable=True), "when": Column("timestamp"), "note": Column("text"), "y": Column("category")})
+    "name": Column("category", nullable=True), "x": Column("number", nullable=True),
+    "i": Column("integer", nullable=True),
+    "flag": Column("boolean", nullable=True), "when": Column("timestamp"), "note": Column("text"),
+    "y": Column("category")})
 TYPES = {"name": pl.String, "x": pl.Float64, "i": pl.Int64, "flag": pl.Boolean}
 
-names = st.one_of(st.none(), st.sampled_from(["a", "b", "", " ", "A", "ä", "null", "nan", "0"]), st.text(string.printable, max_size=3))
+names = st.one_of(st.none(), st.sampled_from(["a", "b", "", " ", "A", "ä", "null", "nan", "0"]),
+                  st.text(string.printable, max_size=3))
 numbers = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
-rows = st.lists(st.fixed_dictionaries({"name": names, "x": numbers, "i": st.one_of(st.none(), st.integers(-2**63, 2**63 - 1)),
+rows = st.lists(st.fixed_dictionaries({"name": names, "x": numbers, "i": st.one_of(st.none(),
+                                                                                   st.integers(-2**63, 2**63 - 1)),
                                        "flag": st.sampled_from([None, True, False])}), min_size=1, max_size=40)
 few = st.builds(EncoderParams, min_category_count=st.integers(1, 4), max_categories=st.integers(1, 5))
 
@@ -44,7 +48,8 @@ def test_one_row_is_the_batch_to_the_last_bit(train, new, params):
 @given(rows, few, st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_nothing(train, params, random):
     shuffled = random.sample(train, len(train))
-    assert Encoder.fit(frame(train), SCHEMA, params=params).to_json() == Encoder.fit(frame(shuffled), SCHEMA, params=params).to_json()
+    assert Encoder.fit(frame(train), SCHEMA, params=params).to_json() == Encoder.fit(frame(shuffled), SCHEMA,
+                                                                                     params=params).to_json()
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,7 +90,8 @@ def test_inputs_are_columns_then_features_and_never_target_time_or_text():
 
 def test_missing_and_infinite_numbers_are_missing():
     encoder = Encoder.fit(frame([{"name": "a", "x": 1.0, "i": 2, "flag": True}]), SCHEMA)
-    X = encoder.transform(frame([{"name": None, "x": v, "i": None, "flag": None} for v in (None, math.nan, math.inf, -math.inf)]))
+    X = encoder.transform(frame([{"name": None, "x": v, "i": None, "flag": None} for v in (None, math.nan, math.inf,
+                                                                                           -math.inf)]))
     assert np.isnan(X).all()
 
 
@@ -93,17 +99,20 @@ def test_a_column_that_is_all_missing_or_of_type_null():
     empty = pl.DataFrame({"name": [None, None], "x": [None, None], "i": [None, None], "flag": [None, None]})
     encoder = Encoder.fit(empty, SCHEMA)
     assert encoder.columns[0].codes == {} and np.isnan(encoder.transform(empty)).all()
-    assert encoder.transform(frame([{"name": "a", "x": 1.0, "i": 1, "flag": True}]))[0].tolist() == [UNKNOWN_CODE, 1, 1, 1]
+    assert encoder.transform(frame([{"name": "a", "x": 1.0, "i": 1,
+                                     "flag": True}]))[0].tolist() == [UNKNOWN_CODE, 1, 1, 1]
 
 
 def test_physical_types_do_not_matter():
     plain = frame([{"name": n, "x": 0.5, "i": i, "flag": True} for i, n in enumerate("aab")])
     encoder = Encoder.fit(plain, SCHEMA, params=EncoderParams(min_category_count=1))
-    other = plain.with_columns(pl.col("name").cast(pl.Categorical), pl.col("x").cast(pl.Float32), pl.col("i").cast(pl.Int8))
+    other = plain.with_columns(pl.col("name").cast(pl.Categorical), pl.col("x").cast(pl.Float32),
+                               pl.col("i").cast(pl.Int8))
     assert_array_equal(encoder.transform(other), encoder.transform(plain))
 
 
-@pytest.mark.parametrize("column, values", [("x", ["1.5"]), ("i", ["many"]), ("flag", ["yes"]), ("name", [3]), ("x", [[1.0]])])
+@pytest.mark.parametrize("column, values", [("x", ["1.5"]), ("i", ["many"]), ("flag", ["yes"]), ("name", [3]),
+                                            ("x", [[1.0]])])
 def test_a_column_of_another_type_is_named(column, values):
     good = {"name": ["a"], "x": [1.0], "i": [1], "flag": [True]}
     encoder = Encoder.fit(pl.DataFrame(good), SCHEMA)
@@ -135,4 +144,5 @@ def test_a_broken_file_is_a_sentence(text):
 
 def test_the_file_is_plain_json():
     encoder = Encoder.fit(frame([{"name": "a", "x": 1.0, "i": 1, "flag": True}] * 12), SCHEMA)
-    assert msgspec.json.decode(encoder.to_json())["columns"][0] == {"name": "name", "kind": "category", "codes": {"a": 2}}
+    assert msgspec.json.decode(encoder.to_json())["columns"][0] == {"name": "name", "kind": "category",
+                                                                    "codes": {"a": 2}}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlops_nb.config.schema import Column, Schema, read_schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.features import Features, feature, load_features, column_to_array
+from mlops_nb.model.features import Features, column_to_array, feature, load_features
 
 HEAD = "import numpy as np\nimport mlops_nb.model.features as fx\n"
 
@@ -62,7 +62,8 @@ def test_category_that_returns_numbers(load):
 
 def test_only_the_files_own_functions_count_and_nothing_is_left_behind(load, tmp_path):
     before = set(sys.modules)
-    f = load("import json\n@fx.feature\ndef b(y): return y\n@fx.feature\ndef a(x, y): return x + y\ndef helper(z): return z\n")
+    f = load("import json\n@fx.feature\ndef b(y): return y\n@fx.feature\ndef a(x, y): return x + y\ndef helper(z): "
+             "return z\n")
     assert f.names == ["b", "a"] and f.inputs == ["y", "x"]
     assert set(sys.modules) - before <= {"json"}
     assert [p.name for p in tmp_path.iterdir()] == ["f.py"]  # a bundle with an extra __pycache__ would be refused
@@ -77,21 +78,25 @@ def test_two_files_do_not_see_each_other(tmp_path):
 
 
 def test_types_of_inputs():
-    f = pl.DataFrame(dict(i=[1, None], b=[True, None], s=["x", None], t=[datetime(2024, 1, 1), None], d=[date(2024, 1, 1), None]))
+    f = pl.DataFrame(dict(i=[1, None], b=[True, None], s=["x", None], t=[datetime(2024, 1, 1), None],
+                          d=[date(2024, 1, 1), None]))
     assert [column_to_array(f[c]).dtype.str for c in f.columns] == ["<f8", "<f8", "|O", "<M8[us]", "<M8[us]"]
-    assert np.isnan(column_to_array(f["b"])[1]) and column_to_array(f["s"])[1] is None and np.isnat(column_to_array(f["t"])[1])
+    assert (np.isnan(column_to_array(f["b"])[1]) and column_to_array(f["s"])[1] is None
+            and np.isnat(column_to_array(f["t"])[1]))
     assert column_to_array(f["s"].cast(pl.Categorical))[0] == "x"
 
 
 def test_infinities_and_none_become_missing(load):
-    f = load("@fx.feature\ndef inverse(a): return 1 / a\n@fx.feature\ndef none(a): return [None if x == 0 else x for x in a]\n")
+    f = load("@fx.feature\ndef inverse(a): return 1 / a\n@fx.feature\ndef none(a): return [None if x == 0 else x for x "
+             "in a]\n")
     out = f.compute(pl.DataFrame(dict(a=[0., 2.])))
     assert np.isnan(out["inverse"][0]) and out["inverse"][1] == .5
     assert np.isnan(out["none"][0]) and out["none"].dtype == np.float64
 
 
 def test_no_rows(load):
-    f = load("@fx.feature\ndef f(a): return a * 2\n@fx.feature(type='category')\ndef g(a): return np.where(a > 1, 'x', 'y')\n")
+    f = load("@fx.feature\ndef f(a): return a * 2\n@fx.feature(type='category')\ndef g(a): return np.where(a > 1, 'x', "
+             "'y')\n")
     out = f.compute(pl.DataFrame(dict(a=pl.Series([], dtype=pl.Float64))))
     assert out["f"].shape == out["g"].shape == (0,)
 
@@ -102,14 +107,18 @@ def test_missing_column_is_named(load):
 
 
 def test_contract(load):
-    schema = Schema(dataset="d", task="binary", target="y", classes=["0", "1"], columns=dict(x=Column("number"), y=Column("category")))
-    with pytest.raises(UserError, match="not known at prediction"): load("@fx.feature\ndef f(y): return y == '1'\n").check_schema(schema)
-    with pytest.raises(UserError, match="not a column of schema.yaml"): load("@fx.feature\ndef f(z): return z\n").check_schema(schema)
+    schema = Schema(dataset="d", task="binary", target="y", classes=["0", "1"],
+                    columns=dict(x=Column("number"), y=Column("category")))
+    with pytest.raises(UserError, match="not known at prediction"):
+        load("@fx.feature\ndef f(y): return y == '1'\n").check_schema(schema)
+    with pytest.raises(UserError, match="not a column of schema.yaml"):
+        load("@fx.feature\ndef f(z): return z\n").check_schema(schema)
     with pytest.raises(UserError, match="rename"): load("@fx.feature\ndef x(x): return x\n").check_schema(schema)
     duration = Schema(dataset="d", task="regression", target="stop - start", event_time="start", columns=dict(
         start=Column("timestamp"), stop=Column("timestamp")))
     load("@fx.feature\ndef f(start): return start.astype(float)\n").check_schema(duration)
-    with pytest.raises(UserError, match="'stop'"): load("@fx.feature\ndef f(stop): return stop.astype(float)\n").check_schema(duration)
+    with pytest.raises(UserError, match="'stop'"):
+        load("@fx.feature\ndef f(stop): return stop.astype(float)\n").check_schema(duration)
 
 
 @settings(deadline=None, max_examples=30)
@@ -132,9 +141,12 @@ def test_the_repositorys_own_features_stand_alone():
 
 def test_a_feature_reads_columns_whose_names_are_no_arguments(tmp_path):
     head = "from mlops_nb.model.features import feature\n"
-    (tmp_path / "f.py").write_text(head + "@feature(reads=['unit price', 'class'])\ndef total(price, pieces): return price * pieces\n")
+    (tmp_path / "f.py").write_text(head + "@feature(reads=['unit price', 'class'])\ndef total(price, pieces): return "
+                                          "price * pieces\n")
     f = load_features(tmp_path / "f.py")
     assert f.inputs == ["unit price", "class"]
     assert f.compute(pl.DataFrame({"class": [2, 3], "unit price": [1.5, None]}))["total"].tolist()[0] == 3.0
-    (tmp_path / "f.py").write_text(head + "@feature(reads=['unit price'])\ndef total(price, pieces): return price * pieces\n")
-    with pytest.raises(UserError, match=r"2 argument\(s\), and `reads` names 1 column"): load_features(tmp_path / "f.py")
+    (tmp_path / "f.py").write_text(head + "@feature(reads=['unit price'])\ndef total(price, pieces): return price * "
+                                          "pieces\n")
+    with pytest.raises(UserError, match=r"2 argument\(s\), and `reads` names 1 column"):
+        load_features(tmp_path / "f.py")

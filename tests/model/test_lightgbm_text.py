@@ -11,7 +11,8 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.model.lightgbm_text import gain_importance, parse_header, parse_trees, split_into_blocks, with_num_threads
 
 TEXT = train("binary").model_to_string()
-LINKS = {"binary": "logit", "multiclass": "softmax", "regression": "identity", "poisson": "log", "unbalanced": "logit", "onevsall": None,
+LINKS = {"binary": "logit", "multiclass": "softmax", "regression": "identity", "poisson": "log", "unbalanced": "logit",
+         "onevsall": None,
          "huge": "identity"}
 
 
@@ -34,7 +35,8 @@ def test_what_is_said_of_forests_and_linear_trees():
     X, rng = frame(600)
     y = np.nan_to_num(X[:, 0]) + rng.normal(size=len(X))
     for more in (dict(boosting="rf", bagging_fraction=.5, bagging_freq=1), dict(linear_tree=True)):
-        text = lgb.train(dict(objective="poisson" if "boosting" in more else "regression", verbosity=-1, num_threads=1) | more,
+        text = lgb.train(dict(objective="poisson" if "boosting" in more else "regression", verbosity=-1,
+                              num_threads=1) | more,
                          lgb.Dataset(X, np.abs(y)), 5).model_to_string()
         header = parse_header(text)
         assert header.average_output == ("boosting" in more) == (header.link == "log")
@@ -63,11 +65,14 @@ def test_walking_the_trees_by_hand_is_the_raw_score(pair):
 
 
 @settings(deadline=None, max_examples=60)
-@given(x=arrays(np.float64, 6, elements=st.floats(-1e6, 1e6) | st.sampled_from([np.nan, 0., -0., 1e-36, -1e-36]) | st.integers(-3, 210).map(float)),
+@given(x=arrays(np.float64, 6, elements=st.floats(-1e6,
+                                                  1e6) | st.sampled_from([np.nan, 0., -0., 1e-36,
+                                                                          -1e-36]) | st.integers(-3, 210).map(float)),
        more=st.sampled_from([{}, dict(zero_as_missing=True), dict(use_missing=False)]))
 def test_any_row_is_walked_as_lightgbm_does(x, more):
     known = test_any_row_is_walked_as_lightgbm_does.__dict__.setdefault("known", {})
-    model, text = known.get(str(more)) or known.setdefault(str(more), (m := train("binary", trees=4, **more), m.model_to_string()))
+    model, text = known.get(str(more)) or known.setdefault(str(more), (m := train("binary", trees=4, **more),
+                                                                       m.model_to_string()))
     assert by_hand(text, x)[0] == pytest.approx(model.predict(x[None], raw_score=True)[0], abs=1e-12)
 
 
@@ -77,7 +82,8 @@ def test_blocks_hold_every_tree_once(pair):
     assert len(blocks) > 2 and sum(b.num_trees() for b in blocks) == reference.num_trees()
     assert all(b.num_trees() % reference.num_model_per_iteration() == 0 for b in blocks)
     X, _ = frame(50, seed=2)
-    np.testing.assert_allclose(sum(b.predict(X, raw_score=True) for b in blocks), reference.predict(X, raw_score=True), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(sum(b.predict(X, raw_score=True) for b in blocks), reference.predict(X, raw_score=True),
+                               rtol=1e-9, atol=1e-12)
 
 
 def test_gain_importance_is_lightgbms(pair):

@@ -20,9 +20,18 @@ from mlops_nb.config.settings import RunSettings, Settings, read_settings, write
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.stage import run_evaluate
-from mlops_nb.explain.stage import run_explain, read_explanation
+from mlops_nb.explain.stage import read_explanation, run_explain
 from mlops_nb.model.net import Net, first_layer_inputs, member_outputs
-from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, read_safetensors_metadata, read_safetensors, tensor_shapes, serialize_network
+from mlops_nb.model.network import (
+    build_network,
+    deserialize_network,
+    fit_network_spec,
+    read_safetensors,
+    read_safetensors_metadata,
+    serialize_network,
+    tensor_shapes,
+    to_tensors,
+)
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import run_gate
 from mlops_nb.train import baselines
@@ -31,7 +40,8 @@ from mlops_nb.train.device import DeviceConfig
 from mlops_nb.train.net_trainer import TrainingJob, fit_net
 from mlops_nb.train.stage import TrainingReport, run_train
 
-KINDS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, I64=torch.int64, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+KINDS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, I64=torch.int64, I8=torch.int8, U8=torch.uint8,
+             BOOL=torch.bool)
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
@@ -62,14 +72,16 @@ def test_a_row_alone_equals_any_company_to_the_last_bit(predictor):
     rows = modelling.rows(300, seed=5, task=predictor.schema.task)
     together = predictor.predict(rows)
     assert np.array([predictor.predict_one(r) for r in rows.to_dicts()]).tobytes() == together.tobytes()
-    for part in (slice(0, 1), slice(3, 10), slice(7, 150)): assert predictor.predict(rows[part]).tobytes() == together[part].tobytes()
+    for part in (slice(0, 1), slice(3, 10), slice(7, 150)):
+        assert predictor.predict(rows[part]).tobytes() == together[part].tobytes()
     assert predictor.predict(rows.reverse())[::-1].tobytes() == together.tobytes()
     assert predictor.predict(rows[:0]).shape == together[:0].shape
 
 
 def test_threads_change_nothing(project, predictor):
     rows = modelling.rows(2000, seed=6, task=predictor.schema.task)
-    assert Predictor.open(project / "artifacts/bundle", threads=3).predict(rows).tobytes() == predictor.predict(rows).tobytes()
+    assert Predictor.open(project / "artifacts/bundle",
+                          threads=3).predict(rows).tobytes() == predictor.predict(rows).tobytes()
 
 
 def test_contributions_add_up_and_the_same_row_has_the_same_reasons(project, predictor):
@@ -118,7 +130,8 @@ def test_the_irrelevant_gets_little_and_a_known_sum_its_shares():
     rng = np.random.default_rng(0)
     X = rng.uniform(-1, 1, (4000, 3))
     y = 3 * X[:, 0] - X[:, 1]
-    params = NetParams(ensemble_size=4, d_hidden=64, max_epochs=25, learning_rate=0.01, dropout=0, d_embedding=8, n_bins=16)
+    params = NetParams(ensemble_size=4, d_hidden=64, max_epochs=25, learning_rate=0.01, dropout=0, d_embedding=8,
+                       n_bins=16)
     job = TrainingJob("regression", params, DeviceConfig("cpu"))
     data = fit_net(TrainingPart(X[:3000], y[:3000]), TrainingPart(X[3000:], y[3000:]), job).model
     net = Net(data)
@@ -148,7 +161,8 @@ def test_the_settings_of_the_device_reach_the_training(tmp_path):
     root = modelling.trained(tmp_path)
     device = lambda: DeviceConfig.from_settings(read_settings(root).run)
     assert device() == DeviceConfig()
-    write_settings(root, Settings(run=RunSettings(device="cuda:1", max_device_memory_mib=512, n_processes=2, shard=True, deterministic=False)))
+    write_settings(root, Settings(run=RunSettings(device="cuda:1", max_device_memory_mib=512, n_processes=2, shard=True,
+                                                  deterministic=False)))
     assert device() == DeviceConfig("cuda:1", 512, 2, True, False)
     (root / "settings.ini").write_text("[run]\ndevice_memory =\nshard = true\n")
     assert device() == DeviceConfig(shard=True)
@@ -177,14 +191,19 @@ def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
 # ---- without the packages of training
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(list(modelling.CLASSES)), st.integers(1, 5), st.integers(1, 3), st.integers(0, 5), st.integers(2, 9),
-       st.lists(st.sampled_from(["normal", "steps", "flag", "gaps", "category"]), min_size=1, max_size=6), st.integers(0, 2**31))
+@given(st.sampled_from(list(modelling.CLASSES)), st.integers(1, 5), st.integers(1, 3), st.integers(0, 5),
+       st.integers(2, 9),
+       st.lists(st.sampled_from(["normal", "steps", "flag", "gaps", "category"]), min_size=1, max_size=6),
+       st.integers(0, 2**31))
 def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, blocks, embedding, bins, columns, seed):
     rng = np.random.default_rng(seed)
-    make = dict(normal=lambda: rng.normal(size=90), steps=lambda: np.maximum(0, rng.normal(size=90)), flag=lambda: np.arange(90) % 2,
-                gaps=lambda: np.where(rng.random(90) < 0.3, np.nan, rng.normal(size=90)), category=lambda: rng.integers(0, 4, 90))
+    make = dict(normal=lambda: rng.normal(size=90), steps=lambda: np.maximum(0, rng.normal(size=90)),
+                flag=lambda: np.arange(90) % 2,
+                gaps=lambda: np.where(rng.random(90) < 0.3, np.nan, rng.normal(size=90)),
+                category=lambda: rng.integers(0, 4, 90))
     X = np.column_stack([make[c]().astype(float) for c in columns])
-    params = NetParams(ensemble_size=k, n_blocks=blocks, d_hidden=int(rng.integers(1, 40)), d_embedding=embedding, n_bins=bins, dropout=0.3)
+    params = NetParams(ensemble_size=k, n_blocks=blocks, d_hidden=int(rng.integers(1, 40)), d_embedding=embedding,
+                       n_bins=bins, dropout=0.3)
     categorical = {i: 4 for i, c in enumerate(columns) if c == "category"}
     network = fit_network_spec(X, rng.normal(size=90), task, params, n_classes=3, cat_cardinalities=categorical)
     with warnings.catch_warnings(action="ignore"): net = build_network(network).eval() # of a column with one piece
@@ -202,10 +221,12 @@ def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, b
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.lists(st.integers(0, 4), max_size=3)), max_size=6), st.data())
+@given(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.lists(st.integers(0, 4), max_size=3)), max_size=6),
+       st.data())
 def test_a_file_of_tensors_is_read_as_the_package_reads_it(kinds, data):
     rng = np.random.default_rng(0)
-    tensors = {f"t{i}": torch.from_numpy(rng.integers(0, 2, shape)).to(KINDS[kind]) for i, (kind, shape) in enumerate(kinds)}
+    tensors = {f"t{i}": torch.from_numpy(rng.integers(0, 2, shape)).to(KINDS[kind]) for i,
+               (kind, shape) in enumerate(kinds)}
     file = safetensors.torch.save(tensors, {"a": "b"})
     ours, theirs = read_safetensors(file), safetensors.torch.load(file)
     assert ours.keys() == theirs.keys() and read_safetensors_metadata(file) == {"a": "b"}
@@ -213,7 +234,8 @@ def test_a_file_of_tensors_is_read_as_the_package_reads_it(kinds, data):
     at = data.draw(st.integers(0, len(file) - 1))
     broken = bytearray(file)
     broken[at] ^= data.draw(st.integers(1, 255))
-    for bad in (file[:at], file + b"x", bytes(broken)): # never anything but an honest error, or tensors of the same shapes
+    for bad in (file[:at], file + b"x",
+                bytes(broken)): # never anything but an honest error, or tensors of the same shapes
         try: read_safetensors_metadata(bad), read_safetensors(bad)
         except (ValueError, KeyError, OverflowError): continue
         assert bad == bytes(broken)
@@ -235,13 +257,16 @@ np.savez(sys.argv[3], *out)
 def test_a_bundle_is_asked_where_only_torch_and_the_core_are(project, predictor, tmp_path):
     rows = modelling.rows(20, seed=21, task=predictor.schema.task)
     rows.write_parquet(tmp_path / "rows.parquet")
-    subprocess.run([sys.executable, "-c", ALONE, project / "artifacts/bundle", tmp_path / "rows.parquet", tmp_path / "out.npz"], check=True)
+    subprocess.run([sys.executable, "-c", ALONE, project / "artifacts/bundle", tmp_path / "rows.parquet",
+                    tmp_path / "out.npz"], check=True)
     here = predictor.predict(rows), predictor.contributions(rows)
-    with np.load(tmp_path / "out.npz") as there: assert [there[k].tobytes() for k in there] == [x.tobytes() for x in here]
+    with np.load(tmp_path / "out.npz") as there:
+        assert [there[k].tobytes() for k in there] == [x.tobytes() for x in here]
 
 
 def test_trees_are_asked_without_torch(tmp_path):
     root = modelling.judged(modelling.trained(tmp_path, n=300))
     run_bundle(root)
-    code = "import sys; from mlops_nb.model.predictor import Predictor; Predictor.open(sys.argv[1]); assert 'torch' not in sys.modules"
+    code = ("import sys; from mlops_nb.model.predictor import Predictor; Predictor.open(sys.argv[1]); assert 'torch' "
+            "not in sys.modules")
     subprocess.run([sys.executable, "-c", code, root / "artifacts/bundle"], check=True)

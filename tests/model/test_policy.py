@@ -13,18 +13,20 @@ from support import trained_project as modelling
 
 from mlops_nb.bundle.bundle import MonitoringBaseline, check_golden_examples
 from mlops_nb.bundle.stage import run_bundle, score_histogram
-from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
-from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits
 from mlops_nb.data.prepare import read_split
-from mlops_nb.model.predictor import Predictor
+from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits
 from mlops_nb.model.policy import Policy
+from mlops_nb.model.predictor import Predictor
 from mlops_nb.serve.request_validation import RequestDecoder
+from mlops_nb.train.stage import open_trained_predictor
 
-RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"), PolicyRule(when={"count": [40, None]}, max_score=.2),
-         PolicyRule(when={"note": "staff"}, review=True), PolicyRule(when={"when": ["2026-03-01", "2026-03-31"], "known": True}, min_score=.9)]
+RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"),
+         PolicyRule(when={"count": [40, None]}, max_score=.2),
+         PolicyRule(when={"note": "staff"}, review=True),
+         PolicyRule(when={"when": ["2026-03-01", "2026-03-31"], "known": True}, min_score=.9)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,8 @@ def projects(tmp_path_factory):
     made = {}
 
     def project(task):
-        if task not in made: made[task] = modelling.judged(modelling.trained(tmp_path_factory.mktemp(task), task, n=400), task)
+        if task not in made:
+            made[task] = modelling.judged(modelling.trained(tmp_path_factory.mktemp(task), task, n=400), task)
         return made[task]
     return project
 
@@ -47,7 +50,8 @@ def ruled(projects, tmp_path_factory):
     params.evaluate.policy = PolicyParams(reject_region=(.4, .6), rules=RULES)
     write_params(params, root / "params.yaml")
     predictor = open_trained_predictor(root)
-    score_splits(predictor, {part: read_split(root, part) for part in ("valid", "test")}, read_params(root / "params.yaml").evaluate)
+    score_splits(predictor, {part: read_split(root, part) for part in ("valid", "test")},
+                 read_params(root / "params.yaml").evaluate)
     predictor.policy.threshold = .5
     write_json(root / "artifacts/evaluation/policy.json", predictor.policy)
     run_bundle(root)
@@ -55,14 +59,17 @@ def ruled(projects, tmp_path_factory):
 
 
 def rows(n, seed): # some of them the staff's
-    return modelling.rows(n, seed).with_columns(note=pl.when(pl.int_range(n) % 5 == 0).then(pl.lit("staff")).otherwise("note"))
+    return modelling.rows(n,
+                          seed).with_columns(note=pl.when(pl.int_range(n) % 5 ==
+                                                          0).then(pl.lit("staff")).otherwise("note"))
 
 
 def by_hand(row, score):
     "What RULES and the band mean, written out."
     refer, label = .4 <= score <= .6, "yes" if score >= .5 else "no"
     if row["count"] >= 40: score = min(score, .2)
-    if row["when"] and dt.datetime(2026, 3, 1) <= row["when"] <= dt.datetime(2026, 3, 31) and row["known"]: score = max(score, .9)
+    if row["when"] and dt.datetime(2026, 3, 1) <= row["when"] <= dt.datetime(2026, 3, 31) and row["known"]:
+        score = max(score, .9)
     refer, label = .4 <= score <= .6, "yes" if score >= .5 else "no"
     if row["place"] in ("Örebro", None, "?"): refer, label = False, "no"
     if row["note"] == "staff": refer = True
@@ -74,7 +81,8 @@ def test_rules_go_from_params_into_the_bundle(ruled):
     assert policy.reject_region == (.4, .6) and policy.rules == RULES
     card = (ruled / "card.md").read_text()
     assert "Probabilities from 0.4 to 0.6 are sent to human review." in card
-    assert ("where `place` is Örebro or missing, the decision is `no`; where `count` is from 40, the score is at most 0.2; "
+    assert ("where `place` is Örebro or missing, the decision is `no`; where `count` is from 40, the score is at most "
+            "0.2; "
             "where `note` is staff, a person decides; "
             "where `when` is from 2026-03-01 to 2026-03-31 and `known` is True, the score is at least 0.9.") in card
 
@@ -83,15 +91,18 @@ def test_a_frame_and_a_request_get_the_same(ruled):
     predictor, frame = Predictor.open(ruled), rows(300, 5)
     out = predictor.score_frame(frame)
     want = [by_hand(row, s) for row, s in zip(frame.to_dicts(), predictor.predict(frame).tolist(), strict=True)]
-    assert out.rows() == want and {d for _, d, _ in want} == {"yes", "no", None} and predictor.output_schema() == dict(out.schema)
-    assert out.filter("needs_review")["decision"].null_count() == out["needs_review"].sum() == out["decision"].null_count()
+    assert out.rows() == want and {d for _, d, _ in want} == {"yes", "no",
+                                                              None} and predictor.output_schema() == dict(out.schema)
+    assert (out.filter("needs_review")["decision"].null_count() == out["needs_review"].sum() ==
+            out["decision"].null_count())
     contract = RequestDecoder(predictor)
     for i in range(0, 300, 50):
         asked = frame[i:i + 50].select(predictor.required_columns).with_columns(pl.col("when").dt.to_string("iso"))
         for sent, scored in ((asked.to_dicts(), out[i:i + 50]), (asked.to_dicts()[:1], out[i:i + 1])):
             got = contract.from_json(json.dumps(sent).encode())
             scores, decisions, needs_review = predictor.policy.apply(got.columns, predictor.predict_encoded(got.X))
-            assert (scores.tolist(), decisions, needs_review) == tuple(scored[c].to_list() for c in ("score", "decision", "needs_review"))
+            assert (scores.tolist(), decisions, needs_review) == tuple(scored[c].to_list()
+                                                                       for c in ("score", "decision", "needs_review"))
 
 
 def test_golden_rows_notice_another_rule(ruled):
@@ -116,23 +127,30 @@ def test_rows_without_any_and_a_policy_of_before(ruled):
     for key in ("reject_region", "rules"): del old[key]
     write_json(ruled.parent / "old.json", old)
     predictor.policy = read_json(ruled.parent / "old.json", Policy)
-    assert predictor.output_schema() == {"score": pl.Float64(), "decision": pl.String()} and predictor.required_columns == predictor.inputs
+    assert predictor.output_schema() == {"score": pl.Float64(),
+                                         "decision": pl.String()} and predictor.required_columns == predictor.inputs
     assert predictor.score_frame(rows(9, 8))["score"].to_list() == predictor.predict(rows(9, 8)).tolist()
 
 
 @pytest.mark.parametrize("task, rules", [
-    ("binary", RULES), ("multiclass", [PolicyRule(when={"known": True}, decision="bus"), PolicyRule(when={"count": [0, 5]}, review=True)]),
+    ("binary", RULES), ("multiclass",
+                        [PolicyRule(when={"known": True}, decision="bus"),
+                         PolicyRule(when={"count": [0, 5]}, review=True)]),
     ("regression", [PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, review=True)])])
 def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     predictor, root = open_trained_predictor(projects(task)), projects(task)
     parts = {part: read_split(root, part) for part in ("valid", "test")}
-    params = EvaluateParams(n_resamples=20, policy=PolicyParams(reject_region=(.4, .6) if task == "binary" else None, rules=rules))
+    params = EvaluateParams(n_resamples=20, policy=PolicyParams(reject_region=(.4, .6) if task == "binary" else None,
+                                                                rules=rules))
     found = evaluate_predictor(predictor, parts, score_splits(predictor, parts, params), params)
     test, p, plain = parts["test"], found.policy_effect, predictor.predict(parts["test"])
     out, free = predictor.score_frame(test), None if task == "regression" else predictor.decide(plain)
-    assert p.n_needs_review == out["needs_review"].sum() > 0 and p.message.startswith(f"Of {len(test):,} test rows {p.n_needs_review:,} (")
+    assert p.n_needs_review == out["needs_review"].sum() > 0 and p.message.startswith(f"Of {len(test):,} test rows "
+        f"{p.n_needs_review:,} (")
     assert p.n_score_changed == (0 if task == "multiclass" else (out["score"].to_numpy() != plain).sum())
-    assert p.n_decision_overridden == (0 if free is None else sum(d is not None and d != f for d, f in zip(out["decision"], free.tolist(), strict=True)))
+    assert p.n_decision_overridden == (0 if free is None else sum(d is not None and d != f for d,
+                                                                  f in zip(out["decision"], free.tolist(),
+                                                                           strict=True)))
     if free is not None: # the figures measure the model
         assert found.metrics["test"]["accuracy"].value == pytest.approx((test["y"].to_numpy() == free).mean())
     none = EvaluateParams(n_resamples=20)
@@ -148,7 +166,8 @@ def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
 
 @pytest.mark.parametrize("task, change, said", [
     ("binary", dict(rules=[PolicyRule(when={"plce": "a"}, review=True)]),
-     "rule 1 of evaluate.policy in params.yaml looks at the column 'plce', which the schema does not have; did you mean 'place'"),
+     "rule 1 of evaluate.policy in params.yaml looks at the column 'plce', which the schema does not have; did you "
+     "mean 'place'"),
     ("binary", dict(rules=[RULES[0], PolicyRule(when={"count": "many"}, review=True)]),
      "rule 2 of evaluate.policy in params.yaml wants 'count' to be 'many', and the schema says integer"),
     ("binary", dict(rules=[PolicyRule(when={"known": 1}, review=True)]), "schema says boolean"),
@@ -158,25 +177,31 @@ def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
     ("binary", dict(rules=[PolicyRule(when={}, decision="maybe")]),
      "rule 1 of evaluate.policy in params.yaml decides 'maybe', which is none of the classes: no, yes"),
     ("regression", dict(rules=[PolicyRule(when={}, decision="yes")]), "a regression has none"),
-    ("binary", dict(rules=[PolicyRule(when={}, max_score=1.5)]), "bounds the score by 1.5, and the score is a probability"),
-    ("regression", dict(reject_region=(.4, .6)), "reject_region of evaluate.policy in params.yaml .* only a binary task has one probability"),
+    ("binary", dict(rules=[PolicyRule(when={}, max_score=1.5)]),
+     "bounds the score by 1.5, and the score is a probability"),
+    ("regression", dict(reject_region=(.4, .6)),
+     "reject_region of evaluate.policy in params.yaml .* only a binary task has one probability"),
     ("multiclass", dict(reject_region=(.4, .6)), "only a binary task"),
     ("multiclass", dict(rules=[PolicyRule(when={}, max_score=.5)]), "each of 3 classes has one; give a decision")])
 def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change, said):
     root = projects(task)
     predictor, params = open_trained_predictor(root), Params(evaluate=Params().evaluate)
     params.evaluate.policy = PolicyParams(**change)
-    with pytest.raises(UserError, match=said) as e: score_splits(predictor, {"valid": read_split(root, "valid")}, params.evaluate)
+    with pytest.raises(UserError, match=said) as e:
+        score_splits(predictor, {"valid": read_split(root, "valid")}, params.evaluate)
     assert "\n" not in str(e.value)
 
 
 def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     predictor, frame = open_trained_predictor(projects("regression")), rows(60, 9)
-    predictor.policy = Policy("regression", rules=[PolicyRule(when={}, min_score=0.), PolicyRule(when={"known": True}, max_score=1., review=True)])
+    predictor.policy = Policy("regression", rules=[PolicyRule(when={}, min_score=0.),
+                                                   PolicyRule(when={"known": True}, max_score=1., review=True)])
     want = np.maximum(predictor.predict(frame), 0)
     known = frame["known"].to_numpy()
     out = predictor.score_frame(frame)
-    assert out["score"].to_list() == np.where(known, np.minimum(want, 1), want).tolist() and out["needs_review"].to_list() == known.tolist()
+    assert out["score"].to_list() == np.where(known, np.minimum(want,
+                                                                1),
+                                                                want).tolist() and out["needs_review"].to_list() == known.tolist()
     assert out.columns == ["score", "needs_review"]
     predictor, frame = open_trained_predictor(projects("multiclass")), modelling.rows(60, 9, "multiclass")
     free = predictor.score_frame(frame)
@@ -184,14 +209,16 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     predictor.policy = Policy("multiclass", predictor.schema.classes, rules=rules)
     out = predictor.score_frame(frame)
     assert out.select(predictor.score_columns).equals(free.select(predictor.score_columns))
-    expected = frame.select(d=pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus")).otherwise(free["decision"]))["d"]
+    expected = (frame.select(d=pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus")).otherwise(free["decision"]))["d"])
     assert out["decision"].to_list() == expected.to_list()
 
 
 conditions = st.fixed_dictionaries({}, optional={
     "count": st.integers(0, 50) | st.tuples(st.integers(0, 25), st.integers(25, 50)).map(list), "known": st.booleans(),
-    "place": st.sampled_from(["Amsterdam", None]) | st.lists(st.sampled_from(["Örebro", "東京", None]), min_size=1, max_size=3)})
-effects = st.one_of(st.builds(dict, min_score=st.floats(0, .5)), st.builds(dict, max_score=st.floats(.5, 1)), st.just(dict(review=True)),
+    "place": st.sampled_from(["Amsterdam", None]) | st.lists(st.sampled_from(["Örebro", "東京", None]), min_size=1,
+                                                             max_size=3)})
+effects = st.one_of(st.builds(dict, min_score=st.floats(0, .5)), st.builds(dict, max_score=st.floats(.5, 1)),
+                    st.just(dict(review=True)),
                     st.builds(dict, decision=st.sampled_from(["no", "yes"])),
                     st.builds(dict, max_score=st.floats(.2, .9), decision=st.just("no")))
 
@@ -207,15 +234,19 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
     got = predictor.policy.apply(columns, scores)
     each = [predictor.policy.apply({c: [v[i]] for c, v in columns.items()}, scores[i:i + 1]) for i in range(25)]
     assert got[0].tolist() == [s.item() for s, _, _ in each] and got[1] == [d[0] for _, d, _ in each]
-    assert (got[2] is None) == (not predictor.policy.has_review) and (got[2] is None or got[2] == [r[0] for _, _, r in each])
+    assert (got[2] is None) == (not predictor.policy.has_review) and (got[2] is None or got[2] == [r[0] for _, _,
+                                                                                                   r in each])
     assert scores.tolist() == np.linspace(0, 1, 25).tolist() # the caller's are left alone
 
     def holds(rule, row):
-        def fits(c, v): return row[c] == v if not isinstance(v, list) else row[c] in v if c == "place" else v[0] <= row[c] <= v[1]
+        def fits(c, v): return row[c] == v if not isinstance(v,
+                                                             list) else row[c] in v if c == "place" else v[0] <= row[c] <= v[1]
         return all(fits(c, v) for c, v in rule.when.items())
     for i, row in enumerate(frame.to_dicts()):
         s, mine = scores[i].item(), [r for r in rules if holds(r, row)]
-        for r in mine: s = min(max(s, r.min_score if r.min_score is not None else s), r.max_score if r.max_score is not None else np.inf)
+        for r in mine:
+            s = min(max(s, r.min_score if r.min_score is not None else s),
+                    r.max_score if r.max_score is not None else np.inf)
         label, refer = ("yes" if s >= .5 else "no"), band is not None and band[0] <= s <= band[1]
         for r in mine: label, refer = r.decision or label, r.review or refer and r.decision is None
         assert (got[0][i], got[1][i]) == (s, None if refer else label), p
@@ -224,8 +255,10 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
 @pytest.mark.parametrize("text, said", [
     ("reject_region: [0.6, 0.4]", "section 'evaluate.policy': 'reject_region' is \\[0.6, 0.4\\], which is upside down"),
     ("reject_region: [0.4, 1.4]", "reject_region is .*<= 1.0"), ("reject_region: [0.4]", "length 2"),
-    ("rules: [{when: {}}]", "section 'evaluate.policy.rules.1': the rule does nothing"), ("rules: [{review: true}]", "'when' is missing"),
-    ("rules: [{when: {}, min_score: 1}, {when: {}, max_score: 1, min_score: 2}]", "rules.2': the rule keeps scores from 2 to 1; swap them"),
+    ("rules: [{when: {}}]", "section 'evaluate.policy.rules.1': the rule does nothing"),
+    ("rules: [{review: true}]", "'when' is missing"),
+    ("rules: [{when: {}, min_score: 1}, {when: {}, max_score: 1, min_score: 2}]",
+     "rules.2': the rule keeps scores from 2 to 1; swap them"),
     ("rules: [{when: {}, decison: a}]", "no key 'decison'; did you mean 'decision'"),
     ("rules: [{when: {}, review: true, decision: a}]", "give one of them"),
     ("rules: [{when: {a: {b: 1}}, review: true}]", "when is .* is expected"),

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.bundle.stage import run_bundle
-from mlops_nb.train.stage import open_trained_predictor
 from mlops_nb.config.params import EncoderParams
 from mlops_nb.core.errors import UserError
+from mlops_nb.model.calibrators import PlattCalibrator, TemperatureCalibrator
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
-from mlops_nb.model.predictor import Predictor, cast_to_schema
 from mlops_nb.model.policy import Policy
-from mlops_nb.model.calibrators import PlattCalibrator, TemperatureCalibrator
+from mlops_nb.model.predictor import Predictor, cast_to_schema
+from mlops_nb.train.stage import open_trained_predictor
 
 
 @pytest.fixture(scope="module", params=list(modelling.CLASSES))
@@ -55,7 +55,8 @@ def test_a_row_alone_equals_the_batch_to_the_last_bit(predictor):
 def test_a_row_is_judged_as_it_is_answered_and_settled(predictor):
     frame, task = modelling.rows(60, seed=3), predictor.schema.task
     columns = frame.to_dict(as_series=False)
-    for calibration in {"binary": (None, PlattCalibrator(.7, -.3)), "multiclass": (None, TemperatureCalibrator(1.5)), "regression": (None,)}[task]:
+    for calibration in {"binary": (None, PlattCalibrator(.7, -.3)), "multiclass": (None, TemperatureCalibrator(1.5)),
+                        "regression": (None,)}[task]:
         policy = Policy(task, predictor.schema.classes, predictor.policy.threshold, calibrator=calibration)
         p = Predictor(predictor.schema, predictor.features, predictor.encoder, predictor.model, policy)
         X = p.encode_frame(frame)
@@ -70,7 +71,8 @@ def test_without_a_threshold_nothing_is_judged(binary):
     p = Predictor.open(binary)
     p.policy.threshold = None
     for n in (1, 2):
-        with pytest.raises(UserError, match="no threshold"): p.predict_and_decide({}, np.zeros((n, len(p.feature_names))))
+        with pytest.raises(UserError, match="no threshold"):
+            p.predict_and_decide({}, np.zeros((n, len(p.feature_names))))
 
 
 def test_training_rows_get_the_scores_that_lightgbm_gives(project, predictor):
@@ -89,23 +91,29 @@ def test_a_draft_is_the_bundle(project, predictor):
     frame = modelling.rows(100, seed=2)
     same(open_trained_predictor(project).predict(frame), predictor.predict(frame))
     assert open_trained_predictor(project).policy.threshold is None and open_trained_predictor(project).id is None
-    assert open_trained_predictor(project).feature_names == predictor.feature_names == ["x", "count", "place", "known", "ratio", "weekday"]
+    assert open_trained_predictor(project).feature_names == predictor.feature_names == ["x", "count", "place", "known",
+                                                                                        "ratio", "weekday"]
     assert predictor.inputs == ["x", "count", "place", "known", "when"]
 
 
 def test_columns_that_are_not_needed_and_their_order_do_not_matter(predictor):
     frame = modelling.rows(50, seed=3)
-    same(predictor.predict(frame.select(reversed(frame.columns)).with_columns(extra=1)), predictor.predict(frame.select(predictor.inputs)))
+    same(predictor.predict(frame.select(reversed(frame.columns)).with_columns(extra=1)),
+         predictor.predict(frame.select(predictor.inputs)))
 
 
 def test_the_same_values_in_other_types(predictor):
     frame = modelling.rows(80, seed=4)
     want = predictor.predict(frame)
-    text = frame.with_columns(pl.col("x", "count", "known").cast(pl.String), pl.col("when").dt.to_string("%Y-%m-%d %H:%M:%S"))
+    text = frame.with_columns(pl.col("x", "count", "known").cast(pl.String),
+                              pl.col("when").dt.to_string("%Y-%m-%d %H:%M:%S"))
     same(predictor.predict(text), want)
-    same(predictor.predict(text.with_columns(pl.col("x").fill_null(" "), pl.col("place").fill_null("?") + pl.lit(" "))), want)
-    same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.Float32), pl.col("place").cast(pl.Categorical))), want)
-    same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.UInt8), pl.col("when").cast(pl.Datetime("ns")))), want)
+    same(predictor.predict(text.with_columns(pl.col("x").fill_null(" "), pl.col("place").fill_null("?") + pl.lit(" "))),
+         want)
+    same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.Float32), pl.col("place").cast(pl.Categorical))),
+         want)
+    same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.UInt8), pl.col("when").cast(pl.Datetime("ns")))),
+         want)
     same(predictor.predict(frame.with_columns(pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"))), want)
     same(predictor.predict(frame.with_columns(pl.col("x").fill_null(float("nan")))), want)
 
@@ -121,10 +129,12 @@ def test_whole_columns_of_nulls_and_no_rows(predictor):
 
 @pytest.mark.parametrize("change, said", [
     ({"drop": "x"}, "no column 'x'"), ({"drop": "when"}, "no column 'when'"),
-    ({"count": pl.lit(1.5)}, "'count' holds 1.5, and the contract says integer"), ({"x": pl.lit("1,5")}, "'x' holds '1,5'"),
+    ({"count": pl.lit(1.5)}, "'count' holds 1.5, and the contract says integer"),
+    ({"x": pl.lit("1,5")}, "'x' holds '1,5'"),
     ({"x": pl.lit(float("inf"))}, "'x' holds inf"), ({"known": pl.lit("perhaps")}, "'known' holds 'perhaps'"),
     ({"known": pl.lit(2)}, "'known' holds 2"),
-    ({"when": pl.lit("31/12/2026")}, "'when' holds '31/12/2026'"), ({"when": pl.lit(20260101)}, "'when' holds 20260101"),
+    ({"when": pl.lit("31/12/2026")}, "'when' holds '31/12/2026'"),
+    ({"when": pl.lit(20260101)}, "'when' holds 20260101"),
     ({"count": pl.lit(2**64 - 1, pl.UInt64)}, "'count' holds 18446744073709551615")])
 def test_what_does_not_fit_is_named(binary, change, said):
     p, frame = Predictor.open(binary), modelling.rows(20, seed=6)
@@ -142,10 +152,12 @@ def test_a_value_of_no_type_is_a_sentence(binary, value):
 
 @settings(deadline=None, max_examples=80)
 @given(row=st.fixed_dictionaries({
-    "x": st.none() | st.floats(allow_infinity=False), "count": st.integers(-2**40, 2**40), "place": st.none() | st.text(max_size=8),
+    "x": st.none() | st.floats(allow_infinity=False), "count": st.integers(-2**40, 2**40),
+    "place": st.none() | st.text(max_size=8),
     "known": st.booleans(), "when": st.none() | st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2200, 1, 1))}))
 def test_any_row_of_the_right_types_is_answered_alone_as_among_others(binary, row):
-    p = Predictor.open(binary) if not hasattr(test_any_row_of_the_right_types_is_answered_alone_as_among_others, "p") else None
+    p = Predictor.open(binary) if not hasattr(test_any_row_of_the_right_types_is_answered_alone_as_among_others,
+                                              "p") else None
     p = test_any_row_of_the_right_types_is_answered_alone_as_among_others.__dict__.setdefault("p", p)
     inputs = modelling.rows(5, seed=7).select(p.inputs)
     frame = pl.concat([inputs, pl.DataFrame([row], schema=inputs.schema), inputs])
@@ -187,10 +199,12 @@ def test_without_feature_functions(tmp_path):
 def test_threads_do_not_change_a_bit(project, n):
     one, three = (Predictor.open(project / "artifacts/bundle", threads) for threads in (1, 3))
     rows = modelling.rows(max(n, 10), seed=3, task=one.schema.task)[:n]
-    assert one.predict(rows).tobytes() == three.predict(rows).tobytes() and one.predict(rows).shape == three.predict(rows).shape
+    assert (one.predict(rows).tobytes() == three.predict(rows).tobytes()
+            and one.predict(rows).shape == three.predict(rows).shape)
     assert one.predict_raw(rows).tobytes() == three.predict_raw(rows).tobytes()
     some = rows[:1500]
-    assert one.contributions(some).tobytes() == three.contributions(some).tobytes() and len(three.contributions(some)) == len(some)
+    assert (one.contributions(some).tobytes() == three.contributions(some).tobytes()
+            and len(three.contributions(some)) == len(some))
     assert one.score_frame(rows).equals(three.score_frame(rows)) and len(three.score_frame(rows)) == n
 
 
@@ -203,7 +217,8 @@ def test_a_wrong_value_in_a_late_slice_is_named(binary):
 
 # --- only the core
 
-HEAVY = ["pandas", "sklearn", "shap", "matplotlib", "mlflow", "torch", "pyarrow", "pandera", "lightgbm", "scipy", "duckdb", "dvc", "nbdev",
+HEAVY = ["pandas", "sklearn", "shap", "matplotlib", "mlflow", "torch", "pyarrow", "pandera", "lightgbm", "scipy",
+         "duckdb", "dvc", "nbdev",
          "IPython", "psutil", "sqlalchemy"]
 
 LEAN = """
@@ -230,7 +245,8 @@ print('lean')
 
 def test_predicting_needs_the_core_only(binary, tmp_path):
     modelling.rows(250).write_parquet(tmp_path / "in.parquet")
-    run = subprocess.run([sys.executable, "-c", LEAN, str(binary), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")],
+    run = subprocess.run([sys.executable, "-c", LEAN, str(binary), str(tmp_path / "in.parquet"),
+                          str(tmp_path / "out.parquet")],
                          capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout.strip()) == (0, "lean"), run.stderr
 
@@ -253,7 +269,8 @@ def test_an_environment_with_the_core_dependencies_scores_a_file(binary, tmp_pat
     reach = subprocess.run([*pip, *constraints, "msgspec"], capture_output=True, text=True, timeout=180)
     if reach.returncode: pytest.skip(f"pip reaches no package index here: {reach.stderr.strip().splitlines()[-1]}")
     source = tmp_path / "source" # a build leaves folders beside what it builds
-    for part in ("mlops_nb", "nbs/reports"): shutil.copytree(root / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("mlops_nb", "nbs/reports"):
+        shutil.copytree(root / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("pyproject.toml", "README.md"): shutil.copy(root / part, source)
     done = subprocess.run([*pip, *constraints, str(source)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
@@ -279,13 +296,15 @@ def test_features_are_computed_from_converted_values(tmp_path):
     "A feature function sees contract types, whatever the caller sends."
     (tmp_path / "f.py").write_text("import mlops_nb.model.features as fx\n\n@fx.feature\ndef twice(count):\n"
                                    "    assert count.dtype == 'float64'\n    return 2 * count\n")
-    frame, features = modelling.rows(50).with_columns(pl.col("place").replace({"?": None})), load_features(tmp_path / "f.py")
+    frame, features = modelling.rows(50).with_columns(pl.col("place").replace({"?": None})), load_features(tmp_path /
+        "f.py")
     given = frame.with_columns(pl.Series("twice", features.compute(frame)["twice"]))
     encoder = Encoder.fit(given, modelling.schema("binary"), features, EncoderParams())
     import lightgbm as lgb
 
     from mlops_nb.model.booster import Booster
     X = encoder.transform(given)
-    model = lgb.train({"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2}, lgb.Dataset(X, X[:, 1]), 2).model_to_string()
+    model = lgb.train({"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2}, lgb.Dataset(X, X[:, 1]),
+                      2).model_to_string()
     p = Predictor(modelling.schema("binary"), features, encoder, Booster(model))
     same(p.encode_frame(frame.with_columns(pl.col("count").cast(pl.String))), X)

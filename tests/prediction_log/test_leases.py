@@ -8,7 +8,6 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.prediction_log.leases import acquire_lease, lease_is_held, maintenance_lease, owns_lease, release_lease
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 
-
 HOLDER = """
 import sys
 from mlops_nb.prediction_log.leases import acquire_lease

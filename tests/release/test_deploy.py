@@ -105,14 +105,16 @@ def test_a_plan_is_replaced_whole_and_counts_its_changes(tmp_path):
     path = tmp_path / "releases" / "rows.json"
     assert read_plan(path) is None
     for bundle_id, revision in (("a", 1), ("a", 1), ("b", 2), ("a", 3)):
-        assert promote_bundle(path, "rows", bundle_id) == read_plan(path) == ReleasePlan("rows", revision, [Variant("champion", bundle_id)])
+        assert promote_bundle(path, "rows", bundle_id) == read_plan(path) == ReleasePlan("rows", revision,
+            [Variant("champion", bundle_id)])
 
 
 ONE = '{"endpoint": "r", "revision": 1, "variants": [{"name": "a", "bundle": "b", %s}]}'
 
 
 @pytest.mark.parametrize("text, word", [('{"endpoint": "rows", "rev', "cannot be read"), (ONE % '"weight": 0.5', "0.5"),
-                                        ('{"endpoint": "rows", "revision": 1, "variants": []}', "add up"), (ONE % '"weihgt": 1', "weihgt")])
+                                        ('{"endpoint": "rows", "revision": 1, "variants": []}', "add up"),
+                                        (ONE % '"weihgt": 1', "weihgt")])
 def test_a_plan_that_cannot_be_right_is_refused(tmp_path, text, word):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(UserError, match=word): read_plan(tmp_path / "p.json")
@@ -140,7 +142,8 @@ def test_flatten_and_local_uri(tmp_path):
 
 def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     figures = [{"iteration": i, "loss/valid": 1.0, "samples_per_second": 10.0 * i} for i in (1, 7)]
-    write_json(project / ".mlops/stages/train.gbdt.json", {"stage": "train", "item": "gbdt", "seconds": 1.5, "peak_memory_mib": 100.0,
+    write_json(project / ".mlops/stages/train.gbdt.json",
+               {"stage": "train", "item": "gbdt", "seconds": 1.5, "peak_memory_mib": 100.0,
                                                            "metrics_history": figures})
     first = log_run(project)
     log_reports(project)
@@ -214,7 +217,8 @@ def test_killed_between_any_two_steps_it_is_put_right_by_running_again(project, 
     code = (f"import os, signal, sys\nfrom pathlib import Path\nimport mlops_nb.release.deploy as d\n"
             f"real = d.{step}\ndef killed(*a, **k):\n    real(*a, **k)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
             f"d.{step} = killed\nd.run_deploy(Path(sys.argv[1]))")
-    done = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, text=True,
+                          env={**os.environ})
     assert done.returncode == -9
     run_deploy(project)
     assert read_json(project / "artifacts/deployment.json", Deployment).model_version == "1"

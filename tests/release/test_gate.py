@@ -90,12 +90,14 @@ def segment(value, gap, rest=0.3, column="region"):
 
 
 def test_only_a_segment_that_is_surely_far_worse_fails():
-    assert check_segments([segment("a", 0.2), segment("b", 0.0)], 0.5, "log_loss")[0].passed, "0.1 of 0.3 for sure is under half"
+    assert check_segments([segment("a", 0.2), segment("b", 0.0)], 0.5,
+                          "log_loss")[0].passed, "0.1 of 0.3 for sure is under half"
     worst = check_segments([segment("a", 0.0), segment("b", 0.4)], 0.5, "log_loss")
     assert len(worst) == 1 and not worst[0].passed and "region = b" in worst[0].message
     assert len(check_segments([segment("a", 0.1), segment("x", 0.1, column="plan")], 0.5, "log_loss")) == 2
     assert check_segments([segment("a", 9.9)], None, "log_loss") == []
-    assert not check_segments([segment("a", 0.31, rest=0.85)], 0.5, "roc_auc")[0].passed, "surely 0.64, where the rest has 0.85"
+    assert not check_segments([segment("a", 0.31, rest=0.85)], 0.5,
+                              "roc_auc")[0].passed, "surely 0.64, where the rest has 0.85"
     assert check_segments([segment("a", 0.27, rest=0.85)], 0.5, "roc_auc")[0].passed
 
 
@@ -116,11 +118,13 @@ def compared(evaluation, kind, low, value, theirs=0.5):
 def test_a_baseline_must_be_beaten_and_a_champion_must_not_be_missed(packed):
     e, params = read_evaluation(packed), GateParams(min_gain=0.0, champion_tolerance=0.1)
     assert check_comparisons(compared(e, "baseline", -0.1, 0.01), params)[0].passed
-    assert not check_comparisons(compared(e, "baseline", -0.1, 0.0), params)[0].passed, "as good as the baseline is not better"
+    assert not check_comparisons(compared(e, "baseline", -0.1, 0.0),
+                                 params)[0].passed, "as good as the baseline is not better"
     assert not check_comparisons(compared(e, "baseline", -0.1, 0.01), GateParams(min_gain=0.1))[0].passed
     assert check_comparisons(compared(e, "champion", -0.04, 0.0), params)[0].passed
     assert not check_comparisons(compared(e, "champion", -0.06, 0.2), params)[0].passed, "too little evidence"
-    assert check_comparisons(compared(e, "champion", 0.0, 0.0), GateParams(champion_tolerance=0.0))[0].passed, "the champion itself"
+    assert check_comparisons(compared(e, "champion", 0.0, 0.0),
+                             GateParams(champion_tolerance=0.0))[0].passed, "the champion itself"
     e.comparisons = [Comparison("champion", "champion", "The champion cannot score these rows.")]
     rule = check_comparisons(e, params)[0]
     assert not rule.passed and "cannot score" in rule.message
@@ -146,7 +150,8 @@ def test_a_process_that_does_not_answer_fails(packed):
 
 
 def test_single_rows_and_a_batch_agree(packed):
-    predictor, test = Predictor.open(packed / "artifacts/bundle"), pl.read_parquet(packed / "artifacts/prepared/test.parquet")
+    predictor, test = Predictor.open(packed / "artifacts/bundle"), pl.read_parquet(packed /
+        "artifacts/prepared/test.parquet")
     assert check_single_row_parity(predictor, test).passed
 
     class Off(Predictor):
@@ -166,7 +171,8 @@ def test_the_stage_judges_every_rule_and_is_deterministic(project):
     verdict = read_json(project / "artifacts/gate.json", GateReport)
     names = [r.name for r in verdict.results]
     assert len(set(names)) == len(names)
-    assert {"baseline: constant", "baseline: linear", "scores: finite", "scores: not constant", "calibration", "bundle: clean process",
+    assert {"baseline: constant", "baseline: linear", "scores: finite", "scores: not constant", "calibration",
+            "bundle: clean process",
             "parity: single row and batch"} <= set(names)
     assert verdict.passed == all(r.passed for r in verdict.results)
     run_gate(project)

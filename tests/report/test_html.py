@@ -19,18 +19,23 @@ from mlops_nb.report.html_fragments import histogram_counts, table
 
 # ---- cleaning
 
-HOSTILE = ["<script>alert(1)</script>", "<SCRIPT src=//x>1</SCRIPT>", "<img src=x onerror=alert(1)>", '<img src="https://x/y.png">',
-           "<svg onload=a()>", "<iframe src='https://x'></iframe>", "<a href='javascript:a()'>x</a>", "<link rel=stylesheet href=//x>",
-           "<style>@import 'https://x';</style>", "<div style=\"background:url('https://x')\">", "<use xlink:href='https://x#y'/>",
+HOSTILE = ["<script>alert(1)</script>", "<SCRIPT src=//x>1</SCRIPT>", "<img src=x onerror=alert(1)>",
+           '<img src="https://x/y.png">',
+           "<svg onload=a()>", "<iframe src='https://x'></iframe>", "<a href='javascript:a()'>x</a>",
+           "<link rel=stylesheet href=//x>",
+           "<style>@import 'https://x';</style>", "<div style=\"background:url('https://x')\">",
+           "<use xlink:href='https://x#y'/>",
            "<form action=//x><input></form>", "<base href=//x>", "<object data=//x></object>", "<img srcset='//x 2x'>",
            "<style>p{background:url(//x/y)}</style>", "<meta http-equiv=refresh content='0;url=//x'>",
-           "<embed src=//x>", "<video poster=//x src=//x>", "<a href=' JaVaScRiPt:a()'>x</a>", "<script><script></script>",
+           "<embed src=//x>", "<video poster=//x src=//x>", "<a href=' JaVaScRiPt:a()'>x</a>",
+           "<script><script></script>",
            "<a<object data=//x></object>"]
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20),
-                          st.sampled_from(["<p>", "</p>", "<", ">", "&lt;script&gt;", "<!--", "-->", '"'])), max_size=8))
+                          st.sampled_from(["<p>", "</p>", "<", ">", "&lt;script&gt;", "<!--", "-->", '"'])),
+                          max_size=8))
 def test_nothing_that_acts_or_loads_comes_through(pieces):
     self_contained(render_page("t", sanitize_html("".join(pieces))))
 
@@ -43,20 +48,25 @@ def test_harmless_html_keeps_its_meaning(html):
 
 
 def test_markdown_shows_html_as_text_and_drops_remote_images():
-    out = render_markdown("<b>x</b> ![a *plot*](https://x/y.png) ![in](attachment:p.png)\n\n[l](https://x)", {"p.png": {"image/png": "AA=="}})
+    out = render_markdown("<b>x</b> ![a *plot*](https://x/y.png) ![in](attachment:p.png)\n\n[l](https://x)",
+                          {"p.png": {"image/png": "AA=="}})
     assert "&lt;b&gt;" in out and "x/y.png" not in out and "plot" in out and 'src="data:image/png;base64,AA=="' in out
 
 
 # ---- rendering
 
-def cell(kind, source, outputs=(), **meta): return dict(cell_type=kind, source=source, metadata=meta, outputs=list(outputs))
-def data(**kinds): return dict(output_type="display_data", data={k.replace("_", "/", 1): v for k, v in kinds.items()}, metadata={})
+def cell(kind, source, outputs=(), **meta): return dict(cell_type=kind, source=source, metadata=meta,
+                                                        outputs=list(outputs))
+def data(**kinds): return dict(output_type="display_data", data={k.replace("_", "/", 1): v for k, v in kinds.items()},
+                               metadata={})
 
 
 def test_every_kind_of_output(tmp_path):
     svg = {"image/svg+xml": ['<svg xmlns="http://www.w3.org/2000/svg">', "<script>x</script><path d='M0 0'/></svg>"]}
-    cells = [cell("markdown", ["# A <title>\n", "\n", "Words."]), cell("markdown", "## Sales"), cell("code", "SECRET_CODE", [
-        dict(output_type="stream", name="stdout", text="a < b"), dict(output_type="stream", name="stderr", text="WARNING: hush"),
+    cells = [cell("markdown", ["# A <title>\n", "\n", "Words."]), cell("markdown", "## Sales"),
+             cell("code", "SECRET_CODE", [
+        dict(output_type="stream", name="stdout", text="a < b"),
+        dict(output_type="stream", name="stderr", text="WARNING: hush"),
         data(image_png="AAAA\n", text_plain="<Figure>"), data(text_markdown="*soft*"), data(text_plain="x > y"),
         dict(output_type="display_data", data=svg),
         data(text_html="<b onclick=x>bold</b><script src='https://cdn/x.js'></script>", text_plain="no"),
@@ -66,7 +76,8 @@ def test_every_kind_of_output(tmp_path):
     header = PageHeader("P & Q", "r", "d", "m", "../b/n.html", "../i.html")
     text = render_notebook(tmp_path / "n.ipynb", tmp_path / "out/n.html", header).read_text()
     found = self_contained(text)
-    for part in ("A &lt;title&gt;</h1>", "a &lt; b", "<details>", "hush", 'alt="Figure: Sales"', "<em>soft</em>", "x &gt; y", "<b>bold</b>",
+    for part in ("A &lt;title&gt;</h1>", "a &lt; b", "<details>", "hush", 'alt="Figure: Sales"', "<em>soft</em>",
+                 "x &gt; y", "<b>bold</b>",
                  "P &amp; Q",
                  "previous = &#x27;x &lt;y&gt;&#x27;"): assert part in text, part
     for part in ("SECRET_CODE", "RAW", "cdn", "# why", "w3.org"): assert part not in text
@@ -87,11 +98,13 @@ def test_a_figure_is_the_same_each_time_and_needs_no_network():
 @given(st.one_of(st.none(), st.integers(-10**18, 10**18), st.floats()))
 def test_numbers_are_written_and_never_nan(x):
     assert re.fullmatch(r"–|−?[\d,]+(\.\d+)?(e[+−]\d+)?", format_number(x))
-    if isinstance(x, float) and not 1e300 < abs(x) < float("inf"): assert "nan" not in format_percent(x) and "inf" not in format_percent(x)
+    if isinstance(x, float) and not 1e300 < abs(x) < float("inf"):
+        assert "nan" not in format_percent(x) and "inf" not in format_percent(x)
 
 
 def test_three_digits_are_kept():
-    assert [format_number(x) for x in (0.99951, 9.996, 99.96, 999.6, -0.0004567, 1e-9)] == ["1.00", "10.0", "100", "1,000", "−0.000457", "1e−09"]
+    assert [format_number(x) for x in (0.99951, 9.996, 99.96, 999.6, -0.0004567,
+                                       1e-9)] == ["1.00", "10.0", "100", "1,000", "−0.000457", "1e−09"]
 
 
 def test_texts_of_the_data_are_escaped_in_tables():
@@ -102,7 +115,8 @@ def test_histograms_of_odd_columns():
     import datetime as dt
 
     import polars as pl
-    for values in ([], [None], [1.5], [float("nan"), 1.0], [True, False, None], ["a"], [2**60, -2**60], [dt.datetime(2026, 1, 1)] * 3,
+    for values in ([], [None], [1.5], [float("nan"), 1.0], [True, False, None], ["a"], [2**60, -2**60],
+                   [dt.datetime(2026, 1, 1)] * 3,
                    [1e300, -1e300, 0.0] * 9, [float("inf"), 1.0, 2.0] * 9):
         h = histogram_counts(pl.Series(values))
         assert all(c >= 0 for c in h)
@@ -113,7 +127,8 @@ def test_histograms_of_odd_columns():
 
 def add(folder, name, time, value=0.5, passed=True, pages=("evaluation",)):
     pages_of = {p.title(): f"{p}.html" for p in pages}
-    write_json(folder / name / "run.json", RunRecord(name, time, f"<{name}> done.", passed, [KeyMetric("roc_auc", value, "higher")], pages=pages_of))
+    write_json(folder / name / "run.json", RunRecord(name, time, f"<{name}> done.", passed,
+                                                     [KeyMetric("roc_auc", value, "higher")], pages=pages_of))
     for p in pages: (folder / name / f"{p}.html").write_text("x")
 
 
@@ -125,7 +140,8 @@ def test_links_resolve_and_texts_are_escaped(tmp_path):
     found = self_contained(index.read_text())
     for link in found.links[1:]: assert (index.parent / link).exists(), link
     assert len(found.links) == 1 + 6 + 2 and "&lt;cc&gt; done." in index.read_text()
-    assert index.read_text().index("&lt;cc&gt;") < index.read_text().index("&lt;aa&gt;") and "better" in index.read_text()
+    assert (index.read_text().index("&lt;cc&gt;") < index.read_text().index("&lt;aa&gt;")
+            and "better" in index.read_text())
 
 
 def test_the_list_is_the_same_bytes_when_written_again_and_empty_is_no_error(tmp_path):
@@ -162,18 +178,21 @@ def fake(monkeypatch):
         Path(html).write_text(render_page("x", "", kwargs["header"]))
     Fake.calls, Fake.fails = [], ""
     monkeypatch.setattr(pipeline, "run_notebook", run)
-    monkeypatch.setattr(pipeline, "write_model_card_page", lambda bundle, html, header: Path(html).write_text(render_page("x", "", header)))
+    monkeypatch.setattr(pipeline, "write_model_card_page", lambda bundle, html,
+                        header: Path(html).write_text(render_page("x", "", header)))
     return Fake
 
 
-def snapshot(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def snapshot(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")
+                              if p.is_file()}
 
 
 def test_publishing_the_same_run_again_adds_nothing(tmp_path, fake):
     for name, time in (("aa", "2026-01-01T00:00:00"), ("bb", "2026-01-02T00:00:00"), ("bb", "2026-01-03T00:00:00")):
         pipeline.publish_run(tmp_path, RunRecord(name, time, "done"), PageHeader(project="P", created="m"))
         seen = snapshot(tmp_path / "reports")
-        pipeline.publish_run(tmp_path, RunRecord(name, "2026-02-01T00:00:00", "done"), PageHeader(project="P", created="m"))
+        pipeline.publish_run(tmp_path, RunRecord(name, "2026-02-01T00:00:00", "done"),
+                             PageHeader(project="P", created="m"))
         again = snapshot(tmp_path / "reports")
         seconds = re.compile(rb'"duration_seconds": [\d.]+')
         assert {k: seconds.sub(b"", v) for k, v in seen.items()} == {k: seconds.sub(b"", v) for k, v in again.items()}

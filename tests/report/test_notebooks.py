@@ -45,7 +45,8 @@ def run(name, **parameters):
 
 @pytest.fixture(scope="module", params=["binary", "multiclass", "regression"])
 def project(request, tmp_path_factory):
-    "A project of each task as the pipeline leaves it before its last stage; two rows in quarantine, texts that look like HTML."
+    """A project of each task as the pipeline leaves it before its last stage; two rows in quarantine, texts that look
+    like HTML."""
     root, task = tmp_path_factory.mktemp(request.param), request.param
     frame = rows(task=task).with_columns(place=pl.col("place").replace({"a | b": "<b>bold</b>"}))
     if task == "regression": frame = frame.with_columns(pl.col("y").exp().round(1)) # an amount
@@ -68,7 +69,9 @@ def project(request, tmp_path_factory):
     params.train.gbdt.objective = "poisson" # of the regression
     if task == "regression": params.tune.gbdt.objective = ["poisson", "squared"]
     write_params(params, root / "params.yaml")
-    for stage in (run_prepare, run_tune, run_train, run_baselines, run_evaluate, run_cross_validation, run_explain, run_bundle, run_gate): stage(root)
+    for stage in (run_prepare, run_tune, run_train, run_baselines, run_evaluate, run_cross_validation, run_explain,
+                  run_bundle, run_gate):
+        stage(root)
     verdict = read_json(root / "artifacts/gate.json", dict)
     deployment = dict(bundle=verdict["bundle"], deployed=verdict["passed"], message="Version 1 answers at rows.")
     write_json(root / "artifacts/deployment.json", deployment)
@@ -83,11 +86,15 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert "<b>bold" not in text and ">nan" not in text and "None<" not in text and "Timestamp" not in text
     assert len(text) < 1_500_000 and sanitize_html(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
-    if name == "evaluation": assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
-    if name == "explanation": assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').raw_units}." in text
-    if name == "explanation": assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "Fidelity (R²)" in text
     if name == "evaluation":
-        assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean", text) and "Predicted / observed" in text
+        assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
+    if name == "explanation":
+        assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').raw_units}." in text
+    if name == "explanation":
+        assert text.count("rows.csv, row") == 20 + 6 and "act together most" in text and "Fidelity (R²)" in text
+    if name == "evaluation":
+        assert re.search(r"<b>Of \d+ comparisons of a group of rows with all others, the mean",
+                         text) and "Predicted / observed" in text
         assert "<b>By known, the " in text and "How far the groups that differ most are apart." in text
         assert ("other inputs</summary>" in text) == ("multiclass" in project.name) # the other tasks have six
     for svg in text.split("<svg")[1:]: assert 'role="img"' in svg[:300] and "aria-label=" in svg[:300]
@@ -104,7 +111,8 @@ def test_the_change_since_the_run_before_is_told(project):
     assert "Rank in the previous run" in run("explanation", **at)[0] and header.project == "rows"
 
 
-@pytest.mark.parametrize("name, file", [("data", "validation.json"), ("evaluation", "gate.json"), ("explanation", "explanation.json")])
+@pytest.mark.parametrize("name, file", [("data", "validation.json"), ("evaluation", "gate.json"),
+                                        ("explanation", "explanation.json")])
 def test_a_report_without_its_inputs_fails_with_a_sentence(project, tmp_path, name, file):
     shutil.copytree(project, tmp_path / "p", ignore=shutil.ignore_patterns(file))
     with pytest.raises(UserError, match=f"{file} does not exist; run"): run(name, root=str(tmp_path / "p"))
@@ -122,7 +130,8 @@ def test_the_stage_end_to_end(project, capsys):
     assert run_report(project) == {"pages": 4}
     line = capsys.readouterr().out.strip().splitlines()[-1]
     passed = read_json(project / "artifacts/gate.json", dict)["passed"]
-    assert line.startswith("The gate passed." if passed else "The gate failed. Nothing was deployed:") and " Look at reports/" in line
+    assert line.startswith("The gate passed." if passed
+                           else "The gate failed. Nothing was deployed:") and " Look at reports/" in line
     assert (project / line.rsplit(" ", 1)[1]).exists()
     pages = sorted(p.name for p in (project / "reports").rglob("*.html"))
     assert pages == ["data.html", "evaluation.html", "explanation.html", "index.html", "model_card.html"]

@@ -34,7 +34,8 @@ def text(panel): return re.sub(r"<svg.*?</svg>|<[^>]*>", " ", panel.page.value, 
 
 def test_there_is_a_control_for_each_input_and_nothing_has_changed(panel):
     assert list(panel.controls) == panel.predictor.inputs and not panel.found.changes
-    assert {c: k.get_value() for c, k in panel.controls.items() if c != "when"} == {c: panel.row[c][0] for c in panel.controls if c != "when"}
+    assert {c: k.get_value() for c,
+            k in panel.controls.items() if c != "when"} == {c: panel.row[c][0] for c in panel.controls if c != "when"}
     kinds = {c: type(k.input_widgets[0]) for c, k in panel.controls.items()}
     assert kinds == {"x": w.FloatSlider, "count": w.IntSlider, "place": w.Dropdown, "known": w.Checkbox, "when": w.Text}
     assert "after the change" not in text(panel) and "<svg" in panel.page.value
@@ -42,10 +43,12 @@ def test_there_is_a_control_for_each_input_and_nothing_has_changed(panel):
 
 def test_the_answer_follows_the_controls(panel):
     before, pages = panel.found.before, {panel.page.value}
-    for c, value in (("count", 49), ("count", 1), ("place", "Örebro"), ("known", not panel.row["known"][0]), ("when", "2026-04-03 12:00")):
+    for c, value in (("count", 49), ("count", 1), ("place", "Örebro"), ("known", not panel.row["known"][0]),
+                     ("when", "2026-04-03 12:00")):
         panel.controls[c].input_widgets[0].value = value
         pages.add(panel.page.value)
-        row = panel.row.with_columns(pl.lit(x.after if x.column != "when" else None).cast(panel.row.schema[x.column]).alias(x.column)
+        row = panel.row.with_columns(pl.lit(x.after if x.column != "when"
+                                            else None).cast(panel.row.schema[x.column]).alias(x.column)
                                      for x in panel.found.changes if x.column != "when")
         if c != "when": assert panel.found.after.score == panel.predictor.predict(row)[0].max()
     assert len(pages) == 6 and panel.found.before == before and "after the change" in text(panel)
@@ -68,7 +71,9 @@ def test_what_may_be_missing_can_be_made_missing(panel):
     assert panel.found.changes[0].after == slider.max
     panel.controls["place"].input_widgets[0].value = None
     panel.controls["when"].input_widgets[0].value = ""
-    assert {x.column for x in panel.found.changes if x.after is None} >= {"place"} - ({"place"} if panel.row["place"][0] is None else set())
+    assert {x.column for x in panel.found.changes if x.after is None} >= {"place"} - ({"place"}
+                                                                                      if panel.row["place"][0] is None
+                                                                                      else set())
 
 
 def test_a_value_that_cannot_be_is_a_sentence_and_no_answer(panel):
@@ -85,7 +90,10 @@ def test_controls_stay_where_rows_are(asked):
     assert -4 < x.min < -1 and x.max == 9.5 == x.value # the contract would allow -10
     assert column_control("c", Column("integer", nullable=True), pl.Series([1, 2, None]), None).get_value() is None
     assert column_control("c", Column("number"), pl.Series([7.0, 7.0]), 7.0).get_value() == 7
-    assert column_control("c", Column("number", nullable=True), pl.Series([None], dtype=pl.Float64), None).get_value() == "" # nothing to slide over
+    # nothing to slide over
+    assert column_control("c", Column("number", nullable=True), pl.Series([None], dtype=pl.Float64),
+                          None).get_value() == ""
     box = column_control("c", Column("category", domain=["a", "b"]), pl.Series(["a"]), "z").widget
     assert [v for _, v in box.options] == ["a", "b", "z"] and box.value == "z" # a category that came later
-    assert [v for _, v in column_control("c", Column("boolean", nullable=True), pl.Series([True]), None).widget.options] == [False, True, None]
+    assert [v for _, v in column_control("c", Column("boolean", nullable=True), pl.Series([True]),
+                                         None).widget.options] == [False, True, None]

@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.auth import (SCOPES, Authenticator, TokenBucket, create_api_key, check_bind_address,
-                                 describe_api_key, end_of_day, read_api_keys, revoke_api_key)
+from mlops_nb.serve.auth import (
+    SCOPES,
+    Authenticator,
+    TokenBucket,
+    check_bind_address,
+    create_api_key,
+    describe_api_key,
+    end_of_day,
+    read_api_keys,
+    revoke_api_key,
+)
 from mlops_nb.serve.http_messages import HTTPException
 
 

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from support import server as serving
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.capacity_planning import (MIN_ACHIEVED_SHARE, TARGET_UTILIZATION, LoadResult, estimate_cores,
-    run_load_curve, measure_capacity, run_load_test, load_rates, read_load_curve)
+from mlops_nb.serve.capacity_planning import (
+    MIN_ACHIEVED_SHARE,
+    TARGET_UTILIZATION,
+    LoadResult,
+    estimate_cores,
+    load_rates,
+    measure_capacity,
+    read_load_curve,
+    run_load_curve,
+    run_load_test,
+)
 
 
 @contextmanager

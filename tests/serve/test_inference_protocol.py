@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.serve import inference_protocol as v2
-from mlops_nb.serve.inference_protocol import (DATATYPES, InferRequest, RequestedOutput, build_infer_outputs,
-                                               decode_infer_request, encode_infer_response, error_body)
+from mlops_nb.serve.inference_protocol import (
+    DATATYPES,
+    InferRequest,
+    RequestedOutput,
+    build_infer_outputs,
+    decode_infer_request,
+    encode_infer_response,
+    error_body,
+)
 
 NUMBERS = [d for d in DATATYPES if d not in ("BYTES", "BF16")]
 

@@ -10,8 +10,14 @@ from support.served_endpoint import until, write_table
 
 from mlops_nb.bundle.store import lookup_table_path
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.model_runtime import (MAX_BATCH_ROWS, MAX_SHADOW_QUEUE_ROWS, LookupTable, MicroBatcher, ScoreCache,
-                                          ShadowQueue)
+from mlops_nb.serve.model_runtime import (
+    MAX_BATCH_ROWS,
+    MAX_SHADOW_QUEUE_ROWS,
+    LookupTable,
+    MicroBatcher,
+    ScoreCache,
+    ShadowQueue,
+)
 
 
 def test_one_question_larger_than_the_queue_is_heard():

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mlops_nb.config.params import PolicyRule
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.column_checks import validate_batch
 from mlops_nb.model.encoder import EncodedColumn, Encoder
 from mlops_nb.model.features import Features
-from mlops_nb.config.params import PolicyRule
-from mlops_nb.model.predictor import Predictor
 from mlops_nb.model.policy import Policy
+from mlops_nb.model.predictor import Predictor
 from mlops_nb.serve.inference_protocol import decode_infer_request, decode_rows
 from mlops_nb.serve.request_validation import MAX_LISTED_VIOLATIONS, RequestDecoder, ValidationError
 

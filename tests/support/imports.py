@@ -32,7 +32,8 @@ def edges(top_only=False):
 
 
 def public_names(path):
-    "The functions, classes and constants that a module defines for others; methods added with `@patch` belong to their class."
+    """The functions, classes and constants that a module defines for others; methods added with `@patch` belong to
+    their class."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if not any("patch" in ast.dump(d) for d in node.decorator_list): yield node.name

@@ -4,7 +4,8 @@ import numpy as np
 
 KINDS = {"binary": {"objective": "binary"}, "multiclass": {"objective": "multiclass", "num_class": 4},
          "regression": {"objective": "regression"}, "poisson": {"objective": "poisson"},
-         "unbalanced": {"objective": "binary", "is_unbalance": True}, "onevsall": {"objective": "multiclassova", "num_class": 3},
+         "unbalanced": {"objective": "binary", "is_unbalance": True},
+         "onevsall": {"objective": "multiclassova", "num_class": 3},
          "huge": {"objective": "regression", "num_leaves": 255}}
 
 

@@ -2,7 +2,8 @@
 import subprocess
 import sys
 
-# A process starts with the peak of the one that started it (getrusage(2): it is kept over execve), and a worker of pytest may have had
+# A process starts with the peak of the one that started it (getrusage(2): it is kept over execve), and a worker of
+# pytest may have had
 # much; so a small Python of its own starts the command and asks for the peak of its children.
 _WATCH = """
 import resource, subprocess, sys
@@ -14,6 +15,7 @@ sys.exit(done.returncode)
 
 def peak_mib(*command, **how):
     "MiB at the most of a command that has to succeed."
-    done = subprocess.run([sys.executable, "-c", _WATCH, *map(str, command)], capture_output=True, text=True, timeout=300, **how)
+    done = subprocess.run([sys.executable, "-c", _WATCH, *map(str, command)], capture_output=True, text=True,
+                          timeout=300, **how)
     assert done.returncode == 0, done.stderr
     return int(done.stdout) / (2**20 if sys.platform == "darwin" else 1024)

@@ -15,13 +15,15 @@ from mlops_nb.data.ingest import read_raw_batches, scan_data
 from mlops_nb.model.predictor import Predictor
 
 BIN = Path(sys.executable).parent
-ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive", "DVC_NO_ANALYTICS": "1",
+ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive",
+       "DVC_NO_ANALYTICS": "1",
        "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def run(*command, cwd, rc=0):
     "Run a command as a person would; its output, both streams in one."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True,
                           timeout=500)
     assert rc is None or done.returncode == rc, f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}"
     return done.stdout if rc is not None else done
@@ -38,7 +40,8 @@ def ran(output): return re.findall(r"Running stage '([^']+)'", output)
 
 def files(folder):
     "sha256 of every file below a folder."
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
+            if p.is_file()}
 
 
 # ---- what must hold in every project
@@ -79,12 +82,14 @@ def check_parity(root, place):
 def check_pages(root, gate, output):
     "Four pages that need nothing else, and a last line that is true."
     folder = root / "reports/pipeline" / gate["bundle"][:12]
-    pages = [folder / f"{n}.html" for n in ("data", "evaluation", "explanation", "card")] + [root / "reports/index.html"]
+    pages = [folder / f"{n}.html" for n in ("data", "evaluation", "explanation",
+                                            "card")] + [root / "reports/index.html"]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert "<script" not in text and "Traceback" not in text and "default-src 'none'" in text
         loads = re.findall(r"<(?:img|link|source|video|audio|iframe|embed|object|use)\b[^>]*?\b(?:src|href|data)=[\"']?([^\"' >]*)", text)
-        assert all(u.startswith(("data:", "#")) for u in loads) and not re.search(r"@import|url\(\s*['\"]?https?:", text), (page, loads)
+        assert all(u.startswith(("data:", "#")) for u in loads) and not re.search(r"@import|url\(\s*['\"]?https?:",
+                                                                                  text), (page, loads)
     for link in re.findall(r'href="([^"#]*)"', (root / "reports/index.html").read_text(encoding="utf-8")):
         assert link == "data:," or (root / "reports" / link).exists(), link # the empty icon
     last = [x for x in output.splitlines() if x.startswith("The gate ")][-1]

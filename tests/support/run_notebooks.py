@@ -18,9 +18,11 @@ def lesson(nb):
     "Run one notebook; its name, seconds, and what it printed when it failed."
     start = time.perf_counter()
     try:
-        done = subprocess.run(["nbdev-test", str(nb), "--n-workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT,
+        done = subprocess.run(["nbdev-test", str(nb), "--n-workers", "0"], cwd=ROOT, capture_output=True, text=True,
+                              timeout=LIMIT,
                               env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1",
-                                   "OMP_WAIT_POLICY": "passive"})  # LightGBM's threads would wait awake for those of the other notebook
+                                   # LightGBM's threads would wait awake for those of the other notebook
+                                   "OMP_WAIT_POLICY": "passive"})
         failed = done.returncode and done.stdout + done.stderr
     except subprocess.TimeoutExpired: failed = f"took longer than {LIMIT} s"
     return nb.relative_to(ROOT), time.perf_counter() - start, failed

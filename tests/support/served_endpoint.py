@@ -4,12 +4,12 @@ import json
 import time
 
 import polars as pl
-from support import server as serving
 
 from mlops_nb.bundle.store import lookup_table_path
 from mlops_nb.config.settings import read_settings
 from mlops_nb.release.release_plan import ReleasePlan, plan_path, write_plan
 from mlops_nb.serve.http_messages import Request
+from support import server as serving
 
 LIMIT = 20  # seconds that anything may be waited for
 INSTANCES = serving.instances(200)

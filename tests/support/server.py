@@ -38,7 +38,8 @@ def bundle(root, task="binary", n=500, **how):
 
 
 def project(root, task="binary", made=None, settings="", **how):
-    "A folder as a deployment leaves it: settings, store and plan of the endpoint `rows`; `made` is a bundle that is there already."
+    """A folder as a deployment leaves it: settings, store and plan of the endpoint `rows`; `made` is a bundle that is
+    there already."""
     made = made or bundle(root / "training", task, **how)
     (root / "settings.ini").write_text(f"[release]\nendpoint = {ENDPOINT}\n{settings}")
     place = store_bundle(made, root / "bundles")
@@ -49,7 +50,8 @@ def project(root, task="binary", made=None, settings="", **how):
 def instances(n=1, seed=5, task="binary"):
     "Rows as a client sends them: JSON values by column, those of the model only."
     frame = modelling.rows(n, seed=seed, task=task).select("x", "count", "place", "known", "when")
-    return frame.with_columns(pl.col("when").dt.strftime("%Y-%m-%dT%H:%M:%S"), pl.col("place").replace({"?": None})).to_dicts()
+    return frame.with_columns(pl.col("when").dt.strftime("%Y-%m-%dT%H:%M:%S"),
+                              pl.col("place").replace({"?": None})).to_dicts()
 
 
 PREDICT, EXPLAIN, FEEDBACK = (f"/v1/endpoints/{ENDPOINT}:{verb}" for verb in ("predict", "explain", "feedback"))
@@ -63,7 +65,8 @@ def tensors(rows):
 
 
 class Server:
-    "`mlops-nb serve` in `root`, on a free port of the loopback, until the `with` ends; environment variables as keywords."
+    """`mlops-nb serve` in `root`, on a free port of the loopback, until the `with` ends; environment variables as
+    keywords."""
     def __init__(self, root, *options, wait=30, ready=True, first="", port=None, **environ):
         self.root, self.options, self.wait, self.ready, self.first = Path(root), options, wait, ready, first
         self.port = free_port() if port is None else port
@@ -71,11 +74,14 @@ class Server:
         self.lines = []
 
     def __enter__(self):
-        command = [sys.executable, "-c", f"{self.first}\nfrom mlops_nb.cli import main; main()", "serve", "--port", str(self.port),
+        command = [sys.executable, "-c", f"{self.first}\nfrom mlops_nb.cli import main; main()", "serve", "--port",
+                   str(self.port),
                    *map(str, self.options)]
-        self.process = subprocess.Popen(command, cwd=self.root, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        self.process = subprocess.Popen(command, cwd=self.root, env=self.environ, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT,
                                         text=True, start_new_session=True)
-        self.reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")), daemon=True)
+        self.reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")),
+                                       daemon=True)
         self.reader.start()
         try:
             if self.ready: self.until(lambda: any("http" in line for line in self.lines), "ready")
@@ -86,7 +92,8 @@ class Server:
 
     def __exit__(self, *_):
         if self.process.poll() is None: self.stop(signal.SIGTERM, wait=10, check=False)
-        with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)  # workers that are left
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # workers that are left
         self.process.wait(10)
         self.reader.join(10)
 
@@ -127,9 +134,11 @@ class Server:
             found, raw = {k.lower(): v for k, v in reply.getheaders()}, reply.read()
         finally:
             if own: connection.close()
-        return reply.status, found, json.loads(raw) if found.get("content-type", "").startswith("application/json") else raw
+        return reply.status, found, json.loads(raw) if found.get("content-type",
+                                                                 "").startswith("application/json") else raw
 
-    def post(self, path, body, headers=None, connection=None): return self.request("POST", path, body, headers, connection)
+    def post(self, path, body, headers=None, connection=None): return self.request("POST", path, body, headers,
+                                                                                   connection)
 
     def get(self, path, headers=None): return self.request("GET", path, None, headers)
 
@@ -139,7 +148,8 @@ class Server:
         for line in self.get("/metrics")[2].decode().splitlines():
             m = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
             if not m or m[1] != name: continue
-            if labels.items() <= dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', m[2] or "")).items(): total += float(m[3])
+            if labels.items() <= dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', m[2] or "")).items():
+                total += float(m[3])
         return total
 
 
@@ -157,7 +167,8 @@ class Load(threading.Thread):
             try:
                 connection = connection or socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
                 id, sent, n = f"{prefix}-{n}", time.time(), n + 1
-                connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\nx-request-id: %s\r\ncontent-length: %d\r\n\r\n%s" % (
+                connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\nx-request-id: %s\r\ncontent-length: "
+                                   b"%d\r\n\r\n%s" % (
                     self.path.encode(), id.encode(), len(self.body), self.body))
                 status, body = receive(connection)
                 if status == 200: self.answered.append((id, sent, time.time(), body))
@@ -197,5 +208,6 @@ def load(server, clients=4, **how):
 
 def logged(root):
     "The ids of all records in the segments of the prediction log, each as often as it is there."
-    lines = [line for p in sorted((Path(root) / "predictions/segments").glob("*.jsonl")) for line in p.read_bytes().split(b"\n")[:-1]]
+    lines = [line for p in sorted((Path(root) / "predictions/segments").glob("*.jsonl"))
+             for line in p.read_bytes().split(b"\n")[:-1]]
     return [r["id"] for r in map(json.loads, lines) if r["kind"] == "record"]

@@ -28,7 +28,8 @@ class Service:
         self.url = f"{self.scheme}://127.0.0.1:{self.port}"
 
     def start(self):
-        self.process = subprocess.Popen([self.path, *self.options()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([self.path, *self.options()], stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         for _ in range(400):
             assert self.process.poll() is None, f"{self.program} ended with {self.process.returncode}"
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as s:
@@ -52,7 +53,8 @@ class RedisService(Service):
     program, scheme = "redis-server", "redis"
 
     def options(self):
-        return ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.home, "--save", "", "--appendonly", "yes",
+        return ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.home, "--save", "", "--appendonly",
+                "yes",
                 "--appendfsync", "no"]  # a kill takes nothing that was written, only a loss of power would
 
     def greets(self, s):
@@ -74,7 +76,8 @@ class RedisService(Service):
 
     def results(self, names): return [f[b"data"] for f in self._all(names["target"])]
 
-    def refused(self, names): return [(f[b"id"].decode(), f[b"reason"].decode()) for f in self._all(names["dead_letter"])]
+    def refused(self, names): return [(f[b"id"].decode(),
+                                       f[b"reason"].decode()) for f in self._all(names["dead_letter"])]
 
     def take(self, names):
         "The results that are there now; those, and none that come meanwhile, are there no more."
@@ -110,10 +113,12 @@ class NatsService(Service):
         async def put(js):
             from nats.js.errors import NotFoundError
             try: await js.stream_info(names["source"])
-            except NotFoundError: await js.add_stream(name=names["source"], subjects=[names["source"]], duplicate_window=0.2)
+            except NotFoundError:
+                await js.add_stream(name=names["source"], subjects=[names["source"]], duplicate_window=0.2)
             for i in range(0, len(messages), 200):
                 await asyncio.gather(*(js.publish(names["source"], body if isinstance(body, bytes) else body.encode(),
-                                                  headers={"Nats-Msg-Id": id} if id else None) for id, body in messages[i:i + 200]))
+                                                  headers={"Nats-Msg-Id": id} if id else None) for id,
+                                                  body in messages[i:i + 200]))
         self._do(put)
 
     def _all(self, stream, take=False):
@@ -123,7 +128,8 @@ class NatsService(Service):
             except NotFoundError: return []
             if not state.messages: return []
             taker, found = await js.pull_subscribe(f"{stream}.>", stream=stream), []
-            while len(found) < state.messages: found += await taker.fetch(min(500, state.messages - len(found)), timeout=10)
+            while len(found) < state.messages:
+                found += await taker.fetch(min(500, state.messages - len(found)), timeout=10)
             if take: await js.purge_stream(stream, seq=found[-1].metadata.sequence.stream + 1)  # what came later stays
             return [m.data for m in found]
         return self._do(read)

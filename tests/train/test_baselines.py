@@ -16,7 +16,7 @@ from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.train import baselines
-from mlops_nb.train.baselines import BaselineModels, run_baselines, fit_constant
+from mlops_nb.train.baselines import BaselineModels, fit_constant, run_baselines
 
 OUT = "artifacts/models/baseline"
 CLASSES = {"binary": ["no", "yes"], "multiclass": ["low", "mid", "high"], "regression": None}
@@ -107,7 +107,8 @@ for limit in (1000, 0):
 
 
 def test_every_processor_gives_the_same_bytes(tmp_path):
-    "BLAS and NumPy are told to take this processor for another one; the columns are related, so that a solver has to work."
+    """BLAS and NumPy are told to take this processor for another one; the columns are related, so that a solver has to
+    work."""
     processors = {"this": {}, "haswell": {"OPENBLAS_CORETYPE": "Haswell"}, "zen": {"OPENBLAS_CORETYPE": "Zen"},
                   "no avx512": {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}}
     related, runs, found = lambda f: f.with_columns(x=pl.col("x") + 0.01 * pl.col("_target")), [], {}

@@ -447,7 +447,8 @@ def test_columns_that_hold_nothing_or_infinities(tmp_path):
     for part in ("train", "valid"):
         path = root / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).with_columns(z=pl.lit(None, pl.Float64), kind=pl.lit(None, pl.String),
-                                           x=pl.when(pl.col("_row") % 7 == 0).then(float("inf")).otherwise("x")).write_parquet(path)
+                                           x=pl.when(pl.col("_row") % 7 ==
+                                                     0).then(float("inf")).otherwise("x")).write_parquet(path)
     run_train(root)
     assert read_json(root / MODEL / "training.json", TrainingReport).best_loss < 0.6
 

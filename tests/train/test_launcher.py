@@ -90,7 +90,7 @@ def test_broken_off_nobody_is_left():
     def step(epoch, valid):
         seen.extend(workers())
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError): 
+    with pytest.raises(ZeroDivisionError):
         together(*parts("binary"), job("binary", replace(SMALL, max_epochs=500, patience=500), TWO[False]),
                  on_iteration=step)
     assert len(seen) == 2 and not psutil.wait_procs(seen, timeout=20)[1]
@@ -165,4 +165,5 @@ def test_the_stage_trains_in_two_processes(tmp_path):
     facts = run_train(root, "net")
     model = read_json(root / "artifacts/models/net/training.json", TrainingReport)
     assert [f["iteration"] for f in facts["metrics_history"]] == [p.iteration for p in model.loss_curve]
-    assert len((root / "artifacts/models/net/model.safetensors").read_bytes()) > 1000 and not (root / ".mlops/checkpoints/net").exists()
+    assert (len((root / "artifacts/models/net/model.safetensors").read_bytes()) > 1000
+            and not (root / ".mlops/checkpoints/net").exists())

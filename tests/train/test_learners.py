@@ -14,13 +14,13 @@ from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
 from mlops_nb.evaluate.model_selection import rank_learners, select_model
-from mlops_nb.evaluate.stage import run_evaluate, read_evaluation
+from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import GateReport, run_gate
+from mlops_nb.stats.bootstrap import Resampling
 from mlops_nb.train import baselines
 from mlops_nb.train.stage import run_train
-from mlops_nb.stats.bootstrap import Resampling
 
 
 @pytest.fixture(scope="module", params=["binary", "multiclass", "regression"])

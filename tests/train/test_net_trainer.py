@@ -17,11 +17,18 @@ from support.net_problem import SMALL, problem
 
 from mlops_nb.config.params import NetParams
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.network import build_network, fit_network_spec, deserialize_network, to_tensors, fit_numeric_column, serialize_network, quantile_transform
+from mlops_nb.model.network import (
+    build_network,
+    deserialize_network,
+    fit_network_spec,
+    fit_numeric_column,
+    quantile_transform,
+    serialize_network,
+    to_tensors,
+)
 from mlops_nb.train.dataset import TrainingPart
 from mlops_nb.train.device import DeviceConfig, pick_device
 from mlops_nb.train.net_checkpoint import load_net_checkpoint
-from mlops_nb.data.prepare import read_split
 from mlops_nb.train.net_trainer import TrainingJob, fit_net, learning_rate_at
 
 
@@ -107,7 +114,8 @@ def test_it_beats_the_constant_and_best_is_what_the_kept_net_says(task):
     constant = valid.y.std() if task == "regression" else -np.log(shares[valid.y.astype(int)]).mean()
     assert found.best_loss < 0.8 * constant
     assert found.best_loss == min(p.valid
-                                  for p in found.loss_curve) and found.loss_curve[found.best_iteration - 1].valid == found.best_loss
+                                  for p in found.loss_curve) and found.loss_curve[found.best_iteration -
+                                      1].valid == found.best_loss
 
 
 def test_weights_count():
@@ -224,7 +232,7 @@ def test_a_table_in_chunks_makes_the_same_net(task, kib, capsys):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 40), st.floats(0, 5000), st.integers(0, 3))
 def test_batches_are_the_rows_that_were_asked_for(n, batch, space, skipped):
-    from mlops_nb.train.net_data import NetRows, DeviceDataLoader
+    from mlops_nb.train.net_data import DeviceDataLoader, NetRows
     rows = NetRows(torch.arange(2 * n).reshape(n, 2), None, torch.arange(n), None)
     order = list(torch.randperm(n, generator=torch.Generator().manual_seed(n)).split(batch))[skipped:]
     table = DeviceDataLoader(rows, torch.device("cpu"), space, batch)
@@ -232,7 +240,8 @@ def test_batches_are_the_rows_that_were_asked_for(n, batch, space, skipped):
     assert [b.y.tolist() for b in got] == [at.tolist() for at in order]
     assert all(b.categories is None and torch.equal(b.numbers[:, 0], 2 * b.y) for b in got)
     assert table.fits_on_device == (rows.nbytes <= space)
-    assert table.fits_on_device or table.batches_per_chunk == 1 or 3 * table.batches_per_chunk * batch * rows.nbytes / n <= space + 1e-6
+    assert (table.fits_on_device or table.batches_per_chunk == 1
+            or 3 * table.batches_per_chunk * batch * rows.nbytes / n <= space + 1e-6)
 
 
 def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, capsys):
@@ -249,7 +258,8 @@ def test_out_of_memory_it_goes_on_with_half_the_room(tmp_path, monkeypatch, caps
     assert fit(train, valid, checkpoint=tmp_path / "c", checkpoint_interval_seconds=0) == whole
     assert done[0] == 4 * 7 + 1, "no step was made twice"
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "ran out of memory; it goes on from the last checkpoint with" in said[0] and "in chunks of 64." in said[1]
+    assert (len(said) == 2 and "ran out of memory; it goes on from the last checkpoint with" in said[0]
+            and "in chunks of 64." in said[1])
 
 
 @pytest.mark.parametrize("where", ["train_step", "to_net_rows", "NetTrainer"])
@@ -345,7 +355,7 @@ def test_a_torn_or_foreign_checkpoint_is_left_aside_and_that_is_said(tmp_path, c
         started.clear()
         assert fit(train, valid, checkpoint=path, on_start=started.append) == whole
         said, = capsys.readouterr().err.splitlines()
-        assert f"the checkpoint {path} is damaged, or of another version; the training starts again from the beginning" in said
+        assert (f"the checkpoint {path} is damaged, or of another version; the training starts again from the beginning" in said)
         assert started == [False]
     assert load_net_checkpoint(path, "another key")[0] is None
     changed = fit(train, valid, params=replace(SMALL, ensemble_size=2), checkpoint=path)

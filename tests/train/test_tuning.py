@@ -20,7 +20,16 @@ from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
 from mlops_nb.train.stage import TrainingReport, run_train
-from mlops_nb.train.tuning import fail_stale_trials, counted_trials, open_search_context, open_storage, open_study, read_tuning_results, run_study, run_trials
+from mlops_nb.train.tuning import (
+    counted_trials,
+    fail_stale_trials,
+    open_search_context,
+    open_storage,
+    open_study,
+    read_tuning_results,
+    run_study,
+    run_trials,
+)
 
 JOURNAL = ".mlops/tuning.journal"
 SEARCHED = {"learning_rate", "num_leaves", "min_child_samples", "colsample_bytree", "subsample", "reg_lambda"}
