@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from fastcore.nbio import mk_cell, read_nb, write_nb
-from nbdev import processors
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import build_main
 
@@ -22,17 +21,6 @@ HOME = ('<!doctype html><meta charset="utf-8"><title>mlops_nb</title><meta http-
 
 def only_imports(source):
     return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
-
-
-def is_lesson(cell):
-    "Does a cell do more than import, and export nothing? nbdev would run it, without the cells before it."
-    if cell.cell_type != "code" or {"export", "exports", "exporti", "exec_doc"} & cell.directives_.keys(): return False
-    return not re.search(r"^show_doc\(", cell.source, re.M) and not only_imports(cell.source)
-
-
-needed = processors._do_eval
-# here and not in main(): the processes that nbdev starts import this file
-processors._do_eval = lambda cell: not is_lesson(cell) and needed(cell)
 
 
 def documentation(cell):

@@ -57,7 +57,8 @@ def read_data_manifest(root: str | Path = '.') -> DataManifest:
     try: return read_json(path, DataManifest)
     except UserError: # whoever deletes the manifest deletes the data: nothing else says which files count
         if not path.exists(): raise UserError(f"{path} does not exist; bring data in with `mlops-nb ingest`.") from None
-        raise UserError(f"{path} is damaged; restore data/ with `dvc checkout data.dvc`, or remove it and ingest again.") from None
+        raise UserError(f"{path} is damaged; restore data/ with `dvc checkout data.dvc`, or remove it and "
+                        f"ingest again.") from None
 
 def _read_or_new_manifest(root):
     return read_data_manifest(root) if (Path(root) / 'data/manifest.json').exists() else DataManifest()
@@ -280,7 +281,8 @@ def read_raw_batches(
             for batch in scan.collect_batches(chunk_size=batch_rows, maintain_order=True): yield part, batch
         except (OSError, pl.exceptions.ComputeError) as e:
             why = str(e).splitlines()[0][:200]
-            raise UserError(f"data/{part.path} is missing or damaged ({why}); run dvc checkout data, or ingest again.") from None
+            raise UserError(f"data/{part.path} is missing or damaged ({why}); run dvc checkout data, or "
+                            f"ingest again.") from None
 
 # %% ../../nbs/data/03_ingest.ipynb #c2908b43
 def common_supertype(types: list[pl.DataType]) -> pl.DataType:

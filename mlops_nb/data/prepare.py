@@ -46,9 +46,11 @@ def compute_target(
         passes = frame.select(schema.filter_expr().alias("p")).to_series()
     except pl.exceptions.PolarsError as e:
         said = str(e).splitlines()[0]
-        raise UserError(f"schema.yaml: the target or the filter cannot be computed from the data ({said}); correct it.") from None
+        raise UserError(f"schema.yaml: the target or the filter cannot be computed from the data "
+                        f"({said}); correct it.") from None
     no_class = 1 if schema.task == "regression" else 2
-    reason = (pl.when(pl.col("target").is_null()).then(0).when(pl.col("_target").is_null()).then(no_class).when(~passes).then(3))
+    reason = pl.when(pl.col("target").is_null()).then(0).when(pl.col("_target").is_null()).then(no_class)
+    reason = reason.when(~passes).then(3)
     if schema.event_time: reason = reason.when(pl.col(schema.event_time).is_null()).then(4)
     return frame.select("_target", reason.cast(pl.Int8).alias("_reason"))
 

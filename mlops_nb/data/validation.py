@@ -249,7 +249,7 @@ def run_validate(
         with atomic_dir(root / 'quarantine') as q:
             contract = to_pandera(schema)
             accepted, quarantine = PartFileWriter(a, lambda rows: check_with_pandera(rows, contract)), PartFileWriter(q)
-            for path, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
+            for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
                 first = next(batches)
                 run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
             found = run.report()

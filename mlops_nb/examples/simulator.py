@@ -161,7 +161,7 @@ def simulate_snapshots(
     params: SimulateParams, # Section `simulate` of params.yaml
 ) -> Iterator[tuple[str, pl.DataFrame, np.ndarray]]: # File name, snapshot, and the true probability of each of its rows
     "The monthly snapshots, oldest first."
-    onset, everybody, known = int(params.n_months * DRIFT_ONSET), None, 0
+    onset, everybody, known, stayed, lost = int(params.n_months * DRIFT_ONSET), None, 0, {}, 0
     for m in range(params.n_months):
         rng, late = np.random.default_rng([params.seed, m]), m >= onset
         shift, drift = (strength * late for strength in (params.covariate_shift, params.concept_drift))

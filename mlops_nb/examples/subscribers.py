@@ -7,7 +7,7 @@ __all__ = ['NOON_US', 'HOUR_US', 'subscriber_schema', 'leave_probability', 'subs
            'subscriber_predictor', 'pack_subscriber_bundle', 'subscriber_record', 'write_prepared_subscribers']
 
 # %% ../../nbs/examples/02_subscribers.ipynb #94f7f01a
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np

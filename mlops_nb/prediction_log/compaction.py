@@ -7,7 +7,7 @@ __all__ = ['compacted_segments', 'RetentionMark', 'read_retention_marks', 'Compa
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #39246fda
 import time
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate, chain, takewhile
 from pathlib import Path
 from urllib.parse import quote

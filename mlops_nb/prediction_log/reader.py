@@ -8,7 +8,7 @@ __all__ = ['read_feedback', 'read_log']
 # %% ../../nbs/prediction_log/04_reader.ipynb #39842acf
 import glob
 import time
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 

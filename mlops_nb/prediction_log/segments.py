@@ -11,7 +11,7 @@ __all__ = ['PredictionRecord', 'Feedback', 'segment_path', 'segment_paths', 'lea
 import json
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Literal

@@ -19,7 +19,7 @@ from msgspec import structs
 from ..bundle.bundle import open_bundle
 from ..config.schema import Schema
 from ..config.settings import read_settings, thread_count
-from ..core.files import atomic_dir, atomic_file
+from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_dataset_info
 from ..data.validation import ValidationReport

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Literal

@@ -62,8 +62,8 @@ def restore_checkpoint(
     moments = {}
     for key, v in group("adam").items():
         i, _, name = key.partition(".")
-        moments.setdefault(int(i), {})[name] = distribute_like(v,
-                                                               weights[int(i)]) if v.shape == weights[int(i)].shape else v
+        weight = weights[int(i)]
+        moments.setdefault(int(i), {})[name] = distribute_like(v, weight) if v.shape == weight.shape else v
     training.optimizer.load_state_dict(dict(state=moments,
                                             param_groups=training.optimizer.state_dict()["param_groups"]))
     random, rank = group("random"), training.process_group.rank

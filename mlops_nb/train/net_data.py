@@ -100,5 +100,5 @@ def prefetch(self:DeviceDataLoader,
             if following is not None: coming = sender.submit(send, following)
             now = torch.cuda.current_stream(self.device)
             now.wait_event(arrived)
-            rows.map(lambda t: t.record_stream(now)) # this memory is in use on two streams
+            rows.map(lambda t, now=now: t.record_stream(now)) # this memory is in use on two streams
             yield rows

@@ -21,7 +21,7 @@ def shop(tmp_path):
                                       (3, null, '99084', null, x'00ff');
             create table empty (a int);
             create table "odd ""name" ("select" int);
-            insert into "odd ""name" values (1)""")
+            insert into "odd ""name" values (1)""")  # noqa: E501
     return path
 
 
@@ -105,7 +105,7 @@ insert into bills select g, g % 3, g * 1.25, '2024-01-01'::date + g % 100, '2024
     from generate_series(2000, 1, -1) g;
 insert into bills (id, part) values (5000, 0);
 create table "nothing" (a int);
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""What goes wrong through no fault of ours ends in one sentence and an exit code, or is handled and counted; and the next run is as if
+"""What goes wrong through no fault of ours ends in one sentence and an exit code, or is handled and counted; and the
+next run is as if
 nothing had happened. Everything here goes through the command line as a process of its own."""
 import gzip
 import os
@@ -28,7 +29,7 @@ def good(tmp_path_factory): return finished(tmp_path_factory)
 
 def copy(good, folder):
     """A copy of the finished project, to be maltreated. It has no release plan, as the first run had none: with a champion, validation
-    and evaluation compare with it, and a bundle names it as its parent."""
+    and evaluation compare with it, and a bundle names it as its parent."""  # noqa: E501
     return shutil.copytree(good, folder / "corner", symlinks=True, ignore=shutil.ignore_patterns("releases", "cache"))
 
 
@@ -150,7 +151,7 @@ import polars as pl
 n = int(sys.argv[1])
 i = pl.int_range(n, eager=True)
 pl.DataFrame({'who': 'user-' + i.cast(pl.String), 'x': i * 7919 % 1000, 'y': (i * 104729 % 997 < 300).cast(pl.Int8)}).write_csv(sys.argv[2])
-"""
+"""  # noqa: E501
 
 
 def test_millions_of_distinct_categories_fit_into_bounded_memory(tmp_path):

@@ -1,4 +1,5 @@
-"`dvc repro` with both learners and twenty trials each, on simulated churn and on Adult: what is chosen, why, and what people see of it."
+"""`dvc repro` with both learners and twenty trials each, on simulated churn and on Adult: what is chosen, why, and what
+people see of it."""
 import json
 import subprocess
 from pathlib import Path
@@ -57,10 +58,10 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
     assert e.learner == max(valid, key=valid.get) and len(valid) == 2
     provenance = json.loads((root / "artifacts/bundle/provenance.json").read_text())
     used = provenance["training"]["params"]
-    assert provenance["training"]["learner"] == e.learner and {k: used[k]
-                                                               for k in tuned[e.learner].params} == tuned[e.learner].params
+    best = tuned[e.learner].best_params
+    assert provenance["training"]["learner"] == e.learner and {k: used[k] for k in best} == best
     page = (root / "reports/pipeline" / open_bundle(root / "artifacts/bundle").id[:12] / "evaluation.html").read_text()
-    for said in ("Which learner, and why", f"{e.learner} was the best of 2 learners", "What the tuning found", "gbdt: ",
+    for said in ("Model selection", f"{e.learner} was the best of 2 learners", "Hyperparameter tuning", "gbdt: ",
                  "net: ",
                  "The best parameters"):
         assert said in page, said

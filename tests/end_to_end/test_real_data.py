@@ -1,14 +1,21 @@
-"""`mlops-nb init` and `dvc repro` on real data: as good as plain LightGBM on the very same rows, and true in everything they say.
+"""`mlops-nb init` and `dvc repro` on real data: as good as plain LightGBM on the very same rows, and true in
+everything they say.
 
-The plain script has the settings that a person would start with (see `projects.plain`); it reads the files on its own and knows nothing of
+The plain script has the settings that a person would start with (see `projects.plain`); it reads the files on its own
+and knows nothing of
 the pipeline but which rows are the test part. Two questions are asked of each data set:
 
-- paired: is the pipeline surely worse than the script on these rows? The low end of a paired bootstrap interval may not be above `margin`.
-  The interval holds the luck of the test rows; the margin is the luck of the training: two standard deviations of the script's own figure
-  when only its validation rows are drawn again (telco: 0.0025 of AUC over 12 draws), or half the columns, or their order (bikes: RMSE 1.0
+- paired: is the pipeline surely worse than the script on these rows? The low end of a paired bootstrap interval may
+not be above `margin`.
+  The interval holds the luck of the test rows; the margin is the luck of the training: two standard deviations of the
+script's own figure
+  when only its validation rows are drawn again (telco: 0.0025 of AUC over 12 draws), or half the columns, or their
+order (bikes: RMSE 1.0
   over 8 seeds, bank: AUC 0.0018 by the order of the columns alone; adult and taxi: below 0.001 and 0.02);
-- absolute: is it below the figure that is known for plain LightGBM (`known`), by more than `noise`: the margin and the rounding of the
-  figure, and where the test rows are not the same ones (telco: a random fifth; taxi: a quarter of the rows, so also less to learn from)
+- absolute: is it below the figure that is known for plain LightGBM (`known`), by more than `noise`: the margin and
+the rounding of the
+  figure, and where the test rows are not the same ones (telco: a random fifth; taxi: a quarter of the rows, so also
+less to learn from)
   two standard errors of the metric on so many rows.
 """
 import os

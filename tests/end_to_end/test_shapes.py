@@ -1,4 +1,5 @@
-"""`init` and every stage up to the gate on data of other shapes: what people bring is not what the five real data sets look like.
+"""`init` and every stage up to the gate on data of other shapes: what people bring is not what the five real data
+sets look like.
 
 All of it is made here, with a known relation between inputs and target, so that each model has something to find.
 """

@@ -1,4 +1,5 @@
-"Probabilities put right: the order stays, nothing is certain, one row is the batch, and nothing moves without evidence."
+"""Probabilities put right: the order stays, nothing is certain, one row is the batch, and nothing moves without
+evidence."""
 
 import msgspec
 import numpy as np

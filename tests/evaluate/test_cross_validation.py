@@ -1,4 +1,5 @@
-"The training repeated: no fold learns from what comes after it, rows that judge do nothing else, and what cannot be judged is named."
+"""The training repeated: no fold learns from what comes after it, rows that judge do nothing else, and what cannot be
+judged is named."""
 
 import json
 from datetime import datetime, timedelta

@@ -179,7 +179,7 @@ def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
     write_params(params, root / "params.yaml")
     run_train(root, "net")
     after = read_json(models / "net/training.json", TrainingReport)
-    assert after.init_model_sha256 and after.best_loss < first.loss_curve[0].valid, "one epoch from where the other ended"
+    assert after.init_model_sha256 and after.best_loss < first.loss_curve[0].valid, "one epoch from where the other ended"  # noqa: E501
     params.train.init_model = "earlier_gbdt"
     write_params(params, root / "params.yaml")
     run_train(root, "net")
@@ -252,7 +252,7 @@ predictor, rows = Predictor.open(sys.argv[1]), pl.read_parquet(sys.argv[2])
 out = predictor.predict(rows), predictor.contributions(rows)
 assert predictor.predict_one(rows.row(0, named=True)) == out[0][0] if out[0].ndim == 1 else True
 np.savez(sys.argv[3], *out)
-"""
+"""  # noqa: E501
 
 def test_a_bundle_is_asked_where_only_torch_and_the_core_are(project, predictor, tmp_path):
     rows = modelling.rows(20, seed=21, task=predictor.schema.task)

@@ -201,7 +201,7 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     out = predictor.score_frame(frame)
     assert out["score"].to_list() == np.where(known, np.minimum(want,
                                                                 1),
-                                                                want).tolist() and out["needs_review"].to_list() == known.tolist()
+                                                                want).tolist() and out["needs_review"].to_list() == known.tolist()  # noqa: E501
     assert out.columns == ["score", "needs_review"]
     predictor, frame = open_trained_predictor(projects("multiclass")), modelling.rows(60, 9, "multiclass")
     free = predictor.score_frame(frame)
@@ -209,7 +209,7 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     predictor.policy = Policy("multiclass", predictor.schema.classes, rules=rules)
     out = predictor.score_frame(frame)
     assert out.select(predictor.score_columns).equals(free.select(predictor.score_columns))
-    expected = (frame.select(d=pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus")).otherwise(free["decision"]))["d"])
+    expected = (frame.select(d=pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus")).otherwise(free["decision"]))["d"])  # noqa: E501
     assert out["decision"].to_list() == expected.to_list()
 
 
@@ -240,7 +240,7 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
 
     def holds(rule, row):
         def fits(c, v): return row[c] == v if not isinstance(v,
-                                                             list) else row[c] in v if c == "place" else v[0] <= row[c] <= v[1]
+                                                             list) else row[c] in v if c == "place" else v[0] <= row[c] <= v[1]  # noqa: E501
         return all(fits(c, v) for c, v in rule.when.items())
     for i, row in enumerate(frame.to_dicts()):
         s, mine = scores[i].item(), [r for r in rules if holds(r, row)]

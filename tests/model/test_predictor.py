@@ -1,4 +1,5 @@
-"One way into the model: a row alone, a batch, a file, and other types of the same values give the same numbers to the last bit."
+"""One way into the model: a row alone, a batch, a file, and other types of the same values give the same numbers to the
+last bit."""
 import datetime as dt
 import shutil
 import subprocess
@@ -114,7 +115,7 @@ def test_the_same_values_in_other_types(predictor):
          want)
     same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.UInt8), pl.col("when").cast(pl.Datetime("ns")))),
          want)
-    same(predictor.predict(frame.with_columns(pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"))), want)
+    same(predictor.predict(frame.with_columns(pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"))), want)  # noqa: E501
     same(predictor.predict(frame.with_columns(pl.col("x").fill_null(float("nan")))), want)
 
 

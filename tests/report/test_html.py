@@ -1,4 +1,4 @@
-"""report.render, report.index, report.pipeline: pages that need nothing else, and a list of runs that is always true."""
+"""report.render, report.index, report.pipeline: pages that need nothing else, and a list of runs that is always true."""  # noqa: E501
 import json
 import re
 from pathlib import Path

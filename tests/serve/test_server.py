@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support import server as serving
 
+from mlops_nb.bundle.store import store_bundle
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.release.release_plan import ReleasePlan, Variant
 
@@ -226,7 +227,7 @@ def answers(s):
 # ---- swaps
 
 
-def store(root, bundles): return [serving.put(b, root / "bundles").name for b in bundles]
+def store(root, bundles): return [store_bundle(b, root / "bundles").name for b in bundles]
 
 
 def test_swaps_under_load_cost_no_request(two, project):

@@ -1,4 +1,5 @@
-"""A small model behind the real server: a bundle, a project that has deployed it, and the server as a process of its own.
+"""A small model behind the real server: a bundle, a project that has deployed it, and the server as a process of its
+own.
 
     @pytest.fixture(scope="module")
     def server(tmp_path_factory):

@@ -1,4 +1,5 @@
-"Redis and NATS as the tests need them: on the loopback, on a free port, in a folder of their own, killed and started again."
+"""Redis and NATS as the tests need them: on the loopback, on a free port, in a folder of their own, killed and started
+again."""
 import asyncio
 import contextlib
 import os

@@ -1,4 +1,5 @@
-"Training: killed at random moments it ends with the same bytes; the loss, the weights, the tasks, and what a person is told."
+"""Training: killed at random moments it ends with the same bytes; the loss, the weights, the tasks, and what a person
+is told."""
 import errno
 import os
 import random

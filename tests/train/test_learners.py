@@ -1,4 +1,5 @@
-"Two learners in one project: the valid rows choose, the test rows only tell, and what was chosen is what is explained and packed."
+"""Two learners in one project: the valid rows choose, the test rows only tell, and what was chosen is what is explained
+and packed."""
 import numpy as np
 import polars as pl
 import pytest

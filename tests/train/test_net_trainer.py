@@ -319,7 +319,7 @@ from test_net_trainer import *
 many = replace(SMALL, max_epochs=12, patience=12)
 print("begins", flush=True)
 Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), checkpoint_interval_seconds=0).model)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -355,7 +355,8 @@ def test_a_torn_or_foreign_checkpoint_is_left_aside_and_that_is_said(tmp_path, c
         started.clear()
         assert fit(train, valid, checkpoint=path, on_start=started.append) == whole
         said, = capsys.readouterr().err.splitlines()
-        assert (f"the checkpoint {path} is damaged, or of another version; the training starts again from the beginning" in said)
+        assert (f"the checkpoint {path} is damaged, or of another version; the training starts again from "
+                f"the beginning" in said)
         assert started == [False]
     assert load_net_checkpoint(path, "another key")[0] is None
     changed = fit(train, valid, params=replace(SMALL, ensemble_size=2), checkpoint=path)

@@ -1,4 +1,5 @@
-"What a training shows of itself: event files that TensorBoard reads, figures for MLflow, and no trace of time in artifacts."
+"""What a training shows of itself: event files that TensorBoard reads, figures for MLflow, and no trace of time in
+artifacts."""
 import sys
 
 import pytest

@@ -14,6 +14,7 @@ import pytest
 from support import trained_project as modelling
 
 from mlops_nb.config.params import read_params, write_params
+from mlops_nb.config.project import Project
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
@@ -80,7 +81,7 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     tune.run_tune(root)
     found, tried = read_tuning_results(root)["gbdt"], table(root).filter(parameter="objective")
     assert tried["value"].to_list()[0] == 1 and set(tried["value"]) == {0,
-                                                                        1}, "places in the list; the first is that of params.yaml"
+                                                                        1}, "places in the list; the first is that of params.yaml"  # noqa: E501
     if found.param_importances: assert set(found.param_importances) == SEARCHED | {"objective"}
     run_train(root)
     after = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
@@ -90,7 +91,7 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     tune.run_tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
     assert later == [None, 0,
-                     0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"
+                     0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"  # noqa: E501
     change(root, n_trials=3, gbdt={"objective": ["poisson"]})
     tune.run_tune(root)
     assert set(table(root)["parameter"]) == SEARCHED, "it is what train says anyway"
@@ -99,7 +100,7 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
 @pytest.mark.parametrize("task, gbdt", [("regression", {}), ("binary", {}), ("regression", {"objective": None}),
                                         ("regression", {"objective": ["poisson"]})])
 def test_objectives_are_no_choice_below_0_or_of_classes(tmp_path, task, gbdt):
-    assert set(open_search_context(project(tmp_path, task, gbdt=gbdt), "gbdt").search_space) == SEARCHED
+    assert set(open_search_context(Project.open(project(tmp_path, task, gbdt=gbdt)), "gbdt").search_space) == SEARCHED
 
 
 def test_trees_that_go_on_keep_their_objective(tmp_path):
@@ -150,7 +151,7 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
         run.send_signal(signal.SIGKILL)
         run.communicate()
         if not (killed / JOURNAL).exists(): continue
-        search = open_search_context(killed, "gbdt")
+        search = open_search_context(Project.open(killed), "gbdt")
         storage = open_storage(killed / JOURNAL)
         done = [t for t in counted_trials(open_study(storage, search)) if t.state.name != "RUNNING"]
         assert len(done) >= kept, "a finished trial was lost"
@@ -190,8 +191,8 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     change(root, n_trials=6)
-    search = open_search_context(root, "gbdt")
-    study = open_study(open_storage(root / JOURNAL), search)
+    search = open_search_context(Project.open(root), "gbdt")
+    study = open_study(open_storage(root / JOURNAL), search.study_name, search.search_space)
     fail_stale_trials(study)
     assert not [t for t in study.get_trials() if t.state.name == "RUNNING"]
 
@@ -263,7 +264,8 @@ def test_a_torn_end_is_cut_off_and_the_rest_is_kept(tmp_path):
     for cut in (1, 30, len(whole.splitlines()[-1]) + 30):
         path.write_bytes(whole[:-cut])
         subprocess.run(command, cwd=root, check=True, capture_output=True)
-        trials = counted_trials(open_study(open_storage(path), open_search_context(root, "gbdt")))
+        search = open_search_context(Project.open(root), "gbdt")
+        trials = counted_trials(open_study(open_storage(path), search.study_name, search.search_space))
         assert [t.state.name in ("COMPLETE", "PRUNED") for t in trials] == 4 * [True]
         assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
@@ -294,8 +296,8 @@ def test_an_error_in_a_trial_is_told_and_the_study_goes_on_later(tmp_path, monke
 
 def test_a_trial_of_a_living_process_is_left_running(tmp_path):
     root = project(tmp_path, n_trials=3)
-    search = open_search_context(root, "gbdt")
-    study = open_study(open_storage(root / JOURNAL), search)
+    search = open_search_context(Project.open(root), "gbdt")
+    study = open_study(open_storage(root / JOURNAL), search.study_name, search.search_space)
     trial = study.ask()
     trial.set_user_attr("worker", tune._worker_identity())
     assert fail_stale_trials(study) == 0
@@ -311,7 +313,7 @@ def test_a_trial_of_a_living_process_is_left_running(tmp_path):
 def test_the_command(tmp_path):
     root = project(tmp_path, n_trials=3)
     done = subprocess.run(["mlops-nb", "tune", "--workers", "2"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "gbdt: 3 trials, the best valid loss is 0." in done.stdout, done.stderr
+    assert done.returncode == 0 and "gbdt: 3 trials, the best validation loss is 0." in done.stdout, done.stderr
     change(root, n_trials=0)
     done = subprocess.run(["mlops-nb", "tune"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and "tune.n_trials in params.yaml is 0" in done.stderr
