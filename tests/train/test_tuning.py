@@ -21,6 +21,7 @@ from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
 from mlops_nb.train.stage import TrainingReport, run_train
+from mlops_nb.train.study import worker_identity
 from mlops_nb.train.tuning import (
     counted_trials,
     fail_stale_trials,
@@ -153,7 +154,8 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
         if not (killed / JOURNAL).exists(): continue
         search = open_search_context(Project.open(killed), "gbdt")
         storage = open_storage(killed / JOURNAL)
-        done = [t for t in counted_trials(open_study(storage, search)) if t.state.name != "RUNNING"]
+        study = open_study(storage, search.study_name, search.search_space)
+        done = [t for t in counted_trials(study) if t.state.name != "RUNNING"]
         assert len(done) >= kept, "a finished trial was lost"
         kept = len(done)
     assert kills >= 2
@@ -299,11 +301,11 @@ def test_a_trial_of_a_living_process_is_left_running(tmp_path):
     search = open_search_context(Project.open(root), "gbdt")
     study = open_study(open_storage(root / JOURNAL), search.study_name, search.search_space)
     trial = study.ask()
-    trial.set_user_attr("worker", tune._worker_identity())
+    trial.set_user_attr("worker", worker_identity())
     assert fail_stale_trials(study) == 0
     trial.set_user_attr("worker", ["another machine", 1, 0.0])
     assert fail_stale_trials(study) == 0
-    trial.set_user_attr("worker", tune._worker_identity()[:2] + [0.0])
+    trial.set_user_attr("worker", worker_identity()[:2] + [0.0])
     assert fail_stale_trials(study) == 1 and fail_stale_trials(study) == 0
     run_trials(study, search)
     first = [t for t in counted_trials(study) if "default_params" in t.user_attrs]
