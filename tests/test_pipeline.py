@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 from ruamel.yaml import YAML
 from support.shop_project import shop
 
+from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.schema import Column, Schema
+from mlops_nb.config.settings import read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.examples.subscribers import pack_subscriber_bundle
 from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
+from mlops_nb.release.release_plan import plan_path, promote_bundle
 from mlops_nb.scaffold import choose_split, datetime_columns, init_project, package_name
 
 ORDER = [(name, "gbdt" if stage.matrix else None) for name, stage in STAGES.items()]
@@ -103,6 +107,22 @@ def test_the_champion_is_verified_and_handed_in(project, monkeypatch):
     (bundle / "model.txt").write_text("another")
     with pytest.raises(UserError, match="model.txt"): run_stage("validate", project)
     assert len(seen) == 2
+
+
+def test_the_advice_about_a_champion_of_an_earlier_version_leads_on(project, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(project, root)
+    place = store_bundle(pack_subscriber_bundle(root / "earlier"), root / "bundles")
+    manifest = read_json(place / "manifest.json", dict)
+    manifest["format"], manifest["producers"] = 1, manifest.pop("packages")
+    del manifest["format_version"]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    endpoint = read_settings(root).release.endpoint
+    promote_bundle(plan_path(root, read_settings(root)), endpoint, place.name)
+    advice = "earlier version .* if a plan in `releases/` names it, move that plan away first"
+    with pytest.raises(UserError, match=advice): run_stage("validate", root)
+    (root / "releases").rename(tmp_path / "away")
+    assert run_stage("validate", root)["stage"] == "validate"
 
 
 def test_an_unknown_stage_is_a_sentence(tmp_path):

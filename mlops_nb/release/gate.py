@@ -176,7 +176,7 @@ def check_clean_process(
     bundle: Path, # The bundle's folder
     timeout_seconds: float = 120, # seconds
 ) -> GateResult:
-    "The bundle reproduces its golden rows in a process of its own."
+    "The bundle reproduces its golden examples in a process of its own."
     def result(passed, message): return GateResult("bundle: clean process", None, None, passed, message)
     command = [sys.executable, "-I", "-c", _GOLDEN_CHECK, str(Path(bundle).resolve())]
     try: done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
@@ -184,9 +184,9 @@ def check_clean_process(
         return result(False, f"The bundle did not answer within {timeout_seconds:.0f} s in a process of its own.")
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
     if done.returncode == 0 and said == ["same"]:
-        return result(True, "A fresh process reproduces the golden rows exactly.")
+        return result(True, "A fresh process reproduces the golden examples exactly.")
     why = said[-1] if said else "it said nothing"
-    return result(False, f"A fresh process does not reproduce the golden rows: {why}")
+    return result(False, f"A fresh process does not reproduce the golden examples: {why}")
 
 # %% ../../nbs/release/00_gate.ipynb #0ff74344
 def check_single_row_parity(

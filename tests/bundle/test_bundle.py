@@ -11,27 +11,11 @@ from hypothesis import strategies as st
 from support import trained_project as modelling
 
 from mlops_nb.bundle.bundle import BUNDLE_FILES, check_golden_examples, golden_examples, open_bundle, read_data_baseline
-from mlops_nb.bundle.stage import pack_bundle, run_bundle
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import MANIFEST_FILE, Manifest, verify_manifest, write_manifest
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.train.stage import open_trained_predictor
-
-
-@pytest.fixture(scope="module", params=list(modelling.CLASSES))
-def project(request, tmp_path_factory):
-    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param, n=500),
-                            request.param)
-    run_bundle(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp("one"), n=500))
-    pack_bundle(root)
-    return root
 
 
 @pytest.fixture

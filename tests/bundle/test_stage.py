@@ -8,28 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from support import trained_project as modelling
 
 from mlops_nb.bundle.bundle import open_bundle, read_data_baseline
 from mlops_nb.bundle.stage import pack_bundle, run_bundle, score_histogram
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.predictor import Predictor
-
-
-@pytest.fixture(scope="module", params=list(modelling.CLASSES))
-def project(request, tmp_path_factory):
-    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp(request.param), request.param, n=500),
-                            request.param)
-    run_bundle(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    root = modelling.judged(modelling.trained(tmp_path_factory.mktemp("one"), n=500))
-    pack_bundle(root)
-    return root
 
 
 def test_the_same_project_gives_the_same_bytes_wherever_it_is(project, tmp_path):

@@ -89,7 +89,7 @@ def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_s
     assert got.bundle == same
     stricter = other_schema(project, made[2], known={"type": "category", "nullable": False, "domain": ["yes"]})
     manager._load_plan(plan_path(project, manager.settings))
-    # the encoder of the model wants a boolean, so its golden rows differ
+    # the encoder of the model wants a boolean, so its golden examples differ
     with pytest.raises(UserError): manager._load_model(stricter)
     endpoint = manager.endpoints["rows"]
     endpoint.variants["same"]._same_encoding.clear()  # as if its inputs were others
