@@ -12,6 +12,7 @@ READY := $(VENV)/.ready
 repro: $(READY)            ## data, the whole pipeline, the reports
 	@mlops-nb simulate --if-missing
 	@dvc repro
+	@test -f reports/index.html || mlops-nb stage report
 	@echo "Open $(abspath reports/index.html)"
 
 test: check lessons pytest ## export drift, lint, lesson cells, pytest

@@ -151,6 +151,7 @@ def run_report(
     run, header = summarize_run(root)
     folder = publish_run(root, run, header)
     log_reports(root)
+    write_json(root / 'artifacts/report.json', dict(run=run.name, pages=run.pages))
     start = root / 'reports/index.html' if run.passed else folder / 'evaluation.html'
     print(summary_line(run, start.relative_to(root)))
     return dict(pages=len(run.pages))
