@@ -5,6 +5,7 @@ All of it is made here, with a known relation between inputs and target, so that
 """
 import gzip
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from support.project_checks import check_counts, check_pages, check_parity, check_release
+from support.project_checks import check_counts, check_pages, check_parity, check_release, files
 
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.pipeline import STAGES, run_stage
@@ -155,3 +156,15 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     run_stage("report", root)
     check_release(root, gate)
     check_pages(root, gate, capfd.readouterr().out)
+
+
+def test_a_clone_makes_the_same_outputs(tmp_path):
+    "Whatever DVC keeps a hash of is the same in another folder at another time: `git status` stays clean."
+    options, _ = tiny(tmp_path)
+    here, clone = tmp_path / "here", tmp_path / "clone"
+    init_project(here, str(options["data"]), options["target"], split=choose_split(None))
+    shutil.copytree(here, clone)
+    for root in (here, clone):
+        for s in STAGES.values(): run_stage(s.name, root, "gbdt" if s.matrix else None)
+    outputs = [o.replace("${item.learner}", "gbdt") for s in STAGES.values() for o in [*s.outs, *s.metrics]]
+    for o in outputs: assert files(here / o) == files(clone / o) != {}, o

@@ -38,10 +38,10 @@ def new_project(root, data, target, *options):
 def ran(output): return re.findall(r"Running stage '([^']+)'", output)
 
 
-def files(folder):
-    "sha256 of every file below a folder."
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
-            if p.is_file()}
+def files(path):
+    "sha256 of a file, or of every file below a folder."
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found if p.is_file()}
 
 
 # ---- what must hold in every project
