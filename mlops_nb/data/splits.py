@@ -40,15 +40,15 @@ def split_by_position(
     strata: np.ndarray | None = None, # (n,) class of each row; None for no stratification
 ) -> np.ndarray: # (n,) of train, valid and test
     "Cut the last rows off for `test`, and the last of the others for `valid`."
-    part = np.full(len(position), "train", dtype="<U5")
+    splits = np.full(len(position), "train", dtype="<U5")
     strata = np.zeros(len(position)) if strata is None else strata
     for s in np.unique(strata):
         rest = np.flatnonzero(strata == s)
         for name, share in (("test", test_share), ("valid", validation_share)):
             last = is_in_last_share(position[rest], share) if share else np.zeros(len(rest), bool)
-            part[rest[last]] = name
+            splits[rest[last]] = name
             rest = rest[~last]
-    return part
+    return splits
 
 # %% ../../nbs/data/06_splits.ipynb #0e73709a
 def _source_order(keys): return keys.select(pl.struct("_source", "_row").rank("ordinal") - 1).to_series().to_numpy()
@@ -62,7 +62,7 @@ def _group_positions(keys, column, seed):
 
 # %% ../../nbs/data/06_splits.ipynb #107583f5
 def group_column(params: SplitParams, schema: Schema) -> str | None: # None unless the method is `group`
-    "The column whose values may not be in two parts."
+    "The column whose values may not be in two splits."
     if params.method != "group": return None
     if params.column is None and schema.entity is None:
         raise UserError("params.yaml, prepare.split: method 'group' needs a group; name it in `column`, or name the "
@@ -71,7 +71,7 @@ def group_column(params: SplitParams, schema: Schema) -> str | None: # None unle
 
 # %% ../../nbs/data/06_splits.ipynb #aed63902
 def check_split_params(params: SplitParams, schema: Schema):
-    "Raise `UserError` for a split that cannot work with this contract."
+    "Raise `UserError` for a split that cannot work with this schema."
     where = "params.yaml, prepare.split"
     column = params.column if params.method == "column" else group_column(params, schema)
     if params.method == "time" and schema.event_time is None:
@@ -96,47 +96,47 @@ def split_key_columns(params: SplitParams, schema: Schema) -> list[str]: # Colum
 # %% ../../nbs/data/06_splits.ipynb #7ac0c182
 def _strata(keys, schema): return None if schema.task == "regression" else keys["_target"].to_numpy()
 
-def _cut_validation_split(keys, part, params, schema):
-    "Cut a validation part off the rows that are `train` in `part`."
-    rest = np.flatnonzero(part == "train")
+def _cut_validation_split(keys, splits, params, schema):
+    "Cut a validation split off the rows that are `train` in `splits`."
+    rest = np.flatnonzero(splits == "train")
     mine = keys[rest]
     if schema.event_time:
-        part[rest] = split_by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.validation)
+        splits[rest] = split_by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.validation)
     else:
-        part[rest] = split_by_position(_random_positions(mine, params.seed), 0, params.validation,
-                                       _strata(mine, schema))
-    return part
+        splits[rest] = split_by_position(_random_positions(mine, params.seed), 0, params.validation,
+                                         _strata(mine, schema))
+    return splits
 
 # (n,) of train, valid and test
 def split_by_column(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray:
-    "The parts that the values of `params.column` name."
+    "The splits that the values of `params.column` name."
     given = keys[params.column].cast(pl.String).str.strip_chars().str.to_lowercase()
     other = keys[params.column].filter(~given.is_in(SPLIT_NAMES).fill_null(False)).unique()
     if len(other):
         raise UserError(f"the column '{params.column}', by which params.yaml splits, holds {other.sort()[0]!r}; "
                         "it may say only train, valid or test.")
-    part = given.to_numpy().astype("<U5")
-    return part if "valid" in part else _cut_validation_split(keys, part, params, schema)
+    splits = given.to_numpy().astype("<U5")
+    return splits if "valid" in splits else _cut_validation_split(keys, splits, params, schema)
 
 # %% ../../nbs/data/06_splits.ipynb #64b5a820
 # (n,) of train, valid and test
 def split_by_files(keys: pl.DataFrame, params: SplitParams, schema: Schema) -> np.ndarray:
-    "The rows of the files that `params.test_files` name (`*` and `?` allowed) are the test part."
+    "The rows of the files that `params.test_files` name (`*` and `?` allowed) are the test split."
     sources = keys["_source"].unique().cast(pl.String).sort().to_list()
     for pattern in params.test_files:
         if not any(fnmatchcase(s, pattern) for s in sources):
             raise UserError(f"params.yaml, prepare.split.test_files: '{pattern}' matches no source "
                             f"file{did_you_mean(pattern, sources)}")
     test = [s for s in sources if any(fnmatchcase(s, pattern) for pattern in params.test_files)]
-    part = np.where(keys["_source"].cast(pl.String).is_in(test).to_numpy(), "test", "train").astype("<U5")
-    return _cut_validation_split(keys, part, params, schema)
+    splits = np.where(keys["_source"].cast(pl.String).is_in(test).to_numpy(), "test", "train").astype("<U5")
+    return _cut_validation_split(keys, splits, params, schema)
 
 # %% ../../nbs/data/06_splits.ipynb #fb304b63
 def check_splits_usable(keys: pl.DataFrame, splits: np.ndarray, params: SplitParams, schema: Schema):
-    "Raise `UserError` for an empty part, or a training part that lacks a class or has one value only."
+    "Raise `UserError` for an empty split, or a training split that lacks a class or has one value only."
     for name in reversed(SPLIT_NAMES):
         if not (splits == name).any():
-            raise UserError(f"the {name} part would be empty (prepare.split in params.yaml: method '{params.method}', "
+            raise UserError(f"the {name} split would be empty (prepare.split in params.yaml: method '{params.method}', "
                             f"{len(keys)} rows"
                             + (f", {keys[schema.event_time].n_unique()} different times" if schema.event_time else "")
                             + "); add data, or choose another method or share.")
@@ -157,7 +157,7 @@ def row_positions(
     params: SplitParams,
     schema: Schema,
 ) -> np.ndarray: # (n,) numbers; rows with equal ones stay together
-    "Where each row lies on the line that is cut into parts."
+    "Where each row lies on the line that is cut into splits."
     if params.method == "order": return _source_order(keys)
     if params.method == "group": return _group_positions(keys, group_column(params, schema), params.seed)
     if params.method == "random" or not schema.event_time: return _random_positions(keys, params.seed)
@@ -168,48 +168,48 @@ def assign_splits(
     params: SplitParams,
     schema: Schema,
 ) -> pl.Series: # Named `split`: train, valid or test for each row of `keys`
-    "Give every row its part; raises `UserError` where no usable split comes out."
+    "Give every row its split; raises `UserError` where no usable split comes out."
     check_split_params(params, schema)
     shares = params.test, params.validation
     match params.method:
-        case "time" | "order" | "group": part = split_by_position(row_positions(keys, params, schema), *shares)
-        case "random": part = split_by_position(row_positions(keys, params, schema), *shares, _strata(keys, schema))
-        case "column": part = split_by_column(keys, params, schema)
-        case "files": part = split_by_files(keys, params, schema)
-    check_splits_usable(keys, part, params, schema)
-    return pl.Series("split", part)
+        case "time" | "order" | "group": splits = split_by_position(row_positions(keys, params, schema), *shares)
+        case "random": splits = split_by_position(row_positions(keys, params, schema), *shares, _strata(keys, schema))
+        case "column": splits = split_by_column(keys, params, schema)
+        case "files": splits = split_by_files(keys, params, schema)
+    check_splits_usable(keys, splits, params, schema)
+    return pl.Series("split", splits)
 
 # %% ../../nbs/data/06_splits.ipynb #61644232
 class SplitCheck(Struct):
-    "What is in two parts: nothing, or the split is refused. None means that the method makes no such promise."
+    "What is in two splits: nothing, or the split is refused. None means that the method makes no such promise."
     duplicate_rows: int # rows, by `_source` and `_row`, that are in the data more than once
     overlapping_groups: int | None = None
     overlapping_times: int | None = None
     in_time_order: bool | None = None # is all of train before valid, and all of valid before test?
     overlapping_entities: int | None = None # for the reader: no method but `group` promises anything here
 
-def _count_overlap(parts, column):
-    "How many values of `column` are in more than one part."
-    values = [p.select(pl.col(column).unique().drop_nulls()) for p in parts.values()]
+def _count_overlap(splits, column):
+    "How many values of `column` are in more than one split."
+    values = [s.select(pl.col(column).unique().drop_nulls()) for s in splits.values()]
     return pl.concat(values).select((pl.col(column).unique_counts() > 1).sum()).item()
 
 # %% ../../nbs/data/06_splits.ipynb #475fe8e8
 def check_split_overlap(
-    parts: dict[str, pl.DataFrame], # train, valid, test: the keys of their rows
+    splits: dict[str, pl.DataFrame], # train, valid, test: the keys of their rows
     params: SplitParams,
     schema: Schema,
 ) -> SplitCheck:
-    "Prove that no row, and no group or moment where that is promised, is in two parts; raises `UserError` if one is."
-    rows = pl.concat([p.select("_source", "_row") for p in parts.values()])
+    "Prove that no row, and no group or moment where that is promised, is in two splits; raises `UserError` if one is."
+    rows = pl.concat([s.select("_source", "_row") for s in splits.values()])
     check = SplitCheck(len(rows) - rows.n_unique())
     time, group = schema.event_time, group_column(params, schema)
-    if group: check.overlapping_groups = _count_overlap(parts, group)
-    if schema.entity and schema.entity in parts["train"].columns:
-        check.overlapping_entities = _count_overlap(parts, schema.entity)
+    if group: check.overlapping_groups = _count_overlap(splits, group)
+    if schema.entity and schema.entity in splits["train"].columns:
+        check.overlapping_entities = _count_overlap(splits, schema.entity)
     if params.method == "time":
-        check.overlapping_times = _count_overlap(parts, time)
-        check.in_time_order = all(parts[a][time].max() < parts[b][time].min() for a,
-                                  b in (("train", "valid"), ("valid", "test")))
+        check.overlapping_times = _count_overlap(splits, time)
+        check.in_time_order = all(splits[a][time].max() < splits[b][time].min()
+                                  for a, b in (("train", "valid"), ("valid", "test")))
     broken = check.duplicate_rows or check.overlapping_groups or check.overlapping_times or check.in_time_order is False
     if broken:
         raise UserError(f"the split does not hold ({check}); a source was taken in twice, or files in artifacts/ were "

@@ -139,7 +139,7 @@ def test_files_and_the_validation_part_by_time_or_at_random():
     (PLAIN, dict(method="column", column="nope"), "there is no column 'nope'"),
     (PLAIN, dict(method="column", column="team"), "feature: false"),
     (PLAIN, dict(method="files", test_files=["f1.csv", "x*"]), "'x*' matches no source file"),
-    (PLAIN, dict(method="files", test_files=["*"]), "the valid part would be empty"),
+    (PLAIN, dict(method="files", test_files=["*"]), "the valid split would be empty"),
     (TIMED, dict(method="time", test=.8), "prepare.split.test is 0.8"),
     (TIMED, dict(method="time", test=0.), "prepare.split.test is 0"),
     (TIMED, dict(method="time", validation=1.), "prepare.split.validation is 1"),
@@ -150,9 +150,9 @@ def test_what_cannot_work_is_one_sentence(schema, kw, says):
 
 
 def test_empty_parts_and_absent_classes():
-    with pytest.raises(UserError, match="the test part would be empty.*1 different times"):
+    with pytest.raises(UserError, match="the test split would be empty.*1 different times"):
         split(rows().with_columns(at=datetime(2024, 1, 1)), TIMED, method="time")
-    with pytest.raises(UserError, match="the test part would be empty"): split(rows(people=1), TIMED, method="group")
+    with pytest.raises(UserError, match="the test split would be empty"): split(rows(people=1), TIMED, method="group")
     with pytest.raises(UserError, match="the class 'yes' of 'y' is in no training row"):
         split(rows().sort("at").with_columns(_target=(pl.col("at") > datetime(2024, 2, 3)) * 1.), TIMED, method="time")
     with pytest.raises(UserError, match="is 3 in every training row"):
