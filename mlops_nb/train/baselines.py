@@ -161,7 +161,6 @@ def _sample(frame, seed):
     if frame.height <= MAX_LINEAR_ROWS: return frame
     drawn = frame.sample(MAX_LINEAR_ROWS, seed=seed)
     if drawn['_target'].n_unique() > 1: return drawn
-    # an event too rare for the draw
     return pl.concat([drawn, frame.filter(pl.col('_target') != drawn['_target'][0]).head(1000)])
 
 def _to_series(values):

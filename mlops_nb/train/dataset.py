@@ -39,8 +39,7 @@ def exponential_decay_weights(
     "Weights that halve with every `half_life` of age."
     if n := times.null_count():
         raise UserError(f"train.sample_weight_half_life needs the time of every row, and '{times.name}' is missing in "
-                        f"{n} training rows; "
-                        "set it to null, or make the column not nullable.")
+                        f"{n} training rows; set it to null, or make the column not nullable.")
     seconds = (times.max() - times).dt.total_microseconds().to_numpy() / 1e6
     return np.maximum(2.0 ** (-seconds / (int(half_life[:-1]) * _SECONDS[half_life[-1]])), 1e-9)
 
@@ -62,8 +61,7 @@ def check_target(
     if not len(y): raise UserError(f"the {split} split has no rows; {fix}")
     if bad := int((~np.isfinite(y)).sum()):
         raise UserError(f"the target '{schema.target}' is missing or infinite in {bad} rows of the {split} split; "
-                        f"correct it, "
-                        "or leave such rows out with a filter in schema.yaml.")
+                        "correct it, or leave such rows out with a filter in schema.yaml.")
     if split == 'train' and (y == y[0]).all():
         value = schema.classes[int(y[0])] if schema.classes else f"{y[0]:g}"
         raise UserError(f"the target '{schema.target}' is {value!r} in all {len(y)} rows of the train split, so there "

@@ -8,6 +8,8 @@ __all__ = ['ProcessGroup', 'current_process_group', 'shard_net', 'wrap_ddp', 'fu
 # %% ../../nbs/train/07_distributed.ipynb #268d655e
 from typing import NamedTuple
 
+from fastcore.basics import patch
+
 # %% ../../nbs/train/07_distributed.ipynb #b1d2e278
 class ProcessGroup(NamedTuple):
     "The processes that train one net, and which of them this is."
@@ -18,35 +20,39 @@ class ProcessGroup(NamedTuple):
         "This process's part of some rows."
         return rows.tensor_split(self.world_size)[self.rank]
 
-    def all_reduce(self, x): # A tensor
-        "The sum over all processes."
-        import torch.distributed as dist
-        if self.world_size > 1: dist.all_reduce(x)
-        return x
+# %% ../../nbs/train/07_distributed.ipynb #f3d32574
+@patch
+def all_reduce(self:ProcessGroup, x): # A tensor, changed in place
+    "The sum over all processes."
+    import torch.distributed as dist
+    if self.world_size > 1: dist.all_reduce(x)
+    return x
 
-    def all_gather(self, x) -> list: # A tensor on the CPU -> one of each process
-        "Everybody's tensor, by rank."
-        import torch
-        import torch.distributed as dist
-        if self.world_size == 1: return [x]
-        found = [torch.empty_like(x) for _ in range(self.world_size)]
-        dist.all_gather(found, x)
-        return found
+@patch
+def all_gather(self:ProcessGroup, x) -> list: # A tensor on the CPU -> one of each process
+    "Everybody's tensor, by rank."
+    import torch
+    import torch.distributed as dist
+    if self.world_size == 1: return [x]
+    found = [torch.empty_like(x) for _ in range(self.world_size)]
+    dist.all_gather(found, x)
+    return found
 
-    def broadcast(self, yes: bool) -> bool:
-        "What the first process has decided."
-        import torch
-        import torch.distributed as dist
-        said = torch.tensor(int(yes))
-        if self.world_size > 1: dist.broadcast(said, 0)
-        return bool(said)
+@patch
+def broadcast(self:ProcessGroup, yes: bool) -> bool:
+    "What the first process has decided."
+    import torch
+    import torch.distributed as dist
+    said = torch.tensor(int(yes))
+    if self.world_size > 1: dist.broadcast(said, 0)
+    return bool(said)
 
 # %% ../../nbs/train/07_distributed.ipynb #dec3a202
 def current_process_group() -> ProcessGroup:
     "The processes that this one was started with."
     import torch.distributed as dist
-    return ProcessGroup(dist.get_rank(),
-                        dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ProcessGroup()
+    if not (dist.is_available() and dist.is_initialized()): return ProcessGroup()
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 # %% ../../nbs/train/07_distributed.ipynb #38ccc95c
 def shard_net(

@@ -60,8 +60,7 @@ def check_objective(
         for split, part in zip(('train', 'valid'), parts):
             if below := int((part.y < 0).sum()):
                 raise UserError(f"the objective poisson is for values that are never negative, and {below} of the "
-                                f"{len(part.y)} "
-                                f"{split} rows have a target below 0; {retry}")
+                                f"{len(part.y)} {split} rows have a target below 0; {retry}")
         if not parts[0].y.any():
             raise UserError(f"the objective poisson needs a mean above 0, and the target is 0 in all {len(parts[0].y)} "
                             f"train rows; {retry}")
@@ -69,8 +68,8 @@ def check_objective(
     theirs = found and next((name for name, said in OBJECTIVES.items() if said == found), found)
     if theirs not in (None, mine):
         raise UserError(f"the initial model (train.init_model) adds up with the objective {theirs}, and "
-                        f"train.gbdt.objective is {mine}; "
-                        "set it to the same, or init_model to null to train from nothing.")
+                        f"train.gbdt.objective is {mine}; set it to the same, or init_model to null to train from "
+                        "nothing.")
 
 # %% ../../nbs/train/04_gbdt.ipynb #0d00b48f
 class BoostingState(Struct, forbid_unknown_fields=True):
@@ -156,8 +155,7 @@ def load_gbdt_checkpoint(
     try: return read_json(path, BoostingState)
     except UserError:
         print(f"train gbdt: the checkpoint {path} is damaged, or of another version; the training starts again from "
-              f"the beginning, "
-              "and the file is replaced at the next checkpoint.", file=sys.stderr, flush=True)
+              "the beginning, and the file is replaced at the next checkpoint.", file=sys.stderr, flush=True)
 
 # %% ../../nbs/train/04_gbdt.ipynb #0e3965a5
 # An `on_iteration` that logs as well

@@ -110,8 +110,7 @@ def check_device_count(device: DeviceConfig) -> None:
     if there.type == "cpu": return
     if there.index is not None:
         raise UserError(f"the device {device.name} is one, and n_processes in section [run] of settings.ini is "
-                        f"{device.n_processes}; "
-                        "set device to cuda or auto.")
+                        f"{device.n_processes}; set device to cuda or auto.")
     if count < device.n_processes:
         raise UserError(f"n_processes in section [run] of settings.ini is {device.n_processes}, and this machine has "
                         f"{count} CUDA device{'s' * (count != 1)}; each process needs one, so lower it.")

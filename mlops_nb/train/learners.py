@@ -47,8 +47,7 @@ def _checkpoint_file(learner, options, key, name):
     others = [p for p in options.checkpoint_dir.glob('*') if p.is_dir()]
     if others and not any(p.name == key for p in others):
         print(f"train {learner}: the checkpoints in {options.checkpoint_dir} belong to another training (other rows, "
-              f"params or versions); "
-              "this one starts from the beginning.", file=sys.stderr, flush=True)
+              "params or versions); this one starts from the beginning.", file=sys.stderr, flush=True)
     return str(options.checkpoint_dir / key / name)
 
 def _callbacks(options, key):
@@ -125,9 +124,8 @@ def _same_task(folder, schema):
     was = read_json(folder / ('schema.json' if (folder / 'schema.json').exists() else 'training.json'), dict)
     if (was.get('task'), was.get('classes')) != (schema.task, schema.classes):
         raise UserError(f"the model in {folder} (train.init_model) was trained for {was.get('task')} with the classes "
-                        f"{was.get('classes')}, "
-                        f"and schema.yaml says {schema.task} with {schema.classes}; set it to null to train from "
-                        f"nothing.")
+                        f"{was.get('classes')}, and schema.yaml says {schema.task} with {schema.classes}; "
+                        "set it to null to train from nothing.")
 
 # %% ../../nbs/train/11_learners.ipynb #06b1086f
 def open_init_model(

@@ -36,8 +36,8 @@ def checkpoint_tensors(
 ) -> dict: # name -> tensor, on the CPU
     "Everything that a checkpoint holds of a training."
     import torch
-    adam = {f"{i}.{k}": v for i, moments in training.optimizer.state_dict()["state"].items() for k,
-            v in moments.items()}
+    adam = {f"{i}.{k}": v for i, moments in training.optimizer.state_dict()["state"].items()
+            for k, v in moments.items()}
     states = dict(cpu=torch.get_rng_state())
     if training.device.type == "cuda": states["cuda"] = torch.cuda.get_rng_state(training.device)
     random = dict(shuffle_generator=training.shuffle_state)
@@ -87,8 +87,7 @@ def save_net_checkpoint(
 def load_net_checkpoint(
     path: str | Path | None, # None, or not there: no checkpoint
     key: str, # Of this training
-# Its tensors and state, or why it cannot be used; both empty where there is none
-) -> tuple[tuple[dict, NetTrainingState] | None, str]:
+) -> tuple[tuple[dict, NetTrainingState] | None, str]: # Tensors and state, or why not; both empty where there is none
     "An interrupted training."
     if path is None or not Path(path).exists(): return None, ""
     try:
@@ -99,6 +98,7 @@ def load_net_checkpoint(
         return (read_safetensors(data), msgspec.json.decode(about["state"], type=NetTrainingState)), ""
     except (KeyError, ValueError, OverflowError): return None, "is damaged, or of another version"
 
+# %% ../../nbs/train/08_net_checkpoint.ipynb #92ad9b4c
 def warn_unusable_checkpoint(path: str | Path, why: str) -> None:
     "Say on the error stream that a training starts again."
     print(f"train net: the checkpoint {path} {why}; the training starts again from the beginning, "

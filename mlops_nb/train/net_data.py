@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..model.network import NetworkSpec, to_tensors
 from .dataset import TrainingPart
@@ -74,9 +75,6 @@ class DeviceDataLoader:
         groups = [order[i:i + self.batches_per_chunk] for i in range(0, len(order), self.batches_per_chunk)]
         for group, rows in zip(groups, self.prefetch([torch.cat(g) for g in groups])):
             yield from rows.split([len(at) for at in group])
-
-# %% ../../nbs/train/06_net_data.ipynb #df94022a
-from fastcore.basics import patch
 
 # %% ../../nbs/train/06_net_data.ipynb #d9922bc1
 @patch

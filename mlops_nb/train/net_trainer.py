@@ -21,6 +21,8 @@ from msgspec import Struct, field
 
 from ..config.params import NetParams
 from ..core.errors import UserError
+
+# %% ../../nbs/train/09_net_trainer.ipynb #f5e3b97e
 from mlops_nb.model.network import (
     NetworkSpec,
     build_network,
@@ -103,8 +105,7 @@ def compile_net(net): # Called like the net
     import torch
     if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
         raise UserError("train.net.compile in params.yaml needs a C++ compiler, and neither g++ nor clang++ is on this "
-                        "machine; "
-                        "install one, or set it to false.")
+                        "machine; install one, or set it to false.")
     return torch.compile(net, dynamic=False)
 
 # %% ../../nbs/train/09_net_trainer.ipynb #b4a9bef7
@@ -183,8 +184,8 @@ def load_to_device(
     loader = DeviceDataLoader(rows, device, budget_bytes, batch, other_bytes=watched.nbytes)
     if not loader.fits_on_device and process_group.rank == 0:
         print(f"train net: {(rows.nbytes + watched.nbytes) / 2**20:,.2f} MiB of rows do not fit into the "
-              f"{budget_bytes / 2**20:,.2f} MiB that "
-              f"they may take of {device}; they are sent in chunks of {loader.batches_per_chunk * batch:,}.",
+              f"{budget_bytes / 2**20:,.2f} MiB that they may take of {device}; they are sent in chunks of "
+              f"{loader.batches_per_chunk * batch:,}.",
               file=sys.stderr, flush=True)
     return loader, watched.to(device) if loader.fits_on_device else watched
 
@@ -207,8 +208,8 @@ def train_epochs(
 
 # %% ../../nbs/train/09_net_trainer.ipynb #e2fdf3cf
 _OUT_OF_MEMORY = ("the memory of {} is not enough for this net and one batch of rows; lower batch_size, ensemble_size "
-                  "or d_hidden in "
-                  "section train.net of params.yaml, or set n_processes and shard in section [run] of settings.ini.")
+                  "or d_hidden in section train.net of params.yaml, or set n_processes and shard in section [run] of "
+                  "settings.ini.")
 
 def halve_memory_budget(
     budget_bytes: float, # Bytes that rows could take
@@ -255,8 +256,7 @@ def check_classes(
     wrong = y[~np.isin(y, np.arange(n_classes))]
     if len(wrong):
         raise UserError(f"the {split} split holds the class {wrong[0]:g}, and the classes of the net are 0 to "
-                        f"{n_classes - 1}; "
-                        "run the stage prepare again.")
+                        f"{n_classes - 1}; run the stage prepare again.")
 
 # %% ../../nbs/train/09_net_trainer.ipynb #e28f6eb3
 class TrainingJob(Struct):

@@ -61,8 +61,7 @@ def warn_unseen_classes(
     unseen = [c for i, c in enumerate(schema.classes or []) if not (y == i).any()]
     if unseen:
         print(f"train: no train row has the class {', '.join(map(repr, unseen))} of '{schema.target}', so no model "
-              f"will expect it; "
-              "look at the split in params.yaml.", file=sys.stderr)
+              "will expect it; look at the split in params.yaml.", file=sys.stderr)
 
 # %% ../../nbs/train/14_stage.ipynb #c2e95970
 def run_train(

@@ -88,9 +88,8 @@ def open_study(storage,
     if study_name in names: return optuna.load_study(study_name=study_name, storage=storage, pruner=pruner)
     if join:
         raise UserError(f"the journal holds no study of {study_name}, but {len(names)} of other data, params or search "
-                        f"spaces; "
-                             "bring params.yaml and artifacts/prepared to the state of the machine that began it, or "
-                             "leave --join out.")
+                        "spaces; bring params.yaml and artifacts/prepared to the state of the machine that began it, "
+                        "or leave --join out.")
     study = optuna.create_study(storage=storage, study_name=study_name, direction='minimize', pruner=pruner)
     study.enqueue_trial({}, user_attrs=dict(default_params=True))
     if last := _previous_best(storage, study_name, search_space): study.enqueue_trial(last)

@@ -20,6 +20,7 @@ import polars as pl
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
+# %% ../../nbs/train/13_tuning.ipynb #555bd595
 from ..config.params import TrainParams
 from ..config.project import Project
 from ..core.errors import UserError
@@ -59,8 +60,8 @@ def suggest_params(
     "The values that a trial tries."
     def one(name, r):
         if is_categorical(r): return trial.suggest_categorical(name, r)
-        return (trial.suggest_int if isinstance(getattr(section, name), int) else trial.suggest_float)(name, *r[:2],
-                                                                                                       log=len(r) > 2)
+        suggest = trial.suggest_int if isinstance(getattr(section, name), int) else trial.suggest_float
+        return suggest(name, *r[:2], log=len(r) > 2)
     return {name: one(name, r) for name, r in search_space.items()}
 
 # %% ../../nbs/train/13_tuning.ipynb #b1695a9a
@@ -87,7 +88,7 @@ def open_search_context(
     learner: str,
 ) -> SearchContext:
     "Read what is searched, and on which rows."
-    # trials run at once instead
+    # several trials run at once; each has one process
     device = DeviceConfig.from_settings(project.settings.run)._replace(n_processes=1, shard=False)
     initial = resolve_init_model(project, learner)
     parts, params = tuple(read_training_parts(project, initial.encoder)), project.params.train
@@ -130,9 +131,8 @@ def run_trial(
     tell = lambda **how: study.tell(trial, skip_if_finished=True, **how)
     train, space = search.project.params.train, search.search_space
     try:
-        tried = {} if 'default_params' in trial.user_attrs else suggest_params(trial, space,
-                                                                               getattr(train, search.learner))
-        params = replace_params(train, search.learner, tried)
+        default, section = 'default_params' in trial.user_attrs, getattr(train, search.learner)
+        params = replace_params(train, search.learner, {} if default else suggest_params(trial, space, section))
         options = FitOptions(n_threads, search.device,
                              on_iteration=_pruning_callback(study, trial, search, params, parent_pid))
         fitted = fit_learner(search.learner, search.parts, search.project.schema, search.encoder, params,
@@ -242,8 +242,9 @@ def _as_number(value, r): # Of a choice: its place in the list; None for a word 
     return float(value)
 
 # %% ../../nbs/train/13_tuning.ipynb #405432b4
-# And a row for each trial and parameter
-def summarise_study(study, search: SearchContext) -> tuple[TuningResult, pl.DataFrame]:
+def summarise_study(
+    study, search: SearchContext,
+) -> tuple[TuningResult, pl.DataFrame]: # And a row for each trial and parameter
     "The best of the finished trials, and all of them."
     trials, space = counted_trials(study), search.search_space
     done, ended = ([t for t in trials if t.state.name in states] for states in (('COMPLETE',), ('COMPLETE', 'PRUNED')))
