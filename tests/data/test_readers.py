@@ -1,6 +1,5 @@
 "Files as people deliver them: every separator, encoding and accident."
 import csv
-import datetime as dt
 import gzip
 import io
 import json
@@ -13,8 +12,7 @@ from hypothesis import strategies as st
 from support.memory import peak_mib
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.data.readers import ReadOptions, detect_source, find_files, find_sources, read_source
-from mlops_nb.data.type_inference import TEXT_FORMATS, apply_text_formats, infer_text_formats
+from mlops_nb.data.readers import ReadOptions, detect_source, find_files, find_sources, read_csv_batches, read_source
 
 
 def put(path, content, encoding="utf-8"):
@@ -151,83 +149,9 @@ def test_any_text_survives_a_csv_file(tmp_path_factory, rows, separator):
     text = io.StringIO()
     csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([("a", "b", "c"), *rows])
     path = put(tmp_path_factory.mktemp("any") / "x.csv", text.getvalue())
-    from mlops_nb.data.readers import read_csv_batches
     frame = pl.concat(read_csv_batches(detect_source(*find_sources(path, ReadOptions(separator=separator))), 1 << 16))
     assert [list(r) for r in frame.rows()] == [[pl.Series([v]).str.strip_chars().item() or None for v in row]
                                                for row in rows]
-
-
-# ---- types
-
-def forms_of(*batches):
-    return infer_text_formats([pl.DataFrame({"x": b}, schema={"x": pl.String}) for b in batches])["x"]
-
-
-@pytest.mark.parametrize("values, expected", [
-    (["1", "-2", "+3"], [1, -2, 3]), (["1", "2.5", "1e3"], [1.0, 2.5, 1000.0]),
-    (["true", "FALSE", None], [True, False, None]),
-    (["0", "1"], [0, 1]), (["00501", "10001"], ["00501", "10001"]), (["0.5", "-0"], [0.5, -0.0]),
-    (["007.5"], ["007.5"]),
-    (["9223372036854775807"], [2**63 - 1]), (["9223372036854775808"], ["9223372036854775808"]),
-    (["inf", "-Infinity"], [float("inf"), -float("inf")]), (["nan", "1"], [None, 1.0]),
-    (["1_000", "0x10"], ["1_000", "0x10"]),
-    (["39,9", "1,25"], [39.9, 1.25]), (["1,234", "5,678"], ["1,234", "5,678"]),
-    (["1,234,567"], ["1,234,567"]), (["1,234.5"], ["1,234.5"]), (["2024-02-29"], [dt.date(2024, 2, 29)]),
-    (["2023-02-29"], ["2023-02-29"]),
-    (["24.12.2023"], [dt.date(2023, 12, 24)]), (["03/04/2024"], ["03/04/2024"]),
-    (["13/04/2024", "03/04/2024"], [dt.date(2024, 4, 13), dt.date(2024, 4, 3)]),
-    (["12/31/2024 01:00:00 PM"], [dt.datetime(2024, 12, 31, 13)]),
-    (["24.12.2023 10:05"], [dt.datetime(2023, 12, 24, 10, 5)]),
-    (["2024-01-01T10:00:00.250"], [dt.datetime(2024, 1, 1, 10, 0, 0, 250_000)]),
-    (["2024-01-01 10:00:00+02:00"], [dt.datetime(2024, 1, 1, 8)]),
-    (["2024-01-01T10:00:00Z"], [dt.datetime(2024, 1, 1, 10)]),
-    (["0001-01-01", "9999-12-31"], [dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
-    (["24-01-05"], ["24-01-05"]),
-    (["2024-01-01", "2024-01-01 10:00:00"], ["2024-01-01", "2024-01-01 10:00:00"]), (["$5", "7%"], ["$5", "7%"])])
-def test_forms(values, expected):
-    got = apply_text_formats(pl.DataFrame({"x": values}), {"x": forms_of(values)})["x"].to_list()
-    assert got == expected and [type(v) for v in got] == [type(v) for v in expected]
-
-
-def test_one_value_in_the_last_batch_decides():
-    assert forms_of(["1"] * 1000, ["2"] * 1000, ["3", "4.5"]) == "number"
-    assert forms_of(["1"] * 1000, [None], ["x"]) is None
-    assert forms_of(["1234567890123456789"], ["2.5"]) is None # as a float it would lose digits
-    assert forms_of([None], [None]) == "empty"
-    assert forms_of(["1"] * 100 + ["x"]) is None # beyond the first glance
-
-
-WORDS = st.one_of(st.none(), st.integers(-10**20, 10**20).map(str), st.floats().map(repr), st.dates().map(str),
-                  st.booleans().map(str),
-                  st.from_regex(r"[+-]?\d{0,3}[,.]?\d{0,4}", fullmatch=True),
-                  st.from_regex(r"\d\d/\d\d/\d{4}", fullmatch=True),
-                  st.text(max_size=4))
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.lists(st.lists(WORDS, max_size=5), min_size=1, max_size=4))
-def test_typing_never_loses_a_value(batches):
-    "Whatever the batches, a value that was there is there afterwards (nan excepted), and all batches have one type."
-    frames = [pl.DataFrame({"x": b}, schema={"x": pl.String}).select(pl.col("x").str.strip_chars().replace("", None))
-              for b in batches]
-    forms = infer_text_formats(frames)
-    typed = [apply_text_formats(f, forms) for f in frames]
-    assert len({f.schema["x"] for f in typed}) == 1
-    for before, after in zip(frames, typed, strict=True):
-        words = before["x"].drop_nulls().str.to_lowercase().str.strip_chars("+-")
-        assert after["x"].null_count() == before["x"].null_count() + (words == "nan").sum() * (forms["x"] == "number")
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(allow_nan=False), min_size=1))
-def test_floats_are_read_to_the_last_bit(values):
-    words = [repr(v) for v in values]
-    assert apply_text_formats(pl.DataFrame({"x": words}), {"x": "number"})["x"].to_list() == values
-
-
-def test_forms_are_null_on_null():
-    for form in TEXT_FORMATS.values():
-        assert pl.DataFrame({"x": [None]}, schema={"x": pl.String}).select(form(pl.col("x"))).item() is None
 
 
 # ---- JSON lines and Parquet
