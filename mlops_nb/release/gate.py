@@ -80,8 +80,10 @@ def check_thresholds(
         if name not in METRICS[task]:
             raise UserError(f"params.yaml, section 'gate.thresholds': a {task} task has no metric "
                             f"{name!r}{did_you_mean(name, METRICS[task])}")
-        check = check_at_least if METRICS[task][name].better == "higher" else check_at_most
-        rules.append(check(f"threshold: {name}", metrics.get(name), bound, f"{name} on the test set"))
+        better, value, description = METRICS[task][name].better, metrics.get(name), f"{name} on the test set"
+        if better == "zero" and value is not None: value, description = abs(value), f"the size of {description}"
+        check = check_at_least if better == "higher" else check_at_most
+        rules.append(check(f"threshold: {name}", value, bound, description))
     return rules
 
 # %% ../../nbs/release/00_gate.ipynb #de58b319
@@ -118,7 +120,8 @@ def check_segments(
     "One rule for each segment column, about its worst value."
     if max_gap is None: return []
     worth = lambda s: abs(s.rest - _CHANCE_LEVEL.get(primary, 0.0)) or 1.0
-    gaps = {(s.column, s.value): (s.gap.low or 0.0) / worth(s) for s in slices if s.rest is not None}
+    known = lambda s: s.rest is not None and s.gap.low is not None
+    gaps = {(s.column, s.value): s.gap.low / worth(s) if known(s) else float("inf") for s in slices}
     worst = {column: max((k for k in gaps if k[0] == column), key=gaps.get) for column, _ in gaps}
     return [check_at_most(f"segment: {column}", gaps[k], max_gap,
                           f"How much worse {primary} significantly is for {column} = {k[1]} than for the rest, "

@@ -85,6 +85,21 @@ def test_thresholds_take_their_direction_from_the_metric():
     with pytest.raises(UserError, match="did you mean 'rmse'"): check_thresholds("regression", {"rmsa": 1}, {})
 
 
+@pytest.mark.parametrize("bias, passed", [(-1000.0, False), (-0.4, True), (0.4, True), (0.6, False), (None, False)])
+def test_a_bound_on_the_bias_holds_on_both_sides(bias, passed):
+    assert check_thresholds("regression", {"bias": 0.5}, {"bias": bias})[0].passed == passed
+
+
+def test_a_segment_whose_figure_cannot_be_computed_fails():
+    unknown = Slice("region", "north", 500, Estimate(None), 0.3, Estimate(None), {})
+    no_interval = Slice("plan", "basic", 500, Estimate(0.3), 0.3, Estimate(0.0), {})
+    no_rest = Slice("sex", "f", 500, Estimate(0.3, 0.2, 0.4), None, Estimate(None), {})
+    rules = check_segments([segment("south", 0.0), unknown, no_interval, no_rest], 0.5, "log_loss")
+    assert [(r.name, r.passed) for r in rules] == [
+        ("segment: region", False), ("segment: plan", False), ("segment: sex", False)]
+    assert all("could not be computed" in r.message and r.value is None for r in rules)
+
+
 def segment(value, gap, rest=0.3, column="region"):
     return Slice(column, value, 500, Estimate(rest + gap, None, None), rest, Estimate(gap, gap - 0.1, gap + 0.1), {})
 
