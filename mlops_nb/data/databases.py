@@ -33,18 +33,22 @@ def parse_database_url(
     kind = _KINDS.get(parts.scheme)
     if kind is None:
         raise UserError(f"{parts.scheme}:// cannot be read; use a path, sqlite:///FILE or "
-                        f"postgresql://USER@HOST/DATABASE.")
+                        "postgresql://USER@HOST/DATABASE.")
     if parts.password or 'password' in parts.query:
         raise UserError("the database URL contains a password; take it out and set PGPASSWORD instead.")
     name = Path(parts.path).stem + '.' + (table or 'query-' + hashlib.sha256(query.encode()).hexdigest()[:8])
     return kind, parts.path.removeprefix('/') if kind == 'sqlite' else url, name
 
-# %% ../../nbs/data/01_databases.ipynb #eede0842
+# %% ../../nbs/data/01_databases.ipynb #5b47a715
 def _quote_identifier(*names): return '.'.join('"' + name.replace('"', '""') + '"' for name in names)
 
+# %% ../../nbs/data/01_databases.ipynb #c3d4b6fc
+def _select(table, query): return query or f"SELECT * FROM {_quote_identifier(*table.split('.'))}"
+
+# %% ../../nbs/data/01_databases.ipynb #eede0842
 def _as_text(value):
-    return value if value is None or isinstance(value, str) else value.hex() if isinstance(value,
-                                                                                           bytes) else repr(value)
+    if value is None or isinstance(value, str): return value
+    return value.hex() if isinstance(value, bytes) else repr(value)
 
 # %% ../../nbs/data/01_databases.ipynb #6c66632c
 @contextmanager
@@ -52,7 +56,7 @@ def open_sqlite(path: str | Path):
     "A read-only connection inside one transaction; SQLite's complaints become `UserError`."
     if not Path(path).is_file():
         raise UserError(f"the SQLite file {path} does not exist; check the path (sqlite:///relative or "
-                        f"sqlite:////absolute).")
+                        "sqlite:////absolute).")
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)) as connection:
             connection.execute('BEGIN')
@@ -61,9 +65,6 @@ def open_sqlite(path: str | Path):
         raise UserError(f"{path} cannot be read ({e}); check the file, and the table or query.") from None
 
 # %% ../../nbs/data/01_databases.ipynb #7dc8af17
-def _select(table, query): # SQL of a table or query
-    return query or f"SELECT * FROM {_quote_identifier(*table.split('.'))}"
-
 def read_sqlite_batches(
     connection: sqlite3.Connection, # From `open_sqlite`
     name: str, # Of the source, for messages
@@ -75,8 +76,8 @@ def read_sqlite_batches(
     names = [d[0].strip() for d in cursor.description or []]
     check_column_names(names, name)
     while batch := cursor.fetchmany(batch_rows):
-        yield strip_text(pl.DataFrame([[_as_text(v) for v in row] for row in batch], dict.fromkeys(names, pl.String),
-                                      orient='row'))
+        rows = [[_as_text(v) for v in row] for row in batch]
+        yield strip_text(pl.DataFrame(rows, dict.fromkeys(names, pl.String), orient='row'))
 
 # %% ../../nbs/data/01_databases.ipynb #d1ac56f8
 _PRIMARY_KEY = """select string_agg(quote_ident(a.attname), ', ' order by array_position(i.indkey::int2[], a.attnum))

@@ -27,10 +27,9 @@ from ..core.errors import UserError
 from .databases import open_sqlite, parse_database_url, read_postgres_batches, read_sqlite_batches
 from .type_inference import check_column_names, convert_text_batches, strip_text
 
-# %% ../../nbs/data/02_readers.ipynb #88e5c992
+# %% ../../nbs/data/02_readers.ipynb #7f9bdcbd
 FILE_SUFFIXES = ('.csv', '.tsv', '.psv', '.jsonl', '.ndjson', '.parquet', '.pq') # each also with .gz
 
-# %% ../../nbs/data/02_readers.ipynb #7f9bdcbd
 def find_files(
     source: str | Path, # A file, a folder or a glob such as `in/*.csv`
 ) -> dict[str, Path]: # `{name: path}`, sorted by name
@@ -48,7 +47,7 @@ def find_files(
     names = {name: p for name, p in names.items() if not re.search(r'(^|/)\.', name)} # nothing hidden
     if not names:
         raise UserError(f"{source} holds no file to read; expected are {', '.join(FILE_SUFFIXES)}, each also with .gz, "
-                        f"or a glob.")
+                        "or a glob.")
     return dict(sorted(names.items()))
 
 # %% ../../nbs/data/02_readers.ipynb #e24cb421
@@ -60,7 +59,7 @@ def open_decompressed(path: Path):
         with (gzip.open if gz else open)(path, 'rb') as f: yield f
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{path} is a damaged gzip file ({e}), as if it was cut in the middle; "
-                        f"copy it again.") from None
+                        "copy it again.") from None
 
 # %% ../../nbs/data/02_readers.ipynb #e9e51780
 def detect_format(path: Path) -> str: # `csv`, `jsonl` or `parquet`
@@ -79,10 +78,6 @@ def detect_format(path: Path) -> str: # `csv`, `jsonl` or `parquet`
     return 'jsonl' if text.startswith(b'{') else 'csv'
 
 # %% ../../nbs/data/02_readers.ipynb #37b20637
-_CANDIDATE_ENCODINGS = ['cp1252', 'cp1250', 'cp1251', 'cp1253', 'cp1254', 'cp1255', 'cp1256', 'cp1257', 'koi8_r',
-                        'cp932', 'euc_jp', 'gb18030',
-            'big5', 'euc_kr']
-
 def first_undecodable_byte(
     path: Path,
     encoding: str, # A Python codec
@@ -102,15 +97,18 @@ def check_encoding(path: Path, encoding: str) -> str: # The codec's Python name
     "Raise `UserError` unless the whole file decodes with `encoding`."
     try: name = codecs.lookup(encoding).name.replace('-', '_')
     except LookupError:
-        raise UserError(f"encoding {encoding!r} is unknown; use one such as utf-8, latin-1, "
-                        f"cp1252 or utf-16.") from None
-    name = {'utf_8': 'utf_8_sig'}.get(name, name)
+        raise UserError(f"encoding {encoding!r} is unknown; use one such as utf-8, latin-1, cp1252 or "
+                        "utf-16.") from None
+    if name == 'utf_8': name = 'utf_8_sig' # with a byte order mark or without
     if (offset := first_undecodable_byte(path, name)) is not None:
         raise UserError(f"{path} is not {encoding}: byte {offset} does not decode; give another --encoding, or none to "
-                        f"have it detected.")
+                        "have it detected.")
     return name
 
 # %% ../../nbs/data/02_readers.ipynb #2914c13b
+_CANDIDATE_ENCODINGS = ['cp1252', 'cp1250', 'cp1251', 'cp1253', 'cp1254', 'cp1255', 'cp1256', 'cp1257', 'koi8_r',
+                        'cp932', 'euc_jp', 'gb18030', 'big5', 'euc_kr']
+
 def _guess_encoding(path, offset):
     from charset_normalizer import from_bytes
     with open_decompressed(path) as f:
@@ -135,7 +133,7 @@ def detect_encoding(path: Path) -> str: # A Python codec
     guess = _guess_encoding(path, offset)
     if guess is None or first_undecodable_byte(path, guess) is not None:
         raise UserError(f"{path} is not UTF-8 (byte {offset}) and its encoding could not be detected; give it, e.g. "
-                        f"--encoding latin-1.")
+                        "--encoding latin-1.")
     return guess
 
 # %% ../../nbs/data/02_readers.ipynb #29692f97
@@ -163,8 +161,11 @@ def detect_separator(path: Path, encoding: str) -> str: # One character
     return best if score(best)[0] > 0.5 else ','
 
 # %% ../../nbs/data/02_readers.ipynb #844ba297
-# Names, and the number of the record they are in
-def read_csv_header(path: Path, encoding: str, separator: str) -> tuple[list[str], int]:
+def read_csv_header(
+    path: Path,
+    encoding: str,
+    separator: str,
+) -> tuple[list[str], int]: # Names, and the number of the record they are in
     "The column names of a CSV file, stripped; raises `UserError` if a name comes twice or no row follows."
     rows = list(islice(_csv_records(path, encoding, separator), 2))
     if not rows: raise UserError(f"{path} holds only blank lines; send it again, or leave it out.")
@@ -193,12 +194,11 @@ class Source(Struct, frozen=True):
         how = {f"separator {self.separator!r}": self.separator, f"encoding {self.encoding}": self.encoding}
         return ', '.join([self.kind, *(words for words, known in how.items() if known)])
 
-# %% ../../nbs/data/02_readers.ipynb #e1758d53
+# %% ../../nbs/data/02_readers.ipynb #1236fb0a
 def _ragged_row_error(path, line, row, width):
     return UserError(f"{path}, line {line}: {len(row)} fields where the header has {width}; fix the line, "
                      "or send the file again if it was cut.")
 
-# %% ../../nbs/data/02_readers.ipynb #1236fb0a
 def read_csv_batches(
     source: Source,
     batch_bytes: int, # Bytes of text a batch
@@ -247,8 +247,10 @@ def _python_csv_batches(source, names, at, rows):
         yield strip_text(pl.DataFrame([row for *_, row in batch], dict.fromkeys(names, pl.String), orient='row'))
 
 # %% ../../nbs/data/02_readers.ipynb #2859bbfc
-# All columns String; columns may differ between batches
-def read_jsonl_batches(source: Source, batch_bytes: int) -> Iterator[pl.DataFrame]:
+def read_jsonl_batches(
+    source: Source,
+    batch_bytes: int, # Bytes of text a batch
+) -> Iterator[pl.DataFrame]: # All columns String; columns may differ between batches
     "The objects of a JSON lines file; raises `UserError` naming the line that is none."
     line = 0
     with open_decompressed(source.path) as f, io.TextIOWrapper(f, source.encoding) as text:
@@ -279,8 +281,7 @@ def read_parquet_batches(source: Source, batch_rows: int) -> Iterator[pl.DataFra
         raise UserError(f"{source.path} names a column twice ({e}); rename one.") from None
     except (pl.exceptions.PolarsError, OSError) as e:
         raise UserError(f"{source.path} is a damaged Parquet file ({str(e).splitlines()[0][:200]}), as if it was cut "
-                        f"in the middle; "
-                        "copy it again.") from None
+                        "in the middle; copy it again.") from None
 
 # %% ../../nbs/data/02_readers.ipynb #3425b153
 class ReadOptions(Struct, frozen=True):
@@ -290,6 +291,7 @@ class ReadOptions(Struct, frozen=True):
     table: str | None = None # of a database: `name` or `schema.name`
     query: str | None = None # of a database: SQL, instead of a table
 
+# %% ../../nbs/data/02_readers.ipynb #f5c2034a
 def find_sources(
     source: str | Path, # A file, folder, glob, `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`
     options: ReadOptions = ReadOptions(),
@@ -301,12 +303,12 @@ def find_sources(
         return [Source(name, kind, path, table=table or '', query=query or '')]
     if table or query:
         raise UserError(f"--table and --query belong to a database, and {source} is a path; leave them out or give a "
-                        f"URL.")
+                        "URL.")
     separator = {'tab': '\t', '\\t': '\t'}.get(options.separator, options.separator) or ''
     if len(separator) > 1 or not separator.isascii():
         raise UserError(f"the separator {separator!r} is not one ASCII character; give one, or `tab`.")
-    return [Source(name, 'file', str(path), options.encoding or '', separator) for name,
-            path in find_files(source).items()]
+    return [Source(name, 'file', str(path), options.encoding or '', separator)
+            for name, path in find_files(source).items()]
 
 # %% ../../nbs/data/02_readers.ipynb #a4bca6ef
 def detect_source(source: Source) -> Source:
