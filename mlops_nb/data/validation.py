@@ -32,7 +32,7 @@ from ..stats.summaries import merge_summaries, statistics_frame, summarize_colum
 
 # %% ../../nbs/data/05_validation.ipynb #e9a0d6a5
 class SchemaMismatch(Struct, frozen=True):
-    "A column that is not as the contract says."
+    "A column that is not as the schema says."
     file: str
     column: str
     expected: str
@@ -43,7 +43,7 @@ class TypeConversion(Struct, frozen=True):
     partition: str
     column: str
     from_: str = field(name="from") # physical type
-    to: str # type of the contract
+    to: str # type of the schema
 
 # %% ../../nbs/data/05_validation.ipynb #184a6943
 def _normalise_name(name): return re.sub(r'[^a-z0-9]', '', name.lower())
@@ -79,7 +79,7 @@ def compare_with_schema(
 
 # %% ../../nbs/data/05_validation.ipynb #ed820016
 class SchemaSkewError(UserError):
-    "The data has another shape than the contract; `mismatches` says where."
+    "The data has another shape than the schema; `mismatches` says where."
     def __init__(self, mismatches: list[SchemaMismatch]):
         self.mismatches, most = list(dict.fromkeys(mismatches)), 40
         shown = ((m.file, m.column[:40], m.expected, m.found) for m in self.mismatches[:most])
@@ -141,7 +141,7 @@ def check_partition_schemas(
     manifest: DataManifest,
     schema: Schema,
 ) -> list[TypeConversion]: # What was accepted
-    "Compare the columns of every partition with the contract; raises `SchemaSkew`."
+    "Compare the columns of every partition with the schema; raises `SchemaSkewError`."
     wrong, changes = [], []
     for p in manifest.partitions:
         try: found = pl.read_parquet_schema(root / 'data' / p.path)
@@ -160,7 +160,7 @@ def check_retyped_columns(
     non_null_counts: Counter, # Of this delivery: values of the columns that had to be read
     schema: Schema,
 ):
-    "Raise `SchemaSkew` for columns of which more than half the values are not what the contract says."
+    "Raise `SchemaSkewError` for columns of which more than half the values are not what the schema says."
     def strange(n): return violations[f"{n}:type"] or (violations[f"{n}:domain"] + violations[f"{n}:new_category"])
     wrong = [SchemaMismatch(source, n, schema.columns[n].type,
                             f"retyped: {strange(n):,} of {k:,} values cannot be read as that")
@@ -207,7 +207,7 @@ def add_partition(self:_ValidationRun, part, frames, accepted, quarantine):
 
 @patch
 def report(self:_ValidationRun) -> ValidationReport:
-    "The counts of all partitions; raises `SchemaSkew` for a column that is another one."
+    "The counts of all partitions; raises `SchemaSkewError` for a column that is another one."
     for source, by_rule in self.violations.items():
         check_retyped_columns(source, by_rule, self.non_null_counts[source], self.schema)
     total = [sum(getattr(c, k) for c in self.counts) for k in ('received', 'accepted', 'quarantined')]
@@ -223,16 +223,15 @@ def check_quarantined_share(
     if not v.received: raise UserError("data/ holds no rows; ingest a file that has some.")
     worst = ', '.join(f"{k} ({n:,})" for k, n in Counter(v.violations).most_common(3))
     if v.accepted and v.quarantined <= max_quarantined_share * v.received: return
-    raise UserError(f"{v.quarantined:,} of {v.received:,} rows broke the contract, and validate.max_quarantined_share "
-                    f"in params.yaml allows "
-                    f"{max_quarantined_share:.1%}; the rules broken most often are {worst}; look at the rows in "
-                    f"quarantine/, "
-                    "then fix the data or schema.yaml.")
+    raise UserError(f"{v.quarantined:,} of {v.received:,} rows violate the schema, and validate.max_quarantined_share "
+                    f"in params.yaml allows {max_quarantined_share:.1%}; the checks violated most often are {worst}; "
+                    "look at the rows in quarantine/, then fix the data or schema.yaml.")
 
-# %% ../../nbs/data/05_validation.ipynb #c2010401
+# %% ../../nbs/data/05_validation.ipynb #a1cd5696
 class _BundleBaseline(Struct): # what validation needs of a bundle's baseline.json
     data: Baseline
 
+# %% ../../nbs/data/05_validation.ipynb #c2010401
 def run_validate(
     root: str | Path = '.', # The project folder
     champion: Path | None = None, # The bundle folder of the present champion
@@ -247,8 +246,9 @@ def run_validate(
     run = _ValidationRun(schema, manifest.files[-1].name if baseline and manifest.files else None)
     with atomic_dir(root / 'artifacts/accepted') as a:
         with atomic_dir(root / 'quarantine') as q:
-            contract = to_pandera(schema)
-            accepted, quarantine = PartFileWriter(a, lambda rows: check_with_pandera(rows, contract)), PartFileWriter(q)
+            pandera_schema = to_pandera(schema)
+            accepted = PartFileWriter(a, lambda rows: check_with_pandera(rows, pandera_schema))
+            quarantine = PartFileWriter(q)
             for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
                 first = next(batches)
                 run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)

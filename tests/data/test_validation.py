@@ -308,7 +308,7 @@ def test_too_much_quarantine_stops_but_can_be_looked_at(tmp_path):
 
 def test_nothing_accepted_stops(tmp_path):
     root = project(tmp_path, month(50, 0).with_columns(x=pl.lit(9.0)), limit=1.0)
-    with pytest.raises(UserError, match="50 of 50 rows broke the contract"): run_validate(root)
+    with pytest.raises(UserError, match="50 of 50 rows violate the schema"): run_validate(root)
 
 
 def test_all_null_column(tmp_path):
