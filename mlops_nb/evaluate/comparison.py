@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MetricDifference', 'signed_gain', 'paired_differences', 'Comparison', 'describe_difference', 'align_scores',
            'scores_to_array', 'compare_with_model', 'compare_with_baselines', 'score_with_champion',
-           'compare_with_champion']
+           'champion_threshold', 'compare_with_champion']
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #0c943037
 from pathlib import Path
@@ -169,8 +169,19 @@ def score_with_champion(
     gone = [c for c in predictor.inputs if c not in frame.columns]
     if gone: raise UserError(f"it needs columns that are gone: {', '.join(gone)}")
     scores = predictor.predict(frame)
-    if schema.task == 'binary' and theirs.classes[1] != schema.classes[1]: return 1 - scores
+    if schema.task == 'binary' and theirs.classes != schema.classes: return 1 - scores
     return scores if scores.ndim == 1 else scores[:, [theirs.classes.index(c) for c in schema.classes]]
+
+# %% ../../nbs/evaluate/03_comparison.ipynb #d447116e
+def champion_threshold(
+    predictor, # the champion's `Predictor`
+    schema: Schema, # the present schema
+    default: float, # where the champion has none: a multiclass or regression model
+) -> float: # for scores from `score_with_champion`
+    "The threshold that makes the champion's own decisions, in the class order of `schema`."
+    threshold = getattr(predictor.policy, 'threshold', None)
+    if threshold is None: return default
+    return float(np.nextafter(1 - threshold, 2)) if predictor.schema.classes != schema.classes else threshold
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #e9c75c16
 def compare_with_champion(
@@ -191,8 +202,8 @@ def compare_with_champion(
         why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         why = why.rstrip('.').replace(str(champion), 'its bundle') # no path of this machine in a file that is kept
         return Comparison('champion', 'champion', f"The champion {name[:12]} cannot score these rows: {why}.", name)
-    own, threshold = decision_settings, getattr(predictor.policy, 'threshold', None)
-    if threshold is not None: own = structs.replace(own, threshold=threshold)
+    own = structs.replace(decision_settings, threshold=champion_threshold(
+        predictor, schema, decision_settings.threshold))
     y = test['_target'].to_numpy()
     metrics = paired_differences(task, y, model_scores, theirs, decision_settings, own, resampling)
     message = describe_difference(task, 'champion', metrics[PRIMARY_METRIC[task]], resampling.confidence_level)

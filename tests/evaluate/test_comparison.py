@@ -1,4 +1,5 @@
 "Paired comparisons."
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.comparison import (
     align_scores,
     compare_with_baselines,
+    compare_with_champion,
     describe_difference,
     paired_differences,
     score_with_champion,
@@ -137,3 +139,17 @@ def test_classes_in_another_order_are_put_into_ours():
     assert score_with_champion(champion(classes=("yes", "no")), frame, NOW) == pytest.approx([0.8])
     three = champion("multiclass", "cab", predict=lambda f: np.array([[0.5, 0.3, 0.2]]))
     assert score_with_champion(three, frame, champion("multiclass", "abc").schema).tolist() == [[0.3, 0.2, 0.5]]
+
+
+def test_the_same_model_with_its_classes_in_the_other_order_decides_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    ours = np.r_[rng.random(2000), 0.25] # one score lies at the threshold itself
+    test = pl.DataFrame({"x": ours, "_target": (rng.random(2001) < ours) * 1.0})
+    turned = champion(classes=("yes", "no"), predict=lambda f: 1 - f["x"].to_numpy())
+    turned.policy = SimpleNamespace(threshold=float(np.nextafter(0.75, 1)))
+    monkeypatch.setattr("mlops_nb.model.predictor.Predictor.open", lambda *a, **k: turned)
+    found = compare_with_champion(Path("bundle"), NOW, test, ours, DecisionSettings(threshold=0.25),
+                                  Resampling(n_resamples=5))
+    for metric in ("accuracy", "precision", "recall", "f1", "cost", "roc_auc", "log_loss"):
+        d = found.metrics[metric]
+        assert d.value == pytest.approx(d.other_value, abs=1e-12), metric
