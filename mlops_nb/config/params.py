@@ -285,10 +285,13 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     thresholds: Annotated[dict[str, float], Meta(
         description="bounds on test metrics, such as {roc_auc: 0.8, log_loss: 0.4}")] = field(
         default_factory=dict)
+    min_test_rows: Annotated[NonNegativeInt, Meta(description="test rows, at least")] = 200
+    min_test_events: Annotated[NonNegativeInt, Meta(
+        description="test rows of each class, at least; a regression has none")] = 30
     min_gain: Annotated[float, Meta(
-        description="share by which the primary metric must be better than that of every baseline")] = 0.0
-    champion_tolerance: Annotated[Fraction, Meta(
-        description="share by which the low end of the gain over the champion may be below 0")] = 0.01
+        description="share of a baseline's skill that the gain over it must exceed; below 0: may be as good")] = 0.0
+    max_skill_loss: Annotated[Fraction, Meta(
+        description="share of the champion's skill (its gain over a constant) that may be lost")] = 0.02
     max_segment_gap: Annotated[float | None, Meta(
         description="share of the gain on the other rows that a segment may surely lack; null = not checked")] = 0.5
     max_fairness_gap: Annotated[Fraction | None, Meta(
@@ -337,7 +340,7 @@ RENAMED_PARAMS = { # old key: new key, for one version
     "stability": "cross_validation",
     "cross_validation.folds": "cross_validation.n_folds", "cross_validation.seeds": "cross_validation.n_seeds",
     "explain.rows": "explain.max_rows",
-    "gate.max_slice_gap": "gate.max_segment_gap",
+    "gate.max_slice_gap": "gate.max_segment_gap", "gate.champion_tolerance": "gate.max_skill_loss",
 }
 
 # %% ../../nbs/config/05_params.ipynb #98b8f7a5

@@ -1,6 +1,7 @@
 "The gate: what each rule lets through, and that nothing without evidence passes."
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,8 @@ from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
-from mlops_nb.evaluate.comparison import Comparison, MetricDifference
+from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
+from mlops_nb.evaluate.metrics import DecisionSettings
 from mlops_nb.evaluate.slices import Slice
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import run_explain
@@ -27,12 +29,14 @@ from mlops_nb.release.gate import (
     check_scores,
     check_segments,
     check_single_row_parity,
+    check_test_rows,
     check_thresholds,
+    describe_power,
     evaluate_gate,
     require_passed_gate,
     run_gate,
 )
-from mlops_nb.stats.bootstrap import Estimate
+from mlops_nb.stats.bootstrap import Estimate, Resampling
 from mlops_nb.train.baselines import run_baselines
 
 TASKS = ["binary", "multiclass", "regression"]
@@ -125,24 +129,82 @@ def test_scores_that_say_nothing_or_are_no_numbers_fail():
 
 
 def compared(evaluation, kind, low, value, theirs=0.5):
-    d = MetricDifference(theirs + value, theirs, Estimate(value, low, value + 0.1), 0.5)
-    evaluation.comparisons = [Comparison("other", kind, "Words.", metrics={evaluation.primary_metric: d})]
+    "Against one other model whose figure is 0.2 better than the constant's."
+    better = 1 if evaluation.better == "higher" else -1
+    def metric(other, gain):
+        return {evaluation.primary_metric: MetricDifference(other + better * value, other, gain, 0.5)}
+
+    evaluation.comparisons = [
+        Comparison("constant", "baseline", "Words.", metrics=metric(theirs - better * 0.2, Estimate(0.3, 0.2, 0.4))),
+        Comparison("other", kind, "Words.", metrics=metric(theirs, Estimate(value, low, value + 0.1)))]
     return evaluation
 
 
-def test_a_baseline_must_be_beaten_and_a_champion_must_not_be_missed(packed):
-    e, params = read_evaluation(packed), GateParams(min_gain=0.0, champion_tolerance=0.1)
-    assert check_comparisons(compared(e, "baseline", -0.1, 0.01), params)[0].passed
-    assert not check_comparisons(compared(e, "baseline", -0.1, 0.0),
-                                 params)[0].passed, "as good as the baseline is not better"
-    assert not check_comparisons(compared(e, "baseline", -0.1, 0.01), GateParams(min_gain=0.1))[0].passed
-    assert check_comparisons(compared(e, "champion", -0.04, 0.0), params)[0].passed
-    assert not check_comparisons(compared(e, "champion", -0.06, 0.2), params)[0].passed, "too little evidence"
-    assert check_comparisons(compared(e, "champion", 0.0, 0.0),
-                             GateParams(champion_tolerance=0.0))[0].passed, "the champion itself"
+def verdict(evaluation, kind, low, value, **params):
+    return check_comparisons(compared(evaluation, kind, low, value), GateParams(**params))[1]
+
+
+def test_a_baseline_must_be_surely_beaten(packed):
+    e = read_evaluation(packed)
+    assert verdict(e, "baseline", 0.001, 0.01).passed
+    assert not verdict(e, "baseline", -0.001, 0.01).passed, "the gain may be chance"
+    assert not verdict(e, "baseline", 0.0, 0.0).passed, "as good as the baseline is not better"
+    assert not verdict(e, "baseline", 0.01, 0.03, min_gain=0.1).passed, "less than a tenth of 0.2"
+    assert not verdict(e, "baseline", None, 0.5).passed, "no interval is no evidence"
+
+
+def test_a_team_may_deploy_a_model_that_is_as_good_as_the_linear_one(packed):
+    e = read_evaluation(packed)
+    refused, allowed = (verdict(e, "baseline", -0.01, 0.0, min_gain=g) for g in (0.0, -0.1))
+    assert not refused.passed and "must be above 0." in refused.message and "min_gain below 0" in refused.message
+    assert allowed.passed and allowed.bound == pytest.approx(-0.02) and "must be above -0.02." in allowed.message
+    assert not verdict(e, "baseline", -0.03, 0.0, min_gain=-0.1).passed
+    e.comparisons[0].metrics[e.primary_metric].gain = Estimate(0.01, -0.01, 0.03)
+    assert not check_comparisons(e, GateParams(min_gain=-0.9))[0].passed, "a constant has no skill to lose a share of"
+
+
+def test_a_champion_must_not_be_missed_by_more_than_a_share_of_its_skill(packed):
+    e = read_evaluation(packed)
+    assert verdict(e, "champion", -0.019, 0.0, max_skill_loss=0.1).passed
+    assert not verdict(e, "champion", -0.021, 0.2, max_skill_loss=0.1).passed, "too little evidence"
+    assert verdict(e, "champion", 0.0, 0.0, max_skill_loss=0.0).passed, "the champion itself"
     e.comparisons = [Comparison("champion", "champion", "The champion cannot score these rows.")]
-    rule = check_comparisons(e, params)[0]
+    rule = check_comparisons(e, GateParams())[0]
     assert not rule.passed and "cannot score" in rule.message
+
+
+def test_a_few_test_rows_are_no_evidence():
+    def passed(y, classes): return [r.passed for r in check_test_rows(np.array(y), classes, GateParams())]
+    assert passed([0.0, 1.0] * 4, ["no", "yes"]) == [False, False], "eight rows, all right"
+    assert passed([0.0] * 300 + [1.0] * 29, ["no", "yes"]) == [True, False]
+    assert passed([0.0] * 300 + [1.0] * 30, ["no", "yes"]) == [True, True]
+    assert passed([1.0] * 300 + [0.0] * 30, ["a", "b", "c"]) == [True, False], "no row of c"
+    assert passed([1.5] * 200, None) == [True] and passed([1.5] * 199, None) == [False]
+
+
+def test_a_model_of_noise_does_not_pass():
+    "Of 60 test sets on which the scores know nothing, the interval of the gain is above 0 in a few at most."
+    passed = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        y, scores, linear = (rng.random(300) < 0.3) * 1.0, rng.random(300), rng.random(300)
+        settings, known = DecisionSettings(), Resampling(n_resamples=100, seed=seed)
+        comparisons = [Comparison(name, "baseline", "", metrics=paired_differences(
+            "binary", y, scores, other, settings, settings, known))
+            for name, other in (("constant", np.full(300, 0.3)), ("linear", linear))]
+        e = SimpleNamespace(primary_metric="roc_auc", better="higher", confidence=0.95, comparisons=comparisons)
+        passed += all(r.passed for r in check_comparisons(e, GateParams()))
+    assert passed <= 3
+
+
+def test_the_power_is_that_of_the_normal_distribution(packed):
+    e = compared(read_evaluation(packed), "champion", -0.1, 0.0) # an interval 0.2 wide: a standard error of 0.051
+    assert "the skill (0.1 " in describe_power(e, 1234, GateParams(max_skill_loss=0.5))
+    assert "1,234 test rows" in describe_power(e, 1234, GateParams(max_skill_loss=0.5))
+    for share, power in ((0.5, "50%"), (0.92, "95%"), (0.02, "3%")):
+        assert f"in {power} of cases" in describe_power(e, 100, GateParams(max_skill_loss=share))
+    e.comparisons = []
+    assert describe_power(e, 100, GateParams()) == ""
 
 
 # ---------------------------------------------------------------- the bundle
