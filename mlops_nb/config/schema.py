@@ -70,7 +70,8 @@ class Schema(Struct, forbid_unknown_fields=True):
         description="SQL over columns and `target`: other rows are not trained or judged on")] = None
     entity: Annotated[str | None, Meta(description="the column that names whom a row is about")] = None
     event_time: Annotated[str | None, Meta(description="the column that says when a row was true")] = None
-    label_delay: Annotated[str, Meta(description="how long after event_time the target is known: 30d, 12h, ...")] = "0d"
+    label_delay: Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$",
+        description="how long after event_time the target is known: 30d, 12h, ...")] = "0d"
     segments: Annotated[list[str], Meta(
         description="columns by which results are always broken down")] = field(default_factory=list)
     missing_values: Annotated[list[str], Meta(

@@ -23,6 +23,7 @@ from ..config.project import Project
 from ..config.schema import Schema
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
+from ..data.label_delay import has_late_label
 from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, row_positions
 from .evaluation import choose_decision_settings, score_splits
@@ -78,7 +79,12 @@ def split_folds(
     for i in range(1 if ahead else 0, block.max(initial=0) + 1):
         rest, valid = block < i if ahead else block != i, np.zeros(len(frame), bool)
         valid[rest] = is_in_last_share(place[rest], split.validation)
-        yield Fold(rest & ~valid, valid, held_out=block == i)
+        yield _without_late_labels(Fold(rest & ~valid, valid, held_out=block == i), frame, schema)
+
+def _without_late_labels(fold, frame, schema):
+    if not schema.event_time: return fold
+    late = has_late_label(frame[schema.event_time], np.select(fold, ('train', 'valid', 'test'), ''), schema)
+    return Fold(fold.train & ~late, fold.valid & ~late, fold.held_out)
 
 # %% ../../nbs/evaluate/10_cross_validation.ipynb #aa6f947e
 def skip_reason(

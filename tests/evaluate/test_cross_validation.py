@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from support import trained_project as modelling
 
 from mlops_nb.config.params import SplitParams, read_params, write_params
@@ -96,6 +97,19 @@ def test_no_fold_learns_from_what_comes_later(made, k, share):
                 frame["day"] < judged.min()
             ).sum()  # all that came before
         assert seen.max() <= 1
+
+
+@quick
+@given(*anything, st.integers(1, 20))
+def test_no_window_learns_from_a_label_that_was_not_known_yet(made, k, share, delay):
+    frame, late = visits(*made), structs.replace(VISITS, label_delay=f"{delay}d")
+    split = SplitParams(method="time", validation=share)
+    for fold, plain in zip(split_folds(frame, split, late, k), split_folds(frame, split, VISITS, k), strict=True):
+        assert (fold.held_out == plain.held_out).all() and (fold.train <= plain.train).all()
+        for earlier, was, later in ((fold.train, plain.train, plain.valid), (fold.valid, plain.valid, plain.held_out)):
+            if not later.any(): continue
+            known = frame["day"] + timedelta(days=delay) <= frame["day"].filter(later).min()
+            assert (earlier <= (was & known.to_numpy())).all()
 
 
 @quick
