@@ -177,8 +177,7 @@ def _open_log(folder, settings):
     lease_id = acquire_lease(folder, _STREAM_LEASES, timeout_seconds=0)
     try:
         metrics = Metrics(folder, lease_id)
-        log = PredictionLogWriter(folder, lease_id, settings.fsync, settings.on_write_error, settings.segment_mib << 20,
-                                  metrics.unlogged_rows.inc, metrics.log_records.inc)
+        log = PredictionLogWriter(folder, lease_id, settings, metrics.unlogged_rows.inc, metrics.log_records.inc)
         try: yield log, metrics
         finally: log.close()
     finally: release_lease(folder, lease_id)

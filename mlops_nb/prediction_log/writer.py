@@ -15,20 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 import msgspec
 from fastcore.basics import patch
 
+from ..config.settings import LogSettings
 from ..core.errors import UserError
 from .leases import acquire_first_free, owns_lease, release_lease
-from mlops_nb.prediction_log.segments import (
-    Feedback,
-    PredictionRecord,
-    first_seq,
-    recover_segment,
-    segment_path,
-)
+from .segments import Feedback, PredictionRecord, first_seq, recover_segment, segment_path
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #1d99b4be
 _HOUR_US = 3_600_000_000 # microseconds
@@ -44,13 +38,11 @@ class PredictionLogWriter:
     def __init__(self,
         folder: str | Path, # The folder of the log
         lease_id: int, # The lease of this process; taken here unless it was before
-        fsync: bool = False, # `wait_durable` waits until the disk has it
-        on_write_error: Literal["refuse", "serve"] = "refuse", # What happens to an answer that cannot be written down
-        max_segment_bytes: int = 64 << 20, # A larger segment is followed by a new one
+        settings: LogSettings = LogSettings(), # Of them `fsync`, `on_write_error` and `segment_mib`
         on_rows_lost: Callable[[int], None] = lambda rows: None, # Gets the number of rows answered without a record
         on_line_written: Callable[[], None] = lambda: None, # Called for each line that was written
     ):
-        self.folder, self.lease_id, self.on_write_error, self.n_lost_rows = Path(folder), lease_id, on_write_error, 0
+        self.folder, self.lease_id, self.settings, self.n_lost_rows = Path(folder), lease_id, settings, 0
         self._owns_lease = not owns_lease(folder, lease_id)
         if self._owns_lease and acquire_first_free(folder, [lease_id], 1) is None:
             raise UserError(f"{folder}: lease {lease_id} is held by a running process; "
@@ -59,11 +51,11 @@ class PredictionLogWriter:
         self._lock, self._buffer, self._failing = Lock(), bytearray(4096), False
         self._on_rows_lost, self._on_line_written = on_rows_lost, on_line_written
         self._path, self._seq = recover_segment(folder, lease_id)
-        self._max_segment_bytes, self._size, self._fd = max_segment_bytes, 0, None
+        self._max_segment_bytes, self._size, self._fd = int(settings.segment_mib * 2**20), 0, None
         self._segment_end_us, self._segment_opened_at = 0, 0.0
-        self.fsync, self._durable_seq, self._pending_commit = fsync, self._seq, None
+        self.fsync, self._durable_seq, self._pending_commit = settings.fsync, self._seq, None
         self._unsynced_fds, self._folder_unsynced = [], False
-        self._pool = ThreadPoolExecutor(1, "log") if fsync else None
+        self._pool = ThreadPoolExecutor(1, "log") if self.fsync else None
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #0b7093b5
 @patch
@@ -115,11 +107,11 @@ def _truncate_partial_line(self: PredictionLogWriter):
 def _handle_write_error(self: PredictionLogWriter, record, e):
     "Count the answer, or refuse it."
     if not self._failing:
-        fate = "refused" if self.on_write_error == "refuse" else "given without a record, and counted,"
+        fate = "refused" if self.settings.on_write_error == "refuse" else "given without a record, and counted,"
         _log.error("%s: the prediction log cannot be written (%s); answers are %s until it can.",
                    self.folder, e.strerror, fate)
     self._failing = True
-    if self.on_write_error == "refuse" or type(record) is not PredictionRecord or record.mode != "live":
+    if self.settings.on_write_error == "refuse" or type(record) is not PredictionRecord or record.mode != "live":
         raise LogWriteError(f"The prediction log cannot be written ({e.strerror}), so nothing was done; "
                             "try again when there is space.") from e
     self.n_lost_rows += len(record.score)
@@ -138,7 +130,7 @@ async def wait_durable(self: PredictionLogWriter) -> None:
     while self.fsync and self._durable_seq < mine:
         upto, flight = self._pending_commit or self._start_group_commit()
         await asyncio.wait([flight]) # a request that is given up here does not take the others with it
-        if upto >= mine and flight.exception() and self.on_write_error == "refuse":
+        if upto >= mine and flight.exception() and self.settings.on_write_error == "refuse":
             raise LogWriteError("The prediction log cannot be brought to the disk, so nothing was done; "
                                 "try again later.") from flight.exception()
         if upto >= mine: return

@@ -88,8 +88,8 @@ def _start_worker(root, bundle, settings, parent, message_fd): # what a forked p
         folder = root / settings.log.folder
         lease_id = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
         metrics = Metrics(folder, lease_id)
-        log = PredictionLogWriter(folder, lease_id, settings.log.fsync, settings.log.on_write_error,
-                                  settings.log.segment_mib << 20, metrics.unlogged_rows.inc, metrics.log_records.inc)
+        log = PredictionLogWriter(folder, lease_id, settings.log, metrics.unlogged_rows.inc,
+                                  metrics.log_records.inc)
         authenticator = Authenticator(root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None)
         manager = ModelManager(bundle or root, settings, metrics, log)
         manager.start()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.prediction_logs import HOUR, NOON, answer, fill_up, ids, label, segments, sound
+from support.prediction_logs import HOUR, NOON, answer, fill_up, ids, label, segments, segments_of, sound
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.prediction_log import reader
@@ -32,7 +32,7 @@ STEP = st.one_of(
 @given(steps=st.lists(STEP, max_size=25))
 def test_whatever_happens_each_row_is_there_once_with_its_label(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("log")
-    logs = {s: PredictionLogWriter(folder, s, max_segment_bytes=700) for s in (0, 1)}
+    logs = {s: PredictionLogWriter(folder, s, segments_of(700)) for s in (0, 1)}
     rows, arrived, asked, clock = {}, [], [], {0: 0, 1: 0}
     for step in steps:
         match step:
@@ -50,13 +50,13 @@ def test_whatever_happens_each_row_is_there_once_with_its_label(tmp_path_factory
             case ("compact",): compact_log(folder)
             case "restart", lease_id:
                 logs[lease_id].close()
-                logs[lease_id] = PredictionLogWriter(folder, lease_id, max_segment_bytes=700)
+                logs[lease_id] = PredictionLogWriter(folder, lease_id, segments_of(700))
             case "tear", lease_id:
                 logs[lease_id].close()
                 mine = [p for p in segments(folder) if p.name.startswith(f"00{lease_id}")]
                 if mine:
                     with mine[-1].open("ab") as f: f.write(b'{"kind":"record","id":"torn"')
-                logs[lease_id] = PredictionLogWriter(folder, lease_id, max_segment_bytes=700)
+                logs[lease_id] = PredictionLogWriter(folder, lease_id, segments_of(700))
     for _ in range(2):  # with live segments, and with all of them closed
         got = read_log(folder).collect()
         assert got.height == len(rows)

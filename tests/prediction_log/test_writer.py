@@ -11,8 +11,9 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from support.prediction_logs import HOUR, NOON, answer, ids, label, segments, sound
+from support.prediction_logs import HOUR, NOON, answer, ids, label, segments, segments_of, sound
 
+from mlops_nb.config.settings import LogSettings
 from mlops_nb.prediction_log import writer
 from mlops_nb.prediction_log.audit import audit_log
 from mlops_nb.prediction_log.compaction import compact_log
@@ -99,7 +100,7 @@ def test_a_closed_log_goes_on_though_the_clock_went_back(tmp_path):
 # ---- processes, threads and kills
 
 def test_threads_and_leases_do_not_mix_lines(tmp_path):
-    logs = [PredictionLogWriter(tmp_path, lease_id, max_segment_bytes=5000) for lease_id in (0, 1)]
+    logs = [PredictionLogWriter(tmp_path, lease_id, segments_of(5000)) for lease_id in (0, 1)]
     def work(k):
         for i in range(200): logs[k % 2].append(answer(f"t{k}-{i}", NOON + i))
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
@@ -111,6 +112,7 @@ def test_threads_and_leases_do_not_mix_lines(tmp_path):
 
 WRITER = """
 import os, random, signal, sys, time
+from mlops_nb.config.settings import LogSettings
 from mlops_nb.serve.metrics import Metrics
 from mlops_nb.prediction_log.leases import acquire_lease
 from mlops_nb.prediction_log.segments import PredictionRecord
@@ -119,7 +121,7 @@ folder, kills, NOON = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 def write(pipe, name):
     lease_id = acquire_lease(folder, 2)
-    log, metrics, i = PredictionLogWriter(folder, lease_id, max_segment_bytes=30_000), Metrics(folder, lease_id), 0
+    log, metrics, i = PredictionLogWriter(folder, lease_id, LogSettings(segment_mib=0.03)), Metrics(folder, lease_id), 0
     while True:
         id = f"{name}-{i}"
         log.append(PredictionRecord(id=id, time=NOON + i, endpoint="churn", variant="a", bundle="b",
@@ -189,7 +191,7 @@ def append_until_full(log, filler):
 @pytest.mark.parametrize("sync", [False, True])
 def test_a_full_disk_refuses(small_disk, sync):
     (small_disk / "filler").write_bytes(bytes(300_000))
-    log = PredictionLogWriter(small_disk / "log", 0, fsync=sync, max_segment_bytes=100_000)
+    log = PredictionLogWriter(small_disk / "log", 0, segments_of(100_000, fsync=sync))
     wrote = append_until_full(log, small_disk / "filler")
     for _ in range(3):
         with pytest.raises(LogWriteError, match="No space left"):
@@ -206,7 +208,7 @@ def test_a_full_disk_refuses(small_disk, sync):
 def test_a_full_disk_serves_and_counts(small_disk):
     (small_disk / "filler").write_bytes(bytes(300_000))
     counted, lines = [], []
-    log = PredictionLogWriter(small_disk / "log", 0, on_write_error="serve", on_rows_lost=counted.append,
+    log = PredictionLogWriter(small_disk / "log", 0, LogSettings(on_write_error="serve"), on_rows_lost=counted.append,
                               on_line_written=lambda: lines.append(1))
     wrote = append_until_full(log, small_disk / "filler")
     log.append(answer("lost", rows=3, columns=dict(x=["x" * 9000] * 3)))
@@ -271,7 +273,7 @@ def test_no_new_segment_can_be_begun(tmp_path, monkeypatch):
 # ---- the disk has it
 
 def test_those_who_wait_together_share_a_sync(tmp_path, monkeypatch):
-    log, syncs, at_once = PredictionLogWriter(tmp_path, 0, fsync=True, max_segment_bytes=2000), [], []
+    log, syncs, at_once = PredictionLogWriter(tmp_path, 0, segments_of(2000, fsync=True)), [], []
     def slow(fd):
         at_once.append(1)
         assert len(at_once) == 1  # one at a time
@@ -303,7 +305,7 @@ def test_those_who_wait_together_share_a_sync(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fails_to_sync_refuses_those_who_wait(tmp_path, monkeypatch):
-    log, real, broken = PredictionLogWriter(tmp_path, 0, fsync=True), os.fdatasync, [True]
+    log, real, broken = PredictionLogWriter(tmp_path, 0, LogSettings(fsync=True)), os.fdatasync, [True]
     def sync(fd):
         if broken[0]: raise OSError(errno.EIO, "Input/output error")
         return real(fd)
