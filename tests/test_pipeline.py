@@ -26,7 +26,8 @@ from mlops_nb.release.release_plan import plan_path, promote_bundle
 from mlops_nb.scaffold import choose_split, datetime_columns, init_project, package_name
 
 ORDER = [(name, "gbdt" if stage.matrix else None) for name, stage in STAGES.items()]
-OWN = {".mlops", "bundles", "releases", "mlflow.db", "mlartifacts"}  # state and side effects, which DVC does not track
+# State, pages and side effects, which DVC does not track.
+OWN = {"reports", ".mlops", "bundles", "releases", "mlflow.db", "mlartifacts"}
 
 
 @pytest.fixture(scope="module")
