@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'PRIMARY_METRIC', 'roc_auc', 'average_precision', 'row_loss', 'excess_log_loss', 'DecisionSettings',
            'accuracy', 'precision', 'recall', 'f1', 'row_cost', 'cost', 'macro_f1', 'roc_auc_ovr', 'r2',
-           'median_absolute_error', 'within_tolerance', 'rmse', 'Metric', 'weighted_metric', 'metric_values',
-           'estimate_metrics']
+           'median_absolute_error', 'within_tolerance', 'rmse', 'Metric', 'metric_label', 'weighted_metric',
+           'metric_values', 'estimate_metrics']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
 from collections.abc import Callable
@@ -233,6 +233,21 @@ _REGRESSION = {
 # %% ../../nbs/evaluate/00_metrics.ipynb #12b4e0e0
 METRICS: dict[str, dict[str, Metric]] = {'binary': _BINARY, 'multiclass': _MULTICLASS, 'regression': _REGRESSION}
 PRIMARY_METRIC: dict[str, str] = {'binary': 'roc_auc', 'multiclass': 'log_loss', 'regression': 'rmse'}
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #42380bad
+_METRIC_LABELS = dict(
+    roc_auc='AUC', roc_auc_ovr='AUC, each class against the rest', log_loss='Log loss', brier='Brier score', f1='F1',
+    macro_f1='F1, mean of the classes', rmse='Root mean squared error', mae='Mean absolute error',
+    median_absolute_error='Median absolute error', r2='R²', cost='Cost per row', roc_auc_difference='AUC difference',
+    mae_difference='Difference in mean absolute error', rmse_difference='Difference in root mean squared error')
+
+def metric_label(
+    name: str,
+    in_sentence: bool = False, # In the middle of a sentence?
+) -> str:
+    "A metric as it is written on paper."
+    text = _METRIC_LABELS.get(name, name.replace('_', ' ').capitalize())
+    return text[0].lower() + text[1:] if in_sentence and text[1:2].islower() else text
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #304f77f0
 def weighted_metric(

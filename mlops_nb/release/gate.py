@@ -26,7 +26,7 @@ from ..data.prepare import read_split
 from ..evaluate.comparison import Comparison
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
-from ..evaluate.metrics import METRICS
+from ..evaluate.metrics import METRICS, metric_label
 from ..evaluate.slices import Slice
 from ..evaluate.stage import read_evaluation
 from ..model.predictor import Predictor
@@ -50,10 +50,6 @@ class GateReport(Struct):
     power: str = "" # how small a loss these test rows can show, in a sentence
 
 # %% ../../nbs/release/00_gate.ipynb #82104a2b
-_METRIC_LABELS = {"roc_auc": "AUC", "roc_auc_ovr": "AUC", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
-
-def _metric_label(metric): return _METRIC_LABELS.get(metric, metric.replace("_", " "))
-
 def _format(x): return f"{x:,.0f}" if float(x).is_integer() else f"{x:.4g}"
 
 # %% ../../nbs/release/00_gate.ipynb #75f62163
@@ -125,14 +121,16 @@ def metric_skill(
 # %% ../../nbs/release/00_gate.ipynb #07ffe423
 def _check_gain(evaluation, c: Comparison, name, other, share, limit):
     "The rule that the gain over `other` is at least `share` of its skill, at the low end of the interval."
-    label, d = _metric_label(evaluation.primary_metric), c.metrics.get(evaluation.primary_metric)
+    primary = evaluation.primary_metric
+    d = c.metrics.get(primary)
     skill = metric_skill(evaluation, d.other_value) if d else None
     if skill is None or d.gain.low is None:
-        return GateResult(name, None, None, False, f"The gain in {label} over {other} could not be computed.")
+        message = f"The gain in {metric_label(primary, in_sentence=True)} over {other} could not be computed."
+        return GateResult(name, None, None, False, message)
     bound, low = share * skill, d.gain.low
     size = f"{abs(d.gain.value):.3g} {'worse' if d.gain.value < 0 else 'better'} than {other}"
     interval = f"{evaluation.confidence:.0%} CI of the gain {low:.3g} to {d.gain.high:.3g}"
-    message = f"{label} is {d.value:.3g}, {size} ({interval}); {limit.format(bound=f'{bound:.3g}')}."
+    message = f"{metric_label(primary)} is {d.value:.3g}, {size} ({interval}); {limit.format(bound=f'{bound:.3g}')}."
     return GateResult(name, bound, low, bool(low > bound if c.kind == "baseline" else low >= bound), message)
 
 # %% ../../nbs/release/00_gate.ipynb #de58b319
@@ -140,7 +138,7 @@ def check_comparisons(
     evaluation: Evaluation,
     params: GateParams,
 ) -> list[GateResult]:
-    "A rule for each baseline, and for the champion and the anchor where there is one."
+    "A rule for each baseline, and one for the champion where there is one."
     rules = []
     for c in evaluation.comparisons:
         if c.kind == "baseline":
@@ -150,12 +148,11 @@ def check_comparisons(
                 rule.message += " A min_gain below 0 lets a model pass that is as good as a simple one."
             rules.append(rule)
         elif c.kind == "champion" and not c.metrics: # it cannot score these rows
-            rules.append(GateResult(c.name, None, None, False, f"{c.message} To start again without a champion, "
+            rules.append(GateResult("champion", None, None, False, f"{c.message} To start again without a champion, "
                                     "remove its release plan."))
         elif c.kind == "champion":
-            other = "the best champion so far" if c.name == "anchor" else "the champion"
             limit = f"its low end must be at least {{bound}}, {params.max_skill_loss:.3g} of the skill"
-            rules.append(_check_gain(evaluation, c, c.name, other, -params.max_skill_loss, limit))
+            rules.append(_check_gain(evaluation, c, "champion", "the champion", -params.max_skill_loss, limit))
     return rules
 
 # %% ../../nbs/release/00_gate.ipynb #6a91d84b
@@ -165,8 +162,8 @@ def describe_power(
     params: GateParams,
 ) -> str: # Empty where no comparison has an interval
     "How often these test rows would show a loss, in a sentence."
-    share, primary, z = params.max_skill_loss or 0.01, evaluation.primary_metric, NormalDist().inv_cdf(
-        (1 + evaluation.confidence) / 2)
+    share, primary = params.max_skill_loss or 0.01, evaluation.primary_metric
+    z = NormalDist().inv_cdf((1 + evaluation.confidence) / 2)
     for kind in ("champion", "baseline"): # the width for a model much like this one, or else for the linear one
         for d in (c.metrics[primary] for c in reversed(evaluation.comparisons) if c.kind == kind and c.metrics):
             skill = metric_skill(evaluation, d.other_value)
@@ -174,7 +171,7 @@ def describe_power(
             error = (d.gain.high - d.gain.low) / (2 * z)
             power = NormalDist().cdf(share * skill / error - z)
             return (f"With these {n_rows:,} test rows, a loss of {share:.3g} of the skill ({share * skill:.2g} "
-                    f"{_metric_label(primary)}) would be seen in {power:.0%} of cases.")
+                    f"{metric_label(primary, in_sentence=True)}) would be seen in {power:.0%} of cases.")
     return ""
 
 # %% ../../nbs/release/00_gate.ipynb #7839bd00

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from ..core.files import atomic_file
 from ..core.typed_yaml import read_json
-from .formatting import format_change, format_number, metric_label
+from ..evaluate.metrics import metric_label
+from .formatting import format_change, format_number
 from .html import PageHeader, render_page
 from .html_fragments import Html, nowrap, pass_badge, table, verdict
 
