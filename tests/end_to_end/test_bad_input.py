@@ -354,6 +354,7 @@ def disturb(command, cwd, sign, how, attempts=5):
             out, err = process.communicate(timeout=60)
             if process.returncode: return subprocess.CompletedProcess(command, process.returncode, out, err)
         else: process.communicate()
+        shutil.rmtree(cwd / "new", ignore_errors=True) # what an `init` that was not interrupted made
     pytest.fail(f"{command} was over {attempts} times before it could be interrupted")
 
 
@@ -372,10 +373,11 @@ def test_ctrl_c_ends_a_stage_in_a_sentence_and_the_next_run_gives_the_same(proje
 def test_ctrl_c_and_sigkill_in_init_leave_nothing_that_the_next_init_believes(tmp_path):
     (tmp_path / "in.csv").write_text(TEXT, encoding="utf-8")
     command = ["init", "new", "--data", "in.csv", *TARGET, *DAY]
-    done = disturb(command, tmp_path, lambda: any(tmp_path.glob(".new.*.tmp/schema.yaml")), signal.SIGINT)
+    taken_in = lambda: any(tmp_path.glob(".new.*.tmp/data/manifest.json")) # long before the folder gets its name
+    done = disturb(command, tmp_path, taken_in, signal.SIGINT)
     assert sentence(done, 130).startswith("interrupted; ")
     assert [p.name for p in tmp_path.iterdir()] == ["in.csv"]
-    disturb(command, tmp_path, lambda: any(tmp_path.glob(".new.*.tmp/schema.yaml")), signal.SIGKILL)
+    disturb(command, tmp_path, taken_in, signal.SIGKILL)
     assert len(leftovers(tmp_path)) == 1 and not (tmp_path / "new").exists()
     assert nb(*command, cwd=tmp_path).returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "new"]
