@@ -84,21 +84,25 @@ _EncodingOption = Annotated[str | None, typer.Option(help="Of a text file; detec
 _TableOption = Annotated[str | None, typer.Option(help="A table, when DATA is a database URL.")]
 _QueryOption = Annotated[str | None, typer.Option(help="A query, when DATA is a database URL.")]
 
+# %% ../nbs/92_cli.ipynb #72b453ff
+_TimeOption = Annotated[str | None, typer.Option(help="The column that says when a row was true; splits by time.")]
+_OrderedOption = Annotated[bool, typer.Option(
+    "--ordered", help="Rows are in the order of time but carry none; splits by order.")]
+_GroupOption = Annotated[str | None, typer.Option(help="Rows with the same value of this column stay in one split.")]
+_SplitColumnOption = Annotated[str | None, typer.Option(help="A column that says train, valid or test.")]
+_TestFilesOption = Annotated[str | None, typer.Option(help="Source files of the test set, with commas between.")]
+
 # %% ../nbs/92_cli.ipynb #19316516
 @app.command("init")
 def init_command(
     folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
     data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
     target: Annotated[str, typer.Option(help="A column, or a SQL expression over columns.")],
-    time: Annotated[str | None, typer.Option(
-        help="The column that says when a row was true; splits by time.")] = None,
-    ordered: Annotated[bool, typer.Option(
-        "--ordered", help="Rows are in the order of time but carry none; splits by order.")] = False,
-    group: Annotated[str | None, typer.Option(
-        help="Rows with the same value of this column stay in one split.")] = None,
-    split_column: Annotated[str | None, typer.Option(help="A column that says train, valid or test.")] = None,
-    test_files: Annotated[str | None, typer.Option(
-        help="Source files of the test set, with commas between.")] = None,
+    time: _TimeOption = None,
+    ordered: _OrderedOption = False,
+    group: _GroupOption = None,
+    split_column: _SplitColumnOption = None,
+    test_files: _TestFilesOption = None,
     exclude: Annotated[str | None, typer.Option(help="Columns the model must not see, with commas between.")] = None,
     entity: Annotated[str | None, typer.Option(help="The column that names whom a row is about.")] = None,
     filter: Annotated[str | None, typer.Option(
@@ -317,11 +321,10 @@ def export_onnx_command(
     output: Annotated[Path, typer.Option(help="The folder for model.onnx and parity.json.")] = Path("onnx"),
 ):
     "Write a bundle's model as ONNX, if it answers as the bundle does."
-    import polars as pl
-
     from mlops_nb.bundle.onnx_export import export_onnx
-    test = Path("artifacts/prepared/test.parquet")
-    parity = export_onnx(_bundle_or_champion(bundle), output, pl.read_parquet(test) if test.exists() else None)
+    from mlops_nb.data.prepare import read_split
+    test = read_split(Path("."), "test") if Path("artifacts/prepared/test.parquet").exists() else None
+    parity = export_onnx(_bundle_or_champion(bundle), output, test)
     for c in parity.checks:
         print(f"{c.row_kind}: {c.n_rows:,} rows, {c.n_decisions_changed} decided otherwise, "
               f"scores up to {c.max_difference:.2g} apart")

@@ -120,11 +120,11 @@ Edit the functions, add others, run `dvc repro`: the first stage exports this no
 
 # %% ../nbs/91_scaffold.ipynb #63ac36c9
 _LAST_CELL = """#| eval: false
-import polars as pl
+from mlops_nb.data.prepare import read_split
 from mlops_nb.model.features import load_features
 
 f = load_features('../{package}/features.py')
-pl.read_parquet('../artifacts/prepared/train.parquet', n_rows=5).select(f.names)"""
+read_split('..', 'train').head(5).select(f.names)"""
 
 def make_features_notebook(
     calendar_features: dict[str, list[str]], # From `find_calendar_features`
@@ -258,6 +258,13 @@ def _init_git_and_dvc(root, package):
     _run_command(sys.executable, "-m", "dvc", "add", "-q", "data", cwd=root)
 
 # %% ../nbs/91_scaffold.ipynb #a2278ffe
+def _absent_or_empty(root):
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} exists and is not an empty folder; name a folder that does not exist.")
+    return root
+
+# %% ../nbs/91_scaffold.ipynb #e6e5b3d9
 def init_project(
     root: str | Path, # The new project's folder: absent or empty
     data: str, # A file, folder, glob or database URL
@@ -274,9 +281,7 @@ def init_project(
     from mlops_nb.config.schema_inference import infer_schema
     from mlops_nb.data.ingest import ingest, scan_data
     from mlops_nb.data.readers import ReadOptions
-    root, split, package = Path(root), split or choose_split(time), package_name(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} exists and is not an empty folder; name a folder that does not exist.")
+    root, split, package = _absent_or_empty(root), split or choose_split(time), package_name(root)
     with atomic_dir(root) as new:
         taken = ingest(data, new, time_column=time, options=ReadOptions(**reading))
         check_split_options(split, scan_data(new).collect_schema().names(), [f.name for f in taken.added])

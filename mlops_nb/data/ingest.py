@@ -28,7 +28,7 @@ from .readers import ReadOptions, Source, detect_source, find_sources, read_sour
 
 # %% ../../nbs/data/03_ingest.ipynb #2a8e4f3a
 class IngestedSource(Struct):
-    "One delivery that was taken in."
+    "One data batch that was taken in."
     name: str # what `_source` says: a file name, a path inside its folder, or `database.table`
     sha256: str # of the content
     bytes: int # as delivered; of a database, as written
@@ -36,15 +36,17 @@ class IngestedSource(Struct):
     columns: dict[str, str] # {name: physical type}
     format: str # how it was read: `csv, separator ';', encoding cp1252`
 
+# %% ../../nbs/data/03_ingest.ipynb #c2f10243
 class Partition(Struct):
     "One Parquet file in data/."
     path: str # relative to data/
     sha256: str
     rows: int
     bytes: int
-    source: str # the delivery it came from
+    source: str # the data batch it came from
     period: str | None # `2021`, `2021-03`, `2021-03-07`, `unknown`; null where no time column was named
 
+# %% ../../nbs/data/03_ingest.ipynb #1052d47b
 class DataManifest(Struct):
     "What is in data/, and where it came from."
     files: list[IngestedSource] = field(default_factory=list)
@@ -65,7 +67,7 @@ def _read_or_new_manifest(root):
 
 # %% ../../nbs/data/03_ingest.ipynb #94db80e4
 class PartitionWriter:
-    "Writes the rows of one delivery below `folder`, one Parquet file a period, in bounded memory."
+    "Writes the rows of one data batch below `folder`, one Parquet file a period, in bounded memory."
     def __init__(self,
         folder: Path, # An empty folder
         name: str, # Goes into the column `_source`
@@ -110,9 +112,9 @@ def write(self:PartitionWriter,
     while sum(map(_count_rows, self.buffered.values())) > 8 * self.row_group_size:
         self._flush(max(self.buffered, key=lambda p: _count_rows(self.buffered[p])))
 
+# %% ../../nbs/data/03_ingest.ipynb #bd9eb3ba
 def _count_rows(frames): return sum(map(len, frames))
 
-# %% ../../nbs/data/03_ingest.ipynb #bd9eb3ba
 @patch
 def _flush(self:PartitionWriter, period, whole=False):
     "Write what waits for `period`: only whole row groups, or everything."
@@ -142,7 +144,7 @@ def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in o
 def choose_partition_period(
     source: Source,
     time_column: str, # The time column
-    size_bytes: int, # Bytes of the delivery
+    size_bytes: int, # Bytes of the data batch
     min_partition_bytes: int = 100_000_000, # Bytes a partition should have
 ) -> str: # year, month or day
     "The finest period whose partitions are not too small, and not more than 64."
@@ -163,7 +165,7 @@ def _batches_with_time_column(source, time_column):
 
 # %% ../../nbs/data/03_ingest.ipynb #2c078a03
 def _write_source(source, scratch, time_column, sha):
-    "Write one delivery below `scratch`, as it will lie in data/; gives its `IngestedSource` and its `Partition`s."
+    "Write one data batch below `scratch`, as it will lie in data/; gives its `IngestedSource` and its `Partition`s."
     source, size, writer = detect_source(source), os.path.getsize(source.path) if sha else 0, None
     period = choose_partition_period(source, time_column, size) if time_column and sha else 'year'
     for batch in _batches_with_time_column(source, time_column):
@@ -218,11 +220,12 @@ def _is_new(name, sha, known, replace):
     if sha in known.values(): return replace and known.get(name) == sha # read again, perhaps with other options
     if name in known and not replace:
         raise UserError(f"{name} was taken in before with other content; add --replace to take this one in its place, "
-                        "or rename it if it is another delivery.")
+                        "or rename it if it is another data batch.")
     return True
 
+# %% ../../nbs/data/03_ingest.ipynb #91caf864
 def _ingest_sources(sources, manifest, scratch, time_column, replace):
-    "Write each new delivery below `scratch`; gives what was added, the names skipped, and the partitions."
+    "Write each new data batch below `scratch`; gives what was added, the names skipped, and the partitions."
     known, added, skipped, parts = {f.name: f.sha256 for f in manifest.files}, [], [], []
     for source in sources:
         sha = None if source.kind in ('sqlite', 'postgresql') else sha256_file(source.path)
@@ -240,7 +243,7 @@ def _ingest_sources(sources, manifest, scratch, time_column, replace):
 class IngestReport(Struct):
     "What one call of `ingest` did."
     added: list[IngestedSource]
-    skipped: list[str] # names of deliveries whose content was there already
+    skipped: list[str] # names of data batches whose content was there already
     rows: int # of the added
     partitions: int # written
     bytes: int # written

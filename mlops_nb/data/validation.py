@@ -38,6 +38,7 @@ class SchemaMismatch(Struct, frozen=True):
     expected: str
     found: str
 
+# %% ../../nbs/data/05_validation.ipynb #662b2f2c
 class TypeConversion(Struct, frozen=True):
     "A column that was delivered in another type, without loss."
     partition: str
@@ -58,6 +59,7 @@ def _guess_renames(missing, extra, schema) -> dict[str, str]: # Missing column -
     if len(left) == len(free) == 1 and could(left[0], free[0]): out[left[0]] = free[0]
     return out
 
+# %% ../../nbs/data/05_validation.ipynb #635c91b7
 def compare_with_schema(
     partition: str, # Its path in data/
     file: str, # The source file it came from
@@ -123,6 +125,7 @@ class PartitionCounts(Struct):
     accepted: int = 0
     quarantined: int = 0
 
+# %% ../../nbs/data/05_validation.ipynb #2256a069
 class ValidationReport(Struct):
     "What one run of the stage found."
     received: int = 0
@@ -155,9 +158,9 @@ def check_partition_schemas(
 
 # %% ../../nbs/data/05_validation.ipynb #f1d4bfc8
 def check_retyped_columns(
-    source: str, # The delivery
-    violations: Counter, # Of this delivery
-    non_null_counts: Counter, # Of this delivery: values of the columns that had to be read
+    source: str, # The data batch
+    violations: Counter, # Of this data batch
+    non_null_counts: Counter, # Of this data batch: values of the columns that had to be read
     schema: Schema,
 ):
     "Raise `SchemaSkewError` for columns of which more than half the values are not what the schema says."
@@ -173,7 +176,7 @@ class _ValidationRun:
     def __init__(self, schema, newest):
         self.schema, self.newest = schema, newest
         self.counts, self.statistics, self.comparison_summaries = [], {}, []
-        self.violations, self.non_null_counts = defaultdict(Counter), defaultdict(Counter) # by delivery
+        self.violations, self.non_null_counts = defaultdict(Counter), defaultdict(Counter) # by data batch
 
     def validate_batch(self, frame, accepted, quarantine):
         "One batch: split, count, write, summarise."
@@ -191,19 +194,19 @@ class _ValidationRun:
 
 # %% ../../nbs/data/05_validation.ipynb #4ff56dc1
 @patch
-def add_partition(self:_ValidationRun, part, frames, accepted, quarantine):
+def add_partition(self:_ValidationRun, partition, frames, accepted, quarantine):
     "All batches of one partition."
-    count, summaries = PartitionCounts(part.path, part.source), []
+    count, summaries = PartitionCounts(partition.path, partition.source), []
     for frame in frames:
         s, summary = self.validate_batch(frame, accepted, quarantine)
         count.received += frame.height; count.accepted += s.accepted.height; count.quarantined += s.quarantined.height
-        self.violations[part.source].update(s.violations)
-        self.non_null_counts[part.source].update(s.non_null_counts); summaries.append(summary)
-        if part.source == self.newest: self.add_to_comparison(s.accepted)
-    if count.received != part.rows:
-        raise UserError(f"data/{part.path} holds {count.received:,} rows, and data/manifest.json says {part.rows:,}; "
-                        "restore it with `dvc checkout data.dvc`.")
-    self.counts.append(count); self.statistics[part.path] = merge_summaries(summaries)
+        self.violations[partition.source].update(s.violations)
+        self.non_null_counts[partition.source].update(s.non_null_counts); summaries.append(summary)
+        if partition.source == self.newest: self.add_to_comparison(s.accepted)
+    if count.received != partition.rows:
+        raise UserError(f"data/{partition.path} holds {count.received:,} rows, and data/manifest.json says "
+                        f"{partition.rows:,}; restore it with `dvc checkout data.dvc`.")
+    self.counts.append(count); self.statistics[partition.path] = merge_summaries(summaries)
 
 @patch
 def report(self:_ValidationRun) -> ValidationReport:
@@ -231,6 +234,19 @@ def check_quarantined_share(
 class _BundleBaseline(Struct): # what validation needs of a bundle's baseline.json
     data: Baseline
 
+# %% ../../nbs/data/05_validation.ipynb #c520e01d
+def _write_split(root, run, accepted_folder, quarantine_folder):
+    "All rows of data/ into the two folders; gives the counts."
+    pandera_schema = to_pandera(run.schema)
+    accepted = PartFileWriter(accepted_folder, lambda rows: check_with_pandera(rows, pandera_schema))
+    quarantine = PartFileWriter(quarantine_folder)
+    for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
+        partition, frame = next(batches)
+        run.add_partition(partition, chain([frame], (f for _, f in batches)), accepted, quarantine)
+    found = run.report()
+    accepted.flush(); quarantine.flush()
+    return found
+
 # %% ../../nbs/data/05_validation.ipynb #c2010401
 def run_validate(
     root: str | Path = '.', # The project folder
@@ -245,15 +261,7 @@ def run_validate(
     baseline = champion and read_json(Path(champion) / 'baseline.json', _BundleBaseline).data
     run = _ValidationRun(schema, manifest.files[-1].name if baseline and manifest.files else None)
     with atomic_dir(root / 'artifacts/accepted') as a:
-        with atomic_dir(root / 'quarantine') as q:
-            pandera_schema = to_pandera(schema)
-            accepted = PartFileWriter(a, lambda rows: check_with_pandera(rows, pandera_schema))
-            quarantine = PartFileWriter(q)
-            for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
-                first = next(batches)
-                run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
-            found = run.report()
-            accepted.flush(); quarantine.flush()
+        with atomic_dir(root / 'quarantine') as q: found = _write_split(root, run, a, q)
         check_quarantined_share(found, limit)
     found.type_conversions = changes
     if baseline:

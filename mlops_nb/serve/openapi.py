@@ -352,6 +352,7 @@ code { font-size:.9em } .verb { font-size:.75rem; letter-spacing:.04em; color:va
   color:var(--blue) }
 @media (max-width:40rem) { h1 { font-size:1.5rem } }"""
 
+# %% ../../nbs/serve/09_openapi.ipynb #8d243306
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 DOCS_CSP = (f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_HASH}'; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
