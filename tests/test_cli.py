@@ -211,7 +211,8 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
 
 def test_what_if_answers_for_people_and_for_programs(project):
     done = nb("what-if", "--row", "3", "--set", "age=70", "--set", "visits=20", cwd=project)
-    assert done.returncode == 0 and "after the change" in done.stdout and "The nearest real row with another" in done.stdout, done.stderr  # noqa: E501
+    assert done.returncode == 0, done.stderr
+    assert "after the change" in done.stdout and "The nearest real row with another" in done.stdout
     found = json.loads(nb("what-if", "--row", "3", "--set", "age=70", "--as-json", cwd=project).stdout)
     row = pl.read_parquet(project / "artifacts/prepared/test.parquet").row(2, named=True)
     assert found["changes"] == [{"column": "age", "before": row["age"], "after": 70}]

@@ -176,7 +176,8 @@ def parse_expr(self: Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the
     return parse_value_expr(pl.col(name), dtype, column.type, self.missing_values, column.format).alias(name)
 
 # %% ../../nbs/config/01_schema.ipynb #1990d5c5
-_HEADER = """# The contract of the data set: every row is checked against it, and the model may see only what it allows.
+_HEADER = """\
+# The schema (data contract) of the data set: every row is checked against it; the model may see only what it allows.
 {inferred}#   feature   false for whatever is not yet known at the moment of prediction (a leak), and for identifiers
 #   sensitive true where the groups of a column are to be treated alike; fairness is then measured by it
 #   range     what is possible, not what happened so far; null on a side without a bound

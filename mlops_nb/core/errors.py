@@ -12,7 +12,7 @@ from difflib import get_close_matches
 
 # %% ../../nbs/core/00_errors.ipynb #fc37ad0a
 class UserError(Exception):
-    "Something a person can mend: its text is one sentence that says what was found, where, and what to do."
+    "Something a person can put right: its text is one sentence that says what was found, where, and what to do."
 
 # %% ../../nbs/core/00_errors.ipynb #c6267fb1
 def did_you_mean(

@@ -241,8 +241,8 @@ def _write_split(root, run, accepted_folder, quarantine_folder):
     accepted = PartFileWriter(accepted_folder, lambda rows: check_with_pandera(rows, pandera_schema))
     quarantine = PartFileWriter(quarantine_folder)
     for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
-        partition, frame = next(batches)
-        run.add_partition(partition, chain([frame], (f for _, f in batches)), accepted, quarantine)
+        first = next(batches) # which partition it is; its rows come with the rest
+        run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
     found = run.report()
     accepted.flush(); quarantine.flush()
     return found

@@ -109,7 +109,7 @@ def skip_reason(
 def fit_predictor(
     project: Project, # Its params hold the seed
     learner: str, # gbdt or net
-    train: pl.DataFrame, # contract columns and features, `_target`
+    train: pl.DataFrame, # columns of the schema and features, `_target`
     validation: pl.DataFrame, # the same
     run_name: str, # Its name, for the progress
 ) -> tuple[Predictor, DecisionSettings]:

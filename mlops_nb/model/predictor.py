@@ -43,7 +43,7 @@ def cast_to_schema(
         if out[c].null_count() == frame[c].null_count(): continue
         lost = frame.filter(out[c].is_null() & ~frame.select(schema.missing_expr(c, types[c])).to_series())[c]
         if len(lost):
-            raise UserError(f"column '{c}' holds {lost[0]!r}, and the contract says {schema.columns[c].type}; "
+            raise UserError(f"column '{c}' holds {lost[0]!r}, and the schema says {schema.columns[c].type}; "
                             "correct it, or send null for a missing value.")
     return out
 

@@ -77,7 +77,7 @@ class WhatIfPanel:
     "Controls for one row, and what the model says of it."
     def __init__(self,
         predictor: Predictor,
-        row: pl.DataFrame, # One row, in the types of the contract
+        row: pl.DataFrame, # One row, in the types of the schema
         reference: ReferenceRows,
         *, min_difference: float | None = None, # Of a regression: what counts as another answer
     ):

@@ -17,11 +17,12 @@ def shop(tmp_path):
     with closing(sqlite3.connect(path)) as db:
         db.executescript("""
             create table orders (id integer primary key, at text, zip text, amount, note text);
-            insert into orders values (1, '2024-01-31 10:00:00', '01067', 3, ' hello '), (2, '2024-02-01 11:30:00', '80331', 2.5, ''),
+            insert into orders values (1, '2024-01-31 10:00:00', '01067', 3, ' hello '),
+                                      (2, '2024-02-01 11:30:00', '80331', 2.5, ''),
                                       (3, null, '99084', null, x'00ff');
             create table empty (a int);
             create table "odd ""name" ("select" int);
-            insert into "odd ""name" values (1)""")  # noqa: E501
+            insert into "odd ""name" values (1)""")
     return path
 
 
@@ -96,16 +97,17 @@ def test_sqlite_ingest_is_idempotent(shop, tmp_path):
 
 SQL = """
 create type mood as enum ('sad', 'ok');
-create table bills (id int, part smallint, amount numeric(10, 2), day date, at timestamp, seen timestamptz, paid bool, zip varchar(5),
-                    key uuid, extra jsonb, mood mood, big bigint, ratio real, score float8, "odd ""name" text, pause interval,
+create table bills (id int, part smallint, amount numeric(10, 2), day date, at timestamp, seen timestamptz, paid bool,
+                    zip varchar(5), key uuid, extra jsonb, mood mood, big bigint, ratio real, score float8,
+                    "odd ""name" text, pause interval,
                     primary key (part, id));
 insert into bills select g, g % 3, g * 1.25, '2024-01-01'::date + g % 100, '2024-01-01'::timestamp + g * interval '1h',
-    '2024-01-01 00:00+02', g % 2 = 0, '01067', '00000000-0000-0000-0000-000000000001', '{"a": 1}', 'ok', g * 10000000000, 0.5, g / 3.0, 'x',
-    interval '1 day'
+    '2024-01-01 00:00+02', g % 2 = 0, '01067', '00000000-0000-0000-0000-000000000001', '{"a": 1}', 'ok', g * 10000000000,
+    0.5, g / 3.0, 'x', interval '1 day'
     from generate_series(2000, 1, -1) g;
 insert into bills (id, part) values (5000, 0);
 create table "nothing" (a int);
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture

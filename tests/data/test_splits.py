@@ -57,7 +57,8 @@ def test_time(n, seed, days, share):
     try: parts, check = split(frame, TIMED, method="time", test=share, validation=share)
     except UserError as e: assert "would be empty" in str(e) or "in no training row" in str(e); return
     assert check.in_time_order and check.overlapping_times == 0
-    assert (parts["train"]["at"].max() < parts["valid"]["at"].min() <= parts["valid"]["at"].max() < parts["test"]["at"].min())  # noqa: E501
+    at = {split: rows["at"] for split, rows in parts.items()}
+    assert at["train"].max() < at["valid"].min() <= at["valid"].max() < at["test"].min()
 
 
 @settings(deadline=None, max_examples=25)

@@ -28,8 +28,8 @@ def good(tmp_path_factory): return finished(tmp_path_factory)
 
 
 def copy(good, folder):
-    """A copy of the finished project, to be maltreated. It has no release plan, as the first run had none: with a champion, validation
-    and evaluation compare with it, and a bundle names it as its parent."""  # noqa: E501
+    """A copy of the finished project, to be maltreated. It has no release plan, as the first run had none: with a
+    champion, validation and evaluation compare with it, and a bundle names it as its parent."""
     return shutil.copytree(good, folder / "corner", symlinks=True, ignore=shutil.ignore_patterns("releases", "cache"))
 
 
@@ -150,8 +150,9 @@ import sys
 import polars as pl
 n = int(sys.argv[1])
 i = pl.int_range(n, eager=True)
-pl.DataFrame({'who': 'user-' + i.cast(pl.String), 'x': i * 7919 % 1000, 'y': (i * 104729 % 997 < 300).cast(pl.Int8)}).write_csv(sys.argv[2])
-"""  # noqa: E501
+rows = {'who': 'user-' + i.cast(pl.String), 'x': i * 7919 % 1000, 'y': (i * 104729 % 997 < 300).cast(pl.Int8)}
+pl.DataFrame(rows).write_csv(sys.argv[2])
+"""
 
 
 def test_millions_of_distinct_categories_fit_into_bounded_memory(tmp_path):

@@ -207,7 +207,8 @@ def test_lightgbm_and_what_it_drags_in_are_not_imported(binary, tmp_path):
         from mlops_nb.model.booster import Booster
         b = Booster(open(sys.argv[1]).read())
         b.predict_one([0.] * 6), b.predict([[0.] * 6]), b.contributions([[0.] * 6])
-        print(*sorted({m.split('.')[0] for m in sys.modules} & {'lightgbm', 'scipy', 'pandas', 'sklearn', 'pyarrow', 'polars'}))"""  # noqa: E501
+        heavy = {'lightgbm', 'scipy', 'pandas', 'sklearn', 'pyarrow', 'polars'}
+        print(*sorted({m.split('.')[0] for m in sys.modules} & heavy))"""
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.txt")], capture_output=True, text=True,
                          timeout=60)
     assert (run.returncode, run.stdout.strip()) == (0, ""), run.stdout + run.stderr

@@ -179,7 +179,8 @@ def test_going_on_from_an_earlier_net_and_beside_one_of_trees(tmp_path):
     write_params(params, root / "params.yaml")
     run_train(root, "net")
     after = read_json(models / "net/training.json", TrainingReport)
-    assert after.init_model_sha256 and after.best_loss < first.loss_curve[0].valid, "one epoch from where the other ended"  # noqa: E501
+    assert after.init_model_sha256
+    assert after.best_loss < first.loss_curve[0].valid, "one epoch from where the other ended"
     params.train.init_model = "earlier_gbdt"
     write_params(params, root / "params.yaml")
     run_train(root, "net")
@@ -243,7 +244,8 @@ def test_a_file_of_tensors_is_read_as_the_package_reads_it(kinds, data):
 
 ALONE = """
 import sys
-for name in "tabm rtdl_num_embeddings safetensors sklearn scipy pandas pyarrow mlflow shap".split(): sys.modules[name] = None
+for name in "tabm rtdl_num_embeddings safetensors sklearn scipy pandas pyarrow mlflow shap".split():
+    sys.modules[name] = None
 import numpy as np, polars as pl
 from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
 from mlops_nb.model.predictor import Predictor
@@ -252,7 +254,7 @@ predictor, rows = Predictor.open(sys.argv[1]), pl.read_parquet(sys.argv[2])
 out = predictor.predict(rows), predictor.contributions(rows)
 assert predictor.predict_one(rows.row(0, named=True)) == out[0][0] if out[0].ndim == 1 else True
 np.savez(sys.argv[3], *out)
-"""  # noqa: E501
+"""
 
 def test_a_bundle_is_asked_where_only_torch_and_the_core_are(project, predictor, tmp_path):
     rows = modelling.rows(20, seed=21, task=predictor.schema.task)

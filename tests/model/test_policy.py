@@ -199,9 +199,8 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     want = np.maximum(predictor.predict(frame), 0)
     known = frame["known"].to_numpy()
     out = predictor.score_frame(frame)
-    assert out["score"].to_list() == np.where(known, np.minimum(want,
-                                                                1),
-                                                                want).tolist() and out["needs_review"].to_list() == known.tolist()  # noqa: E501
+    assert out["score"].to_list() == np.where(known, np.minimum(want, 1), want).tolist()
+    assert out["needs_review"].to_list() == known.tolist()
     assert out.columns == ["score", "needs_review"]
     predictor, frame = open_trained_predictor(projects("multiclass")), modelling.rows(60, 9, "multiclass")
     free = predictor.score_frame(frame)
@@ -209,8 +208,8 @@ def test_bounds_of_a_regression_and_labels_of_several_classes(projects):
     predictor.policy = Policy("multiclass", predictor.schema.classes, rules=rules)
     out = predictor.score_frame(frame)
     assert out.select(predictor.score_columns).equals(free.select(predictor.score_columns))
-    expected = (frame.select(d=pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus")).otherwise(free["decision"]))["d"])  # noqa: E501
-    assert out["decision"].to_list() == expected.to_list()
+    by_rule = pl.when(pl.col("count") <= 5).then(None).when("known").then(pl.lit("bus"))
+    assert out["decision"].to_list() == frame.select(d=by_rule.otherwise(free["decision"]))["d"].to_list()
 
 
 conditions = st.fixed_dictionaries({}, optional={
@@ -239,8 +238,9 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
     assert scores.tolist() == np.linspace(0, 1, 25).tolist() # the caller's are left alone
 
     def holds(rule, row):
-        def fits(c, v): return row[c] == v if not isinstance(v,
-                                                             list) else row[c] in v if c == "place" else v[0] <= row[c] <= v[1]  # noqa: E501
+        def fits(c, v):
+            if not isinstance(v, list): return row[c] == v
+            return row[c] in v if c == "place" else v[0] <= row[c] <= v[1]
         return all(fits(c, v) for c, v in rule.when.items())
     for i, row in enumerate(frame.to_dicts()):
         s, mine = scores[i].item(), [r for r in rules if holds(r, row)]

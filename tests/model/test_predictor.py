@@ -115,7 +115,8 @@ def test_the_same_values_in_other_types(predictor):
          want)
     same(predictor.predict(frame.with_columns(pl.col("count").cast(pl.UInt8), pl.col("when").cast(pl.Datetime("ns")))),
          want)
-    same(predictor.predict(frame.with_columns(pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"))), want)  # noqa: E501
+    in_tokyo = pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")
+    same(predictor.predict(frame.with_columns(in_tokyo)), want)
     same(predictor.predict(frame.with_columns(pl.col("x").fill_null(float("nan")))), want)
 
 
@@ -130,7 +131,7 @@ def test_whole_columns_of_nulls_and_no_rows(predictor):
 
 @pytest.mark.parametrize("change, said", [
     ({"drop": "x"}, "no column 'x'"), ({"drop": "when"}, "no column 'when'"),
-    ({"count": pl.lit(1.5)}, "'count' holds 1.5, and the contract says integer"),
+    ({"count": pl.lit(1.5)}, "'count' holds 1.5, and the schema says integer"),
     ({"x": pl.lit("1,5")}, "'x' holds '1,5'"),
     ({"x": pl.lit(float("inf"))}, "'x' holds inf"), ({"known": pl.lit("perhaps")}, "'known' holds 'perhaps'"),
     ({"known": pl.lit(2)}, "'known' holds 2"),

@@ -1,4 +1,4 @@
-"""report.render, report.index, report.pipeline: pages that need nothing else, and a list of runs that is always true."""  # noqa: E501
+"""Report pages: HTML that needs nothing else, the index, and a list of runs that is always true."""
 import json
 import re
 from pathlib import Path

@@ -12,6 +12,7 @@ import time
 import polars as pl
 import pytest
 from support import server as serving
+from support.served_endpoint import until
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
 from mlops_nb.serve.app import ROUTES, PathMatcher
@@ -221,7 +222,7 @@ def test_a_full_queue_says_when_to_come_back(limited_server):
     held = [socket.create_connection(("127.0.0.1", limited_server.port)) for _ in range(8)]
     try:
         for s in held: s.sendall(head(PREDICT, f"content-length: {len(body)}") + body[:5])
-        time.sleep(.2)
+        until(lambda: limited_server.metric("mlops_nb_in_flight_requests") == 8, "held")
         status, headers, found = limited_server.post(PREDICT, [ROW])
         assert (status, headers["retry-after"]) == (503, "1") and "try again" in found["error"]
         assert {limited_server.get(path)[0] for path in ("/health", "/v2/health/ready", "/metrics")} == {200}

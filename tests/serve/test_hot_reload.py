@@ -5,13 +5,12 @@ import json
 import logging
 import shutil
 import threading
-import time
 import weakref
 
 import polars as pl
 import pytest
 from support import server as serving
-from support.served_endpoint import LIMIT, answer, ask, counted, expected, plan, some, until, write_table
+from support.served_endpoint import LIMIT, answer, ask, counted, expected, plan, some, until, watched, write_table
 
 from mlops_nb.bundle.store import lookup_table_path, store_bundle
 from mlops_nb.config.settings import read_settings
@@ -85,7 +84,7 @@ def test_a_request_that_is_under_way_is_answered_by_whom_it_asked(project, made,
         plan(project, Variant("new", b), revision=2)
         while endpoint.plan.revision == 1: await asyncio.sleep(.01)
         now = await answer(endpoint, rows[:1])
-        await asyncio.sleep(1.3)
+        await asyncio.to_thread(watched, manager, 7)  # longer than a plan that nobody holds is kept
         assert manager._draining and a in manager._models and not task.done()  # it is waited for
         gate.set()
         return now, await task
@@ -168,7 +167,7 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
     with caplog.at_level(logging.ERROR, "mlops_nb.serve"):
         plan(project, *spoil(project, made), revision=2)
         until(lambda: manager.rejected_plans, "refused")
-        time.sleep(.1)  # it is looked at again and again, and told once
+        watched(manager)  # it is looked at again and again, and told once
     assert words in manager.rejected_plans[str(path)] and [words in r.getMessage() for r in caplog.records] == [True]
     assert counted(manager.resources.metrics.plan_reloads, "rows",
                    "rejected") == 1 and counted(manager.resources.metrics.plan_reloads, "rows", "ok") == 1
@@ -233,10 +232,10 @@ def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(
     until(lambda: "other" not in manager.endpoints, "ended")
     until(lambda: made[2] not in manager._models, "let go")
     (project / "releases").rename(project / "gone")
-    time.sleep(.1)
+    watched(manager)
     assert ask(manager, some(1)).variant == "a"
     (project / "gone").rename(project / "releases")
-    time.sleep(.1)
+    watched(manager)
     assert ask(manager, some(1)).variant == "a" and not manager.rejected_plans
 
 
@@ -260,7 +259,7 @@ def test_a_table_is_read_when_it_comes_and_forgotten_when_it_goes(project, made,
     write_table(project, made[1], some(8))
     until(lambda: model.lookup_table and len(model.lookup_table) == 8, "read again")
     lookup_table_path(made[1], project / "tables").write_bytes(b"PAR1 torn")
-    time.sleep(.1)
+    watched(manager)
     assert len(model.lookup_table) == 8  # a torn one changes nothing
     write_table(project, made[1], some(7))
     until(lambda: len(model.lookup_table) == 7, "read")

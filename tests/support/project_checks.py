@@ -87,7 +87,8 @@ def check_pages(root, gate, output):
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert "<script" not in text and "Traceback" not in text and "default-src 'none'" in text
-        loads = re.findall(r"<(?:img|link|source|video|audio|iframe|embed|object|use)\b[^>]*?\b(?:src|href|data)=[\"']?([^\"' >]*)", text)  # noqa: E501
+        loads = re.findall(r"<(?:img|link|source|video|audio|iframe|embed|object|use)\b[^>]*?\b"
+                           r"(?:src|href|data)=[\"']?([^\"' >]*)", text)
         assert all(u.startswith(("data:", "#")) for u in loads) and not re.search(r"@import|url\(\s*['\"]?https?:",
                                                                                   text), (page, loads)
     for link in re.findall(r'href="([^"#]*)"', (root / "reports/index.html").read_text(encoding="utf-8")):
@@ -125,10 +126,12 @@ def predictions(root, part="test"):
 
 
 def plain(X, y, test, order=None, objective="regression"):
-    """The reference: LightGBM with learning rate 0.05, stopped after 50 rounds without gain on the last fifth of the training rows.
+    """The reference: LightGBM with learning rate 0.05, stopped after 50 rounds without gain on the last fifth of the
+    training rows.
 
-    `X`: (n, k) with categories as Categorical; `test`: (n,) bool; `order`: (n,) the training rows' order, None for a random one.
-    """  # noqa: E501
+    `X`: (n, k) with categories as Categorical; `test`: (n,) bool; `order`: (n,) the training rows' order, None for a
+    random one.
+    """
     categories = [i for i, t in enumerate(X.dtypes) if t == pl.Categorical]
     M = X.with_columns(pl.col(pl.Categorical).to_physical()).cast(pl.Float64).fill_null(np.nan).to_numpy()
     rest = np.flatnonzero(~test)
@@ -152,10 +155,12 @@ def auc(y, p):
 
 
 def surely_worse_by(metric, y, ours, theirs, resamples=200):
-    """How much worse `ours` surely is: the low end of the 95 % interval of a paired bootstrap over the rows, in units of the metric.
+    """How much worse `ours` surely is: the low end of the 95 % interval of a paired bootstrap over the rows, in units
+    of the metric.
 
-    Negative, where being as good as `theirs` is compatible with the rows. `metric`: `rmse` (lower is better) or `auc` (higher is).
-    """  # noqa: E501
+    Negative, where being as good as `theirs` is compatible with the rows. `metric`: `rmse` (lower is better) or `auc`
+    (higher is).
+    """
     rng, sign = np.random.default_rng(0), 1 if metric is rmse else -1
     draws = (rng.integers(0, len(y), len(y)) for _ in range(resamples))
     return float(np.quantile([sign * (metric(y[i], ours[i]) - metric(y[i], theirs[i])) for i in draws], .025))

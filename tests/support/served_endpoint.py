@@ -26,6 +26,15 @@ def until(true, what="that"):
         time.sleep(.005)
 
 
+def watched(manager, times=2):
+    "Wait until the manager has looked at its files `times` more, from beginning to end."
+    seen, reconcile = [], manager.reconcile
+    def look(): reconcile(); seen.append(True)
+    manager.reconcile = look
+    try: until(lambda: len(seen) >= times, "looked at")
+    finally: del manager.reconcile
+
+
 def some(n, first=0, **more): return [{**INSTANCES[(first + i) % 200], "id": f"c{first + i}", **more} for i in range(n)]
 
 

@@ -25,8 +25,8 @@ def shop(rows=1500, seed=1):
     for i in range(rows):
         city, age, visits = r.choice(["Bonn", "Köln", "Paris", "Rome"]), r.randint(18, 80), r.randint(0, 20)
         p = 0.85 if (age > 45) != (visits > 10) else 0.1
-        lines.append(f"2024-{1 + i * 12 // rows:02d}-{1 + i % 28:02d},{city},{age},{r.gammavariate(2, 30):.2f},{visits},"  # noqa: E501
-                     f"{r.choice(['yes', 'no'])},{int(r.random() < p)}")
+        lines.append(f"2024-{1 + i * 12 // rows:02d}-{1 + i % 28:02d},{city},{age},"
+                     f"{r.gammavariate(2, 30):.2f},{visits},{r.choice(['yes', 'no'])},{int(r.random() < p)}")
     return "\n".join(lines) + "\n"
 
 

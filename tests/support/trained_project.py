@@ -24,8 +24,10 @@ def ratio(x, count): return x / count
 
 
 @fx.feature(type="category")
-def weekday(when): return np.where(np.isnat(when), None, np.array(list("abcdefg"))[when.astype("datetime64[D]").astype(int) % 7])
-'''  # noqa: E501
+def weekday(when):
+    days = when.astype("datetime64[D]").astype(int)
+    return np.where(np.isnat(when), None, np.array(list("abcdefg"))[days % 7])
+'''
 
 
 def rows(n=900, seed=0, task="binary"):

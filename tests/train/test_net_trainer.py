@@ -318,8 +318,9 @@ from pathlib import Path
 from test_net_trainer import *
 many = replace(SMALL, max_epochs=12, patience=12)
 print("begins", flush=True)
-Path({out!r}).write_bytes(fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), checkpoint_interval_seconds=0).model)
-"""  # noqa: E501
+fitted = fit(*problem(n=1200), params=many, checkpoint=Path({checkpoint!r}), checkpoint_interval_seconds=0)
+Path({out!r}).write_bytes(fitted.model)
+"""
 
 
 @pytest.mark.slow

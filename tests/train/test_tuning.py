@@ -81,8 +81,8 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     root = project(tmp_path, "regression", counts=True)
     tune.run_tune(root)
     found, tried = read_tuning_results(root)["gbdt"], table(root).filter(parameter="objective")
-    assert tried["value"].to_list()[0] == 1 and set(tried["value"]) == {0,
-                                                                        1}, "places in the list; the first is that of params.yaml"  # noqa: E501
+    assert tried["value"].to_list()[0] == 1, "a place in the list; the first is that of params.yaml"
+    assert set(tried["value"]) == {0, 1}
     if found.param_importances: assert set(found.param_importances) == SEARCHED | {"objective"}
     run_train(root)
     after = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
@@ -91,8 +91,8 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     change(root, n_trials=3, gbdt={"objective": ["squared"]})
     tune.run_tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
-    assert later == [None, 0,
-                     0], "that of params.yaml is none of the choices, and the last study's best comes without its objective"  # noqa: E501
+    # that of params.yaml is none of the choices, and the last study's best comes without its objective
+    assert later == [None, 0, 0]
     change(root, n_trials=3, gbdt={"objective": ["poisson"]})
     tune.run_tune(root)
     assert set(table(root)["parameter"]) == SEARCHED, "it is what train says anyway"
