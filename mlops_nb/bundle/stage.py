@@ -57,7 +57,7 @@ def _monitoring_baseline(root, predictor):
     predictions = _require_file(root / 'artifacts/evaluation/predictions.parquet', 'evaluate')
     attribution = _require_file(root / 'artifacts/explanation/attribution_baseline.json', 'explain')
     names = predictor.score_columns
-    scores = pl.read_parquet(predictions, columns=['part', *names]).filter(part='valid')[names].to_numpy()
+    scores = pl.read_parquet(predictions, columns=['split', *names]).filter(split='valid')[names].to_numpy()
     histograms = score_histograms(predictor, valid, scores if len(names) > 1 else scores[:, 0])
     return MonitoringBaseline(fit_baseline(train, predictor.schema), histograms,
                               read_json(attribution, dict))

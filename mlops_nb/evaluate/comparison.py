@@ -99,7 +99,7 @@ def align_scores(
 ) -> pl.DataFrame: # As `scores`, in the order of `keys`
     "The scores of these rows, in this order; raises `UserError` if one is missing or there twice."
     found = keys.select('_source', '_row').join(scores, on=['_source', '_row'], how='left', maintain_order='left')
-    names = [c for c in scores.columns if c not in ('_source', '_row', 'part')]
+    names = [c for c in scores.columns if c not in ('_source', '_row', 'split')]
     missing = found.select(pl.any_horizontal(pl.col(names).is_null())).to_series().sum()
     if len(found) != len(keys) or missing:
         raise UserError(f"artifacts/models/baseline/scores.parquet does not hold each of the {len(keys)} rows once "
@@ -148,7 +148,7 @@ def compare_with_baselines(
     "Our model against each baseline."
     splits = {'valid': validation, 'test': test}
     y = {split: rows['_target'].to_numpy() for split, rows in splits.items()}
-    found = {s: align_scores(baseline_scores.filter(pl.col('part') == s), rows) for s, rows in splits.items()}
+    found = {s: align_scores(baseline_scores.filter(pl.col('split') == s), rows) for s, rows in splits.items()}
     both = lambda name: {split: scores_to_array(scores[name]) for split, scores in found.items()}
     return [compare_with_model(task, name, 'baseline', y, model_scores, both(name), decision_settings, resampling)
             for name in found['test'].columns]

@@ -57,11 +57,11 @@ def prediction_table(
     frame: pl.DataFrame, # rows of one split
     split: str,
     scores: np.ndarray, # their scores
-) -> pl.DataFrame: # `_source`, `_row`, `part`, `_target`, score columns, `decision`
+) -> pl.DataFrame: # `_source`, `_row`, `split`, `_target`, score columns, `decision`
     "The scored rows as they are kept."
     columns = [*scores.reshape(len(frame), -1).T]
     if predictor.schema.task != 'regression': columns.append(predictor.decide(scores).tolist()) # before rules
-    return frame.select('_source', '_row', pl.lit(split).alias('part'), '_target').with_columns(
+    return frame.select('_source', '_row', pl.lit(split).alias('split'), '_target').with_columns(
         pl.Series(name, values, dtype) for (name, dtype), values in zip(predictor.output_schema().items(), columns))
 
 # %% ../../nbs/evaluate/09_stage.ipynb #bf620621

@@ -278,7 +278,7 @@ def evaluate_gate(
     art, params = root / "artifacts", read_params(root / "params.yaml").gate
     bundle, evaluation = open_bundle(art / "bundle"), read_evaluation(root)
     metrics = read_json(art / "metrics.json", dict)["test"]
-    predictions = pl.read_parquet(art / "evaluation" / "predictions.parquet").filter(pl.col("part") == "test")
+    predictions = pl.read_parquet(art / "evaluation" / "predictions.parquet").filter(pl.col("split") == "test")
     results = check_thresholds(evaluation.task, params.thresholds, metrics)
     results += check_test_rows(predictions["_target"].to_numpy(), evaluation.classes, params)
     results += check_comparisons(evaluation, params)

@@ -181,13 +181,13 @@ def score_baselines(
     root: Path, split: str, # valid or test
     fitted: Baselines,
     batch_rows: int = 100_000, # Rows at a time
-) -> pl.DataFrame: # `_source, _row, part, constant, linear`
+) -> pl.DataFrame: # `_source, _row, split, constant, linear`
     "Both baselines' scores of a prepared split."
     frame = read_split(root, split, [*fitted.encoder.feature_names, '_source', '_row'])
     matrices = (fitted.preprocessor.transform(fitted.encoder.transform(rows)) for rows in frame.iter_slices(batch_rows))
     linear = np.concatenate([predict_linear(fitted.linear, M, fitted.task, fitted.n_classes) for M in matrices])
     constant = np.broadcast_to(fitted.constant['score'], linear.shape)
-    return frame.select('_source', '_row', part=pl.lit(split)).with_columns(constant=_to_series(constant),
+    return frame.select('_source', '_row', split=pl.lit(split)).with_columns(constant=_to_series(constant),
                                                                             linear=_to_series(linear))
 
 # %% ../../nbs/train/05_baselines.ipynb #7e74bed5

@@ -283,7 +283,7 @@ def test_the_stage_puts_right_what_exaggerates(exaggerating):
     predictor = open_trained_predictor(exaggerating)
     predictor.policy = read_json(exaggerating / "artifacts/evaluation/policy.json", Policy)
     test = pl.read_parquet(exaggerating / "artifacts/prepared/test.parquet")
-    scores = kept.filter(part="test")["score"].to_numpy()
+    scores = kept.filter(split="test")["score"].to_numpy()
     assert predictor.predict(test).tobytes() == scores.tobytes()  # what was measured is what will be answered
     tables = [
         pl.read_parquet(exaggerating / f"artifacts/evaluation/{n}.parquet")
@@ -297,7 +297,7 @@ def test_the_threshold_is_chosen_on_calibrated_scores(exaggerating):
         read_evaluation(exaggerating),
         pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet"),
     )
-    valid = kept.filter(part="valid")
+    valid = kept.filter(split="valid")
     assert found.decision_settings.threshold == choose_threshold(
         valid["_target"].to_numpy(), valid["score"].to_numpy(), found.decision_settings.costs
     )
@@ -305,7 +305,7 @@ def test_the_threshold_is_chosen_on_calibrated_scores(exaggerating):
 
 
 def test_examples_of_the_explanation_are_calibrated_too(exaggerating):
-    test = pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet").filter(part="test")
+    test = pl.read_parquet(exaggerating / "artifacts/evaluation/predictions.parquet").filter(split="test")
     assert {x.prediction for x in read_explanation(exaggerating).worst_predicted} <= set(test["score"])
 
 

@@ -92,7 +92,7 @@ def test_sentences(estimate, text):
 def test_scores_are_matched_by_origin():
     keys = pl.DataFrame({"_source": ["a", "a", "b"], "_row": [0, 1, 0]})
     scores = pl.DataFrame(
-        {"_source": ["b", "a", "a", "c"], "_row": [0, 1, 0, 9], "part": "test", "linear": [3.0, 2.0, 1.0, 0.0]}
+        {"_source": ["b", "a", "a", "c"], "_row": [0, 1, 0, 9], "split": "test", "linear": [3.0, 2.0, 1.0, 0.0]}
     )
     assert align_scores(scores, keys)["linear"].to_list() == [1, 2, 3]
 
@@ -113,7 +113,7 @@ def test_each_baseline_decides_by_its_own_threshold():
     y = np.r_[np.ones(50), np.zeros(50)]
     rows = pl.DataFrame({"_source": "a", "_row": np.arange(100), "_target": y})
     scores = pl.concat(
-        [rows.select("_source", "_row", part=pl.lit(p), linear=pl.lit(y) * 0.1) for p in ("valid", "test")]
+        [rows.select("_source", "_row", split=pl.lit(p), linear=pl.lit(y) * 0.1) for p in ("valid", "test")]
     )
     (c,) = compare_with_baselines("binary", rows, rows, y, DecisionSettings(0.5), scores, resampling=Resampling(5))
     assert c.metrics["accuracy"].other_value == 1 and (c.name, c.kind) == ("linear", "baseline")

@@ -310,7 +310,7 @@ def test_adult_by_sex_and_race(tmp_path, real_data):
     run_stage("train", root, "gbdt")
     run_stage("evaluate", root)
     evaluation = read_evaluation(root)
-    rows = pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(pl.col("part") == "test")
+    rows = pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(pl.col("split") == "test")
     raw = pl.read_csv(real_data("adult") / "adult.test", infer_schema=False, has_header=True)
     raw = raw.select(pl.all().str.strip_chars()).rename(str.strip).with_columns(_row=pl.int_range(pl.len()))
     rows = rows.join(raw, on="_row", how="left", maintain_order="left")

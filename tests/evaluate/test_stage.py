@@ -76,9 +76,9 @@ def test_evaluation_is_documented_json(project):
 def test_metrics_can_be_recomputed_from_the_predictions(project):
     found = read_evaluation(project)
     kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet")
-    assert kept.group_by("part").len().sort("part").rows() == [("test", 900), ("valid", 800)]
+    assert kept.group_by("split").len().sort("split").rows() == [("test", 900), ("valid", 800)]
     assert kept.select("_source", "_row").n_unique() == 1700
-    test = kept.filter(part="test")
+    test = kept.filter(split="test")
     s = test.select(pl.col("^score.*$")).to_numpy()
     s = s[:, 0] if s.shape[1] == 1 else s
     loss = row_loss(found.task, test["_target"].to_numpy(), s)
@@ -90,7 +90,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(project):
 def test_decisions_are_the_predictors(project):
     found = read_evaluation(project)
     if found.task == "regression": pytest.skip("a regression decides nothing")
-    kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(part="test")
+    kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(split="test")
     right = (kept["decision"] == pl.Series([found.classes[int(t)] for t in kept["_target"]])).mean()
     assert right == pytest.approx(found.metrics["test"]["accuracy"].value)
     assert np.trace(found.confusion_matrix) == pytest.approx(right * 900) and np.sum(found.confusion_matrix) == 900
@@ -179,7 +179,7 @@ def test_excess_log_loss_of_simulated_data(tmp_path):
     run_evaluate(root)
     p, q = (
         test["p"].to_numpy(),
-        pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(part="test")["score"].to_numpy(),
+        pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(split="test")["score"].to_numpy(),
     )
     expected = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
     assert read_evaluation(root).excess_log_loss == pytest.approx(expected) and expected > 0

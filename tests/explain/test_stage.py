@@ -55,7 +55,7 @@ def test_explanation_files(project):
 
 def test_worst_predicted_are_the_largest_losses(project):
     found, evaluation = read_explanation(project), read_evaluation(project)
-    kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(part="test")
+    kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(split="test")
     s = kept.select(pl.col("^score.*$")).to_numpy()
     loss = row_loss(evaluation.task, kept["_target"].to_numpy(), s[:, 0] if s.shape[1] == 1 else s)
     assert [w.row for w in found.worst_predicted] == np.argsort(-loss, kind="stable")[:10].tolist()

@@ -122,7 +122,7 @@ def check_rest(root):
 
 
 def predictions(root, part="test"):
-    return pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(pl.col("part") == part)
+    return pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(pl.col("split") == part)
 
 
 def plain(X, y, test, order=None, objective="regression"):

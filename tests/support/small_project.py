@@ -82,7 +82,7 @@ def write_baseline(root, task, parts):
     y = parts["train"]["_target"].to_numpy()
     shares = np.bincount(y.astype(int), minlength=3) / len(y) if task == "multiclass" else y.mean()
     scores = [
-        f.select("_source", "_row", part=pl.lit(p), constant=pl.Series([shares] * len(f)))
+        f.select("_source", "_row", split=pl.lit(p), constant=pl.Series([shares] * len(f)))
         for p, f in parts.items()
         if p != "train"
     ]

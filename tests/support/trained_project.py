@@ -96,7 +96,7 @@ def judged(root, task="binary"):
     names, scores = [c for c in predictor.output_schema()
                      if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
     pl.DataFrame(scores,
-                 schema=names).with_columns(part=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
+                 schema=names).with_columns(split=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})
     write_json(art / "explanation/attribution_baseline.json", {"n_rows": 10, "features": []})
     return root

@@ -43,11 +43,11 @@ def project(root, task, n=1000, change=lambda frame: frame):
 
 
 def scores(root):
-    parts = pl.concat([pl.read_parquet(root / f"artifacts/prepared/{p}.parquet").with_columns(part=pl.lit(p))
+    parts = pl.concat([pl.read_parquet(root / f"artifacts/prepared/{p}.parquet").with_columns(split=pl.lit(p))
                        for p in ("valid", "test")])
     s = pl.read_parquet(root / OUT / "scores.parquet")
-    assert s.columns == ["_source", "_row", "part", "constant", "linear"]
-    joined = s.join(parts, on=["_source", "_row", "part"], maintain_order="left")
+    assert s.columns == ["_source", "_row", "split", "constant", "linear"]
+    joined = s.join(parts, on=["_source", "_row", "split"], maintain_order="left")
     assert s.height == parts.height == joined.height
     return joined
 

@@ -72,7 +72,7 @@ def test_a_learner_named_is_taken_and_what_that_costs_is_said(project):
         run_bundle(project)
         sealed = Predictor.open(project / "artifacts/bundle")
         rows = pl.read_parquet(project / "artifacts/prepared/test.parquet")
-        kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(part="test")
+        kept = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(split="test")
         names = [c for c in sealed.output_schema() if c != "decision"]
         np.testing.assert_array_equal(sealed.predict(rows).reshape(len(rows), -1), kept.select(names).to_numpy())
         rules = [r.name for r in gate_rules(project)]
