@@ -18,8 +18,8 @@ from msgspec import Struct, field, structs
 from ..config.schema import Schema
 from ..core.errors import UserError
 from .decision_threshold import choose_threshold
-from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, weighted_metric
-from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, finite_or_none, percentile_interval
+from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, independent_units, weighted_metric
+from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, finite_or_none, t_interval
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #d9abcd95
 class MetricDifference(Struct):
@@ -53,13 +53,14 @@ def paired_differences(
     both = [(weighted_metric(task, m, y, model_scores, decision_settings),
              weighted_metric(task, m, y, other_scores, other_decision_settings)) for m in METRICS[task]]
     pairs = lambda w: [(a(w), b(w)) for a, b in both]
-    draws = bootstrap_replicates(pairs, len(y), resampling)
-    return {m: _metric_difference(METRICS[task][m].better, *values, *draws[:, i].T, resampling.confidence_level)
+    draws, n_units = bootstrap_replicates(pairs, len(y), resampling), independent_units(task, y, resampling.clusters)
+    return {m: _metric_difference(METRICS[task][m].better, *values, *draws[:, i].T, n_units,
+                                  resampling.confidence_level)
             for i, (m, values) in enumerate(zip(METRICS[task], pairs(np.ones(len(y)))))}
 
-def _metric_difference(better, value, other, draws, other_draws, confidence_level):
+def _metric_difference(better, value, other, draws, other_draws, n_units, confidence_level):
     gains = signed_gain(better, draws, other_draws)
-    gain = percentile_interval(signed_gain(better, value, other), gains, confidence_level)
+    gain = t_interval(signed_gain(better, value, other), gains, n_units, confidence_level=confidence_level)
     worse = None if gain.value is None else float((gains < 0).mean())
     return MetricDifference(finite_or_none(value), finite_or_none(other), gain, worse)
 

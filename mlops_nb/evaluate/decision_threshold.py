@@ -18,7 +18,14 @@ from msgspec import Struct
 
 from ..config.params import CostParams
 from .metrics import row_cost
-from ..stats.bootstrap import Estimate, Resampling, bootstrap_estimate, bootstrap_replicates, weighted_mean
+from mlops_nb.stats.bootstrap import (
+    Estimate,
+    Resampling,
+    bootstrap_estimate,
+    bootstrap_replicates,
+    percentile_interval,
+    weighted_mean,
+)
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #8da36a29
 def quantile_bins(
@@ -193,7 +200,9 @@ def threshold_interval(
     resampling: Resampling = Resampling(),
 ) -> Estimate:
     "The threshold that `choose_threshold` gives, with its bootstrap interval."
-    return bootstrap_estimate(min_cost_threshold(y, p, costs), len(y), resampling)
+    at = min_cost_threshold(y, p, costs) # it jumps from draw to draw: no figure for a standard error
+    return percentile_interval(at(np.ones(len(y))), bootstrap_replicates(at, len(y), resampling),
+                               resampling.confidence_level)
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #4c7941c8
 class DecisionCosts(Struct):

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'PRIMARY_METRIC', 'roc_auc', 'average_precision', 'row_loss', 'excess_log_loss', 'DecisionSettings',
            'accuracy', 'precision', 'recall', 'f1', 'row_cost', 'cost', 'macro_f1', 'roc_auc_ovr', 'r2',
            'median_absolute_error', 'within_tolerance', 'rmse', 'Metric', 'metric_label', 'weighted_metric',
-           'metric_values', 'estimate_metrics']
+           'metric_values', 'independent_units', 'estimate_metrics']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
 from collections.abc import Callable
@@ -19,10 +19,11 @@ from ..config.params import CostParams
 from mlops_nb.stats.bootstrap import (
     Estimate,
     Resampling,
+    Scale,
     bootstrap_replicates,
     finite_or_none,
-    percentile_interval,
     ratio_or_nan,
+    t_interval,
     weighted_mean,
 )
 
@@ -197,38 +198,52 @@ class Metric(Struct):
     better: Literal['higher', 'lower', 'zero']
     doc: str # what it says, for a reader of a report
     weighted: Callable # (y, s, decision settings) -> a function of (n,) weights
+    scale: Scale # of its interval
+    share_of: Callable | None = None # of a rate: (y, s, decision settings) -> (n,) bool, the rows it is a share of
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #80c9f71b
+def _all_rows(y, s, t): return np.ones(len(y), bool)
+
+def _events(y, s, t): return y == 1
+
+def _acted_on(y, s, t): return s >= t.threshold
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #e9506b1c
 _BINARY = {
-    'roc_auc': Metric('higher', "chance that an event scores above a non-event", lambda y, s, t: roc_auc(y, s)),
+    'roc_auc': Metric('higher', "chance that an event scores above a non-event", lambda y, s, t: roc_auc(y, s), 'unit'),
     'average_precision': Metric('higher', "precision averaged over the events found",
-                                lambda y, s, t: average_precision(y, s)),
+                                lambda y, s, t: average_precision(y, s), 'unit'),
     'log_loss': Metric('lower', "mean of −log(probability given to what happened), nats per row",
-                       lambda y, s, t: weighted_mean(row_loss('binary', y, s))),
-    'brier': Metric('lower', "squared distance of probability and truth", lambda y, s, t: weighted_mean((s - y)**2)),
-    'accuracy': Metric('higher', "share of rows decided rightly", accuracy),
-    'precision': Metric('higher', "share of the acted-on rows that were events", precision),
-    'recall': Metric('higher', "share of the events acted on", recall),
-    'f1': Metric('higher', "harmonic mean of precision and recall", f1),
-    'cost': Metric('lower', "expected money spent on a row", cost)}
+                       lambda y, s, t: weighted_mean(row_loss('binary', y, s)), 'positive'),
+    'brier': Metric('lower', "squared distance of probability and truth", lambda y, s, t: weighted_mean((s - y)**2),
+                    'positive'),
+    'accuracy': Metric('higher', "share of rows decided rightly", accuracy, 'rate', _all_rows),
+    'precision': Metric('higher', "share of the acted-on rows that were events", precision, 'rate', _acted_on),
+    'recall': Metric('higher', "share of the events acted on", recall, 'rate', _events),
+    'f1': Metric('higher', "harmonic mean of precision and recall", f1, 'unit'),
+    'cost': Metric('lower', "expected money spent on a row", cost, 'real')}
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #753c2e81
 _MULTICLASS = {
     'log_loss': Metric('lower', "mean of −log(probability given to what happened), nats per row",
-                       lambda y, s, t: weighted_mean(row_loss('multiclass', y, s))),
+                       lambda y, s, t: weighted_mean(row_loss('multiclass', y, s)), 'positive'),
     'accuracy': Metric('higher', "share of rows decided rightly",
-                       lambda y, s, t: weighted_mean((s.argmax(1) == y).astype(float))),
-    'macro_f1': Metric('higher', "F1 averaged over classes", lambda y, s, t: macro_f1(y, s)),
-    'roc_auc_ovr': Metric('higher', "AUC of each class against the rest, averaged", lambda y, s, t: roc_auc_ovr(y, s))}
+                       lambda y, s, t: weighted_mean((s.argmax(1) == y).astype(float)), 'rate', _all_rows),
+    'macro_f1': Metric('higher', "F1 averaged over classes", lambda y, s, t: macro_f1(y, s), 'unit'),
+    'roc_auc_ovr': Metric('higher', "AUC of each class against the rest, averaged", lambda y, s, t: roc_auc_ovr(y, s),
+                          'unit')}
 
 _REGRESSION = {
-    'rmse': Metric('lower', "root mean squared error, units of the target", lambda y, s, t: rmse(y, s)),
-    'mae': Metric('lower', "mean absolute error, units of the target", lambda y, s, t: weighted_mean(np.abs(s - y))),
+    'rmse': Metric('lower', "root mean squared error, units of the target", lambda y, s, t: rmse(y, s), 'positive'),
+    'mae': Metric('lower', "mean absolute error, units of the target", lambda y, s, t: weighted_mean(np.abs(s - y)),
+                  'positive'),
     'median_absolute_error': Metric('lower', "median absolute error, units of the target",
-                                    lambda y, s, t: median_absolute_error(y, s)),
-    'r2': Metric('higher', "share of the variance explained", lambda y, s, t: r2(y, s)),
-    'bias': Metric('zero', "mean of prediction − truth, units of the target", lambda y, s, t: weighted_mean(s - y)),
-    'within_tolerance': Metric('higher', "share of rows whose error is near enough", within_tolerance)}
+                                    lambda y, s, t: median_absolute_error(y, s), 'positive'),
+    'r2': Metric('higher', "share of the variance explained", lambda y, s, t: r2(y, s), 'real'),
+    'bias': Metric('zero', "mean of prediction − truth, units of the target", lambda y, s, t: weighted_mean(s - y),
+                   'real'),
+    'within_tolerance': Metric('higher', "share of rows whose error is near enough", within_tolerance, 'rate',
+                               _all_rows)}
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #12b4e0e0
 METRICS: dict[str, dict[str, Metric]] = {'binary': _BINARY, 'multiclass': _MULTICLASS, 'regression': _REGRESSION}
@@ -272,6 +287,25 @@ def metric_values(
     ones = np.ones(len(y))
     return {m: finite_or_none(weighted_metric(task, m, y, scores, decision_settings)(ones)) for m in METRICS[task]}
 
+# %% ../../nbs/evaluate/00_metrics.ipynb #95f900bf
+def independent_units(
+    task: str, # binary, multiclass or regression
+    y: np.ndarray, # (n,) class index, or value
+    clusters: np.ndarray | None = None, # (n,) int: rows with the same number are about the same entity
+) -> int:
+    "How many independent units a figure of these rows rests on."
+    if task == 'regression': return len(y) if clusters is None else len(np.unique(clusters))
+    if clusters is not None and len(y): y = np.unique(np.stack([clusters, y.astype(int)]), axis=1)[1]
+    counts = np.unique(y, return_counts=True)[1]
+    return int(counts.sum() - counts.max()) if len(counts) else 0
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #4d9eeaf4
+def _units_of_metric(task, metric, y, scores, decision_settings, clusters):
+    share_of = METRICS[task][metric].share_of
+    if share_of is None: return independent_units(task, y, clusters)
+    rows = share_of(y, scores, decision_settings)
+    return int(rows.sum()) if clusters is None else len(np.unique(clusters[rows]))
+
 # %% ../../nbs/evaluate/00_metrics.ipynb #1b8888bd
 def estimate_metrics(
     task: str, # a key of `METRICS`
@@ -284,5 +318,6 @@ def estimate_metrics(
     prepared = {name: weighted_metric(task, name, y, scores, decision_settings) for name in METRICS[task]}
     figures = lambda w: [at(w) for at in prepared.values()]
     values, replicates = figures(np.ones(len(y))), bootstrap_replicates(figures, len(y), resampling)
-    return {name: percentile_interval(v, r, resampling.confidence_level)
-            for name, v, r in zip(prepared, values, replicates.T)}
+    units = {m: _units_of_metric(task, m, y, scores, decision_settings, resampling.clusters) for m in prepared}
+    return {m: t_interval(v, r, units[m], METRICS[task][m].scale, resampling.confidence_level)
+            for m, v, r in zip(prepared, values, replicates.T)}

@@ -18,7 +18,7 @@ import polars as pl
 from msgspec import Struct
 
 from .metrics import DecisionSettings, row_loss
-from .slices import bin_column, compare_with_rest, primary_metric_and_gap
+from .slices import SliceFigure, bin_column, compare_with_rest, primary_metric_and_gap, units_of_rows
 from ..stats.bootstrap import Estimate, Resampling, weighted_mean
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #16386d94
@@ -145,18 +145,25 @@ def drop_overlapping(
     return kept
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #45de1603
+def _mean_and_variance(error, clusters): # The mean, its variance, and the degrees of freedom of that
+    mean, off = error.mean(), error - error.mean()
+    if clusters is not None: off = np.bincount(np.unique(clusters, return_inverse=True)[1], off)
+    return mean, (off**2).sum() / len(error)**2 * len(off) / max(1, len(off) - 1), len(off) - 1
+
+# %% ../../nbs/evaluate/06_slice_discovery.ipynb #aab7a115
 def slice_p_value(
     error: np.ndarray, # (n,)
     rows: np.ndarray, # (n,) bool
     n_comparisons: int, # comparisons it is the worst of, at most
+    clusters: np.ndarray | None = None, # (n,) int: rows with the same number are about the same entity
 ) -> float: # At most 1
     "How probable so much error is by chance alone, were there no difference in any of the comparisons."
     from scipy.special import stdtr  # `scipy.stats` takes four times as long to import, and half a second is felt
-    here, rest = error[rows], error[~rows]
-    a, b, free = here.var(ddof=1) / len(here), rest.var(ddof=1) / len(rest), len(here) - 1
+    of = lambda side: _mean_and_variance(error[side], None if clusters is None else clusters[side])
+    (here, a, free), (rest, b, free_rest) = of(rows), of(~rows)
     with np.errstate(divide='ignore', invalid='ignore'): # a constant error has no spread; its p is 0, or undefined
-        t = np.array([here.mean() - rest.mean(), here.mean()]) / np.sqrt([a + b, a])
-        welch = (a + b)**2 / (a**2 / free + b**2 / (len(rest) - 1))
+        t = np.array([here - rest, here]) / np.sqrt([a + b, a])
+        welch = (a + b)**2 / (a**2 / free + b**2 / free_rest)
         p = stdtr(np.nan_to_num([welch, free], nan=1), -t)
     return float(min(1, np.max(p) * n_comparisons)) if np.isfinite(p).all() else 1.
 
@@ -212,11 +219,12 @@ def _describe_discovery(task, n_comparisons, slices, confidence_level):
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #566bc420
 def _measure_slices(task, measure, masks, y, scores, n_comparisons, settings, resampling): # `masks`: name -> rows
     error, (predicted, observed) = error_measures(task, y, scores)[measure], predicted_and_observed(task, y, scores)
-    metrics = [(lambda rows: weighted_mean(error[rows]), sub), primary_metric_and_gap(task, y, scores, settings)]
-    errors, primary = compare_with_rest(metrics, len(y), list(masks.values()), resampling)
+    mean_error = SliceFigure(lambda rows: weighted_mean(error[rows]), sub, 'real')
+    figures, count = [mean_error, primary_metric_and_gap(task, y, scores, settings)], units_of_rows(task, y, resampling)
+    errors, primary = compare_with_rest(figures, count, list(masks.values()), resampling)
     return [DiscoveredSlice(
         measure=measure, where=where, n_rows=int(m.sum()), share=float(m.mean()), error=here, rest=rest, gap=gap,
-        p_value=slice_p_value(error, m, n_comparisons), predicted=float(predicted[m].mean()),
+        p_value=slice_p_value(error, m, n_comparisons, resampling.clusters), predicted=float(predicted[m].mean()),
         observed=float(observed[m].mean()), primary_value=value, primary_value_rest=value_rest)
         for (where, m), (here, rest, gap), (value, value_rest, _) in zip(masks.items(), errors, primary)]
 

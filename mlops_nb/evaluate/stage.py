@@ -78,8 +78,10 @@ def run_evaluate(
     scored = {learner: score_splits(p, splits, params.evaluate) for learner, p in predictors.items()}
     found = _evaluate_selected(params, predictors, splits, scored)
     predictor, test, ours = predictors[found.learner], splits['test'], scored[found.learner]
-    resampling = resampling_from_params(params.evaluate, len(test), predictor.threads)
-    found.candidates = [_measure_candidate(root, found, learner, splits, s.scores, params.evaluate, resampling)
+    resamplings = {split: resampling_from_params(params.evaluate, rows, predictor.schema.entity, predictor.threads)
+                   for split, rows in splits.items()}
+    resampling = resamplings['test']
+    found.candidates = [_measure_candidate(root, found, learner, splits, s.scores, params.evaluate, resamplings)
                         for learner, s in scored.items()]
     found.comparisons = _compare_with_others(root, found, splits, scored, resampling)
     if champion is not None:
@@ -95,18 +97,18 @@ def _evaluate_selected(params, predictors, splits, scored):
     selection = select_model(
         some.schema.task, params.train.model_selection, validation['_target'].to_numpy(),
         {learner: s.scores['valid'] for learner, s in scored.items()},
-        resampling_from_params(params.evaluate, len(validation), some.threads))
+        resampling_from_params(params.evaluate, validation, some.schema.entity, some.threads))
     found = evaluate_predictor(predictors[selection.learner], splits, scored[selection.learner], params.evaluate)
     found.learner, found.selection_reason = selection.learner, selection.message
     return found
 
-def _measure_candidate(root, found, learner, splits, scores, params, resampling):
+def _measure_candidate(root, found, learner, splits, scores, params, resamplings):
     size = model_file(root / 'artifacts/models' / learner).stat().st_size
     if learner == found.learner: return LearnerCandidate(learner, size, found.metrics)
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     settings = choose_decision_settings(found.task, y['valid'], scores['valid'], params)
     return LearnerCandidate(learner, size, {
-        split: estimate_metrics(found.task, y[split], s, settings, resampling) for split, s in scores.items()})
+        split: estimate_metrics(found.task, y[split], s, settings, resamplings[split]) for split, s in scores.items()})
 
 # %% ../../nbs/evaluate/09_stage.ipynb #d13d22f3
 def _compare_with_others(root, found, splits, scored, resampling):

@@ -24,7 +24,7 @@ from ..core.manifest import package_versions
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import DatasetInfo, read_dataset_info, read_split
 from ..evaluate.comparison import Comparison, MetricDifference, describe_difference, paired_differences
-from ..evaluate.evaluation import Evaluation, evaluate_predictor, score_splits
+from ..evaluate.evaluation import Evaluation, evaluate_predictor, resampling_from_params, score_splits
 from ..evaluate.metrics import estimate_metrics
 from ..explain.attributions import checked_contributions, make_attribution_baseline, sample_rows
 from ..model.network import deserialize_network, quantize_weights, serialize_network
@@ -84,12 +84,11 @@ def compare_student(
     student: Evaluation, teacher: Predictor,
     test: pl.DataFrame,
     student_scores: np.ndarray, teacher_scores: np.ndarray, # Of the test set
-    seed: int,
+    resampling: Resampling, # Of the test set
 ) -> tuple[dict[str, MetricDifference], dict[str, Estimate]]: # By metric: the difference, and the teacher alone
     "Both on the same rows, each with its own threshold."
     y, at = test['_target'].to_numpy(), teacher.policy.threshold
     terms = student.decision_settings if at is None else structs.replace(student.decision_settings, threshold=at)
-    resampling = Resampling(student.n_resamples, student.confidence, seed, teacher.threads)
     gains = paired_differences(student.task, y, student_scores, teacher_scores, student.decision_settings, terms,
                                resampling)
     return gains, estimate_metrics(student.task, y, teacher_scores, terms, resampling)
@@ -100,8 +99,9 @@ def _evaluate_student(student, teacher, splits, params):
     judged = {split: splits[split] for split in ('valid', 'test')}
     scored = score_splits(student, judged, params.evaluate)
     found, scores = evaluate_predictor(student, judged, scored, params.evaluate), scored.scores
+    resampling = resampling_from_params(params.evaluate, splits['test'], student.schema.entity, teacher.threads)
     gains, teacher_metrics = compare_student(found, teacher, splits['test'], scores['test'],
-                                             teacher.predict(splits['test']), params.evaluate.seed)
+                                             teacher.predict(splits['test']), resampling)
     message = describe_difference(found.task, "teacher", gains[found.primary_metric], found.confidence)
     found.comparisons = [Comparison('teacher', 'champion', message, teacher.id, gains)]
     return found, scores, gains, teacher_metrics

@@ -102,8 +102,8 @@ create table bills (id int, part smallint, amount numeric(10, 2), day date, at t
                     "odd ""name" text, pause interval,
                     primary key (part, id));
 insert into bills select g, g % 3, g * 1.25, '2024-01-01'::date + g % 100, '2024-01-01'::timestamp + g * interval '1h',
-    '2024-01-01 00:00+02', g % 2 = 0, '01067', '00000000-0000-0000-0000-000000000001', '{"a": 1}', 'ok', g * 10000000000,
-    0.5, g / 3.0, 'x', interval '1 day'
+    '2024-01-01 00:00+02', g % 2 = 0, '01067', '00000000-0000-0000-0000-000000000001', '{"a": 1}', 'ok',
+    g * 10000000000, 0.5, g / 3.0, 'x', interval '1 day'
     from generate_series(2000, 1, -1) g;
 insert into bills (id, part) values (5000, 0);
 create table "nothing" (a int);

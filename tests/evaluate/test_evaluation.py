@@ -24,11 +24,18 @@ def test_the_threshold_comes_from_valid_and_not_from_test(tmp_path):
     )
 
 
+class Rows:
+    "A frame of which only the number of rows is asked for."
+    def __init__(self, n): self.n = n
+
+    def __len__(self): return self.n
+
+
 @pytest.mark.parametrize(
     "wanted, rows, drawn", [(200, 1, 200), (200, 200_000, 200), (200, 400_000, 100), (200, 10**9, 50), (20, 10**9, 20)]
 )
 def test_long_tests_have_fewer_resamples(wanted, rows, drawn):
     params = EvaluateParams(n_resamples=wanted, confidence_level=0.9, seed=3)
-    resampling = resampling_from_params(params, rows, threads=2)
+    resampling = resampling_from_params(params, Rows(rows), threads=2)
     assert (resampling.n_resamples, resampling.confidence_level) == (drawn, 0.9)
     assert (resampling.seed, resampling.threads) == (3, 2)

@@ -6,6 +6,7 @@ import fairlearn.metrics as fm
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from support import trained_project as modelling
 from support.project_checks import new_project
 
@@ -16,11 +17,12 @@ from mlops_nb.evaluate.fairness import (
     GATED_FAIRNESS_METRIC,
     FairnessGap,
     FairnessReport,
+    difference_interval,
     fairness_table,
     largest_gap,
     measure_column_fairness,
     measure_fairness,
-    pairwise_gaps,
+    pair_level,
     sensitive_groups,
     split_by_group_size,
 )
@@ -146,27 +148,62 @@ def test_the_interval_holds_the_truth():
     assert np.mean(inside) >= .85
 
 
+@pytest.mark.parametrize("rate, n", [(.005, (40, 4000)), (.03, (100, 1000)), (.98, (60, 60)), (.5, (40, 4000))])
+def test_rates_near_0_and_1_raise_no_false_alarm(rate, n):
+    "Two groups that are treated alike, of which one is small: the standard error of nothing is 0."
+    false, tried = 0, 200
+    for seed in range(tried):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.array(["a", "b"], object), n)
+        acted, y = (rng.random(sum(n)) < rate).astype(float), np.arange(sum(n)) % 2.
+        found = measure_column_fairness("binary", "g", group, y, acted, min_rows=40,
+                                        resampling=Resampling(50, seed=seed))
+        false += found.gaps["demographic_parity_difference"].estimate.low > 0
+    assert false <= 18 # 10 are expected at most, and more than 18 once in 200
+
+
+def test_rows_of_one_person_are_one():
+    "Two groups of forty people who are treated alike, twenty times each."
+    sure = {"rows": 0, "people": 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        people = np.arange(1600) // 20
+        group, act = np.where(people < 40, "a", "b").astype(object), (rng.random(80) < .5).astype(float)[people]
+        for name, clusters in (("rows", None), ("people", people)):
+            found = measure_column_fairness("binary", "g", group, rng.integers(0, 2, 1600) * 1., act,
+                                            resampling=Resampling(50, seed=seed, clusters=clusters))
+            sure[name] += found.gaps["demographic_parity_difference"].estimate.low > 0
+    assert sure["rows"] > 20 and sure["people"] <= 8 # 3 are expected, and more than 8 once in 200
+
+
 def test_more_groups_make_wider_intervals():
-    values, draws = (
-        np.array([[0.3], [0.1], [0.2], [0.2]]),
-        np.random.default_rng(0).normal([[0.3], [0.1], [0.2], [0.2]], 0.02, (200, 4, 1)),
-    )
-    two, four = (largest_gap(values[:k], draws[:, :k], list("abcd"), {"f": 0}).estimate for k in (2, 4))
+    def at(rates, n=400):
+        level = pair_level({"f": rates})
+        z = stats.norm.ppf((1 + level) / 2)
+        each = [Estimate(r, r - z * (r * (1 - r) / n) ** .5, r + z * (r * (1 - r) / n) ** .5) for r in rates]
+        return largest_gap({"f": each}, list("abcd")).estimate
+    two, four = at([.3, .1]), at([.3, .1, .2, .2])
     assert two.value == four.value == pytest.approx(.2) and four.low < two.low and four.high > two.high
+    assert pair_level({"f": [.3, .1, .2, .2]}) == pytest.approx(1 - .05 / 6)
+    assert pair_level({"f": [.3, .1, math.nan], "g": [.1, .2, .3]}) == pytest.approx(1 - .05 / 4)
 
 
-def test_each_pair_is_what_the_draws_say():
-    rng = np.random.default_rng(0)
-    draws = rng.multivariate_normal([.5, .4, .2], [[4e-4, 1e-4, 0], [1e-4, 4e-4, 0], [0, 0, 1e-4]], 4000)
-    values = np.array([.5, .4, .2])
-    apart, error = pairwise_gaps(values, draws)
-    assert apart[0, 1] == pytest.approx(.1) and error[0, 1] == pytest.approx((draws[:, 0] - draws[:, 1]).std(), rel=.01)
-    apart, error = pairwise_gaps(values, draws, ratio=True)
-    assert apart[2, 0] == pytest.approx(.4) and error[2, 0] == pytest.approx((draws[:, 2] / draws[:, 0]).std(), rel=.03)
-    draws[:1000, 1] = np.nan  # undefined too often
-    assert np.isnan(pairwise_gaps(values, draws)[0][1]).all() and pairwise_gaps(values, draws)[0][
-        0, 2
-    ] == pytest.approx(0.3)
+def test_the_difference_of_two_rates_is_newcombes():
+    "Method 10 on 56 of 70 and 48 of 80, as in table II of Newcombe (1998)."
+    a, b = (Estimate(x / n, *stats.binomtest(x, n).proportion_ci(method="wilson")) for x, n in ((56, 70), (48, 80)))
+    e = difference_interval(a, b)
+    assert [e.value, e.low, e.high] == pytest.approx([.2, .0524, .3339], abs=1e-4)
+
+
+def test_the_ratio_of_two_figures():
+    a, b = Estimate(.2, .1, .4), Estimate(.4, .4, .4)
+    e = difference_interval(a, b, ratio=True)
+    assert [e.value, e.low, e.high] == pytest.approx([.5, .25, 1]) # b is known exactly: the interval of a, scaled
+    assert difference_interval(a, Estimate(0., 0., .1), ratio=True).value is None
+    nothing = difference_interval(Estimate(0., 0., .1), b, ratio=True)
+    assert (nothing.value, nothing.low, nothing.high) == (0, 0, pytest.approx(.25))
+    assert difference_interval(a, Estimate(.4, 0., .5), ratio=True).high is None # it may be anything
+    assert difference_interval(a, Estimate(.4)).value is None
 
 
 def test_nobody_of_a_group_is_acted_on():
@@ -177,9 +214,8 @@ def test_nobody_of_a_group_is_acted_on():
         )
         nobody = measure_column_fairness("binary", "g", group, y, s / 3, resampling=Resampling(20))
     ratio = found.gaps["demographic_parity_ratio"].estimate
-    assert (ratio.value, ratio.low, ratio.high) == (0, 0, 0) and found.gaps[
-        "demographic_parity_difference"
-    ].lowest == "a"
+    assert (ratio.value, ratio.low) == (0, 0) and 0 < ratio.high < .05
+    assert found.gaps["demographic_parity_difference"].lowest == "a"
     assert (
         nobody.gaps["demographic_parity_difference"].estimate.value == 0
         and "demographic_parity_ratio" not in nobody.gaps

@@ -193,6 +193,18 @@ def test_p_is_the_worse_of_two_tests_times_all_that_was_tried(tried):
     assert slice_p_value(error, rows, tried) == pytest.approx(min(1, p * tried))
     assert slice_p_value(error - 9, rows, tried) == 1 # above the others, and below zero
     assert slice_p_value(np.ones(900), rows, tried) == 1 and slice_p_value(rows * 1.0, rows, tried) == 0
+    assert slice_p_value(error, rows, tried, np.arange(900)) == pytest.approx(min(1, p * tried))
+
+
+def test_the_quirk_of_one_customer_is_no_weak_spot():
+    "Thirty rows each of forty customers, who differ from one another; twenty of them are a slice by chance alone."
+    found = {"rows": 0, "customers": 0}
+    for seed in range(200):
+        rng, customers = np.random.default_rng(seed), np.arange(1200) // 30
+        error, rows = rng.normal(.2, 1, 40)[customers] + rng.normal(0, 1, 1200), customers < 20
+        found["rows"] += slice_p_value(error, rows, 1) < .05
+        found["customers"] += slice_p_value(error, rows, 1, customers) < .05
+    assert found["customers"] <= 18 and found["rows"] > 30 # 10 are expected at most, and more than 18 once in 200
 
 
 def test_bias_cancels_and_loss_does_not():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mlops_nb.stats.bootstrap import (
     Estimate,
@@ -13,6 +14,7 @@ from mlops_nb.stats.bootstrap import (
     bootstrap_replicates,
     bootstrap_weights,
     percentile_interval,
+    t_interval,
     weighted_mean,
 )
 
@@ -59,5 +61,67 @@ def test_estimate_is_the_interval_of_the_replicates():
     x, resampling = np.random.default_rng(0).normal(size=200), Resampling(50, 0.8, 7)
     replicates = bootstrap_replicates(weighted_mean(x), 200, resampling)
     found = bootstrap_estimate(weighted_mean(x), 200, resampling)
-    assert [found.low, found.high] == pytest.approx(np.quantile(replicates, [0.1, 0.9]))
+    half = stats.t.ppf(0.9, 199) * replicates.std(ddof=1)
+    assert [found.low, found.high] == pytest.approx([x.mean() - half, x.mean() + half])
     assert found.value == weighted_mean(x)(np.ones(200)) and found.n_undefined == 0
+
+
+# --- the t interval against independent references
+
+
+def drawn(value, se): return value + se * stats.norm.ppf((np.arange(400) + 0.5) / 400) / np.std(
+    stats.norm.ppf((np.arange(400) + 0.5) / 400), ddof=1)
+
+
+def test_a_share_has_the_interval_of_wilson():
+    x, n = 7, 200
+    se = (x / n * (1 - x / n) / n) ** 0.5
+    e = t_interval(x / n, drawn(x / n, se), n * 10**6, "rate") # so many units that t is the normal
+    wilson = stats.binomtest(x, n).proportion_ci(method="wilson")
+    assert [e.low, e.high] == pytest.approx([wilson.low, wilson.high], rel=1e-6)
+
+
+@pytest.mark.parametrize("hits, scale", [(0, "rate"), (20, "rate"), (20, "unit")])
+def test_at_a_bound_the_interval_is_exact_and_not_of_width_0(hits, scale):
+    e = t_interval(hits / 20, np.full(100, hits / 20), 20, scale)
+    exact = stats.binomtest(hits, 20).proportion_ci(method="exact")
+    assert [e.low, e.high] == pytest.approx([exact.low, exact.high])
+
+
+def test_scales_keep_their_bounds():
+    low = t_interval(0.02, drawn(0.02, 0.02), 30, "positive")
+    assert 0 < low.low < 0.02 < low.high and low.low * low.high == pytest.approx(0.02**2)
+    high = t_interval(0.99, drawn(0.99, 0.02), 30, "unit")
+    assert 0 < high.low < 0.99 < high.high < 1
+    assert t_interval(0.0, np.zeros(50), 30, "positive").low is None # an error never seen is not known to be 0
+    assert t_interval(-3.0, drawn(-3.0, 1), 30).low == pytest.approx(-3 - stats.t.ppf(0.975, 29))
+
+
+@pytest.mark.parametrize("n_units", [0, 1, 4])
+def test_too_few_units_to_say(n_units):
+    assert t_interval(0.5, drawn(0.5, 0.1), n_units) == Estimate(0.5)
+    assert t_interval(0.5, drawn(0.5, 0.1), 5).low is not None
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=12), seed=st.integers(0, 99))
+def test_clusters_are_drawn_as_a_whole(sizes, seed):
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    w = bootstrap_weights(len(clusters), 1, seed, clusters)
+    each = [set(w[clusters == c]) for c in range(len(sizes))]
+    assert all(len(e) == 1 for e in each) and sum(e.pop() for e in each) == len(sizes)
+    alone = np.arange(len(sizes))
+    assert (bootstrap_weights(len(sizes), 1, seed, alone) == bootstrap_weights(len(sizes), 1, seed)).all()
+
+
+@pytest.mark.parametrize("per", [4, 10, 30])
+def test_intervals_of_repeated_entities_cover(per):
+    "The mean of 40 entities with `per` rows each: rows drawn one by one pretend to know what they do not."
+    rng, inside = np.random.default_rng(per), {"rows": 0, "entities": 0}
+    clusters = np.arange(40 * per) // per
+    for seed in range(300):
+        x = np.repeat(rng.normal(0, 1, 40), per) + rng.normal(0, 1, 40 * per)
+        for name, drawn_together in (("rows", None), ("entities", clusters)):
+            e = bootstrap_estimate(weighted_mean(x), len(x), Resampling(100, seed=seed, clusters=drawn_together))
+            inside[name] += e.low <= 0 <= e.high
+    assert inside["entities"] >= 273 > inside["rows"] # 285 of 300 are expected, and fewer than 273 once in 900
