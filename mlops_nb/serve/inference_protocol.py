@@ -26,19 +26,20 @@ from ..model.predictor import Predictor
 from .request_validation import DecodedRows, RequestDecoder
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #4c7402f2
+# Datatype of the protocol -> dtype of NumPy
 DATATYPES = {'BOOL': '?', 'UINT8': 'u1', 'UINT16': '<u2', 'UINT32': '<u4', 'UINT64': '<u8', 'INT8': 'i1',
-             'INT16': '<i2', 'INT32': '<i4',
-             # Datatype -> how NumPy stores it
-             'INT64': '<i8', 'FP16': '<f2', 'FP32': '<f4', 'FP64': '<f8', 'BF16': '<u2', 'BYTES': 'O'}
+             'INT16': '<i2', 'INT32': '<i4', 'INT64': '<i8', 'FP16': '<f2', 'FP32': '<f4', 'FP64': '<f8',
+             'BF16': '<u2', 'BYTES': 'O'}
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #b81620a2
 def _json_type(datatype):
-    "The Python type of one JSON value; whole numbers with the range of their bits, up to 64 signed ones."
+    "The Python type of one JSON value; an integer with the range of its datatype, but for the upper end of UINT64."
     if datatype in ('BOOL', 'BYTES'): return {'BOOL': bool, 'BYTES': str}[datatype]
     if datatype[0] in 'FB': return float
     info = np.iinfo(DATATYPES[datatype])
     return Annotated[int, Meta(ge=info.min)] if datatype == 'UINT64' else Annotated[int, Meta(ge=info.min, le=info.max)]
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #f1191892
 _MAX_DIMENSIONS = 8 # dimensions of a tensor
 _Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**63 - 1)]], Meta(max_length=_MAX_DIMENSIONS)]
 
@@ -52,20 +53,22 @@ class InferInput(Struct):
     @property
     def datatype(self) -> str: return type(self).__name__ # A key of `DATATYPES`
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #31b77652
 INPUT_STRUCTS = {d: msgspec.defstruct(d, [('data', list[_json_type(d) | None] | UnsetType, UNSET)], bases=(InferInput,),
                                       tag_field='datatype', tag=d)
            for d in DATATYPES}
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #499fb638
 class RequestedOutput(Struct):
-    "An output that was asked for."
+    "An output that the client wants in the response."
     name: str
     parameters: dict[str, Any] | None = None
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #1f105ff0
 class InferRequest(Struct):
-    "A request, decoded."
+    "A decoded inference request."
     inputs: list[Union[tuple(INPUT_STRUCTS.values())]]
-    id: str | None = None # comes back in the answer
+    id: str | None = None # copied into the response
     parameters: dict[str, Any] | None = None
     outputs: list[RequestedOutput] | None = None # None: all of them
 
@@ -78,7 +81,7 @@ _EXPECTED_VALUES = {'BOOL': 'true or false', 'BYTES': 'a text'} | dict.fromkeys(
                                                                                 'a number')
 
 def _type_error_message(name, datatype, error):
-    "The sentence for a value that is not of its datatype."
+    "The error message for a value that is not of its datatype; place and type are taken from msgspec's message."
     text = str(error)
     where = re.search(r'\$((?:\[\d+\])+)', text)
     got = re.search(r'got `(\w+)`', text)
@@ -90,13 +93,13 @@ def _type_error_message(name, datatype, error):
 # %% ../../nbs/serve/01_inference_protocol.ipynb #ce5cdd0a
 @cache
 def _nested_list_decoder(datatype, depth):
-    "The decoder of lists in lists, `depth` deep."
+    "The decoder of lists nested `depth` deep."
     kind = list[_json_type(datatype) | None]
     for _ in range(depth - 1): kind = list[kind]
     return msgspec.json.Decoder(kind)
 
 def _flatten(name, data, shape):
-    "The values of nested lists, row by row; raises `UserError` where they are not of the shape."
+    "The values of nested lists in row-major order; raises `UserError` where they are not of the shape."
     items = [data]
     for size in shape:
         if any(len(i) != size for i in items):
@@ -121,7 +124,7 @@ def _decode_values(name, datatype, shape, raw):
 _MAX_EXACT_INTEGER = 2**53 # whole numbers up to here are exact in a float
 
 def _integers_from_floats(name, datatype, depth, raw, error):
-    "Whole numbers and booleans that were written with a point; raises `UserError` where there are others."
+    "Integers and booleans that were written as floats; raises `UserError` where a value is neither."
     def whole(v):
         if isinstance(v, list): return [whole(i) for i in v]
         if v is not None and not (v.is_integer() and low <= v <= high): raise ValueError
@@ -151,7 +154,7 @@ _UNTYPED_DECODER = msgspec.json.Decoder(_UntypedRequest)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #f39c8960
 def _decode_slow(body):
-    "The request, tensor by tensor; raises `UserError` that says what is wrong, and where."
+    "Decode a request tensor by tensor; raises `UserError` that says what is wrong, and where."
     try: request = _UNTYPED_DECODER.decode(body)
     except RecursionError:
         raise UserError("the request is nested too deeply; the protocol needs no more than a few levels.") from None
@@ -172,7 +175,7 @@ def _decode_slow(body):
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #9df9d451
 def _split_body(body, header_length):
-    "The JSON part of a body, and what follows it."
+    "The JSON part of a body, and the binary part after it."
     text = str(header_length)
     if not (text.isascii() and text.isdecimal() and int(text[:20]) <= len(body)):
         raise UserError(f"Inference-Header-Content-Length is {_quoted(text)}, and the body has {len(body)} bytes; give "
@@ -236,7 +239,7 @@ def _too_large(t):
     return UserError(f"input {_quoted(t.name)} holds a number too large for {t.datatype}; send it as FP64.")
 
 def _round_to_datatype(t):
-    "Values of JSON in the precision of their datatype."
+    "The values of a JSON tensor, rounded to the precision of their datatype."
     if t.datatype == 'UINT64':
         if any(v is not None and v >= 2**64 for v in t.data): raise UserError(_type_error_message(t.name, 'UINT64', ''))
         return t.data
@@ -267,7 +270,7 @@ def decode_infer_request(
     header_length: str | int | None = None, # Inference-Header-Content-Length; None without it
     max_rows: int | None = None, # That one request may have; None: any number
 ) -> InferRequest: # With the values in `data`; raises `UserError`
-    "Read a request of the protocol, in JSON or with binary tensors."
+    "Decode an inference request, in JSON or with binary tensors."
     head, tail = (body, b'') if header_length is None else _split_body(body, header_length)
     try: request = _REQUEST_DECODER.decode(head)
     except (ValueError, RecursionError): request = _decode_slow(head)
@@ -285,7 +288,7 @@ def decode_infer_request(
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #b9821990
 def _input_matrix(t):
-    "The values of one numeric tensor, (n, k) float64, NaN where missing."
+    "The values of one numeric tensor as an array (n, k) of float64, NaN where missing; raises `UserError`."
     if t.datatype == 'BYTES' or len(t.shape) != 2:
         raise UserError(f"input {_quoted(t.name)} is no column of the schema, and no numeric tensor [rows, columns] "
                         f"either: it is {t.datatype} of the "
@@ -300,9 +303,9 @@ def _input_matrix(t):
 # %% ../../nbs/serve/01_inference_protocol.ipynb #c98752e8
 def decode_rows(
     request: InferRequest,
-    decoder: RequestDecoder, # Of the model that is asked
+    decoder: RequestDecoder, # Of the model that scores the rows
 ) -> DecodedRows: # Raises `UserError`, or `ValidationError` with the rows and columns that do not fit
-    "The rows a request asks about."
+    "The rows of a request, checked against the schema of the model."
     inputs, columns = request.inputs, {}
     if request.outputs: _check_requested_outputs(request.outputs, decoder.output_schema)
     if len(inputs) == 1 and inputs[0].name not in decoder.predictor.schema.columns:
@@ -335,20 +338,21 @@ def _check_requested_outputs(outputs, known):
 _OUTPUT_DATATYPES = {pl.Float64: 'FP64', pl.String: 'BYTES', pl.Boolean: 'BOOL'}
 
 class InferOutput(Struct, omit_defaults=True):
-    "One output of an answer."
+    "One output tensor of a response."
     name: str
     datatype: str
     shape: list[int]
     parameters: dict[str, Any] | None = None
     data: Any = UNSET
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #a551ba38
 def build_infer_outputs(
     output_schema: dict[str, pl.DataType], # From `Predictor.output_schema`
     scores: list, # A number for each row, or k of them
     decisions: list[str | None] | None = None, # For each row, None where a person decides; None for a regression
     needs_review: list[bool] | None = None, # None where no row ever is
 ) -> list[InferOutput]: # In the order of `output`
-    "The answer of a model as tensors."
+    "The predictions of a model as output tensors."
     columns, n = [*zip(*scores)] if scores and isinstance(scores[0], (list, tuple)) else [scores], len(scores)
     if decisions is not None: columns.append([d or '' for d in decisions] if None in decisions else decisions)
     if len(output_schema) > len(columns): columns.append(needs_review or [False] * n)
@@ -357,7 +361,7 @@ def build_infer_outputs(
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #4473b8a7
 class InferResponse(Struct, omit_defaults=True):
-    "An answer of the protocol."
+    "An inference response."
     model_name: str
     outputs: list[InferOutput]
     model_version: str | None = None
@@ -366,14 +370,14 @@ class InferResponse(Struct, omit_defaults=True):
 
 _ENCODER = msgspec.json.Encoder()
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #48fba973
 def _encode_binary(datatype, values):
-    "Values as the binary extension has them."
+    "Values as bytes of the binary tensor data extension."
     if datatype != 'BYTES': return np.ascontiguousarray(values, DATATYPES[datatype]).tobytes()
     return b''.join(len(b).to_bytes(4, 'little') + b for b in (v.encode() for v in values))
 
-# %% ../../nbs/serve/01_inference_protocol.ipynb #a9708b4f
 def _select_outputs(request, outputs):
-    "The outputs that were asked for, and the values of those that go in binary."
+    "The requested outputs, and the bytes of those that are sent in binary."
     by_name, default = {o.name: o for o in outputs}, (request.parameters or {}).get('binary_data_output') is True
     selected, tail = [], []
     for w in request.outputs or [RequestedOutput(o.name) for o in outputs]:
@@ -383,14 +387,15 @@ def _select_outputs(request, outputs):
         selected[-1] = InferOutput(o.name, o.datatype, o.shape, {'binary_data_size': len(tail[-1])})
     return selected, tail
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #a9708b4f
 def encode_infer_response(
-    request: InferRequest, # Whose id is echoed, and whose outputs are chosen
+    request: InferRequest, # Its id is copied, its outputs are selected
     model_name: str,
     model_version: str | None,
     outputs: list[InferOutput], # From `build_infer_outputs`
-    parameters: dict[str, Any] | None = None, # Of the response: what else there is to say
+    parameters: dict[str, Any] | None = None, # Of the response
 ) -> tuple[bytes, int | None]: # The body, and the length of its JSON part where binary tensors follow it
-    "Write an answer of the protocol."
+    "Encode an inference response."
     selected, tail = _select_outputs(request, outputs) if request.outputs or request.parameters else (outputs, None)
     head = _ENCODER.encode(InferResponse(model_name, selected, model_version, request.id, parameters))
     return (head + b''.join(tail), len(head)) if tail else (head, None)
@@ -399,16 +404,18 @@ def encode_infer_response(
 COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES',
                     'text': 'BYTES'}
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #c19b58a4
 def build_server_metadata() -> dict:
-    "The answer to `GET /v2`."
+    "The response to `GET /v2`."
     return dict(name='mlops_nb', version=__version__, extensions=['binary_tensor_data'])
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #87487fc8
 def build_model_metadata(
     name: str, # Of the endpoint
-    versions: list[str], # That can be asked for
+    versions: list[str], # That a client can select
     predictor: Predictor, # Whose columns and outputs are described
 ) -> dict:
-    "The answer to `GET /v2/models/NAME`."
+    "The response to `GET /v2/models/NAME`."
     columns = predictor.schema.columns
     return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster'
                 else 'torch_safetensors',
@@ -424,13 +431,14 @@ def ready_body(
     ready: bool,
     name: str | None = None, # Of an endpoint; None for the server
 ) -> bytes:
-    "The answer to a question for readiness."
+    "The response to a readiness probe."
     return _ENCODER.encode({'name': name, 'ready': ready} if name is not None else {'live': True, 'ready': ready})
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #778c4b25
 def error_body(
-    error: Exception | str, # A sentence, or what was raised; a `ValidationError` brings its violations
+    error: Exception | str, # A message, or what was raised; the violations of a `ValidationError` are added
 ) -> bytes:
-    "What a client reads when it is not served."
+    "The body of an error response."
     found = {'error': str(error)}
     if (violations := getattr(error, 'violations', None)): found |= {'violations': violations, 'total': error.total}
     return _ENCODER.encode(found)
