@@ -31,7 +31,7 @@ class DecodedRows(Struct):
     X: np.ndarray # (n, k) float64, as the predictor reads them
     n_nulled: int = 0 # values that broke the schema and were dropped, because it says so
     n_unknown_categories: int = 0 # categories outside the domain, where the schema lets them pass
-    id: str | None = None # what came with the rows
+    id: str | None = None # sent with the rows, as are the parameters
     parameters: dict | None = None
 
 # %% ../../nbs/serve/00_request_validation.ipynb #4d09439e
@@ -43,8 +43,9 @@ class Violation(Struct):
     column: str
     message: str
 
+# %% ../../nbs/serve/00_request_validation.ipynb #1535d3f9
 class ValidationError(UserError):
-    "A request that the schema does not allow."
+    "A request that breaks the schema."
     def __init__(self,
         message: str = '', # What is wrong with the request as a whole
         violations: list[Violation] = (), # The first of them
@@ -61,7 +62,7 @@ _PLACEHOLDERS = {list: 'a list', dict: 'an object', bytes: 'raw bytes', datetime
                  bool: {True: 'true', False: 'false'}.get}
 
 def _format_value(value):
-    "A value of a request, as a sentence shows it."
+    "A value of a request, as an error message shows it."
     if isinstance(value, str): return _truncate(value)
     kind = _PLACEHOLDERS.get(value.__class__, repr)
     try: return kind if isinstance(kind, str) else _truncate(kind(value))
@@ -72,7 +73,7 @@ _ISO_8601 = re.compile(r'[0-9]{4}-[0-9]{2}-[0-9]{2}'
                        r'([T ][0-9]{2}:[0-9]{2}(:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-5][0-9])?)?)?')
 
 def _needs_schema_expr(value, column):
-    "Does only the schema's own expression know what the value means?"
+    "Must the value be parsed by the schema's expression?"
     if column.type == 'timestamp':
         return isinstance(value, str) and (column.format is not None or not _ISO_8601.fullmatch(value))
     return column.type in ('category', 'text') and value.__class__ is float and not (value.is_integer()
@@ -80,7 +81,7 @@ def _needs_schema_expr(value, column):
 
 # %% ../../nbs/serve/00_request_validation.ipynb #4e6bc845
 class _ColumnValidator:
-    "What a value of one column may be."
+    "Checks the values of one column."
     def __init__(self,
         schema: Schema,
         name: str,
@@ -95,11 +96,11 @@ class _ColumnValidator:
         self.missing_words = frozenset(['', *words])
         self.missing_numbers = frozenset([*typed_missing_values(words, pl.Int64()),
                                           *typed_missing_values(words, pl.Float64())])
-        # need no second look
+        # valid exactly as sent
         self.known_values = frozenset([None, *(d for d in c.domain or () if d == d.strip(WHITESPACE)
                                                and d not in self.missing_words)])
 
-    def is_missing(self, value): # Does it mean that there is no value?
+    def is_missing(self, value): # Does it stand for a missing value?
         if value is None: return True
         if isinstance(value, str): return value.strip(WHITESPACE) in self.missing_words
         return value != value or value.__class__ in (int, float) and value in self.missing_numbers
@@ -110,9 +111,9 @@ _NOT_PARSED = object()
 @patch
 def check_value(self:_ColumnValidator,
     value: Any, # Of JSON's types, or a datetime
-    read: Any = _NOT_PARSED, # What the schema's expression made of an odd one, None if nothing
-) -> tuple[Any, str | None, bool]: # As read, what is wrong with it, is it a new category?
-    "Look at one value."
+    read: Any = _NOT_PARSED, # Its value by the schema's expression, None if that failed; default: parse it here
+) -> tuple[Any, str | None, bool]: # Typed value, violation or None, is it a new category?
+    "Parse and check one value."
     if self.is_missing(value): return None, f"{self.name}: missing" if self.required else None, False
     said = lambda words: (None, f"{self.name}: {_format_value(value)} {words}", False)
     if value.__class__ is float and math.isinf(value) and self.column.type in ('integer', 'number'):
@@ -131,19 +132,20 @@ def _quoted(value): return f'"{_format_value(value)}"' if isinstance(value, str)
 @patch
 def check_column(self:_ColumnValidator,
     values: list, # Of JSON's types, or datetimes
-) -> Iterator[tuple[Any, str | None, bool]]: # As `wrong` gives them
-    "Look at the values of a column."
+) -> Iterator[tuple[Any, str | None, bool]]: # As `check_value` returns them
+    "Parse and check the values of a column."
     odd = {repr(v): v for v in values if _needs_schema_expr(v, self.column)}
     if not odd: return map(self.check_value, values)
     read = dict(zip(odd, self._parse_with_schema([*odd.values()])))
     return (self.check_value(v, read[repr(v)]) if _needs_schema_expr(v, self.column) else self.check_value(v)
             for v in values)
 
+# %% ../../nbs/serve/00_request_validation.ipynb #0019b691
 @patch
 def _parse_with_schema(self:_ColumnValidator, values): # As a batch reads them
     kind = pl.Float64() if isinstance(values[0], float) else pl.String()
     as_read = self.schema.parse_expr(self.name, kind)
-    # Python knows no others
+    # the years of Python's datetime
     if self.column.type == 'timestamp': as_read = pl.when(as_read.dt.year().is_between(1, 9999)).then(as_read)
     return pl.DataFrame({self.name: values}, {self.name: kind}).select(as_read).to_series().to_list()
 
@@ -154,7 +156,7 @@ _INVALID_IN_FIELD_NAME = re.compile(r'[\x00-\x1f"\\]') # what no field of a deco
 _FLOAT_MAX = float(np.finfo(float).max)
 
 def _range_constraints(c):
-    "The range, as the decoder checks it: finite, so that what is infinite or NaN is out of it."
+    "The range as msgspec's constraints; always finite, so that infinity and NaN are outside."
     low, high = c.range or (None, None)
     if c.type == 'integer':
         return dict(ge=_integer_bound(low, -2**63, math.ceil), le=_integer_bound(high, 2**63 - 1, math.floor))
@@ -166,6 +168,7 @@ def _integer_bound(bound, end, rounded):
     if bound is None or math.isinf(bound): return end
     return min(max(rounded(bound), -2**63), 2**63 - 1)
 
+# %% ../../nbs/serve/00_request_validation.ipynb #56880ce8
 def _field_type(c, optional):
     kind, bounds = _JSON_TYPES.get(c.type, str), _range_constraints(c)
     if bounds: kind = Annotated[kind, Meta(**bounds)]
@@ -174,21 +177,21 @@ def _field_type(c, optional):
 # %% ../../nbs/serve/00_request_validation.ipynb #c30c6afe
 def _row_struct(schema, required):
     "A struct for the rows of a schema; only the columns that are `required` must be there."
-    # fits nothing: all rows go the slow way
+    # a type that no value satisfies: all rows take the slow path
     if any(_INVALID_IN_FIELD_NAME.search(name) for name in schema.columns): return Annotated[int, Meta(ge=1, le=0)]
     fields, names = [], {}
     for i, (name, c) in enumerate(schema.columns.items()):
         optional = c.nullable or name not in required
-        names[f'c{i}'] = name # a column may have a name that no field can have
+        names[f'c{i}'] = name # a column's name need not be a valid name of a field
         fields.append((f'c{i}', _field_type(c, optional), *([None] if optional else [])))
     return msgspec.defstruct('Row', fields, rename=names, kw_only=True, forbid_unknown_fields=True)
 
 # %% ../../nbs/serve/00_request_validation.ipynb #4e32b035
 class RequestDecoder:
-    "What requests to a model must hold."
+    "Decodes and checks the rows of requests to one model."
     def __init__(self,
         predictor: Predictor,
-        max_rows: int = 10_000, # That one request may have
+        max_rows: int = 10_000, # Of one request
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
         self.names, self.required_columns = list(schema.columns), frozenset(predictor.required_columns)
@@ -237,9 +240,10 @@ def _to_rows(self:RequestDecoder, columns, n, id=None, parameters=None, nulled=0
         if name in columns and columns[name].count(None) == n: del columns[name] # was not sent
     return DecodedRows(n, columns, self.predictor.encode_columns(columns), nulled, unknown, id, parameters)
 
+# %% ../../nbs/serve/00_request_validation.ipynb #26291a50
 @patch
 def _recheck_columns(self:RequestDecoder, columns) -> int | None:
-    # How many categories are new; None: something is wrong
+    # The number of new categories; None if there is a violation
     unknown = 0
     for cell in self._recheck:
         values, known = columns[cell.name], cell.known_values
@@ -253,12 +257,13 @@ def _recheck_columns(self:RequestDecoder, columns) -> int | None:
 # %% ../../nbs/serve/00_request_validation.ipynb #d59163b2
 @patch
 def _rows_to_columns(self:RequestDecoder, rows, id=None, parameters=None):
-    # Rows that the decoder let through; None: something is wrong after all
+    # Rows that the compiled decoder accepted; None if there is a violation after all
     if len(rows) == 1: columns = {name: [v] for name, v in zip(self.names, msgspec.structs.astuple(rows[0]))}
     else: columns = {name: list(values) for name, values in zip(self.names, zip(*map(msgspec.structs.astuple, rows)))}
     unknown = self._recheck_columns(columns) if self._recheck else 0
     return None if unknown is None else self._to_rows(columns, len(rows), id, parameters, 0, unknown)
 
+# %% ../../nbs/serve/00_request_validation.ipynb #d7de6956
 @patch
 def _check_row_count(self:RequestDecoder, n):
     if not n: raise ValidationError("the request has no rows; send at least one.")
@@ -310,13 +315,13 @@ def _decode_slow(self:RequestDecoder, body):
     return self._check_columns({n: [r.get(n) for r in rows] for n in names}, len(rows), extra, envelope.get('id'),
                                envelope.get('parameters'))
 
-def _is_envelope(body, cells): # A column may be called `instances` too; no value of a column is a list
+def _is_envelope(body, cells): # A column may be named `instances` too, but no column has lists as values
     return 'instances' in body and ('instances' not in cells or isinstance(body['instances'], list))
 
 # %% ../../nbs/serve/00_request_validation.ipynb #063e432f
 @patch
 def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameters=None, fine=()):
-    # Every value, one by one, but for columns that are known to be fine
+    # Check every value, except in the columns `fine`, which are known to be valid
     found, total, nulled, unknown, out = self._unknown_columns(extra[:MAX_LISTED_VIOLATIONS]), len(extra), 0, 0, {}
     for name, values in columns.items():
         if name in fine: out[name] = values; continue
@@ -332,15 +337,15 @@ def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameter
     return self._to_rows(out, n, id, parameters, nulled, unknown)
 
 @patch
-def _unknown_columns(self:RequestDecoder, extra): # Columns that the schema does not have
+def _unknown_columns(self:RequestDecoder, extra): # Violations for columns that the schema does not have
     return [Violation(i, _truncate(name),
         f"{_truncate(name)}: no such column{did_you_mean(_truncate(name), self.names)}") for i, name in extra]
 
 # %% ../../nbs/serve/00_request_validation.ipynb #f50b64ec
-_MIN_VECTORIZED_ROWS = 8 # values, from which on comparing a column as a whole pays
+_MIN_VECTORIZED_ROWS = 8 # from here on comparing a column as an array pays
 
 def _as_list(cell, values):
-    "A column as a list; is it one of long numbers that are all right, and now of the schema's own type?"
+    "A column as a list, and whether all its values are known to be valid and of the schema's type."
     if not isinstance(values, np.ndarray): return list(values), False
     if len(values) < _MIN_VECTORIZED_ROWS or values.dtype.kind not in 'iuf' or cell.column.type not in ('integer',
         'number') or cell.missing_numbers:
@@ -353,11 +358,12 @@ def _as_list(cell, values):
 
 # %% ../../nbs/serve/00_request_validation.ipynb #ad813d89
 @patch
-def _decode_few(self:RequestDecoder, columns): # None: something is wrong
+def _decode_few(self:RequestDecoder, columns): # None if there is a violation
     try: rows = [msgspec.convert(dict(zip(columns, values)), self._row_type) for values in zip(*columns.values())]
     except msgspec.ValidationError: return None
     return self._rows_to_columns(rows)
 
+# %% ../../nbs/serve/00_request_validation.ipynb #dfcf074b
 @patch
 def from_columns(self:RequestDecoder,
     columns: dict[str, list | np.ndarray], # (n,) values by column, in JSON's types; None or NaN is missing
@@ -379,23 +385,23 @@ def from_columns(self:RequestDecoder,
                                fine={name for name, (_, fine) in read.items() if fine})
 
 # %% ../../nbs/serve/00_request_validation.ipynb #dd54cbc3
-class _CategoryIndex: # That the domain does not have
+class _CategoryIndex: # An index outside the domain, as error messages show it
     def __init__(self, at, most): self.at, self.most = at, most
     def __repr__(self): return f"index {self.at:g} (of 0 to {self.most})"
 
-def _value_at_index(v, type, names): # What a number of a matrix stands for; as it is, if for nothing
+def _value_at_index(v, type, names): # The value a number stands for; unchanged if it stands for none
     if v != v: return None
     whole = float(v).is_integer()
     if type == 'integer': return int(v) if whole else v
     if whole and 0 <= v < len(names): return names[int(v)]
     return _CategoryIndex(v, len(names) - 1) if type == 'category' else v
 
-def _decode_matrix_column(c, numbers): # A column of a matrix, as another form of request would have named its values
+def _decode_matrix_column(c, numbers): # A column of a matrix as the values that JSON would have
     if c.type == 'number': return [None if v != v else float(v) for v in numbers]
     return [_value_at_index(v, c.type, c.domain or [False, True]) for v in numbers]
 
 # %% ../../nbs/serve/00_request_validation.ipynb #051f660e
-def _infer_struct(low, high): # Of a request with one tensor FP64 [1, inputs]; no other fits
+def _infer_struct(low, high): # Type of a request with exactly one tensor FP64 [1, inputs]
     row = tuple[tuple(Annotated[float, Meta(ge=l, le=h)] for l, h in zip(low, high))]
     tensor = msgspec.defstruct('Tensor', [('name', str), ('datatype', Literal['FP64']),
                                           ('shape', tuple[Literal[1], Literal[len(low)]]), ('data', row)],
@@ -405,13 +411,13 @@ def _infer_struct(low, high): # Of a request with one tensor FP64 [1, inputs]; n
 @patch
 def from_infer(self:RequestDecoder,
     body: bytes, # JSON of the open inference protocol
-) -> DecodedRows | None: # None: another request, or a wrong one
-    "The row of the usual request of the open protocol, if all is right."
+) -> DecodedRows | None: # None: another form of request, or an invalid one
+    "The row of an inference request with one FP64 tensor, if it is valid."
     if self._infer_decoder is None: return None
     try: found = self._infer_decoder.decode(body)
     except (ValueError, RecursionError): return None
     [t] = found.inputs
-    if t.name in self.validators: return None # it means a column
+    if t.name in self.validators: return None # named like a column: not a matrix
     return DecodedRows(1, {name: [v] for name, v in zip(self.inputs, t.data)},
                        np.fromiter(t.data, float, len(t.data))[None], id=found.id)
 
