@@ -33,7 +33,7 @@ def bill_change_if_can_leave(contract, months_to_renewal, bill_change):
     return np.where(can_leave(contract, months_to_renewal), bill_change, 0)
 
 # %% ../../nbs/examples/00_churn_features.ipynb #fcd2bbb0
-@fx.feature(type="category")
+@fx.feature(type="category", allow=["joined"]) # known since the contract began; only the quarter leaves here
 def joined_quarter(joined):
     "Quarter of the year in which the contract began"
     quarter = joined.astype("datetime64[M]").astype(int) % 12 // 3

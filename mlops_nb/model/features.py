@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
@@ -27,12 +27,13 @@ def feature(
     f: Callable | None = None, # The function; its argument names are columns, its own name is the feature's
     *, type: Literal["number", "category"] = "number", # What it returns: numbers (or booleans), or texts
     reads: list[str] | None = None, # The columns its arguments stand for, where their names are no Python names
+    allow: list[str] | None = None, # Those it may read although the schema keeps them from the model
 ) -> Callable:
     "Mark a function as a feature: `@feature`, `@feature(type='category')` or `@feature(reads=['unit price'])`."
     if type not in ("number", "category"):
         raise UserError(f"@feature(type={type!r}) is not known; use 'number' or 'category'.")
-    if f is None: return lambda f: feature(f, type=type, reads=reads)
-    f.feature_type, f.feature_reads = type, reads
+    if f is None: return lambda f: feature(f, type=type, reads=reads, allow=allow)
+    f.feature_type, f.feature_reads, f.feature_allow = type, reads, allow or []
     return f
 
 # %% ../../nbs/model/00_features.ipynb #eb4fd6a7
@@ -76,6 +77,7 @@ class Features(Struct):
     reads: dict[str, list[str]] # name -> the columns it reads
     source: str = "" # the text of the file
     path: str = "features.py" # what error messages call it
+    allow: dict[str, list[str]] = field(default_factory=dict) # name -> those it may read in spite of the schema
 
 @patch(as_prop=True)
 def names(self:Features) -> list[str]: # Feature names, in the order of the file
@@ -122,6 +124,10 @@ def _columns_read(name, f, where):
     if len(columns) != len(parameters):
         raise UserError(f"{where}: feature '{name}' has {len(parameters)} argument(s), "
                         f"and `reads` names {len(columns)} column(s); give one for each.")
+    for c in f.feature_allow:
+        if c not in columns:
+            raise UserError(f"{where}: feature '{name}' allows '{c}', a column it does not read; take it out of "
+                            f"`allow`{did_you_mean(c, columns)}")
     return columns
 
 # %% ../../nbs/model/00_features.ipynb #17792e0a
@@ -140,7 +146,8 @@ def load_features(
     functions = {n: f for n, f in vars(module).items()
                  if hasattr(f, "feature_type") and getattr(f, "__module__", None) == module.__name__}
     return Features(functions, {n: f.feature_type for n, f in functions.items()},
-                    {n: _columns_read(n, f, path) for n, f in functions.items()}, source, str(path))
+                    {n: _columns_read(n, f, path) for n, f in functions.items()}, source, str(path),
+                    {n: f.feature_allow for n, f in functions.items()})
 
 # %% ../../nbs/model/00_features.ipynb #feae04e0
 @patch
@@ -181,24 +188,38 @@ def add_columns(self:Features,
         pl.Series(n, v.tolist(), dtype=pl.String) if self.types[n] == 'category' else pl.Series(n, v, nan_to_null=True)
         for n, v in self.compute(frame).items())
 
+# %% ../../nbs/model/00_features.ipynb #801bc0a0
+def _kept_from_model(column, schema):
+    "Why a feature may not read a column unless it is allowed by name; None if it may."
+    if column == schema.entity: return "the entity, by which a model learns rows by heart"
+    if column in schema.target_columns and column != schema.event_time: return "from which the target is computed"
+    if not schema.columns[column].feature: return "which is `feature: false` in schema.yaml"
+
+def _check_column_read(column, schema, allowed, where):
+    "Raise `UserError` if a feature must not read `column`, or allows itself what nobody forbids."
+    if column not in schema.columns:
+        raise UserError(f"{where} reads '{column}', which is not a column of schema.yaml"
+                        f"{did_you_mean(column, schema.columns)}")
+    if column == schema.target:
+        raise UserError(f"{where} reads '{column}', the target, which is not known at prediction; drop the argument.")
+    why = _kept_from_model(column, schema)
+    if why and column not in allowed:
+        raise UserError(f"{where} reads '{column}', {why}; drop the argument, or, if it is known at prediction, "
+                        f"write @feature(allow=['{column}']).")
+    if column in allowed and not why:
+        raise UserError(f"{where} allows '{column}', which every feature may read; take it out of `allow`.")
+
 # %% ../../nbs/model/00_features.ipynb #33a7dbe7
 @patch
 def check_schema(self:Features,
     schema: Schema,
 ):
     "Raise `UserError` unless the functions fit the schema."
-    leaks = {*schema.target_columns} - {schema.event_time}
     for name, columns in self.reads.items():
+        where = f"{self.path}: feature '{name}'"
         if name in schema.columns:
-            raise UserError(f"{self.path}: feature '{name}' has the name of a column in schema.yaml; "
-                            "rename the function.")
-        for c in columns:
-            if c not in schema.columns:
-                raise UserError(f"{self.path}: feature '{name}' reads '{c}', which is not a column of schema.yaml"
-                                f"{did_you_mean(c, schema.columns)}")
-            if c in leaks:
-                raise UserError(f"{self.path}: feature '{name}' reads '{c}', from which the target is computed; "
-                                "it is not known at prediction.")
+            raise UserError(f"{where} has the name of a column in schema.yaml; rename the function.")
+        for c in columns: _check_column_read(c, schema, self.allow.get(name, ()), where)
 
 # %% ../../nbs/model/00_features.ipynb #2d31ca93
 @patch

@@ -35,6 +35,7 @@ def load(tmp_path):
     ("@fx.feature\ndef f(): return 1\n", "must name the columns"),
     ("@fx.feature\ndef f(*a): return 1\n", "must name the columns"),
     ("@fx.feature(type='text')\ndef f(a): return a\n", "use 'number' or 'category'"),
+    ("@fx.feature(allow=['b'])\ndef f(a): return a\n", "feature 'f' allows 'b', a column it does not read"),
 ])
 def test_a_file_that_cannot_be_used_is_one_sentence(load, text, says):
     with pytest.raises(UserError) as e: load(text)
@@ -121,6 +122,38 @@ def test_contract(load):
         load("@fx.feature\ndef f(stop): return stop.astype(float)\n").check_schema(duration)
 
 
+KEPT = Schema(dataset="d", task="regression", target="stop - start", event_time="start", entity="who", columns=dict(
+    who=Column("text"), born=Column("timestamp", feature=False), x=Column("number"), start=Column("timestamp"),
+    stop=Column("timestamp")))
+
+
+@pytest.mark.parametrize("column, says", [
+    ("born", "reads 'born', which is `feature: false`"), ("who", "reads 'who', the entity"),
+    ("stop", "reads 'stop', from which the target is computed"),
+])
+def test_a_column_the_schema_keeps_from_the_model_is_read_only_where_it_is_allowed_by_name(load, column, says):
+    text = "@fx.feature\ndef plain(x): return x\n@fx.feature{}\ndef f(x, c): return x\n".replace("c)", column + ")")
+    with pytest.raises(UserError) as e: load(text.format("")).check_schema(KEPT)
+    assert "feature 'f' " + says in str(e.value) and f"@feature(allow=['{column}'])" in str(e.value)
+    assert "\n" not in str(e.value)
+    load(text.format(f"(allow=['{column}'])")).check_schema(KEPT)
+    with pytest.raises(UserError, match="allow="):  # `reads` is no way around it
+        load(f"@fx.feature(reads=['{column}'])\ndef f(x): return x\n").check_schema(KEPT)
+
+
+@pytest.mark.parametrize("column", ["x", "start"])
+def test_allowing_what_nobody_forbids_is_refused(load, column):
+    features = load(f"@fx.feature(allow=['{column}'])\ndef f({column}): return {column}\n")
+    with pytest.raises(UserError, match=f"feature 'f' allows '{column}', which every feature may read"):
+        features.check_schema(KEPT)
+
+
+def test_the_target_itself_cannot_be_allowed(load):
+    schema = Schema(dataset="d", task="binary", target="y", classes=["0", "1"], columns=dict(y=Column("category")))
+    with pytest.raises(UserError, match="the target, which is not known at prediction"):
+        load("@fx.feature(allow=['y'])\ndef f(y): return y == '1'\n").check_schema(schema)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=True)), min_size=1, max_size=30))
 def test_one_row_at_a_time_is_the_same_to_the_last_bit(values):
@@ -136,6 +169,7 @@ def test_the_repositorys_own_features_stand_alone():
     path = Path(__file__).parents[2] / "mlops_nb" / "examples" / "churn_features.py"
     features, schema = load_features(path), read_schema(path.parents[2] / "schema.yaml")
     features.check_schema(schema)
+    assert features.allow["joined_quarter"] == ["joined"] and not schema.columns["joined"].feature
     assert features.names and "import mlops_nb.model.features as fx" in features.source
 
 
