@@ -293,12 +293,13 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     max_skill_loss: Annotated[Fraction, Meta(
         description="share of the champion's skill (its gain over a constant) that may be lost")] = 0.02
     max_segment_gap: Annotated[float | None, Meta(
-        description="share of the gain on the other rows that a segment may surely lack; null = not checked")] = 0.5
+        description="share of the other rows' skill that a segment may significantly lack; null = not checked")] = 0.5
     max_fairness_gap: Annotated[Fraction | None, Meta(
         description="bound on the equalized odds difference (multiclass: recall difference); null = not checked"
     )] = None
     max_calibration_error: Annotated[Fraction | None, Meta(
-        description="expected calibration error; regression: share of the target's sd; null = not checked")] = 0.1
+        description="calibration error beyond chance, share of the event rate (regression: sd); null = not checked"
+    )] = 0.25
 
 # %% ../../nbs/config/05_params.ipynb #b4c7b72d
 class Params(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['quantile_bins', 'wilson_interval', 'mean_interval_by_bin', 'calibration_curve', 'calibration_slope_intercept',
-           'CalibrationMetrics', 'expected_calibration_error', 'least_squares_line', 'measure_calibration',
-           'break_even_threshold', 'min_cost_threshold', 'choose_threshold', 'threshold_interval', 'DecisionCosts',
-           'confusion_counts', 'measure_decision_costs', 'cost_curve']
+           'CalibrationMetrics', 'expected_calibration_error', 'excess_calibration_error', 'least_squares_line',
+           'measure_calibration', 'break_even_threshold', 'min_cost_threshold', 'choose_threshold',
+           'threshold_interval', 'DecisionCosts', 'confusion_counts', 'measure_decision_costs', 'cost_curve']
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #e6d352f7
 from collections.abc import Callable
@@ -110,6 +110,7 @@ class CalibrationMetrics(Struct):
     expected_calibration_error: float | None # mean |predicted − observed| over the bins, in units of the prediction
     slope: float | None = None # of truth on prediction (on the log-odds scale for a probability); 1 is right
     intercept: float | None = None # of the same line; 0 is right
+    excess_error: float | None = None # of `excess_calibration_error`; of several classes the worst one's
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #b3879d79
 def expected_calibration_error(
@@ -118,6 +119,26 @@ def expected_calibration_error(
     "Mean distance between predicted and observed, weighted by rows."
     n = table['n_rows'].to_numpy()
     return float((n * np.abs(table['predicted'].to_numpy() - table['observed'].to_numpy())).sum() / n.sum())
+
+# %% ../../nbs/evaluate/01_decision_threshold.ipynb #78b419fb
+_N_DRAWS = 1_000
+
+def excess_calibration_error(
+    table: pl.DataFrame, # what `calibration_curve` gives
+    is_probability: bool = True,
+    n_tests: int = 1, # errors of which the worst counts: chance has as many tries
+    confidence_level: float = 0.95,
+) -> float: # 0 or more, in units of the prediction
+    "How far the calibration error is above what chance gives a calibrated model."
+    n, predicted = table['n_rows'].to_numpy(), table['predicted'].to_numpy()
+    rng = np.random.default_rng(0)
+    if is_probability: off = rng.binomial(n, np.clip(predicted, 0, 1), (_N_DRAWS, len(n))) / n - predicted
+    else:
+        width = (table['high'] - table['low']).fill_null(np.inf).to_numpy() # a bin of one row says nothing
+        off = rng.normal(0, 1, (_N_DRAWS, len(n))) * width / (2 * NormalDist().inv_cdf((1 + confidence_level) / 2))
+    chance = (n * np.abs(off)).sum(1) / n.sum()
+    limit = np.quantile(chance, 1 - (1 - confidence_level) / n_tests)
+    return max(0., expected_calibration_error(table) - float(limit)) if np.isfinite(limit) else 0.
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #c7fdeb23
 def least_squares_line(
@@ -147,10 +168,18 @@ def measure_calibration(
     if task == 'multiclass':
         decided = calibration_curve((scores.argmax(1) == y) * 1., scores.max(1))
         tables = [curve((y == k) * 1., scores[:, k], c) for k, c in enumerate(classes)]
-        return CalibrationMetrics(expected_calibration_error(decided)), pl.concat(tables)
+        excess = [_relative_excess(t, (y == k).mean(), len(tables)) for k, t in enumerate(tables)]
+        worst = max((e for e in excess if e is not None), default=None)
+        return CalibrationMetrics(expected_calibration_error(decided), excess_error=worst), pl.concat(tables)
     table = curve(y, scores, classes[1] if task == 'binary' else None)
     line = calibration_slope_intercept(y, scores) if task == 'binary' else least_squares_line(scores, y)
-    return CalibrationMetrics(expected_calibration_error(table), *(line or (None, None))), table
+    if task == 'binary': excess = _relative_excess(table, y.mean(), 1)
+    else: excess = excess_calibration_error(table, False) / float(y.std()) if y.std() > 0 else None
+    return CalibrationMetrics(expected_calibration_error(table), *(line or (None, None)), excess), table
+
+def _relative_excess(table, rate, n_tests): # As a share of the rarer outcome's rate; None where there is only one
+    rarer = min(rate, 1 - rate)
+    return excess_calibration_error(table, True, n_tests) / float(rarer) if rarer > 0 else None
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #73e263ca
 def break_even_threshold(

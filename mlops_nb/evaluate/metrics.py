@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'PRIMARY_METRIC', 'roc_auc', 'average_precision', 'row_loss', 'excess_log_loss', 'DecisionSettings',
            'accuracy', 'precision', 'recall', 'f1', 'row_cost', 'cost', 'macro_f1', 'roc_auc_ovr', 'r2',
            'median_absolute_error', 'within_tolerance', 'rmse', 'Metric', 'metric_label', 'weighted_metric',
-           'metric_values', 'independent_units', 'estimate_metrics']
+           'metric_values', 'weighted_skill_score', 'independent_units', 'estimate_metrics']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
 from collections.abc import Callable
@@ -286,6 +286,24 @@ def metric_values(
     "Every metric of the task, without intervals."
     ones = np.ones(len(y))
     return {m: finite_or_none(weighted_metric(task, m, y, scores, decision_settings)(ones)) for m in METRICS[task]}
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #e22bf31f
+def weighted_skill_score(
+    task: str, # binary, multiclass or regression
+    y: np.ndarray, # (n,) class index, or value
+    scores: np.ndarray, # (n,) scores, or (n, k)
+) -> Callable[[np.ndarray], float]: # Takes (n,) weights
+    "The skill score of the primary metric over the best constant on these rows; NaN where that has no error."
+    figure = weighted_metric(task, PRIMARY_METRIC[task], y, scores)
+    if task == 'binary': return lambda w: 2 * figure(w) - 1
+    if task == 'regression':
+        first, second = weighted_mean(y - y.mean()), weighted_mean((y - y.mean())**2)
+        def constant(w): return np.sqrt(max(0., second(w) - first(w)**2))
+    else:
+        def constant(w):
+            share = np.bincount(y.astype(int), w) / w.sum()
+            return -(share * np.log(np.where(share > 0, share, 1))).sum()
+    return lambda w: 1 - ratio_or_nan(figure(w), constant(w))
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #95f900bf
 def independent_units(

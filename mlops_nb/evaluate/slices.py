@@ -23,8 +23,17 @@ from mlops_nb.evaluate.metrics import (
     independent_units,
     metric_values,
     weighted_metric,
+    weighted_skill_score,
 )
-from ..stats.bootstrap import Estimate, Resampling, Scale, bootstrap_replicates, finite_or_none, t_interval
+from mlops_nb.stats.bootstrap import (
+    MIN_UNITS,
+    Estimate,
+    Resampling,
+    Scale,
+    bootstrap_replicates,
+    finite_or_none,
+    t_interval,
+)
 
 # %% ../../nbs/evaluate/02_slices.ipynb #da1dc295
 def _drop_empty_groups(codes, labels): # Drop the groups nobody is in
@@ -74,6 +83,9 @@ class Slice(Struct):
     estimate: Estimate # the primary metric on these rows
     rest: float | None # the primary metric on all other rows
     gap: Estimate # how much worse than the rest, in units of the metric: positive is worse
+    skill_score: float | None # what the model is worth over the best constant on these rows; 1 is perfect
+    skill_score_rest: float | None # the same on all other rows
+    skill_score_gap: Estimate # how much less than on the rest: positive is worse
     metrics: dict[str, float | None] # every metric of the task on these rows
 
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a3
@@ -113,7 +125,9 @@ def primary_metric_and_gap(
     "The primary metric, and how much worse one is than another."
     def prepare(rows): return weighted_metric(task, PRIMARY_METRIC[task], y[rows], scores[rows], decision_settings)
     primary = METRICS[task][PRIMARY_METRIC[task]]
-    return SliceFigure(prepare, (lambda a, b: b - a) if primary.better == 'higher' else sub, primary.scale)
+    return SliceFigure(prepare, _less if primary.better == 'higher' else sub, primary.scale)
+
+def _less(here, rest): return rest - here
 
 def units_of_rows(
     task: str, # binary, multiclass or regression
@@ -132,17 +146,28 @@ def measure_slices(
     masks: list[np.ndarray], # for each slice (n,) bool: is the row in it?
     decision_settings: DecisionSettings = DecisionSettings(),
     resampling: Resampling = Resampling(),
-) -> list[tuple[Estimate, float | None, Estimate]]: # For each slice: its figure, that of the rest, the gap
-    "The primary metric of each slice and its distance from the rest."
+) -> list[tuple]: # For each slice: the metric here, on the rest, the gap; the skill score here, on the rest, the gap
+    "The primary metric and the skill score of each slice, and their distance from the rest."
     figure = primary_metric_and_gap(task, y, scores, decision_settings)
-    return compare_with_rest([figure], units_of_rows(task, y, resampling), masks, resampling)[0]
+    skill = SliceFigure(lambda rows: weighted_skill_score(task, y[rows], scores[rows]), _less, 'real')
+    by_figure = compare_with_rest([figure, skill], units_of_rows(task, y, resampling), masks, resampling)
+    return [(*metric, worth.value, *other) for metric, (worth, *other) in zip(*by_figure)]
 
 # %% ../../nbs/evaluate/02_slices.ipynb #afc48f59
 class SmallSlices(Struct):
-    "What was left out of a segment because there were too few rows to judge."
+    "What was left out of a segment because there were too few rows, or events, to judge."
     column: str
     n_slices: int
     n_rows: int
+
+# %% ../../nbs/evaluate/02_slices.ipynb #6aa93bb4
+def _too_few(task, y, codes, min_rows, resampling): # For each group: too few rows or events to judge?
+    count, sizes = units_of_rows(task, y, resampling), np.bincount(codes)
+    here, rest = np.array([[count(np.flatnonzero((codes == i) == side)) for side in (True, False)]
+                           for i in range(len(sizes))]).reshape(-1, 2).T
+    expected = sizes * count(np.arange(len(y))) / max(1, len(y))
+    none_but_should = (here == 0) & (expected >= MIN_UNITS)
+    return (sizes < min_rows) | (here < MIN_UNITS) & ~none_but_should | (rest < MIN_UNITS) & (sizes < len(y))
 
 # %% ../../nbs/evaluate/02_slices.ipynb #9ecff7e8
 def evaluate_slices(
@@ -159,9 +184,9 @@ def evaluate_slices(
     judged, small = [], [] # (column, label, code of each row, code of the slice)
     for column in segments:
         codes, labels = bin_column(frame[column])
-        sizes = np.bincount(codes, minlength=len(labels))
-        judged += [(column, labels[i], codes, i) for i in np.flatnonzero((sizes >= min_rows) & (sizes < len(y)))]
-        if (few := sizes < min_rows).any(): small.append(SmallSlices(column, int(few.sum()), int(sizes[few].sum())))
+        sizes, few = np.bincount(codes, minlength=len(labels)), _too_few(task, y, codes, min_rows, resampling)
+        judged += [(column, labels[i], codes, i) for i in np.flatnonzero(~few & (sizes < len(y)))]
+        if few.any(): small.append(SmallSlices(column, int(few.sum()), int(sizes[few].sum())))
     found, most = [], max(1, 5_000_000 // max(1, len(y)))
     for batch in (judged[i:i + most] for i in range(0, len(judged), most)):
         masks = [codes == i for _, _, codes, i in batch]

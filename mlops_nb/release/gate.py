@@ -175,23 +175,30 @@ def describe_power(
     return ""
 
 # %% ../../nbs/release/00_gate.ipynb #7839bd00
-_CHANCE_LEVEL = {"roc_auc": 0.5} # what guessing reaches, where that is not zero
+def _check_segment(s: Slice, max_gap, primary, confidence_level):
+    name, where = f"segment: {s.column}", f"{metric_label(primary)} in {s.column} = {s.value}"
+    if s.skill_score_gap.low is None or s.estimate.value is None:
+        return GateResult(name, None, None, False, f"{where} could not be computed, or has no interval.")
+    bound, gap = max_gap * max(0., s.skill_score_rest), s.skill_score_gap
+    side = "below" if gap.value > 0 else "above"
+    interval = f"{confidence_level:.0%} CI {gap.low:.2g} to {gap.high:.2g}"
+    message = (f"{where} is {s.estimate.value:.3g} ({s.rest:.3g} on the rest), a skill score {abs(gap.value):.2g} {side} "
+               f"the rest ({interval}); the low end must be at most {bound:.2g}.")
+    return GateResult(name, bound, gap.low, bool(gap.low <= bound), message)
 
 def check_segments(
     slices: list[Slice],
-    max_gap: float | None, # share of what the model is worth on the rest; None: not checked
+    max_gap: float | None, # share of the skill on the rest that a segment may significantly lack; None: not checked
     primary: str, # the metric
+    confidence_level: float = 0.95, # of the intervals in `slices`
 ) -> list[GateResult]:
     "One rule for each segment column, about its worst value."
     if max_gap is None: return []
-    worth = lambda s: abs(s.rest - _CHANCE_LEVEL.get(primary, 0.0)) or 1.0
-    known = lambda s: s.rest is not None and s.gap.low is not None
-    gaps = {(s.column, s.value): s.gap.low / worth(s) if known(s) else float("inf") for s in slices}
-    worst = {column: max((k for k in gaps if k[0] == column), key=gaps.get) for column, _ in gaps}
-    return [check_at_most(f"segment: {column}", gaps[k], max_gap,
-                          f"How much worse {primary} significantly is for {column} = {k[1]} than for the rest, "
-                          "as a share of what it is worth there,")
-            for column, k in worst.items()]
+    rules = {}
+    for rule, s in ((_check_segment(s, max_gap, primary, confidence_level), s) for s in slices):
+        excess = float("inf") if rule.value is None else rule.value - rule.bound
+        if s.column not in rules or excess > rules[s.column][0]: rules[s.column] = excess, rule
+    return [rule for _, rule in rules.values()]
 
 # %% ../../nbs/release/00_gate.ipynb #b7f41e02
 def check_fairness_gaps(
@@ -227,13 +234,16 @@ def check_scores(
             GateResult("scores: not constant", 0.0, spread, bool(spread > 0), message)]
 
 # %% ../../nbs/release/00_gate.ipynb #e0b965b8
-def check_calibration_error(evaluation: Evaluation, target: np.ndarray, bound: float | None) -> list[GateResult]:
-    "The calibration error on the test set."
+def check_calibration_error(
+    evaluation: Evaluation,
+    bound: float | None, # None: not checked
+) -> list[GateResult]:
+    "The calibration error on the test set, beyond what chance gives a calibrated model."
     if bound is None: return []
-    error = evaluation.calibration.expected_calibration_error
-    if error is not None and evaluation.task == "regression": error = error / max(float(target.std()), 1e-300)
-    share = ", as a share of the target's standard deviation," if evaluation.task == "regression" else ""
-    return [check_at_most("calibration", error, bound, f"The mean distance between predicted and observed{share}")]
+    unit = {"binary": "the rate of the rarer class", "multiclass": "the class's own rate",
+            "regression": "the target's standard deviation"}[evaluation.task]
+    return [check_at_most("calibration", evaluation.calibration.excess_error, bound,
+                          f"The calibration error beyond chance, as a share of {unit},")]
 
 # %% ../../nbs/release/00_gate.ipynb #94f51222
 _GOLDEN_CHECK = """import sys
@@ -282,10 +292,11 @@ def evaluate_gate(
     results = check_thresholds(evaluation.task, params.thresholds, metrics)
     results += check_test_rows(predictions["_target"].to_numpy(), evaluation.classes, params)
     results += check_comparisons(evaluation, params)
-    results += check_segments(evaluation.slices, params.max_segment_gap, evaluation.primary_metric)
+    results += check_segments(evaluation.slices, params.max_segment_gap, evaluation.primary_metric,
+                              evaluation.confidence)
     results += check_fairness_gaps(evaluation.task, evaluation.fairness, params.max_fairness_gap)
     results += check_scores(predictions.select(pl.col("^score.*$")).to_numpy())
-    results += check_calibration_error(evaluation, predictions["_target"].to_numpy(), params.max_calibration_error)
+    results += check_calibration_error(evaluation, params.max_calibration_error)
     results += [check_clean_process(bundle.path),
                 check_single_row_parity(Predictor.open(bundle.path), read_split(root, "test"))]
     failed = [r for r in results if not r.passed]

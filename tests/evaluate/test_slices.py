@@ -112,7 +112,7 @@ def test_a_column_with_one_value_has_no_rest():
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    ((here, rest, gap),) = measure_slices(
+    ((here, rest, gap, *_),) = measure_slices(
         "binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], resampling=Resampling(20)
     )
     assert here.value is None and rest is not None and gap.value is None and gap.low is None

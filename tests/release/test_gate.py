@@ -15,8 +15,9 @@ from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
-from mlops_nb.evaluate.metrics import DecisionSettings
-from mlops_nb.evaluate.slices import Slice
+from mlops_nb.evaluate.decision_threshold import measure_calibration
+from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings
+from mlops_nb.evaluate.slices import Slice, evaluate_slices
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
@@ -95,9 +96,9 @@ def test_a_bound_on_the_bias_holds_on_both_sides(bias, passed):
 
 
 def test_a_segment_whose_figure_cannot_be_computed_fails():
-    unknown = Slice("region", "north", 500, Estimate(None), 0.3, Estimate(None), {})
-    no_interval = Slice("plan", "basic", 500, Estimate(0.3), 0.3, Estimate(0.0), {})
-    no_rest = Slice("sex", "f", 500, Estimate(0.3, 0.2, 0.4), None, Estimate(None), {})
+    unknown = Slice("region", "north", 500, Estimate(None), 0.3, Estimate(None), None, 0.5, Estimate(None), {})
+    no_interval = Slice("plan", "basic", 500, Estimate(0.3), 0.3, Estimate(0.0), 0.5, 0.5, Estimate(0.0), {})
+    no_rest = Slice("sex", "f", 500, Estimate(0.3, 0.2, 0.4), None, Estimate(None), 0.5, None, Estimate(None), {})
     rules = check_segments([segment("south", 0.0), unknown, no_interval, no_rest], 0.5, "log_loss")
     assert [(r.name, r.passed) for r in rules] == [
         ("segment: region", False), ("segment: plan", False), ("segment: sex", False)]
@@ -105,19 +106,98 @@ def test_a_segment_whose_figure_cannot_be_computed_fails():
 
 
 def segment(value, gap, rest=0.3, column="region"):
-    return Slice(column, value, 500, Estimate(rest + gap, None, None), rest, Estimate(gap, gap - 0.1, gap + 0.1), {})
+    "Of a skill score `gap` below the rest's, give or take 0.1."
+    around = Estimate(gap, gap - 0.1, gap + 0.1)
+    return Slice(column, value, 500, Estimate(0.4, None, None), 0.4, Estimate(0.0), rest - gap, rest, around, {})
 
 
 def test_only_a_segment_that_is_surely_far_worse_fails():
     assert check_segments([segment("a", 0.2), segment("b", 0.0)], 0.5,
                           "log_loss")[0].passed, "0.1 of 0.3 for sure is under half"
     worst = check_segments([segment("a", 0.0), segment("b", 0.4)], 0.5, "log_loss")
-    assert len(worst) == 1 and not worst[0].passed and "region = b" in worst[0].message
+    assert len(worst) == 1 and not worst[0].passed and "Log loss in region = b" in worst[0].message
+    assert "a skill score 0.4 below the rest (95% CI 0.3 to 0.5); the low end must be at most 0.15" in worst[0].message
     assert len(check_segments([segment("a", 0.1), segment("x", 0.1, column="plan")], 0.5, "log_loss")) == 2
     assert check_segments([segment("a", 9.9)], None, "log_loss") == []
-    assert not check_segments([segment("a", 0.31, rest=0.85)], 0.5,
-                              "roc_auc")[0].passed, "surely 0.64, where the rest has 0.85"
-    assert check_segments([segment("a", 0.27, rest=0.85)], 0.5, "roc_auc")[0].passed
+    useless = check_segments([segment("a", 0.31, rest=-0.1)], 0.5, "rmse")
+    assert not useless[0].passed, "a rest without skill allows no gap"
+
+
+@pytest.mark.parametrize("task", ["regression", "multiclass"])
+def test_a_noisy_segment_does_not_refuse_the_best_possible_model(task):
+    "The true values, where one region is noisier than the other: its error is twice that of the rest."
+    rng, n = np.random.default_rng(0), 2000
+    region = np.repeat(["quiet", "noisy"], n // 2)
+    if task == "regression":
+        size = np.where(region == "noisy", 4.0, 1.0)
+        known, y = size * rng.normal(size=n), size * rng.normal(size=n)
+        y, scores = known + y, known
+    else:
+        scores = rng.dirichlet(np.ones(3), n) ** np.where(region == "noisy", 0.7, 3)[:, None]
+        scores /= scores.sum(1, keepdims=True)
+        y = np.array([rng.choice(3, p=q) for q in scores], float)
+    slices, _ = evaluate_slices(task, pl.DataFrame({"region": region}), y, scores, ["region"])
+    noisy = next(s for s in slices if s.value == "noisy")
+    assert noisy.gap.low > 0.5 * noisy.rest, "by its error alone it would be refused"
+    if task == "regression": assert check_segments(slices, 0.5, "rmse")[0].passed
+    broken = scores.copy()
+    broken[region == "noisy"] = scores[region == "noisy"][::-1]
+    slices, _ = evaluate_slices(task, pl.DataFrame({"region": region}), y, broken, ["region"])
+    (rule,) = check_segments(slices, 0.5, PRIMARY_METRIC[task])
+    assert not rule.passed and "region = noisy" in rule.message
+
+
+def test_a_rare_event_is_no_reason_to_refuse_a_small_segment():
+    "Three events among 300 rows are too few to say; none, where six are expected, cannot be computed and fails."
+    y, region = np.zeros(3000), np.repeat(["big", "few", "none"], [2400, 300, 300])
+    y[:57], y[2400:2403] = 1, 1
+    scores = np.random.default_rng(0).random(3000) + y
+    slices, small = evaluate_slices("binary", pl.DataFrame({"region": region}), y, scores, ["region"])
+    assert {s.value for s in slices} == {"big", "none"} and (small[0].n_slices, small[0].n_rows) == (1, 300)
+    (rule,) = check_segments(slices, 0.5, "roc_auc")
+    assert not rule.passed and "region = none could not be computed" in rule.message
+
+
+def calibrated(n, rate, seed, times=1.0):
+    rng = np.random.default_rng(seed)
+    p = rng.beta(2, 2 / rate - 2, n)
+    return measure_calibration("binary", (rng.random(n) < p) * 1.0, np.clip(p * times, 0, 1), ["no", "yes"])[0]
+
+
+@pytest.mark.parametrize("n", [50, 100, 200, 2000])
+def test_true_probabilities_are_seldom_refused(n):
+    "They were in 95 of 100 cases at 50 rows, by a bound on the error itself."
+    refused = sum(calibrated(n, .3, seed).excess_error > .25 for seed in range(100))
+    assert refused <= 10 # 5 are expected at most
+
+
+@pytest.mark.parametrize("times", [2.5, .001])
+def test_wrong_probabilities_of_a_rare_event_are_refused(times):
+    found = [calibrated(3000, .047, seed, times) for seed in range(20)]
+    assert all(c.excess_error > .25 for c in found) and all(c.expected_calibration_error < .1 for c in found)
+
+
+def test_a_class_that_is_never_decided_for_is_checked_as_well():
+    "The rarest of three classes gets four times its probability, and is decided for nowhere."
+    rng = np.random.default_rng(0)
+    p = np.column_stack([np.full(4000, .8), np.full(4000, .17), np.full(4000, .03)]) * rng.uniform(.9, 1.1, (4000, 3))
+    p /= p.sum(1, keepdims=True)
+    y = np.array([rng.choice(3, p=q) for q in p], float)
+    told = p.copy()
+    told[:, 2], told[:, 1] = p[:, 2] * 4, p[:, 1] - 3 * p[:, 2]
+    assert measure_calibration("multiclass", y, p, list("abc"))[0].excess_error < .25
+    wrong = measure_calibration("multiclass", y, told, list("abc"))[0]
+    assert wrong.excess_error > 1 and wrong.expected_calibration_error < .02
+
+
+def test_a_regression_that_is_biased_by_level_is_found_and_the_truth_is_not():
+    rng = np.random.default_rng(0)
+    found = []
+    for n in (60, 600):
+        known = rng.normal(size=n)
+        y = known + rng.normal(size=n)
+        found.append([measure_calibration("regression", y, s)[0].excess_error for s in (known, 2 * known)])
+    assert [t for t, _ in found] == [0, 0] and all(b > .05 for _, b in found)
 
 
 def test_scores_that_say_nothing_or_are_no_numbers_fail():
