@@ -30,30 +30,31 @@ from .request_validation import DecodedRows, RequestDecoder
 
 # %% ../../nbs/serve/06_endpoint.ipynb #4cfeb7e8
 class PredictionResult(Struct, kw_only=True):
-    "The answer to a request."
+    "Scores and decisions of a request, and where they come from."
     id: str # of the request
     endpoint: str
-    variant: str # that answered; with several, the one of the first row
+    variant: str # that scored the rows; with several, the one of the first row
     bundle: str # its id
     scores: list # a number for each row; a list of probabilities each where there are several classes
     decisions: list | None = None # one for each row; None for a regression
-    needs_review: list | None = None # is the row left to a person? None where the policy leaves none
+    needs_review: list | None = None # is the row left to human review? None where the policy has no review
     source: str = "model" # model | table | cache
-    variants: list[str] | None = None # of each row, where several answered
+    variants: list[str] | None = None # of each row, if there were several
 
+# %% ../../nbs/serve/06_endpoint.ipynb #a4ff1f70
 class DeadlineExceeded(UserError):
-    "The deadline of the request passed before it was answered."
+    "The deadline of the request passed before it was scored."
 
 class NotPrecomputed(UserError):
-    "A request named an entity alone, and no score was computed for it beforehand."
+    "A request named an entity alone, and the lookup table has no score for it."
 
 # %% ../../nbs/serve/06_endpoint.ipynb #b6f245e3
 class ServingResources:
     "What the endpoints of one process share."
     def __init__(self,
         settings: ServeSettings | None = None, # Default: those of a project without settings
-        metrics: Metrics | None = None, # None: nothing is counted
-        log: PredictionLogWriter | None = None, # None: nothing is written down
+        metrics: Metrics | None = None, # None: no metrics
+        log: PredictionLogWriter | None = None, # None: no prediction log
     ):
         serve, cores = settings or ServeSettings(), available_cores()
         self.metrics, self.log, self.cache = metrics or NullMetrics(), log, ScoreCache(serve.cache_entries,
@@ -68,15 +69,16 @@ async def with_deadline(
     deadline: float | None, # by `time.monotonic()`
     awaitable,
 ):
-    "Await it; raises `DeadlineExceeded` at the deadline."
+    "Await `awaitable`; raises `DeadlineExceeded` at the deadline."
     if deadline is None: return await awaitable
     try:
         async with asyncio.timeout(deadline - time.monotonic()): return await awaitable
     except TimeoutError: raise DeadlineExceeded(_DEADLINE_MESSAGE) from None
 
+# %% ../../nbs/serve/06_endpoint.ipynb #78b8e329
 @patch
 async def run_in_thread(self:ServingResources, deadline, f, *args):
-    "`f(*args)` in one of few threads; raises `DeadlineExceeded` at the deadline."
+    "Run `f(*args)` in the thread pool; raises `DeadlineExceeded` at the deadline."
     return await with_deadline(deadline, asyncio.get_running_loop().run_in_executor(self.executor, f, *args))
 
 # %% ../../nbs/serve/06_endpoint.ipynb #41209484
@@ -94,7 +96,7 @@ def record_failure(self:ServingResources, what, endpoint, variant, e):
 
 # %% ../../nbs/serve/06_endpoint.ipynb #8b116937
 class Endpoint:
-    "Answers under one name, whatever the release plan says."
+    "Scores requests to one name by the active release plan."
     def __init__(self,
         name: str,
         active_plan: ActivePlan,
@@ -107,7 +109,7 @@ class Endpoint:
 
     @property
     def decoder(self) -> RequestDecoder:
-        "What requests are decoded with; give it to `predict` with the rows, because it may be another one by then."
+        "The decoder of the active plan; pass the one that was used to `predict`, since the plan may change in between."
         return self.active_plan.decoder
 
     @property
@@ -120,17 +122,18 @@ class Endpoint:
 class RequestContext(Struct):
     "What all groups of a request share."
     request: Request
-    active_plan: ActivePlan
+    active_plan: ActivePlan # at the beginning of the request
     decoder: RequestDecoder | None # that decoded the rows
     prefer_lookup: bool # does the client prefer precomputed scores?
-    variant_forced: bool # was a variant asked for by name?
+    variant_forced: bool # did the client name the variant?
 
+# %% ../../nbs/serve/06_endpoint.ipynb #4043fa5e
 class RowGroup(Struct):
-    "Rows of a request that one variant answers, and its answer."
+    "The rows of a request that one variant scores, and the result."
     variant: ActiveVariant
     columns: dict[str, list] # values by column
     X: np.ndarray | None # (n, k) as the decoder made it; None: only the entities are known
-    row_indices: list[int] | None = None # which rows of the request; None for all
+    row_indices: list[int] | None = None # of the rows in the request; None for all
     scores: list = [] # these four as in `PredictionResult`, once they are known
     decisions: list | None = None
     needs_review: list | None = None
@@ -141,7 +144,7 @@ def _select_rows(columns, X, row_indices):
     return {c: [values[i] for i in row_indices] for c, values in columns.items()}, None if X is None else X[row_indices]
 
 @patch
-def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` for each variant that answers
+def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` for each variant
     columns, X, router = rows.columns, rows.X, active.router
     if variant is not None:
         if variant in active.variants: return [RowGroup(active.variants[variant], columns, X)]
@@ -155,7 +158,7 @@ def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` f
     return [RowGroup(active.variants[name], *_select_rows(columns, X, at), at) for name, at in by_variant.items()]
 
 # %% ../../nbs/serve/06_endpoint.ipynb #b5459034
-def _merge_groups(result, groups): # the result of the first group becomes that of all of them
+def _merge_groups(result, groups): # extends the result of the first group, in place, to all groups
     order = sorted((i, k, j) for k, g in enumerate(groups) for j, i in enumerate(g.row_indices))
     rows = [(groups[k], j) for _, k, j in order] # group, and index in it
     result.variants, result.scores = [g.variant.name for g, _ in rows], [g.scores[j] for g, j in rows]
@@ -167,7 +170,7 @@ def _merge_groups(result, groups): # the result of the first group becomes that 
 # %% ../../nbs/serve/06_endpoint.ipynb #84b63a36
 @patch
 def _lookup_group(self:Endpoint, group, entity):
-    "The precomputed answer of a group; None if the table lacks one of its rows."
+    "The precomputed result of a group; None if the table lacks one of its rows."
     table = group.variant.model.lookup_table
     if table is not None and entity in group.columns:
         found = table.lookup(group.columns[entity])
@@ -178,7 +181,7 @@ def _lookup_group(self:Endpoint, group, entity):
 
 # %% ../../nbs/serve/06_endpoint.ipynb #d080e9da
 @patch
-async def _score(self:Endpoint, v, X, deadline): # and where the scores come from
+async def _score(self:Endpoint, v, X, deadline): # scores, and their source
     cache = self.resources.cache
     key = (v.bundle, X.tobytes()) if cache.max_entries and len(X) == 1 else None
     if key:
@@ -191,11 +194,11 @@ async def _score(self:Endpoint, v, X, deadline): # and where the scores come fro
     return scores, "model"
 
 # %% ../../nbs/serve/06_endpoint.ipynb #887aa660
-MAX_INLINE_ROWS = 64 # rows that are scored in the event loop
+MAX_INLINE_ROWS = 64 # up to here rows are scored in the event loop
 
 @patch
 async def _predict_group(self:Endpoint, group, context):
-    "Fill in the answer of the variant."
+    "Fill in the result of a group."
     v, rows, deadline = group.variant, (group.columns, group.X, context.decoder), context.request.deadline
     v.in_flight.append(None)
     try:
@@ -216,7 +219,7 @@ async def _predict_group(self:Endpoint, group, context):
 # %% ../../nbs/serve/06_endpoint.ipynb #9c839a1b
 @patch
 def _fall_back(self:Endpoint, group, context, e):
-    "Give a group to the primary variant; raises `e` where that is no help."
+    "Assign a group to the primary variant; raises `e` where there is no fallback."
     v, primary = group.variant, context.active_plan.primary
     if isinstance(e, (DeadlineExceeded, NotPrecomputed)): raise e
     self.resources.record_failure("variant_errors", self.name, v.name, e)
@@ -229,10 +232,10 @@ async def predict(self:Endpoint,
     rows: DecodedRows, # Decoded by `decoder`
     decoder: RequestDecoder,
     request: Request, # Its id, headers and deadline
-    variant: str | None = None, # Must answer, whatever the plan says
+    variant: str | None = None, # Use this one, whatever the routing says
 ) -> PredictionResult:
-    "Answer and log a request. Raises `DeadlineExceeded`, `NotPrecomputed`, or `LogWriteError`, and then gives none."
-    # with many rows, whatever takes long is done in a thread
+    "Score and log a request. Raises `UserError`, `DeadlineExceeded`, `NotPrecomputed` or `LogWriteError`."
+    # with many rows, routing and logging take long enough to need a thread as well
     active, many = self.active_plan, rows.n_rows > MAX_INLINE_ROWS
     deadline, headers, resources = request.deadline, request.headers, self.resources
     if deadline is not None and time.monotonic() >= deadline: raise DeadlineExceeded(_DEADLINE_MESSAGE)
@@ -255,7 +258,7 @@ async def predict(self:Endpoint,
 # %% ../../nbs/serve/06_endpoint.ipynb #e85a5965
 @patch
 def _log_and_merge(self:Endpoint, groups, context):
-    "The result, which is logged when this returns."
+    "The result of a request; it is in the log when this returns."
     log, request, first = self.resources.log, context.request, groups[0]
     now, latency = time.time_ns() // 1000, int((time.perf_counter() - request.started) * 1e6)
     result = PredictionResult(id=request.id, endpoint=self.name, variant=first.variant.name,
@@ -275,6 +278,7 @@ def _log_and_merge(self:Endpoint, groups, context):
                                     api_key_name=request.api_key_name))
     return result
 
+# %% ../../nbs/serve/06_endpoint.ipynb #26463bd9
 @patch
 def _count_values(self:Endpoint, rows):
     self._nulled_values.inc(rows.n_nulled)
@@ -286,13 +290,14 @@ def _submit_shadow(self:Endpoint, v, rows, context):
     if not v.shadow.submit(rows.n_rows, self, v, rows, context):
         self.resources.metrics.shadow_dropped_rows(self.name, v.name).inc(rows.n_rows)
 
+# %% ../../nbs/serve/06_endpoint.ipynb #f093f303
 def score_shadow(
     endpoint: Endpoint,
     v: ActiveVariant,
     rows: DecodedRows,
     context: RequestContext,
 ) -> None:
-    "Log what a shadow answers; called by the thread of its `ShadowQueue`."
+    "Score and log a request for a shadow variant; called by the thread of its `ShadowQueue`."
     log, request, started = endpoint.resources.log, context.request, time.perf_counter()
     try:
         scores, decisions, _ = v.predict_and_decide(rows.columns, rows.X, context.decoder)
@@ -313,8 +318,8 @@ class _EntityRequest(Struct):
 @patch
 def decode_entities(self:Endpoint,
     body: bytes, # JSON, as for `RequestDecoder.from_json`
-) -> tuple[list, str | None] | None: # With the id of the request; None if it says more, or nothing can be looked up
-    "The entities of a request that names entities and nothing else."
+) -> tuple[list, str | None] | None: # And the request's id; None for any other request, or without a table
+    "The entities of a request that has nothing but entities."
     active = self.active_plan
     if all(v.model.lookup_table is None for v in active.variants.values()): return None
     try: request = msgspec.json.decode(body, type=_EntityRequest | list[dict[str, Any]])
@@ -330,7 +335,7 @@ async def predict_entities(self:Endpoint,
     entities: list, # From `decode_entities`
     request: Request,
 ) -> PredictionResult:
-    "Answer from the lookup table and log it. Raises `NotPrecomputed` if an entity is not in it."
+    "Look up and log precomputed scores. Raises `NotPrecomputed` if an entity is not in the table."
     return await self.predict(DecodedRows(len(entities), {self.active_plan.entity: entities}, None), None, request)
 
 # %% ../../nbs/serve/06_endpoint.ipynb #0abe5c6e
@@ -342,14 +347,15 @@ def request_headers(self:Endpoint) -> list[RequestHeader]:
 
 # %% ../../nbs/serve/06_endpoint.ipynb #9fd7f4db
 class ExplanationResult(Struct, kw_only=True):
-    "What each column added."
+    "The contribution of each column to the scores of a request."
     variant: str
     bundle: str
     units: str # of the contributions and their sum, the raw score
-    scores: list # as `predict` gives them
+    scores: list # as from `predict`
     feature_names: list[str] # the inputs of the model
-    contributions: list # for each row: a share of the raw score for each column, and the base value last
+    contributions: list # for each row: one for each column, and the base value last; they add up to the raw score
 
+# %% ../../nbs/serve/06_endpoint.ipynb #786b4dca
 def _contributions(v, rows, decoder):
     X = v.encode_rows(rows.columns, rows.X, decoder)
     return v.predictor.predict_and_decide(rows.columns, X)[0], v.predictor.model.contributions(X).tolist()
@@ -359,9 +365,9 @@ async def explain(self:Endpoint,
     rows: DecodedRows, # Decoded by `decoder`
     decoder: RequestDecoder,
     request: Request,
-    variant: str | None = None, # Must answer, whatever the plan says
+    variant: str | None = None, # Use this one, whatever the routing says
 ) -> ExplanationResult:
-    "What each column added to the raw scores of these rows, by the variant that answers the first."
+    "Contributions of each column to the raw scores of these rows, by the variant of the first row."
     first = DecodedRows(1, rows.columns, rows.X)
     v = self._group_rows(self.active_plan, first, request.headers, variant)[0].variant
     v.in_flight.append(None)
