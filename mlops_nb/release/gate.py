@@ -182,8 +182,8 @@ def _check_segment(s: Slice, max_gap, primary, confidence_level):
     bound, gap = max_gap * max(0., s.skill_score_rest), s.skill_score_gap
     side = "below" if gap.value > 0 else "above"
     interval = f"{confidence_level:.0%} CI {gap.low:.2g} to {gap.high:.2g}"
-    message = (f"{where} is {s.estimate.value:.3g} ({s.rest:.3g} on the rest), a skill score {abs(gap.value):.2g} {side} "
-               f"the rest ({interval}); the low end must be at most {bound:.2g}.")
+    message = (f"{where} is {s.estimate.value:.3g} ({s.rest:.3g} on the rest), a skill score {abs(gap.value):.2g} "
+               f"{side} the rest ({interval}); the low end must be at most {bound:.2g}.")
     return GateResult(name, bound, gap.low, bool(gap.low <= bound), message)
 
 def check_segments(
