@@ -25,36 +25,37 @@ from ..prediction_log.leases import lease_is_held
 
 # %% ../../nbs/serve/03_metrics.ipynb #ef58cae4
 class Counter:
-    "One counter, or one gauge."
+    "One value in a metric file: a counter, or a gauge."
     __slots__ = ("_view", "_at", "_lock")
     def __init__(self, view, at, lock): self._view, self._at, self._lock = view, at, lock
     def inc(self, n: float = 1) -> None:
         "Add `n`."
         with self._lock: self._view[self._at] += n
     def set(self, value: float) -> None:
-        "For a gauge."
+        "Set a gauge."
         self._view[self._at] = value
     def get(self) -> float:
-        "What this lease has counted."
+        "The value of this lease alone."
         return self._view[self._at]
 
+# %% ../../nbs/serve/03_metrics.ipynb #22a7422c
 class Histogram:
-    "One histogram: a counter for each bucket, and the sum."
+    "One histogram: a counter for each bucket, and the sum of the values."
     __slots__ = ("_view", "_bounds", "_at", "_sum", "_lock")
     def __init__(self, view, bounds, at, sum_at, lock):
         self._view, self._bounds, self._at, self._sum, self._lock = view, bounds, at, sum_at, lock
     def observe(self, value: float) -> None:
-        "Count `value`."
+        "Count `value` in its bucket."
         with self._lock:
             self._view[self._at[bisect_left(self._bounds, value)]] += 1
             self._view[self._sum] += value
 
 # %% ../../nbs/serve/03_metrics.ipynb #201b798d
 _FILE_BYTES = {"counter": 1 << 20, "histogram": 4 << 20, "gauge": 1 << 20}
-_SPARE_BYTES = 1 << 16 # for one child `other` of each family
+_SPARE_BYTES = 1 << 16 # reserved for one child `other` of each family
 
 def _is_readable(path):
-    "Whether a file is whole; it is not while its process is just making it, or after the machine has lost power."
+    "Is the file complete?"
     data = Path(path).read_bytes()
     if len(data) < 8 or not 0 <= struct.unpack_from("i", data)[0] <= len(data): return False
     try: return all(len(json.loads(key)) == 4 for key, *_ in MmapedDict.read_all_values_from_file(path))
@@ -62,7 +63,7 @@ def _is_readable(path):
 
 # %% ../../nbs/serve/03_metrics.ipynb #337424cd
 class _MmapFile:
-    "The figures of one kind of one lease."
+    "The values of one kind of metric, of one lease."
     def __init__(self, path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size and not _is_readable(path):
@@ -76,12 +77,12 @@ class _MmapFile:
         self.view, self.lock = memoryview(self._dict._m).cast("d"), Lock()
 
     def has_space(self, keys, spare):
-        "Whether there is place for these keys, and `spare` bytes after them."
+        "Is there room for these keys, and for `spare` bytes more?"
         need = sum(len(k.encode()) + 32 for k in keys if k not in self._dict._positions)
         return self._dict._used + need + spare <= self._dict._capacity
 
     def at(self, key):
-        "The index of a key's figure in `view`."
+        "The index of a key's value in `view`."
         self._dict.read_value(key)
         return self._dict._positions[key] // 8
 
@@ -100,7 +101,7 @@ class MetricFamily:
 # %% ../../nbs/serve/03_metrics.ipynb #4ae7149f
 @patch
 def _keys(self: MetricFamily, values):
-    "The keys of a child's figures in the file, as the library spells them."
+    "The keys of a child's values in the file."
     values = tuple(map(str, values))
     if self._kind == "counter": return [mmap_key(self.name, f"{self.name}_total", self._labels, values, self._doc)]
     if self._kind == "gauge": return [mmap_key(self.name, self.name, self._labels, values, self._doc)]
@@ -111,7 +112,7 @@ def _keys(self: MetricFamily, values):
 # %% ../../nbs/serve/03_metrics.ipynb #27c57139
 @patch
 def _create_child(self: MetricFamily, values):
-    "Make a child; where there is no place left, the one for everything else."
+    "Create the child with these label values; in a full file, the child `other`."
     if len(values) != len(self._labels):
         raise TypeError(f"{self.name} has the labels {', '.join(self._labels)}, but {len(values)} values were given")
     with self._file.lock:
@@ -122,13 +123,13 @@ def _create_child(self: MetricFamily, values):
             at, view = [self._file.at(k) for k in keys], self._file.view
             if self._bounds: self._children[text] = Histogram(view, self._bounds, at[:-1], at[-1], Lock())
             else: self._children[text] = Counter(view, *at, Lock())
-        self._children[values] = self._children[text] # 200 and '200' are one
+        self._children[values] = self._children[text] # 200 and '200' are the same label value
         return self._children[text]
 
 # %% ../../nbs/serve/03_metrics.ipynb #2647f5f7
 LATENCY_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10) # seconds
 
-_FAMILIES = { # attribute: kind, labels, what it says
+_FAMILIES = { # attribute: kind, labels, description
     "answered_rows": ("counter", (), "Rows whose answer was sent."),
     "requests": ("counter", ("endpoint", "variant", "route", "status"), "Requests."),
     "request_duration": ("histogram", ("endpoint", "route"), "Seconds from the request to its answer."),
@@ -153,7 +154,7 @@ _FAMILIES = { # attribute: kind, labels, what it says
 
 # %% ../../nbs/serve/03_metrics.ipynb #8b659fb6
 class Metrics:
-    "Everything one process counts; an attribute for each key of `_FAMILIES`."
+    "The metrics of one process; an attribute for each key of `_FAMILIES`."
     def __init__(self,
         folder: str | Path, # The folder of the log
         lease_id: int, # The lease of this process on the log
@@ -170,7 +171,7 @@ class Metrics:
 
 # %% ../../nbs/serve/03_metrics.ipynb #c6381548
 class NullMetrics:
-    "Counts nowhere; every metric with every label."
+    "Has every metric with any labels, and counts nothing."
     def __getattr__(self, name): return self
     def __call__(self, *labels): return self
     def inc(self, n: float = 1): pass
@@ -181,12 +182,13 @@ class _Collector:
     def __init__(self, metrics): self.metrics = metrics
     def collect(self): return self.metrics
 
-def _is_counted(path):
+def _is_counted(path): # gauges of dead processes are not
     return path.name.split("_")[0] != "gauge" or lease_is_held(path.parents[1], int(path.stem.split("_")[-1]))
 
+# %% ../../nbs/serve/03_metrics.ipynb #de945c41
 @patch
 def render(self: Metrics) -> bytes: # The text format of Prometheus, version 0.0.4
-    "The figures of all processes, added up."
+    "The metrics of all processes, added up."
     files = [str(p) for p in sorted(self.folder.glob("*.db")) if _is_counted(p)]
     try: metrics = MultiProcessCollector.merge(files)
     except (RuntimeError, TypeError, ValueError, struct.error):
@@ -199,11 +201,11 @@ def render(self: Metrics) -> bytes: # The text format of Prometheus, version 0.0
 def read_row_counts(
     folder: str | Path, # The folder of the log
 ) -> dict[int, RowCounts]: # By lease
-    "What the processes of each lease have counted, of rows answered and of rows answered without a record."
+    "Rows answered, and rows answered without a record, as counted by each lease."
     counts = {}
     for path in sorted((Path(folder) / "metrics").glob("counter_*.db")):
         lease_id = int(path.stem.split("_")[1])
-        if not path.stat().st_size: continue # its process is just making it
+        if not path.stat().st_size: continue # its process is just creating it
         try: values = {json.loads(key)[1]: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(path))}
         except (RuntimeError, TypeError, ValueError, struct.error):
             counts[lease_id] = RowCounts(problem=f"{path} is damaged, so what its lease has counted is not known; "
