@@ -37,7 +37,7 @@ _JSON_SCHEMA_TYPES = {'integer': 'integer', 'number': 'number', 'boolean': 'bool
                       'timestamp': 'string'}
 
 def _column_notes(column):
-    "What a schema says of a column that JSON Schema has no word for."
+    "Sentences about a column for what JSON Schema cannot express."
     if column.doc: yield column.doc
     if column.domain and column.on_new_category == 'unknown':
         yield f"Known are {', '.join(column.domain)}; another counts as unknown"
@@ -45,11 +45,12 @@ def _column_notes(column):
         yield f"Written as {column.format}" if column.format else "ISO 8601; UTC where no zone is given"
         if column.range: yield f"From {column.range[0] or 'any time'} to {column.range[1] or 'any time'}"
 
+# %% ../../nbs/serve/09_openapi.ipynb #79dff364
 def column_json_schema(
     column: Column,
     missing: list[str] = (), # The schema's words for a missing value
 ) -> dict: # JSON Schema
-    "What a column may hold."
+    "The JSON Schema of a column's values."
     kind, closed = _JSON_SCHEMA_TYPES[column.type], column.domain and column.on_new_category == 'quarantine'
     kinds = [kind, *(['number'] if column.type in ('category', 'text') and not closed else []),
              *(['null'] if column.nullable else [])]
@@ -73,10 +74,11 @@ def _example(column):
             'text': 'text',
             'timestamp': (column.range or ('2026-01-31',))[0] or '2026-01-31'}[column.type]
 
+# %% ../../nbs/serve/09_openapi.ipynb #35beeaaf
 def row_json_schema(
     predictor: Predictor,
 ) -> dict: # JSON Schema
-    "What a row may hold."
+    "The JSON Schema of a row of a request."
     columns, inputs = predictor.schema.columns, predictor.required_columns
     example = {c: _example(columns[c]) for c in inputs}
     known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True)
@@ -132,8 +134,9 @@ def _rows_body(row, parameters):
     body = _object('instances', instances=_array(row, minItems=1), id=_OPTIONAL_ID, parameters=parameters)
     return {'anyOf': [{**body, 'additionalProperties': False}, _array(row, minItems=1), row]}
 
+# %% ../../nbs/serve/09_openapi.ipynb #f2ba0a3c
 def _message(name, without=(), **properties):
-    "The schema of a message type, with other schemas for some of its properties."
+    "The schema of a message type, with some properties left out or replaced."
     schema = _MESSAGES[name]
     return {**schema, 'properties': {k: v for k, v in schema['properties'].items() if k not in without} | properties}
 
@@ -142,7 +145,7 @@ def endpoint_json_schemas(
     name: str, # Of the endpoint
     predictor: Predictor,
 ) -> dict[str, dict]: # Name -> JSON Schema
-    "What one endpoint takes and gives back."
+    "The schemas of requests and responses of one endpoint."
     row, task, classes = _ref(f'{name}.Row'), predictor.schema.task, predictor.schema.classes
     def by_class(shape): return shape if task != 'multiclass' else _object(**dict.fromkeys(classes, shape))
     score, label = by_class(_NUMBER), {'type': ['number', 'null']} if task == 'regression' else {'enum': [*classes,
@@ -183,6 +186,7 @@ STATUS_DESCRIPTIONS = {
     503: 'Too much to do, or not ready; Retry-After says when to come back',
     504: 'The deadline of the request has passed'}
 
+# %% ../../nbs/serve/09_openapi.ipynb #66c5dac7
 def _statuses(route, auth_required):
     if auth_required and route.scope != 'public': yield from (401, 403, 429)
     if '{' in route.path: yield 404
@@ -197,7 +201,7 @@ def _headers(**descriptions):
 _ID_HEADER = _headers(x_request_id='The id of the request, as sent or as made here')
 
 def _responses(route, media, schema, auth_required):
-    "What may come back, by status."
+    "The responses of a route, by status."
     own = _headers(**{n.replace('-', '_'): REQUEST_HEADERS[n].description for n in route.headers})
     found = {'200': {'description': 'It worked', 'headers': _ID_HEADER | own, 'content': {media: schema}}}
     for s in sorted(_statuses(route, auth_required)):
@@ -208,7 +212,7 @@ def _responses(route, media, schema, auth_required):
 
 # %% ../../nbs/serve/09_openapi.ipynb #32fed205
 def _parameters(route, endpoint_headers):
-    "Headers, and the version where the path has one."
+    "The headers of a route, and the version where the path has one."
     names = X_REQUEST_ID, *([X_DEADLINE_MS] if route.method == 'POST' else []), *route.headers
     headers = {n: REQUEST_HEADERS[n] for n in names}
     if route.scope in ('predict', 'explain'): headers = {h.name: h for h in endpoint_headers} | headers
@@ -220,7 +224,7 @@ def _parameters(route, endpoint_headers):
 
 # %% ../../nbs/serve/09_openapi.ipynb #f85f5517
 def _operation(route, name, examples, auth_required, endpoint_headers):
-    "One route, for the endpoint `name` where its path has one."
+    "The OpenAPI operation of a route, for the endpoint `name` where its path has one."
     handler = route.handler.__name__
     body, answer = OPERATION_SCHEMAS.get(handler, (None, None))
     media = answer if answer and '/' in answer else 'application/json'
@@ -238,7 +242,7 @@ def _operation(route, name, examples, auth_required, endpoint_headers):
 
 # %% ../../nbs/serve/09_openapi.ipynb #2bf26bb8
 def _examples(predictor, row):
-    "A body for each kind of request, by its handler."
+    "An example body for each kind of request, by its handler."
     columns, label = predictor.schema.columns, (predictor.schema.classes or [12.5])[-1]
     inputs = [{'name': c, 'datatype': COLUMN_DATATYPES[columns[c].type], 'shape': [1], 'data': [row[c]]}
               for c in predictor.required_columns]
@@ -249,10 +253,10 @@ def _examples(predictor, row):
 def openapi_document(
     routes: list, # Each has `method`, `path` like '/v2/models/{model}', `scope`, `handler`, `summary` and `headers`
     endpoints: dict[str, Predictor], # By name
-    auth_required: bool = True, # Are keys asked for?
+    auth_required: bool = True, # Do requests need an API key?
     request_headers: dict[str, list[RequestHeader]] | None = None, # By endpoint: from `Endpoint.request_headers`
 ) -> dict: # OpenAPI 3.1
-    "Describe a server."
+    "The OpenAPI document of a server."
     schemas, paths = dict(PROTOCOL_SCHEMAS), {}
     for name, predictor in endpoints.items(): schemas |= endpoint_json_schemas(name, predictor)
     for name in [None, *endpoints]:
@@ -275,8 +279,9 @@ def _html_tag(tag, *parts, **attributes): # parts are clean HTML
 
 def _code(text): return _html_tag('code', escape(str(text)))
 
+# %% ../../nbs/serve/09_openapi.ipynb #457b1098
 def _allowed_values(s):
-    "The bounds or the values of a column, in words."
+    "The bounds or the allowed values of a column, in words."
     low, high = s.get('minimum'), s.get('maximum')
     if 'enum' in s: return ', '.join(str(v) for v in s['enum'] if v is not None)
     if None not in (low, high): return f'{low:g} to {high:g}'
@@ -285,7 +290,7 @@ def _allowed_values(s):
 def columns_html(
     row: dict, # From `row_json_schema`
 ) -> str: # HTML
-    "The columns that are read, with what they mean."
+    "An HTML table of the columns that the model reads."
     example, lines = row['examples'][0], []
     for name in example:
         s = row['properties'][name]
@@ -303,7 +308,7 @@ def curl_command(
     operation: dict, # Of the document
     url: str, # Of the server, without a slash at the end
 ) -> str:
-    "A command that asks, to be pasted into a shell."
+    "A curl command for an operation, to paste into a shell."
     lines = [f"curl {shlex.quote(url + path.replace('{version}', 'VERSION'))}"]
     if operation['security']: lines.append('-H "Authorization: Bearer $KEY"')
     if method == 'post':
@@ -311,8 +316,9 @@ def curl_command(
         lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(body)}"]
     return ' \\\n  '.join(lines)
 
+# %% ../../nbs/serve/09_openapi.ipynb #375a9099
 def _operation_html(path, method, operation, url):
-    "One route: what it is for, what it needs, how to ask, what may come."
+    "The HTML section of one operation."
     scope = f"needs a key for {_html_tag('b', operation['x-scope'])}" if operation['security'] else 'open to all'
     statuses = [_html_tag('tr', _html_tag('td', status), _html_tag('td', escape(r['description'])))
                 for status, r in operation['responses'].items()]
@@ -361,8 +367,8 @@ DOCS_CSP = (f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_HASH}
 def docs_html(
     document: dict, # From `openapi_document`
     url: str = 'http://127.0.0.1:8080', # Of the server, for the commands
-) -> str: # A whole HTML document; to be sent with `DOCS_CSP`
-    "The document as a page for people."
+) -> str: # A complete HTML document, to be sent with the policy `DOCS_CSP`
+    "The API documentation as an HTML page."
     parts, schemas = [], document['components']['schemas']
     for tag in document['tags']:
         name = tag['name']
