@@ -39,13 +39,13 @@ from .request_validation import ValidationError
 
 # %% ../../nbs/serve/12_app.ipynb #137bfe84
 class Route(Struct, frozen=True):
-    "A method and a path, and what answers there."
+    "A method and a path, with the handler and the scope."
     method: str # GET or POST
-    path: str # with `{names}` for what varies
-    scope: str # that a key needs; `public`: none
-    handler: Callable[..., Awaitable[Response]] # of app and request; its name is the label `route`
+    path: str # with `{name}` for a variable part
+    scope: str # that an API key must have; `public`: no key needed
+    handler: Callable[..., Awaitable[Response]] # called with app and request; its name is the metric label `route`
     summary: str # one sentence
-    headers: tuple[str, ...] = () # that only this handler reads
+    headers: tuple[str, ...] = () # request headers that only this handler reads
 
 # %% ../../nbs/serve/12_app.ipynb #c686d241
 _MODEL, _LENGTH = '/v2/models/{model}', (INFERENCE_HEADER_CONTENT_LENGTH,)
@@ -83,7 +83,7 @@ _ROUTE_PATTERNS = [(_path_regex(p), {r.method: r for r in ROUTES if r.path == p}
 _MAX_CACHED_PATHS = 1024 # paths
 
 class PathMatcher(dict):
-    "From a path to its routes by method, and to what stands for the names in it; to None where there are none."
+    "Path -> its routes by method and the values of its variable parts; None where no route matches."
     def __missing__(self, path: str) -> tuple[dict[str, Route], dict[str, str]] | None:
         for pattern, routes in _ROUTE_PATTERNS:
             if m := pattern.fullmatch(path):
@@ -120,9 +120,10 @@ class App:
 @patch
 def run_in_thread(self:App, f, *args): return self._loop.run_in_executor(self._executor, f, *args)
 
+# %% ../../nbs/serve/12_app.ipynb #07e7822f
 @patch
 def set_request_id(self:App, request, id):
-    "Give the request its id: that of the header, else that of the body, else a new one."
+    "Set the request's id: that of the header, else that of the body, else a new one."
     if request.id is None: request.id = next(self._ids) if id is None else check_request_id(id)
 
 # %% ../../nbs/serve/12_app.ipynb #a9548c09
@@ -139,7 +140,7 @@ def _check_timeouts(self:App):
 
 # %% ../../nbs/serve/12_app.ipynb #0fe6c9bf
 @patch
-def _read_body(self:App, headers, protocol): # a future
+def _read_body(self:App, headers, protocol): # returns an awaitable
     length, max_mib = headers.get('content-length'), self.settings.max_body_mib
     if headers.get('content-encoding', 'identity') != 'identity':
         raise HTTPException(415, "The body is compressed; send it as it is.", {})
@@ -149,8 +150,9 @@ def _read_body(self:App, headers, protocol): # a future
 
 def _too_large(mib): return HTTPException(413, f"The body is larger than {mib} MiB; send fewer rows at a time.", {})
 
+# %% ../../nbs/serve/12_app.ipynb #af6d9a50
 async def _read_bounded(protocol, mib):
-    "A body of unknown length."
+    "Read a body of unknown length, up to `mib` MiB."
     parts, size = [], 0
     async for part in protocol:
         parts.append(part)
@@ -164,9 +166,10 @@ def _overloaded():
 
 def _body_timeout(seconds): return HTTPException(408, f"The body did not arrive within {seconds} seconds.", {})
 
+# %% ../../nbs/serve/12_app.ipynb #187423f0
 @patch
 def _match_route(self:App, scope):
-    "The route and the names in its path; raises `HTTPException`."
+    "The route, and the values of the variable parts of its path; raises `HTTPException`."
     found = self._paths[scope.path]
     if found is None: raise HTTPException(404, "There is no such route; /docs lists those that are.", {})
     routes, names = found
@@ -199,7 +202,7 @@ async def _respond(self:App, scope, protocol, request) -> Response:
 
 # %% ../../nbs/serve/12_app.ipynb #10c295b6
 _TRUNCATED_BODY = Response(error_body("The body ended early; send as many bytes as Content-Length says."),
-                           status_code=400) # often nobody reads it
+                           status_code=400) # the client has often closed the connection by then
 
 @patch
 async def __rsgi__(self:App, scope, protocol):
@@ -230,9 +233,10 @@ def _request_metrics(self:App, key):
     found = self._request_counters[key] = self.metrics.requests(*key), self.metrics.request_duration(key[0], key[2])
     return found
 
+# %% ../../nbs/serve/12_app.ipynb #94ab9333
 @patch
 def _count_violations(self:App, endpoint, error):
-    if endpoint is None: return # it was taken away meanwhile
+    if endpoint is None: return # it was removed in the meantime
     known = endpoint.decoder.predictor.schema.columns
     for v in error.violations:
         self.metrics.schema_violations(endpoint.name, v.column if v.column in known else 'unknown').inc()
