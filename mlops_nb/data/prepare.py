@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXCLUSION_REASONS', 'compute_target', 'read_accepted_batches', 'read_split_keys', 'split_accepted_rows',
-           'write_splits', 'SplitSummary', 'Lineage', 'DatasetInfo', 'read_dataset_info', 'read_split',
-           'summarise_split', 'run_prepare']
+           'read_rows_to_try', 'write_splits', 'SplitSummary', 'Lineage', 'DatasetInfo', 'read_dataset_info',
+           'read_split', 'summarise_split', 'run_prepare']
 
 # %% ../../nbs/data/09_prepare.ipynb #0cc1b80b
 from collections.abc import Iterator
@@ -123,6 +123,37 @@ def split_accepted_rows(
 def _count_exclusions(reasons):
     return {r: int(n) for i, r in enumerate(EXCLUSION_REASONS) if (n := (reasons == i).sum())}
 
+# %% ../../nbs/data/09_prepare.ipynb #c34eb30c
+def _used_batches(accepted, splits, columns):
+    "The rows that are in a split, batch by batch."
+    done = 0
+    for batch in read_accepted_batches(accepted, columns):
+        used, done = splits[done:done + len(batch)] != "", done + len(batch)
+        yield batch.filter(used)
+
+def _first_rows(batches, n):
+    taken = []
+    for batch in batches:
+        taken.append(batch.head(n - sum(map(len, taken))))
+        if sum(map(len, taken)) == n: break
+    return pl.concat(taken)
+
+# %% ../../nbs/data/09_prepare.ipynb #9b588cdc
+def read_rows_to_try(
+    accepted: Path, # Folder with the accepted rows
+    splits: np.ndarray, # (accepted,) of train, valid, test, and "" for rows that are not used
+    columns: list[str], # What is read of the rows
+    entity: str | None = None, # One of them
+    max_rows: int = 20_000,
+) -> pl.DataFrame: # Its columns are `columns`; rows that are used, in the order of the files
+    "Used rows for `Features.check_rowwise`: all those of some entities, or the first."
+    if entity:
+        one_in = max(1, -(-int((splits != "").sum()) // max_rows))
+        chosen = pl.col(entity).is_not_null() & (pl.col(entity).hash() % one_in == 0)
+        rows = _first_rows((b.filter(chosen) for b in _used_batches(accepted, splits, columns)), max_rows)
+        if len(rows): return rows
+    return _first_rows(_used_batches(accepted, splits, columns), max_rows)
+
 # %% ../../nbs/data/09_prepare.ipynb #af407417
 def write_splits(
     accepted: Path, # Folder with the accepted rows
@@ -141,7 +172,6 @@ def write_splits(
             keep = batch.select(*schema.columns).with_columns(target, batch["_source"], batch["_row"],
                                                               pl.Series("_split", mine))
             keep = features.add_columns(keep.filter(pl.col("_split") != ""))
-            if not writers: features.check_rowwise(keep)
             order = [*schema.columns, *features.names, "_target", "_source", "_row"]
             for name in SPLIT_NAMES:
                 table = keep.filter(pl.col("_split") == name).select(order).to_arrow()
@@ -237,6 +267,12 @@ def _dataset_info(out, schema, split, features, keys, reasons, as_of, manifest):
                                    features.sha256))
 
 # %% ../../nbs/data/09_prepare.ipynb #cab5e467
+def _check_rowwise(accepted, splits, schema, features):
+    "Raise `UserError` if a feature of a row depends on other rows."
+    if not features.names: return
+    columns = list(dict.fromkeys([*features.inputs, *([schema.entity] if schema.entity else [])]))
+    features.check_rowwise(read_rows_to_try(accepted, splits, columns, schema.entity), schema.entity)
+
 def run_prepare(
     root: str | Path = ".", # The project folder
 ) -> dict: # Facts for the stage's record
@@ -247,6 +283,7 @@ def run_prepare(
     check_split_params(params.split, schema)
     accepted = root / "artifacts/accepted"
     keys, splits, reasons, as_of = split_accepted_rows(accepted, schema, params.split)
+    _check_rowwise(accepted, splits, schema, features)
     with atomic_dir(root / "artifacts/prepared") as out:
         write_splits(accepted, out, schema, features, splits)
         write_json(out / "dataset.json",

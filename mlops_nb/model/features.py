@@ -166,17 +166,22 @@ def compute_arrays(self:Features,
             out[name] = _check_result(name, self.types[name], values, len(columns[0]))
     return out
 
+# %% ../../nbs/model/00_features.ipynb #7bdc4f37
+def _input_arrays(features, frame):
+    "The columns that the functions read, as they see them."
+    for name, columns in features.reads.items():
+        for c in columns:
+            if c not in frame.columns:
+                raise UserError(f"{features.path}: feature '{name}' reads '{c}', a column that is not there"
+                                f"{did_you_mean(c, frame.columns)}")
+    return {c: column_to_array(frame[c]) for c in features.inputs}
+
 @patch
 def compute(self:Features,
     frame: pl.DataFrame, # Has the columns `inputs`
 ) -> dict[str, np.ndarray]: # Feature -> (n,) float64, or object of str and None
     "The features of each row of `frame`."
-    for name, columns in self.reads.items():
-        for c in columns:
-            if c not in frame.columns:
-                raise UserError(f"{self.path}: feature '{name}' reads '{c}', a column that is not there"
-                                f"{did_you_mean(c, frame.columns)}")
-    return self.compute_arrays({c: column_to_array(frame[c]) for c in self.inputs})
+    return self.compute_arrays(_input_arrays(self, frame))
 
 # %% ../../nbs/model/00_features.ipynb #c27e852a
 @patch
@@ -221,17 +226,52 @@ def check_schema(self:Features,
             raise UserError(f"{where} has the name of a column in schema.yaml; rename the function.")
         for c in columns: _check_column_read(c, schema, self.allow.get(name, ()), where)
 
+# %% ../../nbs/model/00_features.ipynb #c06c472a
+_ROWS_OF_ONE_ENTITY = 5 # at most, so that many entities are tried
+
+def _rows_sharing(entities, n_rows):
+    "Up to `n_rows` positions in a Series of entities, a few of each of many that are there more than once."
+    rows = pl.DataFrame({"entity": entities}).with_row_index("i").drop_nulls()
+    shared = rows.group_by("entity", maintain_order=True).agg(pl.col("i").head(_ROWS_OF_ONE_ENTITY))
+    shared = shared.filter(pl.col("i").list.len() > 1)["i"]
+    spread = np.unique(np.linspace(0, len(shared) - 1, min(len(shared), n_rows // _ROWS_OF_ONE_ENTITY)).astype(int))
+    return shared[spread.tolist()].explode().to_numpy() if len(shared) else np.array([], int)
+
+def _rows_to_try(frame, entity, n_rows):
+    "Up to `n_rows` positions in a frame, in its order: half of them share an entity or follow on each other."
+    if len(frame) <= n_rows: return np.arange(len(frame))
+    chosen = _rows_sharing(frame[entity], n_rows // 2) if entity else []
+    if not len(chosen): chosen = np.arange(n_rows // 2)
+    return np.union1d(chosen, np.linspace(0, len(frame) - 1, n_rows - len(chosen)).astype(int))
+
+# %% ../../nbs/model/00_features.ipynb #55d4dec8
+def _regrouped(rows, entity):
+    "The batches that must give each row the value it has in the whole batch: words for each, positions in `rows`."
+    every = np.arange(len(rows))
+    yield from (("alone", every[i:i+1]) for i in every)
+    if entity:
+        groups = pl.DataFrame({"entity": rows[entity], "i": every}).drop_nulls().group_by("entity", maintain_order=True)
+        yield from ((f"among the rows of its {entity}", i.to_numpy()) for i in groups.agg("i")["i"] if len(i) > 1)
+    yield from (("in one half of the batch", half) for half in np.array_split(every, 2) if len(half))
+    yield "in the batch in another order", np.random.default_rng(0).permutation(every)
+
+def _equal_values(a, b): return (a == b) | ((a != a) & (b != b)) # NaN is NaN
+
 # %% ../../nbs/model/00_features.ipynb #2d31ca93
 @patch
 def check_rowwise(self:Features,
-    frame: pl.DataFrame, # Some rows; the first `n_rows` are tried one by one
-    n_rows: int = 20,
+    frame: pl.DataFrame, # Has the columns `inputs`, and the entity
+    entity: str | None = None, # The column whose rows belong together, where the schema names one
+    n_rows: int = 500, # Tried at most
 ):
-    "Raise `UserError` if a function gives a row another value alone than among others."
-    together = self.compute(frame)
-    for i in range(min(n_rows, len(frame))):
-        for name, values in self.compute(frame[i:i+1]).items():
-            a, b = values[0], together[name][i]
-            if not (a == b or (a != a and b != b)):
-                raise UserError(f"{self.path}: feature '{name}' is {b!r} for a row among others and {a!r} "
-                                "for the same row alone; compute it from the row's own columns only.")
+    "Raise `UserError` if a function gives a row another value in another batch."
+    rows = frame[_rows_to_try(frame, entity, n_rows)]
+    arrays = _input_arrays(self, rows)
+    whole = self.compute_arrays(arrays)
+    for batch, at in _regrouped(rows, entity):
+        for name, values in self.compute_arrays({c: a[at] for c, a in arrays.items()}).items():
+            equal = _equal_values(values, whole[name][at])
+            if equal.all(): continue
+            there, here = (v[~equal].tolist()[0] for v in (whole[name][at], values))
+            raise UserError(f"{self.path}: feature '{name}' is {there!r} for a row in a batch of {len(rows)} and "
+                            f"{here!r} for the same row {batch}; compute it from the row's own columns only.")

@@ -16,7 +16,7 @@ from mlops_nb.config.params import Params, PrepareParams, SplitParams, write_par
 from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, sha256_file
-from mlops_nb.data.prepare import EXCLUSION_REASONS, compute_target, read_dataset_info, run_prepare
+from mlops_nb.data.prepare import EXCLUSION_REASONS, compute_target, read_dataset_info, read_rows_to_try, run_prepare
 
 FEATURES = """
 import numpy as np
@@ -168,6 +168,60 @@ def test_a_feature_that_reads_the_target_or_its_neighbours(project):
                        ("def f(x): return x - x[::-1]", "for the same row alone"),
                        ("def f(z): return z", "not a column of schema.yaml")):
         with pytest.raises(UserError, match=says): run_prepare(project(features=head + body + "\n"))
+
+
+LAG = """import numpy as np
+import mlops_nb.model.features as fx
+@fx.feature(allow=['who'])
+def before(who, x):
+    last, out = {}, []
+    for w, v in zip(who, x): out.append(last.get(w, np.nan)); last[w] = v
+    return np.array(out)
+"""
+
+
+def snapshots(n_people=300, n_months=3):
+    "A row of each person in each month; nobody is there twice in a month."
+    rng, n = np.random.default_rng(0), n_people * n_months
+    return pl.DataFrame(dict(who=[f"p{i}" for i in range(n_people)] * n_months, _source="a.csv", _row=np.arange(n),
+                             at=[datetime(2024, 1 + i // n_people, 1) for i in range(n)],
+                             x=rng.normal(size=n), y=rng.choice(["no", "yes"], n)))
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_lag_per_entity_is_refused_also_where_nobody_is_twice_in_a_file(project, files):
+    root = project(snapshots(), features=LAG, files=files)
+    with pytest.raises(UserError, match="f.py: feature 'before' is .* for the same row alone"): run_prepare(root)
+    assert not (root / "artifacts/prepared").exists()
+    with pytest.raises(UserError, match=r"reads 'who', the entity.*allow=\['who'\]"):
+        run_prepare(project(snapshots(), features=LAG.replace("(allow=['who'])", "")))
+
+
+def write_parts(folder, *frames):
+    for i, frame in enumerate(frames): frame.write_parquet(folder / f"part-{i}.parquet")
+    return folder
+
+
+def test_the_rows_that_are_tried_are_used_ones_and_hold_every_row_of_those_they_are_about(tmp_path):
+    frame = snapshots(2000)
+    splits = np.where(frame["_row"].to_numpy() % 10 == 0, "", "train")
+    folder = write_parts(tmp_path, frame[:2000], frame[2000:4000], frame[4000:])
+    some = read_rows_to_try(folder, splits, ["who", "_row"], "who", max_rows=600)
+    used = frame.filter(splits != "")
+    assert 0 < len(some) <= 600 and set(some["_row"]) <= set(used["_row"])
+    taken = used.filter(pl.col("who").is_in(some["who"].unique().implode()))
+    assert len(some) == 600 or some["_row"].to_list() == taken["_row"].to_list()
+    assert some["who"].n_unique() < len(some) / 2
+
+
+@pytest.mark.parametrize("who", [None, "the only one"])
+def test_without_entities_to_choose_from_the_first_used_rows_are_tried(tmp_path, who):
+    frame = snapshots(100).with_columns(who=pl.lit(who, pl.String))
+    folder = write_parts(tmp_path, frame[:150], frame[150:])
+    splits = np.array([""] * 20 + ["train"] * 280)
+    for entity in ("who", None):
+        some = read_rows_to_try(folder, splits, ["who", "_row"], entity, max_rows=200)
+        assert some["_row"].to_list() == list(range(20, 220))
 
 
 def test_a_regression_target_that_is_not_finite_is_left_out():

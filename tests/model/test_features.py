@@ -154,6 +154,90 @@ def test_the_target_itself_cannot_be_allowed(load):
         load("@fx.feature(allow=['y'])\ndef f(y): return y == '1'\n").check_schema(schema)
 
 
+def monthly_rows(n_people=600, n_months=3):
+    "Month after month, so that the first rows are of other people; they rise, are never late and miss nothing."
+    n = n_people * n_months
+    x = np.random.default_rng(0).normal(size=n).cumsum()
+    x[::29] = np.nan
+    x[:29] = np.arange(29.)
+    return pl.DataFrame(dict(who=[f"p{i}" for i in range(n_people)] * n_months, x=x,
+                             late=[float(i > 20 and i % 7 == 0) for i in range(n)]))
+
+
+ROW_DEPENDENT = {
+    "lag per entity": """def f(who, x):
+    last, out = {}, []
+    for w, v in zip(who, x): out.append(last.get(w, np.nan)); last[w] = v
+    return np.array(out)""",
+    "seen before": """def f(who):
+    seen = set()
+    return np.array([float(w in seen or seen.add(w) is not None) for w in who])""",
+    "count so far": "def f(who): return np.array([(who[:i] == w).sum() for i, w in enumerate(who)])",
+    "the mean of the batch for a missing value": "def f(x): return np.where(np.isnan(x), np.nansum(x) / "
+                                                 "max(1, np.isfinite(x).sum()), x)",
+    "above the mean of the batch": "def f(late): return late > late.mean()",
+    "rank": "def f(late): return np.searchsorted(np.sort(late), late)",
+    "cumulative sum": "def f(late): return np.cumsum(late)",
+    "order of the rows": "def f(x): return np.where(x < np.r_[-np.inf, x[:-1]], x, 0)",
+    "the smallest of the batch": "def f(x): return np.where(x < -20, np.fmin.reduce(x), x)",
+}
+
+
+def check_first_rows(features, frame, n_rows=20):
+    "The first rows one by one against the whole: what used to be the whole proof."
+    whole = features.compute(frame)
+    for i in range(n_rows):
+        for name, values in features.compute(frame[i:i + 1]).items():
+            np.testing.assert_equal(values[0], whole[name][i])
+
+
+@pytest.mark.parametrize("text", ROW_DEPENDENT.values(), ids=ROW_DEPENDENT)
+def test_a_function_that_reads_other_rows_is_found_out_though_the_first_rows_do_not_show_it(load, text):
+    features, frame = load("@fx.feature\ndef plain(x): return x * 2\n@fx.feature\n" + text + "\n"), monthly_rows()
+    check_first_rows(features, frame)
+    with pytest.raises(UserError, match="f.py: feature 'f' is .* for the same row alone; compute it from the row's"):
+        features.check_rowwise(frame, "who")
+
+
+@pytest.mark.parametrize("body, batch", [
+    ("np.full(len(x), len(x))", "alone"),
+    ("np.full(len(x), len(x) > 1 and len(set(who)) == 1)", "among the rows of its who"),
+    ("np.full(len(x), len(x) == 100)", "in one half of the batch"),
+    ("np.r_[False, x[:-1] > x[1:]]", "in the batch in another order"),  # the rows come in rising order
+])
+def test_the_message_says_in_which_batch_the_value_differs(load, body, batch):
+    features = load(f"@fx.feature\ndef f(who, x): return {body}\n")
+    frame = pl.DataFrame(dict(who=[f"p{i % 70}" for i in range(200)], x=np.arange(200.)))
+    with pytest.raises(UserError) as e: features.check_rowwise(frame, "who")
+    assert f"for the same row {batch};" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_function_that_remembers_its_last_call_is_found_out(load):
+    features = load("calls = []\n@fx.feature\ndef f(x):\n    calls.append(len(x))\n    return x + (len(calls) > 1)\n")
+    with pytest.raises(UserError, match="'f' is 0.0 .* and 1.0 for the same row alone"):
+        features.check_rowwise(pl.DataFrame(dict(x=[0., 1.])))
+
+
+@pytest.mark.parametrize("entity", [None, "who"])
+@pytest.mark.parametrize("n", [0, 1, 2, 3000])
+def test_functions_of_one_row_pass_with_any_number_of_rows(load, entity, n):
+    features = load("@fx.feature\ndef f(x): return np.exp(np.sin(x)) / 3\n@fx.feature(type='category')\n"
+                    "def g(who): return np.array([w and w[:2] for w in who], dtype=object)\n")
+    frame = pl.DataFrame(dict(who=[None if i % 11 == 0 else f"p{i % 500}" for i in range(n)],
+                              x=[None if i % 5 == 0 else i / 7 for i in range(n)]),
+                         schema=dict(who=pl.String, x=pl.Float64))
+    features.check_rowwise(frame, entity)
+
+
+def test_as_many_rows_are_tried_as_asked_and_half_of_them_share_an_entity(load):
+    features = load("sizes, most = set(), []\n@fx.feature\ndef f(who, x):\n    sizes.add(len(x))\n    if len(x) > 5: "
+                    "most.append(len(x) - len(set(who)))\n    return x\n")
+    frame = pl.DataFrame(dict(who=[f"p{i}" for i in range(30_000)] + ["p7", "p8"], x=np.arange(30_002.)))
+    features.check_rowwise(frame, "who")
+    state = features.functions["f"].__globals__
+    assert max(state["sizes"]) <= 500 and max(state["most"]) == 2  # the only two that are there twice
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=True)), min_size=1, max_size=30))
 def test_one_row_at_a_time_is_the_same_to_the_last_bit(values):
