@@ -29,7 +29,7 @@ Duration = Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$")] # seconds, minutes, 
 
 # %% ../../nbs/config/05_params.ipynb #d43f6a72
 class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "The simulated telecom."
+    "The simulated data of a telecom provider."
     n_subscribers: Annotated[PositiveInt, Meta(description="number of subscribers")] = 6000
     n_months: Annotated[PositiveInt, Meta(description="number of months")] = 18
     seed: Annotated[NonNegativeInt, Meta(description="random seed; the same seed gives the same data")] = 0
@@ -45,13 +45,13 @@ class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/05_params.ipynb #72b37b98
 class ValidateParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "Which rows are accepted."
+    "Which data batches are accepted."
     max_quarantined_share: Annotated[Fraction, Meta(
         description="share of rows that may violate the schema; above it the run stops")] = 0.1
 
 # %% ../../nbs/config/05_params.ipynb #b3393de8
 class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "Which rows the model learns from, and which it is judged on."
+    "How rows are split into training, validation and test set."
     method: Annotated[Literal["time", "order", "group", "random", "column", "files"],
                       Meta(description="time | order (of the rows) | group (entities stay together) | random | "
                                        "column | files")] = "time"
@@ -71,8 +71,9 @@ class SplitParams(Struct, forbid_unknown_fields=True, kw_only=True):
         if self.method == "files" and not self.test_files:
             raise ValueError("method 'files' needs the names of files; set 'test_files'.")
 
+# %% ../../nbs/config/05_params.ipynb #93467b1b
 class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What the model sees of a row."
+    "Features and split of the stage *prepare*."
     features_file: Annotated[str | None, Meta(description="Python file with @feature functions; null = none")] = None
     features_notebook: Annotated[str | None, Meta(
         description="notebook that exports features_file, again after an edit")] = None
@@ -156,7 +157,7 @@ SearchRange = Annotated[list[int | float | Literal["log"]] | None,
                         Meta(description="[low, high] or [low, high, log]; null = as in train")]
 
 def _check_ranges(space, params):
-    "Raise `ValueError` for a range that is none, or that leads out of what the parameter may be."
+    "Raise `ValueError` for an invalid range, or one with ends that the parameter itself does not allow."
     for name, value in asdict(space).items():
         if value is None or name == "objective": continue # a choice
         ends, scale = value[:2], value[2:]
@@ -212,7 +213,7 @@ class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/05_params.ipynb #273accbe
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What one decision costs, by what was decided and what was true (binary tasks)."
+    "The cost of one decision, by decision and outcome (binary tasks)."
     false_positive: Annotated[float, Meta(description="acted, and there was no event")] = 1.0
     false_negative: Annotated[float, Meta(description="did not act, and there was an event")] = 1.0
     true_positive: Annotated[float, Meta(
@@ -221,12 +222,12 @@ class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/05_params.ipynb #adde941d
 class PolicyRule(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    "What holds for some rows, whatever the model says."
+    "Bounds on the score, a decision or a review for the rows that match, whatever the model says."
     when: PredicateSpec # which rows; {} is all of them
-    min_score: float | None = None # the score is no less
-    max_score: float | None = None # the score is no more
+    min_score: float | None = None # lower scores are raised to it
+    max_score: float | None = None # higher scores are lowered to it
     decision: str | None = None # the label, whatever the score is
-    review: bool = False # a person decides
+    review: bool = False # the row goes to human review
 
     def __post_init__(self):
         if self.min_score is None and self.max_score is None and self.decision is None and not self.review:
@@ -238,7 +239,7 @@ class PolicyRule(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults
 
 # %% ../../nbs/config/05_params.ipynb #abc20811
 class PolicyParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What is settled before the model is asked; it travels with it."
+    "The decision policy that is packed with the model."
     reject_region: Annotated[tuple[Fraction, Fraction] | None, Meta(
         description="binary only, [low, high]: event probabilities that go to human review; null = none")] = None
     rules: Annotated[list[PolicyRule], Meta(
@@ -253,7 +254,7 @@ class PolicyParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/05_params.ipynb #cfbc623b
 class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "How the model is measured."
+    "How the model is evaluated."
     n_resamples: Annotated[PositiveInt, Meta(description="bootstrap resamples of each interval")] = 200
     confidence_level: Annotated[float, Meta(gt=0, lt=1, description="of the intervals")] = 0.95
     seed: Annotated[NonNegativeInt, Meta(description="random seed of the resamples")] = 0
@@ -267,6 +268,7 @@ class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     costs: CostParams = field(default_factory=CostParams)
     policy: PolicyParams = field(default_factory=PolicyParams)
 
+# %% ../../nbs/config/05_params.ipynb #8640813b
 class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is explained."
     max_rows: Annotated[PositiveInt, Meta(
@@ -274,14 +276,14 @@ class ExplainParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/05_params.ipynb #78f7b527
 class CrossValidationParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "How often the training is repeated, to see how much of a figure is luck."
+    "How often the training is repeated, to measure how much metrics vary."
     n_folds: Annotated[NonNegativeInt, Meta(
         description="folds: expanding windows of time, whole groups or random, as the split has it; 0 = none")] = 0
     n_seeds: Annotated[NonNegativeInt, Meta(description="trainings on the same rows with other seeds; 0 = none")] = 0
 
 # %% ../../nbs/config/05_params.ipynb #04a3b856
 class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What a model must reach to be deployed, on the test part."
+    "What a model must reach on the test set to be deployed."
     thresholds: Annotated[dict[str, float], Meta(
         description="bounds on test metrics, such as {roc_auc: 0.8, log_loss: 0.4}")] = field(
         default_factory=dict)
@@ -303,7 +305,7 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/05_params.ipynb #b4c7b72d
 class Params(Struct, forbid_unknown_fields=True, kw_only=True):
-    "Everything `params.yaml` can say."
+    "All sections of `params.yaml`."
     simulate: Annotated[SimulateParams | None, Meta(
         description="the simulated data; null in a project with real data")] = None
     validate: ValidateParams = field(default_factory=ValidateParams)
@@ -316,7 +318,7 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     gate: GateParams = field(default_factory=GateParams)
 
 # %% ../../nbs/config/05_params.ipynb #b43fd145
-RENAMED_PARAMS = { # old key: new key, for one version
+RENAMED_PARAMS = { # old key: new key; kept for one version
     "simulate.subscribers": "simulate.n_subscribers", "simulate.months": "simulate.n_months",
     "validate.max_quarantined": "validate.max_quarantined_share",
     "prepare.features": "prepare.features_file", "prepare.notebook": "prepare.features_notebook",
@@ -350,12 +352,13 @@ _HEADER = """# What the model learns from. DVC watches this file: `dvc repro` ru
 """
 
 def write_params(params: Params, path: str | Path = "params.yaml") -> Path:
-    "Write `params` as YAML in which every key is explained."
+    "Write `params` as YAML with a description of every key."
     with atomic_file(path) as tmp: tmp.write_text(_HEADER + "\n".join(yaml_lines(params)) + "\n", encoding="utf-8")
     return Path(path)
 
+# %% ../../nbs/config/05_params.ipynb #c09ddc4c
 def read_params(path: str | Path = "params.yaml") -> Params:
-    "Read and check a file of params; raises `UserError` naming the file, section and key that does not fit."
+    "Read and check a parameter file; raises `UserError` that names file, section and key."
     content = read_yaml(path, Any)
     refuse_renamed(content, RENAMED_PARAMS, path)
     return convert_typed(content, Params, path)
