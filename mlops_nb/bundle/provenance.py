@@ -40,7 +40,7 @@ def git_state(
     return commit, None if changed is None else bool(changed)
 
 # %% ../../nbs/bundle/00_provenance.ipynb #4cad0086
-class Provenance(Struct):
+class Provenance(Struct, omit_defaults=True):
     "How the model came to be; `provenance.json`."
     git_commit: str | None
     git_dirty: bool | None # Were code, schema or params changed since?
@@ -51,6 +51,7 @@ class Provenance(Struct):
     packages: dict[str, str] # Package -> version
     python_version: str # 3.11
     training: dict # Of training.json: iterations, loss, rows, the learner's params as they were used
+    anchor: str | None = None # Bundle id of the best champion so far; None: this model itself
 
 # %% ../../nbs/bundle/00_provenance.ipynb #53b5079c
 def collect_provenance(
@@ -58,6 +59,7 @@ def collect_provenance(
     dataset: DatasetInfo, # Of the stage prepare
     learner: str = 'gbdt',
     parent: str | None = None, # Bundle id of the present champion
+    anchor: str | None = None, # Bundle id of the best champion so far
 ) -> Provenance:
     "How the model in `artifacts/models/<learner>` came to be."
     params = read_params(root / 'params.yaml')
@@ -68,4 +70,4 @@ def collect_provenance(
     seeds = dict(split=params.prepare.split.seed, train=params.train.seed, evaluate=params.evaluate.seed)
     python = '.'.join(map(str, sys.version_info[:2]))
     return Provenance(*git_state(root), parent, inputs, msgspec.to_builtins(params), seeds, package_versions(),
-                      python, {k: v for k, v in training.items() if k != 'loss_curve'})
+                      python, {k: v for k, v in training.items() if k != 'loss_curve'}, anchor)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MetricDifference', 'signed_gain', 'paired_differences', 'Comparison', 'describe_difference', 'align_scores',
            'scores_to_array', 'compare_with_model', 'compare_with_baselines', 'score_with_champion',
-           'champion_threshold', 'compare_with_champion']
+           'champion_threshold', 'compare_with_champion', 'find_anchor']
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #0c943037
 from pathlib import Path
@@ -17,6 +17,7 @@ from msgspec import Struct, field, structs
 
 from ..config.schema import Schema
 from ..core.errors import UserError
+from ..core.typed_yaml import read_json
 from .decision_threshold import choose_threshold
 from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, independent_units, weighted_metric
 from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, finite_or_none, t_interval
@@ -192,8 +193,9 @@ def compare_with_champion(
     model_scores: np.ndarray, # our scores of them
     decision_settings: DecisionSettings,
     resampling: Resampling = Resampling(),
+    role: Literal['champion', 'anchor'] = 'champion', # the present one, or the best so far
 ) -> Comparison:
-    "Our model against the present champion; one that cannot score these rows is recorded as such."
+    "Our model against a champion; one that cannot score these rows is recorded as such."
     from mlops_nb.model.predictor import Predictor
     name, task = champion.name, schema.task
     try:
@@ -202,10 +204,19 @@ def compare_with_champion(
     except Exception as e:
         why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         why = why.rstrip('.').replace(str(champion), 'its bundle') # no path of this machine in a file that is kept
-        return Comparison('champion', 'champion', f"The champion {name[:12]} cannot score these rows: {why}.", name)
+        return Comparison(role, 'champion', f"The {role} {name[:12]} cannot score these rows: {why}.", name)
     own = structs.replace(decision_settings, threshold=champion_threshold(
         predictor, schema, decision_settings.threshold))
     y = test['_target'].to_numpy()
     metrics = paired_differences(task, y, model_scores, theirs, decision_settings, own, resampling)
-    message = describe_difference(task, 'champion', metrics[PRIMARY_METRIC[task]], resampling.confidence_level)
-    return Comparison('champion', 'champion', message, name, metrics)
+    message = describe_difference(task, role, metrics[PRIMARY_METRIC[task]], resampling.confidence_level)
+    return Comparison(role, 'champion', message, name, metrics)
+
+# %% ../../nbs/evaluate/03_comparison.ipynb #518c4823
+def find_anchor(
+    champion: Path, # its bundle folder, in the store
+) -> Path | None: # the anchor's folder, whether it is there or not; None where the champion is the best so far
+    "The best champion up to this one."
+    path = Path(champion) / 'provenance.json'
+    anchor = read_json(path, dict).get('anchor') if path.exists() else None
+    return Path(champion).parent / anchor if anchor else None

@@ -16,7 +16,12 @@ from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
-from .comparison import compare_with_baselines, compare_with_champion, compare_with_model
+from mlops_nb.evaluate.comparison import (
+    compare_with_baselines,
+    compare_with_champion,
+    compare_with_model,
+    find_anchor,
+)
 from .decision_threshold import cost_curve, measure_calibration
 from mlops_nb.evaluate.evaluation import (
     Evaluation,
@@ -84,9 +89,10 @@ def run_evaluate(
     found.candidates = [_measure_candidate(root, found, learner, splits, s.scores, params.evaluate, resamplings)
                         for learner, s in scored.items()]
     found.comparisons = _compare_with_others(root, found, splits, scored, resampling)
-    if champion is not None:
-        found.comparisons.append(compare_with_champion(
-            Path(champion), predictor.schema, test, ours.scores['test'], found.decision_settings, resampling))
+    champions = {'champion': champion, 'anchor': champion and find_anchor(champion)}
+    found.comparisons += [
+        compare_with_champion(Path(folder), predictor.schema, test, ours.scores['test'], found.decision_settings,
+                              resampling, role) for role, folder in champions.items() if folder is not None]
     if found.task == 'binary': found.excess_log_loss = simulated_excess_log_loss(root, test, ours.scores['test'])
     _write_evaluation(root, found, _evaluation_tables(predictor, found, splits, ours, resampling), predictor.policy)
     return {'rows': sum(map(len, splits.values())), 'learner': found.learner}

@@ -138,7 +138,7 @@ def check_comparisons(
     evaluation: Evaluation,
     params: GateParams,
 ) -> list[GateResult]:
-    "A rule for each baseline, and one for the champion where there is one."
+    "A rule for each baseline, one for the champion where there is one, and one for the best champion so far."
     rules = []
     for c in evaluation.comparisons:
         if c.kind == "baseline":
@@ -148,11 +148,12 @@ def check_comparisons(
                 rule.message += " A min_gain below 0 lets a model pass that is as good as a simple one."
             rules.append(rule)
         elif c.kind == "champion" and not c.metrics: # it cannot score these rows
-            rules.append(GateResult("champion", None, None, False, f"{c.message} To start again without a champion, "
+            rules.append(GateResult(c.name, None, None, False, f"{c.message} To start again without a champion, "
                                     "remove its release plan."))
         elif c.kind == "champion":
+            other = "the champion" if c.name == "champion" else "the best champion so far"
             limit = f"its low end must be at least {{bound}}, {params.max_skill_loss:.3g} of the skill"
-            rules.append(_check_gain(evaluation, c, "champion", "the champion", -params.max_skill_loss, limit))
+            rules.append(_check_gain(evaluation, c, c.name, other, -params.max_skill_loss, limit))
     return rules
 
 # %% ../../nbs/release/00_gate.ipynb #6a91d84b

@@ -23,7 +23,7 @@ from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
 
 
-def champion_of(root, store, change=None):
+def champion_of(root, store, change=None, anchor=None):
     "What the model of a project would be as a bundle: enough for a champion."
     bundle = store / "bundle"
     shutil.copytree(root / "artifacts/models/gbdt", bundle)
@@ -32,6 +32,7 @@ def champion_of(root, store, change=None):
     if change: change(schema)
     write_json(bundle / "schema.json", schema)
     shutil.copy(root / "artifacts/evaluation/policy.json", bundle)
+    if anchor: write_json(bundle / "provenance.json", {"anchor": anchor})
     write_manifest(bundle)
     return bundle.rename(store / Predictor.open(bundle).id)
 
@@ -112,6 +113,18 @@ def test_a_champion_that_is_the_same_model_is_exactly_as_good(project, tmp_path)
     c = read_evaluation(project).comparisons[-1]
     assert (c.kind, c.bundle_id) == ("champion", champion.name) and "the same" in c.message
     for d in c.metrics.values(): assert (d.gain.value, d.gain.low, d.gain.high, d.share_worse) == (0, 0, 0, 0)
+    run_evaluate(project)
+
+
+def test_the_best_champion_so_far_is_compared_beside_the_present_one(project, tmp_path):
+    best = champion_of(project, tmp_path)
+    run_evaluate(project, champion_of(project, tmp_path, anchor=best.name))
+    found = {c.name: c for c in read_evaluation(project).comparisons if c.kind == "champion"}
+    assert list(found) == ["champion", "anchor"] and found["anchor"].bundle_id == best.name
+    assert all(d.gain.value == 0 for d in found["anchor"].metrics.values())
+    run_evaluate(project, champion_of(project, tmp_path, anchor="gone"))
+    gone = read_evaluation(project).comparisons[-1]
+    assert gone.name == "anchor" and not gone.metrics and "The anchor gone cannot score these rows" in gone.message
     run_evaluate(project)
 
 

@@ -1,8 +1,10 @@
 "The gate: what each rule lets through, and that nothing without evidence passes."
 import json
 import shutil
+from statistics import NormalDist
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -10,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.trained_project import trained
 
-from mlops_nb.bundle.stage import run_bundle
+from mlops_nb.bundle.stage import choose_anchor, run_bundle
 from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
 from mlops_nb.evaluate.decision_threshold import measure_calibration
-from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings
+from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings, weighted_metric
 from mlops_nb.evaluate.slices import Slice, evaluate_slices
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import run_explain
@@ -37,7 +39,7 @@ from mlops_nb.release.gate import (
     require_passed_gate,
     run_gate,
 )
-from mlops_nb.stats.bootstrap import Estimate, Resampling
+from mlops_nb.stats.bootstrap import Estimate, Resampling, bootstrap_replicates, t_interval
 from mlops_nb.train.baselines import run_baselines
 
 TASKS = ["binary", "multiclass", "regression"]
@@ -286,6 +288,44 @@ def test_the_power_is_that_of_the_normal_distribution(packed):
         assert f"in {power} of cases" in describe_power(e, 100, GateParams(max_skill_loss=share))
     e.comparisons = []
     assert describe_power(e, 100, GateParams()) == ""
+
+
+def accepted_of_thirty(with_anchor):
+    "Candidates that pass, of thirty that are each truly 0.005 of AUC worse than the one before; the last one's AUC."
+    rng, n = np.random.default_rng(0), 3000
+    y = (np.arange(n) % 5 == 0) * 1.0
+    normal, d = NormalDist(), 2 ** 0.5 * NormalDist().inv_cdf(0.85)
+    aucs = 0.85 - 0.005 * np.arange(31)
+    extra = [(d / (2 ** 0.5 * normal.inv_cdf(a))) ** 2 - 1 for a in aucs] # variance that leads to this AUC
+    scores = [y * d + rng.normal(size=n)]
+    for now, then in zip(extra, extra[1:]): scores.append(scores[-1] + rng.normal(size=n) * (then - now) ** 0.5)
+    flat = np.zeros(n)
+
+    def against(name, kind, mine, other):
+        at = [weighted_metric("binary", "roc_auc", y, s) for s in (mine, other)]
+        values, draws = [f(np.ones(n)) for f in at], bootstrap_replicates(lambda w: [f(w) for f in at], n,
+                                                                         Resampling(n_resamples=60))
+        gain = t_interval(values[0] - values[1], draws[:, 0] - draws[:, 1], int(y.sum()))
+        return Comparison(name, kind, "", name, {"roc_auc": MetricDifference(*values, gain, None)})
+    champion, anchor, passed = 0, 0, []
+    for i in range(1, 31):
+        comparisons = [against("constant", "baseline", scores[i], flat),
+                       against("champion", "champion", scores[i], scores[champion])]
+        if with_anchor and anchor != champion:
+            comparisons.append(against("anchor", "champion", scores[i], scores[anchor]))
+        e = SimpleNamespace(primary_metric="roc_auc", better="higher", confidence=0.95, comparisons=comparisons)
+        if all(r.passed for r in check_comparisons(e, GateParams(max_skill_loss=0.05))):
+            kept = choose_anchor(msgspec.to_builtins(dict(primary_metric="roc_auc", comparisons=comparisons)))
+            champion, anchor = i, i if kept is None else anchor
+            passed.append(i)
+    return len(passed), aucs[champion]
+
+
+def test_many_small_losses_do_not_add_up():
+    without, low = accepted_of_thirty(with_anchor=False)
+    assert without >= 20 and low < 0.75, "each loss alone is within the tolerance"
+    some, kept = accepted_of_thirty(with_anchor=True)
+    assert some <= 3 and kept >= 0.85 - 0.05 * 0.35
 
 
 # ---------------------------------------------------------------- the bundle
