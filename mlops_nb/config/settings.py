@@ -24,7 +24,7 @@ from ..core.typed_yaml import convert_typed, refuse_renamed
 
 # %% ../../nbs/config/06_settings.ipynb #dd56493d
 class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What a run may use of the machine."
+    "The resources of the machine that a run may use."
     threads: Annotated[int, Meta(ge=0, description="threads of a stage; 0 = all cores that this process may use")] = 0
     device: Annotated[str, Meta(
         description="device that trains nets: auto | cpu | cuda | cuda:N; "
@@ -41,7 +41,7 @@ class RunSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/06_settings.ipynb #5c17ac2a
 class TuneSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "How parameters are searched."
+    "How hyperparameter searches run."
     workers: Annotated[int, Meta(
         ge=1, description="processes that run trials; with more than 1 their speed decides which trials are made")] = 1
     storage: Annotated[str, Meta(
@@ -56,8 +56,9 @@ class TrackingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     artifact_location: Annotated[str, Meta(description="folder of MLflow's artifacts")] = "mlartifacts"
     experiment: Annotated[str, Meta(description="name of the MLflow experiment and of the registered model")] = "model"
 
+# %% ../../nbs/config/06_settings.ipynb #de4e6573
 class ReleaseSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "Where released models are."
+    "Where released models and release plans are."
     store: Annotated[str, Meta(description="folder of bundles, each under the hash of its content")] = "bundles"
     plans: Annotated[str, Meta(description="folder of release plans, one file for each endpoint")] = "releases"
     lookup_tables: Annotated[str, Meta(description="folder of precomputed scores, one file for each bundle")] = "tables"
@@ -65,19 +66,20 @@ class ReleaseSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/06_settings.ipynb #45ef3c3c
 class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What a report notebook may use."
+    "Limits of a report notebook."
     timeout_seconds: Annotated[int, Meta(ge=1, description="seconds after which a report is stopped")] = 600
     max_memory_mib: Annotated[int, Meta(ge=128, description="MiB of memory above which a report is stopped")] = 2048
 
+# %% ../../nbs/config/06_settings.ipynb #a2a00a07
 class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "The process that runs schedules."
+    "The scheduler."
     database: Annotated[str, Meta(
         description="database of its state; for PostgreSQL set MLOPS_NB_CONTROL_DATABASE"
     )] = "sqlite:///.mlops/control.db"
 
 # %% ../../nbs/config/06_settings.ipynb #0ddcc1dd
 class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "How models are served."
+    "The HTTP server."
     host: Annotated[str, Meta(
         description="address to listen on; any but the loopback needs auth = api_key")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, description="port to listen on; 0 = a free one")] = 8080
@@ -114,7 +116,7 @@ def _check_tls(serve):
 
 # %% ../../nbs/config/06_settings.ipynb #4c1381b9
 class LogSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "The log of predictions and labels."
+    "The prediction log."
     folder: Annotated[str, Meta(
         description="folder of the prediction log: segments of lines, and Parquet by the hour")] = "predictions"
     fsync: Annotated[bool, Meta(
@@ -128,7 +130,7 @@ class LogSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/06_settings.ipynb #3f5ea57b
 class StreamSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "Where rows come from one by one, and where the answers go."
+    "Stream scoring: where rows come from, and where results go."
     url: Annotated[str, Meta(
         description="redis://, rediss://, nats:// or tls://; with a password only as MLOPS_NB_STREAM_URL"
     )] = "redis://127.0.0.1:6379/0"
@@ -150,7 +152,7 @@ class StreamSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/06_settings.ipynb #e6768dde
 class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "A notebook that runs by the clock."
+    "A report notebook that runs on a cron schedule."
     notebook: Annotated[str, Meta(description="the report notebook, e.g. nbs/reports/data.ipynb")]
     cron: Annotated[str, Meta(description="minute hour day month weekday, e.g. 0 6 * * 1")]
     timezone: Annotated[str, Meta(description="of the cron expression, e.g. Europe/Vienna")] = "UTC"
@@ -173,7 +175,7 @@ class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/06_settings.ipynb #bfc0a1d3
 class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "Everything `settings.ini` can say."
+    "All sections of `settings.ini`."
     run: RunSettings = field(default_factory=RunSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -187,15 +189,16 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/06_settings.ipynb #2f142fbc
 def available_cores(
-    cpu_max: str | Path = "/sys/fs/cgroup/cpu.max", # Where the control group's limit is
+    cpu_max: str | Path = "/sys/fs/cgroup/cpu.max", # File with the control group's limit
 ) -> int: # At least 1
-    "The cores this process may use, by its affinity and its control group."
+    "The number of cores this process may use, by CPU affinity and control group."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path(cpu_max).read_text().split()
         return max(1, min(cores, round(int(quota) / int(period))))
     except (OSError, ValueError): return cores # no control group, or "max": no limit
 
+# %% ../../nbs/config/06_settings.ipynb #3d238e34
 def thread_count(settings: Settings) -> int: # At least 1
     "The number of threads a stage uses."
     return settings.run.threads or available_cores()
@@ -220,7 +223,7 @@ def write_settings(
     root: str | Path, # The project's folder
     settings: Settings = None, # Default: `Settings()`
 ) -> Path: # The file
-    "Write `settings.ini` with an explanation above each key."
+    "Write `settings.ini` with a description above each key."
     settings = settings or Settings()
     sections = {k: v for k in Settings.__struct_fields__ if isinstance(v := getattr(settings, k), Struct)}
     sections |= {f"schedule.{k}": v for k, v in settings.schedule.items()}
@@ -259,8 +262,9 @@ def _refuse_secrets(path, section, values):
             raise UserError(f"{path}, section '{section}': {key} holds a password; "
                             f"take it out and set {_variable(section, key)} in the environment.")
 
+# %% ../../nbs/config/06_settings.ipynb #c2788e70
 def _overrides(sections, environ):
-    "Put what the environment says into `sections`, checked."
+    "Put the checked values of environment variables into `sections`."
     known, sections_of_settings = {}, {f.name: f.type for f in msgspec.structs.fields(Settings)}
     for name in sections:
         struct = ScheduleSettings if name.startswith("schedule.") else sections_of_settings[name]
@@ -274,7 +278,7 @@ def _overrides(sections, environ):
             raise UserError(f"environment variable {variable}: there is no such setting{did_you_mean(variable, known)}")
 
 # %% ../../nbs/config/06_settings.ipynb #8b2bf5e0
-RENAMED_SETTINGS = { # old key, or key and value: what it is called now; for one version
+RENAMED_SETTINGS = { # old key, or key and value: its new name; kept for one version
     "run.device_memory": "run.max_device_memory_mib", "run.processes": "run.n_processes",
     "tracking.artifacts": "tracking.artifact_location",
     "release.tables": "release.lookup_tables",
@@ -295,18 +299,19 @@ RENAMED_SETTINGS = { # old key, or key and value: what it is called now; for one
 
 # %% ../../nbs/config/06_settings.ipynb #6c54759f
 def _renamed(sections):
-    "`RENAMED_SETTINGS`, with the names of the schedules in it."
+    "`RENAMED_SETTINGS` with each `*` expanded to the names of the schedules."
     names = [n.removeprefix("schedule.") for n in sections if n.startswith("schedule.")]
     return {old.replace("*", n): new.replace("*", n)
             for old, new in RENAMED_SETTINGS.items() for n in (names if "*" in old else [""])}
 
 def _nested(sections):
-    "`sections` as a tree, a schedule under its name."
+    "`sections` as a tree, with each schedule under `schedule`."
     return {k: v for k, v in sections.items() if "." not in k} | \
         {"schedule": {k.removeprefix("schedule."): v for k, v in sections.items() if k.startswith("schedule.")}}
 
+# %% ../../nbs/config/06_settings.ipynb #a6e178eb
 def _refuse_renamed_variables(sections, environ):
-    "Raise `UserError` for a variable that has another name, or whose value has."
+    "Raise `UserError` for a variable whose name, or value, has been renamed."
     def spell(path): # "serve.auth = none" -> "MLOPS_NB_SERVE_AUTH=none"
         key, _, value = path.partition(" = ")
         return _variable(*key.rsplit(".", 1)) + ("=" + value if value else "")
@@ -318,9 +323,9 @@ def _refuse_renamed_variables(sections, environ):
 # %% ../../nbs/config/06_settings.ipynb #7f7515be
 def read_settings(
     root: str | Path = ".", # The project's folder
-    environ: dict[str, str] = os.environ, # Where the overrides are
+    environ: dict[str, str] = os.environ, # Overrides the file
 ) -> Settings:
-    "Read `settings.ini` and the environment; raises `UserError` naming the file, section and key that does not fit."
+    "Read `settings.ini` and the environment; raises `UserError` that names file, section and key."
     path = Path(root) / "settings.ini"
     known = [f.name for f in msgspec.structs.fields(Settings) if f.name != "schedule"]
     sections = {k: {} for k in known} | _read_ini(path)
