@@ -35,7 +35,7 @@ def fire_times(
     until: datetime, # With a time zone; included
     max_count: int = 1000, # Raise beyond this many
 ) -> list[datetime]: # In the schedule's time zone
-    "The moments at which a schedule is due. Raises `UserError` for an expression that is no cron expression."
+    "The moments at which a schedule is due; raises `UserError` for an invalid cron expression."
     from croniter import croniter
     if not croniter.is_valid(schedule.cron, second_at_beginning=True):
         raise UserError(f"settings.ini: {schedule.cron!r} is not a cron expression; write minute hour day month "
@@ -52,14 +52,14 @@ def fire_times(
 # %% ../../nbs/control/00_scheduler.ipynb #2cd929c2
 def fire_time_id(
     fire_time: datetime, # With a time zone
-) -> str: # e.g. `20260330T043000Z`: the same for every way to write the same moment
+) -> str: # e.g. `20260330T043000Z`, whatever the time zone of `fire_time`
     "The id of a fire time, and the name of the folder its page goes to."
     return fire_time.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 # %% ../../nbs/control/00_scheduler.ipynb #ae7a5ec3
 class ScheduledReport(Struct):
-    "What a workflow is given of a schedule."
-    schedule: str # its name
+    "The arguments of a workflow: a schedule, as it was when the run was enqueued."
+    schedule: str # name of the schedule
     settings: ScheduleSettings
 
 # %% ../../nbs/control/00_scheduler.ipynb #4182f948
@@ -68,7 +68,7 @@ def _run_folder(root, report, fire_time):
 
 # %% ../../nbs/control/00_scheduler.ipynb #c01cd257
 def _previous_page(folder, page):
-    "A link to the newest page of an earlier run; the names of their folders are in the order of time."
+    "A relative link to the newest page of an earlier run; empty if there is none."
     earlier = [p.parent.name for p in folder.parent.glob(f"*/{page}") if p.parent.name < folder.name]
     return f"../{max(earlier)}/{page}" if earlier else ""
 
@@ -78,7 +78,7 @@ def run_scheduled_report(
     report: ScheduledReport,
     fire_time: datetime,
 ) -> None:
-    "Run a schedule's notebook for one fire time, unless that was done. Raises `UserError` if the notebook fails."
+    "Run the notebook for one fire time, unless it has succeeded before; raises `UserError` if it fails."
     folder, s, limits = _run_folder(root, report, fire_time), report.settings, read_settings(root).report
     if (folder / "run.json").exists() and read_json(folder / "run.json", RunRecord).passed is not False: return
     name, page = fire_time_id(fire_time), f"{Path(s.notebook).stem}.html"
@@ -92,14 +92,14 @@ def run_scheduled_report(
 
 # %% ../../nbs/control/00_scheduler.ipynb #22f91ecb
 def _write_run_record(root, folder, run):
-    "Write `run.json`, and the list of all scheduled runs."
+    "Write `run.json`, and the index page of all scheduled runs."
     write_json(folder / "run.json", run)
     scheduled = root / "reports" / "scheduled"
     write_index(scheduled, scheduled / "index.html", "Scheduled reports")
 
 # %% ../../nbs/control/00_scheduler.ipynb #813a8c9d
 def record_failure(root: Path, report: ScheduledReport, fire_time: datetime, reason: str) -> None:
-    "Show a failed run as failed, in the list of runs and on standard error."
+    "Record a failed run, in the index page and on standard error."
     due = fire_time.isoformat()
     print(f"error: schedule {report.schedule}, due {due}: {reason}", file=sys.stderr, flush=True)
     record = RunRecord(fire_time_id(fire_time), due, f"{report.schedule} failed twice: {reason}", passed=False)
@@ -107,7 +107,7 @@ def record_failure(root: Path, report: ScheduledReport, fire_time: datetime, rea
 
 # %% ../../nbs/control/00_scheduler.ipynb #47e3ba60
 def json_serializer():
-    "A DBOS serializer that writes JSON; an exception becomes its text."
+    "A serializer for DBOS that writes JSON; an exception becomes its message."
     from dbos import Serializer
 
     class Json(Serializer):
@@ -121,7 +121,7 @@ QUEUE_NAME = "reports"
 _RETRY_SECONDS = 5
 
 def register_workflow(root: Path):
-    "Register the workflow with DBOS; to be called before its launch. Returns the workflow."
+    "Register the workflow with DBOS, before DBOS is launched; returns the workflow."
     from dbos import DBOS
 
     def typed(fire_time, report): return msgspec.convert(report, ScheduledReport), datetime.fromisoformat(fire_time)
@@ -145,36 +145,37 @@ def register_workflow(root: Path):
 
 # %% ../../nbs/control/00_scheduler.ipynb #2525072b
 def _first_error(e):
-    "The first error behind DBOS's `maximum retries exceeded`."
+    "The message of the last try, without DBOS's `maximum retries exceeded`."
     errors = getattr(e, "errors", None)
     return str(errors[-1] if errors else e)
 
 # %% ../../nbs/control/00_scheduler.ipynb #d43ed280
 class ScheduleState(ScheduledReport):
-    "What DBOS remembers of a schedule."
-    since: datetime # from when on it is due
+    "What DBOS stores of a schedule."
+    since: datetime # start of the schedule: no run is due before
     last_fired_at: datetime | None = None
 
+# %% ../../nbs/control/00_scheduler.ipynb #93b55e96
 def catch_up_start(
     settings: ScheduleSettings, # As they are now
     known: ScheduleState | None, # None: the schedule is new
     now: datetime,
 ) -> datetime:
-    "From when on a schedule is due."
+    "The time after which runs of a schedule are enqueued."
     if known is None or settings.missed == "skip" or known.settings.cron != settings.cron: return now
     return max(known.since, known.last_fired_at - timedelta(minutes=5)) if known.last_fired_at else known.since
 
 # %% ../../nbs/control/00_scheduler.ipynb #be73e549
 def _read_state(name):
-    "What DBOS remembers of a schedule; None if it has none of that name."
+    "The state of a schedule in DBOS; None if it has none of that name."
     from dbos import DBOS
     known = DBOS.get_schedule(name)
     if known is None: return None
     return msgspec.convert(known["context"] | dict(last_fired_at=known["last_fired_at"]), ScheduleState)
 
 # %% ../../nbs/control/00_scheduler.ipynb #0dfe96b8
-def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Schedule -> from when on it is due
-    "Make DBOS's schedules those of the settings."
+def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Schedule -> time after which runs are due
+    "Replace the schedules in DBOS by those of the settings."
     from dbos import DBOS
     now, due_since, wanted = datetime.now(UTC), {}, []
     for old in DBOS.list_schedules():
@@ -191,7 +192,7 @@ def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Sche
 
 # %% ../../nbs/control/00_scheduler.ipynb #b96ec154
 def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None:
-    "Enqueue every run up to now that is not known yet."
+    "Enqueue every run that is due by now and not known yet."
     from dbos import DBOS
     now = datetime.now(UTC)
     for name, since in due_since.items():
@@ -202,7 +203,7 @@ def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None
 # %% ../../nbs/control/00_scheduler.ipynb #6e241c79
 @contextmanager
 def scheduler_lock(root: Path):
-    "Hold the lock of this project's scheduler, with our process id in it. Raises `UserError` if another has it."
+    "Hold the lock of the project's scheduler; raises `UserError` if another process has it."
     path = root / ".mlops" / "control.lock"
     pid = path.exists() and path.read_text().strip() or "unknown"
     held = f"`mlops-nb control` already runs in {root.resolve()} (process {pid}); stop that one first."
@@ -226,7 +227,7 @@ def launch_dbos(root: Path, settings: Settings):
 # %% ../../nbs/control/00_scheduler.ipynb #eed73892
 def run_scheduler(
     root: Path, # The project's folder
-    poll_interval_seconds: float = 5.0, # Seconds between two looks at the clock
+    poll_interval_seconds: float = 5.0, # Seconds between two checks for due runs
 ) -> None:
     "Run the schedules of `settings.ini` until SIGINT or SIGTERM. Raises `UserError` if there are none."
     root, settings, stop = Path(root).resolve(), read_settings(root), threading.Event()
@@ -242,4 +243,4 @@ def run_scheduler(
             enqueue_due_runs(settings, due_since)
             stop.wait(poll_interval_seconds)
         print("stopped; a report that was running starts again with the next start.", flush=True)
-    os._exit(0) # what runs is abandoned: DBOS has it as pending, and its supervisor sees that we are gone
+    os._exit(0) # a running report is abandoned: DBOS has it as pending, and its supervisor sees that the parent is gone
