@@ -29,20 +29,21 @@ from .notebook_parameters import check_parameters
 
 # %% ../../nbs/report/06_runner.ipynb #fe974c5c
 class NotebookJob(Struct):
-    "What a worker is asked to do."
+    "A notebook to run, with everything that supervisor and worker need."
     notebook: str # as the user wrote it, for messages
     parameters: dict[str, Any]
     limits: ReportSettings # seconds, and MiB of resident memory of all processes together
-    parent_pid: int # the process that asked; when it is gone, everything stops
+    parent_pid: int # the caller; when it is gone, the run is ended
     header: PageHeader
 
+# %% ../../nbs/report/06_runner.ipynb #fba0fb5d
 class NotebookOutcome(Struct):
-    "How it ended."
-    error: str = '' # one sentence, or nothing if all went well
+    "How a run ended."
+    error: str = '' # one sentence; empty: success
 
 # %% ../../nbs/report/06_runner.ipynb #86acf496
 def _cell_error(e):
-    "An exception in a cell as one line."
+    "An exception in a cell as one sentence."
     if e.ename == 'UserError': return f"In cell [{e.exec_count}]: {e.evalue}"
     text = ' '.join(f"{e.ename}: {e.evalue}".split())
     return f"Cell [{e.exec_count}] failed with {text[:300]}."
@@ -51,7 +52,7 @@ def _cell_error(e):
 def execute_job(
     folder: str, # Holds in.ipynb and job.json; gets out.ipynb, page.html and outcome.json
 ) -> None:
-    "Run one job and render its page (the process that the supervisor watches)."
+    "Run a job and render its page; the main function of the worker."
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
@@ -71,24 +72,24 @@ def execute_job(
 
 # %% ../../nbs/report/06_runner.ipynb #bde72bd5
 def _adopt_orphans():
-    "On Linux, become the parent of every process below whose own parent dies."
+    "On Linux, become the new parent of descendants whose own parent dies."
     if sys.platform == 'linux':
         import ctypes
         ctypes.CDLL(None).prctl(36, 1) # PR_SET_CHILD_SUBREAPER
 
 # %% ../../nbs/report/06_runner.ipynb #24d1f246
 def _kill_descendants():
-    "End every process below this one."
+    "Kill every process below this one."
     import psutil
     while below := psutil.Process().children(recursive=True):
         for p in below:
             try: p.kill()
             except psutil.NoSuchProcess: pass
-        psutil.wait_procs(below, timeout=0.2) # short: who is adopted meanwhile can be waited for in the next round only
+        psutil.wait_procs(below, timeout=0.2) # short: processes adopted in between are waited for in the next round
 
 # %% ../../nbs/report/06_runner.ipynb #7d2d1fd0
 def _resident_mib():
-    "MiB of resident memory of all processes below this one."
+    "Resident memory of all processes below this one, in MiB."
     import psutil
     total = 0
     for p in psutil.Process().children(recursive=True):
@@ -98,7 +99,7 @@ def _resident_mib():
 
 # %% ../../nbs/report/06_runner.ipynb #236da193
 def _wait_within_limits(process, job, deadline):
-    "Wait for the worker; the sentence that says why it had to be ended, or nothing."
+    "Wait for the worker; returns why it must be ended, or an empty text."
     while process.poll() is None:
         if os.getppid() != job.parent_pid: return "The program that asked for it is gone."
         if time.monotonic() > deadline:
@@ -112,13 +113,13 @@ def _wait_within_limits(process, job, deadline):
 
 # %% ../../nbs/report/06_runner.ipynb #fe7b9510
 def _python_call(function, folder):
-    "The command line that calls a function of this module in another process."
+    "The command line that calls a function of this module in a new process."
     code = f"import sys; from mlops_nb.report.runner import {function}; {function}(sys.argv[1])"
     return [sys.executable, '-c', code, str(folder)]
 
 # %% ../../nbs/report/06_runner.ipynb #178a8728
 def supervise_job(folder: str) -> None:
-    "Start the worker, hold it to its limits and leave no process behind (the process that `run_notebook` starts)."
+    "Run the worker within its limits and leave no process behind; the main function of the supervisor."
     def stop(*_): raise SystemExit
     signal.signal(signal.SIGTERM, stop)
     _adopt_orphans()
@@ -137,7 +138,7 @@ def supervise_job(folder: str) -> None:
 
 # %% ../../nbs/report/06_runner.ipynb #90b94093
 def _keep_failed_notebook(executed, notebook, cwd):
-    "Keep a failed notebook for a look; the end of the sentence that says where."
+    "Keep a failed notebook; returns a sentence that says where."
     if not executed.exists(): return ''
     failed = Path(cwd) / '.mlops' / 'failed'
     failed.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ def _keep_failed_notebook(executed, notebook, cwd):
 
 # %% ../../nbs/report/06_runner.ipynb #6d1028b5
 def _read_outcome(process, folder):
-    "What the supervisor and the worker left behind."
+    "The outcome that supervisor or worker wrote; a failure if there is none."
     if (folder / 'outcome.json').exists(): return read_json(folder / 'outcome.json', NotebookOutcome)
     log = folder / 'log.txt'
     lines = log.read_text(errors='replace').strip().splitlines() if log.exists() else []
@@ -157,20 +158,20 @@ def _read_outcome(process, folder):
 
 # %% ../../nbs/report/06_runner.ipynb #b14a7c89
 def _start_supervisor(folder, cwd):
-    "Start the supervisor."
+    "Start the supervisor in a session of its own."
     return subprocess.Popen(_python_call('supervise_job', folder), cwd=cwd, stdin=subprocess.DEVNULL,
                             start_new_session=True)
 
 # %% ../../nbs/report/06_runner.ipynb #e292d19e
 def _wait_for_supervisor(process, stop):
-    "Wait for the supervisor, or for somebody to say stop."
+    "Wait until the supervisor ends or the event is set."
     while stop is None or not stop.is_set():
         try: return process.wait(None if stop is None else 0.1)
         except subprocess.TimeoutExpired: pass
 
 # %% ../../nbs/report/06_runner.ipynb #e317735f
 def _stop_supervisor(process):
-    "End the supervisor if it still runs; it takes everything below it along."
+    "End the supervisor, and with it everything below it, if it still runs."
     if process.poll() is None: process.terminate()
     try: process.wait(15)
     except subprocess.TimeoutExpired: process.kill()
@@ -182,11 +183,11 @@ def run_notebook(
     parameters: dict[str, Any] | None = None, # Values, or texts to be converted
     *,
     limits: ReportSettings = ReportSettings(), # Time, and memory of all its processes together
-    cwd: str | Path = '.', # Where the notebook runs: the project's folder
-    header: PageHeader = PageHeader(), # What the page says about itself
+    cwd: str | Path = '.', # Current directory of the notebook: the project's folder
+    header: PageHeader = PageHeader(), # Project, run and links at the top of the page
     stop_event: Event | None = None, # Set it from another thread to end the run
 ) -> None:
-    "Run a notebook and write its page; raises `UserError` with the cell and the reason if it does not come to its end."
+    "Run a notebook and write its page; raises `UserError` with the cell and the reason if it fails."
     output_path, values = Path(output_path), check_parameters(notebook, parameters or {})
     if not header.created: header = structs.replace(header, created=f"{datetime.now():%d %B %Y, %H:%M}")
     output_path.unlink(missing_ok=True)
@@ -217,7 +218,7 @@ def run_report_notebook(
     parameters: list[str] = (), # "key=value", each
     output_path: str | Path | None = None, # The page; default: reports/<name>/<time>.html
 ) -> Path: # The page
-    "Run one report now; raises `UserError` as `run_notebook` does."
+    "Run one report now; raises `UserError` as `run_notebook`."
     root, limits = Path(root), read_settings(root).report
     notebook = _find_notebook(root, name)
     for text in parameters:
