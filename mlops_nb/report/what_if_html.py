@@ -15,9 +15,9 @@ from .html_fragments import Html, cell_html, table, verdict
 # %% ../../nbs/report/08_what_if_html.ipynb #a9013d13
 def contributions_chart(
     found: WhatIf,
-    max_features: int = 10, # Inputs to show
+    max_features: int = 10, # Number of bars; the strongest inputs are shown
 ) -> Html:
-    "The contributions after the change, and before it."
+    "A bar plot of the contributions after the change, with marks for those before it."
     size = lambda e: max(abs(e.contribution_before), abs(e.contribution_after))
     shown = sorted(found.effects, key=size, reverse=True)[:max_features]
     fig, ax = subplots(5.5, 0.6 + 0.26 * len(shown))
@@ -31,7 +31,7 @@ def contributions_chart(
     note = (f"Contributions in {found.raw_units}; the average row has {format_number(found.base_value)}, this one "
             f"{format_number(found.after.raw_score)}.")
     if found.changes: note += " The marks are where they were before the change."
-    return figure_html(fig, "Contributions") + Html(f"<p><small>{note}</small></p>") # a caption needs a report's style
+    return figure_html(fig, "Contributions") + Html(f"<p><small>{note}</small></p>") # no style sheet here
 
 # %% ../../nbs/report/08_what_if_html.ipynb #03e626b9
 def _changes_table(changes):
@@ -42,7 +42,7 @@ def _changes_table(changes):
 def what_if_html(
     found: WhatIf,
 ) -> Html:
-    "Everything that is known of a row and its change, as a piece of a page."
+    "Prediction, contributions and counterfactuals of a row, as a fragment of a page."
     change = f", and after the change {format_prediction(found.after)}" if found.changes else ""
     page = verdict(f"The model says {format_prediction(found.before)}{change}.") + contributions_chart(found)
     if found.nearest_counterfactual is None:
