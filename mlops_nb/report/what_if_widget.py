@@ -23,11 +23,12 @@ from .what_if_html import what_if_html
 
 # %% ../../nbs/report/09_what_if_widget.ipynb #7c16fc32
 class ColumnControl(NamedTuple):
-    "A widget, and the value that it stands for."
+    "The control of a column."
     widget: object # what is shown
-    input_widgets: list # whose values count
-    get_value: Callable
+    input_widgets: list # the widgets in it that a user changes
+    get_value: Callable # () -> the value of the column; None is missing
 
+# %% ../../nbs/report/09_what_if_widget.ipynb #5d292fa0
 def _control_style(name, column):
     return dict(description=shorten(name, 20), tooltip=column.doc, style=dict(description_width='100px'),
                 layout=dict(width='300px'))
@@ -59,8 +60,8 @@ def _dropdown(name, column, values, value):
 def column_control(
     name: str,
     column: Column,
-    values: pl.Series, # Of real rows
-    value: object, # Of the row
+    values: pl.Series, # Values of real rows
+    value: object, # The value of the row
 ) -> ColumnControl:
     "The control of one column."
     import ipywidgets as w
@@ -74,12 +75,12 @@ def column_control(
 
 # %% ../../nbs/report/09_what_if_widget.ipynb #8cce239c
 class WhatIfPanel:
-    "Controls for one row, and what the model says of it."
+    "An interactive what-if analysis of one row."
     def __init__(self,
         predictor: Predictor,
         row: pl.DataFrame, # One row, in the types of the schema
         reference: ReferenceRows,
-        *, min_difference: float | None = None, # Of a regression: what counts as another answer
+        *, min_difference: float | None = None, # Regression: the smallest difference that counts as another prediction
     ):
         import ipywidgets as w
         self.predictor, self.row, self.reference, self.min_difference = predictor, row, reference, min_difference
@@ -100,7 +101,7 @@ class WhatIfPanel:
 # %% ../../nbs/report/09_what_if_widget.ipynb #374464bd
 @patch
 def update(self: WhatIfPanel) -> None:
-    "Ask the model about the row as the controls have it."
+    "Compute the analysis for the values of the controls and show it."
     changed = {c: v for c, v in self._values().items() if v != self.before[c]}
     try:
         changes = parse_values(self.predictor.schema, changed).row(0, named=True) if changed else {}
