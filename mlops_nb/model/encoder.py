@@ -71,7 +71,8 @@ def feature_kinds(
     schema: Schema, # Its `feature_columns` come first
     features: Features | None = None, # The project's own features; they follow
 ) -> dict[str, str]: # Input name -> number, category or boolean
-    "The inputs of a model in order; raises `UserError` if there are none."
+    "The inputs of a model in order; raises `UserError` if there are none, or a feature may not read what it reads."
+    if features: features.check_schema(schema)
     kinds = {n: _KIND_OF_TYPE[schema.columns[n].type] for n in schema.feature_columns}
     if features: kinds |= features.types
     if kinds: return kinds

@@ -15,6 +15,7 @@ from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.model import encoder as module
 from mlops_nb.model.encoder import RARE_CODE, UNKNOWN_CODE, Encoder, category_codes, feature_kinds
+from mlops_nb.model.features import Features
 
 SCHEMA = Schema("t", "binary", target="y", classes=["a", "b"], columns={
     "name": Column("category", nullable=True), "x": Column("number", nullable=True),
@@ -84,8 +85,17 @@ def test_the_matrix_is_float64_in_c_order():
 
 
 def test_inputs_are_columns_then_features_and_never_target_time_or_text():
-    class Features: types = {"ratio": "number", "kind": "category"}
-    assert list(feature_kinds(SCHEMA, Features)) == ["name", "x", "i", "flag", "ratio", "kind"]
+    features = Features({}, {"ratio": "number", "kind": "category"}, {"ratio": ["x", "i"], "kind": ["name"]})
+    assert list(feature_kinds(SCHEMA, features)) == ["name", "x", "i", "flag", "ratio", "kind"]
+
+
+def test_no_training_with_a_feature_that_reads_what_the_schema_keeps_from_the_model():
+    features = Features({}, {"hint": "number"}, {"hint": ["x"]})
+    kept = msgspec.structs.replace(SCHEMA, columns=SCHEMA.columns | {"x": Column("number", feature=False)})
+    train = pl.DataFrame(dict(name=["a"], x=[1.0], i=[2], flag=[True], hint=[1.0]))
+    Encoder.fit(train, SCHEMA, features)
+    with pytest.raises(UserError, match="'hint' reads 'x', which is `feature: false`"):
+        Encoder.fit(train, kept, features)
 
 
 def test_missing_and_infinite_numbers_are_missing():
