@@ -28,7 +28,7 @@ def parse_and_checks(
     schema: Schema,
     frame: pl.DataFrame, # Columns of the schema, as they were read or typed
 ) -> tuple[pl.DataFrame, list[ColumnCheck]]: # Each column parsed, and once more raw; the checks of validation
-    "The values in the types of the schema, and what is to be checked of them."
+    "The values in the types of the schema, and the checks that apply to them."
     both = parse_columns(frame, schema, frame.columns)
     return both, [check for c, t in frame.schema.items() for check in column_checks(c, schema.columns[c], t)]
 
@@ -37,10 +37,11 @@ class RowPrediction(Struct):
     "What the model predicts for a row."
     score: float # probability of the event, the value, or the probability of the decided class
     decision: str | None # None for a regression
-    raw_score: float # what the contributions add up to
+    raw_score: float # sum of the contributions and the base value
 
+# %% ../../nbs/explain/04_counterfactuals.ipynb #8dba9339
 class ValueChange(Struct):
-    "A column with another value."
+    "A column whose value changes."
     column: str
     before: str | int | float | bool | None
     after: str | int | float | bool | None
@@ -49,35 +50,37 @@ class ValueChange(Struct):
 def predict_and_explain(
     predictor: Predictor,
     frame: pl.DataFrame, # Rows in the types of the schema
-) -> tuple[list[RowPrediction], np.ndarray]: # Of each row; (n, features + 1) contributions
-    "Predictions of rows, and the contributions to the score of what is decided for the first of them."
+) -> tuple[list[RowPrediction], np.ndarray]: # For each row; (n, features + 1) contributions, base value last
+    "Predictions of rows, and their contributions to the raw score of the class that the first row gets."
     scores, parts = predictor.predict(frame), checked_contributions(predictor, frame)[0]
     k = int(scores[0].argmax()) if scores.ndim > 1 else 0
     decided = [None] * len(frame) if predictor.schema.task == 'regression' else predictor.decide(scores).tolist()
     shown = scores.max(1) if scores.ndim > 1 else scores
     return [RowPrediction(float(s), d, float(p[k].sum())) for s, d, p in zip(shown, decided, parts)], parts[:, k]
 
+# %% ../../nbs/explain/04_counterfactuals.ipynb #718c9103
 def value_changes(
     before: dict, # Column -> value
     after: dict, # The same columns
 ) -> list[ValueChange]:
-    "Where two rows differ."
+    "The columns in which two rows differ."
     return [ValueChange(c, json_value(v), json_value(after[c])) for c, v in before.items() if v != after[c]]
 
 # %% ../../nbs/explain/04_counterfactuals.ipynb #ccc9bca0
 class ReferenceRows(Struct):
-    "Real rows, and the model's scores of them."
+    "Real rows with their scores, to search counterfactuals in."
     rows: pl.DataFrame # the inputs of the predictor, in the types of the schema
-    sources: list[str] # where each comes from
-    scores: np.ndarray
-    ranges: list[float] # by column
+    sources: list[str] # file and row number of each
+    scores: np.ndarray # (n,) or (n, classes)
+    ranges: list[float] # scale of each column in the distance
 
+# %% ../../nbs/explain/04_counterfactuals.ipynb #7ea696d7
 def build_reference_rows(
     predictor: Predictor,
     frame: pl.DataFrame, # With `_source` and `_row`
-    max_rows: int = 20_000, # A fixed draw of so many
+    max_rows: int = 20_000, # Size of the sample
 ) -> ReferenceRows:
-    "Rows to compare with; raises `UserError` if the schema allows none of them."
+    "A sample of valid rows with scores; raises `UserError` if the schema allows none of them."
     frame = frame[sample_rows(len(frame), max_rows)]
     both, checks = parse_and_checks(predictor.schema, frame.select(predictor.inputs))
     violated = pl.any_horizontal(check.violated.fill_null(False) for check in checks)
@@ -93,37 +96,38 @@ def read_reference_rows(
     root: Path, # The project's folder
     predictor: Predictor,
 ) -> ReferenceRows:
-    "The train and the validation rows of a project."
+    "Reference rows from the training and validation set of a project."
     max_rows = 20_000 if isinstance(predictor.model, Booster) else 2_000
     frame = pl.concat([read_split(root, split) for split in ('train', 'valid')], how='diagonal')
     return build_reference_rows(predictor, frame, max_rows)
 
 # %% ../../nbs/explain/04_counterfactuals.ipynb #a0946268
-def _is_counterfactual(predictor, scores, own, min_difference): # (n,) Another answer than for the score `own`?
+def _is_counterfactual(predictor, scores, own, min_difference): # (n,) another decision than with score `own`?
     if predictor.schema.task == 'regression': return np.abs(scores - own) >= min_difference
     return predictor.decide(scores) != predictor.decide(own[None])[0]
 
-def _closeness_to_change(predictor, scores, own): # (n,) The higher, the closer to another answer than for `own`
+def _closeness_to_change(predictor, scores, own): # (n,) higher: closer to another decision than with score `own`
     if predictor.schema.task == 'regression': return np.abs(scores - own)
     if predictor.schema.task == 'multiclass': return -scores[:, own.argmax()]
     return -scores if predictor.decide(own[None])[0] == predictor.schema.classes[1] else scores
 
 # %% ../../nbs/explain/04_counterfactuals.ipynb #bb76b160
 class Counterfactual(Struct):
-    "A row with another answer."
-    source: str # a real row's source, or how the row was made
-    distance: float # 0..1
+    "A row with another prediction."
+    source: str # of the real row, or of the values
+    distance: float # Gower's distance, 0..1
     prediction: RowPrediction
-    changes: list[ValueChange] # what is different from the row in question
+    changes: list[ValueChange] # differences from the original row
 
+# %% ../../nbs/explain/04_counterfactuals.ipynb #ae3f5029
 def make_counterfactual(
     predictor: Predictor,
-    row: pl.DataFrame, # The row in question
-    other: pl.DataFrame, # The row with another answer
-    source: str, # Where it comes from
-    ranges: list[float], # By column
+    row: pl.DataFrame, # The original row
+    other: pl.DataFrame, # The row with another prediction
+    source: str, # Of `other`
+    ranges: list[float], # Of `ReferenceRows`
 ) -> Counterfactual:
-    "Describe a row with another answer by what is different."
+    "Describe a row with another prediction by its differences."
     distance = float(gower_distance(scaled_differences(row, other, ranges))[0])
     changes = value_changes(row.row(0, named=True), other.row(0, named=True))
     return Counterfactual(source, distance, predict_and_explain(predictor, other)[0][0], changes)
@@ -133,17 +137,17 @@ def nearest_counterfactuals(
     predictor: Predictor,
     row: pl.DataFrame, # One row, in the types of the schema
     reference: ReferenceRows,
-    min_difference: float, # For a regression
-    n_neighbors: int = 10, # How many
+    min_difference: float, # Regression only: smallest difference of the prediction
+    n_neighbors: int = 10,
 ) -> list[int]: # Positions in the reference, the nearest first
-    "The nearest real rows with another answer."
+    "The nearest real rows with another prediction."
     own = predictor.predict(row)[0]
     other = np.flatnonzero(_is_counterfactual(predictor, reference.scores, own, min_difference))
     distance = gower_distance(scaled_differences(row, reference.rows[other], reference.ranges))
     return other[np.argsort(distance, kind='stable')[:n_neighbors]].tolist()
 
 # %% ../../nbs/explain/04_counterfactuals.ipynb #750b1769
-def _greedy_changes(predictor, row, there, own, min_difference): # The columns to take over from `there`, in this order
+def _greedy_changes(predictor, row, there, own, min_difference): # columns to change to the values of `there`
     here = row.row(0, named=True)
     def scores_with(column_sets):
         made = [here | {c: there[c] for c in columns} for columns in column_sets]
@@ -155,7 +159,7 @@ def _greedy_changes(predictor, row, there, own, min_difference): # The columns t
         best = int(np.lexsort((-_closeness_to_change(predictor, scores, own), ~done))[0])
         taken.append(left.pop(best))
         if done[best]: break
-    while True: # put back what a later step made needless
+    while True: # undo changes that later ones made unnecessary
         fewer = [[x for x in taken if x != c] for c in taken]
         enough = _is_counterfactual(predictor, scores_with(fewer), own, min_difference)
         if not enough.any(): return taken
@@ -167,9 +171,9 @@ def sparse_counterfactual(
     row: pl.DataFrame, # One row, in the types of the schema
     reference: ReferenceRows,
     neighbor_ids: list[int], # From `nearest_counterfactuals`
-    min_difference: float, # For a regression
-) -> Counterfactual | None: # None without a row to go toward
-    "The row with the fewest other values that gets another answer."
+    min_difference: float, # Regression only: smallest difference of the prediction
+) -> Counterfactual | None: # None without neighbours
+    "A row with as few changes as were found that gets another prediction."
     own, found = predictor.predict(row)[0], []
     for i in neighbor_ids:
         there = reference.rows.row(i, named=True)
