@@ -36,7 +36,7 @@ def parse_values(
     schema: Schema,
     values: dict, # Column -> a value, or its text; None or an empty text is missing
 ) -> pl.DataFrame: # One row, in the types of the schema
-    "Values that a person wrote; raises `UserError` for an unknown column or a value that the schema does not allow."
+    "Parse typed values; raises `UserError` for an unknown column or a value that the schema does not allow."
     for c, v in values.items():
         if c not in schema.columns: raise UserError(f"there is no column '{c}'{did_you_mean(c, schema.columns)}")
         if isinstance(v, list | dict): raise UserError(f"'{c}' is {v!r}; give one value.")
@@ -56,7 +56,7 @@ def parse_changes(
     predictor: Predictor,
     texts: list[str], # Each `column=value`
 ) -> dict: # Column -> value
-    "Changes as they are typed; raises `UserError` for one that cannot be read, or that the model would not notice."
+    "Parse changes; raises `UserError` for an invalid one, or a column that the model does not read."
     for t in texts:
         if '=' not in t:
             raise UserError(f"'{t}' is no change; write column=value, with nothing after the sign for a missing value.")
@@ -69,21 +69,22 @@ def parse_changes(
 
 # %% ../../nbs/explain/05_what_if.ipynb #9c411655
 class ContributionChange(Struct):
-    "One input of the model, before and after."
+    "The contribution of one input, before and after a change."
     feature: str
     before: str | int | float | bool | None
     after: str | int | float | bool | None
-    contribution_before: float # to the raw score
+    contribution_before: float # to the raw score, as is the next
     contribution_after: float
 
-def _readable_inputs(predictor, frame): # The model's inputs as people read them
+# %% ../../nbs/explain/05_what_if.ipynb #7551b82a
+def _readable_inputs(predictor, frame): # inputs and computed features before encoding, categories as text
     return predictor.features.add_columns(frame).select(predictor.feature_names)
 
 def compare_contributions(
     predictor: Predictor,
     frame: pl.DataFrame, # Two rows, in the types of the schema: before and after
-) -> tuple[list[RowPrediction], list[ContributionChange], float]: # Both; inputs, moved most first; base value
-    "Predictions of a row before and after, and what each input adds."
+) -> tuple[list[RowPrediction], list[ContributionChange], float]: # Two; inputs, largest change first; base value
+    "Predictions and contributions of a row before and after a change."
     predictions, parts = predict_and_explain(predictor, frame)
     a, b = _readable_inputs(predictor, frame).rows()
     order = np.lexsort((-np.abs(parts[0, :-1]), -np.abs(parts[1] - parts[0])[:-1]))
@@ -93,17 +94,17 @@ def compare_contributions(
 
 # %% ../../nbs/explain/05_what_if.ipynb #cf8a09f8
 class WhatIf(Struct):
-    "Predictions of a row and of the changed row, and rows with another answer."
+    "Predictions and contributions of a row before and after a change, and counterfactuals."
     task: str
     before: RowPrediction
     after: RowPrediction
     changes: list[ValueChange]
     base_value: float # the mean prediction, on the raw scale
-    raw_units: str # what contributions are measured in
+    raw_units: str # units of the contributions
     effects: list[ContributionChange]
-    min_difference: float | None # of a regression: what counts as another answer
+    min_difference: float | None # regression only: smallest difference of a counterfactual
     nearest_counterfactual: Counterfactual | None # a real row
-    sparse_counterfactual: Counterfactual | None # the changed row with as few other values as were found
+    sparse_counterfactual: Counterfactual | None # the changed row with few further changes
 
 # %% ../../nbs/explain/05_what_if.ipynb #56f5c800
 def what_if(
@@ -111,9 +112,9 @@ def what_if(
     row: pl.DataFrame, # One row of the schema
     changes: dict, # Column -> value, from `parse_changes`
     reference: ReferenceRows,
-    min_difference: float | None = None, # Of a regression; None for the standard deviation of the reference
+    min_difference: float | None = None, # Regression only; None: standard deviation of the reference scores
 ) -> WhatIf:
-    "Ask the model about a row, and about the same row with other values."
+    "Analyse a row and the same row with other values."
     row, task = cast_to_schema(row, predictor.schema, predictor.inputs), predictor.schema.task
     if task == 'regression' and min_difference is None: min_difference = float(reference.scores.std())
     changed = pl.DataFrame([row.row(0, named=True) | changes], schema=row.schema)
@@ -128,14 +129,15 @@ def what_if(
 
 # %% ../../nbs/explain/05_what_if.ipynb #c6f77c91
 def format_value(value) -> str:
-    "A value as it is printed."
+    "A value as text."
     if value is None: return 'missing'
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
+# %% ../../nbs/explain/05_what_if.ipynb #70b826ae
 def format_prediction(
     prediction: RowPrediction,
 ) -> str:
-    "A prediction in words."
+    "Decision and score as text; the score alone for a regression."
     if prediction.decision is None: return f"{prediction.score:.4g}"
     return f"“{prediction.decision}” ({prediction.score:.3f})"
 
@@ -149,6 +151,7 @@ def _text_table(heads, rows, numbers): # `numbers`: how many of the last columns
     for row in rows: out.add_row(*row)
     return out
 
+# %% ../../nbs/explain/05_what_if.ipynb #3ef5875b
 def _contribution_rows(found, max_features):
     def line(name, a, b, before='', after=''): return [name, before, after, *(f"{x:+.3f}" for x in (a, b, b - a))]
     rows = [line(e.feature, e.contribution_before, e.contribution_after, format_value(e.before),
@@ -166,7 +169,7 @@ def print_what_if(
     console=None, # A `rich` console; None for the terminal
     max_features: int = 12, # Inputs to list
 ) -> None:
-    "Print everything."
+    "Print an analysis as tables."
     from rich.console import Console
     tell = (console or Console(highlight=False, markup=False)).print
     after = f"; after the change {format_prediction(found.after)}" if found.changes else ""
@@ -190,7 +193,7 @@ def read_row(
     row_number: int, # From 1
     path: Path, # A Parquet file with rows of the schema
 ) -> pl.DataFrame: # One row
-    "A row of a file; raises `UserError` if there is no such row."
+    "Read a row of a Parquet file; raises `UserError` if there is none of that number."
     try:
         frame = pl.scan_parquet(path, glob=False)
         n = frame.select(pl.len()).collect().item()
@@ -205,7 +208,7 @@ def parse_json_row(
     predictor: Predictor,
     text: str, # An object: column -> value
 ) -> pl.DataFrame: # One row
-    "A row written as JSON; raises `UserError` if it is none, or lacks a column."
+    "Parse a row written as JSON; raises `UserError` if it is invalid or lacks a column."
     try: values = msgspec.json.decode(text, type=dict)
     except msgspec.MsgspecError as e:
         raise UserError(f"the row is no JSON object ({e}); write it like {{\"plan\": \"basic\", ...}}.") from None
