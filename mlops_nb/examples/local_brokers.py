@@ -19,10 +19,10 @@ from ..batch.brokers import StreamMessage
 
 # %% ../../nbs/examples/03_local_brokers.ipynb #4daf641e
 class InMemoryBroker:
-    "A broker in memory; what was read and not answered is delivered again at once."
+    "A broker in memory; unacknowledged messages are delivered again at the next read."
     CONNECTION_ERRORS = ConnectionError,
 
-    def __init__(self, *bodies: bytes, limit: int = 100): # Messages `m0`, `m1`, ...; answers that fit into the target
+    def __init__(self, *bodies: bytes, limit: int = 100): # Messages `m0`, `m1`, ...; results until `is_full`
         self.source, self.limit = {f'm{i}': b for i, b in enumerate(bodies)}, limit
         self.read_before, self.target, self.dead_letters, self.attempts = set(), {}, {}, {}
 
@@ -51,12 +51,14 @@ def _free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
+# %% ../../nbs/examples/03_local_brokers.ipynb #769f824f
 def _wait_for_port(port, process):
     while process.poll() is None:
         try: return socket.create_connection(('127.0.0.1', port)).close()
         except OSError: time.sleep(.01)
     raise RuntimeError(f'{process.args[0]} ended with {process.returncode}')
 
+# %% ../../nbs/examples/03_local_brokers.ipynb #042512d7
 @contextmanager
 def _run_server(program, scheme, options):
     path = shutil.which(program, path=os.environ.get('PATH', '') + ':/usr/sbin')
@@ -76,6 +78,7 @@ def local_redis(): # A context manager that yields `redis://127.0.0.1:PORT`, or 
     return _run_server('redis-server', 'redis', lambda port, folder: [
         '--port', port, '--bind', '127.0.0.1', '--dir', folder, '--save', ''])
 
+# %% ../../nbs/examples/03_local_brokers.ipynb #7c26c9b8
 def local_nats(): # A context manager that yields `nats://127.0.0.1:PORT`, or None where it is not installed
     "A NATS server with JetStream."
     return _run_server('nats-server', 'nats', lambda port, folder: [
