@@ -40,14 +40,14 @@ def test_no_threshold_costs_less(p, seed, c):
 
     def spent(t): return row_cost(y, p >= t, c).sum()
 
-    t = choose_threshold(y, p, c)
+    t = min_cost_threshold(y, p, c)(np.ones(len(p)))
     assert 0 <= t <= np.nextafter(1, 2)
     assert spent(t) <= min(map(spent, [*np.linspace(0, 1, 201), 2.0])) + 1e-9
 
 
 def test_a_threshold_between_neighbouring_floats_separates_them():
     p = np.array([0.5, np.nextafter(0.5, 1)])
-    t = choose_threshold(np.array([0.0, 1.0]), p, CostParams())
+    t = min_cost_threshold(np.array([0.0, 1.0]), p, CostParams())(np.ones(2))
     assert (p >= t).tolist() == [False, True]
 
 
@@ -206,8 +206,24 @@ def test_weights_are_repeated_rows(p, seed, c):
     def spent(t): return row_cost(y[each], p[each] >= t, c).sum()
 
     assert spent(min_cost_threshold(y, p, c)(times.astype(float))) == pytest.approx(
-        spent(choose_threshold(y[each], p[each], c)), abs=1e-9
+        spent(min_cost_threshold(y[each], p[each], c)(np.ones(len(each)))), abs=1e-9
     )
+
+
+def test_the_break_even_point_stands_unless_another_is_cheaper_beyond_noise():
+    "True probabilities: the cheapest of 300 rows costs more on new ones. Probabilities three times too high: it saves."
+    c, costs_of, moved = CostParams(true_positive=-40, false_positive=10, false_negative=0), [], 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        p = rng.beta(1, 8, 4300)
+        y, new = (rng.random(4300) < p).astype(float), p[300:]
+        t = choose_threshold(y[:300], p[:300], c)
+        cheapest = min_cost_threshold(y[:300], p[:300], c)(np.ones(300))
+        costs_of.append([np.where(new >= at, new * -40 + (1 - new) * 10, 0).mean() for at in (t, cheapest, .2)])
+        moved += t != .2
+        assert choose_threshold(y[:2000], np.clip(3 * p[:2000], 0, 1), c) > .4
+    chosen, cheapest, best = np.mean(costs_of, 0)
+    assert best <= chosen < best + .3 * (cheapest - best) and moved <= 8
 
 
 def test_a_threshold_of_few_rows_is_less_sure():
