@@ -32,24 +32,25 @@ from ..model.predictor import Predictor, model_file
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #4471c2ec
 class OnnxTree(NamedTuple):
-    "The splits of a tree in arrays, then its leaves."
+    "A tree as arrays, s splits and s + 1 leaves."
     feature: np.ndarray # (s,) int: a column of the matrix
-    threshold: np.ndarray # (s,) Go left if the value is at most this
-    codes: list[set[int] | None] # Of a split on a category: those that go left
-    missing_left: np.ndarray # (s,) bool: where a missing value goes
+    threshold: np.ndarray # (s,) values up to this go left
+    codes: list[set[int] | None] # (s,) of a categorical split: the codes that go left
+    missing_left: np.ndarray # (s,) bool: does a missing value go left?
     left: np.ndarray # (s,) int: a split, or ~leaf
     right: np.ndarray # (s,) int
-    value: np.ndarray # (s + 1,) Of the leaves
+    value: np.ndarray # (s + 1,) of the leaves
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #bfc9326b
 _ZERO_THRESHOLD = float(np.float32(1e-35)) # LightGBM's kZeroThreshold
 
-def _shift_near_zero(t): # t, moved so that values which count as 0 fall on the side of 0
+def _shift_near_zero(t): # thresholds, moved so that values treated as 0 take the branch of 0
     below = np.where((t < 0) & (t >= -_ZERO_THRESHOLD), np.nextafter(-_ZERO_THRESHOLD, -1), t)
     return np.where((t >= 0) & (t < _ZERO_THRESHOLD), _ZERO_THRESHOLD, below)
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #e3cce294
 def to_onnx_tree(tree: Tree) -> OnnxTree:
-    "The tree as ONNX needs it; raises `UserError` if ONNX cannot express it."
+    "Convert a tree; raises `UserError` if ONNX cannot express it."
     if tree.is_linear: raise UserError("the model has linear trees, which cannot be exported; train it without them.")
     if (tree.missing_type == MISSING_ZERO).any():
         raise UserError("the model takes 0 as missing, which cannot be exported; train it without `zero_as_missing`.")
@@ -62,23 +63,24 @@ def to_onnx_tree(tree: Tree) -> OnnxTree:
                     [tree.left_codes(i) if c else None for i, c in enumerate(category)], missing_left,
                     tree.left_child, tree.right_child, tree.leaf_value)
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #2f26649d
 def read_onnx_trees(
     text: str, # The content of a `model.txt`
 ) -> list[OnnxTree]: # For k classes, tree i adds to class i % k
-    "The trees of a LightGBM model; raises `UserError` if it is none, or one that ONNX cannot express."
+    "The trees of a LightGBM model; raises `UserError` if the text is not one, or ONNX cannot express it."
     parse_header(text)
     return [to_onnx_tree(tree) for tree in parse_trees(text)]
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #63ea2cf9
-_BRANCH_LEQ, _BRANCH_MEMBER = 0, 6 # Modes of a split
+_BRANCH_LEQ, _BRANCH_MEMBER = 0, 6 # modes of a split: value <= threshold, value in a set
 
-def _with_offsets(trees): # Of each tree: the number of its first split, and of its first leaf
+def _with_offsets(trees): # each tree with the number of its first split and of its first leaf
     count = lambda sizes: np.cumsum([0, *sizes])[:-1]
     return zip(trees, count([len(t.feature) for t in trees]), count([len(t.value) for t in trees]))
 
 def _concatenate(trees, part): return np.concatenate([part(*t) for t in _with_offsets(trees)]).tolist()
 
-def _child_attributes(trees, branch, side): # Of the children on one side: their numbers, and are they leaves?
+def _child_attributes(trees, branch, side): # for the children on one side: their numbers, and whether they are leaves
     def number(t, first_split, first_leaf):
         child = getattr(t, side)
         return np.where(child < 0, first_leaf + ~child, first_split + child)
@@ -87,7 +89,7 @@ def _child_attributes(trees, branch, side): # Of the children on one side: their
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #441a0727
 def _tree_ensemble_node(trees, classes, number):
-    "The node of all trees; `number` is the type of thresholds and leaves."
+    "The `TreeEnsemble` node; `number` is the type of thresholds and leaves."
     from onnx import TensorProto, helper
     def tensor(values, type=number): return helper.make_tensor('values', type, [len(values)], values)
     codes = [c for t in trees for c in t.codes]
@@ -110,9 +112,9 @@ _ONNX_OPS = dict(identity='Identity', log='Exp', logit='Sigmoid', softmax='Softm
 
 def trees_to_onnx(
     text: str, # The content of a `model.txt`
-    bits: int = 64, # Of the thresholds; 32 is for showing what that does
+    bits: int = 64, # Of the thresholds; 32 only to demonstrate the effect
 ) -> bytes: # From `X` (n, columns) to `score`: (n,), or (n, k) for k classes
-    "A LightGBM model as an ONNX model; raises `UserError` if ONNX cannot express it."
+    "Convert a LightGBM model to ONNX; raises `UserError` if ONNX cannot express it."
     from onnx import TensorProto, checker, helper
     header, trees = parse_header(text), read_onnx_trees(text)
     number = {64: TensorProto.DOUBLE, 32: TensorProto.FLOAT}[bits]
@@ -132,13 +134,13 @@ def trees_to_onnx(
     return model.SerializeToString()
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #daf7ec47
-_BATCH_ROWS = 1024 # rows at a time
+_BATCH_ROWS = 1024 # rows of one call
 
 def predict_onnx(
     model: bytes, # With an input `X` and an output `score`
-    X: np.ndarray, # (n, columns), brought to the type of the input
+    X: np.ndarray, # (n, columns), converted to the type of the input
 ) -> np.ndarray: # (n,) or (n, k)
-    "What an ONNX model says of each row."
+    "The predictions of an ONNX model."
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -151,17 +153,18 @@ def predict_onnx(
 def neighbouring_floats(
     thresholds: np.ndarray, # (t,)
 ) -> np.ndarray: # At most six times as many, ascending
-    "The thresholds and their neighbours, among 64-bit and among 32-bit numbers."
+    "The thresholds and their neighbours, in 64 bits and in 32 bits."
     with np.errstate(over='ignore'): single = thresholds.astype(np.float32)
     ways = lambda t: (t, np.nextafter(t, t.dtype.type(-np.inf)), np.nextafter(t, t.dtype.type(np.inf)))
     every = np.concatenate([*ways(thresholds), *(w.astype(float) for w in ways(single))])
     return np.unique(every[np.isfinite(every)])
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #e95269da
 def with_column_values(
     X: np.ndarray, # (n, columns)
     values: dict[int, np.ndarray], # by column
 ) -> np.ndarray: # A row for each value
-    "Rows of `X` one after the other, in each of which one column has another value."
+    "Rows of `X`, in turn, each with one column set to one of the values."
     columns = np.repeat([*values], [len(v) for v in values.values()])
     rows = X[np.arange(len(columns)) % len(X)].copy()
     rows[np.arange(len(rows)), columns] = np.concatenate([*values.values()])
@@ -170,9 +173,9 @@ def with_column_values(
 # %% ../../nbs/bundle/05_onnx_export.ipynb #cdaa1687
 def leaf_boundary_rows(
     trees: list[OnnxTree],
-    row: np.ndarray, # (columns,) what columns are that a tree does not look at
-) -> Iterator[np.ndarray]: # A row for each leaf that can be reached
-    "Rows that reach each leaf, each value on the very edge of its side."
+    row: np.ndarray, # (columns,) values of the columns that a tree does not use
+) -> Iterator[np.ndarray]: # A row for each reachable leaf
+    "Rows that reach each leaf, with each value at the boundary of its side."
     codes = [(int(j), c) for t in trees for j, c in zip(t.feature, t.codes) if c]
     known = {j: set(range(max(max(c) for i, c in codes if i == j) + 2)) for j, _ in codes}
     for tree in trees:
@@ -202,7 +205,7 @@ _TAIL = ((1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550
          (1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550, 0.148103976427480074590,
           0.0151986665636164571966, 0.000547593808499534494600, 0.00000000105075007164441684324))
 
-def _rational(parts, x): # Of two polynomials, by Horner's rule
+def _rational(parts, x): # quotient of two polynomials, by Horner's rule
     over, under = (reduce(lambda sum, c: sum * x + c, reversed(cs)) for cs in parts)
     return over / under
 
@@ -213,14 +216,14 @@ def _ndtri(p): # p in [0.001, 0.999]
     return torch.where(q.abs() <= 0.425, q * _rational(_CENTRE, 0.180625 - q * q), torch.where(q < 0, -tail, tail))
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #2f2f31de
-def _quantile_level(x, knots, below): # Interpolated; equal knots count from the left or from the right
+def _quantile_level(x, knots, below): # interpolated level; `below` decides how equal knots count
     import torch
     at = torch.linspace(0, 1, len(knots), dtype=x.dtype)
     i = below(knots, x[:, None]).sum(1).clamp(1, len(knots) - 1)
     inside = at[i - 1] + (x - knots[i - 1]) / (knots[i] - knots[i - 1]) * (at[i] - at[i - 1])
     return torch.where(below(knots[-1], x), 1., torch.where(below(knots[0], x), inside, 0.))
 
-def _quantile_transform(x, how): # What `quantile_transform` of the network does
+def _quantile_transform(x, how): # `quantile_transform` of the network, in operations that ONNX has
     import torch
     knots = torch.tensor(how.quantiles, dtype=x.dtype)
     share = (_quantile_level(x, knots, torch.le) + _quantile_level(x, knots, torch.lt)) / 2
@@ -228,7 +231,7 @@ def _quantile_transform(x, how): # What `quantile_transform` of the network does
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #23a75adc
 def _net_module(net):
-    "A module from the encoded matrix to what the net predicts."
+    "A torch module from the encoded matrix to the prediction of the net."
     import torch
     network, weights = net.network, net.weights
     class Whole(torch.nn.Module):
@@ -246,7 +249,7 @@ def _net_module(net):
 def net_to_onnx(
     net: Net,
 ) -> bytes: # From `X` (n, columns) to `score`: (n,), or (n, k) for k classes
-    "A net as an ONNX model; raises `UserError` if torch cannot write one of its operations."
+    "Convert a net to ONNX; raises `UserError` if torch cannot export one of its operations."
     import io
 
     import torch
@@ -262,12 +265,13 @@ def net_to_onnx(
     return out.getvalue()
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #8835d94b
-def _platt_nodes(c): # From `p` to `score`
+def _platt_nodes(c): # nodes from `p` to `score`, and their constants
     return [('Sub', ['one', 'p'], ['q']), ('Log', ['p'], ['log p']), ('Log', ['q'], ['log q']),
             ('Sub', ['log p', 'log q'], ['odds']),
             ('Mul', ['odds', 'a'], ['turned']), ('Add', ['turned', 'b'], ['z']), ('Sigmoid', ['z'], ['free']),
             ('Clip', ['free', 'low', 'high'], ['score'])], dict(one=1., a=c.slope, b=c.intercept)
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #2ac6edee
 def _isotonic_nodes(c):
     x, y = np.array(c.x_thresholds), np.array(c.y_thresholds)
     constants = dict(axis=np.array([1]), zero=0., one=1., start=y[0], rise=np.diff(y), width=np.diff(x))
@@ -276,6 +280,7 @@ def _isotonic_nodes(c):
             ('MatMul', ['share', 'rise'], ['gained']),
             ('Add', ['gained', 'start'], ['score'])], constants | {'from': x[:-1]}
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #0c8aaafe
 def _temperature_nodes(c):
     nodes = [('Log', ['p'], ['log p']), ('Div', ['log p', 't'], ['z']), ('Softmax', ['z'], ['score'])]
     return nodes, dict(t=c.temperature)
@@ -285,7 +290,7 @@ _CALIBRATOR_NODES = {PlattCalibrator: _platt_nodes, IsotonicCalibrator: _isotoni
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #9308a169
 def append_calibrator(
-    model: bytes, # In ONNX, with an output `score`
+    model: bytes, # ONNX, with an output `score`
     calibrator: Calibrator | None,
 ) -> bytes: # The same model with calibrated scores, in 64 bits
     "Append the calibrator of a policy to an ONNX model."
@@ -307,36 +312,38 @@ def append_calibrator(
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #a179be87
 PARITY_TOLERANCE = dict(trees=1e-9, net=1e-4) # the largest difference of two scores, relative where they are above 1
-_MAX_ROWS = dict(trees=200_000, net=5_000) # rows of a kind, spread evenly over those there are
+_MAX_ROWS = dict(trees=200_000, net=5_000) # of one kind of rows; evenly spaced if there are more
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #1cbe82ae
 class ParityCheck(Struct):
-    "One kind of rows, predicted by both."
+    "Comparison of both models on one kind of rows."
     row_kind: str # such as real, all missing
     n_rows: int
-    n_decisions_changed: int # rows that were decided otherwise
+    n_decisions_changed: int # rows with another decision
     max_difference: float # largest difference of two scores, relative where they are above 1
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #abdd162f
 class ParityReport(Struct):
-    "What was compared before an ONNX model was written; `parity.json`."
+    "The interface of an exported model and the comparison it has passed; `parity.json`."
     bundle_id: str
     task: str
     feature_names: list[str] # the columns of the input `X`, in order, in 64 bits; NaN is missing
     category_codes: dict[str, dict[str, int]] # of the categories among them: name -> code; 0 for any other name
     classes: list[str] | None # of the output `score`: the second is the event of a binary task
-    policy: Policy # what turns a score into a decision: its threshold; its calibration is in the score
+    policy: Policy # the threshold turns a score into a decision; the score is calibrated already
     tolerance: float
     checks: list[ParityCheck]
     sha256: str # of model.onnx
-    onnxruntime_version: str # of the onnxruntime it was compared with
+    onnxruntime_version: str # used for the comparison
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #e67cbc6b
 def compare_predictions(
     predictor: Predictor,
-    model: bytes, # In ONNX
-    row_kind: str, # Which these are
+    model: bytes, # ONNX
+    row_kind: str, # Name of this kind of rows
     X: np.ndarray, # (n, columns)
 ) -> ParityCheck:
-    "Predict the same rows with both."
+    "Compare the predictions of both models on the same rows."
     ours, theirs = predictor.policy.calibrate(predictor.model.predict(X)), predict_onnx(model, X)
     apart = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
     changed = 0
@@ -357,6 +364,7 @@ def _export_trees(data, X):
     return trees_to_onnx(text), {'at and beside each threshold': with_column_values(X, marks),
                                  'to each leaf, along its thresholds': along_leaves}
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #2ddad2fe
 def _export_net(data, X):
     net = Net(data)
     marks = {n.column: neighbouring_floats(np.array(n.quantiles)) for n in net.network.numeric_columns}
@@ -367,10 +375,10 @@ _EXPORTERS = {'model.txt': ('trees', _export_trees), 'model.safetensors': ('net'
 # %% ../../nbs/bundle/05_onnx_export.ipynb #2cdccc99
 def convert_and_compare(
     predictor: Predictor, # With its policy
-    model_path: Path, # The file of its model
+    model_path: Path, # The model's file
     X: np.ndarray, # (n, columns) real rows, encoded
-) -> tuple[bytes, float, list[ParityCheck]]: # The model in ONNX, the tolerance, and what was compared
-    "Write the model as ONNX, and compare both on the real rows and on rows made from them."
+) -> tuple[bytes, float, list[ParityCheck]]: # The ONNX model, the tolerance, and the comparisons
+    "Convert a model to ONNX and compare both on real and on constructed rows."
     (kind, export), encoder = _EXPORTERS[model_path.name], predictor.encoder
     model, made = export(model_path.read_bytes(), X)
     model = append_calibrator(model, predictor.policy.calibrator)
@@ -382,10 +390,11 @@ def convert_and_compare(
     checks = [compare_predictions(predictor, model, name, rows) for name, rows in kinds.items()]
     return model, PARITY_TOLERANCE[kind], checks
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #be6f1fdf
 def parity_error(
     checked: list[ParityCheck], tolerance: float,
-) -> str: # Empty: there is no reason
-    "Why a model is not written, in a sentence."
+) -> str: # Empty if it passed
+    "Why the model must not be written, in a sentence."
     bad = [c for c in checked if c.n_decisions_changed or not c.max_difference <= tolerance]
     if not bad: return ''
     found = '; '.join(f"{c.row_kind}: {c.n_decisions_changed} of {c.n_rows} decided otherwise, "
@@ -399,7 +408,7 @@ def export_onnx(
     output: str | Path, # The folder for `model.onnx` and `parity.json`
     rows: pl.DataFrame | None = None, # Further real rows of the schema
 ) -> ParityReport:
-    "Write a bundle's model as ONNX; raises `UserError`, and writes nothing, if it does not answer as the bundle does."
+    "Export a bundle's model to ONNX; raises `UserError` and writes nothing if predictions differ."
     import onnxruntime
     bundle, output = Path(bundle), Path(output)
     predictor = Predictor.open(bundle)
