@@ -21,14 +21,15 @@ from ..model.predictor import Predictor
 def escape_markdown(
     text: object,
 ) -> str: # Markdown that is shown as `text`, in one line
-    "A text that does nothing in Markdown."
+    "Escape a text so that Markdown shows it literally."
     return re.sub(r'([\\`*<&\[|]|(?<![^\W_])_|_(?![^\W_]))', r'\\\1', ' '.join(str(text).split()))
 
+# %% ../../nbs/bundle/01_model_card.ipynb #561912aa
 def markdown_table(
     headings: list,
     rows: list, # Of cells
 ) -> str:
-    "A table whose cells are shown as they are."
+    "A Markdown table with escaped cells."
     lines = [headings, ['---'] * len(headings), *rows]
     return '\n'.join(f"| {' | '.join(map(escape_markdown, r))} |" for r in lines) if rows else 'None.'
 
@@ -49,7 +50,7 @@ def describe_predictions(
     schema: Schema,
     policy: Policy,
 ) -> str:
-    "What the model predicts and decides, in two sentences at most."
+    "What the model predicts and decides, in one or two sentences."
     doc = schema.columns[schema.target].doc if schema.target in schema.columns else ''
     about = f"`{schema.target}`" + (f" ({escape_markdown(doc).rstrip('.')})" if doc else '')
     if schema.task == 'regression': return f"It predicts the value of {about}."
@@ -64,12 +65,12 @@ def describe_predictions(
             f"{costs or 'none were given'}.")
 
 # %% ../../nbs/bundle/01_model_card.ipynb #91a518b8
-def _condition_in_words(value, type): # A condition in words
+def _condition_in_words(value, type): # the predicate of one column
     if not isinstance(value, list): return 'missing' if value is None else str(value)
     if type not in ('integer', 'number', 'timestamp'): return ' or '.join(_condition_in_words(v, type) for v in value)
     return ' '.join(f"{word} {end}" for word, end in zip(('from', 'to'), value) if end is not None) or 'known'
 
-def _rule_in_words(r, schema): # A rule in words
+def _rule_in_words(r, schema): # one `PolicyRule`
     conditions = {c: _condition_in_words(value, schema.columns[c].type) for c, value in r.when.items()}
     rows = ' and '.join(f"`{c}` is {escape_markdown(words)}" for c, words in conditions.items())
     bounds = ('at least', r.min_score), ('at most', r.max_score)
@@ -78,6 +79,7 @@ def _rule_in_words(r, schema): # A rule in words
     if r.review: done.append("a person decides")
     return f"where {rows}, {' and '.join(done)}" if rows else f"everywhere {' and '.join(done)}"
 
+# %% ../../nbs/bundle/01_model_card.ipynb #f4cc8480
 def _policy_sentences(schema, policy):
     out, rules = [], '; '.join(_rule_in_words(r, schema) for r in policy.rules)
     if policy.reject_region:
@@ -96,9 +98,9 @@ def describe_limitations(
     schema: Schema,
     dataset: DatasetInfo,
     evaluation: dict, # The content of `evaluation.json`
-    raw_units: str, # What contributions are measured in
+    raw_units: str, # Units of the contributions
 ) -> list[str]: # Sentences
-    "What the figures do not say."
+    "Limitations of model and evaluation."
     sources, left_out = list(dataset.sources), dataset.accepted - dataset.used
     named = ', '.join(map(escape_markdown, sources[:5])) + (f" and {len(sources) - 5} more" if len(sources) > 5 else '')
     out = [f"It knows rows like those of `{dataset.dataset}` ({named}); on others its figures do not hold.",
@@ -115,13 +117,14 @@ def describe_limitations(
     return out
 
 # %% ../../nbs/bundle/01_model_card.ipynb #26b7b23c
-def _selection_sentences(evaluation): # What was chosen on the validation rows
+def _selection_sentences(evaluation): # what was chosen on the validation set
     if moved := evaluation.get('recalibration'): yield f"Calibration: {moved['message']}"
     at = evaluation.get('threshold') or {}
     if settled := evaluation.get('policy_effect'): yield settled['message']
     if at.get('low') is not None:
         yield f"On other valid rows the threshold would lie between {at['low']:.4g} and {at['high']:.4g}."
 
+# %% ../../nbs/bundle/01_model_card.ipynb #e8c088a9
 def _metrics_section(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     rows = [(m, _format_estimate(e), _format_estimate(valid.get(m))) for m, e in test.items()]
@@ -130,6 +133,7 @@ def _metrics_section(evaluation):
             markdown_table(['metric', 'test', 'valid'], rows),
             _bullets(map(escape_markdown, sentences)) or "It was compared with no other model."]
 
+# %% ../../nbs/bundle/01_model_card.ipynb #89aea063
 def _segments_section(evaluation, most=10):
     worst, metric = evaluation.get('slices') or [], evaluation['primary_metric']
     worst = sorted(worst, key=lambda s: -(s['gap'].get('value') or 0))[:most]
@@ -148,6 +152,7 @@ def _discovered_slices(evaluation):
     table = [markdown_table(['group', 'rows', 'measure', 'error', 'gap to the rest'], rows)] if rows else []
     return [escape_markdown(found['message']), *table]
 
+# %% ../../nbs/bundle/01_model_card.ipynb #86364fca
 def _fairness_section(schema, evaluation):
     found = evaluation.get('fairness') or []
     if not found: return ["The schema marks no column as sensitive, so fairness was not measured."]
@@ -164,11 +169,12 @@ def _flatten(params, before=''): # 'train.gbdt.num_leaves': 31, ...
              for name, x in params.items())
     return {k: v for part in parts for k, v in part.items()}
 
-def _changed_params(params): # Those that are not as a new project has them
+def _changed_params(params): # those that differ from a new project's
     usual = _flatten(msgspec.to_builtins(Params(simulate=SimulateParams())))
     return [(k, v) for k, v in _flatten(params).items() if v != usual.get(k)]
 
-def _effective_params(p): # The params, with what a tuning found
+# %% ../../nbs/bundle/01_model_card.ipynb #83bf3076
+def _effective_params(p): # the parameters, with those that tuning has found
     learner, own = p.training.get('learner'), p.training.get('params')
     return p.params | {'train': p.params.get('train', {}) | {learner: own}} if own else p.params
 
@@ -195,7 +201,7 @@ def render_model_card(
     evaluation: dict, # The content of `evaluation.json`
     provenance: Provenance,
 ) -> str: # Markdown
-    "What a person should know about the model."
+    "The model card of a predictor, as Markdown."
     schema, policy, computed = predictor.schema, predictor.policy, ', '.join(predictor.features.names)
     inputs = [(c, schema.columns[c].type, schema.columns[c].doc) for c in predictor.inputs]
     return '\n\n'.join([
