@@ -20,17 +20,17 @@ from .core.typed_yaml import write_json
 
 # %% ../nbs/90_pipeline.ipynb #6b37da62
 class Stage(Struct, frozen=True):
-    "One step of the pipeline: a function, and the files it reads and writes."
+    "One step of the pipeline: a function, and the files that it reads and writes."
     name: str
-    description: str # what it does, in a sentence
+    description: str # one sentence, shown by `dvc stage list`
     function: str # `module:function`
     deps: list[str]
     outs: list[str]
     params: list[str] = field(default_factory=list) # sections of params.yaml
     metrics: list[str] = field(default_factory=list) # small JSON files that are committed to git
-    git_outs: list[str] = field(default_factory=list) # outputs that git keeps, and not the cache of DVC
+    git_outs: list[str] = field(default_factory=list) # outputs that are committed to git and not cached by DVC
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
-    needs_champion: bool = False # is the function given the bundle folder of the present champion?
+    needs_champion: bool = False # does the function take the bundle folder of the current champion?
 
 # %% ../nbs/90_pipeline.ipynb #056774c5
 _FEATURES_FILE = "${prepare.features_file}"
@@ -97,7 +97,7 @@ _RELEASE_STAGES = [
                 "artifacts/tuning", "artifacts/models", "artifacts/evaluation", "artifacts/cross_validation",
                 "artifacts/explanation", "artifacts/bundle", "artifacts/metrics.json", "artifacts/gate.json",
                 "artifacts/deployment.json"],
-          outs=["artifacts/report.json"]), # not the pages: they say when they were made
+          outs=["artifacts/report.json"]), # not the pages: they contain the time they were made
 ]
 
 STAGES = {s.name: s for s in [*_DATA_STAGES, *_TRAIN_STAGES, *_EVALUATION_STAGES, *_RELEASE_STAGES]}
@@ -127,7 +127,7 @@ def dvc_yaml() -> str: # YAML
 
 # %% ../nbs/90_pipeline.ipynb #35232b3e
 def _peak_memory_mib():
-    "The most memory that this process had, or one that it waited for."
+    "Peak resident memory of this process or of its largest child, in MiB."
     import resource
     unit = 2**20 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(w).ru_maxrss / unit for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -137,7 +137,7 @@ def _peak_memory_mib():
 
 # %% ../nbs/90_pipeline.ipynb #ab01b466
 def _damaged_input(root, stage):
-    "The first Parquet file among the inputs of a stage that cannot be opened."
+    "The first Parquet file among the inputs of a stage that cannot be opened, or None."
     import polars as pl
     for dep in (root / d for d in stage.deps):
         for path in sorted(dep.rglob("*.parquet")) if dep.is_dir() else [dep] if dep.suffix == ".parquet" else []:
@@ -146,7 +146,7 @@ def _damaged_input(root, stage):
 
 # %% ../nbs/90_pipeline.ipynb #0afc7fa5
 def _call_stage(stage, root, item):
-    "Import the function of a stage and call it with what the table says it needs."
+    "Import and call the function of a stage with the arguments it needs."
     module, function = stage.function.split(":")
     args = [root, item] if item else [root]
     if stage.needs_champion:
@@ -160,8 +160,8 @@ def _call_stage(stage, root, item):
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
-    item: str | None = None, # For a stage with a matrix: which item
-) -> dict: # What was recorded: stage, seconds, peak_memory_mib, and the stage's own facts
+    item: str | None = None, # For a stage with a matrix: the item, such as a learner
+) -> dict: # The record: stage, seconds, peak_memory_mib, and what the stage returned
     "Run one stage and record its duration and peak memory. Raises `UserError` for an unknown stage."
     if name not in STAGES: raise UserError(f"There is no stage {name!r}{did_you_mean(name, STAGES)}")
     stage = STAGES[name]
@@ -180,7 +180,7 @@ def run_stage(
 
 # %% ../nbs/90_pipeline.ipynb #a514579d
 def run_features(root: Path) -> None:
-    "Export the project's features notebook, so that an edit of it is enough for `dvc repro` to notice."
+    "Export the project's features notebook; raises `UserError` if it does not export `prepare.features_file`."
     from nbdev.export import nb_export
     p = read_params(root / "params.yaml").prepare
     if not (root / p.features_notebook).exists():
