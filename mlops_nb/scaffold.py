@@ -29,7 +29,7 @@ from .pipeline import dvc_yaml
 def package_name(
     folder: str | Path, # e.g. `../bike-sharing`
 ) -> str: # A Python identifier
-    "The name of the package of the project in `folder`."
+    "A valid package name for the project in `folder`."
     name = re.sub(r"\W+", "_", Path(folder).resolve().name).strip("_").lower() or "project"
     name = f"p_{name}" if name[0].isdigit() else name
     taken = name in sys.stdlib_module_names or name in ("data", "nbs", "artifacts", "mlops_nb")
@@ -38,12 +38,12 @@ def package_name(
 # %% ../nbs/91_scaffold.ipynb #22c7be02
 def choose_split(
     time: str | None = None, # The time column
-    ordered: bool = False, # Are the rows in the order of time, though they carry none?
-    group: str | None = None, # A column whose rows belong together
+    ordered: bool = False, # Are the rows in order of time, without a time column?
+    group: str | None = None, # Rows with the same value of this column stay in one split
     split_column: str | None = None, # A column that says train, valid or test
     test_files: tuple[str, ...] = (), # Names or patterns of source files of the test set
 ) -> SplitParams:
-    "The split that fits what is known of the rows. Raises `UserError` when two of them are asked for at once."
+    "The split parameters for what is known of the rows; raises `UserError` for contradicting options."
     asked = {"--test-files": test_files, "--split-column": split_column, "--group": group, "--ordered": ordered}
     given = [k for k, v in asked.items() if v]
     if len(given) > 1: raise UserError(f"{' and '.join(given)} ask for different splits; give one of them.")
@@ -75,7 +75,7 @@ _CALENDAR_FEATURES = {
 }
 
 def datetime_columns(schema: Schema) -> list[str]: # Column names
-    "Timestamps that are known when a prediction is made: the event time, and those the target is not computed from."
+    "Timestamps that are known at prediction time: the event time, and those the target is not computed from."
     known = {n for n in schema.columns if n == schema.event_time or n not in schema.target_columns}
     return [n for n, c in schema.columns.items() if c.type == "timestamp" and c.feature and n in known]
 
@@ -84,7 +84,7 @@ def find_calendar_features(
     schema: Schema,
     frame: pl.LazyFrame, # The data set
 ) -> dict[str, list[str]]: # Timestamp column -> those of hour, weekday, month that vary
-    "The calendar features that each timestamp column can give."
+    "The calendar features that are worth proposing for each timestamp column."
     clocks, types = datetime_columns(schema), frame.collect_schema()
     t = [schema.parse_expr(c, types[c]).dt for c in clocks]
     seen = [getattr(x, part)().drop_nulls().n_unique().alias(f"{c} {part}")
@@ -130,7 +130,7 @@ def make_features_notebook(
     calendar_features: dict[str, list[str]], # From `find_calendar_features`
     package: str, # The project's package, e.g. `bikes`
 ):
-    "The first features notebook of a project, as an nbformat notebook."
+    "The first features notebook of a project."
     from fastcore.nbio import mk_cell, new_nb
     cells = [mk_cell(_NOTEBOOK_INTRO, "markdown"), mk_cell("#| default_exp features"),
              mk_cell("#| export\nimport numpy as np\n\nfrom mlops_nb.model.features import feature")]
@@ -211,7 +211,7 @@ __pycache__/
 
 # %% ../nbs/91_scaffold.ipynb #de141a44
 def _run_command(*command, cwd):
-    "A quiet command of another tool; its last line becomes the error."
+    "Run a command silently; raises `UserError` with the last line of its output if it fails."
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -227,7 +227,7 @@ def write_project_files(
     calendar_features: dict[str, list[str]], # From `find_calendar_features`
     package: str,
 ) -> None:
-    "Write every file of a project but its data and its schema."
+    "Write all files of a project except data and schema."
     from fastcore.nbio import write_nb
     write_params(params, root / "params.yaml")
     write_settings(root, Settings(tracking=TrackingSettings(experiment=schema.dataset),
@@ -246,7 +246,7 @@ def write_project_files(
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
 def _init_git_and_dvc(root, package):
-    "git, nbdev's export and DVC, as somebody would set them up by hand."
+    "Export the features notebook and set up git and DVC."
     (root / package).mkdir()
     (root / package / "__init__.py").write_text('__version__ = "0.1.0"\n')
     export = "from nbdev.export import nb_export; nb_export('nbs/00_features.ipynb')"
@@ -269,15 +269,15 @@ def init_project(
     root: str | Path, # The new project's folder: absent or empty
     data: str, # A file, folder, glob or database URL
     target: str, # A column, or a SQL expression over columns
-    *, time: str | None = None, # The column that says when a row was true
+    *, time: str | None = None, # The time column
     split: SplitParams | None = None, # How rows are split; None: by `time` if there is one, else at random
     exclude: tuple[str, ...] = (), # Columns the model must not see
-    entity: str | None = None, # The column that names whom a row is about
+    entity: str | None = None, # The column that identifies what a row is about, e.g. a customer
     row_filter: str | None = None, # A SQL expression: other rows are left out
     task: str | None = None, # binary, multiclass or regression; guessed from the target where it is None
     **reading, # separator, encoding, table, query: see `ReadOptions`
 ) -> Schema:
-    "Write a new project around `data`. Raises `UserError` when the folder is taken or the data cannot be understood."
+    "Create a project for `data`; raises `UserError` if the folder is not empty or the data cannot be read."
     from mlops_nb.config.schema_inference import infer_schema
     from mlops_nb.data.ingest import ingest, scan_data
     from mlops_nb.data.readers import ReadOptions
