@@ -26,7 +26,7 @@ from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file
 from ..core.typed_yaml import read_json, write_json
 from .column_checks import check_with_pandera, is_readable_as, validate_batch
-from .ingest import DataManifest, read_data_manifest, read_raw_batches
+from .ingest import DataManifest, newest_source, read_data_manifest, read_raw_batches
 from ..stats.drift_test import Baseline, DriftResult, detect_drift
 from ..stats.summaries import merge_summaries, statistics_frame, summarize_columns
 
@@ -259,7 +259,7 @@ def run_validate(
     limit = project.params.validate.max_quarantined_share
     changes = check_partition_schemas(root, manifest, schema)
     baseline = champion and read_json(Path(champion) / 'baseline.json', _BundleBaseline).data
-    run = _ValidationRun(schema, manifest.files[-1].name if baseline and manifest.files else None)
+    run = _ValidationRun(schema, newest_source(manifest) if baseline else None)
     with atomic_dir(root / 'artifacts/accepted') as a:
         with atomic_dir(root / 'quarantine') as q: found = _write_split(root, run, a, q)
         check_quarantined_share(found, limit)

@@ -16,11 +16,13 @@ import pytest
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, sha256_file
 from mlops_nb.data.ingest import (
+    DataManifest,
     PartitionWriter,
     common_supertype,
     dvc_add_data,
     ingest,
     ingest_lock,
+    newest_source,
     read_data_manifest,
     read_raw_batches,
     scan_data,
@@ -108,11 +110,26 @@ def test_zstd_and_row_groups(tmp_path):
     assert max(len(b) for _, b in read_raw_batches(tmp_path / "p", batch_rows=10_000)) <= 10_000
 
 
-def test_the_same_bytes_each_time_and_in_any_order(tmp_path):
+def test_the_same_bytes_each_time_and_the_same_partitions_in_any_order(tmp_path):
     source = months(tmp_path / "in", "2023-12", "2024-01", "2024-02")
     ingest(source, tmp_path / "a", time_column="day")
+    ingest(source, tmp_path / "again", time_column="day")
+    assert file_hashes(tmp_path / "a/data") == file_hashes(tmp_path / "again/data")
     for name in ["2024-02", "2023-12", "2024-01"]: ingest(source / f"{name}.csv", tmp_path / "b", time_column="day")
-    assert file_hashes(tmp_path / "a/data") == file_hashes(tmp_path / "b/data")
+    assert read_data_manifest(tmp_path / "a").partitions == read_data_manifest(tmp_path / "b").partitions
+
+
+def test_the_newest_data_batch_is_the_one_that_came_last(tmp_path):
+    source = months(tmp_path / "in", "delivery_8", "delivery_9", "delivery_10")
+    ingest(source, tmp_path / "together")
+    assert newest_source(read_data_manifest(tmp_path / "together")) == "delivery_10.csv"
+    for name in ("delivery_8", "delivery_10", "delivery_9"): ingest(source / f"{name}.csv", tmp_path / "p")
+    assert newest_source(read_data_manifest(tmp_path / "p")) == "delivery_9.csv"
+    months(source, "delivery_8", rows=7)
+    ingest(source / "delivery_8.csv", tmp_path / "p", replace=True)
+    # a correction takes the place of what it replaces
+    assert newest_source(read_data_manifest(tmp_path / "p")) == "delivery_9.csv"
+    assert newest_source(DataManifest()) is None
 
 
 # ---- twice, changed, replaced
