@@ -25,7 +25,7 @@ from .core.errors import UserError, describe_os_error
 
 # %% ../nbs/92_cli.ipynb #d60ddec1
 def _save_traceback(e):
-    "Write the traceback under .mlops/errors and say where."
+    "Save the traceback under .mlops/errors; returns the end of a sentence that says where."
     import time
     path = Path(".mlops") / "errors" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     try:
@@ -40,7 +40,7 @@ _INTERRUPTED = "interrupted; what was finished is kept and nothing half-written;
 def exit_code_and_message(
     error: BaseException,
 ) -> tuple[int, str]: # Exit code, and the sentence for standard error
-    "How the command ends after `error`."
+    "The exit code and the message for an exception."
     if isinstance(error, UserError): return 1, str(error)
     if isinstance(error, KeyboardInterrupt): return 130, _INTERRUPTED
     if isinstance(error, OSError): return 1, describe_os_error(error)
@@ -63,18 +63,18 @@ def main() -> None:
     "The command `mlops-nb`."
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000") # LightGBM's threads wait awake for microseconds only
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000") # idle threads of LightGBM spin for microseconds only
     try: app()
     except SystemExit as e:
-        if e.code == 130: print(f"error: {_INTERRUPTED}", file=sys.stderr) # typer turns Ctrl-C into a silent end
+        if e.code == 130: print(f"error: {_INTERRUPTED}", file=sys.stderr) # typer exits silently on Ctrl-C
         raise
     except (Exception, KeyboardInterrupt) as e:
         code, sentence = exit_code_and_message(e)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(code)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is over: Ctrl-C no longer changes how it ended
-        gc.freeze() # no search for garbage in all that MLflow imported: it took 0.8 s at the end of a stage
+        signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is done: a late Ctrl-C must not change the exit code
+        gc.freeze() # no garbage collection at exit over all that MLflow imported: it took 0.8 s
 
 # %% ../nbs/92_cli.ipynb #f459194a
 def _split_commas(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
