@@ -396,6 +396,7 @@ def _value_at_index(v, type, names): # The value a number stands for; unchanged 
     if whole and 0 <= v < len(names): return names[int(v)]
     return _CategoryIndex(v, len(names) - 1) if type == 'category' else v
 
+# %% ../../nbs/serve/00_request_validation.ipynb #2cfab47b
 def _decode_matrix_column(c, numbers): # A column of a matrix as the values that JSON would have
     if c.type == 'number': return [None if v != v else float(v) for v in numbers]
     return [_value_at_index(v, c.type, c.domain or [False, True]) for v in numbers]
