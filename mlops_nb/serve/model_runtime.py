@@ -68,6 +68,7 @@ def _find_row(self:LookupTable, entity):
         if self._entities[i] == entity: return i
         i += 1
 
+# %% ../../nbs/serve/05_model_runtime.ipynb #8603789d
 def _select(column, at): return None if column is None else [column[i] for i in at]
 
 @patch
