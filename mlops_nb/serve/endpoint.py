@@ -45,6 +45,7 @@ class PredictionResult(Struct, kw_only=True):
 class DeadlineExceeded(UserError):
     "The deadline of the request passed before it was scored."
 
+# %% ../../nbs/serve/06_endpoint.ipynb #bd593d57
 class NotPrecomputed(UserError):
     "A request named an entity alone, and the lookup table has no score for it."
 
