@@ -80,6 +80,7 @@ def _with_offsets(trees): # each tree with the number of its first split and of 
 
 def _concatenate(trees, part): return np.concatenate([part(*t) for t in _with_offsets(trees)]).tolist()
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #85a10b78
 def _child_attributes(trees, branch, side): # for the children on one side: their numbers, and whether they are leaves
     def number(t, first_split, first_leaf):
         child = getattr(t, side)
