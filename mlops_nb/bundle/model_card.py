@@ -33,6 +33,7 @@ def markdown_table(
     lines = [headings, ['---'] * len(headings), *rows]
     return '\n'.join(f"| {' | '.join(map(escape_markdown, r))} |" for r in lines) if rows else 'None.'
 
+# %% ../../nbs/bundle/01_model_card.ipynb #8400d36a
 def _bullets(sentences): return '\n'.join(f"- {s}" for s in sentences)
 
 def _format_estimate(e):
