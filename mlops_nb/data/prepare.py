@@ -24,12 +24,15 @@ from ..core.files import atomic_dir
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json, write_json
 from .label_delay import is_immature, label_delay
+from .row_keys import content_columns, content_keys
 from mlops_nb.data.splits import (
     SPLIT_NAMES,
     SplitCheck,
     assign_splits,
     check_split_overlap,
     check_split_params,
+    count_repeated_rows,
+    needs_row_key,
     split_key_columns,
 )
 from ..model.features import Features, load_features
@@ -86,12 +89,14 @@ def read_split_keys(
 ) -> tuple[pl.DataFrame, np.ndarray, datetime | None]:
     "What decides target, filter and split."
     wanted = split_key_columns(split_params, schema)
-    needed = list(dict.fromkeys(["_source", "_row", *wanted, *schema.target_columns, *schema.filter_columns]))
+    content = content_columns(schema) if needs_row_key(split_params, schema) and not schema.entity else []
+    needed = list(dict.fromkeys(["_source", "_row", *wanted, *content, *schema.target_columns, *schema.filter_columns]))
     keys, reasons, times = [], [], []
     for batch in read_accepted_batches(folder, needed):
         use = compute_target(batch, schema)
-        keys.append(batch.select("_source", "_row",
-                                 *wanted).with_columns(use["_target"]).filter(use["_reason"].is_null()))
+        key = [pl.Series("_key", content_keys(batch, schema))] if content else []
+        keys.append(batch.select("_source", "_row", *wanted).with_columns(use["_target"], *key)
+                    .filter(use["_reason"].is_null()))
         reasons.append(use["_reason"].fill_null(-1).to_numpy())
         if schema.event_time: times.append(batch[schema.event_time].max())
     if not keys:
@@ -250,11 +255,20 @@ def summarise_split(
     return SplitSummary(len(keys), sha256_file(path), target, time)
 
 # %% ../../nbs/data/09_prepare.ipynb #0f5f276e
+def _read_content_keys(path, schema):
+    from pyarrow.parquet import ParquetFile
+    names = [*content_columns(schema), "_source", "_row"]
+    with ParquetFile(path) as file:
+        return np.concatenate([np.array([], np.uint64), *(content_keys(pl.from_arrow(batch), schema)
+                               for batch in file.iter_batches(131_072, columns=names))])
+
 def _dataset_info(out, schema, split, features, keys, reasons, as_of, manifest):
     wanted = list(dict.fromkeys(["_source", "_row", "_target", *split_key_columns(split, schema),
                                  *([schema.entity] if schema.entity else [])]))
     written = {s: pl.read_parquet(out / f"{s}.parquet", columns=wanted) for s in SPLIT_NAMES}
     check = check_split_overlap(written, split, schema)
+    check.repeated_rows, check.repeated_across_splits = count_repeated_rows(
+        {s: _read_content_keys(out / f"{s}.parquet", schema) for s in SPLIT_NAMES})
     splits = {s: summarise_split(out / f"{s}.parquet", frame, schema) for s, frame in written.items()}
     sources = keys.group_by("_source").len().sort("_source")
     return DatasetInfo(dataset=schema.dataset, task=schema.task, target=schema.target, filter=schema.filter,

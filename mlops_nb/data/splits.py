@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'is_in_last_share', 'split_by_position', 'group_column', 'check_split_params', 'split_key_columns',
-           'split_by_column', 'split_by_files', 'check_splits_usable', 'row_positions', 'assign_splits', 'SplitCheck',
-           'check_split_overlap']
+           'needs_row_key', 'split_by_hash', 'split_by_column', 'split_by_files', 'check_splits_usable',
+           'row_positions', 'assign_splits', 'SplitCheck', 'check_split_overlap', 'count_repeated_rows']
 
 # %% ../../nbs/data/08_splits.ipynb #205ccfb6
 from fnmatch import fnmatchcase
@@ -18,6 +18,7 @@ from ..config.params import SplitParams
 from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
 from .label_delay import has_late_label
+from .row_keys import content_keys, hash_rows, key_positions
 
 # %% ../../nbs/data/08_splits.ipynb #e8fa2323
 SPLIT_NAMES = ("train", "valid", "test")
@@ -54,12 +55,14 @@ def split_by_position(
 # %% ../../nbs/data/08_splits.ipynb #0e73709a
 def _source_order(keys): return keys.select(pl.struct("_source", "_row").rank("ordinal") - 1).to_series().to_numpy()
 
-def _random_positions(keys, seed): return np.random.default_rng(seed).permutation(len(keys))[_source_order(keys)]
+def _group_positions(keys, column, seed): return key_positions(hash_rows(keys, [column]), seed)
 
-def _group_positions(keys, column, seed):
-    # all rows without a group are one group
-    code = keys.select(pl.col(column).rank("dense").fill_null(0)).to_series().to_numpy()
-    return np.random.default_rng(seed).permutation(int(code.max(initial=0)) + 1)[code]
+def _random_positions(keys, schema, seed):
+    if schema.entity:
+        alone = keys[schema.entity].is_null().to_numpy()
+        hashes = np.where(alone, hash_rows(keys, ["_source", "_row"]), hash_rows(keys, [schema.entity]))
+    else: hashes = keys["_key"].to_numpy() if "_key" in keys.columns else content_keys(keys, schema)
+    return key_positions(hashes, seed)
 
 # %% ../../nbs/data/08_splits.ipynb #107583f5
 def group_column(params: SplitParams, schema: Schema) -> str | None: # None unless the method is `group`
@@ -92,7 +95,37 @@ def check_split_params(params: SplitParams, schema: Schema):
 def split_key_columns(params: SplitParams, schema: Schema) -> list[str]: # Column names
     "The columns that `assign` needs beside `_source`, `_row` and `_target`."
     wanted = [schema.event_time, group_column(params, schema), params.column if params.method == "column" else None]
+    if needs_row_key(params, schema) and schema.entity: wanted.append(schema.entity)
     return list(dict.fromkeys(c for c in wanted if c))
+
+def needs_row_key(params: SplitParams, schema: Schema) -> bool:
+    "Is a row dealt by its entity or its content?"
+    return params.method == "random" or params.method in ("column", "files") and schema.event_time is None
+
+# %% ../../nbs/data/08_splits.ipynb #d18fd9b6
+def _is_usable(splits, names, position, strata):
+    if not all((splits == name).any() for name in names): return False
+    for s in np.unique(strata) if strata is not None else ():
+        mine = strata == s
+        wanted = names if len(np.unique(position[mine])) >= len(names) else names[:1]
+        if not all((splits[mine] == name).any() for name in wanted): return False
+    return True
+
+def split_by_hash(
+    position: np.ndarray, # (n,) from 0 to 1
+    test_share: float, # share of all rows
+    validation_share: float, # share of the rest
+    strata: np.ndarray | None = None, # (n,) class of each row; None where a class may be absent
+) -> np.ndarray: # (n,) of train, valid and test
+    "Divide by thresholds that do not depend on the rows, or by exact shares where too few rows make that useless."
+    names = [n for n, share in zip(SPLIT_NAMES, (1, validation_share, test_share)) if share]
+    cuts = (1 - test_share) * (1 - validation_share), 1 - test_share
+    splits = np.array(SPLIT_NAMES)[np.digitize(position, cuts)]
+    if _is_usable(splits, names, position, strata): return splits
+    if strata is not None: # the class of a key: the last one among its rows
+        frame = pl.DataFrame(dict(position=position, strata=strata))
+        strata = frame.select(pl.col("strata").max().over("position")).to_series().to_numpy()
+    return split_by_position(position, test_share, validation_share, strata)
 
 # %% ../../nbs/data/08_splits.ipynb #7ac0c182
 def _strata(keys, schema): return None if schema.task == "regression" else keys["_target"].to_numpy()
@@ -104,8 +137,8 @@ def _cut_validation_split(keys, splits, params, schema):
     if schema.event_time:
         splits[rest] = split_by_position(mine[schema.event_time].to_physical().to_numpy(), 0, params.validation)
     else:
-        splits[rest] = split_by_position(_random_positions(mine, params.seed), 0, params.validation,
-                                         _strata(mine, schema))
+        splits[rest] = split_by_hash(_random_positions(mine, schema, params.seed), 0, params.validation,
+                                     _strata(mine, schema))
     return splits
 
 # (n,) of train, valid and test
@@ -165,7 +198,7 @@ def row_positions(
     "Where each row lies on the line that is cut into splits."
     if params.method == "order": return _source_order(keys)
     if params.method == "group": return _group_positions(keys, group_column(params, schema), params.seed)
-    if params.method == "random" or not schema.event_time: return _random_positions(keys, params.seed)
+    if params.method == "random" or not schema.event_time: return _random_positions(keys, schema, params.seed)
     return keys[schema.event_time].to_physical().to_numpy()
 
 def assign_splits(
@@ -177,8 +210,9 @@ def assign_splits(
     check_split_params(params, schema)
     shares = params.test, params.validation
     match params.method:
-        case "time" | "order" | "group": splits = split_by_position(row_positions(keys, params, schema), *shares)
-        case "random": splits = split_by_position(row_positions(keys, params, schema), *shares, _strata(keys, schema))
+        case "time" | "order": splits = split_by_position(row_positions(keys, params, schema), *shares)
+        case "group": splits = split_by_hash(row_positions(keys, params, schema), *shares)
+        case "random": splits = split_by_hash(row_positions(keys, params, schema), *shares, _strata(keys, schema))
         case "column": splits = split_by_column(keys, params, schema)
         case "files": splits = split_by_files(keys, params, schema)
     if schema.event_time: splits[has_late_label(keys[schema.event_time], splits, schema)] = ""
@@ -192,7 +226,9 @@ class SplitCheck(Struct):
     overlapping_groups: int | None = None
     overlapping_times: int | None = None
     in_time_order: bool | None = None # is all of train before valid, and all of valid before test?
-    overlapping_entities: int | None = None # for the reader: no method but `group` promises anything here
+    overlapping_entities: int | None = None # for the reader: only `group` and `random` promise anything here
+    repeated_rows: int | None = None # for the reader: used rows that say the same as another, but for the target
+    repeated_across_splits: int | None = None # rows of valid and test that stand in an earlier split too
 
 def _count_overlap(splits, column):
     "How many values of `column` are in more than one split."
@@ -221,3 +257,15 @@ def check_split_overlap(
         raise UserError(f"the split does not hold ({check}); a source was taken in twice, or files in artifacts/ were "
                         f"changed.")
     return check
+
+# %% ../../nbs/data/08_splits.ipynb #c6bbf2d1
+def count_repeated_rows(
+    keys: dict[str, np.ndarray], # train, valid, test: uint64, from `content_keys`
+) -> tuple[int, int]: # Rows that repeat another one; rows of valid and test that stand in an earlier split too
+    "How many rows are there more than once."
+    seen, across, n_unique = np.array([], np.uint64), 0, 0
+    for name in SPLIT_NAMES:
+        if len(seen): across += int(np.isin(keys[name], seen).sum())
+        seen = np.union1d(seen, keys[name])
+    n_unique = len(seen)
+    return sum(map(len, keys.values())) - n_unique, across

@@ -73,7 +73,7 @@ def split_folds(
     "The repetitions that the split of the project asks for."
     place = row_positions(frame, split, schema)
     ahead = is_time_ordered(split, schema)
-    if not ahead and split.method != 'group' and schema.task != 'regression':
+    if not ahead and split.method != 'group' and schema.entity is None and schema.task != 'regression':
         place = _rank_within_class(place, frame['_target'].to_numpy())
     block = assign_blocks(place, n_folds + 1 if ahead else n_folds)
     for i in range(1 if ahead else 0, block.max(initial=0) + 1):

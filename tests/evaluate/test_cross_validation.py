@@ -18,6 +18,7 @@ from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.data.prepare import read_dataset_info
 from mlops_nb.evaluate import cross_validation as repeating
 from mlops_nb.evaluate.cross_validation import (
     Fold,
@@ -137,7 +138,7 @@ def test_no_group_is_in_two_parts_of_a_fold(made, k, share):
 @given(st.integers(0, 10**6), st.integers(20, 400), st.integers(2, 6))
 def test_random_folds_hold_each_class_evenly(seed, n, k):
     frame = visits(seed, n, 10, 10)
-    found = [*split_folds(frame, SplitParams(method="random"), VISITS, k)]
+    found = [*split_folds(frame, SplitParams(method="random"), structs.replace(VISITS, entity=None), k)]
     assert (np.sum([f.held_out for f in found], axis=0) == 1).all()
     for c in (0, 1):
         counts = [int((frame["_target"].to_numpy()[f.held_out] == c).sum()) for f in found]
@@ -224,8 +225,9 @@ def test_files_and_figures(task, tmp_path):
     for run in found.folds + found.seeds:
         assert run.metrics.keys() == METRICS[task].keys() and run.time_range is None and run.skip_reason is None
         assert all(x is not None for m, x in run.metrics.items() if m != "precision")
-    assert sum(r.rows["held_out"] for r in found.folds) == 720 # the test rows are in none
-    assert {sum(r.rows.values()) for r in found.folds} == {720}
+    rest = 900 - read_dataset_info(root).parts["test"].rows
+    assert sum(r.rows["held_out"] for r in found.folds) == rest # the test rows are in none
+    assert {sum(r.rows.values()) for r in found.folds} == {rest}
     table = pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")
     assert len(table) == 5 * len(METRICS[task])
     spread, x = found.fold_summary[found.primary_metric], [r.metrics[found.primary_metric] for r in found.folds]
