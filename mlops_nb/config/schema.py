@@ -40,6 +40,7 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     format: str | None = None # how a timestamp is written as text, in strftime's letters; null for ISO 8601
     on_violation: Literal["quarantine", "null", "stop"] = "quarantine" # out of type or range, or missing
     on_new_category: Literal["unknown", "quarantine"] = "unknown" # a category that is not in `domain`
+    leak_accepted: str = "" # why it may predict almost perfectly; the gate refuses such a column without a reason
     doc: str = "" # what it means, in a sentence
 
     def __post_init__(self):

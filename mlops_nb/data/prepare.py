@@ -24,6 +24,7 @@ from ..core.files import atomic_dir
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json, write_json
 from .label_delay import is_immature, label_delay
+from .leakage import LeakFinding, find_leaks
 from .row_keys import content_columns, content_keys
 from mlops_nb.data.splits import (
     SPLIT_NAMES,
@@ -217,6 +218,7 @@ class DatasetInfo(Struct):
     split_check: SplitCheck
     parts: dict[str, SplitSummary]
     lineage: Lineage
+    leaks: list[LeakFinding] | None = None # in the training rows; None: nobody looked
 
 # %% ../../nbs/data/09_prepare.ipynb #58b3944d
 def read_dataset_info(root: str | Path = ".") -> DatasetInfo:
@@ -278,7 +280,8 @@ def _dataset_info(out, schema, split, features, keys, reasons, as_of, manifest):
                    sources=dict(sources.iter_rows()), features=features.types, split=split, split_check=check,
                    parts=splits,
                    lineage=Lineage(sha256_file(manifest) if manifest.exists() else None, schema_hash(schema),
-                                   features.sha256))
+                                   features.sha256),
+                   leaks=find_leaks(pl.scan_parquet(out / "train.parquet"), schema, features))
 
 # %% ../../nbs/data/09_prepare.ipynb #cab5e467
 def _check_rowwise(accepted, splits, schema, features):

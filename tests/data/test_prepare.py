@@ -298,6 +298,19 @@ def test_killed_at_any_moment_the_folder_is_old_or_new(project):
     assert file_hashes(root / "artifacts/prepared") != old and read_dataset_info(root).split_check.duplicate_rows == 0
 
 
+def test_a_leak_is_described_with_the_data_and_the_reason_for_accepting_it(project):
+    told = accepted_rows().with_columns(settled=pl.col("y") == "yes")
+    schema = msgspec.structs.replace(SCHEMA, columns={**COLUMNS, "settled": Column("boolean", nullable=True)})
+    root = project(told, schema)
+    run_prepare(root)
+    leak, = read_dataset_info(root).leaks
+    assert (leak.column, leak.kind, leak.accepted) == ("settled", "target copy", "") and leak.strength > 0.99
+    schema.columns["settled"].leak_accepted = "decided at the counter"
+    project(told, schema)
+    run_prepare(root)
+    assert read_dataset_info(root).leaks == [msgspec.structs.replace(leak, accepted="decided at the counter")]
+
+
 @pytest.mark.realdata
 def test_taxi_trips(real_data, tmp_path):
     source = pl.read_parquet(real_data("nyc_green_taxi") / "green_tripdata_2021-01.parquet")

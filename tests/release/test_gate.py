@@ -16,6 +16,8 @@ from mlops_nb.bundle.stage import choose_anchor, run_bundle
 from mlops_nb.config.params import GateParams, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.data.leakage import LeakFinding
+from mlops_nb.data.prepare import read_dataset_info
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
 from mlops_nb.evaluate.decision_threshold import measure_calibration
 from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings, weighted_metric
@@ -29,6 +31,7 @@ from mlops_nb.release.gate import (
     check_at_most,
     check_clean_process,
     check_comparisons,
+    check_leaks,
     check_scores,
     check_segments,
     check_single_row_parity,
@@ -389,6 +392,28 @@ def test_check_gate_speaks_only_of_a_verdict(project):
     with pytest.raises(UserError, match="does not exist"): require_passed_gate(project)
     (project / "artifacts/gate.json").write_text('{"passed": true, "bund')
     with pytest.raises(UserError, match="cannot be read"): require_passed_gate(project)
+
+
+def test_a_leak_fails_the_gate_until_it_is_accepted_by_name(project):
+    info = read_dataset_info(project)
+    assert info.leaks == [], "the columns of the shared test project are honest"
+    leaks = [LeakFinding(n, "target copy", 1.0, f"{n} alone predicts y.", "Take it away.") for n in ("x", "count")]
+
+    def rule():
+        write_json(project / "artifacts/prepared/dataset.json", info)
+        return next(r for r in evaluate_gate(project).results if r.name == "leaks")
+
+    assert rule().passed and rule().value == 0
+    info.leaks = leaks
+    assert not rule().passed and rule().message == "x alone predicts y. count alone predicts y. Take it away."
+    leaks[0].accepted = "known on the day."
+    assert not rule().passed and rule().value == 1
+    leaks[1].accepted = "known as well"
+    assert rule().passed and "x alone predicts y. It was accepted: known on the day. count" in rule().message
+
+
+def test_leaks_that_nobody_looked_for_are_no_pass():
+    assert not check_leaks(None).passed and check_leaks([]).passed
 
 
 def test_nan_scores_fail(project):
