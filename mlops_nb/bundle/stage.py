@@ -19,7 +19,9 @@ from ..core.typed_yaml import read_json
 from ..data.prepare import read_dataset_info, read_split
 from ..model.policy import Policy
 from ..model.predictor import Predictor, model_file
-from ..stats.drift_test import N_BINS, ReferenceHistogram, fit_baseline
+from ..stats.drift_test import ReferenceHistogram, fit_baseline, fit_reference_histogram
+from ..stats.sketches import build_sketch, float_to_ordered_int
+from ..stats.summaries import ColumnSummary
 from ..train.stage import open_trained_predictor
 
 # %% ../../nbs/bundle/03_stage.ipynb #ec103172
@@ -36,11 +38,10 @@ def read_selected_learner(
 # %% ../../nbs/bundle/03_stage.ipynb #1b94b1e8
 def score_histogram(
     scores: np.ndarray, # (n,)
-) -> ReferenceHistogram: # About ten cells of equal size
-    "How scores were distributed."
-    edges = np.unique(np.quantile(scores, np.arange(1, N_BINS) / N_BINS))
-    counts = np.bincount(np.searchsorted(edges, scores, side='right'), minlength=len(edges) + 1)
-    return ReferenceHistogram([0, *counts.tolist()], edges.tolist())
+) -> ReferenceHistogram:
+    "How scores were distributed; in the bins of a column of numbers."
+    sketch = build_sketch(*np.unique(float_to_ordered_int(scores), return_counts=True))
+    return fit_reference_histogram(ColumnSummary('number', len(scores), sketch=sketch))
 
 def score_histograms(
     predictor: Predictor, # With its policy

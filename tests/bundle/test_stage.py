@@ -85,4 +85,11 @@ def test_the_card_says_what_was_measured(project):
 
 def test_constant_scores_have_a_distribution():
     reference = score_histogram(np.full(10, .5))
-    assert sum(reference.counts) == 10 and reference.edges == [.5]
+    assert reference.counts == [0, 0, 10, 0] and reference.bin_label([2]) == "the value 0.5"
+
+
+def test_a_score_that_a_rule_gives_to_many_rows_has_a_bin_of_its_own():
+    scores = np.append(np.full(900, .3), np.linspace(.01, .99, 100))
+    reference = score_histogram(scores)
+    labels = [reference.bin_label([i]) for i in range(len(reference.counts))]
+    assert dict(zip(labels, reference.counts))["the value 0.3"] == 900 and sum(reference.counts) == 1000
