@@ -120,6 +120,6 @@ def row(what, figure, peer="", peer_figure="", ratio="", bound="", met=None):
     return dict(what=what, figure=figure, peer=peer, peer_figure=peer_figure, ratio=ratio, bound=bound, met=met)
 
 
-def report(rows, notes=()):
-    "The last line of a benchmark's output."
-    print(json.dumps(dict(rows=rows, notes=list(notes))))
+def report(rows, notes=(), head=None):
+    "The last line of a benchmark's output; `head` names the columns where they are not those of a comparison."
+    print(json.dumps(dict(rows=rows, notes=list(notes), head=head)))

@@ -17,7 +17,7 @@ from common import ENV, HERE, ROOT, THREADS
 
 # seconds until it is stopped
 SUBJECTS = {"default_pipeline": 1200, "taxi_ingest": 600, "overhead": 2400, "scoring": 900, "shapley": 900,
-            "learning": 3600, "nets": 1800, "serving": 2400}
+            "learning": 3600, "nets": 1800, "serving": 2400, "evidence": 1800}
 PACKAGES = ["polars", "lightgbm", "numpy", "pyarrow", "pandera", "dvc", "mlflow", "scikit-learn", "shap", "papermill"]
 HEAD = ("what", "figure", "peer, same run", "its figure", "ratio", "bound", "met")
 
@@ -33,9 +33,9 @@ def measure(name, quick):
     return dict(rows=[dict(what=name, figure=why, peer="", peer_figure="", ratio="", bound="", met=False)], notes=[])
 
 
-def table(rows):
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    for r in rows:
+def table(found):
+    lines = ["| " + " | ".join(found.get("head") or HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for r in found["rows"]:
         met = {True: "yes", False: "**no**", None: ""}[r["met"]]
         lines.append("| " + " | ".join([r["what"], r["figure"], r["peer"], r["peer_figure"], r["ratio"], r["bound"],
                                         met]) + " |")
@@ -76,7 +76,7 @@ def title(name): return ast.get_docstring(ast.parse((HERE / f"{name}.py").read_t
 
 def write_page(name, found, load):
     from mlops_nb.core.files import atomic_file
-    text = PAGE.format(title=title(name), table=table(found["rows"]), notes=listed(found["notes"]),
+    text = PAGE.format(title=title(name), table=table(found), notes=listed(found["notes"]),
                        machine=listed(machine(name, load)))
     with atomic_file(ROOT / "docs" / "benchmarks" / f"{name}.md") as tmp: tmp.write_text(text, encoding="utf-8")
 
@@ -95,7 +95,7 @@ def main():
     for name in args.names or SUBJECTS:
         clock, load = time.perf_counter(), os.getloadavg()[0]
         found = measure(name, args.quick)
-        print(f"{name}: {time.perf_counter() - clock:.0f} s\n{table(found['rows'])}\n", flush=True)
+        print(f"{name}: {time.perf_counter() - clock:.0f} s\n{table(found)}\n", flush=True)
         if not args.quick: write_page(name, found, load)
         missed |= any(r["met"] is False for r in found["rows"])
     return int(missed)
