@@ -49,9 +49,11 @@ _KEY_METRICS = {'binary': ['log_loss', 'roc_auc', 'cost'], 'multiclass': ['log_l
                 'regression': ['rmse', 'mae', 'r2']}
 
 def key_metrics(e: Evaluation) -> list[KeyMetric]:
-    "The three metrics that people follow, on the test set."
+    "The three metrics that people follow, on the test set, with the gain over the champion on the same rows."
     names = list(dict.fromkeys([e.primary_metric, *_KEY_METRICS[e.task]]))[:3]
-    return [KeyMetric(n, e.metrics['test'][n].value, METRICS[e.task][n].better) for n in names]
+    gains = next((c.metrics for c in e.comparisons if c.name == 'champion'), {})
+    return [KeyMetric(n, e.metrics['test'][n].value, METRICS[e.task][n].better, gains[n].gain if n in gains else None)
+            for n in names]
 
 # %% ../../nbs/report/07_stage.ipynb #09780a0e
 def summarize_run(
@@ -62,12 +64,14 @@ def summarize_run(
     gate, e = read_json(art / 'gate.json', GateReport), read_evaluation(root)
     v, dataset = read_json(art / 'validation.json', ValidationReport), read_dataset_info(root)
     deployment = read_json(art / 'deployment.json', dict)
-    counts = dict(received=v.received, accepted=v.accepted, quarantined=v.quarantined, used=dataset.used)
+    test = dataset.parts['test']
+    counts = dict(received=v.received, accepted=v.accepted, quarantined=v.quarantined, used=dataset.used,
+                  test=test.rows)
     message = f"{gate.message} {deployment['message']}" if gate.passed else f"Nothing was deployed: {gate.message}"
     times = [t for p in dataset.parts.values() if p.time for t in p.time]
     now = datetime.now().astimezone().isoformat(timespec='seconds')
     run = RunRecord(gate.bundle[:12], now, message, gate.passed, key_metrics(e), counts,
-                    read_explanation(root).top_features)
+                    test.sha256, read_explanation(root).top_features)
     period = f"{format_date(min(times))} to {format_date(max(times))}" if times else ''
     return run, PageHeader(project=e.dataset, run_name=run.name, data_period=period)
 

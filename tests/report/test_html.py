@@ -13,9 +13,17 @@ from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.report import stage as pipeline
 from mlops_nb.report.figures import figure_html, subplots
 from mlops_nb.report.formatting import format_number, format_percent
-from mlops_nb.report.history import KeyMetric, RunRecord, read_runs, write_index
+from mlops_nb.report.history import (
+    KeyMetric,
+    RunRecord,
+    format_gain,
+    format_metric_change,
+    read_runs,
+    write_index,
+)
 from mlops_nb.report.html import PageHeader, render_markdown, render_notebook, render_page, sanitize_html
 from mlops_nb.report.html_fragments import histogram_counts, table
+from mlops_nb.stats.bootstrap import Estimate
 
 # ---- cleaning
 
@@ -140,8 +148,35 @@ def test_links_resolve_and_texts_are_escaped(tmp_path):
     found = self_contained(index.read_text())
     for link in found.links[1:]: assert (index.parent / link).exists(), link
     assert len(found.links) == 1 + 6 + 2 and "&lt;cc&gt; done." in index.read_text()
-    assert (index.read_text().index("&lt;cc&gt;") < index.read_text().index("&lt;aa&gt;")
-            and "better" in index.read_text())
+    assert index.read_text().index("&lt;cc&gt;") < index.read_text().index("&lt;aa&gt;")
+    assert "since bb: +0.0100, each on its own test rows" in index.read_text()
+
+
+def test_the_index_shows_the_comparison_with_the_champion_where_there_was_one(tmp_path):
+    add(tmp_path, "aa", "2026-01-01T00:00:00", 0.85)
+    metrics = [KeyMetric("roc_auc", 0.8, "higher", Estimate(0.02, 0.01, 0.03)), KeyMetric("f1", 0.5, "higher")]
+    write_json(tmp_path / "bb/run.json", RunRecord("bb", "2026-01-02T00:00:00", "x", None, metrics))
+    text = write_index(tmp_path, tmp_path / "i.html", "Runs").read_text()
+    assert "champion, same test rows: 0.0200 better (0.0100 to 0.0300)" in text
+    assert "since aa" not in text and "0.0500" not in text # the change on other rows would contradict it
+
+
+@pytest.mark.parametrize("rows, better, said", [
+    ("same", "higher", "+0.100 better, on the same test rows"),
+    ("same", "lower", "+0.100 worse, on the same test rows"), ("same", "zero", "+0.100, on the same test rows"),
+    ("other", "higher", "+0.100, each on its own test rows"), ("", "higher", "+0.100, each on its own test rows")])
+def test_a_change_is_judged_only_on_the_same_rows(rows, better, said):
+    old, new = (RunRecord(n, "", "", metrics=[KeyMetric("m", v, better)], test_rows=r)
+                for n, v, r in (("old", 0.7, rows and "same"), ("new", 0.8, rows)))
+    assert format_metric_change(new.metrics[0], new, old) == said
+    assert format_metric_change(KeyMetric("m", None, better), new, old) == "–"
+    assert format_metric_change(KeyMetric("another", 1.0, better), new, old) == "–"
+
+
+def test_a_gain_is_said_with_its_direction_and_interval():
+    assert format_gain(Estimate(-1.15, -2.0, -0.3)) == "1.15 worse (−2 to −0.300)"
+    assert format_gain(Estimate(0.5)) == "0.500 better" and format_gain(Estimate(0.0, 0.0, 0.0)) == "no difference"
+    assert format_gain(None) == format_gain(Estimate(None)) == "–"
 
 
 def test_the_list_is_the_same_bytes_when_written_again_and_empty_is_no_error(tmp_path):

@@ -87,6 +87,9 @@ def test_a_report_concludes_first_and_shows_no_raw_text_of_the_data(project, nam
     assert len(text) < 1_500_000 and sanitize_html(text).count("<svg") == text.count("<svg")
     if name == "data": assert "2 rows (0.2 %)" in text and "count is out of its range" in text
     if name == "evaluation":
+        for limit in ("Test rows", "Entities", "Detectable loss", "Late labels", "Duplicates", "Suspected leaks"):
+            assert f"<td>{limit}</td>" in shown[0]
+        assert ("<td>Events</td>" in shown[0]) == ("regression" not in project.name)
         assert "over 2 random folds" in text and ("The seed changes nothing" in text or "under 2 seeds" in text)
     if name == "explanation":
         assert f"the contribution in {Predictor.open(project / 'artifacts/bundle').raw_units}." in text
@@ -104,10 +107,12 @@ def test_the_change_since_the_run_before_is_told(project):
     described, header = summarize_run(project)
     for m in described.metrics: m.value *= 2
     described.row_counts["accepted"] -= 10
+    described.test_rows = "of another month"
     write_json(project / "before.json", described)
     at = dict(root=str(project), previous="before.json")
     assert "+10" in run("data", **at)[0]
-    assert "better" in run("evaluation", **at)[0] or "worse" in run("evaluation", **at)[0]
+    first = run("evaluation", **at)[0]
+    assert "Since the previous run" in first and first.count(", each on its own test rows</td>") == 3
     assert "Rank in the previous run" in run("explanation", **at)[0] and header.project == "rows"
 
 
