@@ -143,6 +143,7 @@ def ingest_command(
                   options=ReadOptions(separator, encoding, table, query))
     dvc_add_data(root)
     print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
+    for sentence in done.overlaps: print(f"warning: {sentence}", file=sys.stderr)
 
 # %% ../nbs/92_cli.ipynb #95312492
 @app.command("simulate")

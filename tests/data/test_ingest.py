@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -403,3 +404,24 @@ def test_adult_as_a_glob(real_data, tmp_path):
     assert {f.name: f.rows for f in read_data_manifest(tmp_path).files} == {"adult.data": 32_561, "adult.test": 16_281}
     digest = hashlib.sha256((real_data("adult") / "adult.test").read_bytes()).hexdigest()
     assert read_data_manifest(tmp_path).files[1].sha256 == digest
+
+
+# ---- rows that were there already
+
+def test_a_file_that_was_exported_again_is_named_and_honest_months_are_not(tmp_path):
+    rng = np.random.default_rng(0)
+    def month(n, seed):
+        return pl.DataFrame(dict(id=np.random.default_rng(seed).integers(0, 10**9, n), x=rng.normal(size=n)))
+    may = month(500, 0)
+    (tmp_path / "in").mkdir()
+    may.write_csv(tmp_path / "in/may.csv")
+    month(480, 1).write_csv(tmp_path / "in/june.csv")
+    assert ingest(tmp_path / "in", tmp_path / "p").overlaps == []
+    pl.concat([may, month(10, 2)]).sample(fraction=1, shuffle=True, seed=0).write_csv(tmp_path / "may_again.csv")
+    (sentence,) = ingest(tmp_path / "may_again.csv", tmp_path / "p").overlaps
+    assert "98% of the 510 rows of may_again.csv are in may.csv as well" in sentence
+    pl.concat([may, month(900, 3)]).write_csv(tmp_path / "year.csv") # most of it is new
+    assert ingest(tmp_path / "year.csv", tmp_path / "p").overlaps == []
+    may.write_csv(tmp_path / "other.csv", separator=";")
+    together = ingest(tmp_path / "other.csv", tmp_path / "p").overlaps
+    assert [s.split(" are in ")[1].split()[0] for s in together] == ["may.csv", "may_again.csv"]
