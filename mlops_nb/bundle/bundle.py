@@ -66,6 +66,7 @@ class MonitoringBaseline(Struct):
     data: Baseline # The columns, on the training rows
     scores: dict[str, ReferenceHistogram] # By score column, on the validation rows
     attribution: dict # Contributions of the features, from `attribution_baseline.json'
+    training_keys: bytes | None = None # `sketch_keys` of the training and validation rows: what the model has learned
 
 # %% ../../nbs/bundle/02_bundle.ipynb #af022c34
 def write_bundle(

@@ -16,7 +16,8 @@ from .model_card import render_model_card
 from .provenance import collect_provenance
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
-from ..data.prepare import read_dataset_info, read_split
+from ..data.prepare import read_content_keys, read_dataset_info, read_split
+from ..data.row_keys import sketch_keys
 from ..model.policy import Policy
 from ..model.predictor import Predictor, model_file
 from ..stats.drift_test import ReferenceHistogram, fit_baseline, fit_reference_histogram
@@ -60,8 +61,10 @@ def _monitoring_baseline(root, predictor):
     names = predictor.score_columns
     scores = pl.read_parquet(predictions, columns=['split', *names]).filter(split='valid')[names].to_numpy()
     histograms = score_histograms(predictor, valid, scores if len(names) > 1 else scores[:, 0])
-    return MonitoringBaseline(fit_baseline(train, predictor.schema), histograms,
-                              read_json(attribution, dict))
+    keys = [read_content_keys(root / f'artifacts/prepared/{split}.parquet', predictor.schema)
+            for split in ('train', 'valid')]
+    return MonitoringBaseline(fit_baseline(train, predictor.schema), histograms, read_json(attribution, dict),
+                              sketch_keys(*keys))
 
 # %% ../../nbs/bundle/03_stage.ipynb #4c02783a
 def choose_anchor(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXCLUSION_REASONS', 'compute_target', 'read_accepted_batches', 'read_split_keys', 'split_accepted_rows',
            'read_rows_to_try', 'write_splits', 'SplitSummary', 'Lineage', 'DatasetInfo', 'read_dataset_info',
-           'read_split', 'summarise_split', 'run_prepare']
+           'read_split', 'summarise_split', 'read_content_keys', 'run_prepare']
 
 # %% ../../nbs/data/09_prepare.ipynb #0cc1b80b
 from collections.abc import Iterator
@@ -257,20 +257,25 @@ def summarise_split(
     return SplitSummary(len(keys), sha256_file(path), target, time)
 
 # %% ../../nbs/data/09_prepare.ipynb #0f5f276e
-def _read_content_keys(path, schema):
+def read_content_keys(
+    path: Path, # A prepared split, such as artifacts/prepared/train.parquet
+    schema: Schema,
+) -> np.ndarray: # (n,) uint64
+    "The key of each row's content, read in batches."
     from pyarrow.parquet import ParquetFile
     names = [*content_columns(schema), "_source", "_row"]
     with ParquetFile(path) as file:
         return np.concatenate([np.array([], np.uint64), *(content_keys(pl.from_arrow(batch), schema)
                                for batch in file.iter_batches(131_072, columns=names))])
 
+# %% ../../nbs/data/09_prepare.ipynb #4e9373e3
 def _dataset_info(out, schema, split, features, keys, reasons, as_of, manifest):
     wanted = list(dict.fromkeys(["_source", "_row", "_target", *split_key_columns(split, schema),
                                  *([schema.entity] if schema.entity else [])]))
     written = {s: pl.read_parquet(out / f"{s}.parquet", columns=wanted) for s in SPLIT_NAMES}
     check = check_split_overlap(written, split, schema)
     check.repeated_rows, check.repeated_across_splits = count_repeated_rows(
-        {s: _read_content_keys(out / f"{s}.parquet", schema) for s in SPLIT_NAMES})
+        {s: read_content_keys(out / f"{s}.parquet", schema) for s in SPLIT_NAMES})
     splits = {s: summarise_split(out / f"{s}.parquet", frame, schema) for s, frame in written.items()}
     sources = keys.group_by("_source").len().sort("_source")
     return DatasetInfo(dataset=schema.dataset, task=schema.task, target=schema.target, filter=schema.filter,

@@ -18,6 +18,7 @@ from msgspec import Struct, field, structs
 from ..config.schema import Schema
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
+from ..data.row_keys import check_not_learned, content_columns, content_keys
 from .decision_threshold import choose_threshold
 from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, independent_units, weighted_metric
 from ..stats.bootstrap import Estimate, Resampling, bootstrap_replicates, finite_or_none, t_interval
@@ -195,11 +196,13 @@ def compare_with_champion(
     resampling: Resampling = Resampling(),
     role: Literal['champion', 'anchor'] = 'champion', # the present one, or the best so far
 ) -> Comparison:
-    "Our model against a champion; one that cannot score these rows is recorded as such."
+    "Our model against a champion; one that cannot score these rows, or was trained on them, is recorded as such."
     from mlops_nb.model.predictor import Predictor
     name, task = champion.name, schema.task
     try:
         predictor = Predictor.open(champion, resampling.threads)
+        if all(c in test.columns for c in content_columns(predictor.schema)):
+            check_not_learned(champion, content_keys(test, predictor.schema), 'test')
         theirs = score_with_champion(predictor, test, schema)
     except Exception as e:
         why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"

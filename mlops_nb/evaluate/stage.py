@@ -75,10 +75,12 @@ def run_evaluate(
     champion: Path | None = None, # The bundle folder of the present champion
 ) -> dict: # Facts for the stage's record
     "Choose a learner and measure its model; writes `artifacts/evaluation/` and `artifacts/metrics.json`."
+    from mlops_nb.train.learners import check_init_model
     from mlops_nb.train.stage import open_trained_predictor
     project, root = Project.open(root), Path(root)
     params = project.params
     predictors = {learner: open_trained_predictor(project, learner) for learner in params.train.learners}
+    check_init_model(project, 'test')
     splits = {split: read_split(root, split) for split in ('valid', 'test')}
     scored = {learner: score_splits(p, splits, params.evaluate) for learner, p in predictors.items()}
     found = _evaluate_selected(params, predictors, splits, scored)

@@ -163,7 +163,7 @@ def bundle_contents(
     histograms = score_histograms(student, splits['valid'], validation_scores)
     metrics = {split: {m: e.value for m, e in evaluation.metrics[split].items()} for split in ('test', 'valid')}
     return dict(metrics=metrics, provenance=origin,
-                baseline=MonitoringBaseline(teacher_baseline.data, histograms, to_builtins(attributions)))
+                baseline=structs.replace(teacher_baseline, scores=histograms, attribution=to_builtins(attributions)))
 
 # %% ../../nbs/release/05_compression.ipynb #6fc1dbc2
 def student_provenance(root: Path, teacher: Predictor, origin: Provenance, method: str) -> Provenance:

@@ -83,10 +83,13 @@ def top_counts(
 # %% ../../nbs/stats/00_sketches.ipynb #f3b9ab77
 KMV_SIZE = 1024
 
-def kmv_sketch(*hashes: np.ndarray) -> np.ndarray: # uint64, ascending, at most `KMV_SIZE`
-    "The smallest distinct hashes of arrays that have no duplicates each."
-    smallest = [np.partition(h, KMV_SIZE)[:KMV_SIZE] if len(h) > KMV_SIZE else h for h in hashes]
-    return np.unique(np.concatenate(smallest))[:KMV_SIZE]
+def kmv_sketch(
+    *hashes: np.ndarray, # uint64, without duplicates each
+    size: int = KMV_SIZE,
+) -> np.ndarray: # uint64, ascending, at most `size`
+    "The smallest distinct hashes of all."
+    smallest = [np.partition(h, size)[:size] if len(h) > size else h for h in hashes]
+    return np.unique(np.concatenate(smallest))[:size]
 
 def approx_n_unique(hashes: np.ndarray) -> int:
     "About how many distinct values have these smallest hashes."

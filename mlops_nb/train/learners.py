@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingParts', 'LEARNERS', 'FitOptions', 'Learner', 'find_learner', 'fit_learner', 'InitModel', 'open_init_model',
-           'resolve_init_model']
+           'check_init_model', 'resolve_init_model']
 
 # %% ../../nbs/train/11_learners.ipynb #a9681da5
 import sys
@@ -18,7 +18,8 @@ from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json
-from ..data.prepare import read_split
+from ..data.prepare import read_content_keys, read_split
+from ..data.row_keys import check_not_learned
 from ..model.encoder import Encoder, feature_kinds
 from ..model.features import Features, load_features
 from .dataset import FitResult, TrainingPart, training_fingerprint
@@ -146,12 +147,28 @@ def open_init_model(
                                                                                                      None)
 
 # %% ../../nbs/train/11_learners.ipynb #09900f8f
+def check_init_model(
+    project: Project,
+    split: str, # valid or test: prepared rows that will measure the model
+):
+    "Raise `UserError` where `train.init_model` names a bundle that was trained on these rows."
+    if not project.params.train.init_model: return
+    folder = project.root / project.params.train.init_model
+    keys = read_content_keys(project.root / f'artifacts/prepared/{split}.parquet', project.schema)
+    try: check_not_learned(folder, keys, split)
+    except UserError as e:
+        raise UserError(f"the model in {folder} (train.init_model) cannot be trained further: {e}.") from None
+
+# %% ../../nbs/train/11_learners.ipynb #d9b01751
 def resolve_init_model(
     project: Project,
     learner: str, # A key of `LEARNERS`
 ) -> InitModel: # Without a model where `train.init_model` is null
     "What a training begins with."
     schema, features, params = project.schema, load_features(project.features_path), project.params.train
-    if params.init_model: return open_init_model(project.root / params.init_model, learner, schema, features)
+    if params.init_model:
+        folder = project.root / params.init_model
+        check_init_model(project, 'valid')
+        return open_init_model(folder, learner, schema, features)
     inputs = read_split(project.root, 'train', list(feature_kinds(schema, features)))
     return InitModel(None, Encoder.fit(inputs, schema, features, params.encoder), None)

@@ -1,13 +1,26 @@
 "Row keys: a hash of what a row says, the same wherever and whenever it is read."
+from base64 import b64encode
 from datetime import datetime
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.schema import Column, Schema
-from mlops_nb.data.row_keys import content_keys, hash_column, hash_rows, key_positions, mix64
+from mlops_nb.core.errors import UserError
+from mlops_nb.core.typed_yaml import write_json
+from mlops_nb.data.row_keys import (
+    check_not_learned,
+    content_keys,
+    hash_column,
+    hash_rows,
+    key_positions,
+    known_share,
+    mix64,
+    sketch_keys,
+)
 
 SCHEMA = Schema("d", "binary", "y", classes=["0", "1"], columns=dict(
     x=Column("number", nullable=True), n=Column("integer"), c=Column("category"), at=Column("timestamp"),
@@ -56,3 +69,21 @@ def test_positions_are_even_and_change_with_the_seed():
     counts = np.histogram(at, 20, (0, 1))[0]
     assert ((counts - 5_000)**2 / 5_000).sum() < 43.8 # chi-square with 19 degrees of freedom: 1 in 1,000
     assert abs(np.corrcoef(at, key_positions(mix64(np.arange(100_000, dtype=np.uint64)), 1))[0, 1]) < .02
+
+
+@pytest.mark.parametrize("n", [100, 300_000])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.65, 1.0])
+def test_the_share_of_learned_rows_is_found(n, share):
+    learned = mix64(np.arange(n, dtype=np.uint64))
+    rows = mix64(np.arange(int(n * (1 - share)), int(n * (2 - share)), dtype=np.uint64))
+    sketch = sketch_keys(learned[:n // 2], learned[n // 2:], learned[:5])
+    assert len(sketch) <= 65_536 and known_share(sketch, rows) == pytest.approx(share, abs=0.02)
+
+
+def test_a_model_that_learned_the_rows_is_no_measure(tmp_path):
+    keys = mix64(np.arange(1_000, dtype=np.uint64))
+    check_not_learned(tmp_path, keys, "test") # a folder that says nothing
+    write_json(tmp_path / "baseline.json", dict(training_keys=b64encode(sketch_keys(keys[:300])).decode()))
+    check_not_learned(tmp_path, keys[290:], "test") # ten copies of 710 rows
+    with pytest.raises(UserError, match="trained on about 30% of the test rows"):
+        check_not_learned(tmp_path, keys, "test")

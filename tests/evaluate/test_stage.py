@@ -1,6 +1,7 @@
 "The stage evaluate on small projects of all three tasks."
 import json
 import shutil
+from base64 import b64encode
 
 import lightgbm as lgb
 import msgspec
@@ -14,6 +15,8 @@ from mlops_nb.config.schema import write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, write_manifest
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.data.prepare import read_content_keys
+from mlops_nb.data.row_keys import sketch_keys
 from mlops_nb.evaluate.evaluation import Evaluation
 from mlops_nb.evaluate.metrics import METRICS, row_loss
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
@@ -113,6 +116,18 @@ def test_a_champion_that_is_the_same_model_is_exactly_as_good(project, tmp_path)
     c = read_evaluation(project).comparisons[-1]
     assert (c.kind, c.bundle_id) == ("champion", champion.name) and "the same" in c.message
     for d in c.metrics.values(): assert (d.gain.value, d.gain.low, d.gain.high, d.share_worse) == (0, 0, 0, 0)
+    run_evaluate(project)
+
+
+def test_a_champion_that_learned_the_test_rows_is_not_compared(project, tmp_path):
+    bundle, schema = champion_of(project, tmp_path), small_schema(read_evaluation(project).task)
+    keys = read_content_keys(project / "artifacts/prepared/test.parquet", schema)
+    write_json(bundle / "baseline.json", dict(training_keys=b64encode(sketch_keys(keys)).decode()))
+    write_manifest(bundle)
+    bundle = bundle.rename(tmp_path / Predictor.open(bundle).id)
+    run_evaluate(project, bundle)
+    found = read_evaluation(project).comparisons[-1]
+    assert not found.metrics and "trained on about 100% of the test rows" in found.message
     run_evaluate(project)
 
 
