@@ -202,7 +202,7 @@ def jensen_shannon_test(
     a, b = (np.array([x[g].sum() for g in groups]) for x in (reference_counts, current_counts))
     n, m, df = int(a.sum()), int(b.sum()), len(groups) - 1
     distance, g_statistic = _distance_and_g(a, b)
-    if (a + b).min() * min(n, m) < MIN_EXPECTED_COUNT * (n + m): critical, p_value = _permutation_test(a, b)
+    if (a + b).min() * min(n, m) < 2 * MIN_EXPECTED_COUNT * (n + m): critical, p_value = _permutation_test(a, b)
     else:
         critical = float(min(chdtri(df, ALPHA) * (1 / n + 1 / m) / (8 * np.log(2)), 1)**0.5)
         p_value = float(chdtrc(df, g_statistic))
