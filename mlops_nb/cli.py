@@ -13,6 +13,7 @@ __all__ = ['app', 'gate_app', 'schema_app', 'report_app', 'key_app', 'log_app', 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc
 import os
+import re
 import signal
 import sys
 import traceback
@@ -92,6 +93,12 @@ _GroupOption = Annotated[str | None, typer.Option(help="Rows with the same value
 _SplitColumnOption = Annotated[str | None, typer.Option(help="A column that says train, valid or test.")]
 _TestFilesOption = Annotated[str | None, typer.Option(help="Source files of the test set, with commas between.")]
 
+# %% ../nbs/92_cli.ipynb #f1737260
+def _leaks_to_check(folder):
+    "What the comments of a new schema say about leaks, a line each."
+    said = re.findall(r"CHECK for a leak: (.*)", (folder / "schema.yaml").read_text(encoding="utf-8"))
+    return "".join(f"Check for a leak: {s}\n" for s in dict.fromkeys(said))
+
 # %% ../nbs/92_cli.ipynb #19316516
 @app.command("init")
 def init_command(
@@ -121,7 +128,7 @@ def init_command(
                           row_filter=filter, task=task, separator=separator, encoding=encoding, table=table,
                           query=query)
     print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
-          f"Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
+          f"{_leaks_to_check(folder)}Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
 
 # %% ../nbs/92_cli.ipynb #1b02ddbb
 @app.command("ingest")

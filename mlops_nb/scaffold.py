@@ -264,6 +264,13 @@ def _absent_or_empty(root):
         raise UserError(f"{root} exists and is not an empty folder; name a folder that does not exist.")
     return root
 
+# %% ../nbs/91_scaffold.ipynb #494cfeeb
+def _leak_comments(schema, frame, comments):
+    "The comments of the schema, with what looks like a leak."
+    from mlops_nb.data.leakage import find_raw_leaks
+    leaks = find_raw_leaks(frame, schema)
+    return comments | {f.column: f"{comments[f.column]}; CHECK for a leak: {f.message} {f.advice}" for f in leaks}
+
 # %% ../nbs/91_scaffold.ipynb #e6e5b3d9
 def init_project(
     root: str | Path, # The new project's folder: absent or empty
@@ -288,7 +295,7 @@ def init_project(
         if split.column and split.column != entity: exclude = (*exclude, split.column)
         found = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=exclude,
                              filter=row_filter, task=task)
-        write_schema(found.schema, new / "schema.yaml", found.comments)
+        write_schema(found.schema, new / "schema.yaml", _leak_comments(found.schema, scan_data(new), found.comments))
         params = Params(prepare=PrepareParams(features_notebook="nbs/00_features.ipynb", split=split,
                                               features_file=f"{package}/features.py"))
         write_project_files(new, found.schema, params, find_calendar_features(found.schema, scan_data(new)), package)

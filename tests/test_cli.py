@@ -13,6 +13,7 @@ from support.shop_project import ENV, edit, finished, nb, run, sentence, shop
 from typer.testing import CliRunner
 
 from mlops_nb.cli import app
+from mlops_nb.config.schema import read_schema
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
 
@@ -131,6 +132,18 @@ def test_init_fills_an_empty_folder(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
     checked = nb("schema", "check", cwd=tmp_path / "new")
     assert checked.stdout == "schema.yaml: binary of bought, 7 columns, 3 of them enter the model.\n"
+
+
+def test_init_says_what_looks_like_a_leak_and_leaves_it_a_feature(tmp_path):
+    header, *lines = shop(200).splitlines()
+    told = [f"{header},receipt", *(f"{line},{f'R{i % 3}' * int(line[-1])}" for i, line in enumerate(lines))]
+    (tmp_path / "in.csv").write_text("\n".join(told) + "\n", encoding="utf-8")
+    done = nb("init", "new", "--data", "in.csv", "--target", "bought", "--time", "day", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check, = (line for line in done.stdout.splitlines() if line.startswith("Check for a leak: "))
+    assert check.startswith("Check for a leak: receipt has a value only where bought is 1,") and "accepted" in check
+    assert check.removeprefix("Check for a leak: ") in (tmp_path / "new/schema.yaml").read_text(encoding="utf-8")
+    assert "receipt" in read_schema(tmp_path / "new/schema.yaml").feature_columns
 
 
 def test_the_same_data_twice_adds_nothing(project):
