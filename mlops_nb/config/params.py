@@ -299,6 +299,11 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     max_fairness_gap: Annotated[Fraction | None, Meta(
         description="bound on the equalized odds difference (multiclass: recall difference); null = not checked"
     )] = None
+    max_repeated_rows: Annotated[Fraction | None, Meta(
+        description="share of the valid and test rows with copies in an earlier split; null = not checked")] = 0.01
+    max_known_entities: Annotated[Fraction | None, Meta(
+        description="share of the test entities known from train or valid, split by files or column; null = not checked"
+    )] = 0.01
     max_calibration_error: Annotated[Fraction | None, Meta(
         description="calibration error beyond chance, share of the event rate (regression: sd); null = not checked"
     )] = 0.25

@@ -227,8 +227,14 @@ class SplitCheck(Struct):
     overlapping_times: int | None = None
     in_time_order: bool | None = None # is all of train before valid, and all of valid before test?
     overlapping_entities: int | None = None # for the reader: only `group` and `random` promise anything here
+    known_entity_share: float | None = None # of the test entities, those that are in train or valid too
     repeated_rows: int | None = None # for the reader: used rows that say the same as another, but for the target
     repeated_across_splits: int | None = None # rows of valid and test that stand in an earlier split too
+
+def _known_share(splits, column): # Of the values of `column` in test, those that are in train or valid too
+    before = pl.concat([splits[s][column].unique().drop_nulls() for s in ("train", "valid")])
+    test = splits["test"][column].unique().drop_nulls()
+    return test.is_in(before.implode()).mean() if len(test) else None
 
 def _count_overlap(splits, column):
     "How many values of `column` are in more than one split."
@@ -248,6 +254,7 @@ def check_split_overlap(
     if group: check.overlapping_groups = _count_overlap(splits, group)
     if schema.entity and schema.entity in splits["train"].columns:
         check.overlapping_entities = _count_overlap(splits, schema.entity)
+        check.known_entity_share = _known_share(splits, schema.entity)
     if params.method == "time":
         check.overlapping_times = _count_overlap(splits, time)
         check.in_time_order = all(splits[a][time].max() < splits[b][time].min()

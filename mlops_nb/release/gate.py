@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GateResult', 'GateReport', 'check_at_least', 'check_at_most', 'check_thresholds', 'check_test_rows', 'check_leaks',
            'metric_skill', 'check_comparisons', 'describe_power', 'check_segments', 'check_fairness_gaps',
-           'check_scores', 'check_calibration_error', 'check_clean_process', 'check_single_row_parity', 'evaluate_gate',
-           'run_gate', 'require_passed_gate']
+           'check_scores', 'check_calibration_error', 'check_split', 'check_clean_process', 'check_single_row_parity',
+           'evaluate_gate', 'run_gate', 'require_passed_gate']
 
 # %% ../../nbs/release/00_gate.ipynb #2de6e543
 import subprocess
@@ -24,6 +24,7 @@ from ..core.errors import UserError, did_you_mean
 from ..core.typed_yaml import read_json, write_json
 from ..data.leakage import LeakFinding
 from ..data.prepare import read_dataset_info, read_split
+from ..data.splits import SplitCheck
 from ..evaluate.comparison import Comparison
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
@@ -260,6 +261,25 @@ def check_calibration_error(
     return [check_at_most("calibration", evaluation.calibration.excess_error, bound,
                           f"The calibration error beyond chance, as a share of {unit},")]
 
+# %% ../../nbs/release/00_gate.ipynb #fcdd7a2d
+def check_split(
+    check: SplitCheck, # Of artifacts/prepared/dataset.json
+    method: str, # How the rows were split: `prepare.split.method`
+    n_rows: int, # Validation and test rows
+    params: GateParams,
+) -> list[GateResult]:
+    "Few of the test rows, and of their entities, are in the training or validation split as well."
+    rules, remedy = [], " Split by group or at random, or remove the copies."
+    if params.max_repeated_rows is not None and check.repeated_across_splits is not None:
+        rules.append(check_at_most("split: repeated rows", check.repeated_across_splits / max(1, n_rows),
+                                   params.max_repeated_rows,
+                                   "The share of the validation and test rows with copies in an earlier split"))
+    if params.max_known_entities is not None and method in ("files", "column") and check.known_entity_share is not None:
+        rules.append(check_at_most("split: entities", check.known_entity_share, params.max_known_entities,
+                                   "The share of the test entities that are in the training or validation split"))
+    for rule in rules: rule.message += "" if rule.passed else remedy
+    return rules
+
 # %% ../../nbs/release/00_gate.ipynb #94f51222
 _GOLDEN_CHECK = """import sys
 from mlops_nb.bundle.bundle import check_golden_examples
@@ -306,7 +326,10 @@ def evaluate_gate(
     predictions = pl.read_parquet(art / "evaluation" / "predictions.parquet").filter(pl.col("split") == "test")
     results = check_thresholds(evaluation.task, params.thresholds, metrics)
     results += check_test_rows(predictions["_target"].to_numpy(), evaluation.classes, params)
-    results += [check_leaks(read_dataset_info(root).leaks), *check_comparisons(evaluation, params)]
+    dataset = read_dataset_info(root)
+    results += check_split(dataset.split_check, dataset.split.method,
+                           dataset.parts["valid"].rows + dataset.parts["test"].rows, params)
+    results += [check_leaks(dataset.leaks), *check_comparisons(evaluation, params)]
     results += check_segments(evaluation.slices, params.max_segment_gap, evaluation.primary_metric,
                               evaluation.confidence)
     results += check_fairness_gaps(evaluation.task, evaluation.fairness, params.max_fairness_gap)

@@ -127,6 +127,11 @@ def test_the_hash_is_the_same_for_ever():
 def test_an_entity_is_in_one_random_split_and_rows_without_one_are_alone():
     parts, check = split(rows(2000, people=200), TIMED, method="random")
     assert check.overlapping_entities == 0 and all(len(p) > 100 for p in parts.values())
+    assert check.known_entity_share == 0
+    by_file, seen = split(rows(2000, people=200), TIMED, method="files", test_files=["f2.csv"])
+    before = set(by_file["train"]["who"]) | set(by_file["valid"]["who"])
+    people = set(by_file["test"]["who"])
+    assert seen.known_entity_share == pytest.approx(len(people & before) / len(people)) and seen.known_entity_share > .9
     nobody = rows(2000).with_columns(who=pl.lit(None, pl.String))
     parts, _ = split(nobody, TIMED, method="random")
     assert abs(len(parts["test"]) - 400) < 80

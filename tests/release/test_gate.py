@@ -18,6 +18,7 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.leakage import LeakFinding
 from mlops_nb.data.prepare import read_dataset_info
+from mlops_nb.data.splits import SplitCheck
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
 from mlops_nb.evaluate.decision_threshold import measure_calibration
 from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings, weighted_metric
@@ -35,6 +36,7 @@ from mlops_nb.release.gate import (
     check_scores,
     check_segments,
     check_single_row_parity,
+    check_split,
     check_test_rows,
     check_thresholds,
     describe_power,
@@ -162,6 +164,18 @@ def test_a_rare_event_is_no_reason_to_refuse_a_small_segment():
     assert (small[0].n_slices, small[0].n_rows) == (2, 2700)
     (rule,) = check_segments(slices, 0.5, "roc_auc")
     assert not rule.passed and "region = none could not be computed" in rule.message
+
+
+@pytest.mark.parametrize("method, entities_checked", [
+    ("files", True), ("column", True), ("time", False), ("random", False)])
+def test_rows_and_entities_that_were_seen_before(method, entities_checked):
+    def names(**found):
+        return [r.name for r in check_split(SplitCheck(0, **found), method, 800, GateParams()) if not r.passed]
+    assert names(repeated_across_splits=8, known_entity_share=.01) == []
+    assert names(repeated_across_splits=9) == ["split: repeated rows"]
+    assert names(repeated_across_splits=0, known_entity_share=.87) == (["split: entities"] if entities_checked else [])
+    assert check_split(SplitCheck(0, repeated_across_splits=800), method, 800, GateParams(
+        max_repeated_rows=None, max_known_entities=None)) == []
 
 
 def calibrated(n, rate, seed, times=1.0):
