@@ -64,7 +64,7 @@ def _duplicates(dataset):
     return EvidenceLimit("Duplicates", found, across > 0)
 
 def _leaks(dataset):
-    leaks = getattr(dataset, 'leaks', None)
+    leaks = dataset.leaks
     if leaks is None: return EvidenceLimit("Suspected leaks", "Nobody looked; the stage prepare does.", True)
     accepted = join_words([f"{f.column} ({f.accepted.rstrip('.')})" for f in leaks if f.accepted])
     suspects = list(dict.fromkeys(f.column for f in leaks if not f.accepted))
