@@ -15,6 +15,8 @@ from mlops_nb.config.schema import write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.ingest import ingest
+from mlops_nb.data.leakage import LeakFinding
+from mlops_nb.data.prepare import read_dataset_info
 from mlops_nb.data.validation import run_validate
 from mlops_nb.evaluate.cross_validation import run_cross_validation
 from mlops_nb.evaluate.stage import run_evaluate
@@ -114,6 +116,19 @@ def test_the_change_since_the_run_before_is_told(project):
     first = run("evaluation", **at)[0]
     assert "Since the previous run" in first and first.count(", each on its own test rows</td>") == 3
     assert "Rank in the previous run" in run("explanation", **at)[0] and header.project == "rows"
+
+
+def test_the_data_report_begins_with_the_suspected_leaks(project, tmp_path):
+    if "binary" not in project.name: pytest.skip("one task is enough: what is shown does not depend on it")
+    assert "leak" not in run("data", root=str(project))[0], "nothing is said where nothing was found"
+    root = shutil.copytree(project, tmp_path / "p")
+    info = read_dataset_info(root)
+    info.leaks = [LeakFinding("count", "target copy", 0.99, "count alone predicts y.", "Take it away."),
+                  LeakFinding("x", "missing values", 0.97, "Whether x is missing tells y.", "Take it away.", "<known>")]
+    write_json(root / "artifacts/prepared/dataset.json", info)
+    first = run("data", root=str(root))[0]
+    assert "1 column may give the target away: count." in first and "Accepted: &lt;known&gt;" in first
+    assert "count alone predicts y." in first and first.count("Take it away.") == 1
 
 
 @pytest.mark.parametrize("name, file", [("data", "validation.json"), ("evaluation", "gate.json"),
