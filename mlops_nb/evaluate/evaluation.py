@@ -190,7 +190,9 @@ def fit_calibration(
     task, classes = predictor.schema.task, predictor.schema.classes
     if task == 'regression': return None
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    predictor.policy.calibrator, found = choose_calibration(task, y['valid'], uncalibrated['valid'], params)
+    time = predictor.schema.event_time
+    order = splits['valid'][time].to_physical().to_numpy() if time else None
+    predictor.policy.calibrator, found = choose_calibration(task, y['valid'], uncalibrated['valid'], params, order)
     if 'test' in splits:
         found.uncalibrated, _ = measure_calibration(
             task, y['test'], uncalibrated['test'], classes, params.confidence_level)
