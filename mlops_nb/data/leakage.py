@@ -215,9 +215,10 @@ def _judge_column(rows, name, outcome, schema, features):
 # %% ../../nbs/data/10_leakage.ipynb #cd4a44d8
 def _sum_columns(x, y):
     "The columns of `x` (n, p) that add up to `y` (n,), with weights 1 or -1; empty where they do not."
+    if len(y) < max(_MIN_ROWS, 5 * x.shape[1]): return []
     scale, spread = x.std(axis=0), y.std()
     use = np.flatnonzero(scale > 0)
-    if len(use) < 2 or not spread > 0 or len(y) < max(_MIN_ROWS, 5 * len(use)): return []
+    if len(use) < 2 or not spread > 0: return []
     centred, rest = (x[:, use] - x[:, use].mean(axis=0)) / scale[use], y - y.mean()
     weight = np.linalg.lstsq(centred, rest, rcond=1e-8)[0]
     if (rest - centred @ weight).std() > 1e-3 * spread: return []
@@ -227,7 +228,9 @@ def _sum_columns(x, y):
 
 def _find_sum(rows, numbers, schema, features):
     "A finding for each column of the sum that is the target."
-    known = rows.select(*numbers, "_target").fill_nan(None).drop_nulls().cast(pl.Float64).to_numpy()
+    full = rows.select(*numbers, "_target").cast(pl.Float64).fill_nan(None)
+    numbers = [n for n in numbers if full[n].null_count() <= 0.05 * len(full)]
+    known = full.select(*numbers, "_target").drop_nulls().to_numpy()
     names = [numbers[i] for i in _sum_columns(known[:, :-1], known[:, -1])]
     what = f"{' and '.join(names)} add up to {schema.target}"
     return [_finding(n, "sum", 1.0, what, schema, features) for n in names]

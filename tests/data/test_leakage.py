@@ -130,6 +130,10 @@ def test_columns_that_add_up_to_the_target_are_found_unless_something_is_left_ov
     columns, types = dict(a=a, b=b, other=other), dict(a="integer", b="integer", other="number")
     y = (a + b).astype(float)
     assert kinds(columns, y, types, "regression") == {"a": "sum", "b": "sum"}
+    gaps = pl.Series([None if i % 5 else 1.0 for i in range(800)])
+    types["gaps"] = Column("number", True)
+    assert kinds(columns | {"gaps": gaps}, y, types, "regression").keys() == {"a", "b"}
+    del types["gaps"]
     assert kinds(columns, y + rng.normal(size=800), types, "regression") == {}
     assert kinds(columns, 2.5 * a + 0.7 * b, types, "regression") == {}, "a formula, not a sum"
 
