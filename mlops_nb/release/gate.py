@@ -115,7 +115,7 @@ def check_leaks(
 ) -> GateResult:
     "No column gives the target away, but for those that somebody accepted."
     if leaks is None:
-        return GateResult("leaks", 0.0, None, False, "Nobody looked for leaks; run the stage prepare again.")
+        return GateResult("leaks", 0.0, None, False, "Nobody looked for leaks; run dvc repro --force prepare.")
     suspects = [f for f in leaks if not f.accepted]
     said = [*dict.fromkeys(f.message for f in suspects), *dict.fromkeys(f.advice for f in suspects)]
     said += [f"{f.message} It was accepted: {f.accepted.rstrip('.')}." for f in leaks if f.accepted]
