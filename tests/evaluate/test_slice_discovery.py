@@ -197,14 +197,17 @@ def test_p_is_the_worse_of_two_tests_times_all_that_was_tried(tried):
 
 
 def test_the_quirk_of_one_customer_is_no_weak_spot():
-    "Thirty rows each of forty customers, who differ from one another; twenty of them are a slice by chance alone."
+    "Thirty rows each of eighty customers, who differ from one another; forty of them are a slice by chance alone."
     found = {"rows": 0, "customers": 0}
     for seed in range(200):
-        rng, customers = np.random.default_rng(seed), np.arange(1200) // 30
-        error, rows = rng.normal(.2, 1, 40)[customers] + rng.normal(0, 1, 1200), customers < 20
+        rng, customers = np.random.default_rng(seed), np.arange(2400) // 30
+        error, rows = rng.normal(.2, 1, 80)[customers] + rng.normal(0, 1, 2400), customers < 40
         found["rows"] += slice_p_value(error, rows, 1) < .05
         found["customers"] += slice_p_value(error, rows, 1, customers) < .05
     assert found["customers"] <= 18 and found["rows"] > 30 # 10 are expected at most, and more than 18 once in 200
+    few = error + 9 * (customers < 29)
+    assert slice_p_value(few, customers < 29, 1) < 1e-9 and slice_p_value(few, customers < 29, 1, customers) == 1
+    assert slice_p_value(few, customers < 30, 1, customers) < 1e-9
 
 
 def test_bias_cancels_and_loss_does_not():
