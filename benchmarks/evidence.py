@@ -558,9 +558,9 @@ NOTES = [
     "What a design that misses says. With 10 or 20 events the intervals of recall, and with 10 that of the Brier "
     "score, are wider than need be. "
     "With heavy tails the RMSE hangs on a few rows, and its interval is too narrow even with 1,000. Thirty entities "
-    "are few for the gain of one model over another. A group of two features holds a handful of customers, too few "
-    "for a t-test at the level that hundreds of comparisons ask for: a weak spot where entities repeat is a hint, and "
-    "no proof. A segment that is much harder to predict than the rest is refused even if no model could do better: "
+    "are few for the gain of one model over another. Where entities repeat, a group of fewer than thirty of them is no "
+    "weak spot, whatever its error: a t-test on a handful is wrong at the level that hundreds of comparisons ask for. "
+    "A segment that is much harder to predict than the rest is refused even if no model could do better: "
     "predictions and outcomes alone do not tell that from a bad model, and `max_segment_gap` has to be raised by hand.",
 ]
 

@@ -87,7 +87,7 @@ _RELEASE_STAGES = [
           "mlops_nb.bundle.stage:run_bundle", needs_champion=True, outs=["artifacts/bundle"],
           deps=["artifacts/prepared", "artifacts/models", "artifacts/evaluation", "artifacts/explanation",
                 "artifacts/metrics.json", "schema.yaml", _FEATURES_FILE]),
-    Stage("gate", "Check the bundle against the rules of params.yaml.", "mlops_nb.release.gate:run_gate", params=["gate"],
+    Stage("gate", "Check the bundle by the rules of params.yaml.", "mlops_nb.release.gate:run_gate", params=["gate"],
           deps=["artifacts/bundle", "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json",
                 "artifacts/prepared"], outs=[], metrics=["artifacts/gate.json"]),
     Stage("deploy", "Store, register and plan a bundle that passed.", "mlops_nb.release.deploy:run_deploy",

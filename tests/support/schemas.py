@@ -8,8 +8,8 @@ names = st.text(min_size=1, max_size=20) | st.sampled_from([
     "columns", "~", "-"])
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 ranges = st.tuples(numbers, numbers).map(lambda r: tuple(sorted(r)) if None not in r else r)
-plain = {"nullable": st.booleans(), "feature": st.booleans(), "doc": st.text(max_size=20), "leak_accepted": st.text(max_size=20),
-         "on_violation": st.sampled_from(["quarantine", "null", "stop"])}
+plain = {"nullable": st.booleans(), "feature": st.booleans(), "doc": st.text(max_size=20),
+         "leak_accepted": st.text(max_size=20), "on_violation": st.sampled_from(["quarantine", "null", "stop"])}
 columns = st.one_of(
     st.builds(Column, type=st.sampled_from(["integer", "number"]), range=st.none() | ranges, **plain),
     st.builds(Column, type=st.just("category"), domain=st.none() | st.lists(names, max_size=4),
