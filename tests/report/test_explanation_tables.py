@@ -11,7 +11,7 @@ from mlops_nb.report.explanation_tables import (
     best_explained_table,
     describe_reasons,
     explanation_conclusion,
-    format_value,
+    format_cell,
     ranked_importance,
     surrogates_table,
     top_features_table,
@@ -43,7 +43,7 @@ def test_reasons_name_the_four_strongest_in_both_directions():
 
 @pytest.mark.parametrize("value, text", [(None, "missing"), (0.123456, "0.123"), (12345, "12,345"), (True, "True"),
                                          ("x", "x")])
-def test_values(value, text): assert format_value(value) == text
+def test_values(value, text): assert format_cell(value) == text
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -26,7 +26,9 @@ def asked(request, tmp_path_factory):
 @pytest.fixture
 def panel(asked):
     predictor, root, near = asked
-    return WhatIfPanel(predictor, read_row(predictor, 2, root / "artifacts/prepared/test.parquet"), near)
+    test = root / "artifacts/prepared/test.parquet"
+    whole = pl.read_parquet(test).select(pl.all_horizontal(pl.col("x", "place", "count").is_not_null())).to_series()
+    return WhatIfPanel(predictor, read_row(predictor, whole.arg_true()[0] + 1, test), near)
 
 
 def text(panel): return re.sub(r"<svg.*?</svg>|<[^>]*>", " ", panel.page.value, flags=re.S)
