@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ScoreSummary', 'describe_scores', 'PolicyEffect', 'Evaluation', 'choose_decision_settings', 'entity_clusters',
-           'resampling_from_params', 'evaluate_scores', 'policy_from_params', 'fit_calibration', 'ScoredSplits',
-           'score_splits', 'subgroup_report', 'measure_policy_effect', 'evaluate_predictor']
+           'resampling_from_params', 'split_resamplings', 'evaluate_scores', 'policy_from_params', 'fit_calibration',
+           'ScoredSplits', 'score_splits', 'subgroup_report', 'measure_policy_effect', 'evaluate_predictor']
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #db94151f
 from typing import NamedTuple
@@ -129,6 +129,19 @@ def resampling_from_params(
     return Resampling(n_resamples, params.confidence_level, params.seed, threads, clusters)
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #0154fdeb
+def split_resamplings(
+    params: EvaluateParams,
+    splits: dict[str, pl.DataFrame], # with the column `entity`
+    entity: str | None = None,
+    threads: int = 1,
+) -> dict[str, Resampling]: # By split
+    "How bootstraps of each split are drawn."
+    return {split: resampling_from_params(params, rows, entity, threads) for split, rows in splits.items()}
+
+def _count_entities(resamplings):
+    return {split: int(r.clusters.max()) + 1 for split, r in resamplings.items() if r.clusters is not None}
+
+# %% ../../nbs/evaluate/08_evaluation.ipynb #1918ca25
 def _confusion_matrix(task, y, scores, threshold): # rows[truth][decision]
     if task == 'regression' or not np.isfinite(scores).all(): return None
     decided = (scores >= threshold).astype(int) if task == 'binary' else scores.argmax(1)
@@ -146,8 +159,7 @@ def evaluate_scores(
 ) -> Evaluation: # Still without learners, comparisons and excess log loss
     "Measure one set of scores."
     task, primary, level = schema.task, PRIMARY_METRIC[schema.task], params.confidence_level
-    resamplings = {split: resampling_from_params(params, rows, schema.entity, threads)
-                   for split, rows in (('valid', validation), ('test', test))}
+    resamplings = split_resamplings(params, {'valid': validation, 'test': test}, schema.entity, threads)
     resampling = resamplings['test']
     y, y_test, s_test = validation['_target'].to_numpy(), test['_target'].to_numpy(), scores['test']
     settings, targets = choose_decision_settings(task, y, scores['valid'], params), {'valid': y, 'test': y_test}
@@ -158,7 +170,7 @@ def evaluate_scores(
         classes=schema.classes, primary_metric=primary, better=METRICS[task][primary].better, confidence=level,
         n_resamples=resampling.n_resamples, decision_settings=settings, slices=slices, small_slices=small,
         score_summary={split: describe_scores(s) for split, s in scores.items()},
-        n_entities={split: r.clusters.max().item() + 1 for split, r in resamplings.items() if r.clusters is not None},
+        n_entities=_count_entities(resamplings),
         metrics={split: estimate_metrics(task, targets[split], s, settings, resamplings[split])
                  for split, s in scores.items()},
         calibration=measure_calibration(task, y_test, s_test, schema.classes, level)[0],

@@ -97,7 +97,7 @@ def difference_interval(
     if not ratio:
         return Estimate(x - y, x - y - float(np.hypot(x - l, v - y)), x - y + float(np.hypot(u - x, y - m)))
     if y <= 0: return Estimate(None) # nothing is divided by 0
-    log = lambda z: np.log(max(z, 0)) if z > 0 else -np.inf
+    log = lambda z: np.log(z) if z > 0 else -np.inf
     low = x / y * np.exp(-np.hypot(log(x) - log(l), log(v) - log(y))) if l > 0 else 0
     high = x / y * np.exp(np.hypot(log(u) - log(x), log(y) - log(m))) if x > 0 and m > 0 else u / m if m > 0 else None
     return Estimate(x / y, float(low), None if high is None else float(high))
@@ -113,8 +113,8 @@ def largest_gap(
              for metric, of in estimates.items() for i, j in permutations(range(len(of)), 2)]
     pairs = [p for p in pairs if p[3].value is not None]
     if not pairs: return None
-    pick, worst = (min, 'value') if ratio else (max, 'value')
-    metric, i, j, widest = pick(pairs, key=lambda p: getattr(p[3], worst))
+    pick = min if ratio else max
+    metric, i, j, widest = pick(pairs, key=lambda p: p[3].value)
     low, highs = pick(p[3].low for p in pairs), [p[3].high for p in pairs if p[3].high is not None]
     most, least = (j, i) if ratio else (i, j)
     return FairnessGap(metric, group_names[most], group_names[least],
@@ -172,6 +172,15 @@ def _describe_fairness(task, column, groups, gaps):
     enough = 'for no figure a second group' if len(groups) > 1 else 'only ' + groups[0].value if groups else 'no group'
     return f"By {column} nothing can be compared: {enough} has enough rows."
 
+# %% ../../nbs/evaluate/07_fairness.ipynb #3f1347e8
+def _fairness_gaps(task, names, values, estimates, level): # `values`: figure -> (groups,); `estimates(figure, level)`
+    gaps = {}
+    for name, prefix in _GAP_METRICS[task].items():
+        compared = {m: of for m, of in values.items() if m.startswith(prefix)}
+        of_pair = pair_level(compared, level)
+        gaps[name] = largest_gap({m: estimates(m, of_pair) for m in compared}, names, name.endswith('ratio'))
+    return {name: gap for name, gap in gaps.items() if gap}
+
 # %% ../../nbs/evaluate/07_fairness.ipynb #e73c7611
 def measure_column_fairness(
     task: str, # binary, multiclass or regression
@@ -193,18 +202,14 @@ def measure_column_fairness(
              for r in rows]
     def on(w): return [[f.weighted(mine) for f in fs.values()] for r, fs in zip(rows, ready) for mine in [w[r]]]
     values, draws = np.array(on(np.ones(len(y)))), bootstrap_replicates(on, len(y), resampling)
-    def estimates(m, i, level): # of each group
+    metrics = {m: i for i, m in enumerate(ready[0])}
+    def estimates(m, level): # of each group
+        i = metrics[m]
         return [t_interval(values[g, i], draws[:, g, i], fs[m].n_units, fs[m].scale, level)
                 for g, fs in enumerate(ready)]
-    metrics = {m: i for i, m in enumerate(ready[0])}
-    by_metric = {m: estimates(m, i, level) for m, i in metrics.items()}
+    by_metric = {m: estimates(m, level) for m in metrics}
     groups = [GroupMetrics(g, len(rows[k]), {m: of[k] for m, of in by_metric.items()}) for k, g in enumerate(names)]
-    gaps = {}
-    for name, prefix in _GAP_METRICS[task].items():
-        compared = {m: i for m, i in metrics.items() if m.startswith(prefix)}
-        of_pair = pair_level({m: values[:, i] for m, i in compared.items()}, level)
-        gap = largest_gap({m: estimates(m, i, of_pair) for m, i in compared.items()}, names, name.endswith('ratio'))
-        if gap: gaps[name] = gap
+    gaps = _fairness_gaps(task, names, {m: values[:, i] for m, i in metrics.items()}, estimates, level)
     return FairnessReport(column, groups, small, gaps, _describe_fairness(task, column, groups, gaps))
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #8a60e33a

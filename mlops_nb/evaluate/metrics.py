@@ -313,7 +313,9 @@ def independent_units(
 ) -> int:
     "How many independent units a figure of these rows rests on."
     if task == 'regression': return len(y) if clusters is None else len(np.unique(clusters))
-    if clusters is not None and len(y): y = np.unique(np.stack([clusters, y.astype(int)]), axis=1)[1]
+    if clusters is not None and len(y): # one row for each class of a cluster
+        n_classes = int(y.max()) + 1
+        y = np.unique(clusters * n_classes + y.astype(int)) % n_classes
     counts = np.unique(y, return_counts=True)[1]
     return int(counts.sum() - counts.max()) if len(counts) else 0
 

@@ -29,6 +29,7 @@ from mlops_nb.evaluate.evaluation import (
     evaluate_predictor,
     resampling_from_params,
     score_splits,
+    split_resamplings,
 )
 from .fairness import fairness_table
 from .metrics import estimate_metrics, excess_log_loss
@@ -85,8 +86,7 @@ def run_evaluate(
     scored = {learner: score_splits(p, splits, params.evaluate) for learner, p in predictors.items()}
     found = _evaluate_selected(params, predictors, splits, scored)
     predictor, test, ours = predictors[found.learner], splits['test'], scored[found.learner]
-    resamplings = {split: resampling_from_params(params.evaluate, rows, predictor.schema.entity, predictor.threads)
-                   for split, rows in splits.items()}
+    resamplings = split_resamplings(params.evaluate, splits, predictor.schema.entity, predictor.threads)
     resampling = resamplings['test']
     found.candidates = [_measure_candidate(root, found, learner, splits, s.scores, params.evaluate, resamplings)
                         for learner, s in scored.items()]

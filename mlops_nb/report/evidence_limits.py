@@ -8,7 +8,7 @@ __all__ = ['EvidenceLimit', 'evidence_limits', 'limits_table']
 # %% ../../nbs/report/10_evidence_limits.ipynb #8502c0fe
 from msgspec import Struct
 
-from ..data.prepare import EXCLUSION_REASONS, DatasetInfo
+from ..data.prepare import IMMATURE_REASON, LATE_REASON, DatasetInfo
 from ..evaluate.evaluation import Evaluation
 from ..release.gate import GateReport
 from .formatting import format_date, format_number, format_percent, join_words, pluralize
@@ -47,7 +47,7 @@ def _entities(evaluation, dataset):
 
 # %% ../../nbs/report/10_evidence_limits.ipynb #1301d5df
 def _late_labels(dataset):
-    immature, late = (dataset.excluded_rows.get(r, 0) for r in EXCLUSION_REASONS[-2:])
+    immature, late = (dataset.excluded_rows.get(r, 0) for r in (IMMATURE_REASON, LATE_REASON))
     if dataset.as_of is None:
         return EvidenceLimit("Late labels", "schema.yaml states no label_delay, so labels are taken as known at once.")
     found = f"{pluralize(immature, 'row')} left out: the label was not known on {format_date(dataset.as_of)}. "

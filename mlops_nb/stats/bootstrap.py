@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_UNITS', 'Scale', 'ratio_or_nan', 'finite_or_none', 'weighted_mean', 'Resampling', 'bootstrap_weights',
-           'bootstrap_replicates', 'Estimate', 'percentile_interval', 't_interval', 'bootstrap_estimate']
+           'bootstrap_replicates', 'Estimate', 'percentile_interval', 'wilson_interval', 't_interval',
+           'bootstrap_estimate']
 
 # %% ../../nbs/stats/03_bootstrap.ipynb #9ba86546
 from collections.abc import Callable
@@ -100,14 +101,19 @@ def _on_logit_scale(v, se, t, n):
     odds, half = np.log(v / (1 - v)), t * se / (v * (1 - v))
     return 1 / (1 + np.exp(half - odds)), 1 / (1 + np.exp(-half - odds))
 
-def _wilson(v, se, t, n):
-    n = v * (1 - v) / se**2
-    middle, half = v + t**2 / (2 * n), t * np.sqrt(v * (1 - v) / n + t**2 / (4 * n**2))
-    return (middle - half) / (1 + t**2 / n), (middle + half) / (1 + t**2 / n)
+def wilson_interval(
+    share: float | np.ndarray,
+    n: float | np.ndarray, # of how many rows
+    z: float, # standard errors on each side
+) -> tuple: # Lower and upper bounds of the share
+    "Wilson's interval for a share."
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 # %% ../../nbs/stats/03_bootstrap.ipynb #4260cf76
 _ENDS = {'real': lambda v, se, t, n: (v - t * se, v + t * se), 'positive': _on_log_scale, 'unit': _on_logit_scale,
-         'rate': _wilson}
+         'rate': lambda v, se, t, n: wilson_interval(v, v * (1 - v) / se**2, t)}
 
 def t_interval(
     value: float, # the figure on the rows themselves

@@ -3,6 +3,7 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,3 +426,7 @@ def test_a_file_that_was_exported_again_is_named_and_honest_months_are_not(tmp_p
     may.write_csv(tmp_path / "other.csv", separator=";")
     together = ingest(tmp_path / "other.csv", tmp_path / "p").overlaps
     assert [s.split(" are in ")[1].split()[0] for s in together] == ["may.csv", "may_again.csv"]
+    shutil.rmtree(tmp_path / "p/data") # the advice, followed
+    (tmp_path / "in/june.csv").unlink()
+    again = ingest(tmp_path / "in", tmp_path / "p")
+    assert again.overlaps == [] and [f.name for f in again.added] == ["may.csv"]

@@ -1,4 +1,6 @@
 "Calibration, the threshold and the money."
+from statistics import NormalDist
+
 import numpy as np
 import polars as pl
 import pytest
@@ -21,10 +23,9 @@ from mlops_nb.evaluate.decision_threshold import (
     min_cost_threshold,
     quantile_bins,
     threshold_interval,
-    wilson_interval,
 )
 from mlops_nb.evaluate.metrics import row_cost
-from mlops_nb.stats.bootstrap import Resampling
+from mlops_nb.stats.bootstrap import Resampling, wilson_interval
 
 quick = settings(deadline=None, max_examples=80)
 costs = st.builds(CostParams, true_positive=st.integers(-5, 5), false_positive=st.integers(-5, 5),
@@ -68,7 +69,7 @@ def test_where_acting_is_always_cheaper_there_is_no_break_even():
 def test_wilson_like_scipy(n, hits, confidence):
     from scipy.stats import binomtest
     hits = min(hits, n)
-    low, high = wilson_interval(np.array([hits]), np.array([n]), confidence)
+    low, high = wilson_interval(np.array([hits / n]), np.array([n]), NormalDist().inv_cdf((1 + confidence) / 2))
     expected = binomtest(hits, n).proportion_ci(confidence, method="wilson")
     assert [low[0], high[0]] == pytest.approx([expected.low, expected.high], abs=1e-12)
 
