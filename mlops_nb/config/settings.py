@@ -151,10 +151,13 @@ class StreamSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=1, description="seconds in which a second message of the same id is a duplicate")] = 3600
 
 # %% ../../nbs/config/06_settings.ipynb #e6768dde
+_CRON_NAMES = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
+               "@yearly": "0 0 1 1 *"}
+
 class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "A report notebook that runs on a cron schedule."
     notebook: Annotated[str, Meta(description="the report notebook, e.g. nbs/reports/data.ipynb")]
-    cron: Annotated[str, Meta(description="minute hour day month weekday, e.g. 0 6 * * 1")]
+    cron: Annotated[str, Meta(description="minute hour day month weekday, e.g. 0 6 * * 1, or @daily")]
     timezone: Annotated[str, Meta(description="of the cron expression, e.g. Europe/Vienna")] = "UTC"
     missed: Annotated[Literal["catch_up", "skip"], Meta(
         description="runs missed while the process was down: catch_up | skip")] = "catch_up"
@@ -166,9 +169,10 @@ class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self):
         from zoneinfo import ZoneInfo
+        self.cron = _CRON_NAMES.get(self.cron.strip().lower(), self.cron)
         if len(self.cron.split()) not in (5, 6):
-            raise ValueError(f"cron is {self.cron!r}, but five fields are expected "
-                             "(six with seconds first), such as '0 6 * * 1'.")
+            raise ValueError(f"cron is {self.cron!r}, but five fields are expected (six with seconds first), such as "
+                             f"'0 6 * * 1', or one of {', '.join(_CRON_NAMES)}.")
         try: self.timezone == "UTC" or ZoneInfo(self.timezone)
         except Exception:
             raise ValueError(f"there is no time zone {self.timezone!r}; write it like Europe/Vienna.") from None

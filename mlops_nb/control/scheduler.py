@@ -9,6 +9,7 @@ __all__ = ['QUEUE_NAME', 'fire_times', 'fire_time_id', 'ScheduledReport', 'run_s
 
 # %% ../../nbs/control/00_scheduler.ipynb #23d60f87
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,6 +29,56 @@ from ..report.history import RunRecord, write_index
 from ..report.html import PageHeader
 from ..report.runner import run_notebook
 
+# %% ../../nbs/control/00_scheduler.ipynb #7fce5f13
+def _cron_times(cron, start, end):
+    "The wall-clock times of an expression after `start`, up to and including `end`."
+    from croniter import croniter
+    times = croniter(cron, start, second_at_beginning=True)
+    while (time := times.get_next(datetime)) <= end: yield time
+
+def _every_hour(cron):
+    "Does the expression name every hour? Raises `UserError` if it is none, or never due."
+    from croniter import CroniterBadDateError, croniter
+    # H and R, croniter's own, would be another time in each process
+    if re.search(r"(^|[\s,])[hr]([\s,/(]|$)", cron, re.I) or not croniter.is_valid(cron, second_at_beginning=True):
+        raise UserError(f"settings.ini: {cron!r} is not a cron expression; write minute hour day month weekday, such "
+                        "as 0 6 * * 1.")
+    try: next(_cron_times(cron, datetime(2000, 1, 1), datetime.max))
+    except CroniterBadDateError:
+        raise UserError(f"settings.ini: {cron!r} is never due, since no year has such a day; correct day and "
+                        "month.") from None
+    return croniter.expand(cron, second_at_beginning=True)[0][1] == ["*"]
+
+# %% ../../nbs/control/00_scheduler.ipynb #e48029dd
+_SECOND = timedelta(seconds=1)
+
+def _offset(zone, moment): return moment.astimezone(zone).utcoffset()
+
+def _clock_changes(zone, start, end):
+    "The first moment of each other offset from UTC within the interval, in UTC."
+    found = []
+    while start < end:
+        after = min(start + timedelta(hours=12), end)
+        if _offset(zone, start) != _offset(zone, after):
+            low, high = start, after
+            while high - low > _SECOND:
+                middle = low + (high - low) // 2
+                low, high = (middle, high) if _offset(zone, middle) == _offset(zone, start) else (low, middle)
+            found.append(high.replace(microsecond=0))
+        start = after
+    return found
+
+# %% ../../nbs/control/00_scheduler.ipynb #39a2c888
+def _made_up_times(cron, zone, after, until):
+    "The moments, in UTC, that stand for wall-clock times which the clocks skip."
+    for change in _clock_changes(zone, after - timedelta(days=1), until + timedelta(minutes=1)):
+        before, now = _offset(zone, change - _SECOND), _offset(zone, change)
+        wall = change.replace(tzinfo=None) - _SECOND
+        for time in _cron_times(cron, wall + before, wall + now):
+            moment = (time - before).replace(tzinfo=UTC)
+            same_day = moment.astimezone(zone).date() == time.date()
+            yield moment if same_day else change - timedelta(minutes=1)
+
 # %% ../../nbs/control/00_scheduler.ipynb #b42471cb
 def fire_times(
     schedule: ScheduleSettings,
@@ -36,18 +87,19 @@ def fire_times(
     max_count: int = 1000, # Raise beyond this many
 ) -> list[datetime]: # In the schedule's time zone
     "The moments at which a schedule is due; raises `UserError` for an invalid cron expression."
-    from croniter import croniter
-    if not croniter.is_valid(schedule.cron, second_at_beginning=True):
-        raise UserError(f"settings.ini: {schedule.cron!r} is not a cron expression; write minute hour day month "
-                        "weekday, such as 0 6 * * 1.")
-    local, found = after.astimezone(ZoneInfo(schedule.timezone)), []
-    times = croniter(schedule.cron, local, second_at_beginning=True)
-    while (fire_time := times.get_next(datetime)) <= until:
-        found.append(fire_time)
-        if len(found) > max_count:
-            raise UserError(f"settings.ini: {schedule.cron!r} was due more than {max_count} times since "
-                            f"{after:%Y-%m-%d %H:%M}; set missed = skip, or a rarer schedule.")
-    return found
+    cron, zone, every_hour = schedule.cron, ZoneInfo(schedule.timezone), _every_hour(schedule.cron)
+    after, until = after.astimezone(UTC), until.astimezone(UTC) # times of one zone compare without their offset
+    moments = set() if every_hour else {m for m in _made_up_times(cron, zone, after, until) if after < m <= until}
+    cuts = [after, *(change - _SECOND for change in _clock_changes(zone, after, until)), until]
+    for start, end in zip(cuts, cuts[1:]):
+        offset = _offset(zone, end)
+        for time in _cron_times(cron, start.replace(tzinfo=None) + offset, end.replace(tzinfo=None) + offset):
+            moment = (time - offset).replace(tzinfo=UTC)
+            if every_hour or not moment.astimezone(zone).fold: moments.add(moment)
+            if len(moments) > max_count:
+                raise UserError(f"settings.ini: {cron!r} was due more than {max_count} times since "
+                                f"{after:%Y-%m-%d %H:%M}; set missed = skip, or a rarer schedule.")
+    return [m.astimezone(zone) for m in sorted(moments)]
 
 # %% ../../nbs/control/00_scheduler.ipynb #2cd929c2
 def fire_time_id(
@@ -162,7 +214,8 @@ def catch_up_start(
     now: datetime,
 ) -> datetime:
     "The time after which runs of a schedule are enqueued."
-    if known is None or settings.missed == "skip" or known.settings.cron != settings.cron: return now
+    if known is None or settings.missed == "skip": return now
+    if (known.settings.cron, known.settings.timezone) != (settings.cron, settings.timezone): return now
     return max(known.since, known.last_fired_at - timedelta(minutes=5)) if known.last_fired_at else known.since
 
 # %% ../../nbs/control/00_scheduler.ipynb #be73e549
@@ -171,34 +224,46 @@ def _read_state(name):
     from dbos import DBOS
     known = DBOS.get_schedule(name)
     if known is None: return None
-    return msgspec.convert(known["context"] | dict(last_fired_at=known["last_fired_at"]), ScheduleState)
+    fired = known["context"].get("last_fired_at") or known["last_fired_at"] # the latter: an earlier version's
+    return msgspec.convert(known["context"] | dict(last_fired_at=fired), ScheduleState)
+
+def _write_state(state, workflow):
+    "Create or replace the state of a schedule in DBOS."
+    from dbos import DBOS
+    DBOS.apply_schedules([dict(schedule_name=state.schedule, workflow_fn=workflow, schedule=state.settings.cron,
+                               cron_timezone=state.settings.timezone, context=msgspec.to_builtins(state))])
+    DBOS.pause_schedule(state.schedule)
 
 # %% ../../nbs/control/00_scheduler.ipynb #0dfe96b8
 def apply_schedules(settings: Settings, workflow) -> dict[str, datetime]: # Schedule -> time after which runs are due
-    "Replace the schedules in DBOS by those of the settings."
+    "Replace the schedules in DBOS by those of the settings; raises `UserError` for an invalid cron expression."
     from dbos import DBOS
-    now, due_since, wanted = datetime.now(UTC), {}, []
+    now, due_since = datetime.now(UTC), {}
+    for s in settings.schedule.values(): fire_times(s, now, now)
     for old in DBOS.list_schedules():
         if old["schedule_name"] not in settings.schedule: DBOS.delete_schedule(old["schedule_name"])
     for name, s in settings.schedule.items():
-        fire_times(s, now, now)
         known = _read_state(name)
         due_since[name] = catch_up_start(s, known, now)
-        state = ScheduleState(name, s, since=known.since if known and due_since[name] < now else now)
-        wanted.append(dict(schedule_name=name, workflow_fn=workflow, schedule=s.cron, cron_timezone=s.timezone,
-                           context=msgspec.to_builtins(state), queue_name=QUEUE_NAME))
-    DBOS.apply_schedules(wanted)
+        same = known and due_since[name] < now # begins where it was
+        _write_state(ScheduleState(name, s, known.since if same else now, known.last_fired_at if same else None),
+                     workflow)
     return due_since
 
 # %% ../../nbs/control/00_scheduler.ipynb #b96ec154
-def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime]) -> None:
+def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime], workflow) -> None:
     "Enqueue every run that is due by now and not known yet."
-    from dbos import DBOS
+    from dbos import DBOS, SetWorkflowID
     now = datetime.now(UTC)
-    for name, since in due_since.items():
-        if missed := fire_times(settings.schedule[name], since, now):
-            DBOS.backfill_schedule(name, since, now + timedelta(microseconds=1))
-            due_since[name] = missed[-1] - timedelta(seconds=1)
+    for name, s in settings.schedule.items():
+        if not (due := fire_times(s, due_since[name], now)): continue
+        for fire_time in due:
+            with SetWorkflowID(f"sched-{name}-{fire_time.isoformat()}"):
+                DBOS.enqueue_workflow(QUEUE_NAME, workflow, fire_time, msgspec.to_builtins(ScheduledReport(name, s)))
+        due_since[name] = due[-1]
+        state = _read_state(name)
+        state.last_fired_at = due[-1]
+        _write_state(state, workflow)
 
 # %% ../../nbs/control/00_scheduler.ipynb #6e241c79
 @contextmanager
@@ -240,7 +305,7 @@ def run_scheduler(
         pages = root / 'reports' / 'scheduled' / 'index.html'
         print(f"{len(due_since)} schedules run; pages go to {pages}. Stop with Ctrl-C.", flush=True)
         while not stop.is_set():
-            enqueue_due_runs(settings, due_since)
+            enqueue_due_runs(settings, due_since, workflow)
             stop.wait(poll_interval_seconds)
         print("stopped; a report that was running starts again with the next start.", flush=True)
     os._exit(0) # a running report is abandoned: DBOS has it as pending, and its supervisor sees that the parent is gone

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zoneinfo
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -72,6 +73,97 @@ def test_a_wrong_expression_and_too_many_ticks_are_sentences():
         fire_times(schedule("* * * * *"), now, now + timedelta(days=2))
 
 
+@pytest.mark.parametrize("cron", ["0 0 31 2 *", "0 0 30 2 *", "0 0 31 4,6 *"])
+def test_a_day_that_no_year_has_is_a_sentence(cron):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with pytest.raises(UserError, match="is never due, since no year has such a day"):
+        fire_times(schedule(cron), now, now)
+    leap = fire_times(schedule("0 0 29 2 *"), now, datetime(2029, 1, 1, tzinfo=UTC))
+    assert [t.date().isoformat() for t in leap] == ["2028-02-29"]
+
+
+@pytest.mark.parametrize("cron", ["R R * * *", "H H * * *", "H(0-5) 1 * * *", "@reboot"])
+def test_times_that_each_process_would_draw_anew_are_refused(cron):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with pytest.raises((UserError, ValueError), match="cron"): fire_times(schedule(cron), now, now)
+
+
+@pytest.mark.parametrize("name, cron", [("@hourly", "0 * * * *"), ("@daily", "0 0 * * *"), ("@Weekly", "0 0 * * 0"),
+                                        ("@monthly", "0 0 1 * *"), ("@yearly", "0 0 1 1 *")])
+def test_names_of_schedules(name, cron):
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 20, tzinfo=UTC)
+    assert fire_times(schedule(name), start, end) == fire_times(schedule(cron), start, end)
+
+
+# ---------------------------------------------------------------- the changes of the clocks, 2020 to 2029
+
+
+def clock_changes(zone):
+    "All changes of a zone's clocks in this decade: the moment, and the offsets before and after it."
+    def offset(t): return t.astimezone(zone).utcoffset()
+    found, start, end = [], datetime(2020, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)
+    while start < end:
+        high = start + timedelta(days=5)  # the shortest time between two changes is that of Ramadan, a month
+        if offset(start) != offset(high):
+            low = start
+            while high - low > timedelta(seconds=1):
+                middle = low + (high - low) / 2
+                if offset(middle) == offset(start): low = middle
+                else: high = middle
+            change = high.replace(microsecond=0)
+            found.append((change, offset(start), offset(change)))
+        start += timedelta(days=5)
+    return found
+
+
+def changes_by_kind():
+    "One zone and change for each kind: the local time of the change, the offsets, and the weekday."
+    kinds = {}
+    for name in sorted(zoneinfo.available_timezones()):
+        zone = zoneinfo.ZoneInfo(name)
+        for change, before, after in clock_changes(zone):
+            local = (change + before).replace(tzinfo=None)
+            kinds.setdefault((local.time(), local.weekday(), before, after), (name, change))
+    return kinds
+
+
+def test_a_daily_schedule_fires_once_each_day_at_every_change_of_the_clocks():
+    kinds = changes_by_kind()
+    assert len(kinds) > 60 and any(after - before != timedelta(hours=1) for *_, before, after in kinds if after > before)
+    for (_, _, before, after), (name, change) in kinds.items():
+        wall = (change + min(before, after)).replace(tzinfo=None)  # where the skipped or repeated time begins
+        half = abs(after - before) / 2
+        for at in {wall, wall + half, wall + 2 * half, wall - half, datetime(2020, 1, 1), datetime(2020, 1, 1, 23, 59)}:
+            daily = schedule(f"{at.minute} {at.hour} * * *", timezone=name)
+            days = [change.astimezone(zoneinfo.ZoneInfo(name)).date() + timedelta(days=d) for d in range(-3, 4)]
+            found = fire_times(daily, change - timedelta(days=5), change + timedelta(days=5))
+            count = Counter(t.date() for t in found)
+            assert [count[d] for d in days] == [1] * 7, f"{name}, {daily.cron}, {change}: {found}"
+            assert all((t.hour, t.minute) == (at.hour, at.minute) for t in found if abs(t - change) > timedelta(days=1))
+            assert [fire_time_id(t) for t in found] == sorted({fire_time_id(t) for t in found})
+
+
+@pytest.mark.parametrize("zone, night", [("Europe/Vienna", (2026, 3, 28)), ("Europe/Vienna", (2026, 10, 24)),
+    ("Australia/Lord_Howe", (2026, 4, 4)), ("Australia/Lord_Howe", (2026, 10, 3)), ("America/Nuuk", (2026, 3, 28))])
+def test_a_schedule_for_every_hour_follows_the_time_that_passes(zone, night):
+    start = datetime(*night, 6, tzinfo=UTC)
+    quarters = fire_times(schedule("*/15 * * * *", timezone=zone), start, start + timedelta(days=2))
+    assert [fire_time_id(t) for t in quarters] == [fire_time_id(start + timedelta(minutes=15 * i)) for i in range(1, 193)]
+
+
+@pytest.mark.parametrize("zone, cron, day, due", [
+    ("Europe/Vienna", "30 2 * * *", (2026, 10, 25), ["2026-10-25T02:30:00+02:00"]),
+    ("Europe/Vienna", "30 2 * * *", (2026, 3, 29), ["2026-03-29T03:30:00+02:00"]),
+    ("Europe/Vienna", "0,30 2,3 * * 0", (2026, 3, 29), ["2026-03-29T03:00:00+02:00", "2026-03-29T03:30:00+02:00"]),
+    ("America/Havana", "@daily", (2026, 3, 8), ["2026-03-08T01:00:00-04:00"]),
+    ("America/Nuuk", "30 23 * * 6", (2026, 3, 28), ["2026-03-28T22:59:00-02:00"]),
+    ("Antarctica/Troll", "0 1 * * *", (2026, 3, 29), ["2026-03-29T03:00:00+02:00"])])
+def test_times_that_the_clocks_repeat_or_skip(zone, cron, day, due):
+    noon = datetime(*day, 12, tzinfo=zoneinfo.ZoneInfo(zone)).astimezone(UTC)
+    found = fire_times(schedule(cron, timezone=zone), noon - timedelta(hours=20), noon + timedelta(hours=20))
+    assert [t.isoformat() for t in found if t.date().isoformat() == noon.date().isoformat()] == due
+
+
 def test_from_when_a_schedule_is_due():
     now, daily = datetime(2026, 6, 1, tzinfo=UTC), schedule("0 6 * * *")
     may, fired = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 20, 6, tzinfo=UTC)
@@ -80,6 +172,8 @@ def test_from_when_a_schedule_is_due():
     assert catch_up_start(daily, ScheduleState("a", daily, may, fired), now) == datetime(2026, 5, 20, 5, 55, tzinfo=UTC)
     other = ScheduleState("a", schedule("0 7 * * *"), may)
     assert catch_up_start(daily, other, now) == now, "another cron expression is another schedule"
+    other = ScheduleState("a", schedule("0 6 * * *", timezone="Europe/Vienna"), may)
+    assert catch_up_start(daily, other, now) == now, "and so is another time zone"
     assert catch_up_start(schedule("0 6 * * *", missed="skip"), ScheduleState("a", daily, may), now) == now
 
 
@@ -262,6 +356,9 @@ def test_stopping_leaves_no_process(tmp_path):
     gone, alive = psutil.wait_procs(below, timeout=15)
     assert not alive
     assert "PENDING" in statuses(root).values(), "what ran is still to be done"
+    with sqlite3.connect(root / ".mlops" / "control.db") as c:
+        kept = c.execute("select schedule_name, status from workflow_schedules").fetchall()
+    assert kept == [("often", "PAUSED")], "DBOS's own clock fires twice where clocks are put back"
 
 
 def test_no_schedule_is_a_sentence(tmp_path):
