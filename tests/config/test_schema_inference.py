@@ -380,3 +380,24 @@ def test_taxi(real_data):
 def test_what_observe_keeps_does_not_grow_with_the_rows():
     facts = profile_columns(pl.LazyFrame({"s": [f"c{i}" for i in range(50000)]}))["s"]
     assert facts.n_texts == 50000 and 40000 < facts.distinct <= 50000
+
+
+def test_an_estimate_of_distinct_values_never_says_more_than_is_possible(monkeypatch):
+    monkeypatch.setattr("mlops_nb.config.schema_inference.MAX_COUNTED_CELLS", 0) # as with many millions of rows
+    rows = 10_000
+    frame = pl.DataFrame(dict(key=[f"k{i}" for i in range(rows)], number=range(rows), half=[i / 2 for i in range(rows)],
+                              hour=[i % 3_000 for i in range(rows)], written=[str(i) for i in range(rows)],
+                              gap=[None if i % 2 else i for i in range(rows)]))
+    profiles = infer_schema(frame.lazy(), "d", "half").profiles
+    assert not any(p.exact for p in profiles.values())
+    assert all(p.distinct <= rows for p in profiles.values())
+    assert profiles["hour"].distinct <= 3_000 and profiles["gap"].distinct <= 5_000
+
+
+def test_distinct_values_of_small_data_are_counted_and_numbers_are_written_out():
+    frame = pl.DataFrame(dict(key=[f"k{i}" for i in range(10_000)], year=[2013 + i % 5 for i in range(10_000)],
+                              price=[35_064.5 * (i + 1) for i in range(10_000)]))
+    comments = infer_schema(frame.lazy(), "d", "price").comments
+    assert "10,000 distinct" in comments["key"] and "about" not in comments["key"]
+    assert "5 distinct; 2013 to 2017" in comments["year"]
+    assert "35064 to 350645000" in comments["price"]
