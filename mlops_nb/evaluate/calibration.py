@@ -11,7 +11,12 @@ import numpy as np
 from msgspec import Struct
 
 from ..config.params import EvaluateParams
-from .decision_threshold import CalibrationMetrics, calibration_slope_intercept, quantile_bins
+from mlops_nb.evaluate.decision_threshold import (
+    CalibrationMetrics,
+    calibration_slope_intercept,
+    mean_errors_by_bin,
+    quantile_bins,
+)
 from .metrics import row_loss
 from ..model.calibrators import EPS, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 
@@ -63,8 +68,11 @@ CALIBRATION_FOLDS = 5
 def assign_folds(
     y: np.ndarray, # (n,) class index
     seed: int = 0,
+    clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
 ) -> np.ndarray: # (n,) 0 to 4
-    "A fold for each row; each class is dealt out evenly."
+    "A fold for each row; each class is dealt out evenly, or each entity goes into one fold."
+    if clusters is not None: # as if each entity were a row, all of one class
+        return assign_folds(np.zeros(clusters.max() + 1), seed)[clusters]
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind='stable')]
     fold = np.empty(len(y), int)
@@ -89,9 +97,10 @@ def cross_fitted_loss(
     method: str, # A key of `CALIBRATOR_FITS[task]`
     seed: int = 0,
     order: np.ndarray | None = None, # (n,) numbers that grow with the time of a row; None where there is none
+    clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
 ) -> np.ndarray | None: # (n,) log loss of each row, NaN for the first block in time; None if it could not be fitted
     "How wrong a method is on rows it has not seen."
-    fold = assign_folds(y, seed) if order is None else time_blocks(order)
+    fold = assign_folds(y, seed, clusters) if order is None else time_blocks(order)
     loss = np.full(len(y), np.nan)
     for k in range(0 if order is None else 1, fold.max() + 1):
         judged, other = fold == k, fold != k if order is None else fold < k
@@ -114,21 +123,23 @@ def choose_calibration(
     p: np.ndarray, # (n,) or (n, k): the model's probabilities
     params: EvaluateParams,
     order: np.ndarray | None = None, # (n,) numbers that grow with the time of a row; None where there is none
+    clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
 ) -> tuple[PlattCalibrator | IsotonicCalibrator | TemperatureCalibrator | None, Recalibration]: # What to apply, and why
     "The calibrator, fitted to all validation rows; None if none improves the probabilities beyond noise."
     tried = [m for m in CALIBRATOR_FITS[task] if m in params.calibration]
     if why := _skip_reason(y, p, tried): return None, Recalibration('none', why, {})
     if order is not None and len(np.unique(order)) < CALIBRATION_FOLDS: order = None
-    losses = {m: cross_fitted_loss(task, y, p, m, params.seed, order) for m in tried}
+    losses = {m: cross_fitted_loss(task, y, p, m, params.seed, order, clusters) for m in tried}
     losses = {'none': row_loss(task, y, p)} | {m: loss for m, loss in losses.items() if loss is not None}
     judged = np.isfinite(sum(losses.values()))
     last = judged if order is None else time_blocks(order) == time_blocks(order).max()
     last, losses = last[judged], {m: loss[judged] for m, loss in losses.items()}
+    of = None if clusters is None else clusters[judged]
     what = f"the log loss of the valid rows, cross-fitted{'' if order is None else ' in the order of time'},"
     chosen, words = 'none', f"no candidate lowers {what} by more than twice its standard error."
     for m, loss in losses.items():
         gain = losses[chosen] - loss
-        error = gain.std(ddof=1) / len(gain)**.5
+        error = mean_errors_by_bin(np.zeros(len(gain), int), gain, of)[0].item()
         if gain.mean() > 2 * error and gain[last].mean() > 0:
             words = (f"it lowers {what} from {losses[chosen].mean():.5g} ({chosen}) by {gain.mean():.2g} "
                      f"(standard error {error:.1g}).")

@@ -173,7 +173,7 @@ def evaluate_scores(
         n_entities=_count_entities(resamplings),
         metrics={split: estimate_metrics(task, targets[split], s, settings, resamplings[split])
                  for split, s in scores.items()},
-        calibration=measure_calibration(task, y_test, s_test, schema.classes, level)[0],
+        calibration=measure_calibration(task, y_test, s_test, schema.classes, level, resampling.clusters)[0],
         decision_costs=None, confusion_matrix=_confusion_matrix(task, y_test, s_test, settings.threshold))
     if task == 'binary' and np.isfinite(s_test).all():
         found.decision_costs = measure_decision_costs(y_test, s_test, settings.threshold, params.costs, resampling)
@@ -199,15 +199,17 @@ def fit_calibration(
     params: EvaluateParams,
 ) -> Recalibration | None: # None for a regression
     "Calibrate the predictor on the validation rows, where that helps."
-    task, classes = predictor.schema.task, predictor.schema.classes
+    task, classes, entity = predictor.schema.task, predictor.schema.classes, predictor.schema.entity
     if task == 'regression': return None
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     time = predictor.schema.event_time
     order = splits['valid'][time].to_physical().to_numpy() if time else None
-    predictor.policy.calibrator, found = choose_calibration(task, y['valid'], uncalibrated['valid'], params, order)
+    clusters = {split: entity_clusters(frame[entity]) if entity else None for split, frame in splits.items()}
+    predictor.policy.calibrator, found = choose_calibration(task, y['valid'], uncalibrated['valid'], params, order,
+                                                            clusters['valid'])
     if 'test' in splits:
-        found.uncalibrated, _ = measure_calibration(
-            task, y['test'], uncalibrated['test'], classes, params.confidence_level)
+        found.uncalibrated, _ = measure_calibration(task, y['test'], uncalibrated['test'], classes,
+                                                    params.confidence_level, clusters['test'])
     return found
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #ec502223

@@ -217,8 +217,9 @@ def binned_residuals(
     classes: list[str] | None = None, # of a classification
     n_bins: int = 10,
     confidence_level: float = 0.95,
+    clusters: np.ndarray | None = None, # (n,) int: rows with the same number are about the same entity
 ) -> pl.DataFrame: # feature, class, bin, label, n_rows, mean, low, high
-    "The mean residual in each group of each feature."
+    "The mean residual in each group of each feature, and its interval."
     if scores.ndim == 2: sides = [(c, (y == k) - scores[:, k]) for k, c in enumerate(classes)]
     else: sides = [(classes[1] if classes else None, y - scores)]
     tables = []
@@ -226,7 +227,7 @@ def binned_residuals(
         codes, labels = bin_column(frame[column], n_bins)
         n = np.bincount(codes, minlength=len(labels))
         for name, residual in sides:
-            mean, low, high = mean_interval_by_bin(codes, residual, confidence_level)
+            mean, low, high = mean_interval_by_bin(codes, residual, confidence_level, clusters)
             tables.append(pl.DataFrame({
                 'feature': column, 'class': pl.Series([name] * len(n), dtype=pl.String), 'bin': np.arange(len(n)),
                 'label': labels, 'n_rows': n, 'mean': mean, 'low': low, 'high': high}))

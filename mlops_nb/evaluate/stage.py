@@ -134,13 +134,14 @@ def _compare_with_others(root, found, splits, scored, resampling):
 def _evaluation_tables(predictor, found, splits, scored, resampling): # File name -> rows
     schema, test, scores, level = predictor.schema, splits['test'], scored.scores['test'], resampling.confidence_level
     y, costs = test['_target'].to_numpy(), found.decision_settings.costs
-    curve = lambda s: measure_calibration(schema.task, y, s, schema.classes, level)[1]
+    curve = lambda s: measure_calibration(schema.task, y, s, schema.classes, level, resampling.clusters)[1]
     tables = {
         'predictions': pl.concat(prediction_table(predictor, rows, split, scored.scores[split])
                                  for split, rows in splits.items()),
         'slices': slice_table(found.slices), 'discovered_slices': discovered_slice_table(found.slice_discovery),
         'fairness': fairness_table(found.fairness), 'calibration_curve': curve(scores),
-        'residuals': binned_residuals(test, predictor.feature_names, y, scores, schema.classes, confidence_level=level)}
+        'residuals': binned_residuals(test, predictor.feature_names, y, scores, schema.classes, 10, level,
+                                      resampling.clusters)}
     if predictor.policy.calibrator: tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
     if schema.task == 'binary': tables['cost_curve'] = cost_curve(y, scores, costs, resampling)
     return tables

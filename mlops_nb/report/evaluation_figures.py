@@ -150,7 +150,8 @@ def calibration_figure(
     "Whether the predictions can be believed."
     title = _calibration_title(e)
     note = ("Each point is a tenth of the test rows, ordered by what was predicted; on the dashed line prediction and "
-            f"truth agree. Bars: {e.confidence:.0%} intervals."
+            f"truth agree. Bars: {e.confidence:.0%} intervals"
+            + (", which take the rows of one entity as one." if 'test' in e.n_entities else ".")
             + (" Orange: what the model itself said." if uncalibrated is not None else ""))
     before = uncalibrated if uncalibrated is not None and len(uncalibrated) else None
     out = figure_html(_calibration_panels(e, curve, before), title, note) if len(curve) else Html(f"<p>{title}.</p>")

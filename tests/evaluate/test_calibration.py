@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 from support import trained_project as modelling
 
 from mlops_nb.batch.batch_scoring import score_files
@@ -166,6 +167,26 @@ def test_a_drifting_series_is_not_calibrated_to_what_is_over():
             found.append(row_loss("binary", y[later], q).mean())
         better += by_time[-1] < by_chance[-1]
     assert better >= 9 and np.mean(by_time) < np.mean(by_chance) - .05
+
+
+def test_repeated_entities_do_not_make_a_calibrator_certain():
+    "The probabilities are right, but thirty customers of fifty rows happen to differ from them."
+    moved = {"rows": 0, "entities": 0}
+    who = np.repeat(np.arange(30), 50)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        known, hidden = ((2 * rng.normal(size=30)[who] + rng.normal(size=1500)) / 5**.5 for _ in range(2))
+        y, p = (known + hidden > .74) * 1.0, ndtr(known - .74)
+        for unit, clusters in (("rows", None), ("entities", who)):
+            moved[unit] += choose_calibration("binary", y, p, EvaluateParams(), clusters=clusters)[0] is not None
+    assert moved["rows"] > 20 and moved["entities"] <= 6
+
+
+def test_folds_keep_the_rows_of_an_entity_together():
+    who = np.random.default_rng(0).integers(0, 40, 500)
+    fold = assign_folds(drawn(0, 500), 1, np.unique(who, return_inverse=True)[1])
+    per_entity = [np.unique(fold[who == k]) for k in np.unique(who)]
+    assert all(len(f) == 1 for f in per_entity) and np.ptp(np.bincount(np.concatenate(per_entity))) == 0
 
 
 def test_in_time_a_lasting_fault_is_still_corrected():

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from mlops_nb.config.params import CostParams
 from mlops_nb.evaluate.decision_threshold import (
@@ -15,8 +16,11 @@ from mlops_nb.evaluate.decision_threshold import (
     choose_threshold,
     confusion_counts,
     cost_curve,
+    entity_residuals,
+    excess_calibration_error,
     expected_calibration_error,
     least_squares_line,
+    mean_errors_by_bin,
     mean_interval_by_bin,
     measure_calibration,
     measure_decision_costs,
@@ -124,6 +128,85 @@ def test_mean_interval_survives_large_offsets():
     mean, low, high = mean_interval_by_bin(np.zeros(10, int), x)
     assert (high - low)[0] == pytest.approx(2 * 1.959964 * np.std(x - 1e9, ddof=1) / 10**0.5, rel=1e-6)
     assert mean[0] == 1e9 + 4.5
+
+
+def customers(seed, n=100, per=30, task="binary"):
+    "Half of the variance of what is known of a row, and of what is not, belongs to the customer; the truth is told."
+    rng, who = np.random.default_rng([seed, n, per]), np.repeat(np.arange(n), per)
+    known, hidden = ((rng.normal(size=n)[who] + rng.normal(size=len(who))) / 2**.5 for _ in range(2))
+    if task == "regression": return who, known + hidden, known
+    return who, (known + hidden > .74) * 1.0, ndtr(known - .74)
+
+
+@pytest.mark.parametrize("per", [10, 30])
+def test_intervals_of_bins_cover_where_entities_repeat(per):
+    "Row by row they cover 92 % at 10 rows an entity and 83 % at 30."
+    found = {"binary": [], "regression": []}
+    for seed in range(150):
+        for task in found:
+            who, y, p = customers(seed, 100, per, task)
+            t = calibration_curve(y, p, task == "binary", clusters=who)
+            found[task].append(((t["low"] <= t["predicted"]) & (t["predicted"] <= t["high"])).mean())
+    for inside in found.values(): assert .93 <= np.mean(inside) <= .97
+
+
+@pytest.mark.parametrize("per", [10, 30])
+def test_true_probabilities_of_repeated_entities_are_not_beyond_chance(per):
+    "Row by row 18 % of such sets were at 10 rows an entity, and 42 % at 30."
+    refused = {"binary": [], "regression": []}
+    for seed in range(200):
+        for task, found in refused.items():
+            who, y, p = customers(seed, 100, per, task)
+            found.append(measure_calibration(task, y, p, ["no", "yes"], clusters=who)[0].excess_error > 0)
+    assert max(np.mean(found) for found in refused.values()) <= .09 # 5 % are expected, and 200 sets say so to 1.5
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_wrong_probabilities_of_repeated_entities_are_still_found(task):
+    for seed in range(10):
+        who, y, p = customers(seed, task=task)
+        told = np.clip(2.5 * p, 0, 1) if task == "binary" else 2.5 * p
+        assert measure_calibration(task, y, told, ["no", "yes"], clusters=who)[0].excess_error > .25
+
+
+def test_each_class_of_repeated_entities_is_held_against_chance():
+    refused = []
+    for seed in range(60):
+        who, y, p = customers(seed)
+        y, p = np.where(y == 1, 1.0 + (who % 2), 0.0), np.stack([1 - p, p * (who % 2 == 0), p * (who % 2)], 1)
+        refused.append([measure_calibration("multiclass", y, q, list("abc"), clusters=who)[0].excess_error > .25
+                        for q in (p, p[:, [1, 0, 2]])])
+    assert np.mean(refused, 0).tolist() == [0, 1]
+
+
+def test_the_unit_of_a_mean_is_the_entity():
+    rng = np.random.default_rng(0)
+    x, bins = rng.normal(size=60), np.repeat([0, 1, 2], 20)
+    copied = np.repeat(np.arange(60), 7) # each row seven times
+    once, many = (mean_errors_by_bin(bins[i], x[i], who) for i, who in ((np.arange(60), None), (copied, copied)))
+    np.testing.assert_allclose(once, many) # errors and units
+    np.testing.assert_allclose(once[1], 20)
+    order = rng.permutation(420)
+    np.testing.assert_allclose(mean_errors_by_bin(bins[copied][order], x[copied][order], 419 - copied[order]), many)
+    uneven = mean_errors_by_bin(np.zeros(100, int), rng.normal(size=100), np.r_[np.zeros(50, int), 1:51])
+    assert uneven[1][0] == pytest.approx(100**2 / (50**2 + 50))
+
+
+def test_a_bin_of_one_entity_has_no_interval():
+    y, p, who = np.r_[np.zeros(50), np.ones(50)], np.repeat([.1, .9], 50), np.r_[np.zeros(50, int), 1:51]
+    for is_probability in (True, False):
+        t = calibration_curve(y, p, is_probability, clusters=who)
+        assert t["low"].is_null().to_list() == [True, False]
+    assert calibration_curve(y, p, clusters=who)["low"][1] == pytest.approx(50 / (50 + 2.00958**2), abs=1e-4) # t, 49
+
+
+def test_many_entities_are_joined_and_say_the_same():
+    who, y, p = customers(0, 6000, 3)
+    sums = entity_residuals(y, p, who)
+    table = calibration_curve(y, p)
+    assert sums.shape == (2000, 10) and sums.sum(0) == pytest.approx(
+        (table["n_rows"] * (table["observed"] - table["predicted"])).to_numpy())
+    assert excess_calibration_error(calibration_curve(y, p / 2), residuals=entity_residuals(y, p / 2, who)) > .1
 
 
 def test_reliability_counts_every_row_once():

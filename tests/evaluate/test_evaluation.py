@@ -5,6 +5,7 @@ import pytest
 from support.small_project import small_rows, small_schema
 
 from mlops_nb.config.params import EvaluateParams
+from mlops_nb.config.schema import Column
 from mlops_nb.evaluate.evaluation import describe_scores, evaluate_scores, resampling_from_params
 
 
@@ -22,6 +23,19 @@ def test_the_threshold_comes_from_valid_and_not_from_test(tmp_path):
     assert a.decision_settings == b.decision_settings and a.metrics["test"]["accuracy"].value == pytest.approx(
         1 - b.metrics["test"]["accuracy"].value
     )
+
+
+def test_calibration_takes_the_entity_as_the_unit():
+    "Ten copies of each row: an error that chance gives sixty rows is more than it gives six hundred new ones."
+    schema, params = small_schema("binary"), EvaluateParams(n_resamples=5)
+    valid, test = (pl.concat([small_rows("binary", 60, s, i).with_columns(who="_row")] * 10)
+                   for i, s in enumerate(("v", "t")))
+    s = {"valid": valid["p"].to_numpy(), "test": test["p"].to_numpy()}
+    rows = evaluate_scores(schema, params, valid, test, s)
+    schema.columns["who"], schema.entity = Column("integer"), "who"
+    entities = evaluate_scores(schema, params, valid, test, s)
+    assert rows.calibration.excess_error > 0 == entities.calibration.excess_error
+    assert rows.calibration.expected_calibration_error == entities.calibration.expected_calibration_error
 
 
 class Rows:

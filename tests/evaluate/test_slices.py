@@ -136,6 +136,19 @@ def test_residuals_add_up_to_the_whole(task):
             )
 
 
+def test_residual_intervals_cover_where_entities_repeat():
+    "A feature that stays with an entity, whose rows are wrong together: row by row 51 % of the intervals hold zero."
+    rng, found = np.random.default_rng(0), {"rows": [], "entities": []}
+    who = np.repeat(np.arange(100), 30)
+    for _ in range(100):
+        frame = pl.DataFrame({"x": rng.normal(size=100)[who]})
+        y = rng.normal(size=100)[who] + rng.normal(size=3000)
+        for unit, clusters in (("rows", None), ("entities", who)):
+            t = binned_residuals(frame, ["x"], y, np.zeros(3000), n_bins=4, clusters=clusters)
+            found[unit].append(((t["low"] <= 0) & (t["high"] >= 0)).mean())
+    assert np.mean(found["rows"]) < .7 and .92 <= np.mean(found["entities"]) <= .98
+
+
 def test_residuals_of_a_single_row_have_no_interval():
     table = binned_residuals(pl.DataFrame({"x": [1.0]}), ["x"], np.array([3.0]), np.array([1.0]))
     assert table.select("mean", "low", "high").row(0) == (2.0, None, None)

@@ -11,7 +11,7 @@ import pytest
 from support.small_project import TASKS, small_project, small_rows, small_schema
 
 from mlops_nb.config.params import EncoderParams, EvaluateParams, Params, write_params
-from mlops_nb.config.schema import write_schema
+from mlops_nb.config.schema import Column, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, write_manifest
 from mlops_nb.core.typed_yaml import read_json, write_json
@@ -67,6 +67,20 @@ def test_files_and_metrics(project):
         found.task == "regression"
     )
     assert {s.column for s in found.slices} == {"plan", "tenure"} and found.excess_log_loss is None
+
+
+def test_tables_of_calibration_and_residuals_take_the_entity_as_the_unit(project, tmp_path):
+    root = shutil.copytree(project, tmp_path / "p")
+    schema = small_schema(read_evaluation(root).task)
+    schema.columns["who"], schema.entity = Column("integer"), "who"
+    write_schema(schema, root / "schema.yaml")
+    for path in (root / "artifacts/prepared").glob("*.parquet"): # three entities: hardly an interval is left
+        pl.read_parquet(path).with_columns(who=pl.col("_row") % 3).write_parquet(path)
+    run_evaluate(root)
+    for name in ("calibration_curve", "residuals"):
+        rows, entities = (pl.read_parquet(r / f"artifacts/evaluation/{name}.parquet") for r in (project, root))
+        width = [(t["high"] - t["low"]).fill_null(np.inf).to_numpy() for t in (rows, entities)]
+        assert np.median(width[1]) > 1.5 * np.median(width[0]), name
 
 
 def test_evaluation_is_documented_json(project):

@@ -72,6 +72,9 @@ def test_calibration_before_and_after(evaluated):
     e.recalibration = SimpleNamespace(message="None helped.", uncalibrated=None)
     assert "before, and is" not in calibration_figure(e, curve).text
     assert "<svg" not in calibration_figure(e, curve.clear()).text
+    assert "rows of one entity" not in html.text
+    e.n_entities = {"test": 40}
+    assert "take the rows of one entity as one" in calibration_figure(e, curve).text
 
 
 def test_other_trainings_are_drawn_where_there_are_any():
