@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 from msgspec import Struct, structs, to_builtins
 
-from ..bundle.bundle import MonitoringBaseline, write_bundle
+from ..bundle.bundle import write_bundle
 from ..bundle.model_card import escape_markdown, markdown_table, render_model_card
 from ..bundle.provenance import Provenance, git_state
-from ..bundle.stage import score_histograms
+from ..bundle.stage import answered_rows
 from ..config.params import Params
 from ..config.project import Project
 from ..core.errors import UserError, did_you_mean
@@ -31,6 +31,7 @@ from ..model.network import deserialize_network, quantize_weights, serialize_net
 from ..model.predictor import MODEL_LOADERS, Predictor, model_file
 from .model_profile import ModelProfile, profile_models
 from ..stats.bootstrap import Estimate, Resampling
+from ..stats.monitoring_baseline import MonitoringBaseline, add_scores
 from ..train.dataset import read_training_parts
 from ..train.distillation import distill_trees
 
@@ -150,7 +151,7 @@ def compression_markdown(
 def bundle_contents(
     student: Predictor, evaluation: Evaluation,
     splits: dict[str, pl.DataFrame], # valid and test
-    validation_scores: np.ndarray, # The student's
+    scores: dict[str, np.ndarray], # The student's, of both
     params: Params,
     origin: Provenance,
     teacher_baseline: MonitoringBaseline, # Its columns are the student's too
@@ -160,10 +161,10 @@ def bundle_contents(
     test = splits['test']
     some = test[sample_rows(len(test), max(1, params.explain.max_rows // len(classes)))]
     attributions = make_attribution_baseline(checked_contributions(student, some)[0], student.feature_names, classes)
-    histograms = score_histograms(student, splits['valid'], validation_scores)
+    answered = [answered_rows(student, splits[split], scores[split]) for split in ('valid', 'test')]
+    baseline = structs.replace(teacher_baseline, attribution=to_builtins(attributions))
     metrics = {split: {m: e.value for m, e in evaluation.metrics[split].items()} for split in ('test', 'valid')}
-    return dict(metrics=metrics, provenance=origin,
-                baseline=structs.replace(teacher_baseline, scores=histograms, attribution=to_builtins(attributions)))
+    return dict(metrics=metrics, provenance=origin, baseline=add_scores(baseline, *answered))
 
 # %% ../../nbs/release/05_compression.ipynb #6fc1dbc2
 def student_provenance(root: Path, teacher: Predictor, origin: Provenance, method: str) -> Provenance:
@@ -192,7 +193,7 @@ def compress_bundle(
                         threads=teacher.threads)
     found, scores, gains, teacher_metrics = _evaluate_student(student, teacher, splits, params)
     baseline = read_json(bundle / 'baseline.json', MonitoringBaseline)
-    contents = bundle_contents(student, found, splits, scores['valid'], params, origin, baseline)
+    contents = bundle_contents(student, found, splits, scores, params, origin, baseline)
     card = render_model_card(student, dataset, to_builtins(found), origin)
     write_bundle(output / 'bundle', student, file, model, splits['test'], card, contents)
     student = Predictor.open(output / 'bundle', project.n_threads)

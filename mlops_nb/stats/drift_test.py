@@ -118,6 +118,24 @@ def fit_reference_histogram(summary: ColumnSummary) -> ReferenceHistogram:
         if len(summary.sketch.keys) > 1 and n[0] == 1 and r.counts[inner]: r.counts[end] += 1; r.counts[inner] -= 1
     return r
 
+# %% ../../nbs/stats/02_drift_test.ipynb #b2e6124e
+@patch
+def missing_share(self:ReferenceHistogram,
+    counts: list[int] | None = None, # Of other rows in these bins; None for the training's
+) -> float: # 0 where there are no rows
+    "The share of rows without a value."
+    counts = self.counts if counts is None else counts
+    return counts[0] / max(sum(counts), 1)
+
+@patch
+def unknown_share(self:ReferenceHistogram,
+    counts: list[int] | None = None, # Of other rows in these bins; None for the training's, by what occurs once
+) -> float | None: # None where the training saw too little to tell new from rare
+    "The share of rows with a category, or a number below or above all, that the training never saw."
+    counts = self.counts if counts is None else counts
+    if self.edges is None and self.groups is None: return None
+    return (counts[-1] + (counts[1] if self.edges is not None else 0)) / max(sum(counts), 1)
+
 # %% ../../nbs/stats/02_drift_test.ipynb #b9a9d13f
 class Baseline(Struct):
     "What the training rows of a model looked like; travels in its bundle as `baseline.json`."
@@ -127,10 +145,11 @@ class Baseline(Struct):
 def fit_baseline(
     frame: pl.DataFrame, # The rows a model is trained on
     schema: Schema,
+    computed: dict[str, str] | None = None, # Computed columns: name -> number or category
 ) -> Baseline:
     "Remember how the columns a model depends on were distributed."
-    used = {*schema.feature_columns, *schema.target_columns, *schema.segments} - {schema.entity}
-    summaries = {c: s for c, s in summarize_columns(frame, schema).items() if c in used}
+    used = {*schema.feature_columns, *schema.target_columns, *schema.segments, *(computed or {})} - {schema.entity}
+    summaries = {c: s for c, s in summarize_columns(frame, schema, computed).items() if c in used}
     kept = {c: s for c, s in summaries.items() if s.type not in ('timestamp', 'text')}
     return Baseline(frame.height, {c: fit_reference_histogram(s) for c, s in kept.items()})
 

@@ -86,15 +86,16 @@ def _summarize_categories(
 
 # %% ../../nbs/stats/01_summaries.ipynb #96f0cfcc
 def summarize_columns(
-    frame: pl.DataFrame, # Columns of the schema, in the schema's types; others are left out
+    frame: pl.DataFrame, # Columns of the schema, in the schema's types, and computed ones; others are left out
     schema: Schema,
+    computed: dict[str, str] | None = None, # Computed columns: name -> number or category
 ) -> dict[str, ColumnSummary]: # By column
     "Summarise each column of a batch."
     out = {}
-    for c, column in schema.columns.items():
+    for c, type in ({name: column.type for name, column in schema.columns.items()} | (computed or {})).items():
         if c not in frame.columns: continue
         values = (frame[c].fill_nan(None) if frame[c].dtype.is_float() else frame[c]).drop_nulls()
-        out[c] = s = ColumnSummary(column.type, frame.height, frame.height - len(values))
+        out[c] = s = ColumnSummary(type, frame.height, frame.height - len(values))
         if s.type == 'timestamp': _summarize_numbers(s, values.dt.epoch('us').to_numpy())
         elif s.type in ('integer', 'number'): _summarize_numbers(s, float_to_ordered_int(values.to_numpy()))
         else: _summarize_categories(s, values)

@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from mlops_nb.bundle.bundle import open_bundle, read_data_baseline
-from mlops_nb.bundle.stage import pack_bundle, run_bundle, score_histogram
+from mlops_nb.bundle.stage import pack_bundle, run_bundle
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.stats.monitoring_baseline import score_histogram
 
 
 def test_the_same_project_gives_the_same_bytes_wherever_it_is(project, tmp_path):

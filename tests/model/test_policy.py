@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support import trained_project as modelling
 
-from mlops_nb.bundle.bundle import MonitoringBaseline, check_golden_examples
-from mlops_nb.bundle.stage import run_bundle, score_histogram
+from mlops_nb.bundle.bundle import check_golden_examples
+from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyRule, read_params, write_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
@@ -21,6 +21,7 @@ from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.serve.request_validation import RequestDecoder
+from mlops_nb.stats.monitoring_baseline import MonitoringBaseline, score_histogram
 from mlops_nb.train.stage import open_trained_predictor
 
 RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"),

@@ -92,11 +92,13 @@ def judged(root, task="binary"):
     write_json(art / "evaluation/evaluation.json", {"learner": learner, "primary_metric": "m",
                                                     "metrics": {"test": {"m": figure}, "valid": {"m": figure}},
                                                     "better": "higher", "confidence": .95})
-    predictor, valid = open_trained_predictor(root, learner), pl.read_parquet(art / "prepared/valid.parquet")
-    names, scores = [c for c in predictor.output_schema()
-                     if c != "decision"], predictor.predict(valid).reshape(len(valid), -1)
-    pl.DataFrame(scores,
-                 schema=names).with_columns(split=pl.lit("valid")).write_parquet(art / "evaluation/predictions.parquet")
+    predictor = open_trained_predictor(root, learner)
+    names, scored = predictor.score_columns, []
+    for split in ("valid", "test"):
+        frame = pl.read_parquet(art / f"prepared/{split}.parquet")
+        scored.append(pl.DataFrame(predictor.predict(frame).reshape(len(frame), -1), names).with_columns(
+            split=pl.lit(split)))
+    pl.concat(scored).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})
     write_json(art / "explanation/attribution_baseline.json", {"n_rows": 10, "features": []})
     return root
