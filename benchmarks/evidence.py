@@ -23,6 +23,7 @@ from mlops_nb.data.splits import assign_splits
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
 from mlops_nb.evaluate.decision_threshold import (
     break_even_threshold,
+    calibration_curve,
     choose_threshold,
     measure_calibration,
     min_cost_threshold,
@@ -201,6 +202,21 @@ def noise(seed, n):
         "binary", y, scores, other, resampling=Resampling(seed=seed))) for name, other in others.items()))
     return {"": (all(r.passed for r in check_comparisons(e, GateParams())),
                  all(c.metrics["roc_auc"].gain.value > 0 for c in e.comparisons))}
+
+
+def entity_calibration(seed, n_entities, per):
+    "Per-bin intervals, and the error beyond chance of true and of wrong probabilities. Before: rows are independent."
+    who, y, p, _ = entities(np.random.default_rng([seed, n_entities, per]), n_entities, per)
+
+    def figures(clusters):
+        t = calibration_curve(y, p, clusters=clusters)
+        known = t.filter(pl.col("low").is_not_null())
+        inside = ((known["low"] <= known["predicted"]) & (known["predicted"] <= known["high"])).mean()
+        true, wrong = (measure_calibration("binary", y, s, ["no", "yes"], clusters=clusters)[0].excess_error
+                       for s in (p, np.minimum(2.5 * p, 1)))
+        return inside, true > 0, true > GateParams().max_calibration_error, wrong > GateParams().max_calibration_error
+    names = "coverage", "beyond chance", "true refused", "wrong refused"
+    return dict(zip(names, zip(figures(who), figures(None), strict=True), strict=True))
 
 
 def calibration_refused(task, y, scores, classes):
@@ -497,6 +513,17 @@ def gate_rows(t):
                  t.run(200, hard_segment, hard=auc), old, rare, FALSE)
 
 
+def entity_calibration_rows(t):
+    old = "rows taken as independent"
+    for n, per in ((100, 10), (100, 30)):
+        found, what = t.run(600, entity_calibration, n_entities=n, per=per), f"{n} entities of {per} rows"
+        t.shares(f"coverage of a calibration curve's bins, {what}", {"": found["coverage"]}, old, covers, COVERAGE)
+        t.shares(f"true probabilities are off beyond chance, {what}", {"": found["beyond chance"]}, old,
+                 lambda share: share <= .065, "5 %, seen ≤ 6.5 %")
+        t.shares(f"calibration rule refuses true probabilities, {what}", {"": found["true refused"]}, old, rare, FALSE)
+        t.shares(f"calibration rule refuses scores × 2.5, {what}", {"": found["wrong refused"]}, old, often, "≥ 95 %")
+
+
 def ratchet_rows_of_table(t):
     found, old = t.run(20, ratchet), "1 % of the AUC, no anchor"
     for share in (GateParams().max_skill_loss, .05):
@@ -570,8 +597,8 @@ def main():
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
     with ProcessPoolExecutor(THREADS, get_context("spawn")) as pool: # polars has threads: no fork
         t = Table(pool, small)
-        for part in (coverage_rows, slice_rows, fairness_rows, gate_rows, ratchet_rows_of_table, threshold_rows,
-                     label_rows): part(t)
+        for part in (coverage_rows, slice_rows, fairness_rows, gate_rows, entity_calibration_rows,
+                     ratchet_rows_of_table, threshold_rows, label_rows): part(t)
     report(t.rows, NOTES, HEAD)
 
 
