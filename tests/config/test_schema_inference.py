@@ -118,7 +118,8 @@ def test_a_range_leaves_room(a, b, distinct, t):
 
 @pytest.mark.parametrize("values, range", [
     (list(range(17, 91)) * 6, (0, 200)), ([0, 1] * 200, (0, None)), (list(range(2000, 2025)) * 20, (0, 5000)),
-    ([*range(N), 10**9], (0, None)), ([-1.5, 2.5] * 200, None), ([float(i) for i in range(-200, 200)], (-600, 600)),
+    ([*range(199), 10**9] * 2, (0, None)), ([-1.5, 2.5] * 200, None),
+    ([float(i) for i in range(-200, 200)], (-600, 600)),
     ([*map(float, range(N)), float("inf")], (0, 800)), (["a", "b"] * 200, None),
     ([date(2024, 1, 1), date(2024, 1, 2)] * 200, None)])
 def test_ranges(values, range): assert column(values).range == range
