@@ -6,14 +6,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Optional
 
 import psutil
 import pytest
 
 from mlops_nb.config.settings import ReportSettings
 from mlops_nb.core.errors import UserError
-from mlops_nb.report.notebook_parameters import check_parameters, notebook_parameters
-from mlops_nb.report.runner import run_notebook
+from mlops_nb.report.notebook_parameters import check_parameters, notebook_parameters, read_notebook
+from mlops_nb.report.runner import find_kernel, run_notebook
 
 
 def code(source, *tags):
@@ -64,7 +65,9 @@ def declared(tmp_path): return notebook(tmp_path / "p.ipynb", code(PARAMETERS, "
     (dict(a="7"), 7), (dict(a=7), 7), (dict(b="1e-3"), 1e-3), (dict(b=3), 3.0), (dict(c="7"), "7"),
     (dict(d="null"), "null"),
     (dict(d=None), None), (dict(e="anything"), "anything"), (dict(f="[1, 2]"), [1, 2]), (dict(g='{"k": 3}'), {"k": 3}),
-    (dict(h="true"), True), (dict(i="3"), "3"), (dict(j="x/y"), "x/y"), (dict(k="null"), None), (dict(k="9"), 9)])
+    (dict(h="true"), True), (dict(i="3"), 3), (dict(i="x"), "x"), (dict(e="3"), 3), (dict(e="0.5"), 0.5),
+    (dict(e="None"), None), (dict(e="True"), True), (dict(d="None"), None), (dict(k="None"), None),
+    (dict(j="x/y"), "x/y"), (dict(k="null"), None), (dict(k="9"), 9)])
 def test_text_becomes_the_type_the_notebook_declares(declared, given, value):
     got = check_parameters(declared, given)
     assert got == {next(iter(given)): value}
@@ -80,6 +83,60 @@ def test_text_becomes_the_type_the_notebook_declares(declared, given, value):
     (dict(token="x"), "secret")])
 def test_wrong_parameters_are_refused_in_a_sentence(declared, given, sentence):
     with pytest.raises(UserError, match=sentence): check_parameters(declared, given)
+
+
+LOOSE = """
+%matplotlib inline
+import json
+c = {}
+limit = None
+hours = 24 * 7
+share = 1 / 3
+delay = -5
+start, end = "2021-01-01", "2021-12-31"
+(low, [high, *rest]) = 1, [2, 3]
+first = second = 0.5
+pair = (1, 2)
+box: tuple[int, int] = (3, 4)
+c["k"] = 1
+c.attribute = 2
+none: int = None
+name = "a" + "b"
+title = f"{name}!"
+number = int("3")
+if hours > 3:
+    inner = 1
+"""
+
+
+def test_every_form_of_an_assignment(tmp_path):
+    nb = notebook(tmp_path / "loose.ipynb", code(LOOSE, "parameters"))
+    assert notebook_parameters(nb) == dict(
+        c=dict, limit=Any, hours=int, share=float, delay=int, start=str, end=str, low=int, high=Any, rest=Any,
+        first=float, second=float, pair=list, box=list, none=Optional[int], name=str, title=str, number=int, inner=Any)
+    got = check_parameters(nb, dict(limit="3", hours="48", pair="[5, 6]", none="None", first="inf"))
+    assert got == dict(limit=3, hours=48, pair=[5, 6], none=None, first=float("inf"))
+    with pytest.raises(UserError, match="'hours' got '1.5'; a whole number"): check_parameters(nb, dict(hours="1.5"))
+    with pytest.raises(UserError, match="'pair' got '5, 6'; a JSON list"): check_parameters(nb, dict(pair="5, 6"))
+
+
+@pytest.mark.parametrize("name, secret", [
+    ("api_token", True), ("TOKEN", True), ("github_token", True), ("accessToken", True), ("refresh_tokens", True),
+    ("db_password", True), ("passphrase", True), ("aws_secret", True), ("access_key", True), ("credentials", True),
+    ("max_tokens", False), ("n_tokens", False), ("tokens", False), ("token_limit", False), ("max_token", False),
+    ("tokenizer", False), ("min_token_count", False), ("key", False), ("max_api_tokens", True)])
+def test_a_token_is_a_secret_and_tokens_are_counted(tmp_path, name, secret):
+    nb = notebook(tmp_path / "t.ipynb", code(f"{name} = 5", "parameters"))
+    if not secret: assert check_parameters(nb, {name: "7"}) == {name: 7}; return
+    with pytest.raises(UserError, match=f"parameter '{name}' looks like a secret"): check_parameters(nb, {name: "7"})
+
+
+def test_which_cell_holds_the_parameters(tmp_path):
+    two = notebook(tmp_path / "two.ipynb", code("a = 1", "parameters"), "a", code("a = 2", "parameters"))
+    with pytest.raises(UserError, match="cells 2 and 4 are both tagged parameters"): check_parameters(two, dict(a=3))
+    text = notebook(tmp_path / "text.ipynb", dict(cell_type="markdown", id="m", source="a = 1",
+                                                  metadata=dict(tags=["parameters"])))
+    with pytest.raises(UserError, match="cell 2 is tagged parameters and holds no code"): notebook_parameters(text)
 
 
 def test_a_parameter_is_checked_before_anything_starts_or_is_removed(declared, tmp_path):
@@ -98,7 +155,7 @@ def test_a_file_that_is_no_notebook(tmp_path, content):
 def test_a_missing_notebook_and_broken_parameters(tmp_path):
     with pytest.raises(UserError, match="There is no notebook"):
         run_notebook(tmp_path / "none.ipynb", tmp_path / "x.html")
-    with pytest.raises(UserError, match="not valid Python at its line 2"):
+    with pytest.raises(UserError, match="cell 2, tagged parameters, is not valid Python at its line 2"):
         notebook_parameters(notebook(tmp_path / "y.ipynb", code("a = 1\nb = = 2", "parameters")))
 
 
@@ -114,6 +171,68 @@ def test_two_at_once_with_braces_in_the_path(tmp_path):
             run.result()
     for n in (1, 2): assert f"n is {n} in a {{strange}} folder" in (folder / "out" / f"{n}.html").read_text()
     assert not (folder / ".mlops").exists()
+
+
+def test_a_notebook_as_other_programs_write_it(tmp_path):
+    "No metadata, no outputs, no ids, text in one piece; a value that JSON has no word for."
+    cells = [dict(cell_type="code", source="limit = None\nshare = 0.5", metadata=dict(tags=["parameters"])),
+             dict(cell_type="code", source="f'{limit!r} {share!r}'"), dict(cell_type="markdown", source=["# A\n", "b"])]
+    (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=cells, nbformat=4, nbformat_minor=4)))
+    run_notebook(tmp_path / "n.ipynb", tmp_path / "n.html", dict(limit="None", share="nan"), cwd=tmp_path)
+    assert "None nan" in (tmp_path / "n.html").read_text()
+
+
+# A kernel of another language: it answers each cell with the cell's own text.
+PARROT = """
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelbase import Kernel
+
+class Parrot(Kernel):
+    implementation = banner = 'parrot'
+    implementation_version = '1'
+    language_info = dict(name='R', mimetype='text/x-r', file_extension='.r')
+
+    async def do_execute(self, code, silent, *args, **kwargs):
+        text = dict(name='stdout', text=f'parrot says {code}')
+        self.send_response(self.iopub_socket, 'stream', text)
+        return dict(status='ok', execution_count=self.execution_count, payload=[], user_expressions={})
+
+IPKernelApp.launch_instance(kernel_class=Parrot)
+"""
+
+
+def r_notebook(path, **metadata):
+    nb = notebook(path, code("limit <- 5\nmax.rows = 3", "parameters"), "summary(limit)")
+    nb.write_text(json.dumps(json.loads(nb.read_text()) | dict(metadata=metadata)))
+    return nb
+
+
+@pytest.mark.parametrize("metadata", [
+    dict(kernelspec=dict(name="ir", display_name="R", language="R")), dict(language_info=dict(name="R")),
+    dict(kernelspec=dict(name="ir42", language="r")), dict(kernelspec=dict(name="ir"))])
+def test_a_notebook_of_another_language_runs_on_its_own_kernel_or_not_at_all(tmp_path, monkeypatch, metadata):
+    nb = r_notebook(tmp_path / "r.ipynb", **metadata)
+    sentence = "is written in [rR], and no" if "language" in str(metadata) else "needs the kernel 'ir' and does not"
+    with pytest.raises(UserError, match=sentence):
+        run_notebook(nb, tmp_path / "r.html", cwd=tmp_path)
+    assert not (tmp_path / "r.html").exists()
+    spec = tmp_path / "jupyter" / "kernels" / "ir"
+    spec.mkdir(parents=True)
+    (spec / "parrot.py").write_text(PARROT)
+    argv = [sys.executable, str(spec / "parrot.py"), "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps(dict(argv=argv, display_name="R", language="R")))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    run_notebook(nb, tmp_path / "r.html", {"limit": "3", "max.rows": "7"}, cwd=tmp_path)
+    page = (tmp_path / "r.html").read_text()
+    assert "parrot says summary(limit)" in page and "limit = 3\nmax.rows = 7" in page
+    with pytest.raises(UserError, match="has no parameter 'limt'"):
+        run_notebook(nb, tmp_path / "r.html", dict(limt=1), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["python3", "conda-env-other-py", "my-venv"])
+def test_a_python_notebook_of_another_environment_runs_in_this_one(tmp_path, name):
+    nb = r_notebook(tmp_path / "p.ipynb", kernelspec=dict(name=name, language="python"))
+    assert find_kernel(nb, read_notebook(nb)) == ("python3", "python")
 
 
 def test_the_sentence_of_a_failure(tmp_path):
