@@ -17,6 +17,7 @@ from mlops_nb.config.project import Project
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.data.prepare import read_split
 from mlops_nb.evaluate.comparison import signed_gain
 from mlops_nb.evaluate.metrics import METRICS, DecisionSettings, weighted_metric
 from mlops_nb.model.lightgbm_text import parse_header
@@ -24,6 +25,7 @@ from mlops_nb.model.network import dequantize_weights, deserialize_network, quan
 from mlops_nb.model.predictor import Predictor, model_file
 from mlops_nb.release.compression import compress_bundle, compression_markdown, quantize_net
 from mlops_nb.release.model_profile import measure_seconds
+from mlops_nb.stats.monitoring_baseline import MonitoringBaseline
 from mlops_nb.train.dataset import TrainingPart, read_training_parts
 from mlops_nb.train.distillation import distill_trees, student_params, with_soft_targets
 
@@ -75,6 +77,20 @@ def test_the_smaller_model_is_a_bundle_like_any_other(made, tmp_path):
     twice = compress_bundle(root, root / "small/bundle", tmp_path / "twice",
                             n_trees=1 if "trees" in found.method else None)
     assert twice.teacher.bundle == student.id
+
+
+def test_the_monitoring_baseline_is_that_of_the_students_scores(made):
+    root, _ = made
+    teacher, student = (read_json(root / p / "baseline.json", MonitoringBaseline)
+                        for p in ("artifacts/bundle", "small/bundle"))
+    test, (_, model) = read_split(root, "test"), both(root)
+    scores = model.predict(test).reshape(len(test), -1)
+    for (name, bins), s in zip(student.calibration.items(), scores.T):
+        assert bins.rows == np.histogram(s, [-np.inf, *student.scores[name].edges, np.inf])[0].tolist()
+    assert student.data == teacher.data and student.calibration != teacher.calibration
+    assert [s.columns for s in student.segments] == [s.columns for s in teacher.segments]
+    for name, r in student.scores.items():
+        assert np.sum([s.scores[name] for s in student.segments], axis=0).tolist() == r.counts
 
 
 def test_it_is_smaller(made):

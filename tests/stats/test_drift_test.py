@@ -283,6 +283,25 @@ def test_baseline_holds_labels_missing_and_never_seen_rates():
     assert [d.column for d in detect_drift(summarize_columns(flipped, s), b)] == ["left"]
 
 
+def test_missing_and_unknown_shares():
+    h = fit_reference_histogram(one_column(["a"] * 6 + ["b"] * 3 + ["once"]))
+    assert (h.missing_share(), h.unknown_share()) == (0, .1)
+    assert (h.missing_share([2, 1, 1, 0, 4]), h.unknown_share([2, 1, 1, 0, 4])) == (.25, .5)
+    numbers = fit_reference_histogram(one_column(np.arange(100.0)))
+    assert numbers.unknown_share() == .02 # the smallest and the largest
+    assert fit_reference_histogram(one_column([f"id{i}" for i in range(100)])).unknown_share() is None
+    assert (h.missing_share([0] * 5), h.unknown_share([0] * 5)) == (0, 0)
+
+
+def test_a_computed_column_drifts_though_the_schema_does_not_name_it():
+    r = np.random.default_rng(0)
+    before, now = (pl.DataFrame(dict(y=r.normal(size=3_000), share=r.normal(shift, 1, 3_000))) for shift in (0, 1))
+    b = fit_baseline(before, schema_of(), dict(share="number"))
+    assert b.columns.keys() == {"y", "share"} and fit_baseline(before, schema_of()).columns.keys() == {"y"}
+    assert [d.column for d in detect_drift(summarize_columns(now, schema_of(), dict(share="number")), b)] == ["share"]
+    assert detect_drift(summarize_columns(now, schema_of()), b) == [] # who does not compute it compares the others
+
+
 def test_a_baseline_of_an_older_version_is_read():
     "Without groups, what was never seen shares a bin with all categories that have none."
     old = b'{"rows":100,"columns":{"v":{"counts":[0,60,40],"edges":null,"categories":["a"]}}}'
