@@ -29,13 +29,8 @@ from mlops_nb.evaluate.decision_threshold import (
     min_cost_threshold,
 )
 from mlops_nb.evaluate.fairness import measure_column_fairness
-from mlops_nb.evaluate.metrics import (
-    DecisionSettings,
-    estimate_metrics,
-    independent_units,
-    roc_auc,
-    weighted_metric,
-)
+from mlops_nb.evaluate.metrics import DecisionSettings, estimate_metrics, independent_units, weighted_metric
+from mlops_nb.stats.roc_auc import roc_auc
 from mlops_nb.evaluate.slice_discovery import discover_slices
 from mlops_nb.evaluate.slices import evaluate_slices
 from mlops_nb.release.gate import check_calibration_error, check_comparisons, check_segments, check_test_rows

@@ -27,7 +27,8 @@ from mlops_nb.evaluate.calibration import (
     fit_temperature,
 )
 from mlops_nb.evaluate.decision_threshold import choose_threshold
-from mlops_nb.evaluate.metrics import roc_auc, row_loss
+from mlops_nb.evaluate.metrics import row_loss
+from mlops_nb.stats.roc_auc import roc_auc
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import read_explanation, run_explain
 from mlops_nb.model.calibrators import IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
