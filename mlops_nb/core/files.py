@@ -98,7 +98,7 @@ def _temporary_beside(path, folder=False):
     try: # the name is known before anything has it, so an interrupt at any moment finds it here
         turn = _lock_if_possible(path.parent, shared=True, wait=True)
         try:
-            tmp.mkdir(0o700) if folder else tmp.touch(0o600, exist_ok=False)
+            tmp.mkdir() if folder else tmp.touch(exist_ok=False) # with the rights that the umask gives
             own = _lock_if_possible(tmp, shared=True, wait=True)
         finally: _unlock(turn)
         with _name_path_in_errors(path): yield tmp
@@ -115,7 +115,6 @@ def atomic_file(
     path = Path(path)
     with _temporary_beside(path) as tmp:
         yield tmp
-        tmp.chmod(0o644)
         fsync_path(tmp)
         os.replace(tmp, path)
         fsync_path(path.parent)
@@ -137,7 +136,6 @@ def atomic_dir(
     path = Path(path)
     with _temporary_beside(path, folder=True) as tmp:
         yield tmp
-        tmp.chmod(0o755)
         for f in [*tmp.rglob('*'), tmp]: fsync_path(f)
         if not (path.exists() and _swap_paths(tmp, path)):
             old = tmp.with_suffix('.old.tmp')

@@ -26,7 +26,18 @@ def test_atomic_file_replaces_and_leaves_nothing_beside(tmp_path):
     for text in ("one", "two"):
         with atomic_file(tmp_path / "a" / "x") as p: p.write_text(text)
     assert (tmp_path / "a" / "x").read_text() == "two" and leftovers(tmp_path / "a") == []
-    assert (tmp_path / "a" / "x").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("umask, file, folder", [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o002, 0o664, 0o775),
+                                                 (0o077, 0o600, 0o700)])
+def test_what_is_written_has_the_rights_that_the_umask_gives(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "x") as p: p.write_text("x")
+        with atomic_dir(tmp_path / "d") as p: (p / "y").write_text("y")
+    finally: os.umask(before)
+    rights = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("x", "d", "d/y")}
+    assert rights == {"x": file, "d": folder, "d/y": file}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ValueError()])
