@@ -30,7 +30,6 @@ from mlops_nb.evaluate.decision_threshold import (
 )
 from mlops_nb.evaluate.fairness import measure_column_fairness
 from mlops_nb.evaluate.metrics import DecisionSettings, estimate_metrics, independent_units, weighted_metric
-from mlops_nb.stats.roc_auc import roc_auc
 from mlops_nb.evaluate.slice_discovery import discover_slices
 from mlops_nb.evaluate.slices import evaluate_slices
 from mlops_nb.release.gate import check_calibration_error, check_comparisons, check_segments, check_test_rows
@@ -41,6 +40,7 @@ from mlops_nb.stats.bootstrap import (
     t_interval,
     weighted_mean,
 )
+from mlops_nb.stats.roc_auc import roc_auc
 
 HEAD = ("design and figure", "now", "before", "its figure", "standard error", "target", "met")
 N_LARGE = 1_000_000 # rows that a true figure is computed from

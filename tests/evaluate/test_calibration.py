@@ -28,12 +28,12 @@ from mlops_nb.evaluate.calibration import (
 )
 from mlops_nb.evaluate.decision_threshold import choose_threshold
 from mlops_nb.evaluate.metrics import row_loss
-from mlops_nb.stats.roc_auc import roc_auc
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import read_explanation, run_explain
 from mlops_nb.model.calibrators import IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.stats.roc_auc import roc_auc
 from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.stage import open_trained_predictor
 
