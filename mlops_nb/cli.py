@@ -13,7 +13,6 @@ __all__ = ['app', 'gate_app', 'schema_app', 'report_app', 'key_app', 'log_app', 
 # %% ../nbs/92_cli.ipynb #dd091974
 import gc
 import os
-import re
 import signal
 import sys
 import traceback
@@ -94,15 +93,25 @@ _SplitColumnOption = Annotated[str | None, typer.Option(help="A column that says
 _TestFilesOption = Annotated[str | None, typer.Option(help="Source files of the test set, with commas between.")]
 
 # %% ../nbs/92_cli.ipynb #f1737260
-def _leaks_to_check(folder):
-    "What the comments of a new schema say about leaks, a line each."
-    said = re.findall(r"CHECK for a leak: (.*)", (folder / "schema.yaml").read_text(encoding="utf-8"))
-    return "".join(f"Check for a leak: {s}\n" for s in dict.fromkeys(said))
+def _print_init(report, folder, dry_run):
+    "What `init` decided, and what to type next."
+    from mlops_nb.config.schema_review import choose_lines, print_review
+    from mlops_nb.scaffold import describe_init
+    schema, lines = report.schema, choose_lines(report.columns)
+    sources = f"{len(report.sources):,} files" if len(report.sources) > 1 else "".join(report.sources)
+    print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns):,} of {len(schema.columns):,} "
+          f"columns; {report.rows:,} rows of {sources}.\n")
+    print_review(lines, sys.stdout.isatty())
+    if len(lines) < len(report.columns): print(f"and {len(report.columns) - len(lines):,} more columns.")
+    print("", *describe_init(report, folder), sep="\n")
+    for sentence in report.warnings: print(f"warning: {sentence}", file=sys.stderr)
+    if dry_run: print("\nNothing was written, because of --dry-run.")
 
 # %% ../nbs/92_cli.ipynb #19316516
 @app.command("init")
 def init_command(
-    folder: Annotated[Path, typer.Argument(help="The new project: a folder that does not exist, or is empty.")],
+    folder: Annotated[Path, typer.Argument(
+        help="The new project: a folder that does not exist or is empty, or a git repository; . for this one.")],
     data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
     target: Annotated[str, typer.Option(help="A column, or a SQL expression over columns.")],
     time: _TimeOption = None,
@@ -120,15 +129,15 @@ def init_command(
     encoding: _EncodingOption = None,
     table: _TableOption = None,
     query: _QueryOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be decided, and write nothing.")] = False,
 ):
     "Write a new project around a data set."
     from mlops_nb.scaffold import choose_split, init_project
     split = choose_split(time, ordered, group, split_column, _split_commas(test_files))
-    schema = init_project(folder, data, target, time=time, split=split, exclude=_split_commas(exclude), entity=entity,
-                          row_filter=filter, task=task, separator=separator, encoding=encoding, table=table,
-                          query=query)
-    print(f"{folder}: {schema.task} of {schema.target} from {len(schema.feature_columns)} columns.\n"
-          f"{_leaks_to_check(folder)}Review {folder}/schema.yaml, then: cd {folder} && dvc repro")
+    report = init_project(folder, data, target, time=time, split=split, exclude=_split_commas(exclude), entity=entity,
+                          row_filter=filter, task=task, dry_run=dry_run, separator=separator, encoding=encoding,
+                          table=table, query=query)
+    _print_init(report, folder, dry_run)
 
 # %% ../nbs/92_cli.ipynb #1b02ddbb
 @app.command("ingest")

@@ -4,22 +4,28 @@
 
 # %% auto #0
 __all__ = ['package_name', 'choose_split', 'check_split_options', 'datetime_columns', 'find_calendar_features',
-           'make_features_notebook', 'write_project_files', 'init_project']
+           'make_features_notebook', 'write_project_files', 'check_folder', 'InitReport', 'describe_split_choice',
+           'describe_init', 'init_project']
 
 # %% ../nbs/91_scaffold.ipynb #42fcd6c6
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from keyword import iskeyword
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
+from msgspec import Struct
 
 from .config.params import Params, PrepareParams, SplitParams, write_params
 from .config.schema import Column, Schema, write_schema
+from .config.schema_review import ReviewedColumn, count_reasons, review_columns
 from .config.settings import ReleaseSettings, Settings, TrackingSettings, write_settings
 from .core.errors import UserError, did_you_mean
 from .core.files import atomic_dir, atomic_file
@@ -216,8 +222,8 @@ def _run_command(*command, cwd):
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(f"`{' '.join(map(str, command))}` failed in {cwd}: {said[-1] if said else 'no message'}; "
-                        "fix that and run init again.")
+        what = "setting up DVC" if _SETUP in command else f"`{' '.join(map(str, command))}`"
+        raise UserError(f"{what} failed in {cwd}: {said[-1] if said else 'no message'}; fix that and run init again.")
 
 # %% ../nbs/91_scaffold.ipynb #ab3b15c9
 def write_project_files(
@@ -245,35 +251,183 @@ def write_project_files(
     write_nb(make_features_notebook(calendar_features, package), root / "nbs" / "00_features.ipynb")
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
+_SETUP = """import sys
+from dvc.cli import main
+from nbdev.export import nb_export
+nb_export("nbs/00_features.ipynb")
+for command in (["init", "-q", *sys.argv[1:]], ["config", "core.analytics", "false"], ["add", "-q", "data"]):
+    if main(command): sys.exit(1)
+"""
+
 def _init_git_and_dvc(root, package):
     "Export the features notebook and set up git and DVC."
     (root / package).mkdir()
     (root / package / "__init__.py").write_text('__version__ = "0.1.0"\n')
-    export = "from nbdev.export import nb_export; nb_export('nbs/00_features.ipynb')"
-    _run_command(sys.executable, "-c", export, cwd=root)
-    inside = not subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True).returncode
+    own = (root / ".git").exists()
+    inside = own or not subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=root,
+                                       capture_output=True).returncode
     if not inside: _run_command("git", "init", "-q", "-b", "main", cwd=root)
-    _run_command(sys.executable, "-m", "dvc", "init", "-q", *(["--subdir"] if inside else []), cwd=root)
-    _run_command(sys.executable, "-m", "dvc", "config", "core.analytics", "false", cwd=root)
-    _run_command(sys.executable, "-m", "dvc", "add", "-q", "data", cwd=root)
+    _run_command(sys.executable, "-c", _SETUP, *(["--subdir"] if inside and not own else []), cwd=root)
 
-# %% ../nbs/91_scaffold.ipynb #a2278ffe
-def _absent_or_empty(root):
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} exists and is not an empty folder; name a folder that does not exist.")
-    return root
+# %% ../nbs/91_scaffold.ipynb #461e9ef1
+_OURS = ("data", "data.dvc", "schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "pyproject.toml", "nbs", ".dvc")
+_SHARED = ("README.md", ".gitignore") # an older one stays
+
+def _may_be_there(path, data):
+    "May a folder that is no git repository hold this, and be filled?"
+    is_data = path.parent.resolve() == Path(data).parent.resolve() and fnmatchcase(path.name, Path(data).name)
+    return is_data or path.name.startswith(".") or path.stem.upper() in ("README", "LICENSE", "LICENCE")
+
+def check_folder(
+    root: Path, # The project's folder
+    data: str, # Where the data is
+    package: str, # The project's package
+) -> None:
+    "Raise `UserError` if a project cannot be written into the folder."
+    if not root.exists(): return
+    if not root.is_dir(): raise UserError(f"{root} is a file; name a folder that does not exist.")
+    if not (root / ".git").exists() and not all(_may_be_there(p, data) for p in root.iterdir()):
+        raise UserError(f"{root} is neither empty nor a git repository; name a folder that does not exist.")
+    taken = [name for name in (*_OURS, package) if (root / name).exists()]
+    if taken:
+        raise UserError(f"{root} already has {', '.join(taken)}, which init would write; move "
+                        f"{'it' if len(taken) == 1 else 'them'} elsewhere, or name another folder.")
+
+# %% ../nbs/91_scaffold.ipynb #486becda
+def _add_ignored(old, new):
+    "The old text of a .gitignore with the lines of the new one that it lacks, and how many they are."
+    lacking = [line for line in new.splitlines() if line and line[0] != "#" and line not in old.splitlines()]
+    return (old.rstrip("\n") + "\n\n# mlops-nb\n" if old.strip() else "") + "\n".join(lacking) + "\n", len(lacking)
+
+def _describe_kept(root):
+    "The files that are there and stay, in words."
+    kept = [name for name in _SHARED if (root / name).exists()]
+    if ".gitignore" not in kept: return kept
+    n = _add_ignored((root / ".gitignore").read_text(encoding="utf-8"), _GITIGNORE)[1]
+    return [*kept[:-1], f".gitignore ({n} lines are added at its end)" if n else ".gitignore"]
+
+def _move_into(new, root):
+    "Move what was built into a folder that exists; gives the paths that were made."
+    made = []
+    for path in sorted(p for p in new.iterdir() if p.name != ".mlops"):
+        place = root / path.name
+        if not place.exists(): os.replace(path, place); made.append(place)
+        elif path.name == ".gitignore":
+            text, n = _add_ignored(place.read_text(encoding="utf-8"), _GITIGNORE)
+            if n: place.write_text(text, encoding="utf-8")
+    return made
+
+# %% ../nbs/91_scaffold.ipynb #4ef45484
+def _fill_folder(root, package, build):
+    "Build a project in a folder that exists: all of it, or nothing. Gives what `build` gives."
+    before = root / ".gitignore"
+    ignored, had_git = before.read_bytes() if before.exists() else None, (root / ".git").exists()
+    with TemporaryDirectory(dir=root, prefix=".mlops-nb-init-", ignore_cleanup_errors=True) as tmp:
+        built = build(Path(tmp))
+        made = _move_into(Path(tmp), root)
+    try: _init_git_and_dvc(root, package)
+    except BaseException:
+        made += [root / name for name in (package, ".dvc", ".dvcignore", "data.dvc", *([] if had_git else [".git"]))]
+        for path in made:
+            if path.is_dir(): shutil.rmtree(path)
+            else: path.unlink(missing_ok=True)
+        if ignored is not None: before.write_bytes(ignored)
+        raise
+    return built
+
+# %% ../nbs/91_scaffold.ipynb #add80e91
+class InitReport(Struct):
+    "What `init` decided."
+    schema: Schema
+    columns: list[ReviewedColumn]
+    rows: int
+    sources: list[str] # the files, or the table
+    split: SplitParams
+    kept: list[str] = [] # files that were in the folder before and stay, in words
+    warnings: list[str] = [] # sentences about the data
+
+def describe_split_choice(
+    split: SplitParams,
+    schema: Schema,
+) -> str: # A sentence
+    "How the rows are split, and why."
+    words = dict(time=f"by time: the newest rows by {schema.event_time} are the test set, because --time names it",
+                 order="by order: the last rows are the test set, because --ordered says that they are the newest",
+                 group=f"by group: all rows with one value of {split.column or schema.entity} are in one split, "
+                       f"{'as --group asks' if split.column else 'because it names whom several rows are about'}",
+                 column=f"as the column {split.column} says, because --split-column names it",
+                 files=f"by file: {', '.join(split.test_files)} is the test set, as --test-files asks")
+    if split.method != "random": return f"Split {words[split.method]}."
+    together = f", all rows of one {schema.entity} together" if schema.entity else ""
+    times = [n for n, c in schema.columns.items() if c.type == "timestamp" and n not in schema.target_columns]
+    hint = (f"--time {shlex.quote(times[0])} splits by time" if times else
+            "if the rows follow one another in time, use --time or --ordered")
+    return f"Split at random{together}, because no time, order, group or file was named; {hint}."
+
+# %% ../nbs/91_scaffold.ipynb #efe72108
+def _some(names, most=5): return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if names[most:] else "")
+
+def describe_init(
+    report: InitReport,
+    folder: str | Path, # As the user named it
+) -> list[str]: # Lines
+    "What follows the table: the split, what was left out, what to review first, and the commands to type next."
+    reasons = [f"{_some(names)} ({why})" for why, names in count_reasons(report.columns).items()]
+    n_left_out = sum(map(len, count_reasons(report.columns).values()))
+    checks = [c.name for c in report.columns if c.check]
+    review = (f"Review first what is marked CHECK in schema.yaml: {_some(checks, 10)}." if checks else
+              "Nothing is marked CHECK; look through schema.yaml all the same.")
+    return [describe_split_choice(report.split, report.schema),
+            *([f"Left out of the model ({n_left_out:,}): {'; '.join(reasons)}."] if reasons else []),
+            *([f"Kept as it was: {', '.join(report.kept)}."] if report.kept else []),
+            review, "", "Next:",
+            *([] if Path(folder).resolve() == Path.cwd() else [f"  cd {shlex.quote(str(folder))}"]),
+            "  mlops-nb schema check  # after the review", "  dvc repro"]
 
 # %% ../nbs/91_scaffold.ipynb #494cfeeb
-def _leak_comments(schema, frame, comments):
-    "The comments of the schema, with what looks like a leak."
-    from mlops_nb.data.leakage import find_raw_leaks
-    leaks = find_raw_leaks(frame, schema)
-    return comments | {f.column: f"{comments[f.column]}; CHECK for a leak: {f.message} {f.advice}" for f in leaks}
+def _settle_leaks(found, frame):
+    "Keep identifiers that predict from the model, in `found`, and say in its comments what else looks like a leak."
+    from mlops_nb.data.leaks_across_rows import find_raw_leaks
+    leaks = find_raw_leaks(frame, found.schema)
+    entities = [f for f in leaks if f.kind == "entity"]
+    if entities: found.schema.entity = max(entities, key=lambda f: f.strength).column
+    for f in leaks:
+        settled = f.kind == "identifier" or f.column == found.schema.entity
+        if settled: found.schema.columns[f.column].feature = False
+        what = f"not a feature: {f.message} CHECK" if settled else f"CHECK for a leak: {f.message} {f.advice}"
+        if settled or f.kind != "entity": found.comments[f.column] += f"; {what}"
+
+def _split_by_entity(split, found):
+    "The split by entity where rows were to be dealt at random and the entity has several rows."
+    entity = found.schema.entity
+    if split.method != "random" or not entity: return split
+    profile = found.profiles[entity]
+    return SplitParams(method="group") if profile.rows - profile.missing >= 1.25 * profile.distinct else split
+
+# %% ../nbs/91_scaffold.ipynb #16f828a5
+def _build_project(new, package, data, target, split, time, exclude, entity, row_filter, task, reading):
+    "Write the project's files into the empty folder `new`, all but what git and DVC add; gives an `InitReport`."
+    from mlops_nb.config.schema_inference import infer_schema
+    from mlops_nb.data.ingest import ingest, scan_data
+    from mlops_nb.data.readers import ReadOptions
+    taken = ingest(data, new, time_column=time, options=ReadOptions(**reading))
+    check_split_options(split, scan_data(new).collect_schema().names(), [f.name for f in taken.added])
+    if split.column and split.column != entity: exclude = (*exclude, split.column)
+    found = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=exclude,
+                         filter=row_filter, task=task)
+    _settle_leaks(found, scan_data(new))
+    split = _split_by_entity(split, found)
+    write_schema(found.schema, new / "schema.yaml", found.comments)
+    params = Params(prepare=PrepareParams(features_notebook="nbs/00_features.ipynb", split=split,
+                                          features_file=f"{package}/features.py"))
+    write_project_files(new, found.schema, params, find_calendar_features(found.schema, scan_data(new)), package)
+    return InitReport(found.schema, review_columns(found.schema, found.comments, split.column),
+                      sum(f.rows for f in taken.added), [f.name for f in taken.added], split,
+                      warnings=list(taken.overlaps))
 
 # %% ../nbs/91_scaffold.ipynb #e6e5b3d9
 def init_project(
-    root: str | Path, # The new project's folder: absent or empty
+    root: str | Path, # The new project's folder: absent, empty, or a git repository without a project
     data: str, # A file, folder, glob or database URL
     target: str, # A column, or a SQL expression over columns
     *, time: str | None = None, # The time column
@@ -282,22 +436,21 @@ def init_project(
     entity: str | None = None, # The column that identifies what a row is about, e.g. a customer
     row_filter: str | None = None, # A SQL expression: other rows are left out
     task: str | None = None, # binary, multiclass or regression; guessed from the target where it is None
+    dry_run: bool = False, # Decide, and write nothing
     **reading, # separator, encoding, table, query: see `ReadOptions`
-) -> Schema:
-    "Create a project for `data`; raises `UserError` if the folder is not empty or the data cannot be read."
-    from mlops_nb.config.schema_inference import infer_schema
-    from mlops_nb.data.ingest import ingest, scan_data
-    from mlops_nb.data.readers import ReadOptions
-    root, split, package = _absent_or_empty(root), split or choose_split(time), package_name(root)
-    with atomic_dir(root) as new:
-        taken = ingest(data, new, time_column=time, options=ReadOptions(**reading))
-        check_split_options(split, scan_data(new).collect_schema().names(), [f.name for f in taken.added])
-        if split.column and split.column != entity: exclude = (*exclude, split.column)
-        found = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=exclude,
-                             filter=row_filter, task=task)
-        write_schema(found.schema, new / "schema.yaml", _leak_comments(found.schema, scan_data(new), found.comments))
-        params = Params(prepare=PrepareParams(features_notebook="nbs/00_features.ipynb", split=split,
-                                              features_file=f"{package}/features.py"))
-        write_project_files(new, found.schema, params, find_calendar_features(found.schema, scan_data(new)), package)
-        _init_git_and_dvc(new, package)
-    return found.schema
+) -> InitReport:
+    "Create a project for `data`; raises `UserError` if the folder is taken or the data cannot be read."
+    root, split, package = Path(root), split or choose_split(time), package_name(root)
+    check_folder(root, data, package)
+    kept = _describe_kept(root)
+    def build(new):
+        return _build_project(new, package, data, target, split, time, exclude, entity, row_filter, task, reading)
+    if dry_run:
+        with TemporaryDirectory() as tmp: report = build(Path(tmp))
+    elif root.exists(): report = _fill_folder(root, package, build)
+    else:
+        with atomic_dir(root) as new:
+            report = build(new)
+            _init_git_and_dvc(new, package)
+    report.kept = kept
+    return report

@@ -106,10 +106,85 @@ def test_init_leaves_a_folder_that_is_taken_alone(tmp_path):
     (tmp_path / "in.csv").write_text(shop(50), encoding="utf-8")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("3 years of work")
-    for folder in ("taken", "in.csv"):
+    for folder, what in (("taken", "neither empty nor a git repository"), ("in.csv", "a file")):
         said = sentence(nb("init", folder, "--data", "in.csv", "--target", "bought", cwd=tmp_path))
-        assert said == f"{folder} exists and is not an empty folder; name a folder that does not exist."
+        assert said == f"{folder} is {what}; name a folder that does not exist."
     assert os.listdir(tmp_path / "taken") == ["thesis.txt"]
+
+
+def git(*words, cwd): return subprocess.run(["git", *words], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def clone(tmp_path, **files):
+    "A fresh clone of a repository with these files."
+    origin, here = tmp_path / "origin", tmp_path / "clone"
+    origin.mkdir()
+    git("init", "-q", "-b", "main", cwd=origin)
+    for name, text in files.items(): (origin / name).write_text(text, encoding="utf-8")
+    git("add", ".", cwd=origin)
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first", cwd=origin)
+    git("clone", "-q", str(origin), str(here), cwd=tmp_path)
+    return here
+
+
+def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
+    readme, licence, ignore = "# Ours\n", "Free for all.\n", "*.pyc\n/data/\n"
+    here = clone(tmp_path, **{"README.md": readme, "LICENSE": licence, ".gitignore": ignore, "in.csv": shop(60)})
+    done = nb("init", ".", "--data", "in.csv", "--target", "bought", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert (here / "README.md").read_text() == readme and (here / "LICENSE").read_text() == licence
+    ignored = (here / ".gitignore").read_text()
+    assert ignored.startswith(ignore) and ignored.count("/data/") == 1 and "/reports/" in ignored
+    kept, = (line for line in done.stdout.splitlines() if line.startswith("Kept as it was: "))
+    assert "README.md, .gitignore (" in kept and "LICENSE" not in kept, "only what init would have written is named"
+    assert done.stdout.endswith("Next:\n  mlops-nb schema check  # after the review\n  dvc repro\n") # and no `cd .`
+    changed = {line[3:] for line in git("status", "--porcelain", cwd=here).splitlines()}
+    assert {".dvc/config", "schema.yaml", "data.dvc", "nbs/", "clone/"} <= {c for c in changed} | {".dvc/config"}
+    assert not {c for c in changed if "in.csv" in c or c.startswith((".mlops", "data/"))}
+    assert not [p for p in os.listdir(here) if p.startswith(".mlops-nb")] and (here / "data/manifest.json").exists()
+    assert nb("schema", "check", cwd=here).returncode == 0 and (here / "clone/features.py").exists()
+    again = sentence(nb("init", ".", "--data", "in.csv", "--target", "bought", cwd=here))
+    assert again.startswith(". already has data, data.dvc, schema.yaml,") and "which init would write" in again
+
+
+def test_init_fills_the_empty_folder_one_stands_in(tmp_path):
+    (tmp_path / "in.csv").write_text(shop(60), encoding="utf-8")
+    (tmp_path / "new").mkdir()
+    done = nb("init", ".", "--data", "../in.csv", "--target", "bought", cwd=tmp_path / "new")
+    assert done.returncode == 0, done.stderr
+    assert {"schema.yaml", ".git", ".dvc", "data", "new"} <= set(os.listdir(tmp_path / "new"))
+    assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
+
+
+def test_init_that_fails_leaves_a_clone_as_it_was(tmp_path):
+    here = clone(tmp_path, **{"README.md": "# Ours", ".gitignore": "*.pyc", "in.csv": shop(60)})
+    before = tree(here)
+    assert "did you mean 'bought'" in sentence(nb("init", ".", "--data", "in.csv", "--target", "bougth", cwd=here))
+    assert tree(here) == before
+    fault = ("import mlops_nb.scaffold as s\ns._SETUP = 'import sys; sys.exit(\"no DVC today\")'\n"
+             "sys.argv = ['mlops-nb', 'init', '.', '--data', 'in.csv', '--target', 'bought']\nmlops_nb.cli.main()")
+    said = sentence(run(sys.executable, "-c", f"import sys, mlops_nb.cli\n{fault}", cwd=here))
+    assert said == "setting up DVC failed in .: no DVC today; fix that and run init again." and tree(here) == before
+
+
+def tree(folder):
+    "Every path below a folder with its content, without git's own bookkeeping."
+    return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")
+            if ".git/" not in p.as_posix()}
+
+
+@pytest.mark.parametrize("folder", ["new", "."])
+def test_a_dry_run_writes_nothing_and_says_the_same(tmp_path, folder):
+    here = clone(tmp_path, **{"README.md": "# Ours", ".gitignore": "*.pyc", "in.csv": shop(60)})
+    words = ("init", folder, "--data", "in.csv", "--target", "bought", "--exclude", "city")
+    before = tree(here)
+    dry = nb(*words, "--dry-run", cwd=here)
+    assert dry.returncode == 0 and tree(here) == before, dry.stderr
+    assert dry.stdout.endswith("\nNothing was written, because of --dry-run.\n")
+    wet = nb(*words, cwd=here)
+    assert wet.returncode == 0 and wet.stdout + "\nNothing was written, because of --dry-run.\n" == dry.stdout
+    taken = nb(*words, "--dry-run", cwd=here)
+    assert taken.returncode == 1 and ("already has" in taken.stderr or "neither empty" in taken.stderr)
 
 
 @pytest.mark.parametrize("options", [("--ordered", "--group", "city"), ("--group", "city", "--split-column", "member"),
@@ -128,7 +203,14 @@ def test_init_fills_an_empty_folder(tmp_path):
     done = nb("init", "new", "--data", "in.csv", "--target", "bought", "--time", "day", "--exclude", "city, member",
               cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "new: binary of bought from 3 columns.\nReview new/schema.yaml, then: cd new && dvc repro\n"
+    lines = done.stdout.splitlines()
+    assert lines[0] == "new: binary of bought from 3 of 7 columns; 200 rows of in.csv."
+    told = {line.split()[0]: line for line in lines[2:] if line.startswith(("day ", "city ", "bought ", "spent "))}
+    assert [told[n].split()[1:3] for n in ("day", "city", "bought", "spent")] == [
+        ["timestamp", "time"], ["category", "left"], ["integer", "target"], ["number", "feature"]]
+    assert "left out: excluded" in told["city"]
+    assert "Split by time: the newest rows by day are the test set, because --time names it." in lines
+    assert lines[-4:] == ["Next:", "  cd new", "  mlops-nb schema check  # after the review", "  dvc repro"]
     assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
     checked = nb("schema", "check", cwd=tmp_path / "new")
     assert checked.stdout == "schema.yaml: binary of bought, 7 columns, 3 of them enter the model.\n"
@@ -140,9 +222,11 @@ def test_init_says_what_looks_like_a_leak_and_leaves_it_a_feature(tmp_path):
     (tmp_path / "in.csv").write_text("\n".join(told) + "\n", encoding="utf-8")
     done = nb("init", "new", "--data", "in.csv", "--target", "bought", "--time", "day", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    check, = (line for line in done.stdout.splitlines() if line.startswith("Check for a leak: "))
-    assert check.startswith("Check for a leak: receipt has a value only where bought is 1,") and "accepted" in check
-    assert check.removeprefix("Check for a leak: ") in (tmp_path / "new/schema.yaml").read_text(encoding="utf-8")
+    check, = (line for line in done.stdout.splitlines() if "CHECK for a leak: " in line)
+    said = check.partition("CHECK for a leak: ")[2]
+    assert said.startswith("receipt has a value only where bought is 1,") and "accepted" in said
+    assert said in (tmp_path / "new/schema.yaml").read_text(encoding="utf-8")
+    assert "Review first what is marked CHECK in schema.yaml: receipt" in done.stdout
     assert "receipt" in read_schema(tmp_path / "new/schema.yaml").feature_columns
 
 

@@ -7,13 +7,13 @@ __all__ = ['MAX_SAMPLE_ROWS', 'MAX_COLUMNS', 'ColumnFacts', 'read_column_facts',
            'describe_categories', 'format_distinct', 'describe_column', 'column_row', 'choose_columns', 'column_table']
 
 # %% ../../nbs/report/17_column_statistics.ipynb #1e4d1fd0
-import re
 from html import escape
 from pathlib import Path
 
 import polars as pl
 from msgspec import Struct
 
+from ..config.column_roles import identifier_kind
 from ..config.schema import Column, Schema
 from ..config.schema_inference import MAX_COUNTED_CELLS, bound_distinct
 from mlops_nb.report.formatting import (
@@ -69,11 +69,9 @@ def read_column_facts(
     return {c: facts(c, column) for c, column in columns.items()}
 
 # %% ../../nbs/report/17_column_statistics.ipynb #ddb8e5f3
-_NAME_OF_A_CODE = re.compile(r'(?i:(^|[_\W])(id|no|nr|key|code|zip|number|index))$|[a-z](Id|ID)$')
-
 def _format_of(facts, name, entity):
     "How numbers of a column are written."
-    distinctive = facts.distinct > 0.9 * (facts.rows - facts.missing) or bool(_NAME_OF_A_CODE.search(name))
+    distinctive = facts.distinct > 0.9 * (facts.rows - facts.missing) or bool(identifier_kind(name))
     is_name = facts.column.type == 'integer' and (name == entity or distinctive and not facts.column.feature)
     return format_plain if is_name or max(abs(facts.min), abs(facts.max)) < 10_000 else format_number
 

@@ -137,7 +137,7 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     options, expected = shape(tmp_path)
     root = tmp_path / f"{shape.__name__} project"
     split = choose_split(options.get("time"), **{k: options.pop(k) for k in ("ordered", "group") if k in options})
-    schema = init_project(root, str(options.pop("data")), options.pop("target"), split=split, **options)
+    schema = init_project(root, str(options.pop("data")), options.pop("target"), split=split, **options).schema
     assert schema.task == expected["task"] and len(schema.classes or []) == expected.get("classes",
                                                                                          len(schema.classes or []))
     assert {n: schema.columns[n].type for n in expected.get("types", {})} == expected.get("types", {})

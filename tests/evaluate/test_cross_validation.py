@@ -443,7 +443,7 @@ def test_scores_of_a_seed_are_those_of_the_trained_model(tmp_path):
 def test_bank_calls_in_their_order(real_data, tmp_path):
     "The world changes: windows show it, and calibration helps as far as the valid rows can know."
     root = tmp_path / "bank"
-    contract = init_project(root, str(real_data("bank_marketing/bank-additional-full.csv")), "y")
+    contract = init_project(root, str(real_data("bank_marketing/bank-additional-full.csv")), "y").schema
     contract.columns["duration"].feature = False # known only after the call
     write_schema(contract, root / "schema.yaml")
     params = read_params(root / "params.yaml")

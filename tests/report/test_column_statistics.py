@@ -48,7 +48,8 @@ def test_the_median_of_dates_is_a_day_on_which_something_happened(tmp_path):
 
 
 def test_values_of_any_type_and_none_at_all_are_described(tmp_path):
-    assert describe_column(facts_of(tmp_path, pl.Series([None, None], dtype=pl.Float64), "number"), "c")[:2] == ("–", "–")
+    empty = facts_of(tmp_path, pl.Series([None, None], dtype=pl.Float64), "number")
+    assert describe_column(empty, "c")[:2] == ("–", "–")
     nan = facts_of(tmp_path, [1.5, float("nan"), None], "number")
     assert (nan.missing, nan.distinct) == (2, 1) and describe_column(nan, "c")[1] == "1.50 to 1.50"
     assert describe_column(facts_of(tmp_path, ["b", "a", "b"], "category"), "c")[0] == "b (66.7 %)"
