@@ -11,12 +11,14 @@ import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import msgspec
 import polars as pl
 from fastcore.basics import patch
 from msgspec import Meta, Struct, field
 
+from .text_formats import check_format
 from mlops_nb.config.values import (
     POLARS_TYPES,
     class_label_expr,
@@ -37,9 +39,12 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     sensitive: bool = False # are its groups to be treated alike? fairness is measured by it
     range: tuple[float | str | None, float | str | None] | None = None # inclusive; ISO strings for timestamps
     domain: list[str] | None = None # the categories that are known
-    format: str | None = None # how a timestamp is written as text, in strftime's letters; null for ISO 8601
+    format: str | None = None # how text is written: 1.234,5 or %d.%m.%Y; null for plain numbers and ISO 8601
+    time_zone: str | None = None # of times without an offset from UTC, such as Europe/Vienna; null: not known
+    missing_values: list[str] = field(default_factory=list) # texts that mean 'no value' here, beside those of all columns
     on_violation: Literal["quarantine", "null", "stop"] = "quarantine" # out of type or range, or missing
     on_new_category: Literal["unknown", "quarantine"] = "unknown" # a category that is not in `domain`
+    on_new_spelling: Literal["map", "stop", "unknown"] = "map" # a category of `domain` in other case, blanks or code points
     leak_accepted: str = "" # why it may predict almost perfectly; the gate refuses such a column without a reason
     doc: str = "" # what it means, in a sentence
 
@@ -47,6 +52,8 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
         if self.domain is not None and self.type != "category":
             raise ValueError(f"the type {self.type} has no domain; remove it.")
         if self.range: _check_range(self.range, self.type)
+        if self.format is not None: check_format(self.format, self.type)
+        if self.time_zone is not None: _check_time_zone(self.time_zone, self.type)
 
 # %% ../../nbs/config/01_schema.ipynb #87098160
 def _check_range(range, type):
@@ -57,6 +64,12 @@ def _check_range(range, type):
                          "'2024-01-31', the others have numbers.")
     if len(bounds) == 2 and bounds[0] > bounds[1]:
         raise ValueError(f"the range {list(range)} begins after its end; swap the bounds.")
+
+def _check_time_zone(name, type):
+    if type != "timestamp": raise ValueError(f"the type {type} has no time_zone; remove it.")
+    try: ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"the time_zone {name!r} is unknown; write one such as Europe/Vienna or UTC.") from None
 
 # %% ../../nbs/config/01_schema.ipynb #057b8eaf
 class Schema(Struct, forbid_unknown_fields=True):
@@ -76,7 +89,9 @@ class Schema(Struct, forbid_unknown_fields=True):
     segments: Annotated[list[str], Meta(
         description="columns by which results are always broken down")] = field(default_factory=list)
     missing_values: Annotated[list[str], Meta(
-        description="texts that mean 'no value', beside the empty one")] = field(default_factory=list)
+        description="texts that mean 'no value' in any column, beside the empty one")] = field(default_factory=list)
+    on_extra_column: Annotated[Literal["stop", "ignore", "report"], Meta(
+        description="a column of new data that is not listed here: stop | ignore | report")] = "stop"
     intended_use: Annotated[str, Meta(description="what the predictions are for: who does what with them")] = ""
     out_of_scope: Annotated[str, Meta(description="what they must not be used for")] = ""
 
@@ -166,15 +181,21 @@ def encoded_target_expr(self: Schema) -> pl.Expr: # Float64, named `target`
 
 # %% ../../nbs/config/01_schema.ipynb #15588c6b
 @patch
+def missing_words(self: Schema, name: str) -> list[str]: # Each once
+    "The texts that mean \"no value\" in the column `name`, beside the empty one."
+    return list(dict.fromkeys([*self.missing_values, *self.columns[name].missing_values]))
+
+@patch
 def missing_expr(self: Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Boolean
     "Which values of the raw column `name`, of polars type `dtype`, mean \"no value\"."
-    return is_missing_expr(pl.col(name), dtype, self.missing_values)
+    return is_missing_expr(pl.col(name), dtype, self.missing_words(name), self.columns[name].type)
 
 @patch
 def parse_expr(self: Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the type in `POLARS_TYPES`
     "The raw column `name` read as its type in the schema; null where it is missing or does not fit."
-    column = self.columns[name]
-    return parse_value_expr(pl.col(name), dtype, column.type, self.missing_values, column.format).alias(name)
+    c = self.columns[name]
+    return parse_value_expr(pl.col(name), dtype, c.type, self.missing_words(name), c.format, c.time_zone,
+                            c.domain if c.on_new_spelling == "map" else None).alias(name)
 
 # %% ../../nbs/config/01_schema.ipynb #1990d5c5
 _HEADER = """\
@@ -184,6 +205,7 @@ _HEADER = """\
 #   range     what is possible, not what happened so far; null on a side without a bound
 #   domain    the categories that are known; on_new_category says what becomes of a row with another
 #   nullable  may the value be missing?   on_violation: quarantine | null | stop
+#   format    how text is written: the number 1234.5 as 1.234,5, a time in strftime's letters; all batches are read by it
 """
 _INFERRED = "# It was inferred from the data. Please read it once, and correct what the data cannot know:\n"
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_COUNTED_CELLS', 'ColumnProfile', 'bound_distinct', 'profile_columns', 'infer_range', 'infer_task',
-           'order_classes', 'infer_task_and_classes', 'InferredSchema', 'infer_schema']
+           'order_classes', 'infer_task_and_classes', 'find_sentinels', 'InferredSchema', 'infer_schema']
 
 # %% ../../nbs/config/04_schema_inference.ipynb #a5dbe0ae
 import math
@@ -15,16 +15,9 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .column_roles import ColumnRole, choose_entity, is_code, profile_forms, propose_role, wants_form
+from .format_inference import TextReading, infer_text_formats
 from .schema import Column, Schema
-from mlops_nb.config.values import (
-    ALWAYS_MISSING,
-    DATE_FORMATS,
-    MISSING_IF_NUMERIC,
-    class_label_expr,
-    is_missing_expr,
-    parse_value_expr,
-    timestamp_expr,
-)
+from .values import KNOWN_MISSING, class_label_expr, is_missing_expr, known_spellings, parse_value_expr
 from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/config/04_schema_inference.ipynb #6cdbebcc
@@ -38,53 +31,29 @@ class ColumnProfile(Struct):
     max: object = None
     mean: float | None = None
     std: float | None = None
-    n_texts: int = 0 # text only, as all below: values that are neither blank nor a word for "missing"
-    missing_token_counts: dict[str, int] = field(default_factory=dict) # how often the words for "missing" occur
-    n_numeric: int = 0
-    n_integer: int = 0
-    n_leading_zero: int = 0 # begin with a zero, like a postcode
-    mean_length: float | None = None # characters, on average
-    date_format_counts: dict[str, int] = field(default_factory=dict) # readable by this format
+    mean_length: float | None = None # of text: characters, on average
 
 # %% ../../nbs/config/04_schema_inference.ipynb #c4a57594
-def _profile_text_exprs(value, formats, count):
-    "Expressions, one a figure, over a column of text."
-    text = value.str.strip_chars()
-    known = pl.when(~text.is_in(["", *ALWAYS_MISSING, *MISSING_IF_NUMERIC])).then(text)
-    number = known.cast(pl.Float64, strict=False)
-    return dict(rows=pl.len(), missing=(value.is_null() | (text == "")).sum(),
-                distinct=count(pl.when(text != "").then(text)), n_texts=known.count(),
-                mean_length=known.str.len_chars().mean(), n_leading_zero=known.str.contains(r"^[+-]?0\d").sum(),
-                n_numeric=number.is_finite().sum(), n_integer=(number == number.floor()).sum(),
-                **{f"token {t}": (text == t).sum() for t in ALWAYS_MISSING + MISSING_IF_NUMERIC},
-                **{f"date {f}": _plausible_timestamp_expr(known, f).count() for f in formats})
+def _read_columns(frame, readings):
+    "The columns, each text as it is written: numbers, times, or text without words for \"missing\"."
+    def read(n, r):
+        words = [*KNOWN_MISSING, *r.missing_values]
+        return parse_value_expr(pl.col(n), pl.String(), r.type, words, r.format, r.time_zone).alias(n)
+    return frame.with_columns(read(n, r) for n, r in readings.items())
 
-def _profile_exprs(name, dtype, formats, count):
+def _profile_exprs(name, dtype, count):
     "Expressions, one a figure, over the column `name`; `count` counts or estimates distinct values."
     value = pl.col(name)
     if dtype == pl.Null: return dict(rows=pl.len(), missing=pl.len())
-    if dtype == pl.String: return _profile_text_exprs(value, formats, count)
     missing = is_missing_expr(value, dtype)
     figures = dict(rows=pl.len(), missing=missing.sum(), distinct=count(pl.when(~missing).then(value)))
+    if dtype == pl.String: return figures | dict(mean_length=value.str.len_chars().mean())
     if dtype.is_decimal(): value = value.cast(pl.Float64)
     if dtype.is_numeric():
         finite = pl.when(value.is_finite()).then(value)
         figures |= dict(min=finite.min(), max=finite.max(), mean=finite.mean(), std=finite.std())
     if dtype.is_temporal(): figures |= dict(min=value.min(), max=value.max())
     return figures
-
-# %% ../../nbs/config/04_schema_inference.ipynb #c47a31fb
-def _plausible_timestamp_expr(text, format):
-    parsed = timestamp_expr(text, pl.String(), format or None)
-    return pl.when(parsed.dt.year() > 1000).then(parsed) # "%Y" would read 24 as the year 24
-
-def _candidate_date_formats(sample):
-    "The formats that read (nearly) all of a few values."
-    sample = sample.filter(sample.str.contains(r"\d") & ~sample.is_in(ALWAYS_MISSING + MISSING_IF_NUMERIC))
-    if not len(sample) or not sample.str.contains(r"\d[-/., :]").all(): return []
-    readable = (_plausible_timestamp_expr(pl.col("v"), f).count().alias(f) for f in DATE_FORMATS)
-    counts = sample.to_frame("v").select(readable).row(0, named=True)
-    return [f for f, n in counts.items() if n >= 0.99 * len(sample)]
 
 # %% ../../nbs/config/04_schema_inference.ipynb #0f27b7a4
 def _spread_sample(frame, n, places=8, rows=200):
@@ -110,37 +79,30 @@ def profile_columns(
 ) -> dict[str, ColumnProfile]: # By column
     "Look at every column in one streaming pass."
     schema = frame.collect_schema()
-    texts = [n for n, t in schema.items() if t == pl.String]
     n_rows = frame.select(pl.len()).collect(engine="streaming").item()
-    sample, exact = _spread_sample(frame, n_rows), n_rows * len(schema) <= MAX_COUNTED_CELLS
+    exact = n_rows * len(schema) <= MAX_COUNTED_CELLS
     count = pl.Expr.n_unique if exact else pl.Expr.approx_n_unique
-    formats = {n: _candidate_date_formats(sample[n].str.strip_chars().replace("", None).drop_nulls()) for n in texts}
-    wanted = {(n, k): e for n, t in schema.items() for k, e in _profile_exprs(n, t, formats.get(n, []), count).items()}
+    wanted = {(n, k): e for n, t in schema.items() for k, e in _profile_exprs(n, t, count).items()}
     figures = frame.select(e.alias(str(i)) for i, e in enumerate(wanted.values())).collect(engine="streaming").row(0)
     facts = {n: ColumnProfile() for n in schema}
-    for (name, key), value in zip(wanted, figures):
-        kind, _, word = key.partition(" ")
-        if kind == "date": facts[name].date_format_counts[word] = value
-        elif kind != "token": setattr(facts[name], key, value)
-        elif value: facts[name].missing_token_counts[word] = value
+    for (name, key), value in zip(wanted, figures): setattr(facts[name], key, value)
     for f in facts.values():
         f.exact = exact
         f.distinct = bound_distinct(f.distinct - (f.missing > 0), f.rows - f.missing, f.min, f.max) # null was one more
     return facts
 
 # %% ../../nbs/config/04_schema_inference.ipynb #873f132a
-def _infer_type(profile, dtype):
-    "The type of the schema, by what was observed."
+def _infer_type(profile, dtype, reading=None):
+    "The type of the schema, by what was observed; `reading` of a column that came as text."
     if dtype == pl.Boolean: return "boolean"
+    if reading and reading.type in _WITH_RANGE: return reading.type
     if dtype.is_integer() and dtype != pl.UInt64: return "integer"
     if dtype.is_numeric() or dtype == pl.Null: return "number"
     if dtype == pl.Date or dtype.base_type() == pl.Datetime: return "timestamp"
-    if dtype != pl.String or not profile.n_texts: return "category" if profile.distinct > 1 else "text"
-    enough = 0.99 * profile.n_texts
-    if profile.n_numeric >= enough and not profile.n_leading_zero:
-        return "integer" if profile.n_integer == profile.n_numeric else "number"
-    if max(profile.date_format_counts.values(), default=0) >= enough: return "timestamp"
+    if profile.missing == profile.rows: return "text"
     return "text" if _rows_per_value(profile) < 2 and profile.distinct > 20 else "category"
+
+_WITH_RANGE = ("integer", "number", "timestamp")
 
 def _rows_per_value(profile): return (profile.rows - profile.missing) / max(profile.distinct, 1)
 
@@ -260,36 +222,50 @@ def infer_task_and_classes(
     return task, None if task == "regression" else order_classes(counts)
 
 # %% ../../nbs/config/04_schema_inference.ipynb #52e74e2a
-_WITH_RANGE = ("integer", "number", "timestamp")
+def _domains(read, types, profiles):
+    "The values of categories, where they are few."
+    few = [n for n, t in types.items() if t == "category" and profiles[n].distinct <= 130]
+    if not few: return {}
+    dtypes = read.collect_schema()
+    values = (parse_value_expr(pl.col(n), dtypes[n], "category").drop_nulls().unique().implode().alias(n) for n in few)
+    found = read.select(values).collect(engine="streaming").row(0, named=True)
+    for name, domain in found.items(): profiles[name] = replace(profiles[name], distinct=len(domain), exact=True)
+    return {n: sorted(v) for n, v in found.items() if 0 < len(v) <= 100}
 
-def _missing_words(profiles, types):
-    "The words that mean \"missing\" in this data; some of them only where a column of numbers or dates has them."
-    return sorted({word for name, p in profiles.items() for word in p.missing_token_counts
-                   if word in ALWAYS_MISSING or types[name] in _WITH_RANGE})
+def _spelling_checks(domain):
+    "What to check where two categories are one in two spellings."
+    twice = [f"{a!r} and {b!r}" for i, a in enumerate(domain or ()) for b in known_spellings([a], domain[i + 1:]).values()]
+    return [f"{', '.join(twice[:3])} differ only in how they are spelled; are they one?"] if twice else []
 
-def _profile_parsed_text(frame, columns, words, profiles):
-    "The profiles, completed by text read as the type it was found to have; the domains of categories."
-    dtypes = frame.collect_schema()
-    texts = [n for n, c in columns.items() if dtypes[n] == pl.String and c.type in _WITH_RANGE]
-    few = [n for n, c in columns.items() if c.type == "category" and profiles[n].distinct <= 130]
-    read = frame.select(parse_value_expr(pl.col(n), dtypes[n], columns[n].type, words, columns[n].format).alias(n)
-                        for n in texts + few)
-    for name, seen in (profile_columns(read.select(texts)) if texts else {}).items():
-        profiles[name] = replace(profiles[name], distinct=seen.distinct, exact=seen.exact, min=seen.min, max=seen.max,
-                                 mean=seen.mean, std=seen.std)
-    if not few: return profiles, {}
-    values = (pl.col(n).drop_nulls().unique().implode() for n in few)
-    domains = read.select(values).collect(engine="streaming").row(0, named=True)
-    for name, domain in domains.items(): profiles[name] = replace(profiles[name], distinct=len(domain), exact=True)
-    return profiles, {n: sorted(v) for n, v in domains.items() if 0 < len(v) <= 100}
+# %% ../../nbs/config/04_schema_inference.ipynb #cad1f6a4
+def _without(value, s): return pl.when(pl.all_horizontal(value != x for x in s)).then(value)
+
+_SENTINELS = {sign * (10**k - 1) for k in range(1, 10) for sign in (-1, 1)} - {9}
+
+def find_sentinels(
+    read: pl.LazyFrame, # Typed columns
+    profiles: dict[str, ColumnProfile],
+) -> dict[str, list[int]]: # By column: values that stand alone, far from the rest
+    "Values such as -999 that probably mean \"missing\"."
+    suspects = {n: [int(x) for x in (p.min, p.max) if type(x) in (int, float) and x in _SENTINELS] for n, p in profiles.items()}
+    suspects = {n: s for n, s in suspects.items() if s and profiles[n].distinct > 5}
+    def figures(n, s):
+        value = pl.col(n)
+        rest = _without(value, s)
+        return [rest.min().alias(f"{n} low"), rest.max().alias(f"{n} high"), *((value == x).sum().alias(f"{n} {x}") for x in s)]
+    if not suspects: return {}
+    found = read.select(e for n, s in suspects.items() for e in figures(n, s)).collect(engine="streaming").row(0, named=True)
+    def alone(n, x):
+        low, high = found[f"{n} low"], found[f"{n} high"]
+        return found[f"{n} {x}"] > 1 and max(low - x, x - high) > max(high - low, 1)
+    return {n: kept for n, s in suspects.items() if (kept := [x for x in s if alone(n, x)])}
 
 # %% ../../nbs/config/04_schema_inference.ipynb #7bb13605
-def _unprofiled_column(profile, type, dtype, words):
-    "A column with its type and format, and its profile with the words for \"missing\" counted as such."
-    formats = profile.date_format_counts
-    format = max(formats, key=formats.get) or None if type == "timestamp" and dtype == pl.String else None
-    missing = profile.missing + sum(k for t, k in profile.missing_token_counts.items() if t in words)
-    return Column(type, format=format), replace(profile, missing=missing)
+def _column(type, reading, sentinels):
+    "A column with its type, and how its text is read."
+    if reading is None: return Column(type, missing_values=[*map(str, sentinels)])
+    words = [*reading.missing_values, *map(str, sentinels)]
+    return Column(type, format=reading.format, time_zone=reading.time_zone, missing_values=words)
 
 def _propose_column(name, column, profile, form, domain, excluded):
     "The column with what the data suggests, and its role."
@@ -316,49 +292,66 @@ def _format_value(x):
     if isinstance(x, float): return f"{x:.4g}" if abs(x) < 10_000 or abs(x) >= 1e15 else f"{x:.0f}"
     return str(x).removesuffix(" 00:00:00")
 
-def _column_comment(column, profile, words, role):
+def _column_comment(column, profile, reading, role):
     "What was observed, in a line."
     share, missing = profile.missing / profile.rows, f"{profile.missing:,}" if profile.missing else "nothing"
     parts = [f"{share:.1%} missing" if share >= 0.001 else f"{missing} missing"]
     parts.append(f"{'' if profile.exact else 'about '}{profile.distinct:,} distinct")
     if profile.min is not None: parts.append(f"{_format_value(profile.min)} to {_format_value(profile.max)}")
-    parts += [f"{k:,} × {t!r} read as missing" for t, k in profile.missing_token_counts.items() if t in words]
-    if column.type in _WITH_RANGE and profile.n_texts:
-        formats = profile.date_format_counts
-        unreadable = profile.n_texts - max([profile.n_numeric, *formats.values()])
-        if unreadable: parts.append(f"{unreadable:,} unreadable values will be quarantined")
-        if column.format and [*formats.values()].count(formats[column.format]) > 1:
-            parts.append("CHECK the format: day or month first?")
+    parts += [f"{k:,} × {t!r} read as missing" for t, k in reading.missing_counts.items()]
+    if reading.n_unread:
+        such = ", ".join(repr(v[:20]) for v in reading.unread)
+        parts.append(f"{reading.n_unread:,} unreadable values will be quarantined, such as {such}")
     parts += [f"not a feature: {role.reason}"] if role.reason else []
     return "; ".join(parts + [f"CHECK: {check}" for check in role.checks])
 
 # %% ../../nbs/config/04_schema_inference.ipynb #80130f0b
-def _infer_columns(frame, profiles, exclude, target, fixed):
-    "The columns, their roles, the words that mean \"missing\", and the completed profiles."
-    dtypes = frame.collect_schema()
-    types = {n: _infer_type(p, dtypes[n]) for n, p in profiles.items()}
-    forms = _forms_of_values(frame, types, profiles)
+def _set_sentinels_aside(read, profiles):
+    "Read values such as -999 as missing: the frame, the profiles without them, and the values by column."
+    sentinels = find_sentinels(read, profiles)
+    read = read.with_columns(_without(pl.col(n), s) for n, s in sentinels.items())
+    return read, profiles | (profile_columns(read.select([*sentinels])) if sentinels else {}), sentinels
+
+def _infer_columns(frame, readings, exclude, target, fixed):
+    "The columns, their roles, and their profiles."
+    read = _read_columns(frame, readings)
+    read, profiles, sentinels = _set_sentinels_aside(read, profile_columns(read))
+    dtypes = read.collect_schema()
+    types = {n: _infer_type(p, dtypes[n], readings.get(n)) for n, p in profiles.items()}
+    forms = _forms_of_values(read, types, profiles)
     codes = [n for n, p in profiles.items() if n not in fixed and is_code(n, types[n], p, forms.get(n))]
     types |= dict.fromkeys(codes, "category")
-    words = _missing_words(profiles, types)
-    found = {n: _unprofiled_column(p, types[n], dtypes[n], words) for n, p in profiles.items()}
-    columns = {n: column for n, (column, _) in found.items()}
-    profiles, domains = _profile_parsed_text(frame, columns, words, {n: profile for n, (_, profile) in found.items()})
-    forms = {n: form for n, form in forms.items() if n not in target}
-    proposed = {n: _propose_column(n, c, profiles[n], forms.get(n), domains.get(n), n in exclude)
+    columns = {n: _column(types[n], _text_kept(readings.get(n), types[n]), sentinels.get(n, [])) for n in profiles}
+    domains = _domains(read, types, profiles)
+    proposed = {n: _propose_column(n, c, profiles[n], None if n in target else forms.get(n), domains.get(n), n in exclude)
                 for n, c in columns.items()}
     roles = {n: role for n, (_, role) in proposed.items()}
+    for n, role in roles.items(): role.checks += [*readings.get(n, _NO_TEXT).checks, *_spelling_checks(domains.get(n))]
+    for n, s in sentinels.items():
+        roles[n].checks.append(f"{', '.join(map(str, s))} taken for missing, as it stands alone, far from all other values")
     for n in codes: roles[n].checks.append("whole numbers taken as codes, not as amounts")
-    return {n: c for n, (c, _) in proposed.items()}, roles, words, profiles
+    return {n: c for n, (c, _) in proposed.items()}, roles, profiles
+
+_NO_TEXT = TextReading("")
+
+def _text_kept(reading, type): # a number that became a code is read as it is written
+    return replace(reading, format=None) if reading and type == "category" else reading
+
+def _label_checks(schema, profiles, readings):
+    "What to check of the target: rows without a label are left out."
+    n = next((n for n in schema.target_columns if profiles[n].missing), None)
+    if n is None: return []
+    words = ", ".join(map(repr, readings.get(n, _NO_TEXT).missing_counts))
+    return [f"{profiles[n].missing:,} rows have no label{f' ({words})' if words else ''} and are left out"]
 
 # %% ../../nbs/config/04_schema_inference.ipynb #0e8f4004
-def _check_request(profiles, target, filter, exclude, time, entity):
+def _check_request(columns, target, filter, exclude, time, entity):
     "Raise `UserError` for a column that is asked for and not there."
-    asked = Schema("", "regression", target, {n: Column("text") for n in profiles}, filter=filter)
+    asked = Schema("", "regression", target, {n: Column("text") for n in columns}, filter=filter)
     named = [(f"target \"{target}\"", asked.target_columns), (f"filter \"{filter}\"", asked.filter_columns),
              ("exclude", exclude), ("time", [time]), ("entity", [entity])]
     for what, name in ((what, name) for what, names in named for name in names if name is not None):
-        if name not in profiles: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, profiles)}")
+        if name not in columns: raise UserError(f"{what}: there is no column '{name}'{did_you_mean(name, columns)}")
 
 def _supported_columns(frame):
     "The columns that a schema can describe."
@@ -401,18 +394,20 @@ def infer_schema(
 ) -> InferredSchema:
     "Propose a schema for a data set; raises `UserError` where the data and the request do not fit."
     frame = _supported_columns(frame)
-    profiles = profile_columns(frame)
-    if not next(iter(profiles.values())).rows:
+    names = frame.collect_schema().names()
+    if not frame.select(pl.len()).collect().item():
         raise UserError("the data has no rows, so no schema can be inferred; check the file.")
-    _check_request(profiles, target, filter, exclude, time, entity)
-    asked = Schema(dataset, "regression", target, {n: Column("text") for n in profiles}, filter=filter)
+    _check_request(names, target, filter, exclude, time, entity)
+    asked = Schema(dataset, "regression", target, {n: Column("text") for n in names}, filter=filter)
     fixed = {*asked.target_columns, *asked.filter_columns, time, entity}
-    columns, roles, words, profiles = _infer_columns(frame, profiles, exclude, asked.target_columns, fixed)
+    readings = infer_text_formats(frame, time)
+    columns, roles, profiles = _infer_columns(frame, readings, exclude, asked.target_columns, fixed)
     if time and columns[time].type != "timestamp": raise UserError(_no_dates(frame, time, columns[time].type))
     entity = entity or _propose_entity(roles, profiles, fixed)
     schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time,
-                    missing_values=words)
+                    missing_values=[*KNOWN_MISSING])
     schema.task, schema.classes = infer_task_and_classes(frame, schema, task)
     schema.segments = _choose_segments(schema, profiles)
-    comments = {n: _column_comment(c, profiles[n], words, roles[n]) for n, c in columns.items()}
+    for n in schema.target_columns[:1]: roles[n].checks += _label_checks(schema, profiles, readings)
+    comments = {n: _column_comment(c, profiles[n], readings.get(n, _NO_TEXT), roles[n]) for n, c in columns.items()}
     return InferredSchema(schema, comments, profiles, roles)

@@ -34,10 +34,10 @@ def cast_to_schema(
     columns: list[str], # Those that are needed
 ) -> pl.DataFrame: # `columns`, in the types of the schema
     "The same rows in the schema's types; raises `UserError` for a missing column or a value that does not fit."
-    for c in columns:
-        if c not in frame.columns:
-            raise UserError(f"the data has no column '{c}', which the model needs{did_you_mean(c, frame.columns)}")
     types = frame.schema
+    for c in columns:
+        if c not in types:
+            raise UserError(f"the data has no column '{c}', which the model needs{did_you_mean(c, frame.columns)}")
     out = frame.select(schema.parse_expr(c, types[c]) for c in columns)
     for c in columns:
         if out[c].null_count() == frame[c].null_count(): continue
@@ -228,23 +228,27 @@ _PLAIN_CHECKS = { # What else must hold of a value
     int: lambda v: -2**63 <= v < 2**63, float: lambda v: v - v == 0, bool: lambda v: True,
     str: lambda v: v != '' and v == v.strip(), datetime: lambda v: v.tzinfo is None}
 
-def _missing_values(schema, type): # Values that mean 'missing' in a column
+def _missing_values(schema, name): # Values that mean 'missing' in a column
     kinds = dict(integer=(pl.Int64(),), number=(pl.Int64(), pl.Float64()), timestamp=(pl.Datetime('us'),), boolean=())
-    kinds = kinds.get(type)
-    if kinds is None: return frozenset(schema.missing_values)
-    return frozenset(v for k in kinds for v in typed_missing_values((*schema.missing_values,), k))
+    kinds, words = kinds.get(schema.columns[name].type), (*schema.missing_words(name),)
+    if kinds is None: return frozenset(words)
+    return frozenset(v for k in kinds for v in typed_missing_values(words, k))
+
+def _known_categories(column): # Of a category whose other spellings are mapped to them; None: any
+    return frozenset(column.domain) if column.domain and column.on_new_spelling == 'map' else None
 
 # %% ../../nbs/model/09_predictor.ipynb #83a93578
 @patch
 def _plain_columns(self:Predictor, row): # The inputs as columns, if each is what the schema would read of it; else None
     if self._plain_checks is None:
-        types = {n: self.schema.columns[n].type for n in self.inputs}
-        self._plain_checks = [(n, {k: _PLAIN_CHECKS[k] for k in _PLAIN_TYPES[t]}, _missing_values(self.schema, t))
-                              for n, t in types.items()]
+        columns = {n: self.schema.columns[n] for n in self.inputs}
+        self._plain_checks = [(n, {k: _PLAIN_CHECKS[k] for k in _PLAIN_TYPES[c.type]}, _missing_values(self.schema, n),
+                               _known_categories(c)) for n, c in columns.items()]
     out = {}
-    for name, checks, words in self._plain_checks:
+    for name, checks, words, known in self._plain_checks:
         v = row.get(name, row) # Itself: there is no such value
         if v is not None and not ((check := checks.get(v.__class__)) and check(v)) or words and v in words: return None
+        if known is not None and v is not None and v not in known: return None
         out[name] = [v]
     return out
 

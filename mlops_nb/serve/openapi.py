@@ -42,7 +42,8 @@ def _column_notes(column):
     if column.domain and column.on_new_category == 'unknown':
         yield f"Known are {', '.join(column.domain)}; another counts as unknown"
     if column.type == 'timestamp':
-        yield f"Written as {column.format}" if column.format else "ISO 8601; UTC where no zone is given"
+        zone = column.time_zone or 'UTC'
+        yield f"Written as {column.format}" if column.format else f"ISO 8601; {zone} where no offset is given"
         if column.range: yield f"From {column.range[0] or 'any time'} to {column.range[1] or 'any time'}"
 
 # %% ../../nbs/serve/09_openapi.ipynb #79dff364
@@ -83,7 +84,7 @@ def row_json_schema(
     example = {c: _example(columns[c]) for c in inputs}
     known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True)
                                                for n, c in columns.items() if n not in inputs}
-    return {'type': 'object', 'properties': {n: column_json_schema(c, predictor.schema.missing_values)
+    return {'type': 'object', 'properties': {n: column_json_schema(c, predictor.schema.missing_words(n))
                                              for n, c in known.items()},
             'required': [c for c in inputs if not columns[c].nullable], 'additionalProperties': False,
             'examples': [example]}

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from msgspec import Meta, Struct
 
 from ..config.schema import Schema, column_range
-from ..config.values import SCALAR_PARSERS, TYPE_NAMES, WHITESPACE, typed_missing_values
+from ..config.values import SCALAR_PARSERS, TYPE_NAMES, WHITESPACE, known_spellings, typed_missing_values
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
 
@@ -75,7 +75,7 @@ _ISO_8601 = re.compile(r'[0-9]{4}-[0-9]{2}-[0-9]{2}'
 def _needs_schema_expr(value, column):
     "Must the value be parsed by the schema's expression?"
     if column.type == 'timestamp':
-        return isinstance(value, str) and (column.format is not None or not _ISO_8601.fullmatch(value))
+        return isinstance(value, str) and not (column.format is column.time_zone is None and _ISO_8601.fullmatch(value))
     return column.type in ('category', 'text') and value.__class__ is float and not (value.is_integer()
                                                                                      and 0 < abs(value) < 1e15)
 
@@ -87,7 +87,7 @@ class _ColumnValidator:
         name: str,
         required: bool, # Must a request have it?
     ):
-        c, words = schema.columns[name], (*schema.missing_values,)
+        c, words = schema.columns[name], (*schema.missing_words(name),)
         self.schema, self.name, self.column, self.read = schema, name, c, SCALAR_PARSERS[c.type]
         self.required, self.nulls_violations = required and not c.nullable, c.on_violation == 'null'
         self.rejects_new_categories = c.on_new_category == 'quarantine'
@@ -124,6 +124,9 @@ def check_value(self:_ColumnValidator,
     if self.low is not None and read < self.low: return said(f"is below {self.column.range[0]}")
     if self.high is not None and read > self.high: return said(f"is above {self.column.range[1]}")
     if self.domain is None or read in self.domain: return read, None, False
+    if known := known_spellings([read], self.column.domain).get(read):
+        if self.column.on_new_spelling == 'map': return known, None, False
+        if self.column.on_new_spelling == 'stop': return said(f"is another spelling of {known}")
     return read, f"{self.name}: {_format_value(value)} is a new category" if self.rejects_new_categories else None, True
 
 def _quoted(value): return f'"{_format_value(value)}"' if isinstance(value, str) else _format_value(value)
