@@ -392,10 +392,12 @@ def _settle_leaks(found, frame):
     entities = [f for f in leaks if f.kind == "entity"]
     if entities: found.schema.entity = max(entities, key=lambda f: f.strength).column
     for f in leaks:
-        settled = f.kind == "identifier" or f.column == found.schema.entity
-        if settled: found.schema.columns[f.column].feature = False
-        what = f"not a feature: {f.message} CHECK" if settled else f"CHECK for a leak: {f.message} {f.advice}"
-        if settled or f.kind != "entity": found.comments[f.column] += f"; {what}"
+        if f.kind == "identifier" or f.column == found.schema.entity:
+            found.schema.columns[f.column].feature = False
+            seen, *checks = found.comments[f.column].split("; CHECK")
+            found.comments[f.column] = "; CHECK".join([f"{seen}; not a feature: {f.message}", *checks,
+                                                       ": is it an identifier?"])
+        elif f.kind != "entity": found.comments[f.column] += f"; CHECK for a leak: {f.message} {f.advice}"
 
 def _split_by_entity(split, found):
     "The split by entity where rows were to be dealt at random and the entity has several rows."

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..config.params import SplitParams
 from ..config.project import Project
@@ -24,7 +25,8 @@ from ..core.files import atomic_dir
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json, write_json
 from .label_delay import is_immature, label_delay
-from .leakage import LeakFinding, find_leaks
+from .leakage import LeakFinding
+from .leaks_across_rows import search_leaks, with_target
 from .row_keys import content_columns, content_keys
 from mlops_nb.data.splits import (
     SPLIT_NAMES,
@@ -33,6 +35,7 @@ from mlops_nb.data.splits import (
     check_split_overlap,
     check_split_params,
     count_repeated_rows,
+    group_column,
     needs_row_key,
     split_key_columns,
 )
@@ -269,8 +272,14 @@ def read_content_keys(
         return np.concatenate([np.array([], np.uint64), *(content_keys(pl.from_arrow(batch), schema)
                                for batch in file.iter_batches(131_072, columns=names))])
 
+# %% ../../nbs/data/10_prepare.ipynb #4232f23d
+def _search_leaks(out, accepted, schema, split, features):
+    kept_together = replace(schema, entity=group_column(split, schema) or schema.entity)
+    every = with_target(pl.scan_parquet(accepted / "part-*.parquet"), schema)
+    return search_leaks(pl.scan_parquet(out / "train.parquet"), every, kept_together, features)
+
 # %% ../../nbs/data/10_prepare.ipynb #4e9373e3
-def _dataset_info(out, schema, split, features, keys, reasons, as_of, manifest):
+def _dataset_info(out, accepted, schema, split, features, keys, reasons, as_of, manifest):
     wanted = list(dict.fromkeys(["_source", "_row", "_target", *split_key_columns(split, schema),
                                  *([schema.entity] if schema.entity else [])]))
     written = {s: pl.read_parquet(out / f"{s}.parquet", columns=wanted) for s in SPLIT_NAMES}
@@ -287,7 +296,7 @@ def _dataset_info(out, schema, split, features, keys, reasons, as_of, manifest):
                    parts=splits,
                    lineage=Lineage(sha256_file(manifest) if manifest.exists() else None, schema_hash(schema),
                                    features.sha256),
-                   leaks=find_leaks(pl.scan_parquet(out / "train.parquet"), schema, features))
+                   leaks=_search_leaks(out, accepted, schema, split, features))
 
 # %% ../../nbs/data/10_prepare.ipynb #cab5e467
 def _check_rowwise(accepted, splits, schema, features):
@@ -310,6 +319,6 @@ def run_prepare(
     with atomic_dir(root / "artifacts/prepared") as out:
         write_splits(accepted, out, schema, features, splits)
         write_json(out / "dataset.json",
-                   _dataset_info(out, schema, params.split, features, keys, reasons, as_of,
+                   _dataset_info(out, accepted, schema, params.split, features, keys, reasons, as_of,
                                  root / "data/manifest.json"))
     return dict(rows=len(reasons))

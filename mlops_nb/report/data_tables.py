@@ -59,7 +59,7 @@ def data_conclusion(
     dataset: DatasetInfo,
 ) -> str: # Two or three sentences
     "What became of the rows, in words."
-    suspects = [f.column for f in dataset.leaks or [] if not f.accepted]
+    suspects = [f.column for f in dataset.leaks or [] if f.blocks and not f.accepted]
     leaks = (f" {pluralize(len(suspects), 'column')} may give the target away: {join_words(suspects)}." if suspects
              else "")
     return (f"{format_number(found.accepted)} of {format_number(found.received)} rows were accepted"

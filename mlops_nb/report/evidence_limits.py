@@ -67,9 +67,11 @@ def _leaks(dataset):
     leaks = dataset.leaks
     if leaks is None: return EvidenceLimit("Suspected leaks", "Nobody looked; the stage prepare does.", True)
     accepted = join_words([f"{f.column} ({f.accepted.rstrip('.')})" for f in leaks if f.accepted])
-    suspects = list(dict.fromkeys(f.column for f in leaks if not f.accepted))
+    suspects = list(dict.fromkeys(f.column for f in leaks if f.blocks and not f.accepted))
+    by_name = join_words([f.column for f in leaks if not f.blocks and not f.accepted])
     found = (f"{join_words(suspects)}: see the rule “leaks” of the gate below." if suspects else
              "None found." if not accepted else "None but those accepted.")
+    found += f" By its name perhaps known only afterwards: {by_name}." if by_name else ""
     return EvidenceLimit("Suspected leaks", found + (f" Accepted: {accepted}." if accepted else ''), bool(suspects))
 
 # %% ../../nbs/report/10_evidence_limits.ipynb #044bdf79

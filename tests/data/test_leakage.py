@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.config.schema_inference import infer_schema
-from mlops_nb.data.leakage import bin_codes, find_leaks, find_raw_leaks, is_identifier
+from mlops_nb.data.leakage import bin_codes, find_leaks, is_identifier
+from mlops_nb.data.leaks_across_rows import find_raw_leaks
 from mlops_nb.model.features import Features
 
 CLASSES = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}
@@ -199,7 +200,7 @@ def test_raw_data_is_read_as_the_schema_says_and_filtered():
 
 
 REAL = {"adult/adult.data": dict(target=" outcome"),
-        "bank_marketing/bank-additional-full.csv": dict(target="y", separator=";"),
+        "bank_marketing/bank-additional-full.csv": dict(target="y", separator=";", found={"duration": "name"}),
         "bike_sharing/hour.csv": dict(target="cnt", found={"casual": "sum", "registered": "sum"}),
         "telco_churn/Telco-Customer-Churn.csv": dict(target="Churn")}
 
@@ -207,12 +208,49 @@ REAL = {"adult/adult.data": dict(target=" outcome"),
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_has_no_leak_but_the_known_one(real_data, name):
-    "The duration of a call is known only after it; its AUC of 0.81 alone tells it from no strong, honest column."
+    "The duration of a call is known only after it; its AUC of 0.81 tells it from no honest column, so its name is said."
     how = dict(REAL[name])
     target, found = how.pop("target"), how.pop("found", {})
     frame = pl.read_csv(real_data(name), infer_schema_length=None, **how).lazy().filter(pl.col(target).is_not_null())
     s = infer_schema(frame, "d", target).schema
     assert {f.column: f.kind for f in find_raw_leaks(frame, s)} == found
+
+
+def test_a_column_that_departs_from_its_common_value_for_one_class_only_is_found():
+    "A refund of 0, a flag that is false, a state that is open: what is other was written after the event."
+    rng = np.random.default_rng(15)
+    y = target(rng, "binary", 5000, 0.1)
+    told = (y == 1) & (rng.random(5000) < 0.4)
+    columns = dict(refund=np.where(told, rng.integers(5, 50, 5000), 0), written=told,
+                   state=np.where(told, "closed", "open"), honest=rng.random(5000) < 0.02 + 0.3 * y)
+    types = dict(refund="integer", written="boolean", state="category", honest="boolean")
+    assert kinds(columns, y, types) == dict.fromkeys(["refund", "written", "state"], "after the outcome")
+    found = find_leaks(pl.DataFrame({**columns, "_target": y}).lazy(), schema(columns=types))
+    assert found[0].message.startswith("refund is other than 0 only where y is yes, and in none of the other rows")
+    few = np.where(np.arange(5000) < 40, 1, 0) * y
+    assert kinds(dict(few=few), y, dict(few="integer")) == {}
+
+
+def test_a_value_that_only_the_common_class_has_is_no_finding():
+    "As of 83 adults who never finished the first year of school none earns much."
+    rng = np.random.default_rng(16)
+    y = target(rng, "binary", 20_000, 0.24)
+    rare = (y == 0) & (rng.random(20_000) < 0.006)
+    assert kinds(dict(school=np.where(rare, "none", "some")), y, dict(school="category")) == {}
+
+
+@pytest.mark.parametrize("name, found", [("call_duration", "name"), ("days_to_churn", "name"), ("loan_months", None),
+                                         ("previous_outcome", None), ("planned_duration", None)])
+def test_a_name_of_what_comes_later_is_a_hint_where_the_column_tells_the_target(name, found):
+    rng = np.random.default_rng(17)
+    y = target(rng, "binary", 3000, 0.3)
+    for noise, expected in ((1.2, found), (9, None)):
+        frame = pl.DataFrame({name: y + noise * rng.normal(size=3000), "_target": y})
+        s = replace(schema(columns={name: "number"}), target="churned")
+        s.columns["churned"] = s.columns.pop("y")
+        hint = find_leaks(frame.lazy(), s)
+        assert [f.kind for f in hint] == [expected] * (expected is not None)
+        assert not any(f.blocks for f in hint)
 
 
 def test_bins_keep_missing_values_and_mass_points_apart():
