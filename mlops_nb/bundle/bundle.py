@@ -40,7 +40,8 @@ def _synthetic_rows(predictor, row):
     bounds = {c: k.range for c, k in columns.items() if k.range and k.type in ('integer', 'number')}
     made = [{c: None for c, k in columns.items() if k.nullable}, {c: '(never seen before)' for c in names},
             *({c: r[i] for c, r in bounds.items() if r[i] is not None} for i in (0, 1))]
-    return [row.with_columns(pl.lit(v).cast(row.schema[c]).alias(c) for c, v in m.items()) for m in made if m]
+    types = row.schema
+    return [row.with_columns(pl.lit(v).cast(types[c]).alias(c) for c, v in m.items()) for m in made if m]
 
 # %% ../../nbs/bundle/02_bundle.ipynb #d5e1ecf0
 def _golden_outputs(predictor, rows):

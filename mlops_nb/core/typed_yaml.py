@@ -6,7 +6,9 @@
 __all__ = ['write_json', 'read_json', 'convert_typed', 'refuse_renamed', 'read_yaml', 'yaml_lines']
 
 # %% ../../nbs/core/02_typed_yaml.ipynb #539fc6d8
+import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -109,21 +111,44 @@ def refuse_renamed(
                 if old in renamed: raise UserError(f"{file}: {old} is called {renamed[old]} now; rename it.")
             if any(old.startswith(f"{path}.") for old in renamed): refuse_renamed(value, renamed, file, (*at, str(key)))
 
+# %% ../../nbs/core/02_typed_yaml.ipynb #108cd932
+def _load_yaml(text):
+    "Plain data of a YAML text; raises `YAMLError`."
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
+
+    class Plain(SafeConstructor): "Dates stay text."
+    Plain.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = Plain
+    return yaml.load(text)
+
+# %% ../../nbs/core/02_typed_yaml.ipynb #f202087f
+_LONG_TEXT = 100_000 # characters
+
+def _load_yaml_once(path, text):
+    "As `_load_yaml`; of a long text that was read before, what is kept in `.mlops`, where there is such a folder."
+    folder, sha = Path(path).parent / ".mlops", hashlib.sha256(text.encode()).hexdigest()
+    if len(text) < _LONG_TEXT or not folder.is_dir(): return _load_yaml(text)
+    kept = folder / "yaml" / f"{Path(path).name}.msgpack"
+    with suppress(OSError, msgspec.DecodeError, ValueError, TypeError):
+        known, data = msgspec.msgpack.decode(kept.read_bytes())
+        if known == sha: return data
+    data = _load_yaml(text)
+    with suppress(OSError, OverflowError, TypeError): # what this form cannot hold is not kept
+        packed = msgspec.msgpack.encode((sha, data))
+        if msgspec.msgpack.decode(packed) == [sha, data]:
+            with atomic_file(kept) as tmp: tmp.write_bytes(packed)
+    return data
+
 # %% ../../nbs/core/02_typed_yaml.ipynb #b338f8e0
 def read_yaml(
     path: str | Path, # A YAML file
     type: Any = dict, # What it must hold
 ):
     "Read a YAML file as `type`; raises `UserError` if it is missing, is not YAML or does not fit."
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import SafeConstructor
     from ruamel.yaml.error import YAMLError
-
-    class Plain(SafeConstructor): "Dates stay text."
-    Plain.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = Plain
-    try: data = yaml.load(Path(path).read_text(encoding="utf-8"))
+    try: data = _load_yaml_once(path, Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise UserError(f"{path} does not exist; are you in the project's folder?") from None
     except UnicodeDecodeError: raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     except YAMLError as e:

@@ -27,10 +27,10 @@ def scaled_differences(
     ranges: list[float], # By column
 ) -> np.ndarray: # (n, columns): numbers in ranges from the row's value, other types 0 or 1; NaN: one side is missing
     "How each row differs from one row."
-    out = np.empty((len(frame), len(frame.columns)))
-    for j, (c, width) in enumerate(zip(frame.columns, ranges)):
-        number = _is_number(frame[c].dtype)
-        here, there = (x[c].to_physical().cast(pl.Float64).to_numpy() if number else x[c] for x in (row, frame))
+    out = np.empty((len(frame), frame.width))
+    for j, (*values, width) in enumerate(zip(row.get_columns(), frame.get_columns(), ranges)):
+        number = _is_number(values[1].dtype)
+        here, there = (x.to_physical().cast(pl.Float64).to_numpy() if number else x for x in values)
         out[:, j] = (there - here) / width if number else there.ne_missing(here[0]).to_numpy()
         if number and np.isnan(here[0]): out[np.isnan(there), j] = 0
     return out
@@ -50,11 +50,11 @@ def perturb_row(
 ) -> pl.DataFrame: # (n) rows
     "Rows between one row and real ones."
     rng = np.random.default_rng(seed)
-    taken = rng.random((n_samples, len(row.columns))) < rng.random((n_samples, 1))
+    taken = rng.random((n_samples, row.width)) < rng.random((n_samples, 1))
     taken[0] = False
     from_ = background[rng.integers(len(background), size=n_samples)]
-    return from_.select(pl.when(pl.Series(t)).then(pl.col(c)).otherwise(pl.lit(row[c][0], row.schema[c])).alias(c)
-                        for c, t in zip(row.columns, taken.T))
+    return pl.DataFrame([there.zip_with(pl.Series(t), here.new_from_index(0, n_samples))
+                         for here, there, t in zip(row.get_columns(), from_.get_columns(), taken.T)])
 
 # %% ../../nbs/explain/00_local_surrogate.ipynb #ffe7a94d
 def round_significant(

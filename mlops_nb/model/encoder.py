@@ -81,7 +81,8 @@ def feature_kinds(
 
 # %% ../../nbs/model/01_encoder.ipynb #432d7ab1
 def _require_column(frame, name):
-    if name in frame.columns: return frame[name]
+    values = frame.get_column(name, default=None) # the list of a wide frame's columns takes longer than the column
+    if values is not None: return values
     raise UserError(f"the rows have no column '{name}', which is an input of the model; add it, "
                     "or mark it 'feature: false' in schema.yaml and train again.")
 
