@@ -124,14 +124,14 @@ def tuning_html(
     results: dict[str, TuningResult], # by learner; empty where nothing was tuned
     trials: pl.DataFrame, # trials.parquet
     search_spaces: Struct, # `tune` of params.yaml: a search space for each learner
-    eval_metrics: dict[str, str], # what the loss of each learner is
+    eval_metric: str, # what trials are compared by
 ) -> Html:
     "What the search found for each learner."
     if not results: return Html("<p>Nothing was tuned: tune.n_trials in params.yaml is 0.</p>")
     out = Html('')
     for learner, tuned in results.items():
         of_learner = trials.filter(pl.col('learner') == learner)
-        out += (trials_figure(learner, tuned, of_learner, eval_metrics[learner])
+        out += (trials_figure(learner, tuned, of_learner, eval_metric)
                 + parameters_figure(tuned, of_learner, getattr(search_spaces, learner)) + importances_table(tuned))
     return out
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingPart', 'exponential_decay_weights', 'target_array', 'check_target', 'to_training_part', 'read_training_parts',
-           'LossCurvePoint', 'FitResult', 'training_fingerprint']
+           'eval_metric_name', 'LossCurvePoint', 'FitResult', 'training_fingerprint']
 
 # %% ../../nbs/train/00_dataset.ipynb #5fbe2888
 import hashlib
@@ -98,6 +98,15 @@ def read_training_parts(
         frame = read_split(project.root, split, [*encoder.feature_names, '_target', *time])
         yield to_training_part(frame, split, encoder, schema, half_life)
 
+# %% ../../nbs/train/00_dataset.ipynb #c79b502c
+def eval_metric_name(
+    task: str, # binary, multiclass or regression
+    objective: str = 'squared', # of a regression: squared or poisson
+) -> str: # log_loss, rmse or poisson_deviance
+    "The loss that early stopping goes by; with the objective left out, the figure that all trainings of a task have."
+    if task != 'regression': return 'log_loss'
+    return 'poisson_deviance' if objective == 'poisson' else 'rmse'
+
 # %% ../../nbs/train/00_dataset.ipynb #1f37fa0f
 class LossCurvePoint(Struct):
     "One point of the learning curve."
@@ -112,6 +121,7 @@ class FitResult(NamedTuple):
     best_iteration: int # kept
     best_loss: float # loss on the validation split
     loss_curve: list[LossCurvePoint]
+    rmse: float | None = None # on the validation split, where the loss is another figure of a regression
 
 # %% ../../nbs/train/00_dataset.ipynb #f078eb3c
 def training_fingerprint(

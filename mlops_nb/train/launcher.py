@@ -144,7 +144,7 @@ def relay_progress(process: subprocess.Popen, folder: Path, on_iteration: Callab
             last = epoch
             if epoch == 0: on_start(told); continue
             log_metrics(epoch, told)
-            on_iteration(epoch, told["loss/valid"])
+            on_iteration(epoch, next(x for name, x in told.items() if name.endswith("/valid")))
         if ended: return
         time.sleep(0.1)
 
@@ -157,9 +157,8 @@ def _fit_result(folder, exit_code):
                if (m := re.match(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w+Error: .+)", line))] or [f"exit code {exit_code}"]
         raise UserError(f"the processes that train the net crashed again and again ({why[-1]}); "
                         "set n_processes in section [run] of settings.ini to 1.")
-    iterations, best_iteration, loss, curve = read_json(folder / "fit_result.json",
-                                                        tuple[int, int, float, list[LossCurvePoint]])
-    return FitResult((folder / "model").read_bytes(), iterations, best_iteration, loss, curve)
+    fitted = read_json(folder / "fit_result.json", tuple[int, int, float, list[LossCurvePoint], float | None])
+    return FitResult((folder / "model").read_bytes(), *fitted)
 
 # %% ../../nbs/train/10_launcher.ipynb #64b65994
 def fit_net_distributed(

@@ -22,7 +22,7 @@ from ..data.prepare import read_content_keys, read_split
 from ..data.row_keys import check_not_learned
 from ..model.encoder import Encoder, feature_kinds
 from ..model.features import Features, load_features
-from .dataset import FitResult, TrainingPart, training_fingerprint
+from .dataset import FitResult, TrainingPart, eval_metric_name, training_fingerprint
 from .device import DeviceConfig
 from .gbdt import GbdtJob, fit_gbdt
 from .launcher import fit_net_distributed
@@ -37,7 +37,7 @@ class FitOptions(NamedTuple):
     n_threads: int = 1
     device: DeviceConfig = DeviceConfig('cpu') # trees ignore it
     checkpoint_dir: Path | None = None # a folder to write checkpoints to, and to resume from; None for none
-    # told of each iteration and its validation loss
+    # told of each iteration, and its log loss or RMSE on the validation split
     on_iteration: Callable[[int, float], None] = lambda iteration, loss: None
     logger: TensorBoardLogger | None = None # told what was measured
 
@@ -59,7 +59,8 @@ def _callbacks(options, key):
 # %% ../../nbs/train/11_learners.ipynb #a9fb56d4
 def _fit_gbdt(parts, schema, encoder, params, init_model, options):
     import lightgbm as lgb
-    key = training_fingerprint(parts, lgb.__version__, schema.task, params.gbdt, params.seed, init_model)
+    key = training_fingerprint(parts, lgb.__version__, schema.task, params.gbdt, params.seed, init_model,
+                               eval_metric_name(schema.task, params.gbdt.objective))
     checkpoint = _checkpoint_file('gbdt', options, key, 'state.json')
     job = GbdtJob(schema.task, params, len(schema.classes or []), encoder.categorical, options.n_threads, checkpoint,
                   init_model)

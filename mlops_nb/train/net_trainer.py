@@ -32,7 +32,7 @@ from mlops_nb.model.network import (
     serialize_network,
     training_loss,
 )
-from .dataset import FitResult, LossCurvePoint, TrainingPart, training_fingerprint
+from .dataset import FitResult, LossCurvePoint, TrainingPart, eval_metric_name, training_fingerprint
 from .device import DeviceConfig, deterministic_algorithms, pick_device, row_memory_budget, supports_bf16
 from .distributed import ProcessGroup, current_process_group, full_tensor, shard_net, wrap_ddp
 from mlops_nb.train.net_checkpoint import (
@@ -196,14 +196,14 @@ def train_epochs(
     on_iteration: Callable[[int, float], None], log_metrics: Callable[[int, dict], None],
 ) -> None:
     "Epoch after epoch, until it is time to stop."
-    meter = ThroughputMeter(training.device)
+    meter, metric = ThroughputMeter(training.device), eval_metric_name(training.network.task)
     while not training.state.finished:
         train_epoch(training, loader, meter, saver.save_if_due)
         evaluate_epoch(training, loader, validation)
         saver.save()
         point = training.state.loss_curve[-1]
         log_metrics(point.iteration,
-                    {"loss/train": point.train, "loss/valid": point.valid} | meter.read(len(loader.rows.y)))
+                    {f"{metric}/train": point.train, f"{metric}/valid": point.valid} | meter.read(len(loader.rows.y)))
         on_iteration(point.iteration, point.valid)
 
 # %% ../../nbs/train/09_net_trainer.ipynb #e2fdf3cf

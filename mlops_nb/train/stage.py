@@ -22,7 +22,7 @@ from ..core.typed_yaml import write_json
 from ..model.encoder import Encoder
 from ..model.features import load_features
 from ..model.predictor import Predictor, open_model
-from .dataset import LossCurvePoint, read_training_parts
+from .dataset import LossCurvePoint, eval_metric_name, read_training_parts
 from .device import DeviceConfig
 from .learners import FitOptions, find_learner, fit_learner, resolve_init_model
 from .progress import progress_reporter
@@ -35,7 +35,7 @@ class TrainingReport(Struct):
     learner: str
     task: str
     classes: list[str] | None
-    eval_metric: str # what early stopping watched
+    eval_metric: str # what early stopping watched: log_loss, rmse or poisson_deviance
     rows: dict[str, int] # of the train and the validation split
     max_iterations: int # iterations at most
     iterations: int # made, with those of an initial model
@@ -80,8 +80,8 @@ def run_train(
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), checkpoints, step,
                              logger)
         fitted = fit_learner(learner, parts, schema, initial.encoder, params, initial.model, options)
-    eval_metric = 'rmse' if schema.task == 'regression' else 'log_loss'
-    about = TrainingReport(learner, schema.task, schema.classes, eval_metric, rows, limit, *fitted[1:],
+    eval_metric = eval_metric_name(schema.task, params.gbdt.objective if learner == 'gbdt' else 'squared')
+    about = TrainingReport(learner, schema.task, schema.classes, eval_metric, rows, limit, *fitted[1:5],
                            to_builtins(getattr(params, learner)), initial.sha256)
     _write_model_folder(root / 'artifacts' / 'models' / learner, learner, fitted, initial.encoder, about)
     shutil.rmtree(checkpoints, ignore_errors=True) # of this training, which is done

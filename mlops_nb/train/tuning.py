@@ -96,7 +96,7 @@ def open_search_context(
     space = to_builtins(getattr(project.params.tune, learner))
     if learner == 'gbdt': space['objective'] = _objective_choices(project, parts, initial)
     space = {name: r for name, r in space.items() if r and name not in fixed}
-    key = training_fingerprint(parts, space, getattr(params, learner), params.seed, initial.model)
+    key = training_fingerprint(parts, space, getattr(params, learner), params.seed, initial.model, 'poisson_deviance')
     name = f"{project.schema.dataset}/{learner}/{key[:16]}"
     return SearchContext(learner, project, initial.encoder, parts, initial.model, space, name, device)
 
@@ -141,7 +141,9 @@ def run_trial(
     except BaseException:
         tell(state=TrialState.FAIL)
         raise
-    else: tell(values=fitted.best_loss) if math.isfinite(fitted.best_loss) else tell(state=TrialState.PRUNED)
+    else:
+        loss = fitted.best_loss if fitted.rmse is None else fitted.rmse
+        tell(values=loss) if math.isfinite(loss) else tell(state=TrialState.PRUNED)
 
 # %% ../../nbs/train/13_tuning.ipynb #fadfdc39
 def run_trials(
@@ -222,8 +224,8 @@ class TuningResult(Struct):
     study_name: str
     complete: int # trials
     pruned: int # broken off
-    untuned_loss: float # validation loss with the parameters of params.yaml
-    best_loss: float # validation loss with `best_params`
+    untuned_loss: float # log loss or RMSE on the validation split, with the parameters of params.yaml
+    best_loss: float # the same with `best_params`
     best_params: dict # parameter -> value; empty if those of params.yaml were the best
     param_importances: dict[str, float] # parameter -> share, the largest first; empty if there are too few trials
 

@@ -10,7 +10,7 @@ from mlops_nb.config.params import GbdtSearchSpace
 from mlops_nb.report.training_figures import learning_curves_figure, place_in_range, tuning_html
 from mlops_nb.train.tuning import TuningResult
 
-METRIC = dict(gbdt="log_loss")
+METRIC = "log_loss"
 SPACES = SimpleNamespace(gbdt=GbdtSearchSpace())
 
 

@@ -265,19 +265,53 @@ def counts(n=900):
     return [part._replace(y=np.round(np.exp(part.y / 40))) for part in problem("regression", n)]
 
 
-def test_counting_is_lightgbms_own_and_judged_by_the_values():
-    from sklearn.metrics import root_mean_squared_error
+def test_counting_is_lightgbms_own_and_stops_by_its_deviance():
+    from sklearn.metrics import mean_poisson_deviance, root_mean_squared_error
     a, b = counts()
     p = params(objective="poisson", n_estimators=200, early_stopping_rounds=15)
     trees = fit(a, b, "regression", p)
-    plain = lgb.train(dict(objective="poisson", metric="rmse", learning_rate=.05, verbosity=-1, deterministic=True,
+    plain = lgb.train(dict(objective="poisson", metric="poisson", learning_rate=.05, verbosity=-1, deterministic=True,
                            force_col_wise=True),
                       lgb.Dataset(a.X, a.y, categorical_feature=[0]), 200, lgb.Dataset(b.X, b.y),
                       callbacks=[lgb.early_stopping(15, verbose=False)])
     said = Booster(trees.model.decode()).predict(b.X)
     np.testing.assert_array_equal(said, plain.predict(b.X))
-    assert (said > 0).all() and trees.best_loss == pytest.approx(root_mean_squared_error(b.y, said), rel=1e-6)
+    assert (said > 0).all() and trees.best_loss == pytest.approx(mean_poisson_deviance(b.y, said), rel=1e-5)
+    assert trees.rmse == pytest.approx(root_mean_squared_error(b.y, said), rel=1e-6)
+    assert fit(a, b, "regression", params()).rmse is None
 
+
+def test_the_curve_of_counts_is_the_deviance_that_scikit_learn_computes():
+    from sklearn.metrics import mean_poisson_deviance
+    a, b = counts()
+    a = a._replace(weights=np.random.default_rng(0).uniform(0.1, 1, len(a.y)))
+    seen = []
+    trees = fit(a, b, "regression", params(objective="poisson", n_estimators=10), lambda i, v: seen.append(v))
+    train, valid = (lgb.Booster(model_str=trees.model.decode()).predict(part.X) for part in (a, b))
+    last = trees.loss_curve[-1]
+    assert last.iteration == trees.best_iteration == 10 and seen[-1] == trees.rmse # what trials are pruned by
+    assert last.train == pytest.approx(mean_poisson_deviance(a.y, train, sample_weight=a.weights), rel=1e-5)
+    assert last.valid == trees.best_loss == pytest.approx(mean_poisson_deviance(b.y, valid), rel=1e-5)
+
+
+def test_stopped_by_deviance_skewed_counts_have_less_of_it_on_new_rows():
+    "Counts that vary more than Poisson's: the squared error hangs on a few large ones, and stops at the wrong moment."
+    from sklearn.metrics import mean_poisson_deviance
+    p, found = params(objective="poisson", n_estimators=400, early_stopping_rounds=50), []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+
+        def skewed(n, rng=rng):
+            X = np.c_[np.zeros(n), rng.normal(size=(n, 5))]
+            mean = np.exp(.3 + 1.2 * X[:, 1] + .5 * X[:, 2] * (X[:, 3] > 0))
+            return TrainingPart(X, rng.poisson(mean * rng.exponential(size=n)).astype(float))
+        a, b, new = skewed(1000), skewed(400), skewed(10_000)
+        ours = lgb.Booster(model_str=fit(a, b, "regression", p).model.decode())
+        theirs = lgb.train(gbdt.lightgbm_params("regression", p, 2, 1) | dict(metric="rmse"),
+                           lgb.Dataset(a.X, a.y), 400, lgb.Dataset(b.X, b.y),
+                           callbacks=[lgb.early_stopping(50, verbose=False)])
+        found.append([mean_poisson_deviance(new.y, m.predict(new.X)) for m in (ours, theirs)])
+    assert np.mean(found, 0)[0] < np.mean(found, 0)[1] and np.mean(np.diff(found)) > 0
 
 @pytest.mark.parametrize("sampling", [{}, {"colsample_bytree": 0.6, "subsample": 0.8}])
 def test_counting_broken_off_anywhere_and_going_on(tmp_path, sampling):

@@ -34,11 +34,22 @@ def test_the_curves_are_those_of_the_training_and_a_second_run_does_not_double_t
     drawn = curves(project, learner.learner)
     for part in ("train", "valid"):
         want = [(p.iteration, getattr(p, part)) for p in learner.loss_curve]
-        assert drawn[f"loss/{part}"] == [(i, pytest.approx(v, rel=1e-6)) for i, v in want]
+        assert drawn[f"log_loss/{part}"] == [(i, pytest.approx(v, rel=1e-6)) for i, v in want]
     points = [p.iteration for p in learner.loss_curve]
     for name in ("samples_per_second", "memory_mib"): assert [i for i, v in drawn[name] if v > 0] == points
     assert [f["iteration"] for f in facts["metrics_history"]] == points
     assert all(0 < v <= 1 for _, v in drawn.get("step_time_share", []))
+
+
+def test_the_curves_of_counts_are_named_by_their_deviance(tmp_path):
+    root = modelling.trained(tmp_path, "regression", counts=True)
+    about = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
+    drawn = curves(root, "gbdt")
+    assert about.eval_metric == "poisson_deviance" and not {"rmse/train", "loss/valid"} & drawn.keys()
+    for part in ("train", "valid"):
+        want = [(p.iteration, getattr(p, part)) for p in about.loss_curve]
+        assert drawn[f"poisson_deviance/{part}"] == [(i, pytest.approx(v, rel=1e-6)) for i, v in want]
+    assert len(drawn["rmse/valid"]) == len(about.loss_curve) # to compare with trainings of the other objective
 
 
 class Killed(Exception): pass
@@ -46,7 +57,7 @@ class Killed(Exception): pass
 
 def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
     learner = next(project.glob("artifacts/models/*/training.json")).parent.name
-    before = curves(project, learner)["loss/valid"]
+    before = curves(project, learner)["log_loss/valid"]
     checkpoints, log = project / ".mlops/checkpoints" / learner, TensorBoardLogger.log_metrics
 
     def dying(self, iteration, metrics):
@@ -54,11 +65,11 @@ def test_a_resumed_training_goes_on_in_its_curves(project, monkeypatch):
         if iteration == before[3][0]: raise Killed
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", dying)
     with pytest.raises(Killed): run_train(project, learner)
-    assert curves(project, learner)["loss/valid"] == before[:4]
+    assert curves(project, learner)["log_loss/valid"] == before[:4]
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", log)
     resumed = checkpoints.exists() # so few trees have no checkpoint, and start again
     run_train(project, learner)
-    assert resumed == (learner == "net") and curves(project, learner)["loss/valid"] == before
+    assert resumed == (learner == "net") and curves(project, learner)["log_loss/valid"] == before
 
 
 def test_without_tensorboard_a_training_is_only_not_drawn(tmp_path, monkeypatch):
@@ -70,5 +81,5 @@ def test_without_tensorboard_a_training_is_only_not_drawn(tmp_path, monkeypatch)
 def test_without_a_folder_figures_are_kept():
     with TensorBoardLogger() as board:
         board.open("key")
-        board.log_metrics(3, {"loss/valid": 0.5})
-    assert board.metrics_history == [{"iteration": 3, "loss/valid": 0.5}]
+        board.log_metrics(3, {"log_loss/valid": 0.5})
+    assert board.metrics_history == [{"iteration": 3, "log_loss/valid": 0.5}]

@@ -11,6 +11,7 @@ import msgspec
 import optuna
 import polars as pl
 import pytest
+from sklearn.metrics import root_mean_squared_error
 from support import trained_project as modelling
 
 from mlops_nb.config.params import read_params, write_params
@@ -18,9 +19,10 @@ from mlops_nb.config.project import Project
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.data.prepare import read_split
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
-from mlops_nb.train.stage import TrainingReport, run_train
+from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
 from mlops_nb.train.study import worker_identity
 from mlops_nb.train.tuning import (
     counted_trials,
@@ -86,8 +88,13 @@ def test_both_objectives_are_tried_where_nothing_is_below_0(tmp_path):
     if found.param_importances: assert set(found.param_importances) == SEARCHED | {"objective"}
     run_train(root)
     after = read_json(root / "artifacts/models/gbdt/training.json", TrainingReport)
-    assert after.best_loss == found.best_loss and after.params["objective"] == found.best_params.get("objective",
-                                                                                                     "poisson")
+    assert after.params["objective"] == found.best_params.get("objective", "poisson")
+    # trials of both objectives are compared by the squared error, whatever their trees were stopped by
+    test = read_split(root, "valid")
+    error = root_mean_squared_error(test["_target"], open_trained_predictor(root, "gbdt").predict(test))
+    assert found.best_loss == pytest.approx(error, rel=1e-6)
+    loss = "poisson_deviance" if after.params["objective"] == "poisson" else "rmse"
+    assert after.eval_metric == loss and (after.best_loss == found.best_loss) == (loss == "rmse")
     change(root, n_trials=3, gbdt={"objective": ["squared"]})
     tune.run_tune(root)
     later = table(root).filter(parameter="objective")["value"].to_list()
