@@ -7,6 +7,8 @@ __all__ = ['value_agreement', 'find_entity_columns', 'late_fill', 'find_late_col
            'with_target', 'find_raw_leaks']
 
 # %% ../../nbs/data/10_leaks_across_rows.ipynb #7fde6ed2
+import math
+
 import numpy as np
 import polars as pl
 
@@ -102,56 +104,72 @@ def find_entity_columns(
     return [make_finding(c, "entity", alike, what.format(c, schema.target), schema, None)
             for c, alike in found.items() if alike]
 
-# %% ../../nbs/data/10_leaks_across_rows.ipynb #fe85d29c
-_TELLS_SOME = dict(binary=0.2, multiclass=0.05, regression=0.05) # skill score; 0.2 is an AUC of 0.6
-_MIN_FILLED = 20 # rows that would be filled in the newest, if they were as the old ones
+# %% ../../nbs/data/10_leaks_across_rows.ipynb #6549a821
+_MIN_FILLED = 30 # rows that would be filled in the stretch looked at, if nothing had changed
+_OLD, _RECENT = 0.75, 0.9 # shares of the rows, by time: older ones up to the first, newest ones from the second
+_FEW = 0.4 # share filled in the newest rows, of what is expected at most
 
+def _is_filled(values, common): return (values.is_not_null() & values.ne_missing(common)).to_numpy()
+
+def _expected_share(filled):
+    "What the trend of the older rows leads one to expect of the newest, at most their mean."
+    shares = [part.mean() for part in np.array_split(filled, 4)]
+    centres = _OLD * (np.arange(4) + 0.5) / 4
+    slope, start = np.polyfit(centres, shares, 1)
+    return min(np.mean(shares), slope + start)
+
+def _common_new_value(old, recent):
+    "What most of the newest rows have, and some of the old ones of all times; None where nothing is like that."
+    common = common_value(recent.tail(max(MIN_ROWS, len(recent) // 10)))
+    if common is None: return None
+    shares = [part.mean() for part in np.array_split((old == common).fill_null(False).to_numpy(), 4)]
+    return common if min(shares) >= 0.02 else None
+
+# %% ../../nbs/data/10_leaks_across_rows.ipynb #26d4ef76
 def late_fill(
-    values: pl.Series, # (n,)
-    block: np.ndarray, # (n,) int: 0 to 3 for the oldest rows, by time; 4 for the newest
-) -> tuple[object, float, float] | None: # The common new value; the share of filled rows, old and new; None if steady
-    "Is a column filled in old rows as it is not yet in the newest?"
-    parts = [values.filter(block == b) for b in range(5)]
-    common = common_value(parts[4])
-    if common is not None and min((p == common).sum() / len(p) for p in parts[:4]) < 0.02: common = None
-    def share(part): return float((part.is_not_null() & (part.ne_missing(common))).mean())
-    old, new = np.array([share(p) for p in parts[:4]]), share(parts[4])
-    mean = old.mean()
-    noise = np.sqrt(mean * (1 - mean) / min(map(len, parts[:4])))
-    steady = np.ptp(old) <= 0.5 * mean + 3 * noise
-    enough = mean * len(parts[4]) >= _MIN_FILLED
-    return (common, float(mean), new) if steady and enough and new <= 0.25 * mean else None
+    old: pl.Series, # Values of older rows, by time
+    recent: pl.Series, # Values of the newest tenth of the rows, by time
+) -> tuple[object, float, float] | None: # The common new value; the share of filled rows, old and newest
+    "How a column is filled in old rows and not yet in the newest; None where the newest are as expected."
+    common = _common_new_value(old, recent)
+    filled, newest = _is_filled(old, common), _is_filled(recent, common)
+    expected = _expected_share(filled)
+    if expected <= 0: return None
+    n = max(math.ceil(_MIN_FILLED / expected), len(recent) // 10)
+    if n > len(recent) or 8 * n > len(old): return None
+    share, stretches = newest[-n:].mean(), filled[len(old) % n:].reshape(-1, n).mean(axis=1)
+    few = share <= _FEW * min(expected, np.quantile(stretches, 0.1))
+    return (common, float(filled.mean()), float(share)) if few else None
 
-# %% ../../nbs/data/10_leaks_across_rows.ipynb #fb66810b
-_OLD, _NEW = 0.6, 0.95 # shares of the rows, by time, up to the oldest and before the newest
-
-def _blocks_by_time(times, max_rows, rng):
-    "Sorted positions of a sample of old and of the newest rows, and the block of each, 0 to 3 and 4."
-    t = times.to_physical().cast(pl.Float64).to_numpy() # missing: NaN, in no block
-    cuts = [_OLD / 4, _OLD / 2, _OLD * 3 / 4, _OLD, _NEW]
-    *edges, old, new = np.quantile(t[~np.isnan(t)], cuts, method="lower")
-    newest = (t >= new) & (t > old)
-    block = np.where(t <= old, np.searchsorted(edges, t, "left"), np.where(newest, 4, -1))
-    at = np.sort(np.concatenate([rng.permutation(np.flatnonzero(block == b))[:max_rows // 5] for b in range(5)]))
-    return at, block[at]
+# %% ../../nbs/data/10_leaks_across_rows.ipynb #52b78375
+def _old_and_recent(times, max_rows, rng):
+    "Positions of a sample of the older and of the newest rows, each by time."
+    t = times.to_physical().cast(pl.Float64).to_numpy() # missing: NaN, in neither
+    old, recent = np.quantile(t[~np.isnan(t)], [_OLD, _RECENT], method="lower")
+    parts = np.flatnonzero(t <= old), np.flatnonzero((t >= recent) & (t > old))
+    some = [rng.permutation(at)[:size] for at, size in zip(parts, (max_rows * 4 // 5, max_rows // 5))]
+    return [at[np.argsort(t[at], kind="stable")] for at in some]
 
 # %% ../../nbs/data/10_leaks_across_rows.ipynb #9d40a64c
-def _judge_late(name, values, block, outcome, judged, schema):
+_TELLS_SOME = dict(binary=0.2, multiclass=0.05, regression=0.05) # skill score; 0.2 is an AUC of 0.6
+
+def _judge_late(name, values, n_old, outcome, judged, schema):
     "The finding of a column that is filled later; None where nothing says so. `judged` are the rows of `outcome`."
     if values.dtype.is_float(): values = values.fill_nan(None)
-    fill = late_fill(values, block)
+    fill = late_fill(values.head(n_old), values.slice(n_old))
     if fill is None: return None
     common, old, new = fill
-    filled = (values.is_not_null() & values.ne_missing(common)).to_numpy().astype(int)
+    filled = _is_filled(values, common).astype(int)
     codes = [filled] if values.dtype == pl.Datetime else [filled, bin_codes(values)]
     skill = max(column_skill(c[judged], outcome) for c in codes)
     if skill < max(_TELLS_SOME[outcome.task], chance_level(outcome)): return None
     empty = "missing" if common is None else f"missing or {common}"
-    what = (f"{name} is {empty} in {1 - new:.0%} of the newest rows and in {1 - old:.0%} of the oldest, where it tells "
-            f"{schema.target} ({skill_figure(skill, outcome.task)}): it may be filled only once the outcome is known")
+    what = (f"{name} is {empty} in {1 - new:.0%} of the newest rows and in {1 - old:.0%} of the older ones, where it "
+            f"tells {schema.target} ({skill_figure(skill, outcome.task)}): it may be filled only once the outcome is "
+            "known")
     return make_finding(name, "after the outcome", skill, what, schema, None)
 
-# %% ../../nbs/data/10_leaks_across_rows.ipynb #4b9c16e2
+# %% ../../nbs/data/10_leaks_across_rows.ipynb #a4ffcf01
 def find_late_columns(
     frame: pl.LazyFrame, # All rows, the newest ones too: columns by name, and `_target`, null where it is not known
     schema: Schema,
@@ -162,14 +180,15 @@ def find_late_columns(
     if not schema.event_time: return []
     rng, names = np.random.default_rng(seed), columns_to_judge(schema, None)
     times = frame.select(schema.event_time).collect(engine="streaming").to_series()
-    if times.count() < 5 * MIN_ROWS: return []
-    at, block = _blocks_by_time(times, max_rows, rng)
-    if np.bincount(block, minlength=5).min() < MIN_ROWS: return []
-    rows = read_rows_at(frame, names, schema, at)
-    judged = (block < 4) & rows["_target"].is_not_null().to_numpy()
-    outcome = make_outcome(rows["_target"].filter(judged), leak_folds(rows.filter(judged), schema.entity, rng), schema)
+    if times.count() < 10 * MIN_ROWS: return []
+    old, recent = _old_and_recent(times, max_rows, rng)
+    positions = np.sort(both := np.concatenate([old, recent]))
+    rows = read_rows_at(frame, names, schema, positions)[np.searchsorted(positions, both)]
+    judged = (np.arange(len(rows)) < len(old)) & rows["_target"].is_not_null().to_numpy()
+    known = rows.filter(judged)
+    outcome = make_outcome(known["_target"], leak_folds(known, schema.entity, rng), schema)
     if not says_enough(outcome): return []
-    return [f for n in names if (f := _judge_late(n, rows[n], block, outcome, judged, schema))]
+    return [f for n in names if (f := _judge_late(n, rows[n], len(old), outcome, judged, schema))]
 
 # %% ../../nbs/data/10_leaks_across_rows.ipynb #7ce33123
 def join_findings(
