@@ -26,6 +26,7 @@ from ..config.settings import StreamSettings, read_settings
 from ..core.errors import UserError
 from ..prediction_log.leases import acquire_lease, release_lease
 from ..prediction_log.writer import LogWriteError, PredictionLogWriter
+from ..release.release_plan import NO_MODEL
 from ..serve.hot_reload import ModelManager
 from ..serve.http_messages import MAX_INLINE_BODY_BYTES, Request
 from ..serve.metrics import Metrics
@@ -201,8 +202,7 @@ def score_stream(
         try:
             manager.start()
             if name not in manager.endpoints:
-                raise UserError(f"No model is deployed at the endpoint '{name}'; run `dvc repro`, "
-                                "or name a bundle with --bundle.")
+                raise UserError(f"Endpoint '{name}': {NO_MODEL}")
             print(f"Rows of '{s.source}' at {redact_url(s.url)} are answered in '{s.target}', by '{name}', "
                   f"for the group '{s.group}'.", flush=True)
             return asyncio.run(_run_until_signal(StreamWorker(broker, endpoint_handler(manager, name), s)))

@@ -36,7 +36,7 @@ def find_bundle(
     if len(found) == 1: return found[0]
     if found: raise UserError(f"{len(found)} bundles in {store} begin with {bundle_id}; give more characters.")
     raise UserError(f"{store} holds no bundle {bundle_id}; "
-                    "copy it back from a backup, or run `dvc repro` to make a new one.")
+                    "copy it back from a backup, or store that of the last run: `dvc repro -s -f deploy`.")
 
 # %% ../../nbs/bundle/04_store.ipynb #eb3c3a50
 def lookup_table_path(

@@ -59,6 +59,7 @@ class TrackingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 # %% ../../nbs/config/06_settings.ipynb #de4e6573
 class ReleaseSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Where released models and release plans are."
+    environment: Annotated[str, Meta(description="environment that this checkout releases to")] = "development"
     store: Annotated[str, Meta(description="folder of bundles, each under the hash of its content")] = "bundles"
     plans: Annotated[str, Meta(description="folder of release plans, one file for each endpoint")] = "releases"
     lookup_tables: Annotated[str, Meta(description="folder of precomputed scores, one file for each bundle")] = "tables"

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from ..bundle.bundle import open_bundle
+from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings, resolve_local_uri
 from ..core.typed_yaml import read_json
 
@@ -34,6 +35,7 @@ def tracking_client(root: Path, settings: Settings):
 
     from mlflow import MlflowClient
     for name in ("mlflow", "alembic"): logging.getLogger(name).setLevel(logging.WARNING) # not that tables were made
+    root = checkout_root(root)
     uri, name = resolve_local_uri(settings.tracking.uri, root), settings.tracking.experiment
     client = MlflowClient(uri, uri)
     if found := client.get_experiment_by_name(name): return client, found.experiment_id

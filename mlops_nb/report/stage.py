@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPORT_PAGES', 'find_previous_run', 'key_metrics', 'summarize_run', 'write_model_card_page', 'render_reports',
-           'publish_run', 'summary_line', 'run_report']
+           'write_pipeline_index', 'publish_run', 'summary_line', 'run_report']
 
 # %% ../../nbs/report/07_stage.ipynb #a2c84426
 import shutil
@@ -29,6 +29,7 @@ from ..evaluate.stage import read_evaluation
 from ..explain.stage import read_explanation
 from ..release.gate import GateReport
 from ..release.mlflow_tracking import log_reports
+from ..release.rollback import describe_model_in_use
 from .formatting import format_date
 from .history import KeyMetric, RunRecord, read_runs, write_index
 from .html import PageHeader, write_markdown_page
@@ -120,6 +121,16 @@ def render_reports(
             pool.shutdown(cancel_futures=True)
             raise
 
+# %% ../../nbs/report/07_stage.ipynb #e3f75e9d
+def write_pipeline_index(
+    root: str | Path = '.', # The project's folder
+) -> Path: # `reports/index.html`
+    "Write the list of all pipeline runs again, with the model in use as the release plan has it now."
+    root = Path(root)
+    project = read_settings(root).release.endpoint
+    return write_index(root / 'reports/pipeline', root / 'reports/index.html', "Runs of the pipeline", project,
+                       describe_model_in_use(root))
+
 # %% ../../nbs/report/07_stage.ipynb #ceb54884
 def publish_run(
     root: Path, # The project's folder
@@ -138,7 +149,7 @@ def publish_run(
         run.previous_run = before.name if before else ''
         run.duration_seconds = round(time.perf_counter() - clock, 1)
         write_json(tmp / 'run.json', run)
-    write_index(folder, root / 'reports' / 'index.html', "Runs of the pipeline", header.project)
+    write_pipeline_index(root)
     return folder / run.name
 
 # %% ../../nbs/report/07_stage.ipynb #121340e7

@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from ..config.settings import read_settings
 from ..core.errors import UserError
 from ..core.files import atomic_file
-from ..release.release_plan import find_champion
+from ..release.release_plan import NO_MODEL, find_champion
 
 # %% ../../nbs/serve/14_capacity_planning.ipynb #e9082e8c
 class _Connection(asyncio.Protocol):
@@ -251,7 +251,7 @@ def measure_capacity(
     "The curve of one worker of this project's server. Raises `UserError` if nothing is released."
     root, settings = Path(root).resolve(), read_settings(root)
     bundle = find_champion(root)
-    if bundle is None: raise UserError("No model is deployed here; run `dvc repro` first.")
+    if bundle is None: raise UserError(NO_MODEL)
     row = pl.read_parquet(bundle / 'golden.parquet').row(0, named=True)
     body = msgspec.json.encode([{k: v for k, v in row.items() if not k.startswith('_') and v is not None}])
     with tempfile.TemporaryDirectory() as log, _running_server(root, settings, log) as url:

@@ -29,6 +29,7 @@ from ..config.settings import Settings, available_cores, read_settings
 from ..core.errors import UserError
 from ..prediction_log.leases import acquire_lease
 from ..prediction_log.writer import PredictionLogWriter
+from ..release.release_plan import NO_MODEL
 from .app import App
 from .auth import Authenticator, check_bind_address
 from .hot_reload import ModelManager
@@ -94,8 +95,7 @@ def _start_worker(root, bundle, settings, parent, message_fd): # what a forked p
         manager = ModelManager(bundle or root, settings, metrics, log)
         manager.start()
         if not manager.endpoints:
-            raise UserError(next(iter(manager.rejected_plans.values()),
-                                 "No model is deployed here; run `dvc repro`, or name a bundle with --bundle."))
+            raise UserError(next(iter(manager.rejected_plans.values()), NO_MODEL))
         app = _WorkerApp(manager, authenticator)
         gc.collect()
         gc.freeze() # what is here stays; to look through it again for garbage would hold requests up for milliseconds
