@@ -216,9 +216,13 @@ def with_target(
 ) -> pl.LazyFrame: # The columns of the schema, read as it says, and `_target`, null where it is missing
     "The rows that pass the filter, with their target as a number."
     types = frame.collect_schema()
-    read = frame.select(schema.parse_expr(n, types[n]) for n in schema.columns).with_columns(_row=pl.struct(pl.all()))
-    read = read.with_columns(schema.target_expr(), schema.encoded_target_expr().alias("_target"))
-    return read.filter(schema.filter_expr()).select("_row", "_target").unnest("_row")
+    read = frame.select(schema.parse_expr(n, types[n]) for n in schema.columns)
+    read = read.with_columns(schema.encoded_target_expr().alias("_target"))
+    if schema.filter is None: return read
+    if "target" not in schema.columns:
+        return read.with_columns(schema.target_expr()).filter(schema.filter_expr()).drop("target")
+    kept = read.with_columns(_row=pl.struct(pl.all())).with_columns(schema.target_expr()) # the name is taken
+    return kept.filter(schema.filter_expr()).select("_row").unnest("_row")
 
 def find_raw_leaks(
     frame: pl.LazyFrame, # Data as it was delivered, with the columns of the schema
