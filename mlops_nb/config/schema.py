@@ -197,6 +197,18 @@ def parse_expr(self: Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the
     return parse_value_expr(pl.col(name), dtype, c.type, self.missing_words(name), c.format, c.time_zone,
                             c.domain if c.on_new_spelling == "map" else None).alias(name)
 
+# %% ../../nbs/config/01_schema.ipynb #23edf257
+@patch
+def parse_exprs(self: Schema, dtypes: dict[str, pl.DataType]) -> list[pl.Expr]: # In another order than `dtypes`
+    "As `parse_expr` for each of these columns; columns that are read alike share an expression."
+    alike = {}
+    for name, dtype in dtypes.items():
+        c = self.columns[name]
+        domain = (*c.domain,) if c.domain and c.on_new_spelling == "map" else None
+        key = dtype, c.type, (*self.missing_words(name),), c.format, c.time_zone, domain
+        alike.setdefault(key, []).append(name)
+    return [parse_value_expr(pl.col(names), *key).name.keep() for key, names in alike.items()]
+
 # %% ../../nbs/config/01_schema.ipynb #1990d5c5
 _HEADER = """\
 # The schema (data contract) of the data set: every row is checked against it; the model may see only what it allows.

@@ -183,6 +183,8 @@ def parse_value_expr(
 ) -> pl.Expr: # Of the type in `POLARS_TYPES`
     "A raw column read as a type; null where a value is missing or does not fit."
     if dtype == pl.Null: return value.cast(POLARS_TYPES[type])
+    if dtype == POLARS_TYPES[type] != pl.String and not typed_missing_values((*missing_values,), dtype):
+        return pl.when(value.is_finite()).then(value) if dtype.is_float() else value # it was read before
     missing = is_missing_expr(value, dtype, missing_values, type)
     value, dtype = _without_categories(value, dtype)
     if type in ("category", "text") and dtype == pl.String:

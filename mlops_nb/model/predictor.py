@@ -38,9 +38,9 @@ def cast_to_schema(
     for c in columns:
         if c not in types:
             raise UserError(f"the data has no column '{c}', which the model needs{did_you_mean(c, frame.columns)}")
-    out = frame.select(schema.parse_expr(c, types[c]) for c in columns)
-    for c in columns:
-        if out[c].null_count() == frame[c].null_count(): continue
+    out = frame.select(schema.parse_exprs({c: types[c] for c in columns})).select(columns)
+    for c, before, after in zip(columns, frame.select(columns).get_columns(), out.get_columns()):
+        if after.null_count() == before.null_count(): continue
         lost = frame.filter(out[c].is_null() & ~frame.select(schema.missing_expr(c, types[c])).to_series())[c]
         if len(lost):
             raise UserError(f"column '{c}' holds {lost[0]!r}, and the schema says {schema.columns[c].type}; "

@@ -183,3 +183,24 @@ def test_only_an_inferred_schema_says_that_it_was_inferred(tmp_path):
     by_hand = write_schema(of(y="number"), tmp_path / "a.yaml").read_text()
     inferred = write_schema(of(y="number"), tmp_path / "b.yaml", {"y": "nothing missing"}).read_text()
     assert "inferred" not in by_hand and "It was inferred" in inferred and "# nothing missing" in inferred
+
+
+def test_columns_read_together_are_read_as_each_by_itself():
+    values = {"integer": ["1", " 2 ", "x", "-999", None, "3.0"], "number": ["1.5", "?", "inf", "-999", None, "nan"],
+              "boolean": ["yes", "0", "?", "maybe", None, "T"], "category": [" a", "A ", "?", "b", None, ""],
+              "timestamp": ["2021-01-01", "?", "2021-02-03 04:05", "x", None, ""], "text": [" a", "?", "", "b", None, "c"]}
+    columns, raw = {}, {}
+    for type, texts in values.items():
+        for i in range(3): # two alike, and one with words of its own
+            columns[f"{type}{i}"] = Column(type, nullable=True, missing_values=["b"] if i == 2 else [],
+                                           domain=["a", "b"] if type == "category" and i else None)
+            raw[f"{type}{i}"] = texts
+    s = Schema("d", "regression", "number0", columns, missing_values=["?", "-999"])
+    frame = pl.DataFrame(raw)
+    typed = frame.select(s.parse_expr(n, pl.String()) for n in raw)
+    assert frame.select(s.parse_exprs(frame.schema)).select(list(raw)).equals(typed)
+    again = typed.select(s.parse_exprs(typed.schema)).select(list(raw)) # what was read is read as itself
+    assert again.equals(typed) and typed["integer0"].to_list() == [1, 2, None, None, None, 3]
+    odd = pl.DataFrame(dict(number0=[1.0, float("inf"), float("nan"), -999.0], integer0=[1, -999, None, 3]))
+    assert odd.select(s.parse_exprs(odd.schema)).to_dict(as_series=False) == dict(number0=[1.0, None, None, None],
+                                                                                  integer0=[1, None, None, 3])
