@@ -22,12 +22,12 @@ from .metrics import row_cost
 from mlops_nb.stats.bootstrap import (
     Estimate,
     Resampling,
-    bootstrap_estimate,
     bootstrap_replicates,
     percentile_interval,
     weighted_mean,
     wilson_interval,
 )
+from ..stats.jackknife import jackknife_estimate
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #8da36a29
 def quantile_bins(
@@ -331,7 +331,8 @@ def measure_decision_costs(
         confusion_counts=confusion_counts(y, act), model_cost=float(model.mean()), act_on_all_cost=on_all,
         act_on_none_cost=on_none,
         best_constant_policy='act_on_all' if on_all < on_none else 'act_on_none',
-        savings={name: bootstrap_estimate(weighted_mean(x - model), len(y), resampling) for name, x in spent.items()})
+        savings={name: jackknife_estimate(weighted_mean(x - model), resampling.units(len(y)), len(y),
+                                          confidence_level=resampling.confidence_level) for name, x in spent.items()})
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #69b2d640
 def cost_curve(

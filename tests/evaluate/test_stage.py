@@ -129,7 +129,7 @@ def test_a_champion_that_is_the_same_model_is_exactly_as_good(project, tmp_path)
     run_evaluate(project, champion)
     c = read_evaluation(project).comparisons[-1]
     assert (c.kind, c.bundle_id) == ("champion", champion.name) and "the same" in c.message
-    for d in c.metrics.values(): assert (d.gain.value, d.gain.low, d.gain.high, d.share_worse) == (0, 0, 0, 0)
+    for d in c.metrics.values(): assert (d.gain.value, d.gain.low, d.gain.high) == (0, 0, 0)
     run_evaluate(project)
 
 
@@ -208,7 +208,7 @@ def test_another_champion_has_an_interval(tmp_path):
     (tmp_path / "store").mkdir()
     run_evaluate(strong, champion_of(weak, tmp_path / "store"))
     d = read_evaluation(strong).comparisons[-1].metrics["rmse"]
-    assert d.gain.low > 0 and d.share_worse == 0 and d.other_value > d.value
+    assert d.gain.low > 0 and d.other_value > d.value
 
 
 def test_excess_log_loss_of_simulated_data(tmp_path):

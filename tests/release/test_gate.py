@@ -21,8 +21,8 @@ from mlops_nb.data.prepare import read_dataset_info
 from mlops_nb.data.splits import SplitCheck
 from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
 from mlops_nb.evaluate.decision_threshold import measure_calibration
-from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings, weighted_metric
-from mlops_nb.evaluate.slices import Slice, evaluate_slices
+from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings, ScoredRows, metric_label, weighted_metric
+from mlops_nb.evaluate.slices import Slice, evaluate_slices, lacks_skill
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
@@ -103,19 +103,19 @@ def test_a_bound_on_the_bias_holds_on_both_sides(bias, passed):
 
 
 def test_a_segment_whose_figure_cannot_be_computed_fails():
-    unknown = Slice("region", "north", 500, Estimate(None), 0.3, Estimate(None), None, 0.5, Estimate(None), {})
-    no_interval = Slice("plan", "basic", 500, Estimate(0.3), 0.3, Estimate(0.0), 0.5, 0.5, Estimate(0.0), {})
-    no_rest = Slice("sex", "f", 500, Estimate(0.3, 0.2, 0.4), None, Estimate(None), 0.5, None, Estimate(None), {})
+    unknown = Slice("region", "north", 500, Estimate(None), 0.3, Estimate(None), None, 0.5, Estimate(None), {}, {})
+    no_interval = Slice("plan", "basic", 500, Estimate(0.3), 0.3, Estimate(0.0), 0.5, 0.5, Estimate(0.0), {}, {})
+    no_rest = Slice("sex", "f", 500, Estimate(0.3, 0.2, 0.4), None, Estimate(None), 0.5, None, Estimate(None), {}, {})
     rules = check_segments([segment("south", 0.0), unknown, no_interval, no_rest], 0.5, "log_loss")
     assert [(r.name, r.passed) for r in rules] == [
         ("segment: region", False), ("segment: plan", False), ("segment: sex", False)]
     assert all("could not be computed" in r.message and r.value is None for r in rules)
 
 
-def segment(value, gap, rest=0.3, column="region"):
-    "Of a skill score `gap` below the rest's, give or take 0.1."
-    around = Estimate(gap, gap - 0.1, gap + 0.1)
-    return Slice(column, value, 500, Estimate(0.4, None, None), 0.4, Estimate(0.0), rest - gap, rest, around, {})
+def segment(value, gap, rest=0.3, column="region", **gains):
+    "Of a skill score `gap` below the rest's, give or take 0.1, where something simple does better by 0.2."
+    around, gains = Estimate(gap, gap - 0.1, gap + 0.1), gains or {"recalibrated": Estimate(0.2, 0.15, 0.25)}
+    return Slice(column, value, 500, Estimate(0.6), 0.4, Estimate(0.2, 0.1, 0.3), rest - gap, rest, around, gains, {})
 
 
 def test_only_a_segment_that_is_surely_far_worse_fails():
@@ -123,35 +123,79 @@ def test_only_a_segment_that_is_surely_far_worse_fails():
                           "log_loss")[0].passed, "0.1 of 0.3 for sure is under half"
     worst = check_segments([segment("a", 0.0), segment("b", 0.4)], 0.5, "log_loss")
     assert len(worst) == 1 and not worst[0].passed and "Log loss in region = b" in worst[0].message
-    assert "a skill score 0.4 below the rest (95% CI 0.3 to 0.5); the low end must be at most 0.15" in worst[0].message
+    assert worst[0].message == (
+        "Log loss in region = b is 0.6, 0.2 above the rest (95% CI 0.1 to 0.3); skill score -0.1, 0.3 on the rest (gap "
+        "0.3 to 0.5, limit 0.15); a straight line through the predictions has 0.2 more there (at least 0.15).")
     assert len(check_segments([segment("a", 0.1), segment("x", 0.1, column="plan")], 0.5, "log_loss")) == 2
     assert check_segments([segment("a", 9.9)], None, "log_loss") == []
     useless = check_segments([segment("a", 0.31, rest=-0.1)], 0.5, "rmse")
     assert not useless[0].passed, "a rest without skill allows no gap"
 
 
-@pytest.mark.parametrize("task", ["regression", "multiclass"])
-def test_a_noisy_segment_does_not_refuse_the_best_possible_model(task):
-    "The true values, where one region is noisier than the other: its error is twice that of the rest."
-    rng, n = np.random.default_rng(0), 2000
-    region = np.repeat(["quiet", "noisy"], n // 2)
+HARD = np.arange(2000) < 1000 # rows of the region that is harder
+
+
+def hard_region(task, seed=0):
+    "Targets and true probabilities or values, of which the first half of the rows say little."
+    rng, n = np.random.default_rng(seed), len(HARD)
     if task == "regression":
-        size = np.where(region == "noisy", 4.0, 1.0)
-        known, y = size * rng.normal(size=n), size * rng.normal(size=n)
-        y, scores = known + y, known
-    else:
-        scores = rng.dirichlet(np.ones(3), n) ** np.where(region == "noisy", 0.7, 3)[:, None]
-        scores /= scores.sum(1, keepdims=True)
-        y = np.array([rng.choice(3, p=q) for q in scores], float)
-    slices, _ = evaluate_slices(task, pl.DataFrame({"region": region}), y, scores, ["region"])
-    noisy = next(s for s in slices if s.value == "noisy")
-    assert noisy.gap.low > 0.5 * noisy.rest, "by its error alone it would be refused"
-    if task == "regression": assert check_segments(slices, 0.5, "rmse")[0].passed
-    broken = scores.copy()
-    broken[region == "noisy"] = scores[region == "noisy"][::-1]
-    slices, _ = evaluate_slices(task, pl.DataFrame({"region": region}), y, broken, ["region"])
+        known = rng.normal(size=n)
+        return known + rng.normal(size=n) * np.where(HARD, 4, 1), known
+    if task == "binary":
+        p = 1 / (1 + np.exp(-rng.normal(size=n) * np.where(HARD, .3, 2)))
+        return (rng.random(n) < p) * 1., p
+    p = rng.dirichlet(np.ones(3), n)**np.where(HARD, 0.3, 3)[:, None]
+    p /= p.sum(1, keepdims=True)
+    return np.array([rng.choice(3, p=q) for q in p], float), p
+
+
+def region_rule(task, y, scores, linear):
+    frame = pl.DataFrame({"region": np.where(HARD, "hard", "easy")})
+    slices, _ = evaluate_slices(ScoredRows(task, y, scores), frame, ["region"], others={"linear": linear})
+    hard = next(s for s in slices if s.value == "hard")
+    assert lacks_skill(hard, 0.5), "by what it lacks it would be refused"
     (rule,) = check_segments(slices, 0.5, PRIMARY_METRIC[task])
-    assert not rule.passed and "region = noisy" in rule.message
+    assert f"{metric_label(PRIMARY_METRIC[task])} in region = hard is " in rule.message
+    return rule
+
+
+@pytest.mark.parametrize("task", ["binary", "regression", "multiclass"])
+def test_the_best_possible_model_passes_where_a_segment_is_harder(task):
+    for seed in range(5):
+        y, p = hard_region(task, seed)
+        rule = region_rule(task, y, p, linear=p.mean(0) + .8 * (p - p.mean(0)))
+        assert rule.passed and rule.message.endswith(
+            "nothing simpler does better there, so these rows are harder, not worse modelled.")
+
+
+def easy_region(task, seed):
+    "The rows that are easy, twice: both regions are the same."
+    return (np.concatenate([x[~HARD]] * 2) for x in hard_region(task, seed))
+
+
+FAULTS = {
+    "shuffled": lambda task, p, rng: rng.permutation(p),
+    "noise": lambda task, p, rng: {"binary": rng.random(len(p)), "regression": rng.normal(size=len(p)),
+                                   "multiclass": rng.dirichlet(np.ones(3), len(p))}[task],
+    "shifted": lambda task, p, rng: p + 1.5 if task == "regression" else .4 * p + .6 * (
+        1 if task == "binary" else np.eye(3)[0])}
+
+
+@pytest.mark.parametrize("task", ["binary", "regression", "multiclass"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_model_that_is_bad_in_a_segment_is_refused(task, fault):
+    for seed in range(5):
+        y, p = easy_region(task, seed)
+        p[HARD] = FAULTS[fault](task, p[HARD], np.random.default_rng(seed))
+        rule = region_rule(task, y, p, linear=np.full(p.shape, 9.))
+        assert not rule.passed and "a straight line through the predictions has" in rule.message
+
+
+def test_a_model_that_ignores_what_a_simple_one_knows_is_refused():
+    "A constant in the segment is calibrated, and the linear baseline still knows more."
+    y, p = easy_region("binary", 0)
+    rule = region_rule("binary", y, np.where(HARD, y[HARD].mean(), p), linear=p)
+    assert not rule.passed and "the linear baseline has" in rule.message
 
 
 def test_a_rare_event_is_no_reason_to_refuse_a_small_segment():
@@ -159,7 +203,7 @@ def test_a_rare_event_is_no_reason_to_refuse_a_small_segment():
     y, region = np.zeros(3000), np.repeat(["big", "few", "none"], [2400, 300, 300])
     y[:57], y[2400:2403] = 1, 1
     scores = np.random.default_rng(0).random(3000) + y
-    slices, small = evaluate_slices("binary", pl.DataFrame({"region": region}), y, scores, ["region"])
+    slices, small = evaluate_slices(ScoredRows("binary", y, scores), pl.DataFrame({"region": region}), ["region"])
     assert {s.value for s in slices} == {"none"} # beside "big" there are three events, too few to compare with
     assert (small[0].n_slices, small[0].n_rows) == (2, 2700)
     (rule,) = check_segments(slices, 0.5, "roc_auc")
@@ -232,7 +276,7 @@ def compared(evaluation, kind, low, value, theirs=0.5):
     "Against one other model whose figure is 0.2 better than the constant's."
     better = 1 if evaluation.better == "higher" else -1
     def metric(other, gain):
-        return {evaluation.primary_metric: MetricDifference(other + better * value, other, gain, 0.5)}
+        return {evaluation.primary_metric: MetricDifference(other + better * value, other, gain)}
 
     evaluation.comparisons = [
         Comparison("constant", "baseline", "Words.", metrics=metric(theirs - better * 0.2, Estimate(0.3, 0.2, 0.4))),

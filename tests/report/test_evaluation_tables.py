@@ -57,8 +57,8 @@ def test_a_model_without_rivals_stands_alone():
     (Estimate(0.1), "is 12.5 % better than X (not statistically significant)"), (Estimate(0.0), "is the same as X"),
     (Estimate(None), "cannot be compared with X")])
 def test_a_comparison_in_half_a_sentence(gain, said):
-    assert describe_relative_gain(MetricDifference(0.9, 0.8, gain, None), "X") == said
-    assert describe_relative_gain(MetricDifference(0.9, 0.0, gain, None), "X") == "cannot be compared with X"
+    assert describe_relative_gain(MetricDifference(0.9, 0.8, gain), "X") == said
+    assert describe_relative_gain(MetricDifference(0.9, 0.0, gain), "X") == "cannot be compared with X"
 
 
 def test_key_metrics_name_the_rows_of_each_comparison(e):
