@@ -61,7 +61,8 @@ def test_identifiers_and_saved_indexes_are_no_features(kind, shuffled, tmp_path)
     assert s.feature_columns == ["points", "income"] and s.entity is None
 
 
-WHO = dict(number=("customer_id", lambda i: i * 37 + 1000), nameless_number=("figure", lambda i: (i * 7919) % 1_000_003),
+WHO = dict(number=("customer_id", lambda i: i * 37 + 1000),
+           by_behaviour=("figure", lambda i: (i * 7919) % 1_000_003),
            uuid=("key", lambda i: str(uuid.UUID(int=i * 10**33 + 7))),
            mail=("contact", lambda i: f"p{i}@shop.example"),
            account=("account_no", lambda i: f"AT{i:010}"), lower=("customerid", lambda i: 5000 + i * 3))
@@ -92,7 +93,8 @@ def test_whom_several_rows_are_about_is_the_entity_and_the_split_goes_by_it(kind
 
 def test_a_split_that_was_asked_for_stays(tmp_path):
     frame = visits(np.random.default_rng(3), *WHO["number"])
-    frame.with_columns(part=pl.Series(["train", "test", "valid"] * (len(frame) // 3))).write_csv(tmp_path / "visits.csv")
+    part = pl.Series(["train", "test", "valid"] * (len(frame) // 3))
+    frame.with_columns(part=part).write_csv(tmp_path / "visits.csv")
     def init(**options):
         return init_project(tmp_path / "new", str(tmp_path / "visits.csv"), "churn", dry_run=True, **options)
     assert init(split=choose_split(ordered=True)).split.method == "order"

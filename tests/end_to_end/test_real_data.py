@@ -271,7 +271,7 @@ def test_a_month_of_other_types_is_accepted_and_recorded(tmp_path, real_data):
     assert v["accepted"] + v["quarantined"] == v["received"] == sum(pl.read_parquet(f).height for f in data.glob("*"))
     assert v["quarantined"] <= .001 * v["received"]
     changed = {c["column"]: (c["from"], c["to"]) for c in v["type_conversions"]}
-    assert changed["VendorID"] == ("Int32", "integer") and changed["passenger_count"] == ("Int64", "number")
+    assert changed["VendorID"] == ("Int32", "category") and changed["passenger_count"] == ("Int64", "number")
     assert changed.keys() >= {"RatecodeID", "PULocationID", "DOLocationID", "payment_type"}
 
 

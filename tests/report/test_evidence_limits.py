@@ -58,7 +58,7 @@ def test_duplicates(repeated, across, said, weakens):
 
 
 def test_suspected_leaks_count_until_a_person_accepts_them():
-    leak = lambda column, accepted="": SimpleNamespace(column=column, accepted=accepted)
+    leak = lambda column, accepted="", blocks=True: SimpleNamespace(column=column, accepted=accepted, blocks=blocks)
     both = limits(leaks=[leak("<b>"), leak("<b>"), leak("plan", "known on the day.")])
     assert both["Suspected leaks"].weakens
     assert both["Suspected leaks"].found == ("<b>: see the rule “leaks” of the gate below. "
@@ -68,6 +68,8 @@ def test_suspected_leaks_count_until_a_person_accepts_them():
     accepted = limits(leaks=[leak("plan", "known on the day")])["Suspected leaks"]
     assert accepted.found.startswith("None but those accepted.") and not accepted.weakens
     assert limits(leaks=None)["Suspected leaks"].weakens
+    by_name = limits(leaks=[leak("duration", blocks=False)])["Suspected leaks"]
+    assert by_name.found == "None found. By its name perhaps known only afterwards: duration." and not by_name.weakens
 
 
 def test_unknown_power_is_no_evidence():
