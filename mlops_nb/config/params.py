@@ -357,8 +357,9 @@ _HEADER = """# What the model learns from. DVC watches this file: `dvc repro` ru
 """
 
 def write_params(params: Params, path: str | Path = "params.yaml") -> Path:
-    "Write `params` as YAML with a description of every key."
-    with atomic_file(path) as tmp: tmp.write_text(_HEADER + "\n".join(yaml_lines(params)) + "\n", encoding="utf-8")
+    "Write `params` as YAML with a description of every key, in the form that `dvc exp run -S` keeps."
+    text = _HEADER + "\n".join(yaml_lines(params, block=True)) + "\n"
+    with atomic_file(path) as tmp: tmp.write_text(text, encoding="utf-8")
     return Path(path)
 
 # %% ../../nbs/config/05_params.ipynb #c09ddc4c

@@ -175,11 +175,26 @@ def _flow(value):
     if isinstance(value, dict): return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
     return _YAML_WORDS.get(repr(value), repr(value))
 
+# %% ../../nbs/core/02_typed_yaml.ipynb #f6bcbcb6
+def _block_lines(value, indent):
+    "A list with an item a line, as ruamel.yaml writes it."
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+    yaml, out = YAML(), StringIO()
+    yaml.width = 10_000
+    yaml.dump(msgspec.to_builtins(value), out)
+    return [indent + line for line in out.getvalue().splitlines()]
+
 # %% ../../nbs/core/02_typed_yaml.ipynb #6496c44d
+def _default(field):
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+
 def yaml_lines(
     obj: msgspec.Struct, # What to write
     comments: dict[str, str] | None = None, # Behind the keys of a dictionary of structs, e.g. the names of columns
     indent: str = "",
+    block: bool = False, # Lists with an item a line, and null as an empty value: the form that DVC writes
 ) -> list[str]: # Lines of YAML
     "A struct as YAML, fields with their description as a comment; defaults are left out where the struct says so."
     lines, comments = [], comments or {}
@@ -188,13 +203,15 @@ def yaml_lines(
     fields = msgspec.structs.fields(obj)
     for f in sorted(fields, key=lambda f: get_origin(f.type) is dict): # the long ones last
         value = getattr(obj, f.name)
-        if type(obj).__struct_config__.omit_defaults and not f.required and value == f.default: continue
+        if type(obj).__struct_config__.omit_defaults and not f.required and value == _default(f): continue
         comment = next((m.description for m in getattr(f.type, "__metadata__", ()) if m.description), "")
         structs = isinstance(value, dict) and value and all(map(_is_struct, map(type, value.values())))
         nested = value if structs else None
-        line(f.name, "" if nested or _is_struct(type(value)) else _flow(value), comment)
-        if _is_struct(type(value)): lines += yaml_lines(value, comments, indent + "  ")
+        below = block and (value is None or (isinstance(value, list | tuple) and value))
+        line(f.name, "" if nested or below or _is_struct(type(value)) else _flow(value), comment)
+        if below and value: lines += _block_lines(value, indent)
+        if _is_struct(type(value)): lines += yaml_lines(value, comments, indent + "  ", block)
         for key, struct in (nested or {}).items():
             lines.append(f"{indent}  {_flow(key)}:" + (f"  # {_escape(comments[key])}" if key in comments else ""))
-            lines += yaml_lines(struct, comments, indent + "    ")
+            lines += yaml_lines(struct, comments, indent + "    ", block)
     return lines

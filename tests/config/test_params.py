@@ -24,7 +24,8 @@ def test_the_defaults_round_trip_and_explain_themselves(tmp_path):
     path = write_params(Params(), tmp_path / "params.yaml")
     assert read_params(path) == Params()
     for line in path.read_text().splitlines():
-        if not line.startswith("#") and not line.endswith(":"): assert "  # " in line, line
+        is_value = not line.startswith("#") and not line.endswith(":") and not line.lstrip().startswith("- ")
+        if is_value: assert "  # " in line, line
     before = path.read_bytes()
     assert write_params(Params(), path).read_bytes() == before
 
@@ -113,3 +114,25 @@ def test_an_old_key_of_params_says_what_it_is_called_now(tmp_path, old, new):
 def test_what_is_renamed_in_params_is_a_key_now_and_was_none_before():
     known = set(keys(Params))
     assert set(RENAMED_PARAMS.values()) <= known and not set(RENAMED_PARAMS) & known
+
+
+def _leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value: yield from _leaves(value, f"{prefix}{key}.")
+        else: yield f"{prefix}{key}", value
+
+
+def test_an_experiment_that_sets_a_key_changes_that_key_and_nothing_else(tmp_path):
+    "`dvc exp run -S key=value` rewrites the file; set to what it was, every byte stays."
+    from dvc.utils.hydra import apply_overrides
+    path = write_params(Params(), tmp_path / "params.yaml")
+    before = path.read_bytes()
+    keys = [(k, v) for k, v in _leaves(msgspec.to_builtins(Params())) if v != {}]
+    assert len(keys) > 80
+    spelled = [f"{k}={json.dumps(v).replace(chr(34), '')}" for k, v in keys if not isinstance(v, list) or v]
+    apply_overrides(str(path), spelled)
+    assert path.read_bytes() == before and read_params(path) == Params()
+    apply_overrides(str(path), ["train.gbdt.learning_rate=0.125"])
+    lines = path.read_text().splitlines(), before.decode().splitlines()
+    assert len(lines[0]) == len(lines[1]) and sum(a != b for a, b in zip(*lines, strict=True)) == 1
+    assert read_params(path).train.gbdt.learning_rate == 0.125
