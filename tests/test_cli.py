@@ -226,7 +226,7 @@ def test_init_says_what_looks_like_a_leak_and_leaves_it_a_feature(tmp_path):
     said = check.partition("CHECK for a leak: ")[2]
     assert said.startswith("receipt has a value only where bought is 1,") and "accepted" in said
     assert said in (tmp_path / "new/schema.yaml").read_text(encoding="utf-8")
-    assert "Review first what is marked CHECK in schema.yaml: receipt" in done.stdout
+    assert "Review first what is marked CHECK in schema.yaml: age, receipt." in done.stdout
     assert "receipt" in read_schema(tmp_path / "new/schema.yaml").feature_columns
 
 
