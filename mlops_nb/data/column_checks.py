@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['RAW_PREFIX', 'is_readable_as', 'needs_conversion', 'ColumnCheck', 'column_checks', 'ValidatedBatch', 'parse_columns',
-           'validate_batch', 'check_with_pandera']
+           'check_other_format', 'offset_examples', 'check_offsets', 'validate_batch', 'check_with_pandera']
 
 # %% ../../nbs/data/04_column_checks.ipynb #810a732c
+from functools import partial
+
 import polars as pl
 from msgspec import Struct
 
+from ..config.format_inference import find_other_format
 from ..config.schema import Column, Schema, column_range
-from ..config.values import POLARS_TYPES, TYPE_NAMES
+from ..config.text_formats import has_offset_expr
+from ..config.values import POLARS_TYPES, TYPE_NAMES, known_spellings, respell
 from ..core.errors import UserError
 
 # %% ../../nbs/data/04_column_checks.ipynb #a3ede785
@@ -21,10 +25,11 @@ def _is_text(dtype): return dtype in (pl.String, pl.Categorical, pl.Enum)
 def is_readable_as(
     dtype: pl.DataType, # As delivered
     type: str, # As in the schema
+    format: str | None = None, # As in the schema
 ) -> bool:
     "Can values of `dtype` be read as `type` without a guess?"
     if dtype == pl.Null or _is_text(dtype): return True
-    if type == 'timestamp': return dtype in (pl.Date, pl.Datetime)
+    if type == 'timestamp': return dtype in (pl.Date, pl.Datetime) or format is not None and dtype.is_numeric()
     return dtype.is_numeric() or dtype == pl.Boolean or (type == 'text' and dtype.is_temporal())
 
 # %% ../../nbs/data/04_column_checks.ipynb #aa8bec80
@@ -62,6 +67,15 @@ def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (violated, word
     return tests
 
 # %% ../../nbs/data/04_column_checks.ipynb #022bc497
+def _spelling_check(name, column, shown):
+    "Is the value a known category in another spelling?"
+    x = pl.col(name)
+    if column.on_new_spelling != 'map': # then the value as read keeps its own spelling
+        x = x.map_batches(partial(respell, domain=(*column.domain,)), return_dtype=pl.String, is_elementwise=True)
+    reason = pl.concat_str(pl.lit(f"{name}: "), shown, pl.lit(" is another spelling of "), x)
+    action = 'stop' if column.on_new_spelling == 'stop' else 'accept'
+    return ColumnCheck(name, 'new_spelling', action, shown != x, reason)
+
 def column_checks(
     name: str, # A column
     column: Column, # What the schema says of it
@@ -82,6 +96,7 @@ def column_checks(
         reason = pl.coalesce(pl.when(t).then(say(words)) for t, words in tests)
         out.append(ColumnCheck(name, 'range', column.on_violation, pl.any_horizontal(t for t, _ in tests), reason))
     if column.domain is not None:
+        if _is_text(dtype): out.append(_spelling_check(name, column, shown))
         new, refused = x.is_not_null() & ~x.is_in(column.domain), column.on_new_category == 'quarantine'
         kind, action = ('domain', 'quarantine') if refused else ('new_category', 'accept')
         out.append(ColumnCheck(name, kind, action, new, say("is a new category")))
@@ -94,6 +109,8 @@ class ValidatedBatch(Struct):
     quarantined: pl.DataFrame # delivered values as text, then `_source`, `_row`, `_reasons`
     violations: dict[str, int] # `column:check` -> values that violated it
     non_null_counts: dict[str, int] # values that are not missing, of columns that had to be converted
+    spellings: dict[str, dict[str, str]] = {} # by column: value as delivered -> the known category that it spells
+    offsets: dict[str, dict[bool, str]] = {} # from `offset_examples`
 
 # %% ../../nbs/data/04_column_checks.ipynb #c311452c
 def parse_columns(
@@ -102,15 +119,58 @@ def parse_columns(
     columns: list[str] | None = None, # None for all of the schema
 ) -> pl.DataFrame:
     "Each column twice: as delivered, under a prefixed name and null where it is missing, and as read."
-    types = {n: frame.schema[n] for n in (schema.columns if columns is None else columns)}
+    types, found = {}, frame.schema
+    for n in schema.columns if columns is None else columns: types[n] = found[n]
     present = (pl.when(~schema.missing_expr(n, t)).then(pl.col(n)).alias(RAW_PREFIX + n) for n, t in types.items())
-    return frame.select(*present, *(schema.parse_expr(n, t) for n, t in types.items()))
+    read = frame.select(schema.parse_exprs(types)).select(list(types))
+    return pl.concat([frame.select(present), read], how='horizontal')
 
 # %% ../../nbs/data/04_column_checks.ipynb #57133541
 def _raise_stop(both, check):
     row = both.filter(check.violated).head(1).select('_source', '_row', reason=check.reason).row(0, named=True)
-    raise UserError(f"{row['_source']}, data row {row['_row'] + 1}: {row['reason']}; fix it, or change on_violation of "
+    key = 'on_new_spelling' if check.name == 'new_spelling' else 'on_violation'
+    raise UserError(f"{row['_source']}, data row {row['_row'] + 1}: {row['reason']}; fix it, or change {key} of "
                     f"column {check.column!r} in schema.yaml from 'stop'.")
+
+# %% ../../nbs/data/04_column_checks.ipynb #c4e5efad
+def check_other_format(
+    both: pl.DataFrame, # From `parse_columns`, with `_source` and `_row`
+    name: str, # A column
+    column: Column,
+    whole_file: bool = False, # Are these all rows of a file?
+):
+    "Raise `UserError` where the values refused prove that the column is written in another format than the schema says."
+    raw, wanted = both[RAW_PREFIX + name], column.format or ('ISO 8601' if column.type == 'timestamp' else '1234.5')
+    if raw.dtype != pl.String: return
+    found = find_other_format(raw, both[name], column.type, column.time_zone, whole_file)
+    if found is None: return
+    at, value = both.row(found.place, named=True), raw[found.place]
+    raise UserError(f"{at['_source']}, data row {at['_row'] + 1}: {name}: {value!r} is not written as {wanted!r}, as schema.yaml "
+                    f"says, but as {found.format!r}, as are {found.n_proofs:,} values; {found.n_differ:,} others would be read "
+                    f"as something else. Set format of column {name!r} in schema.yaml to {found.format!r} if all data is "
+                    "written like that; otherwise correct the file and ingest it with --replace.")
+
+# %% ../../nbs/data/04_column_checks.ipynb #c99a6f39
+def offset_examples(
+    both: pl.DataFrame, # From `parse_columns`, with `_source` and `_row`
+    schema: Schema,
+) -> dict[str, dict[bool, str]]: # By column of times written as text: with an offset or not -> the first such value
+    "How times are written, with their offset from UTC or without, where no time zone is known."
+    out = {}
+    for name, c in schema.columns.items():
+        raw = both[RAW_PREFIX + name]
+        if c.type != 'timestamp' or c.time_zone or raw.dtype != pl.String: continue
+        kinds = both.select(has_offset_expr(pl.col(RAW_PREFIX + name).str.strip_chars())).to_series()
+        out[name] = {kind: f"{raw[at]!r} ({both['_source'][at]}, data row {both['_row'][at] + 1})"
+                     for kind in (True, False) if (at := (kinds == kind).fill_null(False).arg_max()) is not None and kinds[at] == kind}
+    return out
+
+def check_offsets(examples: dict[str, dict[bool, str]]): # From `offset_examples`
+    "Raise `UserError` for a column of times of which some have an offset from UTC and others have none."
+    for name, kinds in examples.items():
+        if len(kinds) < 2: continue
+        raise UserError(f"{name}: {kinds[True]} has an offset from UTC and {kinds[False]} has none; set time_zone of column {name!r} in "
+                        "schema.yaml to the zone of the times without one, such as UTC or Europe/Vienna.")
 
 # %% ../../nbs/data/04_column_checks.ipynb #e9244308
 def _accepted(both, violated, schema):
@@ -134,20 +194,30 @@ def validate_batch(
     `on_violation: stop`."""
     frame = frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
     both = parse_columns(frame, schema).with_columns(frame['_source'], frame['_row'])
-    checks = [c for n, column in schema.columns.items() for c in column_checks(n, column, frame.schema[n])]
+    types = frame.schema
+    checks = [c for n, column in schema.columns.items() for c in column_checks(n, column, types[n])]
     masks = both.select(pl.lit(False).alias(RAW_PREFIX), *(c.violated.fill_null(False).alias(c.key) for c in checks))
     count = masks.sum().row(0, named=True)
     violated = [c for c in checks if count[c.key]]
     for check in violated:
+        if check.name == 'type': check_other_format(both, check.column, schema.columns[check.column])
         if check.action == 'stop': _raise_stop(both, check)
+    check_offsets(offsets := offset_examples(both, schema))
     set_aside = [c.key for c in violated if c.action == 'quarantine']
     bad = masks.select(pl.any_horizontal(RAW_PREFIX, *set_aside)).to_series()
-    converted = [n for n, c in schema.columns.items() if needs_conversion(frame.schema[n], c.type)]
+    converted = [n for n, c in schema.columns.items() if needs_conversion(types[n], c.type)]
     return ValidatedBatch(
         accepted=_accepted(both.filter(~bad) if bad.any() else both, violated, schema),
         quarantined=_quarantined(frame.filter(bad), both.filter(bad), violated, schema),
         violations={c.key: count[c.key] for c in violated},
-        non_null_counts={n: both[RAW_PREFIX + n].count() for n in converted})
+        non_null_counts={n: both[RAW_PREFIX + n].count() for n in converted},
+        spellings={c.column: _spellings(both, c, schema) for c in violated if c.name == 'new_spelling'},
+        offsets=offsets)
+
+def _spellings(both, check, schema):
+    "What was spelled otherwise, and how it is known."
+    written = both.filter(check.violated)[RAW_PREFIX + check.column].str.strip_chars().unique(maintain_order=True).to_list()
+    return known_spellings(written, schema.columns[check.column].domain)
 
 # %% ../../nbs/data/04_column_checks.ipynb #91d42fa8
 def check_with_pandera(
@@ -156,5 +226,10 @@ def check_with_pandera(
 ):
     "Raise `RuntimeError` if pandera would not have accepted these rows: a bug in this module."
     from pandera.errors import SchemaError
-    try: pandera_schema.validate(accepted.drop('_source', '_row'))
+    from pandera.polars import DataFrameSchema
+    names = list(pandera_schema.columns)
+    try:
+        for i in range(0, len(names), 50): # its time grows with the square of the number of columns
+            some = {n: pandera_schema.columns[n] for n in names[i:i + 50]}
+            DataFrameSchema(some, name=pandera_schema.name).validate(accepted.select(list(some)))
     except SchemaError as e: raise RuntimeError(f"rows were accepted that pandera refuses: {e}") from e

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIN_OVERLAP', 'IngestedSource', 'Partition', 'DataManifest', 'read_data_manifest', 'newest_source', 'PartitionWriter',
-           'to_period', 'choose_partition_period', 'remove_orphaned_files', 'ingest_lock', 'find_overlaps',
-           'IngestReport', 'ingest', 'read_raw_batches', 'common_supertype', 'scan_data', 'dvc_add_data']
+           'to_period', 'time_reader', 'choose_partition_period', 'remove_orphaned_files', 'ingest_lock',
+           'find_overlaps', 'IngestReport', 'ingest', 'read_raw_batches', 'common_supertype', 'scan_data',
+           'dvc_add_data']
 
 # %% ../../nbs/data/03_ingest.ipynb #bcb8c2bb
 import os
@@ -13,17 +14,21 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
+from ..config.format_inference import infer_formats_of_batches
+from ..config.schema import Schema, read_schema
+from ..config.values import KNOWN_MISSING, parse_value_expr
 from ..core.errors import UserError, describe_os_error, did_you_mean
 from ..core.files import file_lock, fsync_path
 from ..core.manifest import combine_hashes, sha256_file
 from ..core.typed_yaml import read_json, write_json
+from .databases import DATABASE_KINDS
 from .readers import ReadOptions, Source, detect_source, find_sources, read_source
 
 # %% ../../nbs/data/03_ingest.ipynb #2a8e4f3a
@@ -79,12 +84,12 @@ class PartitionWriter:
     def __init__(self,
         folder: Path, # An empty folder
         name: str, # Goes into the column `_source`
-        time_column: str | None = None, # The column that says when a row was true
+        read_time: Callable[[pl.DataFrame], pl.Series] | None = None, # The times of rows; None: no partitions
         period: str = 'year', # year, month or day
         row_group_size: int = 131_072, # Rows a row group
         max_open_partitions: int = 64, # Periods open at once
     ):
-        self.folder, self.name, self.time_column, self.period = folder, name, time_column, period
+        self.folder, self.name, self.read_time, self.period = folder, name, read_time, period
         self.row_group_size, self.max_open_partitions = row_group_size, max_open_partitions
         self.n_rows, self.writers, self.buffered, self.rows_by_period = 0, {}, {}, {}
 
@@ -92,13 +97,43 @@ class PartitionWriter:
 _PERIODS = {'year': '%Y', 'month': '%Y-%m', 'day': '%Y-%m-%d'}
 
 def to_period(
-    times: pl.Series, # Datetime, Date, or text
+    times: pl.Series, # Datetime or Date
     period: str, # year, month or day
 ) -> pl.Series: # Such as `2021-03`
     "The name of the period each time lies in; `unknown` where there is none."
-    if times.dtype not in (pl.Date, pl.Datetime):
-        times = times.cast(pl.String).str.slice(0, 10).str.to_date('%Y-%m-%d', strict=False)
     return times.dt.strftime(_PERIODS[period]).fill_null('unknown')
+
+# %% ../../nbs/data/03_ingest.ipynb #f0b12881
+def _schema_of(root, time_column):
+    "The schema of the project in `root`, if there is one that knows the time column."
+    path = Path(root) / 'schema.yaml'
+    schema = read_schema(path) if path.exists() else None
+    return schema if schema and time_column in schema.columns else None
+
+def time_reader(
+    source: Source,
+    time_column: str, # The time column
+    schema: Schema | None = None, # Says how text is read; None: the source tells
+) -> Callable[[pl.DataFrame], pl.Series]: # Batch of the source -> Datetime
+    "What reads the times of a source."
+    if schema: return lambda b: b.select(schema.parse_expr(time_column, b.schema[time_column])).to_series()
+    batches = lambda: (b.select(time_column) for b in _batches_with_time_column(source, time_column))
+    dtype, format, zone = next(batches()).schema[time_column], None, None
+    if dtype == pl.String:
+        reading = infer_formats_of_batches(lambda _: batches(), [time_column], time_column)[time_column]
+        if reading.type == 'timestamp': format, zone = reading.format, reading.time_zone
+    def read(batch):
+        x = pl.col(time_column)
+        return batch.select(parse_value_expr(x, batch.schema[time_column], 'timestamp', KNOWN_MISSING, format, zone)).to_series()
+    return read
+
+def _batches_with_time_column(source, time_column):
+    "The batches of `source`, which must have the time column that was asked for."
+    for batch in read_source(source):
+        if time_column and time_column not in batch.columns:
+            raise UserError(f"{source.name} has no time column "
+                            f"{time_column!r}{did_you_mean(time_column, batch.columns)}")
+        yield batch
 
 # %% ../../nbs/data/03_ingest.ipynb #74622b74
 @patch
@@ -109,9 +144,9 @@ def write(self:PartitionWriter,
     number = pl.int_range(self.n_rows, self.n_rows + len(frame), dtype=pl.Int64)
     frame = frame.with_columns(pl.lit(self.name).alias('_source'), number.alias('_row'))
     self.n_rows += len(frame)
-    if self.time_column is None: parts = {None: frame}
+    if self.read_time is None: parts = {None: frame}
     else:
-        frame = frame.with_columns(to_period(frame[self.time_column], self.period).alias('_period'))
+        frame = frame.with_columns(to_period(self.read_time(frame), self.period).alias('_period'))
         parts = {key: part for (key,), part in frame.partition_by('_period', as_dict=True, include_key=False).items()}
     for period, part in parts.items():
         if period not in self.buffered and len(self.buffered) >= self.max_open_partitions - 1: period = 'unknown'
@@ -151,34 +186,25 @@ def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in o
 # %% ../../nbs/data/03_ingest.ipynb #a73a973f
 def choose_partition_period(
     source: Source,
-    time_column: str, # The time column
+    read_time: Callable[[pl.DataFrame], pl.Series], # The times of a batch
     size_bytes: int, # Bytes of the data batch
     min_partition_bytes: int = 100_000_000, # Bytes a partition should have
 ) -> str: # year, month or day
     "The finest period whose partitions are not too small, and not more than 64."
     if source.kind != 'parquet': size_bytes //= 4
     if size_bytes < 2 * min_partition_bytes: return 'year'
-    days = set().union(*(to_period(batch[time_column], 'day').unique()
-                         for batch in _batches_with_time_column(source, time_column))) - {'unknown'}
+    days = set().union(*(to_period(read_time(batch), 'day').unique() for batch in read_source(source))) - {'unknown'}
     count = {'day': len(days), 'month': len({d[:-3] for d in days})}
     return next((p for p, n in count.items() if n < 64 and size_bytes >= n * min_partition_bytes), 'year')
 
-def _batches_with_time_column(source, time_column):
-    "The batches of `source`, which must have the time column that was asked for."
-    for batch in read_source(source):
-        if time_column and time_column not in batch.columns:
-            raise UserError(f"{source.name} has no time column "
-                            f"{time_column!r}{did_you_mean(time_column, batch.columns)}")
-        yield batch
-
 # %% ../../nbs/data/03_ingest.ipynb #2c078a03
-def _write_source(source, scratch, time_column, sha):
+def _write_source(source, scratch, time_column, sha, schema=None):
     "Write one data batch below `scratch`, as it will lie in data/; gives its `IngestedSource` and its `Partition`s."
-    source, size, writer = detect_source(source), os.path.getsize(source.path) if sha else 0, None
-    period = choose_partition_period(source, time_column, size) if time_column and sha else 'year'
-    for batch in _batches_with_time_column(source, time_column):
-        writer = writer or PartitionWriter(scratch, source.name, time_column, period)
-        writer.write(batch)
+    source, size = detect_source(source), os.path.getsize(source.path) if sha else 0
+    read_time = time_reader(source, time_column, schema) if time_column else None
+    period = choose_partition_period(source, read_time, size) if time_column and sha else 'year'
+    writer = PartitionWriter(scratch, source.name, read_time, period)
+    for batch in _batches_with_time_column(source, time_column): writer.write(batch)
     columns, parts = {name: str(dtype) for name, dtype in batch.schema.items()}, []
     for period, rows in writer.close().items():
         path = scratch / (period or '') / 'part.parquet'
@@ -232,16 +258,16 @@ def _is_new(name, sha, known, replace):
     return True
 
 # %% ../../nbs/data/03_ingest.ipynb #91caf864
-def _ingest_sources(sources, manifest, scratch, time_column, replace):
+def _ingest_sources(sources, manifest, scratch, time_column, replace, schema):
     "Write each new data batch below `scratch`; gives what was added, the names skipped, and the partitions."
     known, added, skipped, parts = {f.name: f.sha256 for f in manifest.files}, [], [], []
     place = {f.name: f.sequence for f in manifest.files}
     following = max((s + 1 for s in place.values()), default=0)
     for source in sources:
-        sha = None if source.kind in ('sqlite', 'postgresql') else sha256_file(source.path)
+        sha = None if source.kind in DATABASE_KINDS else sha256_file(source.path)
         new = sha is None or _is_new(source.name, sha, known, replace)
         if new:
-            file, written = _write_source(source, scratch, time_column, sha)
+            file, written = _write_source(source, scratch, time_column, sha, schema)
             new = sha is not None or _is_new(source.name, file.sha256, known, replace)
         if not new: skipped.append(source.name); continue
         file.sequence = place.get(file.name, following)
@@ -302,7 +328,8 @@ def ingest(
             manifest = _read_or_new_manifest(root)
             remove_orphaned_files(root, manifest)
             scratch.mkdir()
-            added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace)
+            added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace,
+                                                    _schema_of(root, time_column))
             if added: manifest = _commit(root, manifest, scratch, added, parts)
             remove_orphaned_files(root, manifest)
             overlaps = find_overlaps(root, manifest, [f.name for f in added])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PART_FILE_BYTES', 'SchemaMismatch', 'TypeConversion', 'compare_with_schema', 'SchemaSkewError', 'PartFileWriter',
            'PartitionCounts', 'ValidationReport', 'check_partition_schemas', 'check_retyped_columns',
-           'check_quarantined_share', 'run_validate']
+           'check_formats_of_source', 'check_quarantined_share', 'run_validate']
 
 # %% ../../nbs/data/05_validation.ipynb #564c1b82
 import re
@@ -25,8 +25,15 @@ from ..config.values import POLARS_TYPES
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file
 from ..core.typed_yaml import read_json, write_json
-from .column_checks import check_with_pandera, is_readable_as, validate_batch
-from .ingest import DataManifest, newest_source, read_data_manifest, read_raw_batches
+from mlops_nb.data.column_checks import (
+    check_offsets,
+    check_other_format,
+    check_with_pandera,
+    is_readable_as,
+    parse_columns,
+    validate_batch,
+)
+from .ingest import DataManifest, Partition, newest_source, read_data_manifest, read_raw_batches
 from ..stats.drift_test import Baseline, DriftResult, detect_drift
 from ..stats.summaries import merge_summaries, statistics_frame, summarize_columns
 
@@ -50,7 +57,7 @@ class TypeConversion(Struct, frozen=True):
 def _normalise_name(name): return re.sub(r'[^a-z0-9]', '', name.lower())
 
 def _guess_renames(missing, extra, schema) -> dict[str, str]: # Missing column -> the new one that looks like it
-    could = lambda n, e: is_readable_as(extra[e], schema.columns[n].type)
+    could = lambda n, e: is_readable_as(extra[e], schema.columns[n].type, schema.columns[n].format)
     out = {}
     for n in missing:
         plain = {_normalise_name(e): e for e in extra if could(n, e)}
@@ -73,11 +80,12 @@ def compare_with_schema(
     for name, c in schema.columns.items():
         hint = f"; a new column {renames[name]!r} looks like it" if name in renames else ""
         if name not in found: out.append(SchemaMismatch(file, name, c.type, f"missing{hint}"))
-        elif not is_readable_as(found[name], c.type):
+        elif not is_readable_as(found[name], c.type, c.format):
             out.append(SchemaMismatch(file, name, c.type, f"retyped to {found[name]}"))
-        elif found[name] != POLARS_TYPES[c.type]:
+        elif found[name] not in (POLARS_TYPES[c.type], pl.String):
             changes.append(TypeConversion(partition, name, str(found[name]), c.type))
-    return out + [SchemaMismatch(file, n, "no such column", f"extra, {d}") for n, d in extra.items()], changes
+    unwanted = extra if schema.on_extra_column == 'stop' else {}
+    return out + [SchemaMismatch(file, n, "no such column", f"extra, {d}") for n, d in unwanted.items()], changes
 
 # %% ../../nbs/data/05_validation.ipynb #ed820016
 class SchemaSkewError(UserError):
@@ -137,6 +145,7 @@ class ValidationReport(Struct):
     compared_source: str | None = None # the newest source, which was compared with the champion's baseline
     champion_id: str | None = None # bundle id of the model the baseline belongs to
     value_skew: list[DriftResult] = []
+    notes: list[str] = [] # what was settled by a policy of the schema, a sentence each
 
 # %% ../../nbs/data/05_validation.ipynb #48846049
 def check_partition_schemas(
@@ -170,6 +179,30 @@ def check_retyped_columns(
              for n, k in non_null_counts.items() if strange(n) > k / 2]
     if wrong: raise SchemaSkewError(wrong)
 
+# %% ../../nbs/data/05_validation.ipynb #dd15b6b1
+def check_formats_of_source(
+    root: Path, # The project folder
+    partitions: list[Partition], # Of one data batch
+    violations: Counter, # Of this data batch
+    schema: Schema,
+):
+    "Raise `UserError` for a column of the data batch that is written in another format than the schema says."
+    paths = [root / 'data' / p.path for p in partitions]
+    for n in (n for n in schema.columns if violations[f"{n}:type"]):
+        raw = pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(n, '_source', '_row').sort('_row').collect()
+        both = parse_columns(raw, schema, [n]).hstack(raw.select('_source', '_row'))
+        check_other_format(both, n, schema.columns[n], whole_file=True)
+
+# %% ../../nbs/data/05_validation.ipynb #06ff54fe
+def _extra_column_notes(root, manifest, schema):
+    "A sentence for each column that is left out, if the schema wants that said."
+    if schema.on_extra_column != 'report': return []
+    known, found = {*schema.columns, '_source', '_row'}, {}
+    for p in manifest.partitions:
+        for n in pl.read_parquet_schema(root / 'data' / p.path):
+            if n not in known: found.setdefault(n, p.source)
+    return [f"{source}: the column {n!r} is not in schema.yaml and is left out (on_extra_column: report)." for n, source in found.items()]
+
 # %% ../../nbs/data/05_validation.ipynb #9d7519b0
 class _ValidationRun:
     "The state of a run while batches pass by."
@@ -177,6 +210,7 @@ class _ValidationRun:
         self.schema, self.newest = schema, newest
         self.counts, self.statistics, self.comparison_summaries = [], {}, []
         self.violations, self.non_null_counts = defaultdict(Counter), defaultdict(Counter) # by data batch
+        self.spellings, self.offsets = defaultdict(dict), defaultdict(dict) # by column, and of the former by data batch
 
     def validate_batch(self, frame, accepted, quarantine):
         "One batch: split, count, write, summarise."
@@ -202,6 +236,8 @@ def add_partition(self:_ValidationRun, partition, frames, accepted, quarantine):
         count.received += frame.height; count.accepted += s.accepted.height; count.quarantined += s.quarantined.height
         self.violations[partition.source].update(s.violations)
         self.non_null_counts[partition.source].update(s.non_null_counts); summaries.append(summary)
+        for n, words in s.spellings.items(): self.spellings[partition.source, n] |= words
+        for n, kinds in s.offsets.items(): self.offsets[n] = kinds | self.offsets[n]
         if partition.source == self.newest: self.add_to_comparison(s.accepted)
     if count.received != partition.rows:
         raise UserError(f"data/{partition.path} holds {count.received:,} rows, and data/manifest.json says "
@@ -210,12 +246,24 @@ def add_partition(self:_ValidationRun, partition, frames, accepted, quarantine):
 
 @patch
 def report(self:_ValidationRun) -> ValidationReport:
-    "The counts of all partitions; raises `SchemaSkewError` for a column that is another one."
+    "The counts of all partitions; raises `UserError` for a column that is another one, or written otherwise."
+    check_offsets(self.offsets)
     for source, by_rule in self.violations.items():
         check_retyped_columns(source, by_rule, self.non_null_counts[source], self.schema)
     total = [sum(getattr(c, k) for c in self.counts) for k in ('received', 'accepted', 'quarantined')]
     return ValidationReport(*total, violations=dict(sorted(sum(self.violations.values(), Counter()).items())),
-                            partitions=self.counts)
+                            partitions=self.counts, notes=self._spelling_notes())
+
+@patch
+def _spelling_notes(self:_ValidationRun):
+    "A sentence for each column of a data batch with known categories in another spelling."
+    out = []
+    for (source, n), words in self.spellings.items():
+        count, policy = self.violations[source][f"{n}:new_spelling"], self.schema.columns[n].on_new_spelling
+        such = ', '.join(f"{new!r} for {known!r}" for new, known in [*words.items()][:3])
+        became = 'read as the known category' if policy == 'map' else 'taken as unknown'
+        out.append(f"{source}, {n}: {count:,} values are spelled otherwise ({such}) and {became} (on_new_spelling: {policy}).")
+    return out
 
 # %% ../../nbs/data/05_validation.ipynb #ff542f46
 def check_quarantined_share(
@@ -243,6 +291,9 @@ def _write_split(root, run, accepted_folder, quarantine_folder):
     for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
         first = next(batches) # which partition it is; its rows come with the rest
         run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
+    parts = read_data_manifest(root).partitions
+    for source, by_rule in run.violations.items():
+        check_formats_of_source(root, [p for p in parts if p.source == source], by_rule, run.schema)
     found = run.report()
     accepted.flush(); quarantine.flush()
     return found
@@ -263,7 +314,8 @@ def run_validate(
     with atomic_dir(root / 'artifacts/accepted') as a:
         with atomic_dir(root / 'quarantine') as q: found = _write_split(root, run, a, q)
         check_quarantined_share(found, limit)
-    found.type_conversions = changes
+    found.type_conversions, found.notes = changes, found.notes + _extra_column_notes(root, manifest, schema)
+    for note in found.notes: print(note)
     if baseline:
         found.compared_source, found.champion_id = run.newest, Path(champion).name
         found.value_skew = detect_drift(merge_summaries(run.comparison_summaries), baseline)

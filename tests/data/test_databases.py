@@ -32,9 +32,9 @@ def read(url, **how): return pl.concat(read_source(*find_sources(url, ReadOption
 def test_sqlite_types(shop):
     frame = read(f"sqlite:///{shop}", table="orders")
     assert frame.to_dict(as_series=False) == {
-        "id": [1, 2, 3], "at": [dt.datetime(2024, 1, 31, 10), dt.datetime(2024, 2, 1, 11, 30), None],
+        "id": ["1", "2", "3"], "at": ["2024-01-31 10:00:00", "2024-02-01 11:30:00", None],
         "zip": ["01067", "80331", "99084"],
-        "amount": [3.0, 2.5, None], "note": ["hello", None, "00ff"]}
+        "amount": ["3", "2.5", None], "note": ["hello", None, "00ff"]}
 
 
 def test_sqlite_floats_and_large_integers_are_exact(tmp_path):
@@ -44,12 +44,12 @@ def test_sqlite_floats_and_large_integers_are_exact(tmp_path):
         db.executemany("insert into t values (?, ?)", [(v, 2**62 + i) for i, v in enumerate(values)])
         db.commit()
     frame = read(f"sqlite:///{tmp_path}/x.db", table="t")
-    assert frame["x"].to_list() == values
-    assert frame["i"].to_list() == [2**62 + i for i in range(4)]
+    assert frame["x"].cast(pl.Float64).to_list() == values
+    assert frame["i"].cast(pl.Int64).to_list() == [2**62 + i for i in range(4)]
 
 
 def test_sqlite_odd_names(shop):
-    assert read(f"sqlite:///{shop}", table='odd "name').to_dict(as_series=False) == {"select": [1]}
+    assert read(f"sqlite:///{shop}", table='odd "name').to_dict(as_series=False) == {"select": ["1"]}
 
 
 @pytest.mark.parametrize("how, sentence", [
@@ -92,7 +92,7 @@ def test_sqlite_ingest_is_idempotent(shop, tmp_path):
     with pytest.raises(UserError, match="--replace"):
         ingest(url, root, options=ReadOptions(table="orders"), time_column="at")
     assert ingest(url, root, options=ReadOptions(table="orders"), time_column="at", replace=True).rows == 4
-    assert sorted(scan_data(root).collect()["id"]) == [1, 2, 3, 4]
+    assert sorted(scan_data(root).collect()["id"]) == ["1", "2", "3", "4"]
 
 
 SQL = """

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, sha256_file
 from mlops_nb.data.ingest import (
@@ -28,7 +29,6 @@ from mlops_nb.data.ingest import (
     read_data_manifest,
     read_raw_batches,
     scan_data,
-    to_period,
 )
 from mlops_nb.data.readers import ReadOptions, find_sources, read_source
 
@@ -73,7 +73,7 @@ def test_manifest(tmp_path):
     assert [(f.name, f.sha256, f.bytes, f.rows)
             for f in m.files] == [("2024-01.csv", sha256_file(source / "2024-01.csv"),
                                                                        (source / "2024-01.csv").stat().st_size, 50)]
-    assert m.files[0].columns == {"id": "Int64", "day": "Date", "x": "Float64"}
+    assert m.files[0].columns == {"id": "String", "day": "String", "x": "String"}
     assert [(p.period, p.source, p.rows) for p in m.partitions] == [(None, "2024-01.csv", 50)]
     assert (report.rows, report.partitions, report.bytes) == (50, 1, m.partitions[0].bytes)
     assert str(tmp_path) not in (tmp_path / "p/data/manifest.json").read_text()
@@ -85,10 +85,10 @@ def test_columns_drift_between_files(tmp_path):
     (folder / "2024-03.csv").write_text("id,day,x\nA7,2024-03-01,2\n")
     ingest(folder, tmp_path / "p")
     assert [f.columns for f in read_data_manifest(tmp_path / "p").files] == [
-        {"id": "Int64", "day": "Date", "x": "Float64"}, {"id": "Int64", "day": "Date", "extra": "String", "x": "Null"},
-        {"id": "String", "day": "Date", "x": "Int64"}]
+        dict.fromkeys(["id", "day", "x"], "String"), dict.fromkeys(["id", "day", "extra", "x"], "String"),
+        dict.fromkeys(["id", "day", "x"], "String")]
     scan = scan_data(tmp_path / "p")
-    assert scan.collect_schema() == {"id": pl.String, "day": pl.Date, "x": pl.Float64, "extra": pl.String}
+    assert scan.collect_schema() == {"id": pl.String, "day": pl.String, "x": pl.String, "extra": pl.String}
     assert scan.collect().height == 52 and scan.collect()["x"].null_count() == 1
 
 
@@ -179,7 +179,29 @@ def test_times_that_are_no_times_are_unknown(tmp_path):
     (tmp_path / "x.csv").write_text("at,x\n2023-05-01,1\nsoon,2\n2024-13-45,3\n")
     ingest(tmp_path / "x.csv", tmp_path / "p", time_column="at")
     assert {p.period: p.rows for p in read_data_manifest(tmp_path / "p").partitions} == {"2023": 1, "unknown": 2}
-    assert to_period(pl.Series([20240101, 5]), "day").to_list() == ["unknown", "unknown"]
+    pl.DataFrame({"at": [20240101, 5]}).write_parquet(tmp_path / "n.parquet")
+    ingest(tmp_path / "n.parquet", tmp_path / "n", time_column="at") # numbers, and no schema that says what they are
+    assert [p.period for p in read_data_manifest(tmp_path / "n").partitions] == ["unknown"]
+
+
+@pytest.mark.parametrize("texts, periods", [
+    (["31.12.2023", "01.02.2024"], ["2023", "2024"]), (["12/31/2023 11:00 PM", "02/01/2024 01:00 AM"], ["2023", "2024"]),
+    (["20231231", "20240201"], ["2023", "2024"]), (["1704063600", "1706745600"], ["2023", "2024"]),
+    (["31-Dec-2023", "1-Feb-2024"], ["2023", "2024"]), (["2023-12-31 23:00:00 UTC", "NaT"], ["2023", "unknown"])])
+def test_periods_of_times_as_people_write_them(tmp_path, texts, periods):
+    (tmp_path / "x.csv").write_text("at;x\n" + "".join(f"{t};1\n" for t in texts))
+    ingest(tmp_path / "x.csv", tmp_path / "p", time_column="at")
+    assert [p.period for p in read_data_manifest(tmp_path / "p").partitions] == periods
+    assert scan_data(tmp_path / "p").collect()["at"].to_list() == texts # and stay as they were written
+
+
+def test_periods_follow_the_schema_where_there_is_one(tmp_path):
+    "The first week of March looks American; the schema knows better."
+    schema = Schema("d", "regression", "x", {"at": Column("timestamp", format="%d/%m/%Y"), "x": Column("number")})
+    write_schema(schema, tmp_path / "schema.yaml")
+    (tmp_path / "x.csv").write_text("at,x\n01/12/2023,1\n02/01/2024,2\n")
+    ingest(tmp_path / "x.csv", tmp_path, time_column="at")
+    assert [p.period for p in read_data_manifest(tmp_path).partitions] == ["2023", "2024"]
 
 
 def test_a_time_column_that_is_not_there(tmp_path):
@@ -189,7 +211,7 @@ def test_a_time_column_that_is_not_there(tmp_path):
 
 def test_more_periods_than_may_be_open(tmp_path):
     "Rows of the 64th period and beyond go to `unknown`: bounded files, no row lost."
-    writer = PartitionWriter(tmp_path, "x", time_column="day", period="day", row_group_size=100)
+    writer = PartitionWriter(tmp_path, "x", lambda rows: rows["day"], period="day", row_group_size=100)
     days = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 7, 18), eager=True)
     for _ in range(5): writer.write(pl.DataFrame({"day": days, "x": range(200)}))
     counts = writer.close()
@@ -198,7 +220,7 @@ def test_more_periods_than_may_be_open(tmp_path):
 
 
 def test_waiting_rows_are_bounded(tmp_path):
-    writer = PartitionWriter(tmp_path, "x", time_column="day", period="day", row_group_size=100)
+    writer = PartitionWriter(tmp_path, "x", lambda rows: rows["day"], period="day", row_group_size=100)
     days = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 2, 29), eager=True)
     for _ in range(100):
         writer.write(pl.DataFrame({"day": days}))

@@ -112,6 +112,8 @@ def columns_of(draw, kinds=tuple(NATURAL)):
                   domain=draw(st.sampled_from([None, ["a", "b"], ["1", "2", "?"], [" a", "b "]])) if kind == "category"
                   else None,
                   format=draw(st.sampled_from([None, None, "%d/%m/%Y", "%Y"])) if kind == "timestamp" else None,
+                  time_zone=draw(st.sampled_from(["UTC", "Europe/Vienna"])) if kind == "timestamp" else None,
+                  on_new_spelling=draw(st.sampled_from(["map", "unknown"])),
                   on_violation=draw(st.sampled_from(["quarantine", "null", "stop"])),
                   on_new_category=draw(st.sampled_from(["unknown", "quarantine"])))
 
