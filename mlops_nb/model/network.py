@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..config.params import NetParams
 from ..core.errors import UserError
@@ -65,7 +66,7 @@ class NetworkSpec(Struct):
     numeric_columns: list[NumericColumn]
     categorical_columns: list[CategoricalColumn] # the flags of gaps follow them
     bin_edges: list[list[float]] # of the pieces, for each number; empty: without embeddings
-    background: list[list[float | None]] # a few rows of the matrix, which explanations start from; None is missing
+    background: list[list[float | None]] # rows of the matrix, which explanations start from; None is missing
     params: NetParams
     target_mean: float = 0.0 # of a regression
     target_std: float = 1.0
@@ -85,7 +86,7 @@ def compute_bin_edges(
     return np.unique(np.r_[np.quantile(z, half), np.quantile(np.unique(z), half)].astype(np.float32)).tolist()
 
 # %% ../../nbs/model/05_network.ipynb #eb01a597
-_BACKGROUND_ROWS = 8 # rows
+_BACKGROUND_ROWS = 256 # rows
 
 def fit_network_spec(
     X: np.ndarray, # (n, d) train rows from `Encoder.transform`
@@ -203,14 +204,19 @@ def dequantize_weights(
     return {name: wide(name, w) for name, w in weights.items() if not name.endswith(_SCALE_SUFFIX)}
 
 # %% ../../nbs/model/05_network.ipynb #85edf319
+_BACKGROUND = "background" # the tensor of the background rows; NaN is missing
+
 def serialize_network(
     network: NetworkSpec,
     weights: dict, # name -> tensor: the net's `state_dict()`
 ) -> bytes: # A safetensors file
     "A net as one file."
+    import torch
     from safetensors.torch import save
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    return save(tensors, {"network": msgspec.json.encode(network).decode()})
+    rows = np.array(network.background, float).reshape(-1, network.n_columns) # None becomes NaN
+    about = msgspec.json.encode(replace(network, background=[])).decode()
+    return save(tensors | {_BACKGROUND: torch.from_numpy(rows)}, {"network": about})
 
 # %% ../../nbs/model/05_network.ipynb #8ec7a565
 _DTYPES = dict(F64="<f8", F32="<f4", F16="<f2", I64="<i8", I8="i1", U8="u1", BOOL="?")
@@ -280,6 +286,9 @@ def deserialize_network(
     try:
         network = msgspec.json.decode(read_safetensors_metadata(data)["network"], type=NetworkSpec)
         weights = dequantize_weights(read_safetensors(data))
+        if _BACKGROUND in weights: # before November 2026 they were in the header
+            rows = weights.pop(_BACKGROUND).reshape(-1, network.n_columns).tolist()
+            network.background = [[None if math.isnan(x) else x for x in row] for row in rows]
         if {name: tuple(w.shape) for name, w in weights.items()} != tensor_shapes(network):
             raise ValueError("its weights are those of another net")
     except (KeyError, ValueError, OverflowError) as e:

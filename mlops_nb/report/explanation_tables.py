@@ -8,13 +8,16 @@ __all__ = ['ranked_importance', 'explanation_conclusion', 'top_features_table', 
            'additivity_html']
 
 # %% ../../nbs/report/16_explanation_tables.ipynb #1bd11732
+from html import escape
+
+import numpy as np
 import polars as pl
 
 from ..explain.attributions import ExplainedRow
 from ..explain.local_surrogate import SurrogateTerm, low_fidelity_warning
 from ..explain.stage import ExplanationReport
 from .explanation_figures import describe_direction
-from .formatting import format_number, format_percent, join_words, shorten
+from .formatting import format_number, format_percent, join_words, pluralize, shorten
 from .html_fragments import Html, table
 
 # %% ../../nbs/report/16_explanation_tables.ipynb #258be0aa
@@ -119,10 +122,20 @@ def surrogates_table(found: ExplanationReport) -> Html:
                  "that the linear surrogate explains.")
 
 # %% ../../nbs/report/16_explanation_tables.ipynb #c29ce1b5
+def _sampling_sentence(found): # How far the contributions of a net may be off; nothing for trees
+    if not (e := found.attribution_error): return ""
+    name, largest = max(e.standard_error.items(), key=lambda x: x[1])
+    usual = format_number(np.mean([*e.standard_error.values()]))
+    return (f"<p>The contributions of a net are estimates from {e.n_background} train rows. The standard error of a "
+            f"feature's contribution to one row is {usual} {found.raw_units} on average and {format_number(largest)} "
+            f"for {escape(name)}, that of the average {format_number(e.base_standard_error)}. The sums missed the "
+            f"scores by {format_number(e.missed)} on average before that was shared out among the features (means "
+            f"over {pluralize(e.n_rows, 'row')}).</p>")
+
 def additivity_html(found: ExplanationReport) -> Html:
     "That the contributions add up, and what they do not say."
     return Html(f"<p>For each of {format_number(found.n_rows)} rows the contributions of all features, added to the "
                 f"average, were compared with the score itself. The largest deviation was "
                 f"{format_number(found.additivity_error)}, and above 0.000001 this report would not exist. A "
                 "contribution says what the model did with a value. It does not say what would happen if somebody "
-                "changed that value.</p>")
+                f"changed that value.</p>{_sampling_sentence(found)}")

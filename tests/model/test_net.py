@@ -1,8 +1,10 @@
 "A net behind the predictor and in a bundle: the same promises that trees keep."
+import json
 import subprocess
 import sys
 import warnings
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -89,7 +91,58 @@ def test_contributions_add_up_and_the_same_row_has_the_same_reasons(project, pre
     rows = modelling.rows(30, seed=7, task=predictor.schema.task)
     shares = predictor.contributions(rows)
     np.testing.assert_allclose(shares.sum(-1), predictor.predict_raw(rows), rtol=1e-9, atol=1e-9)
-    assert predictor.contributions(rows[4:5]).tobytes() == shares[4:5].tobytes()
+    for part in (slice(4, 5), slice(2, 19)):
+        assert predictor.contributions(rows[part]).tobytes() == shares[part].tobytes()
+    assert Predictor.open(project / "artifacts/bundle", threads=3).contributions(rows).tobytes() == shares.tobytes()
+    assert predictor.contributions(rows[:0]).shape == shares[:0].shape
+
+
+def test_contributions_start_from_256_rows_and_say_their_error(project, predictor):
+    background = predictor.model.network.background
+    assert len(background) == 256 and len({json.dumps(row) for row in background}) > 200
+    found = read_explanation(project).attribution_error
+    assert found.n_background == 256 and found.n_rows == 50
+    assert list(found.standard_error) == predictor.feature_names and found.base_standard_error > 0
+    shares = pl.read_parquet(project / "artifacts/explanation/importance.parquet").filter(pl.col("class").is_null())
+    for feature, size in shares.select("feature", "mean_abs").iter_rows(): # small, where there is something
+        assert 0 <= found.standard_error[feature] < max(.25 * size, .02), feature
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_the_error_of_contributions_is_what_other_backgrounds_show(task):
+    rng = np.random.default_rng(0)
+    X = np.c_[rng.normal(size=(3000, 3)), rng.integers(0, 4, 3000)]
+    X[rng.random(3000) < .1, 1] = np.nan
+    z = 2 * (X[:, 0] > .3) + np.nan_to_num(X[:, 1]) * X[:, 2] + (X[:, 3] == 1)
+    y = {"binary": (z > .8) * 1.0, "multiclass": np.digitize(z, [0, 1.5]) * 1.0, "regression": z}[task]
+    params = NetParams(ensemble_size=4, d_hidden=32, max_epochs=5, learning_rate=.01, d_embedding=4, n_bins=8)
+    job = TrainingJob(task, params, DeviceConfig("cpu"), n_classes=3, cat_cardinalities={3: 4})
+    data = fit_net(TrainingPart(X[:2500], y[:2500]), TrainingPart(X[2500:], y[2500:]), job).model
+
+    def from_other_rows(seed):
+        other = Net(data)
+        rows = X[np.random.default_rng(seed).choice(2500, 256, replace=False)]
+        other.network.background = [[None if np.isnan(x) else x for x in row] for row in rows]
+        return other.contributions(X[2500:2520]).reshape(20, -1, 5)
+    net, found = Net(data), np.array([from_other_rows(seed) for seed in range(15)])
+    told, raw = net.contribution_errors(X[2500:2520]), net.predict_raw(X[2500:2520]).reshape(20, -1)
+    seen, said = found.std(0, ddof=1).mean((0, 1)), told.standard_errors.mean((0, 1))
+    assert (seen > .4 * said).all() and (seen < 1.4 * said).all() # lines are spread evenly: a little less is right
+    np.testing.assert_allclose(found.sum(-1), np.broadcast_to(raw, found.shape[:-1]), rtol=1e-9, atol=1e-9)
+    assert 0 < np.abs(told.missed).mean() < .1 * np.abs(raw - found[0, :, :, -1]).mean() # of the way from the average
+
+
+def test_a_file_of_before_with_its_background_in_the_header_still_opens(project):
+    data = (project / "artifacts/bundle/model.safetensors").read_bytes()
+    network, weights = deserialize_network(data)
+    few = msgspec.structs.replace(network, background=network.background[:8])
+    old = safetensors.torch.save(weights, {"network": msgspec.json.encode(few).decode()})
+    assert deserialize_network(old)[0] == few and "background" not in deserialize_network(data)[1]
+    rows = np.array(network.background[8:12], float)
+    assert Net(old).predict(rows).tobytes() == Net(data).predict(rows).tobytes()
+    np.testing.assert_allclose(Net(old).contributions(rows).sum(-1), Net(old).predict_raw(rows), rtol=1e-9, atol=1e-9)
+    header = int.from_bytes(data[:8], "little")
+    assert b"background" in data[:header] and header < len(msgspec.json.encode(network)) # rows are no text
 
 
 def test_probabilities_are_probabilities(predictor):
@@ -215,7 +268,7 @@ def test_our_own_forward_pass_is_that_of_the_packages_to_the_last_bit(task, k, b
     asked = to_tensors(network, np.vstack([X, far]))
     data = serialize_network(network, net.state_dict())
     again, weights = deserialize_network(data)
-    assert weights.keys() == safetensors.torch.load(data).keys() == tensor_shapes(network).keys()
+    assert weights.keys() == safetensors.torch.load(data).keys() - {"background"} == tensor_shapes(network).keys()
     with torch.no_grad(): theirs = net(*asked)
     ours = member_outputs(again, weights, first_layer_inputs(again, weights, *asked))
     assert torch.isfinite(theirs).all() and torch.equal(ours, theirs)

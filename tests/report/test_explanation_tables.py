@@ -7,7 +7,9 @@ from support.small_project import CLASSES, TASKS
 
 from mlops_nb.explain.attributions import ExplainedRow, FeatureContribution
 from mlops_nb.explain.local_surrogate import LocalSurrogate, SurrogateTerm
+from mlops_nb.explain.stage import AttributionError
 from mlops_nb.report.explanation_tables import (
+    additivity_html,
     best_explained_table,
     describe_reasons,
     explanation_conclusion,
@@ -28,7 +30,8 @@ def row(*reasons, surrogate=None):
 
 def report(task="binary", *rows):
     return SimpleNamespace(task=task, classes=CLASSES[task], n_rows=10, raw_units="log-odds", top_features=["plan"],
-                           additivity_error=0.0, best_explained=list(rows), worst_predicted=list(rows))
+                           additivity_error=0.0, best_explained=list(rows), worst_predicted=list(rows),
+                           attribution_error=None)
 
 
 def test_reasons_name_the_four_strongest_in_both_directions():
@@ -87,3 +90,12 @@ def test_ranks_in_the_previous_run():
     assert "basic increases “leaves” most" in text and "75.0 %" in text
     assert "not among the first" in text and ">2<" in text
     assert "not among" not in top_features_table(found, importance, tables, "y", []).text
+
+
+def test_estimates_say_their_error_and_trees_say_none():
+    found = report()
+    assert "estimates" not in additivity_html(found).text
+    found.attribution_error = AttributionError(256, 50, {"plan": .03, "<age>": .05}, .07, .011)
+    text = additivity_html(found).text
+    assert "estimates from 256 train rows" in text and "0.0400 log-odds on average and 0.0500 for &lt;age&gt;" in text
+    assert "that of the average 0.0700" in text and "missed the scores by 0.0110" in text and "50 rows" in text
