@@ -129,7 +129,7 @@ def test_the_error_of_contributions_is_what_other_backgrounds_show(task):
     seen, said = found.std(0, ddof=1).mean((0, 1)), told.standard_errors.mean((0, 1))
     assert (seen > .4 * said).all() and (seen < 1.4 * said).all() # lines are spread evenly: a little less is right
     np.testing.assert_allclose(found.sum(-1), np.broadcast_to(raw, found.shape[:-1]), rtol=1e-9, atol=1e-9)
-    assert 0 < np.abs(told.missed).mean() < .1 * np.abs(raw - found[0, :, :, -1]).mean() # of the way from the average
+    assert 0 < np.abs(told.missed).mean() < .15 * np.abs(raw - found[0, :, :, -1]).mean() # of the way from the mean
 
 
 def test_a_file_of_before_with_its_background_in_the_header_still_opens(project):
