@@ -170,6 +170,23 @@ def test_a_drifting_series_is_not_calibrated_to_what_is_over():
     assert better >= 9 and np.mean(by_time) < np.mean(by_chance) - .05
 
 
+def test_classes_that_drift_are_not_calibrated_to_what_is_over():
+    "Too shy until shortly before the end, and too bold from then on: one temperature would make it worse."
+    by_time, by_chance, none = [], [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        t, z = np.arange(4_000.), rng.normal(0, 1.3, (4_000, 3))
+        true = np.exp(z * np.where(t > 2_700, .5, 1.3)[:, None])
+        y = (rng.random(4_000)[:, None] > (true / true.sum(1, keepdims=True)).cumsum(1)).sum(1).clip(max=2) * 1.0
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        for found, order in ((by_time, t[:3_000]), (by_chance, None)):
+            calibrator, _ = choose_calibration("multiclass", y[:3_000], p[:3_000], EvaluateParams(), order)
+            q = p[3_000:] if calibrator is None else calibrator.apply(p[3_000:])
+            found.append(row_loss("multiclass", y[3_000:], q).mean())
+        none.append(row_loss("multiclass", y[3_000:], p[3_000:]).mean())
+    assert np.mean(by_time) <= np.mean(none) + .001 < np.mean(by_chance) - .02
+
+
 def test_repeated_entities_do_not_make_a_calibrator_certain():
     "The probabilities are right, but thirty customers of fifty rows happen to differ from them."
     moved = {"rows": 0, "entities": 0}
