@@ -12,7 +12,7 @@ from html import escape
 from ..evaluate.comparison import MetricDifference
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import FairnessReport
-from ..evaluate.metrics import METRICS, metric_label
+from ..evaluate.metrics import METRICS, find_metric, metric_label
 from ..release.gate import GateReport
 from .formatting import format_number, format_percent, join_words, pluralize
 from .history import RunRecord, format_gain, format_metric_change
@@ -91,13 +91,14 @@ def gate_table(gate: GateReport) -> Html:
 # %% ../../nbs/report/11_evaluation_tables.ipynb #6ed92aa7
 def metrics_table(e: Evaluation) -> Html:
     "Every metric of the model and of those it is compared with."
-    kinds, test = METRICS[e.task], e.metrics['test']
+    test = e.metrics['test']
     meaning = lambda m: f"{m.doc}{f' ({m.better} is better)' if m.better != 'zero' else ' (zero is best)'}"
     name_of = lambda c: 'in use' if c.name == 'champion' else c.name
     other = lambda c, m: format_number(c.metrics[m].other_value) if m in c.metrics else '–'
     rows = [{'Metric': metric_label(m), 'Test set': estimate_cell(test[m]),
              'Validation set': format_number(e.metrics['valid'][m].value),
-             **{name_of(c): other(c, m) for c in e.comparisons}, 'Meaning': meaning(kinds[m])} for m in kinds]
+             **{name_of(c): other(c, m) for c in e.comparisons}, 'Meaning': meaning(find_metric(e.task, m))}
+            for m in test]
     n_test, n_valid = (format_number(e.score_summary[s].n_rows) for s in ('test', 'valid'))
     caption = (f"All metrics. The figures of other models are of the same {n_test} test rows; the validation set has "
                f"{n_valid} others.")
