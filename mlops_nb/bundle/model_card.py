@@ -130,7 +130,7 @@ def _metrics_section(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     rows = [(m, _format_estimate(e), _format_estimate(valid.get(m))) for m, e in test.items()]
     sentences = [*(c['message'] for c in evaluation.get('comparisons') or []), *_selection_sentences(evaluation)]
-    return [f"With {evaluation['confidence']:.0%} bootstrap intervals.",
+    return [f"With {evaluation['confidence']:.0%} confidence intervals.",
             markdown_table(['metric', 'test', 'valid'], rows),
             _bullets(map(escape_markdown, sentences)) or "It was compared with no other model."]
 

@@ -271,9 +271,11 @@ METRICS: dict[str, dict[str, Metric]] = {'binary': _BINARY, 'multiclass': _MULTI
 PRIMARY_METRIC: dict[str, str] = {'binary': 'roc_auc', 'multiclass': 'log_loss', 'regression': 'rmse'}
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #c7cbac9a
+def _undefined(y): return weighted_mean(np.full(len(y), np.nan))
+
 def poisson_deviance(y, scores):
     "Mean Poisson deviance; NaN where a target is below 0, or a prediction not above it."
-    if (y < 0).any() or not (scores > 0).all(): return lambda w: float('nan')
+    if (y < 0).any() or not (scores > 0).all(): return _undefined(y)
     return weighted_mean(2 * (y * np.log(np.where(y > 0, y, 1) / np.where(y > 0, scores, 1)) - y + scores))
 
 COUNT_METRICS: dict[str, Metric] = {'poisson_deviance': Metric(
@@ -311,7 +313,7 @@ def weighted_metric(
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
     "A metric of these rows as a function of weights; NaN if there is no row, or a score or target that is not finite."
     known = len(y) and np.isfinite(y).all() and np.isfinite(scores).all()
-    if not known: return weighted_mean(np.full(len(y), np.nan))
+    if not known: return _undefined(y)
     return find_metric(task, metric).weighted(np.asarray(y, float), np.asarray(scores, float), decision_settings)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #a7afc8a9

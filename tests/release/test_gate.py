@@ -19,9 +19,16 @@ from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.leakage import LeakFinding
 from mlops_nb.data.prepare import read_dataset_info
 from mlops_nb.data.splits import SplitCheck
-from mlops_nb.evaluate.comparison import Comparison, MetricDifference, paired_differences
+from mlops_nb.evaluate.comparison import Comparison, MetricDifference, metric_difference, paired_differences
 from mlops_nb.evaluate.decision_threshold import measure_calibration
-from mlops_nb.evaluate.metrics import PRIMARY_METRIC, DecisionSettings, ScoredRows, metric_label, weighted_metric
+from mlops_nb.evaluate.metrics import (
+    METRICS,
+    PRIMARY_METRIC,
+    DecisionSettings,
+    ScoredRows,
+    metric_label,
+    weighted_metric,
+)
 from mlops_nb.evaluate.slices import Slice, evaluate_slices, lacks_skill
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.stage import run_explain
@@ -44,7 +51,7 @@ from mlops_nb.release.gate import (
     require_passed_gate,
     run_gate,
 )
-from mlops_nb.stats.bootstrap import Estimate, Resampling, bootstrap_replicates, t_interval
+from mlops_nb.stats.bootstrap import Estimate, Resampling, Units
 from mlops_nb.train.baselines import run_baselines
 
 TASKS = ["binary", "multiclass", "regression"]
@@ -364,10 +371,8 @@ def accepted_of_thirty(with_anchor):
 
     def against(name, kind, mine, other):
         at = [weighted_metric("binary", "roc_auc", y, s) for s in (mine, other)]
-        values, draws = [f(np.ones(n)) for f in at], bootstrap_replicates(lambda w: [f(w) for f in at], n,
-                                                                         Resampling(n_resamples=60))
-        gain = t_interval(values[0] - values[1], draws[:, 0] - draws[:, 1], int(y.sum()))
-        return Comparison(name, kind, "", name, {"roc_auc": MetricDifference(*values, gain, None)})
+        found = metric_difference(METRICS["binary"]["roc_auc"], *at, Units(n), n, int(y.sum()))
+        return Comparison(name, kind, "", name, {"roc_auc": found})
     champion, anchor, passed = 0, 0, []
     for i in range(1, 31):
         comparisons = [against("constant", "baseline", scores[i], flat),
