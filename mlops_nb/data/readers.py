@@ -28,8 +28,8 @@ from mlops_nb.data.file_formats import (
 )
 from .sources import ReadOptions, Source, find_sources
 from .text_columns import align_columns
-from .warehouses import read_adbc_batches, read_duckdb_batches, read_mysql_batches
 from .text_encoding import check_encoding, detect_encoding, open_decompressed, zip_members
+from .warehouses import read_adbc_batches, read_duckdb_batches, read_mysql_batches
 
 # %% ../../nbs/data/02_readers.ipynb #e9e51780
 _BINARY = {b'PAR1': 'parquet', b'ARROW1': 'arrow', b'\xff\xff\xff\xff': 'arrow', b'Obj\x01': 'avro'}
