@@ -12,6 +12,7 @@ __all__ = ['app', 'gate_app', 'release_app', 'schema_app', 'report_app', 'key_ap
            'capacity_command', 'control_command']
 
 # %% ../nbs/92_cli.ipynb #dd091974
+import csv
 import gc
 import os
 import signal
@@ -78,11 +79,14 @@ def main() -> None:
         gc.freeze() # no garbage collection at exit over all that MLflow imported: it took 0.8 s
 
 # %% ../nbs/92_cli.ipynb #f459194a
-def _split_commas(text): return tuple(t.strip() for t in (text or "").split(",") if t.strip())
+def _split_commas(text): # a name that has a comma itself is quoted, as in CSV
+    return tuple(t.strip() for t in next(csv.reader([text or ""], skipinitialspace=True), []) if t.strip())
 
 _SeparatorOption = Annotated[str | None, typer.Option(help="Of a text file; detected where it is not given.")]
 _EncodingOption = Annotated[str | None, typer.Option(help="Of a text file; detected where it is not given.")]
-_TableOption = Annotated[str | None, typer.Option(help="A table, when DATA is a database URL.")]
+_SkipOption = Annotated[int | None, typer.Option(help="So many lines stand above the header of each file.")]
+_CommentOption = Annotated[str | None, typer.Option(help="What lines that hold no data begin with, such as '#'.")]
+_TableOption = Annotated[str | None, typer.Option(help="A table of a database URL, or a sheet of a workbook.")]
 _QueryOption = Annotated[str | None, typer.Option(help="A query, when DATA is a database URL.")]
 
 # %% ../nbs/92_cli.ipynb #72b453ff
@@ -128,17 +132,22 @@ def init_command(
         help="binary, multiclass or regression; guessed from the target.")] = None,
     separator: _SeparatorOption = None,
     encoding: _EncodingOption = None,
+    skip: _SkipOption = None,
+    comment: _CommentOption = None,
     table: _TableOption = None,
     query: _QueryOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be decided, and write nothing.")] = False,
+    commit: Annotated[bool, typer.Option(help="Commit the new files to git.")] = True,
 ):
     "Write a new project around a data set."
-    from mlops_nb.scaffold import choose_split, init_project
+    from mlops_nb.scaffold import choose_split, commit_project, init_project
     split = choose_split(time, ordered, group, split_column, _split_commas(test_files))
     report = init_project(folder, data, target, time=time, split=split, exclude=_split_commas(exclude), entity=entity,
                           row_filter=filter, task=task, dry_run=dry_run, separator=separator, encoding=encoding,
-                          table=table, query=query)
+                          skip=skip, comment=comment, table=table, query=query)
+    not_committed = commit_project(folder) if commit and not dry_run else ""
     _print_init(report, folder, dry_run)
+    if not_committed: print(f"warning: {not_committed}", file=sys.stderr)
 
 # %% ../nbs/92_cli.ipynb #1b02ddbb
 @app.command("ingest")
@@ -148,16 +157,18 @@ def ingest_command(
         "--replace", help="Replace rows that came from files of the same name.")] = False,
     separator: _SeparatorOption = None,
     encoding: _EncodingOption = None,
+    skip: _SkipOption = None,
+    comment: _CommentOption = None,
     table: _TableOption = None,
     query: _QueryOption = None,
 ):
     "Bring data into this project; the same data twice adds nothing."
     from mlops_nb.config.schema import read_schema
     from mlops_nb.data.ingest import dvc_add_data, ingest
-    from mlops_nb.data.readers import ReadOptions
+    from mlops_nb.data.sources import ReadOptions
     root = Path(".")
     done = ingest(data, root, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
-                  options=ReadOptions(separator, encoding, table, query))
+                  options=ReadOptions(separator, encoding, table, query, skip, comment))
     dvc_add_data(root)
     print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
     for sentence in done.overlaps: print(f"warning: {sentence}", file=sys.stderr)

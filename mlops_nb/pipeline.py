@@ -31,6 +31,7 @@ class Stage(Struct, frozen=True):
     git_outs: list[str] = field(default_factory=list) # outputs that are committed to git and not cached by DVC
     matrix: str = "" # a list in params.yaml: the stage runs once for each item
     needs_champion: bool = False # does the function take the bundle folder of the current champion?
+    always: bool = False # does it run at every `dvc repro`, since what it looks at lies outside of the pipeline?
 
 # %% ../nbs/90_pipeline.ipynb #056774c5
 _FEATURES_FILE = "${prepare.features_file}"
@@ -91,7 +92,7 @@ _RELEASE_STAGES = [
           deps=["artifacts/bundle", "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json",
                 "artifacts/prepared"], outs=[], metrics=["artifacts/gate.json"]),
     Stage("deploy", "Store, register and plan a bundle that passed.", "mlops_nb.release.deploy:run_deploy",
-          deps=["artifacts/bundle", "artifacts/gate.json"], outs=["artifacts/deployment.json"]),
+          deps=["artifacts/bundle", "artifacts/gate.json"], outs=["artifacts/deployment.json"], always=True),
     Stage("report", "Render the pages that people read.", "mlops_nb.report.stage:run_report",
           deps=["nbs/reports", "artifacts/validation.json", "artifacts/statistics.parquet", "artifacts/prepared",
                 "artifacts/tuning", "artifacts/models", "artifacts/evaluation", "artifacts/cross_validation",
@@ -108,6 +109,7 @@ def _dvc_stage(s):
     command = f"mlops-nb stage {s.name}" + (" ${item.learner}" if s.matrix else "")
     d |= dict(desc=s.description, cmd=command, deps=s.deps)
     if s.params: d["params"] = s.params
+    if s.always: d["always_changed"] = True
     outs = [{o: dict(persist=True)} for o in s.outs] + [{o: dict(cache=False, persist=True)} for o in s.git_outs]
     if outs: d["outs"] = outs
     if s.metrics: d["metrics"] = [{m: dict(cache=False, persist=True)} for m in s.metrics]

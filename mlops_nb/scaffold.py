@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['package_name', 'choose_split', 'check_split_options', 'datetime_columns', 'find_calendar_features',
            'make_features_notebook', 'write_project_files', 'check_folder', 'InitReport', 'describe_split_choice',
-           'describe_init', 'init_project']
+           'describe_init', 'commit_project', 'init_project']
 
 # %% ../nbs/91_scaffold.ipynb #42fcd6c6
 import os
@@ -426,6 +426,22 @@ def _build_project(new, package, data, target, split, time, exclude, entity, row
     return InitReport(found.schema, review_columns(found.schema, found.comments, split.column),
                       sum(f.rows for f in taken.added), [f.name for f in taken.added], split,
                       warnings=list(taken.overlaps))
+
+# %% ../nbs/91_scaffold.ipynb #344a260e
+def commit_project(
+    root: str | Path, # A project that `init_project` wrote
+) -> str: # A sentence that says why not; empty where it was committed
+    "Commit what `init` wrote to git, and nothing else."
+    root = Path(root)
+    names = [n for n in (*_OURS, *_SHARED, ".dvcignore", package_name(root)) if n != "data" and (root / n).exists()]
+    for command in (["add", "--", *names], ["commit", "-q", "-m", "Project made by mlops-nb init", "--", *names]):
+        done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True)
+        if not done.returncode: continue
+        said = (done.stderr or done.stdout).strip().splitlines()
+        why = next((line for line in said if "fatal" in line or "ignored" in line), said[-1] if said else "no message")
+        return (f"Nothing was committed ({why.strip()}); `dvc exp run` needs a commit: fix that, then "
+                f"`git add {' '.join(names)}` and `git commit`.")
+    return ""
 
 # %% ../nbs/91_scaffold.ipynb #e6e5b3d9
 def init_project(

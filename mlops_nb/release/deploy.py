@@ -19,9 +19,11 @@ from ..core.typed_yaml import read_json, write_json
 from .gate import GateReport
 from .mlflow_tracking import log_run, tracking_client
 from mlops_nb.release.release_plan import (
+    live_variant,
     plan_path,
     promote_bundle,
     read_history,
+    read_plan,
     release_stack,
     store_path,
 )
@@ -73,7 +75,7 @@ class Deployment(Struct):
 def _why_not_released(root, settings, bundle_id):
     "The half of a sentence that says why a bundle is not released; None where it is."
     if is_experiment():
-        return "experiments release nothing. To keep it: `dvc exp apply`, commit, `dvc repro -f deploy`."
+        return "experiments release nothing. To keep it: `dvc exp apply`, commit, `dvc repro`."
     events = read_history(plan_path(root, settings))
     if bundle_id in {e.bundle for e in events} and bundle_id not in release_stack(events):
         return f"it was rolled back. To release it all the same: `mlops-nb rollback --to {bundle_id[:12]}`."
@@ -93,6 +95,18 @@ def _deploy_bundle(root, settings, bundle, run_id, verdict):
     set_champion_alias(client, endpoint, version)
     return Deployment(bundle.id, True, f"Version {version} was released to {environment}.", endpoint, version)
 
+# %% ../../nbs/release/03_deploy.ipynb #451aac44
+def _is_settled(root, settings, bundle_id, gate):
+    "Does `artifacts/deployment.json` say already what this run would do?"
+    path = root / "artifacts" / "deployment.json"
+    if not path.exists(): return False
+    last, plan = read_json(path, Deployment), read_plan(plan_path(root, settings))
+    if last.bundle != bundle_id: return False
+    if not gate.passed: return not last.deployed and gate.message in last.message
+    reason = _why_not_released(root, settings, bundle_id)
+    if reason: return not last.deployed and reason in last.message
+    return last.deployed and plan is not None and live_variant(plan).bundle == bundle_id
+
 # %% ../../nbs/release/03_deploy.ipynb #b52cd757
 def run_deploy(root: Path) -> dict:
     "Deploy `artifacts/bundle` if `artifacts/gate.json` lets it pass. Raises `UserError` if that judges another bundle."
@@ -100,6 +114,7 @@ def run_deploy(root: Path) -> dict:
     bundle = open_bundle(root / "artifacts" / "bundle")
     if gate.bundle != bundle.id:
         raise UserError("artifacts/gate.json judges another bundle than artifacts/bundle; run the stage gate again.")
+    if _is_settled(root, settings, bundle.id, gate): return {}
     run_id = log_run(root)
     done = (_deploy_bundle(root, settings, bundle, run_id, gate.message) if gate.passed
             else Deployment(bundle.id, False, f"Nothing was deployed: {gate.message}"))

@@ -66,7 +66,7 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
                  "The best parameters"):
         assert said in page, said
     if make is adult: assert e.metrics["test"]["accuracy"].value > 0.86
-    assert ran(run("dvc", "repro", cwd=root)) == []
+    assert ran(run("dvc", "repro", cwd=root)) == ["deploy"]
 
     p.train.model_selection = "net" if e.learner == "gbdt" else "gbdt"
     write_params(p, root / "params.yaml")

@@ -15,7 +15,8 @@ from mlops_nb.core.manifest import file_hashes
 
 BIN = Path(sys.executable).parent
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("MLOPS_NB_")} | {
-    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "MLOPS_NB_RUN_THREADS": "1"}
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "MLOPS_NB_RUN_THREADS": "1",
+    **{f"GIT_{role}_{key}": "ana@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}}
 HEADER = "day,city,age,spent,visits,member,bought"
 
 
