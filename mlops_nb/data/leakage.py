@@ -56,15 +56,16 @@ def bin_codes(
     max_bins: int = 64, # Of numbers
 ) -> np.ndarray: # (n,) int: 0 where the value is missing
     "The bin of each value."
-    filled = values.drop_nulls()
-    n_bins = min(max_bins, max(2, len(filled) // _MIN_BIN_ROWS))
-    rank = values.rank("dense").cast(pl.Float64)
-    if filled.n_unique() <= n_bins or (values.dtype == pl.String and not _is_nearly_unique(filled)):
-        return rank.fill_null(0).to_numpy().astype(int)
-    x = (rank if values.dtype == pl.String else values.cast(pl.Float64)).to_numpy()
-    known = ~np.isnan(x)
-    edges, counts = np.unique(np.quantile(x[known], np.arange(1, n_bins) / n_bins, method="lower"), return_counts=True)
-    codes = np.zeros(len(x), int)
+    text = values.dtype == pl.String
+    x = (values.rank("dense") if text else values).cast(pl.Float64).to_numpy()
+    codes, known = np.zeros(len(x), int), ~np.isnan(x)
+    n_bins = min(max_bins, max(2, known.sum() // _MIN_BIN_ROWS))
+    distinct, rank = np.unique(x[known], return_inverse=True)
+    if len(distinct) <= n_bins or text and len(distinct) < 0.95 * known.sum():
+        codes[known] = 1 + rank
+        return codes
+    cuts = np.sort(x[known])[np.arange(1, n_bins) * (known.sum() - 1) // n_bins]
+    edges, counts = np.unique(cuts, return_counts=True)
     codes[known] = 1 + 2 * np.searchsorted(edges, x[known]) + np.isin(x[known], edges[counts > 1])
     return codes
 
@@ -147,11 +148,13 @@ def _class_of_filled(filled, outcome):
 _MIN_DEPARTED = 50
 
 def common_value(values, share=0.5):
-    "The value that at least `share` of the rows have; None where there is none."
-    filled = values.drop_nulls()
-    if not len(filled): return None
-    top = filled.value_counts(sort=True, name="_n").row(0)
-    return top[0] if top[1] >= share * len(values) else None
+    "The value that at least `share`, half or more, of the rows have; None where there is none."
+    filled = values.drop_nulls() if values.null_count() else values
+    if len(filled) < share * len(values) or not len(filled): return None
+    in_order = filled.sort() if filled.dtype == pl.String else pl.Series(np.sort(filled.to_numpy()))
+    for at in {(len(filled) - 1) // 2, len(filled) // 2}: # whatever half of the rows have is in the middle
+        if (filled == in_order[at]).sum() >= share * len(values): return in_order[at]
+    return None
 
 def _class_of_departed(values, common, outcome):
     "The class of all rows with another value than the common one; None unless it is one, and not the common class."
