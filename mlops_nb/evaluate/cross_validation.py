@@ -26,7 +26,7 @@ from ..core.typed_yaml import read_json, write_json
 from ..data.label_delay import has_late_label
 from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, row_positions
-from .evaluation import choose_decision_settings, score_splits
+from .evaluation import choose_decision_settings, score_splits, split_resamplings
 from .metrics import PRIMARY_METRIC, DecisionSettings, metric_values
 from ..model.encoder import Encoder
 from ..model.features import load_features
@@ -125,7 +125,9 @@ def fit_predictor(
         fitted = fit_learner(learner, parts, schema, encoder, params.train, options=options)
     model = MODEL_LOADERS[kind.file](fitted.model)
     predictor = Predictor(schema, features, encoder, model, threads=project.n_threads)
-    scores = score_splits(predictor, dict(valid=validation), params.evaluate).scores
+    judged = dict(valid=validation)
+    resamplings = split_resamplings(params.evaluate, judged, schema.entity)
+    scores = score_splits(predictor, judged, params.evaluate, resamplings).scores
     settings = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate)
     predictor.policy.threshold = settings.threshold
     return predictor, settings

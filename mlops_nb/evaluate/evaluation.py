@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ScoreSummary', 'describe_scores', 'PolicyEffect', 'Evaluation', 'choose_decision_settings', 'entity_clusters',
-           'resampling_from_params', 'split_resamplings', 'evaluate_scores', 'policy_from_params', 'fit_calibration',
-           'ScoredSplits', 'score_splits', 'subgroup_report', 'measure_policy_effect', 'evaluate_predictor']
+           'resampling_from_params', 'split_resamplings', 'scored_rows', 'evaluate_scores', 'policy_from_params',
+           'fit_calibration', 'ScoredSplits', 'score_splits', 'subgroup_report', 'measure_policy_effect',
+           'evaluate_predictor']
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #db94151f
 from typing import NamedTuple
@@ -27,7 +28,14 @@ from mlops_nb.evaluate.decision_threshold import (
     threshold_interval,
 )
 from .fairness import FairnessReport, measure_fairness
-from .metrics import METRICS, PRIMARY_METRIC, DecisionSettings, estimate_metrics
+from mlops_nb.evaluate.metrics import (
+    COUNT_METRICS,
+    METRICS,
+    PRIMARY_METRIC,
+    DecisionSettings,
+    ScoredRows,
+    estimate_metrics,
+)
 from .model_selection import LearnerCandidate
 from .slice_discovery import SliceDiscovery, discover_slices
 from .slices import Slice, SmallSlices, evaluate_slices
@@ -138,8 +146,19 @@ def split_resamplings(
     "How bootstraps of each split are drawn."
     return {split: resampling_from_params(params, rows, entity, threads) for split, rows in splits.items()}
 
-def _count_entities(resamplings):
-    return {split: int(r.clusters.max()) + 1 for split, r in resamplings.items() if r.clusters is not None}
+# %% ../../nbs/evaluate/08_evaluation.ipynb #172a58b4
+def scored_rows(
+    schema: Schema,
+    params: EvaluateParams,
+    splits: dict[str, pl.DataFrame], # valid and test, with `_target`
+    scores: dict[str, np.ndarray], # of their rows
+    resamplings: dict[str, Resampling], # of `split_resamplings`
+) -> dict[str, ScoredRows]: # By split
+    "A model's scores beside what happened, with the decision settings that the validation rows choose."
+    y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
+    settings = choose_decision_settings(schema.task, y['valid'], scores['valid'], params)
+    return {split: ScoredRows(schema.task, y[split], s, settings, resamplings[split], schema.classes)
+            for split, s in scores.items()}
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #1918ca25
 def _confusion_matrix(task, y, scores, threshold): # rows[truth][decision]
@@ -152,33 +171,30 @@ def _confusion_matrix(task, y, scores, threshold): # rows[truth][decision]
 def evaluate_scores(
     schema: Schema,
     params: EvaluateParams,
-    validation: pl.DataFrame, # with `_target`
-    test: pl.DataFrame, # with `_target` and the segments
-    scores: dict[str, np.ndarray], # of `valid` and `test`
-    threads: int = 1,
+    rows: dict[str, ScoredRows], # valid and test
+    frame: pl.DataFrame, # the test rows, with the segments
+    simpler: dict[str, np.ndarray] | None = None, # name of a simpler model -> its scores of the test rows
+    beside: tuple[str, ...] = (), # keys of `COUNT_METRICS`: metrics beside those of the task
 ) -> Evaluation: # Still without learners, comparisons and excess log loss
     "Measure one set of scores."
     task, primary, level = schema.task, PRIMARY_METRIC[schema.task], params.confidence_level
-    resamplings = split_resamplings(params, {'valid': validation, 'test': test}, schema.entity, threads)
-    resampling = resamplings['test']
-    y, y_test, s_test = validation['_target'].to_numpy(), test['_target'].to_numpy(), scores['test']
-    settings, targets = choose_decision_settings(task, y, scores['valid'], params), {'valid': y, 'test': y_test}
-    slices, small = evaluate_slices(task, test, y_test, s_test, schema.segments, settings, params.min_segment_rows,
-                                    resampling)
+    validation, test = rows['valid'], rows['test']
+    settings, resampling, y_test, s_test = test.decision_settings, test.resampling, test.y, test.scores
+    slices, small = evaluate_slices(test, frame, schema.segments, params.min_segment_rows, simpler)
     found = Evaluation(
         dataset=schema.dataset, task=task, target=schema.target, learner='', selection_reason='',
         classes=schema.classes, primary_metric=primary, better=METRICS[task][primary].better, confidence=level,
         n_resamples=resampling.n_resamples, decision_settings=settings, slices=slices, small_slices=small,
-        score_summary={split: describe_scores(s) for split, s in scores.items()},
-        n_entities=_count_entities(resamplings),
-        metrics={split: estimate_metrics(task, targets[split], s, settings, resamplings[split])
-                 for split, s in scores.items()},
+        score_summary={split: describe_scores(r.scores) for split, r in rows.items()},
+        n_entities={split: r.n_drawn() for split, r in rows.items() if r.resampling.clusters is not None},
+        metrics={split: estimate_metrics(task, r.y, r.scores, settings, r.resampling, beside)
+                 for split, r in rows.items()},
         calibration=measure_calibration(task, y_test, s_test, schema.classes, level, resampling.clusters)[0],
         decision_costs=None, confusion_matrix=_confusion_matrix(task, y_test, s_test, settings.threshold))
     if task == 'binary' and np.isfinite(s_test).all():
         found.decision_costs = measure_decision_costs(y_test, s_test, settings.threshold, params.costs, resampling)
-    if task == 'binary' and np.isfinite(scores['valid']).all():
-        found.threshold = threshold_interval(y, scores['valid'], params.costs, resamplings['valid'])
+    if task == 'binary' and np.isfinite(validation.scores).all():
+        found.threshold = threshold_interval(validation.y, validation.scores, params.costs, validation.resampling)
     return found
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #4811a157
@@ -197,19 +213,19 @@ def fit_calibration(
     splits: dict[str, pl.DataFrame], # valid, and test to measure the uncalibrated scores; with `_target`
     uncalibrated: dict[str, np.ndarray], # the model's own scores of their rows
     params: EvaluateParams,
+    resamplings: dict[str, Resampling], # with the clusters of each split
 ) -> Recalibration | None: # None for a regression
     "Calibrate the predictor on the validation rows, where that helps."
-    task, classes, entity = predictor.schema.task, predictor.schema.classes, predictor.schema.entity
+    task, classes = predictor.schema.task, predictor.schema.classes
     if task == 'regression': return None
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     time = predictor.schema.event_time
     order = splits['valid'][time].to_physical().to_numpy() if time else None
-    clusters = {split: entity_clusters(frame[entity]) if entity else None for split, frame in splits.items()}
     predictor.policy.calibrator, found = choose_calibration(task, y['valid'], uncalibrated['valid'], params, order,
-                                                            clusters['valid'])
+                                                            resamplings['valid'].clusters)
     if 'test' in splits:
         found.uncalibrated, _ = measure_calibration(task, y['test'], uncalibrated['test'], classes,
-                                                    params.confidence_level, clusters['test'])
+                                                    params.confidence_level, resamplings['test'].clusters)
     return found
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #ec502223
@@ -218,34 +234,31 @@ class ScoredSplits(NamedTuple):
     uncalibrated: dict[str, np.ndarray] # by split: the model's own
     scores: dict[str, np.ndarray] # by split: as the predictor answers
     recalibration: Recalibration | None
+    resamplings: dict[str, Resampling] # by split: how bootstraps of its rows are drawn
 
 def score_splits(
     predictor: Predictor, # Fresh from a training; gets a policy with the calibrator
     splits: dict[str, pl.DataFrame], # valid, and test if it is wanted; with `_target`
     params: EvaluateParams,
+    resamplings: dict[str, Resampling], # of `split_resamplings`
 ) -> ScoredSplits:
     "Score the rows, and calibrate the predictor."
     predictor.policy = policy_from_params(predictor.schema, params)
     uncalibrated = {split: predictor.predict(frame) for split, frame in splits.items()}
-    recalibration = fit_calibration(predictor, splits, uncalibrated, params)
+    recalibration = fit_calibration(predictor, splits, uncalibrated, params, resamplings)
     scores = {split: predictor.policy.calibrate(s) for split, s in uncalibrated.items()}
-    return ScoredSplits(uncalibrated, scores, recalibration)
+    return ScoredSplits(uncalibrated, scores, recalibration, resamplings)
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #afb530d7
 def subgroup_report(
     predictor: Predictor,
-    evaluation: Evaluation, # From `evaluate_scores`
-    splits: dict[str, pl.DataFrame], # valid and test
-    scores: dict[str, np.ndarray], # of their rows
-    params: EvaluateParams,
+    rows: dict[str, ScoredRows], # valid and test
+    splits: dict[str, pl.DataFrame], # the same rows
+    min_rows: int, # of a group
 ) -> tuple[SliceDiscovery, list[FairnessReport]]:
     "Where the model is worse: slices that nobody named, and the groups of the sensitive columns."
-    validation, test, task = splits['valid'], splits['test'], evaluation.task
-    options = (evaluation.decision_settings, params.min_segment_rows,
-               resampling_from_params(params, test, predictor.schema.entity, predictor.threads))
-    slices = discover_slices(task, predictor.feature_names, validation, test, scores, *options)
-    return slices, measure_fairness(task, test, predictor.schema.sensitive_columns, test['_target'].to_numpy(),
-                                    scores['test'], evaluation.classes, *options)
+    slices = discover_slices(rows, splits, predictor.feature_names, min_rows)
+    return slices, measure_fairness(rows['test'], splits['test'], predictor.schema.sensitive_columns, min_rows)
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #aaa17324
 def measure_policy_effect(
@@ -287,12 +300,14 @@ def evaluate_predictor(
     splits: dict[str, pl.DataFrame], # valid and test
     scored: ScoredSplits,
     params: EvaluateParams,
+    simpler: dict[str, np.ndarray] | None = None, # name of a simpler model -> its scores of the test rows
 ) -> Evaluation: # Still without learners, comparisons and excess log loss
     "Everything that can be measured of a model by itself."
-    found = evaluate_scores(predictor.schema, params, splits['valid'], splits['test'], scored.scores,
-                            predictor.threads)
+    rows = scored_rows(predictor.schema, params, splits, scored.scores, scored.resamplings)
+    counts = tuple(COUNT_METRICS) if getattr(predictor.model, 'log_link', False) else () # the objective was poisson
+    found = evaluate_scores(predictor.schema, params, rows, splits['test'], simpler, counts)
     found.recalibration = scored.recalibration
-    found.slice_discovery, found.fairness = subgroup_report(predictor, found, splits, scored.scores, params)
+    found.slice_discovery, found.fairness = subgroup_report(predictor, rows, splits, params.min_segment_rows)
     if found.task == 'binary':
         predictor.policy.threshold = found.decision_settings.threshold
         predictor.policy.costs = structs.asdict(params.costs)

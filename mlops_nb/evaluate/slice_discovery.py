@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import DecisionSettings, row_loss
-from .slices import SliceFigure, bin_column, compare_with_rest, primary_metric_and_gap, units_of_rows
-from ..stats.bootstrap import Estimate, Resampling, weighted_mean
+from .metrics import ScoredRows, row_loss
+from .slices import SliceFigure, bin_column, compare_with_rest, primary_metric_and_gap
+from ..stats.bootstrap import Estimate, weighted_mean
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #16386d94
 def predicted_and_observed(
@@ -196,9 +196,9 @@ class SliceDiscovery(Struct):
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #ed494f1c
 def _not_searched(why): return SliceDiscovery(0, [], f"No search for slices: {why}")
 
-def _skip_reason(frames, scores, names, min_rows):
-    if not all(np.isfinite(s).all() for s in scores): return "some scores are not finite."
-    n = min(map(len, frames))
+def _skip_reason(splits, names, min_rows): # `splits`: of `ScoredRows`
+    if not all(np.isfinite(rows.scores).all() for rows in splits): return "some scores are not finite."
+    n = min(len(rows.y) for rows in splits)
     if n < 2 * min_rows:
         return f"a split of {n:,} rows is too small for groups of {min_rows:,} and a rest to compare with."
     return None if names else "every input has the same value in all rows."
@@ -221,45 +221,43 @@ def _describe_discovery(task, n_comparisons, slices, confidence_level):
     return f"Of {n_comparisons:,} comparisons of a group of rows with all others, {text}."
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #566bc420
-def _measure_slices(task, measure, masks, y, scores, n_comparisons, settings, resampling): # `masks`: name -> rows
-    error, (predicted, observed) = error_measures(task, y, scores)[measure], predicted_and_observed(task, y, scores)
-    mean_error = SliceFigure(lambda rows: weighted_mean(error[rows]), sub, 'real')
-    figures, count = [mean_error, primary_metric_and_gap(task, y, scores, settings)], units_of_rows(task, y, resampling)
-    errors, primary = compare_with_rest(figures, count, list(masks.values()), resampling)
+def _measure_slices(rows, measure, masks, n_comparisons): # `masks`: name -> (n,) bool
+    def error_of(rows): return error_measures(rows.task, rows.y, rows.scores)[measure]
+    error, (predicted, observed) = error_of(rows), predicted_and_observed(rows.task, rows.y, rows.scores)
+    figures = [SliceFigure(lambda rows: weighted_mean(error_of(rows)), sub, 'real'), primary_metric_and_gap(rows.task)]
+    errors, primary = compare_with_rest(rows, figures, list(masks.values()))
     return [DiscoveredSlice(
         measure=measure, where=where, n_rows=int(m.sum()), share=float(m.mean()), error=here, rest=rest, gap=gap,
-        p_value=slice_p_value(error, m, n_comparisons, resampling.clusters), predicted=float(predicted[m].mean()),
+        p_value=slice_p_value(error, m, n_comparisons, rows.resampling.clusters), predicted=float(predicted[m].mean()),
         observed=float(observed[m].mean()), primary_value=value, primary_value_rest=value_rest)
         for (where, m), (here, rest, gap), (value, value_rest, _) in zip(masks.items(), errors, primary)]
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #881aa53c
 def discover_slices(
-    task: str, # binary, multiclass or regression
+    rows: dict[str, ScoredRows], # `valid`, which is searched, and `test`, which judges
+    splits: dict[str, pl.DataFrame], # the same rows, with `columns`
     columns: list[str], # inputs of the model
-    validation: pl.DataFrame, # `columns` and `_target`: the rows that are searched
-    test: pl.DataFrame, # the same: the rows that judge
-    scores: dict[str, np.ndarray], # of `valid` and `test`
-    decision_settings: DecisionSettings = DecisionSettings(),
     min_rows: int = 200, # of a slice, on either split
-    resampling: Resampling = Resampling(),
 ) -> SliceDiscovery:
     "Find the groups where the model is worst on the validation rows, and measure them on the test rows."
-    names, (codes, test_codes) = bin_columns([validation, test], columns)
-    if why := _skip_reason((validation, test), scores.values(), names, min_rows): return _not_searched(why)
-    searched = error_measures(task, validation['_target'].to_numpy(), scores['valid'])
+    validation, test = rows['valid'], rows['test']
+    names, (codes, test_codes) = bin_columns([splits['valid'], splits['test']], columns)
+    if why := _skip_reason((validation, test), names, min_rows): return _not_searched(why)
+    searched = error_measures(validation.task, validation.y, validation.scores)
     used = {m: informative_columns(codes, error) for m, error in searched.items() if np.ptp(error) > 0}
     if not used: return _not_searched("the loss is the same in all rows.")
     counted = {m: count_groups(codes[:, cols], searched[m]) for m, cols in used.items()}
     tried = sum(count_comparisons(groups, min_rows) for groups in counted.values())
     if not tried: return _not_searched(f"no group of the valid rows has {min_rows:,} of them.")
-    slices, y = [], test['_target'].to_numpy()
+    slices = []
     for measure, cols in used.items():
         found = search_slices(counted[measure], searched[measure], min_rows)
         found = [{cols[c]: v for c, v in conditions.items()} for conditions in found]
         found = drop_overlapping(found, codes, searched[measure], test_codes, min_rows)
         masks = {describe_slice(conditions, names): rows_in_slice(test_codes, conditions) for conditions in found}
-        slices += _measure_slices(task, measure, masks, y, scores['test'], tried, decision_settings, resampling)
-    return SliceDiscovery(tried, slices, _describe_discovery(task, tried, slices, resampling.confidence_level))
+        slices += _measure_slices(test, measure, masks, tried)
+    message = _describe_discovery(test.task, tried, slices, test.resampling.confidence_level)
+    return SliceDiscovery(tried, slices, message)
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #e5cd2e82
 def discovered_slice_table(

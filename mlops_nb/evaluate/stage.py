@@ -17,17 +17,18 @@ from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
 from mlops_nb.evaluate.comparison import (
+    align_scores,
     compare_with_baselines,
     compare_with_champion,
     compare_with_model,
     find_anchor,
+    scores_to_array,
 )
 from .decision_threshold import cost_curve, measure_calibration
 from mlops_nb.evaluate.evaluation import (
     Evaluation,
     choose_decision_settings,
     evaluate_predictor,
-    resampling_from_params,
     score_splits,
     split_resamplings,
 )
@@ -54,7 +55,8 @@ def simulated_excess_log_loss(
     "The excess log loss of the scores, if the project's data is simulated."
     path, keys = root / 'truth/truth.parquet', ['_source', '_row']
     if scores.ndim > 1 or not np.isfinite(scores).all() or not path.exists(): return None
-    p = test.select(keys).join(pl.read_parquet(path), on=keys, how='left', maintain_order='left')['probability']
+    found = pl.read_parquet(path, glob=False)
+    p = test.select(keys).join(found, on=keys, how='left', maintain_order='left')['probability']
     return None if len(p) != len(scores) or p.null_count() else excess_log_loss(scores, p.to_numpy())
 
 # %% ../../nbs/evaluate/09_stage.ipynb #36874065
@@ -83,14 +85,15 @@ def run_evaluate(
     predictors = {learner: open_trained_predictor(project, learner) for learner in params.train.learners}
     check_init_model(project, 'test')
     splits = {split: read_split(root, split) for split in ('valid', 'test')}
-    scored = {learner: score_splits(p, splits, params.evaluate) for learner, p in predictors.items()}
-    found = _evaluate_selected(params, predictors, splits, scored)
+    threads = next(iter(predictors.values())).threads
+    resamplings = split_resamplings(params.evaluate, splits, project.schema.entity, threads)
+    scored = {learner: score_splits(p, splits, params.evaluate, resamplings) for learner, p in predictors.items()}
+    baselines, resampling = _read_baseline_scores(root), resamplings['test']
+    found = _evaluate_selected(params, predictors, splits, scored, baselines)
     predictor, test, ours = predictors[found.learner], splits['test'], scored[found.learner]
-    resamplings = split_resamplings(params.evaluate, splits, predictor.schema.entity, predictor.threads)
-    resampling = resamplings['test']
-    found.candidates = [_measure_candidate(root, found, learner, splits, s.scores, params.evaluate, resamplings)
+    found.candidates = [_measure_candidate(root, found, learner, splits, s, params.evaluate)
                         for learner, s in scored.items()]
-    found.comparisons = _compare_with_others(root, found, splits, scored, resampling)
+    found.comparisons = _compare_with_others(found, splits, scored, baselines, resampling)
     champions = {'champion': champion, 'anchor': champion and find_anchor(champion)}
     found.comparisons += [
         compare_with_champion(Path(folder), predictor.schema, test, ours.scores['test'], found.decision_settings,
@@ -100,33 +103,40 @@ def run_evaluate(
     return {'rows': sum(map(len, splits.values())), 'learner': found.learner}
 
 # %% ../../nbs/evaluate/09_stage.ipynb #110c5e3b
-def _evaluate_selected(params, predictors, splits, scored):
-    validation, some = splits['valid'], next(iter(predictors.values()))
+def _read_baseline_scores(root):
+    path = root / 'artifacts/models/baseline/scores.parquet'
+    if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
+    return pl.read_parquet(path, glob=False)
+
+def _evaluate_selected(params, predictors, splits, scored, baselines):
+    validation, some = splits['valid'], next(iter(scored.values()))
+    task = next(iter(predictors.values())).schema.task
     selection = select_model(
-        some.schema.task, params.train.model_selection, validation['_target'].to_numpy(),
-        {learner: s.scores['valid'] for learner, s in scored.items()},
-        resampling_from_params(params.evaluate, validation, some.schema.entity, some.threads))
-    found = evaluate_predictor(predictors[selection.learner], splits, scored[selection.learner], params.evaluate)
+        task, params.train.model_selection, validation['_target'].to_numpy(),
+        {learner: s.scores['valid'] for learner, s in scored.items()}, some.resamplings['valid'])
+    known = align_scores(baselines.filter(pl.col('split') == 'test'), splits['test'])
+    simpler = {name: scores_to_array(known[name]) for name in known.columns if name != 'constant'}
+    found = evaluate_predictor(predictors[selection.learner], splits, scored[selection.learner], params.evaluate,
+                               simpler)
     found.learner, found.selection_reason = selection.learner, selection.message
     return found
 
-def _measure_candidate(root, found, learner, splits, scores, params, resamplings):
+# %% ../../nbs/evaluate/09_stage.ipynb #45a89b70
+def _measure_candidate(root, found, learner, splits, scored, params):
     size = model_file(root / 'artifacts/models' / learner).stat().st_size
     if learner == found.learner: return LearnerCandidate(learner, size, found.metrics)
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    settings = choose_decision_settings(found.task, y['valid'], scores['valid'], params)
+    settings = choose_decision_settings(found.task, y['valid'], scored.scores['valid'], params)
     return LearnerCandidate(learner, size, {
-        split: estimate_metrics(found.task, y[split], s, settings, resamplings[split]) for split, s in scores.items()})
+        split: estimate_metrics(found.task, y[split], s, settings, scored.resamplings[split])
+        for split, s in scored.scores.items()})
 
 # %% ../../nbs/evaluate/09_stage.ipynb #d13d22f3
-def _compare_with_others(root, found, splits, scored, resampling):
-    path, settings = root / 'artifacts/models/baseline/scores.parquet', found.decision_settings
-    ours = scored[found.learner]
-    if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
-    baselines = compare_with_baselines(found.task, splits['valid'], splits['test'], ours.scores['test'], settings,
-                                       pl.read_parquet(path), resampling)
+def _compare_with_others(found, splits, scored, baselines, resampling):
+    settings, ours = found.decision_settings, scored[found.learner]
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    return baselines + [
+    return compare_with_baselines(found.task, splits['valid'], splits['test'], ours.scores['test'], settings,
+                                  baselines, resampling) + [
         compare_with_model(found.task, learner, 'learner', y, ours.scores['test'], other.scores, settings, resampling)
         for learner, other in scored.items() if learner != found.learner]
 

@@ -24,7 +24,7 @@ from ..core.manifest import package_versions
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import DatasetInfo, read_dataset_info, read_split
 from ..evaluate.comparison import Comparison, MetricDifference, describe_difference, paired_differences
-from ..evaluate.evaluation import Evaluation, evaluate_predictor, resampling_from_params, score_splits
+from ..evaluate.evaluation import Evaluation, evaluate_predictor, score_splits, split_resamplings
 from ..evaluate.metrics import estimate_metrics
 from ..explain.attributions import checked_contributions, make_attribution_baseline, sample_rows
 from ..model.network import deserialize_network, quantize_weights, serialize_network
@@ -98,11 +98,11 @@ def compare_student(
 def _evaluate_student(student, teacher, splits, params):
     "The student's evaluation and scores, the differences from the teacher, and the teacher's own metrics."
     judged = {split: splits[split] for split in ('valid', 'test')}
-    scored = score_splits(student, judged, params.evaluate)
+    resamplings = split_resamplings(params.evaluate, judged, student.schema.entity, teacher.threads)
+    scored = score_splits(student, judged, params.evaluate, resamplings)
     found, scores = evaluate_predictor(student, judged, scored, params.evaluate), scored.scores
-    resampling = resampling_from_params(params.evaluate, splits['test'], student.schema.entity, teacher.threads)
     gains, teacher_metrics = compare_student(found, teacher, splits['test'], scores['test'],
-                                             teacher.predict(splits['test']), resampling)
+                                             teacher.predict(splits['test']), resamplings['test'])
     message = describe_difference(found.task, "teacher", gains[found.primary_metric], found.confidence)
     found.comparisons = [Comparison('teacher', 'champion', message, teacher.id, gains)]
     return found, scores, gains, teacher_metrics
@@ -142,7 +142,7 @@ def compression_markdown(
         "## Size and speed", "Measured on this machine, both in turn, on one thread; the best of five rounds.",
         markdown_table(['', 'before', 'smaller', 'change'], saved),
         "## Metrics",
-        f"On the {report.n_rows:,} rows of the test set, with {report.confidence:.0%} bootstrap intervals. "
+        f"On the {report.n_rows:,} rows of the test set, with {report.confidence:.0%} confidence intervals. "
         "The gain is the smaller model's: negative is what it costs.",
         markdown_table(['metric', 'before', 'smaller', 'gain'], costs),
         f"Before: the bundle `{a.bundle}`. Smaller: the bundle `{b.bundle}`."]) + '\n'

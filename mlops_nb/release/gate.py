@@ -28,8 +28,8 @@ from ..data.splits import SplitCheck
 from ..evaluate.comparison import Comparison
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
-from ..evaluate.metrics import METRICS, metric_label
-from ..evaluate.slices import Slice
+from ..evaluate.metrics import COUNT_METRICS, METRICS, metric_label
+from ..evaluate.slices import Slice, lacks_skill, simpler_and_better
 from ..evaluate.stage import read_evaluation
 from ..model.predictor import Predictor
 
@@ -84,12 +84,12 @@ def check_thresholds(
     metrics: dict[str, float | None], # of the test set
 ) -> list[GateResult]:
     "A rule for each bound of `gate.thresholds`. Raises `UserError` for a metric the task does not have."
-    rules = []
+    rules, known = [], METRICS[task] | (COUNT_METRICS if task == 'regression' else {})
     for name, bound in thresholds.items():
-        if name not in METRICS[task]:
+        if name not in known:
             raise UserError(f"params.yaml, section 'gate.thresholds': a {task} task has no metric "
-                            f"{name!r}{did_you_mean(name, METRICS[task])}")
-        better, value, description = METRICS[task][name].better, metrics.get(name), f"{name} on the test set"
+                            f"{name!r}{did_you_mean(name, known)}")
+        better, value, description = known[name].better, metrics.get(name), f"{name} on the test set"
         if better == "zero" and value is not None: value, description = abs(value), f"the size of {description}"
         check = check_at_least if better == "higher" else check_at_most
         rules.append(check(f"threshold: {name}", value, bound, description))
@@ -113,14 +113,15 @@ def check_test_rows(
 def check_leaks(
     leaks: list[LeakFinding] | None, # of the training rows; None: nobody looked
 ) -> GateResult:
-    "No column gives the target away, but for those that somebody accepted."
+    "No column gives the target away, but for those that somebody accepted; a telling name alone is only said."
     if leaks is None:
         return GateResult("leaks", 0.0, None, False, "Nobody looked for leaks; run dvc repro --force prepare.")
-    suspects = [f for f in leaks if not f.accepted]
+    suspects = [f for f in leaks if f.blocks and not f.accepted]
     said = [*dict.fromkeys(f.message for f in suspects), *dict.fromkeys(f.advice for f in suspects)]
     said += [f"{f.message} It was accepted: {f.accepted.rstrip('.')}." for f in leaks if f.accepted]
-    message = " ".join(said) or "No column gives the target away."
-    return GateResult("leaks", 0.0, float(len(suspects)), not suspects, message)
+    hints = [f for f in leaks if not f.blocks and not f.accepted]
+    said = (said or ["No column gives the target away."]) + [f.message for f in hints]
+    return GateResult("leaks", 0.0, float(len(suspects)), not suspects, " ".join(said))
 
 # %% ../../nbs/release/00_gate.ipynb #4916643d
 def metric_skill(
@@ -191,16 +192,30 @@ def describe_power(
     return ""
 
 # %% ../../nbs/release/00_gate.ipynb #7839bd00
+def _describe_segment(s: Slice, primary, confidence_level):
+    gap, side = s.gap, "below" if s.estimate.value < s.rest else "above"
+    low, high = (gap.low, gap.high) if gap.value >= 0 else (-gap.high, -gap.low)
+    return (f"{metric_label(primary)} in {s.column} = {s.value} is {s.estimate.value:.3g}, {abs(gap.value):.2g} {side} "
+            f"the rest ({confidence_level:.0%} CI {low:.2g} to {high:.2g})")
+
+def _describe_simpler(better): # The best of what is simpler, in words
+    (name, gain), *_ = better.items()
+    what = "a straight line through the predictions" if name == "recalibrated" else f"the {name} baseline"
+    return f"{what} has {gain.value:.2g} more there (at least {gain.low:.2g})"
+
+# %% ../../nbs/release/00_gate.ipynb #065f881c
 def _check_segment(s: Slice, max_gap, primary, confidence_level):
-    name, where = f"segment: {s.column}", f"{metric_label(primary)} in {s.column} = {s.value}"
-    if s.skill_score_gap.low is None or s.estimate.value is None:
-        return GateResult(name, None, None, False, f"{where} could not be computed, or has no interval.")
-    bound, gap = max_gap * max(0., s.skill_score_rest), s.skill_score_gap
-    side = "below" if gap.value > 0 else "above"
-    interval = f"{confidence_level:.0%} CI {gap.low:.2g} to {gap.high:.2g}"
-    message = (f"{where} is {s.estimate.value:.3g} ({s.rest:.3g} on the rest), a skill score {abs(gap.value):.2g} "
-               f"{side} the rest ({interval}); the low end must be at most {bound:.2g}.")
-    return GateResult(name, bound, gap.low, bool(gap.low <= bound), message)
+    name, gap = f"segment: {s.column}", s.skill_score_gap
+    if None in (gap.low, s.gap.low, s.estimate.value):
+        return GateResult(name, None, None, False, f"{metric_label(primary)} in {s.column} = {s.value} could not be "
+                          "computed, or has no interval.")
+    bound, better, lacks = max_gap * max(0., s.skill_score_rest), simpler_and_better(s), lacks_skill(s, max_gap)
+    message = (f"{_describe_segment(s, primary, confidence_level)}; skill score {s.skill_score:.2g}, "
+               f"{s.skill_score_rest:.2g} on the rest (gap {gap.low:.2g} to {gap.high:.2g}, limit {bound:.2g})")
+    if lacks and not better:
+        message += "; nothing simpler does better there, so these rows are harder, not worse modelled"
+    elif lacks: message += f"; {_describe_simpler(better)}"
+    return GateResult(name, bound, gap.low, not (lacks and better), f"{message}.")
 
 def check_segments(
     slices: list[Slice],
@@ -213,7 +228,8 @@ def check_segments(
     rules = {}
     for rule, s in ((_check_segment(s, max_gap, primary, confidence_level), s) for s in slices):
         excess = float("inf") if rule.value is None else rule.value - rule.bound
-        if s.column not in rules or excess > rules[s.column][0]: rules[s.column] = excess, rule
+        worst = not rule.passed, excess
+        if s.column not in rules or worst > rules[s.column][0]: rules[s.column] = worst, rule
     return [rule for _, rule in rules.values()]
 
 # %% ../../nbs/release/00_gate.ipynb #b7f41e02
@@ -323,7 +339,8 @@ def evaluate_gate(
     art, params = root / "artifacts", read_params(root / "params.yaml").gate
     bundle, evaluation = open_bundle(art / "bundle"), read_evaluation(root)
     metrics = read_json(art / "metrics.json", dict)["test"]
-    predictions = pl.read_parquet(art / "evaluation" / "predictions.parquet").filter(pl.col("split") == "test")
+    predictions = pl.read_parquet(art / "evaluation" / "predictions.parquet", glob=False)
+    predictions = predictions.filter(pl.col("split") == "test")
     results = check_thresholds(evaluation.task, params.thresholds, metrics)
     results += check_test_rows(predictions["_target"].to_numpy(), evaluation.classes, params)
     dataset = read_dataset_info(root)

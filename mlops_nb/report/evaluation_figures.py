@@ -15,6 +15,7 @@ import polars as pl
 from ..evaluate.cross_validation import CrossValidationResult
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.metrics import METRICS, metric_label
+from ..evaluate.slices import lacks_skill, simpler_and_better
 from .evaluation_tables import estimate_cell, small_groups_note
 from .figures import DASHED, dot_plot, figure_html, panel_grid, subplots
 from .formatting import format_number, format_tick, join_words, pluralize, shorten
@@ -201,10 +202,20 @@ def _segment_title(shown, primary):
             f"{metric_label(primary, in_sentence=True)} {format_number(worst['estimate'])} against "
             f"{format_number(worst['rest'])} elsewhere")
 
+def _harder_segments(e, max_gap): # Where the model has far less skill, and nothing simpler has more
+    label = metric_label(e.primary_metric)
+    rows = [{'Segment': f'{s.column} = {s.value}', label: format_number(s.estimate.value),
+             'Other rows': format_number(s.rest), 'Skill score': format_number(s.skill_score),
+             'Skill score of the others': format_number(s.skill_score_rest)}
+            for s in e.slices if lacks_skill(s, max_gap or 0) and not simpler_and_better(s)]
+    if not rows: return Html('')
+    return details("Harder rows: the model has less skill there, and nothing simpler does better", table(rows))
+
 def segments_figure(
     e: Evaluation,
     slices: pl.DataFrame, # slices.parquet, the worst first
     min_rows: int, # `evaluate.min_segment_rows`
+    max_gap: float | None, # `gate.max_segment_gap`
 ) -> Html:
     "The primary metric by segment, as a figure and as a table."
     shown, label = slices.head(20), metric_label(e.primary_metric)
@@ -221,7 +232,7 @@ def segments_figure(
     return figure_html(fig, _segment_title(shown, e.primary_metric),
                        f"{label} by segment, {METRICS[e.task][e.primary_metric].better} is better. Dashed: all test "
                        "rows. Orange: significantly worse than the other rows."
-                       ) + details("The same as a table", table(rows)) + left
+                       ) + details("The same as a table", table(rows)) + _harder_segments(e, max_gap) + left
 
 # %% ../../nbs/report/12_evaluation_figures.ipynb #f610e9d9
 def plot_residuals(

@@ -19,14 +19,16 @@ from mlops_nb.evaluate.fairness import (
     FairnessReport,
     difference_interval,
     fairness_table,
+    independent_rows,
     largest_gap,
     measure_column_fairness,
     measure_fairness,
     pair_level,
+    rate_interval,
     sensitive_groups,
     split_by_group_size,
 )
-from mlops_nb.evaluate.metrics import DecisionSettings
+from mlops_nb.evaluate.metrics import DecisionSettings, ScoredRows
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.pipeline import run_stage
 from mlops_nb.release.gate import check_fairness_gaps
@@ -72,9 +74,8 @@ def same(found, frame, group, y, act):
 @pytest.mark.parametrize("threshold", [.2, .5, .8])
 def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
     group, y, s = world(names=("a", "b", "c"))
-    found = measure_column_fairness(
-        "binary", "g", group, y, s, None, DecisionSettings(threshold=threshold), resampling=Resampling(20)
-    )
+    rows = ScoredRows("binary", y, s, DecisionSettings(threshold=threshold), Resampling(20))
+    found = measure_column_fairness(rows, "g", group)
     act = s >= threshold
     same(found, pl.DataFrame({"group": group.astype(str), "y": y, "act": act}), group, y, act)
     assert found.gaps["equalized_odds_difference"].metric in RATES[1:] and not found.small_groups
@@ -87,24 +88,17 @@ def test_classes_and_values_by_hand():
         rng.integers(0, 3, 900).astype(float),
         rng.dirichlet(np.ones(3), 900),
     )
-    found = measure_column_fairness(
-        "multiclass", "g", group, y, s, ["x", "y", "z"], min_rows=100, resampling=Resampling(20)
-    )
+    rows = ScoredRows("multiclass", y, s, resampling=Resampling(20), classes=["x", "y", "z"])
+    found = measure_column_fairness(rows, "g", group, min_rows=100)
     for g in found.groups:
         rows = group == g.value
         assert g.metrics["accuracy"].value == pytest.approx((s.argmax(1) == y)[rows].mean())
         assert g.metrics["recall of y"].value == pytest.approx((s.argmax(1) == 1)[rows & (y == 1)].mean())
     assert found.gaps["recall_difference"].estimate.value == pytest.approx(max(
         abs(np.subtract(*[(s.argmax(1) == k)[(group == g) & (y == k)].mean() for g in "ab"])) for k in range(3)))
-    found = measure_column_fairness(
-        "regression",
-        "g",
-        group,
-        y,
-        (v := y + (group == "a") + rng.normal(size=900)),
-        min_rows=100,
-        resampling=Resampling(20),
-    )
+    v = y + (group == "a") + rng.normal(size=900)
+    rows = ScoredRows("regression", y, v, resampling=Resampling(20))
+    found = measure_column_fairness(rows, "g", group, min_rows=100)
     biases = {g: (v - y)[group == g].mean() for g in "ab"}
     assert {g.value: g.metrics["bias"].value for g in found.groups} == pytest.approx(biases)
     gap = found.gaps["bias_difference"]
@@ -116,7 +110,7 @@ def test_classes_and_values_by_hand():
 def test_a_group_without_events_has_no_rate_of_0():
     group, y, s = world(names=("a", "b", "c"))
     y[(group == "c") & (np.cumsum(group == "c") > 20)] = 0 # at most twenty events are left, which are too few as well
-    found = measure_column_fairness("binary", "g", group, y, s, resampling=Resampling(20))
+    found = measure_column_fairness(ScoredRows("binary", y, s, resampling=Resampling(20)), "g", group)
     c = next(g for g in found.groups if g.value == "c")
     assert c.metrics["true_positive_rate"].value is None and c.metrics["false_positive_rate"].value is not None
     gap = found.gaps["equalized_odds_difference"]
@@ -127,7 +121,7 @@ def test_what_is_the_same_for_all_is_seldom_called_sure():
     sure = 0
     for seed in range(40):
         group, y, s = world(1200, seed, unfair=0, names=tuple("abcd"))
-        found = measure_column_fairness("binary", "g", group, y, s, resampling=Resampling(60))
+        found = measure_column_fairness(ScoredRows("binary", y, s, resampling=Resampling(60)), "g", group)
         sure += found.gaps["equalized_odds_difference"].estimate.low > 0
     assert sure <= 5 # 2 are expected at most, and 6 or more come once in 100
 
@@ -139,11 +133,8 @@ def test_the_interval_holds_the_truth():
         rng = np.random.default_rng(seed)
         group = np.array(["a", "b"], object)[(rng.random(800) < .3).astype(int)]
         s = (rng.random(800) < np.where(group == "a", .5, .4)).astype(float)
-        e = (
-            measure_column_fairness("binary", "g", group, (rng.random(800) < 0.5) * 1.0, s, resampling=Resampling(60))
-            .gaps["demographic_parity_difference"]
-            .estimate
-        )
+        rows = ScoredRows("binary", (rng.random(800) < 0.5) * 1.0, s, resampling=Resampling(60))
+        e = measure_column_fairness(rows, "g", group).gaps["demographic_parity_difference"].estimate
         inside.append(e.low <= .1 <= e.high)
     assert np.mean(inside) >= .85
 
@@ -156,10 +147,56 @@ def test_rates_near_0_and_1_raise_no_false_alarm(rate, n):
         rng = np.random.default_rng(seed)
         group = np.repeat(np.array(["a", "b"], object), n)
         acted, y = (rng.random(sum(n)) < rate).astype(float), np.arange(sum(n)) % 2.
-        found = measure_column_fairness("binary", "g", group, y, acted, min_rows=40,
-                                        resampling=Resampling(50, seed=seed))
+        rows = ScoredRows("binary", y, acted, resampling=Resampling(2))
+        found = measure_column_fairness(rows, "g", group, min_rows=40)
         false += found.gaps["demographic_parity_difference"].estimate.low > 0
     assert false <= 18 # 10 are expected at most, and more than 18 once in 200
+
+
+@pytest.mark.parametrize("sizes", [(3000, 200), (900, 60), (200, 200), (60, 60)])
+@pytest.mark.parametrize("level", [.975, .995])
+def test_groups_that_are_alike_seldom_differ_whatever_their_rate(sizes, level):
+    "By adding up the probabilities of all outcomes; of Wilson's intervals up to 2.9 times as many differ as may."
+    def intervals(n): # (n + 1,) rates and the ends of their intervals
+        return np.array([(e.value, e.low, e.high) for e in (rate_interval(x / n, n, level) for x in range(n + 1))]).T
+    (a, l, u), (b, m, v) = map(intervals, sizes)
+    apart = a[:, None] - b
+    sure = (apart > np.hypot((a - l)[:, None], v - b)) | (-apart > np.hypot(b - m, (u - a)[:, None]))
+    for rate in (.001, .003, .01, .03, .1, .3, .5):
+        p, q = (stats.binom.pmf(np.arange(n + 1), n, rate) for n in sizes)
+        assert p @ sure @ q <= 1.01 * (1 - level)
+
+
+def test_the_interval_of_a_rate_is_exact_with_half_of_what_was_seen():
+    for x, n, level in ((3, 50, .95), (49, 50, .99), (20, 400, .999)):
+        e, tail = rate_interval(x / n, n, level), (1 - level) / 2
+        assert stats.binom.sf(x, n, e.low) + stats.binom.pmf(x, n, e.low) / 2 == pytest.approx(tail)
+        assert stats.binom.cdf(x - 1, n, e.high) + stats.binom.pmf(x, n, e.high) / 2 == pytest.approx(tail)
+    assert rate_interval(0, 30).low == 0 and rate_interval(1, 30).high == 1
+    assert rate_interval(.1, 30.5).low == pytest.approx(rate_interval(.1, 30).low, abs=.001)
+
+
+def test_rows_of_entities_are_worth_less():
+    rng = np.random.default_rng(0)
+    def worth(error, n_rarer): return independent_rows(.2, rng.normal(.2, error, 5_000), 1_000, 50, n_rarer)
+    assert worth((.16 / 1_000)**.5, 50) == pytest.approx(1_000 * .95, rel=.05) # as if independent, but for 49 degrees
+    assert worth((.16 / 100)**.5, 50) == pytest.approx(95, rel=.05) and worth(1e-9, 50) < 1_000
+    assert worth((.16 / 400)**.5, 5) == pytest.approx(400 * (1.962 / 2.776)**2, rel=.05) # 4 degrees of freedom
+    assert worth((.16 / 60)**.5, 5) == worth(.1, 1) == 50 # one for each entity at least
+
+
+def test_few_people_with_a_rare_outcome_raise_no_false_alarm():
+    "A person of whom one row is acted on has more of them, and of thirty people one or two are such."
+    false = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        people = np.arange(6600) // 20
+        group = np.where(people < 300, "a", "b").astype(object)
+        act = (rng.random(6600) < rng.beta(.0467, 2.287, 330)[people]) * 1. # 2 %, correlated by 0.3 within a person
+        rows = ScoredRows("binary", np.arange(6600) % 2., act, resampling=Resampling(50, seed=seed, clusters=people))
+        gap = measure_column_fairness(rows, "g", group).gaps["demographic_parity_difference"]
+        false += gap.estimate.low > 0
+    assert false <= 3 # with thirty degrees of freedom for the thirty people it is twice that
 
 
 def test_rows_of_one_person_are_one():
@@ -170,8 +207,9 @@ def test_rows_of_one_person_are_one():
         people = np.arange(1600) // 20
         group, act = np.where(people < 40, "a", "b").astype(object), (rng.random(80) < .5).astype(float)[people]
         for name, clusters in (("rows", None), ("people", people)):
-            found = measure_column_fairness("binary", "g", group, rng.integers(0, 2, 1600) * 1., act,
-                                            resampling=Resampling(50, seed=seed, clusters=clusters))
+            rows = ScoredRows("binary", rng.integers(0, 2, 1600) * 1., act,
+                              resampling=Resampling(50, seed=seed, clusters=clusters))
+            found = measure_column_fairness(rows, "g", group)
             sure[name] += found.gaps["demographic_parity_difference"].estimate.low > 0
     assert sure["rows"] > 20 and sure["people"] <= 8 # 3 are expected, and more than 8 once in 200
 
@@ -209,10 +247,9 @@ def test_the_ratio_of_two_figures():
 def test_nobody_of_a_group_is_acted_on():
     group, y, s = world()
     with warnings.catch_warnings(action="error"):
-        found = measure_column_fairness(
-            "binary", "g", group, y, np.where(group == "a", 0, s), resampling=Resampling(20)
-        )
-        nobody = measure_column_fairness("binary", "g", group, y, s / 3, resampling=Resampling(20))
+        rows = ScoredRows("binary", y, np.where(group == "a", 0, s), resampling=Resampling(20))
+        found = measure_column_fairness(rows, "g", group)
+        nobody = measure_column_fairness(rows._replace(scores=s / 3), "g", group)
     ratio = found.gaps["demographic_parity_ratio"].estimate
     assert (ratio.value, ratio.low) == (0, 0) and 0 < ratio.high < .05
     assert found.gaps["demographic_parity_difference"].lowest == "a"
@@ -238,27 +275,24 @@ def test_few_rows_are_named_and_one_group_is_a_sentence():
     group, y, s = world(600)
     group[:30] = "few"
     frame = pl.DataFrame({"g": group.astype(str), "one": ["same"] * 600})
-    g, one, *both = measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 200, Resampling(20))
+    rows = ScoredRows("binary", y, s, resampling=Resampling(20))
+    g, one, *both = measure_fairness(rows, frame, ["g", "one"], 200)
     assert g.small_groups == {"few": 30} and {x.value for x in g.groups} == {"a", "b"}
     assert one.gaps == {} and one.message == "By one nothing can be compared: only same has enough rows."
     assert [f.column for f in both] == ["g and one"]
-    (none,) = measure_fairness("binary", frame, ["g"], y, s, None, DecisionSettings(), 500, Resampling(20))
+    (none,) = measure_fairness(rows, frame, ["g"], 500)
     assert (none.groups, none.gaps) == ([], {}) and "no group has enough rows" in none.message
-    assert [
-        f.column
-        for f in measure_fairness("binary", frame, ["g", "one"], y, s, None, DecisionSettings(), 500, Resampling(20))
-    ] == ["g", "one"]  # and no pair of them
-    (tiny,) = measure_fairness(
-        "binary", frame.head(50), ["g"], y[:50], s[:50], None, DecisionSettings(), 5, Resampling(20)
-    )  # 30 are of one group, of 20 there is no rate
+    assert [f.column for f in measure_fairness(rows, frame, ["g", "one"], 500)] == ["g", "one"]  # and no pair of them
+    first = np.arange(50)
+    (tiny,) = measure_fairness(rows.take(first), frame.head(50), ["g"], 5) # 30 of one group, of 20 there is no rate
     assert tiny.gaps.keys() == {"roc_auc_difference"} and "for no figure a second group has enough rows" in tiny.message
-    assert measure_fairness("binary", frame, [], y, s) == [] and fairness_table([none]).is_empty()
+    assert measure_fairness(rows, frame, []) == [] and fairness_table([none]).is_empty()
 
 
 def test_scores_that_are_no_numbers_compare_nothing():
     group, y, s = world(600)
     s[3] = np.nan
-    (found,) = measure_fairness("binary", pl.DataFrame({"g": group.astype(str)}), ["g"], y, s)
+    (found,) = measure_fairness(ScoredRows("binary", y, s), pl.DataFrame({"g": group.astype(str)}), ["g"])
     assert found.gaps == {} and found.message.endswith("some scores are not finite.")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind
 
 from mlops_nb.evaluate import slice_discovery as module
-from mlops_nb.evaluate.metrics import METRICS, row_loss
+from mlops_nb.evaluate.metrics import METRICS, ScoredRows, row_loss
 from mlops_nb.evaluate.slice_discovery import (
     bin_columns,
     count_comparisons,
@@ -50,11 +50,15 @@ def world(task, n=4000, seed=0, fault=1.0, more=0):
     return frame.with_columns(_target=pl.Series(truth, dtype=pl.Float64)), p
 
 
+def discover(task, valid, v, test, t, columns=COLUMNS, min_rows=100, resampling=Resampling(5)):
+    rows = {split: ScoredRows(task, frame["_target"].to_numpy(), s, resampling=resampling)
+            for split, frame, s in (("valid", valid, v), ("test", test, t))}
+    return discover_slices(rows, {"valid": valid, "test": test}, columns, min_rows)
+
+
 def look(task, columns=COLUMNS, n=4000, seed=0, fault=1.0, more=0, **options):
-    (valid, v), (test, t) = world(task, n, seed, fault, more), world(task, n, seed + 1, fault, more)
-    return discover_slices(
-        task, columns, valid, test, {"valid": v, "test": t}, **{"min_rows": 100, "resampling": Resampling(20)} | options
-    )
+    return discover(task, *world(task, n, seed, fault, more), *world(task, n, seed + 1, fault, more), columns,
+                    **{"resampling": Resampling(20)} | options)
 
 
 def sure(found, *measures):
@@ -109,10 +113,7 @@ def test_without_a_fault_nothing_is_sure():
 def test_the_test_rows_judge_and_do_not_search():
     (valid, v), (test, t) = world("binary"), world("binary", seed=1)
     other = test.with_columns(_target=1 - pl.col("_target"))
-    first, second = (
-        discover_slices("binary", COLUMNS, valid, f, {"valid": v, "test": t}, min_rows=100, resampling=Resampling(5))
-        for f in (test, other)
-    )
+    first, second = (discover("binary", valid, v, f, t) for f in (test, other))
     assert [(x.measure, x.where, x.n_rows) for x in first.slices] == [
         (x.measure, x.where, x.n_rows) for x in second.slices
     ]
@@ -121,9 +122,7 @@ def test_the_test_rows_judge_and_do_not_search():
 
 def test_predictions_that_are_off_everywhere_are_no_spot():
     (valid, v), (test, t) = world("regression", fault=0), world("regression", seed=1, fault=0)
-    found = discover_slices(
-        "regression", COLUMNS, valid, test, {"valid": v - 9, "test": t - 9}, min_rows=100, resampling=Resampling(5)
-    )
+    found = discover("regression", valid, v - 9, test, t - 9)
     assert not sure(found, "under_predicted", "over_predicted")
 
 
@@ -268,14 +267,10 @@ def test_where_nothing_can_be_searched_it_says_why(change, said, monkeypatch):
 
 def test_scores_that_are_no_numbers_and_a_loss_without_a_difference():
     (valid, v), (test, t) = world("regression", fault=0), world("regression", seed=1, fault=0)
-    y = {"valid": valid["_target"].to_numpy(), "test": test["_target"].to_numpy()}
-    bad = discover_slices(
-        "regression", COLUMNS, valid, test, {"valid": v, "test": np.where(np.arange(4000) == 7, np.nan, t)}
-    )
+    bad = discover("regression", valid, v, test, np.where(np.arange(4000) == 7, np.nan, t))
     assert "some scores are not finite" in bad.message
-    assert (
-        "the loss is the same in all rows" in discover_slices("regression", COLUMNS, valid, test, y).message
-    )  # a perfect model
+    perfect = discover("regression", valid, valid["_target"].to_numpy(), test, test["_target"].to_numpy())
+    assert "the loss is the same in all rows" in perfect.message
 
 
 def test_the_same_seed_gives_the_same_spots():

@@ -7,9 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, weighted_metric
-from mlops_nb.evaluate.slices import bin_column, binned_residuals, evaluate_slices, measure_slices, slice_table
-from mlops_nb.stats.bootstrap import Resampling
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, ScoredRows, weighted_metric
+from mlops_nb.evaluate.slices import (
+    Slice,
+    bin_column,
+    binned_residuals,
+    compare_with_rest,
+    evaluate_slices,
+    lacks_skill,
+    measure_slices,
+    primary_metric_and_gap,
+    simpler_and_better,
+    simpler_gains,
+    slice_table,
+    weighted_recalibrated_skill,
+    weighted_skill_score,
+)
+from mlops_nb.stats.bootstrap import Estimate, Resampling
 
 quick = settings(deadline=None, max_examples=80)
 columns = st.one_of(
@@ -69,7 +83,8 @@ def data(task, n=1200, seed=0):
 @pytest.mark.parametrize("task", METRICS)
 def test_a_slice_is_the_metric_on_its_rows(task):
     region, y, s = data(task)
-    found, small = evaluate_slices(task, pl.DataFrame({"region": region}), y, s, ["region"], resampling=Resampling(30))
+    scored = ScoredRows(task, y, s, resampling=Resampling(30))
+    found, small = evaluate_slices(scored, pl.DataFrame({"region": region}), ["region"])
 
     def at(rows): return weighted_metric(task, PRIMARY_METRIC[task], y[rows], s[rows])(np.ones(rows.sum()))
 
@@ -87,7 +102,8 @@ def test_a_slice_is_the_metric_on_its_rows(task):
 def test_a_broken_slice_is_worse_by_more_than_chance():
     region, y, s = data("regression")
     s = s + np.where(region == "n", 3, 0)
-    found = {x.value: x for x in evaluate_slices("regression", pl.DataFrame({"region": region}), y, s, ["region"])[0]}
+    slices, _ = evaluate_slices(ScoredRows("regression", y, s), pl.DataFrame({"region": region}), ["region"])
+    found = {x.value: x for x in slices}
     assert found["n"].gap.low > 0 and found["s"].gap.high < 0
     assert slice_table(list(found.values()))["value"][0] == "n"
 
@@ -95,30 +111,26 @@ def test_a_broken_slice_is_worse_by_more_than_chance():
 def test_small_slices_are_counted_not_judged():
     region = pl.Series(["a"] * 500 + ["b"] * 20 + ["c"] * 5 + [None] * 3)
     y = np.tile([0.0, 1.0], 264)
-    found, small = evaluate_slices(
-        "binary", pl.DataFrame({"r": region}), y, y, ["r"], min_rows=100, resampling=Resampling(5)
-    )
+    rows = ScoredRows("binary", y, y, resampling=Resampling(5))
+    found, small = evaluate_slices(rows, pl.DataFrame({"r": region}), ["r"], min_rows=100)
     assert [x.value for x in found] == ["a"] and [(x.n_slices, x.n_rows) for x in small] == [(3, 28)]
 
 
 def test_a_column_with_one_value_has_no_rest():
     y = np.tile([0.0, 1.0], 300)
-    assert evaluate_slices("binary", pl.DataFrame({"r": ["x"] * 600}), y, y, ["r"], resampling=Resampling(5)) == (
-        [],
-        [],
-    )
+    assert evaluate_slices(ScoredRows("binary", y, y), pl.DataFrame({"r": ["x"] * 600}), ["r"]) == ([], [])
     assert slice_table([]).columns[:3] == ["column", "value", "n_rows"]
 
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    ((here, rest, gap, *_),) = measure_slices(
-        "binary", y, np.linspace(0, 1, 600), [np.arange(600) < 300], resampling=Resampling(20)
-    )
+    rows = ScoredRows("binary", y, np.linspace(0, 1, 600), resampling=Resampling(20))
+    ((here, rest, gap, *_),) = measure_slices(rows, [np.arange(600) < 300])
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
-def test_no_segments(): assert evaluate_slices("binary", pl.DataFrame(), np.ones(3), np.ones(3), []) == ([], [])
+def test_no_segments():
+    assert evaluate_slices(ScoredRows("binary", np.ones(3), np.ones(3)), pl.DataFrame(), []) == ([], [])
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -154,9 +166,63 @@ def test_residuals_of_a_single_row_have_no_interval():
     assert table.select("mean", "low", "high").row(0) == (2.0, None, None)
 
 
+def test_the_skill_score_is_the_share_of_the_constants_error_that_is_saved():
+    for task in METRICS:
+        _, y, s = data(task, seed=3)
+        w, target = np.random.default_rng(0).integers(0, 3, len(y)) * 1., y
+        if task == "multiclass": target = (y[:, None] == np.arange(3)) * 1.
+        target, scores = target.reshape(len(y), -1), s.reshape(len(y), -1)
+        error = (w @ (target - scores)**2).sum()
+        constant = (w @ (target - w @ target / w.sum())**2).sum()
+        rows = ScoredRows(task, y, s)
+        assert weighted_skill_score(rows)(w) == pytest.approx(1 - error / constant)
+        lines = [np.polyval(np.polyfit(x, t, 1, w=w**.5), x) for x, t in zip(scores.T, target.T, strict=True)]
+        best = 1 - (w @ (target - np.transpose(lines))**2).sum() / constant
+        assert weighted_skill_score(rows)(w) <= weighted_recalibrated_skill(rows)(w) == pytest.approx(best)
+    ones = np.ones(4)
+    assert np.isnan(weighted_skill_score(ScoredRows("regression", ones, ones))(ones))
+    assert weighted_recalibrated_skill(ScoredRows("regression", np.arange(4.), ones))(ones) == 0
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_nothing_simpler_is_better_than_the_truth(task):
+    rng = np.random.default_rng(1)
+    region, y, s = data(task, 2000)
+    if task == "regression": y = s + rng.normal(size=len(s))
+    worse = s[rng.permutation(len(s))]
+    gains = simpler_gains(ScoredRows(task, y, s), {"linear": worse, "same": s})
+    assert gains["recalibrated"].low < 0 < gains["recalibrated"].high
+    assert gains["linear"].high < 0 == gains["same"].value
+    gains = simpler_gains(ScoredRows(task, y, worse), {"linear": s})
+    assert 0 < gains["recalibrated"].low < gains["linear"].low
+
+
+def test_what_is_better_by_a_trifle_does_not_count():
+    def named(**gains):
+        s = Slice("region", "n", 900, Estimate(.6), .8, Estimate(.2), .1, .4, Estimate(.3, .21, .39), gains, {})
+        return list(simpler_and_better(s)), lacks_skill(s, .5), lacks_skill(s, .6)
+    some = dict(recalibrated=Estimate(.05, .041, .06), linear=Estimate(.2, .1, .3))
+    assert named(**some) == (["linear", "recalibrated"], True, False)
+    assert named(recalibrated=Estimate(.05, .039, .06), linear=Estimate(None)) == ([], True, False)
+
+
+def test_a_bootstrap_of_few_entities_is_widened():
+    "Sixty entities of one value each: the standard error of a mean has 59 in its denominator, not 60."
+    rng, who = np.random.default_rng(0), np.repeat(np.arange(60), 20)
+    y = rng.normal(size=60)[who]
+    rows = ScoredRows("regression", y, np.zeros(len(y)), resampling=Resampling(4_000, clusters=who))
+    mean = primary_metric_and_gap("regression")._replace(prepare=lambda r: weighted_metric("regression", "bias", r.y,
+                                                                                            r.scores), scale="real")
+    ((e, _, _),), = compare_with_rest(rows, [mean], [who < 10])
+    expected = y[:200:20].std(ddof=1) / 10**.5
+    # a draw has ten of sixty entities on average, not always: the mean of a part varies by a little more
+    assert (e.high - e.low) / 2 / 2.262 == pytest.approx(expected, rel=.08)
+
+
 def test_slices_judged_in_batches_are_the_same(monkeypatch):
     region, y, s = data("binary", 4000)
     frame = pl.DataFrame({"region": region, "x": s})
-    together = evaluate_slices("binary", frame, y, s, ["region", "x"], resampling=Resampling(10))
-    monkeypatch.setattr("mlops_nb.evaluate.slices.max", lambda *a: 2, raising=False)
-    assert evaluate_slices("binary", frame, y, s, ["region", "x"], resampling=Resampling(10)) == together
+    scored = ScoredRows("binary", y, s, resampling=Resampling(10))
+    together = evaluate_slices(scored, frame, ["region", "x"])
+    monkeypatch.setattr("mlops_nb.evaluate.slices._BATCH_VALUES", 2 * len(y))
+    assert evaluate_slices(scored, frame, ["region", "x"]) == together

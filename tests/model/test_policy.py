@@ -17,7 +17,7 @@ from mlops_nb.config.params import EvaluateParams, Params, PolicyParams, PolicyR
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.prepare import read_split
-from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits
+from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits, split_resamplings
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.serve.request_validation import RequestDecoder
@@ -28,6 +28,10 @@ RULES = [PolicyRule(when={"place": ["Örebro", None]}, decision="no"),
          PolicyRule(when={"count": [40, None]}, max_score=.2),
          PolicyRule(when={"note": "staff"}, review=True),
          PolicyRule(when={"when": ["2026-03-01", "2026-03-31"], "known": True}, min_score=.9)]
+
+
+def scored(predictor, splits, params):
+    return score_splits(predictor, splits, params, split_resamplings(params, splits))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,8 @@ def ruled(projects, tmp_path_factory):
     params.evaluate.policy = PolicyParams(reject_region=(.4, .6), rules=RULES)
     write_params(params, root / "params.yaml")
     predictor = open_trained_predictor(root)
-    score_splits(predictor, {part: read_split(root, part) for part in ("valid", "test")},
-                 read_params(root / "params.yaml").evaluate)
+    scored(predictor, {part: read_split(root, part) for part in ("valid", "test")},
+           read_params(root / "params.yaml").evaluate)
     predictor.policy.threshold = .5
     write_json(root / "artifacts/evaluation/policy.json", predictor.policy)
     run_bundle(root)
@@ -143,7 +147,7 @@ def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     parts = {part: read_split(root, part) for part in ("valid", "test")}
     params = EvaluateParams(n_resamples=20, policy=PolicyParams(reject_region=(.4, .6) if task == "binary" else None,
                                                                 rules=rules))
-    found = evaluate_predictor(predictor, parts, score_splits(predictor, parts, params), params)
+    found = evaluate_predictor(predictor, parts, scored(predictor, parts, params), params)
     test, p, plain = parts["test"], found.policy_effect, predictor.predict(parts["test"])
     out, free = predictor.score_frame(test), None if task == "regression" else predictor.decide(plain)
     assert p.n_needs_review == out["needs_review"].sum() > 0 and p.message.startswith(f"Of {len(test):,} test rows "
@@ -155,7 +159,7 @@ def test_the_evaluation_tells_what_is_left_to_a_person(projects, task, rules):
     if free is not None: # the figures measure the model
         assert found.metrics["test"]["accuracy"].value == pytest.approx((test["y"].to_numpy() == free).mean())
     none = EvaluateParams(n_resamples=20)
-    assert evaluate_predictor(predictor, parts, score_splits(predictor, parts, none), none).policy_effect is None
+    assert evaluate_predictor(predictor, parts, scored(predictor, parts, none), none).policy_effect is None
 
 
 def test_the_baseline_of_a_bundle_knows_the_rules(ruled):
@@ -189,7 +193,7 @@ def test_a_policy_that_does_not_fit_stops_the_evaluation(projects, task, change,
     predictor, params = open_trained_predictor(root), Params(evaluate=Params().evaluate)
     params.evaluate.policy = PolicyParams(**change)
     with pytest.raises(UserError, match=said) as e:
-        score_splits(predictor, {"valid": read_split(root, "valid")}, params.evaluate)
+        scored(predictor, {"valid": read_split(root, "valid")}, params.evaluate)
     assert "\n" not in str(e.value)
 
 

@@ -15,6 +15,7 @@ from mlops_nb.report.evaluation_figures import (
     residuals_figure,
     segments_figure,
 )
+from mlops_nb.stats.bootstrap import Estimate
 
 
 def drawn(html): # Titles of the figures
@@ -29,7 +30,7 @@ def evaluated(request): return small_evaluation(request.param)
 def test_all_figures_of_each_task(evaluated):
     e, tables = evaluated
     figures = [comparison_figure(e), calibration_figure(e, tables["calibration_curve"]),
-               segments_figure(e, tables["slices"], 50), residuals_figure(e, tables["residuals"])]
+               segments_figure(e, tables["slices"], 50, 0.5), residuals_figure(e, tables["residuals"])]
     for html in figures: assert drawn(html)[0]
     assert drawn(figures[0])[0] == ("The model is better than the constant model and the linear model and not "
                                     "significantly different from the model in use")
@@ -101,13 +102,27 @@ def test_segments_name_the_worst_only_beyond_chance():
     e, tables = small_evaluation("binary")
     slices = tables["slices"]
     level = slices.with_columns(gap_low=pl.lit(None, pl.Float64))
-    assert drawn(segments_figure(e, level, 50)) == ["No segment is significantly worse than the rest"]
+    assert drawn(segments_figure(e, level, 50, 0.5)) == ["No segment is significantly worse than the rest"]
     worse = slices.with_columns(gap_low=pl.lit(0.1))
-    assert drawn(segments_figure(e, worse, 50))[0].startswith(
+    assert drawn(segments_figure(e, worse, 50, 0.5))[0].startswith(
         f"The model is weakest where {slices['column'][0]} = {slices['value'][0]}: AUC ")
     e.small_slices = [SimpleNamespace(column="<plan>", n_slices=2, n_rows=9)]
-    none = segments_figure(e, slices.clear(), 50).text
+    none = segments_figure(e, slices.clear(), 50, 0.5).text
     assert "<svg" not in none and "fewer than 50): &lt;plan&gt;: 2 values with 9 rows." in none
+
+
+@pytest.mark.parametrize("max_gap, listed", [(0.5, True), (None, True), (0.9, False)])
+def test_segments_that_are_harder_are_listed(max_gap, listed):
+    e, tables = small_evaluation("binary")
+    hard, worse, *others = e.slices
+    for s in (hard, worse): s.skill_score_rest, s.skill_score_gap = 0.4, Estimate(0.35, 0.3, 0.4)
+    for s in others: s.skill_score_gap = Estimate(0., -0.1, 0.1)
+    hard.simpler_gains, worse.simpler_gains = {}, {"linear": Estimate(0.2, 0.1, 0.3)}
+    text = segments_figure(e, tables["slices"], 50, max_gap).text
+    assert ("Harder rows" in text) == listed
+    if listed:
+        _, table = text.split("Harder rows")
+        assert f"{hard.column} = {hard.value}" in table and f"{worse.column} = {worse.value}" not in table
 
 
 def test_residuals_name_a_group_only_beyond_chance(evaluated):

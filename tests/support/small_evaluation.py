@@ -7,7 +7,7 @@ import polars as pl
 from mlops_nb.config.params import EvaluateParams
 from mlops_nb.evaluate.comparison import compare_with_model
 from mlops_nb.evaluate.decision_threshold import cost_curve, measure_calibration
-from mlops_nb.evaluate.evaluation import evaluate_scores
+from mlops_nb.evaluate.evaluation import evaluate_scores, scored_rows, split_resamplings
 from mlops_nb.evaluate.model_selection import LearnerCandidate
 from mlops_nb.evaluate.slices import binned_residuals, slice_table
 from mlops_nb.stats.bootstrap import Resampling
@@ -30,7 +30,8 @@ def small_evaluation(task, learners=("gbdt",)): # Evaluation, tables by name
     rows = {"valid": small_rows(task, 300, "valid", 1), "test": small_rows(task, 400, "test", 2)}
     y = {s: r["_target"].to_numpy() for s, r in rows.items()}
     scores, worse = ({s: made_up_scores(task, r, noise) for s, r in rows.items()} for noise in (0.05, 0.2))
-    e = evaluate_scores(schema, params, rows["valid"], rows["test"], scores)
+    scored = scored_rows(schema, params, rows, scores, split_resamplings(params, rows, schema.entity))
+    e = evaluate_scores(schema, params, scored, rows["test"], {"linear": worse["test"]})
     e.learner, e.selection_reason = learners[0], "It is better on the validation set."
     e.candidates = [LearnerCandidate(name, 2048 * (i + 1), e.metrics) for i, name in enumerate(learners)]
     constant = {s: np.broadcast_to(v.mean(0), v.shape).copy() for s, v in scores.items()}
