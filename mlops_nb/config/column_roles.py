@@ -30,15 +30,16 @@ _INDEX_NAME = re.compile(r"^(level_\d|index|idx|_id|column_1|row_?(id|num|number
 def _words(text): return frozenset(text.split())
 
 _PEOPLE = _words("customer client user patient subject person member subscriber employee student driver passenger "
-                 "guest player owner borrower applicant holder cust kunde kunden")
+                 "guest player owner borrower applicant holder cust kunde kunden cliente usuario paciente utilisateur "
+                 "utente klant")
 _WHO = _PEOPLE | _words("account acct household card device machine vehicle msisdn imei imsi iccid ssn iban vin email "
                         "phone telephone mobile")
 _WHO_ALONE = _WHO - _words("account card mobile vehicle machine device driver") # whole names of other things
 _THING = _words("order invoice ticket transaction trans booking session request case claim loan policy contract serial "
                 "tracking receipt encounter visit record line article product item")
-_NUMBER = _words("id ids no nr num number nbr uuid guid key ref reference hash code pk")
+_NUMBER = _words("id ids no nr num number nbr nummer numero uuid guid key ref reference hash code pk")
 _ID = _words("id uuid guid key pk hash")
-_JOINED = re.compile(rf"^({'|'.join(sorted(_WHO | _THING))})(id|no|nr|num|number|nbr|key|uuid)$") # customerid, kundennr
+_JOINED = re.compile(rf"^({'|'.join(sorted(_WHO | _THING))})(id|no|nr|num|number|nbr|nummer|key|uuid)$") # userid
 
 # %% ../../nbs/config/09_column_roles.ipynb #4dd80b0a
 def identifier_kind(
@@ -52,7 +53,7 @@ def identifier_kind(
     if joined: return "who" if joined[1] in _WHO else "thing"
     if words[0] in _WHO_ALONE and len(words) == 1 or words in (["e", "mail"], ["email", "address"]): return "who"
     before = words[-2] if len(words) > 1 else ""
-    if words[-1] in _NUMBER and before in _WHO: return "who"
+    if words[-1] in _NUMBER and before in _WHO or words[0] == "id" and words[-1] in _WHO: return "who"
     return "thing" if words[-1] in _ID or words[-1] in _NUMBER and before in _THING else ""
 
 # %% ../../nbs/config/09_column_roles.ipynb #2001c839
@@ -234,7 +235,8 @@ def propose_role(
     reason, kind = _identifier_reason(name, type, each, distinct, form)
     if reason:
         repeats = each >= 1.25 and kind in ("who", "thing")
-        return ColumnRole(reason, kind if repeats else "")
+        unsure = ["is it an identifier?"] if kind == "row" else [] # no name says so
+        return ColumnRole(reason, kind if repeats else "", checks=unsure)
     return ColumnRole(_uninformative_reason(type, profile, form), sensitive=sensitive, checks=alike)
 
 # %% ../../nbs/config/09_column_roles.ipynb #3d955a34

@@ -36,7 +36,7 @@ def test_words(name, words): assert name_words(name) == words
 @pytest.mark.parametrize("kind, names", [
     ("index", ["", "Unnamed: 0", "Unnamed: 0.1", "Unnamed: 0.1.1", "__index_level_0__", "_c0"]),
     ("who", ["customer_id", "CustomerID", "userId", "patient_nbr", "kundennr", "src_user_id", "email", "e-mail",
-             "phone_number", "account_no", "client", "msisdn"]),
+             "phone_number", "account_no", "client", "msisdn", "Kundennummer", "id_cliente", "ID_client"]),
     ("thing", ["id", "order_id", "InvoiceNo", "PULocationID", "uuid", "loan_number", "transactionid"]),
     ("", ["paid", "valid", "grid", "covid", "humid", "phone_service", "customer_age", "user_type", "account", "index",
           "number_of_rooms", "num_lines", "country_code", "device", "key_rate", "income"])])
@@ -90,6 +90,7 @@ def test_a_name_alone_makes_no_index_of_a_measurement(name, values):
 def test_numbers_that_count_or_name_are_no_features(values, why):
     found = propose(figure=values)
     assert not found.schema.columns["figure"].feature and why in found.comments["figure"]
+    assert found.comments["figure"].endswith("CHECK: is it an identifier?")
 
 
 @pytest.mark.parametrize("values", [
