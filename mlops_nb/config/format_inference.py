@@ -47,8 +47,18 @@ def _write_number_format(thousands, decimal, prefix="", suffix="", negative="-")
     if text == "1234.5" and negative == "-": return None
     return {"-": text, "5-": f"{text}-", "()": f"({text})"}[negative]
 
+_DIGITS = str.maketrans("023456789", "111111111")
+
+def _shape(value): # with all digits alike, but for a zero in front: more a format does not see of a value
+    alike = value.translate(_DIGITS)
+    return alike.replace("1", "0", 1) if re.match(r"\D*0", value) else alike
+
 def propose_number_formats(value: str) -> list[str | None]: # As `Column.format`; None for plain numbers
     "The formats in which a value is a number."
+    return [*_number_formats(_shape(value))]
+
+@lru_cache(65_536)
+def _number_formats(value):
     found = _NUMBER.fullmatch(value)
     if not found or bool(found[1]) != bool(found[7]): return []
     prefix, suffix = found[3].strip(), found[6].strip()
@@ -81,6 +91,11 @@ def propose_time_formats(
     epoch: bool = False, # May a number be the time since 1970?
 ) -> list[str]: # In strftime's letters, an epoch format, or `ISO 8601`
     "The formats in which a value is a time."
+    day_by_its_digits = epoch or re.match(r"\d{8}(\D|$)", value) # only these formats see more than the shape
+    return [*_time_formats(value if day_by_its_digits else _shape(value), epoch)]
+
+@lru_cache(65_536)
+def _time_formats(value, epoch):
     since = [f for p, f in _EPOCHS.items() if p.fullmatch(value)] if epoch else []
     if since: return since
     parts = _TIME_OF_DAY.fullmatch(value)
@@ -131,16 +146,19 @@ def _with_joined_formats(keys):
 # %% ../../nbs/config/12_format_inference.ipynb #813a36dc
 _PAST_INT64, _PAST_FLOAT = 2.0**63, 2.0**53 # from here on whole numbers do not fit, or not to the last digit
 
+@lru_cache(1024)
+def _parse_text_expr(type, format): return parse_value_expr(pl.col("x"), pl.String(), type, (), format)
+
 def _count(candidate, values):
     "Add a batch of values to the figures of a candidate; says which of them it reads."
-    parsed = parse_value_expr(pl.col("x"), pl.String(), candidate.type, (), _format_of(candidate))
-    read = values.to_frame("x").select(parsed).to_series()
+    read = values.to_frame("x").select(_parse_text_expr(candidate.type, _format_of(candidate))).to_series()
     candidate.n_read += read.count()
     if candidate.type == "number":
-        size = read.abs()
-        candidate.n_whole += (read == read.floor()).sum()
-        candidate.n_inexact += ((size > _PAST_FLOAT) & (read == read.floor())).sum()
-        candidate.n_huge += (size >= _PAST_INT64).sum()
+        size, whole = read.abs(), read == read.floor()
+        candidate.n_whole += whole.sum()
+        if (size.max() or 0) > _PAST_FLOAT:
+            candidate.n_inexact += ((size > _PAST_FLOAT) & whole).sum()
+            candidate.n_huge += (size >= _PAST_INT64).sum()
     if candidate.type == "timestamp":
         candidate.n_offset += values.to_frame("x").select(has_offset_expr(pl.col("x")).sum()).item()
     left = values.filter(read.is_null())
@@ -196,7 +214,7 @@ def _discover(self: _TextColumn, text, read, first):
         few = unread.gather_every(max(1, len(unread) // 200)).unique(maintain_order=True).to_list()
         if len(self.sample) < 300: self.sample.update(dict.fromkeys(few))
         keys = [(c.type, c.format) for c in self.candidates]
-        new = [k for k in _with_joined_formats([*keys, *_propose(few, self.epoch)]) if k not in keys]
+        new = [k for k in _with_joined_formats([*keys, *_propose(few[::3] if len(few) > 99 else few, self.epoch)]) if k not in keys]
         self.candidates += (added := [_Candidate(*k) for k in new])
         if not first: self.is_grown |= bool(added)
         if not (first and added): return
@@ -251,8 +269,11 @@ def _preference(c): # a comma with three digits behind groups thousands; a point
     return (_style(c) == ",", _complexity(c)) if c.type == "number" else _complexity(c)
 
 def _is_ambiguous_number(column): # is there a value that two number formats read differently?
-    return any(len({parse_number_format(f or "1234.5").decimal for f in propose_number_formats(v)}) > 1
-               and any(s in v for s in ",.") for v in column.sample)
+    return any(("," in v or "." in v) and _has_two_decimal_signs(_shape(v)) for v in column.sample)
+
+@lru_cache(65_536)
+def _has_two_decimal_signs(shape):
+    return len({parse_number_format(f or "1234.5").decimal for f in propose_number_formats(shape)}) > 1
 
 # %% ../../nbs/config/12_format_inference.ipynb #e3bdedbe
 def _missing_words(column, type):
@@ -299,6 +320,27 @@ def _choose_time_zone(found, c):
     found.time_zone = "UTC"
     found.checks.append(f"the time_zone: {c.n_read - c.n_offset:,} times have no offset from UTC and are read as UTC, {c.n_offset:,} have one")
 
+# %% ../../nbs/config/12_format_inference.ipynb #23e47755
+_PLAIN_NUMBER = r"^[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?$"
+_NOT_ONLY_A_NUMBER = r"^([+-]?[1-9]\d{0,2}\.\d{3}|(19|20)\d{6})$" # grouped digits, or a day such as 20210131
+
+def _find_plain_numbers(read, names):
+    "The columns of plain numbers, with their type, and whether any of them has a decimal point."
+    left, filled, fractions, points, text = names, set(), set(), set(), pl.all().str.strip_chars()
+    for batch in read(names) if names else ():
+        some = batch.select(left).select(text)
+        odd = ~pl.all().str.contains(_PLAIN_NUMBER) | pl.all().str.contains(_NOT_ONLY_A_NUMBER)
+        which = lambda expr: {n for n, found in zip(some.columns, some.select(expr.any()).row(0)) if found}
+        wrong = which((pl.all() != "") & odd)
+        filled |= which(pl.all() != "")
+        left = [n for n in left if n not in wrong]
+        if not left: break
+        some = some.select(left)
+        points |= which(pl.all().str.contains(".", literal=True))
+        fractions |= which(pl.all().str.contains(r"\.\d*[1-9]"))
+    kinds = {n: "number" if n in fractions else "integer" for n in left if n in filled}
+    return kinds, any(n in points for n in kinds)
+
 # %% ../../nbs/config/12_format_inference.ipynb #cea5e95b
 def infer_formats_of_batches(
     read: Callable[[list[str]], Iterator[pl.DataFrame]], # Starts a pass over the data: batches with these columns of text
@@ -308,16 +350,18 @@ def infer_formats_of_batches(
 ) -> dict[str, TextReading]: # By column
     "How each column of text is read, by all its values."
     columns = {n: _TextColumn(n, n == time or bool(_TIME_NAME.search(n))) for n in names}
-    todo = names
+    plain, has_point = _find_plain_numbers(read, [n for n in names if not columns[n].epoch])
+    todo = [n for n in names if n not in plain]
     for _ in range(max_passes + 1):
         if not todo: break
         columns |= {n: columns[n].restart() for n in todo}
         for batch in read(todo):
             for n in todo: columns[n].add(batch[n])
         todo = [n for n in todo if columns[n].is_grown]
-    best = {n: _best_candidates(c) for n, c in columns.items()}
+    best = {n: _best_candidates(c) for n, c in columns.items() if n not in plain}
     proven = {_style(b[0]) for n, b in best.items() if len(b) == 1 and _proves_style(columns[n], b[0])}
-    return {n: _reading(columns[n], best[n], proven) for n in names}
+    proven |= {"."} if has_point else set()
+    return {n: TextReading(plain[n]) if n in plain else _reading(columns[n], best[n], proven) for n in names}
 
 def _proves_style(column, c):
     if c.type == "timestamp": return _style(c) in ("dmy", "mdy") and "/" in c.format or "-" in (c.format or "")

@@ -188,7 +188,8 @@ def test_only_an_inferred_schema_says_that_it_was_inferred(tmp_path):
 def test_columns_read_together_are_read_as_each_by_itself():
     values = {"integer": ["1", " 2 ", "x", "-999", None, "3.0"], "number": ["1.5", "?", "inf", "-999", None, "nan"],
               "boolean": ["yes", "0", "?", "maybe", None, "T"], "category": [" a", "A ", "?", "b", None, ""],
-              "timestamp": ["2021-01-01", "?", "2021-02-03 04:05", "x", None, ""], "text": [" a", "?", "", "b", None, "c"]}
+              "timestamp": ["2021-01-01", "?", "2021-02-03 04:05", "x", None, ""],
+              "text": [" a", "?", "", "b", None, "c"]}
     columns, raw = {}, {}
     for type, texts in values.items():
         for i in range(3): # two alike, and one with words of its own
