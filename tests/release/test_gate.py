@@ -475,6 +475,18 @@ def test_a_leak_fails_the_gate_until_it_is_accepted_by_name(project):
     assert rule().passed and "x alone predicts y. It was accepted: known on the day. count" in rule().message
 
 
+def test_a_telling_name_alone_is_said_and_refuses_no_model():
+    said = "duration tells y (AUC 0.8), and may be known only afterwards."
+    hint = LeakFinding("duration", "name", 0.6, said, "", blocks=False)
+    alone = check_leaks([hint])
+    assert alone.passed and alone.message == f"No column gives the target away. {hint.message}"
+    copied = LeakFinding("x", "target copy", 1.0, "x alone predicts y.", "Take it away.")
+    both = check_leaks([hint, copied])
+    assert not both.passed and both.value == 1 and both.message == f"x alone predicts y. Take it away. {hint.message}"
+    hint.accepted = "planned on the day before"
+    assert "It was accepted: planned on the day before." in check_leaks([hint]).message
+
+
 def test_leaks_that_nobody_looked_for_are_no_pass():
     assert not check_leaks(None).passed and check_leaks([]).passed
 
