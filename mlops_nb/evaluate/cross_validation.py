@@ -128,7 +128,8 @@ def fit_predictor(
     judged = dict(valid=validation)
     resamplings = split_resamplings(params.evaluate, judged, schema.entity)
     scores = score_splits(predictor, judged, params.evaluate, resamplings).scores
-    settings = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate)
+    settings = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate,
+                                        resamplings['valid'].clusters)
     predictor.policy.threshold = settings.threshold
     return predictor, settings
 

@@ -258,9 +258,10 @@ def min_cost_threshold(
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #2520cdd1
 _FOLDS = 5
 
-def _saved_by_search(y, p, costs, even): # (n,) money saved on each row by a threshold found on the other folds
-    fold, saved = np.random.default_rng(0).permutation(len(y)) % _FOLDS, np.empty(len(y))
-    for held in (fold == k for k in range(_FOLDS)):
+def _saved_by_search(y, p, costs, even, clusters): # (n,) money saved on each row by a threshold found on other folds
+    units = np.arange(len(y)) if clusters is None else clusters
+    fold, saved = (np.random.default_rng(0).permutation(units.max() + 1) % _FOLDS)[units], np.zeros(len(y))
+    for held in (fold == k for k in np.unique(fold)):
         at = min_cost_threshold(y[~held], p[~held], costs)(np.ones((~held).sum()))
         saved[held] = row_cost(y[held], p[held] >= even, costs) - row_cost(y[held], p[held] >= at, costs)
     return saved
@@ -270,12 +271,14 @@ def choose_threshold(
     y: np.ndarray, # (n,) 1 for the event, else 0; of the validation rows
     p: np.ndarray, # (n,) probabilities
     costs: CostParams,
+    clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
 ) -> float: # Act where the probability is at least this; 0 acts on all, a little above 1 on none
     "The break-even threshold, or the one that costs least on these rows where it is cheaper beyond noise."
-    even = break_even_threshold(costs)
-    if even is not None and len(y) > _FOLDS:
-        saved = _saved_by_search(y, p, costs, even)
-        if saved.mean() <= 2 * saved.std(ddof=1) / len(y)**.5: return even
+    even, n_units = break_even_threshold(costs), len(y) if clusters is None else clusters.max() + 1
+    if even is not None and n_units > _FOLDS:
+        saved = _saved_by_search(y, p, costs, even, clusters)
+        error = mean_errors_by_bin(np.zeros(len(y), int), saved, clusters)[0].item()
+        if saved.mean() <= 2 * error: return even
     return min_cost_threshold(y, p, costs)(np.ones(len(y)))
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #b36f2194
@@ -286,7 +289,7 @@ def threshold_interval(
     resampling: Resampling = Resampling(),
 ) -> Estimate:
     "The threshold that `choose_threshold` gives, with the bootstrap interval of the cheapest one."
-    chosen, at = choose_threshold(y, p, costs), min_cost_threshold(y, p, costs)
+    chosen, at = choose_threshold(y, p, costs, resampling.clusters), min_cost_threshold(y, p, costs)
     # it jumps from draw to draw: no figure for a standard error, and the ends need five times as many draws as that
     many = structs.replace(resampling, n_resamples=5 * resampling.n_resamples)
     found = percentile_interval(chosen, bootstrap_replicates(at, len(y), many), resampling.confidence_level)

@@ -106,12 +106,13 @@ def choose_decision_settings(
     y: np.ndarray, # (n,) targets of the validation rows
     scores: np.ndarray, # their scores
     params: EvaluateParams,
+    clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
 ) -> DecisionSettings:
     "What decisions are made by, chosen on the validation rows."
     if task == 'regression':
         return DecisionSettings(tolerance=float(np.std(y) / 4 if params.tolerance is None else params.tolerance))
     if task == 'multiclass' or not np.isfinite(scores).all(): return DecisionSettings(costs=params.costs)
-    return DecisionSettings(choose_threshold(y, scores, params.costs), params.costs)
+    return DecisionSettings(choose_threshold(y, scores, params.costs, clusters), params.costs)
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #befe9ae9
 def entity_clusters(
@@ -156,7 +157,8 @@ def scored_rows(
 ) -> dict[str, ScoredRows]: # By split
     "A model's scores beside what happened, with the decision settings that the validation rows choose."
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    settings = choose_decision_settings(schema.task, y['valid'], scores['valid'], params)
+    settings = choose_decision_settings(schema.task, y['valid'], scores['valid'], params,
+                                        resamplings['valid'].clusters)
     return {split: ScoredRows(schema.task, y[split], s, settings, resamplings[split], schema.classes)
             for split, s in scores.items()}
 

@@ -243,6 +243,18 @@ def test_scores_that_are_no_numbers_have_no_calibration(task):
     assert c.expected_calibration_error is None and isinstance(table, pl.DataFrame) and not len(table)
 
 
+def test_repeated_entities_do_not_make_a_threshold_certain():
+    "Right probabilities of thirty customers: row by row another threshold was cheaper 'beyond noise' twice as often."
+    c, found = CostParams(false_positive=1, false_negative=4), {"rows": 0, "entities": 0}
+    for seed in range(200):
+        who, y, p = customers(seed, 30, 30)
+        for unit, clusters in (("rows", None), ("entities", who)):
+            found[unit] += choose_threshold(y, p, c, clusters) != .2
+    assert found["entities"] <= found["rows"] / 2 and found["entities"] <= 8
+    who, y, p = customers(0, 300, 20) # and wrong ones are still found
+    assert choose_threshold(y, np.clip(3 * p, 0, 1), c, who) > .35
+
+
 def test_money_of_a_perfect_model_and_the_trivial_ones():
     y, c = np.r_[np.ones(100), np.zeros(300)], CostParams(true_positive=-40, false_positive=10, false_negative=0)
     m = measure_decision_costs(y, y, 0.5, c, resampling=Resampling(50))
