@@ -683,10 +683,11 @@ NOTES = [
     "alarm of exactly 5 % misses its target in half of the tables. Metrics, gains and savings are not drawn: their "
     "intervals are the jackknife's. Where there are draws there are 200; 100 for the thirty candidates.",
     "Events are those expected; their number varies. The scores of events and non-events are normal, 1.5 apart, and "
-    "turned into the true probabilities; the threshold is 0.1, and 0.5 where half are events. Where a class has fewer "
-    "than 3 rows there is no interval.",
-    "Entities: half of the variance of the known and of the unknown part belongs to the entity; 30 % events; the rival "
-    "of the gain knows the feature with a correlation of 0.8.",
+    "turned into the true probabilities; the threshold is 0.1, and 0.5 where half are events. An AUC of 0.99 has them "
+    "3.3 apart. Where a class has fewer than 3 rows there is no interval. Lognormal errors have a logarithm of "
+    "variance 1. Of two models that are nearly the same, one has the log odds of the other with a noise of 0.05.",
+    "Entities: half of the variance of the known and of the unknown part belongs to the entity; 30 % events unless it "
+    "is said; the rival of the gain knows the feature with a correlation of 0.8.",
     "Weak spots: five features that stay with a customer, a model that gives all the same probability, and customers "
     "with event rates of their own who are in the validation and in the test set.",
     "Thirty candidates: fresh test rows for each, 10,000 with 20 % events, whose scores are those of the candidate "
