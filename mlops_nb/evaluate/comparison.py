@@ -25,6 +25,7 @@ from mlops_nb.evaluate.metrics import (
     PRIMARY_METRIC,
     DecisionSettings,
     Metric,
+    ScoredRows,
     independent_units,
     weighted_metric,
 )
@@ -140,42 +141,34 @@ def scores_to_array(
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #edda8166
 def compare_with_model(
-    task: str,
+    rows: dict[str, ScoredRows], # valid and test, with our scores
     other_name: str, # of the other model
     kind: str, # baseline or learner
-    y: dict[str, np.ndarray], # targets of the validation and the test rows
-    model_scores: np.ndarray, # our scores of the test rows
-    other_scores: dict[str, np.ndarray], # the other's scores of the validation and the test rows
-    decision_settings: DecisionSettings, # ours
-    resampling: Resampling = Resampling(),
+    other_scores: dict[str, np.ndarray], # the other's scores of the same rows
 ) -> Comparison:
     "Our model against one other; its own threshold is chosen on the validation rows."
-    own = decision_settings
+    test, task = rows['test'], rows['test'].task
+    own = test.decision_settings
     if task == 'binary':
-        own = structs.replace(own, threshold=choose_threshold(y['valid'], other_scores['valid'], own.costs))
-    metrics = paired_differences(task, y['test'], model_scores, other_scores['test'], decision_settings, own,
-                                 resampling)
+        threshold = choose_threshold(rows['valid'].y, other_scores['valid'], own.costs,
+                                     rows['valid'].resampling.clusters)
+        own = structs.replace(own, threshold=threshold)
+    metrics = paired_differences(task, test.y, test.scores, other_scores['test'], test.decision_settings, own,
+                                 test.resampling)
     primary = metrics[PRIMARY_METRIC[task]]
-    message = describe_difference(task, f"{other_name} {kind}", primary, resampling.confidence_level)
+    message = describe_difference(task, f"{other_name} {kind}", primary, test.resampling.confidence_level)
     return Comparison(other_name, kind, message, metrics=metrics)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #8aa6f4e4
 def compare_with_baselines(
-    task: str,
-    validation: pl.DataFrame, # `_source`, `_row`, `_target`
-    test: pl.DataFrame, # the same
-    model_scores: np.ndarray, # scores of the test rows
-    decision_settings: DecisionSettings,
+    rows: dict[str, ScoredRows], # valid and test, with our scores
+    splits: dict[str, pl.DataFrame], # the same rows: `_source`, `_row`
     baseline_scores: pl.DataFrame, # scores.parquet of the stage baseline
-    resampling: Resampling = Resampling(),
 ) -> list[Comparison]:
     "Our model against each baseline."
-    splits = {'valid': validation, 'test': test}
-    y = {split: rows['_target'].to_numpy() for split, rows in splits.items()}
-    found = {s: align_scores(baseline_scores.filter(pl.col('split') == s), rows) for s, rows in splits.items()}
+    found = {s: align_scores(baseline_scores.filter(pl.col('split') == s), frame) for s, frame in splits.items()}
     both = lambda name: {split: scores_to_array(scores[name]) for split, scores in found.items()}
-    return [compare_with_model(task, name, 'baseline', y, model_scores, both(name), decision_settings, resampling)
-            for name in found['test'].columns]
+    return [compare_with_model(rows, name, 'baseline', both(name)) for name in found['test'].columns]
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #97857f88
 def score_with_champion(
@@ -211,17 +204,15 @@ def champion_threshold(
 def compare_with_champion(
     champion: Path, # its bundle folder
     schema: Schema,
-    test: pl.DataFrame, # the test rows with `_target`
-    model_scores: np.ndarray, # our scores of them
-    decision_settings: DecisionSettings,
-    resampling: Resampling = Resampling(),
+    rows: ScoredRows, # the test rows, with our scores
+    test: pl.DataFrame, # the same rows, with the columns of the schema
     role: Literal['champion', 'anchor'] = 'champion', # the present one, or the best so far
 ) -> Comparison:
     "Our model against a champion; one that cannot score these rows, or was trained on them, is recorded as such."
     from mlops_nb.model.predictor import Predictor
-    name, task = champion.name, schema.task
+    name, task, settings = champion.name, schema.task, rows.decision_settings
     try:
-        predictor = Predictor.open(champion, resampling.threads)
+        predictor = Predictor.open(champion, rows.resampling.threads)
         if all(c in test.columns for c in content_columns(predictor.schema)):
             check_not_learned(champion, content_keys(test, predictor.schema), 'test')
         theirs = score_with_champion(predictor, test, schema)
@@ -229,11 +220,9 @@ def compare_with_champion(
         why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         why = why.rstrip('.').replace(str(champion), 'its bundle') # no path of this machine in a file that is kept
         return Comparison(role, 'champion', f"The {role} {name[:12]} cannot score these rows: {why}.", name)
-    own = structs.replace(decision_settings, threshold=champion_threshold(
-        predictor, schema, decision_settings.threshold))
-    y = test['_target'].to_numpy()
-    metrics = paired_differences(task, y, model_scores, theirs, decision_settings, own, resampling)
-    message = describe_difference(task, role, metrics[PRIMARY_METRIC[task]], resampling.confidence_level)
+    own = structs.replace(settings, threshold=champion_threshold(predictor, schema, settings.threshold))
+    metrics = paired_differences(task, rows.y, rows.scores, theirs, settings, own, rows.resampling)
+    message = describe_difference(task, role, metrics[PRIMARY_METRIC[task]], rows.resampling.confidence_level)
     return Comparison(role, 'champion', message, name, metrics)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #518c4823

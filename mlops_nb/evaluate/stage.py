@@ -30,6 +30,7 @@ from mlops_nb.evaluate.evaluation import (
     choose_decision_settings,
     evaluate_predictor,
     score_splits,
+    scored_rows,
     split_resamplings,
 )
 from .fairness import fairness_table
@@ -93,11 +94,12 @@ def run_evaluate(
     predictor, test, ours = predictors[found.learner], splits['test'], scored[found.learner]
     found.candidates = [_measure_candidate(root, found, learner, splits, s, params.evaluate)
                         for learner, s in scored.items()]
-    found.comparisons = _compare_with_others(found, splits, scored, baselines, resampling)
+    rows = scored_rows(predictor.schema, params.evaluate, splits, ours.scores, resamplings)
+    found.comparisons = _compare_with_others(rows, found.learner, splits, scored, baselines)
     champions = {'champion': champion, 'anchor': champion and find_anchor(champion)}
     found.comparisons += [
-        compare_with_champion(Path(folder), predictor.schema, test, ours.scores['test'], found.decision_settings,
-                              resampling, role) for role, folder in champions.items() if folder is not None]
+        compare_with_champion(Path(folder), predictor.schema, rows['test'], test, role)
+        for role, folder in champions.items() if folder is not None]
     if found.task == 'binary': found.excess_log_loss = simulated_excess_log_loss(root, test, ours.scores['test'])
     _write_evaluation(root, found, _evaluation_tables(predictor, found, splits, ours, resampling), predictor.policy)
     return {'rows': sum(map(len, splits.values())), 'learner': found.learner}
@@ -126,19 +128,16 @@ def _measure_candidate(root, found, learner, splits, scored, params):
     size = model_file(root / 'artifacts/models' / learner).stat().st_size
     if learner == found.learner: return LearnerCandidate(learner, size, found.metrics)
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    settings = choose_decision_settings(found.task, y['valid'], scored.scores['valid'], params)
+    settings = choose_decision_settings(found.task, y['valid'], scored.scores['valid'], params,
+                                        scored.resamplings['valid'].clusters)
     return LearnerCandidate(learner, size, {
         split: estimate_metrics(found.task, y[split], s, settings, scored.resamplings[split])
         for split, s in scored.scores.items()})
 
 # %% ../../nbs/evaluate/09_stage.ipynb #d13d22f3
-def _compare_with_others(found, splits, scored, baselines, resampling):
-    settings, ours = found.decision_settings, scored[found.learner]
-    y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    return compare_with_baselines(found.task, splits['valid'], splits['test'], ours.scores['test'], settings,
-                                  baselines, resampling) + [
-        compare_with_model(found.task, learner, 'learner', y, ours.scores['test'], other.scores, settings, resampling)
-        for learner, other in scored.items() if learner != found.learner]
+def _compare_with_others(rows, learner, splits, scored, baselines):
+    return compare_with_baselines(rows, splits, baselines) + [
+        compare_with_model(rows, name, 'learner', other.scores) for name, other in scored.items() if name != learner]
 
 # %% ../../nbs/evaluate/09_stage.ipynb #3e9f3886
 def _evaluation_tables(predictor, found, splits, scored, resampling): # File name -> rows

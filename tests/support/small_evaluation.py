@@ -36,8 +36,7 @@ def small_evaluation(task, learners=("gbdt",)): # Evaluation, tables by name
     e.candidates = [LearnerCandidate(name, 2048 * (i + 1), e.metrics) for i, name in enumerate(learners)]
     constant = {s: np.broadcast_to(v.mean(0), v.shape).copy() for s, v in scores.items()}
     others = (("constant", "baseline", constant), ("linear", "baseline", worse), ("champion", "champion", scores))
-    e.comparisons = [compare_with_model(task, name, kind, y, scores["test"], other, e.decision_settings, SAMPLING)
-                     for name, kind, other in others]
+    e.comparisons = [compare_with_model(scored, name, kind, other) for name, kind, other in others]
     curve = measure_calibration(task, y["test"], scores["test"], schema.classes)[1]
     tables = dict(slices=slice_table(e.slices), calibration_curve=curve,
                   residuals=binned_residuals(rows["test"], ["plan", "tenure", "charge"], y["test"], scores["test"],
