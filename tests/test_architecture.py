@@ -99,3 +99,18 @@ def test_a_public_name_stands_in_one_module():
 def test_dvc_yaml_is_what_the_stages_say():
     from mlops_nb.pipeline import dvc_yaml
     assert (ROOT / "dvc.yaml").read_text() == dvc_yaml()
+
+
+def test_a_path_is_never_taken_for_a_pattern():
+    "polars expands `[1]` and `*` in paths unless told not to; a project may lie in a folder of such a name."
+    import ast
+    import json
+    sources = {str(p): p.read_text() for p in modules().values()}
+    for nb in sorted((ROOT / "nbs/reports").glob("*.ipynb")):
+        cells = [c for c in json.loads(nb.read_text())["cells"] if c["cell_type"] == "code"]
+        sources[nb.name] = "\n".join("".join(c["source"]) for c in cells)
+    readers = {f"{how}_{what}" for how in ("read", "scan") for what in ("parquet", "csv", "ipc")}
+    calls = [(name, c) for name, text in sources.items() for c in ast.walk(ast.parse(text))
+             if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute) and c.func.attr in readers]
+    bare = [f"{name}: {ast.unparse(c)}" for name, c in calls if "glob" not in {k.arg for k in c.keywords}]
+    assert len(calls) > 15 and not bare, bare

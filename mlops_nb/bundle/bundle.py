@@ -113,7 +113,7 @@ def check_golden_examples(
     predictor: Predictor | None = None, # Of this bundle, where it was opened already
 ) -> str | None: # None, or a sentence that says what differs
     "Does the bundle, opened here and now, predict what it predicted when it was packed?"
-    predictor, rows = predictor or Predictor.open(path), pl.read_parquet(Path(path) / 'golden.parquet')
+    predictor, rows = predictor or Predictor.open(path), pl.read_parquet(Path(path) / 'golden.parquet', glob=False)
     now = _golden_outputs(predictor, rows)
     for c in now.columns:
         for i, (a, b) in enumerate(zip(_as_lists(rows[c]), _as_lists(now[c]))):

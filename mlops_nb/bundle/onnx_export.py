@@ -413,7 +413,7 @@ def export_onnx(
     import onnxruntime
     bundle, output = Path(bundle), Path(output)
     predictor = Predictor.open(bundle)
-    known = [pl.read_parquet(bundle / 'golden.parquet'), *([] if rows is None else [rows])]
+    known = [pl.read_parquet(bundle / 'golden.parquet', glob=False), *([] if rows is None else [rows])]
     X = np.concatenate([predictor.encode_frame(frame) for frame in known])
     model, tolerance, checked = convert_and_compare(predictor, model_file(bundle), X)
     if reason := parity_error(checked, tolerance): raise UserError(reason)

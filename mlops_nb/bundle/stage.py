@@ -64,7 +64,7 @@ def training_rows(
 def _answered_split(root, predictor, split):
     path = _require_file(root / 'artifacts/evaluation/predictions.parquet', 'evaluate')
     names = predictor.score_columns
-    scores = pl.read_parquet(path, columns=['split', *names]).filter(split=split)[names].to_numpy()
+    scores = pl.read_parquet(path, columns=['split', *names], glob=False).filter(split=split)[names].to_numpy()
     rows = read_split(root, split, [*predictor.schema.columns, '_target'])
     return answered_rows(predictor, rows, scores if len(names) > 1 else scores[:, 0])
 

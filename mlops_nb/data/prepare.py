@@ -241,7 +241,7 @@ def read_split(
     present = pl.read_parquet_schema(path)
     for c in columns or ():
         if c not in present: raise UserError(f"{path} has no column '{c}'; run the stage prepare again.")
-    frame = pl.read_parquet(path, columns=columns and list(dict.fromkeys(columns)))
+    frame = pl.read_parquet(path, columns=columns and list(dict.fromkeys(columns)), glob=False)
     if frame.is_empty():
         raise UserError(f"{path} holds no row; give the {split} split a larger share in params.yaml, section "
                         f"prepare.split.")
@@ -275,14 +275,14 @@ def read_content_keys(
 # %% ../../nbs/data/10_prepare.ipynb #4232f23d
 def _search_leaks(out, accepted, schema, split, features):
     kept_together = replace(schema, entity=group_column(split, schema) or schema.entity)
-    every = with_target(pl.scan_parquet(accepted / "part-*.parquet"), schema)
-    return search_leaks(pl.scan_parquet(out / "train.parquet"), every, kept_together, features)
+    every = with_target(pl.scan_parquet(sorted(accepted.glob("part-*.parquet")), glob=False), schema)
+    return search_leaks(pl.scan_parquet(out / "train.parquet", glob=False), every, kept_together, features)
 
 # %% ../../nbs/data/10_prepare.ipynb #4e9373e3
 def _dataset_info(out, accepted, schema, split, features, keys, reasons, as_of, manifest):
     wanted = list(dict.fromkeys(["_source", "_row", "_target", *split_key_columns(split, schema),
                                  *([schema.entity] if schema.entity else [])]))
-    written = {s: pl.read_parquet(out / f"{s}.parquet", columns=wanted) for s in SPLIT_NAMES}
+    written = {s: pl.read_parquet(out / f"{s}.parquet", columns=wanted, glob=False) for s in SPLIT_NAMES}
     check = check_split_overlap(written, split, schema)
     check.repeated_rows, check.repeated_across_splits = count_repeated_rows(
         {s: read_content_keys(out / f"{s}.parquet", schema) for s in SPLIT_NAMES})

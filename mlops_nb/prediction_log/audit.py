@@ -59,7 +59,8 @@ class AuditReport(Struct):
 def _segment_loaders(folder, lease_id): # -> (stem, a function that gives its tables), in the order of the lines
     "The segments of a lease, Parquet or not."
     def load(files):
-        by_kind = {kind: [pl.read_parquet(f) for f in files if f.parts[-4] == kind] for kind in ("record", "feedback")}
+        by_kind = {kind: [pl.read_parquet(f, glob=False) for f in files if f.parts[-4] == kind]
+                   for kind in ("record", "feedback")}
         return {kind: stack_frames(tables) for kind, tables in by_kind.items() if tables}
     loaders = {stem: lambda files=files: load(files) for stem, files in compacted_segments(folder, lease_id).items()}
     loaders |= {path.stem: lambda path=path: segment_tables(path) for path in segment_paths(folder, lease_id)}

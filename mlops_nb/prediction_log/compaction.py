@@ -85,7 +85,9 @@ def _expired_segments(folder, lease_id, before): # -> {stem: Parquet files}, and
 def _count_live_rows(files):
     "How many rows were answered to a caller."
     records = [f for f in files if f.parts[-4] == "record"]
-    return pl.scan_parquet(records).filter(pl.col("mode") == "live").select(pl.len()).collect().item() if records else 0
+    if not records: return 0
+    live = pl.scan_parquet(records, glob=False).filter(pl.col("mode") == "live")
+    return live.select(pl.len()).collect().item()
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #9ae0ece8
 def _delete_expired(folder, days, now_unix_seconds):

@@ -22,7 +22,7 @@ def _parquet_scans(files):
     "Lazy tables of Parquet files, one for each schema among them."
     alike = {}
     for path in files: alike.setdefault(tuple(pl.read_parquet_schema(path).items()), []).append(path)
-    return [pl.scan_parquet(paths, hive_partitioning=False) for paths in alike.values()]
+    return [pl.scan_parquet(paths, hive_partitioning=False, glob=False) for paths in alike.values()]
 
 def _scan_tables(folder, endpoint, since=None, until=None): # -> {"record": tables, "feedback": tables}
     "The tables of a log, each row once."

@@ -202,7 +202,7 @@ def read_load_curve(root: Path) -> list[LoadResult]: # Raises `UserError` if non
     if not path.exists():
         raise UserError(f"{path} does not exist; run `mlops-nb capacity --measure` first, on a machine like the one "
                         "that will serve.")
-    curve = pl.read_parquet(path)
+    curve = pl.read_parquet(path, glob=False)
     if curve.columns != [*LoadResult.__struct_fields__]:
         raise UserError(f"{path} has other columns than this version writes; measure again.")
     return [LoadResult(**row) for row in curve.to_dicts()]
@@ -252,7 +252,7 @@ def measure_capacity(
     root, settings = Path(root).resolve(), read_settings(root)
     bundle = find_champion(root)
     if bundle is None: raise UserError(NO_MODEL)
-    row = pl.read_parquet(bundle / 'golden.parquet').row(0, named=True)
+    row = pl.read_parquet(bundle / 'golden.parquet', glob=False).row(0, named=True)
     body = msgspec.json.encode([{k: v for k, v in row.items() if not k.startswith('_') and v is not None}])
     with tempfile.TemporaryDirectory() as log, _running_server(root, settings, log) as url:
         steps = asyncio.run(run_load_curve(f'{url}/v1/endpoints/{settings.release.endpoint}:predict', body,

@@ -56,8 +56,8 @@ def _join_process_group(folder, device):
     if cuda: torch.cuda.set_device(device)
     rank, size, attempt = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
     # a new one after a crash: the launcher's holds addresses of the dead
-    meeting = f"file://{folder.resolve()}/rendezvous-{attempt}"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=size)
+    meeting = dist.FileStore(str(folder.resolve() / f"rendezvous-{attempt}"), size) # a URL would be cut at a #
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=meeting, rank=rank, world_size=size)
     return rank
 
 # %% ../../nbs/train/10_launcher.ipynb #95d982d0
