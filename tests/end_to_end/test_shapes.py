@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from support.project_checks import check_counts, check_pages, check_parity, check_release, files
+from support.project_checks import check_baseline, check_counts, check_pages, check_parity, check_release, files
 
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.pipeline import STAGES, run_stage
@@ -150,6 +150,7 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     assert [r["message"] for r in gate["results"] if not r["passed"] and not r["name"].startswith(may_fail)] == []
     assert check_counts(root)["quarantined"] == 0
     check_parity(root, root / "artifacts/bundle")
+    check_baseline(root, root / "artifacts/bundle")
     if shape.__name__ not in PAGES: return
     capfd.readouterr()
     run_stage("deploy", root)

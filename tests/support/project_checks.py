@@ -10,9 +10,12 @@ import lightgbm as lgb
 import numpy as np
 import polars as pl
 
+from mlops_nb.config.schema import read_schema
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_raw_batches, scan_data
+from mlops_nb.data.prepare import DatasetInfo
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.stats.monitoring_baseline import MonitoringBaseline
 
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive",
@@ -79,6 +82,21 @@ def check_parity(root, place):
     assert seen == len(p) > 0
 
 
+def check_baseline(root, place):
+    "The bundle at `place` knows how its training rows, its scores and its errors were distributed."
+    b, schema = read_json(place / "baseline.json", MonitoringBaseline), read_schema(root / "schema.yaml")
+    train, valid = (pl.read_parquet(root / f"artifacts/prepared/{s}.parquet") for s in ("train", "valid"))
+    features = read_json(root / "artifacts/prepared/dataset.json", DatasetInfo).features
+    assert {*features, *schema.feature_columns, schema.target} <= b.data.columns.keys()
+    assert all(sum(h.counts) == len(train) for h in b.data.columns.values())
+    scores = predictions(root).select("^score.*$")
+    for name, bins in b.calibration.items():
+        assert bins.rows == np.histogram(scores[name], [-np.inf, *b.scores[name].edges, np.inf])[0].tolist()
+        assert sum(b.scores[name].counts) == len(valid)
+    assert b.calibration.keys() == {*scores.columns} and {s.segment.column for s in b.segments} <= {*schema.segments}
+    assert (place / "baseline.json").stat().st_size < 150_000 + 1_000 * len(b.data.columns)
+
+
 def check_pages(root, gate, output):
     "Four pages that need nothing else, and a last line that is true."
     folder = root / "reports/pipeline" / gate["bundle"][:12]
@@ -106,7 +124,9 @@ def check_project(root, output):
     assert gate["passed"] == all(r["passed"] for r in gate["results"])
     check_counts(root)
     check_release(root, gate)
-    check_parity(root, root / "bundles" / gate["bundle"] if gate["passed"] else root / "artifacts/bundle")
+    place = root / "bundles" / gate["bundle"] if gate["passed"] else root / "artifacts/bundle"
+    check_parity(root, place)
+    check_baseline(root, place)
     check_pages(root, gate, output)
     return gate
 
