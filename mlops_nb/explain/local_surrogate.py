@@ -27,12 +27,13 @@ def scaled_differences(
     ranges: list[float], # By column
 ) -> np.ndarray: # (n, columns): numbers in ranges from the row's value, other types 0 or 1; NaN: one side is missing
     "How each row differs from one row."
-    out = np.empty((len(frame), frame.width))
-    for j, (*values, width) in enumerate(zip(row.get_columns(), frame.get_columns(), ranges)):
-        number = _is_number(values[1].dtype)
-        here, there = (x.to_physical().cast(pl.Float64).to_numpy() if number else x for x in values)
-        out[:, j] = (there - here) / width if number else there.ne_missing(here[0]).to_numpy()
-        if number and np.isnan(here[0]): out[np.isnan(there), j] = 0
+    out, number = np.empty((len(frame), frame.width)), np.array([_is_number(t) for t in frame.dtypes], bool)
+    for j in np.flatnonzero(~number):
+        out[:, j] = frame.to_series(j).ne_missing(row.to_series(j)[0]).to_numpy()
+    if number.any():
+        here, there = (pl.DataFrame([c.to_physical() for c in x.get_columns() if _is_number(c.dtype)])
+                       .cast(pl.Float64).to_numpy() for x in (row, frame))
+        out[:, number] = np.where(np.isnan(here) & np.isnan(there), 0, (there - here) / np.array(ranges)[number])
     return out
 
 def gower_distance(
@@ -70,7 +71,11 @@ def _ridge(S, y, w): # Slopes, and the intercept
     w = w / w.sum()
     centre, level = w @ S, w @ y
     A, b = S - centre, y - level
-    slopes = np.linalg.solve((A.T * w) @ A + 1e-6 * np.eye(S.shape[1]), (A.T * w) @ b)
+    if S.shape[1] <= len(S): slopes = np.linalg.solve((A.T * w) @ A + 1e-6 * np.eye(S.shape[1]), (A.T * w) @ b)
+    else: # the same in as many unknowns as there are rows, of which there are fewer (Woodbury)
+        half = np.sqrt(w)
+        A = A * half[:, None]
+        slopes = A.T @ np.linalg.solve(A @ A.T + 1e-6 * np.eye(len(S)), half * b)
     return slopes, level - centre @ slopes
 
 def fit_sparse_ridge(

@@ -93,8 +93,9 @@ def summarize_columns(
     "Summarise each column of a batch."
     out = {}
     for c, type in ({name: column.type for name, column in schema.columns.items()} | (computed or {})).items():
-        if c not in frame.columns: continue
-        values = (frame[c].fill_nan(None) if frame[c].dtype.is_float() else frame[c]).drop_nulls()
+        values = frame.get_column(c, default=None)
+        if values is None: continue
+        values = (values.fill_nan(None) if values.dtype.is_float() else values).drop_nulls()
         out[c] = s = ColumnSummary(type, frame.height, frame.height - len(values))
         if s.type == 'timestamp': _summarize_numbers(s, values.dt.epoch('us').to_numpy())
         elif s.type in ('integer', 'number'): _summarize_numbers(s, float_to_ordered_int(values.to_numpy()))

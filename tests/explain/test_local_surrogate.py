@@ -260,3 +260,26 @@ def test_what_is_kept_of_a_line_has_six_digits():
     found = fit_local_surrogate(predictor, frame[:1], frame, [robust_range(frame[c]) for c in frame.columns])
     assert len(found.terms) == 2
     for v in (found.fidelity, found.local_prediction, *(t.slope for t in found.terms)): assert v == float(f"{v:.6g}")
+
+
+def test_more_columns_than_rows_give_the_slopes_of_the_normal_equations():
+    from mlops_nb.explain.local_surrogate import _ridge
+    r = np.random.default_rng(0)
+    S, w = r.normal(size=(40, 60)), r.random(40)
+    y = S[:, 0] - 2 * S[:, 1] + r.normal(size=40)
+    slopes, intercept = _ridge(S, y, w)
+    share = w / w.sum()
+    A, b = S - share @ S, y - share @ y
+    normal = np.linalg.solve((A.T * share) @ A + 1e-6 * np.eye(60), (A.T * share) @ b)
+    assert np.abs(slopes - normal).max() < 1e-6 * np.abs(normal).max() and len(slopes) == 60
+    assert abs(intercept - (share @ y - share @ S @ slopes)) < 1e-9
+
+
+def test_differences_of_a_column_do_not_depend_on_its_neighbours():
+    row = pl.DataFrame(dict(a=[1.0], b=["x"], c=[None], d=[True], e=[3]), schema_overrides=dict(c=pl.Float64))
+    frame = pl.DataFrame(dict(a=[2.0, None], b=["x", None], c=[None, 1.0], d=[False, True], e=[3, 9]))
+    together = scaled_differences(row, frame, [2.0, 1.0, 1.0, 1.0, 3.0])
+    for j, (name, width) in enumerate(zip("abcde", [2.0, 1.0, 1.0, 1.0, 3.0])):
+        alone = scaled_differences(row.select(name), frame.select(name), [width])[:, 0]
+        assert np.array_equal(together[:, j], alone, equal_nan=True)
+    assert np.array_equal(together, [[0.5, 0, 0, 1, 0], [np.nan, 1, np.nan, 0, 2]], equal_nan=True)
