@@ -170,7 +170,9 @@ def ingest_command(
     done = ingest(data, root, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
                   options=ReadOptions(separator, encoding, table, query, skip, comment))
     dvc_add_data(root)
-    print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already.")
+    empty = sum(not f.rows for f in done.added)
+    print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already"
+          f"{f'; {empty} of the new have no rows' if empty else ''}.")
     for sentence in done.overlaps: print(f"warning: {sentence}", file=sys.stderr)
 
 # %% ../nbs/92_cli.ipynb #95312492

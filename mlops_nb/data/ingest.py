@@ -76,7 +76,8 @@ def _natural_key(name): return [(int(p), '') if p.isdigit() else (-1, p) for p i
 
 def newest_source(manifest: DataManifest) -> str | None: # None where there is no data
     "The name of the data batch that came last."
-    return max(manifest.files, key=lambda f: (f.sequence, _natural_key(f.name))).name if manifest.files else None
+    filled = [f for f in manifest.files if f.rows] # a day on which nothing happened tells nothing
+    return max(filled, key=lambda f: (f.sequence, _natural_key(f.name))).name if filled else None
 
 # %% ../../nbs/data/03_ingest.ipynb #94db80e4
 class PartitionWriter:
@@ -330,6 +331,8 @@ def ingest(
             scratch.mkdir()
             added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace,
                                                     _schema_of(root, time_column))
+            if added and not any(f.rows for f in [*manifest.files, *added]):
+                raise UserError(f"{source} holds no rows; check the file, table or query.")
             if added: manifest = _commit(root, manifest, scratch, added, parts)
             remove_orphaned_files(root, manifest)
             overlaps = find_overlaps(root, manifest, [f.name for f in added])
@@ -340,7 +343,7 @@ def ingest(
 # %% ../../nbs/data/03_ingest.ipynb #f9c4d9d9
 def read_raw_batches(
     root: str | Path = '.', # The project folder
-    batch_rows: int = 262_144, # At most this many rows at a time
+    batch_rows: int = 131_072, # At most this many rows at a time
 ) -> Iterator[tuple[Partition, pl.DataFrame]]: # Columns as delivered, then `_source` and `_row`
     """All rows in data/, batch by batch, partition by partition; raises `UserError` if a partition is missing or
     damaged."""

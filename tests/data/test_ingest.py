@@ -279,6 +279,23 @@ def test_missing_and_damaged_partitions(tmp_path):
     with pytest.raises(UserError, match="manifest.json is damaged"): next(read_raw_batches(root))
 
 
+def test_data_batches_with_no_rows_are_counted_and_one_row_is_needed(tmp_path):
+    days = tmp_path / "days"
+    for day, rows in [("2024-01-01", "1,a\n2,b\n"), ("2024-01-02", ""), ("2024-01-03", "3,c\n"), ("2024-01-04", "")]:
+        (days / f"day={day}").mkdir(parents=True)
+        (days / f"day={day}" / "x.csv").write_text("id,v\n" + rows)
+    pl.DataFrame(schema={"id": pl.Int64, "v": pl.String}).write_parquet(days / "part-0.parquet")
+    report = ingest(days, tmp_path / "p")
+    assert [f.rows for f in report.added] == [2, 0, 1, 0] and report.rows == 3 and report.partitions == 2
+    assert report.skipped == ["day=2024-01-04/x.csv"], "the same content: a header"
+    assert newest_source(read_data_manifest(tmp_path / "p")) == "day=2024-01-03/x.csv"
+    assert rows_of(tmp_path / "p").sort("id")["day"].to_list() == ["2024-01-01", "2024-01-01", "2024-01-03"]
+    again = ingest(days, tmp_path / "p")
+    assert not again.added and len(again.skipped) == 5
+    with pytest.raises(UserError, match="holds no rows"): ingest(days / "day=2024-01-02", tmp_path / "q")
+    assert not (tmp_path / "q/data/manifest.json").exists()
+
+
 def test_two_at_once(tmp_path):
     source = months(tmp_path / "in", "2024-01")
     with ingest_lock(tmp_path / "p"), pytest.raises(UserError, match="another ingest .* is running"):
