@@ -172,6 +172,12 @@ def _typed_expr(value, dtype, type, format, time_zone):
     if type in _TYPE_EXPRS: return _TYPE_EXPRS[type](value, dtype)
     return (integer_expr if type == "integer" else number_expr)(value, dtype, format)
 
+@cache
+def _readable_words(words, type, format, time_zone): # those that are no word for "missing" by what they are: -999
+    x = pl.col("word")
+    frame = pl.DataFrame({"word": words}, {"word": pl.String})
+    return frame.select(_typed_expr(x, pl.String(), type, format, time_zone)).to_series().count()
+
 def parse_value_expr(
     value: pl.Expr, # A raw column
     dtype: pl.DataType, # Its polars type
@@ -190,7 +196,10 @@ def parse_value_expr(
     if type in ("category", "text") and dtype == pl.String:
         text = text_expr(value, dtype)
         parsed = pl.when(~text.is_in(["", *missing_values])).then(text)
-    else: parsed = pl.when(~missing).then(_typed_expr(value, dtype, type, format, time_zone))
+    else:
+        parsed = _typed_expr(value, dtype, type, format, time_zone)
+        unreadable = dtype == pl.String and not _readable_words((*missing_values,), type, format, time_zone)
+        if not unreadable: parsed = pl.when(~missing).then(parsed)
     if not domain: return parsed
     return parsed.map_batches(partial(respell, domain=(*domain,)), return_dtype=pl.String, is_elementwise=True)
 

@@ -55,7 +55,14 @@ class ColumnCheck(Struct):
     def key(self): return f"{self.column}:{self.name}"
 
 # %% ../../nbs/data/04_column_checks.ipynb #e933c8dd
-def _infinite(name): return pl.col(RAW_PREFIX + name).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
+def _infinite_of(both):
+    raw, read = both.struct.fields
+    unread = both.struct.field(read).is_null() & both.struct.field(raw).is_not_null()
+    if not unread.any(): return pl.repeat(False, len(both), eager=True)
+    return unread & both.struct.field(raw).cast(pl.Float64, strict=False).is_infinite().fill_null(False)
+
+def _infinite(name):
+    return pl.struct(RAW_PREFIX + name, name).map_batches(_infinite_of, return_dtype=pl.Boolean, is_elementwise=True)
 
 # %% ../../nbs/data/04_column_checks.ipynb #1d6ebd6e
 def _range_tests(name, c, dtype) -> list[tuple[pl.Expr, str]]: # (violated, words)
