@@ -1,4 +1,5 @@
 "Accepted plus quarantined is received, the reasons are right, and another shape stops the run."
+import datetime as dt
 import os
 import shutil
 import signal
@@ -14,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.config.params import Params, ValidateParams, write_params
-from mlops_nb.config.schema import Column, Schema, to_pandera, write_schema
+from mlops_nb.config.schema import Column, Schema, read_schema, to_pandera, write_schema
+from mlops_nb.config.schema_inference import infer_schema
 from mlops_nb.config.values import POLARS_TYPES
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data import validation
 from mlops_nb.data.column_checks import check_with_pandera, validate_batch
-from mlops_nb.data.ingest import ingest, read_data_manifest
+from mlops_nb.data.ingest import ingest, read_data_manifest, scan_data
 from mlops_nb.data.validation import (
     PartFileWriter,
     SchemaSkewError,
@@ -518,3 +520,138 @@ def test_taxi_month_with_a_dropped_and_a_renamed_column_stops(taxi):
     assert found == {"trip_type": "missing", "fare_amount": "missing; a new column 'fare_amt' looks like it",
                      "lpep_pickup_datetime": "retyped to Int64", "fare_amt": "extra, Float64"}
     assert not Path(root, "artifacts").exists() and not Path(root, "quarantine").exists()
+
+
+# --- later batches, read by the schema
+
+def project_of(tmp_path, text, target="y", **how):
+    "A project whose schema was inferred from one file."
+    root = tmp_path / "p"
+    (tmp_path / "first.csv").write_text(text, encoding="utf-8")
+    ingest(tmp_path / "first.csv", root)
+    found = infer_schema(scan_data(root), "d", target, **how)
+    write_schema(found.schema, root / "schema.yaml", found.comments)
+    write_params(Params(), root / "params.yaml")
+    return root, found
+
+
+def later(root, tmp_path, text, name="later.csv"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    ingest(tmp_path / name, root, time_column=read_schema(root / "schema.yaml").event_time)
+    run_validate(root)
+    accepted = pl.read_parquet(root / "artifacts/accepted/*.parquet")
+    return accepted.filter(pl.col("_source") == name).sort("_row")
+
+
+def edit(root, old, new):
+    text = (root / "schema.yaml").read_text(encoding="utf-8")
+    assert old in text
+    (root / "schema.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def rows(*lines, times=20): return "\n".join([lines[0], *lines[1:] * times]) + "\n"
+
+
+@pytest.mark.parametrize("first, second, values", [
+    (["256.00", "V20", "243.25"], ["256.10", "258.00"], ["256.10", "258.00"]), # a code column whose new values look like numbers
+    (["A17", "54E3"], ["54E4", "2.10"], ["54E4", "2.10"]), (["True", "False", "Maybe"], ["True", "False"], ["True", "False"]),
+    (["0,52", "1,5"], ["1,250", "2,500"], [1.25, 2.5]), (["1,250.5", "3"], ["1,250", "2,500"], [1250.0, 2500.0]),
+    (["", ""], ["7", "seven"], ["7", "seven"]), # an empty column that is filled later
+    (["007", "012"], ["7", "12"], ["7", "12"]), (["1.5", "None"], ["None", "2"], [None, 2.0])])
+def test_a_later_batch_is_read_as_the_first_one(tmp_path, first, second, values):
+    root, _ = project_of(tmp_path, "x;y\n" + "".join(f"{v};{k}\n" for _ in range(20) for k, v in enumerate(first)))
+    got = later(root, tmp_path, "x;y\n" + "".join(f"{v};1\n" for v in second))
+    assert got["x"].to_list() == values
+
+
+def test_the_first_week_of_march_is_not_american(tmp_path):
+    root, _ = project_of(tmp_path, rows("date,y", "31/01/2022,1", "01/02/2022,2"), time="date")
+    got = later(root, tmp_path, rows("date,y", "01/03/2022,1", "07/03/2022,2", times=5))
+    assert set(got["date"].dt.month()) == {3} and len(got) == 10
+
+
+def test_morning_and_afternoon(tmp_path):
+    root, _ = project_of(tmp_path, rows("at,y", "31/01/2022 01:00 PM,1", "01/02/2022 12:30 AM,2"), time="at")
+    assert set(later(root, tmp_path, "at,y\n02/02/2022 11:00 AM,1\n")["at"].dt.hour()) == {11}
+
+
+def test_a_batch_that_proves_the_other_order_stops_with_its_row(tmp_path):
+    "The first batch is ambiguous, which is said; the second one is not, and contradicts the choice."
+    root, found = project_of(tmp_path, rows("date,y", "01/02/2022,1", "03/04/2022,2"), time="date")
+    assert "CHECK: the format: day or month first?" in found.comments["date"]
+    text = rows("date,y", "01/03/2022,1", "03/25/2022,2", times=3)
+    with pytest.raises(UserError, match=r"later.csv, data row 2: date: '03/25/2022' is not written as '%d/%m/%Y', as "
+                                        r"schema.yaml says, but as '%m/%d/%Y', as are 3 values"):
+        later(root, tmp_path, text)
+    edit(root, 'format: "%d/%m/%Y"', 'format: "%m/%d/%Y"') # as the sentence says: the raw text is still there, and all of it is read anew
+    run_validate(root)
+    months = pl.read_parquet(root / "artifacts/accepted/*.parquet").sort("_source", "_row")["date"].dt.month()
+    assert set(months) == {1, 3}
+
+
+def test_a_batch_with_another_decimal_sign_stops(tmp_path):
+    root, _ = project_of(tmp_path, rows("x;y", "0,52;1", "7,25;2"))
+    with pytest.raises(UserError, match="later.csv, data row 2: x: '1,250.75' is not written as '1234,5'"):
+        later(root, tmp_path, "x;y\n1,250;1\n1,250.75;2\n")
+
+
+def test_times_without_an_offset_beside_others_stop_until_the_zone_is_known(tmp_path):
+    root, _ = project_of(tmp_path, rows("at,y", "2022-07-01T10:00:00+02:00,1", "2022-07-02T10:00:00+02:00,2"), time="at")
+    text = rows("at,y", "2022-07-03 10:00:00,1", times=3)
+    with pytest.raises(UserError, match="at: '2022-07-01T10:00:00.02:00' .first.csv, data row 1. has an offset.*set time_zone"):
+        later(root, tmp_path, text)
+    edit(root, "  at:", "  at:\n    time_zone: Europe/Vienna")
+    run_validate(root)
+    assert set(pl.read_parquet(root / "artifacts/accepted/*.parquet")["at"].dt.hour()) == {8}
+
+
+@pytest.mark.parametrize("policy, got", [("map", ["Yes", "No", "Maybe so"]), ("unknown", ["yes", "NO", "maybe  so"])])
+def test_a_known_category_in_another_spelling_follows_the_schema(tmp_path, capsys, policy, got):
+    root, _ = project_of(tmp_path, rows("x,y", "Yes,1", "No,2", "Maybe so,3"))
+    edit(root, "  x:", f"  x:\n    on_new_spelling: {policy}")
+    assert later(root, tmp_path, "x,y\nyes,1\nNO,2\nmaybe  so,3\n")["x"].to_list() == got
+    report = read_json(root / "artifacts/validation.json", ValidationReport)
+    assert report.violations["x:new_spelling"] == 3 and report.violations.get("x:new_category", 0) == 3 * (policy == "unknown")
+    assert "later.csv, x: 3 values are spelled otherwise ('yes' for 'Yes'" in report.notes[0]
+    assert report.notes[0] in capsys.readouterr().out
+
+
+def test_a_spelling_may_stop_the_run(tmp_path):
+    root, _ = project_of(tmp_path, rows("x,y", "Yes,1", "No,2"))
+    edit(root, "  x:", "  x:\n    on_new_spelling: stop")
+    with pytest.raises(UserError, match="later.csv, data row 1: x: yes is another spelling of Yes; fix it, or change on_new_spelling"):
+        later(root, tmp_path, "x,y\nyes,1\n")
+
+
+def test_code_points_are_a_spelling_too(tmp_path):
+    root, _ = project_of(tmp_path, rows("x,y", "K\u00f6ln,1", "Linz,2"))
+    assert later(root, tmp_path, "x,y\nKo\u0308ln,1\nＬＩＮＺ,2\n")["x"].to_list() == ["K\u00f6ln", "Linz"]
+
+
+def test_labels_in_another_spelling_are_not_lost(tmp_path):
+    root, _ = project_of(tmp_path, rows("x,y", "1,Yes", "2,No"))
+    assert later(root, tmp_path, "x,y\n1,yes\n2,no\n")["y"].to_list() == ["Yes", "No"]
+
+
+@pytest.mark.parametrize("policy", ["stop", "ignore", "report"])
+def test_one_more_column_is_a_setting(tmp_path, capsys, policy):
+    root, _ = project_of(tmp_path, rows("x,y", "1,1", "2,2"))
+    edit(root, "on_extra_column: stop", f"on_extra_column: {policy}")
+    text = "x,more,y\n1,a,1\n"
+    if policy == "stop":
+        with pytest.raises(SchemaSkewError): later(root, tmp_path, text)
+        return
+    assert later(root, tmp_path, text).columns == ["x", "y", "_source", "_row"]
+    said = "later.csv: the column 'more' is not in schema.yaml and is left out (on_extra_column: report)."
+    assert (said in capsys.readouterr().out) == (policy == "report")
+
+
+def test_a_project_whose_data_an_earlier_version_typed_goes_on(tmp_path):
+    "Numbers and dates in data/, and text in the next batch."
+    root = tmp_path / "p"
+    pl.DataFrame({"x": [1, 2] * 10, "day": pl.Series(["2022-01-31"] * 20).str.to_date(), "y": [1.5, 2.5] * 10}).write_parquet(tmp_path / "old.parquet")
+    ingest(tmp_path / "old.parquet", root)
+    write_schema(Schema("d", "regression", "y", dict(x=Column("integer"), day=Column("timestamp"), y=Column("number"))), root / "schema.yaml")
+    write_params(Params(), root / "params.yaml")
+    got = later(root, tmp_path, "x,day,y\n3,2022-02-01,3.5\n")
+    assert got.drop("_source", "_row").row(0) == (3, dt.datetime(2022, 2, 1), 3.5)
