@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EXCLUSION_REASONS', 'IMMATURE_REASON', 'LATE_REASON', 'compute_target', 'read_accepted_batches', 'read_split_keys',
            'split_accepted_rows', 'read_rows_to_try', 'write_splits', 'SplitSummary', 'Lineage', 'DatasetInfo',
-           'read_dataset_info', 'read_split', 'summarise_split', 'read_content_keys', 'run_prepare']
+           'read_dataset_info', 'read_split', 'summarise_split', 'read_content_keys', 'describe_lost_labels',
+           'run_prepare']
 
 # %% ../../nbs/data/10_prepare.ipynb #0cc1b80b
 from collections.abc import Iterator
@@ -298,6 +299,23 @@ def _dataset_info(out, accepted, schema, split, features, keys, reasons, as_of, 
                                    features.sha256),
                    leaks=_search_leaks(out, accepted, schema, split, features))
 
+# %% ../../nbs/data/10_prepare.ipynb #7edfe788
+def describe_lost_labels(
+    accepted: Path, # Folder with the accepted rows
+    schema: Schema,
+    reasons: np.ndarray, # (accepted,) indices into `EXCLUSION_REASONS`, -1 for rows that are used
+) -> str: # "" where each row has a label
+    "How many rows have no label that can be learned, with a few labels that are no class."
+    counts = {r: int((reasons == i).sum()) for i, r in enumerate(EXCLUSION_REASONS[:3])}
+    said = [f"{n:,} × {r}" for r, n in counts.items() if n]
+    if not said: return ""
+    strange = set()
+    for batch in read_accepted_batches(accepted, schema.target_columns) if counts[EXCLUSION_REASONS[2]] else ():
+        lost = schema.target_expr().is_not_null() & schema.encoded_target_expr().is_null()
+        strange |= {*batch.select(schema.target_expr().filter(lost).cast(pl.String).unique()).to_series().head(5)}
+    such = f", such as {', '.join(map(repr, sorted(strange)[:3]))}" if strange else ""
+    return f"{sum(counts.values()):,} of {len(reasons):,} rows have no label and are left out: {', '.join(said)}{such}."
+
 # %% ../../nbs/data/10_prepare.ipynb #cab5e467
 def _check_rowwise(accepted, splits, schema, features):
     "Raise `UserError` if a feature of a row depends on other rows."
@@ -315,6 +333,7 @@ def run_prepare(
     check_split_params(params.split, schema)
     accepted = root / "artifacts/accepted"
     keys, splits, reasons, as_of = split_accepted_rows(accepted, schema, params.split)
+    if lost := describe_lost_labels(accepted, schema, reasons): print(lost)
     _check_rowwise(accepted, splits, schema, features)
     with atomic_dir(root / "artifacts/prepared") as out:
         write_splits(accepted, out, schema, features, splits)

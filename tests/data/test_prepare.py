@@ -331,3 +331,12 @@ def test_taxi_trips(real_data, tmp_path):
     minutes = (source[names[1]] - source[names[0]]).dt.total_seconds() / 60
     assert d.used == minutes.is_between(1, 60).sum() and d.accepted == len(source)
     assert all(1 <= p.target["min"] <= p.target["max"] <= 60 for p in d.parts.values())
+
+
+def test_labels_that_are_lost_are_said(project, capsys):
+    rows = accepted_rows().with_columns(y=pl.when(pl.col("_row") < 3).then(pl.lit("perhaps")).otherwise("y"))
+    run_prepare(project(rows))
+    assert "12 of 600 rows have no label and are left out: 9 × the target is missing, 3 × the target is not one of " \
+           "the classes, such as 'perhaps'." in capsys.readouterr().out
+    run_prepare(project(accepted_rows().with_columns(y=pl.col("y").fill_null("no"))))
+    assert "no label" not in capsys.readouterr().out
