@@ -32,7 +32,7 @@ from mlops_nb.evaluate.fairness import difference_interval, measure_column_fairn
 from mlops_nb.evaluate.metrics import (
     METRICS,
     DecisionSettings,
-    ScoredRows,
+    EvaluatedRows,
     estimate_metrics,
     independent_units,
     weighted_metric,
@@ -195,7 +195,7 @@ def no_weak_spot(seed, n_entities=100, per=30):
     splits = {"valid": validation, "test": test}
 
     def found(clusters):
-        scored = {name: ScoredRows("binary", frame["_target"].to_numpy(), np.full(len(who), .3),
+        scored = {name: EvaluatedRows("binary", frame["_target"].to_numpy(), np.full(len(who), .3),
                                    resampling=Resampling(2, clusters=clusters)) # p needs no draws
                   for name, frame in splits.items()}
         return any(s.p_value < .05 for s in discover_slices(scored, splits, columns).slices)
@@ -208,7 +208,7 @@ def no_worse_segment(seed, n_entities=100, per=30):
     frame = pl.DataFrame({"region": np.where(who < n_entities // 3, "a", "b")})
 
     def apart(clusters):
-        rows = ScoredRows("binary", y, ours, resampling=Resampling(seed=seed, clusters=clusters))
+        rows = EvaluatedRows("binary", y, ours, resampling=Resampling(seed=seed, clusters=clusters))
         gap = evaluate_slices(rows, frame, ["region"])[0][0].gap
         return gap.low > 0 or gap.high < 0
     return {"": (apart(who), apart(None))}
@@ -233,7 +233,7 @@ def fairness_gaps(seed, sizes, rates, before, small_rates=None):
     chance = np.where(y == 1, rates[1], rates[0])
     if small_rates: chance = np.where(group == group[-1], np.where(y == 1, small_rates[1], small_rates[0]), chance)
     act = (rng.random(n) < chance) * 1.0
-    gaps = measure_column_fairness(ScoredRows("binary", y, act, resampling=Resampling(2)), "g", group).gaps
+    gaps = measure_column_fairness(EvaluatedRows("binary", y, act, resampling=Resampling(2)), "g", group).gaps
 
     def rates_before(masks, level): # of each mask, the intervals of the groups
         z = NormalDist().inv_cdf((1 + level) / 2)
@@ -307,7 +307,7 @@ def wrong_scale(seed, n, factor):
 
 def segment_refused(task, y, scores, here, linear=None):
     "The rule of the gate, and its rule before: the gap as a share of what the metric elsewhere is above chance."
-    rows, frame = ScoredRows(task, y, scores), pl.DataFrame({"region": np.where(here, "here", "elsewhere")})
+    rows, frame = EvaluatedRows(task, y, scores), pl.DataFrame({"region": np.where(here, "here", "elsewhere")})
     slices, _ = evaluate_slices(rows, frame, ["region"], others={} if linear is None else {"linear": linear})
     primary, chance = ("roc_auc", .5) if task == "binary" else ("rmse", 0)
     before = any(s.gap.low > .5 * abs(s.rest - chance) for s in slices)

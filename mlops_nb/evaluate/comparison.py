@@ -25,7 +25,7 @@ from mlops_nb.evaluate.metrics import (
     PRIMARY_METRIC,
     DecisionSettings,
     Metric,
-    ScoredRows,
+    EvaluatedRows,
     independent_units,
     weighted_metric,
 )
@@ -141,7 +141,7 @@ def scores_to_array(
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #edda8166
 def compare_with_model(
-    rows: dict[str, ScoredRows], # valid and test, with our scores
+    rows: dict[str, EvaluatedRows], # valid and test, with our scores
     other_name: str, # of the other model
     kind: str, # baseline or learner
     other_scores: dict[str, np.ndarray], # the other's scores of the same rows
@@ -161,7 +161,7 @@ def compare_with_model(
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #8aa6f4e4
 def compare_with_baselines(
-    rows: dict[str, ScoredRows], # valid and test, with our scores
+    rows: dict[str, EvaluatedRows], # valid and test, with our scores
     splits: dict[str, pl.DataFrame], # the same rows: `_source`, `_row`
     baseline_scores: pl.DataFrame, # scores.parquet of the stage baseline
 ) -> list[Comparison]:
@@ -204,7 +204,7 @@ def champion_threshold(
 def compare_with_champion(
     champion: Path, # its bundle folder
     schema: Schema,
-    rows: ScoredRows, # the test rows, with our scores
+    rows: EvaluatedRows, # the test rows, with our scores
     test: pl.DataFrame, # the same rows, with the columns of the schema
     role: Literal['champion', 'anchor'] = 'champion', # the present one, or the best so far
 ) -> Comparison:

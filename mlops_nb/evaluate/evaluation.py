@@ -33,7 +33,7 @@ from mlops_nb.evaluate.metrics import (
     METRICS,
     PRIMARY_METRIC,
     DecisionSettings,
-    ScoredRows,
+    EvaluatedRows,
     estimate_metrics,
 )
 from .model_selection import LearnerCandidate
@@ -154,12 +154,12 @@ def scored_rows(
     splits: dict[str, pl.DataFrame], # valid and test, with `_target`
     scores: dict[str, np.ndarray], # of their rows
     resamplings: dict[str, Resampling], # of `split_resamplings`
-) -> dict[str, ScoredRows]: # By split
+) -> dict[str, EvaluatedRows]: # By split
     "A model's scores beside what happened, with the decision settings that the validation rows choose."
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     settings = choose_decision_settings(schema.task, y['valid'], scores['valid'], params,
                                         resamplings['valid'].clusters)
-    return {split: ScoredRows(schema.task, y[split], s, settings, resamplings[split], schema.classes)
+    return {split: EvaluatedRows(schema.task, y[split], s, settings, resamplings[split], schema.classes)
             for split, s in scores.items()}
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #1918ca25
@@ -173,7 +173,7 @@ def _confusion_matrix(task, y, scores, threshold): # rows[truth][decision]
 def evaluate_scores(
     schema: Schema,
     params: EvaluateParams,
-    rows: dict[str, ScoredRows], # valid and test
+    rows: dict[str, EvaluatedRows], # valid and test
     frame: pl.DataFrame, # the test rows, with the segments
     simpler: dict[str, np.ndarray] | None = None, # name of a simpler model -> its scores of the test rows
     beside: tuple[str, ...] = (), # keys of `COUNT_METRICS`: metrics beside those of the task
@@ -254,7 +254,7 @@ def score_splits(
 # %% ../../nbs/evaluate/08_evaluation.ipynb #afb530d7
 def subgroup_report(
     predictor: Predictor,
-    rows: dict[str, ScoredRows], # valid and test
+    rows: dict[str, EvaluatedRows], # valid and test
     splits: dict[str, pl.DataFrame], # the same rows
     min_rows: int, # of a group
 ) -> tuple[SliceDiscovery, list[FairnessReport]]:

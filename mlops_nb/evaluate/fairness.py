@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import METRICS, ScoredRows, weighted_metric
+from .metrics import METRICS, EvaluatedRows, weighted_metric
 from .slices import bin_column
 from ..stats.bootstrap import Estimate, bootstrap_replicates, t_interval, weighted_mean
 
@@ -81,7 +81,7 @@ def _metric(rows, name):
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #f9943cef
 def group_metrics(
-    rows: ScoredRows, # of one group
+    rows: EvaluatedRows, # of one group
 ) -> dict[str, GroupFigure]: # By name
     "What is compared between groups."
     names = {'binary': ['roc_auc'], 'multiclass': ['log_loss'], 'regression': ['bias', 'mae', 'rmse']}[rows.task]
@@ -221,7 +221,7 @@ def _fairness_gaps(task, names, values, estimates, level): # `values`: figure ->
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #e73c7611
 def measure_column_fairness(
-    rows: ScoredRows,
+    rows: EvaluatedRows,
     column: str, # how the groups are called together
     group: np.ndarray, # (n,) the group of each row
     min_rows: int = 200, # rows of a group
@@ -244,7 +244,7 @@ def measure_column_fairness(
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #8a60e33a
 def measure_fairness(
-    rows: ScoredRows, # the test rows
+    rows: EvaluatedRows, # the test rows
     frame: pl.DataFrame, # the same rows, with the sensitive columns
     sensitive_columns: list[str], # columns of `frame`
     min_rows: int = 200, # rows of a group

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'PRIMARY_METRIC', 'COUNT_METRICS', 'AveragePrecision', 'av
            'DecisionSettings', 'accuracy', 'precision', 'recall', 'f1', 'row_cost', 'cost', 'Combined', 'macro_f1',
            'roc_auc_ovr', 'r2', 'MedianStatistic', 'median_absolute_error', 'within_tolerance', 'rmse', 'Metric',
            'poisson_deviance', 'find_metric', 'metric_label', 'weighted_metric', 'metric_values', 'independent_units',
-           'estimate_metrics', 'ScoredRows']
+           'estimate_metrics', 'EvaluatedRows']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #54a3b3a5
 from collections.abc import Callable
@@ -357,7 +357,7 @@ def estimate_metrics(
             for name in (*METRICS[task], *beside)}
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #e818f72e
-class ScoredRows(NamedTuple):
+class EvaluatedRows(NamedTuple):
     "What happened on some rows, and what a model said of them."
     task: str # binary, multiclass or regression
     y: np.ndarray # (n,) class index, or value
@@ -366,7 +366,7 @@ class ScoredRows(NamedTuple):
     resampling: Resampling = Resampling() # with the clusters of these rows
     classes: list[str] | None = None # of a classification
 
-    def take(self, rows: np.ndarray) -> 'ScoredRows': # (m,) row numbers, or (n,) bool
+    def take(self, rows: np.ndarray) -> 'EvaluatedRows': # (m,) row numbers, or (n,) bool
         "Some of the rows."
         clusters = self.resampling.clusters
         if clusters is not None: clusters = np.unique(clusters[rows], return_inverse=True)[1]

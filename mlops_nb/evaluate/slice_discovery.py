@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import ScoredRows, row_loss
+from .metrics import EvaluatedRows, row_loss
 from .slices import SliceFigure, bin_column, compare_with_rest, primary_metric_and_gap
 from ..stats.bootstrap import Estimate, weighted_mean
 
@@ -196,7 +196,7 @@ class SliceDiscovery(Struct):
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #ed494f1c
 def _not_searched(why): return SliceDiscovery(0, [], f"No search for slices: {why}")
 
-def _skip_reason(splits, names, min_rows): # `splits`: of `ScoredRows`
+def _skip_reason(splits, names, min_rows): # `splits`: of `EvaluatedRows`
     if not all(np.isfinite(rows.scores).all() for rows in splits): return "some scores are not finite."
     n = min(len(rows.y) for rows in splits)
     if n < 2 * min_rows:
@@ -234,7 +234,7 @@ def _measure_slices(rows, measure, masks, n_comparisons): # `masks`: name -> (n,
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #881aa53c
 def discover_slices(
-    rows: dict[str, ScoredRows], # `valid`, which is searched, and `test`, which judges
+    rows: dict[str, EvaluatedRows], # `valid`, which is searched, and `test`, which judges
     splits: dict[str, pl.DataFrame], # the same rows, with `columns`
     columns: list[str], # inputs of the model
     min_rows: int = 200, # of a slice, on either split

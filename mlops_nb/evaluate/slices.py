@@ -17,7 +17,7 @@ import polars as pl
 from msgspec import Struct
 
 from .decision_threshold import mean_interval_by_bin, quantile_bins
-from .metrics import METRICS, PRIMARY_METRIC, ScoredRows, metric_values, weighted_metric
+from .metrics import METRICS, PRIMARY_METRIC, EvaluatedRows, metric_values, weighted_metric
 from mlops_nb.stats.bootstrap import (
     Estimate,
     Scale,
@@ -85,13 +85,13 @@ class Slice(Struct):
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a3
 class SliceFigure(NamedTuple):
     "A figure that a slice is judged by."
-    prepare: Callable # `ScoredRows` -> a function of their weights
+    prepare: Callable # `EvaluatedRows` -> a function of their weights
     worse: Callable # (here, elsewhere) -> how much worse it is here
     scale: Scale
 
 # %% ../../nbs/evaluate/02_slices.ipynb #f0470608
 def compare_with_rest(
-    rows: ScoredRows, # all rows
+    rows: EvaluatedRows, # all rows
     figures: list[SliceFigure],
     masks: list[np.ndarray], # for each group (n,) bool: is the row in it?
 ) -> list[list[tuple[Estimate, float | None, Estimate]]]: # By figure and group: here, elsewhere, the gap
@@ -140,7 +140,7 @@ def _weighted_variances(x):
 
 # %% ../../nbs/evaluate/02_slices.ipynb #a66865be
 def weighted_skill_score(
-    rows: ScoredRows,
+    rows: EvaluatedRows,
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
     "The share of the squared error of the best constant that is saved; NaN where that has none (Murphy 1988, eq. 4)."
     if not (len(rows.y) and np.isfinite(rows.y).all() and np.isfinite(rows.scores).all()): return lambda w: float('nan')
@@ -150,7 +150,7 @@ def weighted_skill_score(
 
 # %% ../../nbs/evaluate/02_slices.ipynb #1f379589
 def measure_slices(
-    rows: ScoredRows, # all rows
+    rows: EvaluatedRows, # all rows
     masks: list[np.ndarray], # for each slice (n,) bool: is the row in it?
 ) -> list[tuple]: # For each slice: the metric here, on the rest, the gap; the skill score here, on the rest, the gap
     "The primary metric and the skill score of each slice, and their distance from the rest."
@@ -160,7 +160,7 @@ def measure_slices(
 
 # %% ../../nbs/evaluate/02_slices.ipynb #e7ecf6e6
 def weighted_recalibrated_skill(
-    rows: ScoredRows,
+    rows: EvaluatedRows,
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
     "The skill score of the straight line through the scores that suits these rows best: their squared correlation."
     target, scores = _target_and_scores(rows)
@@ -174,7 +174,7 @@ def weighted_recalibrated_skill(
 
 # %% ../../nbs/evaluate/02_slices.ipynb #67cac677
 def simpler_gains(
-    rows: ScoredRows, # of one slice
+    rows: EvaluatedRows, # of one slice
     others: dict[str, np.ndarray], # name of a simpler model -> (n,) or (n, k) its scores of these rows
     confidence_level: float = 0.95,
 ) -> dict[str, Estimate]: # `recalibrated`, and each of the others
@@ -211,7 +211,7 @@ def _too_few(rows, codes, min_rows): # For each group: too few rows or events to
 _BATCH_VALUES = 5_000_000 # rows times slices that are measured together
 
 def evaluate_slices(
-    rows: ScoredRows,
+    rows: EvaluatedRows,
     frame: pl.DataFrame, # the same rows: holds the segment columns
     segments: list[str], # columns of `frame`
     min_rows: int = 200, # rows

@@ -20,7 +20,7 @@ from mlops_nb.evaluate.comparison import (
     scores_to_array,
     signed_gain,
 )
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, DecisionSettings, ScoredRows, weighted_metric
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, DecisionSettings, EvaluatedRows, weighted_metric
 from mlops_nb.stats.bootstrap import Estimate, Resampling, Units
 
 
@@ -152,7 +152,7 @@ def test_each_baseline_decides_by_its_own_threshold():
     y = np.r_[np.ones(50), np.zeros(50)]
     keys = pl.DataFrame({"_source": "a", "_row": np.arange(100)})
     scores = pl.concat([keys.with_columns(split=pl.lit(p), linear=pl.lit(y) * 0.1) for p in ("valid", "test")])
-    rows = dict.fromkeys(("valid", "test"), ScoredRows("binary", y, y))
+    rows = dict.fromkeys(("valid", "test"), EvaluatedRows("binary", y, y))
     (c,) = compare_with_baselines(rows, dict.fromkeys(rows, keys), scores)
     assert c.metrics["accuracy"].other_value == 1 and (c.name, c.kind) == ("linear", "baseline")
 
@@ -182,7 +182,7 @@ def test_classes_in_another_order_are_put_into_ours():
 def test_the_same_model_with_its_classes_in_the_other_order_decides_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     ours = np.r_[rng.random(2000), 0.25] # one score lies at the threshold itself
-    rows = ScoredRows("binary", (rng.random(2001) < ours) * 1.0, ours, DecisionSettings(threshold=0.25))
+    rows = EvaluatedRows("binary", (rng.random(2001) < ours) * 1.0, ours, DecisionSettings(threshold=0.25))
     turned = champion(classes=("yes", "no"), predict=lambda f: 1 - f["x"].to_numpy())
     turned.policy = SimpleNamespace(threshold=float(np.nextafter(0.75, 1)))
     monkeypatch.setattr("mlops_nb.model.predictor.Predictor.open", lambda *a, **k: turned)

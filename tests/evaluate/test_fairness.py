@@ -28,7 +28,7 @@ from mlops_nb.evaluate.fairness import (
     sensitive_groups,
     split_by_group_size,
 )
-from mlops_nb.evaluate.metrics import DecisionSettings, ScoredRows
+from mlops_nb.evaluate.metrics import DecisionSettings, EvaluatedRows
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.pipeline import run_stage
 from mlops_nb.release.gate import check_fairness_gaps
@@ -74,7 +74,7 @@ def same(found, frame, group, y, act):
 @pytest.mark.parametrize("threshold", [.2, .5, .8])
 def test_binary_figures_are_fairlearns_and_those_made_by_hand(threshold):
     group, y, s = world(names=("a", "b", "c"))
-    rows = ScoredRows("binary", y, s, DecisionSettings(threshold=threshold), Resampling(20))
+    rows = EvaluatedRows("binary", y, s, DecisionSettings(threshold=threshold), Resampling(20))
     found = measure_column_fairness(rows, "g", group)
     act = s >= threshold
     same(found, pl.DataFrame({"group": group.astype(str), "y": y, "act": act}), group, y, act)
@@ -88,7 +88,7 @@ def test_classes_and_values_by_hand():
         rng.integers(0, 3, 900).astype(float),
         rng.dirichlet(np.ones(3), 900),
     )
-    rows = ScoredRows("multiclass", y, s, resampling=Resampling(20), classes=["x", "y", "z"])
+    rows = EvaluatedRows("multiclass", y, s, resampling=Resampling(20), classes=["x", "y", "z"])
     found = measure_column_fairness(rows, "g", group, min_rows=100)
     for g in found.groups:
         rows = group == g.value
@@ -97,7 +97,7 @@ def test_classes_and_values_by_hand():
     assert found.gaps["recall_difference"].estimate.value == pytest.approx(max(
         abs(np.subtract(*[(s.argmax(1) == k)[(group == g) & (y == k)].mean() for g in "ab"])) for k in range(3)))
     v = y + (group == "a") + rng.normal(size=900)
-    rows = ScoredRows("regression", y, v, resampling=Resampling(20))
+    rows = EvaluatedRows("regression", y, v, resampling=Resampling(20))
     found = measure_column_fairness(rows, "g", group, min_rows=100)
     biases = {g: (v - y)[group == g].mean() for g in "ab"}
     assert {g.value: g.metrics["bias"].value for g in found.groups} == pytest.approx(biases)
@@ -110,7 +110,7 @@ def test_classes_and_values_by_hand():
 def test_a_group_without_events_has_no_rate_of_0():
     group, y, s = world(names=("a", "b", "c"))
     y[(group == "c") & (np.cumsum(group == "c") > 20)] = 0 # at most twenty events are left, which are too few as well
-    found = measure_column_fairness(ScoredRows("binary", y, s, resampling=Resampling(20)), "g", group)
+    found = measure_column_fairness(EvaluatedRows("binary", y, s, resampling=Resampling(20)), "g", group)
     c = next(g for g in found.groups if g.value == "c")
     assert c.metrics["true_positive_rate"].value is None and c.metrics["false_positive_rate"].value is not None
     gap = found.gaps["equalized_odds_difference"]
@@ -121,7 +121,7 @@ def test_what_is_the_same_for_all_is_seldom_called_sure():
     sure = 0
     for seed in range(40):
         group, y, s = world(1200, seed, unfair=0, names=tuple("abcd"))
-        found = measure_column_fairness(ScoredRows("binary", y, s, resampling=Resampling(60)), "g", group)
+        found = measure_column_fairness(EvaluatedRows("binary", y, s, resampling=Resampling(60)), "g", group)
         sure += found.gaps["equalized_odds_difference"].estimate.low > 0
     assert sure <= 5 # 2 are expected at most, and 6 or more come once in 100
 
@@ -133,7 +133,7 @@ def test_the_interval_holds_the_truth():
         rng = np.random.default_rng(seed)
         group = np.array(["a", "b"], object)[(rng.random(800) < .3).astype(int)]
         s = (rng.random(800) < np.where(group == "a", .5, .4)).astype(float)
-        rows = ScoredRows("binary", (rng.random(800) < 0.5) * 1.0, s, resampling=Resampling(60))
+        rows = EvaluatedRows("binary", (rng.random(800) < 0.5) * 1.0, s, resampling=Resampling(60))
         e = measure_column_fairness(rows, "g", group).gaps["demographic_parity_difference"].estimate
         inside.append(e.low <= .1 <= e.high)
     assert np.mean(inside) >= .85
@@ -147,7 +147,7 @@ def test_rates_near_0_and_1_raise_no_false_alarm(rate, n):
         rng = np.random.default_rng(seed)
         group = np.repeat(np.array(["a", "b"], object), n)
         acted, y = (rng.random(sum(n)) < rate).astype(float), np.arange(sum(n)) % 2.
-        rows = ScoredRows("binary", y, acted, resampling=Resampling(2))
+        rows = EvaluatedRows("binary", y, acted, resampling=Resampling(2))
         found = measure_column_fairness(rows, "g", group, min_rows=40)
         false += found.gaps["demographic_parity_difference"].estimate.low > 0
     assert false <= 18 # 10 are expected at most, and more than 18 once in 200
@@ -193,7 +193,7 @@ def test_few_people_with_a_rare_outcome_raise_no_false_alarm():
         people = np.arange(6600) // 20
         group = np.where(people < 300, "a", "b").astype(object)
         act = (rng.random(6600) < rng.beta(.0467, 2.287, 330)[people]) * 1. # 2 %, correlated by 0.3 within a person
-        rows = ScoredRows("binary", np.arange(6600) % 2., act, resampling=Resampling(50, seed=seed, clusters=people))
+        rows = EvaluatedRows("binary", np.arange(6600) % 2., act, resampling=Resampling(50, seed=seed, clusters=people))
         gap = measure_column_fairness(rows, "g", group).gaps["demographic_parity_difference"]
         false += gap.estimate.low > 0
     assert false <= 3 # with thirty degrees of freedom for the thirty people it is twice that
@@ -207,7 +207,7 @@ def test_rows_of_one_person_are_one():
         people = np.arange(1600) // 20
         group, act = np.where(people < 40, "a", "b").astype(object), (rng.random(80) < .5).astype(float)[people]
         for name, clusters in (("rows", None), ("people", people)):
-            rows = ScoredRows("binary", rng.integers(0, 2, 1600) * 1., act,
+            rows = EvaluatedRows("binary", rng.integers(0, 2, 1600) * 1., act,
                               resampling=Resampling(50, seed=seed, clusters=clusters))
             found = measure_column_fairness(rows, "g", group)
             sure[name] += found.gaps["demographic_parity_difference"].estimate.low > 0
@@ -247,7 +247,7 @@ def test_the_ratio_of_two_figures():
 def test_nobody_of_a_group_is_acted_on():
     group, y, s = world()
     with warnings.catch_warnings(action="error"):
-        rows = ScoredRows("binary", y, np.where(group == "a", 0, s), resampling=Resampling(20))
+        rows = EvaluatedRows("binary", y, np.where(group == "a", 0, s), resampling=Resampling(20))
         found = measure_column_fairness(rows, "g", group)
         nobody = measure_column_fairness(rows._replace(scores=s / 3), "g", group)
     ratio = found.gaps["demographic_parity_ratio"].estimate
@@ -275,7 +275,7 @@ def test_few_rows_are_named_and_one_group_is_a_sentence():
     group, y, s = world(600)
     group[:30] = "few"
     frame = pl.DataFrame({"g": group.astype(str), "one": ["same"] * 600})
-    rows = ScoredRows("binary", y, s, resampling=Resampling(20))
+    rows = EvaluatedRows("binary", y, s, resampling=Resampling(20))
     g, one, *both = measure_fairness(rows, frame, ["g", "one"], 200)
     assert g.small_groups == {"few": 30} and {x.value for x in g.groups} == {"a", "b"}
     assert one.gaps == {} and one.message == "By one nothing can be compared: only same has enough rows."
@@ -292,7 +292,7 @@ def test_few_rows_are_named_and_one_group_is_a_sentence():
 def test_scores_that_are_no_numbers_compare_nothing():
     group, y, s = world(600)
     s[3] = np.nan
-    (found,) = measure_fairness(ScoredRows("binary", y, s), pl.DataFrame({"g": group.astype(str)}), ["g"])
+    (found,) = measure_fairness(EvaluatedRows("binary", y, s), pl.DataFrame({"g": group.astype(str)}), ["g"])
     assert found.gaps == {} and found.message.endswith("some scores are not finite.")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind
 
 from mlops_nb.evaluate import slice_discovery as module
-from mlops_nb.evaluate.metrics import METRICS, ScoredRows, row_loss
+from mlops_nb.evaluate.metrics import METRICS, EvaluatedRows, row_loss
 from mlops_nb.evaluate.slice_discovery import (
     bin_columns,
     count_comparisons,
@@ -51,7 +51,7 @@ def world(task, n=4000, seed=0, fault=1.0, more=0):
 
 
 def discover(task, valid, v, test, t, columns=COLUMNS, min_rows=100, resampling=Resampling(5)):
-    rows = {split: ScoredRows(task, frame["_target"].to_numpy(), s, resampling=resampling)
+    rows = {split: EvaluatedRows(task, frame["_target"].to_numpy(), s, resampling=resampling)
             for split, frame, s in (("valid", valid, v), ("test", test, t))}
     return discover_slices(rows, {"valid": valid, "test": test}, columns, min_rows)
 

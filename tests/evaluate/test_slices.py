@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, ScoredRows, weighted_metric
+from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, EvaluatedRows, weighted_metric
 from mlops_nb.evaluate.slices import (
     Slice,
     bin_column,
@@ -83,7 +83,7 @@ def data(task, n=1200, seed=0):
 @pytest.mark.parametrize("task", METRICS)
 def test_a_slice_is_the_metric_on_its_rows(task):
     region, y, s = data(task)
-    scored = ScoredRows(task, y, s, resampling=Resampling(30))
+    scored = EvaluatedRows(task, y, s, resampling=Resampling(30))
     found, small = evaluate_slices(scored, pl.DataFrame({"region": region}), ["region"])
 
     def at(rows): return weighted_metric(task, PRIMARY_METRIC[task], y[rows], s[rows])(np.ones(rows.sum()))
@@ -102,7 +102,7 @@ def test_a_slice_is_the_metric_on_its_rows(task):
 def test_a_broken_slice_is_worse_by_more_than_chance():
     region, y, s = data("regression")
     s = s + np.where(region == "n", 3, 0)
-    slices, _ = evaluate_slices(ScoredRows("regression", y, s), pl.DataFrame({"region": region}), ["region"])
+    slices, _ = evaluate_slices(EvaluatedRows("regression", y, s), pl.DataFrame({"region": region}), ["region"])
     found = {x.value: x for x in slices}
     assert found["n"].gap.low > 0 and found["s"].gap.high < 0
     assert slice_table(list(found.values()))["value"][0] == "n"
@@ -111,26 +111,26 @@ def test_a_broken_slice_is_worse_by_more_than_chance():
 def test_small_slices_are_counted_not_judged():
     region = pl.Series(["a"] * 500 + ["b"] * 20 + ["c"] * 5 + [None] * 3)
     y = np.tile([0.0, 1.0], 264)
-    rows = ScoredRows("binary", y, y, resampling=Resampling(5))
+    rows = EvaluatedRows("binary", y, y, resampling=Resampling(5))
     found, small = evaluate_slices(rows, pl.DataFrame({"r": region}), ["r"], min_rows=100)
     assert [x.value for x in found] == ["a"] and [(x.n_slices, x.n_rows) for x in small] == [(3, 28)]
 
 
 def test_a_column_with_one_value_has_no_rest():
     y = np.tile([0.0, 1.0], 300)
-    assert evaluate_slices(ScoredRows("binary", y, y), pl.DataFrame({"r": ["x"] * 600}), ["r"]) == ([], [])
+    assert evaluate_slices(EvaluatedRows("binary", y, y), pl.DataFrame({"r": ["x"] * 600}), ["r"]) == ([], [])
     assert slice_table([]).columns[:3] == ["column", "value", "n_rows"]
 
 
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
-    rows = ScoredRows("binary", y, np.linspace(0, 1, 600), resampling=Resampling(20))
+    rows = EvaluatedRows("binary", y, np.linspace(0, 1, 600), resampling=Resampling(20))
     ((here, rest, gap, *_),) = measure_slices(rows, [np.arange(600) < 300])
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
 def test_no_segments():
-    assert evaluate_slices(ScoredRows("binary", np.ones(3), np.ones(3)), pl.DataFrame(), []) == ([], [])
+    assert evaluate_slices(EvaluatedRows("binary", np.ones(3), np.ones(3)), pl.DataFrame(), []) == ([], [])
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -174,14 +174,14 @@ def test_the_skill_score_is_the_share_of_the_constants_error_that_is_saved():
         target, scores = target.reshape(len(y), -1), s.reshape(len(y), -1)
         error = (w @ (target - scores)**2).sum()
         constant = (w @ (target - w @ target / w.sum())**2).sum()
-        rows = ScoredRows(task, y, s)
+        rows = EvaluatedRows(task, y, s)
         assert weighted_skill_score(rows)(w) == pytest.approx(1 - error / constant)
         lines = [np.polyval(np.polyfit(x, t, 1, w=w**.5), x) for x, t in zip(scores.T, target.T, strict=True)]
         best = 1 - (w @ (target - np.transpose(lines))**2).sum() / constant
         assert weighted_skill_score(rows)(w) <= weighted_recalibrated_skill(rows)(w) == pytest.approx(best)
     ones = np.ones(4)
-    assert np.isnan(weighted_skill_score(ScoredRows("regression", ones, ones))(ones))
-    assert weighted_recalibrated_skill(ScoredRows("regression", np.arange(4.), ones))(ones) == 0
+    assert np.isnan(weighted_skill_score(EvaluatedRows("regression", ones, ones))(ones))
+    assert weighted_recalibrated_skill(EvaluatedRows("regression", np.arange(4.), ones))(ones) == 0
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -190,10 +190,10 @@ def test_nothing_simpler_is_better_than_the_truth(task):
     region, y, s = data(task, 2000)
     if task == "regression": y = s + rng.normal(size=len(s))
     worse = s[rng.permutation(len(s))]
-    gains = simpler_gains(ScoredRows(task, y, s), {"linear": worse, "same": s})
+    gains = simpler_gains(EvaluatedRows(task, y, s), {"linear": worse, "same": s})
     assert gains["recalibrated"].low < 0 < gains["recalibrated"].high
     assert gains["linear"].high < 0 == gains["same"].value
-    gains = simpler_gains(ScoredRows(task, y, worse), {"linear": s})
+    gains = simpler_gains(EvaluatedRows(task, y, worse), {"linear": s})
     assert 0 < gains["recalibrated"].low < gains["linear"].low
 
 
@@ -210,7 +210,7 @@ def test_a_bootstrap_of_few_entities_is_widened():
     "Sixty entities of one value each: the standard error of a mean has 59 in its denominator, not 60."
     rng, who = np.random.default_rng(0), np.repeat(np.arange(60), 20)
     y = rng.normal(size=60)[who]
-    rows = ScoredRows("regression", y, np.zeros(len(y)), resampling=Resampling(4_000, clusters=who))
+    rows = EvaluatedRows("regression", y, np.zeros(len(y)), resampling=Resampling(4_000, clusters=who))
     mean = primary_metric_and_gap("regression")._replace(prepare=lambda r: weighted_metric("regression", "bias", r.y,
                                                                                             r.scores), scale="real")
     ((e, _, _),), = compare_with_rest(rows, [mean], [who < 10])
@@ -222,7 +222,7 @@ def test_a_bootstrap_of_few_entities_is_widened():
 def test_slices_judged_in_batches_are_the_same(monkeypatch):
     region, y, s = data("binary", 4000)
     frame = pl.DataFrame({"region": region, "x": s})
-    scored = ScoredRows("binary", y, s, resampling=Resampling(10))
+    scored = EvaluatedRows("binary", y, s, resampling=Resampling(10))
     together = evaluate_slices(scored, frame, ["region", "x"])
     monkeypatch.setattr("mlops_nb.evaluate.slices._BATCH_VALUES", 2 * len(y))
     assert evaluate_slices(scored, frame, ["region", "x"]) == together

@@ -25,7 +25,7 @@ from mlops_nb.evaluate.metrics import (
     METRICS,
     PRIMARY_METRIC,
     DecisionSettings,
-    ScoredRows,
+    EvaluatedRows,
     metric_label,
     weighted_metric,
 )
@@ -158,7 +158,7 @@ def hard_region(task, seed=0):
 
 def region_rule(task, y, scores, linear):
     frame = pl.DataFrame({"region": np.where(HARD, "hard", "easy")})
-    slices, _ = evaluate_slices(ScoredRows(task, y, scores), frame, ["region"], others={"linear": linear})
+    slices, _ = evaluate_slices(EvaluatedRows(task, y, scores), frame, ["region"], others={"linear": linear})
     hard = next(s for s in slices if s.value == "hard")
     assert lacks_skill(hard, 0.5), "by what it lacks it would be refused"
     (rule,) = check_segments(slices, 0.5, PRIMARY_METRIC[task])
@@ -210,7 +210,7 @@ def test_a_rare_event_is_no_reason_to_refuse_a_small_segment():
     y, region = np.zeros(3000), np.repeat(["big", "few", "none"], [2400, 300, 300])
     y[:57], y[2400:2403] = 1, 1
     scores = np.random.default_rng(0).random(3000) + y
-    slices, small = evaluate_slices(ScoredRows("binary", y, scores), pl.DataFrame({"region": region}), ["region"])
+    slices, small = evaluate_slices(EvaluatedRows("binary", y, scores), pl.DataFrame({"region": region}), ["region"])
     assert {s.value for s in slices} == {"none"} # beside "big" there are three events, too few to compare with
     assert (small[0].n_slices, small[0].n_rows) == (2, 2700)
     (rule,) = check_segments(slices, 0.5, "roc_auc")
