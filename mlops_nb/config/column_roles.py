@@ -161,15 +161,14 @@ def handed_out(
 ) -> str: # "" for numbers that may have been measured
     "How one can tell that whole numbers were handed out, one a row."
     if form.low is None or form.rows < _MIN_ROWS: return ""
-    unique = form.distinct >= 0.95 * form.rows
-    if unique and max(form.rising, form.falling) >= 0.98: return "a running number"
+    if form.distinct >= 0.999 * form.rows and max(form.rising, form.falling) >= 0.98: return "a running number"
     n, span = form.rows, form.high - form.low + 1
     repeated = n + span * math.expm1(-n / span) # rows that would repeat a value by chance
     if repeated >= 10 and n - form.distinct <= 0.1 * repeated:
         return "another number in each row, out of a narrow range"
     digits = len(str(form.high))
-    long = form.low > 0 and digits >= 9 and len(str(form.low)) == digits
-    return f"another number of {digits} digits in each row" if unique and long else ""
+    long = form.low > 0 and digits >= 9 and len(str(form.low)) == digits and form.distinct >= 0.95 * form.rows
+    return f"another number of {digits} digits in each row" if long else ""
 
 # %% ../../nbs/config/09_column_roles.ipynb #463b9366
 class ColumnRole(Struct):
@@ -247,7 +246,8 @@ def is_code(
     form: ValueForm | None, # Of a sample of the rows
 ) -> bool:
     "Are the numbers of this column names of categories?"
-    if type not in ("integer", "number") or not is_code_name(name) or form is None or form.low is None: return False
+    if type not in ("integer", "number") or form is None or form.low is None: return False
+    if not is_code_name(name) or identifier_kind(name) == "who": return False
     return 2 <= profile.distinct <= 50 and _rows_per_value(profile) >= 10
 
 def wants_form(

@@ -97,7 +97,7 @@ def test_numbers_that_count_or_name_are_no_features(values, why):
     R.lognormal(10, 1, N).astype(int), R.integers(0, 10**6, N), R.integers(0, 10_000, N), R.integers(18, 90, N),
     R.normal(0, 1e6, N).astype(int), R.lognormal(21, 1, N).astype(int), np.sort(R.integers(0, 300, N)),
     np.repeat(np.arange(2000, 2020), N // 20), np.tile(np.arange(24), N // 24), R.choice(10**6, N, replace=False),
-    np.sort(R.normal(size=N)), np.arange(N) + 0.5])
+    np.sort(R.normal(size=N)), np.arange(N) + 0.5, np.sort(R.integers(0, 20_000, N))])
 def test_measurements_stay_features(values):
     assert propose(figure=values).schema.feature_columns == ["income", "figure"]
 
@@ -171,6 +171,12 @@ def test_what_the_user_named_is_not_proposed_anew():
     assert propose(customer_id=ids, shop=R.choice(["a", "b"], N), entity="shop").schema.entity == "shop"
     found = propose(customer_id=ids, exclude=["customer_id"])
     assert found.schema.entity == "customer_id" and "excluded" in found.comments["customer_id"]
+
+
+def test_a_device_with_many_rows_is_an_entity_and_no_code():
+    found = propose(device_id=R.integers(0, 30, N) * 11)
+    assert found.schema.entity == "device_id" and found.schema.columns["device_id"].type == "integer"
+    assert "codes" not in found.comments["device_id"]
 
 
 def test_places_and_few_values_stay_features():
