@@ -41,8 +41,13 @@ def _sample_positions(y, task, max_rows, rng):
         room -= len(taken[-1])
     return np.sort(np.concatenate(taken))
 
-def leak_folds(rows, entity, rng, n_folds=5):
-    "(n,) int: the fold of each row; rows of one entity share it."
+def leak_folds(
+    rows: pl.DataFrame, # The sampled rows
+    entity: str | None, # A column of theirs
+    rng: np.random.Generator,
+    n_folds: int = 5,
+) -> np.ndarray: # (n,) int from 0
+    "The fold of each row; rows of one entity share it."
     unit = rows[entity].rank("dense").fill_null(0).to_numpy().astype(int) if entity else np.arange(len(rows))
     return rng.permutation(int(unit.max(initial=0)) + 1)[unit] % n_folds
 
@@ -76,7 +81,12 @@ class Outcome(Struct):
     folds: np.ndarray # (n,) int
     task: str
 
-def make_outcome(target, folds, schema):
+def make_outcome(
+    target: pl.Series, # (n,) class index or value, none missing
+    folds: np.ndarray | None, # (n,) int; None where nothing is fitted
+    schema: Schema, # Its task and classes are used
+) -> Outcome:
+    "The target as it is predicted: one column, or one a class."
     if schema.task == "regression": y = target.rank("average").to_numpy()[:, None] / max(len(target), 1)
     elif schema.task == "binary": y = target.to_numpy()[:, None]
     else: y = np.eye(len(schema.classes))[target.to_numpy().astype(int)]
@@ -111,14 +121,14 @@ _SUSPICIOUS = dict(binary=0.96, multiclass=0.9, regression=0.98) # skill score o
 _SUSPICIOUS_IDENTIFIER = 0.2 # an AUC of 0.6
 _MIN_CLASS_ROWS, MIN_ROWS = 20, 50
 
-def says_enough(outcome):
+def says_enough(outcome: Outcome) -> bool:
     "Are there enough rows to judge by?"
     if outcome.task == "regression": return len(outcome.y) >= MIN_ROWS and outcome.y.var() > 0
     counts = outcome.y.sum(axis=0)
     if outcome.task == "binary": counts = np.array([counts[0], len(outcome.y) - counts[0]])
     return np.sort(counts)[-2] >= _MIN_CLASS_ROWS
 
-def chance_level(outcome):
+def chance_level(outcome: Outcome) -> float:
     "A skill score that ten bins of noise reach in no more than one of 10,000 trials: five standard errors of the AUC."
     if outcome.task != "binary": return 5 / np.sqrt(len(outcome.y))
     events = outcome.y.sum()
@@ -147,8 +157,11 @@ def _class_of_filled(filled, outcome):
 # %% ../../nbs/data/09_leakage.ipynb #eb7cf56f
 _MIN_DEPARTED = 50
 
-def common_value(values, share=0.5):
-    "The value that at least `share`, half or more, of the rows have; None where there is none."
+def common_value(
+    values: pl.Series, # (n,)
+    share: float = 0.5, # of all rows, 0.5 or more
+): # A value of the column's type
+    "The value that at least this share of the rows have; None where there is none."
     filled = values.drop_nulls() if values.null_count() else values
     if len(filled) < share * len(values) or not len(filled): return None
     in_order = filled.sort() if filled.dtype == pl.String else pl.Series(np.sort(filled.to_numpy()))
@@ -177,7 +190,7 @@ def _seconds(rows, name, event_time):
 _TELLS = dict(binary=0.3, multiclass=0.1, regression=0.1) # skill score; 0.3 is an AUC of 0.65
 
 # %% ../../nbs/data/09_leakage.ipynb #582767c0
-def skill_figure(skill, task):
+def skill_figure(skill: float, task: str) -> str:
     "A skill score in the task's own figure."
     if task == "binary": return f"AUC {(1 + skill) / 2:.3g}"
     return f"{skill:.3g} of the log loss" if task == "multiclass" else f"R² {skill:.3g} of the ranks"
@@ -192,7 +205,14 @@ def _advice(name, kind, features):
     return ("If it is not known at the moment of prediction, give it feature: false in schema.yaml; if it is, "
             "leak_accepted: \"why\".")
 
-def make_finding(name, kind, skill, what, schema, features):
+def make_finding(
+    name: str, # Of a column or a feature
+    kind: str, # As in `LeakFinding`
+    skill: float, # Its strength
+    what: str, # A sentence without its full stop
+    schema: Schema,
+    features: Features | None, # The project's own
+) -> LeakFinding:
     "A finding, with the reason for which it was accepted, if it was."
     computed = bool(features and name in features.names)
     reasons = [schema.columns[c].leak_accepted for c in (features.reads[name] if computed else [name])]
@@ -278,12 +298,21 @@ def _find_sum(rows, numbers, schema, features):
     return [make_finding(n, "sum", 1.0, what, schema, features) for n in names]
 
 # %% ../../nbs/data/09_leakage.ipynb #9731e294
-def columns_to_judge(schema, features):
+def columns_to_judge(
+    schema: Schema,
+    features: Features | None, # The project's own
+) -> list[str]: # Names, the features last
+    "What the model, or a feature, may see."
     never = {*schema.target_columns, schema.event_time, schema.entity}
     times = [n for n, c in schema.columns.items() if c.type == "timestamp" and c.feature and n not in never]
     return [*schema.feature_columns, *times, *(features.names if features else [])]
 
-def read_rows_at(frame, names, schema, positions):
+def read_rows_at(
+    frame: pl.LazyFrame,
+    names: list[str], # Columns; `_target`, the entity and the event time are read as well
+    schema: Schema,
+    positions: np.ndarray, # (n,) sorted
+) -> pl.DataFrame:
     "The rows at these positions, in their order."
     chosen = pl.Series(positions, dtype=pl.UInt32)
     wanted = dict.fromkeys([*names, "_target", *filter(None, [schema.entity, schema.event_time])])
