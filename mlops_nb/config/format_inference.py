@@ -21,12 +21,16 @@ from .text_formats import has_offset_expr, parse_number_format
 from .values import KNOWN_MISSING, MISSING_IF_NUMERIC, parse_value_expr
 
 # %% ../../nbs/config/12_format_inference.ipynb #a00acafd
-_CURRENCIES = set("""EUR USD GBP CHF JPY CNY INR SEK NOK DKK PLN CZK HUF RON BGN RUB UAH TRY BRL MXN CAD AUD NZD ZAR KRW SGD HKD ILS AED
-    THB US$ R$ C$ A$ NZ$ HK$ S$ Rs Rs. kr kr. Kr Fr Fr. SFr. zł Kč Ft lei лв руб руб. р. Euro euro""".split())
-_NUMBER = re.compile(r"(\()?([-+\u2212]?)([^\d()+\u2212-]{0,5}?)\s*([-+\u2212]?)((?:\d|[.,]\d)[\d.,'\u2019\u02bc \u00a0\u2007\u2009\u202f]*?"
+_CURRENCIES = {"EUR", "USD", "GBP", "CHF", "JPY", "CNY", "INR", "SEK", "NOK", "DKK", "PLN", "CZK", "HUF", "RON", "BGN",
+               "RUB", "UAH", "TRY", "BRL", "MXN", "CAD", "AUD", "NZD", "ZAR", "KRW", "SGD", "HKD", "ILS", "AED", "THB",
+               "US$", "R$", "C$", "A$", "NZ$", "HK$", "S$", "Rs", "Rs.", "kr", "kr.", "Kr", "Fr", "Fr.", "SFr.", "zł",
+               "Kč", "Ft", "lei", "лв", "руб", "руб.", "р.", "Euro", "euro"}
+_NUMBER = re.compile(r"(\()?([-+\u2212]?)([^\d()+\u2212-]{0,5}?)\s*([-+\u2212]?)"
+                     r"((?:\d|[.,]\d)[\d.,'\u2019\u02bc \u00a0\u2007\u2009\u202f]*?"
                      r"(?:[eE][-+]?\d+)?)\s*([^\d()+\u2212-]{0,5})(\))?([-\u2212])?")
 
-def _is_money(text): return text == "" or text in "%‰" or text in _CURRENCIES or all(unicodedata.category(c) == "Sc" for c in text)
+def _is_money(text): return text == "" or text in "%‰" or text in _CURRENCIES or all(unicodedata.category(c) == "Sc"
+                                                                                     for c in text)
 
 @lru_cache(4096)
 def _digit_groups(body):
@@ -36,7 +40,8 @@ def _digit_groups(body):
     found = [("", d) for d in ".," if re.fullmatch(rf"\d*[{d}]\d*([eE][-+]?\d+)?", body)]
     for t in " ',.":
         two = "{2,3}" if t == "," else "{3}"
-        grouped = re.fullmatch(rf"[1-9]\d{{0,2}}({t if t != '.' else '[.]'}\d{two})*{t if t != '.' else '[.]'}\d{{3}}(?:([.,])\d*)?", body)
+        sign = re.escape(t)
+        grouped = re.fullmatch(rf"[1-9]\d{{0,2}}({sign}\d{two})*{sign}\d{{3}}(?:([.,])\d*)?", body)
         if grouped: found += [(t, d) for d in ".," if d != t and grouped[2] in (None, d)]
     return found
 
@@ -140,7 +145,8 @@ def _with_joined_formats(keys):
     pairs = {(f.thousands, f.decimal) for f in formats}
     pairs |= {(t, d) for t, _ in pairs if t for s, d in pairs if not s and d != t} # 1.250 and 0,52 in one column
     joined = [("number", _write_number_format(t, d, f.prefix, f.suffix, n))
-              for f in formats for t, d in pairs for n in styles if (t, d) != (f.thousands, f.decimal) or n != f.negative]
+              for f in formats for t, d in pairs for n in styles if (t, d) != (f.thousands, f.decimal)
+              or n != f.negative]
     return list(dict.fromkeys([*keys, *joined]))
 
 # %% ../../nbs/config/12_format_inference.ipynb #813a36dc
@@ -167,7 +173,9 @@ def _count(candidate, values):
 
 # %% ../../nbs/config/12_format_inference.ipynb #1967e1b0
 _WORDS = [*MISSING_IF_NUMERIC, "NA"]
-_TIME_NAME = re.compile(r"(?i)(^|[_\W])(time|timestamp|ts|date|datetime|epoch|unix|at|created|updated|modified)($|[_\W])|[a-z](At|Time|Date)$")
+_TIME_NAME = re.compile(r"(?i)(^|[_\W])(time|timestamp|ts|date|datetime|epoch|unix|at|created|updated|"
+                        r"modified)($|[_\W])"
+                        r"|[a-z](At|Time|Date)$")
 
 class _TextColumn(Struct):
     "What was seen of a column of text."
@@ -214,7 +222,8 @@ def _discover(self: _TextColumn, text, read, first):
         few = unread.gather_every(max(1, len(unread) // 200)).unique(maintain_order=True).to_list()
         if len(self.sample) < 300: self.sample.update(dict.fromkeys(few))
         keys = [(c.type, c.format) for c in self.candidates]
-        new = [k for k in _with_joined_formats([*keys, *_propose(few[::3] if len(few) > 99 else few, self.epoch)]) if k not in keys]
+        new = [k for k in _with_joined_formats([*keys, *_propose(few[::3] if len(few) > 99 else few, self.epoch)])
+               if k not in keys]
         self.candidates += (added := [_Candidate(*k) for k in new])
         if not first: self.is_grown |= bool(added)
         if not (first and added): return
@@ -245,7 +254,7 @@ def _fits(column, c):
     if c.type == "number" and (column.n_leading_zero or c.n_huge or c.n_inexact and c.n_whole < c.n_read): return False
     codes = sum(n for v, n in c.unread.items() if _CODE.fullmatch(v))
     if codes > 0.5 * c.unread.total() and codes: return False
-    if c.format == "%Y%m%d" and c.n_read < column.n_values: return False # numbers of eight digits are seldom all dates
+    if c.format == "%Y%m%d" and c.n_read < column.n_values: return False # rarely all are days
     return c.n_read >= 0.9 * column.n_values
 
 # %% ../../nbs/config/12_format_inference.ipynb #c64bfbb2
@@ -262,7 +271,8 @@ def _best_candidates(column):
     best = [c for c in best if c.type == best[0].type]
     if best[0].type == "number" and not _is_ambiguous_number(column): best = best[:1]
     one_of_each = {}
-    for c in sorted(best, key=lambda c: (c.type == "timestamp" and _style(c) != "dmy", _preference(c))): one_of_each.setdefault(_style(c), c)
+    for c in sorted(best, key=lambda c: (c.type == "timestamp" and _style(c) != "dmy",
+                                         _preference(c))): one_of_each.setdefault(_style(c), c)
     return list(one_of_each.values())
 
 def _preference(c): # a comma with three digits behind groups thousands; a point with three digits is a decimal point
@@ -281,7 +291,8 @@ def _missing_words(column, type):
     if type != "category": return [*column.words], []
     if "NA" not in column.words: return [], []
     codes = sum(bool(re.fullmatch("[A-Z]{2}", v)) for v in column.sample)
-    if codes > 0.8 * max(len(column.sample), 1): return [], ["'NA' is a value here, as other codes of two letters are; is it a country?"]
+    if codes > 0.8 * max(len(column.sample),
+                         1): return [], ["'NA' is a value here, as other codes of two letters are; is it a country?"]
     return ["NA"], []
 
 def _odd_words(column, c):
@@ -292,8 +303,10 @@ def _describe_choice(c, other, column):
     if c.type == "timestamp":
         if sorted(_style(c)) != sorted(_style(other)): return f"written as {c.format} or as {other.format}?"
         return f"the format: day or month first? No value tells; read as {c.format}"
-    value = next(v for v in column.sample if {*propose_number_formats(v)} >= {other.format} or len(propose_number_formats(v)) > 1)
-    return f"the format: {value!r} is read as the number 1234.5 would be written {c.format or '1234.5'!r}, not {other.format or '1234.5'!r}"
+    value = next(v for v in column.sample if {*propose_number_formats(v)} >= {other.format}
+                 or len(propose_number_formats(v)) > 1)
+    this, that = (o.format or "1234.5" for o in (c, other))
+    return f"the format: {value!r} is read as the number 1234.5 would be written {this!r}, not {that!r}"
 
 # %% ../../nbs/config/12_format_inference.ipynb #5336a02f
 def _reading(column, best, proven):
@@ -305,20 +318,22 @@ def _reading(column, best, proven):
     styled = [c for c in best if _style(c) in proven]
     c, checks = (styled or best)[0], []
     others = [o for o in best if o is not c]
-    if others and not (len(styled) == 1): checks.append(_describe_choice(c, others[0], column))
+    if others and len(styled) != 1: checks.append(_describe_choice(c, others[0], column))
     odd = _odd_words(column, c)
     words = [*_missing_words(column, c.type)[0], *odd]
     counts = column.markers + column.words + Counter({w: c.unread[w] for w in odd})
     if odd: checks.append(f"{', '.join(map(repr, odd))} taken for missing, as the other values are no words")
     n_unread = column.n_values - c.n_read - sum(c.unread[w] for w in odd)
     type = "integer" if c.type == "number" and c.n_whole == c.n_read else c.type
-    found = TextReading(type, _format_of(c), None, words, dict(counts), n_unread, [v for v in c.unread if v not in odd][:3], checks)
+    found = TextReading(type, _format_of(c), None, words, dict(counts), n_unread,
+                        [v for v in c.unread if v not in odd][:3], checks)
     if c.type == "timestamp" and 0 < c.n_offset < c.n_read: _choose_time_zone(found, c)
     return found
 
 def _choose_time_zone(found, c):
     found.time_zone = "UTC"
-    found.checks.append(f"the time_zone: {c.n_read - c.n_offset:,} times have no offset from UTC and are read as UTC, {c.n_offset:,} have one")
+    found.checks.append(f"the time_zone: {c.n_read - c.n_offset:,} times have no offset from UTC and are read as "
+                        f"UTC, {c.n_offset:,} have one")
 
 # %% ../../nbs/config/12_format_inference.ipynb #23e47755
 _PLAIN_NUMBER = r"^[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?$"
@@ -330,7 +345,7 @@ def _find_plain_numbers(read, names):
     for batch in read(names) if names else ():
         some = batch.select(left).select(text)
         odd = ~pl.all().str.contains(_PLAIN_NUMBER) | pl.all().str.contains(_NOT_ONLY_A_NUMBER)
-        which = lambda expr: {n for n, found in zip(some.columns, some.select(expr.any()).row(0)) if found}
+        which = lambda expr, some=some: {n for n, found in zip(some.columns, some.select(expr.any()).row(0)) if found}
         wrong = which((pl.all() != "") & odd)
         filled |= which(pl.all() != "")
         left = [n for n in left if n not in wrong]
@@ -343,7 +358,8 @@ def _find_plain_numbers(read, names):
 
 # %% ../../nbs/config/12_format_inference.ipynb #cea5e95b
 def infer_formats_of_batches(
-    read: Callable[[list[str]], Iterator[pl.DataFrame]], # Starts a pass over the data: batches with these columns of text
+    read: Callable[[list[str]], Iterator[pl.DataFrame]],
+    # Starts a pass over the data: batches with these columns of text
     names: list[str], # The columns
     time: str | None = None, # The column that was named as the time: its numbers may be times
     max_passes: int = 3, # Over the data; a further one counts again what turned up late

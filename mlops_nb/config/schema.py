@@ -41,10 +41,11 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     domain: list[str] | None = None # the categories that are known
     format: str | None = None # how text is written: 1.234,5 or %d.%m.%Y; null for plain numbers and ISO 8601
     time_zone: str | None = None # of times without an offset from UTC, such as Europe/Vienna; null: not known
-    missing_values: list[str] = field(default_factory=list) # texts that mean 'no value' here, beside those of all columns
+    missing_values: list[str] = field(default_factory=list) # of this column, beside those of all columns
     on_violation: Literal["quarantine", "null", "stop"] = "quarantine" # out of type or range, or missing
     on_new_category: Literal["unknown", "quarantine"] = "unknown" # a category that is not in `domain`
-    on_new_spelling: Literal["map", "stop", "unknown"] = "map" # a category of `domain` in other case, blanks or code points
+    on_new_spelling: Literal["map", "stop",
+                             "unknown"] = "map" # a category of `domain` in other case, blanks or code points
     leak_accepted: str = "" # why it may predict almost perfectly; the gate refuses such a column without a reason
     doc: str = "" # what it means, in a sentence
 
@@ -217,7 +218,7 @@ _HEADER = """\
 #   range     what is possible, not what happened so far; null on a side without a bound
 #   domain    the categories that are known; on_new_category says what becomes of a row with another
 #   nullable  may the value be missing?   on_violation: quarantine | null | stop
-#   format    how text is written: the number 1234.5 as 1.234,5, a time in strftime's letters; all batches are read by it
+#   format    how text is written: 1234.5 as 1.234,5, a time in strftime's letters; all batches are read by it
 """
 _INFERRED = "# It was inferred from the data. Please read it once, and correct what the data cannot know:\n"
 

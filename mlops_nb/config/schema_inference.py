@@ -11,7 +11,7 @@ import math
 import re
 
 import polars as pl
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from .column_roles import ColumnRole, choose_entity, is_code, profile_forms, propose_role, wants_form
@@ -234,7 +234,8 @@ def _domains(read, types, profiles):
 
 def _spelling_checks(domain):
     "What to check where two categories are one in two spellings."
-    twice = [f"{a!r} and {b!r}" for i, a in enumerate(domain or ()) for b in known_spellings([a], domain[i + 1:]).values()]
+    twice = [f"{a!r} and {b!r}" for i, a in enumerate(domain or ())
+             for b in known_spellings([a], domain[i + 1:]).values()]
     return [f"{', '.join(twice[:3])} differ only in how they are spelled; are they one?"] if twice else []
 
 # %% ../../nbs/config/04_schema_inference.ipynb #cad1f6a4
@@ -247,14 +248,17 @@ def find_sentinels(
     profiles: dict[str, ColumnProfile],
 ) -> dict[str, list[int]]: # By column: values that stand alone, far from the rest
     "Values such as -999 that probably mean \"missing\"."
-    suspects = {n: [int(x) for x in (p.min, p.max) if type(x) in (int, float) and x in _SENTINELS] for n, p in profiles.items()}
+    suspects = {n: [int(x) for x in (p.min, p.max) if type(x) in (int, float) and x in _SENTINELS] for n,
+                p in profiles.items()}
     suspects = {n: s for n, s in suspects.items() if s and profiles[n].distinct > 5}
     def figures(n, s):
         value = pl.col(n)
         rest = _without(value, s)
-        return [rest.min().alias(f"{n} low"), rest.max().alias(f"{n} high"), *((value == x).sum().alias(f"{n} {x}") for x in s)]
+        return [rest.min().alias(f"{n} low"), rest.max().alias(f"{n} high"),
+                *((value == x).sum().alias(f"{n} {x}") for x in s)]
     if not suspects: return {}
-    found = read.select(e for n, s in suspects.items() for e in figures(n, s)).collect(engine="streaming").row(0, named=True)
+    found = read.select(e for n,
+                        s in suspects.items() for e in figures(n, s)).collect(engine="streaming").row(0, named=True)
     def alone(n, x):
         low, high = found[f"{n} low"], found[f"{n} high"]
         return found[f"{n} {x}"] > 1 and max(low - x, x - high) > max(high - low, 1)
@@ -323,12 +327,14 @@ def _infer_columns(frame, readings, exclude, target, fixed):
     types |= dict.fromkeys(codes, "category")
     columns = {n: _column(types[n], _text_kept(readings.get(n), types[n]), sentinels.get(n, [])) for n in profiles}
     domains = _domains(read, types, profiles)
-    proposed = {n: _propose_column(n, c, profiles[n], None if n in target else forms.get(n), domains.get(n), n in exclude)
+    proposed = {n: _propose_column(n, c, profiles[n], None if n in target else forms.get(n), domains.get(n),
+                                   n in exclude)
                 for n, c in columns.items()}
     roles = {n: role for n, (_, role) in proposed.items()}
     for n, role in roles.items(): role.checks += [*readings.get(n, _NO_TEXT).checks, *_spelling_checks(domains.get(n))]
     for n, s in sentinels.items():
-        roles[n].checks.append(f"{', '.join(map(str, s))} taken for missing, as it stands alone, far from all other values")
+        which = ", ".join(map(str, s))
+        roles[n].checks.append(f"{which} taken for missing, as it stands alone, far from all other values")
     for n in codes: roles[n].checks.append("whole numbers taken as codes, not as amounts")
     return {n: c for n, (c, _) in proposed.items()}, roles, profiles
 

@@ -146,15 +146,16 @@ def check_other_format(
     column: Column,
     whole_file: bool = False, # Are these all rows of a file?
 ):
-    "Raise `UserError` where the values refused prove that the column is written in another format than the schema says."
+    "Raise `UserError` where the values refused prove that the column is written in another format."
     raw, wanted = both[RAW_PREFIX + name], column.format or ('ISO 8601' if column.type == 'timestamp' else '1234.5')
     if raw.dtype != pl.String: return
     found = find_other_format(raw, both[name], column.type, column.time_zone, whole_file)
     if found is None: return
     at, value = both.row(found.place, named=True), raw[found.place]
-    raise UserError(f"{at['_source']}, data row {at['_row'] + 1}: {name}: {value!r} is not written as {wanted!r}, as schema.yaml "
-                    f"says, but as {found.format!r}, as are {found.n_proofs:,} values; {found.n_differ:,} others would be read "
-                    f"as something else. Set format of column {name!r} in schema.yaml to {found.format!r} if all data is "
+    others = f"; {found.n_differ:,} others would be read as something else" if found.n_differ else ""
+    raise UserError(f"{at['_source']}, data row {at['_row'] + 1}: {name}: {value!r} is not written as {wanted!r}, as "
+                    f"schema.yaml says, but as {found.format!r}, as are {found.n_proofs:,} values{others}. Set format "
+                    f"of column {name!r} in schema.yaml to {found.format!r} if all data is "
                     "written like that; otherwise correct the file and ingest it with --replace.")
 
 # %% ../../nbs/data/04_column_checks.ipynb #c99a6f39
@@ -169,15 +170,16 @@ def offset_examples(
         if c.type != 'timestamp' or c.time_zone or raw.dtype != pl.String: continue
         kinds = both.select(has_offset_expr(pl.col(RAW_PREFIX + name).str.strip_chars())).to_series()
         out[name] = {kind: f"{raw[at]!r} ({both['_source'][at]}, data row {both['_row'][at] + 1})"
-                     for kind in (True, False) if (at := (kinds == kind).fill_null(False).arg_max()) is not None and kinds[at] == kind}
+                     for kind in (True, False) if (at := (kinds == kind).fill_null(False).arg_max()) is not None
+                     and kinds[at] == kind}
     return out
 
 def check_offsets(examples: dict[str, dict[bool, str]]): # From `offset_examples`
     "Raise `UserError` for a column of times of which some have an offset from UTC and others have none."
     for name, kinds in examples.items():
         if len(kinds) < 2: continue
-        raise UserError(f"{name}: {kinds[True]} has an offset from UTC and {kinds[False]} has none; set time_zone of column {name!r} in "
-                        "schema.yaml to the zone of the times without one, such as UTC or Europe/Vienna.")
+        raise UserError(f"{name}: {kinds[True]} has an offset from UTC and {kinds[False]} has none; set time_zone of "
+                        f"column {name!r} in schema.yaml to the zone of the times without one, such as UTC.")
 
 # %% ../../nbs/data/04_column_checks.ipynb #e9244308
 def _accepted(both, violated, schema):
@@ -223,8 +225,8 @@ def validate_batch(
 
 def _spellings(both, check, schema):
     "What was spelled otherwise, and how it is known."
-    written = both.filter(check.violated)[RAW_PREFIX + check.column].str.strip_chars().unique(maintain_order=True).to_list()
-    return known_spellings(written, schema.columns[check.column].domain)
+    written = both.filter(check.violated)[RAW_PREFIX + check.column].str.strip_chars().unique(maintain_order=True)
+    return known_spellings(written.to_list(), schema.columns[check.column].domain)
 
 # %% ../../nbs/data/04_column_checks.ipynb #91d42fa8
 def check_with_pandera(

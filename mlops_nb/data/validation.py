@@ -189,7 +189,8 @@ def check_formats_of_source(
     "Raise `UserError` for a column of the data batch that is written in another format than the schema says."
     paths = [root / 'data' / p.path for p in partitions]
     for n in (n for n in schema.columns if violations[f"{n}:type"]):
-        raw = pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(n, '_source', '_row').sort('_row').collect()
+        raw = pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(n, '_source',
+                                                                                 '_row').sort('_row').collect()
         both = parse_columns(raw, schema, [n]).hstack(raw.select('_source', '_row'))
         check_other_format(both, n, schema.columns[n], whole_file=True)
 
@@ -201,7 +202,8 @@ def _extra_column_notes(root, manifest, schema):
     for p in manifest.partitions:
         for n in pl.read_parquet_schema(root / 'data' / p.path):
             if n not in known: found.setdefault(n, p.source)
-    return [f"{source}: the column {n!r} is not in schema.yaml and is left out (on_extra_column: report)." for n, source in found.items()]
+    return [f"{source}: the column {n!r} is not in schema.yaml and is left out (on_extra_column: report)." for n,
+            source in found.items()]
 
 # %% ../../nbs/data/05_validation.ipynb #9d7519b0
 class _ValidationRun:
@@ -262,7 +264,8 @@ def _spelling_notes(self:_ValidationRun):
         count, policy = self.violations[source][f"{n}:new_spelling"], self.schema.columns[n].on_new_spelling
         such = ', '.join(f"{new!r} for {known!r}" for new, known in [*words.items()][:3])
         became = 'read as the known category' if policy == 'map' else 'taken as unknown'
-        out.append(f"{source}, {n}: {count:,} values are spelled otherwise ({such}) and {became} (on_new_spelling: {policy}).")
+        out.append(f"{source}, {n}: {count:,} values are spelled otherwise ({such}) and {became} "
+                   f"(on_new_spelling: {policy}).")
     return out
 
 # %% ../../nbs/data/05_validation.ipynb #ff542f46

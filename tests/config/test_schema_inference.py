@@ -65,7 +65,8 @@ def test_nearly_numeric_text_is_numeric_and_the_rest_is_announced():
 def test_a_word_that_comes_again_and_again_among_numbers_is_proposed_as_missing():
     found = propose(x=[str(i) for i in range(N - 40)] + ["abc"] * 40)
     assert (found.schema.columns["x"].type, found.schema.columns["x"].missing_values) == ("integer", ["abc"])
-    assert "40 × 'abc' read as missing" in found.comments["x"] and "CHECK: 'abc' taken for missing" in found.comments["x"]
+    assert "40 × 'abc' read as missing" in found.comments["x"]
+    assert "CHECK: 'abc' taken for missing" in found.comments["x"]
 
 
 @pytest.mark.parametrize("first, format", [("13/02/2024", "%d/%m/%Y"), ("02/13/2024", "%m/%d/%Y")])
@@ -103,13 +104,16 @@ def test_a_word_that_is_missing_in_one_column_may_be_a_value_of_another():
 @pytest.mark.parametrize("marker", KNOWN_MISSING)
 def test_markers_that_programs_write(marker):
     found = propose(n=["1.5", "2", marker, "4"] * 100, t=["2024-01-31", marker, "2024-02-01", "2024-02-02"] * 100)
-    assert [(c.type, c.nullable) for n, c in found.schema.columns.items() if n != "y"] == [("number", True), ("timestamp", True)]
+    assert [(c.type, c.nullable) for n, c in found.schema.columns.items() if n != "y"] == [("number", True),
+                                                                                           ("timestamp", True)]
 
 
-@pytest.mark.parametrize("others, values", [(["AT", "DE", "US"], ["AT", "DE", "NA", "US"]), (["Gd", "TA", "Ex"], ["Ex", "Gd", "TA"])])
+@pytest.mark.parametrize("others, values", [(["AT", "DE", "US"], ["AT", "DE", "NA", "US"]),
+                                            (["Gd", "TA", "Ex"], ["Ex", "Gd", "TA"])])
 def test_na_is_a_country_among_countries(others, values):
     found = propose(x=[*others, "NA"] * 100)
-    assert found.schema.columns["x"].domain == values and ("'NA' is a value here" in found.comments["x"]) == ("NA" in values)
+    assert found.schema.columns["x"].domain == values
+    assert ("'NA' is a value here" in found.comments["x"]) == ("NA" in values)
 
 
 def test_one_odd_number_in_another_column_takes_no_class_from_the_target():
@@ -134,7 +138,8 @@ def test_a_number_that_stands_alone_is_proposed_as_missing():
 
 
 def test_categories_that_differ_in_spelling_only_are_said():
-    assert "'Yes' and 'yes' differ only in how they are spelled" in propose(x=["Yes", "yes", "No", "No"] * 100).comments["x"]
+    assert "'Yes' and 'yes' differ only in how they are spelled" in propose(x=["Yes", "yes", "No",
+                                                                               "No"] * 100).comments["x"]
 
 
 @pytest.mark.parametrize("values, nullable", [([1, None] * 200, True), ([1.0, float("nan")] * 200, True),
@@ -370,7 +375,8 @@ def test_adult(real_data):
         parts.append(frame.filter(~pl.all_horizontal(pl.all().is_null())))
     s = infer_schema(numeric_where_possible(pl.concat(parts)).lazy(), "adult", "rtrim(outcome, '.')").schema
     assert (s.task, s.classes) == ("binary", ["<=50K", ">50K"]) and len(s.feature_columns) == 14
-    assert [n for n, c in s.columns.items() if c.nullable] == ["workclass", "occupation", "capital-gain", "native-country"]
+    assert [n for n, c in s.columns.items() if c.nullable] == ["workclass", "occupation", "capital-gain",
+                                                               "native-country"]
     assert s.columns["capital-gain"].missing_values == ["99999"] # far from all others: the others end at 41,310
     assert s.columns["education-num"].type == "integer" and len(s.columns["native-country"].domain) == 41
 

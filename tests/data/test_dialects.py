@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from mlops_nb.config.params import Params, write_params
-from mlops_nb.config.schema_inference import infer_schema
 from mlops_nb.config.schema import write_schema
+from mlops_nb.config.schema_inference import infer_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.ingest import ingest, scan_data
 from mlops_nb.data.readers import ReadOptions
@@ -40,7 +40,8 @@ def write(rows, path, *, separator=",", encoding="utf-8", decimal=".", thousands
           words=("true", "false"), quoting=csv.QUOTE_MINIMAL, end="\n", money="{}", negative="-", percent="{}"):
     def cell(name, value):
         if value is None: return null
-        if name == "at": return str(int((value - dt.datetime(1970, 1, 1)).total_seconds()) * 10**3) if date == "ms" else value.strftime(date)
+        if name == "at" and date == "ms": return str(int((value - dt.datetime(1970, 1, 1)).total_seconds()) * 1000)
+        if name == "at": return value.strftime(date)
         if name == "member": return words[not value]
         if name == "amount":
             size = money.format(number(abs(value), decimal, thousands, 2))
@@ -55,23 +56,28 @@ def write(rows, path, *, separator=",", encoding="utf-8", decimal=".", thousands
     path.write_bytes(out.getvalue().encode(encoding))
 
 
-DATES = ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%d.%m.%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%d-%m-%Y %H:%M:%S",
-         "%d-%b-%Y %H:%M:%S", "%d.%m.%y %H:%M:%S", "%Y/%m/%d %H:%M:%S", "ms", "%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%dT%H:%M:%S+00:00"]
+DATES = ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%d.%m.%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p",
+         "%d-%m-%Y %H:%M:%S",
+         "%d-%b-%Y %H:%M:%S", "%d.%m.%y %H:%M:%S", "%Y/%m/%d %H:%M:%S", "ms", "%Y-%m-%d %H:%M:%S UTC",
+         "%Y-%m-%dT%H:%M:%S+00:00"]
 NUMBERS = [dict(decimal=".", thousands=""), dict(decimal=".", thousands=","), dict(decimal=",", thousands="."),
-           dict(decimal=",", thousands="\u00a0"), dict(decimal=",", thousands="\u202f"), dict(decimal=".", thousands="'"),
+           dict(decimal=",", thousands="\u00a0"), dict(decimal=",", thousands="\u202f"),
+           dict(decimal=".", thousands="'"),
            dict(decimal=",", thousands=""), dict(decimal=".", thousands=" ")]
 NULLS = ["", "NULL", "\\N", "NA", "<NA>", "None", "-", "N.A.", "#N/A", "NaN", "(null)", "?", "#DIV/0!"]
 MONEY = [dict(), dict(money="$ {}"), dict(money="{} €"), dict(money="EUR {}"), dict(negative="()"), dict(negative="5-"),
          dict(money="({})".replace("(", "").replace(")", ""), negative="()")]
 FILES = [dict(separator=s, encoding=e, end=n, quoting=q) for s, e, n, q in product(
-    [",", ";", "\t", "|"], ["utf-8", "utf-8-sig", "cp1252", "utf-16"], ["\n", "\r\n"], [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])]
+    [",", ";", "\t", "|"], ["utf-8", "utf-8-sig", "cp1252", "utf-16"], ["\n", "\r\n"],
+    [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])]
 
 
 def dialects(n):
     "A seeded choice that goes through each list evenly."
     r = random.Random(7)
     lists = [[x for _ in range(-(-n // len(options))) for x in r.sample(options, len(options))]
-             for options in (DATES, NUMBERS, NULLS, MONEY, FILES, [dict(), dict(percent="{} %"), dict(words=("True", "False"))])]
+             for options in (DATES, NUMBERS, NULLS, MONEY, FILES,
+                             [dict(), dict(percent="{} %"), dict(words=("True", "False"))])]
     for date, numbers, null, money, file, more in zip(*(k[:n] for k in lists), strict=True):
         if numbers["thousands"] == "\u202f" and file["encoding"] == "cp1252": file = file | dict(encoding="utf-8")
         yield dict(date=date, null=null) | numbers | money | file | more

@@ -185,7 +185,8 @@ def test_times_that_are_no_times_are_unknown(tmp_path):
 
 
 @pytest.mark.parametrize("texts, periods", [
-    (["31.12.2023", "01.02.2024"], ["2023", "2024"]), (["12/31/2023 11:00 PM", "02/01/2024 01:00 AM"], ["2023", "2024"]),
+    (["31.12.2023", "01.02.2024"], ["2023", "2024"]), (["12/31/2023 11:00 PM", "02/01/2024 01:00 AM"],
+                                                       ["2023", "2024"]),
     (["20231231", "20240201"], ["2023", "2024"]), (["1704063600", "1706745600"], ["2023", "2024"]),
     (["31-Dec-2023", "1-Feb-2024"], ["2023", "2024"]), (["2023-12-31 23:00:00 UTC", "NaT"], ["2023", "unknown"])])
 def test_periods_of_times_as_people_write_them(tmp_path, texts, periods):
@@ -294,6 +295,9 @@ def test_data_batches_with_no_rows_are_counted_and_one_row_is_needed(tmp_path):
     assert not again.added and len(again.skipped) == 5
     with pytest.raises(UserError, match="holds no rows"): ingest(days / "day=2024-01-02", tmp_path / "q")
     assert not (tmp_path / "q/data/manifest.json").exists()
+    (tmp_path / "denied.csv").write_text("Access denied\n")
+    with pytest.raises(UserError, match=r"none of its columns \(Access denied\) is one of the other data"):
+        ingest(tmp_path / "denied.csv", tmp_path / "p")
 
 
 def test_two_at_once(tmp_path):

@@ -553,8 +553,10 @@ def rows(*lines, times=20): return "\n".join([lines[0], *lines[1:] * times]) + "
 
 
 @pytest.mark.parametrize("first, second, values", [
-    (["256.00", "V20", "243.25"], ["256.10", "258.00"], ["256.10", "258.00"]), # a code column whose new values look like numbers
-    (["A17", "54E3"], ["54E4", "2.10"], ["54E4", "2.10"]), (["True", "False", "Maybe"], ["True", "False"], ["True", "False"]),
+    (["256.00", "V20", "243.25"], ["256.10", "258.00"], ["256.10", "258.00"]),
+    # a code column whose new values look like numbers
+    (["A17", "54E3"], ["54E4", "2.10"], ["54E4", "2.10"]),
+    (["True", "False", "Maybe"], ["True", "False"], ["True", "False"]),
     (["0,52", "1,5"], ["1,250", "2,500"], [1.25, 2.5]), (["1,250.5", "3"], ["1,250", "2,500"], [1250.0, 2500.0]),
     (["", ""], ["7", "seven"], ["7", "seven"]), # an empty column that is filled later
     (["007", "012"], ["7", "12"], ["7", "12"]), (["1.5", "None"], ["None", "2"], [None, 2.0])])
@@ -583,7 +585,8 @@ def test_a_batch_that_proves_the_other_order_stops_with_its_row(tmp_path):
     with pytest.raises(UserError, match=r"later.csv, data row 2: date: '03/25/2022' is not written as '%d/%m/%Y', as "
                                         r"schema.yaml says, but as '%m/%d/%Y', as are 3 values"):
         later(root, tmp_path, text)
-    edit(root, 'format: "%d/%m/%Y"', 'format: "%m/%d/%Y"') # as the sentence says: the raw text is still there, and all of it is read anew
+    edit(root, 'format: "%d/%m/%Y"',
+         'format: "%m/%d/%Y"') # as the sentence says: the raw text is still there, and all of it is read anew
     run_validate(root)
     months = pl.read_parquet(root / "artifacts/accepted/*.parquet").sort("_source", "_row")["date"].dt.month()
     assert set(months) == {1, 3}
@@ -596,9 +599,11 @@ def test_a_batch_with_another_decimal_sign_stops(tmp_path):
 
 
 def test_times_without_an_offset_beside_others_stop_until_the_zone_is_known(tmp_path):
-    root, _ = project_of(tmp_path, rows("at,y", "2022-07-01T10:00:00+02:00,1", "2022-07-02T10:00:00+02:00,2"), time="at")
+    root, _ = project_of(tmp_path, rows("at,y", "2022-07-01T10:00:00+02:00,1", "2022-07-02T10:00:00+02:00,2"),
+                         time="at")
     text = rows("at,y", "2022-07-03 10:00:00,1", times=3)
-    with pytest.raises(UserError, match="at: '2022-07-01T10:00:00.02:00' .first.csv, data row 1. has an offset.*set time_zone"):
+    with pytest.raises(UserError,
+                       match="at: '2022-07-01T10:00:00.02:00' .first.csv, data row 1. has an offset.*set time_zone"):
         later(root, tmp_path, text)
     edit(root, "  at:", "  at:\n    time_zone: Europe/Vienna")
     run_validate(root)
@@ -611,7 +616,8 @@ def test_a_known_category_in_another_spelling_follows_the_schema(tmp_path, capsy
     edit(root, "  x:", f"  x:\n    on_new_spelling: {policy}")
     assert later(root, tmp_path, "x,y\nyes,1\nNO,2\nmaybe  so,3\n")["x"].to_list() == got
     report = read_json(root / "artifacts/validation.json", ValidationReport)
-    assert report.violations["x:new_spelling"] == 3 and report.violations.get("x:new_category", 0) == 3 * (policy == "unknown")
+    assert report.violations["x:new_spelling"] == 3 and report.violations.get("x:new_category",
+                                                                              0) == 3 * (policy == "unknown")
     assert "later.csv, x: 3 values are spelled otherwise ('yes' for 'Yes'" in report.notes[0]
     assert report.notes[0] in capsys.readouterr().out
 
@@ -619,7 +625,8 @@ def test_a_known_category_in_another_spelling_follows_the_schema(tmp_path, capsy
 def test_a_spelling_may_stop_the_run(tmp_path):
     root, _ = project_of(tmp_path, rows("x,y", "Yes,1", "No,2"))
     edit(root, "  x:", "  x:\n    on_new_spelling: stop")
-    with pytest.raises(UserError, match="later.csv, data row 1: x: yes is another spelling of Yes; fix it, or change on_new_spelling"):
+    with pytest.raises(UserError,
+                       match="data row 1: x: yes is another spelling of Yes; fix it, or change on_new_spelling"):
         later(root, tmp_path, "x,y\nyes,1\n")
 
 
@@ -649,9 +656,11 @@ def test_one_more_column_is_a_setting(tmp_path, capsys, policy):
 def test_a_project_whose_data_an_earlier_version_typed_goes_on(tmp_path):
     "Numbers and dates in data/, and text in the next batch."
     root = tmp_path / "p"
-    pl.DataFrame({"x": [1, 2] * 10, "day": pl.Series(["2022-01-31"] * 20).str.to_date(), "y": [1.5, 2.5] * 10}).write_parquet(tmp_path / "old.parquet")
+    pl.DataFrame({"x": [1, 2] * 10, "day": pl.Series(["2022-01-31"] * 20).str.to_date(),
+                  "y": [1.5, 2.5] * 10}).write_parquet(tmp_path / "old.parquet")
     ingest(tmp_path / "old.parquet", root)
-    write_schema(Schema("d", "regression", "y", dict(x=Column("integer"), day=Column("timestamp"), y=Column("number"))), root / "schema.yaml")
+    write_schema(Schema("d", "regression", "y", dict(x=Column("integer"), day=Column("timestamp"),
+                                                     y=Column("number"))), root / "schema.yaml")
     write_params(Params(), root / "params.yaml")
     got = later(root, tmp_path, "x,day,y\n3,2022-02-01,3.5\n")
     assert got.drop("_source", "_row").row(0) == (3, dt.datetime(2022, 2, 1), 3.5)
