@@ -125,7 +125,8 @@ def time_reader(
         if reading.type == 'timestamp': format, zone = reading.format, reading.time_zone
     def read(batch):
         x = pl.col(time_column)
-        return batch.select(parse_value_expr(x, batch.schema[time_column], 'timestamp', KNOWN_MISSING, format, zone)).to_series()
+        dtype = batch.schema[time_column]
+        return batch.select(parse_value_expr(x, dtype, 'timestamp', KNOWN_MISSING, format, zone)).to_series()
     return read
 
 def _batches_with_time_column(source, time_column):
@@ -303,6 +304,16 @@ def find_overlaps(
                              "are copies, remove data/ and ingest again without one of the two.")
     return found
 
+# %% ../../nbs/data/03_ingest.ipynb #55bd4a5e
+def _check_empty_sources(source, known, added):
+    "Raise `UserError` if there are no rows at all, or data without rows has no column of the rest."
+    columns = {c for f in [*known, *added] if f.rows for c in f.columns}
+    if added and not columns: raise UserError(f"{source} holds no rows; check the file, table or query.")
+    for f in added:
+        if not f.rows and not columns & f.columns.keys():
+            raise UserError(f"{f.name} holds no rows, and none of its columns ({', '.join(list(f.columns)[:5])}) is "
+                            "one of the other data; send it again, or leave it out.")
+
 # %% ../../nbs/data/03_ingest.ipynb #5ef372de
 class IngestReport(Struct):
     "What one call of `ingest` did."
@@ -331,8 +342,7 @@ def ingest(
             scratch.mkdir()
             added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace,
                                                     _schema_of(root, time_column))
-            if added and not any(f.rows for f in [*manifest.files, *added]):
-                raise UserError(f"{source} holds no rows; check the file, table or query.")
+            _check_empty_sources(source, manifest.files, added)
             if added: manifest = _commit(root, manifest, scratch, added, parts)
             remove_orphaned_files(root, manifest)
             overlaps = find_overlaps(root, manifest, [f.name for f in added])
