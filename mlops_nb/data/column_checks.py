@@ -236,9 +236,11 @@ def check_with_pandera(
     "Raise `RuntimeError` if pandera would not have accepted these rows: a bug in this module."
     from pandera.errors import SchemaError
     from pandera.polars import DataFrameSchema
-    names = list(pandera_schema.columns)
-    try:
-        for i in range(0, len(names), 50): # its time grows with the square of the number of columns
-            some = {n: pandera_schema.columns[n] for n in names[i:i + 50]}
-            DataFrameSchema(some, name=pandera_schema.name).validate(accepted.select(list(some)))
-    except SchemaError as e: raise RuntimeError(f"rows were accepted that pandera refuses: {e}") from e
+    alike, columns, types = {}, pandera_schema.columns, accepted.schema
+    for n, c in columns.items(): alike.setdefault((types[n], str(c.dtype), c.nullable, repr(c.checks)), []).append(n)
+    for first, *others in alike.values():
+        values = pl.concat([accepted[n].rename(first) for n in (first, *others)]) if others else accepted[first]
+        try: DataFrameSchema({first: columns[first]}, name=pandera_schema.name).validate(values.to_frame())
+        except SchemaError as e:
+            where = f" in one of the columns {', '.join([first, *others][:20])}" if others else ""
+            raise RuntimeError(f"rows were accepted that pandera refuses{where}: {e}") from e

@@ -664,3 +664,17 @@ def test_a_project_whose_data_an_earlier_version_typed_goes_on(tmp_path):
     write_params(Params(), root / "params.yaml")
     got = later(root, tmp_path, "x,day,y\n3,2022-02-01,3.5\n")
     assert got.drop("_source", "_row").row(0) == (3, dt.datetime(2022, 2, 1), 3.5)
+
+
+def test_pandera_looks_at_alike_columns_together_and_misses_none():
+    same = {f"x{i}": Column("number", range=(0, 10), nullable=True) for i in range(60)}
+    known = {n: Column("category", domain=["u", w], on_new_category="quarantine") for n, w in (("a", "v"), ("b", "w"))}
+    columns = same | known | dict(y=Column("number"), k=Column("integer", range=(0, 10)))
+    schema = Schema("d", "regression", "y", columns)
+    good = pl.DataFrame({n: [1.0, None] for n in same} | dict(y=[-1.0, 99.0], k=[1, 2], a=["u", "v"], b=["u", "w"],
+                                                              _source=["f", "f"], _row=[0, 1]))
+    check_with_pandera(good, to_pandera(schema))
+    for name, values in dict(x0=[1.0, 11.0], x59=[-1.0, 2.0], y=[None, 1.0], k=[11, 1], a=["w", "u"], b=["v", "u"],
+                             x7=[1, 2]).items():
+        with pytest.raises(RuntimeError, match="pandera refuses"):
+            check_with_pandera(good.with_columns(pl.Series(name, values)), to_pandera(schema))
