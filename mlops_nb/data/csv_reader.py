@@ -265,12 +265,15 @@ def _open_arrow(stream, source, names, at, batch_bytes):
         pc.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False))
 
 # %% ../../nbs/data/13_csv_reader.ipynb #925621ed
-def _python_csv_batches(source, names, at, rows):
-    records = (r for r in _csv_records(source) if r[0] > at)
-    while batch := list(islice(records, rows)):
-        for _, line, row in batch:
-            if len(row) != len(names): raise _ragged_row_error(source.path, line, row, len(names))
-        yield strip_text(pl.DataFrame([row for *_, row in batch], dict.fromkeys(names, pl.String), orient='row'))
+def _python_csv_batches(source, names, at, batch_bytes):
+    rows, size, types = [], 0, dict.fromkeys(names, pl.String)
+    for n, line, row in _csv_records(source):
+        if n <= at: continue
+        if len(row) != len(names): raise _ragged_row_error(source.path, line, row, len(names))
+        rows.append(row)
+        size += sum(map(len, row)) + len(row)
+        if size >= batch_bytes: yield strip_text(pl.DataFrame(rows, types, orient='row')); rows, size = [], 0
+    if rows: yield strip_text(pl.DataFrame(rows, types, orient='row'))
 
 # %% ../../nbs/data/13_csv_reader.ipynb #9eaaa972
 def read_csv_batches(
@@ -282,7 +285,8 @@ def read_csv_batches(
     names, at = read_csv_header(source)
     if all(n == at for n, *_ in islice(_csv_records(source), 2)):
         yield pl.DataFrame(schema=dict.fromkeys(names, pl.String)); return
-    if source.skip_initial_space: yield from _python_csv_batches(source, names, at, batch_bytes // 16); return
+    if source.skip_initial_space or source.max_record_bytes > 4 << 20:
+        yield from _python_csv_batches(source, names, at, batch_bytes); return
     try:
         with open_decompressed(source.path) as f, io.TextIOWrapper(f, source.encoding, newline='') as text:
             for batch in _open_arrow(_open_bytes(source, f, text), source, names, at, batch_bytes):

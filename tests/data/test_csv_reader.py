@@ -171,7 +171,7 @@ def test_marks_across_the_borders_of_pieces(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("quoted", [True, False])
-@pytest.mark.parametrize("size", [160_000, 3_000_000])
+@pytest.mark.parametrize("size", [160_000, 3_000_000, 9_000_000])
 def test_a_long_field(tmp_path, size, quoted):
     text = "POLYGON " + "1 2;" * (size // 4)
     rows = [["id", "outline", "x"], ["1", "short", "2"], ["2", text + ("\n" if quoted else ""), "3"],
