@@ -258,7 +258,7 @@ def _judge_values(name, values, later, outcome, schema):
     if skill >= _SUSPICIOUS[outcome.task]:
         return "target copy", skill, f"{name} alone predicts {schema.target} almost perfectly ({figure})"
     word = late_word(name, schema.target)
-    if not word or skill < _TELLS[outcome.task]: return None
+    if not word or skill < max(_TELLS[outcome.task], chance_level(outcome)): return None
     return "name", skill, f"{name} tells {schema.target} ({figure}), and by its name may be known only afterwards"
 
 # %% ../../nbs/data/09_leakage.ipynb #53a38e72
@@ -319,6 +319,33 @@ def read_rows_at(
     return (frame.select(*wanted).with_row_index("_position").filter(pl.col("_position").is_in(chosen.implode()))
             .collect(engine="streaming").sort("_position"))
 
+# %% ../../nbs/data/09_leakage.ipynb #70cc90e1
+def _binned_skill(x, outcome):
+    "(p,): how well bins of like size of each column of `x` (n, p) tell the target in the same rows."
+    n_bins = min(64, max(2, len(x) // _MIN_BIN_ROWS))
+    starts = np.arange(n_bins) * len(x) // n_bins
+    y = outcome.y[np.argsort(x, axis=0, kind="stable"), 0]
+    size, total = np.diff(starts, append=len(x))[:, None], np.add.reduceat(y, starts)
+    if outcome.task == "regression":
+        return (((total / size - y.mean(axis=0)) ** 2) * size).sum(axis=0) / len(x) / outcome.y.var()
+    order = np.argsort(total / size, axis=0)
+    events = np.take_along_axis(total, order, axis=0)
+    others = np.take_along_axis(size - total, order, axis=0)
+    ranked = (events * (np.cumsum(others, axis=0) - others / 2)).sum(axis=0)
+    return 2 * ranked / (events.sum(axis=0) * others.sum(axis=0)) - 1
+
+def _columns_worth_a_look(rows, names, outcome, schema):
+    "The columns of which a look at all of them at once does not show that they tell nothing."
+    if outcome.task == "multiclass" or len(names) < 100: return names
+    plain = [n for n, t in rows.select(names).schema.items() if t in (pl.Float64, pl.Int64) and not late_word(n, schema.target)]
+    x = rows.select(plain).to_numpy().astype(float)
+    middle = np.partition(x, (len(x) - 1) // 2, axis=0)[(len(x) - 1) // 2]
+    harmless = np.isfinite(x).all(axis=0) & ((x == middle).sum(axis=0) < 0.4 * len(x))
+    for i in np.flatnonzero(harmless): harmless[i] = not is_identifier(rows[plain[i]])
+    harmless[harmless] = _binned_skill(x[:, harmless], outcome) < 0.8 * _SUSPICIOUS[outcome.task]
+    skipped = {n for n, skip in zip(plain, harmless) if skip}
+    return [n for n in names if n not in skipped]
+
 # %% ../../nbs/data/09_leakage.ipynb #a0ed7ef7
 def find_leaks(
     frame: pl.LazyFrame, # Training rows: columns and features by name, and `_target` (class index or value, none null)
@@ -334,7 +361,8 @@ def find_leaks(
     if rows.is_empty(): return []
     outcome = make_outcome(rows["_target"], leak_folds(rows, schema.entity, rng), schema)
     if not says_enough(outcome): return []
-    found = [f for n in names if (f := _judge_column(rows, n, outcome, schema, features))]
+    judged = _columns_worth_a_look(rows, names, outcome, schema)
+    found = [f for n in judged if (f := _judge_column(rows, n, outcome, schema, features))]
     if schema.task == "regression":
         numbers = [n for n in names if rows[n].dtype.is_numeric() and n not in {f.column for f in found}]
         found += _find_sum(rows, numbers, schema, features)

@@ -157,8 +157,17 @@ def test_two_hundred_columns_of_noise_give_no_finding(seed):
     columns |= {f"c{i}": rng.choice([*"abcdefgh"], n) for i in range(20)}
     columns |= {f"id{i}": rng.permutation(n) for i in range(10)}
     columns |= {f"m{i}": pl.Series(np.where(rng.random(n) < 0.5, np.nan, 1.0)).fill_nan(None) for i in range(10)}
+    columns |= {f"z{i}": (rng.random(n) < 0.01 * (i + 1)) * rng.integers(1, 9, n) for i in range(20)}
     types = {n: dict(x="number", m="number", c="category").get(n[0], "integer") for n in columns}
     assert kinds(columns, y, types) == {}
+
+
+def test_a_name_is_no_hint_where_few_events_tell_the_target_by_chance():
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        y = target(rng, "binary", 400, 0.06)
+        columns = {f"duration_{i}": rng.normal(size=400) for i in range(30)}
+        assert kinds(columns, y, dict.fromkeys(columns, "number")) == {}, seed
 
 
 def test_too_few_events_say_nothing():
@@ -208,7 +217,7 @@ REAL = {"adult/adult.data": dict(target=" outcome"),
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_has_no_leak_but_the_known_one(real_data, name):
-    "The duration of a call is known only after it; its AUC of 0.81 tells it from no honest column, so its name is said."
+    "The duration of a call is known only after it; its AUC of 0.81 tells it from no honest column, its name does."
     how = dict(REAL[name])
     target, found = how.pop("target"), how.pop("found", {})
     frame = pl.read_csv(real_data(name), infer_schema_length=None, **how).lazy().filter(pl.col(target).is_not_null())
