@@ -84,8 +84,10 @@ def leaks_table(leaks: list[LeakFinding]) -> Html: # Empty where there is none
     "The columns that may give the target away."
     rows = [{'Suspected leak': f.column, 'Skill of this column alone': f"{f.strength:.2f}", 'Found': f.message,
              'What to do': f"Accepted: {f.accepted}" if f.accepted else f.advice} for f in leaks]
+    gate = ("The gate fails until each is accepted or out of the model's sight." if any(f.blocks for f in leaks) else
+            "The gate lets a name alone pass.")
     return table(rows, "Columns that predict almost perfectly by themselves, or that look as if they were known only "
-                 "afterwards. The gate fails until each is accepted.", MAX_ROWS)
+                 f"afterwards. {gate}", MAX_ROWS)
 
 # %% ../../nbs/report/18_data_tables.ipynb #da0c2157
 def excluded_rows_html(
