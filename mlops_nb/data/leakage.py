@@ -337,10 +337,11 @@ def _binned_skill(x, outcome):
 def _columns_worth_a_look(rows, names, outcome, schema):
     "The columns of which a look at all of them at once does not show that they tell nothing."
     if outcome.task == "multiclass" or len(names) < 100: return names
-    plain = [n for n, t in rows.select(names).schema.items() if t in (pl.Float64, pl.Int64) and not late_word(n, schema.target)]
-    x = rows.select(plain).to_numpy().astype(float)
-    middle = np.partition(x, (len(x) - 1) // 2, axis=0)[(len(x) - 1) // 2]
-    harmless = np.isfinite(x).all(axis=0) & ((x == middle).sum(axis=0) < 0.4 * len(x))
+    types = rows.schema
+    plain = [n for n in names if types[n] in (pl.Float64, pl.Int64) and not late_word(n, schema.target)]
+    x, middle = rows.select(plain).to_numpy().astype(float), [(len(rows) - 1) // 2, len(rows) // 2]
+    common = np.maximum(*((x == v).sum(axis=0) for v in np.partition(x, middle, axis=0)[middle]))
+    harmless = np.isfinite(x).all(axis=0) & (common < 0.4 * len(x))
     for i in np.flatnonzero(harmless): harmless[i] = not is_identifier(rows[plain[i]])
     harmless[harmless] = _binned_skill(x[:, harmless], outcome) < 0.8 * _SUSPICIOUS[outcome.task]
     skipped = {n for n, skip in zip(plain, harmless) if skip}
