@@ -10,7 +10,8 @@ from mlops_nb.data import leakage
 def many_columns(task, n, seed):
     "Noise, columns that tell a little, and every kind of leak, among 150 columns."
     rng = np.random.default_rng(seed)
-    y = (rng.random(n) < (0.5 if seed % 2 or n < 200 else 0.1)).astype(float) if task == "binary" else rng.gamma(2, 5, n)
+    share = 0.5 if seed % 2 or n < 200 else 0.1
+    y = (rng.random(n) < share).astype(float) if task == "binary" else rng.gamma(2, 5, n)
     columns = {f"x{i}": rng.normal(size=n) for i in range(100)} | {f"k{i}": rng.integers(0, 9, n) for i in range(40)}
     columns |= {f"weak{i}": y / y.std() + rng.normal(size=n) * (i + 1) for i in range(5)}
     columns |= dict(copy=y * 3 - 1, noisy=y / y.std() + rng.normal(size=n) * 0.05, number=np.arange(n),
