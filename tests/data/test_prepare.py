@@ -311,6 +311,33 @@ def test_a_leak_is_described_with_the_data_and_the_reason_for_accepting_it(proje
     assert read_dataset_info(root).leaks == [msgspec.structs.replace(leak, accepted="decided at the counter")]
 
 
+def a_year_of_visits(n=4000):
+    "Visits of 800 people, each ill or well; a reminder is sent to the ill, if a month has gone by since."
+    rng = np.random.default_rng(3)
+    day, who = np.sort(rng.integers(0, 365, n)), rng.integers(0, 800, n)
+    ill = (rng.random(800) < 0.3)[who]
+    at = [datetime(2024, 1, 1) + timedelta(days=int(d)) for d in day]
+    return pl.DataFrame(dict(
+        who=[f"p{w}" for w in who], at=at, number=who * 7 % 8009, x=rng.normal(size=n),
+        y=np.where(ill, "yes", "no"), reminded=ill & (day < 335) & (rng.random(n) < 0.9) | (rng.random(n) < 0.01),
+        _source=["a"] * n, _row=pl.Series(range(n), dtype=pl.Int64)))
+
+
+def test_all_rows_are_searched_and_what_the_split_keeps_together_gives_nothing_away(project):
+    "The newest rows are in the test set, or in none; a group by which rows are split needs no other name."
+    columns = {n: Column(t) for n, t in dict(who="category", at="timestamp", number="integer", x="number",
+                                             y="category", reminded="boolean").items()}
+    schema = Schema("d", "binary", "y", columns, classes=["no", "yes"], event_time="at")
+    columns["who"].feature = False
+    found = {}
+    for method, column in (("time", None), ("group", "who")):
+        root = project(a_year_of_visits(), schema, None, method=method, column=column)
+        run_prepare(root)
+        found[method] = {f.column: f.kind for f in read_dataset_info(root).leaks}
+    assert found == dict(time=dict(number="entity", reminded="after the outcome"),
+                         group=dict(reminded="after the outcome"))
+
+
 @pytest.mark.realdata
 def test_taxi_trips(real_data, tmp_path):
     source = pl.read_parquet(real_data("nyc_green_taxi") / "green_tripdata_2021-01.parquet")
