@@ -15,7 +15,8 @@ def many_columns(task, n, seed):
     columns = {f"x{i}": rng.normal(size=n) for i in range(100)} | {f"k{i}": rng.integers(0, 9, n) for i in range(40)}
     columns |= {f"weak{i}": y / y.std() + rng.normal(size=n) * (i + 1) for i in range(5)}
     columns |= dict(copy=y * 3 - 1, noisy=y / y.std() + rng.normal(size=n) * 0.05, number=np.arange(n),
-                    flat=np.zeros(n), folded=np.abs(y - y.mean()) * rng.choice([-1, 1], n), half=np.where(y > np.median(y), 5.0, 0.0),
+                    flat=np.zeros(n), folded=np.abs(y - y.mean()) * rng.choice([-1, 1], n),
+                    half=np.where(y > np.median(y), 5.0, 0.0),
                     final_amount=y / y.std() + rng.normal(size=n) * 0.4, gap=np.where(y > 0.5, 1.0, np.nan),
                     departed=np.where((y == y.max()) & (rng.random(n) < .6), rng.normal(size=n), 0.0))
     types = {c: Column("integer" if v.dtype.kind == "i" else "number", nullable=True) for c, v in columns.items()}
