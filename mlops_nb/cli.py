@@ -90,7 +90,8 @@ _TableOption = Annotated[str | None, typer.Option(help="A table of a database UR
 _QueryOption = Annotated[str | None, typer.Option(help="A query, when DATA is a database URL.")]
 
 # %% ../nbs/92_cli.ipynb #72b453ff
-_TimeOption = Annotated[str | None, typer.Option(help="The column that says when a row was true; splits by time.")]
+_TimeOption = Annotated[str | None, typer.Option(
+    help="The column that says when a row was true, or a SQL expression over columns; splits by time.")]
 _OrderedOption = Annotated[bool, typer.Option(
     "--ordered", help="Rows are in the order of time but carry none; splits by order.")]
 _GroupOption = Annotated[str | None, typer.Option(help="Rows with the same value of this column stay in one split.")]

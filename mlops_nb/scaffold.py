@@ -417,12 +417,13 @@ def _build_project(new, package, data, target, split, time, exclude, entity, row
     if split.column and split.column != entity: exclude = (*exclude, split.column)
     found = infer_schema(scan_data(new), package, target, time=time, entity=entity, exclude=exclude,
                          filter=row_filter, task=task)
-    _settle_leaks(found, scan_data(new))
+    rows = found.schema.with_computed(scan_data(new))
+    _settle_leaks(found, rows)
     split = _split_by_entity(split, found)
     write_schema(found.schema, new / "schema.yaml", found.comments)
     params = Params(prepare=PrepareParams(features_notebook="nbs/00_features.ipynb", split=split,
                                           features_file=f"{package}/features.py"))
-    write_project_files(new, found.schema, params, find_calendar_features(found.schema, scan_data(new)), package)
+    write_project_files(new, found.schema, params, find_calendar_features(found.schema, rows), package)
     return InitReport(found.schema, review_columns(found.schema, found.comments, split.column),
                       sum(f.rows for f in taken.added), [f.name for f in taken.added], split,
                       warnings=list(taken.overlaps))

@@ -21,7 +21,7 @@ import polars as pl
 from msgspec import Struct
 
 from .. import __version__
-from ..config.schema import Schema
+from ..config.schema import Schema, expression_columns
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file, file_lock
 from ..data.column_checks import validate_batch
@@ -34,7 +34,8 @@ def scoring_schema(
     carry_columns: dict[str, str] = {}, # Name in the scores -> column of the schema that is carried over
 ) -> Schema:
     "The part of the schema that scoring looks at."
-    columns = dict.fromkeys([*carry_columns.values(), *predictor.required_columns])
+    columns, known = dict.fromkeys([*carry_columns.values(), *predictor.required_columns]), predictor.schema.columns
+    columns |= {n: None for c in [*columns] if known[c].computed for n in expression_columns(known[c].computed)}
     return msgspec.structs.replace(predictor.schema, columns={c: predictor.schema.columns[c] for c in columns})
 
 def score_batch(
@@ -81,7 +82,7 @@ def read_row_batches(
     with _parquet_errors(source):
         lazy = pl.scan_parquet(source, glob=False, hive_partitioning=False)
         _check_columns(source, name, lazy.collect_schema(), schema)
-        lazy, at = lazy.select([*schema.columns]), skip_rows
+        lazy, at = schema.with_computed(lazy).select([*schema.columns]), skip_rows
         numbered = lambda f: f.with_columns(_source=pl.lit(name), _row=pl.int_range(at, at + len(f), dtype=pl.Int64))
         rest = lazy.slice(skip_rows)
         for frame in rest.collect_batches(chunk_size=batch_rows, maintain_order=True, engine='streaming'):

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from .column_roles import ColumnRole, choose_entity, is_code, profile_forms, propose_role, wants_form
 from .format_inference import TextReading, infer_text_formats
-from .schema import Column, Schema
+from .schema import Column, Schema, expression_columns, is_expression
 from .values import KNOWN_MISSING, class_label_expr, is_missing_expr, known_spellings, parse_value_expr
 from ..core.errors import UserError, did_you_mean
 
@@ -386,13 +386,40 @@ def _propose_entity(roles, profiles, fixed):
     if entity: roles[entity].checks.append("the entity, whom several rows are about; they are kept in one split")
     return entity
 
+# %% ../../nbs/config/04_schema_inference.ipynb #f21d47b2
+def _propose_time(columns, profiles):
+    "A column that could be the time, and what to say of it; None where there is none."
+    parts = {n.lower(): n for n, c in columns.items() if c.type in ("integer", "category")}
+    if all(p in parts for p in ("year", "month", "day")):
+        year, month, day = (parts[p] for p in ("year", "month", "day"))
+        text, format = f"{year}, '-', {month}, '-', {day}", "%Y-%m-%d"
+        if "hour" in parts: text, format = f"{text}, ' ', {parts['hour']}, ':00'", f"{format} %H:%M"
+        return year, f"would serve as a time with --time \"strptime(concat({text}), '{format}')\""
+    times = [n for n, c in columns.items() if c.type == "timestamp" and profiles[n].distinct >= 10
+             and profiles[n].missing <= 0.01 * profiles[n].rows]
+    return (times[0], f"would serve as the time of a row with --time {times[0]!r}, if it is one") if times else None
+
 # %% ../../nbs/config/04_schema_inference.ipynb #7f799f7c
+def _with_time(frame, time, readings):
+    "The frame with the time that an expression computes, as a column; its name and its expression."
+    if time is None or not is_expression(time) or time in frame.collect_schema(): return frame, time, None
+    types, name = frame.collect_schema(), "event_time" if "event_time" not in frame.collect_schema() else "time_of_event"
+    for n in expression_columns(time):
+        if n not in types: raise UserError(f"time \"{time}\": there is no column '{n}'{did_you_mean(n, types)}")
+    parts = {n: _column(_infer_type(ColumnProfile(1), types[n], readings.get(n)), readings.get(n), [])
+             for n in expression_columns(time)}
+    frame = Schema("", "regression", name, parts | {name: Column("timestamp", computed=time)}).with_computed(frame)
+    if frame.select(pl.col(name).is_null().all()).collect().item():
+        raise UserError(f"time: \"{time}\" gives no time in any row; correct the expression, such as "
+                        "\"DATE(year || '-' || month || '-' || day)\".")
+    return frame, name, time
+
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name
     target: str, # What to predict: a column, or a SQL expression over columns
     *,
-    time: str | None = None, # The column that says when a row was true
+    time: str | None = None, # The column that says when a row was true, or a SQL expression over columns
     entity: str | None = None, # The column that names whom a row is about
     exclude: list[str] = (), # Columns the model may not see
     filter: str | None = None, # A SQL expression: other rows are left out of training and evaluation
@@ -403,12 +430,17 @@ def infer_schema(
     names = frame.collect_schema().names()
     if not frame.select(pl.len()).collect().item():
         raise UserError("the data has no rows, so no schema can be inferred; check the file.")
+    readings = infer_text_formats(frame, time)
+    frame, time, computed = _with_time(frame, time, readings)
+    if computed: names.append(time)
     _check_request(names, target, filter, exclude, time, entity)
     asked = Schema(dataset, "regression", target, {n: Column("text") for n in names}, filter=filter)
     fixed = {*asked.target_columns, *asked.filter_columns, time, entity}
-    readings = infer_text_formats(frame, time)
     columns, roles, profiles = _infer_columns(frame, readings, exclude, asked.target_columns, fixed)
+    if computed: columns[time] = replace(columns[time], computed=computed, feature=False)
     if time and columns[time].type != "timestamp": raise UserError(_no_dates(frame, time, columns[time].type))
+    for name, said in [_propose_time(columns, profiles)] if time is None and _propose_time(columns, profiles) else ():
+        roles[name].checks.append(said)
     entity = entity or _propose_entity(roles, profiles, fixed)
     schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time,
                     missing_values=[*KNOWN_MISSING])

@@ -201,7 +201,7 @@ def validate_batch(
 ) -> ValidatedBatch:
     """Divide a batch into accepted and quarantined rows; raises `UserError` at a value that violates a check with
     `on_violation: stop`."""
-    frame = frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+    frame = schema.with_computed(frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)))
     both = parse_columns(frame, schema).with_columns(frame['_source'], frame['_row'])
     types = frame.schema
     checks = [c for n, column in schema.columns.items() for c in column_checks(n, column, types[n])]

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..config.format_inference import infer_formats_of_batches
-from ..config.schema import Schema, read_schema
+from ..config.schema import Schema, is_expression, read_schema
 from ..config.values import KNOWN_MISSING, parse_value_expr
 from ..core.errors import UserError, describe_os_error, did_you_mean
 from ..core.files import file_lock, fsync_path
@@ -111,13 +111,17 @@ def _schema_of(root, time_column):
     schema = read_schema(path) if path.exists() else None
     return schema if schema and time_column in schema.columns else None
 
+def _time_expr(schema, time_column, batch):
+    computed = time_column not in batch.columns and schema.columns[time_column].computed
+    return pl.col(time_column) if computed else schema.parse_expr(time_column, batch.schema[time_column])
+
 def time_reader(
     source: Source,
     time_column: str, # The time column
     schema: Schema | None = None, # Says how text is read; None: the source tells
 ) -> Callable[[pl.DataFrame], pl.Series]: # Batch of the source -> Datetime
     "What reads the times of a source."
-    if schema: return lambda b: b.select(schema.parse_expr(time_column, b.schema[time_column])).to_series()
+    if schema: return lambda b: schema.with_computed(b).select(_time_expr(schema, time_column, b)).to_series()
     batches = lambda: (b.select(time_column) for b in _batches_with_time_column(source, time_column))
     dtype, format, zone = next(batches()).schema[time_column], None, None
     if dtype == pl.String:
@@ -206,7 +210,8 @@ def _write_source(source, scratch, time_column, sha, schema=None):
     read_time = time_reader(source, time_column, schema) if time_column else None
     period = choose_partition_period(source, read_time, size) if time_column and sha else 'year'
     writer = PartitionWriter(scratch, source.name, read_time, period)
-    for batch in _batches_with_time_column(source, time_column): writer.write(batch)
+    computed = schema is not None and schema.columns[time_column].computed
+    for batch in _batches_with_time_column(source, None if computed else time_column): writer.write(batch)
     columns, parts = {name: str(dtype) for name, dtype in batch.schema.items()}, []
     for period, rows in writer.close().items():
         path = scratch / (period or '') / 'part.parquet'
@@ -340,8 +345,9 @@ def ingest(
             manifest = _read_or_new_manifest(root)
             remove_orphaned_files(root, manifest)
             scratch.mkdir()
-            added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace,
-                                                    _schema_of(root, time_column))
+            schema = _schema_of(root, time_column)
+            if schema is None and time_column and is_expression(time_column): time_column = None # a column later on
+            added, skipped, parts = _ingest_sources(sources, manifest, scratch, time_column, replace, schema)
             _check_empty_sources(source, manifest.files, added)
             if added: manifest = _commit(root, manifest, scratch, added, parts)
             remove_orphaned_files(root, manifest)

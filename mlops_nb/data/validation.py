@@ -79,6 +79,7 @@ def compare_with_schema(
     out, changes = [], []
     for name, c in schema.columns.items():
         hint = f"; a new column {renames[name]!r} looks like it" if name in renames else ""
+        if name not in found and c.computed: continue
         if name not in found: out.append(SchemaMismatch(file, name, c.type, f"missing{hint}"))
         elif not is_readable_as(found[name], c.type, c.format):
             out.append(SchemaMismatch(file, name, c.type, f"retyped to {found[name]}"))
@@ -156,7 +157,7 @@ def check_partition_schemas(
     "Compare the columns of every partition with the schema; raises `SchemaSkewError`."
     wrong, changes = [], []
     for p in manifest.partitions:
-        try: found = pl.read_parquet_schema(root / 'data' / p.path)
+        try: found = pl.scan_parquet(root / 'data' / p.path, glob=False).collect_schema()
         except (pl.exceptions.PolarsError, OSError) as e:
             raise UserError(f"data/{p.path} cannot be read ({str(e).splitlines()[0]}); restore it with `dvc checkout "
                             f"data.dvc`.") from None
@@ -188,7 +189,7 @@ def check_formats_of_source(
 ):
     "Raise `UserError` for a column of the data batch that is written in another format than the schema says."
     paths = [root / 'data' / p.path for p in partitions]
-    for n in (n for n in schema.columns if violations[f"{n}:type"]):
+    for n in (n for n, c in schema.columns.items() if violations[f"{n}:type"] and not c.computed):
         raw = pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(n, '_source',
                                                                                  '_row').sort('_row').collect()
         both = parse_columns(raw, schema, [n]).hstack(raw.select('_source', '_row'))
@@ -200,7 +201,7 @@ def _extra_column_notes(root, manifest, schema):
     if schema.on_extra_column != 'report': return []
     known, found = {*schema.columns, '_source', '_row'}, {}
     for p in manifest.partitions:
-        for n in pl.read_parquet_schema(root / 'data' / p.path):
+        for n in pl.scan_parquet(root / 'data' / p.path, glob=False).collect_schema():
             if n not in known: found.setdefault(n, p.source)
     return [f"{source}: the column {n!r} is not in schema.yaml and is left out (on_extra_column: report)." for n,
             source in found.items()]

@@ -454,3 +454,30 @@ def test_distinct_values_of_small_data_are_counted_and_numbers_are_written_out()
     assert "10,000 distinct" in comments["key"] and "about" not in comments["key"]
     assert "5 distinct; 2013 to 2017" in comments["year"]
     assert "35064 to 350645000" in comments["price"]
+
+
+# a time that is computed or proposed
+
+PARTS = dict(year=["2024", "2023"] * 200, month=[str(1 + i % 12) for i in range(N)], day=[str(1 + i % 28) for i in range(N)])
+
+
+def test_a_time_may_be_computed_from_its_parts():
+    found = propose(time="DATE(year || '-' || month || '-' || day)", **PARTS)
+    c = found.schema.columns["event_time"]
+    assert found.schema.event_time == "event_time" and (c.type, c.feature) == ("timestamp", False)
+    assert found.profiles["event_time"].min == datetime(2023, 2, 2)
+    raw = pl.DataFrame({n: [v[0], "30"] for n, v in PARTS.items()})
+    assert found.schema.with_computed(raw)["event_time"].to_list() == [datetime(2024, 1, 1), None] # no thirtieth month
+    with pytest.raises(UserError, match="there is no column 'yeer'; did you mean 'year'?"):
+        propose(time="DATE(yeer || '-' || month)", **PARTS)
+    with pytest.raises(UserError, match="gives no time in any row"): propose(time="year + month", **PARTS)
+
+
+def test_a_time_that_would_serve_is_proposed():
+    said = propose(**PARTS).comments["year"]
+    assert "--time \"strptime(concat(year, '-', month, '-', day), '%Y-%m-%d')\"" in said
+    expression = said.split('--time "')[1].split('"')[0]
+    assert propose(time=expression, **PARTS).schema.event_time == "event_time"
+    days = [f"2024-01-{1 + i % 28:02}" for i in range(N)]
+    assert "CHECK: would serve as the time of a row with --time 'day'" in propose(day=days).comments["day"]
+    assert "--time" not in propose(day=days, time="day").comments["day"]
