@@ -224,10 +224,13 @@ def with_target(
     kept = read.with_columns(_row=pl.struct(pl.all())).with_columns(schema.target_expr()) # the name is taken
     return kept.filter(schema.filter_expr()).select("_row").unnest("_row")
 
+_HELD_CELLS = 10_000_000 # of a table that is read once and kept, about 80 MB
+
 def find_raw_leaks(
     frame: pl.LazyFrame, # Data as it was delivered, with the columns of the schema
     schema: Schema,
 ) -> list[LeakFinding]:
     "The columns of raw data that look like a leak."
-    rows = with_target(frame, schema)
+    rows, n = with_target(frame, schema), frame.select(pl.len()).collect(engine="streaming").item()
+    if n * len(schema.columns) <= _HELD_CELLS: rows = rows.collect().lazy()
     return search_leaks(rows.filter(pl.col("_target").is_not_null()), rows, schema)
