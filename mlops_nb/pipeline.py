@@ -143,7 +143,7 @@ def _damaged_input(root, stage):
     import polars as pl
     for dep in (root / d for d in stage.deps):
         for path in sorted(dep.rglob("*.parquet")) if dep.is_dir() else [dep] if dep.suffix == ".parquet" else []:
-            try: pl.read_parquet_schema(path)
+            try: pl.scan_parquet(path, glob=False).collect_schema()
             except (pl.exceptions.PolarsError, OSError): return path.relative_to(root)
 
 # %% ../nbs/90_pipeline.ipynb #0afc7fa5

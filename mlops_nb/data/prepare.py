@@ -239,7 +239,7 @@ def read_split(
     "Rows of a prepared split; raises `UserError` if the file or a column is missing, or it has no rows."
     path = Path(root) / "artifacts" / "prepared" / f"{split}.parquet"
     if not path.is_file(): raise UserError(f"{path} does not exist; run the stage prepare first.")
-    present = pl.read_parquet_schema(path)
+    present = pl.scan_parquet(path, glob=False).collect_schema()
     for c in columns or ():
         if c not in present: raise UserError(f"{path} has no column '{c}'; run the stage prepare again.")
     frame = pl.read_parquet(path, columns=columns and list(dict.fromkeys(columns)), glob=False)

@@ -21,7 +21,9 @@ from .segments import feedback_frame, record_frame, segment_tables, stack_frames
 def _parquet_scans(files):
     "Lazy tables of Parquet files, one for each schema among them."
     alike = {}
-    for path in files: alike.setdefault(tuple(pl.read_parquet_schema(path).items()), []).append(path)
+    for path in files:
+        schema = pl.scan_parquet(path, glob=False).collect_schema()
+        alike.setdefault(tuple(schema.items()), []).append(path)
     return [pl.scan_parquet(paths, hive_partitioning=False, glob=False) for paths in alike.values()]
 
 def _scan_tables(folder, endpoint, since=None, until=None): # -> {"record": tables, "feedback": tables}

@@ -64,16 +64,18 @@ def events(folder):
 
 
 def wide(folder):
-    "60 columns, a fifth of the values missing, one column wholly; the target is negative as often as not."
+    """60 columns, some with commas, quotation marks and brackets in their names, a fifth of the values missing, one
+    column wholly; the target is negative as often as not."""
     rng, n = random(), 2500
     X = {f"x{i}": rng.normal(size=n).round(4) for i in range(40)} | {f"c{i}": rng.choice(list("abcd"),
                                                                                          n) for i in range(18)}
     y = -50 * X["x0"] + 20 * X["x1"] * (X["c0"] == "a") + rng.normal(size=n) - 3
     frame = pl.DataFrame({k: holes(v.tolist(), .2,
                                    rng) for k, v in X.items()} | {"nothing": [None] * n, "balance": y.round(3)})
+    frame = frame.rename({"x0": 'x "0"', "x1": "x[1]", "c0": "c,0", "c1": "{c}: 1"})
     frame.write_csv(folder / "wide.csv")
-    return dict(data=folder / "wide.csv", target="balance"), dict(task="regression", types={"x0": "number",
-                                                                                            "c0": "category"})
+    types = {'x "0"': "number", "x[1]": "number", "c,0": "category", "{c}: 1": "category"}
+    return dict(data=folder / "wide.csv", target="balance"), dict(task="regression", types=types)
 
 
 def german(folder):
@@ -135,7 +137,7 @@ PAGES = ("covertype", "events") # these go on to the deployment and the pages
 def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     options, expected = shape(tmp_path)
-    root = tmp_path / f"{shape.__name__} project"
+    root = tmp_path / f"{shape.__name__} [project] #1 50%"
     split = choose_split(options.get("time"), **{k: options.pop(k) for k in ("ordered", "group") if k in options})
     schema = init_project(root, str(options.pop("data")), options.pop("target"), split=split, **options).schema
     assert schema.task == expected["task"] and len(schema.classes or []) == expected.get("classes",
