@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ..core.errors import UserError
 from .databases import parse_database_url
+from .text_columns import check_column_names
 
 # %% ../../nbs/data/11_sources.ipynb #3f4606e0
 FILE_SUFFIXES = ('.csv', '.tsv', '.psv', '.jsonl', '.ndjson', '.json', '.parquet', '.pq', '.arrow', '.feather', '.avro',
@@ -44,10 +45,11 @@ def find_files(
 def partition_columns(
     name: str, # Of a source, such as `country=AT/year=2021/part.parquet`
 ) -> tuple[tuple[str, str | None], ...]: # Column and value of each folder `column=value`
-    "The columns that stand in the names of folders."
-    parts = [re.fullmatch(r'([^=]+)=(.*)', part) for part in name.split('/')[:-1]]
+    "The columns that stand in the names of folders; raises `UserError` for a name that no column may have."
+    parts = [p for part in name.split('/')[:-1] if (p := re.fullmatch(r'([^=]+)=(.*)', part))]
+    check_column_names([unquote(p[1]) for p in parts], name)
     missing = ('', '__HIVE_DEFAULT_PARTITION__')
-    return tuple((unquote(p[1]), None if p[2] in missing else unquote(p[2])) for p in parts if p)
+    return tuple((unquote(p[1]), None if p[2] in missing else unquote(p[2])) for p in parts)
 
 # %% ../../nbs/data/11_sources.ipynb #bc6af8fb
 class Source(Struct, frozen=True):
