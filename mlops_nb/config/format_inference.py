@@ -249,11 +249,14 @@ def _complexity(c): # the simpler of two formats that fit alike
     f = parse_number_format(c.format or "1234.5")
     return (2, len(c.format or "") if c.format else 0, f.negative != "-")
 
+_LOOKS_LIKE_A_CODE = re.compile(r"\d+E\d+") # 54E4: programs write 5.4E+05
+
 def _fits(column, c):
     "Is this what the column holds, apart from errors?"
     if c.type == "number" and (column.n_leading_zero or c.n_huge or c.n_inexact and c.n_whole < c.n_read): return False
     codes = sum(n for v, n in c.unread.items() if _CODE.fullmatch(v))
     if codes > 0.5 * c.unread.total() and codes: return False
+    if c.type == "number" and any(_LOOKS_LIKE_A_CODE.fullmatch(v) for v in column.sample): return False
     if c.format == "%Y%m%d" and c.n_read < column.n_values: return False # rarely all are days
     return c.n_read >= 0.9 * column.n_values
 
@@ -340,8 +343,9 @@ _PLAIN_NUMBER = r"^[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?$"
 _NOT_ONLY_A_NUMBER = r"^([+-]?[1-9]\d{0,2}\.\d{3}|(19|20)\d{6})$" # grouped digits, or a day such as 20210131
 
 def _find_plain_numbers(read, names):
-    "The columns of plain numbers, with their type, and whether any of them has a decimal point."
+    "The columns of plain numbers, with their type, whether any has a decimal point, and those that may be codes."
     left, filled, fractions, points, text = names, set(), set(), set(), pl.all().str.strip_chars()
+    padded, short = set(), set() # 2.10 beside 2.9: no program writes numbers like that
     for batch in read(names) if names else ():
         some = batch.select(left).select(text)
         odd = ~pl.all().str.contains(_PLAIN_NUMBER) | pl.all().str.contains(_NOT_ONLY_A_NUMBER)
@@ -353,8 +357,10 @@ def _find_plain_numbers(read, names):
         some = some.select(left)
         points |= which(pl.all().str.contains(".", literal=True))
         fractions |= which(pl.all().str.contains(r"\.\d*[1-9]"))
+        padded |= which(pl.all().str.contains(r"\.\d+0$"))
+        short |= which(pl.all().str.contains(r"\.\d$"))
     kinds = {n: "number" if n in fractions else "integer" for n in left if n in filled}
-    return kinds, any(n in points for n in kinds)
+    return kinds, any(n in points for n in kinds), padded & short
 
 # %% ../../nbs/config/12_format_inference.ipynb #cea5e95b
 def infer_formats_of_batches(
@@ -366,7 +372,7 @@ def infer_formats_of_batches(
 ) -> dict[str, TextReading]: # By column
     "How each column of text is read, by all its values."
     columns = {n: _TextColumn(n, n == time or bool(_TIME_NAME.search(n))) for n in names}
-    plain, has_point = _find_plain_numbers(read, [n for n in names if not columns[n].epoch])
+    plain, has_point, odd = _find_plain_numbers(read, [n for n in names if not columns[n].epoch])
     todo = [n for n in names if n not in plain]
     for _ in range(max_passes + 1):
         if not todo: break
@@ -377,7 +383,10 @@ def infer_formats_of_batches(
     best = {n: _best_candidates(c) for n, c in columns.items() if n not in plain}
     proven = {_style(b[0]) for n, b in best.items() if len(b) == 1 and _proves_style(columns[n], b[0])}
     proven |= {"."} if has_point else set()
-    return {n: TextReading(plain[n]) if n in plain else _reading(columns[n], best[n], proven) for n in names}
+    checks = {n: ["numbers with zeros at their end beside shorter ones: are they codes or versions?"]
+              for n in odd}
+    return {n: TextReading(plain[n], checks=checks.get(n, [])) if n in plain else _reading(columns[n], best[n], proven)
+            for n in names}
 
 def _proves_style(column, c):
     if c.type == "timestamp": return _style(c) in ("dmy", "mdy") and "/" in c.format or "-" in (c.format or "")

@@ -403,7 +403,8 @@ def _propose_time(columns, profiles):
 def _with_time(frame, time, readings):
     "The frame with the time that an expression computes, as a column; its name and its expression."
     if time is None or not is_expression(time) or time in frame.collect_schema(): return frame, time, None
-    types, name = frame.collect_schema(), "event_time" if "event_time" not in frame.collect_schema() else "time_of_event"
+    types = frame.collect_schema()
+    name = "time_of_event" if "event_time" in types else "event_time"
     for n in expression_columns(time):
         if n not in types: raise UserError(f"time \"{time}\": there is no column '{n}'{did_you_mean(n, types)}")
     parts = {n: _column(_infer_type(ColumnProfile(1), types[n], readings.get(n)), readings.get(n), [])

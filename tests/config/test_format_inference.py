@@ -58,8 +58,13 @@ def test_numbers_and_times_as_people_write_them(values, type, format, first):
     ["True", "False", "Maybe"],
     ["1234567890123456789", "2.5"], ["5 kg", "7 kg"], ["$5", "€7"], ["12-05", "13-05"], ["10:30", "11:45"],
     ["2023-02-30", "x"],
-    ["DE44 5001", "DE45 5002"], ["yes", "no"]])
+    ["DE44 5001", "DE45 5002"], ["yes", "no"], ["54E4", "12E3"]])
 def test_what_is_no_number_stays_text(values): assert reading(values).type == "category"
+
+
+def test_versions_are_said_to_look_like_numbers():
+    assert "codes or versions" in reading(["2.9", "2.10", "3.1"]).checks[0]
+    assert not reading(["2.90", "2.10", "3.00"]).checks and not reading(["2.9", "2.0", "3.14"]).checks
 
 
 @pytest.mark.parametrize("name, type, format", [("created_at", "timestamp", "epoch s"), ("phone", "integer", None)])

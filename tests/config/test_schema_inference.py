@@ -458,7 +458,8 @@ def test_distinct_values_of_small_data_are_counted_and_numbers_are_written_out()
 
 # a time that is computed or proposed
 
-PARTS = dict(year=["2024", "2023"] * 200, month=[str(1 + i % 12) for i in range(N)], day=[str(1 + i % 28) for i in range(N)])
+PARTS = dict(year=["2024", "2023"] * 200, month=[str(1 + i % 12) for i in range(N)],
+             day=[str(1 + i % 28) for i in range(N)])
 
 
 def test_a_time_may_be_computed_from_its_parts():

@@ -684,6 +684,7 @@ def test_rows_whose_time_is_computed(tmp_path):
     when = "strptime(concat(year, '-', month, '-', day), '%Y-%m-%d')"
     first = rows("year,month,day,y", "2023,12,31,1", "2024,1,2,2")
     root, _ = project_of(tmp_path, first, time=when)
-    assert later(root, tmp_path, "year,month,day,y\n2024,2,29,1\n")["event_time"].to_list() == [dt.datetime(2024, 2, 29)]
+    assert later(root, tmp_path, "year,month,day,y\n2024,2,29,1\n")["event_time"].to_list() == [dt.datetime(2024, 2,
+                                                                                                            29)]
     assert [p.period for p in read_data_manifest(root).partitions if p.source == "later.csv"] == ["2024"]
     assert later(root, tmp_path, "year,month,day,y\n2024,2,30,1\n2024,3,1,2\n", "worse.csv")["_row"].to_list() == [1]
