@@ -146,7 +146,7 @@ def init_command(
     report = init_project(folder, data, target, time=time, split=split, exclude=_split_commas(exclude), entity=entity,
                           row_filter=filter, task=task, dry_run=dry_run, separator=separator, encoding=encoding,
                           skip=skip, comment=comment, table=table, query=query)
-    not_committed = commit_project(folder) if commit and not dry_run else ""
+    not_committed = commit_project(folder, report) if commit and not dry_run else ""
     _print_init(report, folder, dry_run)
     if not_committed: print(f"warning: {not_committed}", file=sys.stderr)
 

@@ -431,10 +431,12 @@ def _build_project(new, package, data, target, split, time, exclude, entity, row
 # %% ../nbs/91_scaffold.ipynb #344a260e
 def commit_project(
     root: str | Path, # A project that `init_project` wrote
+    report: InitReport, # What `init_project` returned
 ) -> str: # A sentence that says why not; empty where it was committed
     "Commit what `init` wrote to git, and nothing else."
-    root = Path(root)
-    names = [n for n in (*_OURS, *_SHARED, ".dvcignore", package_name(root)) if n != "data" and (root / n).exists()]
+    root, unchanged = Path(root), {"data", *report.kept} # git ignores the one, and the others are the user's
+    ours = (*_OURS, *_SHARED, ".dvcignore", package_name(root))
+    names = [n for n in ours if n not in unchanged and (root / n).exists()]
     for command in (["add", "--", *names], ["commit", "-q", "-m", "Project made by mlops-nb init", "--", *names]):
         done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True)
         if not done.returncode: continue

@@ -129,7 +129,8 @@ def clone(tmp_path, **files):
 
 def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
     readme, licence, ignore = "# Ours\n", "Free for all.\n", "*.pyc\n/data/\n"
-    here = clone(tmp_path, **{"README.md": readme, "LICENSE": licence, ".gitignore": ignore, "in.csv": shop(60)})
+    here = clone(tmp_path, **{"README.md": "", "LICENSE": licence, ".gitignore": ignore, "in.csv": shop(60)})
+    (here / "README.md").write_text(readme) # somebody's edit that is not committed yet
     done = nb("init", ".", "--data", "in.csv", "--target", "bought", cwd=here)
     assert done.returncode == 0, done.stderr
     assert (here / "README.md").read_text() == readme and (here / "LICENSE").read_text() == licence
@@ -138,9 +139,10 @@ def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
     kept, = (line for line in done.stdout.splitlines() if line.startswith("Kept as it was: "))
     assert "README.md, .gitignore (" in kept and "LICENSE" not in kept, "only what init would have written is named"
     assert done.stdout.endswith("Next:\n  mlops-nb schema check  # after the review\n  dvc repro\n") # and no `cd .`
-    changed = {line[3:] for line in git("status", "--porcelain", cwd=here).splitlines()}
-    assert {".dvc/config", "schema.yaml", "data.dvc", "nbs/", "clone/"} <= {c for c in changed} | {".dvc/config"}
-    assert not {c for c in changed if "in.csv" in c or c.startswith((".mlops", "data/"))}
+    assert git("status", "--porcelain", cwd=here) == " M README.md\n", "what was not of init is not committed"
+    committed = set(git("show", "--name-only", "--format=", "HEAD", cwd=here).split())
+    assert {".dvc/config", ".gitignore", "schema.yaml", "data.dvc", "nbs/00_features.ipynb", "clone/__init__.py"} <= committed
+    assert not {c for c in committed if c in ("in.csv", "README.md") or c.startswith((".mlops", "data/"))}
     assert not [p for p in os.listdir(here) if p.startswith(".mlops-nb")] and (here / "data/manifest.json").exists()
     assert nb("schema", "check", cwd=here).returncode == 0 and (here / "clone/features.py").exists()
     again = sentence(nb("init", ".", "--data", "in.csv", "--target", "bought", cwd=here))
@@ -154,6 +156,31 @@ def test_init_fills_the_empty_folder_one_stands_in(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {"schema.yaml", ".git", ".dvc", "data", "new"} <= set(os.listdir(tmp_path / "new"))
     assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
+
+
+NOBODY = {"GIT_AUTHOR_EMAIL": "", "GIT_COMMITTER_EMAIL": "", "GIT_AUTHOR_NAME": "", "GIT_COMMITTER_NAME": ""}
+
+
+@pytest.mark.parametrize("why", ["nobody", "hook", "ignored"])
+def test_where_git_cannot_commit_init_says_so_and_the_project_is_whole(tmp_path, why):
+    here = clone(tmp_path, **{"README.md": "", "in.csv": shop(60), ".gitignore": "new/\n" if why == "ignored" else ""})
+    if why == "hook":
+        hook = here / ".git/hooks/pre-commit"
+        hook.write_text("#!/bin/sh\necho no commits on Sundays >&2\nexit 1\n")
+        hook.chmod(0o755)
+    head = git("rev-parse", "HEAD", cwd=here)
+    done = nb("init", "new", "--data", "in.csv", "--target", "bought", cwd=here, env=NOBODY if why == "nobody" else {})
+    said, = done.stderr.strip().splitlines()
+    assert done.returncode == 0 and said.startswith("warning: Nothing was committed ("), done.stderr
+    assert {"nobody": "ident", "hook": "no commits on Sundays", "ignored": "ignored"}[why] in said
+    assert git("rev-parse", "HEAD", cwd=here) == head and nb("schema", "check", cwd=here / "new").returncode == 0
+
+
+def test_init_commits_nothing_where_it_is_asked_not_to(tmp_path):
+    here = clone(tmp_path, **{"README.md": "", "in.csv": shop(60)})
+    done = nb("init", ".", "--data", "in.csv", "--target", "bought", "--no-commit", cwd=here)
+    assert done.returncode == 0 and not done.stderr
+    assert git("log", "--format=%s", cwd=here) == "first\n" and "?? schema.yaml" in git("status", "-s", cwd=here)
 
 
 def test_init_that_fails_leaves_a_clone_as_it_was(tmp_path):
