@@ -141,7 +141,7 @@ def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
     assert done.stdout.endswith("Next:\n  mlops-nb schema check  # after the review\n  dvc repro\n") # and no `cd .`
     assert git("status", "--porcelain", cwd=here) == " M README.md\n", "what was not of init is not committed"
     committed = set(git("show", "--name-only", "--format=", "HEAD", cwd=here).split())
-    assert {".dvc/config", ".gitignore", "schema.yaml", "data.dvc", "nbs/00_features.ipynb", "clone/__init__.py"} <= committed
+    assert {".dvc/config", ".gitignore", "schema.yaml", "data.dvc", "clone/__init__.py"} <= committed
     assert not {c for c in committed if c in ("in.csv", "README.md") or c.startswith((".mlops", "data/"))}
     assert not [p for p in os.listdir(here) if p.startswith(".mlops-nb")] and (here / "data/manifest.json").exists()
     assert nb("schema", "check", cwd=here).returncode == 0 and (here / "clone/features.py").exists()
