@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..config.schema import Schema
+from ..config.schema_inference import bound_distinct
 from mlops_nb.stats.sketches import (
     MAX_COUNTERS,
     QuantileSketch,
@@ -134,7 +135,8 @@ def _statistics_row(partition, column, s):
     number = s.type in ('integer', 'number') and n > 0
     mean, std = s.mean if number else None, (s.m2 / (n - 1))**0.5 if number and n > 1 else None
     top = [dict(value=v, count=k) for v, k in list(s.top_values.items())[:MAX_TOP_VALUES]]
-    counts = s.rows, s.missing, approx_n_unique(s.hashes)
+    ends = (int(s.min), int(s.max)) if s.type == 'integer' and number else ()
+    counts = s.rows, s.missing, bound_distinct(approx_n_unique(s.hashes), n, *ends)
     return (partition, column, s.type, *counts, s.min, s.max, mean, std, s.quantiles(), top)
 
 def statistics_frame(

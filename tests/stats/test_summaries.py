@@ -77,3 +77,13 @@ def test_batches_merge_though_one_lacks_a_column_and_none_are_nothing():
     full = pl.DataFrame(dict(a=[1.0, 2.0], y=[0.0, 1.0]))
     merged = merge_summaries([summarize_columns(f, s) for f in (full.drop("a"), full, full.drop("y"))])
     assert (merged["a"].rows, merged["y"].rows) == (4, 4) and merge_summaries([]) == {}
+
+
+def test_the_table_never_says_more_distinct_values_than_are_possible():
+    schema = Schema("d", "regression", "x", dict(x=Column("number"), k=Column("integer"), t=Column("text")))
+    for seed in range(8): # the estimate is off by some percent, in either direction
+        n, rng = 30_000, np.random.default_rng(seed)
+        frame = pl.DataFrame(dict(x=rng.random(n), k=rng.permutation(n) % 20_000 + seed,
+                                  t=[f"{seed}-{i}" for i in range(n)]))
+        found = statistics_frame({"p": summarize_columns(frame, schema)})
+        assert all(d <= most for d, most in zip(found["distinct"], [n, 20_000, n], strict=True))
