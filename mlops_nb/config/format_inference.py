@@ -250,6 +250,7 @@ def _complexity(c): # the simpler of two formats that fit alike
     return (2, len(c.format or "") if c.format else 0, f.negative != "-")
 
 _LOOKS_LIKE_A_CODE = re.compile(r"\d+E\d+") # 54E4: programs write 5.4E+05
+_PHONE = re.compile(r"\d{3}( \d{3}){2,}") # 660 123 456: of amounts some are shorter
 
 def _fits(column, c):
     "Is this what the column holds, apart from errors?"
@@ -257,6 +258,7 @@ def _fits(column, c):
     codes = sum(n for v, n in c.unread.items() if _CODE.fullmatch(v))
     if codes > 0.5 * c.unread.total() and codes: return False
     if c.type == "number" and any(_LOOKS_LIKE_A_CODE.fullmatch(v) for v in column.sample): return False
+    if c.type == "number" and column.sample and all(_PHONE.fullmatch(v) for v in column.sample): return False
     if c.format == "%Y%m%d" and c.n_read < column.n_values: return False # rarely all are days
     return c.n_read >= 0.9 * column.n_values
 
@@ -278,8 +280,13 @@ def _best_candidates(column):
                                          _preference(c))): one_of_each.setdefault(_style(c), c)
     return list(one_of_each.values())
 
-def _preference(c): # a comma with three digits behind groups thousands; a point with three digits is a decimal point
-    return (_style(c) == ",", _complexity(c)) if c.type == "number" else _complexity(c)
+def _preference(c):
+    "Three digits: behind a comma thousands, behind a point decimals; of money thousands in any case."
+    if c.type != "number": return _complexity(c)
+    f = parse_number_format(c.format or "1234.5")
+    if (f.prefix or f.suffix) and "%" not in c.format: return (not f.thousands,
+                                                               _complexity(c)) # nobody pays 1.250 cents
+    return (f.decimal == ",", _complexity(c))
 
 def _is_ambiguous_number(column): # is there a value that two number formats read differently?
     return any(("," in v or "." in v) and _has_two_decimal_signs(_shape(v)) for v in column.sample)

@@ -104,7 +104,8 @@ def parse_iso_timestamp(text: str) -> datetime: # Without a zone: UTC where a zo
 # %% ../../nbs/config/00_values.ipynb #83fb0778
 KNOWN_MISSING = ["?", "N/A", "n/a", "N.A.", "n.a.", "#N/A", "#NA", "NULL", "Null", "null", "<NULL>", "<null>", "(null)",
                  "[NULL]", "\\N", "<NA>", "NaN", "nan", "-nan", "NaT", "#DIV/0!", "#VALUE!", "#REF!"]
-MISSING_IF_NUMERIC = ["NONE", "None", "none", "na", "Na", "-", "--", "---", ".", "..", "*", "unknown", "Unknown",
+MISSING_IF_NUMERIC = ["NONE", "None", "none", "na", "Na", "-", "--", "---", "\u2013", "\u2014", ".", "..", "*",
+                      "unknown", "Unknown",
                       "UNKNOWN",
                       "missing", "Missing", "nil", "Nil", "not available", "#NUM!", "#NAME?"] # in single columns
 

@@ -58,7 +58,8 @@ def test_numbers_and_times_as_people_write_them(values, type, format, first):
     ["True", "False", "Maybe"],
     ["1234567890123456789", "2.5"], ["5 kg", "7 kg"], ["$5", "€7"], ["12-05", "13-05"], ["10:30", "11:45"],
     ["2023-02-30", "x"],
-    ["DE44 5001", "DE45 5002"], ["yes", "no"], ["54E4", "12E3"]])
+    ["DE44 5001", "DE45 5002"], ["yes", "no"], ["54E4", "12E3"],
+    ["660 123 456", "664 555 123"]])
 def test_what_is_no_number_stays_text(values): assert reading(values).type == "category"
 
 
@@ -77,7 +78,8 @@ def test_seconds_since_1970_are_times_only_by_the_name_of_the_column(name, type,
 @pytest.mark.parametrize("values, format, words", [
     (["03/04/2024", "05/06/2024"], "%d/%m/%Y", "day or month first"),
     (["1,250", "2,500"], "1,234.5", "'1,250' is read as the number"),
-    (["1.250", "2.500"], None, "'1.250' is read as the number")])
+    (["1.250", "2.500"], None, "'1.250' is read as the number"),
+    (["€1.250", "€2.500"], "€1.234,5", "'€1.250' is read as the number")])
 def test_what_is_ambiguous_is_said(values, format, words):
     found = reading(values)
     assert found.format == format and len(found.checks) == 1 and words in found.checks[0]
