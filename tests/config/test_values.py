@@ -13,8 +13,10 @@ from mlops_nb.config.values import (
     TYPE_NAMES,
     WHITESPACE,
     is_missing_expr,
+    known_spellings,
     parse_iso_timestamp,
     parse_value_expr,
+    respell,
     typed_missing_values,
 )
 
@@ -108,3 +110,24 @@ def test_words_for_missing_are_values_of_the_columns_type():
     frame = pl.DataFrame({"n": [1, -999, None], "c": pl.Series(["?", "a", None], dtype=pl.Categorical)})
     missing = frame.select(is_missing_expr(pl.col(n), t, ["?", "-999"]) for n, t in frame.schema.items())
     assert missing.to_dict(as_series=False) == {"n": [False, True, True], "c": [True, False, True]}
+
+
+@pytest.mark.parametrize("word, known", [
+    ("yes", "Yes"), (" YES ", "Yes"), ("Ko\u0308ln", "K\u00f6ln"), ("san  josé", "San José"), ("ＹＥＳ", "Yes"),
+    ("maybe", None), ("Yes", None)])
+def test_another_spelling_of_a_known_category(word, known):
+    assert known_spellings([word], ["Yes", "No", "K\u00f6ln", "San José"]).get(word) == known
+
+
+def test_a_spelling_of_two_categories_is_of_none():
+    assert known_spellings(["YES"], ["Yes", "yes"]) == {}
+    assert respell(pl.Series(["YES", "no", None]), ("Yes", "yes", "No")).to_list() == ["YES", "No", None]
+
+
+def test_a_number_that_means_missing_may_be_written_otherwise():
+    frame = pl.DataFrame({"x": ["-999", "-999.0", "5"]})
+    parsed = frame.select(parse_value_expr(pl.col("x"), pl.String(), "number", ["-999"]))
+    assert parsed["x"].to_list() == [None, None, 5.0]
+    assert frame.select(is_missing_expr(pl.col("x"), pl.String(), ["-999"], "number"))["x"].to_list() == [True, True,
+                                                                                                          False]
+    assert typed_missing_values(("nan", "inf"), pl.Float64()) == []
