@@ -179,13 +179,16 @@ def roc_auc_ovr(
     return Combined(_mean, [roc_auc((y == k).astype(float), scores[:, k]) for k in range(scores.shape[1])])
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #03bc613c
-def r2(y, scores):
+def r2(
+    y: np.ndarray, # (n,), or (n, k) columns that count together
+    scores: np.ndarray, # the same shape
+) -> SumStatistic: # Takes (n,) weights
     "Share of the variance explained, 1 − squared error / variance of the target; NaN if the target is constant."
-    off = y - y.mean()
-    return SumStatistic(_r2_of, [(scores - y)**2, off**2, off, np.ones(len(y))])
+    error, off = ((x.reshape(len(y), -1)) for x in (scores - y, y - y.mean(0)))
+    return SumStatistic(_r2_of, [(error**2).sum(1), (off**2).sum(1), np.ones(len(y)), *off.T])
 
-def _r2_of(error, square, off, n):
-    variance = square - off * ratios_or_nan(off, n)
+def _r2_of(error, square, n, *off):
+    variance = square - sum(x * ratios_or_nan(x, n) for x in off)
     return 1 - ratios_or_nan(error, np.where(variance > 1e-12 * square, variance, 0)) # what rounding leaves of 0 is 0
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #765caa1b
@@ -331,14 +334,16 @@ def metric_values(
 def independent_units(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
-    clusters: np.ndarray | None = None, # (n,) int: rows with the same number are about the same entity
+    clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
 ) -> int:
     "How many independent units a figure of these rows rests on."
-    if task == 'regression': return len(y) if clusters is None else len(np.unique(clusters))
+    if task == 'regression': return len(y) if clusters is None else np.count_nonzero(np.bincount(clusters))
+    if not np.isfinite(y).all(): return 0
+    y = y.astype(int)
     if clusters is not None and len(y): # one row for each class of a cluster
         n_classes = int(y.max()) + 1
-        y = np.unique(clusters * n_classes + y.astype(int)) % n_classes
-    counts = np.unique(y, return_counts=True)[1]
+        y = np.flatnonzero(np.bincount(clusters * n_classes + y)) % n_classes
+    counts = np.bincount(y)
     return int(counts.sum() - counts.max()) if len(counts) else 0
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #1b8888bd
@@ -369,7 +374,9 @@ class EvaluatedRows(NamedTuple):
     def take(self, rows: np.ndarray) -> 'EvaluatedRows': # (m,) row numbers, or (n,) bool
         "Some of the rows."
         clusters = self.resampling.clusters
-        if clusters is not None: clusters = np.unique(clusters[rows], return_inverse=True)[1]
+        if clusters is not None:
+            used = np.bincount(clusters := clusters[rows]) > 0
+            clusters = (np.cumsum(used) - 1)[clusters]
         return self._replace(y=self.y[rows], scores=self.scores[rows],
                              resampling=structs.replace(self.resampling, clusters=clusters))
 

@@ -11,7 +11,6 @@ __all__ = ['MIN_ENTITIES', 'predicted_and_observed', 'error_measures', 'bin_colu
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #5dbe2afc
 import math
 from itertools import combinations
-from operator import sub
 from typing import NamedTuple
 
 import numpy as np
@@ -224,13 +223,13 @@ def _describe_discovery(task, n_comparisons, slices, confidence_level):
 def _measure_slices(rows, measure, masks, n_comparisons): # `masks`: name -> (n,) bool
     def error_of(rows): return error_measures(rows.task, rows.y, rows.scores)[measure]
     error, (predicted, observed) = error_of(rows), predicted_and_observed(rows.task, rows.y, rows.scores)
-    figures = [SliceFigure(lambda rows: weighted_mean(error_of(rows)), sub, 'real'), primary_metric_and_gap(rows.task)]
-    errors, primary = compare_with_rest(rows, figures, list(masks.values()))
+    figures = [SliceFigure(lambda rows: weighted_mean(error_of(rows)), True, 'real'), primary_metric_and_gap(rows.task)]
     return [DiscoveredSlice(
         measure=measure, where=where, n_rows=int(m.sum()), share=float(m.mean()), error=here, rest=rest, gap=gap,
         p_value=slice_p_value(error, m, n_comparisons, rows.resampling.clusters), predicted=float(predicted[m].mean()),
         observed=float(observed[m].mean()), primary_value=value, primary_value_rest=value_rest)
-        for (where, m), (here, rest, gap), (value, value_rest, _) in zip(masks.items(), errors, primary)]
+        for where, m in masks.items()
+        for (here, rest, gap), (value, value_rest, _) in [compare_with_rest(rows, figures, m)]]
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #881aa53c
 def discover_slices(

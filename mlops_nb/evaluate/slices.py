@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['bin_column', 'Slice', 'SliceFigure', 'compare_with_rest', 'primary_metric_and_gap', 'weighted_skill_score',
-           'measure_slices', 'weighted_recalibrated_skill', 'simpler_gains', 'SmallSlices', 'evaluate_slices',
+           'measure_slice', 'weighted_recalibrated_skill', 'simpler_gains', 'SmallSlices', 'evaluate_slices',
            'lacks_skill', 'simpler_and_better', 'slice_table', 'binned_residuals']
 
 # %% ../../nbs/evaluate/02_slices.ipynb #62148b91
 from collections.abc import Callable
-from operator import sub
 from typing import NamedTuple
 
 import numpy as np
@@ -17,16 +16,9 @@ import polars as pl
 from msgspec import Struct
 
 from .decision_threshold import mean_interval_by_bin, quantile_bins
-from .metrics import METRICS, PRIMARY_METRIC, EvaluatedRows, metric_values, weighted_metric
-from mlops_nb.stats.bootstrap import (
-    Estimate,
-    Scale,
-    bootstrap_replicates,
-    finite_or_none,
-    ratio_or_nan,
-    t_interval,
-    weighted_mean,
-)
+from .metrics import METRICS, PRIMARY_METRIC, EvaluatedRows, metric_values, r2, weighted_metric
+from ..stats.bootstrap import Estimate, Scale, SumStatistic, finite_or_none, ratios_or_nan
+from ..stats.jackknife import jackknife_interval
 
 # %% ../../nbs/evaluate/02_slices.ipynb #da1dc295
 def _drop_empty_groups(codes, labels): # Drop the groups nobody is in
@@ -85,30 +77,41 @@ class Slice(Struct):
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a3
 class SliceFigure(NamedTuple):
     "A figure that a slice is judged by."
-    prepare: Callable # `EvaluatedRows` -> a function of their weights
-    worse: Callable # (here, elsewhere) -> how much worse it is here
-    scale: Scale
+    prepare: Callable # `EvaluatedRows` -> a function of their weights, with a method `without`
+    higher_is_worse: bool
+    scale: Scale # any but a rate
+
+# %% ../../nbs/evaluate/02_slices.ipynb #8e432245
+def _changes(value, without): # (k,) how much each unit changes a figure, so that variances add exactly
+    changes = value - without
+    return changes * (1 - 1 / max(2, np.count_nonzero(changes)))**.5
+
+def _gap_without(values, without, numbers, n): # (n,) the gap without each unit, from both sides
+    changes = np.zeros(n)
+    for sign, value, left, at in zip((1, -1), values, without, numbers): changes[at] += sign * _changes(value, left)
+    return values[0] - values[1] - changes / (1 - 1 / max(2, np.count_nonzero(changes)))**.5
 
 # %% ../../nbs/evaluate/02_slices.ipynb #f0470608
 def compare_with_rest(
     rows: EvaluatedRows, # all rows
     figures: list[SliceFigure],
-    masks: list[np.ndarray], # for each group (n,) bool: is the row in it?
-) -> list[list[tuple[Estimate, float | None, Estimate]]]: # By figure and group: here, elsewhere, the gap
-    "Figures of each group and their distance from the rest, all over the same draws."
-    if not masks: return [[] for _ in figures]
-    n, numbers = len(rows.y), [np.flatnonzero(m == side) for m in masks for side in (True, False)]
-    sides, shape, level = [*map(rows.take, numbers)], (len(masks), 2, len(figures)), rows.resampling.confidence_level
-    at = [[f.prepare(side) for f in figures] for side in sides]
-    units = np.reshape([side.n_units() for side in sides], (-1, 2))
-    def on(w): return [f(mine) for fs, some in zip(at, numbers) for mine in [w[some]] for f in fs]
-    values, draws = np.reshape(on(np.ones(n)), shape), bootstrap_replicates(on, n, rows.resampling)
-    k = np.reshape([max(2, side.n_drawn()) for side in sides], (-1, 2, 1))
-    draws = values + (draws.reshape(-1, *shape) - values) * np.sqrt(k / (k - 1))
-    return [[(t_interval(a, here, of[0], f.scale, level), finite_or_none(b),
-              t_interval(f.worse(a, b), f.worse(here, rest), of.min(), confidence_level=level))
-             for (a, b), (here, rest), of in zip(values[..., i], draws[..., i].transpose(1, 2, 0), units)]
-            for i, f in enumerate(figures)]
+    mask: np.ndarray, # (n,) bool: is the row in the group?
+) -> list[tuple[Estimate, float | None, Estimate]]: # For each figure: here, elsewhere, the gap
+    "Figures of a group of rows and their distance from the rest."
+    clusters, level, found = rows.resampling.clusters, rows.resampling.confidence_level, []
+    sides = [rows.take(mask), rows.take(~mask)]
+    units, n_units = [s.resampling.units(len(s.y)) for s in sides], [s.n_units() for s in sides]
+    numbers = [np.flatnonzero(m if clusters is None else np.bincount(clusters[m])) for m in (mask, ~mask)]
+    for f in figures:
+        at = [f.prepare(side) for side in sides]
+        values = here, rest = [x(np.ones(len(side.y))) for x, side in zip(at, sides)]
+        without, sign = [x.without(u) for x, u in zip(at, units)], 1 if f.higher_is_worse else -1
+        estimate = jackknife_interval(here, without[0], n_units[0], clusters is not None, f.scale, level)
+        gap_without = _gap_without(values, without, numbers, rows.n_drawn())
+        gap = jackknife_interval(sign * (here - rest), sign * gap_without, min(n_units), clusters is not None,
+                                 confidence_level=level)
+        found.append((estimate, finite_or_none(rest), gap))
+    return found
 
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a4
 def primary_metric_and_gap(
@@ -117,60 +120,50 @@ def primary_metric_and_gap(
     "The primary metric, and how much worse one is than another."
     name = PRIMARY_METRIC[task]
     def prepare(rows): return weighted_metric(task, name, rows.y, rows.scores, rows.decision_settings)
-    return SliceFigure(prepare, _less if METRICS[task][name].better == 'higher' else sub, METRICS[task][name].scale)
-
-def _less(here, rest): return rest - here
+    return SliceFigure(prepare, METRICS[task][name].better == 'lower', METRICS[task][name].scale)
 
 # %% ../../nbs/evaluate/02_slices.ipynb #9aa7c6c5
-def _target_and_scores(rows): # (n, k) each, less the mean of the target: one column, or one a class of several
+def _target_and_scores(rows): # (n, k) each: one column, or one a class of several; NaN where something is not finite
     scores = rows.scores.reshape(len(rows.y), -1).astype(float)
     several = rows.task == 'multiclass'
     target = (rows.y[:, None] == np.arange(scores.shape[1])) * 1.0 if several else rows.y[:, None].astype(float)
-    return target - target.mean(0), scores - target.mean(0)
-
-def _weighted_means(x): # (n, k) -> a function from weights to (k,) means
-    return lambda w: np.einsum('i,ij->j', w, x) / w.sum()
-
-def _weighted_variances(x):
-    mean, square = _weighted_means(x), _weighted_means(x**2)
-    def at(w):
-        variance = square(w) - mean(w)**2
-        return np.where(variance > 1e-12 * square(w), variance, 0) # what rounding leaves of 0 is 0
-    return at
+    known = np.isfinite(target).all() and np.isfinite(scores).all()
+    return (target, scores) if known else (np.full_like(target, np.nan), np.full_like(scores, np.nan))
 
 # %% ../../nbs/evaluate/02_slices.ipynb #a66865be
 def weighted_skill_score(
     rows: EvaluatedRows,
-) -> Callable[[np.ndarray], float]: # Takes (n,) weights
+) -> SumStatistic: # Takes (n,) weights
     "The share of the squared error of the best constant that is saved; NaN where that has none (Murphy 1988, eq. 4)."
-    if not (len(rows.y) and np.isfinite(rows.y).all() and np.isfinite(rows.scores).all()): return lambda w: float('nan')
-    target, scores = _target_and_scores(rows)
-    error, variance = weighted_mean(((target - scores)**2).sum(1)), _weighted_variances(target)
-    return lambda w: 1 - ratio_or_nan(error(w), variance(w).sum())
+    return r2(*_target_and_scores(rows))
 
 # %% ../../nbs/evaluate/02_slices.ipynb #1f379589
-def measure_slices(
+def measure_slice(
     rows: EvaluatedRows, # all rows
-    masks: list[np.ndarray], # for each slice (n,) bool: is the row in it?
-) -> list[tuple]: # For each slice: the metric here, on the rest, the gap; the skill score here, on the rest, the gap
-    "The primary metric and the skill score of each slice, and their distance from the rest."
-    figures = [primary_metric_and_gap(rows.task), SliceFigure(weighted_skill_score, _less, 'real')]
-    return [(*metric, worth.value, *other)
-            for metric, (worth, *other) in zip(*compare_with_rest(rows, figures, masks))]
+    mask: np.ndarray, # (n,) bool: is the row in the slice?
+) -> tuple: # The metric here, on the rest, the gap; the skill score here, on the rest, the gap
+    "The primary metric and the skill score of a slice, and their distance from the rest."
+    figures = [primary_metric_and_gap(rows.task), SliceFigure(weighted_skill_score, False, 'real')]
+    metric, (worth, *other) = compare_with_rest(rows, figures, mask)
+    return *metric, worth.value, *other
 
 # %% ../../nbs/evaluate/02_slices.ipynb #e7ecf6e6
+def _line_skill(n, square, *sums): # `sums`: four for each column
+    explained, variance = 0., square
+    for t, s, both, s_square in zip(*(sums[i::4] for i in range(4))):
+        covariance, spread = both - t * ratios_or_nan(s, n), s_square - s * ratios_or_nan(s, n)
+        spread = np.where(spread > 1e-12 * s_square, spread, 0) # what rounding leaves of 0 is 0
+        explained = explained + np.nan_to_num(ratios_or_nan(covariance**2, spread)) # 0 of a constant prediction
+        variance = variance - t * ratios_or_nan(t, n)
+    return ratios_or_nan(explained, np.where(variance > 1e-12 * square, variance, 0))
+
 def weighted_recalibrated_skill(
     rows: EvaluatedRows,
-) -> Callable[[np.ndarray], float]: # Takes (n,) weights
+) -> SumStatistic: # Takes (n,) weights
     "The skill score of the straight line through the scores that suits these rows best: their squared correlation."
-    target, scores = _target_and_scores(rows)
-    both, means = _weighted_means(target * scores), (_weighted_means(target), _weighted_means(scores))
-    variance, spread = _weighted_variances(target), _weighted_variances(scores)
-    def at(w):
-        covariance, v = both(w) - means[0](w) * means[1](w), spread(w)
-        explained = np.divide(covariance**2, v, out=np.zeros_like(v), where=v > 0)
-        return ratio_or_nan(explained.sum(), variance(w).sum())
-    return at
+    target, scores = ((x - x.mean(0)) for x in _target_and_scores(rows))
+    sums = [x for t, s in zip(target.T, scores.T) for x in (t, s, t * s, s**2)]
+    return SumStatistic(_line_skill, [np.ones(len(target)), (target**2).sum(1), *sums])
 
 # %% ../../nbs/evaluate/02_slices.ipynb #67cac677
 def simpler_gains(
@@ -181,13 +174,15 @@ def simpler_gains(
     "How much more skill something simple has on the same rows."
     ours, at = weighted_skill_score(rows), {'recalibrated': weighted_recalibrated_skill(rows)}
     at |= {name: weighted_skill_score(rows._replace(scores=scores)) for name, scores in others.items()}
-    def on(w):
-        mine = ours(w)
-        return [f(w) - mine for f in at.values()]
-    values, draws = on(np.ones(len(rows.y))), bootstrap_replicates(on, len(rows.y), rows.resampling)
-    values[0] = 2 * values[0] - draws[:, 0].mean() # less what the line owes to being fitted here
-    return {name: t_interval(v, d, rows.n_units(), confidence_level=confidence_level)
-            for name, v, d in zip(at, values, draws.T)}
+    w, units, entities = np.ones(len(rows.y)), rows.resampling.units(len(rows.y)), rows.resampling.clusters is not None
+    mine, mine_without, found = ours(w), ours.without(units), {}
+    for name, simple in at.items():
+        gain, without = simple(w) - mine, simple.without(units) - mine_without
+        if name == 'recalibrated': # less what the line owes to being fitted here
+            owed = (units.n - 1) * (without.mean() - gain)
+            gain, without = gain - owed, without - owed
+        found[name] = jackknife_interval(gain, without, rows.n_units(), entities, confidence_level=confidence_level)
+    return found
 
 # %% ../../nbs/evaluate/02_slices.ipynb #afc48f59
 class SmallSlices(Struct):
@@ -208,8 +203,6 @@ def _too_few(rows, codes, min_rows): # For each group: too few rows or events to
     return (sizes < min_rows) | (here < _MIN_UNITS) & ~none_but_should | (rest < _MIN_UNITS) & (sizes < n)
 
 # %% ../../nbs/evaluate/02_slices.ipynb #9ecff7e8
-_BATCH_VALUES = 5_000_000 # rows times slices that are measured together
-
 def evaluate_slices(
     rows: EvaluatedRows,
     frame: pl.DataFrame, # the same rows: holds the segment columns
@@ -224,15 +217,13 @@ def evaluate_slices(
         sizes, few = np.bincount(codes, minlength=len(labels)), _too_few(rows, codes, min_rows)
         judged += [(column, labels[i], codes, i) for i in np.flatnonzero(~few & (sizes < n))]
         if few.any(): small.append(SmallSlices(column, int(few.sum()), int(sizes[few].sum())))
-    found, most, others = [], max(1, _BATCH_VALUES // max(1, n)), others or {}
+    found, others = [], others or {}
     level = 1 - (1 - rows.resampling.confidence_level) / max(1, len(judged) * (1 + len(others))) # Bonferroni
-    for batch in (judged[i:i + most] for i in range(0, len(judged), most)):
-        masks = [codes == i for _, _, codes, i in batch]
-        for (column, label, *_), mask, estimates in zip(batch, masks, measure_slices(rows, masks)):
-            some = rows.take(mask)
-            gains = simpler_gains(some, {name: scores[mask] for name, scores in others.items()}, level)
-            metrics = metric_values(rows.task, some.y, some.scores, some.decision_settings)
-            found.append(Slice(column, label, len(some.y), *estimates, gains, metrics))
+    for column, label, codes, i in judged:
+        some = rows.take(mask := codes == i)
+        gains = simpler_gains(some, {name: scores[mask] for name, scores in others.items()}, level)
+        metrics = metric_values(rows.task, some.y, some.scores, some.decision_settings)
+        found.append(Slice(column, label, len(some.y), *measure_slice(rows, mask), gains, metrics))
     return found, small
 
 # %% ../../nbs/evaluate/02_slices.ipynb #f19f222a

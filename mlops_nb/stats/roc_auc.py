@@ -39,17 +39,16 @@ def roc_auc(
     return RocAuc(y, scores)
 
 # %% ../../nbs/stats/06_roc_auc.ipynb #1515e693
-def _won_by(pos, neg): # For each of `pos`: of how many of `neg` it is above, ties half; and the other way round
-    ranks = lambda a, b: np.searchsorted(b, a, 'left') + np.searchsorted(b, a, 'right')
-    return ranks(pos, np.sort(neg)) / 2, len(pos) - ranks(neg, np.sort(pos)) / 2
+def _ranks(a, b): # Of how many of `b`, which are sorted, each of `a` is above, ties half
+    return (np.searchsorted(b, a, 'left') + np.searchsorted(b, a, 'right')) / 2
 
 def _pairs_within(event, scores, units): # Pairs in the right order of two rows of the same unit, by unit
     if units.numbers is None: return 0.
     code = np.unique(scores, return_inverse=True)[1] # so that unit and score fit into one number
-    start = units.numbers * (code.max() + 1)
-    neg, key = np.sort((start + code)[~event]), (start + code)[event]
-    won = (np.searchsorted(neg, key, 'left') + np.searchsorted(neg, key, 'right')) / 2
-    return np.bincount(units.numbers[event], won - np.searchsorted(neg, start[event]), units.n)
+    size = code.max() + 1
+    pos, neg = (np.sort(units.numbers[of] * size + code[of]) for of in (event, ~event))
+    unit = pos // size
+    return np.bincount(unit, _ranks(pos, neg) - np.searchsorted(neg, unit * size), units.n)
 
 # %% ../../nbs/stats/06_roc_auc.ipynb #47f7c580
 @patch
@@ -59,6 +58,7 @@ def without(
 ) -> np.ndarray: # (units,) NaN where one class is left
     "The area without each of the units."
     event, pairs, each = self.event, np.zeros(len(self.event)), units.sums
-    pairs[event], pairs[~event] = _won_by(self.scores[event], self.scores[~event])
+    pairs[self.pos] = (self.low + self.high) / 2
+    pairs[self.neg] = len(self.pos) - _ranks(self.scores[self.neg], self.scores[self.pos])
     won = pairs[event].sum() - each(pairs) + _pairs_within(event, self.scores, units)
     return ratios_or_nan(won, (event.sum() - each(event * 1.)) * ((~event).sum() - each(~event * 1.)))

@@ -6,16 +6,18 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mlops_nb.evaluate.metrics import METRICS, PRIMARY_METRIC, EvaluatedRows, weighted_metric
 from mlops_nb.evaluate.slices import (
     Slice,
+    SliceFigure,
     bin_column,
     binned_residuals,
     compare_with_rest,
     evaluate_slices,
     lacks_skill,
-    measure_slices,
+    measure_slice,
     primary_metric_and_gap,
     simpler_and_better,
     simpler_gains,
@@ -24,6 +26,7 @@ from mlops_nb.evaluate.slices import (
     weighted_skill_score,
 )
 from mlops_nb.stats.bootstrap import Estimate, Resampling
+from mlops_nb.stats.jackknife import standard_error
 
 quick = settings(deadline=None, max_examples=80)
 columns = st.one_of(
@@ -125,7 +128,7 @@ def test_a_column_with_one_value_has_no_rest():
 def test_a_slice_with_one_class_is_undefined():
     y = np.r_[np.zeros(300), np.tile([0.0, 1.0], 150)]
     rows = EvaluatedRows("binary", y, np.linspace(0, 1, 600), resampling=Resampling(20))
-    ((here, rest, gap, *_),) = measure_slices(rows, [np.arange(600) < 300])
+    here, rest, gap, *_ = measure_slice(rows, np.arange(600) < 300)
     assert here.value is None and rest is not None and gap.value is None and gap.low is None
 
 
@@ -206,23 +209,60 @@ def test_what_is_better_by_a_trifle_does_not_count():
     assert named(recalibrated=Estimate(.05, .039, .06), linear=Estimate(None)) == ([], True, False)
 
 
-def test_a_bootstrap_of_few_entities_is_widened():
-    "Sixty entities of one value each: the standard error of a mean has 59 in its denominator, not 60."
+BIAS = SliceFigure(lambda r: weighted_metric("regression", "bias", r.y, r.scores), True, "real")
+
+
+def width(e, free): return (e.high - e.low) / 2 / stats.t.ppf(.975, free)
+
+
+@pytest.mark.parametrize("per", [1, 20])
+def test_a_gap_of_independent_sides_has_the_sum_of_their_variances(per):
+    "Sixty units of one value each, ten of them in the slice: the textbook's standard errors."
+    who = np.repeat(np.arange(60), per)
+    y = np.random.default_rng(0).choice([-1., 1], 60)[who] # each changes a mean about equally
+    clusters = who if per > 1 else None
+    rows = EvaluatedRows("regression", y, np.zeros(len(y)), resampling=Resampling(clusters=clusters))
+    (here, _, gap), = compare_with_rest(rows, [BIAS], who < 10)
+    a, b = y[::per][:10], y[::per][10:]
+    changes = np.r_[(a - a.mean()) / 9, (b - b.mean()) / 49]
+    assert width(here, standard_error(changes[:10])[1]) == pytest.approx(stats.sem(a))
+    scaled = np.r_[changes[:10] * .9**.5, changes[10:] * .98**.5]
+    free = min(standard_error(scaled)[1], 9 if per > 1 else np.inf)
+    assert width(gap, free) == pytest.approx(np.hypot(stats.sem(a), stats.sem(b)))
+
+
+def test_what_an_entity_has_in_common_cancels_in_a_gap_within_it():
+    "Half of the rows of each entity are in the slice: a shift of the entity says nothing of the gap."
     rng, who = np.random.default_rng(0), np.repeat(np.arange(60), 20)
-    y = rng.normal(size=60)[who]
-    rows = EvaluatedRows("regression", y, np.zeros(len(y)), resampling=Resampling(4_000, clusters=who))
-    mean = primary_metric_and_gap("regression")._replace(prepare=lambda r: weighted_metric("regression", "bias", r.y,
-                                                                                            r.scores), scale="real")
-    ((e, _, _),), = compare_with_rest(rows, [mean], [who < 10])
-    expected = y[:200:20].std(ddof=1) / 10**.5
-    # a draw has ten of sixty entities on average, not always: the mean of a part varies by a little more
-    assert (e.high - e.low) / 2 / 2.262 == pytest.approx(expected, rel=.08)
+    y, shift, mask = rng.normal(size=1200), 100 * rng.normal(size=60)[who], np.arange(1200) % 2 == 0
+
+    def gap(y):
+        rows = EvaluatedRows("regression", y, np.zeros(1200), resampling=Resampling(clusters=who))
+        return compare_with_rest(rows, [BIAS], mask)[0][2]
+    with_shift, without = gap(y + shift), gap(y)
+    assert (with_shift.low, with_shift.high) == (pytest.approx(without.low), pytest.approx(without.high))
 
 
-def test_slices_judged_in_batches_are_the_same(monkeypatch):
+@pytest.mark.parametrize("task", ["regression", "binary"])
+@pytest.mark.parametrize("within", [False, True])
+def test_segments_of_repeated_entities_cover(task, within):
+    "A hundred entities of 30 rows, who differ: the gap of two sides that are alike holds zero."
+    who, held = np.repeat(np.arange(100), 30), []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        own, x = rng.normal(size=100)[who], rng.normal(size=3000)
+        mask = rng.random(3000) < .35 if within else who < 33
+        y = own + x + rng.normal(size=3000)
+        if task == "binary": y = (y > 1) * 1.
+        rows = EvaluatedRows(task, y, x, resampling=Resampling(clusters=who))
+        (_, _, gap), = compare_with_rest(rows, [primary_metric_and_gap(task)], mask)
+        held.append(gap.low <= 0 <= gap.high)
+    assert np.mean(held) >= .92
+
+
+def test_nothing_is_drawn():
     region, y, s = data("binary", 4000)
     frame = pl.DataFrame({"region": region, "x": s})
-    scored = EvaluatedRows("binary", y, s, resampling=Resampling(10))
-    together = evaluate_slices(scored, frame, ["region", "x"])
-    monkeypatch.setattr("mlops_nb.evaluate.slices._BATCH_VALUES", 2 * len(y))
-    assert evaluate_slices(scored, frame, ["region", "x"]) == together
+    found = [evaluate_slices(EvaluatedRows("binary", y, s, resampling=Resampling(n, seed=n)), frame, ["region", "x"])
+             for n in (1, 50)]
+    assert found[0] == found[1]
