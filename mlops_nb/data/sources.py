@@ -17,8 +17,8 @@ from .databases import parse_database_url
 from .text_columns import check_column_names
 
 # %% ../../nbs/data/11_sources.ipynb #3f4606e0
-FILE_SUFFIXES = ('.csv', '.tsv', '.psv', '.jsonl', '.ndjson', '.json', '.parquet', '.pq', '.arrow', '.feather', '.avro',
-                 '.arff', '.xlsx', '.zip') # text also with .gz
+FILE_SUFFIXES = ('.csv', '.tsv', '.psv', '.jsonl', '.ndjson', '.parquet', '.pq', '.arrow', '.feather', '.avro', '.arff',
+                 '.xlsx', '.zip') # text also with .gz
 
 def find_files(
     source: str | Path, # A file, a folder or a glob such as `in/*.csv`
@@ -35,7 +35,8 @@ def find_files(
         if not re.search(r'[*?[]', str(pattern)): raise UserError(f"{source} does not exist; check the path.")
         found = list(base.glob(str(pattern)))
     names = {p.relative_to(base).as_posix(): p for p in found if p.is_file()}
-    names = {name: p for name, p in names.items() if not re.search(r'(^|/)\.', name)} # nothing hidden
+    # nothing hidden, no locks of Excel, no logs of Spark
+    names = {name: p for name, p in names.items() if not re.search(r'(^|/)(\.|~\$|_[^/=]*/)', name)}
     if not names:
         raise UserError(f"{source} holds no file to read; expected are {', '.join(FILE_SUFFIXES)}, text also with .gz, "
                         "or a glob.")

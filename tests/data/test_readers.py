@@ -221,12 +221,14 @@ def test_gzip_cut_anywhere(tmp_path):
 # ---- which files
 
 def test_folders_and_globs(tmp_path):
-    for name in ["b/2.csv", "a/1.CSV", "a/notes.txt", ".hidden/3.csv", "a/.4.csv", "5.parquet.tmp"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ["b/2.csv", "a/1.CSV", "a/notes.txt", ".hidden/3.csv", "a/.4.csv", "5.parquet.tmp", "a/~$book.xlsx",
+                 "_delta_log/0.json", "b/_temporary/0/part.csv", "a/_SUCCESS", "package.json"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         put(tmp_path / name, "a\n1\n")
     assert list(find_files(tmp_path)) == ["a/1.CSV", "b/2.csv"]
     assert list(find_files(tmp_path / "*/[12].*")) == ["a/1.CSV", "b/2.csv"]
     assert list(find_files(tmp_path / "**/*.txt")) == ["a/notes.txt"]
+    assert list(find_files(tmp_path / "*.json")) == ["package.json"]
     for nothing in ["*.xyz", ".hidden/none", "a/1.csx"]:
         with pytest.raises(UserError): find_files(tmp_path / nothing)
 
