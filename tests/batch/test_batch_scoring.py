@@ -48,6 +48,20 @@ def test_a_file_gives_what_the_frame_gives(predictor, tmp_path):
     assert not left(tmp_path) and not quarantine_path(tmp_path / "64.parquet").exists()
 
 
+def test_text_is_scored_as_the_schema_says_that_it_is_written(made, tmp_path):
+    predictor, frame = Predictor.open(made), modelling.rows(200, seed=3)
+    kinds = {n: c.type for n, c in predictor.schema.columns.items()}
+    numbers = [n for n in frame.columns if kinds.get(n) in ("integer", "number")]
+    columns = {n: msgspec.structs.replace(c, format="1.234,5") if n in numbers else c for n,
+               c in predictor.schema.columns.items()}
+    text = frame.with_columns(pl.col(numbers).cast(pl.String).str.replace(".", ",", literal=True))
+    text.write_parquet(tmp_path / "in.parquet")
+    want = predictor.score_frame(frame)
+    predictor.schema = msgspec.structs.replace(predictor.schema, columns=columns)
+    assert score_files(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet").n_quarantined == 0
+    assert numbers and pl.read_parquet(tmp_path / "out.parquet").equals(want)
+
+
 def test_threads_do_not_change_a_byte(made, tmp_path):
     modelling.rows(3000, seed=10).write_parquet(tmp_path / "in.parquet", row_group_size=500)
     for threads in (1, 3):
