@@ -149,6 +149,23 @@ def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
     assert again.startswith(". already has data, data.dvc, schema.yaml,") and "which init would write" in again
 
 
+def test_titles_comments_and_names_with_commas(tmp_path):
+    rows = "".join(f"{i % 7},{i % 3},{'yes' if i % 4 else 'no'}\n# {i}\n" for i in range(200))
+    (tmp_path / "in.csv").write_text('Report, May\n\n"a,b",c,"y ""q"""\n' + rows)
+    how = ("--target", 'y "q"', "--exclude", '"a,b"')
+    said = sentence(nb("init", "new", "--data", "in.csv", *how, cwd=tmp_path))
+    assert "if a title stands above the table, give --skip" in said
+    done = nb("init", "new", "--data", "in.csv", *how, "--skip", "2", "--comment", "#", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    schema = read_schema(tmp_path / "new/schema.yaml")
+    assert list(schema.columns) == ["a,b", "c", 'y "q"'] and list(schema.feature_columns) == ["c"]
+    (tmp_path / "more.csv").write_text('% made by hand\n"a,b",c,"y ""q"""\n1,2,yes\n')
+    (tmp_path / "none.csv").write_text('"a,b",c,"y ""q"""\n')
+    done = nb("ingest", "../more.csv", "--comment", "%", cwd=tmp_path / "new")
+    assert "1 new with 1 rows" in done.stdout, done.stderr
+    assert "1 of the new have no rows" in nb("ingest", "../none.csv", cwd=tmp_path / "new").stdout
+
+
 def test_init_fills_the_empty_folder_one_stands_in(tmp_path):
     (tmp_path / "in.csv").write_text(shop(60), encoding="utf-8")
     (tmp_path / "new").mkdir()

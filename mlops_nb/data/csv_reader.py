@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-import msgspec
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
+from msgspec import structs
 
 from ..core.errors import UserError
 from .sources import Source
@@ -67,7 +67,7 @@ def read_separator_line(source: Source) -> str: # One character; empty if there 
 # %% ../../nbs/data/13_csv_reader.ipynb #f09edc1e
 def _widths(source, separator):
     "The number of fields and the last line of each of the first 100 records."
-    records = _csv_records(msgspec.structs.replace(source, separator=separator))
+    records = _csv_records(structs.replace(source, separator=separator))
     return [(len(row), line) for _, line, row in islice(records, 100)]
 
 def _refuse_title(source, widths):
@@ -77,11 +77,22 @@ def _refuse_title(source, widths):
         if not common or common[0][0] < 2 or rows[0][0] == common[0][0]: continue
         start = next(i for i, (width, _) in enumerate(rows) if width == common[0][0])
         share = common[0][1] / (len(rows) - start)
-        if share < 0.9 or len(rows) - start < 2: continue
+        if share < 0.5 or len(rows) - start < 2: continue
         raise UserError(f"{source.path}: line {rows[0][1]} has {rows[0][0]} fields and line {rows[start][1]}, like "
                         f"most after it, {common[0][0]} with the separator {separator!r}; if a title stands above the "
                         f"table, give --skip {rows[start - 1][1]}; if lines are comments, --comment; else name the "
                         "--separator.")
+
+# %% ../../nbs/data/13_csv_reader.ipynb #c77dc5f9
+_NUMBER = re.compile(r'[+-]?\d+([.,]\d+)*')
+
+def _has_row_names(names, rows):
+    "Is the first field of each row one that the header does not count?"
+    first = [row[0] for row in rows]
+    if len(names) < 2 or not rows or {len(row) for row in rows} != {len(names) + 1}: return False
+    looks_like_header = any(not _NUMBER.fullmatch(column[0]) and all(map(_NUMBER.fullmatch, column[1:]))
+                            for column in zip(*rows)) and len(rows) > 1
+    return all(first) and len(set(first)) == len(first) and any(row[-1] for row in rows) and not looks_like_header
 
 # %% ../../nbs/data/13_csv_reader.ipynb #16fdbf79
 def detect_separator(source: Source) -> str: # One character
@@ -93,22 +104,13 @@ def detect_separator(source: Source) -> str: # One character
     best = max(widths, key=score)
     if score(best)[0] > 0.5: return best
     short = [s for s, rows in widths.items() if len(rows) > 1 and {w for w, _ in rows[1:]} == {rows[0][0] + 1}]
-    short = [s for s in short if widths[s][0][0] > 1]
-    if short: return max(short, key=lambda s: widths[s][0]) # as R writes row names
+    for separator in sorted(short, key=lambda s: widths[s][0], reverse=True): # as R writes row names
+        records = [row for *_, row in islice(_csv_records(structs.replace(source, separator=separator)), 100)]
+        if _has_row_names(records[0], records[1:]): return separator
     _refuse_title(source, widths)
     return ','
 
 # %% ../../nbs/data/13_csv_reader.ipynb #47636d36
-_NUMBER = re.compile(r'[+-]?\d+([.,]\d+)*')
-
-def _has_row_names(names, rows):
-    "Is the first field of each row one that the header does not count?"
-    first = [row[0] for row in rows]
-    if len(names) < 2 or not rows or {len(row) for row in rows} != {len(names) + 1}: return False
-    looks_like_header = any(not _NUMBER.fullmatch(column[0]) and all(map(_NUMBER.fullmatch, column[1:]))
-                            for column in zip(*rows)) and len(rows) > 1
-    return all(first) and len(set(first)) == len(first) and any(row[-1] for row in rows) and not looks_like_header
-
 def read_csv_header(source: Source) -> tuple[list[str], int]: # Names, and the number of the record they are in
     "The column names of a CSV file, stripped; raises `UserError` if there are none or one comes twice."
     records = list(islice(_csv_records(source), 100))
@@ -249,7 +251,7 @@ def check_csv_quoting(
                 check.refuse(rest, max(end, rest.find(b'"', end)))
             check.line += rest.count(b'\n', 0, end)
             rest = rest[end:]
-    return msgspec.structs.replace(source, skip_initial_space=check.padded and source.separator != ' ',
+    return structs.replace(source, skip_initial_space=check.padded and source.separator != ' ',
                                    max_record_bytes=check.longest)
 
 # %% ../../nbs/data/13_csv_reader.ipynb #7c495983
