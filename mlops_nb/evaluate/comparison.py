@@ -24,8 +24,8 @@ from mlops_nb.evaluate.metrics import (
     METRICS,
     PRIMARY_METRIC,
     DecisionSettings,
-    Metric,
     EvaluatedRows,
+    Metric,
     independent_units,
     weighted_metric,
 )

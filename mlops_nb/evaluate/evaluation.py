@@ -81,7 +81,7 @@ class Evaluation(Struct):
     primary_metric: str # the metric slices and comparisons are judged by
     better: str # which direction of it is good: higher or lower
     confidence: float # of all intervals
-    n_resamples: int # draws behind the intervals of slices; metrics and gains need none
+    n_resamples: int # a fifth of the draws behind the interval of the threshold; all other intervals need none
     n_entities: dict[str, int] # by split: entities that are drawn as a whole; none where no entity has several rows
     decision_settings: DecisionSettings # threshold (chosen on the validation rows), costs, tolerance
     score_summary: dict[str, ScoreSummary] # by split: valid, test

@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from .metrics import METRICS, EvaluatedRows, weighted_metric
 from .slices import bin_column
-from ..stats.bootstrap import Estimate, bootstrap_replicates, t_interval, weighted_mean
+from ..stats.bootstrap import Estimate, Units, weighted_mean
+from ..stats.jackknife import jackknife_interval, standard_error
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #46557890
 def _midp_low(x, n, tail): # the rate at which more than x of n, and half of exactly x, have the probability `tail`
@@ -42,7 +43,7 @@ def rate_interval(
 # %% ../../nbs/evaluate/07_fairness.ipynb #1f806fa7
 def independent_rows(
     share: float,
-    draws: np.ndarray, # (n_resamples,) the share on each replicate
+    error: float, # its standard error
     n: int, # rows
     n_entities: int, # entities they are about
     n_rarer: int, # entities with a row of the rarer outcome
@@ -51,33 +52,34 @@ def independent_rows(
     "How many independent rows say as much about a rate as these rows of entities (Korn & Graubard 1998)."
     from scipy.special import stdtrit
     if n_rarer < 2 or n_entities == n: return float(n_entities)
-    variance, level = draws[np.isfinite(draws)].var(ddof=1) * n_entities / (n_entities - 1), (1 + confidence_level) / 2
-    worth = min(n, share * (1 - share) / variance) if variance > 0 else n
+    level, worth = (1 + confidence_level) / 2, min(n, share * (1 - share) / error**2) if error > 0 else n
     return float(max(n_entities, worth * (stdtrit(n - 1, level) / stdtrit(n_rarer - 1, level))**2))
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #87bbd822
 class GroupFigure(NamedTuple):
     "A figure of one group."
-    weighted: Callable[[np.ndarray], float] # takes (n,) weights
-    interval: Callable # (value, (n_resamples,) draws, confidence level) -> Estimate
+    value: float # NaN is undefined
+    interval: Callable[[float], Estimate] # takes a confidence level
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #6ba69319
 _MIN_ROWS_OF_A_RATE = 30 # rows that a rate needs
 
 def _rate(holds, of, clusters): # The share of the rows `of` for which something holds
     x = holds[of].astype(float)
-    if (n := len(x)) < _MIN_ROWS_OF_A_RATE: return GroupFigure(lambda w: float('nan'), lambda *_: Estimate(None))
-    if clusters is None: interval = lambda share, draws, level: rate_interval(share, n, level)
-    else:
-        n_entities, *sides = (len(np.unique(clusters[of][rows])) for rows in (x >= 0, x == 1, x == 0))
-        def interval(share, draws, level):
-            return rate_interval(share, independent_rows(share, draws, n, n_entities, min(sides), level), level)
-    return GroupFigure(lambda w: weighted_mean(x)(w[of]), interval)
+    if (n := len(x)) < _MIN_ROWS_OF_A_RATE: return GroupFigure(float('nan'), lambda level: Estimate(None))
+    share = float(x.mean())
+    if clusters is None: return GroupFigure(share, lambda level: rate_interval(share, n, level))
+    who = np.unique(clusters[of], return_inverse=True)[1]
+    n_entities, *sides = (len(np.unique(who[rows])) for rows in (x >= 0, x == 1, x == 0))
+    error = standard_error(share - weighted_mean(x).without(Units(n_entities, who)))[0]
+    def worth(level): return independent_rows(share, error, n, n_entities, min(sides), level)
+    return GroupFigure(share, lambda level: rate_interval(share, worth(level), level))
 
 def _metric(rows, name):
-    n_units, scale = rows.n_units(), METRICS[rows.task][name].scale
-    return GroupFigure(weighted_metric(rows.task, name, rows.y, rows.scores, rows.decision_settings),
-                       lambda value, draws, level: t_interval(value, draws, n_units, scale, level))
+    at, n = weighted_metric(rows.task, name, rows.y, rows.scores, rows.decision_settings), len(rows.y)
+    value, without, scale = at(np.ones(n)), at.without(rows.resampling.units(n)), METRICS[rows.task][name].scale
+    n_units, entities = rows.n_units(), rows.resampling.clusters is not None
+    return GroupFigure(value, lambda level: jackknife_interval(value, without, n_units, entities, scale, level))
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #f9943cef
 def group_metrics(
@@ -227,19 +229,15 @@ def measure_column_fairness(
     min_rows: int = 200, # rows of a group
 ) -> FairnessReport:
     "Every figure of every group of a column, and how far they are apart."
-    (names, small), task, n = split_by_group_size(group, min_rows), rows.task, len(rows.y)
+    (names, small), task = split_by_group_size(group, min_rows), rows.task
     if not names: return FairnessReport(column, [], small, {}, _describe_fairness(task, column, [], {}))
     members, level = [np.flatnonzero(group == g) for g in names], rows.resampling.confidence_level
     ready = [group_metrics(rows.take(r)) for r in members]
-    def on(w): return [[f.weighted(mine) for f in fs.values()] for r, fs in zip(members, ready) for mine in [w[r]]]
-    values, draws = np.array(on(np.ones(n))), bootstrap_replicates(on, n, rows.resampling)
-    metrics = {m: i for i, m in enumerate(ready[0])}
-    def estimates(m, level): # of each group
-        i = metrics[m]
-        return [fs[m].interval(values[g, i], draws[:, g, i], level) for g, fs in enumerate(ready)]
-    by_metric = {m: estimates(m, level) for m in metrics}
+    def estimates(m, level): return [figures[m].interval(level) for figures in ready]
+    by_metric = {m: estimates(m, level) for m in ready[0]}
     groups = [GroupMetrics(g, len(members[k]), {m: of[k] for m, of in by_metric.items()}) for k, g in enumerate(names)]
-    gaps = _fairness_gaps(task, names, {m: values[:, i] for m, i in metrics.items()}, estimates, level)
+    values = {m: [figures[m].value for figures in ready] for m in ready[0]}
+    gaps = _fairness_gaps(task, names, values, estimates, level)
     return FairnessReport(column, groups, small, gaps, _describe_fairness(task, column, groups, gaps))
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #8a60e33a

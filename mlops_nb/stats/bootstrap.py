@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_UNITS', 'Scale', 'ratio_or_nan', 'finite_or_none', 'ratios_or_nan', 'Units', 'SumStatistic', 'weighted_mean',
            'Resampling', 'bootstrap_weights', 'bootstrap_replicates', 'Estimate', 'percentile_interval',
-           'interval_on_scale', 'exact_at_bound', 't_interval', 'wilson_interval']
+           'interval_on_scale', 'exact_at_bound', 'wilson_interval']
 
 # %% ../../nbs/stats/03_bootstrap.ipynb #9ba86546
 from collections.abc import Callable
@@ -103,12 +103,6 @@ class Estimate(Struct):
     high: float | None = None
     n_undefined: int = 0 # replicates in which the figure was undefined
 
-# %% ../../nbs/stats/03_bootstrap.ipynb #0610bb2f
-def _defined(value, replicates): # What is defined of the replicates; nothing where that is too little for an interval
-    defined = replicates[np.isfinite(replicates)]
-    enough = np.isfinite(value) and len(defined) > 1 and len(defined) >= .9 * len(replicates)
-    return defined if enough else defined[:0]
-
 # %% ../../nbs/stats/03_bootstrap.ipynb #278c7755
 def percentile_interval(
     value: float, # the figure on the rows themselves
@@ -116,8 +110,9 @@ def percentile_interval(
     confidence_level: float = 0.95,
 ) -> Estimate:
     "The percentile interval of a figure; none if more than a tenth of the replicates are undefined."
-    gone = int((~np.isfinite(replicates)).sum())
-    if not len(defined := _defined(value, replicates)): return Estimate(finite_or_none(value), n_undefined=gone)
+    defined = replicates[np.isfinite(replicates)]
+    gone, enough = len(replicates) - len(defined), len(defined) > 1 and len(defined) >= .9 * len(replicates)
+    if not (np.isfinite(value) and enough): return Estimate(finite_or_none(value), n_undefined=gone)
     low, high = np.quantile(defined, [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
     return Estimate(float(value), float(low), float(high), gone)
 
@@ -163,23 +158,6 @@ def exact_at_bound(
     "The exact interval of a share that is 0 or 1 (Clopper & Pearson 1934)."
     end = ((1 - confidence_level) / 2)**(1 / n_units)
     return (end, 1.) if value >= .5 else (0., 1 - end)
-
-def t_interval(
-    value: float, # the figure on the rows themselves
-    replicates: np.ndarray, # (n_resamples,) the figure on each replicate
-    n_units: int, # independent units it rests on: rows, clusters, or events
-    scale: Scale = 'real', # any but a rate
-    confidence_level: float = 0.95,
-) -> Estimate:
-    "The interval of a figure by its bootstrap standard error; none with fewer than `MIN_UNITS` units."
-    gone, defined = int((~np.isfinite(replicates)).sum()), _defined(value, replicates)
-    if n_units < MIN_UNITS or not len(defined): return Estimate(finite_or_none(value), n_undefined=gone)
-    se = float(defined.std(ddof=1))
-    if scale == 'unit' and (se == 0 or not 0 < value < 1): ends = exact_at_bound(value, n_units, confidence_level)
-    else:
-        skewness = float(((defined - defined.mean())**3).mean()) / se**3 if se else 0.
-        ends = interval_on_scale(value, se, n_units - 1, scale, skewness, confidence_level)
-    return Estimate(float(value), *map(finite_or_none, ends), gone)
 
 # %% ../../nbs/stats/03_bootstrap.ipynb #c11f7275
 def wilson_interval(

@@ -348,6 +348,17 @@ def test_the_curve_is_the_cost_at_each_threshold(p, seed, c):
     assert (curve["low"] <= curve["high"]).all()
 
 
+def test_the_band_of_the_curve_is_that_of_a_mean_without_any_draw():
+    rng = np.random.default_rng(0)
+    p = rng.random(500)
+    y, c = (rng.random(500) < p).astype(float), CostParams(false_positive=1, false_negative=1)
+    curve, other = (cost_curve(y, p, c, Resampling(n, seed=n)) for n in (2, 50))
+    assert curve.equals(other)
+    at = curve.row(by_predicate=pl.col("threshold") == .5, named=True)
+    half = 1000 * np.std(row_cost(y, p >= .5, c), ddof=1) / 500**.5 * 1.96
+    assert (at["high"] - at["low"]) / 2 == pytest.approx(half, rel=.01)
+
+
 def test_the_curve_passes_through_the_money():
     rng = np.random.default_rng(0)
     p = rng.random(500)

@@ -17,7 +17,6 @@ from mlops_nb.stats.bootstrap import (
     exact_at_bound,
     interval_on_scale,
     percentile_interval,
-    t_interval,
     weighted_mean,
     wilson_interval,
 )
@@ -70,11 +69,7 @@ def test_sums_by_unit_and_figures_without_each_unit():
     assert np.isnan(weighted_mean(x, of=[0, 1, 0, 0]).without(Units(4))).tolist() == [False, True, False, False]
 
 
-# --- the t interval against independent references
-
-
-def drawn(value, se): return value + se * stats.norm.ppf((np.arange(400) + 0.5) / 400) / np.std(
-    stats.norm.ppf((np.arange(400) + 0.5) / 400), ddof=1)
+# --- intervals against independent references
 
 
 @pytest.mark.parametrize("x, n", [(0, 10), (7, 200), (200, 200)])
@@ -85,9 +80,8 @@ def test_wilson_like_scipy(x, n):
 
 @pytest.mark.parametrize("hits", [0, 20])
 def test_at_a_bound_the_interval_is_exact_and_not_of_width_0(hits):
-    e = t_interval(hits / 20, np.full(100, hits / 20), 20, "unit")
     exact = stats.binomtest(hits, 20).proportion_ci(method="exact")
-    assert [e.low, e.high] == pytest.approx([exact.low, exact.high]) == [*exact_at_bound(hits / 20, 20)]
+    assert [*exact_at_bound(hits / 20, 20)] == pytest.approx([exact.low, exact.high])
 
 
 def test_skewness_is_taken_out_as_halls_cubic_has_it():
@@ -107,18 +101,12 @@ def test_a_root_mean_square_is_cut_where_its_square_is():
 
 
 def test_scales_keep_their_bounds():
-    low = t_interval(0.02, drawn(0.02, 0.02), 30, "positive")
-    assert 0 < low.low < 0.02 < low.high and low.low * low.high == pytest.approx(0.02**2)
-    high = t_interval(0.99, drawn(0.99, 0.02), 30, "unit")
-    assert 0 < high.low < 0.99 < high.high < 1
-    assert t_interval(0.0, np.zeros(50), 30, "positive").low is None # an error never seen is not known to be 0
-    assert t_interval(-3.0, drawn(-3.0, 1), 30).low == pytest.approx(-3 - stats.t.ppf(0.975, 29))
-
-
-@pytest.mark.parametrize("n_units", [0, 1, 2])
-def test_too_few_units_to_say(n_units):
-    assert t_interval(0.5, drawn(0.5, 0.1), n_units) == Estimate(0.5)
-    assert t_interval(0.5, drawn(0.5, 0.1), 3).low is not None
+    low, high = interval_on_scale(0.02, 0.02, 29, "positive")
+    assert 0 < low < 0.02 < high and low * high == pytest.approx(0.02**2)
+    low, high = interval_on_scale(0.99, 0.02, 29, "unit")
+    assert 0 < low < 0.99 < high < 1
+    assert np.isnan(interval_on_scale(0.0, 0.0, 29, "positive")).all() # an error never seen is not known to be 0
+    assert interval_on_scale(-3.0, 1, 29)[0] == pytest.approx(-3 - stats.t.ppf(0.975, 29))
 
 
 @settings(deadline=None, max_examples=30)
@@ -141,6 +129,7 @@ def test_intervals_of_repeated_entities_cover(per=10):
         for name, drawn_together in (("rows", None), ("entities", clusters)):
             resampling = Resampling(100, seed=seed, clusters=drawn_together)
             replicates = bootstrap_replicates(weighted_mean(x), len(x), resampling)
-            e = t_interval(x.mean(), replicates, len(x) if drawn_together is None else 40)
-            inside[name] += e.low <= 0 <= e.high
+            free = (len(x) if drawn_together is None else 40) - 1
+            low, high = interval_on_scale(x.mean(), replicates.std(ddof=1), free)
+            inside[name] += low <= 0 <= high
     assert inside["entities"] >= 273 > inside["rows"] # 285 of 300 are expected, and fewer than 273 once in 900
