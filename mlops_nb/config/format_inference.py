@@ -347,27 +347,27 @@ def _choose_time_zone(found, c):
 
 # %% ../../nbs/config/12_format_inference.ipynb #23e47755
 _PLAIN_NUMBER = r"^[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?$"
-_NOT_ONLY_A_NUMBER = r"^([+-]?[1-9]\d{0,2}\.\d{3}|(19|20)\d{6})$" # grouped digits, or a day such as 20210131
+_MARKS = dict( # by what is seen in a column of plain numbers
+    filled=".", points="[.]", fractions=r"\.\d*[1-9]", grouped=r"^[+-]?[1-9]\d{0,2}\.\d{3}$",
+    decimals=r"\.(\d{1,2}|\d{4,})$|^[+-]?0\.", day=r"^(19|20)\d{6}$", no_day=r"^.{1,7}$|^.{9,}$",
+    padded=r"\.\d+0$", short=r"\.\d$") # 2.10 beside 2.9: no program writes numbers like that
 
 def _find_plain_numbers(read, names):
     "The columns of plain numbers, with their type, whether any has a decimal point, and those that may be codes."
-    left, filled, fractions, points, text = names, set(), set(), set(), pl.all().str.strip_chars()
-    padded, short = set(), set() # 2.10 beside 2.9: no program writes numbers like that
+    left, seen = names, {mark: set() for mark in _MARKS}
     for batch in read(names) if names else ():
-        some = batch.select(left).select(text)
-        odd = ~pl.all().str.contains(_PLAIN_NUMBER) | pl.all().str.contains(_NOT_ONLY_A_NUMBER)
-        which = lambda expr, some=some: {n for n, found in zip(some.columns, some.select(expr.any()).row(0)) if found}
-        wrong = which((pl.all() != "") & odd)
-        filled |= which(pl.all() != "")
+        some = batch.select(left).select(pl.all().str.strip_chars())
+        wrong = _columns_where(some, (pl.all() != "") & ~pl.all().str.contains(_PLAIN_NUMBER))
         left = [n for n in left if n not in wrong]
         if not left: break
-        some = some.select(left)
-        points |= which(pl.all().str.contains(".", literal=True))
-        fractions |= which(pl.all().str.contains(r"\.\d*[1-9]"))
-        padded |= which(pl.all().str.contains(r"\.\d+0$"))
-        short |= which(pl.all().str.contains(r"\.\d$"))
-    kinds = {n: "number" if n in fractions else "integer" for n in left if n in filled}
-    return kinds, any(n in points for n in kinds), padded & short
+        for mark, pattern in _MARKS.items(): seen[mark] |= _columns_where(some.select(left),
+                                                                          pl.all().str.contains(pattern))
+    plain = {*left} & seen["filled"] # 1.250 may be a thousand and 20210131 a day, unless other values say no
+    plain -= (seen["grouped"] - seen["decimals"]) | (seen["day"] - seen["no_day"])
+    kinds = {n: "number" if n in seen["fractions"] else "integer" for n in left if n in plain}
+    return kinds, bool(plain & seen["points"]), plain & seen["padded"] & seen["short"]
+
+def _columns_where(frame, expr): return {n for n, found in zip(frame.columns, frame.select(expr.any()).row(0)) if found}
 
 # %% ../../nbs/config/12_format_inference.ipynb #cea5e95b
 def infer_formats_of_batches(

@@ -74,6 +74,13 @@ def bound_distinct(
 # %% ../../nbs/config/04_schema_inference.ipynb #e3139d44
 MAX_COUNTED_CELLS = 10_000_000 # distinct values of more cells than that are estimated: 30 columns × 330,000 rows
 
+def _collect_figures(frame, exprs, at_once=1000): # planning a query takes more than linearly longer with its length
+    out = []
+    for i in range(0, len(exprs), at_once):
+        part = frame.select(e.alias(str(k)) for k, e in enumerate(exprs[i:i + at_once]))
+        out += part.collect(engine="streaming").row(0)
+    return out
+
 def profile_columns(
     frame: pl.LazyFrame, # The data set, or a part of it
 ) -> dict[str, ColumnProfile]: # By column
@@ -83,8 +90,7 @@ def profile_columns(
     exact = n_rows * len(schema) <= MAX_COUNTED_CELLS
     count = pl.Expr.n_unique if exact else pl.Expr.approx_n_unique
     wanted = {(n, k): e for n, t in schema.items() for k, e in _profile_exprs(n, t, count).items()}
-    figures = frame.select(e.alias(str(i)) for i, e in enumerate(wanted.values())).collect(engine="streaming").row(0)
-    facts = {n: ColumnProfile() for n in schema}
+    figures, facts = _collect_figures(frame, [*wanted.values()]), {n: ColumnProfile() for n in schema}
     for (name, key), value in zip(wanted, figures): setattr(facts[name], key, value)
     for f in facts.values():
         f.exact = exact
@@ -319,6 +325,8 @@ def _set_sentinels_aside(read, profiles):
 def _infer_columns(frame, readings, exclude, target, fixed):
     "The columns, their roles, and their profiles."
     read = _read_columns(frame, readings)
+    n_cells = frame.select(pl.len()).collect(engine="streaming").item() * len(read.collect_schema())
+    if n_cells <= MAX_COUNTED_CELLS: read = read.collect().lazy() # read once
     read, profiles, sentinels = _set_sentinels_aside(read, profile_columns(read))
     dtypes = read.collect_schema()
     types = {n: _infer_type(p, dtypes[n], readings.get(n)) for n, p in profiles.items()}
