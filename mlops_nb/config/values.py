@@ -180,6 +180,7 @@ def _readable_words(words, type, format, time_zone): # those that are no word fo
     frame = pl.DataFrame({"word": words}, {"word": pl.String})
     return frame.select(_typed_expr(x, pl.String(), type, format, time_zone)).to_series().count()
 
+# %% ../../nbs/config/00_values.ipynb #e7853db2
 def parse_value_expr(
     value: pl.Expr, # A raw column
     dtype: pl.DataType, # Its polars type

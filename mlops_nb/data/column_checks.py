@@ -83,6 +83,7 @@ def _spelling_check(name, column, shown):
     action = 'stop' if column.on_new_spelling == 'stop' else 'accept'
     return ColumnCheck(name, 'new_spelling', action, shown != x, reason)
 
+# %% ../../nbs/data/04_column_checks.ipynb #62f8fbe4
 def column_checks(
     name: str, # A column
     column: Column, # What the schema says of it

@@ -247,6 +247,7 @@ def add_partition(self:_ValidationRun, partition, frames, accepted, quarantine):
                         f"{partition.rows:,}; restore it with `dvc checkout data.dvc`.")
     self.counts.append(count); self.statistics[partition.path] = merge_summaries(summaries)
 
+# %% ../../nbs/data/05_validation.ipynb #d400f3bd
 @patch
 def report(self:_ValidationRun) -> ValidationReport:
     "The counts of all partitions; raises `UserError` for a column that is another one, or written otherwise."
