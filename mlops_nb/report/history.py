@@ -131,7 +131,8 @@ def write_index(
         newest = runs[0][1]
         caption = ("All runs, the newest first. Below a figure: how much better the model is than the champion of that "
                    "day, both on that run's test rows; without a champion, the change since the previous run.")
-        body = (f"<p>{escape(model_in_use)}</p>" if model_in_use else "") + ("<p>The newest run:</p>" + verdict(newest.message, newest.passed).text + table(rows, caption).text)
+        body = f"<p>{escape(model_in_use)}</p>" if model_in_use else ""
+        body += "<p>The newest run:</p>" + verdict(newest.message, newest.passed).text + table(rows, caption).text
     with atomic_file(index) as tmp:
         tmp.write_text(render_page(title, body, PageHeader(project=project)), encoding='utf-8')
     return index

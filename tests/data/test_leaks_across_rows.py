@@ -63,7 +63,8 @@ def test_strong_measurements_and_categories_do_not_name_anybody(task):
     rng = np.random.default_rng(2)
     n = 6000
     y = target(rng, task, n)
-    columns = dict(copied=(y * 300 + 5 * rng.normal(size=n)).astype(int), strong=(y * 40 + 30 * rng.normal(size=n)).astype(int),
+    columns = dict(copied=(y * 300 + 5 * rng.normal(size=n)).astype(int),
+                   strong=(y * 40 + 30 * rng.normal(size=n)).astype(int),
                    place=rng.integers(0, 260, n), category=[f"c{i}" for i in rng.integers(0, 200, n)],
                    rounded=rng.normal(size=n).round(2))
     types = dict(copied="integer", strong="integer", place="integer", category="category", rounded="number")
@@ -141,7 +142,8 @@ def stories(rng, kind, n=20_000, span=1000):
 
 
 LATE = ["closed in a month", "amount recovered", "date, for most", "score, later"]
-HONEST = ["honest", "drifts down", "rare drift", "season", "introduced", "year", "month", "noise, later", "weekly waves"]
+HONEST = ["honest", "drifts down", "rare drift", "season", "introduced", "year", "month", "noise, later",
+          "weekly waves"]
 
 
 def on_days(day): return pl.select(pl.datetime(2022, 1, 1) + pl.duration(days=pl.lit(pl.Series(day)))).to_series()
@@ -196,7 +198,8 @@ def test_one_finding_a_column_and_what_is_certain_first():
     hint = LeakFinding("a", "name", 0.5, "", "", blocks=False)
     sure, sums = LeakFinding("a", "after the outcome", 0.4, "", ""), LeakFinding("b", "sum", 1.0, "", "")
     assert join_findings([hint, sums], [sure]) == [sums, sure]
-    assert join_findings([sure], [LeakFinding("a", "entity", 1.0, "", "")]) == [sure] and join_findings([hint]) == [hint]
+    assert join_findings([sure], [LeakFinding("a", "entity", 1.0, "", "")]) == [sure]
+    assert join_findings([hint]) == [hint]
 
 
 def test_raw_data_is_searched_in_all_ways():

@@ -17,7 +17,8 @@ def test_blanks_are_stripped_and_nothing_is_null():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from(["256.10", "54E4", "007", "1,250", "True", "03/04/2024", "NULL", "9" * 30]), max_size=8))
+@given(st.lists(st.sampled_from(["256.10", "54E4", "007", "1,250", "True", "03/04/2024", "NULL", "9" * 30]),
+                max_size=8))
 def test_no_value_is_read_as_anything(values): assert strip_text(texts(*values))["x"].to_list() == values
 
 
