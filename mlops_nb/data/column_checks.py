@@ -167,8 +167,9 @@ def offset_examples(
     "How times are written, with their offset from UTC or without, where no time zone is known."
     out = {}
     for name, c in schema.columns.items():
+        if c.type != 'timestamp' or c.time_zone: continue
         raw = both[RAW_PREFIX + name]
-        if c.type != 'timestamp' or c.time_zone or raw.dtype != pl.String: continue
+        if raw.dtype != pl.String: continue
         kinds = both.select(has_offset_expr(pl.col(RAW_PREFIX + name).str.strip_chars())).to_series()
         out[name] = {kind: f"{raw[at]!r} ({both['_source'][at]}, data row {both['_row'][at] + 1})"
                      for kind in (True, False) if (at := (kinds == kind).fill_null(False).arg_max()) is not None
