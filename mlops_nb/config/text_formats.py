@@ -45,7 +45,7 @@ _MINUS = "-\u2212" # hyphen and minus sign
 def _number_pattern(f):
     t, d = _THOUSANDS.get(f.thousands), f"[{f.decimal}]"
     exponent = "" if f.prefix or f.suffix else "(?:[eE][+-]?[0-9]+)?"
-    groups = rf"[0-9]{{1,3}}(?:{t}[0-9]{{{'2,3' if t == ',' else '3'}}})*{t}[0-9]{{3}}|" if t else ""
+    groups = rf"[1-9][0-9]{{0,2}}(?:{t}[0-9]{{{'2,3' if t == ',' else '3'}}})*{t}[0-9]{{3}}|" if t else ""
     body = rf"(?:(?:{groups}[0-9]+)(?:{d}[0-9]*)?|{d}[0-9]+){exponent}"
     before = rf"{re.escape(f.prefix)}\s*" if f.prefix else ""
     after = rf"\s*{re.escape(f.suffix)}" if f.suffix else ""

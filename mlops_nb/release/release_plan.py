@@ -95,10 +95,11 @@ def read_plan(
 ) -> ReleasePlan | None: # None where nothing was ever deployed
     "The plan at `path`. Raises `UserError` if it is torn, or cannot be right."
     if not path.exists(): return None
-    try: check_plan(plan := read_json(path, ReleasePlan), path)
+    try: plan = read_json(path, ReleasePlan)
     except UserError as e:
         why = str(e).split("; delete it")[0].rstrip(".")
         raise UserError(f"{why}; `mlops-nb release restore` writes it anew.") from None
+    check_plan(plan, path)
     return plan
 
 # %% ../../nbs/release/01_release_plan.ipynb #1c080fa5

