@@ -255,7 +255,7 @@ class PolicyParams(Struct, forbid_unknown_fields=True, kw_only=True):
 # %% ../../nbs/config/09_params.ipynb #cfbc623b
 class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is evaluated."
-    n_resamples: Annotated[PositiveInt, Meta(description="a fifth of the bootstrap draws of the threshold")] = 200
+    n_resamples: Annotated[PositiveInt, Meta(description="bootstrap draws of the decision threshold")] = 1000
     confidence_level: Annotated[float, Meta(gt=0, lt=1, description="of the intervals")] = 0.95
     seed: Annotated[NonNegativeInt, Meta(description="random seed of the resamples")] = 0
     min_segment_rows: Annotated[PositiveInt, Meta(description="a segment with fewer rows is not judged")] = 200

@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 import polars as pl
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from ..config.params import CostParams
 from .metrics import row_cost
@@ -294,9 +294,8 @@ def threshold_interval(
     of 250, the least that `resampling_from_params` leaves of them above 200,000 rows, by 4 %.
     """
     chosen, at = choose_threshold(y, p, costs, resampling.clusters), min_cost_threshold(y, p, costs)
-    # it jumps from draw to draw: no figure for a standard error, and the ends need five times as many draws as that
-    many = structs.replace(resampling, n_resamples=5 * resampling.n_resamples)
-    found = percentile_interval(chosen, bootstrap_replicates(at, len(y), many), resampling.confidence_level)
+    # it jumps from draw to draw, so it has no standard error
+    found = percentile_interval(chosen, bootstrap_replicates(at, len(y), resampling), resampling.confidence_level)
     if found.low is None: return found
     return Estimate(chosen, min(found.low, chosen), max(found.high, chosen), found.n_undefined)
 

@@ -81,7 +81,7 @@ class Evaluation(Struct):
     primary_metric: str # the metric slices and comparisons are judged by
     better: str # which direction of it is good: higher or lower
     confidence: float # of all intervals
-    n_resamples: int # a fifth of the draws behind the interval of the threshold; all other intervals need none
+    n_resamples: int # draws behind the interval of the threshold; all other intervals need none
     n_entities: dict[str, int] # by split: entities that are drawn as a whole; none where no entity has several rows
     decision_settings: DecisionSettings # threshold (chosen on the validation rows), costs, tolerance
     score_summary: dict[str, ScoreSummary] # by split: valid, test
@@ -133,7 +133,7 @@ def resampling_from_params(
     threads: int = 1,
 ) -> Resampling:
     "How bootstraps of these rows are drawn: by entity where there are several rows of one."
-    n_resamples = min(params.n_resamples, max(50, 40_000_000 // max(1, len(rows))))
+    n_resamples = min(params.n_resamples, max(250, 200_000_000 // max(1, len(rows))))
     clusters = entity_clusters(rows[entity]) if entity else None
     return Resampling(n_resamples, params.confidence_level, params.seed, threads, clusters)
 

@@ -38,7 +38,7 @@ def _events(dataset):
 def _entities(evaluation, dataset):
     shared, n = dataset.split_check.overlapping_entities, evaluation.n_entities.get('test')
     if shared is None: return EvidenceLimit("Entities", "schema.yaml names no entity, so each row counts as its own.")
-    found = (f"{format_number(n)} in the test rows; intervals draw whole entities." if n
+    found = (f"{format_number(n)} in the test rows; intervals take the entity as the unit." if n
              else "Each test row is about another entity.")
     if shared:
         found += (f" {pluralize(shared, 'entity is', 'entities are')} in several splits: the figures are those for "

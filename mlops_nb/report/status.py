@@ -25,7 +25,7 @@ def waiting_decisions(
     if not path.exists(): return []
     last = read_json(path, Deployment)
     in_use = model_in_use(root)
-    if last.deployed or (in_use and in_use.bundle == last.bundle): return []
+    if last.deployed or not last.model_version or (in_use and in_use.bundle == last.bundle): return []
     return [f"{last.bundle[:12]}: {last.message}"]
 
 # %% ../../nbs/report/20_status.ipynb #1c38d4cb

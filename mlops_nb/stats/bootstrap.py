@@ -60,7 +60,7 @@ def weighted_mean(
 # %% ../../nbs/stats/03_bootstrap.ipynb #7757f584
 class Resampling(Struct, frozen=True):
     "How a bootstrap is drawn."
-    n_resamples: int = 200
+    n_resamples: int = 1000
     confidence_level: float = 0.95 # of the interval, 0..1
     seed: int = 0 # the same seed gives the same draws
     threads: int = 1

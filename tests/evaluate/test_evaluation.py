@@ -65,7 +65,8 @@ class Rows:
 
 
 @pytest.mark.parametrize(
-    "wanted, rows, drawn", [(200, 1, 200), (200, 200_000, 200), (200, 400_000, 100), (200, 10**9, 50), (20, 10**9, 20)]
+    "wanted, rows, drawn",
+    [(1000, 1, 1000), (1000, 200_000, 1000), (1000, 400_000, 500), (1000, 10**9, 250), (20, 10**9, 20)],
 )
 def test_long_tests_have_fewer_resamples(wanted, rows, drawn):
     params = EvaluateParams(n_resamples=wanted, confidence_level=0.9, seed=3)
