@@ -109,7 +109,7 @@ def metric_intervals(seed, make, task, names, n, args=(), threshold=.5):
     now = estimate_metrics(task, y, scores, settings)
     if seed >= N_BEFORE: return {m: (holds(now[m], t), None) for m, t in zip(names, truth, strict=True)}
     at = [weighted_metric(task, m, y, scores, settings) for m in names]
-    draws = bootstrap_replicates(lambda w: [f(w) for f in at], n, Resampling(seed=seed))
+    draws = bootstrap_replicates(lambda w: [f(w) for f in at], n, Resampling(200, seed=seed))
     return {m: (holds(now[m], t), holds(percentile_interval(now[m].value or np.nan, draw), t))
             for m, t, draw in zip(names, truth, draws.T, strict=True)}
 
@@ -135,7 +135,7 @@ def alike_intervals(seed, n, names=("roc_auc", "log_loss", "brier")):
     now = {f"gain in {m}": holds(gains[m].gain, truth[m]) for m in names}
     if seed >= N_BEFORE: return {name: (held, None) for name, held in now.items()}
     at = [(weighted_metric("binary", m, y, p), weighted_metric("binary", m, y, other)) for m in names]
-    draws = bootstrap_replicates(lambda w: [a(w) - b(w) for a, b in at], n, Resampling(seed=seed)).T
+    draws = bootstrap_replicates(lambda w: [a(w) - b(w) for a, b in at], n, Resampling(200, seed=seed)).T
     before = [holds(percentile_interval(0, draw if m == "roc_auc" else -draw), truth[m])
               for m, draw in zip(names, draws, strict=True)]
     return {name: (held, old) for (name, held), old in zip(now.items(), before, strict=True)}
@@ -165,12 +165,12 @@ def entity_intervals(seed, n_entities, per, rate=.3):
     rng = np.random.default_rng([seed, n_entities, per])
     sizes = per if rate == .3 else np.minimum(rng.geometric(1 / per, n_entities), 5 * per) # unequal
     who, y, ours, rival = entities(rng, n_entities, sizes, rate)
-    drawn, found = Resampling(seed=seed, clusters=who), {}
+    drawn, found = Resampling(200, seed=seed, clusters=who), {}
     metrics, gains = estimate_metrics("binary", y, ours, resampling=drawn), paired_differences(
         "binary", y, ours, rival, resampling=drawn)
     if seed < N_BEFORE:
         at = [weighted_metric("binary", m, y, s) for m in ("roc_auc", "log_loss") for s in (ours, rival)]
-        draws = bootstrap_replicates(lambda w: [f(w) for f in at], len(y), Resampling(seed=seed)).T
+        draws = bootstrap_replicates(lambda w: [f(w) for f in at], len(y), Resampling(200, seed=seed)).T
     for m, of, sign in (("roc_auc", slice(0, 2), 1), ("log_loss", slice(2, 4), -1)):
         truth, gain = true_gains(rate)[m]
         found[m], found[f"gain in {m}"] = (holds(metrics[m], truth), None), (holds(gains[m].gain, gain), None)
