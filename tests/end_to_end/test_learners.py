@@ -1,4 +1,4 @@
-"""`dvc repro` with both learners and twenty trials each, on simulated churn and on Adult: what is chosen, why, and what
+"""`dvc repro` with both learners and trials of each, on simulated churn and on Adult: what is chosen, why, and what
 people see of it."""
 import json
 import subprocess
@@ -39,17 +39,17 @@ def adult(to):
     return new_project(to, data, "rtrim(outcome, '.')", "--test-files", "adult.test")
 
 
-@pytest.mark.parametrize("make", [churn, pytest.param(adult, marks=pytest.mark.realdata)])
-def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make):
+@pytest.mark.parametrize("make, trials", [(churn, 6), pytest.param(adult, 20, marks=pytest.mark.realdata)])
+def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make, trials):
     root = make(tmp_path / "project")
     p = read_params(root / "params.yaml")
-    p.train.learners, p.train.net, p.tune.n_trials, p.tune.net, p.train.gbdt.n_estimators = ["gbdt",
-                                                                                             "net"], NET, 20, SPACE, 200
+    p.train.learners, p.train.net, p.train.gbdt.n_estimators = ["gbdt", "net"], NET, 200
+    p.tune.n_trials, p.tune.net = trials, SPACE
     write_params(p, root / "params.yaml")
     stages = ran(run("dvc", "repro", cwd=root))
     assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"
     tuned = read_tuning_results(root)
-    assert {name: t.complete + t.pruned for name, t in tuned.items()} == {"gbdt": 20, "net": 20}
+    assert {name: t.complete + t.pruned for name, t in tuned.items()} == {"gbdt": trials, "net": trials}
     assert all(t.best_loss <= t.untuned_loss for t in tuned.values())
     for name, t in tuned.items():
         assert json.loads((root / f"artifacts/models/{name}/training.json").read_text())["best_loss"] == t.best_loss
