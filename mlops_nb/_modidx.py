@@ -635,6 +635,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'mlops_nb/config/schema_inference.py'),
                                                   'mlops_nb.config.schema_inference.InferredSchema': ( 'config/schema_inference.html#inferredschema',
                                                                                                        'mlops_nb/config/schema_inference.py'),
+                                                  'mlops_nb.config.schema_inference._add_checks': ( 'config/schema_inference.html#_add_checks',
+                                                                                                    'mlops_nb/config/schema_inference.py'),
                                                   'mlops_nb.config.schema_inference._check_request': ( 'config/schema_inference.html#_check_request',
                                                                                                        'mlops_nb/config/schema_inference.py'),
                                                   'mlops_nb.config.schema_inference._check_target': ( 'config/schema_inference.html#_check_target',

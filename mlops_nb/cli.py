@@ -97,6 +97,12 @@ _OrderedOption = Annotated[bool, typer.Option(
 _GroupOption = Annotated[str | None, typer.Option(help="Rows with the same value of this column stay in one split.")]
 _SplitColumnOption = Annotated[str | None, typer.Option(help="A column that says train, valid or test.")]
 _TestFilesOption = Annotated[str | None, typer.Option(help="Source files of the test set, with commas between.")]
+_ExcludeOption = Annotated[str | None, typer.Option(help="Columns the model must not see, with commas between.")]
+_EntityOption = Annotated[str | None, typer.Option(help="The column that names whom a row is about.")]
+_FilterOption = Annotated[str | None, typer.Option(
+    help="A SQL expression; rows for which it is not true are left out.")]
+_TaskOption = Annotated[str | None, typer.Option(
+    help="binary, multiclass or regression; guessed from the target.")]
 
 # %% ../nbs/92_cli.ipynb #f1737260
 def _print_init(report, folder, dry_run):
@@ -125,12 +131,10 @@ def init_command(
     group: _GroupOption = None,
     split_column: _SplitColumnOption = None,
     test_files: _TestFilesOption = None,
-    exclude: Annotated[str | None, typer.Option(help="Columns the model must not see, with commas between.")] = None,
-    entity: Annotated[str | None, typer.Option(help="The column that names whom a row is about.")] = None,
-    filter: Annotated[str | None, typer.Option(
-        help="A SQL expression; rows for which it is not true are left out.")] = None,
-    task: Annotated[str | None, typer.Option(
-        help="binary, multiclass or regression; guessed from the target.")] = None,
+    exclude: _ExcludeOption = None,
+    entity: _EntityOption = None,
+    filter: _FilterOption = None,
+    task: _TaskOption = None,
     separator: _SeparatorOption = None,
     encoding: _EncodingOption = None,
     skip: _SkipOption = None,

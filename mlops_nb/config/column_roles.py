@@ -133,6 +133,7 @@ def _form_exprs(name, dtype, type):
     if dtype != pl.String: return found
     return found | {f"form {f}": value.str.contains(pattern).mean() for f, pattern in _FORMS.items()}
 
+# %% ../../nbs/config/05_column_roles.ipynb #44b363a6
 def profile_forms(
     sample: pl.DataFrame, # Blocks of rows in the order of the file
     types: dict[str, str], # Of each column: its type in the schema

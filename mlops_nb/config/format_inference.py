@@ -29,8 +29,8 @@ _NUMBER = re.compile(r"(\()?([-+\u2212]?)([^\d()+\u2212-]{0,5}?)\s*([-+\u2212]?)
                      r"((?:\d|[.,]\d)[\d.,'\u2019\u02bc \u00a0\u2007\u2009\u202f]*?"
                      r"(?:[eE][-+]?\d+)?)\s*([^\d()+\u2212-]{0,5})(\))?([-\u2212])?")
 
-def _is_money(text): return text == "" or text in "%‰" or text in _CURRENCIES or all(unicodedata.category(c) == "Sc"
-                                                                                     for c in text)
+def _is_money(text):
+    return text in _CURRENCIES or text in ("", "%", "‰", "%‰") or all(unicodedata.category(c) == "Sc" for c in text)
 
 @lru_cache(4096)
 def _digit_groups(body):
@@ -214,6 +214,7 @@ def add(self: _TextColumn, raw: pl.Series):
     if any(c.type == "number" and c.n_read for c in self.candidates):
         self.n_leading_zero += text.str.contains(r"^[+-]?0\d").sum()
 
+# %% ../../nbs/config/06_format_inference.ipynb #90d958e8
 @patch
 def _discover(self: _TextColumn, text, read, first):
     "Add candidates until none is left that a look at the unread values suggests."
@@ -276,17 +277,16 @@ def _best_candidates(column):
     best = [c for c in best if c.type == best[0].type]
     if best[0].type == "number" and not _is_ambiguous_number(column): best = best[:1]
     one_of_each = {}
-    for c in sorted(best, key=lambda c: (c.type == "timestamp" and _style(c) != "dmy",
-                                         _preference(c))): one_of_each.setdefault(_style(c), c)
+    for c in sorted(best, key=_preference): one_of_each.setdefault(_style(c), c)
     return list(one_of_each.values())
 
 def _preference(c):
-    "Three digits: behind a comma thousands, behind a point decimals; of money thousands in any case."
-    if c.type != "number": return _complexity(c)
+    "Three digits: behind a comma thousands, behind a point decimals; of money thousands in any case. Days go first."
+    if c.type == "timestamp": return (_style(c) != "dmy", _complexity(c))
+    if c.type != "number": return (False, _complexity(c))
     f = parse_number_format(c.format or "1234.5")
-    if (f.prefix or f.suffix) and "%" not in c.format: return (not f.thousands,
-                                                               _complexity(c)) # nobody pays 1.250 cents
-    return (f.decimal == ",", _complexity(c))
+    is_money = (f.prefix or f.suffix) and "%" not in c.format # nobody pays 1.250 cents
+    return (not f.thousands if is_money else f.decimal == ",", _complexity(c))
 
 def _is_ambiguous_number(column): # is there a value that two number formats read differently?
     return any(("," in v or "." in v) and _has_two_decimal_signs(_shape(v)) for v in column.sample)
@@ -301,8 +301,8 @@ def _missing_words(column, type):
     if type != "category": return [*column.words], []
     if "NA" not in column.words: return [], []
     codes = sum(bool(re.fullmatch("[A-Z]{2}", v)) for v in column.sample)
-    if codes > 0.8 * max(len(column.sample),
-                         1): return [], ["'NA' is a value here, as other codes of two letters are; is it a country?"]
+    if codes > 0.8 * max(len(column.sample), 1):
+        return [], ["'NA' is a value here, as other codes of two letters are; is it a country?"]
     return ["NA"], []
 
 def _odd_words(column, c):
@@ -360,8 +360,8 @@ def _find_plain_numbers(read, names):
         wrong = _columns_where(some, (pl.all() != "") & ~pl.all().str.contains(_PLAIN_NUMBER))
         left = [n for n in left if n not in wrong]
         if not left: break
-        for mark, pattern in _MARKS.items(): seen[mark] |= _columns_where(some.select(left),
-                                                                          pl.all().str.contains(pattern))
+        some = some.select(left)
+        for mark, pattern in _MARKS.items(): seen[mark] |= _columns_where(some, pl.all().str.contains(pattern))
     plain = {*left} & seen["filled"] # 1.250 may be a thousand and 20210131 a day, unless other values say no
     plain -= (seen["grouped"] - seen["decimals"]) | (seen["day"] - seen["no_day"])
     kinds = {n: "number" if n in seen["fractions"] else "integer" for n in left if n in plain}
@@ -371,8 +371,7 @@ def _columns_where(frame, expr): return {n for n, found in zip(frame.columns, fr
 
 # %% ../../nbs/config/06_format_inference.ipynb #cea5e95b
 def infer_formats_of_batches(
-    read: Callable[[list[str]], Iterator[pl.DataFrame]],
-    # Starts a pass over the data: batches with these columns of text
+    read: Callable[[list[str]], Iterator[pl.DataFrame]], # Starts a pass over the data: batches with these columns
     names: list[str], # The columns
     time: str | None = None, # The column that was named as the time: its numbers may be times
     max_passes: int = 3, # Over the data; a further one counts again what turned up late

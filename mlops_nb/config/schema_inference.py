@@ -322,6 +322,21 @@ def _set_sentinels_aside(read, profiles):
     read = read.with_columns(_without(pl.col(n), s) for n, s in sentinels.items())
     return read, profiles | (profile_columns(read.select([*sentinels])) if sentinels else {}), sentinels
 
+# %% ../../nbs/config/07_schema_inference.ipynb #84614ce8
+_NO_TEXT = TextReading("")
+
+def _add_checks(roles, readings, domains, sentinels, codes):
+    "Add to the roles what a reviewer has to check of their columns."
+    for n, role in roles.items(): role.checks += [*readings.get(n, _NO_TEXT).checks, *_spelling_checks(domains.get(n))]
+    for n, values in sentinels.items():
+        which = ", ".join(map(str, values))
+        roles[n].checks.append(f"{which} taken for missing, as it stands alone, far from all other values")
+    for n in codes: roles[n].checks.append("whole numbers taken as codes, not as amounts")
+
+def _text_kept(reading, type): # a number that became a code is read as it is written
+    return replace(reading, format=None) if reading and type == "category" else reading
+
+# %% ../../nbs/config/07_schema_inference.ipynb #5ef22ea8
 def _infer_columns(frame, readings, exclude, target, fixed):
     "The columns, their roles, and their profiles."
     read = _read_columns(frame, readings)
@@ -339,18 +354,10 @@ def _infer_columns(frame, readings, exclude, target, fixed):
                                    n in exclude)
                 for n, c in columns.items()}
     roles = {n: role for n, (_, role) in proposed.items()}
-    for n, role in roles.items(): role.checks += [*readings.get(n, _NO_TEXT).checks, *_spelling_checks(domains.get(n))]
-    for n, s in sentinels.items():
-        which = ", ".join(map(str, s))
-        roles[n].checks.append(f"{which} taken for missing, as it stands alone, far from all other values")
-    for n in codes: roles[n].checks.append("whole numbers taken as codes, not as amounts")
+    _add_checks(roles, readings, domains, sentinels, codes)
     return {n: c for n, (c, _) in proposed.items()}, roles, profiles
 
-_NO_TEXT = TextReading("")
-
-def _text_kept(reading, type): # a number that became a code is read as it is written
-    return replace(reading, format=None) if reading and type == "category" else reading
-
+# %% ../../nbs/config/07_schema_inference.ipynb #89a3bfdf
 def _label_checks(schema, profiles, readings):
     "What to check of the target: rows without a label are left out."
     n = next((n for n in schema.target_columns if profiles[n].missing), None)
@@ -423,6 +430,7 @@ def _with_time(frame, time, readings):
                         "\"DATE(year || '-' || month || '-' || day)\".")
     return frame, name, time
 
+# %% ../../nbs/config/07_schema_inference.ipynb #f8bc132f
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name
@@ -436,20 +444,18 @@ def infer_schema(
 ) -> InferredSchema:
     "Propose a schema for a data set; raises `UserError` where the data and the request do not fit."
     frame = _supported_columns(frame)
-    names = frame.collect_schema().names()
     if not frame.select(pl.len()).collect().item():
         raise UserError("the data has no rows, so no schema can be inferred; check the file.")
     readings = infer_text_formats(frame, time)
     frame, time, computed = _with_time(frame, time, readings)
-    if computed: names.append(time)
+    names = frame.collect_schema().names()
     _check_request(names, target, filter, exclude, time, entity)
     asked = Schema(dataset, "regression", target, {n: Column("text") for n in names}, filter=filter)
     fixed = {*asked.target_columns, *asked.filter_columns, time, entity}
     columns, roles, profiles = _infer_columns(frame, readings, exclude, asked.target_columns, fixed)
     if computed: columns[time] = replace(columns[time], computed=computed, feature=False)
     if time and columns[time].type != "timestamp": raise UserError(_no_dates(frame, time, columns[time].type))
-    for name, said in [_propose_time(columns, profiles)] if time is None and _propose_time(columns, profiles) else ():
-        roles[name].checks.append(said)
+    if time is None and (proposed := _propose_time(columns, profiles)): roles[proposed[0]].checks.append(proposed[1])
     entity = entity or _propose_entity(roles, profiles, fixed)
     schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time,
                     missing_values=[*KNOWN_MISSING])

@@ -225,6 +225,7 @@ def validate_batch(
         spellings={c.column: _spellings(both, c, schema) for c in violated if c.name == 'new_spelling'},
         offsets=offsets)
 
+# %% ../../nbs/data/09_column_checks.ipynb #f31fbf5d
 def _spellings(both, check, schema):
     "What was spelled otherwise, and how it is known."
     written = both.filter(check.violated)[RAW_PREFIX + check.column].str.strip_chars().unique(maintain_order=True)

@@ -115,6 +115,7 @@ def _time_expr(schema, time_column, batch):
     computed = time_column not in batch.columns and schema.columns[time_column].computed
     return pl.col(time_column) if computed else schema.parse_expr(time_column, batch.schema[time_column])
 
+# %% ../../nbs/data/08_ingest.ipynb #2a497212
 def time_reader(
     source: Source,
     time_column: str, # The time column
@@ -133,6 +134,7 @@ def time_reader(
         return batch.select(parse_value_expr(x, dtype, 'timestamp', KNOWN_MISSING, format, zone)).to_series()
     return read
 
+# %% ../../nbs/data/08_ingest.ipynb #18dbed26
 def _batches_with_time_column(source, time_column):
     "The batches of `source`, which must have the time column that was asked for."
     for batch in read_source(source):

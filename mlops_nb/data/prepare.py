@@ -206,6 +206,7 @@ class Lineage(Struct):
     schema: str # of the schema's content
     features: str # of the features' source
 
+# %% ../../nbs/data/16_prepare.ipynb #eb828591
 class DatasetInfo(Struct):
     "What is in artifacts/prepared."
     dataset: str

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from ..core.errors import UserError
 from .csv_reader import check_csv_quoting, detect_separator, read_csv_batches, read_separator_line
-from .databases import DATABASE_KINDS, open_sqlite, read_postgres_batches, read_sqlite_batches
+from .databases import open_sqlite, read_postgres_batches, read_sqlite_batches
 from mlops_nb.data.file_formats import (
     read_arff_batches,
     read_arrow_batches,
@@ -89,25 +89,26 @@ def detect_source(source: Source) -> Source:
     return check_csv_quoting(structs.replace(source, separator=source.separator or detect_separator(source)))
 
 # %% ../../nbs/data/07_readers.ipynb #bcc11bc4
+_FILE_READERS = {'json': read_json_batches, 'arff': read_arff_batches, 'xlsx': read_xlsx_batches,
+                 'parquet': read_parquet_batches, 'arrow': read_arrow_batches, 'avro': read_avro_batches}
+_LINE_READERS = {'csv': read_csv_batches, 'jsonl': read_jsonl_batches} # a batch of theirs is measured in bytes
+_DATABASE_READERS = {'postgresql': read_postgres_batches, 'duckdb': read_duckdb_batches, 'mysql': read_mysql_batches}
+
 def _start_reading(source, batch_rows, stack):
     "Start a pass over the batches of a source: text for the formats that have no types of their own."
+    if source.kind in _FILE_READERS: return _FILE_READERS[source.kind](source, batch_rows)
+    if source.kind in _LINE_READERS: return _LINE_READERS[source.kind](source, batch_rows * 16)
     what = source.name, source.table, source.query, batch_rows
     if source.kind == 'sqlite': return read_sqlite_batches(stack.enter_context(open_sqlite(source.path)), *what)
-    if source.kind in ('postgresql', 'duckdb', 'mysql'):
-        return {'postgresql': read_postgres_batches, 'duckdb': read_duckdb_batches,
-                'mysql': read_mysql_batches}[source.kind](source.path, *what)
-    if source.kind in DATABASE_KINDS: return read_adbc_batches(source.kind, source.path, *what)
-    if source.kind in ('csv', 'jsonl'):
-        return {'csv': read_csv_batches, 'jsonl': read_jsonl_batches}[source.kind](source, batch_rows * 16)
-    return {'json': read_json_batches, 'arff': read_arff_batches, 'xlsx': read_xlsx_batches,
-            'parquet': read_parquet_batches, 'arrow': read_arrow_batches,
-            'avro': read_avro_batches}[source.kind](source, batch_rows)
+    if source.kind in _DATABASE_READERS: return _DATABASE_READERS[source.kind](source.path, *what)
+    return read_adbc_batches(source.kind, source.path, *what)
 
 def _with_partition(frame, source):
     "With the columns that stand in the names of folders, unless the file has them itself."
     return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in source.partition
                               if name not in frame.columns)
 
+# %% ../../nbs/data/07_readers.ipynb #23594f12
 def read_source(
     source: Source,
     batch_rows: int = 131_072, # About so many rows a batch; of CSV and JSON lines, 16 bytes for each

@@ -6,6 +6,7 @@
 __all__ = ['RESERVED_COLUMNS', 'check_column_names', 'strip_text', 'align_columns']
 
 # %% ../../nbs/data/00_text_columns.ipynb #61e540fb
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +19,8 @@ RESERVED_COLUMNS = ('_source', '_row', '_period', '_reason', '_reasons', '_targe
 
 def check_column_names(names: list[str], where: str | Path):
     "Raise `UserError` if a column name comes twice or is one that the pipeline adds itself."
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{where} names the column {name!r} {names.count(name)} times; rename all but one.")
+    for name, times in Counter(names).items():
+        if times > 1: raise UserError(f"{where} names the column {name!r} {times} times; rename all but one.")
         if name in RESERVED_COLUMNS: raise UserError(f"{where} has a column {name!r}, which is reserved; rename it.")
         if name == '*' or (name.startswith('^') and name.endswith('$')):
             raise UserError(f"{where} has a column {name!r}, a pattern which stands for other columns; rename it.")

@@ -211,6 +211,7 @@ def _harder_segments(e, max_gap): # Where the model has far less skill, and noth
     if not rows: return Html('')
     return details("Harder rows: the model has less skill there, and nothing simpler does better", table(rows))
 
+# %% ../../nbs/report/12_evaluation_figures.ipynb #31507333
 def segments_figure(
     e: Evaluation,
     slices: pl.DataFrame, # slices.parquet, the worst first
