@@ -180,6 +180,10 @@ def _plain_text(frame):
     "With text in the place of dictionary columns."
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
+def _damaged(source, kind, error):
+    why = str(error).splitlines()[0][:200]
+    return UserError(f"{source.path} is a damaged {kind} file ({why}), as if it was cut in the middle; copy it again.")
+
 def read_parquet_batches(
     source: Source,
     batch_rows: int,
@@ -194,8 +198,7 @@ def read_parquet_batches(
     except pl.exceptions.DuplicateError as e:
         raise UserError(f"{source.path} names a column twice ({e}); rename one.") from None
     except (pl.exceptions.PolarsError, OSError) as e:
-        raise UserError(f"{source.path} is a damaged Parquet file ({str(e).splitlines()[0][:200]}), as if it was cut "
-                        "in the middle; copy it again.") from None
+        raise _damaged(source, 'Parquet', e) from None
 
 # %% ../../nbs/data/05_file_formats.ipynb #c30d2f56
 def read_arrow_batches(
@@ -214,8 +217,7 @@ def read_arrow_batches(
             for batch in batches: yield from _plain_text(pl.from_arrow(batch)).iter_slices(batch_rows)
             yield _plain_text(pl.from_arrow(reader.schema.empty_table()))
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as e:
-        raise UserError(f"{source.path} is a damaged Arrow file ({str(e).splitlines()[0][:200]}), as if it was cut "
-                        "in the middle; copy it again.") from None
+        raise _damaged(source, 'Arrow', e) from None
 
 # %% ../../nbs/data/05_file_formats.ipynb #a9a3533b
 def _avro_long(f):

@@ -14,15 +14,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import polars as pl
 
 from ..core.errors import UserError
-from .databases import DATABASE_KINDS, quote_table
+from .databases import DATABASE_KINDS, arrow_batches, database_error, quote_table
 from .text_columns import check_column_names
 
 # %% ../../nbs/data/06_warehouses.ipynb #3326ec22
 def _missing_driver(name, package, extra):
     return UserError(f"{name} needs {package}, which is not installed; install mlops-nb[{extra}].")
-
-def _refusal(name, where, error, advice):
-    return UserError(f"{name} cannot be read from {where} ({' '.join(str(error).split())[:300]}); {advice}.")
 
 # %% ../../nbs/data/06_warehouses.ipynb #b5f5c062
 _PLAIN_TYPES = re.compile(r'U?(TINY|SMALL|BIG)?INT(EGER)?|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DATE|TIMESTAMP.*|ENUM\(.*', re.S)
@@ -59,9 +56,8 @@ def read_duckdb_batches(
         with duckdb.connect(path, read_only=True, config={'enable_external_access': 'false'}) as connection:
             reader = connection.sql(_duckdb_query(connection, name, table, query)).to_arrow_reader(batch_rows)
             words = pl.col(pl.Categorical, pl.Enum).cast(pl.String)
-            for batch in reader: yield pl.from_arrow(batch).with_columns(words)
-            yield pl.from_arrow(reader.schema.empty_table()).with_columns(words)
-    except duckdb.Error as e: raise _refusal(name, path, e, 'check the file, and the table or query') from None
+            for batch in arrow_batches(reader, batch_rows): yield batch.with_columns(words)
+    except duckdb.Error as e: raise database_error(name, path, e, 'check the file, and the table or query') from None
 
 # %% ../../nbs/data/06_warehouses.ipynb #dfff12c3
 def _mysql_types(fields):
@@ -128,7 +124,7 @@ def read_mysql_batches(
                 yield pl.DataFrame([_mysql_series(n, t, v) for (n, t), v in zip(types.items(), zip(*rows))])
             yield pl.DataFrame(schema=types)
     except (pymysql.Error, OSError, RuntimeError) as e: # the last: a way to log in that is not installed
-        raise _refusal(name, url, e, 'check server, name and MYSQL_PWD') from None
+        raise database_error(name, url, e, 'check server, name and MYSQL_PWD') from None
 
 # %% ../../nbs/data/06_warehouses.ipynb #d3188ed5
 def _adbc_connection(kind, url):
@@ -163,7 +159,6 @@ def read_adbc_batches(
             cursor.execute(sql)
             reader = cursor.fetch_record_batch()
             check_column_names(reader.schema.names, name)
-            for batch in reader: yield from pl.from_arrow(batch).iter_slices(batch_rows)
-            yield pl.from_arrow(reader.schema.empty_table())
+            yield from arrow_batches(reader, batch_rows)
     except (driver.Error, pa.ArrowException, OSError) as e:
-        raise _refusal(name, url, e, f"check project, name and {DATABASE_KINDS[kind]}") from None
+        raise database_error(name, url, e, f"check project, name and {DATABASE_KINDS[kind]}") from None

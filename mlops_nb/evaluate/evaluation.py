@@ -188,7 +188,7 @@ def evaluate_scores(
         classes=schema.classes, primary_metric=primary, better=METRICS[task][primary].better, confidence=level,
         n_resamples=resampling.n_resamples, decision_settings=settings, slices=slices, small_slices=small,
         score_summary={split: describe_scores(r.scores) for split, r in rows.items()},
-        n_entities={split: r.n_drawn() for split, r in rows.items() if r.resampling.clusters is not None},
+        n_entities={split: r.n_clusters() for split, r in rows.items() if r.resampling.clusters is not None},
         metrics={split: estimate_metrics(task, r.y, r.scores, settings, r.resampling, beside)
                  for split, r in rows.items()},
         calibration=measure_calibration(task, y_test, s_test, schema.classes, level, resampling.clusters)[0],

@@ -384,7 +384,7 @@ class EvaluatedRows(NamedTuple):
         "How many independent units a figure of these rows rests on."
         return independent_units(self.task, self.y, self.resampling.clusters)
 
-    def n_drawn(self) -> int:
-        "How many rows, or entities, a replicate draws."
+    def n_clusters(self) -> int:
+        "How many entities there are; of rows without any, how many rows."
         clusters = self.resampling.clusters
         return len(self.y) if clusters is None else int(clusters.max(initial=-1)) + 1

@@ -107,7 +107,7 @@ def compare_with_rest(
         values = here, rest = [x(np.ones(len(side.y))) for x, side in zip(at, sides)]
         without, sign = [x.without(u) for x, u in zip(at, units)], 1 if f.higher_is_worse else -1
         estimate = jackknife_interval(here, without[0], n_units[0], clusters is not None, f.scale, level)
-        gap_without = _gap_without(values, without, numbers, rows.n_drawn())
+        gap_without = _gap_without(values, without, numbers, rows.n_clusters())
         gap = jackknife_interval(sign * (here - rest), sign * gap_without, min(n_units), clusters is not None,
                                  confidence_level=level)
         found.append((estimate, finite_or_none(rest), gap))

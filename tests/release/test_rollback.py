@@ -23,7 +23,7 @@ from mlops_nb.release.release_plan import (
 from mlops_nb.release.rollback import describe_model_in_use, model_in_use, restore_release, roll_back
 from mlops_nb.report.status import project_status
 
-from .test_deploy import aliases, gate_passes, judged, project, second_model  # noqa: F401
+from .test_deploy import aliases, deploy_two, gate_passes, judged, project  # noqa: F401
 
 
 def plan_of(root): return plan_path(root, read_settings(root))
@@ -35,13 +35,7 @@ def deployment(root): return read_json(root / "artifacts/deployment.json", Deplo
 @pytest.fixture
 def two(project):  # noqa: F811
     "A project with two deployed models, and their ids."
-    gate_passes(project)
-    run_deploy(project)
-    first = find_champion(project).name
-    second = second_model(project)
-    gate_passes(project)
-    run_deploy(project)
-    return project, first, second
+    return project, *deploy_two(project)
 
 
 def test_an_experiment_releases_nothing(two, monkeypatch):
