@@ -24,6 +24,7 @@ from mlops_nb.evaluate.comparison import (
     find_anchor,
     scores_to_array,
 )
+from .curves import evaluation_curves
 from .decision_threshold import cost_curve, measure_calibration
 from mlops_nb.evaluate.evaluation import (
     Evaluation,
@@ -153,7 +154,8 @@ def _evaluation_tables(predictor, found, splits, scored, resampling): # File nam
                                       resampling.clusters)}
     if predictor.policy.calibrator: tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
     if schema.task == 'binary': tables['cost_curve'] = cost_curve(y, scores, costs, resampling)
-    return tables
+    chosen = (found.decision_settings.threshold,)
+    return tables | evaluation_curves(schema.task, y, scores, schema.classes, chosen)
 
 def _write_evaluation(root, found, tables, policy):
     with atomic_dir(root / 'artifacts/evaluation') as out:

@@ -54,9 +54,16 @@ def test_files_and_metrics(project):
     always = {"predictions.parquet", "policy.json", "evaluation.json", "slices.parquet", "discovered_slices.parquet",
               "fairness.parquet", "residuals.parquet", "calibration_curve.parquet"}
     moved = found.recalibration and found.recalibration.method != "none"
-    assert names == always | ({"cost_curve.parquet"} if found.task == "binary" else set()) | (
+    of_task = {"binary": {"cost_curve", "threshold_curve", "score_histogram"},
+               "multiclass": {"threshold_curve", "score_histogram", "class_metrics"},
+               "regression": {"residual_histogram", "residuals_by_prediction"}}[found.task]
+    assert names == always | {f"{name}.parquet" for name in of_task} | (
         {"calibration_curve_uncalibrated.parquet"} if moved else set()
     )
+    if found.task == "binary":
+        curve = pl.read_parquet(project / "artifacts/evaluation/threshold_curve.parquet")
+        at = curve.filter(pl.col("threshold") == found.decision_settings.threshold).row(0, named=True)
+        assert {k: at[k] for k in found.decision_costs.confusion_counts} == found.decision_costs.confusion_counts
     assert (found.threshold is not None) == (found.task == "binary") and (found.recalibration is None) == (
         found.task == "regression"
     )

@@ -6,6 +6,7 @@ import polars as pl
 
 from mlops_nb.config.params import EvaluateParams
 from mlops_nb.evaluate.comparison import compare_with_model
+from mlops_nb.evaluate.curves import evaluation_curves
 from mlops_nb.evaluate.decision_threshold import cost_curve, measure_calibration
 from mlops_nb.evaluate.evaluation import evaluate_scores, scored_rows, split_resamplings
 from mlops_nb.evaluate.model_selection import LearnerCandidate
@@ -45,7 +46,8 @@ def small_evaluation(task, learners=("gbdt",)): # Evaluation, tables by name
         tables["cost_curve"] = cost_curve(y["test"], scores["test"], e.decision_settings.costs, SAMPLING)
     if task == "regression":
         tables["predictions"] = pl.DataFrame(dict(split="test", _target=y["test"], score=scores["test"]))
-    return e, tables
+    chosen = (e.decision_settings.threshold,)
+    return e, tables | evaluation_curves(task, y["test"], scores["test"], schema.classes, chosen)
 
 
 def training(learner, iterations=40, max_iterations=100):
