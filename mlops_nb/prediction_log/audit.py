@@ -13,7 +13,7 @@ import polars as pl
 from msgspec import Struct
 
 from ..core.errors import UserError
-from .compaction import RetentionMark, compacted_segments, read_retention_marks
+from .compaction import RetentionMark, compacted_segments, kind_of, read_retention_marks
 from .leases import lease_is_held, maintenance_lease
 from mlops_nb.prediction_log.segments import (
     complete_lines,
@@ -56,15 +56,21 @@ class AuditReport(Struct):
         return message
 
 # %% ../../nbs/prediction_log/05_audit.ipynb #61b06935
-def _segment_loaders(folder, lease_id): # -> (stem, a function that gives its tables), in the order of the lines
+def _segment_loaders(folder, lease_id): # -> (stem, what gives its tables and its number of damaged lines), in order
     "The segments of a lease, Parquet or not."
     def load(files):
-        by_kind = {kind: [pl.read_parquet(f, glob=False) for f in files if f.parts[-4] == kind]
+        by_kind = {kind: [pl.read_parquet(f, glob=False) for f in files if kind_of(f) == kind]
                    for kind in ("record", "feedback")}
-        return {kind: stack_frames(tables) for kind, tables in by_kind.items() if tables}
+        n_damaged = sum(f.read_bytes().count(b"\n") for f in files if kind_of(f) == "damaged")
+        return {kind: stack_frames(tables) for kind, tables in by_kind.items() if tables}, n_damaged
     loaders = {stem: lambda files=files: load(files) for stem, files in compacted_segments(folder, lease_id).items()}
-    loaders |= {path.stem: lambda path=path: segment_tables(path) for path in segment_paths(folder, lease_id)}
+    loaders |= {path.stem: lambda path=path: _load_segment(path) for path in segment_paths(folder, lease_id)}
     return sorted(loaders.items())
+
+def _load_segment(path):
+    try: tables, damaged = segment_tables(path)
+    except FileNotFoundError: return {}, 0
+    return tables, len(damaged)
 
 # %% ../../nbs/prediction_log/05_audit.ipynb #e7fdbe20
 def _count_duplicates(records, answers, lines, expected):
@@ -73,32 +79,36 @@ def _count_duplicates(records, answers, lines, expected):
     if not answers.height: return n
     return n + answers.height - answers.n_unique(["endpoint", "id", "row", "variant", "mode", "time"])
 
-def _audit_segment(report, tables, stem, expected):
+def _audit_segment(report, tables, n_damaged, stem, expected):
     "Check one segment, which should begin with line `expected`; gives the line that should follow, and its live rows."
     records = tables.get("record", pl.DataFrame(schema=dict(seq=pl.Int64, row=pl.Int64, mode=pl.String)))
     labels = tables.get("feedback", pl.DataFrame(schema=dict(seq=pl.Int64)))
     answers = records.unique(["seq", "row"])
     lines = pl.concat([answers["seq"].unique(), labels["seq"]])
-    end = max(first_seq(stem), lines.max() + 1 if len(lines) else 0)
+    end = max(first_seq(stem) + len(lines) + n_damaged, lines.max() + 1 if len(lines) else 0)
+    if n_damaged: report.problems.append(f"Lines that are damaged, and were left out: {n_damaged:,} ({stem}).")
     if twice := _count_duplicates(records, answers, lines, expected):
         report.problems.append(f"Answers that are there twice: {twice:,} ({stem}).")
-    missing = end - expected - lines.filter(lines >= expected).n_unique()
+    missing = end - expected - lines.filter(lines >= expected).n_unique() - n_damaged
     if missing > 0: report.problems.append(f"Missing of the lines {expected} to {end - 1}: {missing:,} ({stem}).")
     report.records += answers["seq"].n_unique()
     report.labels += labels.height
     return max(end, expected), (records["mode"] == "live").sum()
 
 # %% ../../nbs/prediction_log/05_audit.ipynb #919e4ef8
+def _ends_torn(path):
+    try: return complete_lines(path)[1] < path.stat().st_size
+    except FileNotFoundError: return False
+
 def _audit_lease(folder, lease_id, mark, report): # -> rows that were answered with this lease
     "Add what there is to say about one lease to `report`."
     expected, rows = mark.first_seq, mark.rows_before
     for stem, load in _segment_loaders(folder, lease_id):
         if first_seq(stem) < mark.first_seq: continue # removed, but for a kill
-        try: expected, live = _audit_segment(report, load(), stem, expected)
-        except UserError as e: report.problems.append(str(e)); continue
+        expected, live = _audit_segment(report, *load(), stem, expected)
         rows += live
     for path in segment_paths(folder, lease_id):
-        report.n_torn_segments += complete_lines(path)[1] < path.stat().st_size and not lease_is_held(folder, lease_id)
+        report.n_torn_segments += _ends_torn(path) and not lease_is_held(folder, lease_id)
     return rows
 
 # %% ../../nbs/prediction_log/05_audit.ipynb #f4ab812f

@@ -30,7 +30,7 @@ def _scan_tables(folder, endpoint, since=None, until=None): # -> {"record": tabl
     "The tables of a log, each row once."
     found, segments = {"record": [], "feedback": []}, sorted((Path(folder) / "segments").glob("*.jsonl"))
     for path in segments:
-        for kind, table in segment_tables(path).items(): found[kind].append(table.lazy())
+        for kind, table in segment_tables(path)[0].items(): found[kind].append(table.lazy())
     stems = {p.stem for p in segments}
     where = "*" if endpoint is None else f"endpoint={glob.escape(quote(endpoint, safe=''))}"
     low, high = (t and f"hour={t.astimezone(UTC):%Y-%m-%dT%H}" for t in (since, until))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PredictionRecord', 'Feedback', 'segment_path', 'segment_paths', 'lease_id_of', 'first_seq', 'logged_lease_ids',
-           'complete_lines', 'recover_segment', 'read_lines', 'record_frame', 'feedback_frame', 'stack_frames',
-           'segment_tables']
+           'complete_lines', 'recover_segment', 'DamagedLine', 'read_lines', 'record_frame', 'feedback_frame',
+           'stack_frames', 'segment_tables']
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #2a6df318
 import json
@@ -94,17 +94,23 @@ def recover_segment(folder, lease_id):
 _CHUNK_BYTES = 1 << 20
 _decode = msgspec.json.Decoder(PredictionRecord | Feedback).decode
 
-def read_lines(path) -> Iterator[list[PredictionRecord | Feedback]]: # Some at a time
-    "The whole lines of a segment. Raises `UserError` naming a line that cannot be read."
-    n, found, size = 0, [], 0
+class DamagedLine(Struct):
+    "A whole line that is no record, or whose values make no table."
+    line: bytes # without the newline
+    reason: str
+
+def _decode_line(line):
+    try: return _decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e: return DamagedLine(line.rstrip(b"\n"), str(e))
+
+def read_lines(path) -> Iterator[list[PredictionRecord | Feedback | DamagedLine]]: # Some at a time
+    "The whole lines of a segment."
+    found, size = [], 0
     with open(path, "rb") as f:
         for line in f:
             if not line.endswith(b"\n"): break
-            n, size = n + 1, size + len(line)
-            try: found.append(_decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-                raise UserError(f"{path}, line {n} is no record ({e}); it was changed or damaged after it was written: "
-                                "move the file away.") from None
+            found.append(_decode_line(line))
+            size += len(line)
             if size > _CHUNK_BYTES: yield found; found, size = [], 0
     yield found
 
@@ -180,10 +186,28 @@ def stack_frames(frames):
         frames = [f.with_columns(pl.concat_list("score")) if k == pl.Float64 else f for f, k in zip(frames, kinds)]
     return pl.concat(frames, how="diagonal_relaxed")
 
-def segment_tables(path): # -> {"record": table, "feedback": table}, without those that have no row
+# %% ../../nbs/prediction_log/01_segments.ipynb #dc7d1b0f
+_NO_TABLE = UserError, OverflowError, TypeError, pl.exceptions.PolarsError
+
+def _tables_of(frame, lease_id, records): # -> tables, and the lines that make none
+    try: return [frame(lease_id, records)], []
+    except _NO_TABLE as e:
+        if len(records) == 1: return [], [DamagedLine(msgspec.json.encode(records[0]), str(e))]
+    half = len(records) // 2
+    first, second = (_tables_of(frame, lease_id, part) for part in (records[:half], records[half:]))
+    return first[0] + second[0], first[1] + second[1]
+
+# %% ../../nbs/prediction_log/01_segments.ipynb #f3d854a6
+_KINDS = ("record", PredictionRecord, record_frame), ("feedback", Feedback, feedback_frame)
+
+def segment_tables(path): # -> {"record": table, "feedback": table}, without those that have no row; and damaged lines
     "What a segment holds."
-    parts = {"record": [], "feedback": []}
+    parts, damaged = {"record": [], "feedback": []}, []
     for some in read_lines(path):
-        for kind, type_, frame in (("record", PredictionRecord, record_frame), ("feedback", Feedback, feedback_frame)):
-            if chosen := [r for r in some if type(r) is type_]: parts[kind].append(frame(lease_id_of(path), chosen))
-    return {kind: stack_frames(frames) for kind, frames in parts.items() if frames}
+        damaged += [x for x in some if type(x) is DamagedLine]
+        for kind, type_, frame in _KINDS:
+            if not (chosen := [r for r in some if type(r) is type_]): continue
+            tables, unfit = _tables_of(frame, lease_id_of(path), chosen)
+            parts[kind] += tables
+            damaged += unfit
+    return {kind: stack_frames(frames) for kind, frames in parts.items() if frames}, damaged

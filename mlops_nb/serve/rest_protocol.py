@@ -97,7 +97,7 @@ class FeedbackLabel(Struct, forbid_unknown_fields=True):
     "The true label of one row."
     id: Annotated[str, Meta(pattern=REQUEST_ID_PATTERN)] # of the request
     label: str | int | float | bool | None # null takes it back
-    row: Annotated[int, Meta(ge=0)] = 0 # of the request
+    row: Annotated[int, Meta(ge=0, lt=2**31)] = 0 # of the request
 
 class FeedbackRequest(Struct, forbid_unknown_fields=True):
     "What `:feedback` takes."

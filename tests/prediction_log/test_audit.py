@@ -30,12 +30,14 @@ def test_lines_that_are_gone_or_there_twice(finished):
     lines = path.read_text().splitlines(keepends=True)
     cases = [(lines[:4] + lines[6:], "Missing of the lines 20 to 29: 2"),
              (lines[3:], "Missing of the lines 20 to 29: 3"),
-             (lines + lines[-1:], "twice: 1"), (lines[:2] + ["{}\n"] + lines[3:], "line 3 is no record"),
-             (lines[:2] + ["\xff\n"] + lines[3:], "line 3 is no record")]
+             (lines + lines[-1:], "twice: 1"), (lines[:2] + ["{}\n"] + lines[3:], "damaged, and were left out: 1"),
+             (["\xff\r\n"] + lines[1:9] + ["\xff\r\n"], "damaged, and were left out: 2")]
     for changed, said in cases:
         path.write_text("".join(changed), encoding="latin-1")
         problems = audit_log(finished).problems
         assert len(problems) == 1 and said in problems[0], problems
+    compact_log(finished)
+    assert audit_log(finished).problems == problems
 
 
 def test_an_answer_written_twice(tmp_path):
@@ -85,6 +87,10 @@ def test_the_command(tmp_path):
     log.close()
     (tmp_path / "settings.ini").write_text("[log]\nretention_days = 36500\n")
     assert "3 rows are on record, no metrics are here" in typed("log", "audit")
-    assert "3 segments with 3 records and labels are Parquet now, 0 were too old" in typed("log", "compact")
+    damaged = segments(tmp_path / "predictions")[1]
+    damaged.write_bytes(b"nonsense\n" + damaged.read_bytes())
+    said = typed("log", "compact")
+    assert "3 segments with 3 records and labels are Parquet now, 0 were too old" in said
+    assert "1 damaged lines were set aside in predictions/damaged" in said
     next((tmp_path / "predictions").rglob("*.parquet")).unlink()
     assert isinstance(e := typed("log", "audit"), UserError) and "Missing of the lines" in str(e)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from support.prediction_logs import HOUR, NOON, Killed, answer, fill_up, ids, label, segments, sound
 
-from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.prediction_log.audit import audit_log
 from mlops_nb.prediction_log.compaction import compact_log
+from mlops_nb.prediction_log.reader import read_feedback
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 
 COMPACTOR = """
@@ -66,19 +67,27 @@ def test_a_compaction_stopped_at_each_of_its_writes(tmp_path, monkeypatch):
     assert 5 < stop < 99
 
 
-def test_a_damaged_line_stops_its_own_segment_only(tmp_path):
+def test_a_damaged_line_is_set_aside_and_stops_nothing(tmp_path):
+    "Also a segment that holds nothing else; retention removes what was set aside with the rest."
     log = PredictionLogWriter(tmp_path, 0)
-    for i in range(3): log.append(answer(f"r{i}", NOON + i * HOUR))
+    for i in range(4): log.append(answer(f"r{i}", NOON + i // 2 * HOUR))
+    log.append(label("r0", 1, NOON + 2 * HOUR, row=2**70)) # as an older server took it
+    log.append(answer("r4", NOON + 2 * HOUR))
     log.close()
-    path = segments(tmp_path)[1]
-    whole = path.read_bytes()
-    path.write_bytes(b"nonsense\n")
-    with pytest.raises(UserError, match=f"{path.name}, line 1 is no record"): compact_log(tmp_path)
-    assert path.read_bytes() == b"nonsense\n" and len(list(tmp_path.rglob("*.parquet"))) == 2
-    path.write_bytes(whole)
-    compact_log(tmp_path)
-    assert ids(tmp_path) == ["r0", "r1", "r2"]
-    sound(tmp_path)
+    first, second, _ = segments(tmp_path)
+    lines = first.read_bytes().splitlines(keepends=True)
+    first.write_bytes(lines[0] + b"nonsense\n")
+    second.write_bytes(b"\xff\n\xff\n")
+    assert ids(tmp_path) == ["r0", "r4"]
+    done = compact_log(tmp_path)
+    assert (done.segments, done.rows, done.damaged_lines) == (3, 2, 4)
+    assert ids(tmp_path) == ["r0", "r4"] and read_feedback(tmp_path).collect().is_empty()
+    assert (tmp_path / "damaged" / f"{first.stem}.jsonl").read_bytes() == b"nonsense\n"
+    problems = audit_log(tmp_path).problems
+    assert len(problems) == 3 and all("damaged, and were left out" in p for p in problems)
+    now = NOON / 1e6 + 30 * 86400
+    assert compact_log(tmp_path, retention_days=1, now_unix_seconds=now).removed_segments == 3
+    assert audit_log(tmp_path).problems == [] and not list(tmp_path.glob("damaged/*"))
 
 
 # ---- retention

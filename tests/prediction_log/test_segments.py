@@ -2,12 +2,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.prediction_logs import NOON, answer, label
+from support.prediction_logs import NOON, answer, label, segments
 
-from mlops_nb.core.errors import UserError
 from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.reader import read_log
-from mlops_nb.prediction_log.segments import complete_lines
+from mlops_nb.prediction_log.segments import complete_lines, segment_tables
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 
 
@@ -55,4 +54,15 @@ def test_a_record_that_makes_no_sense_is_not_written(tmp_path):
     log.append(answer("good"))
     log.append(answer("short", columns=dict(x=[1, 2])))
     log.close()
-    with pytest.raises(UserError, match="has 1 scores and 2 values of x"): compact_log(tmp_path)
+    path, = segments(tmp_path)
+    tables, (short,) = segment_tables(path)
+    assert tables["record"]["id"].to_list() == ["good"] and "has 1 scores and 2 values of x" in short.reason
+
+
+def test_a_line_that_makes_no_table_is_found_among_many(tmp_path):
+    log = PredictionLogWriter(tmp_path, 0)
+    for i in range(20): log.append(answer(f"r{i}", columns=dict(x=[10**400 if i in (0, 7, 19) else 1.5])))
+    log.close()
+    tables, damaged = segment_tables(segments(tmp_path)[0])
+    assert tables["record"]["id"].to_list() == [f"r{i}" for i in range(20) if i not in (0, 7, 19)]
+    assert [b'"id":"r%d"' % i in d.line for i, d in zip((0, 7, 19), damaged, strict=True)] == [True] * 3
