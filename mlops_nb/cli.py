@@ -488,7 +488,8 @@ def log_compact_command():
     print(f"{log.folder}: {done.segments} segments with {done.rows:,} records and labels are Parquet now, "
           f"{done.removed_segments} were too old and removed.")
     if done.damaged_lines:
-        print(f"{done.damaged_lines:,} damaged lines were set aside in {Path(log.folder) / 'damaged'}; look at them there.")
+        aside = Path(log.folder) / "damaged"
+        print(f"{done.damaged_lines:,} damaged lines were set aside in {aside}; look at them there.")
 
 # %% ../nbs/92_cli.ipynb #106247a3
 @log_app.command("audit")
