@@ -55,7 +55,8 @@ def figure_html(
     svg = svg.replace(' xmlns="http://www.w3.org/2000/svg"', '')
     svg = svg.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
     for name, colour in LIGHT_PALETTE.items(): svg = svg.replace(colour, f"var(--{name}, {colour})")
-    svg = svg.replace('<svg', f'<svg role="img" aria-label="{escape(title)}"', 1)
+    wide = ' class="wide"' if fig.get_figwidth() > 5 else '' # on a phone it scrolls, and its letters stay readable
+    svg = svg.replace('<svg', f'<svg{wide} role="img" aria-label="{escape(title)}"', 1)
     note = f"<small>{escape(note)}</small>" if note else ''
     return Html(f"<figure><figcaption>{escape(title)}{note}</figcaption>{svg}</figure>")
 

@@ -54,6 +54,7 @@ def table(
     rows: list[dict] | pl.DataFrame, # Each row `{heading: value}`; all with the same headings
     caption: str = '',
     max_rows: int = 0, # Show at most this many rows and say how many there are; 0 = all
+    stacked: bool = False, # On a phone each row becomes a block of its own, so that nothing lies outside the screen
 ) -> Html:
     "A table."
     rows = rows.to_dicts() if isinstance(rows, pl.DataFrame) else rows
@@ -64,9 +65,10 @@ def table(
     numeric = {h for h in rows[0] if all(isinstance(r[h], (int, float, type(None))) for r in rows)}
     kind = {h: ' class=n' if h in numeric else '' for h in rows[0]}
     head = ''.join(f"<th{kind[h]} scope=col>{escape(h)}</th>" for h in rows[0])
-    cells = lambda r: ''.join(f"<td{kind[h]}>{cell_html(x)}</td>" for h, x in r.items())
+    name = lambda h: f' data-heading="{escape(h)}"' if stacked else ''
+    cells = lambda r: ''.join(f"<td{kind[h]}{name(h)}>{cell_html(x)}</td>" for h, x in r.items())
     body = ''.join(f"<tr>{cells(r)}</tr>" for r in shown)
-    label = f' aria-label="{escape(caption)}"' if caption else ''
+    label = (' class="stacked"' if stacked else '') + (f' aria-label="{escape(caption)}"' if caption else '')
     above = f'<p class="caption">{escape(caption)}</p>' if caption else ''
     inner = f"<table{label}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return Html(f'{above}<div class="scroll" tabindex="0">{inner}</div>')
