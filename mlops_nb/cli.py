@@ -314,23 +314,31 @@ def _open_predictor(bundle):
 # %% ../nbs/92_cli.ipynb #37a47da2
 @app.command("score")
 def score_command(
-    source: Annotated[Path, typer.Argument(help="A Parquet file of rows, or a folder of such files.")],
-    target: Annotated[Path | None, typer.Argument(help="The Parquet file, or the folder, to write.")] = None,
+    source: Annotated[Path, typer.Argument(help="A file of rows (Parquet, CSV, JSON lines ...), or a folder of files.")],
+    target: Annotated[Path | None, typer.Argument(
+        help="The file, or the folder, to write: Parquet, or CSV where the name of the file ends in .csv.")] = None,
     lookup_table: Annotated[bool, typer.Option(
         "--lookup-table", help="Write the newest score of each entity instead, where a server looks it up.")] = False,
     bundle: _BundleOption = None,
+    separator: _SeparatorOption = None,
+    encoding: _EncodingOption = None,
+    skip: _SkipOption = None,
+    comment: _CommentOption = None,
+    table: Annotated[str | None, typer.Option(help="A sheet of a workbook.")] = None,
 ):
     "Score files of any size; a run that was killed goes on where it was."
     from mlops_nb.batch.batch_scoring import quarantine_path, score_files, score_lookup_table
+    from mlops_nb.data.sources import ReadOptions
     if (target is None) != lookup_table: raise UserError("say where the scores go: a target, or --lookup-table.")
-    predictor = _open_predictor(bundle)
+    predictor, how = _open_predictor(bundle), ReadOptions(separator, encoding, table, None, skip, comment)
     if lookup_table:
         from mlops_nb.bundle.store import lookup_table_path
         from mlops_nb.config.settings import read_settings
         target = lookup_table_path(predictor.id, read_settings(Path(".")).release.lookup_tables)
-        print(f"{target}: {score_lookup_table(predictor, source, target):,} entities scored by {predictor.id[:12]}.")
+        n_entities = score_lookup_table(predictor, source, target, options=how)
+        print(f"{target}: {n_entities:,} entities scored by {predictor.id[:12]}.")
     else:
-        done = score_files(predictor, source, target)
+        done = score_files(predictor, source, target, options=how)
         broken = f"; {done.n_quarantined:,} of them broke the schema, see {quarantine_path(target)}"
         print(f"{target}: {done.n_rows:,} rows scored by {predictor.id[:12]}{broken if done.n_quarantined else ''}.")
 

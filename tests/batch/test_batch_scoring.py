@@ -12,11 +12,18 @@ from support import server as serving
 from support import trained_project as modelling
 from support.memory import peak_mib
 
-from mlops_nb.batch.batch_scoring import quarantine_path, score_files, score_lookup_table
+from mlops_nb.batch.batch_scoring import (
+    quarantine_path,
+    read_row_batches,
+    score_files,
+    score_lookup_table,
+    scoring_schema,
+)
 from mlops_nb.config.schema import Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.data.sources import ReadOptions, find_sources
 from mlops_nb.model.predictor import Predictor
 
 
@@ -60,6 +67,81 @@ def test_text_is_scored_as_the_schema_says_that_it_is_written(made, tmp_path):
     predictor.schema = msgspec.structs.replace(predictor.schema, columns=columns)
     assert score_files(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet").n_quarantined == 0
     assert numbers and pl.read_parquet(tmp_path / "out.parquet").equals(want)
+
+
+def test_text_is_scored_as_parquet_is(binary, tmp_path):
+    wrong = pl.when(pl.int_range(300) % 100 == 7).then(1000).otherwise("count")
+    frame = modelling.rows(300, seed=3).with_columns(count=wrong)
+    frame.write_parquet(tmp_path / "in.parquet")
+    frame.write_csv(tmp_path / "in.csv", separator=";")
+    frame.write_ndjson(tmp_path / "in.jsonl")
+    done = score_files(binary, tmp_path / "in.parquet", tmp_path / "out.parquet", 64)
+    want = pl.read_parquet(tmp_path / "out.parquet")
+    refused = pl.read_parquet(quarantine_path(tmp_path / "out.parquet"))
+    for name in ("in.csv", "in.jsonl"):
+        assert score_files(binary, tmp_path / name, tmp_path / f"{name}.parquet", 64) == done
+        assert pl.read_parquet(tmp_path / f"{name}.parquet").equals(want)
+        found = pl.read_parquet(quarantine_path(tmp_path / f"{name}.parquet"))
+        assert found.select("_row", "_reasons").equals(refused.select("_row", "_reasons"))
+        assert set(found["_source"]) == {name}
+    assert score_files(binary, tmp_path / "in.csv", tmp_path / "out.csv", 64) == done
+    read = pl.read_csv(tmp_path / "out.csv", schema=want.schema)
+    assert read.equals(want) and quarantine_path(tmp_path / "out.csv").name == "out.csv.quarantined.parquet"
+
+
+def test_a_folder_of_several_formats(made, binary, tmp_path):
+    frame = modelling.rows(90, seed=3)
+    for name in ("a.parquet", "b.csv", "b.jsonl", "known=true/c.csv", "known=true/d.parquet"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        part = frame.drop("known") if "=" in name else frame
+        getattr(part, f"write_{name.split('.')[-1].replace('jsonl', 'ndjson')}")(tmp_path / "in" / name)
+    for _ in range(2): assert score_files(binary, tmp_path / "in", tmp_path / "out", 40).n_rows == 450
+    want = binary.score_frame(frame)
+    for name in ("a.parquet", "b.csv.parquet", "b.jsonl.parquet"):
+        assert pl.read_parquet(tmp_path / "out" / name).equals(want)
+    known = binary.score_frame(frame.with_columns(known=True))
+    for name in ("c.csv.parquet", "d.parquet"):
+        assert pl.read_parquet(tmp_path / "out/known=true" / name, glob=False, hive_partitioning=False).equals(known)
+
+
+def test_a_text_file_is_gone_on_with_at_the_same_rows(binary, tmp_path):
+    modelling.rows(400).write_csv(tmp_path / "in.csv")
+    score_files(binary, tmp_path / "in.csv", tmp_path / "whole.parquet", 100)
+    ask, asked = binary.score_frame, []
+    def breaks(frame):
+        asked.append(frame["_row"][0])
+        if fails and frame["_row"][0] == 200: raise OSError("the disk is gone")
+        return ask(frame)
+    binary.score_frame, fails = breaks, True
+    with pytest.raises(OSError): score_files(binary, tmp_path / "in.csv", tmp_path / "out.parquet", 100)
+    fails = False
+    assert score_files(binary, tmp_path / "in.csv", tmp_path / "out.parquet", 100).n_resumed_chunks == 2
+    assert asked == [0, 100, 200, 200, 300]
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_after_the_last_chunk_there_is_nothing_to_read(binary, tmp_path):
+    modelling.rows(200).write_csv(tmp_path / "in.csv")
+    source, = find_sources(tmp_path / "in.csv")
+    schema = scoring_schema(binary)
+    assert [len(b) for b in read_row_batches(source, schema, 100)] == [100, 100]
+    assert not list(read_row_batches(source, schema, 100, skip_rows=200))
+
+
+def test_what_text_a_file_is_can_be_said_and_what_is_no_table_is_refused(binary, tmp_path):
+    frame = modelling.rows(60)
+    text = "Export of June\nfor the shop\n" + frame.write_csv(separator="|")
+    (tmp_path / "in.txt").write_text(text)
+    how = ReadOptions(separator="|", skip=2)
+    score_files(binary, tmp_path / "in.txt", tmp_path / "out.parquet", options=how)
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(binary.score_frame(frame))
+    (tmp_path / "in.txt").write_text(text.replace("|", "|'", 1)[:-5])
+    with pytest.raises(UserError, match="fields where the header has"):
+        score_files(binary, tmp_path / "in.txt", tmp_path / "out.parquet", options=how)
+    frame.write_csv(tmp_path / "in.csv")
+    for name in ("out.xlsx", "out.jsonl", "out.csv.gz"):
+        with pytest.raises(UserError, match="would be written as Parquet"):
+            score_files(binary, tmp_path / "in.csv", tmp_path / name)
 
 
 def test_threads_do_not_change_a_byte(made, tmp_path):
@@ -180,8 +262,9 @@ def test_what_is_wrong_with_a_file_is_said_and_nothing_is_left(binary, tmp_path)
     (tmp_path / "folder").mkdir()
     frame.drop("x").write_parquet(tmp_path / "lacks.parquet")
     frame.with_columns(when=pl.lit(1)).write_parquet(tmp_path / "retyped.parquet")
-    for name, said in {"none.parquet": "does not exist", "cut.parquet": "as Parquet", "empty.parquet": "as Parquet",
-                       "folder": "no Parquet file", "lacks.parquet": r"'x' \(number\) is missing",
+    for name, said in {"none.parquet": "does not exist", "cut.parquet": "as Parquet",
+                       "empty.parquet": "is empty; send it again",
+                       "folder": "holds no file to read", "lacks.parquet": r"'x' \(number\) is missing",
                        "retyped.parquet": "'when' .timestamp. is retyped to Int32"}.items():
         with pytest.raises(UserError, match=said) as e: score_files(binary, tmp_path / name, target, 50)
         assert "\n" not in str(e.value) and not (target.parent.exists() and list(target.parent.iterdir()))
