@@ -6,6 +6,7 @@
 __all__ = ['store_bundle', 'find_bundle', 'lookup_table_path']
 
 # %% ../../nbs/bundle/04_store.ipynb #939a35d9
+import re
 import shutil
 from pathlib import Path
 
@@ -27,12 +28,15 @@ def store_bundle(
     return place
 
 # %% ../../nbs/bundle/04_store.ipynb #9382876d
+def _is_inside(path, store): return path.is_dir() and path.resolve().parent == store.resolve()
+
 def find_bundle(
     bundle_id: str, # As `open_bundle(…).id` gives it, or its first characters
     store: str | Path,
 ) -> Path: # The bundle's folder
     "Find a bundle. Raises `UserError` when none, or more than one, begins with `bundle_id`."
-    found = sorted(p for p in Path(store).glob(f"{bundle_id}*") if p.is_dir()) if bundle_id else []
+    store, is_id = Path(store), re.fullmatch("[0-9a-f]{1,64}", bundle_id)
+    found = sorted(p for p in store.glob(f"{bundle_id}*") if _is_inside(p, store)) if is_id else []
     if len(found) == 1: return found[0]
     if found: raise UserError(f"{len(found)} bundles in {store} begin with {bundle_id}; give more characters.")
     raise UserError(f"{store} holds no bundle {bundle_id}; "

@@ -306,9 +306,12 @@ def predict_and_decide(self:Predictor,
 def open(cls:Predictor,
     path: str | Path, # A bundle folder
     threads: int = 1, # For many rows
+    bundle_id: str = '', # What its id must begin with
 ) -> Predictor:
-    "The predictor of a bundle; raises `UserError` if a byte of the bundle was changed."
+    "The predictor of a bundle; raises `UserError` if a byte of it was changed, or it is another than `bundle_id`."
     verified, path = verify_manifest(path), Path(path)
+    if not verified.id.startswith(bundle_id):
+        raise UserError(f"{path} holds the bundle {verified.id[:12]}, another than its name says; fetch it again.")
     for names in ({'schema.json'}, {'features.py'}, {'encoder.json'}, {'policy.json'}, MODEL_LOADERS.keys()):
         if not names & verified.manifest.files.keys():
             raise UserError(f"{path} holds no {' or '.join(names)}, so it is no bundle of a model; "

@@ -166,10 +166,8 @@ class LoadedModel:
         bundle_id: str, # As the plan gives it, or its beginning
         max_rows: int, # Of a request
     ):
-        self.predictor = Predictor.open(path)
+        self.predictor = Predictor.open(path, bundle_id=bundle_id)
         self.id, schema = self.predictor.id, self.predictor.schema
-        if not self.id.startswith(bundle_id):
-            raise UserError(f"{path} holds the bundle {self.id[:12]}, another than its name says; fetch it again.")
         if wrong := check_golden_examples(path, self.predictor):
             raise UserError(f"{path} does not answer as it did when it was packed: {wrong}")
         self.decoder = RequestDecoder(self.predictor, max_rows)

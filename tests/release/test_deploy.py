@@ -94,7 +94,9 @@ def test_get_by_the_first_characters(tmp_path):
     for name in ("aab", "aac"): (tmp_path / name).mkdir()
     assert find_bundle("aab", tmp_path).name == "aab"
     with pytest.raises(UserError, match="2 bundles"): find_bundle("aa", tmp_path)
-    for name in ("b", ""):
+    (tmp_path / "elsewhere/aad").mkdir(parents=True)
+    (tmp_path / "b0").symlink_to(tmp_path / "elsewhere/aad")
+    for name in ("b", "", "elsewhere/aad", f"../{tmp_path.name}/aab", "a*b", "b0"):
         with pytest.raises(UserError, match="holds no bundle"): find_bundle(name, tmp_path)
 
 

@@ -147,6 +147,16 @@ def renamed(project, made):
     return [Variant("b", "0" * 64)]
 
 
+def strange(project, made, place):
+    "A bundle whose hashes are right, and whose code leaves a trace where it is run."
+    folder = project / "bundles" / place
+    shutil.copytree(project / "bundles" / made[2], folder)
+    code = folder / "features.py"
+    code.write_text(f"open({str(project / 'was run')!r}, 'w').close()\n" + code.read_text())
+    write_manifest(folder)
+    return [Variant("b", place)]
+
+
 def emptied(project, made):
     for file in (project / "bundles" / made[2]).iterdir(): file.unlink()
     return [Variant("b", made[2])]
@@ -157,7 +167,9 @@ REFUSED = [(damaged, "changed after the bundle was made"), (missing, "holds no b
            (emptied, "is not a bundle"), (lambda p, m: [Variant("b", changed(p, m[2]))], "when the bundle was packed"),
            (lambda p, m: [Variant("a", m[1]), Variant("s", changed(p, m[2]), mode="shadow")],
             "when the bundle was packed"),
-           (lambda p, m: [Variant("b", "")], "holds no bundle")]
+           (lambda p, m: [Variant("b", "")], "holds no bundle"),
+           (lambda p, m: strange(p, m, "../elsewhere/evil"), "holds no bundle"),
+           (lambda p, m: strange(p, m, "0" * 64), "another than its name says")]
 
 
 @pytest.mark.parametrize("spoil, words", REFUSED)
@@ -174,7 +186,7 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
     assert manager.endpoints["rows"].plan.revision == 1 and ask(manager, some(1)).bundle == made[1]
     plan(project, Variant("a2", made[1]), revision=3)
     until(lambda: manager.endpoints["rows"].plan.revision == 3, "in force")
-    assert not manager.rejected_plans
+    assert not manager.rejected_plans and not (project / "was run").exists()
 
 
 @pytest.mark.parametrize("text, words", [('{"endpoint": "rows", "rev', "cannot be read"), ("", "cannot be read"),
