@@ -105,8 +105,8 @@ def residual_histogram(
     scores: np.ndarray, # (n,) finite predictions
     n_bins: int = 40,
 ) -> pl.DataFrame: # from, to, n_rows
-    "How many rows have a residual (predicted − true) in each bin; the first and the last bin hold all beyond."
-    residual = scores - y
+    "How many rows have a residual (true − predicted) in each bin; the first and the last bin hold all beyond."
+    residual = y - scores
     low, high = np.quantile(residual, (.01, .99)) if len(y) else (0., 1.)
     n_rows, edges = np.histogram(np.clip(residual, low, high), n_bins, (low, high))
     return pl.DataFrame({'from': edges[:-1], 'to': edges[1:], 'n_rows': n_rows})
@@ -119,9 +119,9 @@ def residuals_by_prediction(
     scores: np.ndarray, # (n,) finite predictions
     n_bins: int = 10,
 ) -> pl.DataFrame: # bin, n_rows, predicted, mean, q05, q25, q50, q75, q95
-    "Quantiles of the residual (predicted − true), by quantile bin of the prediction."
+    "Quantiles of the residual (true − predicted), by quantile bin of the prediction."
     names = [f'q{100 * q:02.0f}' for q in RESIDUAL_QUANTILES]
-    rows = pl.DataFrame({'bin': quantile_bins(scores, n_bins), 'predicted': scores, 'residual': scores - y})
+    rows = pl.DataFrame({'bin': quantile_bins(scores, n_bins), 'predicted': scores, 'residual': y - scores})
     quantiles = [pl.col('residual').quantile(q, 'linear').alias(name) for q, name in zip(RESIDUAL_QUANTILES, names)]
     return rows.group_by('bin').agg(pl.len().alias('n_rows'), pl.mean('predicted'), pl.mean('residual').alias('mean'),
                                     *quantiles).sort('bin')
