@@ -12,7 +12,7 @@ FOLDERS = ["cli", "scaffold", "pipeline", "examples", "control", "report", "batc
 LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
 CORE = {"core.errors", "core.files", "core.typed_yaml", "core.manifest", "config.values", "config.schema",
         "config.project", "bundle.bundle", "bundle.store", "model.lightgbm_text", "model.calibrators", "model.policy",
-        "model.booster", "model.tree_shap", "model.predictor", "model.net",
+        "model.booster", "model.tree_shap", "model.dataframes", "model.predictor", "model.net",
         "model.features", "model.encoder", "model.network"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 

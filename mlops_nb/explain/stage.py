@@ -31,9 +31,9 @@ from mlops_nb.explain.attributions import (
 from .interactions import pairwise_interactions, partial_dependence_2d
 from .local_surrogate import fit_local_surrogate, robust_range
 from ..model.booster import Booster
+from ..model.dataframes import cast_to_schema
 from ..model.lightgbm_text import gain_importance
 from ..model.policy import Policy
-from ..model.predictor import cast_to_schema
 
 # %% ../../nbs/explain/03_stage.ipynb #57efcb3c
 class AttributionError(Struct):

@@ -29,7 +29,8 @@ from mlops_nb.explain.counterfactuals import (
     value_changes,
 )
 from .local_surrogate import json_value
-from ..model.predictor import Predictor, cast_to_schema
+from ..model.dataframes import cast_to_schema
+from ..model.predictor import Predictor
 
 # %% ../../nbs/explain/05_what_if.ipynb #39e89e08
 def parse_values(

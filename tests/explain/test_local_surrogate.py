@@ -19,9 +19,10 @@ from mlops_nb.explain.local_surrogate import (
     round_significant,
     scaled_differences,
 )
+from mlops_nb.model.dataframes import cast_to_schema
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
-from mlops_nb.model.predictor import Predictor, cast_to_schema
+from mlops_nb.model.predictor import Predictor
 from mlops_nb.train.stage import open_trained_predictor
 
 # distances

@@ -17,10 +17,11 @@ from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.config.params import EncoderParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.calibrators import PlattCalibrator, TemperatureCalibrator
+from mlops_nb.model.dataframes import cast_to_schema
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
 from mlops_nb.model.policy import Policy
-from mlops_nb.model.predictor import Predictor, cast_to_schema
+from mlops_nb.model.predictor import Predictor
 from mlops_nb.train.stage import open_trained_predictor
 
 
