@@ -9,6 +9,7 @@ __all__ = ['write_json', 'read_json', 'convert_typed', 'refuse_renamed', 'read_y
 import hashlib
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -18,9 +19,13 @@ from .errors import UserError, did_you_mean
 from .files import atomic_file
 
 # %% ../../nbs/core/02_typed_yaml.ipynb #dd1b2909
-def write_json(path: str | Path, obj) -> Path:
+def write_json(path: str | Path, obj,
+    mode: int | None = None, # The rights of the file, such as 0o600; None: those that the umask gives
+) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
-    with atomic_file(path) as tmp: tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
+    with atomic_file(path) as tmp:
+        if mode is not None: tmp.chmod(mode)
+        tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
     return Path(path)
 
 def read_json(
@@ -75,11 +80,23 @@ def convert_typed(
         return dict(zip(map(str, value), each(value.items(), *item)))
     return _convert_scalar(value, type, file, key_path, strict)
 
+# %% ../../nbs/core/02_typed_yaml.ipynb #5853533b
+@cache
+def _fields(struct): return msgspec.structs.fields(struct)
+
+def _holds_struct(type): return _is_struct(type) or any(map(_holds_struct, get_args(type)))
+
+@cache
+def _is_flat(struct): # and one in which msgspec refuses misspelt keys
+    return struct.__struct_config__.forbid_unknown_fields and not any(_holds_struct(f.type) for f in _fields(struct))
+
 # %% ../../nbs/core/02_typed_yaml.ipynb #48dbc44c
 def _convert_struct(value, struct, file, key_path, strict):
     where, value = _where(file, key_path), {} if value is None else value
     if not isinstance(value, dict): raise UserError(f"{where} is {value!r}, but a section with keys is expected.")
-    fields = {f.name: f for f in msgspec.structs.fields(struct)}
+    if _is_flat(struct):
+        with suppress(msgspec.ValidationError): return msgspec.convert(value, struct, strict=strict)
+    fields = {f.name: f for f in _fields(struct)}
     for key in value:
         if key not in fields: raise UserError(f"{where}: there is no key {key!r}{did_you_mean(key, fields)}")
     for f in fields.values():
@@ -200,7 +217,7 @@ def yaml_lines(
     lines, comments = [], comments or {}
     def line(key, value, comment):
         lines.append(f"{indent}{key}:{value and ' ' + value}{comment and '  # ' + _escape(comment)}")
-    fields = msgspec.structs.fields(obj)
+    fields = _fields(type(obj))
     for f in sorted(fields, key=lambda f: get_origin(f.type) is dict): # the long ones last
         value = getattr(obj, f.name)
         if type(obj).__struct_config__.omit_defaults and not f.required and value == _default(f): continue
