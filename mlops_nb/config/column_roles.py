@@ -225,11 +225,13 @@ def propose_role(
 ) -> ColumnRole:
     "What a column is for."
     if profile.missing == profile.rows: return ColumnRole("no value at all")
-    if profile.distinct <= 1: return ColumnRole("the same value everywhere")
+    filled = profile.rows - profile.missing
+    if profile.distinct <= 1 and (type == "timestamp" or not 0.01 < filled / profile.rows < 0.99):
+        return ColumnRole("the same value everywhere")
+    if profile.distinct <= 1: return ColumnRole(checks=["one value or nothing; does a blank mean no?"])
     sensitive = type not in ("text", "timestamp") and is_sensitive_name(name)
     alike = ["sensitive, if its groups are to be treated alike"] if sensitive else []
     if type in ("timestamp", "boolean"): return ColumnRole(sensitive=sensitive, checks=alike)
-    filled = profile.rows - profile.missing
     distinct = form.distinct if form and form.rows >= filled else profile.distinct
     each = filled / max(distinct, 1)
     reason, kind = _identifier_reason(name, type, each, distinct, form)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_COUNTED_CELLS', 'ColumnProfile', 'bound_distinct', 'profile_columns', 'infer_range', 'infer_task',
-           'order_classes', 'infer_task_and_classes', 'find_sentinels', 'InferredSchema', 'infer_schema']
+           'order_classes', 'infer_task_and_classes', 'InferredSchema', 'infer_schema']
 
 # %% ../../nbs/config/07_schema_inference.ipynb #a5dbe0ae
 import math
@@ -15,8 +15,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .column_roles import ColumnRole, choose_entity, is_code, profile_forms, propose_role, wants_form
-from .format_inference import TextReading, infer_text_formats
+from .format_inference import TextReading, infer_text_formats, unit_of
 from .schema import Column, Schema, expression_columns, is_expression
+from .sentinels import find_sentinels, without_values
 from .values import KNOWN_MISSING, class_label_expr, is_missing_expr, known_spellings, parse_value_expr
 from ..core.errors import UserError, did_you_mean
 
@@ -244,38 +245,14 @@ def _spelling_checks(domain):
              for b in known_spellings([a], domain[i + 1:]).values()]
     return [f"{', '.join(twice[:3])} differ only in how they are spelled; are they one?"] if twice else []
 
-# %% ../../nbs/config/07_schema_inference.ipynb #cad1f6a4
-def _without(value, s): return pl.when(pl.all_horizontal(value != x for x in s)).then(value)
-
-_SENTINELS = {sign * (10**k - 1) for k in range(1, 10) for sign in (-1, 1)} - {9}
-
-def find_sentinels(
-    read: pl.LazyFrame, # Typed columns
-    profiles: dict[str, ColumnProfile],
-) -> dict[str, list[int]]: # By column: values that stand alone, far from the rest
-    "Values such as -999 that probably mean \"missing\"."
-    suspects = {n: [int(x) for x in (p.min, p.max) if type(x) in (int, float) and x in _SENTINELS] for n,
-                p in profiles.items()}
-    suspects = {n: s for n, s in suspects.items() if s and profiles[n].distinct > 5}
-    def figures(n, s):
-        value = pl.col(n)
-        rest = _without(value, s)
-        return [rest.min().alias(f"{n} low"), rest.max().alias(f"{n} high"),
-                *((value == x).sum().alias(f"{n} {x}") for x in s)]
-    if not suspects: return {}
-    found = read.select(e for n,
-                        s in suspects.items() for e in figures(n, s)).collect(engine="streaming").row(0, named=True)
-    def alone(n, x):
-        low, high = found[f"{n} low"], found[f"{n} high"]
-        return found[f"{n} {x}"] > 1 and max(low - x, x - high) > max(high - low, 1)
-    return {n: kept for n, s in suspects.items() if (kept := [x for x in s if alone(n, x)])}
-
 # %% ../../nbs/config/07_schema_inference.ipynb #7bb13605
-def _column(type, reading, sentinels):
+def _column(type, reading, sentinels=()):
     "A column with its type, and how its text is read."
     if reading is None: return Column(type, missing_values=[*map(str, sentinels)])
     words = [*reading.missing_values, *map(str, sentinels)]
-    return Column(type, format=reading.format, time_zone=reading.time_zone, missing_values=words)
+    unit = unit_of(reading.format) if type in ("integer", "number") else ""
+    return Column(type, format=reading.format, time_zone=reading.time_zone, missing_values=words,
+                  doc=f"in {unit}" if unit else "")
 
 def _propose_column(name, column, profile, form, domain, excluded):
     "The column with what the data suggests, and its role."
@@ -312,15 +289,17 @@ def _column_comment(column, profile, reading, role):
     if reading.n_unread:
         such = ", ".join(repr(v[:20]) for v in reading.unread)
         parts.append(f"{reading.n_unread:,} unreadable values will be quarantined, such as {such}")
+    if column.doc: parts.append(column.doc)
     parts += [f"not a feature: {role.reason}"] if role.reason else []
     return "; ".join(parts + [f"CHECK: {check}" for check in role.checks])
 
 # %% ../../nbs/config/07_schema_inference.ipynb #80130f0b
 def _set_sentinels_aside(read, profiles):
-    "Read values such as -999 as missing: the frame, the profiles without them, and the values by column."
+    "Read values such as -999 as missing: the frame, the profiles without them, and what was found by column."
     sentinels = find_sentinels(read, profiles)
-    read = read.with_columns(_without(pl.col(n), s) for n, s in sentinels.items())
-    return read, profiles | (profile_columns(read.select([*sentinels])) if sentinels else {}), sentinels
+    aside = {n: s.missing for n, s in sentinels.items() if s.missing}
+    read = read.with_columns(without_values(pl.col(n), values) for n, values in aside.items())
+    return read, profiles | (profile_columns(read.select([*aside])) if aside else {}), sentinels
 
 # %% ../../nbs/config/07_schema_inference.ipynb #84614ce8
 _NO_TEXT = TextReading("")
@@ -328,9 +307,7 @@ _NO_TEXT = TextReading("")
 def _add_checks(roles, readings, domains, sentinels, codes):
     "Add to the roles what a reviewer has to check of their columns."
     for n, role in roles.items(): role.checks += [*readings.get(n, _NO_TEXT).checks, *_spelling_checks(domains.get(n))]
-    for n, values in sentinels.items():
-        which = ", ".join(map(str, values))
-        roles[n].checks.append(f"{which} taken for missing, as it stands alone, far from all other values")
+    for n, found in sentinels.items(): roles[n].checks += found.checks
     for n in codes: roles[n].checks.append("whole numbers taken as codes, not as amounts")
 
 def _text_kept(reading, type): # a number that became a code is read as it is written
@@ -348,7 +325,8 @@ def _infer_columns(frame, readings, exclude, target, fixed):
     forms = _forms_of_values(read, types, profiles)
     codes = [n for n, p in profiles.items() if n not in fixed and is_code(n, types[n], p, forms.get(n))]
     types |= dict.fromkeys(codes, "category")
-    columns = {n: _column(types[n], _text_kept(readings.get(n), types[n]), sentinels.get(n, [])) for n in profiles}
+    columns = {n: _column(types[n], _text_kept(readings.get(n), types[n]),
+                          sentinels[n].missing if n in sentinels else ()) for n in profiles}
     domains = _domains(read, types, profiles)
     proposed = {n: _propose_column(n, c, profiles[n], None if n in target else forms.get(n), domains.get(n),
                                    n in exclude)
@@ -422,7 +400,7 @@ def _with_time(frame, time, readings):
     name = "time_of_event" if "event_time" in types else "event_time"
     for n in expression_columns(time):
         if n not in types: raise UserError(f"time \"{time}\": there is no column '{n}'{did_you_mean(n, types)}")
-    parts = {n: _column(_infer_type(ColumnProfile(1), types[n], readings.get(n)), readings.get(n), [])
+    parts = {n: _column(_infer_type(ColumnProfile(1), types[n], readings.get(n)), readings.get(n))
              for n in expression_columns(time)}
     frame = Schema("", "regression", name, parts | {name: Column("timestamp", computed=time)}).with_computed(frame)
     if frame.select(pl.col(name).is_null().all()).collect().item():

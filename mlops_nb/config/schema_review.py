@@ -48,6 +48,7 @@ def review_columns(
     out, roles = [], _roles(schema, split_column)
     for name, column in schema.columns.items():
         seen, reason, checks = split_comment(comments.get(name, ""))
+        if column.type == "timestamp": reason = reason or "a time, which no model reads by itself"
         role = roles.get(name) or f"left out{reason and f': {reason}'}"
         out.append(ReviewedColumn(name, column.type, role + (", sensitive" if column.sensitive else ""), seen,
                                   "; ".join(checks)))

@@ -230,3 +230,11 @@ def test_real_columns_keep_their_place(name, real_data):
     s = found.schema
     assert (len(s.feature_columns), s.sensitive_columns, s.entity) == (n_features, sensitive, None)
     assert [n for n, c in s.columns.items() if "taken as codes" in found.comments[n]] == codes
+
+
+@pytest.mark.parametrize("missing, feature", [(0, False), (3, False), (500, True), (997, False)])
+def test_one_value_or_nothing_is_a_flag(missing, feature):
+    frame = pl.LazyFrame({"x": ["yes"] * (1000 - missing) + [None] * missing, "y": [0, 1] * 500})
+    schema = infer_schema(frame, "t", "y")
+    assert schema.schema.columns["x"].feature == feature
+    assert ("does a blank mean no?" in schema.comments["x"]) == feature

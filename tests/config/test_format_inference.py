@@ -46,6 +46,15 @@ D = dt.datetime
     (["31.01.2021 10:00:00.250", "01.02.2021 10:00:00"], "timestamp", "%d.%m.%Y %H:%M:%S%.f",
      D(2021, 1, 31, 10, 0, 0, 250_000)),
     (["31.01.2021 10:00:00+01:00", "01.02.2021 10:00:00+02:00"], "timestamp", "%d.%m.%Y %H:%M:%S%z", D(2021, 1, 31, 9)),
+    (["21.5 °C", "-3.0 °C"], "number", "1234.5 °C", 21.5), (["5 kg", "1.250,5 kg"], "number", "1.234,5 kg", 5.0),
+    (["120km/h", "80 km/h"], "integer", "1234.5 km/h", 120),
+    (["36 months", "60 months"], "integer", "1234.5 months", 36),
+    (["1. März 2021", "31. Dez. 2021"], "timestamp", "%d. %b %Y", D(2021, 3, 1)),
+    (["1 févr. 2021", "31 août 2021"], "timestamp", "%d %b %Y", D(2021, 2, 1)),
+    (["1 mei 2021", "3 okt 2021", *["4 jan 2021"] * 9], "timestamp", "%d %b %Y", D(2021, 5, 1)),
+    (["1 de março de 2021", "5 de mayo de 2021"], "timestamp", "%d de %b de %Y", D(2021, 3, 1)),
+    (["1-ENE-21", "31-ago-21"], "timestamp", "%d-%b-%y", D(2021, 1, 1)),
+    (["1 gennaio 2021", "2 września 2021"], "timestamp", "%d %b %Y", D(2021, 1, 1)),
     (["True", "FALSE", "true"], "boolean", None, True)])
 def test_numbers_and_times_as_people_write_them(values, type, format, first):
     found = reading(values)
@@ -56,7 +65,9 @@ def test_numbers_and_times_as_people_write_them(values, type, format, first):
 @pytest.mark.parametrize("values", [
     ["007", "12"], ["256.10", "V20", "E849"], ["54E4", "A17", "2.10"], ["9" * 20, "1"], ["1.2.3", "1.2.4"],
     ["True", "False", "Maybe"],
-    ["1234567890123456789", "2.5"], ["5 kg", "7 kg"], ["$5", "€7"], ["12-05", "13-05"], ["10:30", "11:45"],
+    ["1234567890123456789", "2.5"], ["5 kg", "7 g"], ["5 A4", "7 A4"], ["17A", "18A"],
+    ["10 am", "11 am"], ["2 rooms", "3 rooms", "1 room"],
+    ["$5", "€7"], ["12-05", "13-05"], ["10:30", "11:45"],
     ["2023-02-30", "x"],
     ["DE44 5001", "DE45 5002"], ["yes", "no"], ["54E4", "12E3"],
     ["660 123 456", "664 555 123"]])
