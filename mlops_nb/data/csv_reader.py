@@ -70,18 +70,23 @@ def _widths(source, separator):
     records = _csv_records(structs.replace(source, separator=separator))
     return [(len(row), line) for _, line, row in islice(records, 100)]
 
+def _title_lines(rows):
+    "Where the table begins, its width, and how many rows have that; None if it begins with the first record."
+    common = Counter(width for width, _ in rows[1:]).most_common(1)
+    if not common or common[0][0] < 2 or rows[0][0] == common[0][0]: return None
+    start = next(i for i, (width, _) in enumerate(rows) if width == common[0][0])
+    share = common[0][1] / (len(rows) - start)
+    return None if share < 0.5 or len(rows) - start < 2 else (share, common[0][0], start)
+
 def _refuse_title(source, widths):
     "Raise `UserError` if the table begins below the first record, by the widths of each separator."
-    for separator, rows in widths.items():
-        common = Counter(width for width, _ in rows[1:]).most_common(1)
-        if not common or common[0][0] < 2 or rows[0][0] == common[0][0]: continue
-        start = next(i for i, (width, _) in enumerate(rows) if width == common[0][0])
-        share = common[0][1] / (len(rows) - start)
-        if share < 0.5 or len(rows) - start < 2: continue
-        raise UserError(f"{source.path}: line {rows[0][1]} has {rows[0][0]} fields and line {rows[start][1]}, like "
-                        f"most after it, {common[0][0]} with the separator {separator!r}; if a title stands above the "
-                        f"table, give --skip {rows[start - 1][1]}; if lines are comments, --comment; else name the "
-                        "--separator.")
+    found = {s: f for s, rows in widths.items() if (f := _title_lines(rows))}
+    if not found: return
+    separator = max(found, key=found.get) # by which the most rows are alike
+    (_, width, start), rows = found[separator], widths[separator]
+    raise UserError(f"{source.path}: line {rows[0][1]} has {rows[0][0]} fields and line {rows[start][1]}, like most "
+                    f"after it, {width} with the separator {separator!r}; if a title stands above the table, give "
+                    f"--skip {rows[start - 1][1]}; if lines are comments, --comment; else name the --separator.")
 
 # %% ../../nbs/data/04_csv_reader.ipynb #c77dc5f9
 _NUMBER = re.compile(r'[+-]?\d+([.,]\d+)*')
@@ -120,6 +125,8 @@ def read_csv_header(source: Source) -> tuple[list[str], int]: # Names, and the n
     if all(re.fullmatch(r'[+-]?[\d.]+', name) for name in names):
         raise UserError(f"{source.path} has no header: its first line is {first[:5]}; add one.")
     if _has_row_names(names, [row for *_, row in records[1:]]): names = ['row_names', *names]
+    elif len(records) > 1 and len(records[1][2]) < 2: # no row of a table: the next line of a title
+        _refuse_title(source, {source.separator: [(len(row), line) for _, line, row in records]})
     check_column_names(names, source.path)
     return names, at
 
@@ -244,7 +251,8 @@ def check_csv_quoting(
         while not done:
             chunk = stream.read(4 << 20)
             if chunk.endswith(b'\r'): chunk += stream.read(1)
-            rest, done = rest + chunk.replace(b'\r\n', b'\n').replace(b'\r', b'\n'), not chunk
+            if b'\r' in chunk: chunk = chunk.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+            rest, done = rest + chunk, not chunk
             whole = len(rest) if done else rest.rfind(b'\n') + 1
             end = check.piece(rest[:whole])
             if (done and end < whole) or len(rest) - end > MAX_RECORD_BYTES:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -93,6 +94,7 @@ class PartitionWriter:
         self.folder, self.name, self.read_time, self.period = folder, name, read_time, period
         self.row_group_size, self.max_open_partitions = row_group_size, max_open_partitions
         self.n_rows, self.writers, self.buffered, self.rows_by_period = 0, {}, {}, {}
+        self.thread, self.writing = ThreadPoolExecutor(1), None
 
 # %% ../../nbs/data/08_ingest.ipynb #6162d33a
 _PERIODS = {'year': '%Y', 'month': '%Y-%m', 'day': '%Y-%m-%d'}
@@ -163,24 +165,36 @@ def write(self:PartitionWriter,
     while sum(map(_count_rows, self.buffered.values())) > 8 * self.row_group_size:
         self._flush(max(self.buffered, key=lambda p: _count_rows(self.buffered[p])))
 
+# %% ../../nbs/data/08_ingest.ipynb #60ede805
+def _open_parquet(path, rows, table):
+    import pyarrow.parquet as pq
+    path.parent.mkdir(exist_ok=True)
+    distinct = rows.select(pl.all().approx_n_unique()).row(0)
+    repeating = [name for name, n in zip(rows.columns, distinct) if n <= 0.2 * len(rows)]
+    return pq.ParquetWriter(path, table.schema, compression='zstd', use_dictionary=repeating)
+
+@patch
+def _in_background(self:PartitionWriter, work, *args):
+    "Call `work` in the thread as soon as it is free."
+    if self.writing: self.writing.result()
+    self.writing = self.thread.submit(work, *args)
+
 # %% ../../nbs/data/08_ingest.ipynb #bd9eb3ba
 def _count_rows(frames): return sum(map(len, frames))
 
 @patch
 def _flush(self:PartitionWriter, period, whole=False):
     "Write what waits for `period`: only whole row groups, or everything."
-    import pyarrow.parquet as pq
     n = _count_rows(self.buffered[period])
     n -= n % self.row_group_size if whole else 0
     if n == 0: return
-    rows = pl.concat(self.buffered[period], rechunk=True)
+    rows = pl.concat(self.buffered[period])
     table = rows.head(n).to_arrow(compat_level=pl.CompatLevel.oldest())
     self.buffered[period] = [rows.slice(n)]
     if period not in self.writers:
         path = self.folder / (period or '') / 'part.parquet'
-        path.parent.mkdir(exist_ok=True)
-        self.writers[period] = pq.ParquetWriter(path, table.schema, compression='zstd')
-    self.writers[period].write_table(table, row_group_size=self.row_group_size)
+        self.writers[period] = _open_parquet(path, rows.head(n), table)
+    self._in_background(self.writers[period].write_table, table, self.row_group_size)
     self.rows_by_period[period] = self.rows_by_period.get(period, 0) + n
 
 # %% ../../nbs/data/08_ingest.ipynb #b4a07dc5
@@ -188,7 +202,9 @@ def _flush(self:PartitionWriter, period, whole=False):
 def close(self:PartitionWriter) -> dict[str | None, int]: # Rows by period, in order
     "Write the rest and finish the files."
     for period in self.buffered: self._flush(period)
-    for writer in self.writers.values(): writer.close()
+    for writer in self.writers.values(): self._in_background(writer.close)
+    if self.writing: self.writing.result()
+    self.thread.shutdown()
     return dict(sorted(self.rows_by_period.items(), key=str))
 
 # %% ../../nbs/data/08_ingest.ipynb #a73a973f

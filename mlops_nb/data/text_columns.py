@@ -31,7 +31,10 @@ def strip_text(
 ) -> pl.DataFrame:
     "Without blanks around values; null where nothing is left."
     text = pl.all().str.strip_chars()
-    return frame.select(pl.when(text != '').then(text))
+    is_other = frame.select(((text.str.len_bytes() != pl.all().str.len_bytes()) | (pl.all() == '')).any())
+    others = [name for name, found in zip(frame.columns, is_other.row(0)) if found] if len(frame) else []
+    text = pl.col(others).str.strip_chars()
+    return frame.with_columns(pl.when(text != '').then(text)) if others else frame
 
 # %% ../../nbs/data/00_text_columns.ipynb #8b7f5ffc
 def align_columns(
