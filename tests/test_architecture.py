@@ -6,7 +6,7 @@ import pytest
 from support.imports import ROOT, edges, floor, imported, modules, public_names
 
 # From the top down: a folder imports only folders below it, or its own modules.
-FOLDERS = ["cli", "scaffold", "pipeline", "examples", "control", "report", "batch", "serve", "release", "explain",
+FOLDERS = ["cli", "notebook", "scaffold", "ci", "pipeline", "examples", "control", "report", "batch", "serve", "release", "explain",
            "evaluate", "bundle",
            "train", "data", "model", "stats", "prediction_log", "config", "core"]
 LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
