@@ -70,7 +70,7 @@ _EVALUATION_STAGES = [
           "mlops_nb.evaluate.stage:run_evaluate", needs_champion=True,
           deps=["artifacts/prepared", "artifacts/models", "schema.yaml", _FEATURES_FILE],
           params=["evaluate", "train.learners", "train.model_selection"],
-          outs=["artifacts/evaluation"], metrics=["artifacts/metrics.json"]),
+          outs=["artifacts/evaluation"], git_outs=["artifacts/plots/evaluation"], metrics=["artifacts/metrics.json"]),
     Stage("cross_validation", "Repeat the training on other rows and with other seeds.",
           "mlops_nb.evaluate.cross_validation:run_cross_validation", matrix="train.learners",
           deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES_FILE],
@@ -79,7 +79,7 @@ _EVALUATION_STAGES = [
                   "evaluate.min_segment_rows", "evaluate.seed", "evaluate.tolerance"]),
     Stage("explain", "Attribute the predictions to the features.", "mlops_nb.explain.stage:run_explain",
           deps=["artifacts/prepared", "artifacts/models", "artifacts/evaluation", "schema.yaml", _FEATURES_FILE],
-          params=["explain"], outs=["artifacts/explanation"]),
+          params=["explain"], outs=["artifacts/explanation"], git_outs=["artifacts/plots/importance.csv"]),
 ]
 
 # %% ../nbs/90_pipeline.ipynb #d25cdac2
@@ -90,7 +90,8 @@ _RELEASE_STAGES = [
                 "artifacts/metrics.json", "schema.yaml", _FEATURES_FILE]),
     Stage("gate", "Check the bundle by the rules of params.yaml.", "mlops_nb.release.gate:run_gate", params=["gate"],
           deps=["artifacts/bundle", "artifacts/evaluation", "artifacts/explanation", "artifacts/metrics.json",
-                "artifacts/prepared"], outs=[], metrics=["artifacts/gate.json"]),
+                "artifacts/prepared"],
+          outs=[], git_outs=["artifacts/gate.json"], metrics=["artifacts/gate_rules.json"]),
     Stage("deploy", "Store, register and plan a bundle that passed.", "mlops_nb.release.deploy:run_deploy",
           deps=["artifacts/bundle", "artifacts/gate.json"], outs=["artifacts/deployment.json"], always=True),
     Stage("report", "Render the pages that people read.", "mlops_nb.report.stage:run_report",
@@ -115,15 +116,33 @@ def _dvc_stage(s):
     if s.metrics: d["metrics"] = [{m: dict(cache=False, persist=True)} for m in s.metrics]
     return d
 
+# %% ../nbs/90_pipeline.ipynb #ba28b566
+_CLASSIFICATION_PLOTS = { # Title: file below artifacts/plots, x, y, template of DVC
+    "ROC curve": ("evaluation/roc", "false_positive_rate", "recall", "simple"),
+    "Precision-recall curve": ("evaluation/precision_recall", "recall", "precision", "simple"),
+    "Confusion matrix": ("evaluation/confusion", "predicted", "actual", "confusion_normalized")}
+_REGRESSION_PLOTS = {"Residuals": ("evaluation/residuals", "residual", "share", "linear")}
+_PLOTS = {"Calibration": ("evaluation/calibration", "predicted", "observed", "linear"),
+          "Feature importance": ("importance", "importance", "feature", "bar_horizontal_sorted")}
+
+def _dvc_plots(task):
+    own = _REGRESSION_PLOTS if task == "regression" else _CLASSIFICATION_PLOTS
+    plots = [{title: dict(template=template, x=x, y={f"artifacts/plots/{name}.csv": y}, x_label=x.replace("_", " "),
+                          y_label=y.replace("_", " "))} for title, (name, x, y, template) in (own | _PLOTS).items()]
+    curves = dict(x="iteration", y=["train", "valid"], y_label="loss") # of each file in the folder
+    return [*plots, {"artifacts/plots/evaluation/learning_curve": curves}]
+
 # %% ../nbs/90_pipeline.ipynb #53c0d763
-def dvc_yaml() -> str: # YAML
+def dvc_yaml(
+    task: str = "binary", # binary, multiclass or regression
+) -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO
 
     from ruamel.yaml import YAML
     yaml, out = YAML(), StringIO()
     yaml.width = 200
-    yaml.dump(dict(stages={s.name: _dvc_stage(s) for s in STAGES.values()}), out)
+    yaml.dump(dict(stages={s.name: _dvc_stage(s) for s in STAGES.values()}, plots=_dvc_plots(task)), out)
     return ("# Written by `mlops-nb`: the stages of every project. "
             "What differs between projects is in params.yaml and schema.yaml.\n" + out.getvalue())
 

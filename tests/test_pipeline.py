@@ -22,6 +22,7 @@ from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.examples.subscribers import pack_subscriber_bundle
 from mlops_nb.pipeline import STAGES, dvc_yaml, run_stage
+from mlops_nb.release.mlflow_tracking import flatten_dict
 from mlops_nb.release.release_plan import plan_path, promote_bundle
 from mlops_nb.scaffold import choose_split, datetime_columns, init_project, package_name
 
@@ -62,6 +63,10 @@ def test_each_stage_writes_what_it_declares_and_nothing_else(project):
         record = read_json(project / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", dict)
         assert record == json.loads(json.dumps(took)) and record["seconds"] > 0 and record["peak_memory_mib"] > 10
         before = after
+    for stage in STAGES.values(): # what `dvc metrics diff` compares: numbers, and no text; lists it leaves out
+        for path in stage.metrics:
+            found = flatten_dict(read_json(project / path, dict))
+            assert all(isinstance(v, int | float | list | None) for v in found.values()), path
 
 
 def test_the_recorded_peak_is_the_stages_own(project):

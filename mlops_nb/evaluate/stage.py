@@ -37,6 +37,7 @@ from mlops_nb.evaluate.evaluation import (
 from .fairness import fairness_table
 from .metrics import estimate_metrics, excess_log_loss
 from .model_selection import LearnerCandidate, select_model
+from .plot_data import evaluation_plots, write_evaluation_plots
 from .slice_discovery import discovered_slice_table
 from .slices import binned_residuals, slice_table
 from ..model.predictor import Predictor, model_file
@@ -79,7 +80,7 @@ def run_evaluate(
     root: Path = Path('.'), # The project's folder
     champion: Path | None = None, # The bundle folder of the present champion
 ) -> dict: # Facts for the stage's record
-    "Choose a learner and measure its model; writes `artifacts/evaluation/` and `artifacts/metrics.json`."
+    "Choose a learner and measure its model; writes `artifacts/evaluation/`, its plots and `artifacts/metrics.json`."
     from mlops_nb.train.learners import check_init_model
     from mlops_nb.train.stage import open_trained_predictor
     project, root = Project.open(root), Path(root)
@@ -102,7 +103,10 @@ def run_evaluate(
         compare_with_champion(Path(folder), predictor.schema, rows['test'], test, role)
         for role, folder in champions.items() if folder is not None]
     if found.task == 'binary': found.excess_log_loss = simulated_excess_log_loss(root, test, ours.scores['test'])
-    _write_evaluation(root, found, _evaluation_tables(predictor, found, splits, ours, resampling), predictor.policy)
+    tables = _evaluation_tables(predictor, found, splits, ours, resampling)
+    _write_evaluation(root, found, tables, predictor.policy)
+    plots = evaluation_plots(found.task, tables, found.confusion_matrix, found.classes)
+    write_evaluation_plots(root, params.train.learners, plots)
     return {'rows': sum(map(len, splits.values())), 'learner': found.learner}
 
 # %% ../../nbs/evaluate/09_stage.ipynb #110c5e3b

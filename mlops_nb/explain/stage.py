@@ -13,7 +13,7 @@ import polars as pl
 from msgspec import Struct
 
 from ..config.project import Project
-from ..core.files import atomic_dir
+from ..core.files import atomic_dir, atomic_file
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
 from ..evaluate.metrics import row_loss
@@ -108,7 +108,7 @@ def _attribution_error(predictor, frame): # None for trees
 def run_explain(
     root: Path = Path('.'), # The project's folder
 ) -> dict: # Facts for the stage's record
-    "Attribute test predictions to the features; writes `artifacts/explanation/`."
+    "Attribute test predictions to the features; writes `artifacts/explanation/` and `artifacts/plots/importance.csv`."
     from mlops_nb.bundle.stage import read_selected_learner
     from mlops_nb.train.stage import open_trained_predictor
     project, root = Project.open(root), Path(root)
@@ -153,3 +153,9 @@ def _write_explanation(root, tables, baseline, report):
         for name, table in tables.items(): table.write_parquet(out / f'{name}.parquet')
         write_json(out / 'attribution_baseline.json', baseline)
         write_json(out / 'explanation.json', report)
+    _write_importance_plot(root, tables['importance'])
+
+def _write_importance_plot(root, importance): # The 30 most important features, for `dvc plots`
+    top = importance.filter(pl.col('class').is_null()).head(30) # over all classes, the most important first
+    with atomic_file(root / 'artifacts/plots/importance.csv') as tmp:
+        top.select('feature', importance=pl.col('mean_abs').round_sig_figs(6)).write_csv(tmp)
