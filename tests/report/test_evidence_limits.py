@@ -3,20 +3,23 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlops_nb.config.params import CostParams
 from mlops_nb.data.prepare import EXCLUSION_REASONS
 from mlops_nb.data.splits import SplitCheck
 from mlops_nb.report.evidence_limits import evidence_limits, limits_table
 
 
-def limits(task="binary", n_entities=None, power="A loss of 0.02 would be seen in 6% of cases.", **changed):
+def limits(task="binary", n_entities=None, power="A loss of 0.02 would be seen in 6% of cases.", costs=CostParams(),
+           training=None, **changed):
     classes = dict(binary=["no", "yes"], multiclass=["a", "b", "c"]).get(task)
     target = {c: 10 * (i + 1) for i, c in enumerate(classes)} if classes else dict(mean=1.0, std=1.0, min=0.0, max=2.0)
     test = SimpleNamespace(rows=sum(target.values()) if classes else 50, target=target, time=None)
     check = SplitCheck(0, repeated_rows=0, repeated_across_splits=0)
     facts = dict(classes=classes, used=200, as_of=None, excluded_rows={}, split_check=check, parts=dict(test=test),
                  leaks=[])
-    evaluation = SimpleNamespace(n_entities=dict(test=n_entities) if n_entities else {})
-    found = evidence_limits(evaluation, SimpleNamespace(**facts | changed), SimpleNamespace(power=power))
+    evaluation = SimpleNamespace(n_entities=dict(test=n_entities) if n_entities else {}, task=task,
+                                 decision_settings=SimpleNamespace(costs=costs))
+    found = evidence_limits(evaluation, SimpleNamespace(**facts | changed), SimpleNamespace(power=power), training)
     return {x.name: x for x in found}
 
 
@@ -76,3 +79,16 @@ def test_unknown_power_is_no_evidence():
     assert not limits()["Detectable loss"].weakens
     assert limits(power="")["Detectable loss"].found == "Unknown: no comparison has an interval."
     assert limits(power="")["Detectable loss"].weakens
+
+
+@pytest.mark.parametrize("learner, setting", [("gbdt", "train.gbdt.n_estimators"), ("net", "train.net.max_epochs")])
+def test_a_training_that_its_limit_ended_names_the_setting_to_raise(learner, setting):
+    ended = limits(training=SimpleNamespace(learner=learner, iterations=30, max_iterations=30))["Training length"]
+    assert ended.weakens and f"dvc exp run -S {setting}=60" in ended.found
+    assert not limits(training=SimpleNamespace(learner=learner, iterations=29, max_iterations=30))[
+        "Training length"].weakens
+
+
+def test_costs_that_nobody_set_are_asked_for():
+    assert "set evaluate.costs in params.yaml" in limits()["Costs"].found
+    assert "Costs" not in limits(costs=CostParams(false_negative=5)) and "Costs" not in limits("regression")

@@ -2,6 +2,8 @@
 import re
 from html.parser import HTMLParser
 
+from mlops_nb.report.page_script import THRESHOLD_SCRIPT, script_hash
+
 
 class Links(HTMLParser):
     "Everything in a page that acts or points somewhere."
@@ -24,7 +26,12 @@ class Links(HTMLParser):
 
 def self_contained(text):
     found = Links(text)
-    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(found.tags)
+    assert not {"iframe", "object", "embed", "form", "base"} & set(found.tags)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
+    assert found.tags.count("script") == len(scripts) and set(scripts) <= {THRESHOLD_SCRIPT}
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert ("script-src" in policy) == bool(scripts)
+    assert not scripts or f"script-src '{script_hash(THRESHOLD_SCRIPT)}'" in policy
     assert not found.handlers
     assert all(v.startswith(("data:", "#")) for v in found.loads), found.loads
     assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)", " ".join(found.styles))
