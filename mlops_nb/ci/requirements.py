@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.resources import files
 from pathlib import Path
@@ -80,30 +81,28 @@ def pack_wheel(
 # %% ../../nbs/ci/00_requirements.ipynb #45e55897
 def _canonical(name): return re.sub(r"[-_.]+", "-", name).lower() # PEP 503
 
-def _needs(name, extras):
-    "The `(package, its extras)` that a package with these extras needs on this machine; none if it is not installed."
+def _needs(required, extras):
+    "The `(package, its extras)` among lines of `Requires-Dist` that count on this machine, with these extras."
     from packaging.requirements import Requirement
-    try: required = (_distribution() if name == _NAME else distribution(name)).requires or []
-    except PackageNotFoundError: return []
-    wanted = [Requirement(line) for line in required]
     environments = [dict(extra=extra) for extra in (extras or [""])]
-    return [(_canonical(r.name), frozenset(r.extras)) for r in wanted
+    return [(_canonical(r.name), frozenset(r.extras)) for r in map(Requirement, required or [])
             if r.marker is None or any(r.marker.evaluate(e) for e in environments)]
 
 # %% ../../nbs/ci/00_requirements.ipynb #ba0263e1
+@cache
 def pinned_versions() -> dict[str, str]: # package -> version, sorted
     "The installed version of everything that this package and its extras need on this machine, `dev` aside."
-    extras = frozenset(_distribution().metadata.get_all("Provides-Extra") or []) - {"dev"}
-    todo, seen, found = [(_NAME, extras)], set(), {}
+    here = _distribution().metadata
+    todo, seen, read = _needs(here.get_all("Requires-Dist"), set(here.get_all("Provides-Extra")) - {"dev"}), set(), {}
     while todo:
-        name, extras = todo.pop()
-        if (name, extras) in seen: continue
-        seen.add((name, extras))
-        todo += _needs(name, extras)
-        if name == _NAME: continue
-        try: found[name] = distribution(name).version.partition("+")[0] # `2.13.0+cpu` is another build of the same
+        name, extras = node = todo.pop()
+        if node in seen or name == _NAME: continue
+        seen.add(node)
+        try: read[name] = metadata = read.get(name) or distribution(name).metadata
         except PackageNotFoundError: continue
-    return dict(sorted(found.items()))
+        todo += _needs(metadata.get_all("Requires-Dist"), extras)
+    # `2.13.0+cpu` is another build of the same
+    return {name: metadata["Version"].partition("+")[0] for name, metadata in sorted(read.items())}
 
 # %% ../../nbs/ci/00_requirements.ipynb #d2de803d
 _REQUIREMENTS = """# What this project runs on; in its folder: pip install -r requirements.txt
