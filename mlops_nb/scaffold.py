@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from msgspec import Struct
 
+from .ci.ci_files import is_repository_root, write_ci_files
 from .config.params import Params, PrepareParams, SplitParams, write_params
 from .config.schema import Column, Schema, write_schema
 from .config.schema_review import ReviewedColumn, count_reasons, review_columns
@@ -30,6 +31,7 @@ from .config.settings import ReleaseSettings, Settings, TrackingSettings, write_
 from .core.errors import UserError, did_you_mean
 from .core.files import atomic_dir, atomic_file
 from .pipeline import dvc_yaml
+from .release.release_plan import write_empty_record
 
 # %% ../nbs/91_scaffold.ipynb #21fbd9a8
 def package_name(
@@ -178,8 +180,10 @@ _README = """# {dataset}
 A project of mlops_nb: predicts `{target}` ({task}).
 
 ```
-dvc repro            # data to a gated, explained and deployed model; pages in reports/index.html
-mlops-nb gate check  # exits 1 when the last model did not pass
+pip install -r requirements.txt  # in an environment of its own; `make` does it by itself
+dvc pull                         # data and models, once there is a remote
+dvc repro                        # data to a gated, explained and deployed model; pages in reports/index.html
+mlops-nb gate check              # exits 1 when the last model did not pass
 ```
 
 | file | what it is |
@@ -189,6 +193,8 @@ mlops-nb gate check  # exits 1 when the last model did not pass
 | `settings.ini` | where and how things run; never changes a result |
 | `nbs/00_features.ipynb` | the feature functions, exported to `{package}/features.py` |
 | `nbs/reports/` | the notebooks behind the pages |
+| `requirements.txt`, `constraints.txt` | the packages this project runs on, and their versions |
+| `Makefile`, `.github/`, `.gitlab-ci.yml` | the same steps by name, and on every change request |
 """
 
 # %% ../nbs/91_scaffold.ipynb #f4a61775
@@ -204,14 +210,22 @@ __pycache__/
 !/artifacts/metrics.json
 !/artifacts/validation.json
 !/artifacts/gate.json
+!/artifacts/gate_rules.json
+!/artifacts/plots
 /quarantine/
 /reports/
-/bundles/
-/releases/
+# released models travel with git and DVC (`?*`, since DVC takes `*` for the folder itself)
+/bundles/?*
+!/bundles/released/
+/bundles/released/?*/
+/releases/?*
+!/releases/committed/
 /tables/
 /predictions/
+/.cache/
 /mlflow.db
 /mlartifacts/
+/dvc_plots/
 /truth/
 """
 
@@ -239,7 +253,7 @@ def write_project_files(
     write_settings(root, Settings(tracking=TrackingSettings(experiment=schema.dataset),
                                   release=ReleaseSettings(endpoint=schema.dataset)))
     readme = _README.format(dataset=schema.dataset, target=schema.target, task=schema.task, package=package)
-    texts = {"dvc.yaml": dvc_yaml(), "pyproject.toml": _PYPROJECT.format(package=package), ".gitignore": _GITIGNORE,
+    texts = {"dvc.yaml": dvc_yaml(schema.task), "pyproject.toml": _PYPROJECT.format(package=package), ".gitignore": _GITIGNORE,
              "README.md": readme}
     for name, text in texts.items():
         with atomic_file(root / name) as tmp: tmp.write_text(text, encoding="utf-8")
@@ -249,6 +263,7 @@ def write_project_files(
         if nb.name.endswith(".ipynb"): (reports / nb.name).write_bytes(nb.read_bytes())
     (reports / ".notest").touch()
     write_nb(make_features_notebook(calendar_features, package), root / "nbs" / "00_features.ipynb")
+    write_empty_record(root / "releases" / f"{schema.dataset}.json")
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
 _SETUP = """import sys
@@ -270,8 +285,10 @@ def _init_git_and_dvc(root, package):
     _run_command(sys.executable, "-c", _SETUP, *(["--subdir"] if inside and not own else []), cwd=root)
 
 # %% ../nbs/91_scaffold.ipynb #461e9ef1
-_OURS = ("data", "data.dvc", "schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "pyproject.toml", "nbs", ".dvc")
-_SHARED = ("README.md", ".gitignore") # an older one stays
+_OURS = ("data", "data.dvc", "schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "pyproject.toml", "nbs", ".dvc",
+         "releases")
+_SHARED = ("README.md", "Makefile", "constraints.txt", ".gitlab-ci.yml", ".github/workflows/pipeline.yml",
+           "requirements.txt", ".gitignore") # an older one stays; the last two get lines at their ends
 
 def _may_be_there(path, data):
     "May a folder that is no git repository hold this, and be filled?"
@@ -294,17 +311,20 @@ def check_folder(
                         f"{'it' if len(taken) == 1 else 'them'} elsewhere, or name another folder.")
 
 # %% ../nbs/91_scaffold.ipynb #486becda
-def _add_ignored(old, new):
-    "The old text of a .gitignore with the lines of the new one that it lacks, and how many they are."
+def _add_lines(old, new):
+    "An old text with the lines of the new one that it lacks at its end, and how many they are."
     lacking = [line for line in new.splitlines() if line and line[0] != "#" and line not in old.splitlines()]
     return (old.rstrip("\n") + "\n\n# mlops-nb\n" if old.strip() else "") + "\n".join(lacking) + "\n", len(lacking)
 
-def _describe_kept(root):
-    "The files that are there and stay, in words."
-    kept = [name for name in _SHARED if (root / name).exists()]
-    if ".gitignore" not in kept: return kept
-    n = _add_ignored((root / ".gitignore").read_text(encoding="utf-8"), _GITIGNORE)[1]
-    return [*kept[:-1], f".gitignore ({n} lines are added at its end)" if n else ".gitignore"]
+def _add_lines_of(new, place):
+    "The text of the file `place` with what it lacks of the file `new`, and how many lines that is."
+    return _add_lines(*(path.read_text(encoding="utf-8") for path in (place, new)))
+
+def _describe_kept(root, new):
+    "The files that are in `root` and stay, in words; `new` is the project to be."
+    kept = [name for name in _SHARED if (root / name).exists() and (new / name).exists()]
+    added = {name: _add_lines_of(new / name, root / name)[1] for name in kept if name in _SHARED[-2:]}
+    return [f"{name} ({added[name]} lines are added at its end)" if added.get(name) else name for name in kept]
 
 def _move_into(new, root):
     "Move what was built into a folder that exists; gives the paths that were made."
@@ -312,16 +332,17 @@ def _move_into(new, root):
     for path in sorted(p for p in new.iterdir() if p.name != ".mlops"):
         place = root / path.name
         if not place.exists(): os.replace(path, place); made.append(place)
-        elif path.name == ".gitignore":
-            text, n = _add_ignored(place.read_text(encoding="utf-8"), _GITIGNORE)
+        elif path.is_dir(): made += _move_into(path, place)
+        elif path.name in _SHARED[-2:]:
+            text, n = _add_lines_of(path, place)
             if n: place.write_text(text, encoding="utf-8")
     return made
 
 # %% ../nbs/91_scaffold.ipynb #4ef45484
 def _fill_folder(root, package, build):
     "Build a project in a folder that exists: all of it, or nothing. Gives what `build` gives."
-    before = root / ".gitignore"
-    ignored, had_git = before.read_bytes() if before.exists() else None, (root / ".git").exists()
+    before = {root / name: (root / name).read_bytes() for name in _SHARED[-2:] if (root / name).exists()}
+    had_git = (root / ".git").exists()
     with TemporaryDirectory(dir=root, prefix=".mlops-nb-init-", ignore_cleanup_errors=True) as tmp:
         built = build(Path(tmp))
         made = _move_into(Path(tmp), root)
@@ -331,7 +352,7 @@ def _fill_folder(root, package, build):
         for path in made:
             if path.is_dir(): shutil.rmtree(path)
             else: path.unlink(missing_ok=True)
-        if ignored is not None: before.write_bytes(ignored)
+        for path, text in before.items(): path.write_bytes(text)
         raise
     return built
 
@@ -435,7 +456,8 @@ def commit_project(
 ) -> str: # A sentence that says why not; empty where it was committed
     "Commit what `init` wrote to git, and nothing else."
     root, unchanged = Path(root), {"data", *report.kept} # git ignores the one, and the others are the user's
-    ours = (*_OURS, *_SHARED, ".dvcignore", package_name(root))
+    wheels = [p.relative_to(root).as_posix() for p in root.glob("wheels/mlops_nb-*.whl")]
+    ours = (*_OURS, *_SHARED, *wheels, ".dvcignore", package_name(root))
     names = [n for n in ours if n not in unchanged and (root / n).exists()]
     for command in (["add", "--", *names], ["commit", "-q", "-m", "Project made by mlops-nb init", "--", *names]):
         done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True)
@@ -463,9 +485,12 @@ def init_project(
     "Create a project for `data`; raises `UserError` if the folder is taken or the data cannot be read."
     root, split, package = Path(root), split or choose_split(time), package_name(root)
     check_folder(root, data, package)
-    kept = _describe_kept(root)
+    at_root = is_repository_root(root)
     def build(new):
-        return _build_project(new, package, data, target, split, time, exclude, entity, row_filter, task, reading)
+        report = _build_project(new, package, data, target, split, time, exclude, entity, row_filter, task, reading)
+        write_ci_files(new, at_root)
+        report.kept = _describe_kept(root, new)
+        return report
     if dry_run:
         with TemporaryDirectory() as tmp: report = build(Path(tmp))
     elif root.exists(): report = _fill_folder(root, package, build)
@@ -473,5 +498,4 @@ def init_project(
         with atomic_dir(root) as new:
             report = build(new)
             _init_git_and_dvc(new, package)
-    report.kept = kept
     return report

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct, field, structs
 
+from ..bundle.store import released_path
 from ..config.schema import Schema
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
@@ -232,4 +233,7 @@ def find_anchor(
     "The best champion up to this one."
     path = Path(champion) / 'provenance.json'
     anchor = read_json(path, dict).get('anchor') if path.exists() else None
-    return Path(champion).parent / anchor if anchor else None
+    if not anchor: return None
+    store = Path(champion).parent
+    places = [p / anchor for p in (store, store.parent, released_path(store))] # either of them may be the released one
+    return next((p for p in places if p.is_dir()), places[0])

@@ -6,7 +6,7 @@
 __all__ = ['GateResult', 'GateReport', 'check_at_least', 'check_at_most', 'check_thresholds', 'check_test_rows', 'check_leaks',
            'metric_skill', 'check_comparisons', 'describe_power', 'check_segments', 'check_fairness_gaps',
            'check_scores', 'check_calibration_error', 'check_split', 'check_clean_process', 'check_single_row_parity',
-           'evaluate_gate', 'run_gate', 'require_passed_gate']
+           'evaluate_gate', 'run_gate', 'missing_comparison', 'require_passed_gate']
 
 # %% ../../nbs/release/00_gate.ipynb #2de6e543
 import subprocess
@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from ..bundle.bundle import open_bundle
 from ..config.params import GateParams, read_params
+from ..config.settings import read_settings
 from ..core.errors import UserError, did_you_mean
 from ..core.typed_yaml import read_json, write_json
 from ..data.leakage import LeakFinding
@@ -32,6 +33,14 @@ from ..evaluate.metrics import COUNT_METRICS, METRICS, metric_label
 from ..evaluate.slices import Slice, lacks_skill, simpler_and_better
 from ..evaluate.stage import read_evaluation
 from ..model.predictor import Predictor
+from mlops_nb.release.release_plan import (
+    RELEASES_UNKNOWN,
+    live_variant,
+    plan_path,
+    read_plan,
+    releases_known,
+    write_empty_record,
+)
 
 # %% ../../nbs/release/00_gate.ipynb #fd2134ff
 class GateResult(Struct):
@@ -50,6 +59,7 @@ class GateReport(Struct):
     message: str # what failed, or that nothing did
     results: list[GateResult]
     power: str = "" # how small a loss these test rows can show, in a sentence
+    champion: str = "" # the id of the champion it was compared with; empty: none
 
 # %% ../../nbs/release/00_gate.ipynb #82104a2b
 def _format(x): return f"{x:,.0f}" if float(x).is_integer() else f"{x:.4g}"
@@ -357,18 +367,43 @@ def evaluate_gate(
     failed = [r for r in results if not r.passed]
     message = f"All {len(results)} rules held."
     if failed: message = f"{len(failed)} of {len(results)} rules failed: " + " ".join(r.message for r in failed)
-    return GateReport(not failed, bundle.id, message, results, describe_power(evaluation, len(predictions), params))
+    champion = next((c.bundle_id for c in evaluation.comparisons if c.name == "champion"), None) or ""
+    if not champion: message += " There was no champion to compare with."
+    power = describe_power(evaluation, len(predictions), params)
+    return GateReport(not failed, bundle.id, message, results, power, champion)
 
 # %% ../../nbs/release/00_gate.ipynb #f0d31495
 def run_gate(root: Path) -> dict:
-    "The stage: write `artifacts/gate.json`."
+    "The stage: write `artifacts/gate.json`, and how many rules there are and failed as DVC's metrics."
     verdict = evaluate_gate(root)
     write_json(root / "artifacts" / "gate.json", verdict)
+    failed = sum(not r.passed for r in verdict.results)
+    write_json(root / "artifacts" / "gate_rules.json", dict(rules=len(verdict.results), failed_rules=failed))
     return dict(passed=verdict.passed)
 
+# %% ../../nbs/release/00_gate.ipynb #2a9b85c8
+def missing_comparison(
+    root: Path, # The project's folder
+    verdict: GateReport,
+) -> str: # The half of a sentence; empty where nothing is missing
+    "Why a verdict does not hold against the model that answers now."
+    root = Path(root)
+    plan = read_plan(plan_path(root, read_settings(root)))
+    now = live_variant(plan).bundle if plan else verdict.bundle
+    if now in (verdict.bundle, verdict.champion): return ""
+    other = verdict.champion[:12] or "no champion"
+    return f"it was compared with {other}, and {now[:12]} answers; run `dvc repro -s -f evaluate`, then `dvc repro`."
+
 # %% ../../nbs/release/00_gate.ipynb #1801ca3c
-def require_passed_gate(root: Path) -> str: # What was checked
-    "What the last run was judged to be; raises `UserError` if it failed."
-    verdict = read_json(root / "artifacts" / "gate.json", GateReport)
+def require_passed_gate(
+    root: Path, # The project's folder
+    first: bool = False, # Is this the first model, though no release record says so? The record then says it
+) -> str: # What was checked
+    "What the last run was judged to be; raises `UserError` if it failed, or was not compared with the champion."
+    verdict, path = read_json(root / "artifacts" / "gate.json", GateReport), plan_path(root, read_settings(root))
     if not verdict.passed: raise UserError(f"The gate failed. {verdict.message}")
+    if missing := missing_comparison(root, verdict): raise UserError(f"The gate does not count: {missing}")
+    if first: write_empty_record(path)
+    if not releases_known(path):
+        raise UserError(f"The gate does not count: {verdict.message} {RELEASES_UNKNOWN}")
     return f"The gate passed: {verdict.message}"

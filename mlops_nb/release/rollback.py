@@ -17,7 +17,7 @@ from ..bundle.store import find_bundle, store_bundle
 from ..config.settings import read_settings
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
-from .deploy import Deployment, find_model_version, set_champion_alias
+from .deploy import Deployment, find_model_version, set_champion_alias, share_releases
 from .mlflow_tracking import tracking_client
 from mlops_nb.release.release_plan import (
     live_variant,
@@ -106,10 +106,12 @@ def roll_back(
     root, settings = Path(root), read_settings(root)
     path = plan_path(root, settings)
     now = model_in_use(root)
-    if now is None: raise UserError("No model is in use here, so there is nothing to roll back; run `dvc repro`.")
+    if now is None:
+        raise UserError("No model is in use here, so there is nothing to roll back; `mlops-nb status` says what waits.")
     target = open_bundle(find_bundle(_choose_target(read_history(path), now.bundle, to), store_path(root, settings)))
     promote_bundle(path, settings.release.endpoint, target.id, action="rollback", reason=reason)
-    if left := _move_aliases(root, settings, target.id): print(f"warning: {left}", file=sys.stderr)
+    for left in (_move_aliases(root, settings, target.id), share_releases(root)):
+        if left: print(f"warning: {left}", file=sys.stderr)
     return model_in_use(root)
 
 # %% ../../nbs/release/06_rollback.ipynb #5b8c7dfb
@@ -141,4 +143,5 @@ def restore_release(
     if not read_history(path):
         bundle_id = _champion_in_registry(root, settings) or _released_by_last_run(root, settings)
     restore_plan(path, settings.release.endpoint, bundle_id)
+    if left := share_releases(root): print(f"warning: {left}", file=sys.stderr)
     return model_in_use(root)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..bundle.store import find_bundle, lookup_table_path
+from ..bundle.store import find_bundle, lookup_table_path, released_path
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
 from ..core.files import file_signature
 from ..prediction_log.writer import PredictionLogWriter
-from ..release.release_plan import ReleasePlan, Variant, read_plan
+from ..release.release_plan import ReleasePlan, Variant, plan_signatures, read_plan
 from .endpoint import Endpoint, ServingResources, score_shadow
 from .metrics import Metrics
 from .model_runtime import ActivePlan, LoadedModel, LookupTable, ShadowQueue
@@ -71,13 +71,14 @@ def _bundle_signatures(self:ModelManager, path):
     # the folders and files of the bundles that a plan names, with their stamps
     try: plan = read_plan(path)
     except (UserError, OSError, ValueError): return {} # it is torn, and names nothing to wait for
-    folders = [self.store_folder / v.bundle for v in plan.variants] if plan else []
+    stores = self.store_folder, released_path(self.store_folder)
+    folders = [s / v.bundle for v in plan.variants for s in stores] if plan else []
     return {p: file_signature(p) for folder in folders for p in (folder, *folder.glob("*"))}
 
 @patch
 def _apply_plan(self:ModelManager, path, stamp):
     "Make a plan active, or log why not."
-    waits = {self.store_folder: file_signature(self.store_folder)}
+    waits = {p: file_signature(p) for p in (self.store_folder, released_path(self.store_folder))}
     try:
         active = self._load_plan(path)
         self._plan_signatures[path] = stamp, {}
@@ -167,11 +168,11 @@ def _load_lookup_table(self:ModelManager, model):
 def reconcile(self:ModelManager) -> None:
     "Bring the endpoints into line with the plans."
     if self.plans_folder.is_dir():
-        found = {p: file_signature(p) for p in sorted(self.plans_folder.glob("*.json"))}
+        found = plan_signatures(self.plans_folder)
         for path, stamp in found.items():
             seen = self._plan_signatures.get(path)
             changed = seen is None or seen[0] != stamp or any(file_signature(p) != s for p, s in seen[1].items())
-            if stamp and changed: self._apply_plan(path, stamp)
+            if any(stamp) and changed: self._apply_plan(path, stamp)
         self._remove_endpoints(found)
     self._release_drained()
     for model in list(self._models.values()): self._load_lookup_table(model)

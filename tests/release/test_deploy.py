@@ -18,16 +18,25 @@ from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.release.deploy import Deployment, run_deploy
-from mlops_nb.release.gate import GateReport, run_gate
+from mlops_nb.release.gate import GateReport, require_passed_gate, run_gate
 from mlops_nb.release.mlflow_tracking import flatten_dict, log_reports, log_run, tracking_client
-from mlops_nb.release.release_plan import ReleasePlan, Variant, find_champion, plan_path, promote_bundle, read_plan
+from mlops_nb.release.release_plan import (
+    ReleasePlan,
+    Variant,
+    find_champion,
+    plan_path,
+    promote_bundle,
+    read_plan,
+    record_path,
+    write_empty_record,
+)
 from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.stage import run_train
 
 
 def model(root):
     "The stages from evaluation to the gate."
-    run_evaluate(root)
+    run_evaluate(root, find_champion(root))
     run_explain(root)
     run_bundle(root)
     run_gate(root)
@@ -38,6 +47,7 @@ def model(root):
 def judged(tmp_path_factory):
     root = trained(tmp_path_factory.mktemp("release") / "p")
     (root / "settings.ini").write_text("[tracking]\nexperiment = rows\n[release]\nendpoint = rows\n")
+    write_empty_record(plan_path(root, read_settings(root)))
     run_baselines(root)
     model(root)
     write_json(root / "artifacts/validation.json", {"received": 900})
@@ -216,6 +226,32 @@ def test_the_champion_before_becomes_previous(project):
     assert {p.name for p in (project / "bundles").iterdir()} == {first, second}
     run_deploy(project)
     assert aliases(project) == {"champion": 2, "previous": 1}
+
+
+def test_a_model_is_released_only_against_the_one_that_answers(project):
+    "Two experiments judged against the same champion: when one is kept, the verdict on the other counts no more."
+    first, second = deploy_two(project)
+    verdict = read_json(project / "artifacts/gate.json", GateReport)
+    assert verdict.champion == first and "The gate passed" in require_passed_gate(project)
+    promote_bundle(plan_path(project, read_settings(project)), "rows", "c" * 64)
+    with pytest.raises(UserError, match=f"compared with {first[:12]}, and cccccccccccc answers"):
+        require_passed_gate(project)
+    run_deploy(project)
+    done = read_json(project / "artifacts/deployment.json", Deployment)
+    assert not done.deployed and "dvc repro -s -f evaluate" in done.message
+    assert read_plan(plan_path(project, read_settings(project))).variants[0].bundle == "c" * 64
+
+
+def test_without_a_release_record_nobody_passes_for_the_first(project):
+    gate_passes(project)
+    record_path(plan_path(project, read_settings(project))).unlink()
+    with pytest.raises(UserError, match="no release record.*--first"): require_passed_gate(project)
+    run_deploy(project)
+    assert "no release record" in read_json(project / "artifacts/deployment.json", Deployment).message
+    assert find_champion(project) is None and aliases(project) == {"challenger": 1}
+    assert "The gate passed" in require_passed_gate(project, first=True)
+    run_deploy(project)
+    assert find_champion(project) is not None and aliases(project) == {"champion": 1}
 
 
 @pytest.mark.slow

@@ -14,11 +14,15 @@ from mlops_nb.release.deploy import Deployment, run_deploy
 from mlops_nb.release.release_plan import (
     ReleaseEvent,
     find_champion,
+    history_path,
     plan_path,
     promote_bundle,
     read_history,
     read_plan,
+    record_path,
     release_stack,
+    restore_plan,
+    update_record,
 )
 from mlops_nb.release.rollback import describe_model_in_use, model_in_use, restore_release, roll_back
 from mlops_nb.report.status import project_status
@@ -153,6 +157,61 @@ def test_without_a_history_the_registry_or_the_last_run_says_what_answered(two, 
 
 def test_a_plan_that_nobody_remembers_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="Nothing says which model answered"): restore_release(tmp_path)
+
+
+def test_a_release_whose_plan_was_never_written_is_not_restored(tmp_path, monkeypatch):
+    "Killed before the plan was replaced, and the plan is lost later: what answered comes back."
+    import mlops_nb.release.release_plan as module
+    path = tmp_path / "rows.json"
+    promote_bundle(path, "rows", "aaa")
+
+    def killed(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(module, "write_plan", killed)
+    with pytest.raises(KeyboardInterrupt): promote_bundle(path, "rows", "bbb")
+    monkeypatch.undo()
+    assert [e.bundle for e in read_history(path)] == ["aaa"] and read_plan(path).variants[0].bundle == "aaa"
+    path.write_text("{")
+    assert restore_plan(path, "rows").variants[0].bundle == "aaa"
+
+
+def test_a_release_whose_plan_was_written_is_remembered(tmp_path):
+    "Killed after the plan was replaced and before the history was."
+    path = tmp_path / "rows.json"
+    promote_bundle(path, "rows", "aaa")
+    before = history_path(path).read_bytes()
+    promote_bundle(path, "rows", "bbb", action="rollback")
+    history_path(path).rename(history_path(path).with_suffix(".pending"))
+    history_path(path).write_bytes(before)
+    record_path(path).write_bytes(before)
+    assert [(e.bundle, e.action) for e in read_history(path)] == [("aaa", "deploy"), ("bbb", "rollback")]
+    promote_bundle(path, "rows", "ccc")
+    assert [e.bundle for e in read_history(path)] == ["aaa", "bbb", "ccc"]
+
+
+def test_git_brings_releases_and_takes_none_back(tmp_path):
+    ours, theirs = tmp_path / "ours/rows.json", tmp_path / "theirs/rows.json"
+    for bundle in ("aaa", "bbb"): promote_bundle(theirs, "rows", bundle)
+    record_path(ours).parent.mkdir(parents=True)
+    shutil.copy(record_path(theirs), record_path(ours)) # git clone
+    assert read_plan(ours) == read_plan(theirs) and not ours.exists()
+    old = record_path(ours).read_bytes()
+    promote_bundle(ours, "rows", "aaa", action="rollback")
+    assert [e.action for e in read_history(ours)] == ["deploy", "deploy", "rollback"]
+    record_path(ours).write_bytes(old) # git checkout -- .
+    assert read_plan(ours).variants[0].bundle == "aaa" and len(read_history(ours)) == 3
+    update_record(ours)
+    shutil.copy(record_path(ours), record_path(theirs)) # git pull
+    assert read_plan(theirs).variants[0].bundle == "aaa" and read_history(theirs)[-1].action == "rollback"
+
+
+def test_both_sides_of_a_merge_are_a_sentence_and_what_answers_stays(tmp_path):
+    path = tmp_path / "rows.json"
+    promote_bundle(path, "rows", "aaa")
+    record_path(path).write_text("[\n<" + "<<<<<< HEAD\n")
+    assert read_plan(path).variants[0].bundle == "aaa"
+    with pytest.raises(UserError, match="both sides of a merge.*--theirs"): promote_bundle(path, "rows", "bbb")
+    path.unlink()
+    with pytest.raises(UserError, match="both sides of a merge"): read_plan(path)
 
 
 def test_a_plan_of_before_the_history_can_be_gone_back_to(tmp_path):
