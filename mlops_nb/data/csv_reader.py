@@ -125,8 +125,9 @@ def read_csv_header(source: Source) -> tuple[list[str], int]: # Names, and the n
     if all(re.fullmatch(r'[+-]?[\d.]+', name) for name in names):
         raise UserError(f"{source.path} has no header: its first line is {first[:5]}; add one.")
     if _has_row_names(names, [row for *_, row in records[1:]]): names = ['row_names', *names]
-    elif len(records) > 1 and len(records[1][2]) < 2: # no row of a table: the next line of a title
-        _refuse_title(source, {source.separator: [(len(row), line) for _, line, row in records]})
+    widths = [(len(row), line) for _, line, row in records]
+    table = _title_lines(widths)
+    if table and table[1] > len(names) + 1: _refuse_title(source, {source.separator: widths}) # one more: a stray field
     check_column_names(names, source.path)
     return names, at
 

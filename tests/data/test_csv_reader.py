@@ -59,9 +59,14 @@ def test_title_and_comment_lines(tmp_path, encoding, end):
 @pytest.mark.parametrize("text, sentence", [
     ("Report\nid;a;b\n1;2;3\n4;5;6\n", "line 1 has 1 fields and line 2, like most after it, 3 .*give --skip 1"),
     ("Report, May\n\nid;a;b\n1;2;3\n4;5;6\n", "give --skip 1"),
+    ("Umsätze;DE12\nvon, bis;1,5\n\na;b;c;d\n1,5;2,5;3;4\n1,5;2,5;3;5\n",
+     "line 4, .* 4 with the separator ';'.*--skip 2"),
                                             ("# by me, you\n# twice\nid,a,b\n1,2,3\n4,5,6\n", "give --skip 2")])
 def test_a_title_is_named_and_not_taken_for_the_header(tmp_path, text, sentence):
-    with pytest.raises(UserError, match=sentence): read(put(tmp_path / "x.csv", text))
+    path = put(tmp_path / "x.csv", text)
+    with pytest.raises(UserError, match=sentence): read(path)
+    if ";" in text:
+        with pytest.raises(UserError, match="give --skip"): read(path, separator=";")
 
 
 def test_wrong_options_are_sentences():

