@@ -31,9 +31,10 @@ class Project:
         self.__dict__.update({k: v for k, v in given.items() if v is not None})
 
     @classmethod
-    def open(cls, root: "str | Path | Project" = ".") -> "Project":
-        "The project in the folder `root`; a project that is open already is handed through."
-        return root if isinstance(root, cls) else cls(root)
+    def open(cls, root: "str | Path | Project | None" = None) -> "Project":
+        "The project in the folder `root`; without one, that of the working directory. An open project is handed through."
+        if isinstance(root, cls): return root
+        return cls(find_project_root() if root is None else root)
 
     @cached_property
     def params(self) -> Params: return read_params(self.root / "params.yaml")
