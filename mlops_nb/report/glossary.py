@@ -75,7 +75,7 @@ GLOSSARY = _DATA_TERMS | _METRIC_TERMS | _MODEL_TERMS # term, or "term|other spe
 # %% ../../nbs/report/21_glossary.ipynb #1c00fa4c
 _SPELLINGS = {s.lower(): term for term in GLOSSARY for s in term.split('|')}
 _TERM = re.compile(r"(?<![\w-])(" + '|'.join(re.escape(s) for s in sorted(_SPELLINGS, key=len, reverse=True))
-                   + r")(?![\w-])", re.I)
+                   + r")(?![\w-]|\.\w)", re.I)
 _CLOSED = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'pre', 'script', 'style', 'summary', 'svg', 'title'}
 
 def term_id(term: str) -> str: # "term-roc-curve"
