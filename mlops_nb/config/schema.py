@@ -23,6 +23,7 @@ from mlops_nb.config.values import (
     POLARS_TYPES,
     class_label_expr,
     is_missing_expr,
+    n_readable_words,
     parse_iso_timestamp,
     parse_value_expr,
 )
@@ -210,6 +211,25 @@ def parse_exprs(self: Schema, dtypes: dict[str, pl.DataType]) -> list[pl.Expr]: 
         key = dtype, c.type, (*self.missing_words(name),), c.format, c.time_zone, domain
         alike.setdefault(key, []).append(name)
     return [parse_value_expr(pl.col(names), *key).name.keep() for key, names in alike.items()]
+
+@patch
+def present_exprs(self: Schema,
+    dtypes: dict[str, pl.DataType], # Of raw columns
+    prefix: str, # Of the new names
+) -> list[pl.Expr]: # In another order than `dtypes`
+    "Each of these raw columns as it is, but null where it is missing."
+    alike = {}
+    for name, dtype in dtypes.items():
+        alike.setdefault((dtype, (*self.missing_words(name),), self.columns[name].type), []).append(name)
+    present = {key: ~is_missing_expr(pl.col(names), *key) for key, names in alike.items()}
+    return [pl.when(present[key]).then(pl.col(names)).name.prefix(prefix) for key, names in alike.items()]
+
+@patch
+def is_plain_number(self: Schema, name: str) -> bool:
+    "Are the values of a column numbers as programs write them, none of which means \"missing\"?"
+    c = self.columns[name]
+    if c.type not in ("integer", "number") or c.format: return False
+    return not n_readable_words((*self.missing_words(name),), c.type, None, None)
 
 # %% ../../nbs/config/02_schema.ipynb #1b95dbf7
 def is_expression(text: str) -> bool:

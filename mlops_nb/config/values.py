@@ -6,7 +6,7 @@
 __all__ = ['POLARS_TYPES', 'TYPE_NAMES', 'KNOWN_MISSING', 'MISSING_IF_NUMERIC', 'WHITESPACE', 'SCALAR_PARSERS', 'is_temporal',
            'class_label_expr', 'text_expr', 'number_expr', 'integer_expr', 'boolean_expr', 'timestamp_expr',
            'parse_iso_timestamp', 'typed_missing_values', 'is_missing_expr', 'known_spellings', 'respell',
-           'parse_value_expr']
+           'n_readable_words', 'parse_value_expr']
 
 # %% ../../nbs/config/01_values.ipynb #6c9f8faa
 import unicodedata
@@ -175,7 +175,11 @@ def _typed_expr(value, dtype, type, format, time_zone):
     return (integer_expr if type == "integer" else number_expr)(value, dtype, format)
 
 @cache
-def _readable_words(words, type, format, time_zone): # those that are no word for "missing" by what they are: -999
+def n_readable_words(
+    words: tuple[str, ...], # For "missing"
+    type: str, format: str | None, time_zone: str | None, # As for `parse_value_expr`
+) -> int:
+    "How many of these words could be a value of the column, as -999 is a number."
     x = pl.col("word")
     frame = pl.DataFrame({"word": words}, {"word": pl.String})
     return frame.select(_typed_expr(x, pl.String(), type, format, time_zone)).to_series().count()
@@ -201,7 +205,7 @@ def parse_value_expr(
         parsed = pl.when(~text.is_in(["", *missing_values])).then(text)
     else:
         parsed = _typed_expr(value, dtype, type, format, time_zone)
-        unreadable = dtype == pl.String and not _readable_words((*missing_values,), type, format, time_zone)
+        unreadable = dtype == pl.String and not n_readable_words((*missing_values,), type, format, time_zone)
         if not unreadable: parsed = pl.when(~missing).then(parsed)
     if not domain: return parsed
     return parsed.map_batches(partial(respell, domain=(*domain,)), return_dtype=pl.String, is_elementwise=True)

@@ -88,22 +88,23 @@ def column_checks(
     name: str, # A column
     column: Column, # What the schema says of it
     dtype: pl.DataType, # As delivered
+    plain: bool = False, # Is every value there read, and none another spelling of a category or a new one?
 ) -> list[ColumnCheck]:
     "What a value of this column may do wrong."
     x, raw = pl.col(name), pl.col(RAW_PREFIX + name)
     shown = raw.cast(pl.String).str.strip_chars()
     say = lambda words: pl.concat_str(pl.lit(f"{name}: "), shown, pl.lit(f" {words}"))
-    tests, out = _range_tests(name, column, dtype), []
+    tests, out = _range_tests(name, column, POLARS_TYPES['integer'] if plain else dtype), []
     if not column.nullable:
         out.append(ColumnCheck(name, 'missing', column.on_violation, raw.is_null(), pl.lit(f"{name}: missing")))
-    if needs_conversion(dtype, column.type):
+    if needs_conversion(dtype, column.type) and not plain:
         unread = raw.is_not_null() & x.is_null()
         if column.type in ('integer', 'number'): unread &= ~_infinite(name)
         out.append(ColumnCheck(name, 'type', column.on_violation, unread, say(f"is not {TYPE_NAMES[column.type]}")))
     if tests:
         reason = pl.coalesce(pl.when(t).then(say(words)) for t, words in tests)
         out.append(ColumnCheck(name, 'range', column.on_violation, pl.any_horizontal(t for t, _ in tests), reason))
-    if column.domain is not None:
+    if column.domain is not None and not plain:
         if _is_text(dtype): out.append(_spelling_check(name, column, shown))
         new, refused = x.is_not_null() & ~x.is_in(column.domain), column.on_new_category == 'quarantine'
         kind, action = ('domain', 'quarantine') if refused else ('new_category', 'accept')
@@ -120,6 +121,40 @@ class ValidatedBatch(Struct):
     spellings: dict[str, dict[str, str]] = {} # by column: value as delivered -> the known category that it spells
     offsets: dict[str, dict[bool, str]] = {} # from `offset_examples`
 
+# %% ../../nbs/data/09_column_checks.ipynb #db613ebe
+def _plain_numbers(frame, schema, types):
+    "The columns of text in which every value is a plain number, as read."
+    out = {}
+    for type in ('integer', 'number'):
+        names = [n for n, t in types.items() if t == pl.String and schema.columns[n].type == type
+                 and schema.is_plain_number(n)]
+        raw = frame.select(names)
+        read = raw.select(pl.all().cast(POLARS_TYPES[type], strict=False))
+        finite = read.select(pl.all().is_finite().all()).row(0) if names else ()
+        unread = (read.null_count() - raw.null_count()).row(0) if names else ()
+        out |= {n: read[n] for n, ok, left in zip(names, finite, unread) if ok and not left}
+    return out
+
+def _plain_categories(frame, schema, types):
+    "The columns of text that hold known categories only, written as the schema writes them."
+    known = [n for n, t in types.items() if t == pl.String and schema.columns[n].domain]
+    if not known: return {}
+    values = frame.select(pl.col(n).drop_nulls().unique().implode() for n in known).row(0)
+    never = {n: {'', *schema.missing_words(n)} for n in known}
+    return {n: frame[n] for n, found in zip(known, values)
+            if {*found} <= {*schema.columns[n].domain} and never[n].isdisjoint(found)
+            and all(v == v.strip() for v in found)}
+
+# %% ../../nbs/data/09_column_checks.ipynb #4d20a85e
+def _parse(frame, schema, types):
+    "Each column twice, and the names of the plain ones, which need not be looked at for what cannot be read."
+    plain = _plain_numbers(frame, schema, types) | _plain_categories(frame, schema, types)
+    rest = {n: t for n, t in types.items() if n not in plain}
+    parts = [frame.select(pl.col([*plain]).name.prefix(RAW_PREFIX)), pl.DataFrame([s for s in plain.values()]),
+             frame.select(schema.present_exprs(rest, RAW_PREFIX)), frame.select(schema.parse_exprs(rest))]
+    both = pl.concat([p for p in parts if p.width], how='horizontal')
+    return both.select(*(RAW_PREFIX + n for n in types), *types), plain.keys()
+
 # %% ../../nbs/data/09_column_checks.ipynb #c311452c
 def parse_columns(
     frame: pl.DataFrame, # As delivered
@@ -127,11 +162,8 @@ def parse_columns(
     columns: list[str] | None = None, # None for all of the schema
 ) -> pl.DataFrame:
     "Each column twice: as delivered, under a prefixed name and null where it is missing, and as read."
-    types, found = {}, frame.schema
-    for n in schema.columns if columns is None else columns: types[n] = found[n]
-    present = (pl.when(~schema.missing_expr(n, t)).then(pl.col(n)).alias(RAW_PREFIX + n) for n, t in types.items())
-    read = frame.select(schema.parse_exprs(types)).select(list(types))
-    return pl.concat([frame.select(present), read], how='horizontal')
+    found = frame.schema
+    return _parse(frame, schema, {n: found[n] for n in (schema.columns if columns is None else columns)})[0]
 
 # %% ../../nbs/data/09_column_checks.ipynb #57133541
 def _raise_stop(both, check):
@@ -204,9 +236,10 @@ def validate_batch(
     """Divide a batch into accepted and quarantined rows; raises `UserError` at a value that violates a check with
     `on_violation: stop`."""
     frame = schema.with_computed(frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)))
-    both = parse_columns(frame, schema).with_columns(frame['_source'], frame['_row'])
     types = frame.schema
-    checks = [c for n, column in schema.columns.items() for c in column_checks(n, column, types[n])]
+    both, plain = _parse(frame, schema, {n: types[n] for n in schema.columns})
+    both = both.with_columns(frame['_source'], frame['_row'])
+    checks = [c for n, column in schema.columns.items() for c in column_checks(n, column, types[n], n in plain)]
     masks = both.select(pl.lit(False).alias(RAW_PREFIX), *(c.violated.fill_null(False).alias(c.key) for c in checks))
     count = masks.sum().row(0, named=True)
     violated = [c for c in checks if count[c.key]]

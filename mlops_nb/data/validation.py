@@ -223,11 +223,12 @@ class _ValidationRun:
         accepted.add(s.accepted); quarantine.add(s.quarantined)
         return s, summarize_columns(s.accepted, self.schema)
 
-    def add_to_comparison(self, rows):
+    def add_to_comparison(self, rows, summary):
         "Rows that are compared with the baseline: those that training would keep."
-        kept = (rows if self.schema.filter is None
-                else rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr()))
-        self.comparison_summaries.append(summarize_columns(kept, self.schema))
+        if self.schema.filter is not None:
+            kept = rows.with_columns(self.schema.target_expr()).filter(self.schema.filter_expr())
+            summary = summarize_columns(kept, self.schema)
+        self.comparison_summaries.append(summary)
 
 # %% ../../nbs/data/10_validation.ipynb #4ff56dc1
 @patch
@@ -241,7 +242,7 @@ def add_partition(self:_ValidationRun, partition, frames, accepted, quarantine):
         self.non_null_counts[partition.source].update(s.non_null_counts); summaries.append(summary)
         for n, words in s.spellings.items(): self.spellings[partition.source, n] |= words
         for n, kinds in s.offsets.items(): self.offsets[n] = kinds | self.offsets[n]
-        if partition.source == self.newest: self.add_to_comparison(s.accepted)
+        if partition.source == self.newest: self.add_to_comparison(s.accepted, summary)
     if count.received != partition.rows:
         raise UserError(f"data/{partition.path} holds {count.received:,} rows, and data/manifest.json says "
                         f"{partition.rows:,}; restore it with `dvc checkout data.dvc`.")

@@ -78,7 +78,7 @@ def _bin_edges(
     if not len(keys): return [0.0]
     mass = (counts * N_BINS >= counts.sum()) | (counts > 1) & (len(keys) <= MAX_VALUES)
     rest, n_rest = QuantileSketch(keys[~mass], counts[~mass], sketch.dropped_bits), max(N_BINS - mass.sum(), 1)
-    quantiles = [rest.quantile_key(i / n_rest) for i in range(1, n_rest)] if len(rest.keys) else []
+    quantiles = rest.quantile_keys(np.arange(1, n_rest) / n_rest) if len(rest.keys) else []
     ends = np.concatenate([keys[mass], keys[mass] + 1, keys[:1], keys[-1:] + 1]) << sketch.dropped_bits
     finite = float_to_ordered_int(np.finfo(float).max * np.array([-1, 1]))
     return ordered_int_to_float(np.unique(np.clip([*ends, *quantiles], *finite))).tolist()

@@ -57,7 +57,7 @@ def _column_segments(column, summary):
     else:
         s, quarters = summary.sketch, [i / N_SEGMENT_RANGES for i in range(1, N_SEGMENT_RANGES)]
         few = len(s.keys) <= N_SEGMENT_RANGES # each number is a segment
-        starts = s.keys[1:] << s.dropped_bits if few else np.unique([s.quantile_key(q) for q in quarters])
+        starts = s.keys[1:] << s.dropped_bits if few else np.unique(s.quantile_keys(quarters))
         found = [Segment(column, range=ends) for ends in pairwise([None, *ordered_int_to_float(starts).tolist(), None])]
     return found + [Segment(column)]
 

@@ -32,11 +32,6 @@ class QuantileSketch(Struct):
     counts: np.ndarray # int64
     dropped_bits: int = 0
 
-def _bit_length(x): # of int64, seen as 64 bits; in halves, since a float holds 53 bits exactly
-    bits = x.view(np.uint64)
-    high, low = (half.astype(np.float64) for half in (bits >> np.uint64(32), bits & np.uint64(2**32 - 1)))
-    return np.where(high > 0, np.frexp(high)[1] + 32, np.frexp(low)[1])
-
 # %% ../../nbs/stats/00_sketches.ipynb #6b3ba6ca
 def build_sketch(
     keys: np.ndarray, # int64; need not be sorted or unique
@@ -45,11 +40,12 @@ def build_sketch(
 ) -> QuantileSketch:
     "Count keys, and drop low bits until they fit into `MAX_BUCKETS`."
     if not len(keys): return QuantileSketch(keys, counts, dropped_bits)
-    order = np.argsort(keys, kind='stable')
-    keys, counts = keys[order], counts[order]
-    apart = _bit_length(keys[1:] ^ keys[:-1]) # 0 for equal keys
-    drop = int(np.partition(apart, -MAX_BUCKETS)[-MAX_BUCKETS]) if len(apart) >= MAX_BUCKETS else 0
-    first = np.flatnonzero(np.concatenate([[True], apart > drop]))
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind='stable')
+        keys, counts = keys[order], counts[order]
+    apart = (keys[1:] ^ keys[:-1]).view(np.uint64) # 0 for equal keys; as many bits long as have to be dropped
+    drop = int(np.partition(apart, -MAX_BUCKETS)[-MAX_BUCKETS]).bit_length() if len(apart) >= MAX_BUCKETS else 0
+    first = np.flatnonzero(np.concatenate([[True], apart > np.uint64(2**drop - 1)]))
     return QuantileSketch(keys[first] >> drop, np.add.reduceat(counts, first), dropped_bits + drop)
 
 # %% ../../nbs/stats/00_sketches.ipynb #fa6616d5
@@ -61,13 +57,13 @@ def merge(self:QuantileSketch, other: QuantileSketch) -> QuantileSketch:
     return build_sketch(np.concatenate(keys), np.concatenate([self.counts, other.counts]), shift)
 
 @patch
-def quantile_key(
+def quantile_keys(
     self:QuantileSketch,
-    q: float, # Between 0 and 1
-) -> int: # The lower end of the bucket that holds it
-    "The key below which a share `q` of the values lies."
-    at = np.searchsorted(self.counts.cumsum(), q * self.counts.sum())
-    return int(self.keys[min(at, len(self.keys) - 1)] << self.dropped_bits)
+    shares: list[float], # Between 0 and 1
+) -> np.ndarray: # (shares,) int64, the lower ends of the buckets that hold them
+    "The keys below which these shares of the values lie."
+    at = np.searchsorted(self.counts.cumsum(), np.array(shares) * self.counts.sum())
+    return self.keys[np.minimum(at, len(self.keys) - 1)] << self.dropped_bits
 
 # %% ../../nbs/stats/00_sketches.ipynb #036bbda6
 MAX_COUNTERS = 1000 # categories that are counted by name

@@ -7,6 +7,8 @@ __all__ = ['QUANTILE_LEVELS', 'MAX_TOP_VALUES', 'STATISTICS_SCHEMA', 'ColumnSumm
            'statistics_frame']
 
 # %% ../../nbs/stats/01_summaries.ipynb #e733d40c
+from concurrent.futures import ThreadPoolExecutor
+
 import msgspec
 import numpy as np
 import polars as pl
@@ -85,6 +87,15 @@ def _summarize_categories(
     most = counted.sort('count', 'value', descending=[True, False]).head(MAX_COUNTERS + 1)
     summary.top_values = top_counts(dict(zip(most['value'].cast(pl.String), most['count'])))
 
+# %% ../../nbs/stats/01_summaries.ipynb #b397c7d4
+def _summarize(values, type):
+    n, values = len(values), (values.fill_nan(None) if values.dtype.is_float() else values).drop_nulls()
+    summary = ColumnSummary(type, n, n - len(values))
+    if type == 'timestamp': _summarize_numbers(summary, values.dt.epoch('us').to_numpy())
+    elif type in ('integer', 'number'): _summarize_numbers(summary, float_to_ordered_int(values.to_numpy()))
+    else: _summarize_categories(summary, values)
+    return summary
+
 # %% ../../nbs/stats/01_summaries.ipynb #96f0cfcc
 def summarize_columns(
     frame: pl.DataFrame, # Columns of the schema, in the schema's types, and computed ones; others are left out
@@ -92,16 +103,13 @@ def summarize_columns(
     computed: dict[str, str] | None = None, # Computed columns: name -> number or category
 ) -> dict[str, ColumnSummary]: # By column
     "Summarise each column of a batch."
-    out = {}
-    for c, type in ({name: column.type for name, column in schema.columns.items()} | (computed or {})).items():
-        values = frame.get_column(c, default=None)
-        if values is None: continue
-        values = (values.fill_nan(None) if values.dtype.is_float() else values).drop_nulls()
-        out[c] = s = ColumnSummary(type, frame.height, frame.height - len(values))
-        if s.type == 'timestamp': _summarize_numbers(s, values.dt.epoch('us').to_numpy())
-        elif s.type in ('integer', 'number'): _summarize_numbers(s, float_to_ordered_int(values.to_numpy()))
-        else: _summarize_categories(s, values)
-    return out
+    types = {name: column.type for name, column in schema.columns.items()} | (computed or {})
+    there = {*frame.columns}
+    types = {c: type for c, type in types.items() if c in there}
+    if frame.height < 10_000 or pl.thread_pool_size() == 1: # not worth a thread
+        return {c: _summarize(frame[c], type) for c, type in types.items()}
+    with ThreadPoolExecutor(pl.thread_pool_size()) as threads:
+        return dict(zip(types, threads.map(lambda c: _summarize(frame[c], types[c]), types)))
 
 def merge_summaries(
     batches: list[dict[str, ColumnSummary]],
@@ -120,7 +128,7 @@ MAX_TOP_VALUES = 20 # categories that are listed
 def quantiles(self:ColumnSummary) -> list[float]: # At `QUANTILE_LEVELS`; empty where there is nothing to order
     "Quantiles of numbers, or of timestamps in microseconds since 1970."
     if self.min is None: return []
-    keys = np.array([self.sketch.quantile_key(q) for q in QUANTILE_LEVELS])
+    keys = self.sketch.quantile_keys(QUANTILE_LEVELS)
     values = keys.astype(float) if self.type == 'timestamp' else ordered_int_to_float(keys)
     return np.clip(values, self.min, self.max).tolist()
 
