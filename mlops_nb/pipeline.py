@@ -16,7 +16,8 @@ from msgspec import Struct, field
 
 from .config.params import read_params
 from .core.errors import UserError, did_you_mean
-from .core.typed_yaml import write_json
+from .core.progress import progress_reporter
+from .core.typed_yaml import read_json, write_json
 
 # %% ../nbs/90_pipeline.ipynb #6b37da62
 class Stage(Struct, frozen=True):
@@ -178,6 +179,13 @@ def _call_stage(stage, root, item):
     return getattr(import_module(module), function)(*args)
 
 # %% ../nbs/90_pipeline.ipynb #8cb4160f
+def _record_path(root, name, item): return root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json"
+
+def _last_seconds(path):
+    "How long a stage took last time; None where nobody knows."
+    try: return read_json(path, dict).get("seconds")
+    except UserError: return None
+
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
@@ -187,8 +195,10 @@ def run_stage(
     if name not in STAGES: raise UserError(f"There is no stage {name!r}{did_you_mean(name, STAGES)}")
     stage = STAGES[name]
     if item and not stage.matrix: raise UserError(f"The stage {name} is one for all; leave {item!r} out.")
-    started, clock = time.time(), time.perf_counter()
-    try: facts = _call_stage(stage, root, item) or {}
+    started, clock, record = time.time(), time.perf_counter(), _record_path(root, name, item)
+    try:
+        with progress_reporter(f"{name} {item or ''}".rstrip(), expected_seconds=_last_seconds(record)):
+            facts = _call_stage(stage, root, item) or {}
     except Exception as e:
         torn = None if isinstance(e, UserError | OSError) else _damaged_input(root, stage)
         if torn is None: raise
@@ -196,7 +206,7 @@ def run_stage(
                         "`dvc repro` makes it again.") from e
     took = dict(stage=name, item=item, started=started, seconds=time.perf_counter() - clock,
                 peak_memory_mib=_peak_memory_mib()) | facts
-    write_json(root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json", took)
+    write_json(record, took)
     return took
 
 # %% ../nbs/90_pipeline.ipynb #a514579d

@@ -24,6 +24,7 @@ from .. import __version__
 from ..config.schema import Schema, expression_columns
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file, file_lock
+from ..core.progress import progress_reporter
 from ..data.column_checks import validate_batch
 from ..data.readers import detect_format, read_source
 from ..data.sources import FILE_SUFFIXES, ReadOptions, Source, find_sources
@@ -136,6 +137,10 @@ def _write_parquet(frame, path):
     with atomic_file(path) as tmp: frame.write_parquet(tmp)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #e3bb1ccf
+def _total_rows(source): # None where a file does not say
+    with _parquet_errors(source):
+        return _count_rows([source.path]) if detect_format(source.path) == 'parquet' else None
+
 def score_chunks(
     predictor: Predictor,
     source: Source, # A file, from `find_sources`
@@ -150,9 +155,11 @@ def score_chunks(
     one_thread.threads = 1
     def score(batch): return score_batch(one_thread, schema, batch, carry_columns)
     batches = read_row_batches(source, schema, chunk_rows, done * chunk_rows)
-    for n, (scores, quarantined) in enumerate(map_in_order(score, batches, predictor.threads), done):
-        if len(quarantined): _write_parquet(quarantined, _chunk_path(folder, 'quarantined', n))
-        _write_parquet(scores, _chunk_path(folder, 'scores', n))
+    with progress_reporter(f'score {source.name}', _total_rows(source), 'rows') as step:
+        for n, (scores, quarantined) in enumerate(map_in_order(score, batches, predictor.threads), done):
+            if len(quarantined): _write_parquet(quarantined, _chunk_path(folder, 'quarantined', n))
+            _write_parquet(scores, _chunk_path(folder, 'scores', n))
+            step(n * chunk_rows + len(scores))
     return done
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #0ba4568f

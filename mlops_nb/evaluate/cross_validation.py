@@ -22,6 +22,7 @@ from ..config.params import SplitParams
 from ..config.project import Project
 from ..config.schema import Schema
 from ..core.files import atomic_dir
+from ..core.progress import progress_reporter
 from ..core.typed_yaml import read_json, write_json
 from ..data.label_delay import has_late_label
 from ..data.prepare import read_split
@@ -34,7 +35,6 @@ from ..model.predictor import MODEL_LOADERS, Predictor
 from ..train.dataset import to_training_part
 from ..train.device import DeviceConfig
 from ..train.learners import FitOptions, find_learner, fit_learner
-from ..train.progress import progress_reporter
 from ..train.tuning import apply_tuned_params
 
 # %% ../../nbs/evaluate/10_cross_validation.ipynb #5d0269f2
@@ -119,8 +119,7 @@ def fit_predictor(
     encoder = Encoder.fit(train, schema, features, params.train.encoder)
     parts = tuple(to_training_part(rows, split, encoder, schema, params.train.sample_weight_half_life)
                   for split, rows in (('train', train), ('valid', validation)))
-    title = f'cross_validation {learner}, {run_name}'
-    with progress_reporter(title, kind.max_iterations(params.train), unit=kind.unit) as step:
+    with progress_reporter(run_name, kind.max_iterations(params.train), f'{kind.unit} at most') as step:
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), on_iteration=step)
         fitted = fit_learner(learner, parts, schema, encoder, params.train, options=options)
     model = MODEL_LOADERS[kind.file](fitted.model)
@@ -301,6 +300,19 @@ def read_cross_validation(
     "What the stage cross_validation wrote; raises `UserError` if it has not run."
     return read_json(Path(root) / f'artifacts/cross_validation/{learner}/cross_validation.json', CrossValidationResult)
 
+# %% ../../nbs/evaluate/10_cross_validation.ipynb #b6343058
+def _repeat_trainings(project, learner, splits):
+    "The runs of the folds, those of the seeds, and how far the latter agree."
+    wanted, folds, seeds, agreement = project.params.cross_validation, [], [], None
+    n_trainings = wanted.n_folds + wanted.n_seeds
+    with progress_reporter(f'cross_validation {learner}', n_trainings, 'trainings at most') as step:
+        if wanted.n_folds:
+            for run in cross_validate(project, learner, pl.concat([splits['train'], splits['valid']])):
+                folds.append(run)
+                step(len(folds))
+        if wanted.n_seeds: seeds, agreement = repeat_with_seeds(project, learner, splits)
+    return folds, seeds, agreement
+
 # %% ../../nbs/evaluate/10_cross_validation.ipynb #75298a45
 def run_cross_validation(
     root: Path = Path('.'), # The project's folder
@@ -312,9 +324,7 @@ def run_cross_validation(
     project = project.with_params(structs.replace(params, train=apply_tuned_params(root, learner, params.train)))
     names = ('train', 'valid', 'test') if wanted.n_folds or wanted.n_seeds else ()
     splits = {split: read_split(root, split) for split in names}
-    folds, seeds, agreement = [], [], None
-    if wanted.n_folds: folds = [*cross_validate(project, learner, pl.concat([splits['train'], splits['valid']]))]
-    if wanted.n_seeds: seeds, agreement = repeat_with_seeds(project, learner, splits)
+    folds, seeds, agreement = _repeat_trainings(project, learner, splits)
     found = add_sentences(CrossValidationResult(
         learner, project.schema.task, PRIMARY_METRIC[project.schema.task], folds, seeds, summarize_metrics(folds),
         summarize_metrics(seeds), agreement, []), project)

@@ -18,6 +18,7 @@ from ..config.project import Project
 from ..config.schema import Schema
 from ..core.errors import UserError
 from ..core.files import atomic_dir
+from ..core.progress import progress_reporter
 from ..core.typed_yaml import write_json
 from ..model.encoder import Encoder
 from ..model.features import load_features
@@ -25,7 +26,6 @@ from ..model.predictor import Predictor, open_model
 from .dataset import LossCurvePoint, eval_metric_name, read_training_parts
 from .device import DeviceConfig
 from .learners import FitOptions, find_learner, fit_learner, resolve_init_model
-from .progress import progress_reporter
 from .tensorboard import TensorBoardLogger
 from .tuning import apply_tuned_params
 
@@ -75,7 +75,7 @@ def run_train(
     parts = tuple(read_training_parts(project, initial.encoder))
     warn_unseen_classes(parts[0].y, schema)
     limit, rows = kind.max_iterations(params), dict(zip(('train', 'valid'), (len(p.y) for p in parts)))
-    with (progress_reporter(f'train {learner}', limit, unit=kind.unit) as step,
+    with (progress_reporter(f'train {learner}', limit, f'{kind.unit} at most') as step,
           TensorBoardLogger(root / '.mlops' / 'tensorboard' / learner) as logger):
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), checkpoints, step,
                              logger)

@@ -25,13 +25,13 @@ from ..config.params import TrainParams
 from ..config.project import Project
 from ..core.errors import UserError
 from ..core.files import atomic_dir
+from ..core.progress import progress_reporter
 from ..core.typed_yaml import read_json, write_json
 from ..model.encoder import Encoder
 from .dataset import read_training_parts, training_fingerprint
 from .device import DeviceConfig
 from .learners import FitOptions, TrainingParts, fit_learner, resolve_init_model
 from .net_trainer import ARCHITECTURE_PARAMS
-from .progress import progress_reporter
 from mlops_nb.train.study import (
     counted_trials,
     fail_stale_trials,

@@ -26,7 +26,6 @@ from mlops_nb.model.features import Features
 from mlops_nb.train import gbdt, learners
 from mlops_nb.train.dataset import TrainingPart, exponential_decay_weights
 from mlops_nb.train.gbdt import BoostingState, GbdtJob, fit_gbdt
-from mlops_nb.train.progress import progress_reporter
 from mlops_nb.train.stage import TrainingReport, run_train
 
 MODEL = Path("artifacts/models/gbdt")
@@ -503,11 +502,6 @@ def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
     written = msgspec.json.decode((tmp_path / MODEL / "training.json").read_bytes())
     assert "seconds" not in str(written) and str(tmp_path) not in str(written)
     assert sorted(p.name for p in (tmp_path / MODEL).iterdir()) == ["encoder.json", "model.txt", "training.json"]
-
-
-def test_plain_lines_where_nobody_watches(capsys):
-    with progress_reporter("train gbdt", 100, interval_seconds=0) as step: step(7, 0.25)
-    assert capsys.readouterr().err == "train gbdt: 7 of at most 100 trees, valid loss 0.25\n"
 
 
 def test_own_features_are_inputs(tmp_path):
