@@ -24,6 +24,7 @@ from ..config.schema import Schema, to_pandera
 from ..config.values import POLARS_TYPES
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file
+from ..core.progress import progress_reporter
 from ..core.typed_yaml import read_json, write_json
 from mlops_nb.data.column_checks import (
     check_offsets,
@@ -294,10 +295,12 @@ def _write_split(root, run, accepted_folder, quarantine_folder):
     pandera_schema = to_pandera(run.schema)
     accepted = PartFileWriter(accepted_folder, lambda rows: check_with_pandera(rows, pandera_schema))
     quarantine = PartFileWriter(quarantine_folder)
-    for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
-        first = next(batches) # which partition it is; its rows come with the rest
-        run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
-    parts = read_data_manifest(root).partitions
+    parts, done = read_data_manifest(root).partitions, 0
+    with progress_reporter('validate', sum(p.rows for p in parts), 'rows') as step:
+        for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
+            first = next(batches) # which partition it is; its rows come with the rest
+            run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
+            step(done := done + first[0].rows)
     for source, by_rule in run.violations.items():
         check_formats_of_source(root, [p for p in parts if p.source == source], by_rule, run.schema)
     found = run.report()
