@@ -13,8 +13,9 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import count
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from fastcore.basics import patch
 from granian.rsgi import ProtocolClosed
@@ -80,7 +81,7 @@ def _path_regex(path): return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>[^/:]+)',
 
 _PATHS = dict.fromkeys(r.path for r in ROUTES)
 _ROUTE_PATTERNS = [(_path_regex(p), {r.method: r for r in ROUTES if r.path == p}) for p in _PATHS]
-_MAX_CACHED_PATHS = 1024 # paths
+_MAX_CACHED_PATHS, _MAX_CACHED_PATH_LENGTH = 1024, 256 # paths, characters
 
 class PathMatcher(dict):
     "Path -> its routes by method and the values of its variable parts; None where no route matches."
@@ -88,7 +89,7 @@ class PathMatcher(dict):
         for pattern, routes in _ROUTE_PATTERNS:
             if m := pattern.fullmatch(path):
                 hit = routes, {k: unquote(v) for k, v in m.groupdict().items()}
-                if len(self) < _MAX_CACHED_PATHS: self[path] = hit
+                if len(self) < _MAX_CACHED_PATHS and len(path) <= _MAX_CACHED_PATH_LENGTH: self[path] = hit
                 return hit
 
 # %% ../../nbs/serve/12_app.ipynb #2f436efa
@@ -109,7 +110,7 @@ class App:
 
     def __rsgi_init__(self, loop):
         self._loop = loop
-        self._check_timeouts()
+        self._tick()
 
     def __rsgi_del__(self, loop):
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -136,7 +137,12 @@ def _check_timeouts(self:App):
         if since < late: body.cancel()
     self.metrics.in_flight_requests.set(self._in_flight)
     if problem := self.authenticator.reload_if_changed(): _log.error(problem)
-    self._timer = self._loop.call_later(_TICK_SECONDS, self._check_timeouts)
+
+@patch
+def _tick(self:App):
+    try: self._check_timeouts()
+    except Exception: _log.exception("time limits and keys could not be checked; they are again in a moment.")
+    finally: self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
 # %% ../../nbs/serve/12_app.ipynb #0fe6c9bf
 @patch
@@ -156,7 +162,9 @@ async def _read_bounded(protocol, mib):
     parts, size = [], 0
     async for part in protocol:
         parts.append(part)
-        if (size := size + len(part)) > mib << 20: raise _too_large(mib)
+        if (size := size + len(part)) > mib << 20:
+            parts.clear() # the error keeps this frame, and would keep them, until the garbage collector comes by
+            raise _too_large(mib)
     return b''.join(parts)
 
 # %% ../../nbs/serve/12_app.ipynb #26b5ba95
@@ -179,15 +187,38 @@ def _match_route(self:App, scope):
                             {'allow': ', '.join(routes)})
     return route, names
 
+# %% ../../nbs/serve/12_app.ipynb #03c35d05
+@lru_cache(64)
+def _is_loopback(host):
+    try: name = urlsplit(f'//{host}').hostname or ''
+    except ValueError: return False
+    return name in ('localhost', '::1') or re.fullmatch(r'127(\.\d{1,3}){3}', name) is not None
+
+def _check_origin(headers, authority, auth):
+    "Keep out what pages of other sites send; raises `HTTPException`."
+    host = headers.get('host') or authority or ''
+    if auth == 'none' and not _is_loopback(host):
+        raise HTTPException(421, f"This server has no keys, and answers at the loopback only, not at {host[:60]!r}; "
+                                 "ask for localhost, or set auth = api_key in [serve].", {})
+    if (origin := headers.get('origin')) is not None and origin.partition('://')[2] != host:
+        raise HTTPException(403, f"A page of {origin[:60]!r} asks, and pages of other sites may not.", {})
+
+def _check_content_type(headers):
+    kind = headers.get('content-type', 'application/json').partition(';')[0].strip().lower()
+    if kind not in ('application/json', 'application/octet-stream') and not kind.endswith('+json'):
+        raise HTTPException(415, f"The body is {kind[:60]!r}; send JSON, with content-type: application/json.", {})
+
 # %% ../../nbs/serve/12_app.ipynb #cac7689a
 @patch
 async def _respond(self:App, scope, protocol, request) -> Response:
     headers = request.headers
     if (id := headers.get(X_REQUEST_ID)) is not None: request.id = check_request_id(id)
+    _check_origin(headers, scope.authority, self.settings.auth)
     route, request.path_params = self._match_route(scope)
     request.route = route.handler.__name__
     request.api_key_name = self.authenticator.authorize(headers.get('authorization'), route.scope)
     if route.method == 'GET': return await route.handler(self, request)
+    _check_content_type(headers)
     if (text := headers.get(X_DEADLINE_MS)) is not None: request.deadline = parse_deadline(text)
     if self._in_flight >= self.settings.max_in_flight: raise _overloaded()
     self._in_flight += 1

@@ -80,7 +80,7 @@ def row_json_schema(
     predictor: Predictor,
 ) -> dict: # JSON Schema
     "The JSON Schema of a row of a request."
-    columns, inputs = predictor.schema.columns, predictor.required_columns
+    columns, inputs = predictor.schema.columns, predictor.request_columns
     example = {c: _example(columns[c]) for c in inputs}
     known = {n: columns[n] for n in inputs} | {n: replace(c, nullable=True)
                                                for n, c in columns.items() if n not in inputs}
@@ -178,10 +178,11 @@ OPERATION_SCHEMAS = {
 # %% ../../nbs/serve/09_openapi.ipynb #fe1f2644
 STATUS_DESCRIPTIONS = {
     400: 'The request cannot be read, or a row does not fit the schema', 401: 'There is no key, or it is not known',
-    403: 'The key is not for this',
+    403: 'The key is not for this, or a page of another site asks',
     404: 'There is no such endpoint or version', 405: 'The route takes another method; Allow says which',
     408: 'The request took too long to arrive',
-    413: 'The body is too large', 415: 'The body is compressed',
+    413: 'The body is too large', 415: 'The body is compressed, or no JSON',
+    421: 'A server without keys answers at the loopback only',
     429: 'The key has used up its rate; Retry-After says when to come back',
     500: 'The server failed; the id of the request finds the reason in its log',
     503: 'Too much to do, or not ready; Retry-After says when to come back',
@@ -189,9 +190,10 @@ STATUS_DESCRIPTIONS = {
 
 # %% ../../nbs/serve/09_openapi.ipynb #66c5dac7
 def _statuses(route, auth_required):
-    if auth_required and route.scope != 'public': yield from (401, 403, 429)
+    yield from (400, 403, 500)
+    if not auth_required: yield 421
+    elif route.scope != 'public': yield from (401, 429)
     if '{' in route.path: yield 404
-    yield from (400, 500)
     if route.method == 'POST': yield from (408, 413, 415, 503, 504)
     elif route.path.endswith('/ready'): yield 503
 
@@ -246,7 +248,7 @@ def _examples(predictor, row):
     "An example body for each kind of request, by its handler."
     columns, label = predictor.schema.columns, (predictor.schema.classes or [12.5])[-1]
     inputs = [{'name': c, 'datatype': COLUMN_DATATYPES[columns[c].type], 'shape': [1], 'data': [row[c]]}
-              for c in predictor.required_columns]
+              for c in predictor.request_columns]
     return {'infer': {'id': 'my-1', 'inputs': inputs}, 'predict': {'instances': [row]}, 'explain': {'instances': [row]},
             'feedback': {'labels': [{'id': 'my-1', 'row': 0, 'label': label}]}}
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -15,7 +16,7 @@ from support import server as serving
 from support.served_endpoint import until
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
-from mlops_nb.serve.app import ROUTES, PathMatcher
+from mlops_nb.serve.app import ROUTES, App, PathMatcher
 from mlops_nb.serve.auth import create_api_key
 
 
@@ -158,7 +159,7 @@ def raw(server, data, more=(), pause=0.0, wait=10):
             return int(found.split()[1]) if found else None
 
 
-def head(path, *lines): return "\r\n".join([f"POST {path} HTTP/1.1", "host: x", *lines, "", ""]).encode()
+def head(path, *lines): return "\r\n".join([f"POST {path} HTTP/1.1", "host: localhost", *lines, "", ""]).encode()
 
 
 def test_bodies_that_are_too_large(limited_server):
@@ -189,7 +190,7 @@ def test_slow_bodies_end_and_hold_nobody_up(limited_server):
 
 def test_what_is_no_http_is_closed_or_refused(limited_server):
     for data in (b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
-                 b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+                 b"GET /\xff HTTP/1.1\r\nhost: localhost\r\n\r\n",
                  head(PREDICT, "content-length: -1"), head(PREDICT, "content-length: 1", "content-length: 2"),
                  head(PREDICT, "content-length: " + "9" * 40), head(PREDICT, "x-big: " + "y" * 500_000)):
         assert raw(limited_server, data, wait=3) in (None, 400, 404, 405, 413, 414, 431, 505)
@@ -243,8 +244,41 @@ def test_bodies_of_errors_tell_no_secrets(limited_server):
 
 def test_paths_that_are_kept_are_bounded():
     paths = PathMatcher()
+    assert paths["/v2/models/" + "m" * 300] and not paths
     for i in range(3000): assert paths[f"/v2/models/m{i}"] and paths[f"/none/{i}"] is None
     assert len(paths) <= 1024
+
+
+def test_pages_of_other_sites_get_nothing(limited_server):
+    "What a browser would send for them: another origin, a name that leads here, a body that needs no leave."
+    def ask(**headers): return limited_server.post(PREDICT, [ROW], headers)
+    host = f"localhost:{limited_server.port}"
+    assert ask(host=host)[0] == ask(host=host, origin=f"http://{host}")[0] == ask(host="[::1]:80")[0] == 200
+    for origin in ("http://evil.example", "null", f"http://{host}.evil.example", "", f"http://{host}@evil.example"):
+        assert ask(host=host, origin=origin)[0] == 403, origin
+    for name in ("evil.example", "localhost.evil.example", "127.evil.example", "0.0.0.0", "[::2]", "[", "a:b:c", ""):
+        status, _, found = ask(host=name)
+        assert status == 421 and "loopback" in found["error"], name
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", ";"):
+        status, _, found = ask(**{"content-type": kind})
+        assert status == 415 and "application/json" in found["error"], kind
+    for kind in ("application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"):
+        assert ask(**{"content-type": kind})[0] == 200, kind
+
+
+def test_the_clock_of_a_server_survives_what_it_finds():
+    "A key file that raises what nobody thought of; the timer comes again all the same."
+    class Loop:
+        calls = []
+        def call_later(self, seconds, f): self.calls.append(f)
+    def fail(): raise RuntimeError("nobody thought of this")
+    app = App.__new__(App)
+    app._loop, app._pending_bodies, app._in_flight = Loop(), {}, 0
+    app.settings = SimpleNamespace(read_timeout_seconds=1)
+    app.metrics = SimpleNamespace(in_flight_requests=SimpleNamespace(set=lambda n: None))
+    app.authenticator = SimpleNamespace(reload_if_changed=fail)
+    app._tick()
+    assert Loop.calls == [app._tick]
 
 
 def test_many_clients_at_once_each_get_their_own_answer(limited_server, predictor):
@@ -268,7 +302,8 @@ def test_http2(limited_server):
     if not shutil.which("curl") or "HTTP2" not in subprocess.run(["curl", "-V"], capture_output=True, text=True,
                                                                  timeout=10).stdout:
         pytest.skip("there is no curl that speaks HTTP/2")
-    done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-d", json.dumps([ROW]), "-w",
+    done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-H", "content-type: application/json",
+                           "-d", json.dumps([ROW]), "-w",
                            " %{http_version} %{http_code}",
                            f"http://127.0.0.1:{limited_server.port}{PREDICT}"], capture_output=True, text=True,
                            timeout=20)

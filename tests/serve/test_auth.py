@@ -121,16 +121,40 @@ def test_a_change_is_noticed_and_what_is_left_of_a_burst_stays(path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"keys": [{"id": 1}]}', '{"keys": [], "more": 1}', "\xff"])
-def test_a_damaged_file_is_said_once_and_changes_nothing(path, damage):
+def test_a_damaged_file_is_said_once_and_closes_the_door_after_a_while(path, damage, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("mlops_nb.serve.auth.monotonic", lambda: clock[0])
     key = create_api_key(path, "a", ["read"])
+    whole = path.read_bytes()
     authenticator = Authenticator(path)
     path.write_bytes(damage.encode("latin-1"))
-    assert "stay as they were" in authenticator.reload_if_changed() and authenticator.reload_if_changed() is None
+    assert "stay as they were for 300 seconds" in authenticator.reload_if_changed()
+    assert authenticator.reload_if_changed() is None
     assert authenticator.authorize(f"Bearer {key}", "read") == "a"
     with pytest.raises(UserError): create_api_key(path, "b", ["read"])
+    with pytest.raises(UserError, match="cannot be read"): Authenticator(path) # nor does a server start
+    clock[0] += 301
+    assert "none is valid" in authenticator.reload_if_changed() and authenticator.reload_if_changed() is None
+    assert denied(authenticator, f"Bearer {key}", "read").status_code == 401
+    path.write_bytes(whole)
+    assert authenticator.reload_if_changed() is None and authenticator.authorize(f"Bearer {key}", "read") == "a"
     path.unlink()
     assert authenticator.reload_if_changed() is None and denied(authenticator, f"Bearer {key}",
                                                                 "read").status_code == 401
+
+
+def test_a_file_that_cannot_be_opened_for_a_moment_is_read_again(path, monkeypatch):
+    "The file is changed while it cannot be opened, and looks the same when it can be again."
+    key = create_api_key(path, "a", ["read"])
+    authenticator = Authenticator(path)
+    revoke_api_key(path, "a")
+    def refuse(path): raise PermissionError(13, "Permission denied", str(path))
+    with monkeypatch.context() as m:
+        m.setattr("mlops_nb.serve.auth.read_api_keys", refuse)
+        assert "Permission denied" in authenticator.reload_if_changed()
+        assert authenticator.authorize(f"Bearer {key}", "read") == "a"
+    assert authenticator.reload_if_changed() is None
+    assert denied(authenticator, f"Bearer {key}", "read").status_code == 401
 
 
 def test_many_people_add_keys_at_once_and_none_is_lost(path):
@@ -182,4 +206,4 @@ def test_keys_on_the_command_line(tmp_path, monkeypatch):
     assert "is not a day" in typed("add", "b", "--scopes", "read", "--expires", "never")
     assert typed("revoke", "shop") == "" and typed("list") == ""
     held = json.loads((tmp_path / "secrets/who.json").read_text())
-    assert held == {"keys": []} and not stat.S_IMODE(os.stat(tmp_path / "secrets/who.json").st_mode) & 0o022
+    assert held == {"keys": []} and stat.S_IMODE(os.stat(tmp_path / "secrets/who.json").st_mode) == 0o600

@@ -185,7 +185,7 @@ def tensor_body(rng):
 
 def http(method, path, body=b"", headers=(), length=None):
     "The bytes of a request."
-    lines = [b"%s %s HTTP/1.1" % (method, path), b"Host: a", *(b"%s: %s" % h for h in headers)]
+    lines = [b"%s %s HTTP/1.1" % (method, path), b"Host: localhost", *(b"%s: %s" % h for h in headers)]
     if body or length is not None:
         lines.append(b"Content-Length: %s" % (str(len(body)) if length is None else str(length)).encode())
     return b"\r\n".join([*lines, b"", body])

@@ -619,3 +619,26 @@ def test_a_row_with_text_around_blanks_does_not_take_the_short_way():
                   {"n": -9.0},
         {"n": 2**63}, {"n": True}, {"n": "1"}):
         assert p._plain_columns(good | wrong) is None
+
+
+# ---- columns that the schema computes
+
+def test_a_computed_column_is_computed_as_in_a_batch_and_not_asked_for():
+    columns = dict(year=Column("integer", feature=False), month=Column("category", feature=False), x=Column("number"),
+                   day=Column("timestamp", computed="strptime(concat(year, '-', month, '-01'), '%Y-%m-%d')"),
+                   double=Column("number", computed="x * 2 + 0.1", range=(None, 100)))
+    decoder = decoder_of(columns)
+    rows = [dict(year=2024, month="02", x=0.3), dict(year=1999, month="12", x=-7.0)]
+    got = decoder.from_json(json.dumps(rows).encode())
+    batch = decoder.predictor.schema.with_computed(pl.DataFrame(dict(year=["2024", "1999"], month=["02", "12"],
+                                                                     x=["0.3", "-7"])))
+    assert got.columns["day"] == batch["day"].to_list() == [dt.datetime(2024, 2, 1), dt.datetime(1999, 12, 1)]
+    assert got.X.tobytes() == decoder.predictor.encode_frame(batch).tobytes()
+    assert decoder.from_columns({n: [r[n] for r in rows] for n in rows[0]}).X.tobytes() == got.X.tobytes()
+    assert decoder.predictor.request_columns == ["x", "year", "month"]
+    sent = decoder.from_json(json.dumps([dict(rows[0], double=5.0)]).encode()) # as a file that has the column
+    assert sent.columns["double"] == [5.0]
+    for row, says in ((dict(rows[0], x=99), "double: 198.1 is above 100 .computed as x "),
+                      (dict(year=1, x=1), "month: missing"),
+                      (dict(rows[0], month="13"), "day: missing .computed as strptime")):
+        with pytest.raises(ValidationError, match=says): decoder.from_json(json.dumps(row).encode())

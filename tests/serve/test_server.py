@@ -130,8 +130,8 @@ def test_every_request_that_was_taken_on_is_answered_before_the_end(project, how
     with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2) as s:
         body = json.dumps(serving.instances(1)).encode()
         half = socket.create_connection(("127.0.0.1", s.port), timeout=20)
-        head = b"POST %s HTTP/1.1\r\nhost: x\r\nx-request-id: half\r\ncontent-length: %d\r\n\r\n" % (PREDICT.encode(),
-                                                                                                     len(body))
+        head = (f"POST {PREDICT} HTTP/1.1\r\nhost: localhost\r\nx-request-id: half\r\n"
+                f"content-length: {len(body)}\r\n\r\n").encode()
         half.sendall(head + body[:9])
         with serving.load(s, rows=serving.instances(150)) as clients:
             s.until(lambda: all(len(c.answered) > 5 for c in clients), "answered")
@@ -151,7 +151,7 @@ def test_a_client_that_never_finishes_holds_the_end_up_no_longer_than_grace(proj
     with (serving.Server(project, MLOPS_NB_SERVE_SHUTDOWN_TIMEOUT_SECONDS=1,
                          MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=60) as s,
           socket.create_connection(("127.0.0.1", s.port)) as slow):
-        slow.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{" % PREDICT.encode())
+        slow.sendall(b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{" % PREDICT.encode())
         time.sleep(.2)
         assert s.stop(wait=15) == 0
 

@@ -168,7 +168,7 @@ class Load(threading.Thread):
             try:
                 connection = connection or socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
                 id, sent, n = f"{prefix}-{n}", time.time(), n + 1
-                connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\nx-request-id: %s\r\ncontent-length: "
+                connection.sendall(b"POST %s HTTP/1.1\r\nhost: localhost\r\nx-request-id: %s\r\ncontent-length: "
                                    b"%d\r\n\r\n%s" % (
                     self.path.encode(), id.encode(), len(self.body), self.body))
                 status, body = receive(connection)
