@@ -168,16 +168,23 @@ def class_curves_figure(
     return figure_html(fig, title, note) + _class_table(found)
 
 # %% ../../nbs/report/26_curve_figures.ipynb #351df55c
+_ONE_CLASS = Html("<p>All test rows are of one class, so there is no order to judge.</p>")
+
+def _has_one_class(curve):
+    return curve['recall'].null_count() == len(curve) or curve['false_positive_rate'].null_count() == len(curve)
+
 def ranking_html(
     e: Evaluation,
     tables: dict[str, pl.DataFrame], # by name of the file in artifacts/evaluation
 ) -> Html: # Empty for a regression
     "ROC and precision–recall curve of a classifier."
     if 'threshold_curve' not in tables: return Html('')
+    if _has_one_class(tables['threshold_curve']): return _ONE_CLASS
     if e.task == 'multiclass': return class_curves_figure(e, tables)
     return ranking_figure(e, tables['threshold_curve'])
 
 def gains_html(e: Evaluation, tables: dict[str, pl.DataFrame]) -> Html: # Empty but for a binary task
     "Cumulative gains and lift of a binary classifier."
-    has_curve = e.task == 'binary' and 'threshold_curve' in tables
-    return gains_figure(e, tables['threshold_curve']) if has_curve else Html('')
+    if e.task != 'binary' or 'threshold_curve' not in tables: return Html('')
+    curve = tables['threshold_curve']
+    return _ONE_CLASS if _has_one_class(curve) else gains_figure(e, curve)

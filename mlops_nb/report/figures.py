@@ -7,6 +7,7 @@ __all__ = ['DASHED', 'subplots', 'separate_tick_labels', 'figure_html', 'label_r
 
 # %% ../../nbs/report/03_figures.ipynb #ac80888c
 import io
+import re
 import warnings
 from html import escape
 
@@ -62,6 +63,12 @@ def separate_tick_labels(
             axis.set_major_locator(MaxNLocator(n))
             fig.draw_without_rendering()
 
+# %% ../../nbs/report/03_figures.ipynb #63abb23b
+_COORDINATES = re.compile(r'( (?:d|x|y)=")([^"]*)(")')
+
+def _short_coordinates(svg):
+    return _COORDINATES.sub(lambda m: m[1] + re.sub(r'(\.\d)\d+', r'\1', m[2]) + m[3], svg)
+
 # %% ../../nbs/report/03_figures.ipynb #d1867058
 def figure_html(
     fig, # From `subplots`
@@ -74,7 +81,7 @@ def figure_html(
         separate_tick_labels(fig)
         fig.savefig(buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
     svg = buffer.getvalue()
-    svg = svg[svg.index('<svg'):].replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', '')
+    svg = _short_coordinates(svg[svg.index('<svg'):]).replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', '')
     svg = svg.replace(' xmlns="http://www.w3.org/2000/svg"', '')
     svg = svg.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
     for name, colour in LIGHT_PALETTE.items(): svg = svg.replace(colour, f"var(--{name}, {colour})")
