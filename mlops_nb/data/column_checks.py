@@ -152,7 +152,7 @@ def _parse(frame, schema, types):
     rest = {n: t for n, t in types.items() if n not in plain}
     parts = [frame.select(pl.col([*plain]).name.prefix(RAW_PREFIX)), pl.DataFrame([s for s in plain.values()]),
              frame.select(schema.present_exprs(rest, RAW_PREFIX)), frame.select(schema.parse_exprs(rest))]
-    both = pl.concat([p for p in parts if p.width], how='horizontal')
+    both = pl.concat([p for p in parts if p.width], how='horizontal') if types else frame # nothing changed: no column
     return both.select(*(RAW_PREFIX + n for n in types), *types), plain.keys()
 
 # %% ../../nbs/data/09_column_checks.ipynb #c311452c
