@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from fastcore.basics import patch
 
-from ..config.schema import Schema
+from ..config.schema import Schema, expression_columns
 from ..config.values import typed_missing_values
 from ..core.errors import UserError
 from ..core.manifest import verify_manifest
@@ -88,8 +88,14 @@ def inputs(self:Predictor) -> list[str]: # Each once
 
 @patch(as_prop=True)
 def required_columns(self:Predictor) -> list[str]: # Each once
-    "The columns that a request must have: the inputs, then what the policy's rules look at."
+    "The columns that scoring needs: the inputs, then what the policy's rules look at."
     return list(dict.fromkeys([*self.inputs, *self.policy.rule_columns]))
+
+@patch(as_prop=True)
+def request_columns(self:Predictor) -> list[str]: # Each once
+    "The columns that a request must have: the required ones, but for a computed one what the schema computes it from."
+    sql = {n: self.schema.columns[n].computed for n in self.required_columns}
+    return list(dict.fromkeys(c for n, text in sql.items() for c in (expression_columns(text) if text else [n])))
 
 # %% ../../nbs/model/10_predictor.ipynb #52aa290f
 def _model_in_words(model):

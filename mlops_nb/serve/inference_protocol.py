@@ -420,7 +420,7 @@ def build_model_metadata(
     return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster'
                 else 'torch_safetensors',
                 inputs=[dict(name=c, datatype=COLUMN_DATATYPES[columns[c].type], shape=[-1])
-                        for c in predictor.required_columns],
+                        for c in predictor.request_columns],
                 outputs=[dict(name=o, datatype=_OUTPUT_DATATYPES[t.__class__], shape=[-1])
                          for o, t in predictor.output_schema().items()])
 

@@ -16,10 +16,17 @@ import msgspec
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from ..config.schema import Schema, column_range
-from ..config.values import SCALAR_PARSERS, TYPE_NAMES, WHITESPACE, known_spellings, typed_missing_values
+from ..config.schema import Schema, column_range, expression_columns
+from mlops_nb.config.values import (
+    POLARS_TYPES,
+    SCALAR_PARSERS,
+    TYPE_NAMES,
+    WHITESPACE,
+    known_spellings,
+    typed_missing_values,
+)
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
 
@@ -197,9 +204,11 @@ class RequestDecoder:
         max_rows: int = 10_000, # Of one request
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
-        self.names, self.required_columns = list(schema.columns), frozenset(predictor.required_columns)
+        self.names, self.required_columns = list(schema.columns), frozenset(predictor.request_columns)
         self.output_schema = predictor.output_schema()
         self.validators = {n: _ColumnValidator(schema, n, n in self.required_columns) for n in self.names}
+        computed = [n for n in predictor.required_columns if schema.columns[n].computed]
+        self._computed = [_ColumnValidator(schema, n, True) for n in computed]
         self._optional_columns = [n for n in self.names if n not in self.required_columns]
         # numbers that mean 'missing'
         self._has_missing_numbers = any(self.validators[n].missing_numbers for n in self.inputs)
@@ -236,9 +245,29 @@ def _build_matrix_checks(self:RequestDecoder, columns):
     if plain and all(c.type == 'number' for c in columns):
         self._infer_decoder = msgspec.json.Decoder(_infer_struct(*(ends.tolist() for ends in self._matrix_bounds[:2])))
 
+# %% ../../nbs/serve/00_request_validation.ipynb #f6122d89
+@patch
+def _add_computed(self:RequestDecoder, columns) -> int: # The number of values that broke the schema and were dropped
+    lacking = [c for c in self._computed if all(v is None for v in columns.get(c.name, ()))]
+    if not lacking: return 0
+    schema = self.predictor.schema
+    inputs = dict.fromkeys(n for c in lacking for n in expression_columns(c.column.computed))
+    frame = pl.DataFrame({n: columns[n] for n in inputs}, {n: POLARS_TYPES[schema.columns[n].type] for n in inputs})
+    part = structs.replace(schema, columns={n: schema.columns[n] for n in [*inputs, *(c.name for c in lacking)]})
+    computed, nulled, found = part.with_computed(frame), 0, []
+    for cell in lacking:
+        columns[cell.name] = []
+        for i, (read, problem, new) in enumerate(cell.check_column(computed[cell.name].to_list())):
+            if problem and cell.nulls_violations and not new: problem, nulled = None, nulled + 1
+            if problem: found.append(Violation(i, cell.name, f"{problem} (computed as {cell.column.computed})"))
+            columns[cell.name].append(read)
+    if found: raise ValidationError('', sorted(found, key=lambda v: v.row)[:MAX_LISTED_VIOLATIONS], len(found))
+    return nulled
+
 # %% ../../nbs/serve/00_request_validation.ipynb #e21d4577
 @patch
 def _to_rows(self:RequestDecoder, columns, n, id=None, parameters=None, nulled=0, unknown=0): # Columns that passed
+    if self._computed: nulled += self._add_computed(columns)
     for name in self._optional_columns:
         if name in columns and columns[name].count(None) == n: del columns[name] # was not sent
     return DecodedRows(n, columns, self.predictor.encode_columns(columns), nulled, unknown, id, parameters)
