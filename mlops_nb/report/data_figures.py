@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLIT_COLORS', 'TimeWindow', 'find_time_window', 'describe_outside', 'choose_step', 'label_periods', 'TimeCourse',
            'shown_classes', 'drop_sparse_periods', 'read_time_course', 'plot_rows', 'rows_figure', 'plot_target',
-           'describe_target_course', 'target_figure', 'target_table', 'target_html']
+           'describe_target_course', 'target_rows', 'target_figure', 'target_table', 'target_html']
 
 # %% ../../nbs/report/19_data_figures.ipynb #a1b1fb54
 from datetime import datetime, timedelta
@@ -28,7 +28,7 @@ from mlops_nb.report.formatting import (
     shorten,
 )
 from .html import LIGHT_PALETTE
-from .html_fragments import Html, histogram_counts, sparkline, table
+from .html_fragments import Html, details, histogram_counts, sparkline, table
 
 # %% ../../nbs/report/19_data_figures.ipynb #a97c7fb1
 class TimeWindow(Struct):
@@ -157,9 +157,11 @@ def read_time_course(
 SPLIT_COLORS = {split: LIGHT_PALETTE[color] for split, color in dict(train='band', valid='blue', test='orange').items()}
 
 def _label_axis(ax, labels):
-    ticks = np.unique(np.linspace(0, len(labels) - 1, min(8, len(labels))).astype(int))
-    if max(map(len, labels)) > 9: ticks = ticks[::2]
+    room = 72 // max(6, max(map(len, labels)) + 3) # labels that stand side by side without touching
+    ticks = range(0, len(labels), -(-len(labels) // room))
     ax.set_xticks(ticks, [labels[i] for i in ticks])
+
+def _as_table(rows): return details("The same as a table", table(rows, max_rows=100))
 
 def _legend_above(ax):
     ax.legend(ncols=3, loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1, fontsize=9)
@@ -178,10 +180,9 @@ def plot_rows(ax, course: TimeCourse) -> None:
 def rows_figure(
     course: TimeCourse | None,
     dataset: DatasetInfo,
-) -> Html:
+) -> Html: # Empty where the rows have neither a time nor an order
     "Where in time the splits lie."
-    if course is None:
-        return Html("<p>The rows carry neither a time nor an order, so there is no course over time to show.</p>")
+    if course is None: return Html('')
     fig, ax = subplots(height=2.4)
     plot_rows(ax, course)
     newest = format_percent(dataset.parts['test'].rows / max(dataset.used, 1))
@@ -189,7 +190,9 @@ def rows_figure(
     title = (f"The model is judged on the newest {newest} of the rows" if method in ('time', 'order') else
              "All three splits cover the same time" if method in ('random', 'group') else
              "How the three splits lie in time")
-    return figure_html(fig, title, f"Rows used, by {course.unit}.{course.note}")
+    rows = [{'Period': label, **{split: int(n[i]) for split, n in course.rows.items()}}
+            for i, label in enumerate(course.labels)]
+    return figure_html(fig, title, f"Rows used, by {course.unit}.{course.note}") + _as_table(rows)
 
 # %% ../../nbs/report/19_data_figures.ipynb #e7e41a43
 def plot_target(
@@ -231,6 +234,18 @@ def describe_target_course(
     return f"The {what} went from {first} ({start}) to {last} ({end})"
 
 # %% ../../nbs/report/19_data_figures.ipynb #131b2990
+def target_rows(
+    course: TimeCourse,
+    dataset: DatasetInfo,
+) -> list[dict]: # A row a period, as the figure draws it
+    "The target of each period."
+    names = (dict(mean='Mean', low='Lower quartile', high='Upper quartile') if dataset.task == 'regression' else
+             {str(k): dataset.classes[k] for k in shown_classes(dataset)})
+    write = format_number if dataset.task == 'regression' else format_percent
+    return [{'Period': label, **{name: write(course.target[c][i]) for c, name in names.items()}}
+            for i, label in enumerate(course.labels)]
+
+# %% ../../nbs/report/19_data_figures.ipynb #96cd75f9
 def target_figure(
     course: TimeCourse,
     dataset: DatasetInfo,
@@ -247,7 +262,8 @@ def target_figure(
     if (sparse > 0).any():
         n_sparse = pluralize(int((sparse > 0).sum()), 'period')
         note += f" Without {n_sparse} of less than a tenth of the usual number of rows."
-    return figure_html(fig, describe_target_course(course, dataset, target), note + course.note)
+    return (figure_html(fig, describe_target_course(course, dataset, target), note + course.note)
+            + _as_table(target_rows(course, dataset)))
 
 # %% ../../nbs/report/19_data_figures.ipynb #c52eec4f
 def _read_targets(path, n_rows):

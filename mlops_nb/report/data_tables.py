@@ -107,10 +107,9 @@ def excluded_rows_html(
             + details(f"By part of the data ({format_number(len(partitions))})", table(partitions, max_rows=200)))
 
 # %% ../../nbs/report/18_data_tables.ipynb #e17d363a
-def type_conversions_html(found: ValidationReport) -> Html:
+def type_conversions_html(found: ValidationReport) -> Html: # Empty where there is none
     "The columns that came in another type than the schema names."
     changes = Counter((c.column, c.from_, c.to) for c in found.type_conversions)
-    if not changes: return Html("<p>Every column was delivered in the type that the schema names.</p>")
     rows = [{'Column': c, 'Delivered as': a, 'Read as': b, 'In parts of the data': n}
             for (c, a, b), n in sorted(changes.items())]
     return table(rows, "Columns that were delivered in another type than the schema names, and could be read without "
@@ -165,9 +164,7 @@ def drift_html(found: ValidationReport) -> Html:
     if found.value_skew:
         return table([{'Column': s.column, 'What happened': s.message} for s in found.value_skew],
                      f"{found.compared_source}, against the training data of the model in use.", MAX_ROWS)
-    if not found.compared_source:
-        return Html("<p>No model was in use when this data was validated, so there was nothing to compare its values "
-                    "with.</p>")
+    if not found.compared_source: return Html('') # the conclusion says that there was no model to compare with
     return Html(f"<p>The values of {escape(found.compared_source)} are spread as in the training data of the model in "
                 "use.</p>")
 

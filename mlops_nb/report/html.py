@@ -122,6 +122,8 @@ figcaption small { display:block; font-weight:400; color:var(--soft) }
 .pass b, b.pass { color:var(--green) } .fail b, b.fail { color:var(--orange) } .soft { color:var(--soft) }
 .keep { white-space:nowrap }
 .links a { display:inline-block; margin-right:1rem; padding:.1rem 0 } .said { min-width:13rem }
+.matrix th[scope=row] { font-weight:400; white-space:nowrap } .matrix th, .matrix td { padding:.3rem .45rem }
+.matrix td { min-width:0 !important; border-color:var(--paper) } .matrix th:first-child { padding-left:0 }
 .panels { display:flex; flex-wrap:wrap; gap:0 2rem } .panels figure { max-width:100% }
 svg.spark { display:block } .spark rect { fill:var(--blue) }
 summary { cursor:pointer; color:var(--soft); font-size:.875rem; margin:.5rem 0 }
