@@ -20,9 +20,9 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from .config.project import Project
-from .core.errors import UserError, did_you_mean
+from .core.errors import UserError
 from .core.typed_yaml import read_json
-from .pipeline import STAGES
+from .pipeline import STAGES, find_stage
 
 # %% ../nbs/93_notebook.ipynb #461a85d4
 class _Shown:
@@ -98,7 +98,7 @@ def run(self: Project,
     item: str = "", # Of a stage with a matrix: the learner
 ) -> StageRuns: # What ran
     "Run the stages whose inputs have changed, as `dvc repro` does; raises `UserError` if one fails."
-    if stage and stage not in STAGES: raise UserError(f"there is no stage {stage!r}{did_you_mean(stage, STAGES)}")
+    if stage: find_stage(stage)
     target, start = f"{stage}@{item}" if item else stage, time.time()
     try: _repro(self.root, *[target] if target else [])
     finally:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+os.environ["MLOPS_NB_QUIET"] = "1" # progress depends on how fast a machine is
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -1,6 +1,7 @@
 "The command line: help, exit codes, and what each verb says."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,15 @@ import polars as pl
 import pytest
 import typer
 from fastcore.nbio import mk_cell, new_nb, write_nb
-from support.shop_project import ENV, edit, finished, nb, run, sentence, shop
+from support.shop_project import ENV, edit, finished, nb, nb_inside, run, sentence, shop
 from typer.testing import CliRunner
 
+import mlops_nb
 from mlops_nb.cli import app
-from mlops_nb.config.schema import read_schema
+from mlops_nb.config.schema import Column, Schema, read_schema, write_schema
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
+from mlops_nb.pipeline import STAGES
 
 TOP = typer.main.get_command(app)
 
@@ -40,6 +43,70 @@ def test_every_verb_explains_itself(verb):
     assert shown.exit_code == 0 and "Usage:" in shown.output
     text = [line for line in shown.output.splitlines() if line.strip()]
     assert len(text) > 1 and not text[1].lstrip().startswith(("Options", "-")) # a sentence follows the usage
+
+
+@pytest.mark.parametrize("verb", [v for v in verbs() if v], ids=" ".join)
+def test_every_help_ends_with_examples(verb):
+    shown = CliRunner().invoke(app, [*verb, "-h"]).output
+    before, _, examples = shown.partition("  Examples:\n")
+    assert before and all("mlops-nb " + " ".join(verb) in line for line in examples.split("\n") if line.strip())
+
+
+def test_the_help_lists_every_verb_in_a_section():
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert "Other commands" not in shown and "Predictions:\n  score " in shown
+    listed = re.findall(r"^  ([a-z][a-z-]+)  ", shown, re.M)
+    assert sorted(listed) == sorted(TOP.commands)
+
+
+def test_the_version():
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"mlops-nb {mlops_nb.__version__}\n")
+
+
+def test_stages_are_listed_and_a_wrong_one_is_answered_with_the_list(tmp_path):
+    listed = [line.split()[0] for line in nb_inside("stage", cwd=tmp_path).stdout.splitlines()]
+    assert listed == [*STAGES]
+    said = sentence(nb_inside("stage", "evalute", cwd=tmp_path))
+    assert said == f"There is no stage 'evalute'; did you mean 'evaluate'? The stages are {', '.join(STAGES)}."
+
+
+@pytest.mark.parametrize("words, env, shown", [([], "0", True), (["--quiet"], "0", False), ([], "1", False)])
+def test_progress_goes_to_the_error_stream_unless_it_is_not_wanted(words, env, shown, monkeypatch, tmp_path):
+    monkeypatch.setattr("mlops_nb.core.progress._QUICK_SECONDS", 0.0)
+    monkeypatch.setattr("mlops_nb.core.progress._TERMINAL_INTERVAL", 3600.0)
+    schema = tmp_path / "schema.yaml"
+    write_schema(Schema("d", "binary", "y", classes=["a", "b"], columns={"y": Column("category")}), schema)
+    done = CliRunner().invoke(app, [*words, "schema", "check", str(schema)], env={"MLOPS_NB_QUIET": env})
+    assert done.stdout.endswith("enter the model.\n") and done.stdout.count("\n") == 1
+    assert bool(re.fullmatch(r"schema: [\d.]+ s\n", done.stderr)) == shown and bool(done.stderr) == shown
+
+
+# completion, asked of the shells themselves
+
+QUESTIONS = {
+    "bash": """source <(mlops-nb completion bash)
+        ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mlops_nb_completion mlops-nb; echo "${COMPREPLY[@]}"; }
+        ask mlops-nb rep; ask mlops-nb stage cross; ask mlops-nb score --loo; ask mlops-nb report run ev""",
+    "fish": """mlops-nb completion fish | source
+        for q in 'mlops-nb rep' 'mlops-nb stage cross' 'mlops-nb score --loo' 'mlops-nb report run ev'
+            complete -C $q | string split -f1 \\t | string join ' '
+        end""",
+    "zsh": """autoload -Uz compinit; compinit -D -u; source <(mlops-nb completion zsh)
+        _arguments() { print -r -- ${${*#*\\(\\(\\"}%%\\"*} }; _files() { print none }
+        ask() { words=("$@"); CURRENT=$#; _mlops_nb_completion }
+        ask mlops-nb rep; ask mlops-nb stage cross; ask mlops-nb score --loo; ask mlops-nb report run ev""",
+}
+
+
+@pytest.mark.parametrize("shell", list(QUESTIONS))
+def test_a_shell_completes(shell, tmp_path):
+    if not shutil.which(shell): pytest.skip(f"{shell} is not installed")
+    (tmp_path / "nbs/reports").mkdir(parents=True)
+    (tmp_path / "nbs/reports/evaluation.ipynb").touch()
+    flags = {"bash": ["--norc", "-c"], "zsh": ["-f", "-c"], "fish": ["--no-config", "-c"]}[shell]
+    done = run(shell, *flags, QUESTIONS[shell], cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert done.stdout.splitlines() == ["report", "cross_validation", "--lookup-table", "evaluation"], done
 
 
 def test_the_verbs_of_the_issue_exist():
@@ -408,6 +475,6 @@ def test_the_finished_project_is_deployed(good):
 
 
 def test_a_package_that_is_not_installed_is_named():
-    from mlops_nb.cli import exit_code_and_message
+    from mlops_nb.command_line import exit_code_and_message
     code, said = exit_code_and_message(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"))
     assert code == 1 and said.startswith("the package torch.nn is not installed") and "mlops-nb[" in said

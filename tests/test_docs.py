@@ -9,7 +9,7 @@ import pytest
 import typer
 from support.imports import edges
 
-from mlops_nb.cli import app
+from mlops_nb.cli import EXAMPLES, app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
@@ -78,6 +78,13 @@ def test_every_verb_is_in_the_readme():
     assert verbs(typer.main.get_command(app)) <= said
 
 
+@pytest.mark.parametrize("command", sorted({line.split(" | ")[0] for lines in EXAMPLES.values() for line in lines}))
+def test_the_examples_of_the_help_can_be_typed(command):
+    own = command[command.index("mlops-nb "):].rstrip(")")
+    assert command.startswith(("mlops-nb ", "source <(mlops-nb ", "git show ")), command
+    parse(own)
+
+
 @pytest.mark.parametrize("wrong", ["mlops-nb gates check", "mlops-nb score a b --budle x",
                                    "mlops-nb init bikes --target cnt"])
 def test_a_wrong_command_is_noticed(wrong):
@@ -108,7 +115,7 @@ def lesson_imports():
     for path in NOTEBOOKS:
         if path.parent.name == "reports": continue
         for source in cells(path, "code"):
-            if re.search(r"^#\| (export|eval: false)", source, re.M): continue
+            if re.search(r"^(#\| (export|eval: false)|%)", source, re.M): continue # a magic is no Python
             tree = ast.parse(source)
             imports = [isinstance(n, ast.Import | ast.ImportFrom) for n in tree.body]
             if any(imports) and not all(imports): yield f"{path.relative_to(ROOT)}: {source[:60]!r}"

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from mlops_nb.cli import app, exit_code_and_message
+from mlops_nb.cli import app
+from mlops_nb.command_line import exit_code_and_message
 from mlops_nb.core.files import file_lock
 from mlops_nb.core.manifest import file_hashes
 
 BIN = Path(sys.executable).parent
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("MLOPS_NB_")} | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "MLOPS_NB_RUN_THREADS": "1",
+    "MLOPS_NB_QUIET": "1", # how long something takes differs from run to run
     **{f"GIT_{role}_{key}": "ana@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}}
 HEADER = "day,city,age,spent,visits,member,bought"
 
