@@ -18,7 +18,7 @@ from ..evaluate.metrics import METRICS, metric_label
 from ..evaluate.slices import lacks_skill, simpler_and_better
 from .evaluation_tables import estimate_cell, small_groups_note
 from .figures import DASHED, dot_plot, figure_html, panel_grid, subplots
-from .formatting import format_number, format_tick, join_words, pluralize, shorten
+from .formatting import format_number, format_percent, format_tick, join_words, pluralize, shorten
 from .html import LIGHT_PALETTE
 from .html_fragments import Html, details, table
 from ..train.stage import TrainingReport
@@ -49,6 +49,7 @@ def comparison_figure(e: Evaluation) -> Html:
     no_interval = [None] * len(others)
     dot_plot(ax, names, [own.value, *(c.metrics[primary].other_value for c in others)], [own.low, *no_interval],
              [own.high, *no_interval], own.value, [False, *[True] * len(others)])
+    ax.set_xlabel(label)
     return figure_html(fig, _comparison_title(others, primary),
                        f"{label}: {kind.doc}; {kind.better} is better. All on the same test rows. The bar is the "
                        f"{e.confidence:.0%} interval.") + said
@@ -82,6 +83,7 @@ def candidates_figure(
     fig, ax = subplots(height=0.75 + 0.55 * len(e.candidates))
     dot_plot(ax, names, [v.value for v in values], [v.low for v in values], [v.high for v in values],
              e.metrics['test'][primary].value, other)
+    ax.set_xlabel(label)
     title = (f"{e.learner} was chosen by name, not by its metrics" if by_name else
              f"{e.learner} was chosen: its {metric_label(primary, in_sentence=True)} on the validation set is "
              f"{format_number(e.metrics['valid'][primary].value)}")
@@ -121,11 +123,19 @@ def _calibration_panels(e, curve, uncalibrated):
     for ax, c in zip(axes.flat, found):
         plot_calibration(ax, of(curve, c), of(uncalibrated, c))
         if len(found) > 1: ax.set_title(shorten(c))
-    axes.flat[0].set(xlabel='predicted', ylabel='observed')
+    for ax in axes.flat[:len(found)]: ax.set(xlabel='predicted', ylabel='observed')
     for ax in axes.flat:
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(format_tick if e.task == 'regression' else lambda v, _: f"{100 * v:.3g} %")
     return fig
+
+def _calibration_table(e, curve):
+    text = format_number if e.task == 'regression' else format_percent
+    of_class = lambda r: {'Class': r['class']} if e.task == 'multiclass' else {}
+    rows = [of_class(r) | {'Predicted': text(r['predicted']), 'Observed': text(r['observed']),
+                           f'{e.confidence:.0%} interval': f"{text(r['low'])} to {text(r['high'])}",
+                           'Rows': r['n_rows']} for r in curve.to_dicts()]
+    return table(rows, max_rows=100)
 
 def _calibration_title(e):
     error = e.calibration.expected_calibration_error
@@ -155,8 +165,10 @@ def calibration_figure(
             + (", which take the rows of one entity as one." if 'test' in e.n_entities else ".")
             + (" Orange: what the model itself said." if uncalibrated is not None else ""))
     before = uncalibrated if uncalibrated is not None and len(uncalibrated) else None
-    out = figure_html(_calibration_panels(e, curve, before), title, note) if len(curve) else Html(f"<p>{title}.</p>")
-    return out + _recalibration_html(e, uncalibrated is not None)
+    if not len(curve): return Html(f"<p>{title}.</p>") + _recalibration_html(e, uncalibrated is not None)
+    return (figure_html(_calibration_panels(e, curve, before), title, note)
+            + details("The points as a table", _calibration_table(e, curve)) + _recalibration_html(
+                e, uncalibrated is not None))
 
 # %% ../../nbs/report/12_evaluation_figures.ipynb #842a2872
 def _plot_spread(ax, groups):
@@ -187,12 +199,14 @@ def cross_validation_figure(e: Evaluation, repeated: CrossValidationResult) -> H
     values = [r.metrics[primary] for r in trained]
     dot_plot(ax, [r.name + until(r) for r in trained], values, reference=e.metrics['test'][primary].value)
     _plot_spread(ax, groups)
+    ax.set_xlabel(metric_label(primary))
+    rows = [{'Training': r.name + until(r), metric_label(primary): v} for r, v in zip(trained, values)]
     title = (f"The {metric_label(primary, in_sentence=True)} of {pluralize(len(trained), 'other training')} lies "
              f"between {format_number(min(values))} and {format_number(max(values))}")
     return figure_html(fig, title, "Windows and folds are judged on rows held back from the training and validation "
                        "sets, seeds on the test set. Bands: one standard deviation around the mean. Dashed: the model "
                        f"of this report, on the test set. {METRICS[e.task][primary].better.capitalize()} is better."
-                       ) + said
+                       ) + details("The trainings as a table", table(rows)) + said
 
 # %% ../../nbs/report/12_evaluation_figures.ipynb #f443c648
 def _segment_title(shown, primary):
@@ -227,6 +241,7 @@ def segments_figure(
     fig, ax = subplots(height=0.75 + 0.27 * len(shown))
     dot_plot(ax, names, *(shown[c].to_list() for c in ('estimate', 'low', 'high')),
              e.metrics['test'][e.primary_metric].value, (shown['gap_low'] > 0).fill_null(False).to_list())
+    ax.set_xlabel(label)
     interval = lambda r: f"{format_number(r['estimate'])} ({format_number(r['low'])} to {format_number(r['high'])})"
     rows = [{'Segment': name, 'Rows': r['n_rows'], label: interval(r), 'Other rows': format_number(r['rest'])}
             for name, r in zip(names, shown.to_dicts())]
@@ -238,10 +253,10 @@ def segments_figure(
 # %% ../../nbs/report/12_evaluation_figures.ipynb #f610e9d9
 def plot_residuals(
     ax,
-    groups: pl.DataFrame, # label, mean, low, high, strength: of one input
+    groups: pl.DataFrame, # label, mean, low, high, strength: of one input and class
     title: str,
 ) -> None:
-    "Draw the mean residual of each group, the furthest off by its name."
+    "Draw the mean residual of each group, the one with the clearest sign by its name."
     blue, at = LIGHT_PALETTE['blue'], range(len(groups))
     ax.axhline(0, color=LIGHT_PALETTE['soft'], **DASHED)
     ax.vlines(at, groups['low'].fill_null(groups['mean']), groups['high'].fill_null(groups['mean']), color=blue,
@@ -250,8 +265,9 @@ def plot_residuals(
     far = groups['strength'].arg_max()
     ax.plot([far], [groups['mean'][far]], 'o', color=LIGHT_PALETTE['orange'], markersize=4)
     ends = sorted({0, len(groups) - 1})
-    ax.set_xticks(ends, [shorten(groups['label'][i], 14) for i in ends], fontsize=8)
+    ax.set_xticks(ends, [shorten(groups['label'][i], 11) for i in ends], fontsize=8)
     for text, side in zip(ax.get_xticklabels(), ('left', 'right')): text.set_ha(side)
+    ax.set_ylabel('true − predicted')
     ax.set_title(f"{title}\n{shorten(groups['label'][far], 30)}", fontsize=8)
     ax.yaxis.set_major_formatter(format_tick)
 
@@ -262,33 +278,46 @@ def _residual_panels(residuals, some, task):
         plot_residuals(ax, groups, shorten(f"{feature}: {c}" if task == 'multiclass' else feature, 28))
     return fig
 
+# %% ../../nbs/report/12_evaluation_figures.ipynb #510c4115
+def _residual_table(residuals, some, e):
+    text = lambda r: f"{format_number(r['low'])} to {format_number(r['high'])}"
+    of_class = lambda r: {'Class': r['class']} if e.task == 'multiclass' else {}
+    shown = some.join(residuals, on=['feature', 'class'], nulls_equal=True, maintain_order='left_right')
+    rows = [{'Input': r['feature'], **of_class(r), 'Values': r['label'], 'Rows': r['n_rows'],
+             'True − predicted': r['mean'], f'{e.confidence:.0%} interval': text(r)}
+            for r in shown.to_dicts()]
+    return table(rows, max_rows=150)
+
 # %% ../../nbs/report/12_evaluation_figures.ipynb #7c09bd54
-def _residual_title(residuals, confidence):
+def _residual_title(residuals, confidence, is_multiclass=False): # About the group that the first panel marks
     z = NormalDist().inv_cdf(1 - (1 - confidence) / 2 / len(residuals))
-    worst = residuals.filter((pl.col('mean').abs() > z * pl.col('error')) & (pl.col('n_rows') >= 50)).sort(
-        pl.col('mean').abs(), descending=True)
-    if not len(worst): return "No group of rows is significantly predicted too high or too low"
-    feature, label, mean = (worst[k][0] for k in ('feature', 'label', 'mean'))
-    return (f"{'Predictions are too low' if mean > 0 else 'Predictions are too high'} by {format_number(abs(mean))} on "
-            f"average where {feature} is {label}")
+    first = residuals.sort('strength', descending=True, maintain_order=True).row(0, named=True)
+    if not first['strength'] > z: return "No group of rows is significantly predicted too high or too low"
+    of_class = f" of “{first['class']}”" if is_multiclass else ''
+    return (f"Predictions{of_class} are too {'low' if first['mean'] > 0 else 'high'} by "
+            f"{format_number(abs(first['mean']))} on average where {first['feature']} is {first['label']}")
 
 def residuals_figure(
     e: Evaluation,
     residuals: pl.DataFrame, # residuals.parquet: feature, class, label, n_rows, mean, low, high
 ) -> Html:
-    "Where the model is wrong on average; six inputs at once, thirty more to open."
+    "Where the model is wrong on average; six inputs at once, twelve more to open."
     none = Html("<p>No feature has more than one group of values.</p>")
     if not len(residuals): return none
     z = NormalDist().inv_cdf((1 + e.confidence) / 2)
-    residuals = residuals.with_columns(error=(pl.col('high') - pl.col('low')) / (2 * z),
-                                       strength=pl.col('mean').abs() * pl.col('n_rows').sqrt())
+    error = (pl.col('high') - pl.col('low')) / (2 * z)
+    known = (pl.col('n_rows') >= 50) & (error > 0)
+    residuals = residuals.with_columns(strength=pl.when(known).then(pl.col('mean').abs() / error).otherwise(0.))
     order = residuals.group_by('feature', 'class', maintain_order=True).agg(pl.max('strength'), pl.len()).filter(
         pl.col('len') > 1).sort('strength', descending=True, maintain_order=True)
     if not len(order): return none
-    first, rest = order.head(6), order[6:36]
-    out = figure_html(_residual_panels(residuals, first, e.task), _residual_title(residuals, e.confidence),
+    residuals, first, rest = residuals.join(order, on=['feature', 'class'], how='semi', nulls_equal=True,
+                                            maintain_order='left'), order.head(6), order[6:18]
+    title = _residual_title(residuals, e.confidence, e.task == 'multiclass')
+    out = figure_html(_residual_panels(residuals, first, e.task), title,
                       f"The {len(first)} inputs with the strongest signs of it, the group with the strongest in orange "
                       "and below the name; left the lowest values, right the highest, or the categories by frequency.")
+    out += details("The groups as a table", _residual_table(residuals, first, e))
     if not len(rest): return out
     return out + details(f"{format_number(len(rest))} other inputs",
                          figure_html(_residual_panels(residuals, rest, e.task),

@@ -132,8 +132,21 @@ def test_residuals_name_a_group_only_beyond_chance(evaluated):
     far = base.with_columns(**{k: pl.when(off).then(v).otherwise(pl.col(k))
                                for k, v in (("mean", 9.0), ("low", 8.9), ("high", 9.1))})
     named = drawn(residuals_figure(e, far))[0]
-    assert named.startswith("Predictions are too low by 9 on average where") and base["label"][0] in named
+    of_class = f" of “{base['class'][0]}”" if e.task == "multiclass" else ""
+    assert named.startswith(f"Predictions{of_class} are too low by 9 on average where") and base["label"][0] in named
     alone = base.group_by("feature", "class", maintain_order=True).first()
     for nothing in (base.clear(), alone): assert "more than one group" in residuals_figure(e, nothing).text
     many = pl.concat([base.with_columns(feature=pl.col("feature") + f" {i}") for i in range(3)])
     assert "other inputs</summary>" in residuals_figure(e, many).text
+
+
+def test_the_heading_is_about_the_group_that_the_first_panel_marks():
+    e, _ = small_evaluation("regression")
+    groups = [("few", "a", 60, 2.0, 0.6), ("few", "b", 900, 0.0, 0.1), ("many", "c", 2000, -0.5, 0.04),
+              ("many", "d", 900, 0.01, 0.1), ("tiny", "e", 3, 40.0, 0.1), ("tiny", "f", 900, 0.0, 0.1)]
+    residuals = pl.DataFrame([dict({"class": None}, feature=f, label=v, n_rows=n, mean=m, low=m - half, high=m + half)
+                              for f, v, n, m, half in groups], schema_overrides={"class": pl.String})
+    html = residuals_figure(e, residuals).text
+    assert "Predictions are too high by 0.500 on average where many is c" in html
+    first = html[html.index('<g id="axes_1"'):html.index('<g id="axes_2"')]
+    assert ">many</" in first and ">c</" in first # the name of the panel, and of the group in orange

@@ -7,7 +7,9 @@ import pytest
 from support.small_project import CLASSES, TASKS
 
 from mlops_nb.report.explanation_figures import (
+    curve_moves,
     dependence_figure,
+    dependence_groups,
     describe_direction,
     importance_figure,
     interaction_figure,
@@ -53,8 +55,33 @@ def test_directions_in_words(task, raised):
     assert say("number", tables(1)) == f"higher values increase {raised}"
     assert say("number", tables(-1)) == f"higher values decrease {raised}"
     assert say("category", tables()) == f"<a> increases {raised} most"
-    assert say("number", tables(shape=lambda x: x * x - 0.05 * x - 0.5)) == (
-        f"increases {raised} most when it is missing, least at 0 to 1")
+    valley = say("number", tables(shape=lambda x: x * x - 0.05 * x - 0.5))
+    assert valley.startswith(f"higher values decrease {raised} up to about") and valley.endswith("increase it beyond")
+    peak = say("number", tables(shape=lambda x: -x * x))
+    assert peak.startswith(f"higher values increase {raised} up to about") and peak.endswith("decrease it beyond")
+    assert say("number", tables(shape=lambda x: np.sin(6 * x))).startswith("goes up and down: increases")
+    assert say("number", tables(0.0)).startswith("no clear direction")
+
+
+def test_a_line_that_turns_back_is_not_called_monotone_by_its_many_rows():
+    # most rows lie where the line falls, so that the ranks correlate by −0.88; then it goes up and up
+    value = np.r_[np.repeat(np.arange(5.0), 90), np.repeat(np.arange(5.0, 10), 10)]
+    line = np.where(value < 5, -value, value - 9)
+    points = pl.DataFrame(dict(feature="number", value=value,
+                               contribution=line + np.random.default_rng(0).normal(0, 0.3, len(value))))
+    said = describe_direction("number", report(), tables() | dict(points=points), "outcome")
+    assert said.startswith("higher values decrease “leaves” up to about") and said.endswith("increase it beyond")
+
+
+def test_a_dip_that_chance_explains_is_no_turn():
+    value = np.repeat(np.arange(12.0), 8)
+    turned = 0
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(0, 1, len(value))
+        moves = curve_moves(dependence_groups(pl.DataFrame(dict(value=value, contribution=value / 4 + noise))))
+        turned += [d for d, _ in moves] != [1]
+    assert turned <= 2
+    assert not curve_moves(dependence_groups(pl.DataFrame(dict(value=[1.0, 2.0], contribution=[0.0, 0.0]))))
 
 
 def test_a_feature_that_is_always_missing():

@@ -1,4 +1,4 @@
-"""report.threshold_explorer: the figures at the threshold in use, and the numbers from which the page computes others."""
+"""report.threshold_explorer: figures at the threshold in use, and the numbers from which a page computes others."""
 import json
 import re
 from html import unescape
