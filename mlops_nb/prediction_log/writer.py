@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from ..config.settings import LogSettings
 from ..core.errors import UserError
-from .leases import acquire_first_free, owns_lease, release_lease
+from .leases import acquire_first_free, lease_path, owns_lease, release_lease, try_acquire_lease
 from .segments import Feedback, PredictionRecord, first_seq, recover_segment, segment_path
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #1d99b4be
@@ -61,6 +61,7 @@ class PredictionLogWriter:
 @patch
 def _open_segment(self: PredictionLogWriter, time_us):
     "Begin a new segment; the old one is kept until the new one is there."
+    self._restore_folder()
     path = segment_path(self.folder, self.lease_id, self._seq, time_us)
     empty = self._path is not None and first_seq(self._path) == self._seq
     if empty: os.rename(self._path, path)
@@ -113,7 +114,7 @@ def _handle_write_error(self: PredictionLogWriter, record, e):
     self._failing = True
     if self.settings.on_write_error == "refuse" or type(record) is not PredictionRecord or record.mode != "live":
         raise LogWriteError(f"The prediction log cannot be written ({e.strerror}), so nothing was done; "
-                            "try again when there is space.") from e
+                            "try again later.") from e
     self.n_lost_rows += len(record.score)
     self._on_rows_lost(len(record.score))
 
@@ -121,6 +122,26 @@ def _handle_write_error(self: PredictionLogWriter, record, e):
 def _recovered(self: PredictionLogWriter):
     self._failing = False
     _log.warning("%s: the prediction log can be written again.", self.folder)
+
+# %% ../../nbs/prediction_log/02_writer.ipynb #be3bed5e
+def _is_removed(fd, path):
+    try: here = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError): return True
+    return (here.st_ino, here.st_dev) != ((there := os.fstat(fd)).st_ino, there.st_dev)
+
+@patch
+def _restore_folder(self: PredictionLogWriter):
+    (self.folder / "segments").mkdir(parents=True, exist_ok=True)
+    if not lease_path(self.folder, self.lease_id).exists(): try_acquire_lease(self.folder, self.lease_id)
+
+@patch
+def check_segment(self: PredictionLogWriter) -> None:
+    "Begin a new segment with the next line, if somebody removed the present one."
+    with self._lock:
+        if self._fd is None or self._path is None or not _is_removed(self._fd, self._path): return
+        gone, self._path, self._segment_end_us, self._size = self._path, None, 0, 0
+    _log.error("%s was removed while it was written: its records, up to number %d, are lost. The next one begins a new "
+               "segment.", gone, self._seq - 1)
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #cc89d477
 @patch

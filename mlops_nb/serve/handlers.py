@@ -180,7 +180,12 @@ async def feedback(app, request):
     return Response(encode_json(FeedbackAck(request.id, len(records))))
 
 def _append_records(log, records):
-    for r in records: log.append(r)
+    for i, r in enumerate(records):
+        try: log.append(r)
+        except LogWriteError as e:
+            if i == 0: raise
+            raise LogWriteError(f"The first {i} of {len(records)} labels were taken, then the prediction log could not "
+                                f"be written ({e.__cause__.strerror}); send the others again later.") from e
 
 # %% ../../nbs/serve/11_handlers.ipynb #a4167de7
 def _describe_api(app):

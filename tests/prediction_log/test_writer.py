@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from mlops_nb.config.settings import LogSettings
 from mlops_nb.prediction_log import writer
 from mlops_nb.prediction_log.audit import audit_log
 from mlops_nb.prediction_log.compaction import compact_log
+from mlops_nb.prediction_log.leases import lease_is_held
 from mlops_nb.prediction_log.writer import LogWriteError, PredictionLogWriter
 from mlops_nb.serve.metrics import read_row_counts
 
@@ -254,6 +256,46 @@ def test_a_part_that_cannot_be_taken_back_is_left_alone(tmp_path, monkeypatch, b
     log.close()
     compact_log(tmp_path)
     assert sound(tmp_path).records == before + 2 and len(ids(tmp_path)) == before + 2
+
+
+@pytest.mark.parametrize("removed", ["segment", "folder", "replaced", "empty segment"])
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_log_that_is_removed_is_begun_anew_and_said_once(tmp_path, caplog, removed, sync):
+    folder = tmp_path / "log"
+    log = PredictionLogWriter(folder, 0, LogSettings(fsync=sync))
+    if removed != "empty segment": log.append(answer("lost"))
+    else: log._open_segment(NOON)
+    log.check_segment()
+    assert not caplog.records
+    path, = segments(folder)
+    if removed == "folder": shutil.rmtree(folder)
+    else: path.unlink()
+    if removed == "replaced": path.write_text("somebody's\n")
+    for _ in range(3): log.check_segment()
+    assert ["was removed while it was written" in r.getMessage() for r in caplog.records] == [True]
+    log.append(answer("kept", NOON + 1))
+    assert lease_is_held(folder, 0)
+    asyncio.run(log.wait_durable())
+    log.check_segment()
+    log.close()
+    assert ids(folder) == ["kept"] and len(caplog.records) == 1
+    problems = audit_log(folder).problems # what is lost shows
+    assert problems if removed != "empty segment" else not problems
+
+
+def test_a_folder_that_cannot_be_made_again_refuses(tmp_path, caplog):
+    folder = tmp_path / "here" / "log"
+    log = PredictionLogWriter(folder, 0)
+    log.append(answer("lost"))
+    shutil.rmtree(tmp_path / "here")
+    (tmp_path / "here").write_text("a file now")
+    for _ in range(2): log.check_segment()
+    with pytest.raises(LogWriteError, match="Not a directory"): log.append(answer("refused", NOON + 1))
+    assert len(caplog.records) == 2
+    (tmp_path / "here").unlink()
+    log.append(answer("kept", NOON + 1))
+    log.close()
+    assert ids(folder) == ["kept"]
 
 
 def test_no_new_segment_can_be_begun(tmp_path, monkeypatch):

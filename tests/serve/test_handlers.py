@@ -1,12 +1,18 @@
 "What each route answers, over a real socket: scores, tensors, contributions, labels, probes, metadata and pages."
+import errno
 import json
+import os
 
 import polars as pl
 import pytest
 from support import server as serving
+from support.prediction_logs import label
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.prediction_log.reader import read_feedback
+from mlops_nb.prediction_log.writer import LogWriteError, PredictionLogWriter
+from mlops_nb.serve import handlers
 
 
 def expected(predictor, rows): return predictor.predict(pl.DataFrame(rows, infer_schema_length=None)).tolist()
@@ -91,8 +97,24 @@ def test_feedback_is_taken_and_checked(limited_server):
     for labels, words in wrong:
         status, _, found = limited_server.post(FEEDBACK, {"labels": labels})
         assert status == 400 and words in found["error"], found
+    assert limited_server.post(FEEDBACK, {"labels": [good | {"row": 2**70}]})[0] == 400
     assert limited_server.post(FEEDBACK, {})[0] == limited_server.post(FEEDBACK,
         [good])[0] == limited_server.post(FEEDBACK, good)[0] == 400
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_labels_of_which_only_the_first_found_room(tmp_path, monkeypatch, room):
+    "What was done is said, and only that is called done."
+    log, real, wrote = PredictionLogWriter(tmp_path, 0), os.write, []
+    def write(fd, data):
+        if len(wrote) == room: raise OSError(errno.ENOSPC, "No space left on device")
+        wrote.append(data)
+        return real(fd, data)
+    monkeypatch.setattr("mlops_nb.prediction_log.writer.os.write", write)
+    said = "The first 3 of 5 labels were taken" if room else "nothing was done"
+    with pytest.raises(LogWriteError, match=said): handlers._append_records(log, [label(f"r{i}", 1) for i in range(5)])
+    log.close()
+    assert read_feedback(tmp_path).collect().height == room
 
 
 def test_probes_metadata_and_pages(limited_server, predictor):
