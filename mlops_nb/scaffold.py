@@ -235,9 +235,10 @@ def _run_command(*command, cwd):
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        why = next((line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")), said[-1])
         what = "setting up DVC" if _SETUP in command else f"`{' '.join(map(str, command))}`"
-        raise UserError(f"{what} failed in {cwd}: {said[-1] if said else 'no message'}; fix that and run init again.")
+        raise UserError(f"{what} failed in {cwd}: {why.rstrip('.')}; fix that and run init again.")
 
 # %% ../nbs/91_scaffold.ipynb #ab3b15c9
 def write_project_files(
@@ -270,7 +271,7 @@ _SETUP = """import sys
 from dvc.cli import main
 from nbdev.export import nb_export
 nb_export("nbs/00_features.ipynb")
-for command in (["init", "-q", *sys.argv[1:]], ["config", "core.analytics", "false"], ["add", "-q", "data"]):
+for command in (["init", *sys.argv[1:]], ["config", "core.analytics", "false"], ["add", "data"]): # not -q: no errors
     if main(command): sys.exit(1)
 """
 
@@ -463,7 +464,7 @@ def commit_project(
         done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True)
         if not done.returncode: continue
         said = (done.stderr or done.stdout).strip().splitlines()
-        why = next((line for line in said if "fatal" in line or "ignored" in line), said[-1] if said else "no message")
+        why = next((line for line in said if "fatal" in line or "ignored" in line), said[-1] if said else "git was stopped")
         return (f"Nothing was committed ({why.strip()}); `dvc exp run` needs a commit: fix that, then "
                 f"`git add {' '.join(names)}` and `git commit`.")
     return ""
@@ -484,6 +485,7 @@ def init_project(
 ) -> InitReport:
     "Create a project for `data`; raises `UserError` if the folder is taken or the data cannot be read."
     root, split, package = Path(root), split or choose_split(time), package_name(root)
+    if shutil.which("git") is None: raise UserError("git is not installed; install it and run init again.")
     check_folder(root, data, package)
     at_root = is_repository_root(root)
     def build(new):

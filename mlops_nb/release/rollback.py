@@ -142,6 +142,7 @@ def restore_release(
     bundle_id = ""
     if not read_history(path):
         bundle_id = _champion_in_registry(root, settings) or _released_by_last_run(root, settings)
+        if bundle_id: find_bundle(bundle_id, store_path(root, settings)) # the registry may be that of another project
     restore_plan(path, settings.release.endpoint, bundle_id)
     if left := share_releases(root): print(f"warning: {left}", file=sys.stderr)
     return model_in_use(root)
