@@ -74,8 +74,8 @@ GLOSSARY = _DATA_TERMS | _METRIC_TERMS | _MODEL_TERMS # term, or "term|other spe
 
 # %% ../../nbs/report/21_glossary.ipynb #1c00fa4c
 _SPELLINGS = {s.lower(): term for term in GLOSSARY for s in term.split('|')}
-_TERM = re.compile(r"(?<![\w-])(" + '|'.join(re.escape(s) for s in sorted(_SPELLINGS, key=len, reverse=True))
-                   + r")(?![\w-]|\.\w)", re.I)
+_LONGEST_FIRST = [re.escape(s).replace("'", "(?:'|&\\#x27;)") for s in sorted(_SPELLINGS, key=len, reverse=True)]
+_TERM = re.compile(r"(?<![\w-])(" + '|'.join(_LONGEST_FIRST) + r")(?![\w-]|\.\w)", re.I)
 _CLOSED = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'pre', 'script', 'style', 'summary', 'svg', 'title'}
 
 def term_id(term: str) -> str: # "term-roc-curve"

@@ -346,7 +346,7 @@ def _drop_empty_sections(
     shows = lambda html: bool(re.search(r"<(svg|img|hr)\b", html) or re.sub(r"<[^>]*>|\s", '', html))
     def stays(section):
         outputs = [html for is_output, html in section if is_output]
-        return not outputs or any(map(shows, outputs))
+        return section is sections[0] or not outputs or any(map(shows, outputs)) # the first has no heading
     return [html for section in sections if stays(section) for _, html in section]
 
 # %% ../../nbs/report/00_html.ipynb #5a484d0f

@@ -131,6 +131,30 @@ def test_histograms_of_odd_columns():
     assert sum(histogram_counts(pl.Series(range(1000)))) == 1000
 
 
+# ---- contents and sections
+
+def test_sections_have_names_and_the_contents_lead_to_them():
+    body = "<h2>Costs &amp; <em>gains</em></h2><h3>Costs</h3><h2>Costs &amp; gains</h2><h2>日本</h2><h2>!</h2>"
+    text = render_page("t", body)
+    found, ids = self_contained(text), re.findall(r'<h[23] id="([^"]*)"', text)
+    assert len(set(ids)) == 5 and "" not in ids
+    wanted = [f"#{i}" for i in ids if i != "costs"]
+    assert found.links == ["#main", *wanted, *wanted] # beside the report, and folded away for a phone
+    assert "Contents" not in render_page("t", "<h2>One</h2><p>x</p><h2>Two</h2>")
+
+
+def test_a_section_whose_outputs_are_empty_is_left_out(tmp_path):
+    html = lambda text: data(text_html=text)
+    cells = [cell("markdown", "# T\n\nBegin."), cell("code", "x", [html("")]), cell("markdown", "## Empty\n\nWhy."),
+             cell("code", "a", [html("")]), cell("code", "b"), cell("markdown", "## Full"),
+             cell("code", "c", [html(""), html("<p>3</p>")]), cell("markdown", "## Drawn"),
+             cell("code", "d", [html("<svg></svg>")]), cell("markdown", "## Prose\n\nStays."), cell("code", "e")]
+    (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=cells)))
+    text = render_notebook(tmp_path / "n.ipynb", tmp_path / "n.html").read_text()
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", text) == ["Full", "Drawn", "Prose"]
+    assert "Why." not in text and "Stays." in text and "Begin." in text
+
+
 # ---- the list of runs
 
 def add(folder, name, time, value=0.5, passed=True, pages=("evaluation",)):
@@ -194,6 +218,32 @@ def test_runs_with_other_figures_share_a_table_and_unfinished_folders_do_not_cou
     assert [r.name for _, r in read_runs(tmp_path)] == ["bb", "aa"]
     text = write_index(tmp_path, tmp_path / "i.html", "Runs").read_text()
     assert "AUC" in text and "Root mean squared error" in text
+
+
+def test_releases_are_marked_and_metrics_drawn_over_the_runs(tmp_path):
+    for i, name in enumerate(["aa", "bb", "cc"]): add(tmp_path, name, f"2026-01-0{i + 1}T00:00:00", 0.8, name != "bb")
+    text = write_index(tmp_path, tmp_path / "i.html", "Runs", releases={"aa": "released", "cc": "in use"}).read_text()
+    assert "AUC is 0.800, as in the first run" in re.sub("<[^>]*>", "", text)
+    assert text.count("1 Jan 2026: 0.800, released") == 1 and "2 Jan 2026: 0.800, failed" in text
+    assert "cc <b" in text and "(in use)" in text and "(released)" in text
+    assert 'data-heading="Pages"' in text, "on a phone each figure stands behind its heading"
+
+
+def test_a_long_history_stays_a_page_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.report.history._MAX_RUNS", 20)
+    monkeypatch.setattr("mlops_nb.report.history._MAX_CHARTED", 6)
+    for i in range(30): add(tmp_path, f"r{i:03}", f"2026-01-01T00:{i:02}:00", i / 30, pages=())
+    text = write_index(tmp_path, tmp_path / "i.html", "Runs").read_text()
+    assert "The newest 20 of 30 are shown." in text and text.count("<tr>") == 21
+    assert text.count("<circle") == 6
+
+
+def test_a_record_of_an_older_version_is_read(tmp_path):
+    (tmp_path / "aa").mkdir()
+    (tmp_path / "aa/run.json").write_text('{"name": "aa", "created_at": "2026-01-01T00:00:00", "message": "Done.",'
+                                          '"metrics": [{"name": "roc_auc", "value": 0.8}]}')
+    assert read_runs(tmp_path)[0][1].weak_segments is None
+    assert "Done." in write_index(tmp_path, tmp_path / "i.html", "Runs").read_text()
 
 
 def test_a_torn_record_is_named(tmp_path):

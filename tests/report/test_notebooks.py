@@ -3,10 +3,12 @@ import ast
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
 import pytest
+from support.browser import measure_pages
 from support.trained_project import rows, schema, trained
 
 from mlops_nb.bundle.stage import run_bundle
@@ -23,6 +25,7 @@ from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.gate import run_gate
+from mlops_nb.report.glossary import GLOSSARY
 from mlops_nb.report.html import sanitize_html
 from mlops_nb.report.notebook_parameters import notebook_parameters
 from mlops_nb.report.stage import run_report, summarize_run
@@ -144,9 +147,23 @@ def test_notebooks_keep_their_parameters_and_hold_no_outputs(name):
     assert not any(c.get("outputs") for c in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"])
 
 
-def test_the_stage_end_to_end(project, capsys):
+# What of a page lies outside the screen, is out of order, or cannot be reached.
+MEASURE = """(page, width) => {
+  const seen = [...page.querySelectorAll('a, .verdict, b.pass, b.fail')].filter(
+    e => e.getClientRects().length && !e.closest('.skip'));
+  const outside = e => e.getBoundingClientRect().right > width || e.getBoundingClientRect().left < 0;
+  const term = page.querySelector('.term'), look = page.defaultView.getComputedStyle;
+  term.focus();
+  return {width: page.documentElement.scrollWidth, outside: seen.filter(outside).map(e => e.outerHTML.slice(0, 99)),
+    headings: [...page.querySelectorAll('h1, h2, h3')].map(e => +e.tagName[1]),
+    definition: look(term, '::after').content, contents: look(page.querySelector('nav.contents')).display};
+}"""
+
+
+def test_the_stage_end_to_end(project, capsys, monkeypatch):
     if "binary" not in project.name: pytest.skip("one task is enough: the notebooks themselves are tested on all three")
     shutil.copytree(NOTEBOOKS, project / "nbs/reports", dirs_exist_ok=True)
+    for name in ("GITHUB_RUN_ID", "CI_PIPELINE_ID"): monkeypatch.delenv(name, raising=False)
     assert run_report(project) == {"pages": 4}
     line = capsys.readouterr().out.strip().splitlines()[-1]
     passed = read_json(project / "artifacts/gate.json", dict)["passed"]
@@ -156,4 +173,11 @@ def test_the_stage_end_to_end(project, capsys):
     pages = sorted(p.name for p in (project / "reports").rglob("*.html"))
     assert pages == ["data.html", "evaluation.html", "explanation.html", "index.html", "model_card.html"]
     for html in (project / "reports").rglob("*.html"):
-        assert not any(s in html.read_text() for s in ("http://", "https://", "<script", "//cdn"))
+        assert not any(s in html.read_text() for s in ("http://", "https://", "<script src", "//cdn"))
+        assert html.read_text().count("<script") == (html.name == "evaluation.html"), "only the threshold is moved by one"
+    on_a_phone = measure_pages(project, {p.stem: p for p in (project / "reports").rglob("*.html")}, 390, MEASURE)
+    assert len(on_a_phone) == 5
+    for name, page in on_a_phone.items():
+        assert page["width"] <= 390 and not page["outside"], (name, page)
+        assert all(b - a <= 1 for a, b in pairwise(page["headings"])) and page["headings"][0] == 1, (name, page)
+        assert page["definition"].strip('"') in GLOSSARY.values() and page["contents"] == "none", (name, page)
