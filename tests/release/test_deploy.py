@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 from support.trained_project import trained
@@ -14,6 +15,7 @@ from mlops_nb.bundle.store import find_bundle, store_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.settings import read_settings, resolve_local_uri
 from mlops_nb.core.errors import UserError
+from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
@@ -166,7 +168,9 @@ def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     run = found[0]
     assert run.info.status == "FINISHED" and run.data.tags["mlops_nb.gate"] in ("passed", "failed")
     assert run.data.params["train.gbdt.n_estimators"] == "20"
-    assert run.data.metrics["test.roc_auc"] == read_json(project / "artifacts/metrics.json", dict)["test"]["roc_auc"]
+    figures = read_json(project / "artifacts/metrics.json", dict)
+    assert run.data.metrics["roc_auc"] == figures["test"]["roc_auc"]
+    assert run.data.metrics["val_accuracy_score"] == figures["valid"]["accuracy"]
     assert run.data.metrics["stage.train.gbdt.seconds"] == 1.5
     assert [k for k in run.data.tags if k.startswith("data.")], "no hash of the data"
     client, _ = tracking_client(project, read_settings(project))
@@ -175,6 +179,21 @@ def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     for part in ("train", "valid"): assert history(f"loss.gbdt.{part}") == [(p["iteration"], p[part]) for p in curve]
     assert set(history("stage.train.gbdt.samples_per_second")) == {(1, 10.0), (7, 70.0)}
     assert {"metrics.json", "gate.json", "card.md"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_copied_project_writes_nothing_into_its_old_place(project, monkeypatch):
+    log_reports(project)
+    # MLflow remembers places by run id for as long as a process lives, and the copy would be used in another one
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
+    before, copy = file_hashes(project), shutil.copytree(project, project.parent / "elsewhere" / "p q")
+    client, _ = tracking_client(copy, read_settings(copy))
+    run = runs(copy)[0].info
+    assert run.artifact_uri == f"{copy}/mlartifacts/{run.run_id}/artifacts"
+    (copy / "artifacts/deployment.json").write_text("{}")
+    log_reports(copy)
+    assert file_hashes(project) == before
+    assert "deployment.json" in {a.path for a in client.list_artifacts(run.run_id)}
+    assert runs(project)[0].info.artifact_uri.startswith(f"{project}/")
 
 
 # ---------------------------------------------------------------- deploy
