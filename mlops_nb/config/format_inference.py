@@ -372,22 +372,30 @@ def _choose_time_zone(found, c):
                         f"UTC, {c.n_offset:,} have one")
 
 # %% ../../nbs/config/06_format_inference.ipynb #23e47755
-_PLAIN_NUMBER = r"^[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?$"
+_NO_PLAIN_NUMBER = ~pl.all().str.contains(r"^([+-]?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?)?$")
 _MARKS = dict( # by what is seen in a column of plain numbers
-    filled=".", points="[.]", fractions=r"\.\d*[1-9]", grouped=r"^[+-]?[1-9]\d{0,2}\.\d{3}$",
-    decimals=r"\.(\d{1,2}|\d{4,})$|^[+-]?0\.", day=r"^(19|20)\d{6}$", no_day=r"^.{1,7}$|^.{9,}$",
-    padded=r"\.\d+0$", short=r"\.\d$") # 2.10 beside 2.9: no program writes numbers like that
+    filled=".", points="[.]", fractions=r"\.[0-9]*[1-9]", decimals=r"\.([0-9]{1,2}|[0-9]{4,})$|^[+-]?0\.",
+    grouped=r"^[+-]?[1-9][0-9]{0,2}\.[0-9]{3}$", no_day=r"^.{1,7}$|^.{9,}$", day=r"^(19|20)[0-9]{6}$",
+    padded=r"\.[0-9]+0$", short=r"\.[0-9]$") # 2.10 beside 2.9: no program writes numbers like that
+_SETTLED_BY = dict(grouped="decimals", day="no_day") # what is seen of the one makes the other meaningless
+_OF_POINTS = {"fractions", "decimals", "grouped", "padded", "short"}
+
+def _look_for_marks(batch, seen):
+    "Add the columns of a batch to those of each mark, where it is not known yet and can tell something."
+    for mark, pattern in _MARKS.items():
+        known = seen[mark] | seen[_SETTLED_BY.get(mark, mark)]
+        names = [n for n in batch.columns if n not in known and (mark not in _OF_POINTS or n in seen["points"])]
+        if names: seen[mark] |= _columns_where(batch.select(names), pl.all().str.contains(pattern))
 
 def _find_plain_numbers(read, names):
     "The columns of plain numbers, with their type, whether any has a decimal point, and those that may be codes."
     left, seen = names, {mark: set() for mark in _MARKS}
     for batch in read(names) if names else ():
         some = batch.select(left).select(pl.all().str.strip_chars())
-        wrong = _columns_where(some, (pl.all() != "") & ~pl.all().str.contains(_PLAIN_NUMBER))
+        wrong = _columns_where(some, _NO_PLAIN_NUMBER)
         left = [n for n in left if n not in wrong]
         if not left: break
-        some = some.select(left)
-        for mark, pattern in _MARKS.items(): seen[mark] |= _columns_where(some, pl.all().str.contains(pattern))
+        _look_for_marks(some.select(left), seen)
     plain = {*left} & seen["filled"] # 1.250 may be a thousand and 20210131 a day, unless other values say no
     plain -= (seen["grouped"] - seen["decimals"]) | (seen["day"] - seen["no_day"])
     kinds = {n: "number" if n in seen["fractions"] else "integer" for n in left if n in plain}

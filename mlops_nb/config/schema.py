@@ -26,6 +26,7 @@ from mlops_nb.config.values import (
     n_readable_words,
     parse_iso_timestamp,
     parse_value_expr,
+    read_plain_numbers,
 )
 from ..core.errors import UserError, did_you_mean
 from ..core.files import atomic_file
@@ -224,12 +225,30 @@ def present_exprs(self: Schema,
     present = {key: ~is_missing_expr(pl.col(names), *key) for key, names in alike.items()}
     return [pl.when(present[key]).then(pl.col(names)).name.prefix(prefix) for key, names in alike.items()]
 
+# %% ../../nbs/config/02_schema.ipynb #8255128d
 @patch
-def is_plain_number(self: Schema, name: str) -> bool:
-    "Are the values of a column numbers as programs write them, none of which means \"missing\"?"
+def _is_plain_number(self: Schema, name):
     c = self.columns[name]
     if c.type not in ("integer", "number") or c.format: return False
     return not n_readable_words((*self.missing_words(name),), c.type, None, None)
+
+@patch
+def plain_numbers(self: Schema,
+    frame: pl.DataFrame, # Raw columns
+) -> dict[str, pl.Series]: # By column
+    "The columns of text of which every value is a plain number, as read."
+    types = frame.schema
+    return read_plain_numbers(frame, {n: c.type for n, c in self.columns.items() if types.get(n) == pl.String
+                                      and self._is_plain_number(n)})
+
+@patch
+def read_columns(self: Schema,
+    frame: pl.DataFrame, # Raw columns, all of the schema
+) -> pl.DataFrame: # The columns of the schema, in its order and its types
+    "All columns read as the schema says; null where a value is missing or does not fit."
+    types, plain = frame.schema, self.plain_numbers(frame)
+    rest = self.parse_exprs({n: types[n] for n in self.columns if n not in plain})
+    return frame.with_columns(plain.values()).with_columns(rest).select(list(self.columns))
 
 # %% ../../nbs/config/02_schema.ipynb #1b95dbf7
 def is_expression(text: str) -> bool:

@@ -6,7 +6,7 @@
 __all__ = ['POLARS_TYPES', 'TYPE_NAMES', 'KNOWN_MISSING', 'MISSING_IF_NUMERIC', 'WHITESPACE', 'SCALAR_PARSERS', 'is_temporal',
            'class_label_expr', 'text_expr', 'number_expr', 'integer_expr', 'boolean_expr', 'timestamp_expr',
            'parse_iso_timestamp', 'typed_missing_values', 'is_missing_expr', 'known_spellings', 'respell',
-           'n_readable_words', 'parse_value_expr']
+           'n_readable_words', 'parse_value_expr', 'read_plain_numbers']
 
 # %% ../../nbs/config/01_values.ipynb #6c9f8faa
 import unicodedata
@@ -209,6 +209,22 @@ def parse_value_expr(
         if not unreadable: parsed = pl.when(~missing).then(parsed)
     if not domain: return parsed
     return parsed.map_batches(partial(respell, domain=(*domain,)), return_dtype=pl.String, is_elementwise=True)
+
+# %% ../../nbs/config/01_values.ipynb #96b4d98a
+def read_plain_numbers(
+    frame: pl.DataFrame, # Columns of text
+    types: dict[str, str], # integer or number, by column
+) -> dict[str, pl.Series]: # By column
+    "The columns of which every value is a plain number, as read: no blanks, no word, nothing infinite."
+    out = {}
+    for type in ("integer", "number"):
+        raw = frame.select(n for n, t in types.items() if t == type)
+        if not raw.width: continue
+        read = raw.select(pl.all().cast(POLARS_TYPES[type], strict=False))
+        finite = read.select(pl.all().is_finite().all()).row(0)
+        n_unread = (read.null_count() - raw.null_count()).row(0)
+        out |= {n: read[n] for n, ok, left in zip(raw.columns, finite, n_unread) if ok and not left}
+    return out
 
 # %% ../../nbs/config/01_values.ipynb #8bb20120
 WHITESPACE = ("\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"

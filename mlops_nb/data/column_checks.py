@@ -122,19 +122,6 @@ class ValidatedBatch(Struct):
     offsets: dict[str, dict[bool, str]] = {} # from `offset_examples`
 
 # %% ../../nbs/data/09_column_checks.ipynb #db613ebe
-def _plain_numbers(frame, schema, types):
-    "The columns of text in which every value is a plain number, as read."
-    out = {}
-    for type in ('integer', 'number'):
-        names = [n for n, t in types.items() if t == pl.String and schema.columns[n].type == type
-                 and schema.is_plain_number(n)]
-        raw = frame.select(names)
-        read = raw.select(pl.all().cast(POLARS_TYPES[type], strict=False))
-        finite = read.select(pl.all().is_finite().all()).row(0) if names else ()
-        unread = (read.null_count() - raw.null_count()).row(0) if names else ()
-        out |= {n: read[n] for n, ok, left in zip(names, finite, unread) if ok and not left}
-    return out
-
 def _plain_categories(frame, schema, types):
     "The columns of text that hold known categories only, written as the schema writes them."
     known = [n for n, t in types.items() if t == pl.String and schema.columns[n].domain]
@@ -148,7 +135,7 @@ def _plain_categories(frame, schema, types):
 # %% ../../nbs/data/09_column_checks.ipynb #4d20a85e
 def _parse(frame, schema, types):
     "Each column twice, and the names of the plain ones, which need not be looked at for what cannot be read."
-    plain = _plain_numbers(frame, schema, types) | _plain_categories(frame, schema, types)
+    plain = schema.plain_numbers(frame.select([*types])) | _plain_categories(frame, schema, types)
     rest = {n: t for n, t in types.items() if n not in plain}
     parts = [frame.select(pl.col([*plain]).name.prefix(RAW_PREFIX)), pl.DataFrame([s for s in plain.values()]),
              frame.select(schema.present_exprs(rest, RAW_PREFIX)), frame.select(schema.parse_exprs(rest))]

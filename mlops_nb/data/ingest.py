@@ -374,8 +374,9 @@ def read_raw_batches(
 # %% ../../nbs/data/08_ingest.ipynb #c2908b43
 def common_supertype(types: list[pl.DataType]) -> pl.DataType:
     "The type that holds the values of all `types`; String if there is none."
-    types = [t for t in types if t != pl.Null] or [pl.Null()]
-    alike = len(set(types)) == 1 or all(t.is_numeric() for t in types) or all(t in (pl.Date, pl.Datetime)
+    types = list(dict.fromkeys(t for t in types if t != pl.Null)) or [pl.Null()]
+    if len(types) == 1: return types[0]
+    alike = all(t.is_numeric() for t in types) or all(t in (pl.Date, pl.Datetime)
                                                                               for t in types)
     try:
         return pl.concat([pl.Series('x', [], t).to_frame() for t in types],

@@ -216,7 +216,10 @@ def with_target(
 ) -> pl.LazyFrame: # The columns of the schema, read as it says, and `_target`, null where it is missing
     "The rows that pass the filter, with their target as a number."
     types = frame.collect_schema()
-    read = frame.select(schema.parse_expr(n, types[n]) for n in schema.columns)
+    read = frame.select(schema.parse_exprs({n: types[n] for n in schema.columns})).select(list(schema.columns))
+    return _filtered_with_target(read, schema)
+
+def _filtered_with_target(read, schema):
     read = read.with_columns(schema.encoded_target_expr().alias("_target"))
     if schema.filter is None: return read
     if "target" not in schema.columns:
@@ -231,6 +234,7 @@ def find_raw_leaks(
     schema: Schema,
 ) -> list[LeakFinding]:
     "The columns of raw data that look like a leak."
-    rows, n = with_target(frame, schema), frame.select(pl.len()).collect(engine="streaming").item()
-    if n * len(schema.columns) <= _HELD_CELLS: rows = rows.collect().lazy()
+    n = frame.select(pl.len()).collect(engine="streaming").item()
+    if n * len(schema.columns) > _HELD_CELLS: rows = with_target(frame, schema)
+    else: rows = _filtered_with_target(schema.read_columns(frame.collect()).lazy(), schema).collect().lazy()
     return search_leaks(rows.filter(pl.col("_target").is_not_null()), rows, schema)

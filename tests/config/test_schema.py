@@ -205,3 +205,23 @@ def test_columns_read_together_are_read_as_each_by_itself():
     odd = pl.DataFrame(dict(number0=[1.0, float("inf"), float("nan"), -999.0], integer0=[1, -999, None, 3]))
     assert odd.select(s.parse_exprs(odd.schema)).to_dict(as_series=False) == dict(number0=[1.0, None, None, None],
                                                                                   integer0=[1, None, None, 3])
+
+
+ODD = ["1", "-0", "+5", "007", "1.50", "1e5", " 2", "inf", "nan", "NaN", "?", "", "None", "-999", "\u0663", "a", "a ",
+       "9223372036854775808", "0x1", "1_000", "yes", None]
+
+
+@given(columns=st.lists(st.tuples(st.sampled_from(["integer", "number", "category", "text"]),
+                                  st.lists(st.sampled_from(ODD[:3] * 9 + ODD), min_size=3, max_size=3)),
+                        min_size=1, max_size=4), words=st.sampled_from([[], ["?"], ["?", "-999"]]))
+@settings(deadline=None, max_examples=60)
+def test_columns_of_plain_numbers_are_read_as_by_their_expressions(columns, words):
+    frame = pl.DataFrame({f"x{i}": values for i, (_, values) in enumerate(columns)}, infer_schema_length=None,
+                         schema_overrides={f"x{i}": pl.String for i in range(len(columns))})
+    schema = Schema("d", "regression", "x0", {f"x{i}": Column(type, domain=["a"] if type == "category" else None)
+                                              for i, (type, _) in enumerate(columns)}, missing_values=words)
+    assert schema.read_columns(frame).equals(frame.select(schema.parse_expr(n, pl.String()) for n in frame.columns))
+    present = frame.select(schema.present_exprs(dict(frame.schema), "raw ")).rename(lambda n: n.removeprefix("raw "))
+    one_by_one = frame.select(pl.when(~schema.missing_expr(n, pl.String())).then(pl.col(n)).alias(n)
+                              for n in frame.columns)
+    assert present.select(frame.columns).equals(one_by_one)
