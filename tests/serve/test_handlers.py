@@ -153,7 +153,9 @@ def test_an_endpoint_that_is_taken_away(bundle, tmp_path):
     root = serving.project(tmp_path, made=bundle)
     with serving.Server(root) as s:
         assert s.get("/v2/health/ready")[0] == 200
-        (root / "releases/rows.json").unlink()
+        (root / "releases/rows.json").unlink() # the release record says the same
+        assert s.get("/v2/health/ready")[0] == 200
+        for record in root.glob("releases/*/rows.json"): record.unlink()
         s.until(lambda: s.get("/v2/health/ready")[0] == 503, "told that nothing is there", 10)
         assert s.post(PREDICT, serving.instances(1))[0] == 404 and s.get("/health")[0] == 200
 
