@@ -96,7 +96,7 @@ def open_bundle(
     wrong = BUNDLE_FILES ^ ({*bundle.manifest.files} - MODEL_LOADERS.keys())
     if wrong or len(MODEL_LOADERS.keys() & bundle.manifest.files) != 1:
         raise UserError(f"{path} has a manifest, but {', '.join(sorted(wrong)) or 'its one model'} is missing "
-                        "or does not belong in a bundle; build it with `dvc repro`.")
+                        "or does not belong in a bundle; build it with `dvc repro -s -f bundle`.")
     return bundle
 
 def read_data_baseline(

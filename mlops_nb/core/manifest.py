@@ -95,7 +95,7 @@ class VerifiedFolder(Struct, frozen=True):
         return self.manifest.id
 
 # %% ../../nbs/core/03_manifest.ipynb #7b7ed246
-_REMEDY = "fetch it again from the bundle store, or build it with `dvc repro`."
+_REMEDY = "remove it: `dvc pull` brings it back, or `dvc repro` if it is that of the last run."
 
 def _read_manifest(folder):
     path = folder / MANIFEST_FILE
@@ -119,8 +119,8 @@ def _check_format(path, raw): # What is no manifest at all is left to whoever re
     except (msgspec.MsgspecError, UnicodeError, RecursionError): return
     if (oldest := min(m.format_version, m.format)) < FORMAT_VERSION:
         raise UserError(f"{path} was written by an earlier version of mlops-nb (format {oldest}; this one reads format "
-                        f"{FORMAT_VERSION}); make the bundle anew with `dvc repro`, and if a plan in `releases/` names "
-                        "it, move that plan away first.")
+                        f"{FORMAT_VERSION}); make it anew with `dvc repro -s -f bundle` and `dvc repro`, and if a plan in "
+                        "`releases/` names it, move that plan and its record in `committed/` away first.")
     if m.format_version > FORMAT_VERSION:
         raise UserError(f"{path} says format {m.format_version}, and this version of mlops-nb reads format "
                         f"{FORMAT_VERSION}; install one that fits.")

@@ -175,7 +175,7 @@ def check_comparisons(
             rules.append(rule)
         elif c.kind == "champion" and not c.metrics: # it cannot score these rows
             rules.append(GateResult(c.name, None, None, False, f"{c.message} To start again without a champion, "
-                                    "remove its release plan."))
+                                    "remove its plan and record in `releases/`; then `mlops-nb gate check --first`."))
         elif c.kind == "champion":
             other = "the champion" if c.name == "champion" else "the best champion so far"
             limit = f"its low end must be at least {{bound}}, {params.max_skill_loss:.3g} of the skill"
