@@ -291,7 +291,9 @@ app.add_typer(release_app, name="release")
 def release_restore_command():
     "Write a release plan that is missing or torn anew, from the release history or the registry."
     from mlops_nb.release.rollback import describe_model_in_use, restore_release
+    from mlops_nb.report.stage import write_pipeline_index
     restore_release(Path("."))
+    if Path("reports/pipeline").exists(): write_pipeline_index(Path("."))
     print(describe_model_in_use(Path(".")))
 
 @release_app.command("history")
