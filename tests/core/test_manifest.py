@@ -75,8 +75,8 @@ def test_a_bundle_of_the_format_before_is_refused_with_a_remedy(folder):
         file = folder / MANIFEST_FILE
         assert str(e.value) == (
             f"{file} was written by an earlier version of mlops-nb (format 1; this one reads format 2); "
-            "make it anew with `dvc repro -s -f bundle` and `dvc repro`, and if a plan in `releases/` names it, move that "
-            "plan and its record in `committed/` away first.")
+            "make it anew with `dvc repro -s -f bundle` and `dvc repro`, and if a plan in `releases/` names it, move "
+            "that plan and its record in `committed/` away first.")
 
 
 def test_the_id_covers_the_producers(folder):
