@@ -157,7 +157,7 @@ class RevisionComparison(_Shown, Struct):
     def rows(self):
         both = [("metric", self.metrics), ("parameter", self.params)]
         return [{"": kind, "name": name, self.revision: d.get("old"), "now": d.get("new"), "difference": d.get("diff")}
-                for kind, changes in both for name, d in changes.items()]
+                for kind, changes in both for name, d in sorted(changes.items())]
 
 # %% ../nbs/93_notebook.ipynb #43071bd7
 def _diff(root, what, revision):
@@ -218,4 +218,4 @@ def load_ipython_extension(ipython) -> None:
     def run_stage(line): return project.run(*line.split()[:2]) if line.strip() else StageList()
     ipython.register_magic_function(run_stage, "line")
     ipython.push({"project": project})
-    print(project)
+    print(f"The project {project.root.name} is open as `project`.")
