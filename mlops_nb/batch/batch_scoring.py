@@ -28,6 +28,7 @@ from ..core.progress import progress_reporter
 from ..data.column_checks import validate_batch
 from ..data.readers import detect_format, read_source
 from ..data.sources import FILE_SUFFIXES, ReadOptions, Source, find_sources
+from ..data.text_columns import with_stored_names
 from ..data.validation import compare_with_schema
 from ..model.predictor import Predictor, map_in_order
 
@@ -75,7 +76,7 @@ def _parquet_errors(source):
 def _scan_rows(source, schema):
     "The needed columns of a Parquet file, with those that stand in the names of folders."
     with _parquet_errors(source):
-        lazy = pl.scan_parquet(source.path, glob=False, hive_partitioning=False)
+        lazy = with_stored_names(pl.scan_parquet(source.path, glob=False, hive_partitioning=False))
         found = lazy.collect_schema()
     lazy = lazy.with_columns(pl.lit(v, pl.String).alias(c) for c, v in source.partition if c not in found)
     _check_columns(source, lazy.collect_schema(), schema)

@@ -27,7 +27,7 @@ from mlops_nb.data.file_formats import (
     read_xlsx_batches,
 )
 from .sources import ReadOptions, Source, find_sources
-from .text_columns import align_columns
+from .text_columns import align_columns, with_stored_names
 from .text_encoding import check_encoding, detect_encoding, open_decompressed, zip_members
 from .warehouses import read_adbc_batches, read_duckdb_batches, read_mysql_batches
 
@@ -115,8 +115,9 @@ def read_source(
 ) -> Iterator[pl.DataFrame]: # All with the same columns and types; one batch without rows if there are none
     "Stream a source, text as text; raises `UserError` if it cannot be read for certain or has no columns."
     source, empty, last = detect_source(source), True, None
+    whole = lambda frame: with_stored_names(_with_partition(frame, source))
     with ExitStack() as stack:
-        start = lambda: (_with_partition(b, source) for b in _start_reading(source, batch_rows, stack))
+        def start(): return map(whole, _start_reading(source, batch_rows, stack))
         for last in align_columns(start) if source.kind in ('json', 'jsonl') else start():
             if len(last): yield last
             empty &= last.is_empty()

@@ -257,7 +257,7 @@ def test_folders_that_name_columns(tmp_path):
     pl.DataFrame({"v": [1.5]}).write_parquet(tmp_path / "country=AT/year=2021/y.parquet")
     frame = pl.concat(read_source(find_sources(tmp_path / "**/*.parquet")[0]))
     assert frame.to_dicts() == [{"v": 1.5, "country": "AT", "year": "2021"}]
-    for bad, sentence in [("_row=1", "reserved"), ("*=1", "stands for other columns"), ("a=1/a=2", "'a' 2 times")]:
+    for bad, sentence in [("_row=1", "reserved"), ("a=1/a=2", "'a' 2 times")]:
         (tmp_path / "bad" / bad).mkdir(parents=True)
         put(tmp_path / "bad" / bad / "x.csv", "id\n1\n")
         with pytest.raises(UserError, match=sentence): find_sources(tmp_path / "bad")
