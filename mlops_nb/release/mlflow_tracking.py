@@ -42,6 +42,8 @@ def flatten_dict(
     return flat
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #0f0fb72c
+def _no_traceback(record): return record.levelname != "ERROR" # of a logger: what is raised is said once, by us
+
 def _without_password(text): return re.sub(r"//[^/@\s]*@", "//", text)
 
 @contextmanager
@@ -53,7 +55,7 @@ def mlflow_errors(settings: Settings):
     from sqlalchemy.exc import SQLAlchemyError
     try: yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as e: # ImportError: a driver that is not installed
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        why = (str(e).strip().splitlines() or [type(e).__name__])[0].partition(" with exception ")[0]
         raise UserError(f"MLflow's store {_without_password(settings.tracking.uri)} cannot be used "
                         f"({_without_password(why):.300}); start or free it, or name another one in settings.ini under "
                         "[tracking], then run the same command again.") from e
@@ -87,6 +89,7 @@ def tracking_client(
 
         from mlflow import MlflowClient
         for name in ("mlflow", "alembic"): logging.getLogger(name).setLevel(logging.WARNING) # not that tables were made
+        logging.getLogger("mlflow.store.db.utils").addFilter(_no_traceback)
         root = checkout_root(root)
         uri, name = resolve_local_uri(settings.tracking.uri, root), settings.tracking.experiment
         client = MlflowClient(uri, uri)

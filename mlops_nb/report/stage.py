@@ -31,6 +31,7 @@ from ..evaluate.metrics import METRICS, metric_label
 from ..evaluate.stage import read_evaluation
 from ..explain.stage import read_explanation
 from ..release.gate import GateReport
+from ..release.mlflow_child_runs import log_child_runs
 from ..release.mlflow_tracking import log_reports
 from .evidence_limits import costs_are_unset
 from .formatting import format_date, format_number, pluralize
@@ -202,6 +203,7 @@ def run_report(
     root = Path(root)
     run, header = summarize_run(root)
     folder = publish_run(root, run, header)
+    log_child_runs(root)
     log_reports(root)
     write_json(root / 'artifacts/report.json', dict(run=run.name, pages=run.pages))
     start = root / 'reports/index.html' if run.passed else folder / 'evaluation.html'
