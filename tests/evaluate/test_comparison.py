@@ -14,6 +14,7 @@ from mlops_nb.evaluate.comparison import (
     compare_with_baselines,
     compare_with_champion,
     describe_difference,
+    find_anchor,
     metric_difference,
     paired_differences,
     score_with_champion,
@@ -190,3 +191,11 @@ def test_the_same_model_with_its_classes_in_the_other_order_decides_the_same(mon
     for metric in ("accuracy", "precision", "recall", "f1", "cost", "roc_auc", "log_loss"):
         d = found.metrics[metric]
         assert d.value == pytest.approx(d.other_value, abs=1e-12), metric
+
+
+@pytest.mark.parametrize("champion, anchor", [("aa", "bb"), ("released/aa", "bb"), ("aa", "released/bb"),
+                                              ("released/aa", "released/bb")])
+def test_the_best_champion_so_far_is_found_in_a_clone_too(tmp_path, champion, anchor):
+    for name in (champion, anchor): (tmp_path / name).mkdir(parents=True)
+    (tmp_path / champion / "provenance.json").write_text('{"anchor": "bb"}')
+    assert find_anchor(tmp_path / champion) == tmp_path / anchor
