@@ -12,7 +12,7 @@ import polars as pl
 
 from ..evaluate.evaluation import Evaluation
 from .evaluation_tables import format_estimate
-from .figures import DASHED, figure_html, subplots
+from .figures import DASHED, panels_html, subplots
 from .formatting import format_number, format_percent, format_tick, shorten
 from .html import LIGHT_PALETTE
 from .html_fragments import Html, details, table
@@ -88,7 +88,7 @@ def ranking_figure(
     "ROC and precision–recall curve."
     t, blue, soft = e.decision_settings.threshold, LIGHT_PALETTE['blue'], LIGHT_PALETTE['soft']
     chosen, prevalence = curve.filter(pl.col('threshold') == t), curve['precision'][-1]
-    fig, (left, right) = subplots(7.5, 3.3, 1, 2)
+    figures, (left, right) = zip(*(subplots(3.7, 3.3) for _ in range(2)))
     left.plot([0, 1], [0, 1], color=soft, **DASHED)
     right.axhline(prevalence, color=soft, **DASHED)
     plot_roc(left, curve, color=blue)
@@ -100,7 +100,7 @@ def ranking_figure(
     note = (f"Dot: the threshold in use, {format_number(t)}. Dashed: guessing; the share of “{e.classes[1]}” among all "
             f"test rows (prevalence) is {format_percent(prevalence)}. Average precision: {format_estimate(precision)}; "
             f"in brackets the {e.confidence:.0%} intervals.")
-    return figure_html(fig, _roc_title(e, chosen), note) + details("The curves as a table", curve_table(curve, t))
+    return panels_html(figures, _roc_title(e, chosen), note) + details("The curves as a table", curve_table(curve, t))
 
 # %% ../../nbs/report/26_curve_figures.ipynb #28a7ced1
 def _share_found(curve, share): # Recall where this share of the rows is acted on, between two points
@@ -113,7 +113,7 @@ def gains_figure(
     "Cumulative gains and lift."
     t, blue, soft = e.decision_settings.threshold, LIGHT_PALETTE['blue'], LIGHT_PALETTE['soft']
     chosen, prevalence = curve.filter(pl.col('threshold') == t), curve['precision'][-1]
-    fig, (left, right) = subplots(7.5, 3.3, 1, 2)
+    figures, (left, right) = zip(*(subplots(3.7, 3.3) for _ in range(2)))
     left.plot([0, 1], [0, 1], color=soft, **DASHED)
     left.plot([0, prevalence, 1], [0, 1, 1], color=soft, linewidth=.8)
     left.plot(curve['selection_rate'], curve['recall'], color=blue)
@@ -130,9 +130,9 @@ def gains_figure(
     found = _share_found(curve, .1)
     title = (f"The tenth of the rows with the highest scores holds {format_percent(found)} of all “{e.classes[1]}”, "
              f"{format_number(found / .1, 2)} times as many as a random tenth")
-    return figure_html(fig, title, "Dot: the threshold in use. Dashed: rows taken at random. Thin line: a model that "
-                       "is never wrong. The lift is drawn from one row in a hundred on; fewer say little."
-                       ) + details("The curves as a table", curve_table(curve, t))
+    note = ("Dot: the threshold in use. Dashed: rows taken at random. Thin line: a model that is never wrong. The lift "
+            "is drawn from one row in a hundred on; fewer say little.")
+    return panels_html(figures, title, note) + details("The curves as a table", curve_table(curve, t))
 
 # %% ../../nbs/report/26_curve_figures.ipynb #c324fbda
 _LINES = (('blue', '-'), ('orange', '--'), ('green', '-.'), ('ink', ':'))
@@ -152,7 +152,7 @@ def class_curves_figure(
     "ROC and precision–recall curve of each class against the rest, and the figures of each class."
     found, curves = tables['class_metrics'], tables['threshold_curve']
     drawn = found.sort('n_rows', descending=True, maintain_order=True)['class'].head(len(_LINES)).to_list()
-    fig, axes = subplots(7.5, 3.5, 1, 2)
+    figures, axes = zip(*(subplots(3.7, 3.5) for _ in range(2)))
     axes[0].plot([0, 1], [0, 1], color=LIGHT_PALETTE['soft'], **DASHED)
     for name, (color, line) in zip(drawn, _LINES):
         for plot, ax in zip((plot_roc, plot_precision_recall), axes):
@@ -165,7 +165,7 @@ def class_curves_figure(
              f"such; “{known['class'][-1]}” most, {format_percent(known['recall'][-1])}")
     more = f" Drawn are the {len(drawn)} most frequent of {len(found)} classes." if len(found) > len(drawn) else ""
     note = f"Each class against the rest. Dashed diagonal: guessing.{more}"
-    return figure_html(fig, title, note) + _class_table(found)
+    return panels_html(figures, title, note) + _class_table(found)
 
 # %% ../../nbs/report/26_curve_figures.ipynb #351df55c
 _ONE_CLASS = Html("<p>All test rows are of one class, so there is no order to judge.</p>")

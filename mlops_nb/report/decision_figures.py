@@ -15,7 +15,7 @@ import polars as pl
 from ..evaluate.evaluation import Evaluation
 from .evaluation_tables import estimate_cell, format_estimate
 from .evidence_limits import COSTS_HINT, costs_are_unset
-from .figures import DASHED, figure_html, subplots
+from .figures import DASHED, figure_html, panels_html, subplots
 from .formatting import format_number, format_percent, format_tick, shorten
 from .html import LIGHT_PALETTE
 from .html_fragments import Html, details, table
@@ -191,13 +191,13 @@ def error_figure(
 ) -> Html:
     "How large the errors of a regression are."
     error = (predictions['score'] - predictions['_target']).abs()
-    fig, (left, right) = subplots(7.5, 3.2, 1, 2)
+    figures, (left, right) = zip(*(subplots(3.7, 3.2) for _ in range(2)))
     n_drawn = plot_predictions(left, predictions['_target'], predictions['score'])
     plot_residual_histogram(right, shape)
     for axis in (a for ax in (left, right) for a in (ax.xaxis, ax.yaxis)): axis.set_major_formatter(format_tick)
     title = (f"Half of the predictions are off by less than {format_number(error.median())}, and nine in ten by less "
              f"than {format_number(error.quantile(.9))}")
-    return figure_html(fig, title, f"{format_number(n_drawn)} of {format_number(len(predictions))} test rows are "
+    return panels_html(figures, title, f"{format_number(n_drawn)} of {format_number(len(predictions))} test rows are "
                        "drawn; on the dashed line the prediction is right.") + details(
                            "The residuals as a table", _histogram_table(shape))
 

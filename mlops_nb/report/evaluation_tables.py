@@ -150,6 +150,8 @@ def slice_discovery_html(e: Evaluation) -> Html:
     return out + details("Not statistically significant", table(chance, note)) if chance else out
 
 # %% ../../nbs/report/11_evaluation_tables.ipynb #1ac0d174
+_MANY_GROUPS = 12 # more are folded away
+
 def small_groups_note(
     min_rows: int, # that a group needs
     groups: list[str], # `sex = x (12 rows)`
@@ -171,6 +173,7 @@ def fairness_html(
     small = [f"{g} ({pluralize(n, 'row')})" for g, n in f.small_groups.items()]
     note = ("How far the groups that differ most are apart. The intervals hold for all pairs of groups together with "
             f"{confidence:.0%} confidence; one that includes 0 (or 1, for a ratio) is not statistically significant.")
-    return (Html(f'<p><b>{escape(f.message)}</b></p>')
-            + table(rows, f"By {f.column}. A rate among few rows is not given (–).") + table(apart, note)
+    groups = table(rows, f"By {f.column}. A rate among few rows is not given (–).")
+    if len(rows) > _MANY_GROUPS: groups = details(f"The {len(rows)} groups of {f.column} as a table", groups)
+    return (Html(f'<p><b>{escape(f.message)}</b></p>') + groups + table(apart, note)
             + small_groups_note(min_rows, small))

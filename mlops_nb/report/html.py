@@ -48,7 +48,7 @@ _PALETTE_CSS = f"""
   nav, .skip, details.contents {{ display:none }} body {{ font-size:10pt }} @page {{ margin:15mm }}
   figure, tr {{ break-inside:avoid }} h2, h3, figcaption, .caption {{ break-after:avoid }}
   .page {{ display:block !important }} .scroll {{ overflow:visible !important }}
-  table {{ font-size:8pt !important }} td {{ min-width:0 !important; overflow-wrap:anywhere }}
+  table, .caption, figcaption {{ font-size:8pt !important }} td {{ min-width:0 !important }}
   .keep, td.n {{ white-space:normal !important }} .term {{ text-decoration:none }}
   details:not(.contents)::details-content {{ content-visibility:visible; block-size:auto }} }}
 """
@@ -114,6 +114,7 @@ th, td { padding:.35rem .9rem .35rem 0; border-bottom:1px solid var(--line); ver
 th:last-child, td:last-child { padding-right:0 } thead th { border-bottom:1.5px solid var(--ink) }
 .n { text-align:right } td.n { white-space:nowrap } td:not(.n) { min-width:5.5rem } td.wide { min-width:16rem }
 figure { margin:1rem 0 1.5rem; overflow-x:auto } figure svg, figure img, .output img { max-width:100%; height:auto }
+.panels { display:flex; flex-wrap:wrap; gap:.5rem 1.5rem }
 figcaption { font-weight:600; max-width:44rem; margin-bottom:.35rem }
 figcaption small { display:block; font-weight:400; color:var(--soft) }
 .verdict { font-size:1.15rem; line-height:1.45; border-left:4px solid var(--soft); max-width:48rem;
@@ -135,7 +136,13 @@ _PHONE_CSS = """
 @media screen and (max-width:40rem) {
   h1 { font-size:1.5rem; margin:.3rem 0 } header { padding-top:.75rem } .facts { margin-bottom:.5rem }
   h3 { margin-top:1.1rem } ul, ol { padding-left:1.2rem } .verdict { font-size:1.05rem; margin:.8rem 0 .5rem }
-  th, td { padding-right:.6rem } figure > svg.wide { min-width:35rem }
+  th, td { padding-right:.6rem } figure > svg.wide { min-width:30rem }
+  .scroll, figure { background:linear-gradient(90deg,var(--paper) 1rem,transparent) left/2rem 100% no-repeat local,
+    linear-gradient(270deg,var(--paper) 1rem,transparent) right/2rem 100% no-repeat local,
+    linear-gradient(90deg,var(--band),transparent) left/.6rem 100% no-repeat scroll,
+    linear-gradient(270deg,var(--band),transparent) right/.6rem 100% no-repeat scroll }
+}
+@media print, (max-width:40rem) {
   .stacked thead { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%) }
   .stacked, .stacked tbody, .stacked tr { display:block } .stacked tr { border-bottom:1px solid var(--line);
     padding:.5rem 0 } .stacked td { display:block; border:0; padding:.1rem 0; text-align:left; white-space:normal }

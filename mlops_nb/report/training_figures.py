@@ -7,16 +7,19 @@ __all__ = ['plot_trials', 'trials_figure', 'place_in_range', 'plot_parameters', 
            'tuning_html', 'plot_learning_curve', 'learning_curves_figure']
 
 # %% ../../nbs/report/14_training_figures.ipynb #0dd13650
+from html import escape
+
 import numpy as np
 import polars as pl
 from msgspec import Struct
 
 from ..evaluate.metrics import metric_label
 from .evaluation_figures import ITERATION_NAMES
+from .evidence_limits import reached_limit
 from .figures import DASHED, figure_html, subplots
 from .formatting import format_number, format_percent, join_words, pluralize, shorten
 from .html import LIGHT_PALETTE
-from .html_fragments import Html, table
+from .html_fragments import Html, details, table
 from ..train.stage import TrainingReport
 from ..train.tuning import TuningResult, is_categorical
 
@@ -40,11 +43,18 @@ def plot_trials(
     ax.set_ylim(low - 0.1 * (high - low or 1e-3), high + 0.3 * (high - low or 1e-3))
     ax.plot(cut['trial'], [ax.get_ylim()[0]] * len(cut), '|', color=soft, markersize=6, label='broken off',
             clip_on=False)
-    ax.set(xlabel='trial')
+    ax.set(xlabel='trial', ylabel='validation loss')
     ax.xaxis.get_major_locator().set_params(integer=True)
     _legend_above(ax, 3)
 
 # %% ../../nbs/report/14_training_figures.ipynb #873e3917
+def _trials_table(trials): # The best first, each with its parameters
+    wide = trials.pivot('parameter', index=['trial', 'loss', 'complete'], values='value').sort('loss')
+    rows = [{'Trial': r['trial'], 'Loss': format_number(r['loss'], 5), 'Finished': r['complete'],
+             **{k.replace('_', ' '): format_number(v) for k, v in r.items() if k not in ('trial', 'loss', 'complete')}}
+            for r in wide.to_dicts()]
+    return table(rows, "A choice is given by its place in the list that was searched, from 0.", max_rows=50)
+
 def trials_figure(
     learner: str,
     tuned: TuningResult,
@@ -61,7 +71,7 @@ def trials_figure(
              f"{learner}: no trial of {n_trials} was better than the parameters of params.yaml")
     return figure_html(fig, title, f"{metric_label(eval_metric)} on the validation set; {tuned.pruned} trials were "
                        "broken off because they fell behind. Dashed: the parameters of params.yaml. Poor trials are "
-                       "above the picture.")
+                       "above the picture.") + details("The trials as a table", _trials_table(trials))
 
 # %% ../../nbs/report/14_training_figures.ipynb #dcbd07d0
 def place_in_range(
@@ -146,9 +156,15 @@ def plot_learning_curve(
     ax.plot(at, [p.train for p in training.loss_curve], color=LIGHT_PALETTE['soft'], linewidth=1.2, label='train')
     ax.plot(at, [p.valid for p in training.loss_curve], color=LIGHT_PALETTE['blue'], label='valid')
     ax.axvline(training.best_iteration, color=LIGHT_PALETTE['orange'], **DASHED)
-    ax.set(xlabel=x_label)
+    ax.set(xlabel=x_label, ylabel=metric_label(training.eval_metric))
     _legend_above(ax, 2)
 
+def _curve_table(training, unit): # About twenty points of the curve, both ends among them
+    at = np.unique(np.linspace(0, len(training.loss_curve) - 1, 20).astype(int)) if training.loss_curve else []
+    return table([{unit.capitalize(): p.iteration, 'Train': format_number(p.train, 5),
+                   'Validation': format_number(p.valid, 5)} for p in (training.loss_curve[i] for i in at)])
+
+# %% ../../nbs/report/14_training_figures.ipynb #bb81dd69
 def learning_curves_figure(
     trainings: list[TrainingReport], # of each learner
     learner: str, # the chosen one
@@ -158,11 +174,13 @@ def learning_curves_figure(
     for ax, t in zip(axes.flat, trainings):
         of_learner = f' of {t.learner}' if len(trainings) > 1 else ''
         plot_learning_curve(ax, t, f'{ITERATION_NAMES[t.learner]}s{of_learner}')
-    if len(trainings) > 1: fig.tight_layout()
     t = next(t for t in trainings if t.learner == learner)
     unit = ITERATION_NAMES[learner]
-    title = (f"It stopped improving after {pluralize(t.best_iteration, unit)}" if t.iterations < t.max_iterations else
+    title = (f"It stopped improving after {pluralize(t.best_iteration, unit)}" if not reached_limit(t) else
              f"Its best was at {unit} {format_number(t.best_iteration)}; the limit of {pluralize(t.iterations, unit)} "
              "ended the training")
+    limit = reached_limit(t)
     return figure_html(fig, title, f"{metric_label(t.eval_metric)} on the rows it learns from, and on those that tell "
-                       "it when to stop.")
+                       "it when to stop. Dashed: what was kept.") + Html(
+                           f'<p>{escape(limit)}</p>' if limit else '') + details(
+                               "The curve as a table", _curve_table(t, unit))

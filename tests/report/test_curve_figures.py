@@ -11,7 +11,7 @@ from mlops_nb.report.curve_figures import curve_points, gains_html, ranking_html
 def test_a_binary_task_has_its_curves_and_their_numbers():
     e, tables = small_evaluation("binary")
     ranking, gains = ranking_html(e, tables).text, gains_html(e, tables).text
-    assert ranking.count("<svg") == gains.count("<svg") == 1 and "nan" not in ranking + gains
+    assert ranking.count("<svg") == gains.count("<svg") == 2 and "nan" not in ranking + gains
     assert "(in use)" in ranking and "(prevalence)" in ranking and "The tenth of the rows" in gains
     assert all(label in ranking for label in ("false positive rate", "recall (true positive rate)", "precision"))
 

@@ -17,7 +17,7 @@ def test_each_task_has_its_figure(task):
     text = decision_figure(e, tables).text
     said = dict(binary="set evaluate.costs in params.yaml", multiclass="The most frequent confusions.",
                 regression="Half of the predictions are off by less than")
-    assert text.count("<svg") == (2 if task == "regression" else 1) and said[task] in text and "nan" not in text
+    assert text.count("<svg") == (3 if task == "regression" else 1) and said[task] in text and "nan" not in text
 
 
 def test_what_nobody_set_a_cost_for_is_counted_in_errors():

@@ -5,9 +5,10 @@ import pytest
 from support.small_evaluation import small_evaluation
 from support.small_project import TASKS
 
+from mlops_nb.config.params import CostParams
 from mlops_nb.evaluate.comparison import MetricDifference
 from mlops_nb.evaluate.fairness import FairnessReport, GroupMetrics
-from mlops_nb.evaluate.metrics import METRICS, metric_label
+from mlops_nb.evaluate.metrics import METRICS, DecisionSettings, metric_label
 from mlops_nb.evaluate.slice_discovery import DiscoveredSlice, SliceDiscovery
 from mlops_nb.release.gate import GateReport, GateResult
 from mlops_nb.report.evaluation_tables import (
@@ -19,8 +20,10 @@ from mlops_nb.report.evaluation_tables import (
     key_metrics_table,
     metrics_table,
     slice_discovery_html,
+    weak_segments_html,
 )
 from mlops_nb.report.history import KeyMetric, RunRecord
+from mlops_nb.report.stage import key_metrics
 from mlops_nb.stats.bootstrap import Estimate
 
 
@@ -105,3 +108,18 @@ def test_groups_without_a_rate_get_a_dash():
 def test_estimates():
     assert [format_estimate(x) for x in (Estimate(0.5, 0.25, 0.75), Estimate(2), Estimate(None))] == [
         "0.500 (0.250 to 0.750)", "2", "–"]
+
+
+def test_a_cost_that_nobody_set_is_called_the_error_rate():
+    e = small_evaluation("binary")[0]
+    text = metrics_table(e).text
+    assert "Error rate" in text and "Cost per row" not in text and "money" not in text
+    assert "cost" not in [m.name for m in key_metrics(e)]
+    e.decision_settings = DecisionSettings(e.decision_settings.threshold, CostParams(false_negative=5))
+    assert "Cost per row" in metrics_table(e).text and "cost" in [m.name for m in key_metrics(e)]
+
+
+@pytest.mark.parametrize("found, said", [(["<a>: worse."], "&lt;a&gt;: worse."), ([], "No group that was looked at")])
+def test_for_whom_the_model_is_worse(found, said):
+    assert said in weak_segments_html(RunRecord("r", "", "", weak_segments=found)).text
+    assert not weak_segments_html(RunRecord("r", "", "")).text

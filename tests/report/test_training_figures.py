@@ -54,4 +54,5 @@ def test_learning_curves_say_what_ended_the_training():
     assert "It stopped improving after 30 trees" in stopped and stopped.count('<g id="axes_') == 1
     limited = learning_curves_figure([training("gbdt"), training("net", 40, 40)], "net").text
     assert "Its best was at epoch 30; the limit of 40 epochs ended the training" in limited
+    assert "dvc exp run -S train.net.max_epochs=80" in limited and "dvc exp run" not in stopped
     assert limited.count('<g id="axes_') == 2
