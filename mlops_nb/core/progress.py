@@ -72,7 +72,8 @@ class ProgressDisplay:
         "Show the innermost task, if it is time to."
         with self.lock:
             now, interval = self.clock(), _TERMINAL_INTERVAL if self.is_terminal else _LOG_INTERVAL
-            if not self.tasks or now - self.tasks[0].started < _QUICK_SECONDS: return
+            first = _QUICK_SECONDS if self.is_terminal else _LOG_INTERVAL / 2 # a log is not for the impatient
+            if not self.tasks or now - self.tasks[0].started < first: return
             if self.drawn_at is not None and now - self.drawn_at < interval: return
             self.drawn_at = now
             *around, task = self.tasks

@@ -22,9 +22,9 @@ def test_a_log_gets_a_line_every_ten_seconds_and_the_duration():
     shown.display.begin("tune gbdt", 6, "trials", None)
     for shown.now in [x / 2 for x in range(61)]: shown.display.update(min(6, int(shown.now) // 5), "valid loss 0.4")
     shown.display.end()
-    assert shown.lines() == ["tune gbdt: 0 of 6 trials, valid loss 0.4, 2.0 s so far",
-                             "tune gbdt: 2 of 6 trials, valid loss 0.4, 24 s left",
-                             "tune gbdt: 4 of 6 trials, valid loss 0.4, 11 s left", "tune gbdt: 30 s"]
+    assert shown.lines() == ["tune gbdt: 1 of 6 trials, valid loss 0.4, 25 s left",
+                             "tune gbdt: 3 of 6 trials, valid loss 0.4, 15 s left",
+                             "tune gbdt: 5 of 6 trials, valid loss 0.4, 5.0 s left", "tune gbdt: 30 s"]
 
 
 def test_a_terminal_gets_one_line_that_is_redrawn_and_never_wraps(monkeypatch):
@@ -75,7 +75,7 @@ def test_what_counts_nothing_goes_by_the_time_it_took_before():
 
 
 def test_nothing_is_shown_unless_it_was_turned_on(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "_QUICK_SECONDS", 0.0)
+    for name in ("_QUICK_SECONDS", "_LOG_INTERVAL"): monkeypatch.setattr(progress, name, 0.0)
     monkeypatch.setattr(progress, "_TERMINAL_INTERVAL", 3600.0) # the thread draws nothing
     with progress_reporter("train", 3, "trees") as step: step(1, 0.5)
     assert capsys.readouterr() == ("", "")
