@@ -39,6 +39,7 @@ class PredictionRecord(Struct, tag_field="kind", tag="record", kw_only=True, gc=
     source: Literal["model", "table", "cache"] = "model"
     latency_us: int = 0 # until the answer was there
     api_key_name: str = "" # name of the API key that asked
+    trace: str = "" # the header x-request-id, where it is another than `id`: a proxy's name for the request
     seq: int = -1 # filled in by the log
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #c04c8e0a
@@ -138,7 +139,7 @@ def _typed_series(name, values):
 def _time_series(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #777c433b
-_RECORD_COLUMNS = "id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "seq"
+_RECORD_COLUMNS = "id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "trace", "seq"
 
 def _flatten(lists): return list(chain.from_iterable(lists))
 

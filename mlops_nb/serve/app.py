@@ -124,8 +124,9 @@ def run_in_thread(self:App, f, *args): return self._loop.run_in_executor(self._e
 # %% ../../nbs/serve/12_app.ipynb #07e7822f
 @patch
 def set_request_id(self:App, request, id):
-    "Set the request's id: that of the header, else that of the body, else a new one."
-    if request.id is None: request.id = next(self._ids) if id is None else check_request_id(id)
+    "Set the request's id: that of the body, else that of the header, else a new one."
+    if id is not None: request.id = check_request_id(id)
+    elif request.id is None: request.id = request.trace or next(self._ids)
 
 # %% ../../nbs/serve/12_app.ipynb #a9548c09
 _TICK_SECONDS = .25 # seconds
@@ -213,7 +214,7 @@ def _check_content_type(headers):
 @patch
 async def _respond(self:App, scope, protocol, request) -> Response:
     headers = request.headers
-    if (id := headers.get(X_REQUEST_ID)) is not None: request.id = check_request_id(id)
+    if (trace := headers.get(X_REQUEST_ID)) is not None: request.trace = check_request_id(trace)
     _check_origin(headers, scope.authority, self.settings.auth)
     route, request.path_params = self._match_route(scope)
     request.route = route.handler.__name__
@@ -242,10 +243,10 @@ async def __rsgi__(self:App, scope, protocol):
     try: response = await self._respond(scope, protocol, request)
     except ProtocolClosed: response = _TRUNCATED_BODY
     except Exception as e:
-        request.id = request.id or next(self._ids)
+        request.id = request.id or request.trace or next(self._ids)
         response = error_response(e, request.id)
         if isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
-    headers = [('content-type', response.content_type), (X_REQUEST_ID, request.id or next(self._ids))]
+    headers = [('content-type', response.content_type), (X_REQUEST_ID, request.trace or request.id or next(self._ids))]
     if response.headers: headers += response.headers.items()
     protocol.response_bytes(response.status_code, headers, response.body)
     self._count_request(request, response)

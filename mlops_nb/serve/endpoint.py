@@ -257,6 +257,8 @@ async def predict(self:Endpoint,
     return result
 
 # %% ../../nbs/serve/06_endpoint.ipynb #e85a5965
+def _trace(request): return '' if request.trace == request.id else request.trace
+
 @patch
 def _log_and_merge(self:Endpoint, groups, context):
     "The result of a request; it is in the log when this returns."
@@ -276,7 +278,7 @@ def _log_and_merge(self:Endpoint, groups, context):
                                     score=g.scores, decision=g.decisions,
                                     entity=g.columns.get(context.active_plan.entity),
                                     row_indices=g.row_indices, source=g.source, latency_us=latency,
-                                    api_key_name=request.api_key_name))
+                                    api_key_name=request.api_key_name, trace=_trace(request)))
     return result
 
 # %% ../../nbs/serve/06_endpoint.ipynb #26463bd9
@@ -307,7 +309,7 @@ def score_shadow(
                                     bundle=v.bundle,
                                     columns=rows.columns, score=scores, decision=decisions,
                                     entity=rows.columns.get(context.active_plan.entity),
-                                    mode="shadow", api_key_name=request.api_key_name,
+                                    mode="shadow", api_key_name=request.api_key_name, trace=_trace(request),
                                     latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: endpoint.resources.record_failure("shadow_errors", endpoint.name, v.name, e)
 

@@ -33,7 +33,8 @@ X_REQUEST_ID, X_DEADLINE_MS, X_FLAGS, X_STATIC = 'x-request-id', 'x-deadline-ms'
 INFERENCE_HEADER_CONTENT_LENGTH = 'inference-header-content-length'
 
 REQUEST_HEADERS = {h.name: h for h in (
-    RequestHeader(X_REQUEST_ID, 'An id for this request, which comes back and stands in the log',
+    RequestHeader(X_REQUEST_ID, 'A name for this request, which comes back and stands in the log; its id, where the '
+                  'body gives none',
                   {'type': 'string', 'pattern': REQUEST_ID_PATTERN}),
     RequestHeader(X_DEADLINE_MS, 'How long the answer is worth having, in milliseconds',
                   {'type': 'integer', 'minimum': 0}),
@@ -70,6 +71,7 @@ class Request(Struct):
     headers: Mapping[str, str] = {} # names in lower case
     started: float = field(default_factory=time.perf_counter) # when it came, by `time.perf_counter()`
     id: str | None = None
+    trace: str = '' # the header x-request-id
     api_key_name: str = ''
     deadline: float | None = None # by `time.monotonic()`
     route: str = '' # the name of its handler

@@ -16,6 +16,7 @@ from support import server as serving
 from support.served_endpoint import until
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
+from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.serve.app import ROUTES, App, PathMatcher
 from mlops_nb.serve.auth import create_api_key
 
@@ -24,14 +25,20 @@ def expected(predictor, rows): return predictor.predict(pl.DataFrame(rows, infer
 
 
 def test_the_ids_of_requests(limited_server):
+    "The id is what the body says, else what the header says, else a new one; the header comes back as it was given."
     row = serving.instances(1)
-    assert limited_server.post(PREDICT, row, {"x-request-id": "mine-1"})[1]["x-request-id"] == "mine-1"
-    status, headers, found = limited_server.post(PREDICT, {"instances": row, "id": "in-the-body"})
-    assert headers["x-request-id"] == found["id"] == "in-the-body"
-    assert limited_server.post(PREDICT, {"instances": row, "id": "in-the-body"},
-                               {"x-request-id": "mine-2"})[2]["id"] == "mine-2"
-    made = [limited_server.post(PREDICT, row)[2]["id"] for _ in range(20)]
-    assert len(set(made)) == 20
+    def ask(body, header=None):
+        _, headers, found = limited_server.post(PREDICT, body, {"x-request-id": header} if header else None)
+        return found["id"], headers["x-request-id"]
+    assert ask(row, "mine-1") == ("mine-1", "mine-1")
+    assert ask({"instances": row, "id": "in-the-body"}) == ("in-the-body", "in-the-body")
+    assert ask({"instances": row, "id": "both-1"}, "of-a-proxy") == ("both-1", "of-a-proxy")
+    tensor = {"inputs": tensors(row), "id": "both-2"}
+    _, headers, found = limited_server.post(INFER, tensor, {"x-request-id": "another"})
+    assert (found["id"], headers["x-request-id"]) == ("both-2", "another")
+    log = read_log(limited_server.root / "predictions").select("id", "trace").collect().rows()
+    assert {("mine-1", ""), ("in-the-body", ""), ("both-1", "of-a-proxy"), ("both-2", "another")} <= {*log}
+    assert len({ask(row)[0] for _ in range(20)}) == 20
     assert limited_server.get("/nowhere", {"x-request-id": "mine-3"})[1]["x-request-id"] == "mine-3"
     for bad in ("", "a b", "x" * 129): assert limited_server.post(PREDICT, row, {"x-request-id": bad})[0] == 400
 
