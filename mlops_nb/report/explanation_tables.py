@@ -49,7 +49,7 @@ def top_features_table(
              'How it acts': describe_direction(f, found, tables, target) if f in found.top_features else '–',
              'Rank in the previous run': place.get(f, 'not among the first') if previous_features else '–'}
             for f, v in importance.select('feature', 'mean_abs').head(3).iter_rows()]
-    return table(rows)
+    return table(rows, stacked=True)
 
 # %% ../../nbs/report/16_explanation_tables.ipynb #44d5af39
 def format_cell(x) -> str:
@@ -91,14 +91,15 @@ def best_explained_table(found: ExplanationReport) -> Html:
     "The rows that few features explain."
     note = (f"In brackets: the contribution in {found.raw_units}. A row without any reason would get "
             f"{format_number(found.best_explained[0].base_value)}." if found.best_explained else '')
-    return table([_example(x, found) for x in found.best_explained], note)
+    return table([_example(x, found) for x in found.best_explained], note, stacked=True)
 
 def worst_predicted_table(found: ExplanationReport) -> Html:
     "The rows with the largest losses."
     loss = 'Absolute error' if found.task == 'regression' else 'Log loss'
     note = ("" if found.task == 'regression' else "Log loss: minus the natural logarithm of the probability that was "
             "given to what then happened.")
-    return table([_example(x, found) | {loss: format_number(x.loss)} for x in found.worst_predicted], note)
+    return table([_example(x, found) | {loss: format_number(x.loss)} for x in found.worst_predicted], note,
+                 stacked=True)
 
 # %% ../../nbs/report/16_explanation_tables.ipynb #8185794c
 def describe_term(t: SurrogateTerm) -> str:

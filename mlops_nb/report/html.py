@@ -49,6 +49,7 @@ _PALETTE_CSS = f"""
   figure, tr {{ break-inside:avoid }} h2, h3, figcaption, .caption {{ break-after:avoid }}
   .page {{ display:block !important }} .scroll {{ overflow:visible !important }}
   table, .caption, figcaption {{ font-size:8pt !important }} td {{ min-width:0 !important }}
+  .matrix {{ font-size:7pt !important }} .matrix th, .matrix td {{ padding:.15rem .25rem !important }}
   .keep, td.n {{ white-space:normal !important }} .term {{ text-decoration:none }}
   details:not(.contents)::details-content {{ content-visibility:visible; block-size:auto }} }}
 """
@@ -137,6 +138,7 @@ _PHONE_CSS = """
   h1 { font-size:1.5rem; margin:.3rem 0 } header { padding-top:.75rem } .facts { margin-bottom:.5rem }
   h3 { margin-top:1.1rem } ul, ol { padding-left:1.2rem } .verdict { font-size:1.05rem; margin:.8rem 0 .5rem }
   th, td { padding-right:.6rem } figure > svg.wide { min-width:30rem }
+  figcaption { position:sticky; left:0 }
   .scroll, figure { background:linear-gradient(90deg,var(--paper) 1rem,transparent) left/2rem 100% no-repeat local,
     linear-gradient(270deg,var(--paper) 1rem,transparent) right/2rem 100% no-repeat local,
     linear-gradient(90deg,var(--band),transparent) left/.6rem 100% no-repeat scroll,

@@ -45,7 +45,7 @@ def _metric_changes(run, before):
     for m in run.metrics:
         if later and m.champion_gain and m.champion_gain.value is not None:
             gain = m.champion_gain
-            certain = gain.low is None or gain.low > 0 or gain.high < 0
+            certain = not gain.value or gain.low is None or gain.low > 0 or gain.high < 0
             said = f"{format_gain(gain)} on the same test rows{'' if certain else ', not statistically significant'}"
         elif (said := format_metric_change(m, run, before)) == '–': continue
         yield f"{metric_label(m.name)} {format_number(m.value)}: {said}."

@@ -1,5 +1,6 @@
 "The head of the index: the model in use by the release plan, as `mlops-nb status` says it."
 import pytest
+from support.shop_project import nb_inside
 
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.release.release_plan import promote_bundle
@@ -73,3 +74,11 @@ def test_runs_without_parameters_or_features_are_compared_as_far_as_they_go():
     old = RunRecord("a", "2026-01-01", "", metrics=[KeyMetric("rmse", 2.0, "lower")])
     new = RunRecord("b", "2026-01-02", "", metrics=[KeyMetric("mae", 1.0, "lower")], params={"x": "1"})
     assert describe_changes(new, old) == []
+
+
+def test_restoring_a_torn_plan_writes_the_page_anew(project):
+    (project / "releases/churn.json").write_text("{")
+    assert "cannot be told" in write_pipeline_index(project).read_text()
+    assert nb_inside("release", "restore", cwd=project).returncode == 0
+    page = (project / "reports/index.html").read_text()
+    assert describe_model_in_use(project) in page and "cannot be told" not in page

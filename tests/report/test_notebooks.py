@@ -174,7 +174,7 @@ def test_the_stage_end_to_end(project, capsys, monkeypatch):
     assert pages == ["data.html", "evaluation.html", "explanation.html", "index.html", "model_card.html"]
     for html in (project / "reports").rglob("*.html"):
         assert not any(s in html.read_text() for s in ("http://", "https://", "<script src", "//cdn"))
-        assert html.read_text().count("<script") == (html.name == "evaluation.html"), "only the threshold is moved by one"
+        assert html.read_text().count("<script") == (html.name == "evaluation.html"), "one moves the threshold"
     on_a_phone = measure_pages(project, {p.stem: p for p in (project / "reports").rglob("*.html")}, 390, MEASURE)
     assert len(on_a_phone) == 5
     for name, page in on_a_phone.items():
