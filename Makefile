@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 READY := $(VENV)/.ready
 
-.PHONY: repro test check lessons pytest lab ui tensorboard docs bench hooks export clean
+.PHONY: repro test check lessons pytest test-remotes lab ui tensorboard docs bench hooks export clean
 
 repro: $(READY)            ## data, the whole pipeline, the reports
 	@mlops-nb simulate --if-missing
@@ -26,6 +26,13 @@ lessons: $(READY)          ## run every notebook that exports, each in a process
 
 pytest: $(READY)
 	@python -m pytest -n 2 --dist loadfile
+
+test-remotes: $(VENV)/remotes/.ready ## DVC remotes: push, clone and pull over S3 and SSH, from an environment with their extras
+	@TEST_REMOTES=1 python -m pytest -n 0 tests/end_to_end/test_remotes.py
+
+$(VENV)/remotes/.ready: $(READY) tests/support/remotes_environment.py
+	@python tests/support/remotes_environment.py $(VENV)/remotes
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
