@@ -39,7 +39,7 @@ def without_values(value: pl.Expr, values: list[float]) -> pl.Expr:
     "The values of a column but for some, which become null."
     return pl.when(pl.all_horizontal(value != x for x in values)).then(value)
 
-def _look(read, profiles, suspects):
+def _look(read, suspects):
     "`ValuesAtEnds` by column."
     out, names = {}, [*suspects]
     for i in range(0, len(names), 100): # planning a query takes more than linearly longer with its length
@@ -47,13 +47,13 @@ def _look(read, profiles, suspects):
         for n in names[i:i + 100]:
             value, rest = pl.col(n), without_values(pl.col(n), suspects[n])
             exprs[n] = [rest.min(), rest.max(), rest.drop_nulls().n_unique(), rest.mean(), rest.median(),
-                        *((value == x).sum() for x in suspects[n])]
+                        (rest == rest.floor()).all(), *((value == x).sum() for x in suspects[n])]
         flat = [e.alias(str(k)) for k, e in enumerate(e for es in exprs.values() for e in es)]
         figures = iter(read.select(flat).collect(engine="streaming").row(0))
         for n in exprs:
-            first = [next(figures) for _ in range(5)]
+            first, whole = [next(figures) for _ in range(5)], next(figures)
             counts = {x: next(figures) for x in suspects[n]}
-            if first[0] is not None: out[n] = ValuesAtEnds(*first, counts, type(profiles[n].min) is int)
+            if first[0] is not None: out[n] = ValuesAtEnds(*first, counts, whole)
     return out
 
 # %% ../../nbs/config/12_sentinels.ipynb #ce39e0d1
@@ -83,11 +83,11 @@ def _judge(v):
     asked = [x for x in present if x not in capped + found.missing and _may_be_a_code(x, v)]
     say = lambda values: ", ".join(map(str, values))
     if found.missing:
-        found.checks.append(f"{say(found.missing)} taken for missing, as it stands alone, far from all other values")
+        found.checks.append(f"{say(found.missing)} taken for missing: far from all other values, and repeated")
     if capped: found.checks.append(f"{say(capped)} at the upper end: perhaps larger values were cut off there; it is "
                                    "kept as a value; if it means missing, add it to missing_values")
     if asked: found.checks.append(f"does {say(asked)} mean missing? It stands apart from the others, {v.low:g} to "
-                                  f"{v.high:g}, and is kept as a value; if so, add it to missing_values")
+                                  f"{v.high:g}, and is kept; if so, add it to missing_values")
     return found
 
 # %% ../../nbs/config/12_sentinels.ipynb #82fa2c5f
@@ -97,5 +97,5 @@ def find_sentinels(
 ) -> dict[str, Sentinels]: # By column, of those with something to say
     "Values such as -999 that probably mean \"missing\", and those that may."
     suspects = {n: s for n, p in profiles.items() if p.distinct > 2 and (s := _suspects(p))}
-    found = {n: _judge(v) for n, v in _look(read, profiles, suspects).items()}
+    found = {n: _judge(v) for n, v in _look(read, suspects).items()}
     return {n: s for n, s in found.items() if s.checks}

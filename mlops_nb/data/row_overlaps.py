@@ -6,6 +6,7 @@
 __all__ = ['MAX_COMPARED_CELLS', 'MIN_OVERLAP', 'MAX_SHARING_FILES', 'find_overlaps']
 
 # %% ../../nbs/data/17_row_overlaps.ipynb #fefab33b
+from math import log10
 from pathlib import Path
 
 import polars as pl
@@ -45,8 +46,16 @@ def _overlap_sentence(new, other, n_new, n_other, repeats):
     return (f"{n_new:,} of the {new.rows:,} rows of {new.name} are in {other.name} as well; if both exports hold the "
             "same days, remove data/ and ingest again with one of them shortened.")
 
-def _repeated_sentence(repeated):
+def _may_repeat(root, manifest, file):
+    "Are there so few combinations of values that rows repeat by chance?"
+    paths = [Path(root) / 'data' / p.path for p in manifest.partitions if p.source == file.name]
+    rows = pl.scan_parquet(paths, glob=False, hive_partitioning=False).select([*file.columns])
+    counts = rows.select(pl.all().n_unique()).collect(engine='streaming').row(0)
+    return sum(map(log10, counts)) < log10(file.rows) + 2
+
+def _repeated_sentence(root, manifest, repeated):
     "What to say of rows that are more than once in one data batch; `repeated` has their number by file."
+    repeated = [(f, n) for f, n in repeated[:20] if not _may_repeat(root, manifest, f)]
     if not repeated: return []
     most = ", ".join(f"{n:,} of the {f.rows:,} rows of {f.name}" for f, n in repeated[:3])
     more = f", and rows of {len(repeated) - 3} more" if len(repeated) > 3 else ""
@@ -75,4 +84,4 @@ def find_overlaps(
         for a, b, n_a, n_b in _shared(rows) if len(group) > 1 else ():
             if group[a].name not in names: continue # new ones come first
             found.append(_overlap_sentence(group[a], group[b], n_a, n_b, extra[a] / group[a].rows))
-    return _repeated_sentence(repeated) + [sentence for sentence in found if sentence]
+    return _repeated_sentence(root, manifest, repeated) + [sentence for sentence in found if sentence]

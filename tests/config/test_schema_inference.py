@@ -132,7 +132,7 @@ def test_rows_without_a_label_are_said():
 def test_a_number_that_stands_alone_is_proposed_as_missing():
     found = propose(age=[*range(20, 80), -999, -999] * 6, fare=([*map(str, range(40)), "999999"] * 10)[:372])
     assert found.schema.columns["age"].missing_values == ["-999"] and found.schema.columns["age"].nullable
-    assert "CHECK: -999 taken for missing, as it stands alone" in found.comments["age"]
+    assert "CHECK: -999 taken for missing: far from all other values" in found.comments["age"]
     assert found.profiles["age"].min == 20 and found.schema.columns["fare"].missing_values == ["999999"]
     assert column([*range(900, 1000)] * 4).missing_values == []
 

@@ -9,7 +9,7 @@ from mlops_nb.data.ingest import ingest
 
 def said(tmp_path, *files):
     "What is said when the last of these files (name -> column) is taken in after the others."
-    for name, x in files: pl.DataFrame(dict(x=x, y=[2 * v for v in x])).write_csv(tmp_path / f"{name}.csv")
+    for name, x in files: pl.DataFrame(dict(x=x, y=[v * 7919 % 997 for v in x], z=[v * 31 % 499 for v in x])).write_csv(tmp_path / f"{name}.csv")
     for name, _ in files: found = ingest(tmp_path / f"{name}.csv", tmp_path / "p").overlaps
     return found
 
@@ -17,6 +17,12 @@ def said(tmp_path, *files):
 def test_rows_twice_in_one_file_are_said(tmp_path):
     (sentence,) = said(tmp_path, ("a", [*range(100), *range(3)]))
     assert "3 of the 103 rows of a.csv" in sentence and said(tmp_path, ("b", range(200, 300))) == []
+
+
+def test_few_answers_repeat_by_chance(tmp_path):
+    answers = np.random.default_rng(0).integers(0, 5, (2, 300)).tolist()
+    pl.DataFrame(dict(a=answers[0], b=answers[1])).write_csv(tmp_path / "a.csv")
+    assert ingest(tmp_path / "a.csv", tmp_path / "p").overlaps == []
 
 
 def test_a_longer_export_holds_a_shorter_one(tmp_path):
