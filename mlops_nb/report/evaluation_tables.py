@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['format_estimate', 'estimate_cell', 'describe_relative_gain', 'evaluation_conclusion', 'describe_metric',
-           'key_metrics_table', 'weak_segments_html', 'gate_table', 'metrics_table', 'slice_discovery_html',
-           'small_groups_note', 'fairness_html']
+           'key_metrics_table', 'weak_segments_html', 'gate_table', 'wide_cell', 'metrics_table',
+           'slice_discovery_html', 'small_groups_note', 'fairness_html']
 
 # %% ../../nbs/report/11_evaluation_tables.ipynb #4ac62240
 from html import escape
@@ -108,6 +108,10 @@ def gate_table(gate: GateReport) -> Html:
     return table(rows, f"{n_rules}, those that failed first. A model that fails one is not deployed.")
 
 # %% ../../nbs/report/11_evaluation_tables.ipynb #6ed92aa7
+def wide_cell(text: str) -> Html:
+    "A text that a narrow screen does not press into a column of single words."
+    return Html(f'<div style="min-width:15rem">{escape(text)}</div>')
+
 def metrics_table(e: Evaluation) -> Html:
     "Every metric of the model and of those it is compared with."
     test = e.metrics['test']
@@ -116,7 +120,8 @@ def metrics_table(e: Evaluation) -> Html:
     other = lambda c, m: format_number(c.metrics[m].other_value) if m in c.metrics else '–'
     rows = [{'Metric': describe_metric(e, m)[0], 'Test set': estimate_cell(test[m]),
              'Validation set': format_number(e.metrics['valid'][m].value),
-             **{name_of(c): other(c, m) for c in e.comparisons}, 'Meaning': f"{describe_metric(e, m)[1]} ({best(m)})"}
+             **{name_of(c): other(c, m) for c in e.comparisons},
+             'Meaning': wide_cell(f"{describe_metric(e, m)[1]} ({best(m)})")}
             for m in test]
     n_test, n_valid = (format_number(e.score_summary[s].n_rows) for s in ('test', 'valid'))
     caption = (f"All metrics. The figures of other models are of the same {n_test} test rows; the validation set has "
@@ -150,7 +155,7 @@ def slice_discovery_html(e: Evaluation) -> Html:
     return out + details("Not statistically significant", table(chance, note)) if chance else out
 
 # %% ../../nbs/report/11_evaluation_tables.ipynb #1ac0d174
-_MANY_GROUPS = 12 # more are folded away
+_MANY_GROUPS = 3 # more are folded away
 
 def small_groups_note(
     min_rows: int, # that a group needs
@@ -173,7 +178,6 @@ def fairness_html(
     small = [f"{g} ({pluralize(n, 'row')})" for g, n in f.small_groups.items()]
     note = ("How far the groups that differ most are apart. The intervals hold for all pairs of groups together with "
             f"{confidence:.0%} confidence; one that includes 0 (or 1, for a ratio) is not statistically significant.")
-    groups = table(rows, f"By {f.column}. A rate among few rows is not given (–).")
-    if len(rows) > _MANY_GROUPS: groups = details(f"The {len(rows)} groups of {f.column} as a table", groups)
-    return (Html(f'<p><b>{escape(f.message)}</b></p>') + groups + table(apart, note)
-            + small_groups_note(min_rows, small))
+    tables = table(rows, f"By {f.column}. A rate among few rows is not given (–).") + table(apart, note)
+    if len(rows) > _MANY_GROUPS: tables = details(f"The {len(rows)} groups of {f.column}, and the gaps", tables)
+    return Html(f'<p><b>{escape(f.message)}</b></p>') + tables + small_groups_note(min_rows, small)

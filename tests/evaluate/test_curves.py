@@ -10,9 +10,9 @@ from mlops_nb.evaluate.curves import (
     class_metrics,
     confusion_by_threshold,
     evaluation_curves,
+    histogram_by_class,
     residual_histogram,
     residuals_by_prediction,
-    score_histogram,
     threshold_curve,
 )
 
@@ -79,10 +79,10 @@ def test_gains_and_lift_agree_with_counting():
 
 def test_each_row_is_in_one_bin_of_the_histogram():
     y, p = _problem(3_000, .3)
-    shape = score_histogram(y, p)
+    shape = histogram_by_class(y, p)
     assert (shape['n_positive'].sum(), shape['n_negative'].sum()) == (y.sum(), (1 - y).sum())
     assert shape['from'][0] == p.min() and shape['to'][-1] == p.max()
-    assert score_histogram(y, np.full(3_000, .4))['n_positive'].sum() == y.sum()
+    assert histogram_by_class(y, np.full(3_000, .4))['n_positive'].sum() == y.sum()
 
 
 def test_class_metrics_are_scikit_learns():

@@ -123,3 +123,10 @@ def test_a_cost_that_nobody_set_is_called_the_error_rate():
 def test_for_whom_the_model_is_worse(found, said):
     assert said in weak_segments_html(RunRecord("r", "", "", weak_segments=found)).text
     assert not weak_segments_html(RunRecord("r", "", "")).text
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_many_groups_are_folded_away(n):
+    groups = [GroupMetrics(f"g{i}", 60, {"roc_auc": Estimate(0.7)}) for i in range(n)]
+    text = fairness_html(FairnessReport("sex", groups, {}, {}, "No gap."), 0.95, 50).text
+    assert text.startswith("<p><b>No gap.</b></p>" + ("<details>" if n == 8 else "<p class"))
