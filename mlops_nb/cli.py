@@ -6,8 +6,8 @@
 __all__ = ['app', 'gate_app', 'ci_app', 'release_app', 'schema_app', 'EXAMPLES', 'main_options', 'main', 'init_command',
            'ingest_command', 'simulate_command', 'stage_command', 'gate_check_command', 'ci_comment_command',
            'ci_files_command', 'status_command', 'rollback_command', 'release_restore_command',
-           'release_history_command', 'tune_command', 'schema_check_command', 'schema_diff_command', 'Shell',
-           'completion_command']
+           'release_history_command', 'ui_command', 'tune_command', 'schema_check_command', 'schema_diff_command',
+           'Shell', 'completion_command']
 
 # %% ../nbs/95_cli.ipynb #dd091974
 import gc
@@ -47,7 +47,7 @@ class _Commands(SectionedGroup):
     sections = {
         "Project and data": ["init", "ingest", "simulate", "schema"],
         "Training": ["stage", "tune"],
-        "Quality gate and releases": ["status", "gate", "release", "rollback", "ci"],
+        "Quality gate and releases": ["status", "ui", "gate", "release", "rollback", "ci"],
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Reports and schedules": ["report", "model-card", "control"],
@@ -304,6 +304,20 @@ def release_history_command():
     for e in reversed(read_history(plan_path(Path("."), read_settings(Path("."))))):
         print(f"{e.at[:16].replace('T', ' '):<17}{e.action:<9}{e.bundle[:12]}  {e.by}  {e.reason}".rstrip())
 
+# %% ../nbs/95_cli.ipynb #c2f36552
+@app.command("ui")
+def ui_command(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages on this machine.")] = 5000,
+):
+    "Show the runs in MLflow's pages: starts them for a store on this machine, and prints the address."
+    from mlops_nb.config.settings import read_settings, resolve_local_uri
+    from mlops_nb.release.mlflow_tracking import experiment_page
+    uri = resolve_local_uri(read_settings(Path(".")).tracking.uri, Path("."))
+    remote = uri.startswith("http")
+    print(f"Open {experiment_page(Path('.'), uri if remote else f'http://127.0.0.1:{port}')}", flush=True)
+    if not remote:
+        os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
+
 # %% ../nbs/95_cli.ipynb #0906e62e
 @app.command("tune")
 def tune_command(
@@ -370,6 +384,7 @@ EXAMPLES = {
     "stage": ["mlops-nb stage", "mlops-nb stage validate", "mlops-nb stage train gbdt"],
     "tune": ["mlops-nb tune --workers 4", "mlops-nb tune --join"],
     "status": ["mlops-nb status"],
+    "ui": ["mlops-nb ui", "mlops-nb ui --port 5001"],
     "gate check": ["mlops-nb gate check"],
     "release restore": ["mlops-nb release restore"],
     "release history": ["mlops-nb release history"],
