@@ -9,7 +9,9 @@ from mlops_nb.data.ingest import ingest
 
 def said(tmp_path, *files):
     "What is said when the last of these files (name -> column) is taken in after the others."
-    for name, x in files: pl.DataFrame(dict(x=x, y=[v * 7919 % 997 for v in x], z=[v * 31 % 499 for v in x])).write_csv(tmp_path / f"{name}.csv")
+    for name, x in files:
+        rows = pl.DataFrame(dict(x=x, y=[v * 7919 % 997 for v in x], z=[v * 31 % 499 for v in x]))
+        rows.write_csv(tmp_path / f"{name}.csv")
     for name, _ in files: found = ingest(tmp_path / f"{name}.csv", tmp_path / "p").overlaps
     return found
 
