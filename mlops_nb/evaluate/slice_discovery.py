@@ -46,9 +46,9 @@ def bin_columns(
     columns: list[str], # inputs of the model
 ) -> tuple[list[list[str]], list[np.ndarray]]: # Of each column the names of its groups; of each part (n, columns) int
     "Cut every column into groups; a column with one group is left out."
-    names, codes = [], []
+    names, codes, together = [], [], pl.concat([p.select(columns) for p in frames], rechunk=True)
     for c in columns:
-        column = pl.concat([p[c] for p in frames])
+        column = together[c]
         code, labels = bin_column(column, max_categories=10)
         if len(labels) == 1: continue
         names.append([f"{c} {x}" if column.dtype.is_numeric() and ' to ' in x else f"{c} = {x}" for x in labels])

@@ -22,8 +22,8 @@ from ..stats.jackknife import jackknife_interval
 
 # %% ../../nbs/evaluate/02_slices.ipynb #da1dc295
 def _drop_empty_groups(codes, labels): # Drop the groups nobody is in
-    used, codes = np.unique(codes, return_inverse=True)
-    return codes, [labels[u] for u in used]
+    used = np.bincount(codes, minlength=len(labels)) > 0
+    return (used.cumsum() - 1)[codes], [label for label, u in zip(labels, used) if u]
 
 def _bin_categories(values, max_categories):
     counts = values.drop_nulls().value_counts().sort(['count', values.name], descending=[True, False])
@@ -33,16 +33,18 @@ def _bin_categories(values, max_categories):
     return _drop_empty_groups(np.array([code.get(v, max_categories) for v in values.to_list()], int), labels)
 
 # %% ../../nbs/evaluate/02_slices.ipynb #3e405ad4
-def _format_range(values): # `1 to 5`, or `3` where all are the same
-    text = [x.isoformat(sep=' ') if hasattr(x, 'isoformat') else f"{x:.6g}" for x in (values.min(), values.max())]
-    return ' to '.join(text if values.min() != values.max() else text[:1])
+def _format_range(low, high): # `1 to 5`, or `3` where all are the same
+    text = [x.isoformat(sep=' ') if hasattr(x, 'isoformat') else f"{x:.6g}" for x in (low, high)]
+    return ' to '.join(text if low != high else text[:1])
 
 def _bin_numbers(values, n_bins):
     there = values.is_not_null().to_numpy()
     known = values.filter(there)
     if known.n_unique() <= n_bins: b = known.rank('dense').to_numpy().astype(int) - 1
     else: b = quantile_bins(known.to_physical().to_numpy(), n_bins)
-    labels = [_format_range(known.filter(b == i)) for i in range(b.max() + 1 if len(b) else 0)]
+    in_order, ends = known.sort(), np.bincount(b).cumsum() # a bin holds neighbours
+    lows, highs = in_order.gather(np.r_[0, ends[:-1]][:len(ends)]), in_order.gather(ends - 1)
+    labels = [_format_range(*ends) for ends in zip(lows, highs)]
     codes = np.full(len(values), len(labels))
     codes[there] = b
     return _drop_empty_groups(codes, [*labels, '(missing)'])
@@ -270,13 +272,15 @@ def binned_residuals(
     "The mean residual in each group of each feature, and its interval."
     if scores.ndim == 2: sides = [(c, (y == k) - scores[:, k]) for k, c in enumerate(classes)]
     else: sides = [(classes[1] if classes else None, y - scores)]
-    tables = []
+    names, found = [], []
     for column in columns:
         codes, labels = bin_column(frame[column], n_bins)
         n = np.bincount(codes, minlength=len(labels))
         for name, residual in sides:
             mean, low, high = mean_interval_by_bin(codes, residual, confidence_level, clusters)
-            tables.append(pl.DataFrame({
-                'feature': column, 'class': pl.Series([name] * len(n), dtype=pl.String), 'bin': np.arange(len(n)),
-                'label': labels, 'n_rows': n, 'mean': mean, 'low': low, 'high': high}))
-    return pl.concat(tables).fill_nan(None) if tables else pl.DataFrame()
+            names += [(column, name, label) for label in labels]
+            found.append((np.arange(len(n)), n, mean, low, high))
+    if not found: return pl.DataFrame()
+    texts = pl.DataFrame(names, dict.fromkeys(('feature', 'class', 'label'), pl.String), orient='row')
+    figures = dict(zip(('bin', 'n_rows', 'mean', 'low', 'high'), map(np.concatenate, zip(*found))))
+    return texts.with_columns(**figures).fill_nan(None).select('feature', 'class', 'bin', 'label', *[*figures][1:])

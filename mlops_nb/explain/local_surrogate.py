@@ -27,12 +27,15 @@ def scaled_differences(
     ranges: list[float], # By column
 ) -> np.ndarray: # (n, columns): numbers in ranges from the row's value, other types 0 or 1; NaN: one side is missing
     "How each row differs from one row."
-    out, number = np.empty((len(frame), frame.width)), np.array([_is_number(t) for t in frame.dtypes], bool)
-    for j in np.flatnonzero(~number):
-        out[:, j] = frame.to_series(j).ne_missing(row.to_series(j)[0]).to_numpy()
-    if number.any():
-        here, there = (pl.DataFrame([c.to_physical() for c in x.get_columns() if _is_number(c.dtype)])
-                       .cast(pl.Float64).to_numpy() for x in (row, frame))
+    types, values = frame.schema, row.row(0)
+    out, number = np.empty((len(frame), frame.width)), np.array([_is_number(t) for t in types.values()], bool)
+    others = {n: (t, v) for (n, t), v in zip(types.items(), values) if not _is_number(t)}
+    numbers = [n for n in types if n not in others]
+    if others:
+        alike = frame.select(pl.col(n).ne_missing(pl.lit(v, t)) for n, (t, v) in others.items())
+        out[:, ~number] = alike.to_numpy()
+    if numbers:
+        here, there = (x.select(pl.col(numbers).to_physical().cast(pl.Float64)).to_numpy() for x in (row, frame))
         out[:, number] = np.where(np.isnan(here) & np.isnan(there), 0, (there - here) / np.array(ranges)[number])
     return out
 

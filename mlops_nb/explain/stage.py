@@ -64,23 +64,24 @@ def read_explanation(
     return read_json(Path(root) / 'artifacts/explanation/explanation.json', ExplanationReport)
 
 # %% ../../nbs/explain/03_stage.ipynb #f5e3de50
-def _add_local_surrogates(predictor, test, sample, at, examples):
-    inputs = lambda rows: cast_to_schema(test[rows], predictor.schema, predictor.inputs)
-    background = inputs(sample)
+def _inputs(predictor, rows): return cast_to_schema(rows, predictor.schema, predictor.inputs)
+
+def _add_local_surrogates(predictor, test, background, at, examples):
     ranges = [robust_range(background[c]) for c in background.columns]
     for i, example in zip(at, examples):
-        example.local_surrogate = fit_local_surrogate(predictor, inputs([int(i)]), background, ranges)
+        example.local_surrogate = fit_local_surrogate(predictor, _inputs(predictor, test[[int(i)]]), background, ranges)
 
 def _example_rows(predictor, test, sample, parts, scores, n=10): # Best explained, worst predicted
     decided = scores[sample].argmax(1) if scores.ndim == 2 else np.zeros(len(sample), int)
     share = top3_share(parts[np.arange(len(sample)), decided])
     loss, found = row_loss(predictor.schema.task, test['_target'].to_numpy(), scores), []
     best = sample[np.argsort(-np.nan_to_num(share, nan=-1), kind='stable')[:n]]
-    for at in (best, np.argsort(-loss, kind='stable')[:n]):
-        examples = [explain_row(predictor, test.row(int(i), named=True), scores[i], part)
-                    for i, part in zip(at, checked_contributions(predictor, test[at])[0])]
-        _add_local_surrogates(predictor, test, sample, at[:3], examples)
-        found.append(examples)
+    groups = best, np.argsort(-loss, kind='stable')[:n]
+    for at in groups:
+        found.append([explain_row(predictor, test.row(int(i), named=True), scores[i], part)
+                      for i, part in zip(at, checked_contributions(predictor, test[at])[0])])
+    chosen = [(i, example) for at, examples in zip(groups, found) for i, example in zip(at[:3], examples)]
+    _add_local_surrogates(predictor, test, _inputs(predictor, test[sample]), *zip(*chosen))
     return found
 
 # %% ../../nbs/explain/03_stage.ipynb #790ac709
