@@ -77,12 +77,13 @@ def _bundle_signatures(self:ModelManager, path):
 
 @patch
 def _apply_plan(self:ModelManager, path, stamp):
-    "Make a plan active, or log why not."
+    "Make a plan active, or log why not; one that is active already stays, as when its record in git follows it."
     waits = {p: file_signature(p) for p in (self.store_folder, released_path(self.store_folder))}
     try:
         active = self._load_plan(path)
         self._plan_signatures[path] = stamp, {}
-        if active is not None: self._activate(active)
+        endpoint = active and self.endpoints.get(active.plan.endpoint)
+        if active and not (endpoint and endpoint.active_plan.plan == active.plan): self._activate(active)
         if self.rejected_plans.pop(str(path), None): _log.warning("%s is in force now.", path)
     except Exception as e:
         sentence = str(e) if isinstance(e, UserError) else f"{path}: {type(e).__name__}: {e}"

@@ -17,7 +17,15 @@ from mlops_nb.config.settings import read_settings
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.prediction_log.reader import read_log
-from mlops_nb.release.release_plan import ReleasePlan, RoutingRule, Variant, plan_path, write_plan
+from mlops_nb.release.release_plan import (
+    ReleasePlan,
+    RoutingRule,
+    Variant,
+    plan_path,
+    promote_bundle,
+    record_path,
+    write_plan,
+)
 from mlops_nb.serve.endpoint import MAX_INLINE_ROWS
 from mlops_nb.serve.hot_reload import ModelManager
 from mlops_nb.serve.http_messages import Request
@@ -235,6 +243,19 @@ def test_a_bundle_that_is_put_right(project, made, served):
     until(lambda: manager.rejected_plans, "refused")
     file.write_text(good)
     until(lambda: ask(manager, some(1)).variant == "b", "in force")
+
+
+def test_a_release_that_git_brought_is_followed_and_its_record_is_no_second_one(project, made, served):
+    plan, elsewhere = project / "releases/rows.json", project / "elsewhere/rows.json"
+    manager = served(Variant("champion", made[1]))
+    for bundle in (made[1], made[2], made[1], made[2]): promote_bundle(elsewhere, "rows", bundle)
+    record_path(plan).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(record_path(elsewhere), record_path(plan)) # git pull
+    until(lambda: ask(manager, some(1)).bundle == made[2], "followed")
+    promote_bundle(plan, "rows", made[1]) # plan and record, one after the other
+    until(lambda: ask(manager, some(1)).bundle == made[1], "followed again")
+    watched(manager)
+    assert counted(manager.resources.metrics.plan_reloads, "rows", "ok") == 3
 
 
 def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(project, made, served):
