@@ -14,10 +14,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..evaluate.metrics import find_metric, metric_label
-from ..release.gate import GateReport, GateResult
-from ..report.formatting import format_change, format_number, join_words
+from ..release.gate import GateReport, GateResult, require_passed_gate
+from ..report.formatting import format_change, format_number, join_words, pluralize
 from ..stats.bootstrap import Estimate
 
 # %% ../../nbs/ci/01_change_report.ipynb #32775519
@@ -154,13 +155,21 @@ def _against_base(root, base, figures):
             *([_params_table(changes, base)] if changes else [])]
 
 # %% ../../nbs/ci/01_change_report.ipynb #036b94ab
-def _gate_parts(gate):
+def _refusal(root):
+    "Why `mlops-nb gate check` is red although every rule held; empty where it is not, or a rule failed."
+    try: require_passed_gate(root)
+    except UserError as e: return str(e)
+    return ""
+
+def _gate_parts(root):
     "What decides, and what is folded away at the end."
+    gate, refusal = read_json(root / "artifacts/gate.json", GateReport), _refusal(root)
     failed, held = ([r for r in gate.results if r.passed == passed] for passed in (False, True))
-    verdict = f"### Model {gate.bundle[:12]}: the gate {'passed' if gate.passed else 'failed'}"
-    first = _rules_table(failed) if failed else f"All {len(held)} rules held."
+    verdict = f"### Model {gate.bundle[:12]}: the gate {'failed' if refusal else 'passed'}"
+    first = _rules_table(failed) if failed else _escape(refusal or f"All {len(held)} rules held.")
     folded = f"{_rules_table(held)}\n\n{_escape(gate.power)}"
-    return [verdict, first], f"<details><summary>{len(held)} rules held</summary>\n\n{folded}\n</details>"
+    summary = f"<summary>{pluralize(len(held), 'rule')} held</summary>"
+    return [verdict, first], f"<details>{summary}\n\n{folded}\n</details>"
 
 # %% ../../nbs/ci/01_change_report.ipynb #2bd154b4
 def change_report(
@@ -170,7 +179,7 @@ def change_report(
 ) -> str: # Markdown
     "What this working tree does to the model, beside `base`; raises `UserError` if the pipeline has not run."
     root = Path(root)
-    first, last = _gate_parts(read_json(root / "artifacts/gate.json", GateReport))
+    first, last = _gate_parts(root)
     figures = read_json(root / "artifacts/evaluation/evaluation.json", TestFigures)
     links = [f"[Pages: data, evaluation, explanation, model card]({pages})"] if pages else []
     return "\n\n".join([*first, *_against_base(root, base, figures), *links, last]) + "\n"
