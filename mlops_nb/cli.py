@@ -58,7 +58,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
                   rich_markup_mode=None, context_settings=dict(help_option_names=["-h", "--help"]))
 
 # %% ../nbs/95_cli.ipynb #e1605bf3
-_WITHOUT_END = ("serve", "stream", "control")
+_WITHOUT_END = ("serve", "stream", "control", "ui")
 
 def _print_version(wanted):
     if wanted: print(f"mlops-nb {__version__}"); raise typer.Exit()
@@ -315,8 +315,8 @@ def ui_command(
     uri = resolve_local_uri(read_settings(Path(".")).tracking.uri, Path("."))
     remote = uri.startswith("http")
     print(f"Open {experiment_page(Path('.'), uri if remote else f'http://127.0.0.1:{port}')}", flush=True)
-    if not remote:
-        os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
+    server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
+    if not remote: os.execv(server[0], server)
 
 # %% ../nbs/95_cli.ipynb #0906e62e
 @app.command("tune")
