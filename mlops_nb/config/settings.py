@@ -105,6 +105,8 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=0, description="rows of a lookup table, at most; a larger one is not used")] = 1000000
     read_timeout_seconds: Annotated[int, Meta(
         ge=1, description="seconds until the headers of a request must be here, and again its body")] = 10
+    drain_seconds: Annotated[int, Meta(
+        ge=0, description="seconds that a stopping server answers on while its readiness says no")] = 0
     shutdown_timeout_seconds: Annotated[int, Meta(
         ge=1, description="seconds that accepted requests have to be answered when the server stops")] = 30
 

@@ -123,6 +123,25 @@ def _recovered(self: PredictionLogWriter):
     self._failing = False
     _log.warning("%s: the prediction log can be written again.", self.folder)
 
+@patch(as_prop=True)
+def refuses(self: PredictionLogWriter) -> bool:
+    "Would a record be refused now, and its answer with it?"
+    return self._failing and self.settings.on_write_error == "refuse"
+
+_PROBE = b" " * (1 << 16)
+
+@patch
+def probe(self: PredictionLogWriter) -> None:
+    "After an error, try whether the disk takes something again; called several times a second."
+    if not self._failing: return
+    with self._lock:
+        try:
+            if self._fd is None or not self._segment_end_us: self._open_segment(time.time_ns() // 1000)
+            found_space = os.write(self._fd, _PROBE) == len(_PROBE)
+        except OSError: found_space = False
+        self._truncate_partial_line()
+        if found_space: self._recovered()
+
 # %% ../../nbs/prediction_log/02_writer.ipynb #be3bed5e
 def _is_removed(fd, path):
     try: here = os.stat(path)

@@ -106,11 +106,18 @@ class App:
         self.log, self.metrics = manager.resources.log, manager.resources.metrics
         self._paths, self._in_flight, self._pending_bodies, self._request_counters = PathMatcher(), 0, {}, {}
         self._ids = map(f'{os.urandom(8).hex()}-{{:x}}'.format, count()) # of requests that bring none
-        self._executor = ThreadPoolExecutor(2, 'request')
+        self._executor, self._draining = ThreadPoolExecutor(2, 'request'), False
 
     def __rsgi_init__(self, loop):
         self._loop = loop
         self._tick()
+
+    def drain(self):
+        "Be no longer ready, and ask clients to close their connections."
+        self._draining = True
+
+    @property
+    def is_accepting(self): return not (self._draining or self.log.refuses)
 
     def __rsgi_del__(self, loop):
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -139,6 +146,7 @@ def _check_timeouts(self:App):
     self.metrics.in_flight_requests.set(self._in_flight)
     if problem := self.authenticator.reload_if_changed(): _log.error(problem)
     self.log.check_segment()
+    self.log.probe()
 
 @patch
 def _tick(self:App):
@@ -248,6 +256,7 @@ async def __rsgi__(self:App, scope, protocol):
         if isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
     headers = [('content-type', response.content_type), (X_REQUEST_ID, request.trace or request.id or next(self._ids))]
     if response.headers: headers += response.headers.items()
+    if self._draining and scope.http_version.startswith('1'): headers.append(('connection', 'close'))
     protocol.response_bytes(response.status_code, headers, response.body)
     self._count_request(request, response)
 

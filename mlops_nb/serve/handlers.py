@@ -83,13 +83,14 @@ def _get_version(endpoint, version):
 async def server_live(app, request): return Response(LIVE_BODY)
 
 async def server_ready(app, request):
-    ready = bool(app.manager.endpoints)
+    ready = bool(app.manager.endpoints) and app.is_accepting
     return Response(ready_body(ready), status_code=200 if ready else 503)
 
 async def model_ready(app, request):
     endpoint = _get_endpoint(app, request)
     if version := request.path_params.get('version'): _get_version(endpoint, version)
-    return Response(ready_body(True, endpoint.name))
+    ready = app.is_accepting
+    return Response(ready_body(ready, endpoint.name), status_code=200 if ready else 503)
 
 # %% ../../nbs/serve/11_handlers.ipynb #6adb0038
 async def server_metadata(app, request): return Response(encode_json(build_server_metadata()))

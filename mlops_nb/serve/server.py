@@ -20,6 +20,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from fastcore.basics import patch
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
 from granian.http import HTTP1Settings
@@ -60,6 +61,7 @@ def reserve_address(
 
 # %% ../../nbs/serve/13_server.ipynb #f4bb5752
 _LEASES_PER_WORKER = 2 # for each worker: a new one may start while the old one still answers
+_DRAIN_SIGNAL = signal.SIGUSR1
 
 class _WorkerApp(App):
     "The application with what belongs to its process."
@@ -67,6 +69,7 @@ class _WorkerApp(App):
 
     def __rsgi_init__(self, loop):
         super().__rsgi_init__(loop)
+        loop.add_signal_handler(_DRAIN_SIGNAL, self.drain)
         loop.call_soon(_send_message, self.message_fd, dict(ready=_join_names(self.manager.endpoints)))
         self._exit_if_orphaned()
 
@@ -85,6 +88,7 @@ def _join_names(names, most=10):
 def _start_worker(root, bundle, settings, parent, message_fd): # what a forked process runs before it answers
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
+    signal.signal(_DRAIN_SIGNAL, signal.SIG_IGN)
     try:
         folder = root / settings.log.folder
         lease_id = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
@@ -112,7 +116,7 @@ def _worker_count(settings): return settings.serve.workers or available_cores()
 # %% ../../nbs/serve/13_server.ipynb #fef94c19
 class _Supervisor(Granian):
     "The first process."
-    failed, message_buffer, restart_delays = None, b'', {}
+    failed, message_buffer, restart_delays, drain_seconds = None, b'', {}, 0
 
     def _read_messages(self): # to what the workers say
         while select.select([self.message_pipe], [], [], 0)[0] and (said := os.read(self.message_pipe, 65536)):
@@ -140,6 +144,19 @@ class _Supervisor(Granian):
         self.restart_delays[idx] = 0 if lived > 10 else min(max(.1, 2 * self.restart_delays.get(idx, 0)), 10)
         self.main_loop_interrupt.wait(self.restart_delays[idx])
         if not self.interrupt_signal: self._respawn_workers([idx], spawn_target, target_loader)
+
+# %% ../../nbs/serve/13_server.ipynb #7462d1c7
+@patch
+def _drain(self:_Supervisor):
+    for w in self.wrks:
+        with suppress(ProcessLookupError): os.kill(w.inner.pid, _DRAIN_SIGNAL)
+    self.main_loop_interrupt.clear()
+    self.main_loop_interrupt.wait(self.drain_seconds)
+
+@patch
+def _stop_workers(self:_Supervisor):
+    if self.drain_seconds and not self.failed: self._drain()
+    super(_Supervisor, self)._stop_workers()
 
 # %% ../../nbs/serve/13_server.ipynb #129f95dc
 _log = logging.getLogger('mlops_nb.serve')
@@ -185,6 +202,7 @@ def serve(
         host, port = address.getsockname()[:2]
         server = _create_supervisor(own, host, port, root)
         server.message_pipe, message_fd = os.pipe()
+        server.drain_seconds = own.drain_seconds
         server.announce_ready = partial(_announce_ready, own, host, port)
         with suppress(SystemExit): # of Granian, when a worker has died in the same moment
             server.serve(target_loader=partial(_start_worker, root, bundle and Path(bundle).resolve(), settings,

@@ -200,7 +200,11 @@ def test_a_full_disk_refuses(small_disk, sync):
             log.append(answer("more", NOON, columns=dict(x=["x" * 9000])))
     assert segments(log.folder)[-1].read_bytes()[-1:] in (b"\n", b"")
     assert sound(log.folder).records == wrote
+    log.probe()
+    assert log.refuses
     (small_disk / "filler").unlink()
+    log.probe()
+    assert not log.refuses
     log.append(answer("again", NOON))
     log.close()
     assert ids(log.folder) == sorted([*(f"r{i}" for i in range(wrote)), "again"])

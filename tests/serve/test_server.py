@@ -88,7 +88,7 @@ def test_what_cannot_start_says_why_in_a_sentence(project, environ, words):
     assert words in s.output and s.output.startswith("error: ") and s.output.count("\n") == 1, s.output
 
 
-@pytest.mark.parametrize("folder, words", [("bundles", "holds no bundle"), ("releases", "is deployed here")])
+@pytest.mark.parametrize("folder, words", [("bundles", "holds no bundle"), ("releases", "is released here")])
 def test_what_is_not_there_cannot_be_served(project, folder, words):
     shutil.rmtree(project / folder)
     with serving.Server(project, ready=False, MLOPS_NB_SERVE_WORKERS=2) as s: assert s.process.wait(30) == 1
@@ -144,6 +144,23 @@ def test_every_request_that_was_taken_on_is_answered_before_the_end(project, how
         assert not [r for c in clients for r in c.refused]
         answered = [a[0] for c in clients for a in c.answered]
         assert sorted([*answered, "half"]) == sorted(serving.logged(project))
+    assert "Traceback" not in s.output
+
+
+def test_a_stopping_server_says_so_and_answers_on(project):
+    "The readiness of all workers says no, answers close their connections, and a second signal ends the wait."
+    with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2, MLOPS_NB_SERVE_DRAIN_SECONDS=600) as s:
+        ready = "/v2/health/ready", f"/v2/models/{serving.ENDPOINT}/ready"
+        kept = s.connect()
+        assert "connection" not in s.post(PREDICT, serving.instances(1), {}, kept)[1]
+        assert [s.get(path)[0] for path in ready] == [200, 200]
+        s.process.send_signal(signal.SIGTERM)
+        s.until(lambda: {s.get(path)[0] for path in ready for _ in range(8)} == {503}, "not ready")
+        status, headers, _ = s.post(PREDICT, serving.instances(1), {}, kept)
+        assert (status, headers["connection"], s.get("/health")[0]) == (200, "close", 200)
+        assert s.post(PREDICT, serving.instances(1))[0] == 200 # on a new connection
+        s.process.send_signal(signal.SIGTERM)
+        assert s.process.wait(20) == 0
     assert "Traceback" not in s.output
 
 
@@ -302,6 +319,7 @@ def test_a_log_that_cannot_be_written(project, policy):
             refused = got[statuses.index(503)]
             assert "retry-after" in refused[1] and "log" in refused[2]["error"] and str(project) not in str(refused[2])
             assert s.metric("mlops_nb_rejected_requests_total", reason="log") == statuses.count(503)
+            assert s.get("/v2/health/ready")[0] == 503
         else:
             lost = answered - set(serving.logged(project))
             assert set(statuses) == {200} and lost and s.metric("mlops_nb_unlogged_rows_total") == 400 * len(lost)
