@@ -61,10 +61,11 @@ def model_requirements(
     return [f"{name}=={number.partition('+')[0]}" for name, number in pins.items()]
 
 # %% ../../nbs/release/07_mlflow_model.ipynb #fa18f9f3
-def _example_rows(predictor, bundle): # As pandas
-    rows = pl.read_parquet(bundle.path / 'golden.parquet', glob=False).head(5)
-    schema = _delivered_schema(predictor, {*rows.columns})
-    return rows.select(n for n in _delivered_columns(schema, {*rows.columns})).to_pandas()
+def _example_rows(predictor, bundle): # As pandas; None where a column is computed, since golden rows have its values
+    rows, known = pl.read_parquet(bundle.path / 'golden.parquet', glob=False), predictor.schema.columns
+    if not {*predictor.request_columns} <= {*rows.columns}: return None
+    holds_none = [n for n in predictor.request_columns if known[n].type in ('integer', 'boolean')] # in MLflow's types
+    return rows.select(predictor.request_columns).drop_nulls(holds_none).head(5).to_pandas()
 
 def save_mlflow_model(
     bundle: str | Path, # A bundle folder
@@ -79,6 +80,7 @@ def save_mlflow_model(
     mlflow.pyfunc.save_model(folder, loader_module='mlops_nb.release.mlflow_model', data_path=bundle.path,
                              mlflow_model=about, signature=model_signature(predictor), input_example=example,
                              pip_requirements=model_requirements(bundle))
+    if example is None: return
     rows = json.loads(example.to_json(orient='records', date_format='iso'))
     (folder / 'serving_input_example.json').write_text(json.dumps(dict(inputs=rows), indent=1), encoding='utf-8')
 

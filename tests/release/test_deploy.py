@@ -6,7 +6,10 @@ import subprocess
 import sys
 from collections import OrderedDict
 
+import mlflow.pyfunc
+import polars as pl
 import pytest
+import sklearn.metrics
 from support.trained_project import trained
 
 from mlops_nb.bundle.bundle import open_bundle
@@ -17,8 +20,10 @@ from mlops_nb.config.settings import read_settings, resolve_local_uri
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.data.prepare import read_dataset_info, read_split
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
+from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.deploy import Deployment, run_deploy
 from mlops_nb.release.gate import GateReport, require_passed_gate, run_gate
 from mlops_nb.release.mlflow_tracking import flatten_dict, log_reports, log_run, tracking_client
@@ -179,6 +184,61 @@ def test_one_run_of_the_pipeline_is_one_run_in_mlflow(project):
     for part in ("train", "valid"): assert history(f"loss.gbdt.{part}") == [(p["iteration"], p[part]) for p in curve]
     assert set(history("stage.train.gbdt.samples_per_second")) == {(1, 10.0), (7, 70.0)}
     assert {"metrics.json", "gate.json", "card.md"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_run_says_what_it_was_made_from(project, monkeypatch):
+    with monkeypatch.context() as m: # half a run is never found
+        m.setattr("mlflow.MlflowClient.log_inputs", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(UserError, match="MLflow's store .* cannot be used .the disk is full"): log_run(project)
+    run_id = log_run(project)
+    client, experiment = tracking_client(project, read_settings(project))
+    run = client.get_run(run_id)
+    dataset = read_dataset_info(project)
+    known = {d.dataset.name: (d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs}
+    assert known == {f"rows_{s}": (dataset.parts[s].sha256[:12], context) for s, context in (
+        ("train", "training"), ("valid", "validation"), ("test", "evaluation"))} # no manifest: no raw data
+    predictions = pl.read_parquet(project / "artifacts/evaluation/predictions.parquet").filter(split="test")
+    y, p, decided = predictions["_target"], predictions["score"], predictions["decision"] == "yes"
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(y, p)
+    wanted = dict(example_count=len(y), precision_recall_auc=sklearn.metrics.auc(recall, precision),
+                  roc_auc=sklearn.metrics.roc_auc_score(y, p), log_loss=sklearn.metrics.log_loss(y, p))
+    wanted |= {f"{m}_score": getattr(sklearn.metrics, f"{m}_score")(y, decided)
+               for m in ("accuracy", "precision", "recall", "f1")}
+    counts = sklearn.metrics.confusion_matrix(y, decided).ravel()
+    wanted |= dict(zip(("true_negatives", "false_positives", "false_negatives", "true_positives"), counts))
+    assert {m: run.data.metrics[m] for m in wanted} == pytest.approx(wanted)
+    assert run.data.tags["mlflow.note.content"] == read_json(project / "artifacts/gate.json", dict)["message"]
+    assert client.get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "tables/feature_importance.json" in {a.path for a in client.list_artifacts(run_id, "tables")}
+    # the hash of the bundle is DVC's
+    from dvc_data.hashfile.build import build
+    from dvc_data.hashfile.db import HashFileDB
+    from dvc_objects.fs import LocalFileSystem
+    fs, path = LocalFileSystem(), str(project / "artifacts/bundle")
+    _, _, tree = build(HashFileDB(fs, str(project / "cache")), path, fs, "md5", dry_run=True)
+    assert run.data.tags["dvc.bundle"] == tree.hash_info.value
+
+
+def test_without_mlflow_nothing_is_released_and_later_mlflow_opens_the_champion(project, monkeypatch):
+    gate_passes(project)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLOPS_NB_TRACKING_URI", "http://ana:secret@127.0.0.1:9")
+    with pytest.raises(UserError, match="MLflow's store http://127.0.0.1:9 cannot be used .*settings.ini") as e:
+        run_deploy(project)
+    assert "secret" not in str(e.value) and "\n" not in str(e.value)
+    assert find_champion(project) is None and not (project / "artifacts/deployment.json").exists()
+    monkeypatch.delenv("MLOPS_NB_TRACKING_URI")
+    run_deploy(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    test = read_split(project, "test")
+    answer = mlflow.pyfunc.load_model("models:/rows@champion").predict(test.to_pandas())
+    wanted = Predictor.open(find_champion(project)).score_frame(test)
+    assert answer["score"].to_list() == wanted["score"].to_list()
+    assert answer["decision"].to_list() == wanted["decision"].to_list()
+    run, = runs(project)
+    client, _ = tracking_client(project, read_settings(project))
+    logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert {m.key: m.value for m in logged.metrics}["roc_auc"] == run.data.metrics["roc_auc"]
 
 
 def test_a_copied_project_writes_nothing_into_its_old_place(project, monkeypatch):
