@@ -97,6 +97,7 @@ def _number_formats(value):
 # %% ../../nbs/config/06_format_inference.ipynb #d000af60
 _MONTH = r"(?:" + "|".join(MONTH_NAMES) + r")\.?"
 _BETWEEN = ("-", "/", " ", " de ") # day, month and year
+# patterns are compiled when they are first used: every command imports this module, and few look at dates
 _DAYS = {r"\d{4}-\d\d-\d\d": ["%Y-%m-%d"], r"\d{4}-\d?\d-\d?\d": ["%Y-%m-%d"], r"\d{4}/\d?\d/\d?\d": ["%Y/%m/%d"],
          r"\d{4}\.\d?\d\.\d?\d\.?": ["%Y.%m.%d"],
          r"\d?\d/\d?\d/\d{4}": ["%d/%m/%Y", "%m/%d/%Y"], r"\d?\d-\d?\d-\d{4}": ["%d-%m-%Y", "%m-%d-%Y"],
@@ -106,11 +107,9 @@ _DAYS = {r"\d{4}-\d\d-\d\d": ["%Y-%m-%d"], r"\d{4}-\d?\d-\d?\d": ["%Y-%m-%d"], r
          **{rf"\d?\d{s}{_MONTH}{s}\d{{4}}": [f"%d{s}%b{s}%Y"] for s in _BETWEEN},
          **{rf"\d?\d{s}{_MONTH}{s}\d\d": [f"%d{s}%b{s}%y"] for s in _BETWEEN},
          rf"\d?\d\. {_MONTH} \d{{4}}": ["%d. %b %Y"], rf"{_MONTH} \d?\d, \d{{4}}": ["%b %d, %Y"]}
-_DAYS = {re.compile(pattern, re.IGNORECASE): formats for pattern, formats in _DAYS.items()}
-_TIMES = {re.compile(p): f for p, f in ((r"\d?\d:\d\d", "%H:%M"), (r"\d?\d:\d\d:\d\d", "%H:%M:%S"),
-                                        (r"\d?\d:\d\d:\d\d\.\d+", "%H:%M:%S%.f"))}
+_TIMES = {r"\d?\d:\d\d": "%H:%M", r"\d?\d:\d\d:\d\d": "%H:%M:%S", r"\d?\d:\d\d:\d\d\.\d+": "%H:%M:%S%.f"}
 _TIME_OF_DAY = re.compile(r"(.+?)(T|,? )(\d?\d:\d\d[:.\d]*)( ?[AaPp][Mm])?( ?(?:Z|UTC|GMT|[+-]\d\d(?::?\d\d)?))?")
-_EPOCHS = {re.compile(rf"[1-4]\d{{9}}{digits}(\.\d+)?"): f for digits, f in
+_EPOCHS = {rf"[1-4]\d{{9}}{digits}(\.\d+)?": f for digits, f in
            (("", "epoch s"), (r"\d{3}", "epoch ms"), (r"\d{6}", "epoch us"), (r"\d{9}", "epoch ns"))}
 _ISO = "ISO 8601" # here only; in a schema it is no format
 
@@ -125,13 +124,13 @@ def propose_time_formats(
 
 @lru_cache(65_536)
 def _time_formats(value, epoch):
-    since = [f for p, f in _EPOCHS.items() if p.fullmatch(value)] if epoch else []
+    since = [f for p, f in _EPOCHS.items() if re.fullmatch(p, value)] if epoch else []
     if since: return since
     parts = _TIME_OF_DAY.fullmatch(value)
     day, sep, clock, half, zone = parts.groups(default="") if parts else (value, "", "", "", "")
-    days = next((f for p, f in _DAYS.items() if p.fullmatch(day)), [])
+    days = next((f for p, f in _DAYS.items() if re.fullmatch(p, day, re.IGNORECASE)), [])
     if not clock: return [_ISO if re.fullmatch(r"\d{4}-\d\d-\d\d", value) else f for f in days]
-    time = next((f for p, f in _TIMES.items() if p.fullmatch(clock)), None)
+    time = next((f for p, f in _TIMES.items() if re.fullmatch(p, clock)), None)
     if time is None: return []
     if days == ["%Y-%m-%d"] and not half and sep != ", " and len(day) == 10 and clock[1] != ":": return [_ISO]
     if half: time = time.replace("%H", "%I") + (" %p" if half.startswith(" ") else "%p")
