@@ -10,15 +10,23 @@ from base64 import b64encode
 from hashlib import sha256
 
 # %% ../../nbs/report/25_page_script.ipynb #5b53c2d1
-THRESHOLD_SCRIPT = """
-(() => {
+_FORMAT = """
+  const fixed = (x, d) => {
+    if (Math.abs(x * 2 ** (d + 1)) % 2 !== 1) return x.toFixed(d);
+    const below = Math.floor(x * 10 ** d);
+    return ((below % 2 ? below + 1 : below) / 10 ** d).toFixed(d);
+  };
   const rounded = x => Math.abs(x) < 1e-4 ? x.toExponential(2) :
-    x.toFixed(Math.max(0, 2 - Math.floor(Math.log10(Math.abs(Number(x.toPrecision(3)))))));
+    fixed(x, Math.max(0, 2 - Math.floor(Math.log10(Math.abs(Number(x.toPrecision(3)))))));
   const number = x => x === null || !isFinite(x) ? '–' :
-    (Number.isInteger(x) || Math.abs(x) >= 100 ? Math.round(x).toLocaleString('en-US') :
+    (Number.isInteger(x) || Math.abs(x) >= 100 ? Number(fixed(x, 0)).toLocaleString('en-US') :
      rounded(x)).replace('-', '−');
   const percent = x => !isFinite(x) ? '–' : 0 < x && x < 0.001 ? 'below 0.1 %' :
-    0.999 < x && x < 1 ? 'above 99.9 %' : (100 * x).toFixed(x === 0 || x === 1 ? 0 : 1) + ' %';
+    0.999 < x && x < 1 ? 'above 99.9 %' : fixed(100 * x, x === 0 || x === 1 ? 0 : 1) + ' %';
+"""
+
+# %% ../../nbs/report/25_page_script.ipynb #0108fe3f
+_FIGURES = """
   const figures = (d, i) => {
     const tp = d.tp[i], fp = d.fp[i], fn = d.events - tp, tn = d.others - fp, n = d.events + d.others;
     const cost = 1000 * (tp * d.costs[0] + fp * d.costs[1] + fn * d.costs[2] + tn * d.costs[3]) / n;
@@ -28,6 +36,10 @@ THRESHOLD_SCRIPT = """
       accuracy: percent((tp + tn) / n), cost: number(cost),
       lift: number(tp / (tp + fp) / (d.events / n))};
   };
+"""
+
+# %% ../../nbs/report/25_page_script.ipynb #063ccf1a
+_MOVE = """
   document.querySelectorAll('[data-threshold-curve]').forEach(box => {
     const d = JSON.parse(box.dataset.thresholdCurve), slider = box.querySelector('input');
     const line = box.querySelector('#threshold-line'), reset = box.querySelector('button');
@@ -43,8 +55,8 @@ THRESHOLD_SCRIPT = """
     slider.addEventListener('input', show);
     reset.addEventListener('click', () => { slider.value = d.chosen; show(); slider.focus(); });
   });
-})();
 """
+THRESHOLD_SCRIPT = f"\n(() => {{{_FORMAT}{_FIGURES}{_MOVE}}})();\n"
 
 # %% ../../nbs/report/25_page_script.ipynb #eee151c4
 def script_hash(

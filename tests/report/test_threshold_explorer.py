@@ -4,6 +4,7 @@ import re
 from html import unescape
 
 import pytest
+from support.browser import measure_pages
 from support.html_pages import self_contained
 from support.small_evaluation import small_evaluation
 
@@ -11,7 +12,7 @@ from mlops_nb.config.params import CostParams
 from mlops_nb.evaluate.metrics import DecisionSettings
 from mlops_nb.report.html import render_page, sanitize_html
 from mlops_nb.report.page_script import THRESHOLD_SCRIPT
-from mlops_nb.report.threshold_explorer import threshold_explorer
+from mlops_nb.report.threshold_explorer import threshold_explorer, threshold_figures
 
 
 def shown(text): # What stands at each mark of the script
@@ -69,3 +70,31 @@ def test_only_a_binary_task_has_a_threshold(task): assert not threshold_explorer
 
 
 def test_scores_that_are_no_numbers_have_none(): assert not threshold_explorer(small_evaluation("binary")[0], {}).text
+
+
+MOVE = """(page, width) => {
+  const slider = page.querySelector('input'), found = {hidden: page.querySelector('[data-controls]').hidden};
+  const read = () => Object.fromEntries([...page.querySelectorAll('[data-show]')].map(
+    e => [e.dataset.show, e.textContent]));
+  for (const i of [0, 1, 7, Number(slider.max) - 1, Number(slider.max)]) {
+    slider.value = i; slider.dispatchEvent(new page.defaultView.Event('input'));
+    found[i] = read();
+  }
+  found.said = slider.getAttribute('aria-valuetext');
+  page.querySelector('button').click();
+  return {...found, reset: read(), width: page.documentElement.scrollWidth};
+}"""
+
+
+def test_the_browser_computes_what_python_does_at_every_position(tmp_path):
+    e, tables = small_evaluation("binary")
+    e.decision_settings = DecisionSettings(e.decision_settings.threshold, CostParams(true_positive=-20.5))
+    page = render_page("Report", sanitize_html(threshold_explorer(e, tables).text))
+    (tmp_path / "page.html").write_text(page)
+    found = measure_pages(tmp_path, dict(page=tmp_path / "page.html"), 390, MOVE)["page"]
+    assert not found.pop("hidden") and found.pop("width") <= 390 # the policy lets the script run; nothing sticks out
+    assert found.pop("said") == "above all scores" and found.pop("reset") == shown(page)
+    rows = tables["threshold_curve"].reverse().to_dicts()
+    for i, texts in found.items():
+        expected = threshold_figures(e, rows[int(i)])
+        assert texts == {k: expected[k] for k in texts}, i
