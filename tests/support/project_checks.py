@@ -62,7 +62,7 @@ def check_counts(root):
 def check_release(root, gate):
     "Deployed if, and only if, the gate was passed; `gate check` says the same."
     deployment = read_json(root / "artifacts/deployment.json", dict)
-    stored = [p.name for p in (root / "bundles").glob("*") if p.name != "released"] if (root / "bundles").exists() else []
+    stored = [p.name for p in (root / "bundles").glob("*") if p.name != "released"]
     plans = list((root / "releases").glob("*.json")) if (root / "releases").exists() else []
     assert deployment["deployed"] == gate["passed"] and deployment["bundle"] == gate["bundle"]
     assert (stored, len(plans)) == (([gate["bundle"]], 1) if gate["passed"] else ([], 0))
@@ -104,13 +104,15 @@ def check_pages(root, gate, output):
              for n in ("data", "evaluation", "explanation", "model_card")] + [root / "reports/index.html"]
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert "<script" not in text and "Traceback" not in text and "default-src 'none'" in text
+        assert text.count("<script") <= (page.stem == "evaluation") and "<script src" not in text # moves the threshold
+        assert "Traceback" not in text and "default-src 'none'" in text
         loads = re.findall(r"<(?:img|link|source|video|audio|iframe|embed|object|use)\b[^>]*?\b"
                            r"(?:src|href|data)=[\"']?([^\"' >]*)", text)
         assert all(u.startswith(("data:", "#")) for u in loads) and not re.search(r"@import|url\(\s*['\"]?https?:",
                                                                                   text), (page, loads)
     for link in re.findall(r'href="([^"#]*)"', (root / "reports/index.html").read_text(encoding="utf-8")):
-        assert link == "data:," or (root / "reports" / link).exists(), link # the empty icon
+        if link == "data:," or link.startswith("https://"): continue # the empty icon; commit and CI run
+        assert (root / "reports" / link).exists(), link
     last = [x for x in output.splitlines() if x.startswith("The gate ")][-1]
     start = "The gate passed. " if gate["passed"] else "The gate failed. Nothing was deployed: "
     assert last.startswith(start) and gate["message"] in last and (root / last.rsplit("Look at ", 1)[1]).exists()
