@@ -7,14 +7,17 @@ import polars as pl
 import pytest
 
 from mlops_nb.report.data_figures import (
+    TimeCourse,
     choose_step,
     describe_target_course,
     find_time_window,
+    plot_rows,
     read_time_course,
     rows_figure,
     target_figure,
     target_html,
 )
+from mlops_nb.report.figures import subplots
 
 START = datetime(2021, 1, 1)
 
@@ -107,3 +110,23 @@ def test_classes_are_listed_by_size_where_there_is_no_time(tmp_path):
     files, dataset, course = prepared(tmp_path, times, [0, 2, 2, 1, 2] * 20, "multiclass", "random", ["a", "b", "c"])
     page = target_html(course, files, dataset, Some(target="a + 1", columns=["a"])).text
     assert page.index("<td>c</td>") < page.index("<td>a</td>") and page.count("60.0 %") == 3
+
+
+@pytest.mark.parametrize("label", ["2021", "Jan 2024", "12 Jan 2024", "12 Jan 2024, 10:00", "row 1,000,000,000"])
+@pytest.mark.parametrize("n", [1, 2, 7, 9, 41])
+def test_labels_of_the_time_axis_lie_apart_and_evenly(label, n):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    fig, ax = subplots(height=2.4)
+    plot_rows(ax, TimeCourse("day", [label] * n, {"train": np.full(n, 1000)}, pl.DataFrame()))
+    FigureCanvasAgg(fig).draw()
+    boxes = [x.get_window_extent() for x in ax.get_xticklabels()]
+    assert all(a.x1 + 4 < b.x0 for a, b in zip(boxes, boxes[1:])) and len(set(np.diff(ax.get_xticks()))) <= 1
+    assert len(boxes) >= min(n, 3)
+
+
+def test_each_figure_over_time_has_its_table(tmp_path):
+    times = [START + timedelta(days=i) for i in range(100)]
+    files, dataset, course = prepared(tmp_path, times, np.arange(100.0))
+    rows, target = rows_figure(course, dataset).text, target_figure(course, dataset, "y").text
+    assert "The same as a table" in rows and rows.count("<tr>") == 1 + len(course.labels)
+    assert "Lower quartile" in target and f"<td>{course.labels[-1]}</td>" in target
