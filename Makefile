@@ -43,7 +43,7 @@ lab: $(READY)              ## JupyterLab on the same environment
 	@jupyter lab nbs
 
 ui: $(READY)               ## the runs, in MLflow's pages
-	@mlflow ui --backend-store-uri sqlite:///mlflow.db
+	@mlops-nb ui
 
 tensorboard: $(READY)      ## trainings as they run, in TensorBoard
 	@tensorboard --logdir .mlops/tensorboard --host 127.0.0.1

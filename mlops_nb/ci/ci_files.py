@@ -168,7 +168,7 @@ _MAKEFILE_TOOLS = """lab: $(READY)              ## JupyterLab on the same enviro
 	@jupyter lab nbs
 
 ui: $(READY)               ## the runs, in MLflow's pages
-	@mlflow ui --backend-store-uri sqlite:///mlflow.db
+	@mlops-nb ui
 
 tensorboard: $(READY)      ## trainings of nets as they run; needs the extra `net`
 	@tensorboard --logdir .mlops/tensorboard --host 127.0.0.1
