@@ -187,7 +187,9 @@ def clone(tmp_path, **files):
     origin, here = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()
     git("init", "-q", "-b", "main", cwd=origin)
-    for name, text in files.items(): (origin / name).write_text(text, encoding="utf-8")
+    for name, text in files.items():
+        (origin / name).parent.mkdir(parents=True, exist_ok=True)
+        (origin / name).write_text(text, encoding="utf-8")
     git("add", ".", cwd=origin)
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first", cwd=origin)
     git("clone", "-q", str(origin), str(here), cwd=tmp_path)
@@ -196,7 +198,8 @@ def clone(tmp_path, **files):
 
 def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
     readme, licence, ignore = "# Ours\n", "Free for all.\n", "*.pyc\n/data/\n"
-    here = clone(tmp_path, **{"README.md": "", "LICENSE": licence, ".gitignore": ignore, "in.csv": shop(60)})
+    theirs = {"Makefile": "all:\n", "requirements.txt": "pandas\n", ".github/workflows/ours.yml": "on: push\n"}
+    here = clone(tmp_path, **{"README.md": "", "LICENSE": licence, ".gitignore": ignore, "in.csv": shop(60)}, **theirs)
     (here / "README.md").write_text(readme) # somebody's edit that is not committed yet
     done = nb("init", ".", "--data", "in.csv", "--target", "bought", cwd=here)
     assert done.returncode == 0, done.stderr
@@ -204,11 +207,17 @@ def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
     ignored = (here / ".gitignore").read_text()
     assert ignored.startswith(ignore) and ignored.count("/data/") == 1 and "/reports/" in ignored
     kept, = (line for line in done.stdout.splitlines() if line.startswith("Kept as it was: "))
-    assert "README.md, .gitignore (" in kept and "LICENSE" not in kept, "only what init would have written is named"
+    assert "README.md, Makefile, requirements.txt (2 lines are added at its end), .gitignore (" in kept
+    assert "LICENSE" not in kept, "only what init would have written is named"
+    assert (here / "Makefile").read_text() == "all:\n"
+    required = (here / "requirements.txt").read_text().splitlines()
+    assert required[0] == "pandas" and (here / required[-1].split("[")[0]).exists(), "the wheel lies beside"
+    assert {p.name for p in (here / ".github/workflows").iterdir()} == {"ours.yml", "pipeline.yml"}
     assert done.stdout.endswith("Next:\n  mlops-nb schema check  # after the review\n  dvc repro\n") # and no `cd .`
     assert git("status", "--porcelain", cwd=here) == " M README.md\n", "what was not of init is not committed"
     committed = set(git("show", "--name-only", "--format=", "HEAD", cwd=here).split())
-    assert {".dvc/config", ".gitignore", "schema.yaml", "data.dvc", "clone/__init__.py"} <= committed
+    assert {".dvc/config", ".gitignore", "schema.yaml", "data.dvc", "clone/__init__.py", ".gitlab-ci.yml",
+            ".github/workflows/pipeline.yml", "requirements.txt", "constraints.txt"} <= committed
     assert not {c for c in committed if c in ("in.csv", "README.md") or c.startswith((".mlops", "data/"))}
     assert not [p for p in os.listdir(here) if p.startswith(".mlops-nb")] and (here / "data/manifest.json").exists()
     assert nb("schema", "check", cwd=here).returncode == 0 and (here / "clone/features.py").exists()
