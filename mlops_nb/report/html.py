@@ -34,9 +34,9 @@ class PageHeader(Struct, frozen=True):
 
 # %% ../../nbs/report/00_html.ipynb #1e3e372b
 LIGHT_PALETTE = dict(ink='#1b1f24', soft='#58626d', line='#d8dee4', paper='#ffffff', panel='#f5f7f9', blue='#0072b2',
-                     orange='#d55e00', green='#00775a', band='#c3ccd5')
+                     orange='#d55e00', green='#00775a', band='#c3ccd5', alert='#ad4a00')
 DARK_PALETTE = dict(ink='#e8ebee', soft='#a3adb8', line='#353c44', paper='#14171a', panel='#1d2126', blue='#56b4e9',
-                    orange='#f28e4b', green='#4fc3a1', band='#4b5560')
+                    orange='#f28e4b', green='#4fc3a1', band='#4b5560', alert='#f5a06a')
 
 def _css_variables(palette): return ''.join(f"--{name}:{colour};" for name, colour in palette.items())
 
@@ -121,7 +121,7 @@ figcaption small { display:block; font-weight:400; color:var(--soft) }
 .verdict { font-size:1.15rem; line-height:1.45; border-left:4px solid var(--soft); max-width:48rem;
   padding:.35rem 0 .35rem 1rem; margin:1.4rem 0 1rem }
 .verdict.pass { border-color:var(--green) } .verdict.fail { border-color:var(--orange) }
-.pass b, b.pass { color:var(--green) } .fail b, b.fail { color:var(--orange) } .soft { color:var(--soft) }
+.pass b, b.pass { color:var(--green) } .fail b, b.fail { color:var(--alert) } .soft { color:var(--soft) }
 .keep { white-space:nowrap }
 .links a { display:inline-block; margin-right:1rem; padding:.1rem 0 } .said { min-width:13rem }
 .matrix th[scope=row] { font-weight:400; white-space:nowrap } .matrix th, .matrix td { padding:.3rem .45rem }

@@ -54,7 +54,7 @@ def test_rows_of_each_task(task):
     found = report(task, row(*REASONS))
     predicted = dict(binary="73.1 % for “leaves”", multiclass="“mid” with 73.1 %", regression="0.731")[task]
     best, worst = best_explained_table(found).text, worst_predicted_table(found).text
-    for text in (best, worst): assert f"<td>{predicted}</td>" in text and "july.csv, row 1,234" in text
+    for text in (best, worst): assert f">{predicted}</td>" in text and "july.csv, row 1,234" in text
     assert "&lt;age&gt; is 40" in best and "would get −0.200." in best
     assert ("Absolute error</th>" in worst) == (task == "regression") == ("Log loss" not in worst)
     assert best_explained_table(report(task)).text == worst_predicted_table(report(task)).text == ""
@@ -84,7 +84,8 @@ def test_the_conclusion_counts_all_classes_together():
 def test_ranks_in_the_previous_run():
     importance = pl.DataFrame(dict(feature=["plan", "age"], mean_abs=[0.3, 0.1]))
     points = pl.DataFrame(schema=dict(feature=pl.String, value=pl.Float64, contribution=pl.Float64))
-    dependence = pl.DataFrame({"feature": ["plan"], "class": ["leaves"], "label": ["basic"], "mean": [0.2]})
+    dependence = pl.DataFrame({"feature": ["plan"] * 2, "class": ["leaves"] * 2, "label": ["basic", "plus"],
+                               "mean": [0.2, -0.1]})
     found, tables = report(), dict(points=points, dependence=dependence)
     text = top_features_table(found, importance, tables, "y", ["x", "plan"]).text
     assert "basic increases “leaves” most" in text and "75.0 %" in text
