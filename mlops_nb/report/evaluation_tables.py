@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['format_estimate', 'estimate_cell', 'describe_relative_gain', 'evaluation_conclusion', 'describe_metric',
            'key_metrics_table', 'weak_segments_html', 'gate_table', 'wide_cell', 'metrics_table',
-           'slice_discovery_html', 'small_groups_note', 'fairness_html']
+           'slice_discovery_html', 'small_groups_note', 'fairness_html', 'fairness_section']
 
 # %% ../../nbs/report/11_evaluation_tables.ipynb #4ac62240
 from html import escape
@@ -181,3 +181,19 @@ def fairness_html(
     tables = table(rows, f"By {f.column}. A rate among few rows is not given (–).") + table(apart, note)
     if len(rows) > _MANY_GROUPS: tables = details(f"The {len(rows)} groups of {f.column}, and the gaps", tables)
     return Html(f'<p><b>{escape(f.message)}</b></p>') + tables + small_groups_note(min_rows, small)
+
+# %% ../../nbs/report/11_evaluation_tables.ipynb #565d948e
+_OPEN_REPORTS = 5
+
+def fairness_section(
+    reports: list[FairnessReport], # the single columns first, then pairs
+    confidence: float, # of the intervals
+    min_rows: int, # `evaluate.min_segment_rows`
+) -> Html:
+    "All fairness reports; a sentence where there is none."
+    if not reports: return Html('<p>schema.yaml marks no column as sensitive, so nobody has looked.</p>')
+    shown = [fairness_html(f, confidence, min_rows) for f in reports]
+    first, rest = (sum(part, Html('')) for part in (shown[:_OPEN_REPORTS], shown[_OPEN_REPORTS:]))
+    n_rest = len(shown) - _OPEN_REPORTS
+    return first + details(pluralize(n_rest, 'other column or pair', 'other columns and pairs'), rest) if (
+        n_rest > 0) else first

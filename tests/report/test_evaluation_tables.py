@@ -15,6 +15,7 @@ from mlops_nb.report.evaluation_tables import (
     describe_relative_gain,
     evaluation_conclusion,
     fairness_html,
+    fairness_section,
     format_estimate,
     gate_table,
     key_metrics_table,
@@ -130,3 +131,11 @@ def test_many_groups_are_folded_away(n):
     groups = [GroupMetrics(f"g{i}", 60, {"roc_auc": Estimate(0.7)}) for i in range(n)]
     text = fairness_html(FairnessReport("sex", groups, {}, {}, "No gap."), 0.95, 50).text
     assert text.startswith("<p><b>No gap.</b></p>" + ("<details>" if n == 8 else "<p class"))
+
+
+def test_the_first_reports_of_fairness_stand_open():
+    reports = [FairnessReport(f"c{i}", [], {}, {}, f"Report {i}.") for i in range(8)]
+    first, rest = fairness_section(reports, 0.95, 50).text.split("<details>")
+    assert "Report 4." in first and "Report 5." in rest and "3 other columns and pairs" in rest
+    assert "<details>" not in fairness_section(reports[:5], 0.95, 50).text
+    assert "nobody has looked" in fairness_section([], 0.95, 50).text
