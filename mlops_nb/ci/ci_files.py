@@ -177,7 +177,7 @@ hooks: $(READY)            ## git hooks: clean notebooks, merge them cell by cel
 	@nbdev-install-hooks
 
 export: $(READY)           ## features notebook to package
-	@nbdev-export && nbdev-clean
+	@mlops-nb stage features && nbdev-clean
 
 clean:                     ## what runs leave behind; data, models and pages stay
 	@rm -rf _proc _docs .cache
