@@ -189,7 +189,8 @@ def _flush(self:PartitionWriter, period, whole=False):
     n = _count_rows(self.buffered[period])
     n -= n % self.row_group_size if whole else 0
     if n == 0: return
-    rows = pl.concat(self.buffered[period])
+    if self.writing: self.writing.result() # one packed table at a time in memory
+    rows = pl.concat(self.buffered[period], rechunk=True)
     table = rows.head(n).to_arrow(compat_level=pl.CompatLevel.oldest())
     self.buffered[period] = [rows.slice(n)]
     if period not in self.writers:
