@@ -288,7 +288,9 @@ _HEADER = """\
 {inferred}#   feature   false for whatever is not yet known at the moment of prediction (a leak), and for identifiers
 #   sensitive true where the groups of a column are to be treated alike; fairness is then measured by it
 #   range     what is possible, not what happened so far; null on a side without a bound
-#   domain    the categories that are known; on_new_category says what becomes of a row with another
+#   domain    the categories that are known; on_new_category (unknown | quarantine) says what becomes of a row with
+#             another, on_new_spelling (map | stop | unknown) of one in other case, blanks or code points
+#   missing_values  what else means "no value" in this column: words, or numbers such as -999
 #   nullable  may the value be missing?   on_violation: quarantine | null | stop
 #   format    how text is written: 1234.5 as 1.234,5, a time in strftime's letters; all batches are read by it
 """

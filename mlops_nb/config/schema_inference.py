@@ -400,6 +400,23 @@ class InferredSchema(Struct):
     profiles: dict[str, ColumnProfile] # by column
     roles: dict[str, ColumnRole] # by column
 
+# %% ../../nbs/config/07_schema_inference.ipynb #414e1f30
+def _unit_row(frame, readings):
+    "The first row by column, if it looks like a row of units; else nothing."
+    cells = frame.select(n for n, r in readings.items() if r.type in _WITH_RANGE).head(1).collect().to_dicts()
+    filled = {n: v.strip() for n, v in (cells[0] if cells else {}).items() if v and v.strip()}
+    units = {n: v for n, v in filled.items() if v in readings[n].unread}
+    return units if len(units) > 1 and len(units) == len(filled) else {}
+
+def _note_units(units, columns, roles):
+    "Note the units of a row of units at its columns."
+    for n in units:
+        if columns[n].type != "timestamp": columns[n] = replace(columns[n], doc=f"in {units[n]}")
+    shown = ", ".join(map(repr, units.values()))
+    for n in [*units][:1]:
+        roles[n].checks.append(f"the first row looks like a row of units ({shown}); it will be quarantined, as in each "
+                               "file that has one")
+
 # %% ../../nbs/config/07_schema_inference.ipynb #61e763cf
 def _propose_entity(roles, profiles, fixed):
     "The identifier that most likely names whom several rows are about, marked to be checked; None where none repeats."
@@ -459,6 +476,7 @@ def infer_schema(
     asked = Schema(dataset, "regression", target, {n: Column("text") for n in names}, filter=filter)
     fixed = {*asked.target_columns, *asked.filter_columns, time, entity}
     columns, roles, profiles = _infer_columns(frame, readings, exclude, asked.target_columns, fixed)
+    _note_units(_unit_row(frame, readings), columns, roles)
     if computed: columns[time] = replace(columns[time], computed=computed, feature=False)
     if time and columns[time].type != "timestamp": raise UserError(_no_dates(frame, time, columns[time].type))
     if time is None and (proposed := _propose_time(columns, profiles)): roles[proposed[0]].checks.append(proposed[1])

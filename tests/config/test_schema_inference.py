@@ -482,3 +482,16 @@ def test_a_time_that_would_serve_is_proposed():
     days = [f"2024-01-{1 + i % 28:02}" for i in range(N)]
     assert "CHECK: would serve as the time of a row with --time 'day'" in propose(day=days).comments["day"]
     assert "--time" not in propose(day=days, time="day").comments["day"]
+
+
+@pytest.mark.parametrize("first, units", [
+    (("ms", "°C", None), {"temp": "in °C"}), (("1700000000000", "°C", None), {}), (("ms", "20", "5"), {}),
+    ((None, "°C", "mm/s"), {"temp": "in °C", "speed": "in mm/s"})])
+def test_a_row_of_units_below_the_header_is_said_and_noted(first, units):
+    n = 60
+    rows = dict(timestamp=[str(1_700_000_000_000 + i * 10_007) for i in range(n)],
+                temp=[f"{20 + i / 7:.2f}" for i in range(n)], speed=[f"{i % 11}.5" for i in range(n)],
+                y=["0", "1"] * (n // 2))
+    found = propose(**{k: [v, *rows[k]] for k, v in zip(rows, (*first, None))})
+    assert {k: c.doc for k, c in found.schema.columns.items() if c.doc} == units
+    assert any("looks like a row of units" in c for c in found.comments.values()) == bool(units)
