@@ -423,7 +423,7 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
     assert "nope.parquet does not exist" in sentence(nb("score", "nope.parquet", "x.parquet", cwd=project))
     assert not (project / "x.parquet").exists()
     shutil.rmtree(project / "releases")
-    assert "No model is deployed here" in sentence(nb("score", "rows.parquet", "x.parquet", cwd=project))
+    assert "No model is released here" in sentence(nb("score", "rows.parquet", "x.parquet", cwd=project))
 
 
 def test_what_if_answers_for_people_and_for_programs(project):
@@ -455,7 +455,7 @@ def test_compress_card_and_export(project):
         assert nb(*args, "--bundle", "small/bundle", cwd=project).returncode == 0
     assert (project / "small/model_card.html").exists() and (project / "small/onnx/model.onnx").exists()
     shutil.rmtree(project / "releases")
-    assert "No model is deployed here" in sentence(nb("compress", cwd=project))
+    assert "No model is released here" in sentence(nb("compress", cwd=project))
 
 
 def test_report_run_checks_the_parameters_against_the_notebook(project):
