@@ -3470,6 +3470,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'mlops_nb/report/evaluation_tables.py'),
                                                    'mlops_nb.report.evaluation_tables.fairness_html': ( 'report/evaluation_tables.html#fairness_html',
                                                                                                         'mlops_nb/report/evaluation_tables.py'),
+                                                   'mlops_nb.report.evaluation_tables.fairness_section': ( 'report/evaluation_tables.html#fairness_section',
+                                                                                                           'mlops_nb/report/evaluation_tables.py'),
                                                    'mlops_nb.report.evaluation_tables.format_estimate': ( 'report/evaluation_tables.html#format_estimate',
                                                                                                           'mlops_nb/report/evaluation_tables.py'),
                                                    'mlops_nb.report.evaluation_tables.gate_table': ( 'report/evaluation_tables.html#gate_table',
