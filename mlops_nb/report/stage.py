@@ -52,7 +52,8 @@ def find_previous_run(
     return next((run for _, run in runs if run.name != name), None)
 
 # %% ../../nbs/report/07_stage.ipynb #577df80d
-_KEY_METRICS = {'binary': ['log_loss', 'roc_auc', 'cost', 'average_precision'], 'multiclass': ['log_loss', 'accuracy', 'macro_f1'],
+_KEY_METRICS = {'binary': ['log_loss', 'roc_auc', 'cost', 'average_precision'],
+                'multiclass': ['log_loss', 'accuracy', 'macro_f1'],
                 'regression': ['rmse', 'mae', 'r2']}
 
 def key_metrics(e: Evaluation) -> list[KeyMetric]:
