@@ -41,7 +41,6 @@ def clone(tmp_path_factory):
     done("git", "checkout", "-qb", "stricter", cwd=author)
     done("git", "commit", "-qam", "ask for more", cwd=author)
     done("git", "clone", "-q", author, place / "shop", cwd=place)
-    shutil.rmtree(author / "bundles")
     return place / "shop"
 
 
