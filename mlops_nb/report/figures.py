@@ -54,8 +54,9 @@ def separate_tick_labels(
     "Make the labels of the horizontal axes stand apart."
     from matplotlib.ticker import FixedLocator, MaxNLocator
     fig.draw_without_rendering()
-    for axis in [ax.xaxis for ax in fig.axes if ax.get_visible()]:
-        if not _overlapping(axis): continue
+    crowded = [ax.xaxis for ax in fig.axes if ax.get_visible() and _overlapping(ax.xaxis)]
+    if not crowded: fig.set_layout_engine('none') # it is laid out; saving need not do it again
+    for axis in crowded:
         if isinstance(axis.get_major_locator(), FixedLocator):
             for t in axis.get_ticklabels(): t.set(rotation=30, ha='right', rotation_mode='anchor')
             continue
