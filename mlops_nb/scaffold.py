@@ -254,8 +254,8 @@ def write_project_files(
     write_settings(root, Settings(tracking=TrackingSettings(experiment=schema.dataset),
                                   release=ReleaseSettings(endpoint=schema.dataset)))
     readme = _README.format(dataset=schema.dataset, target=schema.target, task=schema.task, package=package)
-    texts = {"dvc.yaml": dvc_yaml(schema.task), "pyproject.toml": _PYPROJECT.format(package=package), ".gitignore": _GITIGNORE,
-             "README.md": readme}
+    texts = {"dvc.yaml": dvc_yaml(schema.task), "pyproject.toml": _PYPROJECT.format(package=package),
+             ".gitignore": _GITIGNORE, "README.md": readme}
     for name, text in texts.items():
         with atomic_file(root / name) as tmp: tmp.write_text(text, encoding="utf-8")
     reports = root / "nbs" / "reports"
