@@ -450,6 +450,13 @@ def _build_project(new, package, data, target, split, time, exclude, entity, row
                       sum(f.rows for f in taken.added), [f.name for f in taken.added], split,
                       warnings=list(taken.overlaps))
 
+# %% ../nbs/91_scaffold.ipynb #69978835
+def _add_ci_files(new, root, at_repository_root, report):
+    "Write the files of CI into the project in `new`, which becomes `root`, and say in the report what is kept there."
+    write_ci_files(new, at_repository_root)
+    report.kept = _describe_kept(root, new)
+    return report
+
 # %% ../nbs/91_scaffold.ipynb #344a260e
 def commit_project(
     root: str | Path, # A project that `init_project` wrote
@@ -464,7 +471,8 @@ def commit_project(
         done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True)
         if not done.returncode: continue
         said = (done.stderr or done.stdout).strip().splitlines()
-        why = next((line for line in said if "fatal" in line or "ignored" in line), said[-1] if said else "git was stopped")
+        last = said[-1] if said else "git was stopped"
+        why = next((line for line in said if "fatal" in line or "ignored" in line), last)
         return (f"Nothing was committed ({why.strip()}); `dvc exp run` needs a commit: fix that, then "
                 f"`git add {' '.join(names)}` and `git commit`.")
     return ""
@@ -490,9 +498,7 @@ def init_project(
     at_root = is_repository_root(root)
     def build(new):
         report = _build_project(new, package, data, target, split, time, exclude, entity, row_filter, task, reading)
-        write_ci_files(new, at_root)
-        report.kept = _describe_kept(root, new)
-        return report
+        return _add_ci_files(new, root, at_root, report)
     if dry_run:
         with TemporaryDirectory() as tmp: report = build(Path(tmp))
     elif root.exists(): report = _fill_folder(root, package, build)
