@@ -3928,6 +3928,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                 'mlops_nb.report.what_if_widget.column_control': ( 'report/what_if_widget.html#column_control',
                                                                                                    'mlops_nb/report/what_if_widget.py')},
             'mlops_nb.scaffold': { 'mlops_nb.scaffold.InitReport': ('scaffold.html#initreport', 'mlops_nb/scaffold.py'),
+                                   'mlops_nb.scaffold._add_ci_files': ('scaffold.html#_add_ci_files', 'mlops_nb/scaffold.py'),
                                    'mlops_nb.scaffold._add_lines': ('scaffold.html#_add_lines', 'mlops_nb/scaffold.py'),
                                    'mlops_nb.scaffold._add_lines_of': ('scaffold.html#_add_lines_of', 'mlops_nb/scaffold.py'),
                                    'mlops_nb.scaffold._build_project': ('scaffold.html#_build_project', 'mlops_nb/scaffold.py'),
