@@ -39,7 +39,7 @@ def adult(to):
     return new_project(to, data, "rtrim(outcome, '.')", "--test-files", "adult.test")
 
 
-@pytest.mark.parametrize("make, trials", [(churn, 6), pytest.param(adult, 20, marks=pytest.mark.realdata)])
+@pytest.mark.parametrize("make, trials", [(churn, 4), pytest.param(adult, 5, marks=pytest.mark.realdata)])
 def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make, trials):
     root = make(tmp_path / "project")
     p = read_params(root / "params.yaml")
