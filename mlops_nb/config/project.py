@@ -32,7 +32,7 @@ class Project:
 
     @classmethod
     def open(cls, root: "str | Path | Project | None" = None) -> "Project":
-        "The project in the folder `root`; without one, that of the working directory. An open project is handed through."
+        "The project in the folder `root`, else that of the working directory; an open project is handed through."
         if isinstance(root, cls): return root
         return cls(find_project_root() if root is None else root)
 

@@ -101,7 +101,7 @@ def bound_distinct(
 # %% ../../nbs/config/08_schema_inference.ipynb #e3139d44
 MAX_COUNTED_CELLS = 10_000_000 # distinct values of more cells than that are estimated: 30 columns × 330,000 rows
 
-def _collect_figures(frame, exprs, engine, at_once=1000): # planning a query takes more than linearly longer with its length
+def _collect_figures(frame, exprs, engine, at_once=1000): # planning takes more than linearly longer with the length
     out = []
     for i in range(0, len(exprs), at_once):
         part = frame.select(e.alias(str(k)) for k, e in enumerate(exprs[i:i + at_once]))

@@ -49,7 +49,7 @@ def hash_column(
     return np.where(values.is_null().to_numpy(), _MISSING, mix64(codes))
 
 # %% ../../nbs/data/13_row_keys.ipynb #a56c996d
-def _hash_numbers(frame): # Columns that are all floats, or all whole numbers and times: the sum of the hashes of each row
+def _hash_numbers(frame): # Columns all of floats, or all of whole numbers and times: the sum of the hashes of a row
     if frame.dtypes[0].is_float():
         codes = (frame.select(pl.all().cast(pl.Float64).fill_null(0)).to_numpy() + 0.0).view(np.uint64)
     else: codes = frame.select(pl.all().to_physical().cast(pl.Int64).fill_null(0)).to_numpy().astype(np.uint64)
