@@ -119,7 +119,8 @@ def _check_format(path, raw): # What is no manifest at all is left to whoever re
     except (msgspec.MsgspecError, UnicodeError, RecursionError): return
     if (oldest := min(m.format_version, m.format)) < FORMAT_VERSION:
         raise UserError(f"{path} was written by an earlier version of mlops-nb (format {oldest}; this one reads format "
-                        f"{FORMAT_VERSION}); make it anew with `dvc repro -s -f bundle` and `dvc repro`; if a plan in "
+                        f"{FORMAT_VERSION}); make it anew with `dvc repro -s -f bundle` and `dvc repro`, "
+                        "and if a plan in "
                         "`releases/` names it, move that plan and its record in `committed/` away first.")
     if m.format_version > FORMAT_VERSION:
         raise UserError(f"{path} says format {m.format_version}, and this version of mlops-nb reads format "
