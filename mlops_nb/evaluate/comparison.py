@@ -28,6 +28,7 @@ from mlops_nb.evaluate.metrics import (
     EvaluatedRows,
     Metric,
     independent_units,
+    metric_label,
     weighted_metric,
 )
 from ..stats.bootstrap import Estimate, Resampling, Units, exact_at_bound, finite_or_none
@@ -106,7 +107,7 @@ def describe_difference(
     confidence_level: float = 0.95,
 ) -> str:
     "The result of a comparison, in a sentence."
-    m, g = PRIMARY_METRIC[task], difference.gain
+    m, g = metric_label(PRIMARY_METRIC[task]), difference.gain
     if g.value is None:
         return f"The {m} of the model or of the {other_name} is undefined on these rows, so they cannot be compared."
     if g.value == g.low == g.high == 0:

@@ -224,7 +224,8 @@ def interaction_figure(
     for i, group in enumerate(groups):
         line = grid.filter(pl.col('other_label') == group)
         ax.plot(range(len(line)), line['value'], color=LIGHT_PALETTE['orange' if group == '(missing)' else 'blue'],
-                alpha=0.3 + 0.7 * (i + 1) / len(groups), marker='o', markersize=3, label=shorten(group, 20))
+                alpha=0.3 + 0.7 * (i + 1) / len(groups), linestyle=('-', '--', ':', '-.')[i % 4],
+                marker='osD^v'[i % 5], markersize=3, label=shorten(group, 20))
     ax.set_xticks(range(len(line)), [shorten(x, 14) for x in line['label']], rotation=30, ha='right', fontsize=8)
     ax.yaxis.set_major_formatter(format_tick)
     ax.set(xlabel=a, ylabel='mean raw score')
