@@ -64,6 +64,7 @@ def _why(output):
 def _repro(root, *args):
     "Run `dvc repro`; raises `UserError` with the sentence of the stage that failed."
     output = []
+    signal.siginterrupt(signal.SIGINT, True) # polars turns it off, and a kernel could not be interrupted here
     with subprocess.Popen(_dvc_command("repro", *args), cwd=root, env=_dvc_environment(), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
         try:

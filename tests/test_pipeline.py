@@ -125,7 +125,7 @@ def test_the_advice_about_a_champion_of_an_earlier_version_leads_on(project, tmp
     (place / "manifest.json").write_text(json.dumps(manifest))
     endpoint = read_settings(root).release.endpoint
     promote_bundle(plan_path(root, read_settings(root)), endpoint, place.name)
-    advice = "earlier version .* if a plan in `releases/` names it, move that plan away first"
+    advice = "earlier version .* if a plan in `releases/` names it, move that plan and its record in `committed/` away"
     with pytest.raises(UserError, match=advice): run_stage("validate", root)
     (root / "releases").rename(tmp_path / "away")
     assert run_stage("validate", root)["stage"] == "validate"

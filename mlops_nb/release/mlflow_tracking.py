@@ -7,6 +7,7 @@ __all__ = ['METRIC_NAMES', 'flatten_dict', 'mlflow_errors', 'tracking_client', '
            'evaluation_metrics', 'dvc_folder_hash', 'log_metrics', 'log_run', 'log_reports']
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #2da8ae69
+import errno
 import getpass
 import hashlib
 import json
@@ -54,7 +55,10 @@ def mlflow_errors(settings: Settings):
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
     try: yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as e: # ImportError: a driver that is not installed
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as e: # of a driver not installed
+        if "disk is full" in str(e) or "No space left" in str(e):
+            store = _without_password(settings.tracking.uri).removeprefix("sqlite:///")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), store) from e
         why = (str(e).strip().splitlines() or [type(e).__name__])[0].partition(" with exception ")[0]
         raise UserError(f"MLflow's store {_without_password(settings.tracking.uri)} cannot be used "
                         f"({_without_password(why):.300}); start or free it, or name another one in settings.ini under "

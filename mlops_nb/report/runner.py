@@ -188,7 +188,7 @@ def _start_supervisor(folder, cwd):
 def _wait_for_supervisor(process, stop):
     "Wait until the supervisor ends or the event is set."
     while stop is None or not stop.is_set():
-        try: return process.wait(None if stop is None else 0.1)
+        try: return process.wait(0.1)
         except subprocess.TimeoutExpired: pass
 
 # %% ../../nbs/report/08_runner.ipynb #e317735f

@@ -233,4 +233,4 @@ def test_the_command_answers_as_the_bundle_and_follows_the_release(group, bundle
 def test_nothing_is_deployed(tmp_path, group):
     run = command(tmp_path, group())
     _, err = run.communicate(timeout=20)
-    assert run.returncode == 1 and "No model is deployed" in err and "Traceback" not in err
+    assert run.returncode == 1 and "No model is released" in err and "Traceback" not in err

@@ -283,13 +283,12 @@ def test_a_full_disk_ends_a_stage_in_a_sentence_and_changes_nothing(small_disk, 
     for free in frees:
         fill(small_disk, free)
         said = sentence(nb("stage", *stage.split(), cwd=project))
-        assert "the disk is full; free some space" in said and said.split(":")[0].split("/")[0] in ("artifacts",
-            "quarantine", "reports",
-                                                                                                   ".mlops",
-                                                                                                   "bundles"), said
+        where = said.split(":")[0].split("/")[0]
+        assert where in ("artifacts", "quarantine", "reports", ".mlops", "mlflow.db", "bundles"), said
+        assert "the disk is full; free some space" in said
         assert results(project) == results(good) and leftovers(project) == []
         (small_disk / "filler").unlink()
-    again(project, good, *stage.split())
+    if stage != "report": again(project, good, *stage.split()) # the report is made again after Ctrl-C, below
 
 
 def test_a_checkpoint_that_finds_the_disk_full_does_not_spoil_the_training(small_disk, good):

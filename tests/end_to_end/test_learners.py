@@ -45,6 +45,7 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path, make, trials)
     p = read_params(root / "params.yaml")
     p.train.learners, p.train.net, p.train.gbdt.n_estimators = ["gbdt", "net"], NET, 200
     p.tune.n_trials, p.tune.net = trials, SPACE
+    p.cross_validation.n_folds, p.cross_validation.n_seeds = 2, 0
     write_params(p, root / "params.yaml")
     stages = ran(run("dvc", "repro", cwd=root))
     assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"

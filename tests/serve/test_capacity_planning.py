@@ -118,7 +118,7 @@ def test_the_curve_of_a_project(tmp_path, monkeypatch):
 
 
 def test_nothing_is_released(tmp_path):
-    with pytest.raises(UserError, match="No model is deployed"): measure_capacity(tmp_path)
+    with pytest.raises(UserError, match="No model is released"): measure_capacity(tmp_path)
     with pytest.raises(UserError, match="--measure"): read_load_curve(tmp_path)
 
 
