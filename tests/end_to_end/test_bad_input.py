@@ -14,8 +14,10 @@ import pytest
 from support.memory import peak_mib
 from support.shop_project import ENV, HEADER, edit, finished, leftovers, nb, nb_inside, results, run, sentence, shop
 
+from mlops_nb.config.settings import read_settings
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
+from mlops_nb.release.release_plan import plan_path, write_empty_record
 
 TEXT = shop(400)
 ROWS = TEXT.splitlines()
@@ -28,9 +30,11 @@ def good(tmp_path_factory): return finished(tmp_path_factory)
 
 
 def copy(good, folder):
-    """A copy of the finished project, to be maltreated. It has no release plan, as the first run had none: with a
-    champion, validation and evaluation compare with it, and a bundle names it as its parent."""
-    return shutil.copytree(good, folder / "corner", symlinks=True, ignore=shutil.ignore_patterns("releases", "cache"))
+    """A copy of the finished project, to be maltreated. It has an empty release record and no plan, as the first run
+    had: with a champion, validation and evaluation compare with it, and a bundle names it as its parent."""
+    root = shutil.copytree(good, folder / "corner", symlinks=True, ignore=shutil.ignore_patterns("releases", "cache"))
+    write_empty_record(plan_path(root, read_settings(root)))
+    return root
 
 
 @pytest.fixture
