@@ -138,6 +138,10 @@ def _write_parquet(frame, path):
     with atomic_file(path) as tmp: frame.write_parquet(tmp)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #e3bb1ccf
+def _scan(chunks): return pl.scan_parquet(chunks, glob=False, hive_partitioning=False)
+
+def _count_rows(chunks): return _scan(chunks).select(pl.len()).collect().item() if chunks else 0
+
 def _total_rows(source): # None where a file does not say
     with _parquet_errors(source):
         return _count_rows([source.path]) if detect_format(source.path) == 'parquet' else None
@@ -217,10 +221,6 @@ def open_scored_chunks(
         yield ScoredChunks({n: of('scores', k) for n, k in keys.items()}, quarantined, keys, resumed)
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #a787910e
-def _scan(chunks): return pl.scan_parquet(chunks, glob=False, hive_partitioning=False)
-
-def _count_rows(chunks): return _scan(chunks).select(pl.len()).collect().item() if chunks else 0
-
 def _concat_chunks(chunks, target, **metadata):
     options = dict(maintain_order=True, engine='streaming')
     with atomic_file(target) as tmp, tmp.open('wb') as out: # given a path, the sink could make it anew after a failure
