@@ -200,8 +200,16 @@ def _block_lines(value, indent):
     from ruamel.yaml import YAML
     yaml, out = YAML(), StringIO()
     yaml.width = 10_000
-    yaml.dump(msgspec.to_builtins(value), out)
-    return [indent + line for line in out.getvalue().splitlines()]
+    yaml.dump(_quote_unprintable(msgspec.to_builtins(value)), out)
+    return [indent + line for line in out.getvalue().split("\n")[:-1]]
+
+def _quote_unprintable(value):
+    "The value with texts in quotes that ruamel.yaml would break at a character such as U+0085."
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+    if isinstance(value, str): return DoubleQuotedScalarString(value) if _UNPRINTABLE.search(value) else value
+    if isinstance(value, list): return [_quote_unprintable(v) for v in value]
+    if isinstance(value, dict): return {k: _quote_unprintable(v) for k, v in value.items()}
+    return value
 
 # %% ../../nbs/core/02_typed_yaml.ipynb #6496c44d
 def _default(field):

@@ -37,6 +37,15 @@ def test_every_key_of_every_section_has_a_description():
             assert any(m.description for m in f.type.__metadata__), f"{kind.__name__}.{f.name}"
 
 
+BREAKING = ["a\x85b", "\x85", "\u2028", "a\u2029", "a\nb", "\ufeffa", "\x00", "a\tb ", "'", '"', "\\"]
+
+
+@pytest.mark.parametrize("name", BREAKING)
+def test_names_with_characters_that_break_lines_round_trip(tmp_path, name):
+    params = Params(prepare=PrepareParams(split=SplitParams(method="files", test_files=[name, "plain"])))
+    assert read_params(write_params(params, tmp_path / "params.yaml")) == params
+
+
 @settings(deadline=None, max_examples=50)
 @given(rate=st.floats(0, exclude_min=True, allow_infinity=False),
        half_life=st.none() | st.from_regex(r"[0-9]{1,4}[smhdw]", fullmatch=True),
