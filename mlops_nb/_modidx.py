@@ -1150,6 +1150,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlops_nb/core/typed_yaml.py'),
                                           'mlops_nb.core.typed_yaml._load_yaml_once': ( 'core/typed_yaml.html#_load_yaml_once',
                                                                                         'mlops_nb/core/typed_yaml.py'),
+                                          'mlops_nb.core.typed_yaml._quote_unprintable': ( 'core/typed_yaml.html#_quote_unprintable',
+                                                                                           'mlops_nb/core/typed_yaml.py'),
                                           'mlops_nb.core.typed_yaml._strip_annotation': ( 'core/typed_yaml.html#_strip_annotation',
                                                                                           'mlops_nb/core/typed_yaml.py'),
                                           'mlops_nb.core.typed_yaml._where': ('core/typed_yaml.html#_where', 'mlops_nb/core/typed_yaml.py'),
