@@ -266,13 +266,14 @@ class TextReading(Struct):
     unread: list[str] = field(default_factory=list) # a few of them
     checks: list[str] = field(default_factory=list) # what a reviewer has to decide
 
-_CODE = re.compile(r"[A-Za-z]{1,4}[-. ]?\d[\w.-]*|\d+[A-Za-z]{1,3}\d*")
-
+# %% ../../nbs/config/07_format_inference.ipynb #0c6cee3d
 def _complexity(c): # the simpler of two formats that fit alike
     if c.type != "number": return (c.type == "timestamp", 0)
     f = parse_number_format(c.format or "1234.5")
     return (2, len(c.format or "") if c.format else 0, f.negative != "-")
 
+# %% ../../nbs/config/07_format_inference.ipynb #eb1b5c9c
+_CODE = re.compile(r"[A-Za-z]{1,4}[-. ]?\d[\w.-]*|\d+[A-Za-z]{1,3}\d*")
 _LOOKS_LIKE_A_CODE = re.compile(r"\d+E\d+") # 54E4: programs write 5.4E+05
 _PHONE = re.compile(r"\d{3}( \d{3}){2,}") # 660 123 456: of amounts some are shorter
 

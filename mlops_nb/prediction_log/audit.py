@@ -13,7 +13,7 @@ import polars as pl
 from msgspec import Struct
 
 from ..core.errors import UserError
-from .compaction import RetentionMark, compacted_segments, kind_of, read_retention_marks
+from .compaction import RetentionMark, compacted_segments, file_kind, read_retention_marks
 from .leases import lease_is_held, maintenance_lease
 from mlops_nb.prediction_log.segments import (
     complete_lines,
@@ -59,9 +59,9 @@ class AuditReport(Struct):
 def _segment_loaders(folder, lease_id): # -> (stem, what gives its tables and its number of damaged lines), in order
     "The segments of a lease, Parquet or not."
     def load(files):
-        by_kind = {kind: [pl.read_parquet(f, glob=False) for f in files if kind_of(f) == kind]
+        by_kind = {kind: [pl.read_parquet(f, glob=False) for f in files if file_kind(f) == kind]
                    for kind in ("record", "feedback")}
-        n_damaged = sum(f.read_bytes().count(b"\n") for f in files if kind_of(f) == "damaged")
+        n_damaged = sum(f.read_bytes().count(b"\n") for f in files if file_kind(f) == "damaged")
         return {kind: stack_frames(tables) for kind, tables in by_kind.items() if tables}, n_damaged
     loaders = {stem: lambda files=files: load(files) for stem, files in compacted_segments(folder, lease_id).items()}
     loaders |= {path.stem: lambda path=path: _load_segment(path) for path in segment_paths(folder, lease_id)}

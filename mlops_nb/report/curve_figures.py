@@ -74,6 +74,11 @@ def _dot(ax, chosen, x, y): # The threshold in use
     if len(chosen) and None not in (chosen[x][0], chosen[y][0]):
         ax.plot(chosen[x], chosen[y], 'o', color=LIGHT_PALETTE['orange'], markersize=6)
 
+def _two_panels(curve, threshold): # Of which the left one has the diagonal of guessing
+    figures, axes = zip(*(subplots(3.7, 3.3) for _ in range(2)))
+    axes[0].plot([0, 1], [0, 1], color=LIGHT_PALETTE['soft'], **DASHED)
+    return curve.filter(pl.col('threshold') == threshold), curve['precision'][-1], figures, axes
+
 def _roc_title(e, chosen):
     auc, event = e.metrics['test']['roc_auc'], e.classes[1]
     out = f"AUC {format_estimate(auc)}"
@@ -87,9 +92,7 @@ def ranking_figure(
 ) -> Html:
     "ROC and precision–recall curve."
     t, blue, soft = e.decision_settings.threshold, LIGHT_PALETTE['blue'], LIGHT_PALETTE['soft']
-    chosen, prevalence = curve.filter(pl.col('threshold') == t), curve['precision'][-1]
-    figures, (left, right) = zip(*(subplots(3.7, 3.3) for _ in range(2)))
-    left.plot([0, 1], [0, 1], color=soft, **DASHED)
+    chosen, prevalence, figures, (left, right) = _two_panels(curve, t)
     right.axhline(prevalence, color=soft, **DASHED)
     plot_roc(left, curve, color=blue)
     plot_precision_recall(right, curve, color=blue)
@@ -112,9 +115,7 @@ def gains_figure(
 ) -> Html:
     "Cumulative gains and lift."
     t, blue, soft = e.decision_settings.threshold, LIGHT_PALETTE['blue'], LIGHT_PALETTE['soft']
-    chosen, prevalence = curve.filter(pl.col('threshold') == t), curve['precision'][-1]
-    figures, (left, right) = zip(*(subplots(3.7, 3.3) for _ in range(2)))
-    left.plot([0, 1], [0, 1], color=soft, **DASHED)
+    chosen, prevalence, figures, (left, right) = _two_panels(curve, t)
     left.plot([0, prevalence, 1], [0, 1, 1], color=soft, linewidth=.8)
     left.plot(curve['selection_rate'], curve['recall'], color=blue)
     shown = curve.filter(pl.col('selection_rate') >= min(.01, curve['selection_rate'][-1]))

@@ -10,20 +10,13 @@ import sys
 import nbformat
 import pytest
 from ruamel.yaml import YAML
-from support.shop_project import ENV, edit, finished, run
+from support.shop_project import ENV, done, edit, finished
 
 # What the services put for the expressions of the workflow, on a change request against main.
 GITHUB = {"github.base_ref && format('origin/{0}', github.base_ref) || 'HEAD~1'": "origin/main",
           "steps.pages.outputs.artifact-url": "https://github.example.org/pages.zip",
           "github.event.pull_request.number": "7", "github.repository": "corner/shop", "github.token": "a-token"}
 ACTIONS = {"actions/checkout", "actions/setup-python", "actions/upload-artifact"}
-
-
-def done(*command, cwd):
-    "A command that must succeed; gives what it printed."
-    ended = run(*command, cwd=cwd)
-    assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
-    return ended.stdout
 
 
 @pytest.fixture(scope="module")

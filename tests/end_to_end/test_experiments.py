@@ -6,7 +6,7 @@ import shutil
 import pytest
 from fastcore.nbio import mk_cell, new_nb, write_nb
 from support.server import Server
-from support.shop_project import edit, finished, nb_inside, run, sentence
+from support.shop_project import done, edit, finished, nb_inside, sentence
 
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.typed_yaml import read_json
@@ -19,16 +19,8 @@ from mlops_nb.serve.hot_reload import ModelManager
 ROW = {"day": "2024-12-05", "city": "Rome", "age": 50, "spent": 12.5, "visits": 3, "member": "yes"}
 
 
-def git(root, *words):
-    done = run("git", *words, cwd=root)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def dvc(root, *words):
-    done = run("dvc", *words, cwd=root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def git(root, *words): return done("git", *words, cwd=root)
+def dvc(root, *words): return done("dvc", *words, cwd=root)
 
 
 @pytest.fixture(scope="module")

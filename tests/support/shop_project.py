@@ -77,6 +77,13 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
+def done(*command, cwd):
+    "A command that must succeed; gives what it printed."
+    ended = run(*command, cwd=cwd)
+    assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
+    return ended.stdout
+
+
 def finished(tmp_path_factory):
     "A project that went through `dvc repro`, made once for all workers of a session. Copy it."
     home = tmp_path_factory.getbasetemp()
