@@ -83,6 +83,7 @@ def main() -> None:
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000") # idle threads of LightGBM spin for microseconds only
+    os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1") # more is no faster, and is held in memory
     answer_completion("mlops-nb")
     try: app()
     except SystemExit as e:

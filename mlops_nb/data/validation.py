@@ -105,7 +105,7 @@ class SchemaSkewError(UserError):
                          f"schema.yaml if this is how it will be from now on.\n\n{table}{more}")
 
 # %% ../../nbs/data/11_validation.ipynb #5beba0fd
-PART_FILE_BYTES = 128 * 2**20 # of a part in memory
+PART_FILE_BYTES = 32 * 2**20 # of a part in memory
 
 class PartFileWriter:
     "Writes frames into `folder` as part-00000.parquet, part-00001.parquet, ..."
@@ -235,19 +235,20 @@ class _ValidationRun:
 @patch
 def add_partition(self:_ValidationRun, partition, frames, accepted, quarantine):
     "All batches of one partition."
-    count, summaries = PartitionCounts(partition.path, partition.source), []
+    count, statistics = PartitionCounts(partition.path, partition.source), {}
     for frame in frames:
         s, summary = self.validate_batch(frame, accepted, quarantine)
         count.received += frame.height; count.accepted += s.accepted.height; count.quarantined += s.quarantined.height
         self.violations[partition.source].update(s.violations)
-        self.non_null_counts[partition.source].update(s.non_null_counts); summaries.append(summary)
+        self.non_null_counts[partition.source].update(s.non_null_counts)
+        statistics = merge_summaries([statistics, summary])
         for n, words in s.spellings.items(): self.spellings[partition.source, n] |= words
         for n, kinds in s.offsets.items(): self.offsets[n] = kinds | self.offsets[n]
         if partition.source == self.newest: self.add_to_comparison(s.accepted, summary)
     if count.received != partition.rows:
         raise UserError(f"data/{partition.path} holds {count.received:,} rows, and data/manifest.json says "
                         f"{partition.rows:,}; restore it with `dvc checkout data.dvc`.")
-    self.counts.append(count); self.statistics[partition.path] = merge_summaries(summaries)
+    self.counts.append(count); self.statistics[partition.path] = statistics
 
 # %% ../../nbs/data/11_validation.ipynb #d400f3bd
 @patch
@@ -296,11 +297,15 @@ def _write_split(root, run, accepted_folder, quarantine_folder):
     accepted = PartFileWriter(accepted_folder, lambda rows: check_with_pandera(rows, pandera_schema))
     quarantine = PartFileWriter(quarantine_folder)
     parts, done = read_data_manifest(root).partitions, 0
+    def counted(batches):
+        nonlocal done
+        for _, frame in batches:
+            yield frame
+            step(done := done + frame.height)
     with progress_reporter('validate', sum(p.rows for p in parts), 'rows') as step:
         for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
             first = next(batches) # which partition it is; its rows come with the rest
-            run.add_partition(first[0], (f for _, f in chain([first], batches)), accepted, quarantine)
-            step(done := done + first[0].rows)
+            run.add_partition(first[0], counted(chain([first], batches)), accepted, quarantine)
     for source, by_rule in run.violations.items():
         check_formats_of_source(root, [p for p in parts if p.source == source], by_rule, run.schema)
     found = run.report()
