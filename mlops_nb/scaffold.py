@@ -8,12 +8,14 @@ __all__ = ['package_name', 'choose_split', 'check_split_options', 'datetime_colu
            'describe_init', 'commit_project', 'init_project']
 
 # %% ../nbs/91_scaffold.ipynb #42fcd6c6
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from keyword import iskeyword
@@ -230,15 +232,12 @@ __pycache__/
 """
 
 # %% ../nbs/91_scaffold.ipynb #de141a44
-def _run_command(*command, cwd):
-    "Run a command silently; raises `UserError` with the last line of its output if it fails."
-    env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        why = next((line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")), said[-1])
-        what = "setting up DVC" if _SETUP in command else f"`{' '.join(map(str, command))}`"
-        raise UserError(f"{what} failed in {cwd}: {why.rstrip('.')}; fix that and run init again.")
+def _check_done(what, root, code, output):
+    "Raise `UserError` with the last line that a command wrote, if it failed."
+    if not code: return
+    said = output.strip().splitlines() or ["no message"]
+    why = next((line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")), said[-1])
+    raise UserError(f"{what} failed in {root}: {why.rstrip('.')}; fix that and run init again.")
 
 # %% ../nbs/91_scaffold.ipynb #ab3b15c9
 def write_project_files(
@@ -267,23 +266,39 @@ def write_project_files(
     write_empty_record(root / "releases" / f"{schema.dataset}.json")
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
-_SETUP = """import sys
+_SETUP = """import json, os, sys
 from dvc.cli import main
 from nbdev.export import nb_export
+asked = sys.stdin.readline()
+if not asked: sys.exit() # there will be no project
+folder, options = json.loads(asked)
+os.chdir(folder)
 nb_export("nbs/00_features.ipynb")
-for command in (["init", *sys.argv[1:]], ["config", "core.analytics", "false"], ["add", "data"]): # not -q: no errors
+for command in (["init", *options], ["config", "core.analytics", "false"], ["add", "data"]): # not -q: no errors
     if main(command): sys.exit(1)
 """
 
-def _init_git_and_dvc(root, package):
+@contextmanager
+def _dvc_process():
+    "The process that will set up DVC."
+    with subprocess.Popen([sys.executable, "-P", "-c", _SETUP], env={**os.environ, "DVC_NO_ANALYTICS": "1"}, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try: yield process
+        finally: process.kill()
+
+def _init_git_and_dvc(root, package, dvc):
     "Export the features notebook and set up git and DVC."
     (root / package).mkdir()
     (root / package / "__init__.py").write_text('__version__ = "0.1.0"\n')
     own = (root / ".git").exists()
     inside = own or not subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=root,
                                        capture_output=True).returncode
-    if not inside: _run_command("git", "init", "-q", "-b", "main", cwd=root)
-    _run_command(sys.executable, "-c", _SETUP, *(["--subdir"] if inside and not own else []), cwd=root)
+    if not inside:
+        done = subprocess.run(["git", "init", "-q", "-b", "main"], cwd=root, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+        _check_done("`git init`", root, done.returncode, done.stdout)
+    said, _ = dvc.communicate(json.dumps([str(root.absolute()), ["--subdir"] if inside and not own else []]) + "\n")
+    _check_done("setting up DVC", root, dvc.returncode, said)
 
 # %% ../nbs/91_scaffold.ipynb #461e9ef1
 _OURS = ("data", "data.dvc", "schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "pyproject.toml", "nbs", ".dvc",
@@ -340,14 +355,14 @@ def _move_into(new, root):
     return made
 
 # %% ../nbs/91_scaffold.ipynb #4ef45484
-def _fill_folder(root, package, build):
+def _fill_folder(root, package, build, dvc):
     "Build a project in a folder that exists: all of it, or nothing. Gives what `build` gives."
     before = {root / name: (root / name).read_bytes() for name in _SHARED[-2:] if (root / name).exists()}
     had_git = (root / ".git").exists()
     with TemporaryDirectory(dir=root, prefix=".mlops-nb-init-", ignore_cleanup_errors=True) as tmp:
         built = build(Path(tmp))
         made = _move_into(Path(tmp), root)
-    try: _init_git_and_dvc(root, package)
+    try: _init_git_and_dvc(root, package, dvc)
     except BaseException:
         made += [root / name for name in (package, ".dvc", ".dvcignore", "data.dvc", *([] if had_git else [".git"]))]
         for path in made:
@@ -500,10 +515,10 @@ def init_project(
         report = _build_project(new, package, data, target, split, time, exclude, entity, row_filter, task, reading)
         return _add_ci_files(new, root, at_root, report)
     if dry_run:
-        with TemporaryDirectory() as tmp: report = build(Path(tmp))
-    elif root.exists(): report = _fill_folder(root, package, build)
-    else:
+        with TemporaryDirectory() as tmp: return build(Path(tmp))
+    with _dvc_process() as dvc:
+        if root.exists(): return _fill_folder(root, package, build, dvc)
         with atomic_dir(root) as new:
             report = build(new)
-            _init_git_and_dvc(new, package)
+            _init_git_and_dvc(new, package, dvc)
     return report

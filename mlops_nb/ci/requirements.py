@@ -85,7 +85,8 @@ def _needs(required, extras):
     "The `(package, its extras)` among lines of `Requires-Dist` that count on this machine, with these extras."
     from packaging.requirements import Requirement
     environments = [dict(extra=extra) for extra in (extras or [""])]
-    return [(_canonical(r.name), frozenset(r.extras)) for r in map(Requirement, required or [])
+    could = [line for line in required or [] if extras or "extra ==" not in line or " or " in line] # parsing is slow
+    return [(_canonical(r.name), frozenset(r.extras)) for r in map(Requirement, could)
             if r.marker is None or any(r.marker.evaluate(e) for e in environments)]
 
 # %% ../../nbs/ci/00_requirements.ipynb #ba0263e1

@@ -139,10 +139,11 @@ def is_identifier(
     values: pl.Series, # (n,) of a feature
 ) -> bool:
     "Does nearly every row have another value, as only names and handed-out numbers do?"
+    if not values.dtype.is_integer() and values.dtype != pl.String: return False
     filled = values.drop_nulls()
     if len(filled) < MIN_ROWS: return False
     if filled.dtype == pl.String: return _is_nearly_unique(filled)
-    if not filled.dtype.is_integer() or filled.n_unique() < len(filled): return False
+    if filled.n_unique() < len(filled): return False
     return len(filled) ** 2 >= 20 * (int(filled.max()) - int(filled.min()) + 1)
 
 # %% ../../nbs/data/15_leakage.ipynb #a905315e

@@ -66,8 +66,8 @@ def _names_entity(values, y):
 def _entity_candidates(rows, names, whole):
     "The columns whose values may name whom rows are about: of many values that repeat, as far as the sample can tell."
     def possible(values):
-        n, distinct = values.count(), values.n_unique()
-        if distinct <= 20 or values.dtype == pl.Datetime or values.dtype == pl.Boolean: return False
+        if values.dtype in (pl.Datetime, pl.Boolean) or (distinct := values.n_unique()) <= 20: return False
+        n = len(values) - values.null_count()
         return distinct <= 0.9 * n or not whole and not values.dtype.is_float()
     return [n for n in names if possible(rows[n])]
 
