@@ -28,8 +28,10 @@ def try_acquire_lease(
     path = lease_path(folder, lease_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = try_lock(path, create=True)
-    if fd is not None: _held_leases[path] = fd
-    return fd is not None
+    if fd is None: return False
+    if (old := _held_leases.get(path)) is not None: os.close(old) # its file was removed
+    _held_leases[path] = fd
+    return True
 
 # %% ../../nbs/prediction_log/00_leases.ipynb #10f1fdbe
 def acquire_first_free(

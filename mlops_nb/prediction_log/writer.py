@@ -105,13 +105,18 @@ def _truncate_partial_line(self: PredictionLogWriter):
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #d0c1b3e5
 @patch
-def _handle_write_error(self: PredictionLogWriter, record, e):
-    "Count the answer, or refuse it."
+def _say_failing(self: PredictionLogWriter, e):
+    "Say once that the log cannot be written."
     if not self._failing:
         fate = "refused" if self.settings.on_write_error == "refuse" else "given without a record, and counted,"
         _log.error("%s: the prediction log cannot be written (%s); answers are %s until it can.",
                    self.folder, e.strerror, fate)
     self._failing = True
+
+@patch
+def _handle_write_error(self: PredictionLogWriter, record, e):
+    "Count the answer, or refuse it."
+    self._say_failing(e)
     if self.settings.on_write_error == "refuse" or type(record) is not PredictionRecord or record.mode != "live":
         raise LogWriteError(f"The prediction log cannot be written ({e.strerror}), so nothing was done; "
                             "try again later.") from e
@@ -128,20 +133,6 @@ def refuses(self: PredictionLogWriter) -> bool:
     "Would a record be refused now, and its answer with it?"
     return self._failing and self.settings.on_write_error == "refuse"
 
-_PROBE = b" " * (1 << 16)
-
-@patch
-def probe(self: PredictionLogWriter) -> None:
-    "After an error, try whether the disk takes something again; called several times a second."
-    if not self._failing: return
-    with self._lock:
-        try:
-            if self._fd is None or not self._segment_end_us: self._open_segment(time.time_ns() // 1000)
-            found_space = os.write(self._fd, _PROBE) == len(_PROBE)
-        except OSError: found_space = False
-        self._truncate_partial_line()
-        if found_space: self._recovered()
-
 # %% ../../nbs/prediction_log/02_writer.ipynb #be3bed5e
 def _is_removed(fd, path):
     try: here = os.stat(path)
@@ -153,14 +144,32 @@ def _restore_folder(self: PredictionLogWriter):
     (self.folder / "segments").mkdir(parents=True, exist_ok=True)
     if not lease_path(self.folder, self.lease_id).exists(): try_acquire_lease(self.folder, self.lease_id)
 
+_PROBE = b" " * (1 << 16)
+
 @patch
-def check_segment(self: PredictionLogWriter) -> None:
-    "Begin a new segment with the next line, if somebody removed the present one."
+def _try_to_write(self: PredictionLogWriter):
+    "Raises `OSError` if there is no segment, or no space in it."
+    if self._fd is None or not self._segment_end_us: self._open_segment(time.time_ns() // 1000)
+    if not self._failing: return
+    wrote = os.write(self._fd, _PROBE)
+    self._truncate_partial_line()
+    if wrote != len(_PROBE): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    self._recovered()
+
+# %% ../../nbs/prediction_log/02_writer.ipynb #c595bd22
+@patch
+def check_writable(self: PredictionLogWriter) -> None:
+    "Begin a new segment if somebody removed the present one; after an error, try whether lines can be written again."
     with self._lock:
-        if self._fd is None or self._path is None or not _is_removed(self._fd, self._path): return
-        gone, self._path, self._segment_end_us, self._size = self._path, None, 0, 0
-    _log.error("%s was removed while it was written: its records, up to number %d, are lost. The next one begins a new "
-               "segment.", gone, self._seq - 1)
+        removed = self._fd is not None and self._path is not None and _is_removed(self._fd, self._path)
+        if removed:
+            _log.error("%s was removed while it was written: its records, up to number %d, are lost. The next one "
+                       "begins a new segment.", self._path, self._seq - 1)
+            self._path, self._segment_end_us, self._size = None, 0, 0
+        try:
+            self._restore_folder()
+            if removed or self._failing: self._try_to_write()
+        except OSError as e: self._say_failing(e)
 
 # %% ../../nbs/prediction_log/02_writer.ipynb #cc89d477
 @patch
@@ -171,8 +180,8 @@ async def wait_durable(self: PredictionLogWriter) -> None:
         upto, flight = self._pending_commit or self._start_group_commit()
         await asyncio.wait([flight]) # a request that is given up here does not take the others with it
         if upto >= mine and flight.exception() and self.settings.on_write_error == "refuse":
-            raise LogWriteError("The prediction log cannot be brought to the disk, so nothing was done; "
-                                "try again later.") from flight.exception()
+            raise LogWriteError("The prediction log cannot be brought to the disk, so what was sent may be lost; "
+                                "send it again later.") from flight.exception()
         if upto >= mine: return
 
 @patch

@@ -145,8 +145,7 @@ def _check_timeouts(self:App):
         if since < late: body.cancel()
     self.metrics.in_flight_requests.set(self._in_flight)
     if problem := self.authenticator.reload_if_changed(): _log.error(problem)
-    self.log.check_segment()
-    self.log.probe()
+    self.log.check_writable()
 
 @patch
 def _tick(self:App):

@@ -200,10 +200,10 @@ def test_a_full_disk_refuses(small_disk, sync):
             log.append(answer("more", NOON, columns=dict(x=["x" * 9000])))
     assert segments(log.folder)[-1].read_bytes()[-1:] in (b"\n", b"")
     assert sound(log.folder).records == wrote
-    log.probe()
+    log.check_writable()
     assert log.refuses
     (small_disk / "filler").unlink()
-    log.probe()
+    log.check_writable()
     assert not log.refuses
     log.append(answer("again", NOON))
     log.close()
@@ -269,18 +269,18 @@ def test_a_log_that_is_removed_is_begun_anew_and_said_once(tmp_path, caplog, rem
     log = PredictionLogWriter(folder, 0, LogSettings(fsync=sync))
     if removed != "empty segment": log.append(answer("lost"))
     else: log._open_segment(NOON)
-    log.check_segment()
+    log.check_writable()
     assert not caplog.records
     path, = segments(folder)
     if removed == "folder": shutil.rmtree(folder)
     else: path.unlink()
     if removed == "replaced": path.write_text("somebody's\n")
-    for _ in range(3): log.check_segment()
+    for _ in range(3): log.check_writable()
     assert ["was removed while it was written" in r.getMessage() for r in caplog.records] == [True]
     log.append(answer("kept", NOON + 1))
     assert lease_is_held(folder, 0)
     asyncio.run(log.wait_durable())
-    log.check_segment()
+    log.check_writable()
     log.close()
     assert ids(folder) == ["kept"] and len(caplog.records) == 1
     problems = audit_log(folder).problems # what is lost shows
@@ -293,10 +293,13 @@ def test_a_folder_that_cannot_be_made_again_refuses(tmp_path, caplog):
     log.append(answer("lost"))
     shutil.rmtree(tmp_path / "here")
     (tmp_path / "here").write_text("a file now")
-    for _ in range(2): log.check_segment()
+    for _ in range(2): log.check_writable()
+    assert log.refuses
     with pytest.raises(LogWriteError, match="Not a directory"): log.append(answer("refused", NOON + 1))
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 2 # each said once
     (tmp_path / "here").unlink()
+    log.check_writable()
+    assert not log.refuses
     log.append(answer("kept", NOON + 1))
     log.close()
     assert ids(folder) == ["kept"]
