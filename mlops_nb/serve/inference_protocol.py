@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['DATATYPES', 'INPUT_STRUCTS', 'COLUMN_DATATYPES', 'LIVE_BODY', 'InferInput', 'RequestedOutput', 'InferRequest',
-           'decode_infer_request', 'decode_rows', 'InferOutput', 'build_infer_outputs', 'InferResponse',
-           'encode_infer_response', 'build_server_metadata', 'build_model_metadata', 'ready_body', 'error_body']
+           'decode_binary_texts', 'decode_binary_array', 'decode_infer_request', 'decode_rows', 'InferOutput',
+           'build_infer_outputs', 'InferResponse', 'encode_binary', 'encode_infer_response', 'build_server_metadata',
+           'build_model_metadata', 'ready_body', 'error_body']
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #7c197f21
+import binascii
 import re
 import struct
+from base64 import b64decode
 from functools import cache
 from itertools import chain
 from math import prod
@@ -183,8 +186,12 @@ def _split_body(body, header_length):
     return body[:int(text)], body[int(text):]
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #e0d03f2f
-def _decode_texts(chunk, n, where):
-    "The texts of a binary tensor."
+def decode_binary_texts(
+    chunk: bytes, # Of one tensor
+    n: int, # How many texts
+    where: str, # Names the tensor in an error message
+) -> list[str]:
+    "The texts of a binary tensor; raises `UserError`."
     found, at = [], 0
     for i in range(n):
         start = at + 4
@@ -220,11 +227,17 @@ def _decode_binary_input(t, tail, offset, max_rows):
     if t.datatype == 'BYTES' and size < 4 * n or t.datatype != 'BYTES' and size != n * dtype.itemsize:
         raise UserError(f"{where} is {t.datatype} of the shape {t.shape}, which does not fit into binary_data_size, "
                         f"{size} bytes; correct one of them.")
-    values = _decode_texts(chunk, n, where) if t.datatype == 'BYTES' else _decode_array(chunk, t.datatype, where)
+    values = (decode_binary_texts(chunk, n, where) if t.datatype == 'BYTES'
+              else decode_binary_array(chunk, t.datatype, where))
     return values, offset + size
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #53d22a8d
-def _decode_array(chunk, datatype, where):
+def decode_binary_array(
+    chunk: bytes, # Of one tensor
+    datatype: str, # Of `DATATYPES`, but BYTES
+    where: str, # Names the tensor in an error message
+) -> np.ndarray: # (n,)
+    "The numbers of a binary tensor; raises `UserError`."
     found = np.frombuffer(chunk, 'u1' if datatype == 'BOOL' else DATATYPES[datatype])
     if datatype == 'BF16': return (found.astype('<u4') << 16).view('<f4')
     if datatype != 'BOOL': return found
@@ -265,6 +278,15 @@ def _check_size(t):
         raise UserError(f"input {_quoted(t.name)} has the shape {t.shape} and {len(t.data)} values; send as many "
                         "values as the shape says.")
 
+def _decode_base64(t):
+    "The texts of a tensor that says its content type is base64; raises `UserError`."
+    if t.datatype != 'BYTES':
+        raise UserError(f"input {_quoted(t.name)} is {t.datatype} with content_type base64; only BYTES can be that.")
+    try: return [None if v is None else b64decode(v, validate=True).decode() for v in t.data]
+    except (binascii.Error, ValueError):
+        raise UserError(f"input {_quoted(t.name)} says content_type base64 and holds an element that is no text in "
+                        "UTF-8 as base64; send texts as they are, or encode each.") from None
+
 def decode_infer_request(
     body: bytes, # Of the request
     header_length: str | int | None = None, # Inference-Header-Content-Length; None without it
@@ -280,6 +302,7 @@ def decode_infer_request(
         else:
             if prod(t.shape) != len(data) or t.parameters is not None: _check_size(t)
             if type(t) in _ROUNDED_INPUTS: t.data = _round_to_datatype(t)
+        if t.parameters and t.parameters.get('content_type') == 'base64': t.data = _decode_base64(t)
     if at < len(tail):
         raise UserError(f"{len(tail) - at} bytes follow the JSON part and belong to no input; check the sizes.")
     if not inputs:
@@ -371,7 +394,10 @@ class InferResponse(Struct, omit_defaults=True):
 _ENCODER = msgspec.json.Encoder()
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #48fba973
-def _encode_binary(datatype, values):
+def encode_binary(
+    datatype: str, # Of `DATATYPES`
+    values: list, # (n,)
+) -> bytes:
     "Values as bytes of the binary tensor data extension."
     if datatype != 'BYTES': return np.ascontiguousarray(values, DATATYPES[datatype]).tobytes()
     return b''.join(len(b).to_bytes(4, 'little') + b for b in (v.encode() for v in values))
@@ -383,7 +409,7 @@ def _select_outputs(request, outputs):
     for w in request.outputs or [RequestedOutput(o.name) for o in outputs]:
         selected.append(o := by_name[w.name])
         if (w.parameters or {}).get('binary_data', default) is not True: continue
-        tail.append(_encode_binary(o.datatype, o.data))
+        tail.append(encode_binary(o.datatype, o.data))
         selected[-1] = InferOutput(o.name, o.datatype, o.shape, {'binary_data_size': len(tail[-1])})
     return selected, tail
 
@@ -407,7 +433,8 @@ COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', '
 # %% ../../nbs/serve/01_inference_protocol.ipynb #c19b58a4
 def build_server_metadata() -> dict:
     "The response to `GET /v2`."
-    return dict(name='mlops_nb', version=__version__, extensions=['binary_tensor_data'])
+    return dict(name='mlops_nb', version=__version__,
+                extensions=['binary_tensor_data', 'model_repository', 'statistics'])
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #87487fc8
 def build_model_metadata(
