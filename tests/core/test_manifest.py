@@ -7,9 +7,9 @@ from mlops_nb.core.manifest import (
     MANIFEST_FILE,
     Manifest,
     _content_id,
-    _manifest_bytes,
     combine_hashes,
     file_hashes,
+    manifest_bytes,
     sha256_file,
     verify_manifest,
     write_manifest,
@@ -45,7 +45,7 @@ def test_a_manifest_cannot_point_outside(folder, name):
     m = read_json(folder / MANIFEST_FILE, Manifest)
     files = m.files | {name: "0" * 64}
     forged = Manifest(_content_id(m.format_version, m.packages, files), m.format_version, m.packages, files)
-    (folder / MANIFEST_FILE).write_bytes(_manifest_bytes(forged))
+    (folder / MANIFEST_FILE).write_bytes(manifest_bytes(forged))
     with pytest.raises(UserError): verify_manifest(folder)
 
 
