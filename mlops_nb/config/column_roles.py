@@ -262,11 +262,12 @@ def is_code(
     type: str, # In the schema
     profile, # A `ColumnProfile`
     form: ValueForm | None, # Of a sample of the rows
+    max_values: int = 50,
 ) -> bool:
     "Are the numbers of this column names of categories?"
     if type not in ("integer", "number") or form is None or form.low is None: return False
     if not is_code_name(name) or identifier_kind(name) == "who": return False
-    return 2 <= profile.distinct <= 50 and _rows_per_value(profile) >= 10
+    return 2 <= profile.distinct <= max_values and _rows_per_value(profile) >= 10
 
 def wants_form(
     name: str, # Of the column

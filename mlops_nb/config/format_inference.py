@@ -265,6 +265,7 @@ class TextReading(Struct):
     n_unread: int = 0 # values that are not of the type
     unread: list[str] = field(default_factory=list) # a few of them
     checks: list[str] = field(default_factory=list) # what a reviewer has to decide
+    units: list[str] = field(default_factory=list) # of text: those of its numbers, where nearly all values are some
 
 # %% ../../nbs/config/07_format_inference.ipynb #0c6cee3d
 def _complexity(c): # the simpler of two formats that fit alike
@@ -344,13 +345,25 @@ def _describe_choice(c, other, column):
     this, that = (o.format or "1234.5" for o in (c, other))
     return f"the format: {value!r} is read as the number 1234.5 would be written {this!r}, not {that!r}"
 
+# %% ../../nbs/config/07_format_inference.ipynb #a284f5b4
+def _mixed_units(column):
+    "The units or currencies of a column, most frequent first, where they are several and nearly all values have one."
+    most = Counter()
+    for c in column.candidates:
+        f = parse_number_format(c.format or "1234.5") if c.type == "number" else None
+        sign = f and (f.prefix or f.suffix)
+        if sign and c.n_read and (sign in _UNITS or _is_money(sign)): most[sign] = max(most[sign], c.n_read)
+    is_mixed = len(most) > 1 and most.total() >= 0.9 * column.n_values
+    return [unit for unit, _ in most.most_common()] if is_mixed else []
+
 # %% ../../nbs/config/07_format_inference.ipynb #5336a02f
 def _reading(column, best, proven):
     "The reading of a column; `proven` has the styles that other columns show."
     if not best:
         words, checks = _missing_words(column, "category")
-        counts = column.markers + Counter({w: column.words[w] for w in words})
-        return TextReading("category", missing_values=words, missing_counts=dict(counts), checks=checks)
+        counts, units = column.markers + Counter({w: column.words[w] for w in words}), _mixed_units(column)
+        if units: checks.append(f"numbers in several units ({', '.join(units)}); write all of them in one")
+        return TextReading("category", missing_values=words, missing_counts=dict(counts), checks=checks, units=units)
     styled = [c for c in best if _style(c) in proven]
     c, checks = (styled or best)[0], []
     others = [o for o in best if o is not c]

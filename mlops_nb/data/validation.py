@@ -174,11 +174,11 @@ def check_retyped_columns(
     non_null_counts: Counter, # Of this data batch: values of the columns that had to be read
     schema: Schema,
 ):
-    "Raise `SchemaSkewError` for columns of which more than half the values are not what the schema says."
+    "Raise `SchemaSkewError` for columns of which more than half the values, and not only one, are not what it says."
     def strange(n): return violations[f"{n}:type"] or (violations[f"{n}:domain"] + violations[f"{n}:new_category"])
     wrong = [SchemaMismatch(source, n, schema.columns[n].type,
                             f"retyped: {strange(n):,} of {k:,} values cannot be read as that")
-             for n, k in non_null_counts.items() if strange(n) > k / 2]
+             for n, k in non_null_counts.items() if strange(n) > max(k / 2, 1)] # one: a row of units, or an error
     if wrong: raise SchemaSkewError(wrong)
 
 # %% ../../nbs/data/11_validation.ipynb #dd15b6b1
@@ -297,15 +297,15 @@ def _write_split(root, run, accepted_folder, quarantine_folder):
     accepted = PartFileWriter(accepted_folder, lambda rows: check_with_pandera(rows, pandera_schema))
     quarantine = PartFileWriter(quarantine_folder)
     parts, done = read_data_manifest(root).partitions, 0
-    def counted(batches):
+    def counted(frames):
         nonlocal done
-        for _, frame in batches:
+        for frame in frames:
             yield frame
             step(done := done + frame.height)
     with progress_reporter('validate', sum(p.rows for p in parts), 'rows') as step:
         for _, batches in groupby(read_raw_batches(root), key=lambda b: b[0].path):
             first = next(batches) # which partition it is; its rows come with the rest
-            run.add_partition(first[0], counted(chain([first], batches)), accepted, quarantine)
+            run.add_partition(first[0], counted(f for _, f in chain([first], batches)), accepted, quarantine)
     for source, by_rule in run.violations.items():
         check_formats_of_source(root, [p for p in parts if p.source == source], by_rule, run.schema)
     found = run.report()

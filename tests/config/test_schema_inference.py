@@ -495,3 +495,20 @@ def test_a_row_of_units_below_the_header_is_said_and_noted(first, units):
     found = propose(**{k: [v, *rows[k]] for k, v in zip(rows, (*first, None))})
     assert {k: c.doc for k, c in found.schema.columns.items() if c.doc} == units
     assert any("looks like a row of units" in c for c in found.comments.values()) == bool(units)
+
+
+@pytest.mark.parametrize("values, said", [
+    ([f"{i / 40:.2f} kg" if i % 3 else f"{i * 25} g" for i in range(N)], "numbers in several units (kg, g)"),
+    ([f"€ {i + 1},50" if i % 3 else f"${i + 1}.50" for i in range(N)], "numbers in several units (€, $)"),
+    ([f"{i} kg" for i in range(N)], ""), ([f"{i % 7} rooms" if i % 2 else f"{i} beds" for i in range(N)], "")])
+def test_several_units_in_one_column_are_said(values, said):
+    found = propose(x=values)
+    assert ("several units" in found.comments["x"]) == bool(said) and said in found.comments["x"]
+    if said: assert not found.schema.columns["x"].feature and found.roles["x"].reason == "numbers in several units"
+
+
+@pytest.mark.parametrize("name, n_values, type, asked", [
+    ("zone", 40, "category", False), ("zone", 255, "integer", True), ("fare", 255, "integer", False)])
+def test_numbers_with_the_name_of_a_code_are_codes_where_they_are_few_and_else_asked_about(name, n_values, type, asked):
+    found = propose(**{name: [i * 7919 % n_values for i in range(12 * n_values)]})
+    assert found.schema.columns[name].type == type and ("amounts, or codes?" in found.comments[name]) == asked

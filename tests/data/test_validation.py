@@ -332,6 +332,13 @@ def test_text_that_is_mostly_unreadable_is_another_column(tmp_path, share, stops
         assert outcome(root).violations == {"x:type": 10}
 
 
+def test_a_file_of_one_unreadable_row_is_quarantined_and_stops_nothing(tmp_path):
+    units = month(200, 0).head(1).with_columns(x=pl.lit("[kg]"))
+    root = project(tmp_path, month(200, 1), units)
+    run_validate(root)
+    assert outcome(root).quarantined == 1 and outcome(root).violations == {"x:type": 1}
+
+
 def test_codes_instead_of_names_are_another_column(tmp_path):
     codes = month(200, 0).with_columns(c=pl.when(pl.col("c") == "a").then(0).otherwise(1))
     root = project(tmp_path, month(200, 1), codes)
