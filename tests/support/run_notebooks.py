@@ -1,34 +1,55 @@
 """Run the cells of every notebook that exports or teaches, each notebook in a process of its own.
 
-LightGBM's and polars' threads do not survive a fork, which is how `nbdev-test` would run several at once.
+The processes are forked from one that has imported what takes long to import and has done nothing else. LightGBM's and
+polars' threads do not survive a fork, which is how `nbdev-test` would run several notebooks at once: LightGBM starts
+its threads when it first works, polars when it is imported, so it is not imported before the fork.
 """
+import atexit
 import os
-import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 2
 LIMIT = 180  # seconds for one notebook
+IMPORTED = ["nbdev.test", "lightgbm", "torch", "matplotlib.pyplot", "nbformat"]
+ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1",
+           "OMP_WAIT_POLICY": "passive"}  # LightGBM's threads would wait awake for those of the other notebook
+
+
+def run_cells(nb, log):
+    "Run the notebook's cells in this process, which ends with 0 when none failed; `log` gets all that is printed."
+    with open(log, "w") as f:
+        for fd in (1, 2): os.dup2(f.fileno(), fd)
+    from nbdev.test import nbdev_test
+    try: nbdev_test(str(nb), n_workers=0)
+    finally: atexit._run_exitfuncs()  # a process of multiprocessing leaves them out
 
 
 def lesson(nb):
     "Run one notebook; its name, seconds, and what it printed when it failed."
     start = time.perf_counter()
-    try:
-        done = subprocess.run(["nbdev-test", str(nb), "--n-workers", "0"], cwd=ROOT, capture_output=True, text=True,
-                              timeout=LIMIT,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1",
-                                   # LightGBM's threads would wait awake for those of the other notebook
-                                   "OMP_WAIT_POLICY": "passive"})
-        failed = done.returncode and done.stdout + done.stderr
-    except subprocess.TimeoutExpired: failed = f"took longer than {LIMIT} s"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = get_context("forkserver").Process(target=run_cells, args=(nb, log))
+        process.start()
+        process.join(LIMIT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            failed = f"took longer than {LIMIT} s"
+        else: failed = process.exitcode and (log.read_text() or f"ended with {process.exitcode}")
     return nb.relative_to(ROOT), time.perf_counter() - start, failed
 
 
 def main():
+    os.chdir(ROOT)
+    os.environ.update(ENVIRON)
+    get_context("forkserver").set_forkserver_preload(IMPORTED)
     notebooks = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb"))
                  if ".ipynb_checkpoints" not in p.parts and not (p.parent / ".notest").exists()]
     with ThreadPoolExecutor(WORKERS) as pool: results = list(pool.map(lesson, notebooks))
