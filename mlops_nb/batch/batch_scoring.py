@@ -348,5 +348,5 @@ def score_lookup_table(
     with open_scored_chunks(predictor, _find_rows(source, options), target, carry, chunk_rows) as chunks:
         scores = _scan([p for paths in chunks.scores.values() for p in paths])
         table = _latest_per_entity(scores, schema.entity, outputs)
-        with atomic_file(target) as tmp: table.write_parquet(tmp, metadata=dict(bundle=predictor.id))
+        with atomic_file(target, 0o640) as tmp: table.write_parquet(tmp, metadata=dict(bundle=predictor.id))
     return len(table)

@@ -90,7 +90,7 @@ def _name_path_in_errors(path):
 
 # %% ../../nbs/core/01_files.ipynb #fb77eedf
 @contextmanager
-def _temporary_beside(path, folder=False):
+def _temporary_beside(path, folder=False, mode=0o666):
     "Yield a temporary file or folder beside `path` that is ours while this process lives, and gone after."
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_orphans(path)
@@ -98,7 +98,7 @@ def _temporary_beside(path, folder=False):
     try: # the name is known before anything has it, so an interrupt at any moment finds it here
         turn = _lock_if_possible(path.parent, shared=True, wait=True)
         try:
-            tmp.mkdir() if folder else tmp.touch(exist_ok=False) # with the rights that the umask gives
+            tmp.mkdir() if folder else tmp.touch(mode, exist_ok=False) # less what the umask takes away
             own = _lock_if_possible(tmp, shared=True, wait=True)
         finally: _unlock(turn)
         with _name_path_in_errors(path): yield tmp
@@ -110,10 +110,11 @@ def _temporary_beside(path, folder=False):
 @contextmanager
 def atomic_file(
     path: str | Path, # Where the finished file goes; missing parent folders are made
+    mode: int = 0o666, # Its rights, less what the umask takes away: 0o640 for what clients sent, 0o600 for keys
 ):
     "Yield a temporary path beside `path`; on success fsync it and rename it to `path`."
     path = Path(path)
-    with _temporary_beside(path) as tmp:
+    with _temporary_beside(path, mode=mode) as tmp:
         yield tmp
         fsync_path(tmp)
         os.replace(tmp, path)

@@ -20,11 +20,10 @@ from .files import atomic_file
 
 # %% ../../nbs/core/02_typed_yaml.ipynb #dd1b2909
 def write_json(path: str | Path, obj,
-    mode: int | None = None, # The rights of the file, such as 0o600; None: those that the umask gives
+    mode: int = 0o666, # The rights of the file, such as 0o600, less what the umask takes away
 ) -> Path:
     "Write `obj` (plain data or a msgspec Struct) as indented JSON, atomically."
-    with atomic_file(path) as tmp:
-        if mode is not None: tmp.chmod(mode)
+    with atomic_file(path, mode) as tmp:
         tmp.write_bytes(msgspec.json.format(msgspec.json.encode(obj), indent=1) + b'\n')
     return Path(path)
 

@@ -28,6 +28,8 @@ from mlops_nb.prediction_log.segments import (
 )
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #ce36abab
+_MODE = 0o640 # of files: what clients sent may be personal data
+
 def _parquet_path(folder, kind, endpoint, hour, stem):
     return Path(folder) / kind / f"endpoint={quote(endpoint, safe='')}" / f"hour={hour}" / f"{stem}.parquet"
 
@@ -40,12 +42,13 @@ def _segment_to_parquet(folder, path):
     "Write what a segment holds as Parquet, then remove the segment; gives the number of rows and of damaged lines."
     tables, damaged = segment_tables(path)
     if damaged:
-        with atomic_file(_damaged_path(folder, path.stem)) as tmp:
+        with atomic_file(_damaged_path(folder, path.stem), _MODE) as tmp:
             tmp.write_bytes(b"".join(x.line + b"\n" for x in damaged))
     hour_of = pl.col("time").dt.strftime("%Y-%m-%dT%H")
     for kind, table in tables.items():
         for (endpoint, hour), part in table.group_by(["endpoint", hour_of], maintain_order=True):
-            with atomic_file(_parquet_path(folder, kind, endpoint, hour, path.stem)) as tmp: part.write_parquet(tmp)
+            parquet = _parquet_path(folder, kind, endpoint, hour, path.stem)
+            with atomic_file(parquet, _MODE) as tmp: part.write_parquet(tmp)
     path.unlink()
     return sum(t.height for t in tables.values()), len(damaged)
 
@@ -67,7 +70,7 @@ def _close_last_segment(folder, lease_id):
     if empty or not try_acquire_lease(folder, lease_id): return
     try:
         last, following = recover_segment(folder, lease_id)
-        if following > first_seq(last): segment_path(folder, lease_id, following, time.time_ns() // 1000).touch(0o640)
+        if following > first_seq(last): segment_path(folder, lease_id, following, time.time_ns() // 1000).touch(_MODE)
     finally: release_lease(folder, lease_id)
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #87173a12
@@ -81,7 +84,7 @@ def read_retention_marks(folder): # -> {lease: its mark}, only those of which so
     return {int(k): v for k, v in (read_json(path, dict[str, RetentionMark]) if path.exists() else {}).items()}
 
 def _write_retention_marks(folder, marks):
-    write_json(Path(folder) / "retention.json", {str(k): v for k, v in marks.items()})
+    write_json(Path(folder) / "retention.json", {str(k): v for k, v in marks.items()}, _MODE)
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #ba2af47f
 def _expired_segments(folder, lease_id, before): # -> {stem: Parquet files}, and the stem after them
