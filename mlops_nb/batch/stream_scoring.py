@@ -188,6 +188,17 @@ async def _run_until_signal(worker):
     for s in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(s, stop.set)
     return await worker.run(stop)
 
+_CHECK_SECONDS = .25 # seconds
+
+async def _run_and_check_files(worker, log, metrics):
+    def check(): # has somebody removed them?
+        log.check_writable()
+        metrics.check_files()
+        loop.call_later(_CHECK_SECONDS, check)
+    loop = asyncio.get_running_loop()
+    check()
+    return await _run_until_signal(worker)
+
 # %% ../../nbs/batch/04_stream_scoring.ipynb #f31738ba
 def score_stream(
     root: str | Path = '.', # The project's folder
@@ -205,5 +216,6 @@ def score_stream(
                 raise UserError(f"Endpoint '{name}': {NO_MODEL}")
             print(f"Rows of '{s.source}' at {redact_url(s.url)} are answered in '{s.target}', by '{name}', "
                   f"for the group '{s.group}'.", flush=True)
-            return asyncio.run(_run_until_signal(StreamWorker(broker, endpoint_handler(manager, name), s)))
+            worker = StreamWorker(broker, endpoint_handler(manager, name), s)
+            return asyncio.run(_run_and_check_files(worker, log, metrics))
         finally: manager.stop()

@@ -146,6 +146,7 @@ def _check_timeouts(self:App):
     self.metrics.in_flight_requests.set(self._in_flight)
     if problem := self.authenticator.reload_if_changed(): _log.error(problem)
     self.log.check_writable()
+    self.metrics.check_files()
 
 @patch
 def _tick(self:App):

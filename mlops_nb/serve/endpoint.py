@@ -26,6 +26,7 @@ from ..release.release_plan import ReleasePlan
 from .http_messages import REQUEST_HEADERS, X_STATIC, Request, RequestHeader
 from .metrics import Metrics, NullMetrics
 from .model_runtime import ActivePlan, ActiveVariant, ScoreCache
+from .json_limits import MAX_VALUES_AT_ONCE, count_json
 from .request_validation import DecodedRows, RequestDecoder
 
 # %% ../../nbs/serve/06_endpoint.ipynb #4cfeb7e8
@@ -251,6 +252,7 @@ async def predict(self:Endpoint,
     result = await resources.run_in_thread(None, self._log_and_merge, groups,
                                            context) if many else self._log_and_merge(groups, context)
     if resources.log is not None and resources.log.fsync: await resources.log.wait_durable()
+    for g in groups: g.variant.scored_rows.inc(len(g.scores))
     if rows.n_nulled or rows.n_unknown_categories: self._count_values(rows)
     if active.has_shadows and rows.X is not None:
         for name in active.router.shadow_names(headers): self._submit_shadow(active.variants[name], rows, context)
@@ -271,7 +273,6 @@ def _log_and_merge(self:Endpoint, groups, context):
     if len(groups) > 1: _merge_groups(result, groups)
     for g in groups:
         v = g.variant
-        v.scored_rows.inc(len(g.scores))
         if log is None: continue
         log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle,
                                     columns=g.columns,
@@ -325,6 +326,7 @@ def decode_entities(self:Endpoint,
     "The entities of a request that has nothing but entities."
     active = self.active_plan
     if all(v.model.lookup_table is None for v in active.variants.values()): return None
+    if len(body) > MAX_VALUES_AT_ONCE and count_json(body).values > 4 * active.decoder.max_rows + 64: return None
     try: request = msgspec.json.decode(body, type=_EntityRequest | list[dict[str, Any]])
     except (msgspec.MsgspecError, UnicodeDecodeError): return None
     rows, id = (request, None) if isinstance(request, list) else (request.instances, request.id)

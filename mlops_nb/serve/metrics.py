@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import struct
+import tempfile
 from bisect import bisect_left
 from pathlib import Path
 from threading import Lock
@@ -20,6 +21,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.utils import floatToGoString
 
+from ..core.files import atomic_file
 from ..prediction_log.audit import RowCounts
 from ..prediction_log.leases import lease_is_held
 
@@ -37,6 +39,8 @@ class Counter:
     def get(self) -> float:
         "The value of this lease alone."
         return self._view[self._at]
+    def move_to(self, view):
+        with self._lock: view[self._at] = self._view[self._at]; self._view = view
 
 # %% ../../nbs/serve/03_metrics.ipynb #22a7422c
 class Histogram:
@@ -49,6 +53,10 @@ class Histogram:
         with self._lock:
             self._view[self._at[bisect_left(self._bounds, value)]] += 1
             self._view[self._sum] += value
+    def move_to(self, view):
+        with self._lock:
+            for i in (*self._at, self._sum): view[i] = self._view[i]
+            self._view = view
 
 # %% ../../nbs/serve/03_metrics.ipynb #201b798d
 _FILE_BYTES = {"counter": 1 << 20, "histogram": 4 << 20, "gauge": 1 << 20}
@@ -56,23 +64,31 @@ _SPARE_BYTES = 1 << 16 # reserved for one child `other` of each family
 
 def _is_readable(path):
     "Is the file complete?"
-    data = Path(path).read_bytes()
+    try: data = Path(path).read_bytes()
+    except OSError: return False # it was removed a moment ago
     if len(data) < 8 or not 0 <= struct.unpack_from("i", data)[0] <= len(data): return False
     try: return all(len(json.loads(key)) == 4 for key, *_ in MmapedDict.read_all_values_from_file(path))
     except (RuntimeError, TypeError, ValueError, struct.error): return False
 
 # %% ../../nbs/serve/03_metrics.ipynb #337424cd
+_log = logging.getLogger("mlops_nb.serve")
+
+def _reserve(path, size):
+    "Make the file, with all its blocks."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+    try: os.posix_fallocate(fd, 0, size)
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
+    finally: os.close(fd)
+
 class _MmapFile:
     "The values of one kind of metric, of one lease."
     def __init__(self, path, size):
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size and not _is_readable(path):
-            logging.getLogger("mlops_nb.serve").error("%s is damaged; its figures begin at zero.", path)
+            _log.error("%s is damaged; its figures begin at zero.", path)
             os.truncate(path, 0)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
-        try: os.posix_fallocate(fd, 0, size)
-        except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
-        finally: os.close(fd)
+        _reserve(path, size)
+        self.path, self.children = path, [] # counters and histograms
         self._dict = MmapedDict(str(path))
         self.view, self.lock = memoryview(self._dict._m).cast("d"), Lock()
 
@@ -85,6 +101,27 @@ class _MmapFile:
         "The index of a key's value in `view`."
         self._dict.read_value(key)
         return self._dict._positions[key] // 8
+
+# %% ../../nbs/serve/03_metrics.ipynb #de4df2b1
+@patch
+def is_removed(self: _MmapFile):
+    try: here, mine = os.stat(self.path), os.fstat(self._dict._f.fileno())
+    except (FileNotFoundError, NotADirectoryError): return True
+    return (here.st_ino, here.st_dev) != (mine.st_ino, mine.st_dev)
+
+@patch
+def content(self: _MmapFile): return bytes(self._dict._m)
+
+@patch
+def restore(self: _MmapFile):
+    "Make the file again; raises `OSError`."
+    with self.lock:
+        with atomic_file(self.path) as tmp:
+            _reserve(tmp, self._dict._capacity)
+            with open(tmp, "r+b") as f: f.write(self.content())
+        self._dict = MmapedDict(str(self.path))
+        self.view = memoryview(self._dict._m).cast("d")
+        for child in self.children: child.move_to(self.view)
 
 # %% ../../nbs/serve/03_metrics.ipynb #a21c8b30
 class MetricFamily:
@@ -123,6 +160,7 @@ def _create_child(self: MetricFamily, values):
             at, view = [self._file.at(k) for k in keys], self._file.view
             if self._bounds: self._children[text] = Histogram(view, self._bounds, at[:-1], at[-1], Lock())
             else: self._children[text] = Counter(view, *at, Lock())
+            self._file.children.append(self._children[text])
         self._children[values] = self._children[text] # 200 and '200' are the same label value
         return self._children[text]
 
@@ -133,7 +171,7 @@ _FAMILIES = { # attribute: kind, labels, description
     "answered_rows": ("counter", (), "Rows whose answer was sent."),
     "requests": ("counter", ("endpoint", "variant", "route", "status"), "Requests."),
     "request_duration": ("histogram", ("endpoint", "route"), "Seconds from the request to its answer."),
-    "scored_rows": ("counter", ("endpoint", "variant"), "Rows scored."),
+    "scored_rows": ("counter", ("endpoint", "variant"), "Rows answered, by the variant that scored them."),
     "schema_violations": ("counter", ("endpoint", "column"), "Values that break the schema, in rejected requests."),
     "nulled_values": ("counter", ("endpoint",), "Values set to null because they break the schema."),
     "unknown_categories": ("counter", ("endpoint",), "Categories never seen in training."),
@@ -161,13 +199,32 @@ class Metrics:
     ):
         self.folder = Path(folder) / "metrics"
         (self.folder / f"gauge_livesum_{lease_id}.db").unlink(missing_ok=True)
-        files = {kind: _MmapFile(self.folder / f"{kind + '_livesum' * (kind == 'gauge')}_{lease_id}.db", size)
-                 for kind, size in _FILE_BYTES.items()}
+        self._cannot_restore = False
+        self._files = {kind: _MmapFile(self.folder / f"{kind + '_livesum' * (kind == 'gauge')}_{lease_id}.db", size)
+                       for kind, size in _FILE_BYTES.items()}
         for attribute, (kind, labels, doc) in _FAMILIES.items():
             name = f"mlops_nb_{attribute}" + "_seconds" * (kind == "histogram")
-            family = MetricFamily(files[kind], kind, name, doc, labels,
+            family = MetricFamily(self._files[kind], kind, name, doc, labels,
                                   LATENCY_BUCKETS if kind == "histogram" else None)
             setattr(self, attribute, family if labels else family())
+
+# %% ../../nbs/serve/03_metrics.ipynb #19a10d3f
+@patch
+def check_files(self: Metrics) -> None:
+    "Make the files of this process again, if somebody removed them."
+    gone = [f for f in self._files.values() if f.is_removed()]
+    if not gone: return
+    try:
+        for f in gone: f.restore()
+    except OSError as e:
+        if not self._cannot_restore:
+            _log.error("%s: the files of the metrics were removed and cannot be made again (%s); this process counts "
+                       "in memory until they can.", self.folder, e.strerror)
+        self._cannot_restore = True
+        return
+    self._cannot_restore = False
+    _log.error("%s: files of the metrics were removed; they were made again with what this process has counted, and the "
+               "figures of processes that ended are lost.", self.folder)
 
 # %% ../../nbs/serve/03_metrics.ipynb #c6381548
 class NullMetrics:
@@ -185,15 +242,30 @@ class _Collector:
 def _is_counted(path): # gauges of dead processes are not
     return path.name.split("_")[0] != "gauge" or lease_is_held(path.parents[1], int(path.stem.split("_")[-1]))
 
+def _merge_files(paths):
+    try: return [*MultiProcessCollector.merge(paths)]
+    except (OSError, RuntimeError, TypeError, ValueError, struct.error):
+        return [*MultiProcessCollector.merge([f for f in paths if _is_readable(f)])]
+
 # %% ../../nbs/serve/03_metrics.ipynb #de945c41
+@patch
+def _merge(self: Metrics):
+    files = [str(p) for p in sorted(self.folder.glob("*.db")) if _is_counted(p)]
+    gone = [f for f in self._files.values() if f.is_removed()]
+    if not gone: return _merge_files(files)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        for f in gone: Path(elsewhere, f.path.name).write_bytes(f.content())
+        return _merge_files([*files, *(f"{elsewhere}/{f.path.name}" for f in gone)])
+
+@patch
+def samples(self: Metrics) -> list: # Each has `name`, `labels` and `value`
+    "The values of all processes, added up."
+    return [s for m in self._merge() for s in m.samples]
+
 @patch
 def render(self: Metrics) -> bytes: # The text format of Prometheus, version 0.0.4
     "The metrics of all processes, added up."
-    files = [str(p) for p in sorted(self.folder.glob("*.db")) if _is_counted(p)]
-    try: metrics = MultiProcessCollector.merge(files)
-    except (RuntimeError, TypeError, ValueError, struct.error):
-        metrics = MultiProcessCollector.merge([f for f in files if _is_readable(f)])
-    metrics = sorted(metrics, key=lambda m: m.name)
+    metrics = sorted(self._merge(), key=lambda m: m.name)
     for m in metrics: m.samples = [s for s in m.samples if s.value or m.type != "gauge" or not s.labels]
     return generate_latest(_Collector(metrics))
 

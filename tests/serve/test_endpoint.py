@@ -279,6 +279,7 @@ def test_an_answer_that_cannot_be_written_is_not_given(made, served):
     manager = served(Variant("a", made[1]), log=Full())
     with pytest.raises(LogWriteError): ask(manager, some(1))
     assert not manager.endpoints["rows"].active_plan.in_flight
+    assert counted(manager.resources.metrics.scored_rows, "rows", "a") == 0
 
 
 def test_why_it_was_answered_so(made, served, predictors):

@@ -167,6 +167,44 @@ def test_files_that_are_damaged_or_just_being_made(tmp_path, lease_id, damage):
     assert mine.stat().st_size == size and "mlops_nb_answered_rows_total" in fresh.render().decode()
 
 
+@pytest.mark.parametrize("how", ["a file", "the folder", "a file in its place"])
+def test_files_that_are_removed_are_made_again_and_no_figure_is_lost(tmp_path, lease_id, caplog, how):
+    "Their process counts on, and its page has its figures all the time; each change is said once."
+    m = Metrics(tmp_path, lease_id)
+    duration = m.request_duration(*"e" * len(m.request_duration._labels))
+
+    def count(rows):
+        m.answered_rows.inc(rows)
+        duration.observe(rows)
+        m.in_flight_requests.set(rows)
+
+    def page_has(rows, last):
+        page = samples(m.render())
+        assert page["mlops_nb_answered_rows_total", ()] == rows
+        assert sum(samples(m.render(), "mlops_nb_request_duration_seconds_sum").values()) == rows
+        assert page.get(("mlops_nb_in_flight_requests", ()), last) == last # a live process's alone
+
+    count(3)
+    m.check_files()
+    assert not caplog.records
+    if how == "a file": m._files["counter"].path.unlink()
+    else: shutil.rmtree(m.folder)
+    if how == "a file in its place": m.folder.touch()
+    for i in range(3):
+        page_has(3 + i, 1 if i else 3)
+        m.check_files()
+        count(1)
+    if how == "a file in its place":
+        assert [r.getMessage().count("cannot be made again") for r in caplog.records] == [1]
+        m.folder.unlink()
+        m.check_files()
+    page_has(6, 1)
+    assert "made again with what this process has counted" in caplog.records[-1].getMessage()
+    assert len(caplog.records) == 1 + (how == "a file in its place")
+    page = m.render()
+    assert Metrics(tmp_path, lease_id).render().count(b"answered_rows_total 6.0") == page.count(b"rows_total 6.0") == 1
+
+
 DISK = "8m"
 
 

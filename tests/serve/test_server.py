@@ -326,3 +326,39 @@ def test_a_log_that_cannot_be_written(project, policy):
         assert "prediction log cannot be written" in s.output and "Traceback" not in s.output
         assert s.get("/health")[0] == 200
     assert cli(project, "log", "audit").returncode == 0
+
+
+# ---- a log that is removed
+
+
+def test_a_log_that_is_removed_under_the_server(project):
+    "It is begun anew, with the metrics as they were; where it cannot be, nothing is answered until it can. Said once."
+    log = project / "predictions"
+    with serving.Server(project) as s:
+        def ask(id): return s.post(PREDICT, serving.instances(1), {"x-request-id": id})[0]
+        def figures(): return s.metric("mlops_nb_answered_rows_total"), s.metric("mlops_nb_scored_rows_total")
+        assert ask("lost") == 200
+        log.rename(project / "gone")
+        s.until(lambda: "were made again" in s.output, "noticed")
+        assert "was removed while it was written" in s.output
+        assert figures() == (1, 1) and s.get("/v2/health/ready")[0] == 200
+        assert ask("kept") == 200 and serving.logged(project) == ["kept"]
+        put_a_file_in_the_place_of(log)
+        s.until(lambda: s.get("/v2/health/ready")[0] == 503 and "cannot be made again" in s.output, "noticed")
+        assert ask("refused") == 503 and figures() == (2, 2)
+        log.unlink()
+        s.until(lambda: s.get("/v2/health/ready")[0] == 200, "going on")
+        assert ask("again") == 200 and figures() == (3, 3) and serving.logged(project) == ["again"]
+        for once in ("cannot be written", "can be written again", "cannot be made again"):
+            assert s.output.count(once) == 1, s.output
+    assert "Traceback" not in s.output
+    done = cli(project, "log", "audit")
+    assert done.returncode == 1 and "counted 3 rows as answered, but 1 are on record" in done.stderr + done.stdout
+
+
+def put_a_file_in_the_place_of(folder):
+    for i in range(1000):
+        folder.rename(folder.with_name(f"gone{i}"))
+        try: return folder.touch(exist_ok=False)
+        except FileExistsError: pass # the server was faster
+    raise AssertionError("never")
