@@ -13,9 +13,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fastcore.basics import patch
 from granian.rsgi import ProtocolClosed
@@ -27,12 +28,19 @@ from .handlers import error_response
 from .hot_reload import ModelManager
 from mlops_nb.serve.http_messages import (
     INFERENCE_HEADER_CONTENT_LENGTH,
+    MIN_COMPRESSED_BYTES,
     X_DEADLINE_MS,
     X_REQUEST_ID,
     HTTPException,
     Request,
     Response,
+    body_too_large,
     check_request_id,
+    check_trace,
+    choose_coding,
+    compress_body,
+    decompress_body,
+    new_decompressor,
     parse_deadline,
 )
 from .inference_protocol import error_body
@@ -60,16 +68,31 @@ ROUTES = [
     Route('GET', '/v2', 'read', handlers.server_metadata, 'What the server is.'),
     Route('GET', '/v2/health/live', 'public', handlers.server_live, 'Is the server there?'),
     Route('GET', '/v2/health/ready', 'public', handlers.server_ready, 'Can it answer?'),
+    Route('GET', '/v2/models/stats', 'read', handlers.model_statistics, 'The statistics of all endpoints.'),
     Route('GET', _MODEL, 'read', handlers.model_metadata, 'The inputs, outputs and versions of an endpoint.'),
     Route('GET', f'{_MODEL}/ready', 'read', handlers.model_ready, 'Can this endpoint answer?'),
     Route('GET', f'{_MODEL}/versions/{{version}}', 'read', handlers.model_metadata,
           'The inputs and outputs of one version.'),
     Route('GET', f'{_MODEL}/versions/{{version}}/ready', 'read', handlers.model_ready, 'Can this version answer?'),
+    Route('GET', f'{_MODEL}/stats', 'read', handlers.model_statistics,
+          'How many requests and rows were answered, and in what time.'),
+    Route('GET', f'{_MODEL}/versions/{{version}}/stats', 'read', handlers.model_statistics,
+          'The statistics of one version.'),
+    Route('POST', '/v2/repository/index', 'read', handlers.repository_index,
+          'Which models there are, and which can answer.'),
+    Route('POST', '/v2/repository/models/{model}/load', 'admin', handlers.repository_load,
+          'Read the release plan of an endpoint now. The plan decides what is served: nothing is written.'),
+    Route('POST', '/v2/repository/models/{model}/unload', 'admin', handlers.repository_unload,
+          'Refused while a release plan says that the endpoint is served: nothing is written.'),
     Route('POST', f'{_MODEL}/infer', 'predict', handlers.infer, 'Scores and decisions for tensors.', _LENGTH),
     Route('POST', f'{_MODEL}/versions/{{version}}/infer', 'predict', handlers.infer, 'The same, from one version.',
           _LENGTH),
     Route('POST', '/v1/endpoints/{model}:predict', 'predict', handlers.predict,
           'Scores and decisions for rows of JSON.'),
+    Route('GET', '/v1/models', 'read', handlers.list_models, 'The names of the endpoints.'),
+    Route('GET', '/v1/models/{model}', 'read', handlers.model_ready, 'Can this endpoint answer? As in KServe V1.'),
+    Route('POST', '/v1/models/{model}:predict', 'predict', handlers.predict,
+          'The same as /v1/endpoints, by the path of KServe V1.'),
     Route('POST', '/v1/endpoints/{model}:explain', 'explain', handlers.explain,
           'What each input contributed to each score.'),
     Route('POST', '/v1/endpoints/{model}:feedback', 'feedback', handlers.feedback,
@@ -122,6 +145,8 @@ class App:
     def __rsgi_del__(self, loop):
         self._executor.shutdown(wait=False, cancel_futures=True)
         self.manager.stop()
+        self.authenticator.note_use()
+        self.authenticator.save_use()
         self.log.close()
 
 # %% ../../nbs/serve/12_app.ipynb #2d833833
@@ -132,7 +157,7 @@ def run_in_thread(self:App, f, *args): return self._loop.run_in_executor(self._e
 @patch
 def set_request_id(self:App, request, id):
     "Set the request's id: that of the body, else that of the header, else a new one."
-    if id is not None: request.id = check_request_id(id)
+    if id: request.id = check_request_id(id)
     elif request.id is None: request.id = request.trace or next(self._ids)
 
 # %% ../../nbs/serve/12_app.ipynb #a9548c09
@@ -145,6 +170,7 @@ def _check_timeouts(self:App):
         if since < late: body.cancel()
     self.metrics.in_flight_requests.set(self._in_flight)
     if problem := self.authenticator.reload_if_changed(): _log.error(problem)
+    if self.authenticator.note_use(): self.run_in_thread(self.authenticator.save_use)
     self.log.check_writable()
     self.metrics.check_files()
 
@@ -157,14 +183,16 @@ def _tick(self:App):
 # %% ../../nbs/serve/12_app.ipynb #0fe6c9bf
 @patch
 def _read_body(self:App, headers, protocol): # returns an awaitable
-    length, max_mib = headers.get('content-length'), self.settings.max_body_mib
-    if headers.get('content-encoding', 'identity') != 'identity':
-        raise HTTPException(415, "The body is compressed; send it as it is.", {})
-    if length is None: return asyncio.ensure_future(_read_bounded(protocol, max_mib))
-    if int(length) > max_mib << 20: raise _too_large(max_mib)
-    return protocol()
+    length, max_mib, coding = headers.get('content-length'), self.settings.max_body_mib, headers.get('content-encoding')
+    if length is None: body = asyncio.ensure_future(_read_bounded(protocol, max_mib))
+    elif int(length) > max_mib << 20: raise body_too_large(max_mib)
+    else: body = protocol()
+    if coding is None or coding == 'identity': return body
+    return asyncio.ensure_future(self._read_compressed(body, new_decompressor(coding)))
 
-def _too_large(mib): return HTTPException(413, f"The body is larger than {mib} MiB; send fewer rows at a time.", {})
+@patch
+async def _read_compressed(self:App, body, decompressor):
+    return await self.run_in_thread(decompress_body, await body, decompressor, self.settings.max_body_mib)
 
 # %% ../../nbs/serve/12_app.ipynb #af6d9a50
 async def _read_bounded(protocol, mib):
@@ -174,7 +202,7 @@ async def _read_bounded(protocol, mib):
         parts.append(part)
         if (size := size + len(part)) > mib << 20:
             parts.clear() # the error keeps this frame, and would keep them, until the garbage collector comes by
-            raise _too_large(mib)
+            raise body_too_large(mib)
     return b''.join(parts)
 
 # %% ../../nbs/serve/12_app.ipynb #26b5ba95
@@ -191,10 +219,11 @@ def _match_route(self:App, scope):
     found = self._paths[scope.path]
     if found is None: raise HTTPException(404, "There is no such route; /docs lists those that are.", {})
     routes, names = found
-    route = routes.get(scope.method)
+    route = routes.get('GET' if scope.method == 'HEAD' else scope.method)
     if route is None:
-        raise HTTPException(405, f"This route takes {' or '.join(routes)}, not {scope.method[:20]}.",
-                            {'allow': ', '.join(routes)})
+        allowed = [*routes, *(['HEAD'] if 'GET' in routes else [])]
+        raise HTTPException(405, f"This route takes {' or '.join(allowed)}, not {scope.method[:20]}.",
+                            {'allow': ', '.join(allowed)})
     return route, names
 
 # %% ../../nbs/serve/12_app.ipynb #03c35d05
@@ -222,11 +251,12 @@ def _check_content_type(headers):
 @patch
 async def _respond(self:App, scope, protocol, request) -> Response:
     headers = request.headers
-    if (trace := headers.get(X_REQUEST_ID)) is not None: request.trace = check_request_id(trace)
+    if (trace := headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
     _check_origin(headers, scope.authority, self.settings.auth)
     route, request.path_params = self._match_route(scope)
     request.route = route.handler.__name__
-    request.api_key_name = self.authenticator.authorize(headers.get('authorization'), route.scope)
+    request.api_key_name = self.authenticator.authorize(headers.get('authorization'), route.scope,
+                                                       request.path_params.get('model'))
     if route.method == 'GET': return await route.handler(self, request)
     _check_content_type(headers)
     if (text := headers.get(X_DEADLINE_MS)) is not None: request.deadline = parse_deadline(text)
@@ -250,19 +280,50 @@ async def __rsgi__(self:App, scope, protocol):
     request = Request(scope.headers)
     try: response = await self._respond(scope, protocol, request)
     except ProtocolClosed: response = _TRUNCATED_BODY
-    except Exception as e:
-        request.id = request.id or request.trace or next(self._ids)
-        response = error_response(e, request.id)
-        if isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
-    headers = [('content-type', response.content_type), (X_REQUEST_ID, request.trace or request.id or next(self._ids))]
+    except Exception as e: response = self.refuse(request, e)
+    headers = [('content-type', response.content_type), (X_REQUEST_ID, request.trace or self.header_id(request.id))]
     if response.headers: headers += response.headers.items()
+    if len(response.body) >= MIN_COMPRESSED_BYTES: headers += await self._compress(request.headers, response)
     if self._draining and scope.http_version.startswith('1'): headers.append(('connection', 'close'))
     protocol.response_bytes(response.status_code, headers, response.body)
-    self._count_request(request, response)
+    self.count_request(request, response)
+
+# %% ../../nbs/serve/12_app.ipynb #61dd63b6
+@patch
+def refuse(self:App, request: Request, e: Exception) -> Response:
+    "What a client is told whose request ended with `e`."
+    request.id = request.id or request.trace or next(self._ids)
+    if isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
+    return error_response(e, request.id)
+
+@patch
+@contextmanager
+def in_flight(self:App):
+    "Count a request of another protocol while it is answered; raises `HTTPException` if there are too many."
+    if self._in_flight >= self.settings.max_in_flight: raise _overloaded()
+    self._in_flight += 1
+    try: yield
+    finally: self._in_flight -= 1
+
+# %% ../../nbs/serve/12_app.ipynb #03ffaf37
+@patch
+def header_id(self:App, id: str | None) -> str:
+    "The id of a request as a header can hold it."
+    if not id: return next(self._ids)
+    return id if id.isascii() and id.isprintable() else quote(id, safe='')
+
+@patch
+async def _compress(self:App, headers, response):
+    "Compress the answer, if the client can read that; gives the headers that say so."
+    coding = choose_coding(headers.get('accept-encoding', ''))
+    if coding is None: return [('vary', 'accept-encoding')]
+    response.body = await self.run_in_thread(compress_body, response.body, coding)
+    return [('vary', 'accept-encoding'), ('content-encoding', coding)]
 
 # %% ../../nbs/serve/12_app.ipynb #f9c907c3
 @patch
-def _count_request(self:App, request, response):
+def count_request(self:App, request: Request, response: Response) -> None:
+    "Count a request that was answered or refused."
     key = request.endpoint, request.variant, request.route, response.status_code
     requests, duration = self._request_counters.get(key) or self._request_metrics(key)
     requests.inc()
@@ -272,7 +333,7 @@ def _count_request(self:App, request, response):
 
 @patch
 def _request_metrics(self:App, key):
-    found = self._request_counters[key] = self.metrics.requests(*key), self.metrics.request_duration(key[0], key[2])
+    found = self._request_counters[key] = self.metrics.requests(*key), self.metrics.request_duration(*key[:3])
     return found
 
 # %% ../../nbs/serve/12_app.ipynb #94ab9333

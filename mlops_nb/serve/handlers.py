@@ -206,8 +206,8 @@ async def _predict_entities(app, request, endpoint, entities, id):
 def _decode_infer_rows(body, length, decoder):
     if length is None and (rows := decoder.from_infer(body)): return InferRequest([], rows.id), rows
     try:
-        return (infer_request := decode_infer_request(body, length, decoder.max_rows)), decode_rows(infer_request,
-                                                                                                    decoder)
+        infer_request = decode_infer_request(body, length, decoder.max_rows, decoder.max_values)
+        return infer_request, decode_rows(infer_request, decoder)
     except ValidationError: raise
     except UserError as e: raise ValidationError(str(e)) from None
 

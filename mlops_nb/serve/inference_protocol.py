@@ -26,6 +26,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .. import __version__
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
+from .json_limits import MAX_VALUES_AT_ONCE, count_json
 from .request_validation import DecodedRows, RequestDecoder
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #4c7402f2
@@ -105,11 +106,13 @@ def _flatten(name, data, shape):
     "The values of nested lists in row-major order; raises `UserError` where they are not of the shape."
     items = [data]
     for size in shape:
-        if any(len(i) != size for i in items):
-            raise UserError(f"input {_quoted(name)} has the shape {shape}, and its data is nested in another one; send "
-                            "as many values as the shape says.")
+        if any(len(i) != size for i in items): raise _nesting_error(name, shape)
         items = list(chain.from_iterable(items))
     return items
+
+def _nesting_error(name, shape):
+    return UserError(f"input {_quoted(name)} has the shape {shape}, and its data is nested in another one; send as "
+                     "many values as the shape says.")
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #0f6378b2
 def _decode_values(name, datatype, shape, raw):
@@ -119,9 +122,27 @@ def _decode_values(name, datatype, shape, raw):
     if depth > 1 and depth != len(shape) or depth > _MAX_DIMENSIONS:
         raise UserError(f"input {_quoted(name)} has {len(shape)} dimensions, and its data is {depth} lists deep; nest "
                         "it like its shape, or not at all.")
-    try: data = _nested_list_decoder(datatype, depth).decode(raw)
+    if len(raw) > MAX_VALUES_AT_ONCE and depth > 1:
+        if count_json(raw).lists != sum(prod(shape[:i]) for i in range(depth)): raise _nesting_error(name, shape)
+    try: data = _decode_list(datatype, depth, raw)
     except (ValueError, RecursionError) as e: data = _integers_from_floats(name, datatype, depth, raw, e)
     return _flatten(name, data, shape) if depth > 1 else data
+
+# %% ../../nbs/serve/01_inference_protocol.ipynb #87a47da1
+_PIECE_BYTES = 1 << 18
+
+def _decode_list(datatype, depth, raw):
+    decode = _nested_list_decoder(datatype, depth).decode
+    if depth > 1 or datatype == 'BYTES' or len(raw) <= _PIECE_BYTES: return decode(raw)
+    found, at, last = [], raw.index(b'[') + 1, raw.rindex(b',') + 1
+    try:
+        while at < last:
+            end = raw.find(b',', at + _PIECE_BYTES)
+            end = end if end > 0 else last - 1
+            found += decode(b'[' + raw[at:end] + b']')
+            at = end + 1
+        return found + decode(b'[' + raw[last:])
+    except ValueError: return decode(raw)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #1f7f0e9b
 _MAX_EXACT_INTEGER = 2**53 # whole numbers up to here are exact in a float
@@ -158,7 +179,17 @@ _UNTYPED_DECODER = msgspec.json.Decoder(_UntypedRequest)
 # %% ../../nbs/serve/01_inference_protocol.ipynb #f39c8960
 def _decode_slow(body):
     "Decode a request tensor by tensor; raises `UserError` that says what is wrong, and where."
-    try: request = _UNTYPED_DECODER.decode(body)
+    request = _decode_or_explain(_UNTYPED_DECODER, body)
+    for t in request.inputs:
+        if t.datatype not in DATATYPES:
+            raise UserError(f"input {_quoted(t.name)} has the datatype "
+                            f"{_quoted(t.datatype)}{did_you_mean(t.datatype[:60], DATATYPES)}")
+    def values(t): return _decode_values(t.name, t.datatype, t.shape, raw) if (raw := bytes(t.data)) else UNSET
+    inputs = [INPUT_STRUCTS[t.datatype](t.name, t.shape, values(t), t.parameters) for t in request.inputs]
+    return InferRequest(inputs, request.id, request.parameters, request.outputs)
+
+def _decode_or_explain(decoder, body):
+    try: return decoder.decode(body)
     except RecursionError:
         raise UserError("the request is nested too deeply; the protocol needs no more than a few levels.") from None
     except UnicodeDecodeError as e:
@@ -168,13 +199,6 @@ def _decode_slow(body):
         raise UserError(f"the request does not follow the protocol: {detail}; see /docs for an example.") from None
     except ValueError as e:
         raise UserError(f"the request is not JSON: {str(e)[:200]}; send null, not NaN, for a missing value.") from None
-    for t in request.inputs:
-        if t.datatype not in DATATYPES:
-            raise UserError(f"input {_quoted(t.name)} has the datatype "
-                            f"{_quoted(t.datatype)}{did_you_mean(t.datatype[:60], DATATYPES)}")
-    def values(t): return _decode_values(t.name, t.datatype, t.shape, raw) if (raw := bytes(t.data)) else UNSET
-    inputs = [INPUT_STRUCTS[t.datatype](t.name, t.shape, values(t), t.parameters) for t in request.inputs]
-    return InferRequest(inputs, request.id, request.parameters, request.outputs)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #9df9d451
 def _split_body(body, header_length):
@@ -218,6 +242,8 @@ def _decode_binary_input(t, tail, offset, max_rows):
     if max_rows is not None and t.shape and t.shape[0] > max_rows:
         raise UserError(f"{where} has {t.shape[0]} rows, and at most {max_rows} are taken at once; send them in parts, "
                         "or score a file.")
+    if max_rows is not None and t.datatype == 'BYTES' and n > max_rows:
+        raise UserError(f"{where} has {n} texts in {t.shape[0]} rows; send one tensor for each column.")
     if type(size) is not int or size < 0:
         raise UserError(f"the binary_data_size of {where} is no number of bytes; send a whole number.")
     if offset + size > len(tail):
@@ -269,6 +295,30 @@ def _round_to_datatype(t):
 
 _ROUNDED_INPUTS = {INPUT_STRUCTS[d] for d in ('UINT64', 'FP16', 'FP32', 'BF16')}
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #59489868
+_MAX_OBJECTS = 1 << 14 # tensors, and their parameters
+
+class _SizedInput(Struct):
+    parameters: msgspec.Raw = msgspec.Raw()
+
+class _SizedRequest(Struct):
+    inputs: list[_SizedInput]
+    parameters: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
+
+_SIZE_DECODER = msgspec.json.Decoder(_SizedRequest)
+
+def _check_counts(head, counts, max_values):
+    "Raises `UserError` where a large request has more than its tensors need."
+    if max_values is not None and counts.values > max_values + MAX_VALUES_AT_ONCE:
+        raise UserError(f"the request has more than {max_values} values, as many as the most rows have that are taken "
+                        "at once; send them in parts, or score a file.")
+    if counts.objects > _MAX_OBJECTS:
+        raise UserError(f"the request has {counts.objects} objects; send one for each column, or one for all of them.")
+    sizes = _decode_or_explain(_SIZE_DECODER, head)
+    if max(len(p) for p in (sizes.parameters, sizes.outputs, *(t.parameters for t in sizes.inputs))) > 1 << 15:
+        raise UserError("the parameters or outputs of the request are longer than 32 KiB; send those that are needed.")
+
 # %% ../../nbs/serve/01_inference_protocol.ipynb #a550f4cf
 def _check_size(t):
     "Raises `UserError` where the values of a JSON tensor are not as many as its shape says."
@@ -287,18 +337,25 @@ def _decode_base64(t):
         raise UserError(f"input {_quoted(t.name)} says content_type base64 and holds an element that is no text in "
                         "UTF-8 as base64; send texts as they are, or encode each.") from None
 
+# %% ../../nbs/serve/01_inference_protocol.ipynb #c02eccf3
 def decode_infer_request(
     body: bytes, # Of the request
     header_length: str | int | None = None, # Inference-Header-Content-Length; None without it
     max_rows: int | None = None, # That one request may have; None: any number
+    max_values: int | None = None, # That all its tensors may have together; None: any number
 ) -> InferRequest: # With the values in `data`; raises `UserError`
     "Decode an inference request, in JSON or with binary tensors."
     head, tail = (body, b'') if header_length is None else _split_body(body, header_length)
-    try: request = _REQUEST_DECODER.decode(head)
-    except (ValueError, RecursionError): request = _decode_slow(head)
+    if len(head) > MAX_VALUES_AT_ONCE and (n := count_json(head)).values > MAX_VALUES_AT_ONCE:
+        _check_counts(head, n, max_values)
+        request = _decode_slow(head)
+    else:
+        try: request = _REQUEST_DECODER.decode(head)
+        except (ValueError, RecursionError): request = _decode_slow(head)
     at, inputs = 0, request.inputs
     for t in inputs:
-        if (data := t.data) is UNSET: t.data, at = _decode_binary_input(t, tail, at, max_rows)
+        if (data := t.data) is UNSET:
+            t.data, at = _decode_binary_input(t, tail, at, max_rows)
         else:
             if prod(t.shape) != len(data) or t.parameters is not None: _check_size(t)
             if type(t) in _ROUNDED_INPUTS: t.data = _round_to_datatype(t)

@@ -170,7 +170,7 @@ LATENCY_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .
 _FAMILIES = { # attribute: kind, labels, description
     "answered_rows": ("counter", (), "Rows whose answer was sent."),
     "requests": ("counter", ("endpoint", "variant", "route", "status"), "Requests."),
-    "request_duration": ("histogram", ("endpoint", "route"), "Seconds from the request to its answer."),
+    "request_duration": ("histogram", ("endpoint", "variant", "route"), "Seconds from the request to its answer."),
     "scored_rows": ("counter", ("endpoint", "variant"), "Rows answered, by the variant that scored them."),
     "schema_violations": ("counter", ("endpoint", "column"), "Values that break the schema, in rejected requests."),
     "nulled_values": ("counter", ("endpoint",), "Values set to null because they break the schema."),

@@ -21,8 +21,8 @@ from .. import __version__
 from ..config.schema import Column
 from ..model.predictor import Predictor
 from mlops_nb.serve.http_messages import (
+    MAX_REQUEST_ID_LENGTH,
     REQUEST_HEADERS,
-    REQUEST_ID_PATTERN,
     X_DEADLINE_MS,
     X_REQUEST_ID,
     X_STATIC,
@@ -103,7 +103,8 @@ def _ref(name): return {'$ref': f'#/components/schemas/{name}'}
 _TEXT, _NUMBER, _BOOLEAN, _COUNT = {'type': 'string'}, {'type': 'number'}, {'type': 'boolean'}, {'type': 'integer',
                                                                                                  'minimum': 0}
 _ANY_OBJECT = {'type': ['object', 'null'], 'description': 'More, by name.'}
-_OPTIONAL_ID = {'type': ['string', 'null'], 'pattern': REQUEST_ID_PATTERN, 'description': 'Comes back in the answer.'}
+_OPTIONAL_ID = {'type': ['string', 'null'], 'maxLength': MAX_REQUEST_ID_LENGTH,
+                'description': 'Comes back in the answer.'}
 _DATATYPE = {'enum': [*DATATYPES]}
 _VALUES = {'type': 'array',
            'description': 'As many values as the shape says, flat or nested like it. Null is a missing value.'}
@@ -119,6 +120,17 @@ PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'I
                              inputs=_array(_ref('TensorMetadata')), outputs=_array(_ref('TensorMetadata'))),
     'TensorMetadata': _object('name datatype shape', name=_TEXT, datatype=_DATATYPE,
                               shape=_array({'type': 'integer', 'minimum': -1})),
+    'ModelList': _object('models', models=_array(_TEXT)),
+    'Duration': _object('count ns', count=_COUNT, ns=_COUNT),
+    'VersionStatistics': _object('name version inference_count execution_count inference_stats', name=_TEXT,
+                                 version=_TEXT, inference_count=_COUNT, execution_count=_COUNT, inference_stats=_object(
+                                     'success fail', success=_ref('Duration'), fail=_ref('Duration'))),
+    'ModelStatistics': _object('model_stats', model_stats=_array(_ref('VersionStatistics'))),
+    'RepositoryOptions': _object(ready={'description': 'true: list only what can answer.'}, parameters=_ANY_OBJECT),
+    'RepositoryIndex': _array(_object('name version state', name=_TEXT, version=_TEXT, reason=_TEXT,
+                                      state={'enum': ['READY', 'UNAVAILABLE']})),
+    'RepositoryAnswer': _object('name message', name=_TEXT, message=_TEXT, load=_BOOLEAN, unload=_BOOLEAN,
+                                versions=_array(_TEXT)),
     'InferInput': _object('name datatype shape', name=_TEXT, datatype=_DATATYPE, shape=_array(_COUNT, maxItems=8),
                           data=_VALUES,
                           parameters=_ANY_OBJECT),
@@ -173,6 +185,10 @@ OPERATION_SCHEMAS = {
     'infer': ('InferRequest', 'InferResponse'),
     'predict': ('{}.PredictRequest', '{}.PredictResponse'), 'explain': ('{}.ExplainRequest', '{}.ExplainResponse'),
     'feedback': ('{}.FeedbackRequest', 'FeedbackAck'), 'prometheus_metrics': (None, 'text/plain'),
+    'list_models': (None, 'ModelList'), 'model_statistics': (None, 'ModelStatistics'),
+    'repository_index': ('RepositoryOptions', 'RepositoryIndex'),
+    'repository_load': ('RepositoryOptions', 'RepositoryAnswer'),
+    'repository_unload': ('RepositoryOptions', 'RepositoryAnswer'),
     'docs_page': (None, 'text/html')} # Handler -> schema of the request and of the response, or its media type
 
 # %% ../../nbs/serve/09_openapi.ipynb #fe1f2644
@@ -181,7 +197,7 @@ STATUS_DESCRIPTIONS = {
     403: 'The key is not for this, or a page of another site asks',
     404: 'There is no such endpoint or version', 405: 'The route takes another method; Allow says which',
     408: 'The request took too long to arrive',
-    413: 'The body is too large', 415: 'The body is compressed, or no JSON',
+    413: 'The body is too large', 415: 'The body is no JSON, or compressed in a way that is not known',
     421: 'A server without keys answers at the loopback only',
     429: 'The key has used up its rate; Retry-After says when to come back',
     500: 'The server failed; the id of the request finds the reason in its log',
@@ -195,7 +211,7 @@ def _statuses(route, auth_required):
     elif route.scope != 'public': yield from (401, 429)
     if '{' in route.path: yield 404
     if route.method == 'POST': yield from (408, 413, 415, 503, 504)
-    elif route.path.endswith('/ready'): yield 503
+    elif route.handler.__name__ in ('server_ready', 'model_ready'): yield 503
 
 # %% ../../nbs/serve/09_openapi.ipynb #abd288e8
 def _headers(**descriptions):
@@ -239,8 +255,8 @@ def _operation(route, name, examples, auth_required, endpoint_headers):
              'responses': _responses(route, media, schema, auth_required)}
     if route.method == 'POST':
         schema = _ref(body.format(name)) if body else {'type': 'object'}
-        found['requestBody'] = {'required': True, 'content': {'application/json': {'schema': schema,
-            'example': examples.get(handler, {})}}}
+        content = {'application/json': {'schema': schema, 'example': examples.get(handler, {})}}
+        found['requestBody'] = {'required': body != 'RepositoryOptions', 'content': content}
     return found
 
 # %% ../../nbs/serve/09_openapi.ipynb #2bf26bb8
@@ -263,7 +279,7 @@ def openapi_document(
     schemas, paths = dict(PROTOCOL_SCHEMAS), {}
     for name, predictor in endpoints.items(): schemas |= endpoint_json_schemas(name, predictor)
     for name in [None, *endpoints]:
-        examples = name and _examples(endpoints[name], schemas[f'{name}.Row']['examples'][0])
+        examples = _examples(endpoints[name], schemas[f'{name}.Row']['examples'][0]) if name else {}
         for route in routes:
             if ('{' in route.path) != (name is not None): continue
             first, rest = re.match(r'([^{]*)(?:{\w+})?(.*)', route.path).groups()

@@ -15,7 +15,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ..config.schema import Schema
 from ..core.errors import did_you_mean
 from .endpoint import ExplanationResult, PredictionResult
-from .http_messages import REQUEST_ID_PATTERN
+from .http_messages import MAX_REQUEST_ID_LENGTH
+from .json_limits import MAX_VALUES_AT_ONCE, count_json
 from .request_validation import RequestDecoder, ValidationError
 
 # %% ../../nbs/serve/08_rest_protocol.ipynb #726cab6b
@@ -95,7 +96,7 @@ def encode_explain_response(
 # %% ../../nbs/serve/08_rest_protocol.ipynb #893aca25
 class FeedbackLabel(Struct, forbid_unknown_fields=True):
     "The true label of one row."
-    id: Annotated[str, Meta(pattern=REQUEST_ID_PATTERN)] # of the request
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_REQUEST_ID_LENGTH)] # of the request
     label: str | int | float | bool | None # null takes it back
     row: Annotated[int, Meta(ge=0, lt=2**31)] = 0 # of the request
 
@@ -129,6 +130,9 @@ def decode_labels(
     max_labels: int,
 ) -> list[FeedbackLabel]: # With labels as the schema writes them
     "The labels of a body; raises `ValidationError`."
+    if len(body) > MAX_VALUES_AT_ONCE and count_json(body).values > 5 * max_labels + 64:
+        raise ValidationError(f"The body has more values than {max_labels} labels need; send at most so many labels "
+                              "at a time.")
     try: labels = _FEEDBACK_DECODER.decode(body).labels
     except (ValueError, RecursionError) as e:
         raise ValidationError(f"The body is not {{'labels': [{{'id': …, 'row': 0, 'label': …}}]}}: "

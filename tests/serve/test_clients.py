@@ -2,6 +2,7 @@
 import json
 import math
 import struct
+from base64 import b64encode
 
 import httpx
 import numpy as np
@@ -62,7 +63,7 @@ def tensor_inputs(binary, shape=(7,)):
 
 def test_triton_asks_what_is_there(triton, served):
     assert triton.is_server_live() and triton.is_server_ready() and triton.is_model_ready("rows")
-    assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository", "statistics"]
     about = triton.get_model_metadata("rows")
     assert {t["name"]: t["datatype"] for t in about["inputs"]} == KINDS and all(t["shape"] == [-1]
                                                                                 for t in about["inputs"])
@@ -92,6 +93,49 @@ def test_triton_gets_what_the_predictor_says(triton, served, asked_binary, answe
     assert triton.get_model_metadata("rows", told["model_version"])["name"] == "rows"
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_triton_compresses(triton, served, coding):
+    rows = serving.instances(400, seed=8)
+    import tritonclient.http as client
+    sent = []
+    for name, kind in KINDS.items():
+        values = np.array([r[name] if r[name] is not None else "" for r in rows] if kind == "BYTES"
+                          else [np.nan if r[name] is None else r[name] for r in rows],
+                          object if kind == "BYTES" else DATATYPES[kind])
+        sent.append(client.InferInput(name, [400], kind).set_data_from_numpy(values))
+    found = [triton.infer("rows", sent, request_compression_algorithm=a, response_compression_algorithm=a)
+             for a in (None, coding)]
+    assert found[0].as_numpy("score").tolist() == found[1].as_numpy("score").tolist()
+    assert found[0].as_numpy("decision").tolist() == found[1].as_numpy("decision").tolist()
+
+
+def test_triton_asks_the_repository_and_the_statistics(triton, served):
+    versions = triton.get_model_metadata("rows")["versions"]
+    index = triton.get_model_repository_index()
+    assert {(m["name"], m["version"], m["state"]) for m in index if m["name"] == "rows"} == {("rows", v, "READY")
+                                                                                         for v in versions}
+    triton.load_model("rows")
+    def counted(): return {(s["name"], s["version"]): s for s in triton.get_inference_statistics()["model_stats"]}
+    before = counted()
+    triton.infer("rows", tensor_inputs(True), model_version=versions[1])
+    after, key = counted(), ("rows", versions[1])
+    assert after[key]["inference_count"] == before[key]["inference_count"] + 7
+    assert after[key]["inference_stats"]["success"]["count"] == before[key]["inference_stats"]["success"]["count"] + 1
+    [own] = triton.get_inference_statistics("rows", versions[1])["model_stats"]
+    assert own == after[key] and {m["name"] for m in index} == {name for name, _ in after}
+
+
+def test_texts_in_base64(served):
+    "As MLServer's clients send them."
+    def score(inputs): return posted(served, {"inputs": inputs})
+    encoded = [c | {"data": [b64encode(v.encode()).decode() for v in c["data"]],
+                    "parameters": {"content_type": "base64"}} if c["datatype"] == "BYTES" else c for c in columns()]
+    assert score(encoded)[2]["outputs"] == score(columns())[2]["outputs"]
+    wrong = [c | {"parameters": {"content_type": "base64"}} for c in columns()]
+    status, _, reply = score(wrong)
+    assert status == 400 and "base64" in reply["error"]
+
+
 def test_triton_asks_a_version(triton, served):
     versions = triton.get_model_metadata("rows")["versions"]
     scores = {v: triton.infer("rows", tensor_inputs(True), model_version=v).as_numpy("score").tolist()
@@ -118,7 +162,7 @@ def wanted(*args, **kw):
     (lambda c, i: c.infer("rows", i[:-1] + i[:1]), "same name"), (lambda c, i: c.infer("rows", i[:1]), "count"),
     (lambda c, i: c.infer("rows", i, outputs=[wanted("scor")]), "no output 'scor'"),
     (lambda c, i: c.infer("rows", i, outputs=[wanted("score", class_count=2)]), "does not rank"),
-    (lambda c, i: c.infer("rows", i, request_compression_algorithm="gzip"), "compressed")])
+    (lambda c, i: c.unload_model("rows"), "release plan"), (lambda c, i: c.load_model("nothing"), "no endpoint")])
 def test_triton_is_told_why_not(triton, how, says):
     from tritonclient.utils import InferenceServerException
     with pytest.raises(InferenceServerException, match=says): how(triton, tensor_inputs(True))
@@ -191,7 +235,7 @@ def test_one_numeric_tensor_for_all_columns(triton, served):
     ({"inputs": [*columns(1), {**columns(1)[0], "name": "more"}]}, "more"),
     ({"inputs": [{**c, "shape": [0], "data": []} for c in columns(1)]}, "row"),
     ({"inputs": [{"name": "m", "datatype": "FP64", "shape": [4], "data": [1, 2, 3, 4]}]}, "'m' is no column"),
-    ({"inputs": columns(1), "id": "with blanks"}, "id"),
+    ({"inputs": columns(1), "id": "x" * 257}, "257 characters"),
     ({"inputs": [{**columns(1)[1], "data": [99]}, *columns(1)[2:], columns(1)[0]]},
     "count")])
 def test_what_is_wrong_is_said(served, body, says):
@@ -227,10 +271,10 @@ def test_every_example_of_the_description_works(served):
     _, _, document = server.get("/openapi.json")
     asked = {path: o["requestBody"]["content"]["application/json"]["example"] for path, m in document["paths"].items()
              for method, o in m.items() if method == "post"}
-    assert len(asked) == 2 * 5
+    assert len(asked) == 2 * 8 + 1
     for path, body in asked.items():
         status, _, reply = server.post(path.replace("{version}", "first" if "rows" in path else "only"), body)
-        assert status == 200, (path, reply)
+        assert status == (400 if path.endswith("/unload") else 200), (path, reply)
     for path in (p.replace("{version}", "only") for p, m in document["paths"].items() if "get" in m
                  and "rows" not in p):
         assert server.get(path)[0] == 200, path

@@ -120,13 +120,53 @@ def test_labels_of_which_only_the_first_found_room(tmp_path, monkeypatch, room):
 def test_probes_metadata_and_pages(limited_server, predictor):
     assert limited_server.get("/health")[0] == limited_server.get("/v2/health/live")[0] == 200
     assert limited_server.get("/v2/health/ready")[2]["ready"] is True
-    assert limited_server.get("/v2")[2]["extensions"] == ["binary_tensor_data"]
+    assert limited_server.get("/v2")[2]["extensions"] == ["binary_tensor_data", "model_repository", "statistics"]
     assert limited_server.get("/v2/models/rows")[2] == limited_server.get("/v2/models/rows/versions/champion")[2]
     assert limited_server.get("/v2/models/rows/versions/champion/ready")[2]["ready"] is True
     assert PREDICT in limited_server.get("/openapi.json")[2]["paths"]
     status, headers, page = limited_server.get("/docs")
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"] and b"<script" not in page
     assert limited_server.metric("mlops_nb_requests_total", route="predict", status="200") > 0
+
+
+def test_the_repository_is_a_view_on_the_release_plans(limited_server):
+    torn = limited_server.root / "releases/torn.json"
+    torn.write_text("{")
+    try:
+        def index(body=None): return limited_server.post("/v2/repository/index", body)[2]
+        limited_server.until(lambda: len(index()) == 2, "a plan that cannot be read seen")
+        assert [(m["name"], m["state"]) for m in index()] == [("rows", "READY"), ("torn", "UNAVAILABLE")]
+        assert "torn.json" in index()[1]["reason"]
+        assert index({"ready": True}) == index()[:1] and len(index({"ready": "yes"})) == 2
+        before = {p: p.read_bytes() for p in limited_server.root.glob("releases/**/*.json")}
+        def ask(name, verb, body=None): return limited_server.post(f"/v2/repository/models/{name}/{verb}", body)[::2]
+        status, found = ask("rows", "load")
+        assert (status, found["load"], found["versions"]) == (200, True, [index()[0]["version"]])
+        assert "release plan decides" in found["message"]
+        status, found = ask("torn", "load", {})
+        assert status == 400 and "torn.json" in found["error"]
+        status, found = ask("rows", "unload")
+        assert status == 400 and "release plan says so" in found["error"]
+        assert ask("nothing", "load")[0] == 404
+        assert ask("nothing", "unload")[1]["unload"] is True
+        for body in ({"parameters": {"config": "{}"}}, [], b"{"): assert ask("rows", "load", body)[0] == 400
+        assert {p: p.read_bytes() for p in limited_server.root.glob("releases/**/*.json")} == before
+        assert limited_server.post(PREDICT, serving.instances(1))[0] == 200
+    finally: torn.unlink()
+
+
+def test_statistics_count_what_was_asked(limited_server):
+    def stats(path="rows/stats"):
+        [found] = limited_server.get(f"/v2/models/{path}")[2]["model_stats"]
+        return found["inference_count"], found["execution_count"], *found["inference_stats"].values()
+    rows, requests, success, fail = stats()
+    for n in (1, 5): assert limited_server.post(PREDICT, serving.instances(n))[0] == 200
+    assert limited_server.post(PREDICT, [{}])[0] == 400
+    now = stats()
+    assert now[:2] == (rows + 6, requests + 2) and now[3]["count"] == fail["count"] + 1
+    assert now[2]["count"] == success["count"] + 2 and success["ns"] < now[2]["ns"] < 60e9 and fail["ns"] < now[3]["ns"]
+    assert stats("rows/versions/champion/stats") == stats("stats") == now
+    assert limited_server.get("/v2/models/rows/versions/99999999/stats")[0] == 404
 
 
 def test_scores_that_were_computed_beforehand(bundle, tmp_path):

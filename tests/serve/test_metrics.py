@@ -38,12 +38,12 @@ def lease_id(tmp_path):
 def test_the_page_says_what_the_library_would_say(tmp_path_factory, values, label):
     folder, theirs = tmp_path_factory.mktemp("m"), CollectorRegistry()
     ours = Metrics(folder, 0)
-    histogram = TheirHistogram("mlops_nb_request_duration_seconds", "x", ["endpoint", "route"], registry=theirs,
-                               buckets=LATENCY_BUCKETS)
+    histogram = TheirHistogram("mlops_nb_request_duration_seconds", "x", ["endpoint", "variant", "route"],
+                               registry=theirs, buckets=LATENCY_BUCKETS)
     counter = TheirCounter("mlops_nb_scored_rows", "x", ["endpoint", "variant"], registry=theirs)
     for v in values:
-        ours.request_duration(label, "predict").observe(v)
-        histogram.labels(label, "predict").observe(v)
+        ours.request_duration(label, "v", "predict").observe(v)
+        histogram.labels(label, "v", "predict").observe(v)
         ours.scored_rows(label, "a").inc(v)
         counter.labels(label, "a").inc(v)
     from prometheus_client import generate_latest
@@ -63,7 +63,7 @@ metrics, n = Metrics(sys.argv[1], lease_id), 0
 metrics.in_flight_requests.set(5)
 while True:
     metrics.requests("churn", "champion", "predict", 200).inc()
-    metrics.request_duration("churn", "predict").observe(0.001)
+    metrics.request_duration("churn", "v", "predict").observe(0.001)
     n += 1
     if n % 100 == 0: print(lease_id, n, flush=True)
 """
@@ -108,7 +108,7 @@ def test_a_million_labels_have_a_bound(tmp_path, lease_id, monkeypatch):
     for i in range(3000):
         m.schema_violations("churn", f"column-{i}" * 5).inc()
         m.requests("churn", "a", f"guess-{i}", 404).inc()
-        m.request_duration(f"guess-{i}", "predict").observe(0.1)
+        m.request_duration(f"guess-{i}", "v", "predict").observe(0.1)
     m.answered_rows.inc()
     page = samples(m.render())
     for name, n in dict(schema_violations_total=3000, requests_total=3000, request_duration_seconds_count=3000,
@@ -133,14 +133,14 @@ def test_threads_count_together(tmp_path, lease_id):
     def work(k):
         for i in range(3000):
             m.answered_rows.inc()
-            m.request_duration("e", "r").observe(0.5)
+            m.request_duration("e", "v", "r").observe(0.5)
             m.cache_requests(f"e{(i + k) % 50}", "hit").inc()
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for t in threads: t.start()
     for t in threads: t.join()
     page = samples(m.render())
     assert page["mlops_nb_answered_rows_total", ()] == 12000
-    assert page["mlops_nb_request_duration_seconds_sum", (("endpoint", "e"), ("route", "r"))] == 6000
+    assert page["mlops_nb_request_duration_seconds_sum", (("endpoint", "e"), ("route", "r"), ("variant", "v"))] == 6000
     assert sum(v for (name, _), v in page.items() if name == "mlops_nb_cache_requests_total") == 12000
 
 
@@ -218,7 +218,7 @@ try: open(sys.argv[1] + "/filler", "wb").write(bytes(1 << 24))
 except OSError: pass
 for i in range(3000):
     m.schema_violations("churn", f"column-{i}").inc()
-    m.request_duration(f"e{i}", "predict").observe(1)
+    m.request_duration(f"e{i}", "v", "predict").observe(1)
 try: Metrics(sys.argv[1], 1)
 except OSError as e: print(e.filename)
 """
@@ -233,7 +233,7 @@ def test_a_page_of_many_processes_describes_each_figure_once(tmp_path):
         m = Metrics(tmp_path, s)
         for e in range(5):
             for r in range(3):
-                m.request_duration(f"e{e}", f"r{r}").observe(0.1)
+                m.request_duration(f"e{e}", "v", f"r{r}").observe(0.1)
                 for status in (200, 400, 503): m.requests(f"e{e}", "a", f"r{r}", status).inc()
     page = m.render()
     assert page.count(b"# TYPE") == len({line.split()[2]
@@ -245,7 +245,7 @@ def test_promtool_has_nothing_to_say(tmp_path, lease_id):
     if not shutil.which("promtool"): pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
     m = Metrics(tmp_path, lease_id)
     m.requests("churn", "champion", "predict", 200).inc()
-    m.request_duration("churn", "predict").observe(0.1)
+    m.request_duration("churn", "v", "predict").observe(0.1)
     m.bundle_processes("churn", "champion", "b", "live").set(1)
     done = subprocess.run(["promtool", "check", "metrics"], input=m.render(), capture_output=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr

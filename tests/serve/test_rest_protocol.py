@@ -55,7 +55,8 @@ def test_a_class_may_be_sent_as_a_boolean_or_a_number(sent, read):
 
 @pytest.mark.parametrize("body, words", [
     (b"", "The body is not"), (b'{"labels": []}', "length"),
-    (b'{"labels": [{"id": "a b", "label": 1}]}', "matching regex"),
+    (b'{"labels": [{"id": "", "label": 1}]}', "length"),
+    (b'{"labels": [{"id": "%b", "label": 1}]}' % (b"x" * 257), "length"),
     (b'{"labels": [{"id": "a", "label": "yess"}]}', "did you mean 'yes'"),
     (b'{"labels": [{"id": "a", "label": 1, "row": -1}]}', "row")])
 def test_labels_that_are_not(body, words):
