@@ -96,7 +96,8 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     learning_rate: Annotated[PositiveFloat, Meta(
         description="shrinkage: how far each tree moves the prediction")] = 0.05
     num_leaves: Annotated[int, Meta(ge=2, description="leaves of a tree, at most")] = 31
-    n_estimators: Annotated[PositiveInt, Meta(description="trees, at most")] = 2000
+    n_estimators: Annotated[PositiveInt | None, Meta(
+        description="trees, at most; null = until early stopping ends the training, 50000 at most")] = 2000
     early_stopping_rounds: Annotated[PositiveInt, Meta(
         description="stop after this many trees without a better validation score")] = 50
     min_child_samples: Annotated[PositiveInt, Meta(description="rows that a leaf must hold")] = 20
@@ -104,6 +105,11 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     subsample: Annotated[float, Meta(gt=0, le=1, description="share of the rows that a tree sees")] = 1.0
     reg_lambda: Annotated[float, Meta(ge=0, description="L2 penalty on the values of the leaves")] = 0.0
     checkpoint_every: Annotated[PositiveInt, Meta(description="trees between two checkpoints")] = 200
+
+    @property
+    def max_iterations(self) -> int:
+        "Trees of a training at most, of each class."
+        return self.n_estimators or 50_000
 
 # %% ../../nbs/config/10_params.ipynb #dcd11ff4
 class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):

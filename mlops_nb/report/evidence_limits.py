@@ -8,7 +8,7 @@ __all__ = ['COSTS_HINT', 'EvidenceLimit', 'reached_limit', 'costs_are_unset', 'e
 # %% ../../nbs/report/13_evidence_limits.ipynb #8502c0fe
 from msgspec import Struct
 
-from ..config.params import CostParams
+from ..config.params import CostParams, GbdtParams
 from ..data.prepare import IMMATURE_REASON, LATE_REASON, DatasetInfo
 from ..evaluate.evaluation import Evaluation
 from ..release.gate import GateReport
@@ -77,16 +77,21 @@ def _leaks(dataset):
     return EvidenceLimit("Suspected leaks", found + (f" Accepted: {accepted}." if accepted else ''), bool(suspects))
 
 # %% ../../nbs/report/13_evidence_limits.ipynb #30b3397a
-_LIMIT_SETTINGS = dict(gbdt='train.gbdt.n_estimators', net='train.net.max_epochs')
+def _longer(training):
+    "What to set, so that the limit does not end the training."
+    if training.learner == 'net': return f"train.net.max_epochs={2 * training.max_iterations}"
+    if training.max_iterations < GbdtParams(n_estimators=None).max_iterations: return "train.gbdt.n_estimators=null"
+    return f"train.gbdt.learning_rate={2 * training.params['learning_rate']:g}"
+
 _ITERATIONS = dict(gbdt='trees', net='epochs')
 
 def reached_limit(training: TrainingReport) -> str: # A sentence; empty where early stopping ended it
     "That the limit of iterations ended a training, and which setting to raise."
     if training.iterations < training.max_iterations: return ''
-    limit, setting = training.max_iterations, _LIMIT_SETTINGS[training.learner]
+    limit = training.max_iterations
     return (f"The limit of {format_number(limit)} {_ITERATIONS[training.learner]} ended the training before the "
             f"validation loss had stopped falling, so a longer one may be better; try it with `dvc exp run -S "
-            f"{setting}={2 * limit}`.")
+            f"{_longer(training)}`.")
 
 def _training_length(training):
     text = reached_limit(training)

@@ -162,7 +162,7 @@ def boost_to_checkpoint(
             on_iteration(state.iteration + 1, record_losses(booster, state, offsets))
         patience = state.iteration - max(state.best_iteration, state.init_iterations)
         state.finished = (stuck or patience >= g.early_stopping_rounds
-                          or state.iteration - state.init_iterations >= g.n_estimators)
+                          or state.iteration - state.init_iterations >= g.max_iterations)
         if state.finished: break
 
 # %% ../../nbs/train/03_gbdt.ipynb #de35cefa

@@ -88,7 +88,7 @@ class Learner(NamedTuple):
     max_iterations: Callable[[TrainParams], int] # iterations at most
     fit: Callable
 
-LEARNERS = dict(gbdt=Learner('model.txt', 'trees', lambda p: p.gbdt.n_estimators, _fit_gbdt),
+LEARNERS = dict(gbdt=Learner('model.txt', 'trees', lambda p: p.gbdt.max_iterations, _fit_gbdt),
                 net=Learner('model.safetensors', 'epochs', lambda p: p.net.max_epochs, _fit_net))
 
 def find_learner(name: str) -> Learner:

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlops_nb.config.params import CostParams
+from mlops_nb.config.params import CostParams, GbdtParams
 from mlops_nb.data.prepare import EXCLUSION_REASONS
 from mlops_nb.data.splits import SplitCheck
 from mlops_nb.report.evidence_limits import evidence_limits, limits_table
@@ -81,12 +81,14 @@ def test_unknown_power_is_no_evidence():
     assert limits(power="")["Detectable loss"].weakens
 
 
-@pytest.mark.parametrize("learner, setting", [("gbdt", "train.gbdt.n_estimators"), ("net", "train.net.max_epochs")])
-def test_a_training_that_its_limit_ended_names_the_setting_to_raise(learner, setting):
-    ended = limits(training=SimpleNamespace(learner=learner, iterations=30, max_iterations=30))["Training length"]
-    assert ended.weakens and f"dvc exp run -S {setting}=60" in ended.found
-    assert not limits(training=SimpleNamespace(learner=learner, iterations=29, max_iterations=30))[
-        "Training length"].weakens
+@pytest.mark.parametrize("learner, limit, setting", [
+    ("gbdt", 30, "train.gbdt.n_estimators=null"), ("net", 30, "train.net.max_epochs=60"),
+    ("gbdt", GbdtParams(n_estimators=None).max_iterations, "train.gbdt.learning_rate=0.1")])
+def test_a_training_that_its_limit_ended_names_the_setting_to_raise(learner, limit, setting):
+    def length(n): return limits(training=SimpleNamespace(learner=learner, iterations=n, max_iterations=limit,
+                                                          params=dict(learning_rate=0.05)))["Training length"]
+    assert length(limit).weakens and f"dvc exp run -S {setting}`" in length(limit).found
+    assert not length(limit - 1).weakens
 
 
 def test_costs_that_nobody_set_are_asked_for():

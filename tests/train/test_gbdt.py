@@ -118,6 +118,13 @@ def test_the_number_of_threads_changes_nothing():
     assert len(texts) == 1
 
 
+def test_without_a_limit_early_stopping_ends_the_training():
+    a, b = problem("regression", n=300)
+    limited, free = (fit(a, b, "regression", params(n_estimators=n, early_stopping_rounds=5)) for n in (3, None))
+    assert (limited.iterations, limited.best_iteration) == (3, 3) and free.best_iteration > 3
+    assert free.iterations - free.best_iteration >= 5
+
+
 def test_how_often_a_checkpoint_is_written_changes_nothing_unless_rows_are_sampled():
     a, b = problem("binary")
     trees = {fit(a, b, "binary", params(checkpoint_every=c)).model for c in (1, 7, 1000)}
