@@ -14,6 +14,20 @@ os.environ["MLOPS_NB_QUIET"] = "1" # progress depends on how fast a machine is
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
+# files that take longest: begun last, one of them would leave the other processes of `--dist loadfile` with nothing to do
+LONG = ["end_to_end/test_real_data.py", "end_to_end/test_shapes.py", "end_to_end/test_learners.py", "test_cli.py",
+        "end_to_end/test_experiments.py", "train/test_launcher.py", "train/test_net_trainer.py",
+        "end_to_end/test_bad_input.py", "end_to_end/test_change_request.py", "report/test_runner.py",
+        "train/test_tuning.py", "report/test_notebooks.py", "batch/test_stream_scoring.py", "control/test_scheduler.py",
+        "release/test_gate.py", "serve/test_server.py"]
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest first, in that order; the others as they are found."
+    place = {str(Path(__file__).parent / name): i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def real_data():
     "A function that gives the path of a real data set, or skips with the reason."
