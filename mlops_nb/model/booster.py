@@ -70,6 +70,10 @@ def _softmax(z):
 
 _INVERSE_LINKS = dict(identity=lambda z: z, log=np.exp, logit=_sigmoid, softmax=_softmax)
 
+def _sigmoid_float(z): return 1 / (1 + float(np.exp(709. if z < -709 else -z)))
+
+_FLOAT_LINKS = dict(identity=lambda z: z, log=lambda z: float(np.exp(z)), logit=_sigmoid_float) # Of one number
+
 def _model_blocks(text, header):
     whole = text.encode()
     if header.link is None or header.average_output or len(whole) <= _BLOCK_BYTES: return [whole]
@@ -86,7 +90,7 @@ class Booster:
         self.n_classes, self.n_iterations = header.n_classes, header.n_iterations # 1 for binary and regression
         self.log_link = header.link == 'log' # Is the raw score the logarithm of the value?
         self._thread_local, self._packed_text = threading.local(), zlib.compress(model_text.encode(), 1)
-        self._inverse_link = _INVERSE_LINKS.get(header.link)
+        self._inverse_link, self._float_link = _INVERSE_LINKS.get(header.link), _FLOAT_LINKS.get(header.link)
         self._handles = [self._load(block) for block in _model_blocks(model_text, header)]
 
     def _load(self, text):
@@ -153,6 +157,7 @@ class _SingleRowCalls:
     "The prepared calls of one thread, one for each block, with their buffers."
     def __init__(self, booster):
         self.x, self.outs = np.empty(len(booster.feature_names)), np.empty((len(booster._handles), booster.n_classes))
+        self.sums = self.outs.reshape(-1).data # The same numbers, as Python reads them fastest
         what = _NORMAL if len(self.outs) == 1 else _RAW
         self.call = lightgbm_library()['LGBM_BoosterPredictForMatSingleRowFast'] # By index: without declared types
         self.calls = [self._prepare(handle, what, out) for handle, out in zip(booster._handles, self.outs)]
@@ -178,6 +183,11 @@ def predict_one(self:Booster,
     row.x[:] = x
     for args in row.calls:
         if code := row.call(*args): _raise_on_error(code)
-    out = row.outs[0]
-    if len(row.outs) > 1: out = self._inverse_link(sum(row.outs[1:], out)[None])[0]
-    return out.item() if self.n_classes == 1 else out.copy()
+    if self.n_classes == 1: return row.sums[0] if len(row.calls) == 1 else self._float_link(_added(row.sums))
+    if len(row.calls) == 1: return row.outs[0].copy()
+    return self._inverse_link(sum(row.outs[1:], row.outs[0])[None])[0]
+
+def _added(sums): # One after the other, as `predict` adds; Python's own `sum` rounds otherwise since 3.12
+    total = sums[0]
+    for z in sums[1:]: total += z
+    return total

@@ -6,6 +6,8 @@
 __all__ = ['EPS', 'Calibrator', 'PlattCalibrator', 'IsotonicCalibrator', 'TemperatureCalibrator']
 
 # %% ../../nbs/model/07_calibrators.ipynb #08b02517
+from bisect import bisect_right
+
 import numpy as np
 from msgspec import Struct
 
@@ -32,7 +34,7 @@ class PlattCalibrator(Struct, tag_field='method', tag='platt'):
     def _apply_float(self, p): # NumPy only where its last bits could be others than Python's
         if not EPS <= p <= 1 - EPS: p = min(max(p, EPS), 1 - EPS)
         z = self.slope * (float(np.log(p)) - float(np.log1p(-p))) + self.intercept
-        p = 1 / (1 + float(np.exp(-z if z > -709 else 709.)))
+        p = 1 / (1 + float(np.exp(709. if z < -709 else -z)))
         return p if EPS <= p <= 1 - EPS else min(max(p, EPS), 1 - EPS)
 
 # %% ../../nbs/model/07_calibrators.ipynb #97e67c73
@@ -45,7 +47,18 @@ class IsotonicCalibrator(Struct, tag_field='method', tag='isotonic'):
         p: float | np.ndarray, # Probabilities of the event, of any shape
     ) -> float | np.ndarray: # The same shape
         "The calibrated probabilities."
-        return np.interp(np.clip(p, EPS, 1 - EPS), self.x_thresholds, self.y_thresholds)
+        if isinstance(p, float): return self._apply_float(p)
+        p, x, y = _clip_probability(p), np.array(self.x_thresholds), np.array(self.y_thresholds)
+        i = np.clip(np.searchsorted(x, p, 'right') - 1, 0, len(x) - 2) # The knot before
+        between = (y[i + 1] - y[i]) / (x[i + 1] - x[i]) * (p - x[i]) + y[i]
+        return np.where(p >= x[-1], y[-1], np.where(p < x[0], y[0], between))
+
+    def _apply_float(self, p):
+        x, y, p = self.x_thresholds, self.y_thresholds, min(max(p, EPS), 1 - EPS)
+        if p >= x[-1]: return y[-1]
+        if p < x[0]: return y[0]
+        i = min(bisect_right(x, p) - 1, len(x) - 2) # NaN has no place: it stays NaN
+        return (y[i + 1] - y[i]) / (x[i + 1] - x[i]) * (p - x[i]) + y[i]
 
 # %% ../../nbs/model/07_calibrators.ipynb #0c7f6a74
 class TemperatureCalibrator(Struct, tag_field='method', tag='temperature'):
@@ -57,7 +70,7 @@ class TemperatureCalibrator(Struct, tag_field='method', tag='temperature'):
     ) -> np.ndarray: # The same shape
         "The calibrated probabilities."
         q = np.maximum(p, EPS) ** (1 / self.temperature)
-        return q / q.sum(-1, keepdims=True)
+        return q / np.add.reduce(q, -1, keepdims=True) # What `q.sum` comes to, by a shorter way
 
 # %% ../../nbs/model/07_calibrators.ipynb #9afceeb9
 Calibrator = PlattCalibrator | IsotonicCalibrator | TemperatureCalibrator

@@ -123,3 +123,27 @@ def apply(self:Policy,
     if labels is not None: labels[review] = None
     decisions = None if labels is None else labels.tolist()
     return PolicyOutcome(scores, decisions, review.tolist() if self.has_review else None)
+
+# %% ../../nbs/model/08_policy.ipynb #8f9616ba
+@patch
+def apply_row(self:Policy,
+    columns: dict[str, list], # One row; has `rule_columns`, in the schema's types
+    score: float | np.ndarray, # Calibrated: a number, or (k,) for k classes; it is not changed
+) -> tuple[float | np.ndarray, str | None, bool | None]: # Score, decision and review: row 0 of a `PolicyOutcome`
+    "What `apply` gives for one row."
+    found = [r for p, r in zip(self._predicates, self.rules) if p.matches_row(columns, 0)] if self.rules else ()
+    for r in found:
+        if (r.min_score, r.max_score) != (None, None): score = np.clip(score, r.min_score, r.max_score).item()
+    review = self.reject_region is not None and bool(self.reject_region[0] <= score <= self.reject_region[1])
+    label = self._label_of(score)
+    for r in found:
+        if r.decision is not None: label = r.decision
+        if r.review or r.decision is not None: review = r.review
+    return score, None if review else label, review if self.has_review else None
+
+@patch
+def _label_of(self:Policy, score): # As `decide`, of one row
+    if self.task == 'regression': return None
+    if self.task == 'multiclass': return self.classes[score.argmax()]
+    if self.threshold is None: return self.decide(np.array([score]))[0] # Raises
+    return self.classes[score >= self.threshold]

@@ -143,7 +143,7 @@ def encode_columns(self:Predictor,
         columns = {**columns, **self.features.compute_arrays(arrays)}
     read = [columns[name] if codes is None else [None if v is None else codes(v, UNKNOWN_CODE) for v in columns[name]]
             for name, codes in self._category_codes]
-    if len(read[0]) == 1: return np.array([[v[0] for v in read]], np.float64)
+    if len(read[0]) == 1: return np.array([[v for v, in read]], np.float64)
     return np.ascontiguousarray(np.array(read, np.float64).T)
 
 # %% ../../nbs/model/10_predictor.ipynb #f1c0a002
@@ -278,12 +278,18 @@ def predict_and_decide(self:Predictor,
     X: np.ndarray, # The same rows, from `encode_frame` or `encode_columns`
 ) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `PolicyOutcome`, with the scores as a list
     "Calibrated predictions, and what the policy makes of them."
-    p = self._policy
-    if len(X) == 1 and p.task == 'binary' and p.threshold is not None and not (p.rules or p.reject_region):
-        score = float(p.calibrate(self.model.predict_one(X[0])))
-        return [score], [self.schema.classes[score >= p.threshold]], None
-    scores, decisions, needs_review = p.apply(columns, self.predict_encoded(X))
+    if len(X) == 1: return self._decide_row(columns, self._policy.calibrate(self.model.predict_one(X[0])))
+    scores, decisions, needs_review = self._policy.apply(columns, self.predict_encoded(X))
     return scores.tolist(), decisions, needs_review
+
+@patch
+def _decide_row(self:Predictor, columns, score): # The score is a float, or (k,) for k classes
+    p = self._policy
+    if p.task == 'binary' and p.threshold is not None and not (p.rules or p.reject_region):
+        return [score], [p.classes[score >= p.threshold]], None
+    score, decision, needs_review = p.apply_row(columns, score)
+    return ([score if self.model.n_classes == 1 else score.tolist()], None if p.task == 'regression' else [decision],
+            None if needs_review is None else [needs_review])
 
 # %% ../../nbs/model/10_predictor.ipynb #efdf5738
 @patch(cls_method=True)

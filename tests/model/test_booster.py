@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from support.lightgbm_models import KINDS, frame, train
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.booster import Booster, _sigmoid, _softmax
+from mlops_nb.model.booster import _FLOAT_LINKS, _INVERSE_LINKS, Booster, _sigmoid, _softmax
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -110,6 +110,14 @@ def test_extreme_sums_are_still_probabilities():
     with np.errstate(over="raise"):
         assert _softmax(np.array([[1000.0, 0, -1000]])).tolist() == [[1, 0, 0]]
         assert _sigmoid(np.array([-800.0, 0, 800])).tolist() == pytest.approx([0, .5, 1], abs=1e-300)
+
+
+@pytest.mark.parametrize("link", _FLOAT_LINKS)
+def test_a_sum_alone_is_turned_into_the_same_bits_as_among_others(link):
+    z = np.array([0.0, -0.0, 709, -709, 710, -710, 5e-324, *np.random.default_rng(0).normal(0, 20, 5000), np.nan])
+    z = np.concatenate([z, np.nextafter(z, -np.inf), np.nextafter(z, np.inf)])
+    with np.errstate(over="ignore"):
+        same(np.array([_FLOAT_LINKS[link](x) for x in z.tolist()]), _INVERSE_LINKS[link](z))
 
 
 # ---- rows alone, and odd input

@@ -19,6 +19,28 @@ def test_a_single_probability_and_an_array_get_the_same_bits(calibrator, p):
     assert float(one) == many[1] and EPS <= one <= 1 - EPS
 
 
+KNOTS = np.linspace(0, 1, 61) ** 3 # close to each other near 0
+MANY_KNOTS = IsotonicCalibrator(KNOTS.tolist(), np.linspace(1e-6, 1 - 1e-6, 61).tolist())
+UNEVEN = IsotonicCalibrator([0.1, 0.1 + 2**-54, 0.4, 0.4 + 2**-54, 0.9], [0.2, 0.3, 0.3, 0.6, 0.7])
+
+
+@pytest.mark.parametrize("calibrator", [*TWO_CLASSES, MANY_KNOTS, UNEVEN])
+def test_every_knot_its_neighbours_and_the_extremes_get_the_same_bits_alone_and_among_others(calibrator):
+    at = np.array([*KNOTS, *UNEVEN.x_thresholds, 0.0, -0.0, 1.0, EPS, 1 - EPS, 5e-324, -5e-324, -1.0, 2.0,
+                   np.inf, -np.inf, *np.random.default_rng(0).random(5000)])
+    p = np.concatenate([at, np.nextafter(at, -1), np.nextafter(at, 2)])
+    alone = np.array([calibrator.apply(x) for x in p.tolist()])
+    assert alone.tobytes() == calibrator.apply(p).tobytes() == calibrator.apply(p.reshape(3, -1)).tobytes()
+    if isinstance(calibrator, IsotonicCalibrator):
+        expected = np.interp(np.clip(p, EPS, 1 - EPS), calibrator.x_thresholds, calibrator.y_thresholds)
+        np.testing.assert_allclose(alone, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("calibrator", [*TWO_CLASSES, MANY_KNOTS])
+def test_what_is_no_number_stays_none(calibrator):
+    assert np.isnan([calibrator.apply(float("nan")), *calibrator.apply(np.array([np.nan]))]).all()
+
+
 @pytest.mark.parametrize("calibrator", TWO_CLASSES)
 def test_the_order_of_rows_stays(calibrator):
     p = np.linspace(0, 1, 1_001)

@@ -240,6 +240,8 @@ def test_any_rules_do_for_many_rows_what_they_do_for_one(ruled, rules, band):
     assert got[0].tolist() == [s.item() for s, _, _ in each] and got[1] == [d[0] for _, d, _ in each]
     assert (got[2] is None) == (not predictor.policy.has_review) and (got[2] is None or got[2] == [r[0] for _, _,
                                                                                                    r in each])
+    plain = [predictor.policy.apply_row({c: [v[i]] for c, v in columns.items()}, scores[i].item()) for i in range(25)]
+    assert plain == [(s.item(), d[0], r and r[0]) for s, d, r in each]
     assert scores.tolist() == np.linspace(0, 1, 25).tolist() # the caller's are left alone
 
     def holds(rule, row):
