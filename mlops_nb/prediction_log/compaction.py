@@ -18,6 +18,13 @@ from msgspec import Struct
 from ..core.files import atomic_file
 from ..core.typed_yaml import read_json, write_json
 from .leases import maintenance_lease, release_lease, try_acquire_lease
+from mlops_nb.prediction_log.request_index import (
+    RequestTable,
+    index_segment,
+    request_index_path,
+    request_key,
+    write_request_index,
+)
 from mlops_nb.prediction_log.segments import (
     first_seq,
     logged_lease_ids,
@@ -49,6 +56,7 @@ def _segment_to_parquet(folder, path):
         for (endpoint, hour), part in table.group_by(["endpoint", hour_of], maintain_order=True):
             parquet = _parquet_path(folder, kind, endpoint, hour, path.stem)
             with atomic_file(parquet, _MODE) as tmp: part.write_parquet(tmp)
+    index_segment(folder, path)
     path.unlink()
     return sum(t.height for t in tables.values()), len(damaged)
 
@@ -60,6 +68,19 @@ def compacted_segments(folder, lease_id=None): # -> {stem: its Parquet files}, i
         for path in Path(folder).glob(pattern): found.setdefault(path.stem, []).append(path)
     for path in (Path(folder) / "segments").glob("*.jsonl"): found.pop(path.stem, None)
     return dict(sorted(found.items()))
+
+# %% ../../nbs/prediction_log/03_compaction.ipynb #ece05d0b
+def _index_compacted(folder):
+    "Write the index of Parquet files that have none."
+    for stem, files in compacted_segments(folder).items():
+        if request_index_path(folder, stem).exists(): continue
+        records = [f for f in files if file_kind(f) == "record"]
+        keys, n_rows = [], []
+        if records:
+            live = pl.scan_parquet(records, glob=False).filter(pl.col("mode") == "live")
+            found = live.group_by("endpoint", "id").agg(pl.col("row").max() + 1).collect()
+            keys, n_rows = list(map(request_key, found["endpoint"], found["id"])), found["row"].to_list()
+        write_request_index(folder, stem, RequestTable.sort(keys, n_rows))
 
 # %% ../../nbs/prediction_log/03_compaction.ipynb #9c0475b6
 def _close_last_segment(folder, lease_id):
@@ -119,8 +140,9 @@ def _delete_expired(folder, days, now_unix_seconds):
 
 def _delete_before(folder, lease_id, seq):
     "Remove the Parquet files of a lease's segments before a line."
-    old = [files for stem, files in compacted_segments(folder, lease_id).items() if first_seq(stem) < seq]
-    for f in chain.from_iterable(old):
+    old = {stem: files for stem, files in compacted_segments(folder, lease_id).items() if first_seq(stem) < seq}
+    for stem in old: request_index_path(folder, stem).unlink(missing_ok=True)
+    for f in chain.from_iterable(old.values()):
         f.unlink()
         try: f.parent.rmdir()
         except OSError: pass # there are others in this hour
@@ -150,4 +172,5 @@ def compact_log(
                 done.damaged_lines += damaged
         now = time.time() if now_unix_seconds is None else now_unix_seconds
         done.removed_segments = _delete_expired(folder, retention_days, now)
+        _index_compacted(folder)
     return done
