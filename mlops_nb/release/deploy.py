@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_model_version', 'log_model', 'register_model_version', 'set_champion_alias', 'Deployment', 'share_releases',
-           'run_deploy']
+           'run_deploy', 'sign_stored_bundle']
 
 # %% ../../nbs/release/05_deploy.ipynb #46facb2c
 import os
@@ -17,11 +17,20 @@ from tempfile import TemporaryDirectory
 from msgspec import Struct
 
 from ..bundle.bundle import open_bundle
-from ..bundle.store import released_path, store_bundle
+from mlops_nb.bundle.signatures import (
+    SIGNING_KEY_VARIABLE,
+    is_signed,
+    public_key_text,
+    read_signing_key,
+    sign_bundle,
+    why_not_trusted,
+)
+from ..bundle.store import find_bundle, released_path, store_bundle
 from ..config.project import is_experiment
 from ..config.settings import read_settings
 from ..core.errors import UserError
 from ..core.files import atomic_dir
+from ..core.manifest import SIGNATURES_FILE
 from ..core.typed_yaml import read_json, write_json
 from .gate import GateReport, missing_comparison
 from .mlflow_model import save_mlflow_model
@@ -126,12 +135,16 @@ def _why_not_released(root, settings, gate):
         return f"it was rolled back. To release it all the same: `mlops-nb rollback --to {bundle_id[:12]}`."
     if missing := missing_comparison(root, gate): return missing
     if not releases_known(path): return f"{RELEASES_UNKNOWN[0].lower()}{RELEASES_UNKNOWN[1:]}"
+    place = store_path(root, settings) / bundle_id
+    if problem := why_not_trusted(place, settings.release.trusted_keys):
+        return f"{problem.replace(str(place), 'it', 1)} Then `dvc repro -s -f deploy` releases it."
 
 # %% ../../nbs/release/05_deploy.ipynb #05d0990f
 def _deploy_bundle(root, settings, bundle, run_id, gate):
     "Store and register the bundle; release it, or say why it stays a challenger."
     endpoint, environment = settings.release.endpoint, settings.release.environment
-    store_bundle(bundle.path, store_path(root, settings))
+    place, key = store_bundle(bundle.path, store_path(root, settings)), read_signing_key(root, settings)
+    if key: sign_bundle(place, key)
     client, _ = tracking_client(root, settings)
     with mlflow_errors(settings):
         version = str(register_model_version(client, endpoint, bundle.id, log_model(root, client, run_id, endpoint)))
@@ -143,6 +156,12 @@ def _deploy_bundle(root, settings, bundle, run_id, gate):
     with mlflow_errors(settings): set_champion_alias(client, endpoint, version)
     return Deployment(bundle.id, True, f"Version {version} was released to {environment}.", endpoint, version)
 
+# %% ../../nbs/release/05_deploy.ipynb #7bf71663
+def _lacks_signature(root, settings, bundle_id):
+    "Is a signing key set, and has it not signed the stored bundle?"
+    key = read_signing_key(root, settings)
+    return key is not None and not is_signed(store_path(root, settings) / bundle_id, [public_key_text(key)])
+
 # %% ../../nbs/release/05_deploy.ipynb #451aac44
 def _is_settled(root, settings, bundle_id, gate):
     "Does `artifacts/deployment.json` say already what this run would do?"
@@ -151,6 +170,7 @@ def _is_settled(root, settings, bundle_id, gate):
     last, plan = read_json(path, Deployment), read_plan(plan_path(root, settings))
     if last.bundle != bundle_id: return False
     if not gate.passed: return not last.deployed and gate.message in last.message
+    if _lacks_signature(root, settings, bundle_id): return False
     reason = _why_not_released(root, settings, gate)
     if reason: return not last.deployed and reason in last.message
     stored = (store_path(root, settings) / bundle_id).is_dir()
@@ -169,18 +189,25 @@ def _dvc_add(root, paths):
     said = [line.removeprefix("ERROR: ").rstrip(".") for line in done.stderr.splitlines() if "ERROR" in line]
     return (said or ["no reason given"])[0] if done.returncode else ""
 
+# %% ../../nbs/release/05_deploy.ipynb #67f30c90
+def _is_copied(store, bundle_id):
+    "Does the copy that travels, if it is here, have the signatures of the stored bundle?"
+    copy, own = (p / SIGNATURES_FILE for p in (released_path(store, bundle_id), store / bundle_id))
+    if not copy.parent.is_dir() or not own.exists(): return True
+    return copy.exists() and copy.read_bytes() == own.read_bytes()
+
 # %% ../../nbs/release/05_deploy.ipynb #949db76e
 def share_releases(root: Path) -> str: # A sentence that says what did not work; empty where all did
-    "Bring the files that carry the released models to clones up to date."
+    "Bring the files that carry the released models to clones up to date, also where one was signed since."
     root, settings = Path(root), read_settings(root)
     path, store = plan_path(root, settings), store_path(root, settings)
     if is_experiment(): return ""
     update_record(path)
     lacking = [i for i in dict.fromkeys(e.bundle for e in read_history(path))
-               if (store / i).is_dir() and not released_path(store, f"{i}.dvc").exists()]
+               if (store / i).is_dir() and not (released_path(store, f"{i}.dvc").exists() and _is_copied(store, i))]
     if not lacking or not _has_remote(root): return ""
     for i in lacking:
-        if released_path(store, i).is_dir(): continue
+        if released_path(store, i).is_dir() and _is_copied(store, i): continue
         with atomic_dir(released_path(store, i)) as tmp: shutil.copytree(store / i, tmp, dirs_exist_ok=True)
     refused = _dvc_add(root, [released_path(store, i).resolve() for i in lacking])
     return f"The released model does not travel with a clone: {refused}; fix that, then `dvc repro`." if refused else ""
@@ -204,3 +231,22 @@ def run_deploy(root: Path) -> dict:
     deployed = _deploy_last_run(root)
     if left := share_releases(root): print(f"warning: {left}", file=sys.stderr)
     return {} if deployed is None else dict(deployed=deployed)
+
+# %% ../../nbs/release/05_deploy.ipynb #2a4c0f07
+def sign_stored_bundle(
+    root: str | Path, # The project's folder
+    bundle: str, # The id of a stored bundle or its first characters, or a bundle folder
+) -> Path: # What was signed
+    "Sign a bundle, and its copy that travels with clones. Raises `UserError` where no key is set or it was changed."
+    root, settings = Path(root), read_settings(root)
+    if (key := read_signing_key(root, settings)) is None:
+        raise UserError("There is no key to sign with; name its file as signing_key_file in [release], or give the key "
+                        f"itself in the environment as {SIGNING_KEY_VARIABLE}.")
+    if (place := root / bundle).is_dir(): sign_bundle(place, key); return place
+    found = find_bundle(bundle, store_path(root, settings))
+    if (id := open_bundle(found).id) != found.name:
+        raise UserError(f"{found} holds the bundle {id[:12]}, another than its name says; fetch it again.")
+    place = store_bundle(found, store_path(root, settings))
+    sign_bundle(place, key)
+    if left := share_releases(root): print(f"warning: {left}", file=sys.stderr)
+    return place

@@ -16,8 +16,9 @@ import signal
 import socket
 import ssl
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -32,7 +33,7 @@ from ..prediction_log.leases import acquire_lease
 from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import NO_MODEL
 from .app import App
-from .auth import Authenticator, check_bind_address
+from .auth import Authenticator, check_bind_address, key_use_path
 from .hot_reload import ModelManager
 from .metrics import Metrics
 
@@ -65,13 +66,18 @@ _DRAIN_SIGNAL = signal.SIGUSR1
 
 class _WorkerApp(App):
     "The application with what belongs to its process."
-    parent, message_fd = 0, -1
+    parent, message_fd, grpc_listener = 0, -1, None
 
     def __rsgi_init__(self, loop):
         super().__rsgi_init__(loop)
+        if self.grpc_listener: loop.run_until_complete(self.grpc_listener.start(self))
         loop.add_signal_handler(_DRAIN_SIGNAL, self.drain)
         loop.call_soon(_send_message, self.message_fd, dict(ready=_join_names(self.manager.endpoints)))
         self._exit_if_orphaned()
+
+    def __rsgi_del__(self, loop):
+        if self.grpc_listener: loop.run_until_complete(self.grpc_listener.stop(self.settings.shutdown_timeout_seconds))
+        super().__rsgi_del__(loop)
 
     def _exit_if_orphaned(self):
         if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGTERM)
@@ -84,8 +90,24 @@ def _join_names(names, most=10):
     more = f" and {len(names) - most} more" if len(names) > most else ''
     return ', '.join(n[:40] for n in list(names)[:most]) + more
 
+# %% ../../nbs/serve/13_server.ipynb #5e94667b
+def _reserve_grpc(serve): # a socket, or a context of None where there is no gRPC
+    "Take the port of gRPC, or raise `UserError`."
+    if not serve.grpc_port: return nullcontext()
+    if not all(find_spec(name) for name in ('grpc', 'google')):
+        raise UserError("[serve] sets grpc_port, and gRPC is not installed; run pip install 'mlops-nb[grpc]', or set "
+                        "grpc_port = 0.")
+    return reserve_address(serve.host, serve.grpc_port)
+
+def _format_address(host, port): return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+def _grpc_listener(root, serve, address):
+    from mlops_nb.serve.grpc_server import GRPCListener
+    pems = [(root / p).read_bytes() for p in (serve.tls_certificate_file, serve.tls_private_key_file) if p]
+    return GRPCListener(address, *pems)
+
 # %% ../../nbs/serve/13_server.ipynb #4ad65939
-def _start_worker(root, bundle, settings, parent, message_fd): # what a forked process runs before it answers
+def _start_worker(root, bundle, settings, grpc_address, parent, message_fd): # what a fork runs before it answers
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
     signal.signal(_DRAIN_SIGNAL, signal.SIG_IGN)
@@ -95,12 +117,14 @@ def _start_worker(root, bundle, settings, parent, message_fd): # what a forked p
         metrics = Metrics(folder, lease_id)
         log = PredictionLogWriter(folder, lease_id, settings.log, metrics.unlogged_rows.inc,
                                   metrics.log_records.inc)
-        authenticator = Authenticator(root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None)
+        keys = root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None
+        authenticator = Authenticator(keys, key_use_path(folder, lease_id))
         manager = ModelManager(bundle or root, settings, metrics, log)
         manager.start()
         if not manager.endpoints:
             raise UserError(next(iter(manager.rejected_plans.values()), NO_MODEL))
         app = _WorkerApp(manager, authenticator)
+        if grpc_address: app.grpc_listener = _grpc_listener(root, settings.serve, grpc_address)
         gc.collect()
         gc.freeze() # what is here stays; to look through it again for garbage would hold requests up for milliseconds
     except UserError as e:
@@ -196,24 +220,25 @@ def serve(
     "Serve until SIGTERM or Ctrl-C; every accepted request is answered first. Raises `UserError` if it cannot start."
     root, settings = Path(root).resolve(), settings or read_settings(root)
     own = settings.serve
-    check_bind_address(own.host, own.auth)
+    check_bind_address(own)
     _raise_open_file_limit()
-    with reserve_address(own.host, own.port) as address:
+    with reserve_address(own.host, own.port) as address, _reserve_grpc(own) as grpc:
         host, port = address.getsockname()[:2]
+        grpc_address = grpc and _format_address(*grpc.getsockname()[:2])
         server = _create_supervisor(own, host, port, root)
         server.message_pipe, message_fd = os.pipe()
         server.drain_seconds = own.drain_seconds
-        server.announce_ready = partial(_announce_ready, own, host, port)
+        server.announce_ready = partial(_announce_ready, own, host, port, grpc_address)
         with suppress(SystemExit): # of Granian, when a worker has died in the same moment
             server.serve(target_loader=partial(_start_worker, root, bundle and Path(bundle).resolve(), settings,
-                                               os.getpid(), message_fd),
+                                               grpc_address, os.getpid(), message_fd),
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 
 # %% ../../nbs/serve/13_server.ipynb #64784847
-def _announce_ready(serve, host, port, endpoints):
+def _announce_ready(serve, host, port, grpc_address, endpoints):
     for _ in range(500): # the socket of a worker opens a moment after its loop
         with suppress(OSError): socket.create_connection((host, port), 1).close(); break
         time.sleep(.01)
-    name = f'[{host}]' if ':' in host else host
-    print(f"Serving {endpoints} at http{'s' if serve.tls_certificate_file else ''}://{name}:{port}", flush=True)
+    url = f"http{'s' if serve.tls_certificate_file else ''}://{_format_address(host, port)}"
+    print(f"Serving {endpoints} at {url}{f', gRPC at {grpc_address}' if grpc_address else ''}", flush=True)
