@@ -118,7 +118,7 @@ class RequestIndex:
     def __init__(self,
         folder: str | Path, # Of the log
     ):
-        self.folder, self._tails = Path(folder), {}
+        self.folder, self._tails, self._mapped = Path(folder), {}, {}
         self._executor = ThreadPoolExecutor(1, "index")
 
     async def find_unknown(self, endpoint: str, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -150,13 +150,19 @@ def _keep(self: RequestIndex, stem, tail):
     return True
 
 # %% ../../nbs/prediction_log/06_request_index.ipynb #f95afe95
+_MAX_MAPPED = 4096 # files
+
 @patch
 def _tables(self: RequestIndex): # newest first
     yield from reversed(self._read_on())
     files = (self.folder / "index").glob("*.keys")
-    for path in sorted(files, key=lambda p: p.stem.rsplit("-", 1)[-1], reverse=True):
-        try: yield read_request_index(path)
-        except FileNotFoundError: pass # it was too old, and removed
+    files = sorted(files, key=lambda p: p.stem.rsplit("-", 1)[-1], reverse=True)
+    self._mapped = {p: self._mapped[p] for p in files[:_MAX_MAPPED] if p in self._mapped}
+    for i, path in enumerate(files):
+        try: table = self._mapped.get(path) or read_request_index(path)
+        except FileNotFoundError: continue # it was too old, and removed
+        if i < _MAX_MAPPED: self._mapped[path] = table
+        yield table
 
 @patch
 def unknown_rows(self: RequestIndex, endpoint: str, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:

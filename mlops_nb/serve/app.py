@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from granian.rsgi import ProtocolClosed
 from msgspec import Struct
 
+from ..prediction_log.request_index import RequestIndex
 from . import handlers
 from .auth import Authenticator
 from .handlers import error_response
@@ -127,6 +128,7 @@ class App:
         self.manager, self.authenticator, self.settings, self.routes = (manager, authenticator, manager.settings.serve,
                                                                         ROUTES)
         self.log, self.metrics = manager.resources.log, manager.resources.metrics
+        self.request_index = RequestIndex(self.log.folder)
         self._paths, self._in_flight, self._pending_bodies, self._request_counters = PathMatcher(), 0, {}, {}
         self._ids = map(f'{os.urandom(8).hex()}-{{:x}}'.format, count()) # of requests that bring none
         self._executor, self._draining = ThreadPoolExecutor(2, 'request'), False
@@ -144,6 +146,7 @@ class App:
 
     def __rsgi_del__(self, loop):
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self.request_index.close()
         self.manager.stop()
         self.authenticator.note_use()
         self.authenticator.save_use()

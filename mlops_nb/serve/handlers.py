@@ -36,7 +36,7 @@ from .model_runtime import ActiveVariant
 from .openapi import DOCS_CSP, docs_html, openapi_document
 from .request_validation import ValidationError
 from mlops_nb.serve.rest_protocol import (
-    FeedbackAck,
+    acknowledge_labels,
     decode_labels,
     encode_explain_response,
     encode_json,
@@ -250,15 +250,19 @@ async def feedback(app, request):
     now, key = time.time_ns() // 1000, request.api_key_name
     records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, api_key_name=key)
                for x in labels]
-    if len(records) <= _MAX_INLINE_RECORDS: _append_records(app.log, records)
-    else: await app.run_in_thread(_append_records, app.log, records)
+    to = app.log, records, app.metrics.feedback_labels(endpoint.name)
+    if len(records) <= _MAX_INLINE_RECORDS: _append_records(*to)
+    else: await app.run_in_thread(_append_records, *to)
     await app.log.wait_durable()
-    app.metrics.feedback_labels(endpoint.name).inc(len(records))
-    return Response(encode_json(FeedbackAck(request.id, len(records))))
+    unknown = await app.request_index.find_unknown(endpoint.name, [(x.id, x.row) for x in labels])
+    app.metrics.unknown_labels(endpoint.name).inc(len(unknown))
+    return Response(encode_json(acknowledge_labels(request.id, len(labels), unknown)))
 
-def _append_records(log, records):
+def _append_records(log, records, written):
     for i, r in enumerate(records):
-        try: log.append(r)
+        try:
+            log.append(r)
+            written.inc()
         except LogWriteError as e:
             if i == 0: raise
             raise LogWriteError(f"The first {i} of {len(records)} labels were taken, then the prediction log could not "

@@ -116,7 +116,7 @@ def content(self: _MmapFile): return bytes(self._dict._m)
 def restore(self: _MmapFile):
     "Make the file again; raises `OSError`."
     with self.lock:
-        with atomic_file(self.path) as tmp:
+        with atomic_file(self.path, 0o640) as tmp:
             _reserve(tmp, self._dict._capacity)
             with open(tmp, "r+b") as f: f.write(self.content())
         self._dict = MmapedDict(str(self.path))
@@ -183,7 +183,8 @@ _FAMILIES = { # attribute: kind, labels, description
     "shadow_dropped_rows": ("counter", ("endpoint", "variant"), "Rows dropped because the queue of a shadow was full."),
     "plan_reloads": ("counter", ("endpoint", "result"), "Release plans read: ok or rejected."),
     "rejected_requests": ("counter", ("reason",), "Requests rejected: max_in_flight, deadline, rate_limit or log."),
-    "feedback_labels": ("counter", ("endpoint",), "Labels accepted."),
+    "feedback_labels": ("counter", ("endpoint",), "Labels written to the prediction log."),
+    "unknown_labels": ("counter", ("endpoint",), "Labels, of these, whose id or row no answer on record had."),
     "log_records": ("counter", (), "Records written to the prediction log."),
     "unlogged_rows": ("counter", (), "Rows answered without a record, because the log could not be written."),
     "in_flight_requests": ("gauge", (), "Requests that wait or are being answered."),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['encode_json', 'Prediction', 'PredictResponse', 'encode_predict_response', 'RowContributions', 'ExplainResponse',
-           'encode_explain_response', 'FeedbackLabel', 'FeedbackRequest', 'FeedbackAck', 'decode_labels']
+           'encode_explain_response', 'FeedbackLabel', 'FeedbackRequest', 'FeedbackAck', 'acknowledge_labels',
+           'decode_labels']
 
 # %% ../../nbs/serve/08_rest_protocol.ipynb #0631f897
 from typing import Annotated
@@ -104,10 +105,28 @@ class FeedbackRequest(Struct, forbid_unknown_fields=True):
     "What `:feedback` takes."
     labels: Annotated[list[FeedbackLabel], Meta(min_length=1)]
 
-class FeedbackAck(Struct):
-    "How many labels were accepted."
+class FeedbackAck(Struct, omit_defaults=True):
+    "How many labels were accepted: all are kept, also those that are unknown."
     id: str
-    accepted: int
+    accepted: int # taken + unknown
+    taken: int # whose row is on record
+    unknown: int # whose id, or row of it, no answer on record has
+    message: str = "" # what that means, where there are any
+
+# %% ../../nbs/serve/08_rest_protocol.ipynb #af506ac9
+def acknowledge_labels(
+    id: str, # Of the request
+    n_labels: int, # That were written
+    unknown: list[tuple[str, int]], # Those that no answer on record has: id and row
+) -> FeedbackAck:
+    "The answer to labels."
+    ack = FeedbackAck(id, n_labels, n_labels - len(unknown), len(unknown))
+    if unknown:
+        (name, row), one = unknown[0], len(unknown) == 1
+        ack.message = (f"{len(unknown)} {'label names' if one else 'labels name'} an id or a row that no answer on "
+                       f"record has, {'which is' if one else 'such as'} id {name[:60]!r}, row {row}. It is kept, and "
+                       "joined if that answer is still to come; otherwise check the id, the row and the endpoint.")
+    return ack
 
 # %% ../../nbs/serve/08_rest_protocol.ipynb #fc853acd
 def _check_label(value, schema, i):

@@ -10,9 +10,11 @@ from support.prediction_logs import label
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.reader import read_feedback
 from mlops_nb.prediction_log.writer import LogWriteError, PredictionLogWriter
 from mlops_nb.serve import handlers
+from mlops_nb.serve.metrics import Metrics
 
 
 def expected(predictor, rows): return predictor.predict(pl.DataFrame(rows, infer_schema_length=None)).tolist()
@@ -84,11 +86,19 @@ def test_contributions_add_up_in_their_units(limited_server, predictor):
 
 def test_feedback_is_taken_and_checked(limited_server):
     id = limited_server.post(PREDICT, serving.instances(1))[2]["id"]
-    before = limited_server.metric("mlops_nb_feedback_labels_total", endpoint="rows")
-    labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0},
-              {"id": "unknown", "label": None, "row": 3}]
-    assert limited_server.post(FEEDBACK, {"labels": labels})[2]["accepted"] == 3
-    assert limited_server.metric("mlops_nb_feedback_labels_total", endpoint="rows") == before + 3
+    def counted(): return [limited_server.metric(f"mlops_nb_{m}_labels_total", endpoint="rows")
+                           for m in ("feedback", "unknown")]
+    before = counted()
+    labels = [{"id": id, "label": "yes"}, {"id": id, "label": "yes", "row": 0}]
+    _, headers, found = limited_server.post(FEEDBACK, {"labels": labels})
+    assert found == {"id": headers["x-request-id"], "accepted": 2, "taken": 2, "unknown": 0}
+    labels += [{"id": "never", "label": None}, {"id": id, "label": "no", "row": 1}] # it has one row
+    for _ in range(2): # from its segment, and from the index that the compaction makes
+        found = limited_server.post(FEEDBACK, {"labels": labels})[2]
+        assert (found["accepted"], found["taken"], found["unknown"]) == (4, 2, 2)
+        assert "id 'never', row 0" in found["message"]
+        compact_log(limited_server.root / "predictions")
+    assert counted() == [before[0] + 10, before[1] + 4]
     good = {"id": id, "label": "yes"}
     wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"),
              ([good | {"id": ""}], "id"),
@@ -112,9 +122,11 @@ def test_labels_of_which_only_the_first_found_room(tmp_path, monkeypatch, room):
         return real(fd, data)
     monkeypatch.setattr("mlops_nb.prediction_log.writer.os.write", write)
     said = "The first 3 of 5 labels were taken" if room else "nothing was done"
-    with pytest.raises(LogWriteError, match=said): handlers._append_records(log, [label(f"r{i}", 1) for i in range(5)])
+    counter = Metrics(tmp_path, 0).feedback_labels("rows")
+    with pytest.raises(LogWriteError, match=said):
+        handlers._append_records(log, [label(f"r{i}", 1) for i in range(5)], counter)
     log.close()
-    assert read_feedback(tmp_path).collect().height == room
+    assert read_feedback(tmp_path).collect().height == room == counter.get()
 
 
 def test_probes_metadata_and_pages(limited_server, predictor):
