@@ -63,10 +63,10 @@ def _join_process_group(folder, device):
 # %% ../../nbs/train/09_launcher.ipynb #95d982d0
 def run_training_worker(folder: Path) -> None:
     "One worker, from the job to the model."
-    import torch.distributed as dist
     die_with_parent()
     if (folder / "error").exists(): sys.exit(1)
     job, train, valid = read_training_job(folder)
+    import torch.distributed as dist # takes seconds, for which those who only go need not wait
     cuda = pick_device(job.device.name).type == "cuda"
     device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
     first = _join_process_group(folder, device) == 0
