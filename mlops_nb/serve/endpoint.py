@@ -326,7 +326,8 @@ def decode_entities(self:Endpoint,
     "The entities of a request that has nothing but entities."
     active = self.active_plan
     if all(v.model.lookup_table is None for v in active.variants.values()): return None
-    if len(body) > MAX_VALUES_AT_ONCE and count_json(body).values > 4 * active.decoder.max_rows + 64: return None
+    most = 4 * active.decoder.max_rows + 64
+    if len(body) > MAX_VALUES_AT_ONCE and count_json(body, most).values > most: return None
     try: request = msgspec.json.decode(body, type=_EntityRequest | list[dict[str, Any]])
     except (msgspec.MsgspecError, UnicodeDecodeError): return None
     rows, id = (request, None) if isinstance(request, list) else (request.instances, request.id)

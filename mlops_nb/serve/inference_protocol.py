@@ -122,8 +122,9 @@ def _decode_values(name, datatype, shape, raw):
     if depth > 1 and depth != len(shape) or depth > _MAX_DIMENSIONS:
         raise UserError(f"input {_quoted(name)} has {len(shape)} dimensions, and its data is {depth} lists deep; nest "
                         "it like its shape, or not at all.")
-    if len(raw) > MAX_VALUES_AT_ONCE and depth > 1:
-        if count_json(raw).lists != sum(prod(shape[:i]) for i in range(depth)): raise _nesting_error(name, shape)
+    n_lists = sum(prod(shape[:i]) for i in range(depth))
+    if len(raw) > MAX_VALUES_AT_ONCE and depth > 1 and count_json(raw).lists != n_lists:
+        raise _nesting_error(name, shape)
     try: data = _decode_list(datatype, depth, raw)
     except (ValueError, RecursionError) as e: data = _integers_from_floats(name, datatype, depth, raw, e)
     return _flatten(name, data, shape) if depth > 1 else data
@@ -131,17 +132,22 @@ def _decode_values(name, datatype, shape, raw):
 # %% ../../nbs/serve/01_inference_protocol.ipynb #87a47da1
 _PIECE_BYTES = 1 << 18
 
+def _piece_end(raw, at, depth): # The place of the next comma between two elements of the outer list; -1: there is none
+    if depth == 2: at = raw.find(b']', at)
+    return raw.find(b',', at) if at >= 0 else -1
+
 def _decode_list(datatype, depth, raw):
     decode = _nested_list_decoder(datatype, depth).decode
-    if depth > 1 or datatype == 'BYTES' or len(raw) <= _PIECE_BYTES: return decode(raw)
-    found, at, last = [], raw.index(b'[') + 1, raw.rindex(b',') + 1
+    if depth > 2 or datatype == 'BYTES' or len(raw) <= _PIECE_BYTES: return decode(raw)
+    found, at = [], raw.index(b'[') + 1
     try:
-        while at < last:
-            end = raw.find(b',', at + _PIECE_BYTES)
-            end = end if end > 0 else last - 1
-            found += decode(b'[' + raw[at:end] + b']')
+        while at:
+            end = _piece_end(raw, at + _PIECE_BYTES, depth)
+            more = decode(b'[' + (raw[at:end] + b']' if end > 0 else raw[at:]))
+            if not more: raise ValueError # nothing between two commas
+            found += more
             at = end + 1
-        return found + decode(b'[' + raw[last:])
+        return found
     except ValueError: return decode(raw)
 
 # %% ../../nbs/serve/01_inference_protocol.ipynb #1f7f0e9b
@@ -308,9 +314,11 @@ class _SizedRequest(Struct):
 
 _SIZE_DECODER = msgspec.json.Decoder(_SizedRequest)
 
-def _check_counts(head, counts, max_values):
+def _check_counts(head, max_values):
     "Raises `UserError` where a large request has more than its tensors need."
-    if max_values is not None and counts.values > max_values + MAX_VALUES_AT_ONCE:
+    most = None if max_values is None else max_values + MAX_VALUES_AT_ONCE
+    counts = count_json(head, most)
+    if most is not None and counts.values > most:
         raise UserError(f"the request has more than {max_values} values, as many as the most rows have that are taken "
                         "at once; send them in parts, or score a file.")
     if counts.objects > _MAX_OBJECTS:
@@ -346,8 +354,8 @@ def decode_infer_request(
 ) -> InferRequest: # With the values in `data`; raises `UserError`
     "Decode an inference request, in JSON or with binary tensors."
     head, tail = (body, b'') if header_length is None else _split_body(body, header_length)
-    if len(head) > MAX_VALUES_AT_ONCE and (n := count_json(head)).values > MAX_VALUES_AT_ONCE:
-        _check_counts(head, n, max_values)
+    if len(head) > MAX_VALUES_AT_ONCE and count_json(head, MAX_VALUES_AT_ONCE).values > MAX_VALUES_AT_ONCE:
+        _check_counts(head, max_values)
         request = _decode_slow(head)
     else:
         try: request = _REQUEST_DECODER.decode(head)
@@ -374,7 +382,7 @@ def _input_matrix(t):
                         f"either: it is {t.datatype} of the "
                         f"shape {t.shape}; name it like a column, or send one number for each row and column.")
     if not len(t.data): raise UserError(f"input {_quoted(t.name)} has no values; send at least one row.")
-    found = np.array(t.data, float).reshape(t.shape)
+    t.data = found = np.array(t.data, float).reshape(t.shape) # a list of as many floats is let go
     if t.datatype in ('INT64', 'UINT64') and np.nanmax(np.abs(found), initial=0) > _MAX_EXACT_INTEGER:
         raise UserError(f"input {_quoted(t.name)} holds a whole number beyond 2^53, which a matrix of numbers cannot; "
                         "send one tensor for each column.")

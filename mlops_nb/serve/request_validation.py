@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from mlops_nb.config.values import (
 )
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
+from .json_limits import MAX_VALUES_AT_ONCE, count_json, split_rows
 
 # %% ../../nbs/serve/00_request_validation.ipynb #0781a631
 class DecodedRows(Struct):
@@ -205,7 +206,7 @@ class RequestDecoder:
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
         self.names, self.required_columns = list(schema.columns), frozenset(predictor.request_columns)
-        self.output_schema = predictor.output_schema()
+        self.output_schema, self.max_values = predictor.output_schema(), max_rows * (len(self.names) + 1)
         self.validators = {n: _ColumnValidator(schema, n, n in self.required_columns) for n in self.names}
         computed = [n for n in predictor.required_columns if schema.columns[n].computed]
         self._computed = [_ColumnValidator(schema, n, True) for n in computed]
@@ -216,6 +217,7 @@ class RequestDecoder:
                          or self._has_missing_numbers and c.column.type != 'boolean']
         self._build_decoders(_row_struct(schema, self.required_columns))
         self._build_matrix_checks([schema.columns[n] for n in self.inputs])
+        self._build_tensor_decoder(schema.columns)
 
     def _build_decoders(self, row):
         envelope = msgspec.defstruct('Request', [('instances', list[row]), ('id', str | None, None),
@@ -244,6 +246,27 @@ def _build_matrix_checks(self:RequestDecoder, columns):
     plain = not self._has_missing_numbers and not self.predictor.features.functions
     if plain and all(c.type == 'number' for c in columns):
         self._infer_decoder = msgspec.json.Decoder(_infer_struct(*(ends.tolist() for ends in self._matrix_bounds[:2])))
+
+# %% ../../nbs/serve/00_request_validation.ipynb #4c9a621c
+_DATATYPES = dict(integer='INT64', number='FP64', boolean='BOOL') # of a column's tensor; BYTES for other types
+_MAX_TENSOR_COLUMNS, _MAX_TENSOR_BYTES = 256, 1 << 16 # of the schema, of a body
+
+def _tensor_struct(i, name, c, optional): # Type of the tensor of one column, of the shape [1] or [1, 1]
+    shape = Annotated[list[Literal[1]], Meta(min_length=1, max_length=2)]
+    value = Annotated[list[_field_type(c, optional)], Meta(min_length=1, max_length=1)]
+    return msgspec.defstruct(f'Tensor{i}', [('datatype', Literal[_DATATYPES.get(c.type, 'BYTES')]), ('shape', shape),
+                                            ('data', value)],
+                             tag_field='name', tag=name, forbid_unknown_fields=True)
+
+@patch
+def _build_tensor_decoder(self:RequestDecoder, columns):
+    self._tensor_decoder, optional = None, {n for n, c in columns.items() if c.nullable} | {*self._optional_columns}
+    if len(columns) > _MAX_TENSOR_COLUMNS or any(map(_INVALID_IN_FIELD_NAME.search, columns)): return
+    tensors = {_tensor_struct(i, n, c, n in optional): n for i, (n, c) in enumerate(columns.items())}
+    self._tensor_columns, self._always_sent = tensors, columns.keys() - optional
+    request = msgspec.defstruct('Tensors', [('inputs', list[Union[(*tensors,)]]), ('id', str | None, None)],
+                                forbid_unknown_fields=True)
+    self._tensor_decoder = msgspec.json.Decoder(request)
 
 # %% ../../nbs/serve/00_request_validation.ipynb #f6122d89
 @patch
@@ -313,6 +336,8 @@ def from_json(self:RequestDecoder,
     body: bytes, # One object, a list of objects, or {"instances": [...], "id": ..., "parameters": {...}}
 ) -> DecodedRows: # Raises `ValidationError`
     "The rows of a request in JSON."
+    if len(body) > MAX_VALUES_AT_ONCE and count_json(body, MAX_VALUES_AT_ONCE).values > MAX_VALUES_AT_ONCE:
+        return self._from_large_json(body)
     start = body[:64].lstrip()[:1]
     parser = (self._list_decoder if start == b'[' else self._envelope_decoder if b'"instances"' in body
               else self._row_decoder)
@@ -352,9 +377,10 @@ def _is_envelope(body, cells): # A column may be named `instances` too, but no c
 
 # %% ../../nbs/serve/00_request_validation.ipynb #063e432f
 @patch
-def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameters=None, fine=()):
-    # Check every value, except in the columns `fine`, which are known to be valid
+def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameters=None, fine=(), unlisted=0):
+    # Check every value, except in the columns `fine`, which are known to be valid; `unlisted` columns are unknown too
     found, total, nulled, unknown, out = self._unknown_columns(extra[:MAX_LISTED_VIOLATIONS]), len(extra), 0, 0, {}
+    total += unlisted
     for name, values in columns.items():
         if name in fine: out[name] = values; continue
         cell, out[name], listed = self.validators[name], [], 0
@@ -372,6 +398,86 @@ def _check_columns(self:RequestDecoder, columns, n, extra=(), id=None, parameter
 def _unknown_columns(self:RequestDecoder, extra): # Violations for columns that the schema does not have
     return [Violation(i, _truncate(name),
         f"{_truncate(name)}: no such column{did_you_mean(_truncate(name), self.names)}") for i, name in extra]
+
+# %% ../../nbs/serve/00_request_validation.ipynb #e593bf25
+_LIST_START, _INSTANCES_START = re.compile(rb'\s*+\['), re.compile(rb'"instances"\s*+:\s*+\[')
+_MAX_ENVELOPE_BYTES = 1 << 15 # of a large body without its rows
+
+@patch
+def _from_large_json(self:RequestDecoder, body):
+    start = _LIST_START.match(body) or _INSTANCES_START.search(body, 0, _MAX_ENVELOPE_BYTES)
+    if start is None:
+        raise ValidationError(f"the body has more than {MAX_VALUES_AT_ONCE} values, and no list of rows; send a list "
+                              'of objects, or {"instances": [...]}.')
+    try:
+        found, end = self._typed_pieces(body, start.end())
+        unknown = None if found is None else self._recheck_columns(found)
+        if unknown is None: found, end, extra, unlisted, sent = self._untyped_pieces(body, start.end())
+    except UserError as e: raise e if isinstance(e, ValidationError) else ValidationError(str(e)) from None
+    n, envelope = len(next(iter(found.values()))), self._decode_envelope(body[:start.end()] + body[end - 1:])
+    if unknown is not None: return self._to_rows(found, n, *envelope, 0, unknown)
+    return self._check_columns({c: found[c] for c in self.names if c in sent}, n, extra, *envelope, unlisted=unlisted)
+
+# %% ../../nbs/serve/00_request_validation.ipynb #3d0975da
+@patch
+def _decode_envelope(self:RequestDecoder, rest): # A large body without its rows -> id and parameters
+    if len(rest) > _MAX_ENVELOPE_BYTES:
+        raise ValidationError("the request has more than 32 KiB beside its rows; send an id and a few parameters.")
+    parser = self._list_decoder if _LIST_START.match(rest) else self._envelope_decoder
+    try: found = parser.decode(rest)
+    except msgspec.ValidationError: self._decode_slow(rest) # it has no rows, so it is refused in any case
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ValidationError(_json_error_message(e)) from None
+    else:
+        if parser is self._list_decoder: return None, None
+        if not found.instances: return found.id, found.parameters
+    raise ValidationError("the request has two lists of rows; send one.")
+
+# %% ../../nbs/serve/00_request_validation.ipynb #e68b1043
+@patch
+def _pieces(self:RequestDecoder, body, at, decode): # Number of the first row, some rows, the place after them
+    for first, piece, end in split_rows(body, at):
+        try: rows = decode(piece)
+        except msgspec.ValidationError: raise
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            said = re.sub(r' \(byte \d+\)', '', str(e)).removeprefix('JSON is malformed: ')
+            raise ValidationError(f"the body is not JSON within the rows from {first} on ({said}); send a list of "
+                                  "objects, in UTF-8.") from None
+        if first + len(rows) > self.max_rows:
+            raise ValidationError(f"the request has more than {self.max_rows} rows, and at most {self.max_rows} are "
+                                  "taken at once; send them in parts, or score a file.")
+        yield first, rows, end
+
+@patch
+def _typed_pieces(self:RequestDecoder, body, at): # Columns, and the place after them; no columns with a violation
+    columns, end = {name: [] for name in self.names}, at
+    try:
+        for _, rows, place in self._pieces(body, at, self._list_decoder.decode):
+            for values, more in zip(columns.values(), zip(*map(structs.astuple, rows))): values.extend(more)
+            end = place
+    except msgspec.ValidationError: return None, at
+    return columns, end
+
+# %% ../../nbs/serve/00_request_validation.ipynb #6997804d
+def _decode_untyped(piece):
+    if len(piece) > MAX_VALUES_AT_ONCE and count_json(piece, MAX_VALUES_AT_ONCE).values > MAX_VALUES_AT_ONCE:
+        raise ValidationError(f"a few of the rows have {MAX_VALUES_AT_ONCE} values and more together; send columns "
+                              "of the model, and no others.")
+    return msgspec.json.decode(piece)
+
+@patch
+def _untyped_pieces(self:RequestDecoder, body, at): # Columns, place after them, unknown columns, more, sent columns
+    columns, sent, extra, unlisted, end = {n: [] for n in self.names}, {*self.required_columns}, [], 0, at
+    for first, rows, place in self._pieces(body, at, _decode_untyped):
+        for name, values in columns.items(): values.extend([r.get(name) for r in rows])
+        sent.update(n for n in self._optional_columns if any(n in r for r in rows))
+        for i, r in enumerate(rows, first):
+            unknown = [n for n in r if n not in self.validators]
+            listed = unknown[:MAX_LISTED_VIOLATIONS - len(extra)]
+            extra += [(i, _truncate(n)) for n in listed]
+            unlisted += len(unknown) - len(listed)
+        end = place
+    return columns, end, extra, unlisted, sent
 
 # %% ../../nbs/serve/00_request_validation.ipynb #f50b64ec
 _MIN_VECTORIZED_ROWS = 8 # from here on comparing a column as an array pays
@@ -433,6 +539,18 @@ def _decode_matrix_column(c, numbers): # A column of a matrix as the values that
     if c.type == 'number': return [None if v != v else float(v) for v in numbers]
     return [_value_at_index(v, c.type, c.domain or [False, True]) for v in numbers]
 
+# %% ../../nbs/serve/00_request_validation.ipynb #139a82a3
+@patch
+def _from_tensors(self:RequestDecoder, body): # The row of a request with a tensor for each column; None: as `from_infer`
+    if self._tensor_decoder is None or len(body) > _MAX_TENSOR_BYTES: return None
+    try: found = self._tensor_decoder.decode(body)
+    except (ValueError, RecursionError): return None
+    sent = {self._tensor_columns[t.__class__]: t.data for t in found.inputs}
+    if not 0 < len(sent) == len(found.inputs) or not self._always_sent <= sent.keys(): return None
+    columns = {n: sent[n] if n in sent else [None] for n in self.names}
+    unknown = self._recheck_columns(columns) if self._recheck else 0
+    return None if unknown is None else self._to_rows(columns, 1, found.id, None, 0, unknown)
+
 # %% ../../nbs/serve/00_request_validation.ipynb #051f660e
 def _infer_struct(low, high): # Type of a request with exactly one tensor FP64 [1, inputs]
     row = tuple[tuple(Annotated[float, Meta(ge=l, le=h)] for l, h in zip(low, high))]
@@ -445,10 +563,10 @@ def _infer_struct(low, high): # Type of a request with exactly one tensor FP64 [
 def from_infer(self:RequestDecoder,
     body: bytes, # JSON of the open inference protocol
 ) -> DecodedRows | None: # None: another form of request, or an invalid one
-    "The row of an inference request with one FP64 tensor, if it is valid."
-    if self._infer_decoder is None: return None
+    "The row of an inference request with one FP64 tensor, or with a tensor for each column, if it is valid."
+    if self._infer_decoder is None: return self._from_tensors(body)
     try: found = self._infer_decoder.decode(body)
-    except (ValueError, RecursionError): return None
+    except (ValueError, RecursionError): return self._from_tensors(body)
     [t] = found.inputs
     if t.name in self.validators: return None # named like a column: not a matrix
     return DecodedRows(1, {name: [v] for name, v in zip(self.inputs, t.data)},
