@@ -73,10 +73,10 @@ def test_parameters_of_any_type_are_answered(limited_server, value):
     tensor = tensors(row)[0]
     parameters = {k: value for k in ("version", "binary_data_output", "content_type", "anything")}
     named = {"parameters": {"binary_data_size": value, "content_type": value, "shared_memory_region": value}}
-    cases = [(EXPLAIN, {"instances": row, "parameters": parameters}), (EXPLAIN, {"instances": row, "parameters": value}),
-             (PREDICT, {"instances": row, "parameters": parameters}), (PREDICT, {"instances": row, "parameters": value}),
-             (INFER, {"inputs": tensors(row), "parameters": parameters}),
-             (INFER, {"inputs": tensors(row), "parameters": value}), (INFER, {"inputs": [tensor | named]}),
+    cases = [(path, {**body, "parameters": p}) for p in (parameters, value)
+             for path, body in ((EXPLAIN, {"instances": row}), (PREDICT, {"instances": row}),
+                                (INFER, {"inputs": tensors(row)}))]
+    cases = [*cases, (INFER, {"inputs": [tensor | named]}),
              (INFER, {"inputs": [{k: v for k, v in (tensor | named).items() if k != "data"}]}),
              (INFER, {"inputs": tensors(row), "outputs": [{"name": "score", "parameters": {
                  "binary_data": value, "classification": value}}]})]
