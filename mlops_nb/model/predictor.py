@@ -141,9 +141,11 @@ def encode_columns(self:Predictor,
     if self.features.functions:
         arrays = {c: _to_array(columns[c], self.schema.columns[c].type) for c in self.features.inputs}
         columns = {**columns, **self.features.compute_arrays(arrays)}
+    if len(columns[self._category_codes[0][0]]) == 1:
+        return np.array([[v if v is None or codes is None else codes(v, UNKNOWN_CODE)
+                          for (name, codes) in self._category_codes for v in columns[name]]], np.float64)
     read = [columns[name] if codes is None else [None if v is None else codes(v, UNKNOWN_CODE) for v in columns[name]]
             for name, codes in self._category_codes]
-    if len(read[0]) == 1: return np.array([[v for v, in read]], np.float64)
     return np.ascontiguousarray(np.array(read, np.float64).T)
 
 # %% ../../nbs/model/10_predictor.ipynb #f1c0a002

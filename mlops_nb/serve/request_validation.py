@@ -541,13 +541,13 @@ def _decode_matrix_column(c, numbers): # A column of a matrix as the values that
 
 # %% ../../nbs/serve/00_request_validation.ipynb #139a82a3
 @patch
-def _from_tensors(self:RequestDecoder, body): # The row of a request with a tensor for each column; None: as `from_infer`
+def _from_tensors(self:RequestDecoder, body): # The row of a tensor for each column; None: as `from_infer`
     if self._tensor_decoder is None or len(body) > _MAX_TENSOR_BYTES: return None
     try: found = self._tensor_decoder.decode(body)
     except (ValueError, RecursionError): return None
     sent = {self._tensor_columns[t.__class__]: t.data for t in found.inputs}
     if not 0 < len(sent) == len(found.inputs) or not self._always_sent <= sent.keys(): return None
-    columns = {n: sent[n] if n in sent else [None] for n in self.names}
+    columns = {n: sent.get(n) or [None] for n in self.names}
     unknown = self._recheck_columns(columns) if self._recheck else 0
     return None if unknown is None else self._to_rows(columns, 1, found.id, None, 0, unknown)
 

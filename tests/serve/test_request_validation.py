@@ -357,14 +357,13 @@ def by_column(inputs, **more): return json.dumps({"inputs": inputs, **more}).enc
 
 
 @settings(deadline=None, max_examples=150)
-@given(changed=st.dictionaries(st.sampled_from([*MIXED]), scalars | st.sampled_from(["a ", "A", "?", 11, 2**63]),
+@given(changed=st.dictionaries(st.sampled_from([*MIXED]), numbers | st.text(max_size=3) | st.booleans() | st.none(),
                                max_size=2),
        absent=st.sets(st.sampled_from([*MIXED]), max_size=1), order=st.permutations([*MIXED]),
        id=st.none() | st.text(max_size=3), missing=words)
 def test_a_tensor_a_column_is_the_same_row_or_left_to_the_protocol(changed, absent, order, id, missing):
     decoder, values = decoder_of(MIXED, missing), VALID | changed
-    try: body = by_column(tensors({c: values[c] for c in order if c not in absent}), id=id)
-    except (TypeError, ValueError): return
+    body = by_column(tensors({c: values[c] for c in order if c not in absent}), id=id)
     got = decoder.from_infer(body)
     assert got is not None or changed or absent - {"i", "w"} or missing
     if got is not None: assert repr(content(got)) == repr(content(decode_rows(decode_infer_request(body), decoder)))
