@@ -10,11 +10,13 @@ from pathlib import Path
 
 import msgspec
 import polars as pl
+from fastcore.basics import patch
 from msgspec import Struct
 
 from ..core.errors import UserError
 from .compaction import RetentionMark, compacted_segments, file_kind, read_retention_marks
 from .leases import lease_is_held, maintenance_lease
+from .reader import read_repeated_ids, read_unmatched_labels
 from mlops_nb.prediction_log.segments import (
     complete_lines,
     first_seq,
@@ -40,20 +42,35 @@ class AuditReport(Struct):
     n_answered_rows: int | None = None # rows that the processes counted as answered; None: not known
     n_lost_rows: int = 0 # rows answered without a record, because `log.on_write_error = serve`
     n_torn_segments: int = 0 # segments that end within a line; nobody got that answer
+    n_unmatched_labels: int = 0 # that name an id or a row of which no answer is on record
+    n_repeated_ids: int = 0 # answered more than once, with the same inputs: retries
+    n_reused_ids: int = 0 # answered more than once, with other inputs: labels are joined to none of their answers
+    examples: dict[str, list[str]] = msgspec.field(default_factory=dict) # the first of these three, by field
     problems: list[str] = msgspec.field(default_factory=list) # a sentence each
 
-    @property
-    def message(self) -> str:
-        "What a person wants to know."
-        counted = "no metrics are here to compare with"
-        if self.n_answered_rows is not None: counted = f"{self.n_answered_rows:,} were counted as answered"
-        message = f"{self.rows:,} rows are on record, {counted}; {self.records:,} records and {self.labels:,} labels."
-        if self.n_lost_rows:
-            message += (f" {self.n_lost_rows:,} rows were answered without a record, "
-                        "because the log could not be written and log.on_write_error is serve.")
-        if self.n_torn_segments:
-            message += f" {self.n_torn_segments} segments end within a line that nobody got an answer for."
-        return message
+# %% ../../nbs/prediction_log/05_audit.ipynb #b5a51e3c
+_MAX_EXAMPLES = 10
+
+_FINDINGS = { # field of the report: what is said of its number
+    "n_lost_rows": "rows were answered without a record, because the log could not be written and log.on_write_error "
+                   "is serve",
+    "n_torn_segments": "segments end within a line that nobody got an answer for",
+    "n_unmatched_labels": "labels name an id or a row that no answer on record has (not yet, not any more, or never)",
+    "n_repeated_ids": "ids were answered more than once with the same inputs, as by a client's retry",
+    "n_reused_ids": "ids were given to requests with other inputs, so their labels are joined to none of the answers"}
+
+@patch(as_prop=True)
+def message(self: AuditReport) -> str:
+    "What a person wants to know."
+    counted = "no metrics are here to compare with"
+    if self.n_answered_rows is not None: counted = f"{self.n_answered_rows:,} were counted as answered"
+    message = f"{self.rows:,} rows are on record, {counted}; {self.records:,} records and {self.labels:,} labels."
+    for field, text in _FINDINGS.items():
+        n, examples = getattr(self, field), self.examples.get(field)
+        if not n: continue
+        named = f": {', '.join(examples)}{', …' * (n > len(examples))}" if examples else ""
+        message += f" {n:,} {text}{named}."
+    return message
 
 # %% ../../nbs/prediction_log/05_audit.ipynb #61b06935
 def _segment_loaders(folder, lease_id): # -> (stem, what gives its tables and its number of damaged lines), in order
@@ -111,6 +128,18 @@ def _audit_lease(folder, lease_id, mark, report): # -> rows that were answered w
         report.n_torn_segments += _ends_torn(path) and not lease_is_held(folder, lease_id)
     return rows
 
+# %% ../../nbs/prediction_log/05_audit.ipynb #7f98b003
+def _audit_ids(folder, report):
+    labels = read_unmatched_labels(folder).collect(engine="streaming")
+    ids = read_repeated_ids(folder)
+    for field, found in (("n_unmatched_labels", labels), ("n_repeated_ids", ids.filter("same_inputs")),
+                         ("n_reused_ids", ids.filter(~pl.col("same_inputs")))):
+        setattr(report, field, found.height)
+        first = found.head(_MAX_EXAMPLES)
+        rows = [f" row {row}" for row in first["row"]] if "row" in found.columns else [""] * first.height
+        report.examples[field] = [f"'{id[:60]}'{row} of {endpoint}"
+                                  for id, row, endpoint in zip(first["id"], rows, first["endpoint"])]
+
 # %% ../../nbs/prediction_log/05_audit.ipynb #f4ab812f
 def audit_log(
     folder: str | Path, # The folder of the log
@@ -131,5 +160,6 @@ def audit_log(
                 report.problems.append(f"Lease {lease_id} counted {count.answered:,} rows as answered, "
                                        f"but {rows + count.unlogged:,} are on record or known to be lost.")
             report.rows, report.n_lost_rows = report.rows + rows, report.n_lost_rows + count.unlogged
+        _audit_ids(folder, report)
     if counts: report.n_answered_rows = sum(c.answered for c in counts.values())
     return report

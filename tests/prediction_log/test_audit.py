@@ -3,7 +3,7 @@ from contextlib import chdir
 
 import polars as pl
 import pytest
-from support.prediction_logs import HOUR, NOON, answer, segments, sound
+from support.prediction_logs import HOUR, NOON, answer, label, segments, sound
 from typer.testing import CliRunner
 
 from mlops_nb.cli import app
@@ -94,3 +94,27 @@ def test_the_command(tmp_path):
     assert "1 damaged lines were set aside in predictions/damaged" in said
     next((tmp_path / "predictions").rglob("*.parquet")).unlink()
     assert isinstance(e := typed("log", "audit"), UserError) and "Missing of the lines" in str(e)
+
+
+def test_labels_that_join_nothing_and_ids_that_were_used_twice_are_listed_and_are_no_problem(tmp_path):
+    logs = [PredictionLogWriter(tmp_path, lease_id) for lease_id in (0, 1)]
+    for i in range(4): logs[0].append(answer(f"r{i}", NOON + i * HOUR, rows=2))
+    logs[1].append(answer("r1", NOON + 9 * HOUR, rows=2))                                # a retry
+    logs[1].append(answer("r2", NOON + 9 * HOUR, rows=2, columns=dict(plan=["a", "b"]))) # another request
+    logs[1].append(answer("r3", NOON, rows=2, endpoint="fraud"))                         # another endpoint's
+    logs[1].append(answer("r4", NOON, mode="shadow"))
+    logs[1].append(answer("r5", rows=2, row_indices=[1, 3]))                             # two variants of one request
+    logs[1].append(answer("r5", rows=2, row_indices=[0, 2], variant="challenger"))
+    wanted = [label("r0", "yes", row=1), label("r5", "yes", row=3)]
+    unmatched = [label("r0", "yes", row=2), label("r4", "yes"), *(label(f"x{i}", "no", NOON + i) for i in range(12))]
+    for x in (*wanted, *unmatched, label("taken back", None)): logs[1].append(x)
+    for _ in range(2):
+        report = sound(tmp_path)
+        assert (report.n_unmatched_labels, report.n_repeated_ids, report.n_reused_ids) == (14, 1, 1)
+        assert "14 labels name an id or a row that no answer on record has" in report.message
+        assert "'r0' row 2 of churn" in report.message and ", …. 1 ids" in report.message # the first ten of them
+        assert "1 ids were answered more than once with the same inputs, as by a client's retry: 'r1' of churn." in \
+            report.message
+        assert "1 ids were given to requests with other inputs" in report.message and "'r2' of churn." in report.message
+        for log in logs: log.close()
+        compact_log(tmp_path)

@@ -11,7 +11,7 @@ from support.prediction_logs import HOUR, NOON, answer, fill_up, ids, label, seg
 from mlops_nb.core.errors import UserError
 from mlops_nb.prediction_log import reader
 from mlops_nb.prediction_log.compaction import CompactionReport, compact_log
-from mlops_nb.prediction_log.reader import read_feedback, read_log
+from mlops_nb.prediction_log.reader import read_feedback, read_log, read_repeated_ids
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 
 # ---- everything at once, against a model
@@ -101,6 +101,51 @@ def test_labels_in_any_order(tmp_path_factory, order):
     got = read_log(folder, "churn").sort("row").select("label", "n_corrections").collect().rows()
     assert got == [(None, None), (sent[-1], len(changes) - 1)]
     log.close()
+
+
+# ---- ids that are used twice
+
+CASES = { # what came under the same id, and which rows have their label then
+    "retry": (dict(plan=["a", None]), ["yes", "yes", None, None]), # both of row 0, none of row 1
+    "other inputs": (dict(plan=["b", None]), [None] * 4),
+    "other in row 1": (dict(plan=["a", "c"]), ["yes", "yes", None, None]), # the label is for row 0, which is the same
+    "other columns": (dict(tenure=[1, 2]), [None] * 4),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_label_is_joined_to_no_answer_to_another_request_of_the_same_id(tmp_path, case):
+    "Wherever the other one lies, and though it is not among what is read."
+    columns, wanted = CASES[case]
+    log, other = PredictionLogWriter(tmp_path, 0), PredictionLogWriter(tmp_path, 1)
+    log.append(answer("r", NOON, rows=2, columns=dict(plan=["a", None])))
+    log.append(answer("alone", NOON, columns=dict(plan=["a"])))
+    other.append(answer("r", NOON + 40 * HOUR, rows=2, columns=columns))
+    other.append(answer("r", NOON, rows=2, endpoint="fraud", columns=dict(plan=["z", "z"])))
+    other.append(answer("r", NOON, rows=2, mode="shadow", columns=dict(plan=["a", None]), variant="b"))
+    for id in ("r", "alone"): other.append(label(id, "yes", NOON + 41 * HOUR))
+    start = datetime(2026, 11, 3, 12, tzinfo=UTC)
+    for _ in range(3): # all of it lines, some, and none
+        got = read_log(tmp_path, "churn").filter(mode="live").sort("row", "time").collect()
+        assert got.filter(id="r")["label"].to_list() == wanted and got.filter(id="alone")["label"].to_list() == ["yes"]
+        for late in (False, True): # two days that are read for themselves
+            span = dict(since=start + timedelta(hours=24)) if late else dict(until=start + timedelta(hours=24))
+            got = read_log(tmp_path, **span).filter(id="r", mode="live", endpoint="churn").sort("row").collect()
+            assert got["label"].to_list() == [wanted[late], None]
+        found = read_repeated_ids(tmp_path)
+        assert found.select("endpoint", "id", "n_answers", "same_inputs").rows() == [
+            ("churn", "r", 2, case == "retry")]
+        (log if log._fd is not None else other).close()
+        compact_log(tmp_path)
+
+
+def test_ids_are_counted_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_PART_ROWS", 7)
+    log = PredictionLogWriter(tmp_path, 0)
+    for i in range(40): log.append(answer(f"r{i % 30}", NOON + i, columns=dict(plan=[f"{i % 20}"])))
+    log.close()
+    found = read_repeated_ids(tmp_path)
+    assert sorted(found["id"]) == sorted(f"r{i}" for i in range(10)) and not found["same_inputs"].any()
 
 
 # ---- tables
