@@ -22,7 +22,8 @@ from ..core.typed_yaml import write_json
 # %% ../../nbs/bundle/06_signatures.ipynb #b70df3b9
 def _ed25519():
     "The module of the package cryptography; `UserError` where it is not installed."
-    try: from cryptography.hazmat.primitives.asymmetric import ed25519
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
         raise UserError("Signatures of bundles need the package cryptography, which is not installed; install "
                         "mlops-nb[sign].") from None
