@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPORT_PAGES', 'find_previous_run', 'key_metrics', 'describe_weak_segments', 'flat_params', 'summarize_run',
-           'write_model_card_page', 'render_reports', 'write_pipeline_index', 'publish_run', 'summary_line',
-           'run_report']
+           'write_model_card_page', 'render_reports', 'write_pipeline_index', 'write_figures', 'publish_run',
+           'summary_line', 'run_report']
 
 # %% ../../nbs/report/28_stage.ipynb #a2c84426
 import shutil
@@ -34,6 +34,7 @@ from ..release.gate import GateReport
 from ..release.mlflow_child_runs import log_child_runs
 from ..release.mlflow_tracking import log_reports
 from .evidence_limits import costs_are_unset
+from .figures import page_figures
 from .formatting import format_date, format_number, pluralize
 from .history import KeyMetric, RunRecord, read_runs, write_index
 from .html import PageHeader, write_markdown_page
@@ -170,6 +171,17 @@ def write_pipeline_index(
     return write_index(root / 'reports/pipeline', index, "Model in use and runs", project, model_summary(root, index),
                        release_marks(root))
 
+# %% ../../nbs/report/28_stage.ipynb #1f50fd15
+def write_figures(
+    folder: Path, # With the pages of a run
+) -> None:
+    "Write the figures of each page into `figures/<page>/`."
+    for page in sorted(folder.glob('*.html')):
+        for name, svg in page_figures(page.read_text(encoding='utf-8')).items():
+            place = folder / 'figures' / page.stem
+            place.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(svg, encoding='utf-8')
+
 # %% ../../nbs/report/28_stage.ipynb #ceb54884
 def publish_run(
     root: Path, # The project's folder
@@ -184,6 +196,7 @@ def publish_run(
     if runs and runs[0][1].name == run.name: run.created_at = runs[0][1].created_at
     with atomic_dir(folder / run.name) as tmp:
         render_reports(root, tmp, header, before)
+        write_figures(tmp)
         run.pages = {title: f"{name}.html" for title, name in REPORT_PAGES.items()}
         run.previous_run = before.name if before else ''
         run.duration_seconds = round(time.perf_counter() - clock, 1)

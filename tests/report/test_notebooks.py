@@ -5,6 +5,7 @@ import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -175,6 +176,10 @@ def test_the_stage_end_to_end(project, capsys, monkeypatch):
     for html in (project / "reports").rglob("*.html"):
         assert not any(s in html.read_text() for s in ("http://", "https://", "<script src", "//cdn"))
         assert html.read_text().count("<script") == (html.name == "evaluation.html"), "one moves the threshold"
+    figures = {p.parent.name: ElementTree.parse(p) for p in (project / "reports").rglob("figures/*/*.svg")}
+    assert figures.keys() == {"data", "evaluation", "explanation"}
+    drawn, logged = ({p.parts[-2:] for p in (project / d).rglob("*.svg")} for d in ("reports", "mlartifacts"))
+    assert logged == drawn and any("roc-curve" in name for _, name in drawn)
     on_a_phone = measure_pages(project, {p.stem: p for p in (project / "reports").rglob("*.html")}, 390, MEASURE)
     assert len(on_a_phone) == 5
     for name, page in on_a_phone.items():
