@@ -102,8 +102,9 @@ class Reader:
         check_plan(read_json(path, ReleasePlan), path)
 
     def yaml(self, text):
-        given = YAML(typ="safe").load(text)
+        given, *more = YAML(typ="safe").load_all(text)
         if isinstance(given, list) or given.keys() & OTHERS: return
+        assert not more
         all_of_it = YAML(typ="safe").load(self.root / "params.yaml")
         def merge(old, new):
             for k, v in new.items():
@@ -112,6 +113,14 @@ class Reader:
         merge(all_of_it, given)
         YAML().dump(all_of_it, self.root / "merged.yaml")
         read_params(self.root / "merged.yaml")
+
+    def dockerfile(self, text):
+        words = [line.split() for line in text.splitlines()]
+        assert words[0][0] == "FROM" and {w[0] for w in words} <= {"FROM", "WORKDIR", "COPY", "RUN", "USER", "EXPOSE",
+                                                                   "CMD"}
+        made_by_init = {"wheels", "constraints.txt"}
+        for source in (s for w in words if w[0] == "COPY" for s in w[1:-1]):
+            assert source in made_by_init or (self.root / source).exists(), source
 
     def ini(self, text):
         parser = configparser.ConfigParser(strict=False)
@@ -140,7 +149,7 @@ def test_what_a_page_says_works(page, request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_every_block_says_what_it_is(page):
     for lang, text, why in blocks(page):
-        assert lang in ("text", "sh", "python", "json", "yaml", "ini"), f"{lang!r}: {text[:60]}"
+        assert lang in ("text", "sh", "python", "json", "yaml", "ini", "dockerfile"), f"{lang!r}: {text[:60]}"
         assert why is None or len(why.split()) > 2, text[:60]
     assert page.read_text().count("<!-- not run") == sum(why is not None for *_, why in blocks(page))
 
