@@ -47,7 +47,7 @@ class _Commands(SectionedGroup):
     sections = {
         "Project and data": ["init", "ingest", "simulate", "schema"],
         "Training": ["stage", "tune"],
-        "Quality gate and releases": ["status", "ui", "gate", "release", "rollback", "ci"],
+        "Quality gate and releases": ["status", "ui", "gate", "bundle", "release", "rollback", "ci"],
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Reports and schedules": ["report", "model-card", "control"],
@@ -289,13 +289,16 @@ release_app = typer.Typer(no_args_is_help=True, help="Release plan: which model 
 app.add_typer(release_app, name="release")
 
 @release_app.command("restore")
-def release_restore_command():
-    "Write a release plan that is missing or torn anew, from the release history or the registry."
+def release_restore_command(
+    endpoint: Annotated[str, typer.Argument(help="Whose plan; else that of settings.ini.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Take a plan that is older than what answers.")] = False,
+):
+    "Write a release plan that is missing, torn or old anew: the last good one, or by the history or the registry."
     from mlops_nb.release.rollback import describe_model_in_use, restore_release
     from mlops_nb.report.stage import write_pipeline_index
-    restore_release(Path("."))
+    restore_release(Path("."), endpoint, force)
     if Path("reports/pipeline").exists(): write_pipeline_index(Path("."))
-    print(describe_model_in_use(Path(".")))
+    print(describe_model_in_use(Path("."), endpoint))
 
 @release_app.command("history")
 def release_history_command():
@@ -387,7 +390,7 @@ EXAMPLES = {
     "status": ["mlops-nb status"],
     "ui": ["mlops-nb ui", "mlops-nb ui --port 5001"],
     "gate check": ["mlops-nb gate check"],
-    "release restore": ["mlops-nb release restore"],
+    "release restore": ["mlops-nb release restore", "mlops-nb release restore --force"],
     "release history": ["mlops-nb release history"],
     "ci comment": ["mlops-nb ci comment"],
     "ci files": ["mlops-nb ci files"],

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RELEASES_UNKNOWN', 'NO_MODEL', 'Variant', 'RoutingRule', 'ReleasePlan', 'check_plan', 'plan_path', 'store_path',
-           'live_variant', 'write_plan', 'ReleaseEvent', 'history_path', 'record_path', 'read_history', 'read_plan',
-           'plan_signatures', 'releases_known', 'write_empty_record', 'release_stack', 'promote_bundle',
+           'live_variant', 'ReleaseEvent', 'history_path', 'record_path', 'read_history', 'read_released_plan',
+           'last_good_path', 'read_last_good', 'keep_last_good', 'fallback_plan', 'check_revision', 'read_plan',
+           'write_plan', 'plan_signatures', 'releases_known', 'write_empty_record', 'release_stack', 'promote_bundle',
            'update_record', 'restore_plan', 'find_champion']
 
 # %% ../../nbs/release/00_release_plan.ipynb #28e097d9
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
+from ..bundle.signatures import require_trusted
 from ..bundle.store import find_bundle
 from ..config.predicates import PredicateSpec
 from ..config.project import checkout_root
@@ -98,15 +101,8 @@ def _read_plan_file(path):
     try: plan = read_json(path, ReleasePlan)
     except UserError as e:
         why = str(e).split("; delete it")[0].rstrip(".")
-        raise UserError(f"{why}; `mlops-nb release restore` writes it anew.") from None
+        raise UserError(f"{why}; `mlops-nb release restore {path.stem}` writes it anew.") from None
     check_plan(plan, path)
-    return plan
-
-# %% ../../nbs/release/00_release_plan.ipynb #1c080fa5
-def write_plan(path: Path, plan: ReleasePlan) -> ReleasePlan:
-    "Replace the plan at `path`, whole. Raises `UserError` if it cannot be right."
-    check_plan(plan, path)
-    write_json(path, plan)
     return plan
 
 # %% ../../nbs/release/00_release_plan.ipynb #4e40f8bf
@@ -158,10 +154,10 @@ def read_history(path: Path) -> list[ReleaseEvent]:
     return max(_read_own_history(path), _read_events(record_path(path)), key=_last_revision)
 
 # %% ../../nbs/release/00_release_plan.ipynb #7e45f7d3
-def read_plan(
+def read_released_plan(
     path: Path,
-) -> ReleasePlan | None: # None where nothing was ever deployed
-    "The plan in force: the file, or what git says where that is newer. `UserError` if it is torn or cannot be right."
+) -> ReleasePlan | None: # None where nothing is released
+    "The file, or what git says where that is newer. `UserError` if the file is torn or cannot be right."
     plan = _read_plan_file(path)
     try: committed = _read_events(record_path(path))
     except UserError:
@@ -170,13 +166,69 @@ def read_plan(
     if not committed or (plan and plan.revision >= committed[-1].revision): return plan
     return ReleasePlan(path.stem, committed[-1].revision, [Variant("champion", committed[-1].bundle)])
 
+# %% ../../nbs/release/00_release_plan.ipynb #e6c2dd03
+def last_good_path(path: Path) -> Path: # `releases/last_good/<endpoint>.json`
+    "Where the copy of the plan at `path` is that a server followed last."
+    return path.parent / "last_good" / path.name
+
+def read_last_good(path: Path) -> ReleasePlan | None: # None where there is none that can be read
+    "The last plan that a server followed."
+    with suppress(UserError, OSError): return _read_plan_file(last_good_path(path))
+
+def keep_last_good(path: Path, plan: ReleasePlan) -> None:
+    "Keep a plan that a server follows; raises `OSError` where that cannot be written."
+    if read_last_good(path) != plan: write_json(last_good_path(path), plan)
+
+# %% ../../nbs/release/00_release_plan.ipynb #02b52813
+def fallback_plan(path: Path) -> ReleasePlan | None: # None where nothing is known
+    "What answers while the plan at `path` is missing, torn or refused."
+    last, events = read_last_good(path), []
+    with suppress(UserError): events = read_history(path)
+    if not events or (last and last.revision >= events[-1].revision): return last
+    return ReleasePlan(path.stem, events[-1].revision, [Variant("champion", events[-1].bundle)])
+
+# %% ../../nbs/release/00_release_plan.ipynb #787cc392
+def check_revision(path: Path,
+    plan: ReleasePlan | None, # What is released now, by the file or by git; None where there is nothing
+    in_use: ReleasePlan | None, # What answers
+) -> None:
+    "Raise `UserError` where a plan is gone, or older than what answers."
+    if in_use is None or (plan and plan.revision >= in_use.revision): return
+    restore = f"`mlops-nb release restore {path.stem}"
+    if plan is None:
+        raise UserError(f"{path} is gone, and revision {in_use.revision} of it answers; {restore}` writes it anew; who "
+                        f"means to end the endpoint deletes {last_good_path(path)} too.")
+    raise UserError(f"{path} has revision {plan.revision}, older than {in_use.revision}, which answers; {restore}` "
+                    f"writes that anew, {restore} --force` takes the older one as a new revision.")
+
+# %% ../../nbs/release/00_release_plan.ipynb #5a6cdd18
+def read_plan(
+    path: Path,
+) -> ReleasePlan | None: # None where nothing was ever deployed
+    "The plan in force: the file, what git says or the last good one, whichever is newest. `UserError` if it is torn."
+    plan, last = read_released_plan(path), read_last_good(path)
+    return last if last and (plan is None or plan.revision < last.revision) else plan
+
+# %% ../../nbs/release/00_release_plan.ipynb #1c080fa5
+def write_plan(path: Path, plan: ReleasePlan) -> ReleasePlan:
+    "Replace the plan at `path`, whole. Raises `UserError` if it cannot be right, or is older than the one in force."
+    check_plan(plan, path)
+    try: now = read_plan(path)
+    except UserError: now = fallback_plan(path)
+    if now and plan.revision < now.revision:
+        raise UserError(f"{path}: revision {plan.revision} is older than {now.revision}, which is in force; give the "
+                        f"plan revision {now.revision + 1}.")
+    write_json(path, plan)
+    return plan
+
 # %% ../../nbs/release/00_release_plan.ipynb #64f6cafe
 def plan_signatures(
     folder: Path, # `releases`
-) -> dict[Path, tuple]: # Path of a plan -> signatures of the plan and of its record; None for a file that is not there
-    "The plans of a folder, also those that only git knows of; a signature changes with its file."
-    names = sorted({p.name for place in (folder, record_path(folder / "_").parent) for p in place.glob("*.json")})
-    return {p: (file_signature(p), file_signature(record_path(p))) for p in (folder / name for name in names)}
+) -> dict[Path, tuple]: # Path of a plan -> signatures of plan, record and last good plan; None for one that is missing
+    "The plans of a folder, also those that only git or a server knows of; a signature changes with its file."
+    places = (lambda p: p), record_path, last_good_path
+    names = sorted({p.name for place in places for p in place(folder / "_").parent.glob("*.json")})
+    return {p: tuple(file_signature(place(p)) for place in places) for p in (folder / name for name in names)}
 
 # %% ../../nbs/release/00_release_plan.ipynb #56e6603a
 def releases_known(path: Path) -> bool:
@@ -198,14 +250,15 @@ def _add_event(path, now, bundle_id, action, reason):
     if now and not events: # made before there was a history
         champion = live_variant(now).bundle
         events = [ReleaseEvent(now.revision, champion, "deploy", "", "", "before the history began")]
-    revision = max(now.revision if now else 0, _last_revision(events)) + 1
+    plans = [p for p in (now, read_last_good(path)) if p]
+    revision = max(_last_revision(events), *(p.revision for p in plans), 0) + 1
     at = datetime.now(UTC).isoformat(timespec="seconds")
     return [*events, ReleaseEvent(revision, bundle_id, action, at, _user_name(), reason)]
 
-def _write_release(path, endpoint, events):
+def _write_release(path, plan, events):
     "Write plan, history and record, so that being killed in between leaves the old release or the new one."
     write_json(_pending_path(path), events)
-    plan = write_plan(path, ReleasePlan(endpoint, events[-1].revision, [Variant("champion", events[-1].bundle)]))
+    plan = write_plan(path, replace(plan, revision=events[-1].revision))
     _pending_path(path).replace(history_path(path))
     write_json(record_path(path), events)
     return plan
@@ -229,9 +282,9 @@ def promote_bundle(
 ) -> ReleasePlan:
     "Make one bundle the only live variant, and record it; a plan that says so already is left alone."
     with file_lock(history_path(path).with_suffix(".lock")):
-        now, variants = read_plan(path), [Variant("champion", bundle_id)]
-        if now and now.variants == variants: return now
-        return _write_release(path, endpoint, _add_event(path, now, bundle_id, action, reason))
+        now, plan = read_plan(path), ReleasePlan(endpoint, 0, [Variant("champion", bundle_id)])
+        if now and now.variants == plan.variants: return now
+        return _write_release(path, plan, _add_event(path, now, bundle_id, action, reason))
 
 # %% ../../nbs/release/00_release_plan.ipynb #7ffaa28e
 def update_record(path: Path) -> None:
@@ -241,25 +294,32 @@ def update_record(path: Path) -> None:
         own = _read_own_history(path)
         if _last_revision(own) > _last_revision(_read_events(record_path(path))): write_json(record_path(path), own)
 
+# %% ../../nbs/release/00_release_plan.ipynb #a1fec196
+def _plan_or_torn(path, read): # None where it is missing or torn
+    try: return read(path)
+    except UserError:
+        if not path.exists(): raise # it is the record that is damaged
+
 # %% ../../nbs/release/00_release_plan.ipynb #2ce22e76
 def restore_plan(
     path: Path,
     endpoint: str,
-    bundle_id: str = "", # What is to answer; empty: what the history says
+    bundle_id: str = "", # What is to answer where neither the last good plan nor the history says it
+    force: bool = False, # Take a plan that is older than the one in force, as a new revision
 ) -> ReleasePlan:
-    "Write a missing or torn plan anew; a plan that can be read is left alone. Raises `UserError` without a history."
-    try:
-        if now := read_plan(path): return now
-    except UserError as e:
-        if not path.exists(): raise e # it is the record that is damaged
-    events = read_history(path)
-    bundle_id = bundle_id or (events[-1].bundle if events else "")
-    if not bundle_id:
+    "Write a missing, torn or old plan anew, no other. Raises `UserError` where nothing says what it was."
+    now, file = _plan_or_torn(path, read_plan), _plan_or_torn(path, _read_plan_file)
+    old = file if force and file and now and file.revision < now.revision else None
+    if now and not old and now == read_released_plan(path): return now
+    plan = old or fallback_plan(path)
+    if plan is None and bundle_id: plan = ReleasePlan(endpoint, 0, [Variant("champion", bundle_id)])
+    if plan is None:
         raise UserError(f"Nothing says which model answered at {endpoint}: there is no release record, no history, "
                         "no registered model, no deployed run in artifacts/; fetch them: `git pull`, `dvc pull`.")
+    why = "an older plan was wanted" if old else "the plan was torn, lost or old"
     with file_lock(history_path(path).with_suffix(".lock")):
         if path.exists(): path.replace(path.with_suffix(".torn")) # kept for whoever wants to know
-        return _write_release(path, endpoint, _add_event(path, None, bundle_id, "restore", "the plan was torn or lost"))
+        return _write_release(path, plan, _add_event(path, None, live_variant(plan).bundle, "restore", why))
 
 # %% ../../nbs/release/00_release_plan.ipynb #ad2be17c
 RELEASES_UNKNOWN = ("Nothing says whether a model was released before: there is no release record. `mlops-nb release "
@@ -273,7 +333,10 @@ NO_MODEL = ("No model is released here; `dvc repro` releases the first that pass
 def find_champion(
     root: str | Path = ".", # The project's folder
 ) -> Path | None: # The bundle's folder in the store; its name is the bundle id
-    "The bundle that answers most requests now. Raises `UserError` if the store does not hold it."
+    "The bundle that answers most requests now; `UserError` if the store lacks it, or no trusted key has signed it."
     root, settings = Path(root), read_settings(root)
     plan = read_plan(plan_path(root, settings))
-    return plan and find_bundle(live_variant(plan).bundle, store_path(root, settings))
+    if plan is None: return None
+    folder = find_bundle(live_variant(plan).bundle, store_path(root, settings))
+    require_trusted(folder, settings.release.trusted_keys)
+    return folder

@@ -13,6 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..bundle.bundle import open_bundle
+from ..bundle.signatures import require_trusted
 from ..bundle.store import find_bundle, store_bundle
 from ..config.settings import read_settings
 from ..core.errors import UserError
@@ -24,6 +25,7 @@ from mlops_nb.release.release_plan import (
     plan_path,
     promote_bundle,
     read_history,
+    read_last_good,
     read_plan,
     release_stack,
     restore_plan,
@@ -42,11 +44,17 @@ class ModelInUse(Struct):
     reason: str = "" # such as the verdict of its gate
 
 # %% ../../nbs/release/06_rollback.ipynb #7ceb9c31
+def _settings_of(root, endpoint):
+    settings = read_settings(root)
+    if endpoint: settings.release.endpoint = endpoint
+    return settings
+
 def model_in_use(
     root: str | Path = ".", # The project's folder
+    endpoint: str = "", # Default: the one that the project releases to
 ) -> ModelInUse | None: # None where nothing was deployed yet
     "The model that answers now, by the release plan; raises `UserError` if the plan is torn."
-    root, settings = Path(root), read_settings(root)
+    root, settings = Path(root), _settings_of(root, endpoint)
     path, release = plan_path(root, settings), settings.release
     plan = read_plan(path)
     if plan is None: return None
@@ -66,9 +74,10 @@ def _age(since):
 
 def describe_model_in_use(
     root: str | Path = ".", # The project's folder
+    endpoint: str = "", # Default: the one that the project releases to
 ) -> str: # Such as "Model in use at churn (development): a1b2c3d4e5f6, deployed 2026-11-29 10:05 UTC by ana."
     "The model that answers now, in a sentence."
-    try: now = model_in_use(root)
+    try: now = model_in_use(root, endpoint)
     except UserError as e: return f"Which model is in use cannot be told: {e}"
     if now is None: return "No model is in use: nothing was deployed yet."
     done = {"deploy": "deployed", "rollback": "put back by a roll-back", "restore": "restored"}.get(now.action, "")
@@ -102,13 +111,15 @@ def roll_back(
     to: str = "", # A bundle's id or its first characters; empty: the one before
     reason: str = "", # Goes into the history
 ) -> ModelInUse: # What answers now
-    "Put a bundle that answered before back. Raises `UserError` where there is none, or it is gone or damaged."
+    "Put a bundle that answered before back. Raises `UserError` where there is none, or it is gone, damaged or not trusted."
     root, settings = Path(root), read_settings(root)
     path = plan_path(root, settings)
     now = model_in_use(root)
     if now is None:
         raise UserError("No model is in use here, so there is nothing to roll back; `mlops-nb status` says what waits.")
-    target = open_bundle(find_bundle(_choose_target(read_history(path), now.bundle, to), store_path(root, settings)))
+    found = find_bundle(_choose_target(read_history(path), now.bundle, to), store_path(root, settings))
+    require_trusted(found, settings.release.trusted_keys)
+    target = open_bundle(found)
     promote_bundle(path, settings.release.endpoint, target.id, action="rollback", reason=reason)
     for left in (_move_aliases(root, settings, target.id), share_releases(root)):
         if left: print(f"warning: {left}", file=sys.stderr)
@@ -135,14 +146,18 @@ def _released_by_last_run(root, settings):
 # %% ../../nbs/release/06_rollback.ipynb #64b0dc36
 def restore_release(
     root: str | Path = ".", # The project's folder
+    endpoint: str = "", # Default: the one that the project releases to
+    force: bool = False, # Take a plan that is older than what answers, as a new revision
 ) -> ModelInUse: # What answers now
-    "Write a release plan that is missing or torn anew. Raises `UserError` where nothing says what answered."
-    root, settings = Path(root), read_settings(root)
+    "Write a release plan that is missing, torn or old anew. Raises `UserError` where nothing says what answered."
+    root, own = Path(root), read_settings(root).release.endpoint
+    settings = _settings_of(root, endpoint)
     path = plan_path(root, settings)
     bundle_id = ""
-    if not read_history(path):
-        bundle_id = _champion_in_registry(root, settings) or _released_by_last_run(root, settings)
+    if not read_history(path) and not read_last_good(path):
+        bundle_id = _champion_in_registry(root, settings)
+        if not bundle_id and endpoint in ("", own): bundle_id = _released_by_last_run(root, settings)
         if bundle_id: find_bundle(bundle_id, store_path(root, settings)) # the registry may be that of another project
-    restore_plan(path, settings.release.endpoint, bundle_id)
+    restore_plan(path, settings.release.endpoint, bundle_id, force)
     if left := share_releases(root): print(f"warning: {left}", file=sys.stderr)
-    return model_in_use(root)
+    return model_in_use(root, endpoint)

@@ -14,12 +14,23 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..bundle.signatures import require_trusted
 from ..bundle.store import find_bundle, lookup_table_path, released_path
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
 from ..core.files import file_signature
 from ..prediction_log.writer import PredictionLogWriter
-from ..release.release_plan import ReleasePlan, Variant, plan_signatures, read_plan
+from mlops_nb.release.release_plan import (
+    ReleasePlan,
+    Variant,
+    check_revision,
+    fallback_plan,
+    keep_last_good,
+    last_good_path,
+    plan_signatures,
+    read_last_good,
+    read_released_plan,
+)
 from .endpoint import Endpoint, ServingResources, score_shadow
 from .metrics import Metrics
 from .model_runtime import ActivePlan, LoadedModel, LookupTable, ShadowQueue
@@ -44,32 +55,44 @@ class ModelManager:
         self.rejected_plans: dict[str, str] = {} # plan file -> why it is not active
         self.resources = ServingResources(self.settings.serve, metrics, log)
         self._models, self._plan_signatures, self._table_signatures, self._draining = {}, {}, {}, []
-        self._stopping, self._thread = threading.Event(), None
+        self._kept_plans = set() # files whose last good plan is on the disk
+        self._stopping, self._thread, self._reconciling = threading.Event(), None, threading.Lock()
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #571f4ac4
+@patch
+def _find_trusted(self:ModelManager, bundle):
+    "The folder of a bundle; raises `UserError` for one that is missing, or that no trusted key has signed."
+    folder = find_bundle(bundle, self.store_folder)
+    require_trusted(folder, self.settings.release.trusted_keys)
+    return folder
+
 @patch
 def _load_model(self:ModelManager, bundle):
     "The bundle, open; it is shared if it was opened before."
     known = next((m for i, m in self._models.items() if bundle and i.startswith(bundle)), None)
     if known: return known
-    model = LoadedModel(find_bundle(bundle, self.store_folder), bundle, self.settings.serve.max_rows)
+    model = LoadedModel(self._find_trusted(bundle), bundle, self.settings.serve.max_rows)
     _release_memory()
     return self._models.setdefault(model.id, model)
 
 @patch
 def _load_plan(self:ModelManager, path): # an `ActivePlan`; raises `UserError`, or gives None where the file is gone
-    plan = read_plan(path)
-    if plan is None: return None
+    plan, endpoint = read_released_plan(path), self.endpoints.get(path.stem)
+    check_revision(path, plan, endpoint.plan if endpoint else read_last_good(path))
+    return plan and self._open_plan(path, plan)
+
+@patch
+def _open_plan(self:ModelManager, path, plan): # an `ActivePlan`; raises `UserError`
     if plan.endpoint != path.stem:
         raise UserError(f"{path} is the plan of '{plan.endpoint}'; call the file {plan.endpoint}.json.")
-    for v in plan.variants: find_bundle(v.bundle, self.store_folder) # before anything is opened
+    for v in plan.variants: self._find_trusted(v.bundle) # before anything is opened
     return ActivePlan(plan, [self._load_model(v.bundle) for v in plan.variants])
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #9f91cd5d
 @patch
 def _bundle_signatures(self:ModelManager, path):
     # the folders and files of the bundles that a plan names, with their stamps
-    try: plan = read_plan(path)
+    try: plan = read_released_plan(path)
     except (UserError, OSError, ValueError): return {} # it is torn, and names nothing to wait for
     stores = self.store_folder, released_path(self.store_folder)
     folders = [s / v.bundle for v in plan.variants for s in stores] if plan else []
@@ -85,14 +108,36 @@ def _apply_plan(self:ModelManager, path, stamp):
         endpoint = active and self.endpoints.get(active.plan.endpoint)
         if active and not (endpoint and endpoint.active_plan.plan == active.plan): self._activate(active)
         if self.rejected_plans.pop(str(path), None): _log.warning("%s is in force now.", path)
+        if active: self._keep_plan(path, active.plan)
     except Exception as e:
         sentence = str(e) if isinstance(e, UserError) else f"{path}: {type(e).__name__}: {e}"
         self._plan_signatures[path] = stamp, waits | self._bundle_signatures(path)
+        outcome = "the one before stays in force" if path.stem in self.endpoints else self._fall_back(path)
         if self.rejected_plans.get(str(path)) == sentence: return
         self.rejected_plans[str(path)] = sentence
         self.resources.metrics.plan_reloads(path.stem, "rejected").inc()
-        _log.error("a release plan was refused, and %s: %s",
-                   "the one before stays in force" if path.stem in self.endpoints else "nothing answers", sentence)
+        _log.error("a release plan was refused, and %s: %s", outcome, sentence)
+
+# %% ../../nbs/serve/07_hot_reload.ipynb #cdfba831
+@patch
+def _keep_plan(self:ModelManager, path, plan):
+    "Keep the plan as the last good one."
+    try:
+        keep_last_good(path, plan)
+        self._kept_plans.add(path)
+    except OSError as e:
+        _log.warning("%s cannot be written (%s), so a restart while the plan is torn has nothing to go back to.",
+                     last_good_path(path), e.strerror)
+
+@patch
+def _fall_back(self:ModelManager, path): # gives in words what answers now
+    "Activate the last good plan of an endpoint that has none."
+    try:
+        if (plan := fallback_plan(path)) is None: return "nothing answers"
+        self._activate(self._open_plan(path, plan))
+        self._keep_plan(path, plan)
+    except Exception as e: return f"nothing answers, since the last good plan cannot be followed either ({e})"
+    return f"the last good one, revision {plan.revision}, answers"
 
 # %% ../../nbs/serve/07_hot_reload.ipynb #e0f31a59
 def _release_memory():
@@ -146,8 +191,10 @@ def _remove_endpoints(self:ModelManager, found):
     for path in [p for p in self._plan_signatures if p not in found]:
         stamp, _ = self._plan_signatures[path]
         if stamp is not None: self._plan_signatures[path] = None, {}; continue
+        if path.stem in self.endpoints and path not in self._kept_plans: continue
         del self._plan_signatures[path]
         self.rejected_plans.pop(str(path), None)
+        self._kept_plans.discard(path)
         if endpoint := self.endpoints.get(path.stem):
             self.endpoints = {k: e for k, e in self.endpoints.items() if k != path.stem}
             self._start_draining(endpoint.active_plan)
@@ -167,17 +214,21 @@ def _load_lookup_table(self:ModelManager, model):
 # %% ../../nbs/serve/07_hot_reload.ipynb #366a87d9
 @patch
 def reconcile(self:ModelManager) -> None:
-    "Bring the endpoints into line with the plans."
-    if self.plans_folder.is_dir():
-        found = plan_signatures(self.plans_folder)
-        for path, stamp in found.items():
-            seen = self._plan_signatures.get(path)
-            changed = seen is None or seen[0] != stamp or any(file_signature(p) != s for p, s in seen[1].items())
-            if any(stamp) and changed: self._apply_plan(path, stamp)
-        self._remove_endpoints(found)
-    self._release_drained()
-    for model in list(self._models.values()): self._load_lookup_table(model)
-    for gone in self._table_signatures.keys() - self._models.keys(): del self._table_signatures[gone]
+    "Bring the endpoints into line with the plans; called by the watching thread, and by a request to load a model."
+    with self._reconciling:
+        if self.plans_folder.is_dir(): self._reconcile_plans()
+        self._release_drained()
+        for model in list(self._models.values()): self._load_lookup_table(model)
+        for gone in self._table_signatures.keys() - self._models.keys(): del self._table_signatures[gone]
+
+@patch
+def _reconcile_plans(self:ModelManager):
+    found = plan_signatures(self.plans_folder)
+    for path, stamp in found.items():
+        seen = self._plan_signatures.get(path)
+        changed = seen is None or seen[0] != stamp or any(file_signature(p) != s for p, s in seen[1].items())
+        if any(stamp) and changed: self._apply_plan(path, stamp)
+    self._remove_endpoints(found)
 
 @patch
 def _watch(self:ModelManager):
@@ -192,6 +243,7 @@ POLL_SECONDS = .2 # seconds
 def start(self:ModelManager) -> None:
     "Open what there is, and watch. Raises `UserError` if a single bundle cannot be opened."
     if (self.root / "manifest.json").exists():
+        require_trusted(self.root, self.settings.release.trusted_keys)
         model, name = LoadedModel(self.root, "", self.settings.serve.max_rows), self.settings.release.endpoint
         return self._activate(ActivePlan(ReleasePlan(name, 0, [Variant("champion", model.id)]), [model]))
     self.reconcile()

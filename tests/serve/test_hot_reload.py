@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import weakref
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -21,11 +22,13 @@ from mlops_nb.release.release_plan import (
     ReleasePlan,
     RoutingRule,
     Variant,
+    last_good_path,
     plan_path,
     promote_bundle,
     record_path,
     write_plan,
 )
+from mlops_nb.release.rollback import restore_release
 from mlops_nb.serve.endpoint import MAX_INLINE_ROWS
 from mlops_nb.serve.hot_reload import ModelManager
 from mlops_nb.serve.http_messages import Request
@@ -258,10 +261,13 @@ def test_a_release_that_git_brought_is_followed_and_its_record_is_no_second_one(
     assert counted(manager.resources.metrics.plan_reloads, "rows", "ok") == 3
 
 
-def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(project, made, served):
+def test_an_endpoint_ends_with_its_plan_and_the_last_good_one_and_not_with_its_folder(project, made, served):
     write_plan(project / "releases/other.json", ReleasePlan("other", 1, [Variant("x", made[2])]))
     manager = served(Variant("a", made[1]))
     (project / "releases/other.json").unlink()
+    until(lambda: manager.rejected_plans, "told")
+    assert "is gone" in "".join(manager.rejected_plans.values()) and "other" in manager.endpoints
+    last_good_path(project / "releases/other.json").unlink()
     until(lambda: "other" not in manager.endpoints, "ended")
     until(lambda: made[2] not in manager._models, "let go")
     (project / "releases").rename(project / "gone")
@@ -270,6 +276,60 @@ def test_a_plan_taken_away_ends_its_endpoint_and_a_folder_that_is_gone_does_not(
     (project / "gone").rename(project / "releases")
     watched(manager)
     assert ask(manager, some(1)).variant == "a" and not manager.rejected_plans
+
+
+FAULTS = {"torn": lambda path: path.write_text('{"endpoint": "ro'), "gone": Path.unlink,
+          "weights": lambda path: path.write_text(path.read_text().replace("0.5", "0.4")),
+          "bundle": lambda path: path.write_text(path.read_text().replace('"revision": 3', '"revision": 4')
+                                                 .replace('"bundle": "', '"bundle": "0')),
+          "older": lambda path: path.write_text(path.read_text().replace('"revision": 3', '"revision": 2'))}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_last_good_plan_answers_whatever_becomes_of_the_file(project, made, served, fault):
+    "In the process that runs and in one that is started then; the command of the sentence mends the file."
+    _, a, b = made
+    two = [Variant("a", a, .5), Variant("b", b, .5)]
+    running = served(*two, revision=3)
+    path = plan_path(project, running.settings)
+    FAULTS[fault](path)
+    until(lambda: running.rejected_plans, "refused")
+    new = served()
+    for manager in (running, new):
+        assert manager.endpoints["rows"].plan == ReleasePlan("rows", 3, two) and [*manager.rejected_plans] == [str(path)]
+    if fault == "bundle": return # its sentence is about the bundle
+    assert "`mlops-nb release restore rows`" in new.rejected_plans[str(path)] or fault == "weights"
+    restore_release(project, "rows")
+    for manager in (running, new):
+        until(lambda manager=manager: not manager.rejected_plans, "mended")
+        assert manager.endpoints["rows"].plan == ReleasePlan("rows", 4, two)
+
+
+def test_an_older_plan_is_taken_only_by_force(project, made, served):
+    manager = served(Variant("a", made[1]), revision=3)
+    path = plan_path(project, manager.settings)
+    write_json(path, ReleasePlan("rows", 2, [Variant("b", made[2])])) # as a checkout of an old file
+    until(lambda: "older than 3" in "".join(manager.rejected_plans.values()), "refused")
+    assert ask(manager, some(1)).variant == "a" and "restore rows --force`" in manager.rejected_plans[str(path)]
+    restore_release(project, force=True)
+    until(lambda: ask(manager, some(1)).variant == "b", "taken")
+    assert manager.endpoints["rows"].plan.revision == 4 and not manager.rejected_plans
+
+
+def test_a_last_good_plan_that_cannot_be_kept_or_read_costs_no_answer(project, made, served, caplog):
+    (project / "releases").mkdir()
+    (project / "releases/last_good").write_text("in the way")
+    manager = served(Variant("a", made[1]))
+    path = plan_path(project, manager.settings)
+    assert "last_good/rows.json cannot be written" in caplog.text
+    path.unlink()
+    watched(manager, 4)
+    assert ask(manager, some(1)).variant == "a" # it was never kept, so its absence decides nothing
+    (project / "releases/last_good").unlink()
+    plan(project, Variant("a", made[1]), revision=2)
+    until(lambda: last_good_path(path).exists(), "kept")
+    last_good_path(path).write_text("{")
+    assert served().endpoints["rows"].plan.revision == 2
 
 
 def test_rows_decoded_before_a_swap_are_answered_after_it(project, made, served, predictors):

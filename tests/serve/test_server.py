@@ -17,7 +17,7 @@ from support import server as serving
 
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.core.typed_yaml import write_json
-from mlops_nb.release.release_plan import ReleasePlan, Variant
+from mlops_nb.release.release_plan import ReleasePlan, Variant, read_plan
 
 MANY = bool(os.environ.get("MLOPS_NB_TEST_MANY")) # 100,000 requests instead of some thousands
 PREDICT = "/v1/endpoints/rows:predict"
@@ -277,27 +277,38 @@ def test_swaps_under_load_cost_no_request(two, project):
 def swaps(s, result): return s.metric("mlops_nb_plan_reloads_total", endpoint="rows", result=result)
 
 
-@pytest.mark.parametrize("damage", ["torn", "missing bundle", "damaged bundle", "weights"])
-def test_a_plan_that_cannot_be_followed_changes_nothing_and_is_said(two, project, damage):
+def test_a_damaged_bundle_is_not_swapped_in_and_told(two, project):
     ids, plan = store(project, two), project / "releases/rows.json"
     with serving.Server(project) as s:
-        old = s.post(PREDICT, serving.instances(1))[2]["bundle"]
-        assert old == ids[0]
-        if damage == "torn": plan.write_text(plan.read_text()[:40])
-        if damage == "missing bundle": write_json(plan, ReleasePlan("rows", 2, [Variant("new", "0" * 64)]))
-        if damage == "weights": write_json(plan, ReleasePlan("rows", 2, [Variant("new", ids[1], .4)]))
-        if damage == "damaged bundle":
-            (project / "bundles" / ids[1] / "card.md").write_text("another card")
-            write_json(plan, ReleasePlan("rows", 2, [Variant("new", ids[1])]))
+        (project / "bundles" / ids[1] / "card.md").write_text("another card")
+        write_json(plan, ReleasePlan("rows", 2, [Variant("new", ids[1])]))
         s.until(lambda: "was refused" in s.output, "told in the log")
-        for _ in range(20): assert s.post(PREDICT, serving.instances(1))[2]["bundle"] == old
+        for _ in range(20): assert s.post(PREDICT, serving.instances(1))[2]["bundle"] == ids[0]
         assert swaps(s, "rejected") >= 1
         shutil.rmtree(project / "bundles" / ids[1])
         store(project, two)
-        write_json(plan, ReleasePlan("rows", 3, [Variant("new", ids[1])]))
         s.until(lambda: s.post(PREDICT, serving.instances(1))[2]["bundle"] == ids[1],
-                "swapped when the plan was good again")
+                "swapped when the bundle was good again")
         assert "Traceback" not in s.output
+
+
+def test_a_torn_plan_stops_no_server_and_the_command_it_names_mends_it(two, project):
+    "It tears under a server, and another starts while it is torn; that one follows the plan which the command writes."
+    ids, plan = store(project, two), project / "releases/rows.json"
+    variants = [Variant("old", ids[0], .5), Variant("new", ids[1], .5)]
+    write_json(plan, ReleasePlan("rows", 2, variants))
+    with serving.Server(project) as s:
+        plan.write_text(plan.read_text()[:40])
+        s.until(lambda: "was refused" in s.output, "told in the log")
+        assert s.post(PREDICT, serving.instances(1))[0] == 200 and s.stop() == 0
+    with serving.Server(project) as s:
+        s.until(lambda: "was refused" in s.output, "told in the log")
+        assert "the last good one, revision 2, answers" in s.output and s.get("/v2/health/ready")[0] == 200
+        assert {s.post(PREDICT, serving.instances(1))[2]["bundle"] for _ in range(64)} == {*ids}
+        command = s.output.split("`mlops-nb ")[1].split("`")[0]
+        assert (done := cli(project, *command.split())).returncode == 0, done.stderr
+        s.until(lambda: "is in force now" in s.output, "followed")
+        assert read_plan(plan) == ReleasePlan("rows", 3, variants) and "Traceback" not in s.output
 
 
 # ---- a disk that is full
