@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_nb.config.settings import ServeSettings
 from mlops_nb.core.errors import UserError
+from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.serve.auth import (
     SCOPES,
     Authenticator,
@@ -18,7 +20,9 @@ from mlops_nb.serve.auth import (
     create_api_key,
     describe_api_key,
     end_of_day,
+    key_use_path,
     read_api_keys,
+    read_key_use,
     revoke_api_key,
 )
 from mlops_nb.serve.http_messages import HTTPException
@@ -28,8 +32,8 @@ from mlops_nb.serve.http_messages import HTTPException
 def path(tmp_path): return tmp_path / "deep" / "keys.json"
 
 
-def denied(authenticator, authorization, scope):
-    with pytest.raises(HTTPException) as e: authenticator.authorize(authorization, scope)
+def denied(authenticator, authorization, *what):
+    with pytest.raises(HTTPException) as e: authenticator.authorize(authorization, *what)
     return e.value
 
 
@@ -100,7 +104,10 @@ def test_a_key_ends(path):
     ended = create_api_key(path, "was", ["read"], expires_at=now - timedelta(days=1))
     good = create_api_key(path, "is", ["read"], expires_at=now + timedelta(days=1))
     authenticator = Authenticator(path)
-    assert denied(authenticator, f"Bearer {ended}", "read").status_code == 401
+    refused = denied(authenticator, f"Bearer {ended}", "read")
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"')
+    assert "'was' expired" in refused.detail
+    assert "expired" not in denied(authenticator, f"Bearer {ended}x", "read").detail # only its owner is told
     assert authenticator.authorize(f"Bearer {good}", "read") == "is"
     assert ("expired" in describe_api_key(read_api_keys(path)[0])
             and "expires" in describe_api_key(read_api_keys(path)[2]))
@@ -180,9 +187,68 @@ def test_a_key_that_cannot_be_made_changes_nothing(path, how, words):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", "", "127.0.0.1.example.org"])
-def test_without_keys_nobody_listens_to_the_world(host):
-    check_bind_address(host, "api_key")
-    with pytest.raises(UserError, match="mlops-nb key add"): check_bind_address(host, "none")
+def test_the_world_is_served_with_keys_and_tls_only(host):
+    def check(**how): check_bind_address(ServeSettings(host=host, **how))
+    tls = dict(tls_certificate_file="a.pem", tls_private_key_file="b.pem")
+    for how in (tls, dict(behind_proxy=True)):
+        check(auth="api_key", **how)
+        with pytest.raises(UserError, match="mlops-nb key add"): check(**how)
+    with pytest.raises(UserError, match="behind_proxy = true"): check(auth="api_key")
+
+
+def test_a_key_is_for_its_endpoints(path):
+    one = create_api_key(path, "one", ["predict", "read"], endpoints=["churn", "spend", "churn"])
+    every = create_api_key(path, "every", ["predict", "read"])
+    authenticator = Authenticator(path)
+    assert [k.endpoints for k in read_api_keys(path)] == [["churn", "spend"], None]
+    for endpoint in ("churn", "spend", "other", None):
+        assert authenticator.authorize(f"Bearer {every}", "read", endpoint) == "every"
+    for endpoint in ("churn", "spend"): assert authenticator.authorize(f"Bearer {one}", "predict", endpoint) == "one"
+    for endpoint in ("chur", "churn2", "", "CHURN", "x" * 500): # a route of no single endpoint tells of others, too
+        refused = denied(authenticator, f"Bearer {one}", "predict", endpoint)
+        assert refused.status_code == 403 and len(refused.detail) < 200
+    assert "all endpoints" in denied(authenticator, f"Bearer {one}", "read").detail
+
+
+def test_files_of_before_are_read_and_keys_without_new_properties_look_as_before(path):
+    path.parent.mkdir()
+    old = {"keys": [{"id": "1f", "name": "old", "sha256": "0" * 64, "scopes": ["read"], "requests_per_second": None,
+                     "expires_at": None}]}
+    path.write_text(json.dumps(old))
+    create_api_key(path, "new", ["read"])
+    assert [(k.name, k.endpoints) for k in read_api_keys(path)] == [("old", None), ("new", None)]
+    assert set(json.loads(path.read_text())["keys"][1]) == {"id", "name", "sha256", "scopes"}
+
+
+def test_the_last_use_is_the_latest_of_all_processes_and_only_of_keys_that_are(path, tmp_path, monkeypatch):
+    clock = [1_900_000_000.0]
+    monkeypatch.setattr("mlops_nb.serve.auth.time", lambda: clock[0])
+    a, b, c = (create_api_key(path, name, ["read"]) for name in "abc")
+    first, second = (Authenticator(path, key_use_path(tmp_path, i)) for i in range(2))
+
+    def used(): return {k.name: t.timestamp() for k in read_api_keys(path)
+                        for id, t in read_key_use(tmp_path).items() if id == k.id}
+    assert used() == {} and not first.note_use()
+    with pytest.raises(HTTPException): first.authorize(f"Bearer {c}x", "read") # nobody has used this one
+    first.authorize(f"Bearer {a}", "read")
+    with pytest.raises(HTTPException): first.authorize(f"Bearer {b}", "predict") # it was right, and not for this
+    assert first.note_use() and not key_use_path(tmp_path, 0).exists()
+    first.save_use()
+    assert used() == {"a": 1_900_000_000, "b": 1_900_000_000}
+    clock[0] += 100
+    second.authorize(f"Bearer {a}", "read")
+    second.note_use()
+    second.save_use()
+    assert used() == {"a": 1_900_000_100, "b": 1_900_000_000}
+    first.authorize(f"Bearer {b}", "read")
+    assert not first.note_use() # not yet: once a minute
+    restarted = Authenticator(path, key_use_path(tmp_path, 1))
+    revoke_api_key(path, "a")
+    restarted.reload_if_changed()
+    restarted.save_use()
+    assert json.loads(key_use_path(tmp_path, 1).read_text()) == {}
+    key_use_path(tmp_path, 0).write_text("torn{")
+    assert read_key_use(tmp_path) == {}
 
 
 def test_a_day_ends_at_midnight_after_it():
@@ -202,7 +268,12 @@ def test_keys_on_the_command_line(tmp_path, monkeypatch):
         return done.output if done.exception is None else str(done.exception)
     key = typed("add", "shop", "--scopes", "predict, read", "--rate-limit", "5", "--expires", "2099-01-31").strip()
     assert Authenticator(tmp_path / "secrets/who.json").authorize(f"Bearer {key}", "predict") == "shop"
-    assert typed("list").startswith("shop: predict, read, 5 requests a second, expires 2099-02-01 00:00 UTC (")
+    assert typed("list").startswith("shop: predict, read, 5 requests a second, expires 2099-02-01 00:00 UTC, "
+                                    "no use on record (")
+    typed("add", "partner", "--scopes", "predict", "--endpoint", "churn", "--endpoint", "spend")
+    write_json(key_use_path("predictions", 0), {read_api_keys("secrets/who.json")[1].id: 1_900_000_000.0})
+    assert "partner: predict at churn, spend, last used 2030-03-17 17:46 UTC (" in typed("list")
+    assert typed("revoke", "partner") == ""
     assert "is not a day" in typed("add", "b", "--scopes", "read", "--expires", "never")
     assert typed("revoke", "shop") == "" and typed("list") == ""
     held = json.loads((tmp_path / "secrets/who.json").read_text())
