@@ -45,6 +45,7 @@ from mlops_nb.serve.http_messages import (
     parse_deadline,
 )
 from .inference_protocol import error_body
+from .recent_requests import recent_requests
 from .request_validation import ValidationError
 
 # %% ../../nbs/serve/12_app.ipynb #137bfe84
@@ -130,7 +131,8 @@ class App:
         self.log, self.metrics = manager.resources.log, manager.resources.metrics
         self.request_index = RequestIndex(self.log.folder)
         self._paths, self._in_flight, self._pending_bodies, self._request_counters = PathMatcher(), 0, {}, {}
-        self._ids = map(f'{os.urandom(8).hex()}-{{:x}}'.format, count()) # of requests that bring none
+        self.recent_requests, self._id_prefix = recent_requests(), os.urandom(8).hex()
+        self._ids = map(f'{self._id_prefix}-{{:x}}'.format, count()) # of requests that bring none
         self._executor, self._draining = ThreadPoolExecutor(2, 'request'), False
 
     def __rsgi_init__(self, loop):
@@ -331,7 +333,10 @@ def count_request(self:App, request: Request, response: Response) -> None:
     requests, duration = self._request_counters.get(key) or self._request_metrics(key)
     requests.inc()
     duration.observe(time.perf_counter() - request.started)
-    if request.n_rows and response.status_code == 200: self.metrics.answered_rows.inc(request.n_rows)
+    if request.n_rows and response.status_code == 200:
+        self.metrics.answered_rows.inc(request.n_rows)
+        if not request.id.startswith(self._id_prefix) and self.recent_requests.add(request.endpoint, request.id):
+            self.metrics.repeated_requests(request.endpoint).inc()
     if response.rejection_reason: self.metrics.rejected_requests(response.rejection_reason).inc()
 
 @patch

@@ -36,6 +36,7 @@ from .app import App
 from .auth import Authenticator, check_bind_address, key_use_path
 from .hot_reload import ModelManager
 from .metrics import Metrics
+from .recent_requests import recent_requests
 
 # %% ../../nbs/serve/13_server.ipynb #82ef359c
 def _bind_socket(host, port, shared):
@@ -222,6 +223,7 @@ def serve(
     own = settings.serve
     check_bind_address(own)
     _raise_open_file_limit()
+    recent_requests() # now, so that the processes that are forked share it
     with reserve_address(own.host, own.port) as address, _reserve_grpc(own) as grpc:
         host, port = address.getsockname()[:2]
         grpc_address = grpc and _format_address(*grpc.getsockname()[:2])

@@ -12,11 +12,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import polars as pl
 import pytest
 from support import server as serving
 
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.core.typed_yaml import write_json
+from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.release.release_plan import ReleasePlan, Variant, read_plan
 
 MANY = bool(os.environ.get("MLOPS_NB_TEST_MANY")) # 100,000 requests instead of some thousands
@@ -373,3 +375,32 @@ def put_a_file_in_the_place_of(folder):
         try: return folder.touch(exist_ok=False)
         except FileExistsError: pass # the server was faster
     raise AssertionError("never")
+
+
+# ---- ids and labels
+
+
+def test_ids_that_come_twice_and_labels_of_any_id(project):
+    "Whichever of two processes has answered and whichever is told the truth."
+    with serving.Server(project, MLOPS_NB_SERVE_WORKERS=2) as s:
+        def ask(id, **row): return s.post(PREDICT, serving.instances(1, **row), {"x-request-id": id})[0]
+        def repeats(): return s.metric("mlops_nb_repeated_requests_total", endpoint="rows")
+        def tell(*ids):
+            return s.post(serving.FEEDBACK, {"labels": [{"id": id, "label": "yes", "row": row} for id, row in ids]})[2]
+        for i in range(20): assert ask(f"r{i}") == ask(f"r{i}") == 200 # each on a connection of its own
+        s.until(lambda: repeats() == 20, "counted") # a moment after the answer
+        assert ask("r0", seed=6) == 200 # another request
+        for i in range(20): assert tell((f"r{i}", 0)).items() >= {"taken": 1, "unknown": 0}.items()
+        assert tell(("r0", 0), ("r0", 1), ("r00", 0)).items() >= {"accepted": 3, "taken": 1, "unknown": 2}.items()
+        assert s.metric("mlops_nb_unknown_labels_total", endpoint="rows") == 2
+        s.until(lambda: repeats() == 21, "counted")
+        done = cli(project, "log", "audit")
+    assert done.returncode == 0, done.stderr
+    for said in ("2 labels name an id or a row that no answer on record has", "'r00' row 0 of rows",
+                 "19 ids were answered more than once with the same inputs",
+                 "1 ids were given to requests with other inputs, so their labels are joined to none of the answers: "
+                 "'r0' of rows."):
+        assert said in done.stdout, done.stdout
+    log = read_log(project / "predictions").collect()
+    assert log.filter(pl.col("id") == "r0")["label"].to_list() == [None] * 3
+    assert log.filter(pl.col("id") != "r0")["label"].to_list() == ["yes"] * 38
