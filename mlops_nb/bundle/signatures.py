@@ -48,11 +48,12 @@ def generate_signing_key(
     root: str | Path = '.', # The project's folder
 ) -> str: # The public key, as `trusted_keys` names it
     "Write a new private key; raises `UserError` if the file exists or lies in the project."
-    from cryptography.hazmat.primitives import serialization as s
     path, key = Path(path).expanduser(), _ed25519().Ed25519PrivateKey.generate()
+    from cryptography.hazmat.primitives import serialization as s
     _refuse_inside(path, root)
     try: fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError: raise UserError(f"{path} exists; a key is not overwritten, give another name.") from None
+    except OSError as e: raise UserError(f"{path} cannot be written: {e.strerror}; name another file.") from None
     with open(fd, 'wb') as f:
         f.write(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
     return public_key_text(key)
