@@ -104,8 +104,10 @@ ROUTES = [
 # %% ../../nbs/serve/12_app.ipynb #d36dfa79
 def _path_regex(path): return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>[^/:]+)', path))
 
+def _by_method(routes): return {m: r for r in routes for m in ((r.method, 'HEAD') if r.method == 'GET' else [r.method])}
+
 _PATHS = dict.fromkeys(r.path for r in ROUTES)
-_ROUTE_PATTERNS = [(_path_regex(p), {r.method: r for r in ROUTES if r.path == p}) for p in _PATHS]
+_ROUTE_PATTERNS = [(_path_regex(p), _by_method(r for r in ROUTES if r.path == p)) for p in _PATHS]
 _MAX_CACHED_PATHS, _MAX_CACHED_PATH_LENGTH = 1024, 256 # paths, characters
 
 class PathMatcher(dict):
@@ -130,10 +132,10 @@ class App:
                                                                         ROUTES)
         self.log, self.metrics = manager.resources.log, manager.resources.metrics
         self.request_index = RequestIndex(self.log.folder)
-        self._paths, self._in_flight, self._pending_bodies, self._request_counters = PathMatcher(), 0, {}, {}
+        self._paths, self._in_flight, self._bodies, self._request_counters = PathMatcher(), 0, {}, {}
         self.recent_requests, self._id_prefix = recent_requests(), os.urandom(8).hex()
         self._ids = map(f'{self._id_prefix}-{{:x}}'.format, count()) # of requests that bring none
-        self._executor, self._draining = ThreadPoolExecutor(2, 'request'), False
+        self._executor, self._draining, self._tick_error = ThreadPoolExecutor(2, 'request'), False, ''
 
     def __rsgi_init__(self, loop):
         self._loop = loop
@@ -171,8 +173,8 @@ _TICK_SECONDS = .25 # seconds
 @patch
 def _check_timeouts(self:App):
     late = time.perf_counter() - self.settings.read_timeout_seconds
-    for body, since in [*self._pending_bodies.items()]:
-        if since < late: body.cancel()
+    for body, (_, since) in [*self._bodies.items()]:
+        if since < late: body.cancel() # which does nothing to a body that is here
     self.metrics.in_flight_requests.set(self._in_flight)
     if problem := self.authenticator.reload_if_changed(): _log.error(problem)
     if self.authenticator.note_use(): self.run_in_thread(self.authenticator.save_use)
@@ -182,7 +184,11 @@ def _check_timeouts(self:App):
 @patch
 def _tick(self:App):
     try: self._check_timeouts()
-    except Exception: _log.exception("time limits and keys could not be checked; they are again in a moment.")
+    except Exception as e:
+        if repr(e) != self._tick_error:
+            _log.exception("time limits and keys could not be checked; they are again in a moment.")
+        self._tick_error = repr(e)
+    else: self._tick_error = ''
     finally: self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
 # %% ../../nbs/serve/12_app.ipynb #0fe6c9bf
@@ -224,11 +230,10 @@ def _match_route(self:App, scope):
     found = self._paths[scope.path]
     if found is None: raise HTTPException(404, "There is no such route; /docs lists those that are.", {})
     routes, names = found
-    route = routes.get('GET' if scope.method == 'HEAD' else scope.method)
+    route = routes.get(scope.method)
     if route is None:
-        allowed = [*routes, *(['HEAD'] if 'GET' in routes else [])]
-        raise HTTPException(405, f"This route takes {' or '.join(allowed)}, not {scope.method[:20]}.",
-                            {'allow': ', '.join(allowed)})
+        raise HTTPException(405, f"This route takes {' or '.join(routes)}, not {scope.method[:20]}.",
+                            {'allow': ', '.join(routes)})
     return route, names
 
 # %% ../../nbs/serve/12_app.ipynb #03c35d05
@@ -269,11 +274,12 @@ async def _respond(self:App, scope, protocol, request) -> Response:
     self._in_flight += 1
     try:
         body = self._read_body(headers, protocol)
-        self._pending_bodies[body] = request.started
-        try: request.body = await body
-        except asyncio.CancelledError: raise _body_timeout(self.settings.read_timeout_seconds) from None
-        finally: del self._pending_bodies[body]
-        return await route.handler(self, request)
+        self._bodies[body] = scope, request.started
+        try:
+            try: request.body = await body
+            except asyncio.CancelledError: raise _body_timeout(self.settings.read_timeout_seconds) from None
+            return await route.handler(self, request)
+        finally: del self._bodies[body]
     finally: self._in_flight -= 1
 
 # %% ../../nbs/serve/12_app.ipynb #10c295b6

@@ -188,6 +188,8 @@ _FAMILIES = { # attribute: kind, labels, description
     "repeated_requests": ("counter", ("endpoint",), "Requests whose id was answered a short time before."),
     "log_records": ("counter", (), "Records written to the prediction log."),
     "unlogged_rows": ("counter", (), "Rows answered without a record, because the log could not be written."),
+    "closed_connections": ("counter", ("reason",),
+                           "Connections closed: headers that did not come in time, or too many of one client."),
     "in_flight_requests": ("gauge", (), "Requests that wait or are being answered."),
     "bundle_processes": ("gauge", ("endpoint", "variant", "bundle", "mode"), "Processes in which this bundle answers."),
 }

@@ -10,7 +10,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import select
 import signal
 import socket
@@ -24,8 +23,9 @@ from pathlib import Path
 from fastcore.basics import patch
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
-from granian.http import HTTP1Settings
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
+from msgspec import structs
 
 from ..config.settings import Settings, available_cores, read_settings
 from ..core.errors import UserError
@@ -34,6 +34,7 @@ from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import NO_MODEL
 from .app import App
 from .auth import Authenticator, check_bind_address, key_use_path
+from .connection_limits import ConnectionLimits, fit_to_open_files, watch_connections
 from .hot_reload import ModelManager
 from .metrics import Metrics
 from .recent_requests import recent_requests
@@ -67,18 +68,30 @@ _DRAIN_SIGNAL = signal.SIGUSR1
 
 class _WorkerApp(App):
     "The application with what belongs to its process."
-    parent, message_fd, grpc_listener = 0, -1, None
+    parent, message_fd, port, grpc_listener = 0, -1, 0, None
 
     def __rsgi_init__(self, loop):
         super().__rsgi_init__(loop)
+        own = self.settings
+        limits = ConnectionLimits(self.port, own.read_timeout_seconds,
+                                  own.max_connections_per_client or max(1, own.max_connections // 2))
+        self._watch = watch_connections(limits, self.busy_ports, self._count_closed)
         if self.grpc_listener: loop.run_until_complete(self.grpc_listener.start(self))
         loop.add_signal_handler(_DRAIN_SIGNAL, self.drain)
         loop.call_soon(_send_message, self.message_fd, dict(ready=_join_names(self.manager.endpoints)))
         self._exit_if_orphaned()
 
     def __rsgi_del__(self, loop):
+        self._watch.set()
         if self.grpc_listener: loop.run_until_complete(self.grpc_listener.stop(self.settings.shutdown_timeout_seconds))
         super().__rsgi_del__(loop)
+
+    def busy_ports(self):
+        "The clients' ports of requests that are being answered."
+        return {int(scope.client.rpartition(':')[2]) for scope, _ in [*self._bodies.values()]}
+
+    def _count_closed(self, closed):
+        for reason, n in closed.items(): self.metrics.closed_connections(reason).inc(n)
 
     def _exit_if_orphaned(self):
         if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGTERM)
@@ -108,7 +121,7 @@ def _grpc_listener(root, serve, address):
     return GRPCListener(address, *pems)
 
 # %% ../../nbs/serve/13_server.ipynb #4ad65939
-def _start_worker(root, bundle, settings, grpc_address, parent, message_fd): # what a fork runs before it answers
+def _start_worker(root, bundle, settings, port, grpc_address, parent, message_fd): # what a fork runs before it answers
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
     signal.signal(_DRAIN_SIGNAL, signal.SIG_IGN)
@@ -133,7 +146,7 @@ def _start_worker(root, bundle, settings, grpc_address, parent, message_fd): # w
         # the first process stops everything now; later, when others answer, it starts another in this one's place
         time.sleep(5)
         os._exit(1)
-    app.parent, app.message_fd = parent, message_fd
+    app.parent, app.message_fd, app.port = parent, message_fd, port
     return app
 
 def _worker_count(settings): return settings.serve.workers or available_cores()
@@ -192,6 +205,8 @@ _LOG_CONFIG = {'version': 1, 'disable_existing_loggers': False,
                       for n in ('_granian', 'mlops_nb.serve', 'granian.access')}}
 _IDLE_TIMEOUT_MS = 75_000 # milliseconds
 
+def _ping_interval_ms(serve): return min(serve.read_timeout_seconds * 1000 // 3, 20_000)
+
 def _create_supervisor(serve, host, port, root):
     "Granian, with our settings."
     pems = [root / p if p else None for p in (serve.tls_certificate_file, serve.tls_private_key_file)]
@@ -200,6 +215,7 @@ def _create_supervisor(serve, host, port, root):
                            workers=serve.workers or available_cores(), loop=Loops.uvloop, http=HTTPModes.auto,
                        websockets=False, backlog=serve.backlog, backpressure=serve.max_connections,
                        http1_settings=HTTP1Settings(header_read_timeout=_IDLE_TIMEOUT_MS),
+                       http2_settings=HTTP2Settings(keep_alive_interval=_ping_interval_ms(serve)),
                        log_level=LogLevels.error, log_dictconfig=_LOG_CONFIG,
                        workers_kill_timeout=serve.shutdown_timeout_seconds, ssl_cert=pems[0], ssl_key=pems[1],
                        ssl_protocol_min=SSLProtocols.tls12)
@@ -208,11 +224,6 @@ def _create_supervisor(serve, host, port, root):
                         "and belong together.") from None
 
 # %% ../../nbs/serve/13_server.ipynb #6948fea9
-def _raise_open_file_limit():
-    "Let each connection have its file."
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
 def serve(
     root: str | Path = '.', # The project's folder: settings, store and plans
     bundle: str | Path | None = None, # Serve this bundle alone, without a plan
@@ -221,8 +232,9 @@ def serve(
     "Serve until SIGTERM or Ctrl-C; every accepted request is answered first. Raises `UserError` if it cannot start."
     root, settings = Path(root).resolve(), settings or read_settings(root)
     own = settings.serve
+    own = structs.replace(own, max_connections=fit_to_open_files(own.max_connections, _worker_count(settings)))
+    settings = structs.replace(settings, serve=own)
     check_bind_address(own)
-    _raise_open_file_limit()
     recent_requests() # now, so that the processes that are forked share it
     with reserve_address(own.host, own.port) as address, _reserve_grpc(own) as grpc:
         host, port = address.getsockname()[:2]
@@ -233,7 +245,7 @@ def serve(
         server.announce_ready = partial(_announce_ready, own, host, port, grpc_address)
         with suppress(SystemExit): # of Granian, when a worker has died in the same moment
             server.serve(target_loader=partial(_start_worker, root, bundle and Path(bundle).resolve(), settings,
-                                               grpc_address, os.getpid(), message_fd),
+                                               port, grpc_address, os.getpid(), message_fd),
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 
