@@ -12,23 +12,29 @@ import polars as pl
 import pytest
 from support import server as serving
 from support.served_endpoint import LIMIT, answer, ask, counted, expected, plan, some, until, watched, write_table
+from typer.testing import CliRunner
 
+from mlops_nb.bundle.signatures import SIGNING_KEY_VARIABLE, generate_signing_key, read_signing_key, sign_bundle
 from mlops_nb.bundle.store import lookup_table_path, store_bundle
-from mlops_nb.config.settings import read_settings
+from mlops_nb.config.settings import Settings, read_settings
+from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import write_manifest
 from mlops_nb.core.typed_yaml import write_json
+from mlops_nb.model_commands import models_app
 from mlops_nb.prediction_log.reader import read_log
+from mlops_nb.release.deploy import sign_stored_bundle
 from mlops_nb.release.release_plan import (
     ReleasePlan,
     RoutingRule,
     Variant,
+    find_champion,
     last_good_path,
     plan_path,
     promote_bundle,
     record_path,
     write_plan,
 )
-from mlops_nb.release.rollback import restore_release
+from mlops_nb.release.rollback import restore_release, roll_back
 from mlops_nb.serve.endpoint import MAX_INLINE_ROWS
 from mlops_nb.serve.hot_reload import ModelManager
 from mlops_nb.serve.http_messages import Request
@@ -198,6 +204,65 @@ def test_what_fails_its_check_is_never_swapped_in(project, made, served, caplog,
     plan(project, Variant("a2", made[1]), revision=3)
     until(lambda: manager.endpoints["rows"].plan.revision == 3, "in force")
     assert not manager.rejected_plans and not (project / "was run").exists()
+
+
+# ---- signatures
+
+
+@pytest.fixture
+def trusting(project):
+    "A project that trusts one key, which it also signs with."
+    public = generate_signing_key(project.parent / "team.pem", project)
+    (project / "settings.ini").write_text(f"[release]\nendpoint = rows\ntrusted_keys = {public}\n"
+                                          "signing_key_file = ../team.pem\n")
+    return project
+
+
+def traced(project, bundle):
+    "A copy of a bundle that leaves a trace where its code is run, with a manifest that is right; its id."
+    work = project / "work"
+    shutil.copytree(project / "bundles" / bundle, work)
+    code = (work / "features.py").read_text()
+    (work / "features.py").write_text(f"open({str(project / 'was run')!r}, 'w').close()\n" + code)
+    name = write_manifest(work)
+    work.rename(project / "bundles" / name)
+    return name
+
+
+def test_a_running_server_runs_only_what_a_trusted_key_has_signed(trusting, made):
+    project, a = trusting, made[1]
+    sign_stored_bundle(project, a[:12])
+    strange = traced(project, made[2])
+    plan(project, Variant("a", a))
+    with serving.Server(project) as s:
+        def answers(): return s.post(serving.PREDICT, {"instances": serving.instances(1)})[2]["bundle"]
+        assert answers() == a
+        plan(project, Variant("a", a, .5), Variant("b", strange, .5), revision=2)
+        s.until(lambda: f"{strange} is not signed, and trusted_keys in [release] asks" in s.output, "refused")
+        generate_signing_key(project.parent / "stranger.pem", project)
+        stranger = read_signing_key(project, Settings(), {
+            SIGNING_KEY_VARIABLE: (project.parent / "stranger.pem").read_text()})
+        sign_bundle(project / "bundles" / strange, stranger)
+        s.until(lambda: "whom trusted_keys does not name" in s.output, "refused again")
+        assert answers() == a and not (project / "was run").exists()
+        sign_stored_bundle(project, strange)
+        plan(project, Variant("b", strange), revision=3)
+        s.until(lambda: answers() == strange, "followed")
+    assert (project / "was run").exists()
+
+
+def test_nothing_opens_an_unsigned_bundle_where_keys_are_trusted(trusting, made, served, monkeypatch):
+    project, strange, said = trusting, traced(trusting, made[2]), "is not signed, and trusted_keys"
+    manager = served(Variant("b", strange))
+    assert not manager.endpoints and said in manager.rejected_plans[str(plan_path(project, manager.settings))]
+    with pytest.raises(UserError, match=said): ModelManager(project / "bundles" / strange, manager.settings).start()
+    with pytest.raises(UserError, match=said): find_champion(project)
+    promote_bundle(plan_path(project, manager.settings), "rows", made[1])
+    with pytest.raises(UserError, match=said): roll_back(project, strange)
+    monkeypatch.chdir(project)
+    given = ["score", "rows.parquet", "scores.parquet", "--bundle", str(project / "bundles" / strange)]
+    assert said in str(CliRunner().invoke(models_app, given).exception)
+    assert not (project / "was run").exists()
 
 
 @pytest.mark.parametrize("text, words", [('{"endpoint": "rows", "rev', "cannot be read"), ("", "cannot be read"),
