@@ -24,6 +24,7 @@ from mlops_nb.serve.grpc_messages import (
     encode_infer_message,
     encode_query_message,
     parse_infer_message,
+    single_row,
 )
 from .handlers import error_response, get_endpoint, get_version
 from mlops_nb.serve.http_messages import (
@@ -34,7 +35,7 @@ from mlops_nb.serve.http_messages import (
     Response,
     check_trace,
 )
-from .inference_protocol import build_infer_outputs, decode_rows
+from .inference_protocol import InferRequest, build_infer_outputs, decode_rows
 from .request_validation import ValidationError
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #a713ea8a
@@ -133,6 +134,9 @@ def _parse(body, max_values):
 
 def _decode(message, decoder):
     "The request in a message, and its rows; raises `ValidationError`."
+    if (row := single_row(message)) and row[0] not in decoder.validators and (rows := decoder.from_row(row[1])):
+        rows.id = message.id or None
+        return InferRequest([], rows.id), rows
     try: return (found := decode_infer_message(message, decoder.max_rows)), decode_rows(found, decoder)
     except ValidationError: raise
     except UserError as e: raise ValidationError(str(e)) from None

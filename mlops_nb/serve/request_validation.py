@@ -233,7 +233,7 @@ _TYPE_RANGES = dict(boolean=lambda c: (0, 1), category=lambda c: (0, len(c.domai
 @patch
 def _build_matrix_checks(self:RequestDecoder, columns):
     # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
-    self._matrix_bounds, self._infer_decoder = None, None
+    self._matrix_bounds = self._infer_decoder = self._fp64_row = None
     no_number = any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns)
     if self.required_columns != {*self.inputs} or no_number: return
     ends = [_TYPE_RANGES[c.type](c) for c in columns]
@@ -245,7 +245,9 @@ def _build_matrix_checks(self:RequestDecoder, columns):
     self._matrix_bounds = tuple(map(np.array, (low, high, nullable, whole)))
     plain = not self._has_missing_numbers and not self.predictor.features.functions
     if plain and all(c.type == 'number' for c in columns):
-        self._infer_decoder = msgspec.json.Decoder(_infer_struct(*(ends.tolist() for ends in self._matrix_bounds[:2])))
+        row = _fp64_row(*(ends.tolist() for ends in self._matrix_bounds[:2]))
+        self._infer_decoder = msgspec.json.Decoder(_infer_struct(row, len(columns)))
+        self._fp64_row = msgspec.defstruct('FP64Row', [('values', row)], array_like=True)
 
 # %% ../../nbs/serve/00_request_validation.ipynb #4c9a621c
 _DATATYPES = dict(integer='INT64', number='FP64', boolean='BOOL') # of a column's tensor; BYTES for other types
@@ -552,10 +554,12 @@ def _from_tensors(self:RequestDecoder, body): # The row of a tensor for each col
     return None if unknown is None else self._to_rows(columns, 1, found.id, None, 0, unknown)
 
 # %% ../../nbs/serve/00_request_validation.ipynb #051f660e
-def _infer_struct(low, high): # Type of a request with exactly one tensor FP64 [1, inputs]
-    row = tuple[tuple(Annotated[float, Meta(ge=l, le=h)] for l, h in zip(low, high))]
+def _fp64_row(low, high): # Type of a row of plain numbers
+    return tuple[tuple(Annotated[float, Meta(ge=l, le=h)] for l, h in zip(low, high))]
+
+def _infer_struct(row, k): # Type of a request with exactly one tensor FP64 [1, k]
     tensor = msgspec.defstruct('Tensor', [('name', str), ('datatype', Literal['FP64']),
-                                          ('shape', tuple[Literal[1], Literal[len(low)]]), ('data', row)],
+                                          ('shape', tuple[Literal[1], Literal[k]]), ('data', row)],
                                forbid_unknown_fields=True)
     return msgspec.defstruct('Infer', [('inputs', tuple[tensor]), ('id', str | None, None)], forbid_unknown_fields=True)
 
@@ -571,6 +575,17 @@ def from_infer(self:RequestDecoder,
     if t.name in self.validators: return None # named like a column: not a matrix
     return DecodedRows(1, {name: [v] for name, v in zip(self.inputs, t.data)},
                        np.fromiter(t.data, float, len(t.data))[None], id=found.id)
+
+# %% ../../nbs/serve/00_request_validation.ipynb #4d995f2c
+@patch
+def from_row(self:RequestDecoder,
+    values: list[float], # The inputs, in their order; NaN is missing
+) -> DecodedRows | None: # None: the schema asks for more than plain numbers, or a number is missing or out of range
+    "One row of plain numbers, if it is valid."
+    if self._fp64_row is None: return None
+    try: row = msgspec.convert((values,), self._fp64_row).values # a struct: msgspec keeps what it knows of its type
+    except msgspec.ValidationError: return None
+    return DecodedRows(1, {name: [v] for name, v in zip(self.inputs, row)}, np.fromiter(row, float, len(row))[None])
 
 # %% ../../nbs/serve/00_request_validation.ipynb #5294963a
 @patch

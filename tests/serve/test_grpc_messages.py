@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.serve.grpc_messages import GRPC_MESSAGES, decode_infer_message, parse_infer_message
+from mlops_nb.serve.grpc_messages import GRPC_MESSAGES, decode_infer_message, parse_infer_message, single_row
 from mlops_nb.serve.inference_protocol import DATATYPES, decode_infer_request, encode_binary
 
 REQUEST = GRPC_MESSAGES["ModelInferRequest"]
@@ -87,6 +87,22 @@ def test_what_is_wrong_is_said(change, said):
     message = as_message("INT64", [1, 2], raw=False)
     change(message)
     with pytest.raises(UserError, match=said): decode_infer_message(message)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_row_of_plain_numbers_is_recognised(raw):
+    m = as_message("FP64", [.1, float("nan")], raw, shape=(1, 2))
+    assert single_row(m) is None, "parameters are left to the protocol"
+    m.ClearField("parameters")
+    assert repr([*single_row(m)[1]]) == "[0.1, nan]"
+    for change in (lambda m: m.inputs[0].shape.__setitem__(1, 3), lambda m: m.inputs[0].shape.__setitem__(0, 2),
+                   lambda m: m.inputs[0].shape.append(1), lambda m: m.inputs.add(), lambda m: m.outputs.add(),
+                   lambda m: m.inputs[0].parameters["a"], lambda m: setattr(m.inputs[0], "datatype", "INT64"),
+                   lambda m: m.raw_input_contents.extend([b"12"] * 2), lambda m: m.inputs.pop()):
+        other = REQUEST()
+        other.CopyFrom(m)
+        change(other)
+        assert single_row(other) is None
 
 
 def field(number, body):

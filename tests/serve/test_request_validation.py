@@ -322,6 +322,10 @@ def test_the_usual_request_is_the_same_row_or_left_to_the_protocol(row, low, nul
     right = all(v is not None and np.isfinite(float(v)) and (low is None or v >= low) for v in row)
     assert (got is not None) == right
     if right: assert repr(content(got)) == repr(content(decode_rows(decode_infer_request(body), decoder)))
+    if None in row: return
+    alone = decoder.from_row([float(v) for v in row])
+    assert (alone is not None) == right
+    if right: assert repr(alone.columns) == repr(got.columns) and alone.X.tobytes() == got.X.tobytes()
 
 
 @pytest.mark.parametrize("body", [
@@ -339,6 +343,8 @@ def test_only_plain_numbers_make_a_usual_request():
                                                                                                     "q": [2.]}
     assert decoder_of({c: Column("number") for c in "pq"}, ["7"]).from_infer(usual([1., 2.])) is None # 7 means missing
     assert decoder_of(PLAIN).from_infer(usual([1., 1., 0., 0.])) is None
+    assert decoder_of(PLAIN).from_row([1., 1., 0., 0.]) is None
+    assert decoder_of({"p": Column("number")}).from_row([]) is None
 
 
 # --- a tensor for each column
