@@ -12,19 +12,21 @@ import pytest
 import sklearn.metrics
 from support.trained_project import trained
 
+import mlops_nb.release.deploy as deploy_module
 from mlops_nb.bundle.bundle import open_bundle
+from mlops_nb.bundle.signatures import SIGNING_KEY_VARIABLE, generate_signing_key
 from mlops_nb.bundle.stage import run_bundle
 from mlops_nb.bundle.store import find_bundle, store_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.settings import read_settings, resolve_local_uri
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.manifest import SIGNATURES_FILE, file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.prepare import read_dataset_info, read_split
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.release.deploy import Deployment, run_deploy
+from mlops_nb.release.deploy import Deployment, run_deploy, share_releases, sign_stored_bundle
 from mlops_nb.release.gate import GateReport, require_passed_gate, run_gate
 from mlops_nb.release.mlflow_tracking import flatten_dict, log_reports, log_run, tracking_client
 from mlops_nb.release.release_plan import (
@@ -285,6 +287,38 @@ def test_a_failed_gate_deploys_nothing_and_is_recorded(project):
     assert not done.deployed and "auc is 0.4" in done.message
     assert find_champion(project) is None and not (project / "bundles").exists()
     assert [r.data.tags["mlops_nb.gate"] for r in runs(project)] == ["failed"]
+
+
+def test_a_bundle_is_released_when_a_trusted_key_has_signed_it(project, tmp_path, monkeypatch):
+    gate_passes(project)
+    public = generate_signing_key(tmp_path / "team.pem", project)
+    settings = (project / "settings.ini").read_text()
+    (project / "settings.ini").write_text(f"{settings}trusted_keys = {public}\n")
+    for _ in range(2):
+        run_deploy(project)
+        done = read_json(project / "artifacts/deployment.json", Deployment)
+        assert not done.deployed and "not released: it is not signed, and trusted_keys" in done.message
+        assert str(project) not in done.message and aliases(project) == {"challenger": 1}
+    with pytest.raises(UserError, match="no key to sign with"): sign_stored_bundle(project, done.bundle)
+    monkeypatch.setenv(SIGNING_KEY_VARIABLE, (tmp_path / "team.pem").read_text())
+    assert run_deploy(project) == {"deployed": True} and run_deploy(project) == {}
+    place = find_champion(project) # it is trusted
+    assert place.name == done.bundle == open_bundle(place).id and aliases(project) == {"champion": 1}
+    assert not (project / "artifacts/bundle" / SIGNATURES_FILE).exists() # an output of the pipeline stays what it is
+
+    shared = []
+    monkeypatch.setattr(deploy_module, "_has_remote", lambda root: True)
+    monkeypatch.setattr(deploy_module, "_dvc_add", lambda root, paths: shared.extend(paths) or "")
+    share_releases(project)
+    copy = project / "bundles/released" / place.name
+    copy.with_name(f"{place.name}.dvc").touch()
+    generate_signing_key(tmp_path / "new.pem", project)
+    monkeypatch.setenv(SIGNING_KEY_VARIABLE, (tmp_path / "new.pem").read_text())
+    sign_stored_bundle(project, place.name[:8]) # the copy that travels gets the signature too
+    share_releases(project)
+    assert shared == [copy, copy] and (copy / SIGNATURES_FILE).read_text().count("==") == 2
+    place.rename(place.with_name("0" * 64))
+    with pytest.raises(UserError, match="another than its name says"): sign_stored_bundle(project, "00000")
 
 
 def deploy_two(root):
