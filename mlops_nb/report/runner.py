@@ -56,6 +56,7 @@ def execute_job(
     folder: str, # Holds in.ipynb and job.json; gets out.ipynb, page.html and outcome.json
 ) -> None:
     "Run a job and render its page; the main function of the worker."
+    sys.modules.setdefault('rfc3987_syntax', None) # as if it were not installed
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
