@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ..bundle.signatures import require_trusted
 from ..config.project import Project
 from ..core.errors import UserError
 from ..core.files import atomic_dir
@@ -75,6 +76,14 @@ def prediction_table(
     return frame.select('_source', '_row', pl.lit(split).alias('split'), '_target').with_columns(
         pl.Series(name, values, dtype) for (name, dtype), values in zip(predictor.output_schema().items(), columns))
 
+# %% ../../nbs/evaluate/11_stage.ipynb #3f86982a
+def _find_champions(project, champion):
+    "The bundle folders to compare with, by role; raises `UserError` for one that no trusted key has signed."
+    found = {'champion': champion, 'anchor': champion and find_anchor(champion)}
+    for folder in found.values():
+        if folder and Path(folder).is_dir(): require_trusted(folder, project.settings.release.trusted_keys)
+    return {role: Path(folder) for role, folder in found.items() if folder is not None}
+
 # %% ../../nbs/evaluate/11_stage.ipynb #bf620621
 def run_evaluate(
     root: Path = Path('.'), # The project's folder
@@ -98,10 +107,8 @@ def run_evaluate(
                         for learner, s in scored.items()]
     rows = scored_rows(predictor.schema, params.evaluate, splits, ours.scores, resamplings)
     found.comparisons = _compare_with_others(rows, found.learner, splits, scored, baselines)
-    champions = {'champion': champion, 'anchor': champion and find_anchor(champion)}
-    found.comparisons += [
-        compare_with_champion(Path(folder), predictor.schema, rows['test'], test, role)
-        for role, folder in champions.items() if folder is not None]
+    found.comparisons += [compare_with_champion(folder, predictor.schema, rows['test'], test, role)
+                          for role, folder in _find_champions(project, champion).items()]
     if found.task == 'binary': found.excess_log_loss = simulated_excess_log_loss(root, test, ours.scores['test'])
     tables = _evaluation_tables(predictor, found, splits, ours, resampling)
     _write_evaluation(root, found, tables, predictor.policy)

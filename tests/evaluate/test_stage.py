@@ -10,8 +10,11 @@ import polars as pl
 import pytest
 from support.small_project import TASKS, small_project, small_rows, small_schema
 
+from mlops_nb.bundle.signatures import generate_signing_key, read_signing_key, sign_bundle
 from mlops_nb.config.params import EncoderParams, EvaluateParams, Params, write_params
+from mlops_nb.config.project import Project
 from mlops_nb.config.schema import Column, write_schema
+from mlops_nb.config.settings import ReleaseSettings, Settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes, write_manifest
 from mlops_nb.core.typed_yaml import read_json, write_json
@@ -19,7 +22,7 @@ from mlops_nb.data.prepare import read_content_keys
 from mlops_nb.data.row_keys import sketch_keys
 from mlops_nb.evaluate.evaluation import Evaluation
 from mlops_nb.evaluate.metrics import METRICS, row_loss
-from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
+from mlops_nb.evaluate.stage import _find_champions, read_evaluation, run_evaluate
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
 from mlops_nb.model.policy import Policy
@@ -294,3 +297,19 @@ def test_missing_baseline(tmp_path):
     root = small_project(tmp_path / "p", "binary")
     (root / "artifacts/models/baseline/scores.parquet").unlink()
     with pytest.raises(UserError, match="run the stage baseline"): run_evaluate(root)
+
+
+def test_no_anchor_is_opened_that_no_trusted_key_has_signed(tmp_path):
+    (tmp_path / "project").mkdir()
+    public = generate_signing_key(tmp_path / "team.pem", tmp_path / "project")
+    for name in ("champion", "anchor"):
+        (tmp_path / "store" / name).mkdir(parents=True)
+        write_json(tmp_path / "store" / name / "provenance.json", {"anchor": "anchor"} if name == "champion" else {})
+        write_manifest(tmp_path / "store" / name)
+    settings = Settings(release=ReleaseSettings(trusted_keys=public, signing_key_file="../team.pem"))
+    key = read_signing_key(tmp_path / "project", settings, {})
+    project, champion = Project(tmp_path / "project", settings=settings), tmp_path / "store/champion"
+    for name in ("champion", "anchor"):
+        with pytest.raises(UserError, match=f"{name} is not signed"): _find_champions(project, champion)
+        sign_bundle(tmp_path / "store" / name, key)
+    assert [*_find_champions(project, champion)] == ["champion", "anchor"]
