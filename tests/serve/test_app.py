@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import threading
 import time
 import zlib
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from urllib.parse import unquote
 
@@ -19,9 +21,10 @@ from support import server as serving
 from support.served_endpoint import until
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
+from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.serve.app import ROUTES, App, PathMatcher
-from mlops_nb.serve.auth import create_api_key
+from mlops_nb.serve.auth import create_api_key, read_api_keys, read_key_use
 from mlops_nb.serve.http_messages import zstd
 
 
@@ -182,26 +185,48 @@ def test_no_route_is_open_by_accident(bundle, tmp_path):
     root = serving.project(tmp_path, made=bundle, settings="[serve]\nauth = api_key\n")
     keys = {scope: create_api_key(root / ".mlops/keys.json", scope, [scope])
             for scope in ("predict", "explain", "feedback", "read", "admin")}
-    with serving.Server(root) as s:
+    one, other, over, unused = (create_api_key(root / ".mlops/keys.json", name, [*keys], **how) for name, how in [
+        ("one", dict(endpoints=["rows"])), ("other", dict(endpoints=["row", "rowss"])),
+        ("over", dict(expires_at=datetime(2026, 1, 1, tzinfo=UTC))), ("unused", {})])
+    with serving.Server(root, first="import os; os.umask(0)") as s:
+        def status_of(r, path, body, key): return s.request(r.method, path, body, {"authorization": f"Bearer {key}"})[0]
         for r in ROUTES:
             path, body = r.path.replace("{model}", "rows").replace("{version}", "champion"), a_body(r)
-            asked = {scope: s.request(r.method, path, body, {"authorization": f"Bearer {key}"})[0]
-                     for scope, key in keys.items()}
+            asked = {scope: status_of(r, path, body, key) for scope, key in keys.items()}
             status, headers, found = s.request(r.method, path, body)
             if r.scope == "public": assert {status, *asked.values()} == {200}
             else:
                 done = 400 if path.endswith("/unload") else 200  # it is served, and stays
                 assert asked == dict.fromkeys(keys, 403) | {r.scope: done}, path
                 assert (status, headers["www-authenticate"]) == (401, "Bearer") and "key" in found["error"]
+                limited = [status_of(r, path, body, key) for key in (one, other, over)]
+                assert limited == [done if "{model}" in r.path else 403, 403, 401], path
         new = create_api_key(root / ".mlops/keys.json", "new", ["predict"], requests_per_second=2)
         ask = lambda: s.post(PREDICT, serving.instances(1), {"authorization": f"Bearer {new}"})  # noqa: E731
         s.until(lambda: ask()[0] == 200, "a new key noticed", 5)
         assert 429 in {ask()[0] for _ in range(5)}
         limited = ask()
         assert limited[0] == 429 and int(limited[1]["retry-after"]) >= 1
-        (root / ".mlops/keys.json").unlink()
+        (root / ".mlops/keys.json").rename(root / "away")
         s.until(lambda: ask()[0] == 401, "shut after the file has gone", 5)
         assert s.get("/health")[0] == 200
+        (root / "away").rename(root / ".mlops/keys.json")
+        s.until(lambda: ask()[0] != 401, "open again", 5)
+    used = read_key_use(root / "predictions")
+    assert [k.name for k in read_api_keys(root / ".mlops/keys.json") if k.id not in used] == ["over", "unused"]
+    _check_rights(root)
+
+
+def _check_rights(root):
+    "Under a umask that takes nothing away, what a server and compaction write is for owner and group."
+    before = os.umask(0)
+    try: compact_log(root / "predictions")
+    finally: os.umask(before)
+    rights = {p.relative_to(root).as_posix(): p.stat().st_mode & 0o777 for p in (root / "predictions").rglob("*")
+              if p.is_file()}
+    assert {p.split("/")[1] for p in rights} >= {"segments", "record", "feedback", "metrics", "key_use"}
+    assert {p: oct(mode) for p, mode in rights.items() if mode != 0o640} == {}
+    assert (root / ".mlops/keys.json").stat().st_mode & 0o777 == 0o600
 
 
 # ---- what is refused
