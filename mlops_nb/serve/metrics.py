@@ -281,8 +281,10 @@ def read_row_counts(
     counts = {}
     for path in sorted((Path(folder) / "metrics").glob("counter_*.db")):
         lease_id = int(path.stem.split("_")[1])
-        if not path.stat().st_size: continue # its process is just creating it
-        try: values = {json.loads(key)[1]: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(path))}
+        try:
+            if not path.stat().st_size: continue # its process is just creating it
+            values = {json.loads(key)[1]: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(path))}
+        except FileNotFoundError: continue # it was removed a moment ago
         except (RuntimeError, TypeError, ValueError, struct.error):
             counts[lease_id] = RowCounts(problem=f"{path} is damaged, so what its lease has counted is not known; "
                                                  "the next process of the lease begins at zero.")

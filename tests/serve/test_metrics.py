@@ -262,3 +262,5 @@ def test_row_counts_for_the_audit_are_those_of_all_leases_and_damage_is_said(tmp
     counts = read_row_counts(tmp_path)
     assert "counter_3.db is damaged" in counts[3].problem and set(counts) == {0, 3, 7}
     assert read_row_counts(tmp_path / "elsewhere") == {}
+    metrics.folder.joinpath("counter_5.db").symlink_to("gone") # as if it was removed after it was listed
+    assert set(read_row_counts(tmp_path)) == {0, 3, 7} and b"answered_rows_total 32.0" in metrics.render()
