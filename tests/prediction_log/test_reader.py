@@ -28,7 +28,7 @@ STEP = st.one_of(
     st.tuples(st.just("tear"), st.integers(0, 1)))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEP, max_size=25))
 def test_whatever_happens_each_row_is_there_once_with_its_label(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("log")
