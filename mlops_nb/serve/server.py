@@ -32,6 +32,7 @@ from ..core.errors import UserError
 from ..prediction_log.leases import acquire_lease
 from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import NO_MODEL
+from .admin_listener import AdminApp, report_readiness, run_admin_listener
 from .app import App
 from .auth import Authenticator, check_bind_address, key_use_path
 from .connection_limits import ConnectionLimits, fit_to_open_files, watch_connections
@@ -68,7 +69,7 @@ _DRAIN_SIGNAL = signal.SIGUSR1
 
 class _WorkerApp(App):
     "The application with what belongs to its process."
-    parent, message_fd, port, grpc_listener = 0, -1, 0, None
+    parent, message_fd, port, grpc_listener, reports = 0, -1, 0, None, None
 
     def __rsgi_init__(self, loop):
         super().__rsgi_init__(loop)
@@ -77,6 +78,7 @@ class _WorkerApp(App):
                                   own.max_connections_per_client or max(1, own.max_connections // 2))
         self._watch = watch_connections(limits, self.busy_ports, self._count_closed)
         if self.grpc_listener: loop.run_until_complete(self.grpc_listener.start(self))
+        if self.reports: self._report_task = loop.create_task(report_readiness(self, self.reports))
         loop.add_signal_handler(_DRAIN_SIGNAL, self.drain)
         loop.call_soon(_send_message, self.message_fd, dict(ready=_join_names(self.manager.endpoints)))
         self._exit_if_orphaned()
@@ -121,7 +123,7 @@ def _grpc_listener(root, serve, address):
     return GRPCListener(address, *pems)
 
 # %% ../../nbs/serve/13_server.ipynb #4ad65939
-def _start_worker(root, bundle, settings, port, grpc_address, parent, message_fd): # what a fork runs before it answers
+def _start_worker(root, bundle, settings, port, grpc_address, parent, message_fd, reports): # runs in a fork
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
     signal.signal(_DRAIN_SIGNAL, signal.SIG_IGN)
@@ -146,7 +148,7 @@ def _start_worker(root, bundle, settings, port, grpc_address, parent, message_fd
         # the first process stops everything now; later, when others answer, it starts another in this one's place
         time.sleep(5)
         os._exit(1)
-    app.parent, app.message_fd, app.port = parent, message_fd, port
+    app.parent, app.message_fd, app.port, app.reports = parent, message_fd, port, reports
     return app
 
 def _worker_count(settings): return settings.serve.workers or available_cores()
@@ -243,14 +245,25 @@ def serve(
         server.message_pipe, message_fd = os.pipe()
         server.drain_seconds = own.drain_seconds
         server.announce_ready = partial(_announce_ready, own, host, port, grpc_address)
-        with suppress(SystemExit): # of Granian, when a worker has died in the same moment
+        with (_run_admin(root, settings) as reports,
+              suppress(SystemExit)): # of Granian, when a worker has died in the same moment
             server.serve(target_loader=partial(_start_worker, root, bundle and Path(bundle).resolve(), settings,
-                                               port, grpc_address, os.getpid(), message_fd),
+                                               port, grpc_address, os.getpid(), message_fd, reports),
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 
 # %% ../../nbs/serve/13_server.ipynb #64784847
 def _announce_ready(serve, host, port, grpc_address, endpoints):
+def _run_admin(root, settings): # gives the socket for reports, or None where there is no admin listener
+    own = settings.serve
+    if not own.admin_port: return nullcontext()
+    keys = root / own.api_keys_file if own.auth == 'api_key' else None
+    pems = (root / own.tls_certificate_file, root / own.tls_private_key_file) if own.tls_certificate_file else None
+    folder = root / settings.log.folder
+    authenticator = Authenticator(keys, key_use_path(folder, 'admin'))
+    return run_admin_listener(AdminApp(folder, own.auth, authenticator),
+                              reserve_address(own.host, own.admin_port), pems)
+
     for _ in range(500): # the socket of a worker opens a moment after its loop
         with suppress(OSError): socket.create_connection((host, port), 1).close(); break
         time.sleep(.01)
