@@ -238,10 +238,10 @@ def reload_if_changed(self:Authenticator) -> str | None: # What is wrong with th
 # %% ../../nbs/serve/10_auth.ipynb #1fa850c5
 def key_use_path(
     log_folder: str | Path, # The folder of the log
-    lease_id: int, # Of the process
+    process: int | str, # Its lease, or `admin` for that of the admin listener
 ) -> Path:
     "Where a process keeps the times of last use."
-    return Path(log_folder) / 'key_use' / f'{lease_id}.json'
+    return Path(log_folder) / 'key_use' / f'{process}.json'
 
 def _read_use_file(path):
     "The times of a process, as seconds since 1970 by the number of the key; empty where they cannot be read."
