@@ -267,12 +267,6 @@ async def _respond(self:App, scope, protocol, request) -> Response:
     headers = request.headers
     if (trace := headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
     check_origin(headers, scope.authority, self.settings.auth)
-@patch
-def _begin_trace(self:App, request):
-    "Begin a trace for a share of the requests that have none, and measure the steps of those that are recorded."
-    if request.trace_context is None: request.trace_context = self.spans.begin()
-    if request.trace_context is not None and request.trace_context.sampled: request.steps = []
-
     route, request.path_params = self._match_route(scope)
     request.route = route.handler.__name__
     request.api_key_name = self.authenticator.authorize(headers.get('authorization'), route.scope,

@@ -252,8 +252,6 @@ def serve(
                          wrap_loader=False)
     if server.failed: raise UserError(server.failed)
 
-# %% ../../nbs/serve/13_server.ipynb #64784847
-def _announce_ready(serve, host, port, grpc_address, endpoints):
 def _run_admin(root, settings): # gives the socket for reports, or None where there is no admin listener
     own = settings.serve
     if not own.admin_port: return nullcontext()
@@ -264,6 +262,8 @@ def _run_admin(root, settings): # gives the socket for reports, or None where th
     return run_admin_listener(AdminApp(folder, own.auth, authenticator),
                               reserve_address(own.host, own.admin_port), pems)
 
+# %% ../../nbs/serve/13_server.ipynb #64784847
+def _announce_ready(serve, host, port, grpc_address, endpoints):
     for _ in range(500): # the socket of a worker opens a moment after its loop
         with suppress(OSError): socket.create_connection((host, port), 1).close(); break
         time.sleep(.01)
