@@ -12,6 +12,7 @@ __all__ = ['error_response', 'get_endpoint', 'get_version', 'server_live', 'serv
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -141,15 +142,21 @@ async def model_statistics(app, request):
 # %% ../../nbs/serve/11_handlers.ipynb #b05bed33
 _PLAN_DECIDES = "The release plan decides what is served; this changes none."
 
+class _RepositoryOptions(msgspec.Struct):
+    ready: bool = False # list only what can answer
+    parameters: dict[str, Any] | None = None # of a load, by other servers' protocol
+
 def _options(body):
-    "The object in a body that may be empty; raises `ValidationError`."
-    try: found = msgspec.json.decode(body or b'{}')
-    except (ValueError, RecursionError) as e: raise ValidationError(f"The body is not JSON: {str(e)[:200]}.") from None
-    if isinstance(found, dict): return found
-    raise ValidationError("The body is no object; send {} or nothing.")
+    "What a body says that may be empty; raises `ValidationError`."
+    try: found = msgspec.json.decode(body or b'{}', type=_RepositoryOptions)
+    except (ValueError, RecursionError) as e:
+        raise ValidationError(f"The body is not {{}} or {{'ready': true}}: {str(e)[:200]}.") from None
+    if found.parameters and not found.parameters.keys() <= {'unload_dependents'}:
+        raise ValidationError(f"No parameters are taken here. {_PLAN_DECIDES}")
+    return found
 
 async def repository_index(app, request):
-    manager, only_ready = app.manager, _options(request.body).get('ready') is True
+    manager, only_ready = app.manager, _options(request.body).ready
     state = {'state': 'READY' if app.is_accepting else 'UNAVAILABLE'}
     found = [{'name': e.name, 'version': v.bundle[:12]} | state for e in manager.endpoints.values()
              for v in e.variants.values()]
@@ -160,8 +167,7 @@ async def repository_index(app, request):
 
 # %% ../../nbs/serve/11_handlers.ipynb #c3e3e851
 async def repository_load(app, request):
-    if _options(request.body).get('parameters'):
-        raise ValidationError(f"A load takes no parameters. {_PLAN_DECIDES}")
+    _options(request.body)
     await app.run_in_thread(app.manager.reconcile)
     name = request.path_params['model']
     refused = {Path(p).stem: why for p, why in app.manager.rejected_plans.items()}
@@ -170,6 +176,7 @@ async def repository_load(app, request):
     return Response(encode_json(dict(name=name, load=True, versions=_version_ids(endpoint), message=_PLAN_DECIDES)))
 
 async def repository_unload(app, request):
+    _options(request.body)
     await app.run_in_thread(app.manager.reconcile)
     name = request.path_params['model']
     if name in app.manager.endpoints:
@@ -190,6 +197,7 @@ async def predict(app, request):
                                                                                          body):
         return await _predict_entities(app, request, endpoint, *entities)
     rows = decoder.from_json(body) if inline else await app.run_in_thread(decoder.from_json, body)
+    if request.steps is not None: request.steps.append(('decode', time.perf_counter()))
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request)
     request.variant, request.n_rows = result.variant, rows.n_rows
@@ -219,6 +227,7 @@ async def infer(app, request):
     given = request.body, request.headers.get(INFERENCE_HEADER_CONTENT_LENGTH), decoder
     inline = len(request.body) <= MAX_INLINE_BODY_BYTES
     infer_request, rows = _decode_infer_rows(*given) if inline else await app.run_in_thread(_decode_infer_rows, *given)
+    if request.steps is not None: request.steps.append(('decode', time.perf_counter()))
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request, v and v.name)
     request.variant, request.n_rows = result.variant, rows.n_rows

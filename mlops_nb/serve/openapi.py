@@ -23,6 +23,7 @@ from ..model.predictor import Predictor
 from mlops_nb.serve.http_messages import (
     MAX_REQUEST_ID_LENGTH,
     REQUEST_HEADERS,
+    TRACEPARENT,
     X_DEADLINE_MS,
     X_REQUEST_ID,
     X_STATIC,
@@ -126,7 +127,9 @@ PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'I
                                  version=_TEXT, inference_count=_COUNT, execution_count=_COUNT, inference_stats=_object(
                                      'success fail', success=_ref('Duration'), fail=_ref('Duration'))),
     'ModelStatistics': _object('model_stats', model_stats=_array(_ref('VersionStatistics'))),
-    'RepositoryOptions': _object(ready={'description': 'true: list only what can answer.'}, parameters=_ANY_OBJECT),
+    'RepositoryOptions': _object(ready={**_BOOLEAN, 'description': 'List only what can answer.'},
+                                 parameters={**_ANY_OBJECT, 'additionalProperties': False,
+                                             'properties': {'unload_dependents': {'description': 'Has no effect.'}}}),
     'RepositoryIndex': _array(_object('name version state', name=_TEXT, version=_TEXT, reason=_TEXT,
                                       state={'enum': ['READY', 'UNAVAILABLE']})),
     'RepositoryAnswer': _object('name message', name=_TEXT, message=_TEXT, load=_BOOLEAN, unload=_BOOLEAN,
@@ -232,7 +235,7 @@ def _responses(route, media, schema, auth_required):
 # %% ../../nbs/serve/09_openapi.ipynb #32fed205
 def _parameters(route, endpoint_headers):
     "The headers of a route, and the version where the path has one."
-    names = X_REQUEST_ID, *([X_DEADLINE_MS] if route.method == 'POST' else []), *route.headers
+    names = X_REQUEST_ID, TRACEPARENT, *([X_DEADLINE_MS] if route.method == 'POST' else []), *route.headers
     headers = {n: REQUEST_HEADERS[n] for n in names}
     if route.scope in ('predict', 'explain'): headers = {h.name: h for h in endpoint_headers} | headers
     if route.scope == 'explain': headers.pop(X_STATIC, None) # a lookup table has no contributions

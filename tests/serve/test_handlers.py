@@ -149,7 +149,7 @@ def test_the_repository_is_a_view_on_the_release_plans(limited_server):
         limited_server.until(lambda: len(index()) == 2, "a plan that cannot be read seen")
         assert [(m["name"], m["state"]) for m in index()] == [("rows", "READY"), ("torn", "UNAVAILABLE")]
         assert "torn.json" in index()[1]["reason"]
-        assert index({"ready": True}) == index()[:1] and len(index({"ready": "yes"})) == 2
+        assert index({"ready": True}) == index()[:1] and len(index({"ready": False})) == 2
         before = {p: p.read_bytes() for p in limited_server.root.glob("releases/**/*.json")}
         def ask(name, verb, body=None): return limited_server.post(f"/v2/repository/models/{name}/{verb}", body)[::2]
         status, found = ask("rows", "load")
@@ -161,7 +161,7 @@ def test_the_repository_is_a_view_on_the_release_plans(limited_server):
         assert status == 400 and "release plan says so" in found["error"]
         assert ask("nothing", "load")[0] == 404
         assert ask("nothing", "unload")[1]["unload"] is True
-        for body in ({"parameters": {"config": "{}"}}, [], b"{"): assert ask("rows", "load", body)[0] == 400
+        for body in ({"parameters": {"config": "{}"}}, {"parameters": 1}, {"ready": "yes"}, [], b"{"): assert ask("rows", "load", body)[0] == 400
         assert {p: p.read_bytes() for p in limited_server.root.glob("releases/**/*.json")} == before
         assert limited_server.post(PREDICT, serving.instances(1))[0] == 200
     finally: torn.unlink()
