@@ -169,6 +169,21 @@ def test_rows_answered_without_a_record_are_counted(tmp_path, monkeypatch):
     assert read_row_counts(tmp_path)[500].unlogged == 3
 
 
+def test_a_log_that_is_removed_under_a_stream_is_made_again(tmp_path):
+    class Worker:
+        async def run(self, stop):
+            (tmp_path / "log").rename(tmp_path / "gone")
+            end = time.monotonic() + 60
+            while not (list(tmp_path.glob("log/segments/*")) and list(tmp_path.glob("log/metrics/counter_*"))):
+                assert time.monotonic() < end
+                await asyncio.sleep(.01)
+    with stream_scoring._open_log(tmp_path / "log", LogSettings()) as (log, metrics):
+        log.append(answer("lost"))
+        asyncio.run(stream_scoring._run_and_check_files(Worker(), log, metrics))
+        log.append(answer("kept"))
+    assert read_log(tmp_path / "log").collect()["id"].to_list() == ["kept"]
+
+
 def test_only_held_leases_are_said_to_be_held(tmp_path, monkeypatch):
     monkeypatch.setattr(stream_scoring, "_STREAM_LEASES", range(500, 502))
     def begin(): return stream_scoring._open_log(tmp_path, LogSettings())

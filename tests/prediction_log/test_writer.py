@@ -288,6 +288,18 @@ def test_a_log_that_is_removed_is_begun_anew_and_said_once(tmp_path, caplog, rem
     assert problems if removed != "empty segment" else not problems
 
 
+def test_a_lease_whose_lock_is_removed_is_taken_again(tmp_path):
+    log = PredictionLogWriter(tmp_path, 0) # nothing was answered yet
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "leases")
+        assert not lease_is_held(tmp_path, 0)
+        log.check_writable()
+        assert lease_is_held(tmp_path, 0) and len(os.listdir("/proc/self/fd")) == before
+    log.close()
+    assert not lease_is_held(tmp_path, 0) and not segments(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_again_refuses(tmp_path, caplog):
     folder = tmp_path / "here" / "log"
     log = PredictionLogWriter(folder, 0)
