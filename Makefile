@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 READY := $(VENV)/.ready
 
-.PHONY: repro test check lessons pytest test-remotes lab ui tensorboard docs bench hooks export clean
+.PHONY: repro test check lessons pytest test-remotes test-grpc-clients lab ui tensorboard docs bench hooks export clean
 
 repro: $(READY)            ## data, the whole pipeline, the reports
 	@mlops-nb simulate --if-missing
@@ -32,6 +32,13 @@ test-remotes: $(VENV)/remotes/.ready ## DVC remotes: push, clone and pull over S
 
 $(VENV)/remotes/.ready: $(READY) tests/support/remotes_environment.py
 	@python tests/support/remotes_environment.py $(VENV)/remotes
+	@touch $@
+
+test-grpc-clients: $(VENV)/grpc-clients/.ready ## gRPC by Triton's and KServe's clients, from an environment with them
+	@TEST_GRPC_CLIENTS=1 python -m pytest -n 0 tests/end_to_end/test_grpc_clients.py
+
+$(VENV)/grpc-clients/.ready: $(READY) tests/support/grpc_clients_environment.py
+	@python tests/support/grpc_clients_environment.py $(VENV)/grpc-clients
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt

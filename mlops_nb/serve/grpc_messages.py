@@ -57,6 +57,21 @@ _MESSAGES |= {
     'ModelInferResponse.InferOutputTensor': 'string name, string datatype, int64* shape, parameters, '
                                             'InferTensorContents contents'}
 
+# %% ../../nbs/serve/15_grpc_messages.ipynb #4d5d6ca2
+_MESSAGES |= {
+    'RepositoryIndexRequest': 'string repository_name, bool ready', 'RepositoryIndexResponse': 'ModelIndex* models',
+    'RepositoryIndexResponse.ModelIndex': 'string name, string version, string state, string reason',
+    'ModelRepositoryParameter': 'bool bool_param | int64 int64_param | string string_param | bytes bytes_param',
+    'RepositoryModelLoadRequest': 'string repository_name, string model_name, parameters',
+    'RepositoryModelLoadResponse': 'string model_name, bool isLoaded',
+    'RepositoryModelUnloadRequest': 'string repository_name, string model_name, parameters',
+    'RepositoryModelUnloadResponse': 'string model_name, bool isUnloaded',
+    'StatisticDuration': 'uint64 count, uint64 ns',
+    'InferStatistics': 'StatisticDuration success, StatisticDuration fail',
+    'ModelStatistics': 'string name, string version, uint64 last_inference, uint64 inference_count, '
+                       'uint64 execution_count, InferStatistics inference_stats',
+    'ModelStatisticsRequest': 'string name, string version', 'ModelStatisticsResponse': 'ModelStatistics* model_stats'}
+
 # %% ../../nbs/serve/15_grpc_messages.ipynb #d224bd3d
 _LABELS = {False: FieldDescriptorProto.LABEL_OPTIONAL, True: FieldDescriptorProto.LABEL_REPEATED}
 
@@ -73,10 +88,11 @@ def _add_field(message, owner, number, text):
 
 # %% ../../nbs/serve/15_grpc_messages.ipynb #c203ffb8
 def _add_parameters(message, owner, number):
-    "Add the field `parameters`, a map from text to `InferParameter`."
+    "Add the field `parameters`, a map from text to the message of a parameter."
+    kind = 'ModelRepositoryParameter' if owner.startswith('Repository') else 'InferParameter'
     entry = message.nested_type.add(name='ParametersEntry')
     entry.options.map_entry = True
-    for i, text in enumerate(('string key', 'InferParameter value'), 1): _add_field(entry, '', i, text)
+    for i, text in enumerate(('string key', f'{kind} value'), 1): _add_field(entry, '', i, text)
     message.field.add(name='parameters', number=number, label=FieldDescriptorProto.LABEL_REPEATED,
                       type=FieldDescriptorProto.TYPE_MESSAGE, type_name=f'.inference.{owner}.ParametersEntry')
 

@@ -61,26 +61,29 @@ class GRPCService:
     "The methods of `GRPCInferenceService`, answered by the application."
     def __init__(self, app: App): self.app = app
 
-    def _begin(self, request, context):
-        "What is known of a call before its message."
-        request.headers = {k: v for k, v in context.invocation_metadata() if not k.endswith('-bin')}
-        if (trace := request.headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
-        if (seconds := context.time_remaining()) is not None: request.deadline = time.monotonic() + seconds
+@patch
+def _begin(self:GRPCService, request, context):
+    "What is known of a call before its message."
+    request.headers = {k: v for k, v in context.invocation_metadata() if not k.endswith('-bin')}
+    if (trace := request.headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
+    if (seconds := context.time_remaining()) is not None: request.deadline = time.monotonic() + seconds
 
-    async def call(self, route, answer, context): # Bytes of the response
-        "Answer a call with `answer(request, context)`, or refuse it."
-        request = Request(route=route)
-        try:
-            self._begin(request, context)
-            response = Response(await answer(request, context))
-        except asyncio.CancelledError:
-            if request.deadline is not None and time.monotonic() >= request.deadline:
-                self.app.count_request(request, Response(b'', status_code=504, rejection_reason='deadline'))
-            raise
-        except Exception as e: response = self.app.refuse(request, e)
-        self.app.count_request(request, response)
-        await self._finish(request, response, context)
-        return response.body
+# %% ../../nbs/serve/16_grpc_server.ipynb #c1815696
+@patch
+async def call(self:GRPCService, route, answer, context): # Bytes of the response
+    "Answer a call with `answer(request, context)`, or refuse it."
+    request = Request(route=route)
+    try:
+        self._begin(request, context)
+        response = Response(await answer(request, context))
+    except asyncio.CancelledError:
+        if request.deadline is not None and time.monotonic() >= request.deadline:
+            self.app.count_request(request, Response(b'', status_code=504, rejection_reason='deadline'))
+        raise
+    except Exception as e: response = self.app.refuse(request, e)
+    self.app.count_request(request, response)
+    await self._finish(request, response, context)
+    return response.body
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #42198512
 @patch
@@ -105,9 +108,25 @@ async def _read_message(self:GRPCService, context):
 # %% ../../nbs/serve/16_grpc_server.ipynb #3d5eb308
 _QUERIES = {'ServerLive': handlers.server_live, 'ServerReady': handlers.server_ready,
             'ModelReady': handlers.model_ready, 'ServerMetadata': handlers.server_metadata,
-            'ModelMetadata': handlers.model_metadata} # method -> handler
+            'ModelMetadata': handlers.model_metadata, 'ModelStatistics': handlers.model_statistics,
+            'RepositoryIndex': handlers.repository_index, 'RepositoryModelLoad': handlers.repository_load,
+            'RepositoryModelUnload': handlers.repository_unload} # method -> handler
 _SCOPES = {r.handler: r.scope for r in ROUTES}
 
+def _path_params(name, message):
+    "What the path of the HTTP route would name."
+    if name.startswith('RepositoryModel'): return {'model': message.model_name or message.repository_name}
+    if not name.startswith('Model') or name == 'ModelStatistics' and not message.name: return {}
+    return {'model': message.name, 'version': message.version}
+
+# %% ../../nbs/serve/16_grpc_server.ipynb #fd43618f
+_BODIES = {'RepositoryIndex': lambda m: {'ready': m.ready},
+           'RepositoryModelLoad': lambda m: {'parameters': dict.fromkeys(m.parameters)}} # method -> body of HTTP
+_VALUES = {'RepositoryIndex': lambda found: {'models': found},
+           'RepositoryModelLoad': lambda found: {'model_name': found['name'], 'isLoaded': True},
+           'RepositoryModelUnload': lambda found: {'model_name': found['name'], 'isUnloaded': True}}
+
+# %% ../../nbs/serve/16_grpc_server.ipynb #d1b8c5b0
 @patch
 async def _query(self:GRPCService, name, request, context):
     "Answer one of `_QUERIES`."
@@ -116,9 +135,11 @@ async def _query(self:GRPCService, name, request, context):
     body = await self._read_message(context)
     try: message = GRPC_MESSAGES[f'{name}Request'].FromString(body)
     except DecodeError: raise ValidationError(f"The message is no {name}Request.") from None
-    if name.startswith('Model'): request.path_params = {'model': message.name, 'version': message.version}
+    request.path_params = _path_params(name, message)
     request.api_key_name = app.authenticator.authorize(key, scope, request.path_params.get('model'))
-    return encode_query_message(f'{name}Response', msgspec.json.decode((await handler(app, request)).body))
+    if name in _BODIES: request.body = msgspec.json.encode(_BODIES[name](message))
+    found = msgspec.json.decode((await handler(app, request)).body)
+    return encode_query_message(f'{name}Response', _VALUES[name](found) if name in _VALUES else found)
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #6de5a489
 @patch
@@ -181,6 +202,14 @@ def rpc_handlers(self:GRPCService) -> grpc.GenericRpcHandler:
         return grpc.stream_unary_rpc_method_handler(call)
     return grpc.method_handlers_generic_handler(_SERVICE, {n: handler(*a) for n, a in answers.items()})
 
+# %% ../../nbs/serve/16_grpc_server.ipynb #3dfb08c4
+def _channel_options(s):
+    "The settings as options of gRPC's core."
+    return [('grpc.max_receive_message_length', s.max_body_mib << 20), ('grpc.max_send_message_length', -1),
+            ('grpc.max_concurrent_streams', s.max_in_flight), ('grpc.max_connection_idle_ms', _IDLE_TIMEOUT_MS),
+            ('grpc.server_handshake_timeout_ms', 1000 * s.read_timeout_seconds), ('grpc.so_reuseport', 1),
+            ('grpc.max_allowed_incoming_connections', s.max_connections)]
+
 # %% ../../nbs/serve/16_grpc_server.ipynb #eb10e76a
 class GRPCListener:
     "The port of gRPC of one process."
@@ -192,12 +221,7 @@ class GRPCListener:
 
     async def start(self, app: App) -> int: # The port
         "Answer for the application."
-        s = app.settings
-        self.server = grpc.aio.server(options=[
-            ('grpc.max_receive_message_length', s.max_body_mib << 20), ('grpc.max_send_message_length', -1),
-            ('grpc.max_concurrent_streams', s.max_in_flight), ('grpc.max_connection_idle_ms', _IDLE_TIMEOUT_MS),
-            ('grpc.server_handshake_timeout_ms', 1000 * s.read_timeout_seconds), ('grpc.so_reuseport', 1),
-            ('grpc.max_allowed_incoming_connections', s.max_connections)])
+        self.server = grpc.aio.server(options=_channel_options(app.settings))
         self.server.add_generic_rpc_handlers([GRPCService(app).rpc_handlers()])
         if self.certificate is None: port = self.server.add_insecure_port(self.address)
         else:

@@ -1,4 +1,5 @@
 "gRPC over a real socket, beside HTTP: the same answers, the same log, refusals, limits, keys, TLS, and the end."
+import asyncio
 import collections
 import json
 import re
@@ -16,11 +17,13 @@ from support.services import free_port
 
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.release.release_plan import ReleasePlan, Variant, write_plan
-from mlops_nb.serve.auth import create_api_key
+from mlops_nb.serve.app import App
+from mlops_nb.serve.auth import Authenticator, create_api_key
 from mlops_nb.serve.grpc_messages import GRPC_MESSAGES
 from mlops_nb.serve.inference_protocol import encode_binary
 
 grpc = pytest.importorskip("grpc")
+GRPCService = pytest.importorskip("mlops_nb.serve.grpc_server").GRPCService
 REQUEST, RESPONSE = GRPC_MESSAGES["ModelInferRequest"], GRPC_MESSAGES["ModelInferResponse"]
 ROWS = [{**r, "x": .5 if r["x"] is None else r["x"], "place": r["place"] or "", "when": r["when"] or ""}
         for r in serving.instances(7)]
@@ -75,7 +78,7 @@ def message(rows=ROWS, raw=False, **how):
 
 
 @pytest.fixture(scope="module")
-def served(bundle, tmp_path_factory):
+def server(bundle, tmp_path_factory):
     "A server with small limits, without keys."
     limits = dict(MLOPS_NB_SERVE_MAX_BODY_MIB=1, MLOPS_NB_SERVE_MAX_ROWS=200, MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=2,
                   MLOPS_NB_SERVE_MAX_IN_FLIGHT=4, MLOPS_NB_SERVE_GRPC_PORT=(port := free_port()))
@@ -85,27 +88,27 @@ def served(bundle, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(served):
-    with Client(served.grpc_port) as c: yield c
+def client(server):
+    with Client(server.grpc_port) as c: yield c
 
 
-def test_probes_and_metadata_are_those_of_http(served, client):
-    assert f"gRPC at 127.0.0.1:{served.grpc_port}" in served.output
+def test_probes_and_metadata_are_those_of_http(server, client):
+    assert f"gRPC at 127.0.0.1:{server.grpc_port}" in server.output
     assert client.ask("ServerLive").live and client.ask("ServerReady").ready
-    about, http = client.ask("ModelMetadata", name="rows"), served.get("/v2/models/rows")[2]
+    about, http = client.ask("ModelMetadata", name="rows"), server.get("/v2/models/rows")[2]
     assert [(t.name, t.datatype, [*t.shape]) for t in (*about.inputs, *about.outputs)] == \
         [(t["name"], t["datatype"], t["shape"]) for t in (*http["inputs"], *http["outputs"])]
     assert [*about.versions] == http["versions"] and about.platform == http["platform"]
     assert client.ask("ModelReady", name="rows", version=about.versions[0]).ready
-    assert client.ask("ServerMetadata").name == served.get("/v2")[2]["name"]
+    assert client.ask("ServerMetadata").name == server.get("/v2")[2]["name"]
     for unknown in (dict(name="nothing"), dict(name="rows", version="0" * 12)):
         code, said = client.refused("ModelReady", GRPC_MESSAGES["ModelReadyRequest"](**unknown))
         assert code == "NOT_FOUND" and "There is no endpoint" in said or "has no version" in said
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_rows_get_the_bits_of_http_and_a_record(served, client, raw):
-    http = served.post(serving.PREDICT, {"instances": ROWS, "id": f"http-{raw}"})[2]["predictions"]
+def test_rows_get_the_bits_of_http_and_a_record(server, client, raw):
+    http = server.post(serving.PREDICT, {"instances": ROWS, "id": f"http-{raw}"})[2]["predictions"]
     body, call = client.raw("ModelInfer", message(raw=raw, id=f"g-{raw}").SerializeToString(),
                             [("x-request-id", "trace-1")])
     answer = RESPONSE.FromString(body)
@@ -117,7 +120,7 @@ def test_rows_get_the_bits_of_http_and_a_record(served, client, raw):
     assert found[0] == [p["score"] for p in http]
     words = [p["decision"] for p in http]
     assert found[1] == (encode_binary("BYTES", words) if raw else [w.encode() for w in words])
-    records = [json.loads(line) for p in sorted((served.root / "predictions/segments").glob("*.jsonl"))
+    records = [json.loads(line) for p in sorted((server.root / "predictions/segments").glob("*.jsonl"))
                for line in p.read_text().splitlines()]
     mine, other = ([r for r in records if r.get("id") == i] for i in (f"g-{raw}", f"http-{raw}"))
     assert len(mine) == len(other) == 1 and mine[0]["trace"] == "trace-1"
@@ -132,7 +135,22 @@ def test_a_client_chooses_outputs_and_version(client):
     assert [o.name for o in client.ask("ModelInfer", **{f.name: v for f, v in m.ListFields()}).outputs] == ["decision"]
 
 
-def test_refusals_have_the_codes_of_the_field(served, client):
+def test_the_repository_is_a_view_of_the_plans(client):
+    [about] = client.ask("RepositoryIndex").models
+    assert (about.name, about.state) == ("rows", "READY") and client.ask("RepositoryIndex", ready=True).models
+    for names in (dict(model_name="rows"), dict(repository_name="rows")):  # Triton's and KServe's first field
+        loaded = client.ask("RepositoryModelLoad", **names)
+        assert loaded.isLoaded and loaded.model_name == "rows"
+    unload = GRPC_MESSAGES["RepositoryModelUnloadRequest"](model_name="rows")
+    assert client.refused("RepositoryModelUnload", unload)[0] == "INVALID_ARGUMENT"
+    load = GRPC_MESSAGES["RepositoryModelLoadRequest"](model_name="rows", parameters={"config": {"string_param": "{}"}})
+    assert "parameters" in client.refused("RepositoryModelLoad", load)[1]
+    [one] = client.ask("ModelStatistics", name="rows").model_stats
+    assert one.version == about.version and one.inference_stats.success.count >= 1
+    assert len(client.ask("ModelStatistics").model_stats) == 1
+
+
+def test_refusals_have_the_codes_of_the_field(server, client):
     wrong = message([{**r, "count": -5} for r in ROWS])
     cases = [(message(model_name="nothing"), "NOT_FOUND", "no endpoint 'nothing'"),
              (message(model_version="elsewhere"), "NOT_FOUND", "no version 'elsewhere'"),
@@ -149,16 +167,46 @@ def test_refusals_have_the_codes_of_the_field(served, client):
     with pytest.raises(grpc.RpcError) as e: compressed(bytes(64 << 20), compression=grpc.Compression.Gzip, timeout=60)
     assert e.value.code().name == "RESOURCE_EXHAUSTED"
     assert client.refused("ModelStreamInfer", b"")[0] == "UNIMPLEMENTED"
-    assert client.refused("ModelInfer", message(), timeout=0)[0] == "DEADLINE_EXCEEDED"
-    assert served.metric("mlops_nb_requests_total", route="infer", status="404") >= 2
-    assert served.metric("mlops_nb_schema_violations_total", endpoint="rows", column="count") >= 7
+    assert server.metric("mlops_nb_requests_total", route="infer", status="404") >= 2
+    assert server.metric("mlops_nb_schema_violations_total", endpoint="rows", column="count") >= 7
     assert client.ask("ServerLive").live
 
 
-def test_places_in_flight_are_shared_and_given_back(served, client):
+class Context:
+    "A call without a socket, of a client whose deadline has passed."
+    def __init__(self, body): self.body, self.status = body, None
+    def invocation_metadata(self): return (("x-request-id", "late"), ("trace-bin", b"\xff"))
+    def time_remaining(self): return 0.
+    async def read(self): return self.body
+    async def abort(self, code, details, metadata): self.status = code.name, dict(metadata)["x-request-id"]
+
+
+@pytest.mark.parametrize("hang", [False, True])
+def test_what_is_late_is_not_scored_and_counted(served, made, hang):
+    manager = served(Variant("a", made[1]), settings="[serve]\nmax_in_flight = 1\n")
+    app = App(manager, Authenticator(None))
+    service, context, halted = GRPCService(app), Context(message().SerializeToString()), asyncio.Event()
+
+    async def main():
+        app._loop = asyncio.get_running_loop()
+        if hang: context.read = halted.wait
+        call = asyncio.ensure_future(service.call("infer", service._infer, context))
+        if hang:  # gRPC cancels the call when its deadline passes
+            await asyncio.sleep(0)
+            call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled() == hang
+
+    asyncio.run(main())
+    assert context.status == (None if hang else ("DEADLINE_EXCEEDED", "late"))
+    assert app.metrics.rejected_requests("deadline").get() == 1 and app.metrics.answered_rows.get() == 0
+    with app.in_flight(): pass
+
+
+def test_places_in_flight_are_shared_and_given_back(server, client):
     end = time.monotonic() + 60
     while True:  # the calls that hang end after two seconds, and a busy machine may need longer to make them
-        with Client(served.grpc_port) as other:
+        with Client(server.grpc_port) as other:
             hanging = [other.hang() for _ in range(4)]
             try: client.ask("ModelInfer", model_name="rows")
             except grpc.RpcError as e: code, when = e.code().name, dict(e.trailing_metadata() or ()).get("retry-after")
@@ -168,8 +216,8 @@ def test_places_in_flight_are_shared_and_given_back(served, client):
                 break
         assert time.monotonic() < end
     assert client.ask("ModelInfer", **{f.name: v for f, v in message().ListFields()}).outputs
-    assert served.metric("mlops_nb_requests_total", route="infer", status="408") >= 1
-    assert served.metric("mlops_nb_rejected_requests_total", reason="max_in_flight") >= 1
+    assert server.metric("mlops_nb_requests_total", route="infer", status="408") >= 1
+    assert server.metric("mlops_nb_rejected_requests_total", reason="max_in_flight") >= 1
 
 
 @pytest.fixture(scope="module")
