@@ -385,6 +385,7 @@ def test_a_table_has_the_newest_score_of_each_entity(made, binary, tmp_path):
     frame.unique(["id", "when"], keep="first", maintain_order=True).write_parquet(tmp_path / "in.parquet")
     n = score_lookup_table(timed, tmp_path / "in.parquet", tmp_path / "t.parquet", 64)
     assert n == 149  # the newest row of c99 was quarantined
+    assert (tmp_path / "t.parquet").stat().st_mode & 0o037 == 0  # for owner and group: it says who gets which score
     table = pl.read_parquet(tmp_path / "t.parquet")
     ordered = pl.read_parquet(tmp_path / "in.parquet").sort("when", nulls_last=False, maintain_order=True)
     newest = ordered.unique("id", keep="last", maintain_order=True).filter(pl.col("id") != "c99")

@@ -35,9 +35,11 @@ def test_what_is_written_has_the_rights_that_the_umask_gives(tmp_path, umask, fi
     try:
         with atomic_file(tmp_path / "x") as p: p.write_text("x")
         with atomic_dir(tmp_path / "d") as p: (p / "y").write_text("y")
+        for mode in (0o640, 0o600):
+            with atomic_file(tmp_path / oct(mode), mode) as p: assert p.stat().st_mode & 0o777 == mode & ~umask
     finally: os.umask(before)
-    rights = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("x", "d", "d/y")}
-    assert rights == {"x": file, "d": folder, "d/y": file}
+    rights = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("x", "d", "d/y", "0o640", "0o600")}
+    assert rights == {"x": file, "d": folder, "d/y": file, "0o640": 0o640 & ~umask, "0o600": 0o600}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ValueError()])
