@@ -280,15 +280,20 @@ def predict_and_decide(self:Predictor,
     X: np.ndarray, # The same rows, from `encode_frame` or `encode_columns`
 ) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `PolicyOutcome`, with the scores as a list
     "Calibrated predictions, and what the policy makes of them."
-    if len(X) == 1: return self._decide_row(columns, self._policy.calibrate(self.model.predict_one(X[0])))
+    if len(X) == 1: return self.decide_row(columns, self._policy.calibrate(self.model.predict_one(X[0])))
     scores, decisions, needs_review = self._policy.apply(columns, self.predict_encoded(X))
     return scores.tolist(), decisions, needs_review
 
 @patch
-def _decide_row(self:Predictor, columns, score): # The score is a float, or (k,) for k classes
+def decide_row(self:Predictor,
+    columns: dict[str, list], # One row, in the schema's types
+    score: float | np.ndarray, # Calibrated; (k,) for k classes
+) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `predict_and_decide`
+    "What the policy makes of the score of one row."
     p = self._policy
     if p.task == 'binary' and p.threshold is not None and not (p.rules or p.reject_region):
         return [score], [p.classes[score >= p.threshold]], None
+    if p.task == 'regression' and not p.rules: return [score], None, None
     score, decision, needs_review = p.apply_row(columns, score)
     return ([score if self.model.n_classes == 1 else score.tolist()], None if p.task == 'regression' else [decision],
             None if needs_review is None else [needs_review])
