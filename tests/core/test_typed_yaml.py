@@ -119,22 +119,24 @@ def test_text_from_an_ini_file_is_read_when_not_strict():
 
 def test_a_long_file_is_parsed_once_and_again_after_any_change(tmp_path, monkeypatch):
     from mlops_nb.core import typed_yaml
+    monkeypatch.setattr(typed_yaml, "_LONG_TEXT", 10_000) # a tenth
     parsed, load = [], typed_yaml._load_yaml
     monkeypatch.setattr(typed_yaml, "_load_yaml", lambda text: parsed.append(len(text)) or load(text))
-    path, lines = tmp_path / "long.yaml", [f"key_{i}: [1, no, 2021-01-01, .inf, null]" for i in range(4000)]
+    path, lines = tmp_path / "long.yaml", [f"key_{i}: [1, no, 2021-01-01, .inf, null]" for i in range(400)]
     path.write_text("\n".join(lines))
     first = [read_yaml(path), read_yaml(path)]
     assert len(parsed) == 2 and not (tmp_path / ".mlops").exists(), "nothing is kept outside a project"
     (tmp_path / ".mlops").mkdir()
     assert [read_yaml(path), read_yaml(path)] == first and len(parsed) == 3
-    path.write_text("\n".join([*lines[:-1], "key_3999: other"]))
-    assert read_yaml(path)["key_3999"] == "other" and read_yaml(path)["key_3999"] == "other" and len(parsed) == 4
+    path.write_text("\n".join([*lines[:-1], "key_399: other"]))
+    assert read_yaml(path)["key_399"] == "other" and read_yaml(path)["key_399"] == "other" and len(parsed) == 4
     (tmp_path / ".mlops/yaml/long.yaml.msgpack").write_bytes(b"damaged")
-    assert read_yaml(path)["key_3999"] == "other" and len(parsed) == 5
+    assert read_yaml(path)["key_399"] == "other" and len(parsed) == 5
 
 
-def test_what_cannot_be_kept_is_read_each_time(tmp_path):
+def test_what_cannot_be_kept_is_read_each_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.core.typed_yaml._LONG_TEXT", 10_000)
     (tmp_path / ".mlops").mkdir()
     path = tmp_path / "long.yaml"
-    path.write_text("huge: " + "9" * 40 + "\n" + "\n".join(f"key_{i}: 1" for i in range(12_000)))
+    path.write_text("huge: " + "9" * 40 + "\n" + "\n".join(f"key_{i}: 1" for i in range(1_200)))
     assert read_yaml(path) == read_yaml(path) and read_yaml(path)["huge"] == int("9" * 40)

