@@ -2562,6 +2562,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlops_nb.model.features._is_text': ('model/features.html#_is_text', 'mlops_nb/model/features.py'),
                                          'mlops_nb.model.features._kept_from_model': ( 'model/features.html#_kept_from_model',
                                                                                        'mlops_nb/model/features.py'),
+                                         'mlops_nb.model.features._read_source': ( 'model/features.html#_read_source',
+                                                                                   'mlops_nb/model/features.py'),
                                          'mlops_nb.model.features._regrouped': ( 'model/features.html#_regrouped',
                                                                                  'mlops_nb/model/features.py'),
                                          'mlops_nb.model.features._rows_sharing': ( 'model/features.html#_rows_sharing',

@@ -142,6 +142,16 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=0, description="seconds that a stopping server answers on while its readiness says no")] = 0
     shutdown_timeout_seconds: Annotated[int, Meta(
         ge=1, description="seconds that accepted requests have to be answered when the server stops")] = 30
+    slow_request_ms: Annotated[int, Meta(
+        ge=0, description="milliseconds after which a request is in the access log as slow; 0 = none is slow")] = 1000
+    access_log_per_second: Annotated[int, Meta(
+        ge=0, le=10000, description="lines of the access log of a worker in a second, at most: requests that were "
+                                    "refused or slow; 0 = none")] = 10
+    otlp_endpoint: Annotated[str, Meta(
+        description="OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; empty = no spans")] = ""
+    trace_sample_rate: Annotated[float, Meta(
+        ge=0, le=1, description="share of the requests without a traceparent whose spans are exported, from 0 to 1"
+    )] = 0.01
 
     def __post_init__(self): _check_tls(self)
 

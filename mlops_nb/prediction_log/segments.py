@@ -40,6 +40,7 @@ class PredictionRecord(Struct, tag_field="kind", tag="record", kw_only=True, gc=
     latency_us: int = 0 # until the answer was there
     api_key_name: str = "" # name of the API key that asked
     trace: str = "" # the header x-request-id, where it is another than `id`: a proxy's name for the request
+    trace_id: str = "" # of the header traceparent: the distributed trace that the request belongs to
     seq: int = -1 # filled in by the log
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #c04c8e0a
@@ -139,7 +140,8 @@ def _typed_series(name, values):
 def _time_series(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #777c433b
-_RECORD_COLUMNS = "id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "trace", "seq"
+_RECORD_COLUMNS = ("id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "trace",
+                   "trace_id", "seq")
 
 def _flatten(lists): return list(chain.from_iterable(lists))
 

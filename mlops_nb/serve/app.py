@@ -24,12 +24,14 @@ from msgspec import Struct
 
 from ..prediction_log.request_index import RequestIndex
 from . import handlers
+from .access_log import AccessLog
 from .auth import Authenticator
 from .handlers import error_response
 from .hot_reload import ModelManager
 from mlops_nb.serve.http_messages import (
     INFERENCE_HEADER_CONTENT_LENGTH,
     MIN_COMPRESSED_BYTES,
+    TRACEPARENT,
     X_DEADLINE_MS,
     X_REQUEST_ID,
     HTTPException,
@@ -47,6 +49,7 @@ from mlops_nb.serve.http_messages import (
 from .inference_protocol import error_body
 from .recent_requests import recent_requests
 from .request_validation import ValidationError
+from .tracing import SpanExport, parse_traceparent
 
 # %% ../../nbs/serve/12_app.ipynb #137bfe84
 class Route(Struct, frozen=True):
@@ -135,6 +138,9 @@ class App:
         self._paths, self._in_flight, self._bodies, self._request_counters = PathMatcher(), 0, {}, {}
         self.recent_requests, self._id_prefix = recent_requests(), os.urandom(8).hex()
         self._ids = map(f'{self._id_prefix}-{{:x}}'.format, count()) # of requests that bring none
+        self.access_log, self._turn = AccessLog(self.settings), 0
+        collector, rate = self.settings.otlp_endpoint, self.settings.trace_sample_rate
+        self.spans = SpanExport(collector, rate) if collector else None
         self._executor, self._draining, self._tick_error = ThreadPoolExecutor(2, 'request'), False, ''
 
     def __rsgi_init__(self, loop):
@@ -155,6 +161,7 @@ class App:
         self.authenticator.note_use()
         self.authenticator.save_use()
         self.log.close()
+        if self.spans: self.spans.close()
 
 # %% ../../nbs/serve/12_app.ipynb #2d833833
 @patch
@@ -180,6 +187,10 @@ def _check_timeouts(self:App):
     if self.authenticator.note_use(): self.run_in_thread(self.authenticator.save_use)
     self.log.check_writable()
     self.metrics.check_files()
+    self._loop.call_soon(self._observe_wait, time.perf_counter())
+
+@patch
+def _observe_wait(self:App, since): self.metrics.loop_wait.observe(time.perf_counter() - since)
 
 @patch
 def _tick(self:App):
@@ -256,6 +267,12 @@ def check_origin(
     if (origin := headers.get('origin')) is not None and origin.partition('://')[2] != host:
         raise HTTPException(403, f"A page of {origin[:60]!r} asks, and pages of other sites may not.", {})
 
+@patch
+def _begin_trace(self:App, request):
+    "Begin a trace for a share of the requests that have none, and measure the steps of those that are recorded."
+    if request.trace_context is None: request.trace_context = self.spans.begin()
+    if request.trace_context is not None and request.trace_context.sampled: request.steps = []
+
 def _check_content_type(headers):
     kind = headers.get('content-type', 'application/json').partition(';')[0].strip().lower()
     if kind not in ('application/json', 'application/octet-stream') and not kind.endswith('+json'):
@@ -265,6 +282,8 @@ def _check_content_type(headers):
 @patch
 async def _respond(self:App, scope, protocol, request) -> Response:
     headers = request.headers
+    if (trace := headers.get(TRACEPARENT)) is not None: request.trace_context = parse_traceparent(trace)
+    if self.spans is not None: self._begin_trace(request)
     if (trace := headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
     check_origin(headers, scope.authority, self.settings.auth)
     route, request.path_params = self._match_route(scope)
@@ -282,21 +301,27 @@ async def _respond(self:App, scope, protocol, request) -> Response:
         try:
             try: request.body = await body
             except asyncio.CancelledError: raise _body_timeout(self.settings.read_timeout_seconds) from None
+            if request.steps is not None: request.steps.append(('read', time.perf_counter()))
             return await route.handler(self, request)
         finally: del self._bodies[body]
     finally: self._in_flight -= 1
 
 # %% ../../nbs/serve/12_app.ipynb #10c295b6
+_STEPS_OF_ONE_IN = 16 # requests, a power of two
+
 _TRUNCATED_BODY = Response(error_body("The body ended early; send as many bytes as Content-Length says."),
                            status_code=400) # the client has often closed the connection by then
 
 @patch
 async def __rsgi__(self:App, scope, protocol):
     request = Request(scope.headers)
+    self._turn = turn = self._turn + 1 & _STEPS_OF_ONE_IN - 1
+    if not turn: request.steps = []
     try: response = await self._respond(scope, protocol, request)
     except ProtocolClosed: response = _TRUNCATED_BODY
     except Exception as e: response = self.refuse(request, e)
     headers = [('content-type', response.content_type), (X_REQUEST_ID, request.trace or self.header_id(request.id))]
+    if request.trace_context is not None: headers.append((TRACEPARENT, request.trace_context.traceparent))
     if response.headers: headers += response.headers.items()
     if len(response.body) >= MIN_COMPRESSED_BYTES: headers += await self._compress(request.headers, response)
     if self._draining and scope.http_version.startswith('1'): headers.append(('connection', 'close'))
@@ -342,12 +367,26 @@ def count_request(self:App, request: Request, response: Response) -> None:
     key = request.endpoint, request.variant, request.route, response.status_code
     requests, duration = self._request_counters.get(key) or self._request_metrics(key)
     requests.inc()
-    duration.observe(time.perf_counter() - request.started)
+    seconds = time.perf_counter() - request.started
+    duration.observe(seconds)
+    if request.steps: self._count_steps(request, seconds)
+    if response.status_code >= 400 or seconds > self.access_log.slow_seconds:
+        self.access_log.write(request, response, seconds)
+    if self.spans is not None and request.trace_context is not None and request.trace_context.sampled:
+        self.spans.export(request, response.status_code, seconds)
     if request.n_rows and response.status_code == 200:
         self.metrics.answered_rows.inc(request.n_rows)
         if not request.id.startswith(self._id_prefix) and self.recent_requests.add(request.endpoint, request.id):
             self.metrics.repeated_requests(request.endpoint).inc()
     if response.rejection_reason: self.metrics.rejected_requests(response.rejection_reason).inc()
+
+@patch
+def _count_steps(self:App, request, seconds):
+    at = request.started
+    request.steps.append(('answer', at + seconds))
+    for step, end in request.steps:
+        self.metrics.step_duration(request.endpoint, request.variant, step).observe(end - at)
+        at = end
 
 @patch
 def _request_metrics(self:App, key):

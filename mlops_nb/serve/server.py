@@ -201,10 +201,12 @@ def _stop_workers(self:_Supervisor):
 # %% ../../nbs/serve/13_server.ipynb #129f95dc
 _log = logging.getLogger('mlops_nb.serve')
 _LOG_CONFIG = {'version': 1, 'disable_existing_loggers': False,
-          'formatters': {'line': {'format': '%(asctime)s %(levelname)s %(message)s'}},
-          'handlers': {'stderr': {'class': 'logging.StreamHandler', 'formatter': 'line', 'stream': 'ext://sys.stderr'}},
-          'loggers': {n: {'handlers': ['stderr'], 'level': 'INFO', 'propagate': False}
-                      for n in ('_granian', 'mlops_nb.serve', 'granian.access')}}
+          'formatters': {'line': {'format': '%(asctime)s %(levelname)s %(message)s'}, 'json': {'format': '%(message)s'}},
+          'handlers': {n: {'class': 'logging.StreamHandler', 'formatter': n, 'stream': 'ext://sys.stderr'}
+                       for n in ('line', 'json')},
+          'loggers': {n: {'handlers': [handler], 'level': 'INFO', 'propagate': False}
+                      for n, handler in (('_granian', 'line'), ('mlops_nb.serve', 'line'), ('granian.access', 'line'),
+                                         ('mlops_nb.access', 'json'))}}
 _IDLE_TIMEOUT_MS = 75_000 # milliseconds
 
 def _ping_interval_ms(serve): return min(serve.read_timeout_seconds * 1000 // 3, 20_000)

@@ -408,7 +408,7 @@ def test_the_clock_of_a_server_survives_what_it_finds():
         def call_later(self, seconds, f): self.calls.append(f)
     def fail(): raise RuntimeError("nobody thought of this")
     app = App.__new__(App)
-    app._loop, app._pending_bodies, app._in_flight = Loop(), {}, 0
+    app._loop, app._bodies, app._in_flight, app._tick_error = Loop(), {}, 0, ""
     app.settings = SimpleNamespace(read_timeout_seconds=1)
     app.metrics = SimpleNamespace(in_flight_requests=SimpleNamespace(set=lambda n: None))
     app.authenticator = SimpleNamespace(reload_if_changed=fail)

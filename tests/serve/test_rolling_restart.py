@@ -18,7 +18,8 @@ from support.services import free_port
 
 REQUESTS = 100_000 if os.environ.get("MLOPS_NB_TEST_MANY") else 0
 
-# probes ask for one model; a request is sent again only if no connection was made, when nothing of it was sent
+# Probes ask for one model, and only an answer counts against a server, not its slowness. A request is sent again only
+# if no connection was made, when nothing of it was sent.
 CONFIGURATION = """
 global
     stats socket {folder}/stats level admin
@@ -27,6 +28,7 @@ defaults
     timeout connect 20s
     timeout client 60s
     timeout server 60s
+    timeout check 60s
     retries 3
     option redispatch
 frontend models
@@ -36,7 +38,7 @@ backend servers
     option httpchk GET /v2/models/rows/ready
     http-check send hdr host localhost
     http-check expect status 200
-    default-server check inter 100ms fall 1 rise 1
+    default-server check inter 1s fall 1 rise 1
     server one 127.0.0.1:{one}
     server two 127.0.0.1:{two}
 """
