@@ -1,5 +1,6 @@
 "What a JSON body may cost before anybody knows what it is: values are counted, rows come in pieces, memory is bounded."
 import json
+import sys
 import tracemalloc
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.test_request_validation import asked, decoder_of
+from support import server as serving
 
 from mlops_nb.config.schema import Column
 from mlops_nb.core.errors import UserError
@@ -51,7 +53,8 @@ def test_long_texts_are_one_value(text):
 
 rows = st.lists(st.fixed_dictionaries(
     {"x": st.integers(-1, 3) | st.floats(0, 9) | texts},
-    optional={"n": values, "place": st.sampled_from(["a", "b,{}", " a", "c", None]) | texts, "other": st.integers(0, 2)},
+    optional={"n": values, "place": st.sampled_from(["a", "b,{}", " a", "c", None]) | texts,
+              "other": st.integers(0, 2)},
 ), min_size=1, max_size=9)
 
 
@@ -72,7 +75,8 @@ GOOD = b'{"x": 1, "n": 2}'
 
 
 @pytest.mark.parametrize("body, said", [
-    (b'[%s, {"x": NaN}]', "not JSON within the rows from 1 on"), (b"[%s] 3", "not JSON"), (b"[%s, ]", "row 1 of the"),
+    (b'[%s, {"x": NaN}]', "not JSON within the rows from 1 on"), (b"[%s] 3", "not JSON"),
+    (b"[%s, ]", "row 1 of the request is no object"),
     (b'{"instances": [%s], "ids": 3}', "no field 'ids'"),
     (b'{"instances": [%s], "id": 3}', "'id' of the request is 3"),
     (b'{"parameters": {"instances": [%s]}, "instances": [%s]}', "two lists of rows"),
@@ -105,8 +109,8 @@ def decoder(): return decoder_of(COLUMNS)
 @settings(max_examples=12, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_no_body_costs_more_than_its_size(decoder, data):
-    """What is made of half a MiB takes at most four times as much, what one call decodes is bounded, and when the answer
-    is there, all memory is back."""
+    """What is made of half a MiB takes at most four times as much, what one call decodes is bounded, and when the
+    answer is there, all memory is back."""
     read, forms = data.draw(st.sampled_from([(decoder.from_json, PREDICT),
         (lambda body: _decode_infer_rows(body, None, decoder), INFER),
         (lambda body: decode_labels(body, decoder.predictor.schema, 10_000), LABELS)]))
@@ -127,3 +131,29 @@ def test_no_body_costs_more_than_its_size(decoder, data):
         finally: tracemalloc.stop()
     assert peak < 4 * len(body) and left < len(body) / 8, f"{peak / len(body):.1f} times, {left} bytes left"
     assert max(largest) <= MAX_VALUES_AT_ONCE
+
+
+def memory(pid, what):
+    "MiB of a process: VmRSS now, VmHWM at the most."
+    with open(f"/proc/{pid}/status") as f: return next(int(line.split()[1]) for line in f if line.startswith(what)) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_takes_no_more_memory_than_large_bodies_allow_and_gives_it_back(bundle, tmp_path):
+    "Each of these took hundreds of MiB and kept a worker from answering for seconds."
+    size, names = 8 << 20, b",".join(b'"a%d":1' % i for i in range(700_000))
+    bodies = [(serving.PREDICT, b"[" + b"[]," * (size // 3) + b"[]]"), (serving.PREDICT, b"{" + names + b"}"),
+              (serving.PREDICT, b"[{" + names + b"}]"),
+              (serving.FEEDBACK, b'{"labels": [' + b"{}," * (size // 3) + b"{}]}"),
+              (serving.INFER, INFER[4].replace(b"%s", b"[]," * (size // 3) + b"[]")),
+              (serving.INFER, INFER[1].replace(b"%s", b"[]," * (size // 3) + b"[]"))]
+    with serving.Server(serving.project(tmp_path, made=bundle)) as s:
+        assert s.post(serving.PREDICT, serving.instances(200))[0] == 200
+        [worker] = s.workers
+        before = memory(worker, "VmRSS")
+        for path, body in bodies: assert s.post(path, body)[0] == 400
+        assert memory(worker, "VmHWM") - before < 4 * size / 2**20
+        first = memory(worker, "VmRSS")
+        for path, body in bodies: assert s.post(path, body)[0] == 400
+        s.until(lambda: memory(worker, "VmRSS") - first < size / 2**20, "given back")
+        assert s.post(serving.PREDICT, serving.instances(200))[0] == 200
