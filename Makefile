@@ -34,8 +34,8 @@ $(VENV)/remotes/.ready: $(READY) tests/support/remotes_environment.py
 	@python tests/support/remotes_environment.py $(VENV)/remotes
 	@touch $@
 
-test-grpc-clients: $(VENV)/grpc-clients/.ready ## gRPC by Triton's and KServe's clients, from an environment with them
-	@TEST_GRPC_CLIENTS=1 python -m pytest -n 0 tests/end_to_end/test_grpc_clients.py
+test-grpc-clients: $(VENV)/grpc-clients/.ready ## gRPC and REST by Triton's and KServe's clients, from an environment with them
+	@TEST_GRPC_CLIENTS=1 python -m pytest -n 0 tests/end_to_end/test_grpc_clients.py tests/end_to_end/test_rest_clients.py
 
 $(VENV)/grpc-clients/.ready: $(READY) tests/support/grpc_clients_environment.py
 	@python tests/support/grpc_clients_environment.py $(VENV)/grpc-clients

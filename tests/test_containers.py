@@ -41,18 +41,20 @@ def test_a_wrong_manifest_is_noticed():
 def test_the_server_starts_with_these_settings(serve):
     check_bind_address(serve)
     assert serve.auth == "api_key" and serve.drain_seconds and serve.workers == 2
+    if serve.behind_proxy: assert serve.max_connections_per_client == serve.max_connections
 
 
-def test_probes_ask_public_routes_at_the_port_of_the_server():
-    [port] = [p for p in SERVER["ports"] if p["containerPort"] == DEPLOYED.port]
+def test_probes_ask_public_routes_at_the_admin_port():
+    ports = {p["name"]: p["containerPort"] for p in SERVER["ports"]}
+    assert ports == {"https": DEPLOYED.port, "admin": DEPLOYED.admin_port}
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = SERVER[kind]["httpGet"]
-        assert asked["path"] in PUBLIC and asked["port"] == port["name"], kind
+        assert asked["path"] in PUBLIC and asked["port"] == "admin", kind
         assert asked["scheme"] == ("HTTPS" if DEPLOYED.tls_certificate_file else "HTTP")
     [service] = [m for m in MANIFESTS if m["kind"] == "Service"]
-    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert service["spec"]["ports"][0]["targetPort"] == "https"
     url = re.search(r"http://localhost:(\d+)(/\S+?)'", " ".join(COMPOSE["services"]["models"]["healthcheck"]["test"]))
-    assert int(url[1]) == COMPOSED.port and url[2] in PUBLIC
+    assert int(url[1]) == COMPOSED.admin_port and url[2] in PUBLIC
 
 
 def test_nobody_is_killed_while_it_drains():
