@@ -130,13 +130,23 @@ def _columns_read(name, f, where):
                             f"`allow`{did_you_mean(c, columns)}")
     return columns
 
+# %% ../../nbs/model/00_features.ipynb #d2176447
+def _read_source(path, sha256):
+    "The text of a features file; `UserError` if its bytes are others than those that were checked."
+    data = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path} was changed after the bundle was made, while it was opened; remove the bundle and "
+                        "fetch it again.")
+    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
 # %% ../../nbs/model/00_features.ipynb #17792e0a
 def load_features(
     path: str | Path | None, # A Python file; None for no features
+    sha256: str | None = None, # What its bytes must have, as the manifest of a bundle says; None: any
 ) -> Features:
-    "The functions marked `@feature` in a file; `UserError` if it is missing, broken or cannot stand alone."
+    "The functions marked `@feature` in a file; `UserError` if it is missing, broken, changed or cannot stand alone."
     if path is None: return Features({}, {}, {})
-    try: source = Path(path).read_text(encoding="utf-8")
+    try: source = _read_source(Path(path), sha256)
     except FileNotFoundError:
         raise UserError(f"the features file {path} does not exist; export its notebook, "
                         "or set `prepare.features_file` in params.yaml.") from None

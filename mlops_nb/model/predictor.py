@@ -313,7 +313,8 @@ def open(cls:Predictor,
         if not names & verified.manifest.files.keys():
             raise UserError(f"{path} holds no {' or '.join(names)}, so it is no bundle of a model; "
                             "give the folder of a bundle.")
-    return cls(read_json(path / 'schema.json', Schema), load_features(path / 'features.py'),
+    features = load_features(path / 'features.py', verified.manifest.files['features.py'])
+    return cls(read_json(path / 'schema.json', Schema), features,
                Encoder.from_json((path / 'encoder.json').read_bytes()), open_model(path),
                read_json(path / 'policy.json', Policy), verified.id, threads)
 

@@ -68,6 +68,17 @@ def test_features_are_not_run_before_they_are_verified(folder, tmp_path):
     assert mark.exists()
 
 
+def test_features_that_are_swapped_while_a_bundle_is_opened_are_not_run(folder, tmp_path, monkeypatch):
+    mark = tmp_path / "ran"
+    def verify_then_swap(path):
+        verified = verify_manifest(path)
+        (folder / "features.py").write_text(f"open({str(mark)!r}, 'w')\n")
+        return verified
+    monkeypatch.setattr("mlops_nb.model.predictor.verify_manifest", verify_then_swap)
+    with pytest.raises(UserError, match="features.py was changed"): Predictor.open(folder)
+    assert not mark.exists()
+
+
 def link(folder, name): (folder / name).symlink_to(folder / "model.txt")
 
 
