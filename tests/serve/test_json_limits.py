@@ -135,7 +135,8 @@ def test_no_body_costs_more_than_its_size(decoder, data):
 
 def memory(pid, what):
     "MiB of a process: VmRSS now, VmHWM at the most."
-    with open(f"/proc/{pid}/status") as f: return next(int(line.split()[1]) for line in f if line.startswith(what)) / 1024
+    with open(f"/proc/{pid}/status") as f: lines = f.readlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
