@@ -153,7 +153,7 @@ def _check_gain(evaluation, c: Comparison, name, other, share, limit):
     if skill is None or d.gain.low is None:
         message = f"The gain in {metric_label(primary, in_sentence=True)} over {other} could not be computed."
         return GateResult(name, None, None, False, message)
-    bound, low = share * skill, d.gain.low
+    bound, low = share * skill + 0.0, d.gain.low # + 0.0: no -0
     size = f"{abs(d.gain.value):.3g} {'worse' if d.gain.value < 0 else 'better'} than {other}"
     interval = f"{evaluation.confidence:.0%} CI of the gain {low:.3g} to {d.gain.high:.3g}"
     message = f"{metric_label(primary)} is {d.value:.3g}, {size} ({interval}); {limit.format(bound=f'{bound:.3g}')}."
