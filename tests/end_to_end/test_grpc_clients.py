@@ -1,6 +1,7 @@
 "gRPC by Triton's and KServe's own clients; `make test-grpc-clients` runs it, in an environment with them."
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,16 @@ def server(tmp_path_factory):
     with serving.Server(serving.project(tmp_path_factory.mktemp("served")), MLOPS_NB_SERVE_GRPC_PORT=port) as s:
         s.grpc_port = port
         yield s
+
+
+def test_the_example_of_the_page_works(server, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/howto/serve.md").read_text()
+    [example] = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "tritonclient" in b]
+    (tmp_path / "request.json").write_text(json.dumps({"instances": ROWS[:1]}))
+    example = example.replace("simulated_churn", "rows").replace("localhost:8081", f"127.0.0.1:{server.grpc_port}")
+    done = subprocess.run([CLIENTS / "bin/python", "-c", example], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0 and "call-2032" in serving.logged(server.root), done.stderr
 
 
 @pytest.mark.parametrize("name, program", [("triton", TRITON), ("kserve", KSERVE)])
