@@ -142,8 +142,8 @@ def encode_columns(self:Predictor,
         arrays = {c: _to_array(columns[c], self.schema.columns[c].type) for c in self.features.inputs}
         columns = {**columns, **self.features.compute_arrays(arrays)}
     if len(columns[self._category_codes[0][0]]) == 1:
-        return np.array([[v if v is None or codes is None else codes(v, UNKNOWN_CODE)
-                          for (name, codes) in self._category_codes for v in columns[name]]], np.float64)
+        return np.array([[v if (v := columns[name][0]) is None or codes is None else codes(v, UNKNOWN_CODE)
+                          for name, codes in self._category_codes]], np.float64)
     read = [columns[name] if codes is None else [None if v is None else codes(v, UNKNOWN_CODE) for v in columns[name]]
             for name, codes in self._category_codes]
     return np.ascontiguousarray(np.array(read, np.float64).T)
