@@ -137,7 +137,7 @@ def _audit_ids(folder, report):
         setattr(report, field, found.height)
         first = found.head(_MAX_EXAMPLES)
         rows = [f" row {row}" for row in first["row"]] if "row" in found.columns else [""] * first.height
-        report.examples[field] = [f"'{id[:60]}'{row} of {endpoint}"
+        report.examples[field] = [f"{id[:60]!r}{row} of {endpoint}"
                                   for id, row, endpoint in zip(first["id"], rows, first["endpoint"])]
 
 # %% ../../nbs/prediction_log/06_audit.ipynb #f4ab812f

@@ -63,7 +63,7 @@ def error_response(
     for kind, (status, reason, headers) in _ERROR_RESPONSES.items():
         if isinstance(e, kind):
             return Response(error_body(e), headers=headers, status_code=status, rejection_reason=reason)
-    _log.error("request %s failed", id, exc_info=e)
+    _log.error("request %r failed", id, exc_info=e) # a client may have put line breaks into it
     detail = f"The server failed to answer, and this is its fault; {id} is the number of this request in its log."
     return Response(error_body(detail), status_code=500)
 

@@ -106,13 +106,15 @@ def test_labels_that_join_nothing_and_ids_that_were_used_twice_are_listed_and_ar
     logs[1].append(answer("r5", rows=2, row_indices=[1, 3]))                             # two variants of one request
     logs[1].append(answer("r5", rows=2, row_indices=[0, 2], variant="challenger"))
     wanted = [label("r0", "yes", row=1), label("r5", "yes", row=3)]
-    unmatched = [label("r0", "yes", row=2), label("r4", "yes"), *(label(f"x{i}", "no", NOON + i) for i in range(12))]
+    unmatched = [label("r0", "yes", row=2), label("r4", "yes", row=1), label("\x1b[2J\n", "yes"),
+                 *(label(f"x{i}", "no", NOON + i) for i in range(11))]
     for x in (*wanted, *unmatched, label("taken back", None)): logs[1].append(x)
     for _ in range(2):
         report = sound(tmp_path)
         assert (report.n_unmatched_labels, report.n_repeated_ids, report.n_reused_ids) == (14, 1, 1)
         assert "14 labels name an id or a row that no answer on record has" in report.message
-        assert "'r0' row 2 of churn" in report.message and ", …. 1 ids" in report.message # the first ten of them
+        assert "'r0' row 2 of churn" in report.message and r"'\x1b[2J\n' row 0 of churn" in report.message
+        assert ", …. 1 ids" in report.message # the first ten of them
         assert "1 ids were answered more than once with the same inputs, as by a client's retry: 'r1' of churn." in \
             report.message
         assert "1 ids were given to requests with other inputs" in report.message and "'r2' of churn." in report.message
