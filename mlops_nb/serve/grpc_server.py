@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from ..core.errors import UserError
 from . import handlers
-from .app import ROUTES, App
+from .app import ROUTES, STEPS_OF_ONE_IN, App
 from mlops_nb.serve.grpc_messages import (
     GRPC_MESSAGES,
     decode_infer_message,
@@ -29,6 +29,7 @@ from mlops_nb.serve.grpc_messages import (
 from .handlers import error_response, get_endpoint, get_version
 from mlops_nb.serve.http_messages import (
     MAX_INLINE_BODY_BYTES,
+    TRACEPARENT,
     X_REQUEST_ID,
     HTTPException,
     Request,
@@ -37,6 +38,7 @@ from mlops_nb.serve.http_messages import (
 )
 from .inference_protocol import InferRequest, build_infer_outputs, decode_rows
 from .request_validation import ValidationError
+from .tracing import parse_traceparent
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #a713ea8a
 _STATUS_CODES = { # HTTP status of a refusal -> its code of gRPC
@@ -59,13 +61,17 @@ def _detail(response):
 # %% ../../nbs/serve/16_grpc_server.ipynb #c88b9ba3
 class GRPCService:
     "The methods of `GRPCInferenceService`, answered by the application."
-    def __init__(self, app: App): self.app = app
+    def __init__(self, app: App): self.app, self._turn = app, 0
 
 @patch
 def _begin(self:GRPCService, request, context):
     "What is known of a call before its message."
-    request.headers = {k: v for k, v in context.invocation_metadata() if not k.endswith('-bin')}
-    if (trace := request.headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
+    request.headers = headers = {k: v for k, v in context.invocation_metadata() if not k.endswith('-bin')}
+    self._turn = turn = self._turn + 1 & STEPS_OF_ONE_IN - 1
+    if not turn: request.steps = []
+    if (trace := headers.get(TRACEPARENT)) is not None: request.trace_context = parse_traceparent(trace)
+    if self.app.spans is not None: self.app.begin_trace(request)
+    if (trace := headers.get(X_REQUEST_ID)) is not None: request.trace = check_trace(trace)
     if (seconds := context.time_remaining()) is not None: request.deadline = time.monotonic() + seconds
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #c1815696
@@ -89,10 +95,11 @@ async def call(self:GRPCService, route, answer, context): # Bytes of the respons
 @patch
 async def _finish(self:GRPCService, request, response, context):
     "Send the metadata, and the status of a refusal."
-    metadata = ((X_REQUEST_ID, request.trace or self.app.header_id(request.id)), *response.headers.items())
-    if response.status_code == 200: context.set_trailing_metadata(metadata); return
+    metadata = [(X_REQUEST_ID, request.trace or self.app.header_id(request.id)), *response.headers.items()]
+    if request.trace_context is not None: metadata.append((TRACEPARENT, request.trace_context.traceparent))
+    if response.status_code == 200: context.set_trailing_metadata(tuple(metadata)); return
     code = _STATUS_CODES.get(response.status_code, grpc.StatusCode.INTERNAL)
-    await context.abort(code, _detail(response), metadata)
+    await context.abort(code, _detail(response), tuple(metadata))
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #9ded3d2c
 @patch
@@ -175,6 +182,7 @@ async def _answer(self:GRPCService, request, body):
     v = get_version(endpoint, message.model_version) if message.model_version else None
     decoder = (v or endpoint.active_plan).decoder
     infer_request, rows = await run(_decode, message, decoder)
+    if request.steps is not None: request.steps.append(('decode', time.perf_counter()))
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request, v and v.name)
     request.variant, request.n_rows = result.variant, rows.n_rows
@@ -187,7 +195,10 @@ async def _answer(self:GRPCService, request, body):
 async def _infer(self:GRPCService, request, context):
     "Answer `ModelInfer`."
     self.app.authenticator.authenticate(request.headers.get('authorization'))
-    with self.app.in_flight(): return await self._answer(request, await self._read_message(context))
+    with self.app.in_flight():
+        body = await self._read_message(context)
+        if request.steps is not None: request.steps.append(('read', time.perf_counter()))
+        return await self._answer(request, body)
 
 # %% ../../nbs/serve/16_grpc_server.ipynb #950ea160
 _SERVICE, _IDLE_TIMEOUT_MS = 'inference.GRPCInferenceService', 75_000 # milliseconds, as over HTTP

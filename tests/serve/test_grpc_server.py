@@ -110,10 +110,11 @@ def test_probes_and_metadata_are_those_of_http(server, client):
 def test_rows_get_the_bits_of_http_and_a_record(server, client, raw):
     http = server.post(serving.PREDICT, {"instances": ROWS, "id": f"http-{raw}"})[2]["predictions"]
     body, call = client.raw("ModelInfer", message(raw=raw, id=f"g-{raw}").SerializeToString(),
-                            [("x-request-id", "trace-1")])
+                            [("x-request-id", "trace-1"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")])
     answer = RESPONSE.FromString(body)
     assert (answer.id, answer.model_name) == (f"g-{raw}", "rows")
-    assert dict(call.trailing_metadata())["x-request-id"] == "trace-1"
+    sent_back = dict(call.trailing_metadata())
+    assert sent_back["x-request-id"] == "trace-1" and sent_back["traceparent"].split("-")[1] == "a" * 32
     score, decision = answer.outputs[:2]
     if raw: found = np.frombuffer(answer.raw_output_contents[0]).tolist(), answer.raw_output_contents[1]
     else: found = [*score.contents.fp64_contents], [*decision.contents.bytes_contents]
@@ -123,7 +124,7 @@ def test_rows_get_the_bits_of_http_and_a_record(server, client, raw):
     records = [json.loads(line) for p in sorted((server.root / "predictions/segments").glob("*.jsonl"))
                for line in p.read_text().splitlines()]
     mine, other = ([r for r in records if r.get("id") == i] for i in (f"g-{raw}", f"http-{raw}"))
-    assert len(mine) == len(other) == 1 and mine[0]["trace"] == "trace-1"
+    assert len(mine) == len(other) == 1 and mine[0]["trace"] == "trace-1" and mine[0]["trace_id"] == "a" * 32
     assert {k: mine[0][k] for k in ("columns", "score", "decision", "bundle", "variant")} == \
         {k: other[0][k] for k in ("columns", "score", "decision", "bundle", "variant")}
 
