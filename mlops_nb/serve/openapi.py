@@ -21,6 +21,7 @@ from .. import __version__
 from ..config.schema import Column
 from ..model.predictor import Predictor
 from mlops_nb.serve.http_messages import (
+    CONTENT_CODINGS,
     MAX_REQUEST_ID_LENGTH,
     REQUEST_HEADERS,
     TRACEPARENT,
@@ -288,7 +289,9 @@ def openapi_document(
             first, rest = re.match(r'([^{]*)(?:{\w+})?(.*)', route.path).groups()
             operation = _operation(route, name, examples, auth_required, (request_headers or {}).get(name, ()))
             paths.setdefault(f'{first}{name or ""}{rest}', {})[route.method.lower()] = operation
-    info = {'title': 'mlops_nb', 'version': __version__, 'description': 'Model server over HTTP.'}
+    about = (f"Model server over HTTP. Bodies may be compressed ({', '.join(CONTENT_CODINGS)}), as Content-Encoding and "
+             "Accept-Encoding say. HEAD is answered as GET.")
+    info = {'title': 'mlops_nb', 'version': __version__, 'description': about}
     tags = [{'name': n, 'description': f'{p.schema.dataset}: {p.schema.task}'}
             for n, p in endpoints.items()] + [{'name': 'server'}]
     return {'openapi': '3.1.0', 'info': info, 'paths': paths, 'tags': tags,

@@ -161,10 +161,25 @@ def test_the_repository_is_a_view_on_the_release_plans(limited_server):
         assert status == 400 and "release plan says so" in found["error"]
         assert ask("nothing", "load")[0] == 404
         assert ask("nothing", "unload")[1]["unload"] is True
-        for body in ({"parameters": {"config": "{}"}}, {"parameters": 1}, {"ready": "yes"}, [], b"{"): assert ask("rows", "load", body)[0] == 400
+        for body in ({"parameters": {"config": "{}"}}, {"parameters": 1}, {"ready": "yes"}, [], b"{"):
+            assert ask("rows", "load", body)[0] == 400, body
         assert {p: p.read_bytes() for p in limited_server.root.glob("releases/**/*.json")} == before
         assert limited_server.post(PREDICT, serving.instances(1))[0] == 200
     finally: torn.unlink()
+
+
+def test_a_load_follows_a_new_plan_at_once_and_an_unload_ends_nothing(limited_server):
+    plan = json.loads((limited_server.root / "releases/rows.json").read_bytes())
+    files = [limited_server.root / "releases" / name for name in ("more.json", "last_good/more.json")]
+    def ask(verb): return limited_server.post(f"/v2/repository/models/more/{verb}", None)[0]
+    try:
+        files[0].write_text(json.dumps(plan | {"endpoint": "more"}))
+        assert ask("load") == 200 and limited_server.get("/v2/models/more/ready")[0] == 200
+        assert ask("unload") == 400 and limited_server.get("/v2/models/more/ready")[0] == 200
+    finally:
+        for f in files: f.unlink(missing_ok=True)
+    limited_server.until(lambda: ask("unload") == 200, "ended with its plan")
+    assert ask("load") == 404 and limited_server.get("/v1/models")[2] == {"models": ["rows"]}
 
 
 def test_statistics_count_what_was_asked(limited_server):
