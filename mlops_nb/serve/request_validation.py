@@ -462,6 +462,8 @@ def _typed_pieces(self:RequestDecoder, body, at): # Columns, and the place after
     return columns, end
 
 # %% ../../nbs/serve/00_request_validation.ipynb #6997804d
+_MAX_UNKNOWN = 10_000 # values of unknown columns after which no more are counted
+
 def _decode_untyped(piece):
     if len(piece) > MAX_VALUES_AT_ONCE and count_json(piece, MAX_VALUES_AT_ONCE).values > MAX_VALUES_AT_ONCE:
         raise ValidationError(f"a few of the rows have {MAX_VALUES_AT_ONCE} values and more together; send columns "
@@ -479,6 +481,7 @@ def _untyped_pieces(self:RequestDecoder, body, at): # Columns, place after them,
             listed = unknown[:MAX_LISTED_VIOLATIONS - len(extra)]
             extra += [(i, _truncate(n)) for n in listed]
             unlisted += len(unknown) - len(listed)
+        if unlisted > _MAX_UNKNOWN: raise ValidationError('', self._unknown_columns(extra), len(extra) + unlisted)
         end = place
     return columns, end, extra, unlisted, sent
 
