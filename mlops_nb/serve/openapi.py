@@ -289,8 +289,8 @@ def openapi_document(
             first, rest = re.match(r'([^{]*)(?:{\w+})?(.*)', route.path).groups()
             operation = _operation(route, name, examples, auth_required, (request_headers or {}).get(name, ()))
             paths.setdefault(f'{first}{name or ""}{rest}', {})[route.method.lower()] = operation
-    about = (f"Model server over HTTP. Bodies may be compressed ({', '.join(CONTENT_CODINGS)}), as Content-Encoding and "
-             "Accept-Encoding say. HEAD is answered as GET.")
+    about = (f"Model server over HTTP. Bodies may be compressed ({', '.join(CONTENT_CODINGS)}), as Content-Encoding "
+             "and Accept-Encoding say. HEAD is answered as GET.")
     info = {'title': 'mlops_nb', 'version': __version__, 'description': about}
     tags = [{'name': n, 'description': f'{p.schema.dataset}: {p.schema.task}'}
             for n, p in endpoints.items()] + [{'name': 'server'}]
