@@ -149,7 +149,7 @@ def decode_labels(
     max_labels: int,
 ) -> list[FeedbackLabel]: # With labels as the schema writes them
     "The labels of a body; raises `ValidationError`."
-    if len(body) > MAX_VALUES_AT_ONCE and count_json(body).values > 5 * max_labels + 64:
+    if len(body) > MAX_VALUES_AT_ONCE and count_json(body, most := 5 * max_labels + 64).values > most:
         raise ValidationError(f"The body has more values than {max_labels} labels need; send at most so many labels "
                               "at a time.")
     try: labels = _FEEDBACK_DECODER.decode(body).labels
