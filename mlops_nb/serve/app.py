@@ -27,7 +27,7 @@ from . import handlers
 from .access_log import AccessLog
 from .auth import Authenticator
 from .handlers import error_response
-from .hot_reload import ModelManager
+from .hot_reload import ModelManager, release_memory
 from mlops_nb.serve.http_messages import (
     INFERENCE_HEADER_CONTENT_LENGTH,
     MIN_COMPRESSED_BYTES,
@@ -63,13 +63,7 @@ class Route(Struct, frozen=True):
 
 # %% ../../nbs/serve/12_app.ipynb #c686d241
 _MODEL, _LENGTH = '/v2/models/{model}', (INFERENCE_HEADER_CONTENT_LENGTH,)
-ROUTES = [
-    Route('GET', '/health', 'public', handlers.server_live, 'Is the server there?'),
-    Route('GET', '/metrics', 'read', handlers.prometheus_metrics,
-          "Counters of all processes, as Prometheus reads them."),
-    Route('GET', '/openapi.json', 'read', handlers.openapi_json,
-          'These routes, and the columns of each endpoint, as OpenAPI.'),
-    Route('GET', '/docs', 'read', handlers.docs_page, 'The same as a page for people.'),
+_V2_ROUTES = [
     Route('GET', '/v2', 'read', handlers.server_metadata, 'What the server is.'),
     Route('GET', '/v2/health/live', 'public', handlers.server_live, 'Is the server there?'),
     Route('GET', '/v2/health/ready', 'public', handlers.server_ready, 'Can it answer?'),
@@ -92,6 +86,17 @@ ROUTES = [
     Route('POST', f'{_MODEL}/infer', 'predict', handlers.infer, 'Scores and decisions for tensors.', _LENGTH),
     Route('POST', f'{_MODEL}/versions/{{version}}/infer', 'predict', handlers.infer, 'The same, from one version.',
           _LENGTH),
+]
+
+# %% ../../nbs/serve/12_app.ipynb #fefdde48
+ROUTES = [
+    *_V2_ROUTES,
+    Route('GET', '/health', 'public', handlers.server_live, 'Is the server there?'),
+    Route('GET', '/metrics', 'read', handlers.prometheus_metrics,
+          "Counters of all processes, as Prometheus reads them."),
+    Route('GET', '/openapi.json', 'read', handlers.openapi_json,
+          'These routes, and the columns of each endpoint, as OpenAPI.'),
+    Route('GET', '/docs', 'read', handlers.docs_page, 'The same as a page for people.'),
     Route('POST', '/v1/endpoints/{model}:predict', 'predict', handlers.predict,
           'Scores and decisions for rows of JSON.'),
     Route('GET', '/v1/models', 'read', handlers.list_models, 'The names of the endpoints.'),
@@ -142,6 +147,7 @@ class App:
         collector, rate = self.settings.otlp_endpoint, self.settings.trace_sample_rate
         self.spans = SpanExport(collector, rate) if collector else None
         self._executor, self._draining, self._tick_error = ThreadPoolExecutor(2, 'request'), False, ''
+        self._had_large_body = False
 
     def __rsgi_init__(self, loop):
         self._loop = loop
@@ -187,6 +193,9 @@ def _check_timeouts(self:App):
     if self.authenticator.note_use(): self.run_in_thread(self.authenticator.save_use)
     self.log.check_writable()
     self.metrics.check_files()
+    if self._had_large_body and not self._bodies:
+        self._had_large_body = False
+        self.run_in_thread(release_memory)
     self._loop.call_soon(self._observe_wait, time.perf_counter())
 
 @patch
@@ -203,13 +212,17 @@ def _tick(self:App):
     finally: self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
 # %% ../../nbs/serve/12_app.ipynb #0fe6c9bf
+_LARGE_BODY_BYTES = 1 << 20
+
 @patch
 def _read_body(self:App, headers, protocol): # returns an awaitable
     length, max_mib, coding = headers.get('content-length'), self.settings.max_body_mib, headers.get('content-encoding')
     if length is None: body = asyncio.ensure_future(_read_bounded(protocol, max_mib))
-    elif int(length) > max_mib << 20: raise body_too_large(max_mib)
+    elif (size := int(length)) > max_mib << 20: raise body_too_large(max_mib)
     else: body = protocol()
+    if length is None or size > _LARGE_BODY_BYTES: self._had_large_body = True
     if coding is None or coding == 'identity': return body
+    self._had_large_body = True
     return asyncio.ensure_future(self._read_compressed(body, new_decompressor(coding)))
 
 @patch
