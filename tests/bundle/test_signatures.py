@@ -77,7 +77,7 @@ def test_trust_is_asked_for_by_the_settings_and_refused_in_a_sentence(folder, ke
     assert "was changed after it was signed" in said(public_a)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_changed_byte_of_manifest_or_signature_is_trusted(folder, keys, data):
     (a, _), (public_a, _) = keys

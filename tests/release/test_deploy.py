@@ -294,17 +294,18 @@ def test_a_bundle_is_released_when_a_trusted_key_has_signed_it(project, tmp_path
     public = generate_signing_key(tmp_path / "team.pem", project)
     settings = (project / "settings.ini").read_text()
     (project / "settings.ini").write_text(f"{settings}trusted_keys = {public}\n")
-    for _ in range(2):
-        run_deploy(project)
-        done = read_json(project / "artifacts/deployment.json", Deployment)
-        assert not done.deployed and "not released: it is not signed, and trusted_keys" in done.message
-        assert str(project) not in done.message and aliases(project) == {"challenger": 1}
-    with pytest.raises(UserError, match="no key to sign with"): sign_stored_bundle(project, done.bundle)
+    gate, bundle = read_json(project / "artifacts/gate.json", GateReport), project / "artifacts/bundle"
+    store_bundle(bundle, project / "bundles")
+    reason = deploy_module._why_not_released(project, read_settings(project), gate)
+    assert reason.startswith("it is not signed, and trusted_keys") and str(project) not in reason
+    write_json(project / "artifacts/deployment.json", Deployment(gate.bundle, False, f"not released: {reason}"))
+    assert run_deploy(project) == {} # that is settled, until there is a key
+    with pytest.raises(UserError, match="no key to sign with"): sign_stored_bundle(project, gate.bundle)
     monkeypatch.setenv(SIGNING_KEY_VARIABLE, (tmp_path / "team.pem").read_text())
     assert run_deploy(project) == {"deployed": True} and run_deploy(project) == {}
     place = find_champion(project) # it is trusted
-    assert place.name == done.bundle == open_bundle(place).id and aliases(project) == {"champion": 1}
-    assert not (project / "artifacts/bundle" / SIGNATURES_FILE).exists() # an output of the pipeline stays what it is
+    assert place.name == gate.bundle == open_bundle(place).id and aliases(project) == {"champion": 1}
+    assert not (bundle / SIGNATURES_FILE).exists() # an output of the pipeline stays what it is
 
     shared = []
     monkeypatch.setattr(deploy_module, "_has_remote", lambda root: True)
