@@ -167,7 +167,7 @@ def _decode_raw(t, shape, chunk, where):
     return decode_binary_array(chunk, t.datatype, where)
 
 # %% ../../nbs/serve/15_grpc_messages.ipynb #a95563aa
-_MAX_DIMENSIONS = 8 # dimensions of a tensor
+_MAX_DIMENSIONS, _MAX_INPUTS = 8, 10_000 # dimensions of a tensor; tensors of a request
 
 def _check_tensor(t, shape, where, max_rows):
     "Raise `UserError` for a datatype or shape that no tensor has."
@@ -179,6 +179,8 @@ def _check_tensor(t, shape, where, max_rows):
     if max_rows is not None and shape and shape[0] > max_rows:
         raise UserError(f"{where} has {shape[0]} rows, and at most {max_rows} are taken at once; send them in parts, "
                         "or score a file.")
+    if max_rows is not None and t.datatype == 'BYTES' and (n := prod(shape)) > max_rows:
+        raise UserError(f"{where} has {n} texts in {shape[0]} rows; send one tensor for each column.")
     if 'shared_memory_region' in t.parameters:
         raise UserError(f"{where} lies in shared memory, which this server does not read; send its values.")
 
@@ -198,6 +200,8 @@ def decode_infer_message(
     inputs, raw = message.inputs, message.raw_input_contents
     if not inputs:
         raise UserError("the request has no inputs; send one tensor for each column, or one for all of them.")
+    if len(inputs) > _MAX_INPUTS:
+        raise UserError(f"the request has {len(inputs)} inputs; send one for each column, or one for all of them.")
     if raw and len(raw) != len(inputs):
         raise UserError(f"there are {len(inputs)} inputs and {len(raw)} raw_input_contents; send one for each input, "
                         "in the same order, or none.")

@@ -152,8 +152,8 @@ async def _query(self:GRPCService, name, request, context):
 @patch
 def _max_values(self:GRPCService):
     "Values and fields that a message may have."
-    widest = max((len(e.decoder.names) for e in self.app.manager.endpoints.values()), default=0)
-    return self.app.settings.max_rows * widest + 1000 # names, shapes, parameters
+    most = max((e.decoder.max_values for e in self.app.manager.endpoints.values()), default=0)
+    return most + (1 << 15) # names, shapes, parameters
 
 def _parse(body, max_values):
     "The message; raises `ValidationError`."

@@ -92,6 +92,14 @@ def test_what_is_wrong_is_said(change, said):
     with pytest.raises(UserError, match=said): decode_infer_message(message)
 
 
+def test_many_tensors_and_texts_are_refused_by_their_number():
+    texts, many = REQUEST(raw_input_contents=[bytes(4 * 50_000)]), REQUEST()
+    texts.inputs.add(name="x", datatype="BYTES", shape=[1, 50_000])
+    many.inputs.extend([REQUEST.InferInputTensor()] * 10_001)
+    for message, said in ((texts, "50000 texts in 1 rows"), (many, "10001 inputs")):
+        with pytest.raises(UserError, match=said): decode_infer_message(message, max_rows=100)
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_row_of_plain_numbers_is_recognised(raw):
     m = as_message("FP64", [.1, float("nan")], raw, shape=(1, 2))
