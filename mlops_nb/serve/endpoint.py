@@ -213,8 +213,11 @@ async def _predict_group(self:Endpoint, group, context):
             answer = v.predict_and_decide(*rows)
         else:
             scores, group.source = await self._score(v, v.encode_rows(*rows), deadline)
-            scores, *rest = v.predictor.policy.apply(group.columns, scores)
-            answer = scores.tolist(), *rest
+            if len(scores) == 1: answer = v.predictor.decide_row(group.columns, scores[0] if scores.ndim > 1
+                                                                 else scores.item())
+            else:
+                scores, *rest = v.predictor.policy.apply(group.columns, scores)
+                answer = scores.tolist(), *rest
         group.scores, group.decisions, group.needs_review = answer
     finally: v.in_flight.pop()
 
@@ -249,9 +252,11 @@ async def predict(self:Endpoint,
         while True:
             try: await self._predict_group(group, context); break
             except Exception as e: self._fall_back(group, context, e)
+    if request.steps is not None: request.steps.append(("predict", time.perf_counter()))
     result = await resources.run_in_thread(None, self._log_and_merge, groups,
                                            context) if many else self._log_and_merge(groups, context)
     if resources.log is not None and resources.log.fsync: await resources.log.wait_durable()
+    if request.steps is not None: request.steps.append(("record", time.perf_counter()))
     for g in groups: g.variant.scored_rows.inc(len(g.scores))
     if rows.n_nulled or rows.n_unknown_categories: self._count_values(rows)
     if active.has_shadows and rows.X is not None:
@@ -260,6 +265,8 @@ async def predict(self:Endpoint,
 
 # %% ../../nbs/serve/06_endpoint.ipynb #e85a5965
 def _trace(request): return '' if request.trace == request.id else request.trace
+
+def _trace_id(request): return '' if request.trace_context is None else request.trace_context.trace_id
 
 @patch
 def _log_and_merge(self:Endpoint, groups, context):
@@ -279,7 +286,8 @@ def _log_and_merge(self:Endpoint, groups, context):
                                     score=g.scores, decision=g.decisions,
                                     entity=g.columns.get(context.active_plan.entity),
                                     row_indices=g.row_indices, source=g.source, latency_us=latency,
-                                    api_key_name=request.api_key_name, trace=_trace(request)))
+                                    api_key_name=request.api_key_name, trace=_trace(request),
+                                    trace_id=_trace_id(request)))
     return result
 
 # %% ../../nbs/serve/06_endpoint.ipynb #26463bd9
@@ -311,7 +319,7 @@ def score_shadow(
                                     columns=rows.columns, score=scores, decision=decisions,
                                     entity=rows.columns.get(context.active_plan.entity),
                                     mode="shadow", api_key_name=request.api_key_name, trace=_trace(request),
-                                    latency_us=int((time.perf_counter() - started) * 1e6)))
+                                    trace_id=_trace_id(request), latency_us=int((time.perf_counter() - started) * 1e6)))
     except Exception as e: endpoint.resources.record_failure("shadow_errors", endpoint.name, v.name, e)
 
 # %% ../../nbs/serve/06_endpoint.ipynb #af960157
