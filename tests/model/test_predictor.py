@@ -67,6 +67,8 @@ def test_a_row_is_judged_as_it_is_answered_and_settled(predictor):
         for i in range(len(X)):
             alone = p.predict_and_decide({c: [v[i]] for c, v in columns.items()}, X[i:i + 1])
             assert alone == (scores[i:i + 1].tolist(), decisions and [decisions[i]], None)
+            given = scores[i] if task == "multiclass" else scores[i].item()
+            assert p.decide_row({c: [v[i]] for c, v in columns.items()}, given) == alone
 
 
 def test_without_a_threshold_nothing_is_judged(binary):
