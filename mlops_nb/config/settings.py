@@ -126,7 +126,8 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=0, le=65535, description="port for health, readiness and metrics alone, at the same host; 0 = none")] = 0
     max_connections: Annotated[int, Meta(ge=1, description="open connections of a worker, idle ones too")] = 1024
     max_connections_per_client: Annotated[int, Meta(
-        ge=0, description="open connections of one client address to a worker; 0 = half of max_connections")] = 0
+        ge=0, description="open connections of one client address to a worker; 0 = half of max_connections, with "
+                          "behind_proxy all")] = 0
     max_in_flight: Annotated[int, Meta(
         ge=1, description="requests that a worker holds at once; above it the answer is 503")] = 256
     max_body_mib: Annotated[int, Meta(ge=1, description="MiB of the body of a request, at most")] = 16

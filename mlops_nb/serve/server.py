@@ -74,8 +74,8 @@ class _WorkerApp(App):
     def __rsgi_init__(self, loop):
         super().__rsgi_init__(loop)
         own = self.settings
-        limits = ConnectionLimits(self.port, own.read_timeout_seconds,
-                                  own.max_connections_per_client or max(1, own.max_connections // 2))
+        share = own.max_connections if own.behind_proxy else max(1, own.max_connections // 2)
+        limits = ConnectionLimits(self.port, own.read_timeout_seconds, own.max_connections_per_client or share)
         self._watch = watch_connections(limits, self.busy_ports, self._count_closed)
         if self.grpc_listener: loop.run_until_complete(self.grpc_listener.start(self))
         if self.reports: self._report_task = loop.create_task(report_readiness(self, self.reports))

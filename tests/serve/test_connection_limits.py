@@ -28,11 +28,35 @@ def is_open(connection):
     except OSError: return False
 
 
+class IdleHTTP2:
+    "A client of HTTP/2 without a request, which answers pings as every client does."
+    def __init__(self, port):
+        self.socket, self.read, self.pings = socket.create_connection(("127.0.0.1", port)), b"", 0
+        self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self.frame(4, 0))
+        self.socket.setblocking(False)
+
+    def frame(self, kind, flags, content=b""):
+        return len(content).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 0]) + content
+
+    def is_open(self):
+        try:
+            while more := self.socket.recv(4096): self.read += more
+            return False
+        except BlockingIOError: pass
+        except OSError: return False
+        while len(self.read) >= 9 and len(self.read) >= 9 + (n := int.from_bytes(self.read[:3], "big")):
+            kind, flags, content, self.read = self.read[3], self.read[4], self.read[9:9 + n], self.read[9 + n:]
+            if kind == 4 and not flags: self.socket.sendall(self.frame(4, 1))
+            if kind == 6 and not flags: self.socket.sendall(self.frame(6, 1, content)); self.pings += 1
+        return True
+
+
 @linux
 def test_unfinished_headers_end_and_idle_connections_stay(project):
     "Whoever sends nothing, a part, or a byte now and then is closed; who had an answer may wait; so may a slow answer."
     with serving.Server(project, MLOPS_NB_SERVE_READ_TIMEOUT_SECONDS=2) as s, contextlib.ExitStack() as stack:
-        kept = s.connect()
+        kept, idle = s.connect(), IdleHTTP2(s.port)
+        stack.enter_context(idle.socket)
         assert s.post(serving.PREDICT, serving.instances(1), {}, kept)[0] == 200
         silent, partial, drip = (stack.enter_context(socket.create_connection(("127.0.0.1", s.port)))
                                  for _ in range(3))
@@ -44,9 +68,10 @@ def test_unfinished_headers_end_and_idle_connections_stay(project):
         def all_ended():
             for line in (drip, after_answer.sock):
                 with contextlib.suppress(OSError): line.sendall(b"G")
-            return not any(map(is_open, slow))
+            return idle.is_open() and not any(map(is_open, slow))
         s.until(all_ended, "closed")
         assert closed(s, "headers") == 4
+        s.until(lambda: idle.is_open() and idle.pings > 6, "longer idle than headers may take") # 3 pings in that time
         assert s.post(serving.PREDICT, serving.instances(1), {}, kept)[0] == 200, "on the same connection"
         assert s.metric("mlops_nb_requests_total", route="predict", status="200") == 2
         assert "Traceback" not in s.output
@@ -74,13 +99,14 @@ def test_one_client_with_many_unfinished_headers_stops_nobody(project):
 def test_few_open_files_are_few_connections(project):
     "A hundred clients where a process may have 64 files: the server says so, and answers them one after the other."
     few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
-    with serving.Server(project, first=few, MLOPS_NB_SERVE_MAX_CONNECTIONS_PER_CLIENT=100) as s:
+    with serving.Server(project, first=few, MLOPS_NB_SERVE_BEHIND_PROXY="true") as s:
         assert s.output.count("may have 64 files open (ulimit -n), so each worker takes 15 connections at once") == 1
         lines = [socket.create_connection(("127.0.0.1", s.port), timeout=60) for _ in range(100)]
         for line in lines: line.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         assert {serving.receive(line)[0] for line in lines} == {200}
         for line in lines: line.close()
         assert s.post(serving.PREDICT, serving.instances(1))[0] == 200
+        assert closed(s, "client") == 0, "a proxy may have all"
         assert "Traceback" not in s.output and len(s.lines) < 10, s.output
 
 
