@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 os.environ["MLOPS_NB_QUIET"] = "1" # progress depends on how fast a machine is
+os.environ["OMP_WAIT_POLICY"] = "passive" # threads that wait awake take the time of the tests beside this one
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 

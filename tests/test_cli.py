@@ -220,8 +220,8 @@ def test_init_fills_a_fresh_clone_and_overwrites_nothing(tmp_path):
             ".github/workflows/pipeline.yml", "requirements.txt", "constraints.txt"} <= committed
     assert not {c for c in committed if c in ("in.csv", "README.md") or c.startswith((".mlops", "data/"))}
     assert not [p for p in os.listdir(here) if p.startswith(".mlops-nb")] and (here / "data/manifest.json").exists()
-    assert nb("schema", "check", cwd=here).returncode == 0 and (here / "clone/features.py").exists()
-    again = sentence(nb("init", ".", "--data", "in.csv", "--target", "bought", cwd=here))
+    assert nb_inside("schema", "check", cwd=here).returncode == 0 and (here / "clone/features.py").exists()
+    again = sentence(nb_inside("init", ".", "--data", "in.csv", "--target", "bought", cwd=here))
     assert again.startswith(". already has data, data.dvc, schema.yaml,") and "which init would write" in again
 
 
@@ -229,7 +229,7 @@ def test_titles_comments_and_names_with_commas(tmp_path):
     rows = "".join(f"{i % 7},{i % 3},{'yes' if i % 4 else 'no'}\n# {i}\n" for i in range(200))
     (tmp_path / "in.csv").write_text('Report, May\n\n"a,b",c,"y ""q"""\n' + rows)
     how = ("--target", 'y "q"', "--exclude", '"a,b"')
-    said = sentence(nb("init", "new", "--data", "in.csv", *how, cwd=tmp_path))
+    said = sentence(nb_inside("init", "new", "--data", "in.csv", *how, cwd=tmp_path))
     assert "if a title stands above the table, give --skip" in said
     done = nb("init", "new", "--data", "in.csv", *how, "--skip", "2", "--comment", "#", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -237,9 +237,9 @@ def test_titles_comments_and_names_with_commas(tmp_path):
     assert list(schema.columns) == ["a,b", "c", 'y "q"'] and list(schema.feature_columns) == ["c"]
     (tmp_path / "more.csv").write_text('% made by hand\n"a,b",c,"y ""q"""\n1,2,yes\n')
     (tmp_path / "none.csv").write_text('"a,b",c,"y ""q"""\n')
-    done = nb("ingest", "../more.csv", "--comment", "%", cwd=tmp_path / "new")
+    done = nb_inside("ingest", "../more.csv", "--comment", "%", cwd=tmp_path / "new")
     assert "1 new with 1 rows" in done.stdout, done.stderr
-    assert "1 of the new have no rows" in nb("ingest", "../none.csv", cwd=tmp_path / "new").stdout
+    assert "1 of the new have no rows" in nb_inside("ingest", "../none.csv", cwd=tmp_path / "new").stdout
 
 
 def test_init_fills_the_empty_folder_one_stands_in(tmp_path):
@@ -266,7 +266,7 @@ def test_where_git_cannot_commit_init_says_so_and_the_project_is_whole(tmp_path,
     said, = done.stderr.strip().splitlines()
     assert done.returncode == 0 and said.startswith("warning: Nothing was committed ("), done.stderr
     assert {"nobody": "ident", "hook": "no commits on Sundays", "ignored": "ignored"}[why] in said
-    assert git("rev-parse", "HEAD", cwd=here) == head and nb("schema", "check", cwd=here / "new").returncode == 0
+    assert git("rev-parse", "HEAD", cwd=here) == head and nb_inside("schema", "check", cwd=here / "new").returncode == 0
 
 
 def test_init_commits_nothing_where_it_is_asked_not_to(tmp_path):
@@ -279,7 +279,8 @@ def test_init_commits_nothing_where_it_is_asked_not_to(tmp_path):
 def test_init_that_fails_leaves_a_clone_as_it_was(tmp_path):
     here = clone(tmp_path, **{"README.md": "# Ours", ".gitignore": "*.pyc", "in.csv": shop(60)})
     before = tree(here)
-    assert "did you mean 'bought'" in sentence(nb("init", ".", "--data", "in.csv", "--target", "bougth", cwd=here))
+    wrong = nb_inside("init", ".", "--data", "in.csv", "--target", "bougth", cwd=here)
+    assert "did you mean 'bought'" in sentence(wrong)
     assert tree(here) == before
     fault = ("import mlops_nb.scaffold as s\ns._SETUP = 'import sys; sys.exit(\"no DVC today\")'\n"
              "sys.argv = ['mlops-nb', 'init', '.', '--data', 'in.csv', '--target', 'bought']\nmlops_nb.cli.main()")
@@ -298,12 +299,12 @@ def test_a_dry_run_writes_nothing_and_says_the_same(tmp_path, folder):
     here = clone(tmp_path, **{"README.md": "# Ours", ".gitignore": "*.pyc", "in.csv": shop(60)})
     words = ("init", folder, "--data", "in.csv", "--target", "bought", "--exclude", "city")
     before = tree(here)
-    dry = nb(*words, "--dry-run", cwd=here)
+    dry = nb_inside(*words, "--dry-run", cwd=here)
     assert dry.returncode == 0 and tree(here) == before, dry.stderr
     assert dry.stdout.endswith("\nNothing was written, because of --dry-run.\n")
     wet = nb(*words, cwd=here)
     assert wet.returncode == 0 and wet.stdout + "\nNothing was written, because of --dry-run.\n" == dry.stdout
-    taken = nb(*words, "--dry-run", cwd=here)
+    taken = nb_inside(*words, "--dry-run", cwd=here)
     assert taken.returncode == 1 and ("already has" in taken.stderr or "neither empty" in taken.stderr)
 
 
@@ -311,7 +312,7 @@ def test_a_dry_run_writes_nothing_and_says_the_same(tmp_path, folder):
                                      ("--test-files", "in.csv", "--ordered")])
 def test_init_refuses_two_splits(tmp_path, options):
     (tmp_path / "in.csv").write_text(shop(50), encoding="utf-8")
-    said = sentence(nb("init", "new", "--data", "in.csv", "--target", "bought", *options, cwd=tmp_path))
+    said = sentence(nb_inside("init", "new", "--data", "in.csv", "--target", "bought", *options, cwd=tmp_path))
     assert "ask for different splits; give one of them." in said and all(o in said for o in options
                                                                          if o.startswith("--"))
     assert os.listdir(tmp_path) == ["in.csv"]
@@ -332,7 +333,7 @@ def test_init_fills_an_empty_folder(tmp_path):
     assert "Split by time: the newest rows by day are the test set, because --time names it." in lines
     assert lines[-4:] == ["Next:", "  cd new", "  mlops-nb schema check  # after the review", "  dvc repro"]
     assert sorted(os.listdir(tmp_path)) == ["in.csv", "new"]
-    checked = nb("schema", "check", cwd=tmp_path / "new")
+    checked = nb_inside("schema", "check", cwd=tmp_path / "new")
     assert checked.stdout == "schema.yaml: binary of bought, 7 columns, 3 of them enter the model.\n"
 
 
@@ -353,49 +354,50 @@ def test_init_says_what_looks_like_a_leak_and_leaves_it_a_feature(tmp_path):
 def test_the_same_data_twice_adds_nothing(project):
     before = read_data_manifest(project)
     (project / "more.csv").write_text(shop(80, seed=9), encoding="utf-8")
-    assert nb("ingest", "more.csv", cwd=project).stdout == "Data batches: 1 new with 80 rows, 0 known already.\n"
+    assert nb_inside("ingest", "more.csv", cwd=project).stdout == "Data batches: 1 new with 80 rows, 0 known already.\n"
     once, tracked = read_data_manifest(project), (project / "data.dvc").read_text()
     assert len(once.files) == len(before.files) + 1
-    assert nb("ingest", "more.csv", cwd=project).stdout == "Data batches: 0 new with 0 rows, 1 known already.\n"
+    assert nb_inside("ingest", "more.csv", cwd=project).stdout == "Data batches: 0 new with 0 rows, 1 known already.\n"
     assert read_data_manifest(project) == once and (project / "data.dvc").read_text() == tracked
     (project / "more.csv").write_text(shop(90, seed=10), encoding="utf-8")
-    assert "add --replace" in sentence(nb("ingest", "more.csv", cwd=project))
-    assert nb("ingest", "more.csv", "--replace", cwd=project).returncode == 0
+    assert "add --replace" in sentence(nb_inside("ingest", "more.csv", cwd=project))
+    assert nb_inside("ingest", "more.csv", "--replace", cwd=project).returncode == 0
     assert sum(f.rows for f in read_data_manifest(project).files) == sum(f.rows for f in before.files) + 90
 
 
 def test_simulate_makes_data_only_where_it_is_missing(project, tmp_path):
     before = read_data_manifest(project)
-    assert nb("simulate", "--if-missing", cwd=project).returncode == 0 and read_data_manifest(project) == before
-    assert "which is not simulated" in sentence(nb("simulate", cwd=project)) and read_data_manifest(project) == before
+    assert nb_inside("simulate", "--if-missing", cwd=project).returncode == 0 and read_data_manifest(project) == before
+    assert "which is not simulated" in sentence(nb_inside("simulate", cwd=project))
+    assert read_data_manifest(project) == before
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "params.yaml").write_text("simulate: {n_subscribers: 200, n_months: 6}\n")
-    assert nb("simulate", "--if-missing", cwd=empty).returncode == 0
+    assert nb_inside("simulate", "--if-missing", cwd=empty).returncode == 0
     made = read_data_manifest(empty)
     assert made.files and (empty / "truth/truth.parquet").exists()
-    assert nb("simulate", "--if-missing", cwd=empty).returncode == 0 and read_data_manifest(empty) == made
+    assert nb_inside("simulate", "--if-missing", cwd=empty).returncode == 0 and read_data_manifest(empty) == made
 
 
 # judge
 
 def test_gate_check_both_ways(project):
-    passed = nb("gate", "check", cwd=project)
+    passed = nb_inside("gate", "check", cwd=project)
     assert passed.returncode == 0 and "passed" in passed.stdout, passed.stderr
     edit(project / "params.yaml", "thresholds: {}", "thresholds: {roc_auc: 0.999}")
-    assert nb("stage", "gate", cwd=project).returncode == 0 # the pipeline goes on to its reports
-    said = sentence(nb("gate", "check", cwd=project))
+    assert nb_inside("stage", "gate", cwd=project).returncode == 0 # the pipeline goes on to its reports
+    said = sentence(nb_inside("gate", "check", cwd=project))
     assert "The gate failed" in said and "roc_auc" in said and "0.999" in said
     (project / "artifacts/gate.json").unlink()
-    assert "gate.json does not exist" in sentence(nb("gate", "check", cwd=project))
+    assert "gate.json does not exist" in sentence(nb_inside("gate", "check", cwd=project))
 
 
 def test_schema_diff_says_a_sentence_a_change(project):
     shutil.copy(project / "schema.yaml", project / "new.yaml")
-    assert nb("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout == ""
+    assert nb_inside("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout == ""
     edit(project / "new.yaml", "\n  visits:", "\n  calls:")
     edit(project / "new.yaml", "Rome]", "Rome, Oslo]")
-    said = nb("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout.splitlines()
+    said = nb_inside("schema", "diff", "schema.yaml", "new.yaml", cwd=project).stdout.splitlines()
     assert said == ["The domain of 'city' gained Oslo.", "The column 'visits' (integer) is gone.",
                     "The column 'calls' (integer) is new."]
 
@@ -407,7 +409,7 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
                          "spent": [1.0, 2.0, None],
                          "visits": [1, 19, None], "member": ["yes", "no", None]})
     rows.write_parquet(project / "rows.parquet")
-    done = nb("score", "rows.parquet", "scores.parquet", cwd=project)
+    done = nb_inside("score", "rows.parquet", "scores.parquet", cwd=project)
     assert done.returncode == 0 and "3 rows scored" in done.stdout, done.stderr
     scores = pl.read_parquet(project / "scores.parquet")
     assert scores["score"].is_between(0, 1).to_list() == [True, True, None] and set(scores["decision"]) <= {"0", "1",
@@ -415,47 +417,48 @@ def test_score_uses_the_champion_or_the_bundle_that_is_named(project):
     assert "1 of them broke the schema" in done.stdout
     assert pl.read_parquet(project / "scores.quarantined.parquet")["_reasons"].to_list() == [
         [f"{c}: missing" for c in ("city", "age", "spent", "visits", "member")]]
-    named = nb("score", "rows.parquet", "again.parquet", "--bundle", "artifacts/bundle", cwd=project)
+    named = nb_inside("score", "rows.parquet", "again.parquet", "--bundle", "artifacts/bundle", cwd=project)
     assert named.returncode == 0 and pl.read_parquet(project / "again.parquet").equals(scores)
     rows.drop("age").write_parquet(project / "short.parquet")
-    assert "'age' (" in sentence(nb("score", "short.parquet", "x.parquet", cwd=project))
-    assert "is not a folder" in sentence(nb("score", "rows.parquet", "x.parquet", "--bundle", "nope", cwd=project))
-    assert "nope.parquet does not exist" in sentence(nb("score", "nope.parquet", "x.parquet", cwd=project))
+    assert "'age' (" in sentence(nb_inside("score", "short.parquet", "x.parquet", cwd=project))
+    missing = nb_inside("score", "rows.parquet", "x.parquet", "--bundle", "nope", cwd=project)
+    assert "is not a folder" in sentence(missing)
+    assert "nope.parquet does not exist" in sentence(nb_inside("score", "nope.parquet", "x.parquet", cwd=project))
     assert not (project / "x.parquet").exists()
     shutil.rmtree(project / "releases")
-    assert "No model is released here" in sentence(nb("score", "rows.parquet", "x.parquet", cwd=project))
+    assert "No model is released here" in sentence(nb_inside("score", "rows.parquet", "x.parquet", cwd=project))
 
 
 def test_what_if_answers_for_people_and_for_programs(project):
-    done = nb("what-if", "--row", "3", "--set", "age=70", "--set", "visits=20", cwd=project)
+    done = nb_inside("what-if", "--row", "3", "--set", "age=70", "--set", "visits=20", cwd=project)
     assert done.returncode == 0, done.stderr
     assert "after the change" in done.stdout and "The nearest real row with another" in done.stdout
-    found = json.loads(nb("what-if", "--row", "3", "--set", "age=70", "--as-json", cwd=project).stdout)
+    found = json.loads(nb_inside("what-if", "--row", "3", "--set", "age=70", "--as-json", cwd=project).stdout)
     row = pl.read_parquet(project / "artifacts/prepared/test.parquet").row(2, named=True)
     assert found["changes"] == [{"column": "age", "before": row["age"], "after": 70}]
     assert (found["nearest_counterfactual"]["prediction"]["decision"] ==
             found["sparse_counterfactual"]["prediction"]["decision"] != found["after"]["decision"])
     typed = json.dumps({k: row[k] for k in ("city", "age", "spent", "visits", "member")} | {"day": str(row["day"])})
-    again = json.loads(nb("what-if", "--json", typed, "--set", "age=70", "--as-json", "--bundle", "artifacts/bundle",
-                          cwd=project).stdout)
+    again = json.loads(nb_inside("what-if", "--json", typed, "--set", "age=70", "--as-json", "--bundle",
+                                 "artifacts/bundle", cwd=project).stdout)
     assert again == found
     for args, says in ((["--set", "agee=3"], "there is no column 'agee'; did you mean 'age'?"),
                        (["--set", "age=old"], "is not an integer"),
                        (["--row", "0"], "has no row 0"), (["--json", "{}"], "has no column"),
                        (["--data", "x"], "x does not exist")):
-        assert says in sentence(nb("what-if", *args, cwd=project))
+        assert says in sentence(nb_inside("what-if", *args, cwd=project))
 
 
 def test_compress_card_and_export(project):
-    done = nb("compress", "--n-trees", "3", "--output", "small", cwd=project)
+    done = nb_inside("compress", "--n-trees", "3", "--output", "small", cwd=project)
     assert done.returncode == 0 and "trees in the place of" in done.stdout and "| roc_auc |" in done.stdout, done.stderr
     page = (project / "small/compression.html").read_text()
     assert "<td>bytes of the model</td>" in page and "<script" not in page
     for args in (("model-card", "--output", "small/model_card.html"), ("export-onnx", "--output", "small/onnx")):
-        assert nb(*args, "--bundle", "small/bundle", cwd=project).returncode == 0
+        assert nb_inside(*args, "--bundle", "small/bundle", cwd=project).returncode == 0
     assert (project / "small/model_card.html").exists() and (project / "small/onnx/model.onnx").exists()
     shutil.rmtree(project / "releases")
-    assert "No model is released here" in sentence(nb("compress", cwd=project))
+    assert "No model is released here" in sentence(nb_inside("compress", cwd=project))
 
 
 def test_report_run_checks_the_parameters_against_the_notebook(project):
@@ -464,7 +467,7 @@ def test_report_run_checks_the_parameters_against_the_notebook(project):
     sheet = new_nb([mk_cell("# A sheet\n\n> Numbers.", "markdown"), parameters, mk_cell("f'{title} {rows * 2}'")])
     sheet.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     write_nb(sheet, project / "nbs/reports/sheet.ipynb")
-    def report(*given): return nb("report", "run", "sheet", *given, cwd=project)
+    def report(*given): return nb_inside("report", "run", "sheet", *given, cwd=project)
     done = report("-p", "rows=21", "-p", "title=Ten", "--output", "pages/sheet.html")
     assert done.returncode == 0, done.stderr
     assert "Ten 42" in (project / "pages/sheet.html").read_text() and done.stdout == "The page is pages/sheet.html\n"
@@ -472,8 +475,8 @@ def test_report_run_checks_the_parameters_against_the_notebook(project):
     wrong = sentence(report("-p", "rows=many"))
     assert "rows" in wrong and "'many'" in wrong
     assert "write it as key=value" in sentence(report("-p", "rows"))
-    assert "no report 'shete' in nbs/reports; did you mean 'sheet'?" in sentence(nb("report", "run", "shete",
-                                                                                    cwd=project))
+    assert "no report 'shete' in nbs/reports; did you mean 'sheet'?" in sentence(
+        nb_inside("report", "run", "shete", cwd=project))
     edit(project / "nbs/reports/sheet.ipynb", "rows * 2", "rows / 0")
     assert "ZeroDivisionError" in sentence(report("--output",
                                                   "pages/failed.html")) and not (project / "pages/failed.html").exists()
