@@ -79,11 +79,12 @@ def test_a_port_that_is_free_is_found_and_one_that_is_taken_is_not_shared(projec
 
 
 @pytest.mark.parametrize("environ, words", [
-    (dict(HOST="0.0.0.0"), "auth = none"), (dict(TLS_CERTIFICATE_FILE="a.pem"), "both, tls_certificate_file and"),
+    (dict(HOST="0.0.0.0"), "auth = none"), (dict(HOST="0.0.0.0", AUTH="api_key"), "read on their way"),
+    (dict(TLS_CERTIFICATE_FILE="a.pem"), "both, tls_certificate_file and"),
     (dict(MAX_IN_FLIGHT="0"), "MAX_IN_FLIGHT"),
     (dict(TLS_CERTIFICATE_FILE="a.pem", TLS_PRIVATE_KEY_FILE="b.pem"), "a.pem"),
     (dict(HOST="300.1.1.1"), "auth = none"),
-    (dict(HOST="300.1.1.1", AUTH="api_key"), "cannot be listened on")])
+    (dict(HOST="300.1.1.1", AUTH="api_key", BEHIND_PROXY="true"), "cannot be listened on")])
 def test_what_cannot_start_says_why_in_a_sentence(project, environ, words):
     with serving.Server(project, ready=False, **{f"MLOPS_NB_SERVE_{k}": v for k, v in environ.items()}) as s:
         assert s.process.wait(30) == 1
