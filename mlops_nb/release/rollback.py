@@ -111,7 +111,7 @@ def roll_back(
     to: str = "", # A bundle's id or its first characters; empty: the one before
     reason: str = "", # Goes into the history
 ) -> ModelInUse: # What answers now
-    "Put a bundle that answered before back. Raises `UserError` where there is none, or it is gone, damaged or not trusted."
+    "Put a bundle that answered before back. Raises `UserError` where none is, or it is gone, damaged or not trusted."
     root, settings = Path(root), read_settings(root)
     path = plan_path(root, settings)
     now = model_in_use(root)
