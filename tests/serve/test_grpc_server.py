@@ -15,12 +15,14 @@ import pytest
 from support import server as serving
 from support.services import free_port
 
-from mlops_nb.bundle.store import store_bundle
-from mlops_nb.release.release_plan import ReleasePlan, Variant, write_plan
+from mlops_nb.config.settings import read_settings
+from mlops_nb.prediction_log.writer import PredictionLogWriter
 from mlops_nb.serve.app import App
 from mlops_nb.serve.auth import Authenticator, create_api_key
 from mlops_nb.serve.grpc_messages import GRPC_MESSAGES
+from mlops_nb.serve.hot_reload import ModelManager
 from mlops_nb.serve.inference_protocol import encode_binary
+from mlops_nb.serve.metrics import Metrics
 
 grpc = pytest.importorskip("grpc")
 GRPCService = pytest.importorskip("mlops_nb.serve.grpc_server").GRPCService
@@ -183,8 +185,10 @@ class Context:
 
 
 @pytest.mark.parametrize("hang", [False, True])
-def test_what_is_late_is_not_scored_and_counted(served, made, hang):
-    manager = served(Variant("a", made[1]), settings="[serve]\nmax_in_flight = 1\n")
+def test_what_is_late_is_not_scored_and_counted(bundle, tmp_path, hang):
+    settings = read_settings(tmp_path, {"MLOPS_NB_SERVE_MAX_IN_FLIGHT": "1", "MLOPS_NB_RELEASE_ENDPOINT": "rows"})
+    manager = ModelManager(bundle, settings, Metrics(tmp_path / "log", 0), PredictionLogWriter(tmp_path / "log", 0))
+    manager.start()
     app = App(manager, Authenticator(None))
     service, context, halted = GRPCService(app), Context(message().SerializeToString()), asyncio.Event()
 
@@ -202,6 +206,7 @@ def test_what_is_late_is_not_scored_and_counted(served, made, hang):
     assert context.status == (None if hang else ("DEADLINE_EXCEEDED", "late"))
     assert app.metrics.rejected_requests("deadline").get() == 1 and app.metrics.answered_rows.get() == 0
     with app.in_flight(): pass
+    app.__rsgi_del__(None)
 
 
 def test_places_in_flight_are_shared_and_given_back(server, client):
@@ -222,22 +227,18 @@ def test_places_in_flight_are_shared_and_given_back(server, client):
 
 
 @pytest.fixture(scope="module")
-def guarded(bundle, made, tmp_path_factory):
-    "Two workers with keys and TLS; `rows` has two variants; the keys by name, and what trusts the certificate."
+def guarded(bundle, tmp_path_factory):
+    "Two workers with keys and TLS; the keys by name, and what trusts the certificate."
     root = serving.project(tmp_path_factory.mktemp("guarded"), made=bundle)
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out",
                     "cert.pem", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
                    cwd=root, check=True, capture_output=True)
-    store_bundle(made[0] / "bundles" / made[1], root / "bundles")
-    [first] = [p.name for p in (root / "bundles").iterdir() if p.name != made[1]]
-    write_plan(root / "releases/rows.json",
-               ReleasePlan("rows", 2, [Variant("a", first, .5), Variant("b", made[1], .5)]))
     keys = {name: create_api_key(root / ".mlops/keys.json", name, scopes) for name, scopes in
             (("all", ["predict", "read"]), ("reader", ["read"]))}
     keys["elsewhere"] = create_api_key(root / ".mlops/keys.json", "elsewhere", ["predict"], endpoints=["trips"])
     with serving.Server(root, MLOPS_NB_SERVE_AUTH="api_key", MLOPS_NB_SERVE_TLS_CERTIFICATE_FILE="cert.pem",
                         MLOPS_NB_SERVE_TLS_PRIVATE_KEY_FILE="key.pem", MLOPS_NB_SERVE_WORKERS=2,
-                        MLOPS_NB_SERVE_GRPC_PORT=(port := free_port())) as s:
+                        MLOPS_NB_SERVE_DRAIN_SECONDS=120, MLOPS_NB_SERVE_GRPC_PORT=(port := free_port())) as s:
         s.grpc_port = port
         yield s, keys, grpc.ssl_channel_credentials(Path(root / "cert.pem").read_bytes())
 
@@ -271,7 +272,11 @@ def test_what_was_answered_is_on_record_once_when_the_server_stops(guarded):
     threads = [threading.Thread(target=load, args=(k,), daemon=True) for k in range(4)]
     for t in threads: t.start()
     for _ in range(40): assert started.acquire(timeout=60)
-    assert server.stop(signal.SIGTERM, wait=60) == 0
+    with Client(server.grpc_port, credentials, keys["all"]) as c:
+        server.process.send_signal(signal.SIGTERM)
+        server.until(lambda: not c.ask("ServerReady").ready, "draining", wait=60)
+        assert not c.ask("ModelReady", name="rows").ready and c.raw("ModelInfer", message().SerializeToString())
+    assert server.stop(signal.SIGTERM, wait=60) == 0  # the second ends the wait
     for t in threads: t.join(60)
     assert not any(t.is_alive() for t in threads)
     assert {code for code, _ in others} <= {"UNAVAILABLE", "CANCELLED"}, others
