@@ -27,7 +27,7 @@ from . import handlers
 from .access_log import AccessLog
 from .auth import Authenticator
 from .handlers import error_response
-from .hot_reload import ModelManager, release_memory
+from .hot_reload import ModelManager
 from mlops_nb.serve.http_messages import (
     INFERENCE_HEADER_CONTENT_LENGTH,
     MIN_COMPRESSED_BYTES,
@@ -147,7 +147,6 @@ class App:
         collector, rate = self.settings.otlp_endpoint, self.settings.trace_sample_rate
         self.spans = SpanExport(collector, rate) if collector else None
         self._executor, self._draining, self._tick_error = ThreadPoolExecutor(2, 'request'), False, ''
-        self._had_large_body = False
 
     def __rsgi_init__(self, loop):
         self._loop = loop
@@ -193,9 +192,6 @@ def _check_timeouts(self:App):
     if self.authenticator.note_use(): self.run_in_thread(self.authenticator.save_use)
     self.log.check_writable()
     self.metrics.check_files()
-    if self._had_large_body and not self._bodies:
-        self._had_large_body = False
-        self.run_in_thread(release_memory)
     self._loop.call_soon(self._observe_wait, time.perf_counter())
 
 @patch
@@ -212,17 +208,13 @@ def _tick(self:App):
     finally: self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
 # %% ../../nbs/serve/12_app.ipynb #0fe6c9bf
-_LARGE_BODY_BYTES = 1 << 20
-
 @patch
 def _read_body(self:App, headers, protocol): # returns an awaitable
     length, max_mib, coding = headers.get('content-length'), self.settings.max_body_mib, headers.get('content-encoding')
     if length is None: body = asyncio.ensure_future(_read_bounded(protocol, max_mib))
-    elif (size := int(length)) > max_mib << 20: raise body_too_large(max_mib)
+    elif int(length) > max_mib << 20: raise body_too_large(max_mib)
     else: body = protocol()
-    if length is None or size > _LARGE_BODY_BYTES: self._had_large_body = True
     if coding is None or coding == 'identity': return body
-    self._had_large_body = True
     return asyncio.ensure_future(self._read_compressed(body, new_decompressor(coding)))
 
 @patch
@@ -236,7 +228,6 @@ async def _read_bounded(protocol, mib):
     async for part in protocol:
         parts.append(part)
         if (size := size + len(part)) > mib << 20:
-            parts.clear() # the error keeps this frame, and would keep them, until the garbage collector comes by
             raise body_too_large(mib)
     return b''.join(parts)
 
@@ -347,7 +338,9 @@ def refuse(self:App, request: Request, e: Exception) -> Response:
     "What a client is told whose request ended with `e`."
     request.id = request.id or request.trace or next(self._ids)
     if isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
-    return error_response(e, request.id)
+    response = error_response(e, request.id)
+    e.__traceback__ = e.__context__ = None # its frames would hold the body until the garbage collector comes by
+    return response
 
 @patch
 @contextmanager
