@@ -63,7 +63,7 @@ class SpanExport:
             raise UserError("otlp_endpoint is set in [serve], and OpenTelemetry is not installed; "
                             "`pip install 'mlops-nb[otel]'`, or leave otlp_endpoint empty.") from None
         self.sample_rate, self._resource = sample_rate, Resource.create({'service.name': _service_name()})
-        exporter = OTLPSpanExporter(endpoint.rstrip('/') + '/v1/traces', timeout=5)
+        exporter = OTLPSpanExporter(endpoint.rstrip('/') + '/v1/traces', timeout=2) # seconds
         self._processor = BatchSpanProcessor(exporter, max_queue_size=2048)
 
     def begin(self) -> TraceContext | None:

@@ -95,7 +95,7 @@ def test_a_rolling_restart_behind_a_proxy_fails_no_request(bundle, tmp_path):
     with contextlib.ExitStack() as stack:
         servers = {name: started(stack, root, free_port()) for name, root in roots.items()}
         balancer = stack.enter_context(Balancer(tmp_path, *(s.port for s in servers.values())))
-        with serving.load(SimpleNamespace(port=balancer.port), 4) as clients:
+        with serving.load(SimpleNamespace(port=balancer.port), 4 if REQUESTS else 2) as clients:
             while True:
                 for name, s in servers.items():
                     before = answered(clients)
