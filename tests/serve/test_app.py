@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 import zlib
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -25,10 +26,24 @@ from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.serve.app import ROUTES, App, PathMatcher
 from mlops_nb.serve.auth import create_api_key, read_api_keys, read_key_use
-from mlops_nb.serve.http_messages import zstd
+from mlops_nb.serve.http_messages import HTTPException, Request, body_too_large, zstd
 
 
 def expected(predictor, rows): return predictor.predict(pl.DataFrame(rows, infer_schema_length=None)).tolist()
+
+
+def test_a_refused_request_lets_go_of_its_body_though_a_future_keeps_the_error():
+    class Body: pass
+    held = []
+    def read():
+        body = Body()
+        held.append(weakref.ref(body))
+        raise body_too_large(1)
+    request = Request({})
+    request.id = "one"
+    try: read()
+    except HTTPException as e: kept, response = e, App.refuse(None, request, e)
+    assert response.status_code == kept.status_code == 413 and held[0]() is None
 
 
 def test_the_ids_of_requests(limited_server):
