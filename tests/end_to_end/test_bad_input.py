@@ -1,6 +1,7 @@
 """What goes wrong through no fault of ours ends in one sentence and an exit code, or is handled and counted; and the
 next run is as if
-nothing had happened. Everything here goes through the command line as a process of its own."""
+nothing had happened. Everything here goes through the command line; what is interrupted, or finds its disk full, is a
+process of its own."""
 import gzip
 import os
 import shutil
@@ -132,7 +133,7 @@ def test_what_a_row_may_do_wrong_is_counted_and_the_rest_goes_on(tmp_path):
     root = tmp_path / "new"
     assert ("gone:  # 100.0% missing" in (root / "schema.yaml").read_text()
             and "Köln" in (root / "schema.yaml").read_text(encoding="utf-8"))
-    assert nb("stage", "validate", cwd=root).returncode == 0
+    assert nb_inside("stage", "validate", cwd=root).returncode == 0
     found = read_json(root / "artifacts/validation.json", dict)
     assert (found["received"], found["accepted"], found["quarantined"]) == (400, 394, 6)
     assert found["violations"] == {"day:type": 3, "spent:range": 3}
@@ -141,8 +142,8 @@ def test_what_a_row_may_do_wrong_is_counted_and_the_rest_goes_on(tmp_path):
     edit(root / "schema.yaml", "day:", "day:\n    range: ['2024-01-01', '2025-12-31']")
     late = [f"{year}-03-04,Rome,30,1.5,3,yes,,1" for year in (1024, 2024, 2025, 2204)]
     (tmp_path / "late.csv").write_text("\n".join([text.splitlines()[0], *late]))
-    assert nb("ingest", tmp_path / "late.csv", cwd=root).returncode == 0
-    assert nb("stage", "validate", cwd=root).returncode == 0
+    assert nb_inside("ingest", tmp_path / "late.csv", cwd=root).returncode == 0
+    assert nb_inside("stage", "validate", cwd=root).returncode == 0
     assert read_json(root / "artifacts/validation.json", dict)["violations"] == {"day:range": 2, "day:type": 3,
                                                                                  "spent:range": 3}
 
@@ -222,8 +223,8 @@ def test_a_mistake_in_the_environment_is_named(shared, monkeypatch, variable, va
 def test_a_missing_column_stops_the_run_with_a_table_and_keeps_what_was_there(project, good):
     (project / "short.csv").write_text("\n".join(",".join(r.split(",")[:4] + r.split(",")[5:]) for r in ROWS),
                                        encoding="utf-8")
-    assert nb("ingest", "short.csv", cwd=project).returncode == 0
-    done = nb("stage", "validate", cwd=project)
+    assert nb_inside("ingest", "short.csv", cwd=project).returncode == 0
+    done = nb_inside("stage", "validate", cwd=project)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said, _, table = done.stderr.partition("\n\n")
     assert said.startswith("error: The data does not have the shape that schema.yaml describes (1 column(s) in 1 "
@@ -273,7 +274,7 @@ def test_a_file_cut_in_the_middle_is_not_believed(shared, good, pattern):
 
 def again(project, good, *stage):
     "The same stage without the fault gives what an undisturbed run gave."
-    done = nb("stage", *stage, cwd=project)
+    done = nb_inside("stage", *stage, cwd=project)
     assert done.returncode == 0, done.stderr
     assert results(project) == results(good) and leftovers(project) == []
 
@@ -330,8 +331,8 @@ def test_a_read_only_folder_ends_every_verb_in_a_sentence(small_disk, good):
     (project / "more.csv").write_text(shop(300, seed=5), encoding="utf-8")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for command in READ_ONLY:
-        assert "the file system is read-only; use another folder." in sentence(nb(*command.split(),
-                                                                                  cwd=project)), command
+        said = sentence(nb_inside(*command.split(), cwd=project))
+        assert "the file system is read-only; use another folder." in said, command
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert results(project) == results(good) and leftovers(project) == []
 

@@ -19,8 +19,8 @@ from mlops_nb.stats.monitoring_baseline import MonitoringBaseline
 
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive",
-       "DVC_NO_ANALYTICS": "1",
-       "MLFLOW_DISABLE_TELEMETRY": "true"}
+       "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
+       "MLOPS_NB_RUN_THREADS": "1"} # projects are made beside one another
 
 
 def run(*command, cwd, rc=0):
@@ -120,8 +120,8 @@ def check_pages(root, gate, output):
     assert not any(x.startswith("> mlops-nb") or "error" in x.lower() for x in lines[lines.index(last) + 1:])
 
 
-def check_project(root, output):
-    "All of it; gives the gate's verdict."
+def check_project(root, output, pages=True):
+    "All of it, the pages only where they were made; gives the gate's verdict."
     gate = read_json(root / "artifacts/gate.json", dict)
     assert gate["passed"] == all(r["passed"] for r in gate["results"])
     check_counts(root)
@@ -129,7 +129,7 @@ def check_project(root, output):
     place = root / "bundles" / gate["bundle"] if gate["passed"] else root / "artifacts/bundle"
     check_parity(root, place)
     check_baseline(root, place)
-    check_pages(root, gate, output)
+    if pages: check_pages(root, gate, output)
     return gate
 
 
@@ -162,7 +162,7 @@ def plain(X, y, test, order=None, objective="regression"):
     rest = np.random.default_rng(0).permutation(rest) if order is None else rest[np.argsort(order[rest], kind="stable")]
     train, valid = np.split(rest, [int(.8 * len(rest))])
     data = lgb.Dataset(M[train], y[train], categorical_feature=categories)
-    params = dict(objective=objective, learning_rate=.05, num_leaves=31, verbose=-1, num_threads=2, deterministic=True)
+    params = dict(objective=objective, learning_rate=.05, num_leaves=31, verbose=-1, num_threads=1, deterministic=True)
     model = lgb.train(params, data, 2000, valid_sets=[data.create_valid(M[valid], y[valid])],
                       callbacks=[lgb.early_stopping(50, verbose=False)])
     return model.predict(M[test], num_iteration=model.best_iteration)

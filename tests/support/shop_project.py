@@ -14,6 +14,7 @@ from mlops_nb.command_line import exit_code_and_message
 from mlops_nb.core.files import file_lock
 from mlops_nb.core.manifest import file_hashes
 
+os.environ.setdefault("MLOPS_NB_RUN_THREADS", "1") # for what runs in this process; as ENV for the others
 BIN = Path(sys.executable).parent
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("MLOPS_NB_")} | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "MLOPS_NB_RUN_THREADS": "1",
