@@ -15,7 +15,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive" # threads that wait awake take the tim
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
-# files that take longest: begun last, one of them would leave the other processes of `--dist loadfile` with nothing to do
+# files that take longest: begun last, one would leave the other processes of `--dist loadfile` with nothing to do
 LONG = ["end_to_end/test_real_data.py", "end_to_end/test_shapes.py", "end_to_end/test_learners.py", "test_cli.py",
         "end_to_end/test_experiments.py", "train/test_launcher.py", "train/test_net_trainer.py",
         "end_to_end/test_bad_input.py", "end_to_end/test_change_request.py", "report/test_runner.py",

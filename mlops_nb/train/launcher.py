@@ -66,7 +66,9 @@ def run_training_worker(folder: Path) -> None:
     die_with_parent()
     if (folder / "error").exists(): sys.exit(1)
     job, train, valid = read_training_job(folder)
-    import torch.distributed as dist # takes seconds, for which those who only go need not wait
+    # takes seconds, for which those who only go need not wait
+    import torch.distributed as dist
+
     cuda = pick_device(job.device.name).type == "cuda"
     device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
     first = _join_process_group(folder, device) == 0
