@@ -267,6 +267,7 @@ def write_project_files(
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
 _SETUP = """import json, os, sys
+import dvc.repo.add, dvc.repo.init, networkx, rich.live # what the commands below would load one after the other
 from dvc.cli import main
 from nbdev.export import nb_export
 asked = sys.stdin.readline()
