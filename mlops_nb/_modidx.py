@@ -1445,6 +1445,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlops_nb/data/leakage.py'),
                                        'mlops_nb.data.leakage._cross_fitted_means': ( 'data/leakage.html#_cross_fitted_means',
                                                                                       'mlops_nb/data/leakage.py'),
+                                       'mlops_nb.data.leakage._departures_are_mixed': ( 'data/leakage.html#_departures_are_mixed',
+                                                                                        'mlops_nb/data/leakage.py'),
                                        'mlops_nb.data.leakage._find_sum': ('data/leakage.html#_find_sum', 'mlops_nb/data/leakage.py'),
                                        'mlops_nb.data.leakage._is_nearly_unique': ( 'data/leakage.html#_is_nearly_unique',
                                                                                     'mlops_nb/data/leakage.py'),

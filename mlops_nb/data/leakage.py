@@ -335,14 +335,21 @@ def _binned_skill(x, outcome):
     ranked = (events * (np.cumsum(others, axis=0) - others / 2)).sum(axis=0)
     return 2 * ranked / (events.sum(axis=0) * others.sum(axis=0)) - 1
 
+def _departures_are_mixed(x, outcome):
+    "(p,): may departures from the value in the middle of each column of `x` (n, p), if most have it, tell nothing?"
+    middle = np.partition(x, at := [(len(x) - 1) // 2, len(x) // 2], axis=0)[at]
+    counts = np.stack([(x == v).sum(axis=0) for v in middle])
+    departed = x != middle[counts.argmax(axis=0), np.arange(x.shape[1])]
+    n, events = departed.sum(axis=0), (departed & (outcome.y > 0)).sum(axis=0) # of a regression they are not asked
+    return (counts.max(axis=0) < 0.4 * len(x)) | (outcome.task == "binary") & (events > 0) & (events < n)
+
 def _columns_worth_a_look(rows, names, outcome, schema):
     "The columns of which a look at all of them at once does not show that they tell nothing."
     if outcome.task == "multiclass" or len(names) < 100: return names
     types = rows.schema
     plain = [n for n in names if types[n] in (pl.Float64, pl.Int64) and not late_word(n, schema.target)]
-    x, middle = rows.select(plain).to_numpy().astype(float), [(len(rows) - 1) // 2, len(rows) // 2]
-    common = np.maximum(*((x == v).sum(axis=0) for v in np.partition(x, middle, axis=0)[middle]))
-    harmless = np.isfinite(x).all(axis=0) & (common < 0.4 * len(x))
+    x = rows.select(plain).to_numpy().astype(float)
+    harmless = np.isfinite(x).all(axis=0) & _departures_are_mixed(x, outcome)
     for i in np.flatnonzero(harmless): harmless[i] = not is_identifier(rows[plain[i]])
     harmless[harmless] = _binned_skill(x[:, harmless], outcome) < 0.8 * _SUSPICIOUS[outcome.task]
     skipped = {n for n, skip in zip(plain, harmless) if skip}
