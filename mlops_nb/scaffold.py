@@ -291,14 +291,12 @@ def _init_git_and_dvc(root, package, dvc):
     "Export the features notebook and set up git and DVC."
     (root / package).mkdir()
     (root / package / "__init__.py").write_text('__version__ = "0.1.0"\n')
-    own = (root / ".git").exists()
-    inside = own or not subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=root,
-                                       capture_output=True).returncode
-    if not inside:
+    is_own = is_repository_root(root) # or in no repository yet
+    if is_own and not (root / ".git").exists():
         done = subprocess.run(["git", "init", "-q", "-b", "main"], cwd=root, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True)
         _check_done("`git init`", root, done.returncode, done.stdout)
-    said, _ = dvc.communicate(json.dumps([str(root.absolute()), ["--subdir"] if inside and not own else []]) + "\n")
+    said, _ = dvc.communicate(json.dumps([str(root.absolute()), [] if is_own else ["--subdir"]]) + "\n")
     _check_done("setting up DVC", root, dvc.returncode, said)
 
 # %% ../nbs/91_scaffold.ipynb #461e9ef1

@@ -102,8 +102,8 @@ class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     )] = "sqlite:///.mlops/control.db"
 
 # %% ../../nbs/config/11_settings.ipynb #0ddcc1dd
-class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "The HTTP server."
+class _ListenSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "Where the server listens, and to whom."
     host: Annotated[str, Meta(
         description="address to listen on; any but the loopback needs auth = api_key, and TLS or behind_proxy"
     )] = "127.0.0.1"
@@ -124,6 +124,10 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     backlog: Annotated[int, Meta(ge=128, description="connections that may wait to be accepted")] = 1024
     admin_port: Annotated[int, Meta(
         ge=0, le=65535, description="port for health, readiness and metrics alone, at the same host; 0 = none")] = 0
+
+# %% ../../nbs/config/11_settings.ipynb #f4876037
+class _LimitSettings(_ListenSettings, kw_only=True):
+    "How much the server takes."
     max_connections: Annotated[int, Meta(ge=1, description="open connections of a worker, idle ones too")] = 1024
     max_connections_per_client: Annotated[int, Meta(
         ge=0, description="open connections of one client address to a worker; 0 = half of max_connections, with "
@@ -143,6 +147,10 @@ class ServeSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=0, description="seconds that a stopping server answers on while its readiness says no")] = 0
     shutdown_timeout_seconds: Annotated[int, Meta(
         ge=1, description="seconds that accepted requests have to be answered when the server stops")] = 30
+
+# %% ../../nbs/config/11_settings.ipynb #928efd74
+class ServeSettings(_LimitSettings, kw_only=True):
+    "The server, HTTP and gRPC."
     slow_request_ms: Annotated[int, Meta(
         ge=0, description="milliseconds after which a request is in the access log as slow; 0 = none is slow")] = 1000
     access_log_per_second: Annotated[int, Meta(
