@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 READY := $(VENV)/.ready
 
-.PHONY: repro test check lessons pytest test-remotes test-grpc-clients lab ui tensorboard docs bench hooks export clean
+.PHONY: repro test check lessons pytest test-remotes test-clients lab ui tensorboard docs bench hooks export clean
 
 repro: $(READY)            ## data, the whole pipeline, the reports
 	@mlops-nb simulate --if-missing
@@ -34,11 +34,11 @@ $(VENV)/remotes/.ready: $(READY) tests/support/remotes_environment.py
 	@python tests/support/remotes_environment.py $(VENV)/remotes
 	@touch $@
 
-test-grpc-clients: $(VENV)/grpc-clients/.ready ## gRPC and REST by Triton's and KServe's clients, from an environment with them
-	@TEST_GRPC_CLIENTS=1 python -m pytest -n 0 tests/end_to_end/test_grpc_clients.py tests/end_to_end/test_rest_clients.py
+test-clients: $(VENV)/clients/.ready ## gRPC and REST by Triton's and KServe's clients, from an environment with them
+	@TEST_CLIENTS=1 python -m pytest -n 0 tests/end_to_end/test_inference_clients.py
 
-$(VENV)/grpc-clients/.ready: $(READY) tests/support/grpc_clients_environment.py
-	@python tests/support/grpc_clients_environment.py $(VENV)/grpc-clients
+$(VENV)/clients/.ready: $(READY) tests/support/clients_environment.py
+	@python tests/support/clients_environment.py $(VENV)/clients
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Makes the environment of `make test-grpc-clients`: Triton's and KServe's clients of gRPC, alone, because both want a
+"""Makes the environment of `make test-clients`: Triton's and KServe's clients of gRPC, alone, because both want a
 protobuf that is older than the pinned one."""
 import subprocess
 import sys

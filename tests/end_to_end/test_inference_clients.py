@@ -1,4 +1,4 @@
-"gRPC by Triton's and KServe's own clients; `make test-grpc-clients` runs it, in an environment with them."
+"gRPC and REST by Triton's and KServe's own clients; `make test-clients` runs it, in an environment with them."
 import json
 import os
 import re
@@ -10,9 +10,9 @@ import pytest
 from support import server as serving
 from support.services import free_port
 
-CLIENTS = Path(sys.prefix) / "grpc-clients"  # an environment of its own: both want an older protobuf
-pytestmark = pytest.mark.skipif("TEST_GRPC_CLIENTS" not in os.environ,
-                                reason="`make test-grpc-clients` runs it, in an environment with the clients")
+CLIENTS = Path(sys.prefix) / "clients"  # an environment of its own: both want an older protobuf
+pytestmark = pytest.mark.skipif("TEST_CLIENTS" not in os.environ,
+                                reason="`make test-clients` runs it, in an environment with the clients")
 ROWS = [{**r, "x": .5 if r["x"] is None else r["x"], "place": r["place"] or "", "when": r["when"] or ""}
         for r in serving.instances(5)]
 TRITON = """
@@ -67,6 +67,25 @@ async def main():
 
 asyncio.run(main())
 """
+KSERVE_REST = """
+import asyncio, json, sys
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+url, rows, tensors = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+
+async def main():
+    first, second = (InferenceRESTClient(RESTConfig(protocol=p)) for p in ("v1", "v2"))
+    assert await first.is_model_ready(url, "rows") and await second.is_model_ready(url, "rows")
+    assert await second.is_server_live(url) and await second.is_server_ready(url)
+    assert not await second.is_model_ready(url, "nothing")
+    found = await first.infer(url, {"instances": rows}, model_name="rows")
+    inputs = [InferInput(t["name"], t["shape"], t["datatype"], t["data"]) for t in tensors]
+    request = InferRequest(model_name="rows", infer_inputs=inputs, request_id="kserve 東京")
+    answer = await second.infer(url, request, model_name="rows")
+    scores = next(o for o in answer.outputs if o.name == "score").as_numpy().tolist()
+    print(json.dumps([[p["score"] for p in found["predictions"]], scores, answer.id]))
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +106,24 @@ def test_the_example_of_the_page_works(server, tmp_path):
     assert done.returncode == 0 and "call-2032" in serving.logged(server.root), done.stderr
 
 
+def said_by(program, url, *given):
+    "What a program prints that is run by the clients' Python."
+    done = subprocess.run([CLIENTS / "bin/python", "-c", program, url, *map(json.dumps, given)], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize("name, program", [("triton", TRITON), ("kserve", KSERVE)])
 def test_a_client_of_another_server_gets_the_bits_of_http(server, name, program):
     http = server.post(serving.PREDICT, {"instances": ROWS})[2]["predictions"]
-    command = [CLIENTS / "bin/python", "-c", program, f"127.0.0.1:{server.grpc_port}",
-               json.dumps(serving.tensors(ROWS))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    scores, decisions, id, refused = json.loads(done.stdout.splitlines()[-1])
+    scores, decisions, id, refused = said_by(program, f"127.0.0.1:{server.grpc_port}", serving.tensors(ROWS))
     assert scores == [p["score"] for p in http] and decisions == [p["decision"] for p in http]
     assert (id, refused) == (f"{name}-1", "StatusCode.NOT_FOUND")
     assert serving.logged(server.root).count(id) == 1
+
+
+def test_kserve_gets_the_same_scores_over_rest_by_both_protocols(server):
+    expected = [p["score"] for p in server.post(serving.PREDICT, {"instances": ROWS})[2]["predictions"]]
+    said = said_by(KSERVE_REST, f"http://127.0.0.1:{server.port}", ROWS, serving.tensors(ROWS))
+    assert said == [expected, expected, "kserve 東京"] and serving.logged(server.root).count("kserve 東京") == 1
