@@ -19,6 +19,7 @@ from mlops_nb.config.schema import Column, Schema, read_schema, write_schema
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
 from mlops_nb.pipeline import STAGES
+from mlops_nb.serve.auth import SCOPES
 
 TOP = typer.main.get_command(app)
 
@@ -57,6 +58,11 @@ def test_the_help_lists_every_verb_in_a_section():
     assert "Other commands" not in shown and "Predictions:\n  score " in shown
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", shown, re.M)
     assert sorted(listed) == sorted(TOP.commands)
+
+
+def test_the_help_of_keys_names_every_scope():
+    shown = CliRunner().invoke(app, ["key", "add", "-h"]).output
+    assert all(scope in shown for scope in SCOPES)
 
 
 def test_the_version():
