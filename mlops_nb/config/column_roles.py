@@ -262,7 +262,7 @@ def is_code(
     type: str, # In the schema
     profile, # A `ColumnProfile`
     form: ValueForm | None, # Of a sample of the rows
-    max_values: int = 50,
+    max_values: int, # Codes at most
 ) -> bool:
     "Are the numbers of this column names of categories?"
     if type not in ("integer", "number") or form is None or form.low is None: return False

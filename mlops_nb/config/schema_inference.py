@@ -337,7 +337,7 @@ def _add_checks(roles, readings, domains, sentinels, codes, numbered):
     for n, role in roles.items():
         reading = readings.get(n, _NO_TEXT)
         role.checks += [*reading.checks, *_spelling_checks(domains.get(n))]
-        if role.reason and reading.units: role.reason = "numbers in several units"
+        if role.reason not in ("", "excluded") and reading.units: role.reason = "numbers in several units"
         if n in numbered and not role.reason: role.checks.append("amounts, or codes? Then the type is category")
     for n, found in sentinels.items(): roles[n].checks += found.checks
     for n in codes: roles[n].checks.append("whole numbers taken as codes, not as amounts")
@@ -355,8 +355,9 @@ def _infer_columns(frame, readings, exclude, target, fixed):
     dtypes = read.collect_schema()
     types = {n: _infer_type(p, dtypes[n], readings.get(n)) for n, p in profiles.items()}
     forms = _forms_of_values(read, types, profiles)
-    codes = [n for n, p in profiles.items() if n not in fixed and is_code(n, types[n], p, forms.get(n))]
-    numbered = [n for n, p in profiles.items() if n not in target and is_code(n, types[n], p, forms.get(n), 1000)]
+    def coded(most):
+        return {n for n in profiles.keys() - fixed if is_code(n, types[n], profiles[n], forms.get(n), most)}
+    codes, numbered = coded(50), coded(1000)
     types |= dict.fromkeys(codes, "category")
     columns = {n: _column(types[n], _text_kept(readings.get(n), types[n]),
                           sentinels[n].missing if n in sentinels else ()) for n in profiles}
@@ -365,7 +366,7 @@ def _infer_columns(frame, readings, exclude, target, fixed):
                                    n in exclude)
                 for n, c in columns.items()}
     roles = {n: role for n, (_, role) in proposed.items()}
-    _add_checks(roles, readings, domains, sentinels, codes, {*numbered} - {*codes})
+    _add_checks(roles, readings, domains, sentinels, codes, numbered - codes)
     return {n: c for n, (c, _) in proposed.items()}, roles, profiles
 
 # %% ../../nbs/config/08_schema_inference.ipynb #89a3bfdf

@@ -505,6 +505,7 @@ def test_several_units_in_one_column_are_said(values, said):
     found = propose(x=values)
     assert ("several units" in found.comments["x"]) == bool(said) and said in found.comments["x"]
     if said: assert not found.schema.columns["x"].feature and found.roles["x"].reason == "numbers in several units"
+    assert propose(x=values, exclude=["x"]).roles["x"].reason == "excluded"
 
 
 @pytest.mark.parametrize("name, n_values, type, asked", [
@@ -512,3 +513,4 @@ def test_several_units_in_one_column_are_said(values, said):
 def test_numbers_with_the_name_of_a_code_are_codes_where_they_are_few_and_else_asked_about(name, n_values, type, asked):
     found = propose(**{name: [i * 7919 % n_values for i in range(12 * n_values)]})
     assert found.schema.columns[name].type == type and ("amounts, or codes?" in found.comments[name]) == asked
+    assert "codes?" not in propose(entity=name, **{name: [i % n_values for i in range(12 * n_values)]}).comments[name]
