@@ -5613,7 +5613,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlops_nb.train.stage.warn_unseen_classes': ( 'train/stage.html#warn_unseen_classes',
                                                                                     'mlops_nb/train/stage.py')},
             'mlops_nb.train.study': { 'mlops_nb.train.study._cut_torn_end': ('train/study.html#_cut_torn_end', 'mlops_nb/train/study.py'),
-                                      'mlops_nb.train.study._is_alive': ('train/study.html#_is_alive', 'mlops_nb/train/study.py'),
+                                      'mlops_nb.train.study._is_at_work': ('train/study.html#_is_at_work', 'mlops_nb/train/study.py'),
                                       'mlops_nb.train.study._previous_best': ('train/study.html#_previous_best', 'mlops_nb/train/study.py'),
                                       'mlops_nb.train.study.clip_to_range': ('train/study.html#clip_to_range', 'mlops_nb/train/study.py'),
                                       'mlops_nb.train.study.counted_trials': ('train/study.html#counted_trials', 'mlops_nb/train/study.py'),

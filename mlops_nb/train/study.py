@@ -116,11 +116,12 @@ def worker_identity() -> list: # Machine, process, and when that began: a number
     import psutil
     return [socket.gethostname(), os.getpid(), psutil.Process().create_time()]
 
-def _is_alive(worker):
+def _is_at_work(worker):
     import psutil
     host, pid, began = worker
     if host != socket.gethostname(): return True
-    try: return abs(psutil.Process(pid).create_time() - began) < 1
+    if pid == os.getpid(): return False # a process tries one after the other, and asks before it begins
+    try: return abs(psutil.Process(pid).create_time() - began) < 60 # a clock that is set moves the time of a start
     except psutil.Error: return False
 
 # %% ../../nbs/train/11_study.ipynb #707ff7b8
@@ -128,7 +129,7 @@ def fail_stale_trials(study) -> int: # How many
     "Give up the running trials whose process on this machine is dead."
     from optuna.trial import TrialState
     running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-    dead = [t for t in running if 'worker' not in t.user_attrs or not _is_alive(t.user_attrs['worker'])]
+    dead = [t for t in running if 'worker' not in t.user_attrs or not _is_at_work(t.user_attrs['worker'])]
     for t in dead:
         study.tell(t.number, state=TrialState.FAIL, skip_if_finished=True)
         if 'fixed_params' in t.system_attrs: # put in front

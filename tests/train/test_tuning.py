@@ -10,6 +10,7 @@ import time
 import msgspec
 import optuna
 import polars as pl
+import psutil
 import pytest
 from sklearn.metrics import root_mean_squared_error
 from support import trained_project as modelling
@@ -188,7 +189,6 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     script.write_text("import sys\nfrom pathlib import Path\nfrom mlops_nb.train.tuning import run_study\n"
                       "if __name__ == '__main__': run_study(Path(sys.argv[1]), 'gbdt', n_workers=2)\n")
     run = subprocess.Popen([sys.executable, str(script), str(root)], env=dict(os.environ))
-    import psutil
     end = time.monotonic() + 60
     while not (root / JOURNAL).exists() or (root / JOURNAL).read_text().count('"worker"') < 3:
         assert time.monotonic() < end and run.poll() is None
@@ -307,11 +307,13 @@ def test_a_trial_of_a_living_process_is_left_running(tmp_path):
     search = open_search_context(Project.open(root), "gbdt")
     study = open_study(open_storage(root / JOURNAL), search.study_name, search.search_space)
     trial = study.ask()
-    trial.set_user_attr("worker", worker_identity())
+    parent = psutil.Process(os.getppid())
+    host = worker_identity()[0]
+    trial.set_user_attr("worker", [host, parent.pid, parent.create_time()])
     assert fail_stale_trials(study) == 0
     trial.set_user_attr("worker", ["another machine", 1, 0.0])
     assert fail_stale_trials(study) == 0
-    trial.set_user_attr("worker", worker_identity()[:2] + [0.0])
+    trial.set_user_attr("worker", [host, parent.pid, 0.0])
     assert fail_stale_trials(study) == 1 and fail_stale_trials(study) == 0
     run_trials(study, search)
     first = [t for t in counted_trials(study) if "default_params" in t.user_attrs]
