@@ -206,7 +206,7 @@ def _keys_file():
 @key_app.command("add")
 def key_add_command(
     name: Annotated[str, typer.Argument(help="Whom it is for; new.")],
-    scopes: Annotated[str, typer.Option(help="predict, explain, feedback, read, admin; with commas between.")],
+    scopes: Annotated[str, typer.Option(help="predict, explain, feedback, read, operate, admin; with commas between.")],
     rate_limit: Annotated[float | None, typer.Option(help="Requests a second, of each process of a server.")] = None,
     expires: Annotated[str | None, typer.Option(help="Its last day, as in 2027-06-30, UTC.")] = None,
     endpoint: Annotated[list[str], typer.Option(

@@ -28,7 +28,8 @@ from ..core.typed_yaml import read_json, write_json
 from .http_messages import HTTPException
 
 # %% ../../nbs/serve/11_auth.ipynb #a20177d7
-Scope = Literal['predict', 'explain', 'feedback', 'read', 'admin'] # read: metadata and metrics; admin: load and unload
+# read: metadata, metrics, releases; operate: approve, advance and roll back releases; admin: load and unload
+Scope = Literal['predict', 'explain', 'feedback', 'read', 'operate', 'admin']
 SCOPES = Scope.__args__
 
 class APIKey(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):

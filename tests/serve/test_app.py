@@ -199,7 +199,7 @@ def a_body(route):
 def test_no_route_is_open_by_accident(bundle, tmp_path):
     root = serving.project(tmp_path, made=bundle, settings="[serve]\nauth = api_key\n")
     keys = {scope: create_api_key(root / ".mlops/keys.json", scope, [scope])
-            for scope in ("predict", "explain", "feedback", "read", "admin")}
+            for scope in ("predict", "explain", "feedback", "read", "operate", "admin")}
     one, other, over, unused = (create_api_key(root / ".mlops/keys.json", name, [*keys], **how) for name, how in [
         ("one", dict(endpoints=["rows"])), ("other", dict(endpoints=["row", "rowss"])),
         ("over", dict(expires_at=datetime(2026, 1, 1, tzinfo=UTC))), ("unused", {})])
