@@ -664,6 +664,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlops_nb/config/params.py'),
                                         'mlops_nb.config.params._check_ranges': ( 'config/params.html#_check_ranges',
                                                                                   'mlops_nb/config/params.py'),
+                                        'mlops_nb.config.params._check_release': ( 'config/params.html#_check_release',
+                                                                                   'mlops_nb/config/params.py'),
                                         'mlops_nb.config.params.read_params': ( 'config/params.html#read_params',
                                                                                 'mlops_nb/config/params.py'),
                                         'mlops_nb.config.params.split_strategy': ( 'config/params.html#split_strategy',

@@ -222,6 +222,7 @@ __pycache__/
 /bundles/released/?*/
 /releases/?*
 !/releases/committed/
+/environments/
 /tables/
 /predictions/
 /.cache/

@@ -10,11 +10,13 @@ from mlops_nb.config.settings import (
     ScheduleSettings,
     Settings,
     available_cores,
+    environment_settings,
     read_settings,
     thread_count,
     write_settings,
 )
 from mlops_nb.core.errors import UserError
+from mlops_nb.release.release_plan import plan_path, store_path
 
 
 def test_settings_round_trip_and_explain_themselves(tmp_path):
@@ -24,7 +26,8 @@ def test_settings_round_trip_and_explain_themselves(tmp_path):
     weekly = ScheduleSettings(notebook="a b.ipynb", cron="*/5 0 1 1 1-5", timezone="Europe/Vienna", missed="skip",
                               timeout_seconds=60,
                               params={"Title": "100 % = all; # $x ${y}", "n": "3"})
-    given = Settings(schedule={"weekly report": weekly})
+    given = Settings(schedule={"weekly report": weekly}, people={"owners": ["ana", "bo"], "on-duty": ["cai"]})
+    given.production.approve = "start: 2 of owners; 25: 1 of on-duty"
     write_settings(tmp_path, given)
     assert read_settings(tmp_path, {}) == given
 
@@ -71,6 +74,54 @@ def test_a_mistake_in_settings_names_its_place(tmp_path, text, says):
     (tmp_path / "settings.ini").write_text(text + "\n")
     with pytest.raises(UserError, match=says) as error: read_settings(tmp_path, {})
     assert "settings.ini" in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+PEOPLE = "[people]\nowners = ana, bo, ana\n"
+
+
+@pytest.mark.parametrize("text, says", [
+    ("[staging]\nstage = 1", "section 'staging': there is no key 'stage'; did you mean 'store'?"),
+    ("[staging]\napprove = start", "section 'staging': 'start' is no rule of approve; write STEP: NUMBER of GROUP"),
+    ("[production]\napprove = first: 1 of owners", "section 'production': 'first' is no step; write start, or percent"),
+    ("[production]\napprove = 0: 1 of owners", "'0' is no step"), ("[production]\napprove = 101: 1 of owners", "'101'"),
+    ("[production]\napprove = start: 1 of owner", "approve asks for the group 'owner', which \\[people\\] does not have"
+                                                 "; did you mean 'owners'?"),
+    ("[production]\napprove = start: 3 of owners", "approve asks for 3 of owners, which has 2; ask for fewer, or name"),
+    ("[staging]\nplans = releases", "section 'staging': plans is releases, which is that of this checkout"),
+    ("[production]\nstore = ./environments/staging/bundles", "store is .*, which is that of staging; give it one of"),
+    ("[staging]\npredictions = predictions", "predictions is predictions, which is that of this checkout"),
+    ("[production]\nbranch = main", "section 'production': branch is main, which is that of staging"),
+    ("[release]\nstore = environments/staging/bundles", "section 'staging': store is .* of this checkout")])
+def test_a_mistake_in_an_environment_is_a_sentence(tmp_path, text, says):
+    (tmp_path / "settings.ini").write_text(f"{PEOPLE}{text}\n")
+    with pytest.raises(UserError, match=says) as error: read_settings(tmp_path, {})
+    assert "settings.ini" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_environment_has_a_plan_a_store_and_a_log_of_its_own(tmp_path):
+    (tmp_path / "settings.ini").write_text("[release]\nendpoint = churn\n[production]\nplans = /srv/plans\n")
+    found = read_settings(tmp_path, {"MLOPS_NB_PRODUCTION_STORE": "/srv/bundles"})
+    assert environment_settings(found, "") is environment_settings(found, "development") is found
+    s, p = (environment_settings(found, name) for name in ("staging", "production"))
+    assert plan_path(tmp_path, s) == tmp_path / "environments/staging/releases/churn.json"
+    assert (str(plan_path(tmp_path, p)), str(store_path(tmp_path, p))) == ("/srv/plans/churn.json", "/srv/bundles")
+    assert (s.release.environment, s.log.folder) == ("staging", "environments/staging/predictions")
+    assert found.release.plans == "releases" and found.log.folder == "predictions" # a copy was changed
+    with pytest.raises(UserError, match="There is no environment 'producton'; did you mean 'production'?"):
+        environment_settings(found, "producton")
+
+
+def test_a_checkout_may_be_that_of_an_environment(tmp_path):
+    (tmp_path / "settings.ini").write_text("[release]\nenvironment = staging\n")
+    assert environment_settings(read_settings(tmp_path, {}), "staging").release.plans == "releases"
+
+
+def test_a_group_that_is_there_can_be_changed_by_a_variable(tmp_path):
+    (tmp_path / "settings.ini").write_text(PEOPLE + "on-duty = cai\n")
+    found = read_settings(tmp_path, {"MLOPS_NB_PEOPLE_ON_DUTY": "ana , dee"})
+    assert found.people == {"owners": ["ana", "bo"], "on-duty": ["ana", "dee"]}
+    with pytest.raises(UserError, match="MLOPS_NB_PEOPLE_OWNER: there is no such setting; did you mean"):
+        read_settings(tmp_path, {"MLOPS_NB_PEOPLE_OWNER": "eve"})
 
 
 def of_weekly(path): return path.replace("*", "weekly report")
