@@ -111,6 +111,13 @@ _DATATYPE = {'enum': [*DATATYPES]}
 _VALUES = {'type': 'array',
            'description': 'As many values as the shape says, flat or nested like it. Null is a missing value.'}
 
+# %% ../../nbs/serve/10_openapi.ipynb #74fd33d8
+_RELEASE_SCHEMAS = {
+    'ReleaseStatus': _object('id status', id=_TEXT, status=_TEXT), 'ReleaseList': _array(_ref('ReleaseStatus')),
+    'ReleaseAnswer': _object('id message', id=_TEXT, message=_TEXT),
+    'ReleaseStep': _object('step', step={**_TEXT, 'description': 'start, or the percent of a step, such as 25.'}),
+    'ReleaseReason': _object(reason={**_TEXT, 'description': 'Why; it stands in the ledger.'})}
+
 # %% ../../nbs/serve/10_openapi.ipynb #a2d4e187
 PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'InferOutput')} | {
     'Error': _object('error', error=_TEXT, total=_COUNT, violations=_array(_object(
@@ -141,7 +148,7 @@ PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'I
     'InferRequest': _object('inputs', id=_OPTIONAL_ID, parameters=_ANY_OBJECT,
                             inputs=_array(_ref('InferInput'), minItems=1),
                             outputs={**_array(_object('name', name=_TEXT, parameters=_ANY_OBJECT)),
-                                     'type': ['array', 'null']})} # Name -> JSON Schema
+                                     'type': ['array', 'null']})} | _RELEASE_SCHEMAS # Name -> JSON Schema
 
 # %% ../../nbs/serve/10_openapi.ipynb #7df4eb9b
 _VERSION = {**_ANY_OBJECT, 'properties': {'version': {**_TEXT,
@@ -193,18 +200,22 @@ OPERATION_SCHEMAS = {
     'repository_index': ('RepositoryOptions', 'RepositoryIndex'),
     'repository_load': ('RepositoryOptions', 'RepositoryAnswer'),
     'repository_unload': ('RepositoryOptions', 'RepositoryAnswer'),
+    'release_index': (None, 'ReleaseList'), 'release_detail': (None, 'ReleaseStatus'),
+    'release_approve': ('ReleaseStep', 'ReleaseAnswer'), 'release_withdraw': ('ReleaseStep', 'ReleaseAnswer'),
+    'release_promote': ('ReleaseReason', 'ReleaseAnswer'), 'release_roll_back': ('ReleaseReason', 'ReleaseAnswer'),
     'docs_page': (None, 'text/html')} # Handler -> schema of the request and of the response, or its media type
 
 # %% ../../nbs/serve/10_openapi.ipynb #fe1f2644
 STATUS_DESCRIPTIONS = {
     400: 'The request cannot be read, or a row does not fit the schema', 401: 'There is no key, or it is not known',
     403: 'The key is not for this, or a page of another site asks',
-    404: 'There is no such endpoint or version', 405: 'The route takes another method; Allow says which',
-    408: 'The request took too long to arrive',
+    404: 'There is no such endpoint, version or release', 405: 'The route takes another method; Allow says which',
+    408: 'The request took too long to arrive', 409: 'The release is in a state in which this is refused',
     413: 'The body is too large', 415: 'The body is no JSON, or compressed in a way that is not known',
     421: 'A server without keys answers at the loopback only',
     429: 'The key has used up its rate; Retry-After says when to come back',
     500: 'The server failed; the id of the request finds the reason in its log',
+    501: 'This server knows of no releases: it serves a single bundle, or lacks the packages',
     503: 'Too much to do, or not ready; Retry-After says when to come back',
     504: 'The deadline of the request has passed'}
 
@@ -214,6 +225,7 @@ def _statuses(route, auth_required):
     if not auth_required: yield 421
     elif route.scope != 'public': yield from (401, 429)
     if '{' in route.path: yield 404
+    if route.handler.__name__.startswith('release_'): yield from (409, 501)
     if route.method == 'POST': yield from (408, 413, 415, 503, 504)
     elif route.handler.__name__ in ('server_ready', 'model_ready'): yield 503
 
@@ -235,17 +247,19 @@ def _responses(route, media, schema, auth_required):
 
 # %% ../../nbs/serve/10_openapi.ipynb #32fed205
 def _parameters(route, endpoint_headers):
-    "The headers of a route, and the version where the path has one."
+    "The headers of a route, and what its path leaves open beside the endpoint."
     names = X_REQUEST_ID, TRACEPARENT, *([X_DEADLINE_MS] if route.method == 'POST' else []), *route.headers
     headers = {n: REQUEST_HEADERS[n] for n in names}
     if route.scope in ('predict', 'explain'): headers = {h.name: h for h in endpoint_headers} | headers
     if route.scope == 'explain': headers.pop(X_STATIC, None) # a lookup table has no contributions
     found = [{'name': h.name, 'in': 'header', 'description': h.description, 'schema': h.json_schema}
              for h in headers.values()]
-    return found + ([{'name': 'version', 'in': 'path', 'required': True, 'schema': _TEXT}] if '/versions/' in route.path
-                    else [])
+    open_parts = [n for n in re.findall(r'{(\w+)}', route.path) if n != 'model']
+    return found + [{'name': n, 'in': 'path', 'required': True, 'schema': _TEXT} for n in open_parts]
 
 # %% ../../nbs/serve/10_openapi.ipynb #f85f5517
+_OPTIONAL_BODIES = 'RepositoryOptions', 'ReleaseReason'
+
 def _operation(route, name, examples, auth_required, endpoint_headers):
     "The OpenAPI operation of a route, for the endpoint `name` where its path has one."
     handler = route.handler.__name__
@@ -260,7 +274,7 @@ def _operation(route, name, examples, auth_required, endpoint_headers):
     if route.method == 'POST':
         schema = _ref(body.format(name)) if body else {'type': 'object'}
         content = {'application/json': {'schema': schema, 'example': examples.get(handler, {})}}
-        found['requestBody'] = {'required': body != 'RepositoryOptions', 'content': content}
+        found['requestBody'] = {'required': body not in _OPTIONAL_BODIES, 'content': content}
     return found
 
 # %% ../../nbs/serve/10_openapi.ipynb #2bf26bb8
@@ -273,6 +287,9 @@ def _examples(predictor, row):
             'feedback': {'labels': [{'id': 'my-1', 'row': 0, 'label': label}]}}
 
 # %% ../../nbs/serve/10_openapi.ipynb #93563fcc
+_SERVER_EXAMPLES = dict.fromkeys(('release_approve', 'release_withdraw'), {'step': '25'}) | dict.fromkeys(
+    ('release_promote', 'release_roll_back'), {'reason': 'twice as many calls'})
+
 def openapi_document(
     routes: list, # Each has `method`, `path` like '/v2/models/{model}', `scope`, `handler`, `summary` and `headers`
     endpoints: dict[str, Predictor], # By name
@@ -283,12 +300,12 @@ def openapi_document(
     schemas, paths = dict(PROTOCOL_SCHEMAS), {}
     for name, predictor in endpoints.items(): schemas |= endpoint_json_schemas(name, predictor)
     for name in [None, *endpoints]:
-        examples = _examples(endpoints[name], schemas[f'{name}.Row']['examples'][0]) if name else {}
+        examples = _examples(endpoints[name], schemas[f'{name}.Row']['examples'][0]) if name else _SERVER_EXAMPLES
         for route in routes:
-            if ('{' in route.path) != (name is not None): continue
-            first, rest = re.match(r'([^{]*)(?:{\w+})?(.*)', route.path).groups()
+            if ('{model}' in route.path) != (name is not None): continue
+            path = route.path.replace('{model}', name or '')
             operation = _operation(route, name, examples, auth_required, (request_headers or {}).get(name, ()))
-            paths.setdefault(f'{first}{name or ""}{rest}', {})[route.method.lower()] = operation
+            paths.setdefault(path, {})[route.method.lower()] = operation
     about = (f"Model server over HTTP. Bodies may be compressed ({', '.join(CONTENT_CODINGS)}), as Content-Encoding "
              "and Accept-Encoding say. HEAD is answered as GET.")
     info = {'title': 'mlops_nb', 'version': __version__, 'description': about}
