@@ -30,6 +30,7 @@ from mlops_nb.release.release_plan import (
     plan_signatures,
     read_last_good,
     read_released_plan,
+    standby_names,
 )
 from .endpoint import Endpoint, ServingResources, score_shadow
 from .metrics import Metrics
@@ -85,8 +86,16 @@ def _load_plan(self:ModelManager, path): # an `ActivePlan`; raises `UserError`, 
 def _open_plan(self:ModelManager, path, plan): # an `ActivePlan`; raises `UserError`
     if plan.endpoint != path.stem:
         raise UserError(f"{path} is the plan of '{plan.endpoint}'; call the file {plan.endpoint}.json.")
-    for v in plan.variants: self._find_trusted(v.bundle) # before anything is opened
-    return ActivePlan(plan, [self._load_model(v.bundle) for v in plan.variants])
+    standby = standby_names(plan)
+    for v in plan.variants: # before anything is opened
+        if v.name not in standby: self._find_trusted(v.bundle)
+    return ActivePlan(plan, [self._load_standby(path, v) if v.name in standby else self._load_model(v.bundle)
+                             for v in plan.variants])
+
+@patch
+def _load_standby(self:ModelManager, path, v): # a `LoadedModel`, or None
+    try: return self._load_model(v.bundle)
+    except Exception as e: _log.warning("%s: '%s', which answers nobody, is left out: %s", path, v.name, e)
 
 # %% ../../nbs/serve/08_hot_reload.ipynb #9f91cd5d
 @patch

@@ -25,7 +25,7 @@ from ..config.values import POLARS_TYPES
 from ..core.errors import UserError
 from ..model.booster import Booster
 from ..model.predictor import Predictor
-from ..release.release_plan import ReleasePlan, Variant
+from ..release.release_plan import ReleasePlan, Variant, standby_names
 from .request_validation import RequestDecoder
 from .routing import Router
 
@@ -250,17 +250,20 @@ class ActivePlan:
     "A release plan with its models loaded."
     def __init__(self,
         plan: ReleasePlan,
-        models: list[LoadedModel], # One for each variant
+        models: list[LoadedModel | None], # One for each variant; None for a standby that cannot be opened
     ):
-        self.plan, self.variants = plan, {v.name: ActiveVariant(v, m) for v, m in zip(plan.variants, models)}
+        self.plan, standby = plan, standby_names(plan)
+        self.variants = {v.name: ActiveVariant(v, m) for v, m in zip(plan.variants, models) if m}
         self.primary = self.variants[max((v for v in plan.variants if v.mode == "live"), key=lambda v: v.weight).name]
         # requests are decoded with the schema of the primary variant
         self.decoder, schema = self.primary.decoder, self.primary.predictor.schema
         self.router, self.entity = Router(plan, schema), schema.entity
         self.has_shadows = any(v.mode == "shadow" for v in plan.variants)
-        for v in self.variants.values():
-            v.check_compatibility(models)
-            if v.model.target_spec != self.primary.model.target_spec:
+        for v in list(self.variants.values()):
+            v.check_compatibility([other.model for other in self.variants.values()])
+            if v.model.target_spec == self.primary.model.target_spec: continue
+            if v.name in standby: del self.variants[v.name]
+            else:
                 raise UserError(f"the variant '{v.name}' of the plan of '{plan.endpoint}' predicts another target than "
                                 f"'{self.primary.name}': "
                                 "their tasks or classes differ; give it an endpoint of its own.")

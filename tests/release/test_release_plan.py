@@ -1,15 +1,22 @@
 "The release plan: what it can say, what is refused and in which words, and that an old one says what it said."
+import multiprocessing
+
 import pytest
+from msgspec.structs import replace
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.release.release_plan import (
     ReleasePlan,
+    ReleaseStep,
     RoutingRule,
     Variant,
     check_plan,
+    history_path,
     promote_bundle,
+    read_history,
     read_plan,
+    replace_plan,
     write_plan,
 )
 
@@ -69,3 +76,62 @@ def test_a_plan_from_before_there_were_rules_reads_unchanged(tmp_path):
 
 
 def test_ten_tenths_are_one(): check_plan(faulty([Variant(f"v{i}", "b", .1) for i in range(10)]), "p.json")
+
+
+def test_a_promotion_keeps_what_the_plan_says_of_customers(tmp_path):
+    path = tmp_path / "rows.json"
+    promote_bundle(path, "rows", "aaa")
+    rules = [RoutingRule({"place": "a"}, "challenger"), RoutingRule({"place": "b"}, "champion")]
+    canary = ReleasePlan("rows", 0, [Variant("champion", "aaa", .9), Variant("challenger", "bbb", .1)], "customer",
+                         rules, {"new": True}, True, "r1", ReleaseStep("r1", 0))
+    replace_plan(path, canary, expect=1)
+    now = promote_bundle(path, "rows", "bbb")
+    assert now == ReleasePlan("rows", 3, [Variant("champion", "bbb"), Variant("previous", "aaa", 0)], "customer",
+                              rules[1:], {"new": True}, True, "r1")
+    back = promote_bundle(path, "rows", "aaa", action="rollback")
+    assert back.variants == [Variant("champion", "aaa")]
+
+
+def test_of_two_who_change_a_plan_the_later_is_refused(tmp_path):
+    path = tmp_path / "rows.json"
+    now = promote_bundle(path, "rows", "aaa")
+    replace_plan(path, replace(now, sticky_key="customer"), expect=1)
+    with pytest.raises(UserError, match="revision 2 is in force, and revision 1 was expected"):
+        replace_plan(path, replace(now, salt="mine"), expect=1)
+    with pytest.raises(UserError, match="and revision 0 was expected"):
+        write_plan(path, ReleasePlan("rows", 1, [A, B]), expect=0)
+    assert read_plan(path).sticky_key == "customer"
+
+
+def _raise_a_share(path, share):
+    while True:
+        now = read_plan(path)
+        others = [v for v in now.variants if v.name != "champion"]
+        plan = replace(now, variants=[replace(now.variants[0], weight=1 - len(others) * .01 - .01), *others,
+                                      Variant(f"v{share}", "bbb", .01)])
+        try: return replace_plan(path, plan, expect=now.revision)
+        except UserError: pass # the other was first
+
+
+def test_two_processes_lose_no_change(tmp_path):
+    path = tmp_path / "rows.json"
+    promote_bundle(path, "rows", "aaa")
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_raise_a_share, args=(path, i)) for i in range(2)]
+    for w in writers: w.start()
+    for w in writers: w.join(60)
+    assert [w.exitcode for w in writers] == [0, 0]
+    assert {v.name for v in read_plan(path).variants} == {"champion", "v0", "v1"} and read_plan(path).revision == 3
+
+
+def test_a_change_of_shares_keeps_the_release_whose_history_was_not_written(tmp_path):
+    "Killed after the plan was replaced and before its history was; then a step without an event."
+    path = tmp_path / "rows.json"
+    promote_bundle(path, "rows", "aaa")
+    before = history_path(path).read_bytes()
+    now = promote_bundle(path, "rows", "bbb")
+    history_path(path).rename(history_path(path).with_suffix(".pending"))
+    history_path(path).write_bytes(before)
+    replace_plan(path, replace(now, salt="s"), expect=2)
+    assert [e.bundle for e in read_history(path)] == ["aaa", "bbb"] and read_plan(path).revision == 3
+    assert not history_path(path).with_suffix(".pending").exists()

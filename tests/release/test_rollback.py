@@ -166,7 +166,7 @@ def test_a_release_whose_plan_was_never_written_is_not_restored(tmp_path, monkey
     promote_bundle(path, "rows", "aaa")
 
     def killed(*_): raise KeyboardInterrupt
-    monkeypatch.setattr(module, "write_plan", killed)
+    monkeypatch.setattr(module, "_write_plan", killed)
     with pytest.raises(KeyboardInterrupt): promote_bundle(path, "rows", "bbb")
     monkeypatch.undo()
     assert [e.bundle for e in read_history(path)] == ["aaa"] and read_plan(path).variants[0].bundle == "aaa"

@@ -283,7 +283,7 @@ def test_a_plan_that_the_models_cannot_follow(project, made, served, tmp_path):
     manager = served(Variant("a", made[1]))
     other = store_bundle(serving.bundle(tmp_path / "regression", "regression", n=300), project / "bundles").name
     for revision, (variants, how, words) in enumerate([
-            ([Variant("a", made[1]), Variant("r", other, 0)], {}, "predicts another target than 'a'"),
+            ([Variant("a", made[1], .9), Variant("r", other, .1)], {}, "predicts another target than 'a'"),
             ([Variant("a", made[1])], dict(sticky_key="plaice"), "did you mean 'place'?"),
             ([Variant("a", made[1])], dict(rules=[RoutingRule({"x": "much"}, "a")]), "rule 1 of the plan of 'rows'")],
             2):
@@ -292,6 +292,17 @@ def test_a_plan_that_the_models_cannot_follow(project, made, served, tmp_path):
         assert manager.endpoints["rows"].plan.revision == 1
     write_json(project / "releases/elsewhere.json", ReleasePlan("rows", 9, [Variant("a", made[1])]))
     until(lambda: "call the file rows.json" in "".join(manager.rejected_plans.values()), "refused")
+
+
+def test_a_bundle_that_answers_nobody_refuses_no_plan(project, made, served, tmp_path):
+    "The bundle before may be missing, as in a clone, or have predicted another target."
+    other = store_bundle(serving.bundle(tmp_path / "regression", "regression", n=300), project / "bundles").name
+    manager = served(Variant("champion", made[1]), Variant("previous", "f" * 64, 0), Variant("older", other, 0),
+                     Variant("kept", made[2], 0))
+    assert list(manager.endpoints["rows"].variants) == ["champion", "kept"] and not manager.rejected_plans
+    plan(project, Variant("champion", made[1]), Variant("previous", "f" * 64, 0), revision=2,
+         rules=[RoutingRule({"x": 1}, "previous")])
+    until(lambda: "is no bundle" in (said := "".join(manager.rejected_plans.values())) or "f" * 12 in said, "refused")
 
 
 def test_a_bundle_that_arrives_after_its_plan(project, made, served):
