@@ -15,6 +15,7 @@ from mlops_nb.config.params import (
     SplitParams,
     TrainParams,
     read_params,
+    split_strategy,
     write_params,
 )
 from mlops_nb.core.errors import UserError
@@ -89,6 +90,16 @@ def test_the_library_behind_dvc_reads_the_same_file(tmp_path):
     ("prepare: {split: {method: files}}", "section 'prepare.split': method 'files' needs the names of files"),
     ("validate: {max_quarantined_share: 1.5}", "section 'validate': max_quarantined_share is 1.5, but a number <= 1.0"),
     ("validate: {max_quarantined_share: true}", "max_quarantined_share is True, but a number"),
+    ("release: {strategy: cannary}", "section 'release': there is no strategy 'cannary'; did you mean 'canary'?"),
+    ("release: {strategy: 'canary, canary'}", "the strategy 'canary' is named twice"),
+    ("release: {strategy: 'at_once, canary'}", "names at_once among others"),
+    ("release: {strategy: ' , '}", "no strategy is named; give one of at_once, shadow"),
+    ("release: {steps: [5, 5, 100]}", "'steps' is \\[5, 5, 100\\], which does not grow"),
+    ("release: {steps: [1, 50]}", "'steps' ends at 50 percent; end it with 100"),
+    ("release: {steps: [0, 100]}", "steps is \\[0, 100\\], but an integer >= 1 is expected"),
+    ("release: {min_step_hours: 10, max_hours: 5}", "'max_hours' is 5 and ends a step before 'min_step_hours', 10"),
+    ("release: {margins: {failures: 0}}", "section 'release.margins': failures is 0, but a number > 0.0 is expected"),
+    ("release: {alpha: 1}", "alpha is 1, but a number < 1.0 is expected"),
     ("validate:\n\tmax_quarantined_share: 0.1", "params.yaml, line 2 is not YAML")])
 def test_a_mistake_in_params_names_its_place(tmp_path, text, says):
     path = tmp_path / "params.yaml"
@@ -101,6 +112,15 @@ def test_missing_params_are_an_error_and_missing_keys_are_defaults(tmp_path):
     with pytest.raises(UserError, match="params.yaml does not exist"): read_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("train: {seed: 7}\nevaluate:\n")
     assert read_params(tmp_path / "params.yaml") == Params(train=TrainParams(seed=7))
+
+
+def test_the_words_of_a_strategy_may_be_written_as_people_write_them(tmp_path):
+    assert split_strategy("Shadow,  blue-green,") == ("shadow", "blue_green")
+    path = tmp_path / "params.yaml"
+    path.write_text("release: {strategy: 'shadow, canary', steps: [0.5, 100], flag_segments: [{country: [AT]}]}")
+    release = read_params(path).release
+    assert split_strategy(release.strategy) == ("shadow", "canary") and release.steps == [0.5, 100]
+    assert release.flag_segments == [{"country": ["AT"]}]
 
 
 def section(path, value=1):
