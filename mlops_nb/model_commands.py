@@ -213,7 +213,7 @@ def key_add_command(
         help="An endpoint that it may use; again for more. All where none is given.")] = [],
 ):
     "Make a key and print it; it is not kept, only its hash is."
-    from mlops_nb.serve.auth import create_api_key, end_of_day
+    from mlops_nb.config.api_keys import create_api_key, end_of_day
     ends = end_of_day(expires) if expires else None
     print(create_api_key(_keys_file(), name, split_commas(scopes), rate_limit, ends, endpoint))
 
@@ -222,7 +222,8 @@ def key_add_command(
 def key_list_command():
     "The keys: names, scopes, endpoints, rates, ends, and when each was used last."
     from mlops_nb.config.settings import read_settings
-    from mlops_nb.serve.auth import describe_api_key, read_api_keys, read_key_use
+    from mlops_nb.config.api_keys import describe_api_key, read_api_keys
+    from mlops_nb.serve.auth import read_key_use
     used = read_key_use(read_settings(Path(".")).log.folder)
     for key in read_api_keys(_keys_file()): print(describe_api_key(key, used.get(key.id)))
 
@@ -230,7 +231,7 @@ def key_list_command():
 @key_app.command("revoke")
 def key_revoke_command(name: Annotated[str, typer.Argument(help="Of the key.")]):
     "Take a key back; running servers notice within a second."
-    from mlops_nb.serve.auth import revoke_api_key
+    from mlops_nb.config.api_keys import revoke_api_key
     revoke_api_key(_keys_file(), name)
 
 # %% ../nbs/94_model_commands.ipynb #2fcdc868

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 import mlops_nb
 from mlops_nb.cli import app
+from mlops_nb.config.api_keys import SCOPES
 from mlops_nb.config.schema import Column, Schema, read_schema, write_schema
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.ingest import read_data_manifest
 from mlops_nb.pipeline import STAGES
-from mlops_nb.serve.auth import SCOPES
 
 TOP = typer.main.get_command(app)
 

@@ -11,8 +11,9 @@ import pytest
 from support import server as serving
 from support.services import free_port
 
+from mlops_nb.config.api_keys import create_api_key
 from mlops_nb.serve.admin_listener import WorkerReport, WorkerReports, send_report
-from mlops_nb.serve.auth import create_api_key, read_key_use
+from mlops_nb.serve.auth import read_key_use
 
 READY, MODEL_READY = "/v2/health/ready", f"/v2/models/{serving.ENDPOINT}/ready"
 

@@ -22,10 +22,11 @@ from support import server as serving
 from support.served_endpoint import until
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
+from mlops_nb.config.api_keys import create_api_key, read_api_keys
 from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.serve.app import ROUTES, App, PathMatcher
-from mlops_nb.serve.auth import create_api_key, read_api_keys, read_key_use
+from mlops_nb.serve.auth import read_key_use
 from mlops_nb.serve.http_messages import HTTPException, Request, body_too_large, zstd
 
 

@@ -15,10 +15,11 @@ import pytest
 from support import server as serving
 from support.services import free_port
 
+from mlops_nb.config.api_keys import create_api_key
 from mlops_nb.config.settings import read_settings
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 from mlops_nb.serve.app import App
-from mlops_nb.serve.auth import Authenticator, create_api_key
+from mlops_nb.serve.auth import Authenticator
 from mlops_nb.serve.grpc_messages import GRPC_MESSAGES
 from mlops_nb.serve.hot_reload import ModelManager
 from mlops_nb.serve.inference_protocol import encode_binary
