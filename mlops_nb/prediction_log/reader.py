@@ -29,7 +29,7 @@ def _parquet_scans(files):
 _EMPTY = {"record": record_frame, "feedback": feedback_frame}
 
 def _stack(kind, tables, endpoint):
-    table = stack_frames(tables or [_EMPTY[kind](0, []).lazy()])
+    table = stack_frames([*tables, _EMPTY[kind](0, []).lazy()])
     return table if endpoint is None else table.filter(pl.col("endpoint") == endpoint)
 
 def _scan_tables(folder, endpoint, since=None, until=None): # -> records of these hours, all records, labels

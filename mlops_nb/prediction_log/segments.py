@@ -30,14 +30,18 @@ class PredictionRecord(Struct, tag_field="kind", tag="record", kw_only=True, gc=
     endpoint: str
     variant: str
     bundle: str # its id
+    revision: int = 0 # of the release plan that dealt the rows; 0: not known
+    share: float = 1.0 # with which probability a row was dealt to `failed or variant`; 1: a rule or the client decided
+    failed: str = "" # the variant that the rows were dealt to, where it failed and `variant` stood in; a failed shadow
     columns: dict[str, list] # the inputs as received: column -> a value for each row
-    score: list # one for each row; a list of probabilities each where there are several classes
+    score: list # one for each row; a list of probabilities each where there are several classes; None: a shadow failed
     decision: list | None = None # one for each row
     entity: list | None = None # whom each row is about
     row_indices: list[int] | None = None # which rows of the request, where another variant answered others; None: all
     mode: Literal["live", "shadow"] = "live" # the answer of a shadow is logged, and not sent
     source: Literal["model", "table", "cache"] = "model"
-    latency_us: int = 0 # until the answer was there
+    latency_us: int = 0 # microseconds from the request to its answer
+    own_us: int = 0 # microseconds of `variant` alone, until it had scored and decided these rows
     api_key_name: str = "" # name of the API key that asked
     trace: str = "" # the header x-request-id, where it is another than `id`: a proxy's name for the request
     trace_id: str = "" # of the header traceparent: the distributed trace that the request belongs to
@@ -134,14 +138,15 @@ def _score_series(values):
         return pl.Series("score", [v if v is None else float(v) for v in values], pl.Float64)
     return pl.Series("score", [v if type(v) is list else [v] for v in values], pl.List(pl.Float64), strict=False)
 
-def _typed_series(name, values):
-    return pl.Series(name, values, pl.Int64 if name in ("row", "lease_id", "seq", "latency_us") else pl.String)
+_TYPES = dict.fromkeys(("row", "lease_id", "seq", "revision", "latency_us", "own_us"), pl.Int64) | {"share": pl.Float64}
+
+def _typed_series(name, values): return pl.Series(name, values, _TYPES.get(name, pl.String))
 
 def _time_series(values): return pl.Series("time", values, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #777c433b
-_RECORD_COLUMNS = ("id", "endpoint", "variant", "bundle", "mode", "source", "latency_us", "api_key_name", "trace",
-                   "trace_id", "seq")
+_RECORD_COLUMNS = ("id", "endpoint", "variant", "bundle", "revision", "share", "failed", "mode", "source", "latency_us",
+                   "own_us", "api_key_name", "trace", "trace_id", "seq")
 
 def _flatten(lists): return list(chain.from_iterable(lists))
 

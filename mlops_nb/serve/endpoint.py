@@ -133,6 +133,7 @@ class RequestContext(Struct):
 class RowGroup(Struct):
     "The rows of a request that one variant scores, and the result."
     variant: ActiveVariant
+    share: float # with which probability a row was dealt to it; 1: a rule or the client decided
     columns: dict[str, list] # values by column
     X: np.ndarray | None # (n, k) as the decoder made it; None: only the entities are known
     row_indices: list[int] | None = None # of the rows in the request; None for all
@@ -140,24 +141,28 @@ class RowGroup(Struct):
     decisions: list | None = None
     needs_review: list | None = None
     source: str = "model"
+    own_us: int = 0 # microseconds of the variant alone
+    failed: list[str] = [] # the variants that failed before, in order
 
 # %% ../../nbs/serve/07_endpoint.ipynb #d2d4f5f2
 def _select_rows(columns, X, row_indices):
     return {c: [values[i] for i in row_indices] for c, values in columns.items()}, None if X is None else X[row_indices]
 
 @patch
-def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` for each variant
+def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` for each variant and probability
     columns, X, router = rows.columns, rows.X, active.router
     if variant is not None:
-        if variant in active.variants: return [RowGroup(active.variants[variant], columns, X)]
+        if variant in active.variants: return [RowGroup(active.variants[variant], 1.0, columns, X)]
         raise UserError(f"the endpoint '{self.name}' has no variant '{variant}'; there are "
                         f"{', '.join(active.variants)}.")
     if rows.n_rows == 1 or not router.routes_rows:
-        return [RowGroup(active.variants[router.choose(columns, 0, headers)], columns, X)]
-    by_variant = {}
-    for i in range(rows.n_rows): by_variant.setdefault(router.choose(columns, i, headers), []).append(i)
-    if len(by_variant) == 1: return [RowGroup(active.variants[name], columns, X) for name in by_variant]
-    return [RowGroup(active.variants[name], *_select_rows(columns, X, at), at) for name, at in by_variant.items()]
+        name, share = router.choose(columns, 0, headers)
+        return [RowGroup(active.variants[name], share, columns, X)]
+    dealt = {}
+    for i in range(rows.n_rows): dealt.setdefault(router.choose(columns, i, headers), []).append(i)
+    if len(dealt) == 1: return [RowGroup(active.variants[name], share, columns, X) for name, share in dealt]
+    return [RowGroup(active.variants[name], share, *_select_rows(columns, X, at), at)
+            for (name, share), at in dealt.items()]
 
 # %% ../../nbs/serve/07_endpoint.ipynb #b5459034
 def _merge_groups(result, groups): # extends the result of the first group, in place, to all groups
@@ -202,6 +207,7 @@ MAX_INLINE_ROWS = 64 # up to here rows are scored in the event loop
 async def _predict_group(self:Endpoint, group, context):
     "Fill in the result of a group."
     v, rows, deadline = group.variant, (group.columns, group.X, context.decoder), context.request.deadline
+    started = time.perf_counter()
     v.in_flight.append(None)
     try:
         if (context.prefer_lookup or group.X is None) and (found := self._lookup_group(group,
@@ -219,17 +225,25 @@ async def _predict_group(self:Endpoint, group, context):
                 scores, *rest = v.predictor.policy.apply(group.columns, scores)
                 answer = scores.tolist(), *rest
         group.scores, group.decisions, group.needs_review = answer
+        group.own_us = int((time.perf_counter() - started) * 1e6)
     finally: v.in_flight.pop()
 
 # %% ../../nbs/serve/07_endpoint.ipynb #9c839a1b
+def _next_fallback(active, failed): # the variant with the most weight of those that did not fail; None if all did
+    live = [v for v in active.plan.variants if v.mode == "live" and not v.flag and v.name in active.variants]
+    left = [v for v in live if v.name not in failed]
+    return active.variants[max(left, key=lambda v: v.weight).name] if left else None
+
 @patch
 def _fall_back(self:Endpoint, group, context, e):
-    "Assign a group to the primary variant; raises `e` where there is no fallback."
-    v, primary = group.variant, context.active_plan.primary
+    "Assign a group to the next variant that can stand in; raises `e` where there is none."
+    v = group.variant
     if isinstance(e, (DeadlineExceeded, NotPrecomputed)): raise e
     self.resources.record_failure("variant_errors", self.name, v.name, e)
-    if v is primary or context.variant_forced: raise e
-    group.variant, group.source = primary, "model"
+    group.failed.append(v.name)
+    other = None if context.variant_forced else _next_fallback(context.active_plan, group.failed)
+    if other is None: raise e
+    group.variant, group.source = other, "model"
 
 # %% ../../nbs/serve/07_endpoint.ipynb #f887c224
 @patch
@@ -282,8 +296,9 @@ def _log_and_merge(self:Endpoint, groups, context):
         v = g.variant
         if log is None: continue
         log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle,
-                                    columns=g.columns,
-                                    score=g.scores, decision=g.decisions,
+                                    revision=context.active_plan.plan.revision, share=g.share,
+                                    failed=g.failed[0] if g.failed else "", own_us=g.own_us,
+                                    columns=g.columns, score=g.scores, decision=g.decisions,
                                     entity=g.columns.get(context.active_plan.entity),
                                     row_indices=g.row_indices, source=g.source, latency_us=latency,
                                     api_key_name=request.api_key_name, trace=_trace(request),
@@ -302,6 +317,12 @@ def _submit_shadow(self:Endpoint, v, rows, context):
     if not v.shadow.submit(rows.n_rows, self, v, rows, context):
         self.resources.metrics.shadow_dropped_rows(self.name, v.name).inc(rows.n_rows)
 
+# %% ../../nbs/serve/07_endpoint.ipynb #7db0d741
+def _shadow_scores(endpoint, v, rows, context): # -> scores and decisions, and its name where it failed
+    try: return *v.predict_and_decide(rows.columns, rows.X, context.decoder)[:2], ""
+    except Exception as e: endpoint.resources.record_failure("shadow_errors", endpoint.name, v.name, e)
+    return [None] * rows.n_rows, None, v.name
+
 # %% ../../nbs/serve/07_endpoint.ipynb #f093f303
 def score_shadow(
     endpoint: Endpoint,
@@ -310,16 +331,16 @@ def score_shadow(
     context: RequestContext,
 ) -> None:
     "Score and log a request for a shadow variant; called by the thread of its `ShadowQueue`."
-    log, request, started = endpoint.resources.log, context.request, time.perf_counter()
-    try:
-        scores, decisions, _ = v.predict_and_decide(rows.columns, rows.X, context.decoder)
-        if log is None: return
-        log.append(PredictionRecord(id=request.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name,
-                                    bundle=v.bundle,
-                                    columns=rows.columns, score=scores, decision=decisions,
-                                    entity=rows.columns.get(context.active_plan.entity),
-                                    mode="shadow", api_key_name=request.api_key_name, trace=_trace(request),
-                                    trace_id=_trace_id(request), latency_us=int((time.perf_counter() - started) * 1e6)))
+    request, active, started = context.request, context.active_plan, time.perf_counter()
+    scores, decisions, failed = _shadow_scores(endpoint, v, rows, context)
+    own_us = int((time.perf_counter() - started) * 1e6)
+    if endpoint.resources.log is None: return
+    record = PredictionRecord(id=request.id, time=time.time_ns() // 1000, endpoint=endpoint.name, variant=v.name,
+                              bundle=v.bundle, revision=active.plan.revision, failed=failed, mode="shadow",
+                              columns=rows.columns, score=scores, decision=decisions,
+                              entity=rows.columns.get(active.entity), latency_us=own_us, own_us=own_us,
+                              api_key_name=request.api_key_name, trace=_trace(request), trace_id=_trace_id(request))
+    try: endpoint.resources.log.append(record)
     except Exception as e: endpoint.resources.record_failure("shadow_errors", endpoint.name, v.name, e)
 
 # %% ../../nbs/serve/07_endpoint.ipynb #af960157

@@ -1,4 +1,7 @@
 "The format of the prediction log: lines, segments, and the tables they become."
+import json
+
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,3 +69,31 @@ def test_a_line_that_makes_no_table_is_found_among_many(tmp_path):
     tables, damaged = segment_tables(segments(tmp_path)[0])
     assert tables["record"]["id"].to_list() == [f"r{i}" for i in range(20) if i not in (0, 7, 19)]
     assert [b'"id":"r%d"' % i in d.line for i, d in zip((0, 7, 19), damaged, strict=True)] == [True] * 3
+
+
+NEW_FIELDS = ["revision", "share", "failed", "own_us"]
+
+
+def test_a_record_says_by_which_plan_and_with_which_probability_its_rows_were_dealt(tmp_path):
+    log = PredictionLogWriter(tmp_path, 0)
+    log.append(answer("a", rows=2, revision=7, share=0.05, failed="challenger", own_us=120))
+    log.append(answer("b", NOON + 1))
+    log.close()
+    for compact in (False, True):
+        if compact: compact_log(tmp_path)
+        got = read_log(tmp_path).sort("time", "row").select(NEW_FIELDS).collect()
+        assert got.rows() == [(7, 0.05, "challenger", 120)] * 2 + [(0, 1.0, "", 0)]
+
+
+def test_lines_and_files_of_an_older_version_read_as_before(tmp_path):
+    log = PredictionLogWriter(tmp_path, 0)
+    log.append(answer("line"))
+    log.close()
+    path, = segments(tmp_path)
+    old = {k: v for k, v in json.loads(path.read_bytes()).items() if k not in NEW_FIELDS}
+    path.write_text(json.dumps(old) + "\n")
+    assert read_log(tmp_path).select("id", *NEW_FIELDS).collect().rows() == [("line", 0, 1.0, "", 0)]
+    compact_log(tmp_path)
+    parquet, = tmp_path.glob("record/*/*/*.parquet")
+    pl.read_parquet(parquet).drop(NEW_FIELDS).write_parquet(parquet)
+    assert read_log(tmp_path).select("id", *NEW_FIELDS).collect().rows() == [("line", None, None, None, None)]

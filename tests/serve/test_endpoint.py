@@ -80,6 +80,19 @@ def other_schema(project, bundle, **columns):
     return name
 
 
+def test_who_failed_first_is_on_record_and_a_variant_whose_flag_is_off_stands_in_for_nobody(project, made, served):
+    other = other_schema(project, made[2], place={"nullable": False})
+    manager = served(Variant("a", made[1], .25), Variant("b", made[2], .75), Variant("c", other, 0., flag="f"),
+                     sticky_key="id")
+    fail(manager, "a")
+    ask(manager, some(20))
+    found = dealt(manager).filter(pl.col("failed") == "a")
+    assert found.height and {*found["variant"]} == {"b"} and {*found["share"]} == {.25}
+    fail(manager, "a", "b")
+    with pytest.raises(ValueError): ask(manager, some(20))
+    assert counted(manager.resources.metrics.variant_errors, "rows", "b") == 1
+
+
 def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_same_types(project, made, served,
                                                                                           monkeypatch):
     same = other_schema(project, made[2], place={"nullable": False})
@@ -101,6 +114,51 @@ def test_another_schema_takes_the_rows_as_they_are_only_if_its_inputs_have_the_s
     assert ask(manager, [{**row, "place": "Amsterdam"}]).variant == "same"
 
 
+def dealt(manager): return read_log(manager.resources.log.folder).sort("time", "row").collect()
+
+
+def test_a_record_says_who_was_dealt_a_row_by_which_plan_and_with_which_probability(made, served):
+    rules = [RoutingRule({"id": ["c3", "c5"]}, "b")]
+    manager = served(Variant("a", made[1], .75), Variant("b", made[2], .25), Variant("s", made[2], mode="shadow"),
+                     sticky_key="id", rules=rules, revision=1)
+    for i, row in enumerate(some(20)): ask(manager, [row], id=f"r{i}")
+    ask(manager, some(20), id="all")
+    ask(manager, some(1), id="named", variant="b")
+    until(lambda: (dealt(manager)["mode"] == "shadow").sum() == 41, "logged")
+    log = dealt(manager)
+    assert {*log["revision"]} == {1} and {*log["failed"]} == {""} and {*log.filter(mode="shadow")["share"]} == {1.}
+    live = log.filter(mode="live")
+    ruled = pl.col("entity").is_in(["c3", "c5"]) | (pl.col("id") == "named")
+    expected_share = pl.when(ruled).then(1.).when(pl.col("variant") == "a").then(.75).otherwise(.25)
+    assert live["share"].equals(live.select(expected_share).to_series()) and {.75, .25} < {*live["share"]}
+    alone, together = (live.filter(pl.col("id").is_in(ids)).sort("entity") for ids in ([f"r{i}" for i in range(20)],
+                                                                                       ["all"]))
+    assert alone.select("entity", "variant", "share").equals(together.select("entity", "variant", "share"))
+    assert (log["own_us"] > 0).all() and (live["own_us"] <= live["latency_us"]).all()
+
+
+def fail(manager, *names):
+    "Make these variants raise, and the others answer again."
+    for v in manager.endpoints["rows"].variants.values():
+        def broken(columns, X): raise ValueError("a feature failed")
+        v.predictor.__dict__.pop("predict_and_decide", None)
+        if v.name in names: v.predictor.predict_and_decide = broken
+
+
+def test_where_the_primary_fails_the_bundle_before_stands_in(made, served):
+    manager = served(Variant("champion", made[1], 1.), Variant("previous", made[2], 0.))
+    assert ask(manager, some(2)).variant == "champion"
+    fail(manager, "champion")
+    got = ask(manager, some(2))
+    assert got.variant == "previous" and got.bundle == made[2]
+    assert dealt(manager).select("variant", "failed", "share").rows()[2:] == [("previous", "champion", 1.)] * 2
+    with pytest.raises(ValueError): ask(manager, some(1), variant="champion")
+    fail(manager, "champion", "previous")
+    with pytest.raises(ValueError): ask(manager, some(1))
+    fail(manager)
+    assert ask(manager, some(2)).variant == "champion"
+
+
 def modes(manager):
     return read_log(manager.resources.log.folder).group_by("mode", "variant").agg(pl.len(), pl.col("score")).collect()
 
@@ -115,13 +173,15 @@ def test_a_shadow_is_logged_and_changes_no_answer(made, served, predictors):
     assert sorted(found["shadow", "s"]) == sorted(expected(predictors[made[2]], rows)) and len(found["live", "a"]) == 5
 
 
-def test_a_shadow_that_raises_is_counted(made, served):
+def test_a_shadow_that_raises_is_counted_and_its_record_says_so(made, served):
     manager = served(Variant("a", made[1]), Variant("s", made[2], mode="shadow"))
     def broken(columns, X): raise MemoryError
     manager.endpoints["rows"].variants["s"].predictor.predict_and_decide = broken
     for _ in range(5): ask(manager, some(1))
-    until(lambda: counted(manager.resources.metrics.shadow_errors, "rows", "s") == 5, "counted")
-    assert modes(manager)["len"].to_list() == [5]
+    until(lambda: modes(manager)["len"].to_list() == [5, 5], "logged")
+    assert counted(manager.resources.metrics.shadow_errors, "rows", "s") == 5
+    shadow = dealt(manager).filter(mode="shadow")
+    assert shadow.select("variant", "failed", "score").rows() == [("s", "s", None)] * 5
 
 
 def test_a_shadow_that_hangs_holds_nobody_up_and_is_dropped(project, made, served):

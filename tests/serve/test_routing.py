@@ -23,7 +23,7 @@ def router(weights, **how):
 
 def dealt(weights, **how):
     r = router(weights, **how)
-    return [r.choose(PEOPLE, i) for i in range(N)]
+    return [r.choose(PEOPLE, i).variant for i in range(N)]
 
 
 def far(n, p): return 4.5 * (N * p * (1 - p)) ** .5 + 1 # chance leaves this with less than one in 100,000
@@ -61,7 +61,7 @@ def test_among_those_whose_proportions_stay_nobody_moves(shares, joins):
 def test_a_flag_that_is_switched_moves_only_to_and_from_its_variant():
     variants = [Variant("a", "1", .5), Variant("b", "2", .3), Variant("c", "3", .2, flag="f")]
     off, on = (Router(ReleasePlan("rows", 1, variants, "id", flags={"f": f}), SCHEMA) for f in (False, True))
-    before, after = ([r.choose(PEOPLE, i) for i in range(N)] for r in (off, on))
+    before, after = ([r.choose(PEOPLE, i).variant for i in range(N)] for r in (off, on))
     assert "c" not in before and abs(before.count("a") - N * .5 / .8) <= far(N, .5 / .8)
     assert {y for x, y in zip(before, after, strict=True) if x != y} == {"c"}
 
@@ -70,7 +70,7 @@ def test_another_salt_and_another_endpoint_deal_anew():
     shares = {"a": .5, "b": .5}
     first = dealt(shares)
     elsewhere = Router(ReleasePlan("other", 1, [Variant("a", "b", .5), Variant("b", "b", .5)], "id"), SCHEMA)
-    for other in (dealt(shares, salt="2"), [elsewhere.choose(PEOPLE, i) for i in range(N)]):
+    for other in (dealt(shares, salt="2"), [elsewhere.choose(PEOPLE, i).variant for i in range(N)]):
         same = sum(x == y for x, y in zip(first, other, strict=True))
         assert abs(same - N / 2) <= far(N, .5)
 
@@ -85,7 +85,7 @@ from mlops_nb.release.release_plan import ReleasePlan, Variant
 from mlops_nb.serve.routing import Router
 plan = ReleasePlan("rows", 1, [Variant("a", "b", .6), Variant("b", "b", .3), Variant("c", "b", .1)], "id")
 r = Router(plan, schema("binary"))
-print(json.dumps([r.choose({"id": [f"customer {i}"]}) for i in range(300)]))"""
+print(json.dumps([r.choose({"id": [f"customer {i}"]}).variant for i in range(300)]))"""
 
 
 def test_another_process_gives_the_same_answers():
@@ -106,22 +106,22 @@ def test_who_does_not_say_who_they_are_is_dealt_out_by_chance():
     for r, columns in ((router({"a": .5, "b": .5}), {}), (router({"a": .5, "b": .5}), {"id": [None]}),
                        (router({"a": .5, "b": .5}, sticky_key="header:X-Customer"), {}),
                        (router({"a": .5, "b": .5}, sticky_key=None), {})):
-        met = [r.choose(columns, 0, {}) for _ in range(N)]
+        met = [r.choose(columns, 0, {}).variant for _ in range(N)]
         assert abs(met.count("a") - N / 2) <= far(N, .5)
 
 
 def test_chance_deals_by_weight_whatever_number_it_draws():
     r = router({"a": .7, "b": .2, "c": .1}, sticky_key=None)
-    drawn = [r.choose({}, rng=lambda i=i: (i + .5) / 1000) for i in range(1000)]
+    drawn = [r.choose({}, rng=lambda i=i: (i + .5) / 1000).variant for i in range(1000)]
     assert [drawn.count(v) for v in "abc"] == [700, 200, 100]
-    assert (r.choose({}, rng=lambda: 0.), r.choose({}, rng=lambda: 1 - 2**-53)) == ("a", "c")
+    assert [r.choose({}, rng=lambda x=x: x) for x in (0., 1 - 2**-53)] == [("a", .7), ("c", .1)]
 
 
 def test_a_header_can_say_who_asks():
     r = router({"a": .5, "b": .5}, sticky_key="header:X-Customer")
-    met = [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]]
-    assert met == [r.choose({}, 0, {"x-customer": c}) for c in PEOPLE["id"]] and abs(met.count("a") - N / 2) <= far(N,
-                                                                                                                    .5)
+    met = [r.choose({}, 0, {"x-customer": c}).variant for c in PEOPLE["id"]]
+    assert met == [r.choose({}, 0, {"x-customer": c}).variant for c in PEOPLE["id"]]
+    assert abs(met.count("a") - N / 2) <= far(N, .5)
     assert met == dealt({"a": .5, "b": .5})  # the same customer, however they are named
     assert not r.routes_rows and router({"a": .5, "b": .5}).routes_rows and not router({"a": 1.}).routes_rows
 
@@ -135,7 +135,7 @@ def test_rules_come_before_weights_and_the_first_that_fits_decides():
                "place": ["x", "x", "x", "a", None]}
     for flags, expected in (({}, "babba"), ({"f": True}, "ccbba")):
         r = Router(ReleasePlan("rows", 1, variants, None, rules, flags), SCHEMA)
-        assert "".join(r.choose(columns, i) for i in range(5)) == expected
+        assert "".join(r.choose(columns, i).variant for i in range(5)) == expected
 
 
 def test_a_request_can_switch_a_flag_on_only_where_the_plan_allows_it():
@@ -144,8 +144,8 @@ def test_a_request_can_switch_a_flag_on_only_where_the_plan_allows_it():
     for allowed, met, heard in ((True, "b", ["s", "t"]), (False, "a", ["t"])):
         r = Router(ReleasePlan("rows", 1, variants, None, [RoutingRule({}, "b")], allow_request_flags=allowed), SCHEMA)
         headers = {"x-flags": "h, f ,g"}
-        assert r.choose({}, 0, headers) == met and r.shadow_names(headers) == heard
-        assert r.choose({}, 0, {}) == r.choose({}, 0) == "a" and r.shadow_names({}) == r.shadow_names() == ["t"]
+        assert r.choose({}, 0, headers) == (met, 1.) and r.shadow_names(headers) == heard
+        assert r.choose({}, 0, {}) == r.choose({}, 0) == ("a", 1.) and r.shadow_names({}) == r.shadow_names() == ["t"]
 
 
 @pytest.mark.parametrize("how, words", [({"sticky_key": "knwon"}, "did you mean 'known'?"),
