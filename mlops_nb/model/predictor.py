@@ -66,6 +66,7 @@ class Predictor:
         self.schema, self.features, self.encoder, self.model = schema, features, encoder, model
         self.policy, self.id, self.threads, self._plain_checks = policy, id, threads, None
         self._category_codes = [(c.name, c.codes.get if c.kind == 'category' else None) for c in encoder.columns]
+        self._only_numbers = all(codes is None for _, codes in self._category_codes)
 
     @property
     def policy(self) -> Policy:
@@ -141,12 +142,18 @@ def encode_columns(self:Predictor,
     if self.features.functions:
         arrays = {c: _to_array(columns[c], self.schema.columns[c].type) for c in self.features.inputs}
         columns = {**columns, **self.features.compute_arrays(arrays)}
-    if len(columns[self._category_codes[0][0]]) == 1:
-        return np.array([[v if (v := columns[name][0]) is None or codes is None else codes(v, UNKNOWN_CODE)
-                          for name, codes in self._category_codes]], np.float64)
+    if len(columns[self._category_codes[0][0]]) == 1: return self._encode_row(columns)
     read = [columns[name] if codes is None else [None if v is None else codes(v, UNKNOWN_CODE) for v in columns[name]]
             for name, codes in self._category_codes]
     return np.ascontiguousarray(np.array(read, np.float64).T)
+
+@patch
+def _encode_row(self:Predictor, columns): # One row, with computed features
+    if self._only_numbers:
+        try: return np.fromiter([columns[name][0] for name, _ in self._category_codes], float)[None]
+        except TypeError: pass # a value is missing
+    return np.array([[v if (v := columns[name][0]) is None or codes is None else codes(v, UNKNOWN_CODE)
+                      for name, codes in self._category_codes]], np.float64)
 
 # %% ../../nbs/model/10_predictor.ipynb #f1c0a002
 def map_in_order(f: Callable, items: Iterator, threads: int) -> Iterator:

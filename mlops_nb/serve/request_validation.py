@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Union
 
 import msgspec
@@ -253,22 +254,30 @@ def _build_matrix_checks(self:RequestDecoder, columns):
 _DATATYPES = dict(integer='INT64', number='FP64', boolean='BOOL') # of a column's tensor; BYTES for other types
 _MAX_TENSOR_COLUMNS, _MAX_TENSOR_BYTES = 256, 1 << 16 # of the schema, of a body
 
-def _tensor_struct(i, name, c, optional): # Type of the tensor of one column, of the shape [1] or [1, 1]
-    shape = Annotated[list[Literal[1]], Meta(min_length=1, max_length=2)]
+_ROW, _ROW_OR_COLUMN = tuple[Literal[1]], Annotated[list[Literal[1]], Meta(min_length=1, max_length=2)] # shapes
+
+def _tensor_struct(i, name, c, optional, shape): # Type of the tensor of one column
     value = Annotated[list[_field_type(c, optional)], Meta(min_length=1, max_length=1)]
     return msgspec.defstruct(f'Tensor{i}', [('datatype', Literal[_DATATYPES.get(c.type, 'BYTES')]), ('shape', shape),
                                             ('data', value)],
                              tag_field='name', tag=name, forbid_unknown_fields=True)
 
+def _tensors_decoder(inputs): # Of a request without outputs and parameters
+    return msgspec.json.Decoder(msgspec.defstruct('Tensors', [('inputs', inputs), ('id', str | None, None)],
+                                                  forbid_unknown_fields=True))
+
 @patch
 def _build_tensor_decoder(self:RequestDecoder, columns):
     self._tensor_decoder, optional = None, {n for n, c in columns.items() if c.nullable} | {*self._optional_columns}
     if len(columns) > _MAX_TENSOR_COLUMNS or any(map(_INVALID_IN_FIELD_NAME.search, columns)): return
-    tensors = {_tensor_struct(i, n, c, n in optional): n for i, (n, c) in enumerate(columns.items())}
-    self._tensor_columns, self._always_sent = tensors, columns.keys() - optional
-    request = msgspec.defstruct('Tensors', [('inputs', list[Union[(*tensors,)]]), ('id', str | None, None)],
-                                forbid_unknown_fields=True)
-    self._tensor_decoder = msgspec.json.Decoder(request)
+    def types(shape): return {n: _tensor_struct(i, n, c, n in optional, shape)
+                              for i, (n, c) in enumerate(columns.items())}
+    tensors, in_order = types(_ROW_OR_COLUMN), types(_ROW)
+    self._tensor_columns, self._always_sent = {t: n for n, t in tensors.items()}, columns.keys() - optional
+    self._ordered_columns = [n for n in columns if n in self.required_columns]
+    self._tensor_decoder = _tensors_decoder(list[Union[(*tensors.values(),)]])
+    # msgspec need not look a tensor up whose place says which it is
+    self._ordered_decoder = _tensors_decoder(tuple[(*(in_order[n] for n in self._ordered_columns),)])
 
 # %% ../../nbs/serve/01_request_validation.ipynb #f6122d89
 @patch
@@ -304,6 +313,7 @@ def _recheck_columns(self:RequestDecoder, columns) -> int | None:
     unknown = 0
     for cell in self._recheck:
         values, known = columns[cell.name], cell.known_values
+        if len(values) == 1 and values[0] in known: continue
         rest = [i for i, v in enumerate(values) if v not in known]
         for i, (read, problem, new) in zip(rest, cell.check_column([values[i] for i in rest]) if rest else ()):
             if problem: return None
@@ -546,16 +556,29 @@ def _decode_matrix_column(c, numbers): # A column of a matrix as the values that
     return [_value_at_index(v, c.type, c.domain or [False, True]) for v in numbers]
 
 # %% ../../nbs/serve/01_request_validation.ipynb #139a82a3
+_data = attrgetter('data')
+
 @patch
 def _from_tensors(self:RequestDecoder, body): # The row of a tensor for each column; None: as `from_infer`
     if self._tensor_decoder is None or len(body) > _MAX_TENSOR_BYTES: return None
+    try: found = self._ordered_decoder.decode(body)
+    except (ValueError, RecursionError): return self._from_any_tensors(body)
+    columns = dict(zip(self._ordered_columns, map(_data, found.inputs)))
+    if self._recheck: columns.update({n: [None] for n in self._optional_columns})
+    return self._row_of_tensors(columns, found.id) if columns else None
+
+@patch
+def _from_any_tensors(self:RequestDecoder, body): # In any order, with optional columns
     try: found = self._tensor_decoder.decode(body)
     except (ValueError, RecursionError): return None
     sent = {self._tensor_columns[t.__class__]: t.data for t in found.inputs}
     if not 0 < len(sent) == len(found.inputs) or not self._always_sent <= sent.keys(): return None
-    columns = {n: sent.get(n) or [None] for n in self.names}
+    return self._row_of_tensors({n: sent.get(n) or [None] for n in self.names}, found.id)
+
+@patch
+def _row_of_tensors(self:RequestDecoder, columns, id):
     unknown = self._recheck_columns(columns) if self._recheck else 0
-    return None if unknown is None else self._to_rows(columns, 1, found.id, None, 0, unknown)
+    return None if unknown is None else self._to_rows(columns, 1, id, None, 0, unknown)
 
 # %% ../../nbs/serve/01_request_validation.ipynb #051f660e
 def _fp64_row(low, high): # Type of a row of plain numbers
@@ -572,7 +595,7 @@ def from_infer(self:RequestDecoder,
     body: bytes, # JSON of the open inference protocol
 ) -> DecodedRows | None: # None: another form of request, or an invalid one
     "The row of an inference request with one FP64 tensor, or with a tensor for each column, if it is valid."
-    if self._infer_decoder is None: return self._from_tensors(body)
+    if self._infer_decoder is None or body.count(b'"datatype"') > 1: return self._from_tensors(body)
     try: found = self._infer_decoder.decode(body)
     except (ValueError, RecursionError): return self._from_tensors(body)
     [t] = found.inputs
