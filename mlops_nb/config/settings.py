@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENVIRONMENTS', 'RENAMED_SETTINGS', 'RunSettings', 'TuneSettings', 'TrackingSettings', 'ReleaseSettings',
-           'split_public_keys', 'EnvironmentSettings', 'ReportSettings', 'ControlSettings', 'ServeSettings',
-           'LogSettings', 'StreamSettings', 'ScheduleSettings', 'Settings', 'available_cores', 'thread_count',
-           'write_settings', 'read_settings', 'environment_settings', 'resolve_local_uri']
+           'split_public_keys', 'EnvironmentSettings', 'LedgerSettings', 'ReportSettings', 'ControlSettings',
+           'ServeSettings', 'LogSettings', 'StreamSettings', 'ScheduleSettings', 'Settings', 'available_cores',
+           'thread_count', 'write_settings', 'read_settings', 'environment_settings', 'resolve_local_uri']
 
 # %% ../../nbs/config/11_settings.ipynb #4a4dce10
 import base64
@@ -112,6 +112,13 @@ _ENVIRONMENT_DEFAULTS = {name: {k: f"environments/{name}/{folder}" for k, folder
 _ENVIRONMENT_DEFAULTS["staging"]["branch"] = "main"
 
 def _default_environment(name): return lambda: EnvironmentSettings(**_ENVIRONMENT_DEFAULTS[name])
+
+# %% ../../nbs/config/11_settings.ipynb #e9e0764c
+class LedgerSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "The ledger of releases."
+    uri: Annotated[str, Meta(
+        min_length=1, description="database of the ledger, append-only; for PostgreSQL set MLOPS_NB_LEDGER_URI"
+    )] = "sqlite:///.mlops/ledger.db"
 
 # %% ../../nbs/config/11_settings.ipynb #45ef3c3c
 class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -269,6 +276,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     people: Annotated[dict[str, list[str]], Meta(
         description="groups of people who approve, by the names of their API keys; such as owners = ana, bo"
     )] = field(default_factory=dict)
+    ledger: LedgerSettings = field(default_factory=LedgerSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     log: LogSettings = field(default_factory=LogSettings)
