@@ -47,7 +47,7 @@ class _Commands(SectionedGroup):
     sections = {
         "Project and data": ["init", "ingest", "simulate", "schema"],
         "Training": ["stage", "tune"],
-        "Quality gate and releases": ["status", "ui", "gate", "bundle", "release", "rollback", "ci"],
+        "Quality gate and releases": ["status", "ui", "gate", "bundle", "release", "rollback", "runbook", "ci"],
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Reports and schedules": ["report", "model-card", "control"],
