@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PredictionRecord', 'Feedback', 'segment_path', 'segment_paths', 'lease_id_of', 'first_seq', 'logged_lease_ids',
            'complete_lines', 'recover_segment', 'DamagedLine', 'read_lines', 'record_frame', 'feedback_frame',
-           'stack_frames', 'segment_tables']
+           'stack_frames', 'line_tables', 'segment_tables']
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #2a6df318
 import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -109,11 +109,14 @@ def _decode_line(line):
     try: return _decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e: return DamagedLine(line.rstrip(b"\n"), str(e))
 
-def read_lines(path) -> Iterator[list[PredictionRecord | Feedback | DamagedLine]]: # Some at a time
+def read_lines(
+    path,
+    skip: int = 0, # How many lines to pass over, without a look at them
+) -> Iterator[list[PredictionRecord | Feedback | DamagedLine]]: # Some at a time
     "The whole lines of a segment."
     found, size = [], 0
     with open(path, "rb") as f:
-        for line in f:
+        for line in islice(f, skip, None):
             if not line.endswith(b"\n"): break
             found.append(_decode_line(line))
             size += len(line)
@@ -208,14 +211,21 @@ def _tables_of(frame, lease_id, records): # -> tables, and the lines that make n
 # %% ../../nbs/prediction_log/01_segments.ipynb #f3d854a6
 _KINDS = ("record", PredictionRecord, record_frame), ("feedback", Feedback, feedback_frame)
 
+def line_tables(lease_id, lines): # -> {"record": tables, "feedback": tables}, and damaged lines
+    "What some lines of a lease hold, as from `read_lines`."
+    found, damaged = {}, [x for x in lines if type(x) is DamagedLine]
+    for kind, type_, frame in _KINDS:
+        chosen = [r for r in lines if type(r) is type_]
+        found[kind], unfit = _tables_of(frame, lease_id, chosen) if chosen else ([], [])
+        damaged += unfit
+    return found, damaged
+
+# %% ../../nbs/prediction_log/01_segments.ipynb #13c40d46
 def segment_tables(path): # -> {"record": table, "feedback": table}, without those that have no row; and damaged lines
     "What a segment holds."
     parts, damaged = {"record": [], "feedback": []}, []
     for some in read_lines(path):
-        damaged += [x for x in some if type(x) is DamagedLine]
-        for kind, type_, frame in _KINDS:
-            if not (chosen := [r for r in some if type(r) is type_]): continue
-            tables, unfit = _tables_of(frame, lease_id_of(path), chosen)
-            parts[kind] += tables
-            damaged += unfit
+        tables, unfit = line_tables(lease_id_of(path), some)
+        for kind in parts: parts[kind] += tables[kind]
+        damaged += unfit
     return {kind: stack_frames(frames) for kind, frames in parts.items() if frames}, damaged
