@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'flatten_dict', 'mlflow_errors', 'tracking_client', 'experiment_page', 'mlflow_metric_name',
-           'evaluation_metrics', 'dvc_folder_hash', 'log_metrics', 'log_run', 'log_reports']
+           'evaluation_metrics', 'find_run', 'dvc_folder_hash', 'log_metrics', 'log_run', 'log_reports']
 
 # %% ../../nbs/release/02_mlflow_tracking.ipynb #2da8ae69
 import errno
@@ -152,7 +152,11 @@ def evaluation_metrics(
 _ARTIFACTS = ["metrics.json", "validation.json", "gate.json", "deployment.json", "prepared/dataset.json",
               "evaluation/evaluation.json", "bundle/card.md"]
 
-def _find_run(client, experiment, bundle_id):
+def find_run(client, # `mlflow.MlflowClient`
+    experiment: str, # Its id
+    bundle_id: str,
+) -> str | None: # The run's id, or None
+    "The run that made a bundle."
     found = client.search_runs([experiment], f"tags.`mlops_nb.bundle` = '{bundle_id}'", max_results=1)
     return found[0].info.run_id if found else None
 
@@ -251,7 +255,7 @@ def log_run(
     settings, bundle = read_settings(root), open_bundle(root / "artifacts" / "bundle")
     client, experiment = tracking_client(root, settings)
     with mlflow_errors(settings):
-        run_id = _find_run(client, experiment, bundle.id) or _new_run(client, experiment, root, bundle)
+        run_id = find_run(client, experiment, bundle.id) or _new_run(client, experiment, root, bundle)
         gate = read_json(root / "artifacts" / "gate.json", dict)
         client.set_tag(run_id, "mlops_nb.gate", "passed" if gate["passed"] else "failed")
         client.set_tag(run_id, "mlflow.note.content", gate["message"]) # the description on the page of the run

@@ -18,8 +18,9 @@ from ..bundle.store import find_bundle, store_bundle
 from ..config.settings import read_settings
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
-from .deploy import Deployment, find_model_version, set_champion_alias, share_releases
+from .deploy import Deployment, share_releases
 from .mlflow_tracking import tracking_client
+from .registry import reconcile_registry
 from mlops_nb.release.release_plan import (
     live_variant,
     plan_path,
@@ -93,18 +94,6 @@ def _choose_target(events, now, to):
     raise UserError(f"There is no model before {now[:12]} to go back to; deploy another one, or name a bundle of the "
                     "store with --to.")
 
-# %% ../../nbs/release/06_rollback.ipynb #d428d249
-def _move_aliases(root, settings, bundle_id):
-    "Give the alias champion to a bundle's version; gives a sentence if the registry could not be changed."
-    try:
-        client, _ = tracking_client(root, settings)
-        version = find_model_version(client, settings.release.endpoint, bundle_id)
-        if version is None: return f"MLflow's registry has no version of {bundle_id[:12]}, so its aliases stay."
-        set_champion_alias(client, settings.release.endpoint, str(version))
-    except Exception as e: # MLflow is not installed, its database is locked or gone: anything may be raised
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        return f"MLflow's aliases could not be changed ({why}); the same command again does it."
-
 # %% ../../nbs/release/06_rollback.ipynb #d7a79b58
 def roll_back(
     root: str | Path = ".", # The project's folder
@@ -121,7 +110,7 @@ def roll_back(
     require_trusted(found, settings.release.trusted_keys)
     target = open_bundle(found)
     promote_bundle(path, settings.release.endpoint, target.id, action="rollback", reason=reason)
-    for left in (_move_aliases(root, settings, target.id), share_releases(root)):
+    for left in (reconcile_registry(root), share_releases(root)):
         if left: print(f"warning: {left}", file=sys.stderr)
     return model_in_use(root)
 
