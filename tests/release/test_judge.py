@@ -1,0 +1,168 @@
+"The judge on logs that a real writer has written, looked at again and again."
+import numpy as np
+import polars as pl
+import pytest
+from support.release_logs import Traffic, at_hour, project, release_of
+
+from mlops_nb.config.params import ReleaseParams
+from mlops_nb.prediction_log.compaction import compact_log
+from mlops_nb.release.judge import judge_release, rate_interval, release_evidence, verdict_table
+from mlops_nb.release.judge_state import JudgeRules, JudgeState
+
+
+@pytest.fixture
+def root(tmp_path): return project(tmp_path)
+
+
+@pytest.fixture
+def traffic(root):
+    traffic = Traffic(root)
+    yield traffic
+    traffic.close()
+
+
+def look(root, release, hour=30): return judge_release(root, release, at_hour(hour))
+
+
+def looks(root, release, traffic, n=30, batch=200, **how):
+    "Verdicts after each batch of requests, until one is another than `go_on`."
+    for i in range(n):
+        traffic.send(batch, hour=1 + i / n, **how)
+        verdict = look(root, release)
+        if verdict.action != "go_on": break
+    return verdict
+
+
+def test_a_sound_challenger_is_promoted_when_it_is_known_well_enough(root, traffic):
+    release = release_of()
+    traffic.send(3000)
+    few = look(root, release)
+    assert few.action == "go_on" and "500 units of the challenger" in few.missing[0]
+    verdict = looks(root, release, traffic, 200, 1000)
+    assert verdict.action == "promote" and not verdict.missing
+    assert all(m.passes for m in verdict.metrics) and verdict.units["challenger"] >= 500
+
+
+def test_nothing_is_promoted_before_its_time(root, traffic):
+    traffic.send(20_000, failures=(.01, .01))
+    release = release_of()
+    assert look(root, release, hour=30).action == "promote"
+    early = look(root, release, hour=3)
+    assert early.action == "go_on" and early.missing == ["3 of 24 hours"]
+    assert look(root, release, hour=-5).missing == ["0 of 24 hours"] # the clock was set back
+
+
+@pytest.mark.parametrize("metric,how", [("failures", dict(failures=(.01, .03))), ("failures", dict(failures=(0., .02))),
+                                        ("latency_p99", dict(slower=1.5))])
+def test_a_challenger_that_does_harm_is_rolled_back(root, traffic, metric, how):
+    verdict = looks(root, release_of(), traffic, 60, 200, **how)
+    assert verdict.action == "roll_back" and not verdict.void
+    evidence = {m.name: m for m in verdict.metrics}
+    assert evidence[metric].e_value >= evidence[metric].threshold or metric.startswith("latency")
+    assert verdict.reason.startswith("The challenger")
+
+
+def test_shares_that_do_not_fit_void_the_release(root, traffic):
+    verdict = looks(root, release_of(), traffic, 20, 500, share=.05)
+    assert (verdict.action, verdict.void) == ("roll_back", True)
+    assert "do not fit the shares" in verdict.reason
+
+
+def test_without_evidence_it_goes_on_until_the_deadline_and_is_then_rolled_back(root, traffic):
+    release = release_of(max_hours=100.)
+    assert look(root, release, 99).action == "go_on"
+    verdict = look(root, release, 101)
+    assert verdict.action == "roll_back" and "within 100 hours" in verdict.reason
+    traffic.send(300)
+    assert look(root, release, 101).action == "roll_back"
+
+
+def test_rows_that_chance_did_not_deal_do_not_count(root, traffic):
+    for _ in range(600):
+        traffic.answer(1, True, share=1.) # by a rule, or asked for by the client
+        traffic.answer(1, True, revision=4, failed="challenger", variant="champion") # before the release
+        traffic.answer(1, False, endpoint="other")
+    verdict = look(root, release_of())
+    assert verdict.units == {"champion": 0, "challenger": 0} and verdict.action == "go_on"
+
+
+def test_a_log_that_cannot_be_read_promotes_nothing(root, traffic, monkeypatch):
+    traffic.send(20_000)
+    assert look(root, release_of()).action == "promote"
+
+    def broken(*_): raise OSError(5, "Input/output error")
+    monkeypatch.setattr("mlops_nb.release.judge.read_since", broken)
+    verdict = look(root, release_of())
+    assert verdict.action == "go_on" and "cannot be read" in verdict.reason
+    assert look(root, release_of(), 400).action == "roll_back"
+
+
+def test_each_line_counts_once_whatever_is_compacted_or_killed(root, traffic, tmp_path):
+    "The counts after many looks are those of one look."
+    release, other = release_of(), project(tmp_path / "other")
+    twin = Traffic(other)
+    for i in range(8):
+        traffic.send(400, hour=i, failures=(.01, .02))
+        twin.send(400, hour=i, failures=(.01, .02))
+        path = root / "releases/r1/judge.json"
+        before = path.read_bytes() if path.exists() else None
+        look(root, release)
+        if i % 3 == 2: path.write_bytes(before) # killed before the state was written
+        if i % 4 == 3: compact_log(root / "predictions")
+    verdict, once = look(root, release), look(other, release)
+    assert verdict == once
+    (root / "releases/r1/judge.json").write_text("{") # damaged: all of it is counted again
+    assert look(root, release) == once
+    twin.close()
+
+
+def test_a_customer_counts_once(root, traffic):
+    release = release_of(sticky_key="customer")
+    customers = [f"c{i}" for i in range(40)]
+    for i in range(10):
+        traffic.send(40, hour=i, entities=customers, failures=(1., 1.))
+        verdict = look(root, release)
+    assert sum(verdict.units.values()) == 40
+    evidence = {m.name: m for m in verdict.metrics}
+    assert evidence["failures"].n == 40 and evidence["failures"].e_value < 20
+
+
+def frame(rng, start, n, share, revision=5):
+    "Records of requests to two variants that are alike."
+    mine = rng.random(n) < share
+    name = np.where(mine, "challenger", "champion")
+    return pl.DataFrame(dict(
+        id=[f"r{i}" for i in range(start, start + n)], row=0, time=np.arange(start, start + n), lease_id=0,
+        seq=np.arange(start, start + n), mode="live", revision=revision, share=np.where(mine, share, 1 - share),
+        variant=name, failed=np.where(rng.random(n) < .02, name, ""), source="model",
+        own_us=rng.lognormal(5, .5, n).astype(int))).with_columns(pl.col("time").cast(pl.Datetime("us", "UTC")))
+
+
+def test_a_release_that_is_no_worse_is_hardly_ever_rolled_back():
+    "Two dozen releases are looked at after every 250 requests, through two steps."
+    rng, params, rolled_back = np.random.default_rng(0), ReleaseParams(), 0
+    for r in range(24):
+        state = JudgeState(f"r{r}")
+        for i in range(10):
+            share = .1 if i < 5 else .5
+            state.count_records(frame(rng, 250 * i, 250, share), JudgeRules(4, i // 5, share))
+            if any(m.e_value >= m.threshold for m in release_evidence(state, params)):
+                rolled_back += 1
+                break
+    assert rolled_back <= 2
+
+
+@pytest.mark.parametrize("p", [.003, .5])
+def test_the_interval_of_a_rate_holds_at_all_looks(p):
+    rng, misses = np.random.default_rng(1), 0
+    for _ in range(60):
+        k = (rng.random(1000) < p).cumsum()
+        bounds = [rate_interval(int(k[n - 1]), n) for n in (10, 30, 100, 200, 400, 700, 1000)]
+        misses += any(not low <= p <= high for low, high in bounds)
+    assert misses <= 3
+
+
+def test_a_table_for_people(root, traffic):
+    traffic.send(2000)
+    text = verdict_table(look(root, release_of()))
+    assert text.startswith("go on: Not known yet") and "latency_p99" in text
