@@ -221,8 +221,8 @@ def key_add_command(
 @key_app.command("list")
 def key_list_command():
     "The keys: names, scopes, endpoints, rates, ends, and when each was used last."
-    from mlops_nb.config.settings import read_settings
     from mlops_nb.config.api_keys import describe_api_key, read_api_keys
+    from mlops_nb.config.settings import read_settings
     from mlops_nb.serve.auth import read_key_use
     used = read_key_use(read_settings(Path(".")).log.folder)
     for key in read_api_keys(_keys_file()): print(describe_api_key(key, used.get(key.id)))
@@ -281,7 +281,7 @@ def log_audit_command():
     "Exit 1 unless every answer is recorded once; also while the server runs."
     from mlops_nb.config.settings import read_settings
     from mlops_nb.prediction_log.audit import audit_log
-    from mlops_nb.serve.metrics import read_row_counts
+    from mlops_nb.prediction_log.row_counts import read_row_counts
     log = read_settings(Path(".")).log
     found = audit_log(log.folder, read_row_counts(log.folder))
     print(f"{log.folder}: {found.message}")

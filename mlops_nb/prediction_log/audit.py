@@ -143,7 +143,7 @@ def _audit_ids(folder, report):
 # %% ../../nbs/prediction_log/06_audit.ipynb #f4ab812f
 def audit_log(
     folder: str | Path, # The folder of the log
-    row_counts: dict[int, RowCounts] | None = None, # By lease, read before the call (`serve.metrics.read_row_counts`)
+    row_counts: dict[int, RowCounts] | None = None, # By lease, read before the call, by `read_row_counts`
 ) -> AuditReport:
     "Whether every answer is in the log, once; may be run at any time, also while the server writes."
     folder, report = Path(folder), AuditReport()

@@ -294,7 +294,6 @@ def _log_and_merge(self:Endpoint, groups, context):
     if len(groups) > 1: _merge_groups(result, groups)
     for g in groups:
         v = g.variant
-        if log is None: continue
         log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle,
                                     revision=context.active_plan.plan.revision, share=g.share,
                                     failed=g.failed[0] if g.failed else "", own_us=g.own_us,
@@ -315,7 +314,8 @@ def _count_values(self:Endpoint, rows):
 @patch
 def _submit_shadow(self:Endpoint, v, rows, context):
     if not v.shadow.submit(rows.n_rows, self, v, rows, context):
-        self.resources.metrics.shadow_dropped_rows(self.name, v.name).inc(rows.n_rows)
+        release = context.active_plan.plan.release
+        self.resources.metrics.shadow_dropped_rows(self.name, v.name, release.id if release else "").inc(rows.n_rows)
 
 # %% ../../nbs/serve/07_endpoint.ipynb #7db0d741
 def _shadow_scores(endpoint, v, rows, context): # -> scores and decisions, and its name where it failed

@@ -28,9 +28,9 @@ from mlops_nb.prediction_log import writer
 from mlops_nb.prediction_log.audit import audit_log
 from mlops_nb.prediction_log.leases import lease_is_held
 from mlops_nb.prediction_log.reader import read_log
+from mlops_nb.prediction_log.row_counts import read_row_counts
 from mlops_nb.prediction_log.writer import LogWriteError
 from mlops_nb.release.release_plan import plan_path, promote_bundle
-from mlops_nb.serve.metrics import read_row_counts
 
 
 def test_two_share_the_work_and_end_when_told_to(group):

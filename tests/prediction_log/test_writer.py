@@ -19,8 +19,8 @@ from mlops_nb.prediction_log import writer
 from mlops_nb.prediction_log.audit import audit_log
 from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.leases import lease_is_held
+from mlops_nb.prediction_log.row_counts import read_row_counts
 from mlops_nb.prediction_log.writer import LogWriteError, PredictionLogWriter
-from mlops_nb.serve.metrics import read_row_counts
 
 # ---- torn ends
 

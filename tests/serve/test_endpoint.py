@@ -20,8 +20,9 @@ from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.prediction_log.reader import read_log
+from mlops_nb.prediction_log.row_counts import dropped_shadow_rows
 from mlops_nb.prediction_log.writer import LogWriteError
-from mlops_nb.release.release_plan import RoutingRule, Variant, plan_path
+from mlops_nb.release.release_plan import ReleaseStep, RoutingRule, Variant, plan_path
 from mlops_nb.serve.endpoint import MAX_INLINE_ROWS, DeadlineExceeded, NotPrecomputed
 from mlops_nb.serve.http_messages import Request
 from mlops_nb.serve.model_runtime import MAX_SHADOW_QUEUE_ROWS
@@ -189,8 +190,13 @@ def test_a_shadow_that_hangs_holds_nobody_up_and_is_dropped(project, made, serve
     gate, rows = threading.Event(), some(2000)
     manager.endpoints["rows"].variants["s"].predictor.predict_encoded = lambda X: gate.wait(LIMIT)
     for _ in range(MAX_SHADOW_QUEUE_ROWS // 2000 + 5): ask(manager, rows)
-    assert counted(manager.resources.metrics.shadow_dropped_rows, "rows", "s") == 5 * 2000
-    plan(project, Variant("a", made[1]), revision=2)
+    def dropped(release=None): return dropped_shadow_rows(manager.resources.log.folder, "rows", "s", release)
+    assert dropped() == dropped("") == 5 * 2000 and dropped("r1") == 0
+    plan(project, Variant("a", made[1]), Variant("s", made[2], mode="shadow"), revision=2, release=ReleaseStep("r1", 0))
+    until(lambda: manager.endpoints["rows"].plan.revision == 2, "in force")
+    for _ in range(MAX_SHADOW_QUEUE_ROWS // 2000 + 2): ask(manager, rows)
+    assert (dropped(), dropped(""), dropped("r1")) == (7 * 2000, 5 * 2000, 2 * 2000)
+    plan(project, Variant("a", made[1]), revision=3)
     until(lambda: made[2] not in manager._models, "swapped although it hangs")
     gate.set()
 

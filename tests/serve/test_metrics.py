@@ -13,10 +13,9 @@ from prometheus_client import Counter as TheirCounter
 from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlops_nb.prediction_log.audit import RowCounts
 from mlops_nb.prediction_log.leases import acquire_lease, release_lease
 from mlops_nb.serve import metrics as module
-from mlops_nb.serve.metrics import LATENCY_BUCKETS, Metrics, read_row_counts
+from mlops_nb.serve.metrics import LATENCY_BUCKETS, Metrics
 
 
 def samples(text, name=""):
@@ -249,18 +248,3 @@ def test_promtool_has_nothing_to_say(tmp_path, lease_id):
     m.bundle_processes("churn", "champion", "b", "live").set(1)
     done = subprocess.run(["promtool", "check", "metrics"], input=m.render(), capture_output=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_row_counts_for_the_audit_are_those_of_all_leases_and_damage_is_said(tmp_path):
-    for lease_id, rows in ((0, 30), (7, 2)):
-        metrics = Metrics(tmp_path, lease_id)
-        metrics.answered_rows.inc(rows)
-    metrics.unlogged_rows.inc(2)
-    assert read_row_counts(tmp_path) == {0: RowCounts(answered=30), 7: RowCounts(answered=2, unlogged=2)}
-    metrics.folder.joinpath("counter_3.db").write_bytes(b"\xff\0\0\0" * 9)
-    metrics.folder.joinpath("counter_4.db").touch()  # its process is just making it
-    counts = read_row_counts(tmp_path)
-    assert "counter_3.db is damaged" in counts[3].problem and set(counts) == {0, 3, 7}
-    assert read_row_counts(tmp_path / "elsewhere") == {}
-    metrics.folder.joinpath("counter_5.db").symlink_to("gone") # as if it was removed after it was listed
-    assert set(read_row_counts(tmp_path)) == {0, 3, 7} and b"answered_rows_total 32.0" in metrics.render()
