@@ -98,7 +98,7 @@ def test_the_library_behind_dvc_reads_the_same_file(tmp_path):
     ("release: {steps: [1, 50]}", "'steps' ends at 50 percent; end it with 100"),
     ("release: {steps: [0, 100]}", "steps is \\[0, 100\\], but an integer >= 1 is expected"),
     ("release: {min_step_hours: 10, max_hours: 5}", "'max_hours' is 5 and ends a step before 'min_step_hours', 10"),
-    ("release: {margins: {failures: -1}}", "section 'release.margins': failures is -1, but a number >= 0.0 is expected"),
+    ("release: {margins: {failures: -1}}", "'release.margins': failures is -1, but a number >= 0.0 is expected"),
     ("release: {alpha: 1}", "alpha is 1, but a number < 1.0 is expected"),
     ("validate:\n\tmax_quarantined_share: 0.1", "params.yaml, line 2 is not YAML")])
 def test_a_mistake_in_params_names_its_place(tmp_path, text, says):
