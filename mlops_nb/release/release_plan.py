@@ -41,7 +41,7 @@ class Variant(Struct, forbid_unknown_fields=True):
 # %% ../../nbs/release/00_release_plan.ipynb #2e81abbe
 class RoutingRule(Struct, forbid_unknown_fields=True):
     "Rows that one variant answers; the first rule that fits decides."
-    when: PredicateSpec # column -> a value, [low, high] or a list of values; {} fits every row
+    when: PredicateSpec # column -> a value, [low, high] or a list of values; header:NAME -> text or texts; {}: all rows
     variant: str # its name; passed over while its flag is off
 
 # %% ../../nbs/release/00_release_plan.ipynb #b1036a23

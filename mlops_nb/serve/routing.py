@@ -58,6 +58,31 @@ class _ActiveVariants(NamedTuple):
     live_names: set # who may be named by a rule
     shadow_names: list # who listens
 
+# %% ../../nbs/serve/05_routing.ipynb #fbc3c259
+def _header_name(key): # in lower case; None for a column
+    return key.removeprefix('header:').lower() if key.startswith('header:') else None
+
+def _header_tests(when, source): # (name of a header, its values) for each header of a condition
+    for key, wanted in when.items():
+        if (name := _header_name(key)) is None: continue
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if not name or not values or not all(v is None or isinstance(v, str) for v in values):
+            raise UserError(f"{source} wants '{key}' to be {wanted!r}; a header has a name, and its value is one text, "
+                            "a list of texts, or null where it is not sent.")
+        yield name, frozenset(values)
+
+class _Rule:
+    "A routing rule, ready to be asked."
+    def __init__(self, rule, schema, source):
+        columns = {k: v for k, v in rule.when.items() if _header_name(k) is None}
+        self.rows, self.headers = RowPredicate(columns, schema, source), [*_header_tests(rule.when, source)]
+        self.assignment = Assignment(rule.variant, 1.0)
+
+    def matches(self, columns, row, headers):
+        for name, values in self.headers:
+            if (headers.get(name) if headers else None) not in values: return False
+        return self.rows.matches_row(columns, row)
+
 # %% ../../nbs/serve/05_routing.ipynb #3ca6f37f
 class Router:
     "One plan, ready to be asked."
@@ -66,8 +91,8 @@ class Router:
         schema: Schema, # The schema of the endpoint
     ):
         self.plan, self._prefix = plan, f"{plan.salt}\0{plan.endpoint}\0".encode()
-        self._rules = [(RowPredicate(r.when, schema, f"rule {i} of the plan of '{plan.endpoint}'"),
-                        Assignment(r.variant, 1.0)) for i, r in enumerate(plan.rules, 1)]
+        self._rules = [_Rule(r, schema, f"rule {i} of the plan of '{plan.endpoint}'")
+                       for i, r in enumerate(plan.rules, 1)]
         self._column, self._header = self._sticky(schema)
         self._flags = frozenset(f for f, on in plan.flags.items() if on)
         self._default_variants = self._variants_with_flags(self._flags)
@@ -77,24 +102,27 @@ class Router:
     def _sticky(self, schema): # the column and the header that name a customer; at least one of the two is None
         sticky = self.plan.sticky_key
         if sticky is None or sticky.startswith('header:'):
-            return None, sticky and sticky.removeprefix('header:').lower()
+            return None, sticky and _header_name(sticky)
         if sticky in schema.columns: return sticky, None
         raise UserError(f"the plan of '{self.plan.endpoint}' is sticky by '{sticky}', which the schema does not have"
                         f"{did_you_mean(sticky, schema.columns)}")
 
-    def _n_weighted(self): # how many variants may share the requests, whatever flags these bring
-        if not self.plan.allow_request_flags: return len(self._default_variants.candidates)
-        return sum(v.mode == 'live' and v.weight > 0 for v in self.plan.variants)
+# %% ../../nbs/serve/05_routing.ipynb #4c97d295
+@patch
+def _n_weighted(self:Router): # how many variants may share the requests, whatever flags these bring
+    if not self.plan.allow_request_flags: return len(self._default_variants.candidates)
+    return sum(v.mode == 'live' and v.weight > 0 for v in self.plan.variants)
 
-    def _variants_with_flags(self, flags):
-        on = [v for v in self.plan.variants if v.flag is None or v.flag in flags]
-        live = [v for v in on if v.mode == 'live']
-        weighted = [v for v in live if v.weight]
-        total = math.fsum(v.weight for v in weighted)
-        return _ActiveVariants([(Assignment(v.name, v.weight / total), _hash64(v.name.encode()), -1 / v.weight)
-                                for v in weighted],
-                               [*accumulate(v.weight for v in weighted)],
-                               {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
+@patch
+def _variants_with_flags(self:Router, flags):
+    on = [v for v in self.plan.variants if v.flag is None or v.flag in flags]
+    live = [v for v in on if v.mode == 'live']
+    weighted = [v for v in live if v.weight]
+    total = math.fsum(v.weight for v in weighted)
+    return _ActiveVariants([(Assignment(v.name, v.weight / total), _hash64(v.name.encode()), -1 / v.weight)
+                            for v in weighted],
+                           [*accumulate(v.weight for v in weighted)],
+                           {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
 
 # %% ../../nbs/serve/05_routing.ipynb #7b1c72c2
 @patch
@@ -121,8 +149,8 @@ def choose(self:Router,
 ) -> Assignment:
     "The variant that answers this row."
     taking = self._active_variants(headers) if self.plan.allow_request_flags else self._default_variants
-    for match, ruled in self._rules:
-        if ruled.variant in taking.live_names and match.matches_row(columns, row): return ruled
+    for rule in self._rules:
+        if rule.assignment.variant in taking.live_names and rule.matches(columns, row, headers): return rule.assignment
     if len(taking.candidates) == 1: return taking.candidates[0][0]
     key = None
     if self._column is not None:
@@ -137,6 +165,7 @@ def choose(self:Router,
 @patch
 def request_headers(self:Router) -> list[RequestHeader]:
     "The headers of a request that `choose` and `shadow_names` look at."
-    sticky = [] if self._header is None else [RequestHeader(
-        self._header, 'Requests with the same value are answered by the same variant', {'type': 'string'})]
-    return [REQUEST_HEADERS[X_FLAGS]] * self.plan.allow_request_flags + sticky
+    found = {name: 'Some values are answered by a variant of their own' for r in self._rules for name, _ in r.headers}
+    if self._header is not None: found[self._header] = 'Requests with the same value are answered by the same variant'
+    own = [RequestHeader(name, why, {'type': 'string'}) for name, why in found.items() if name not in REQUEST_HEADERS]
+    return [REQUEST_HEADERS[X_FLAGS]] * self.plan.allow_request_flags + own

@@ -155,3 +155,51 @@ def test_a_request_can_switch_a_flag_on_only_where_the_plan_allows_it():
 def test_a_plan_about_columns_that_the_contract_does_not_have(how, words):
     with pytest.raises(UserError) as e: router({"a": 1.}, **how)
     assert words in str(e.value)
+
+
+def test_a_rule_may_look_at_headers_of_the_request():
+    variants = [Variant("a", "1", 1), Variant("b", "2", 0), Variant("c", "3", 0)]
+    rules = [RoutingRule({"header:X-Partner": ["acme", "initech"], "known": True}, "b"),
+             RoutingRule({"header:x-region": "north"}, "c"), RoutingRule({"header:x-partner": [None]}, "a"),
+             RoutingRule({}, "c")]
+    r = Router(ReleasePlan("rows", 1, variants, "header:x-region", rules), SCHEMA)
+    columns = {"known": [True, False]}
+    for headers, expected in (({"x-partner": "acme"}, "bc"), ({"x-partner": "acme", "x-region": "north"}, "bc"),
+                              ({"x-region": "north"}, "cc"), ({}, "aa"), (None, "aa"), ({"x-partner": "Acme"}, "cc")):
+        assert "".join(r.choose(columns, i, headers).variant for i in range(2)) == expected
+    assert [h.name for h in r.request_headers()] == ["x-partner", "x-region"]
+
+
+@pytest.mark.parametrize("when", [{"header:": "a"}, {"header:x": 7}, {"header:x": []}, {"header:x": ["a", True]}])
+def test_a_rule_about_a_header_that_cannot_be(when):
+    with pytest.raises(UserError, match="rule 1 of the plan of 'rows' wants 'header:"):
+        router({"a": 1.}, rules=[RoutingRule(when, "a")])
+
+
+def test_a_canary_moves_only_those_who_must_move_and_keeps_its_shares():
+    n, steps = 100_000, (0, .01, .05, .25, .5, 1.)
+    people = {"id": [f"subscriber {i}" for i in range(n)]}
+    groups = []
+    for share in steps:
+        r = router({"champion": 1 - share, "challenger": share, "previous": 0.}, salt="release 7f3a")
+        met = [r.choose(people, i) for i in range(n)]
+        assert {x.share for x in met} == {s for s in (1 - share, share) if s}
+        groups.append({i for i, x in enumerate(met) if x.variant == "challenger"})
+        assert {x.variant for x in met} == {"champion", "challenger"} - {{0: "challenger", 1: "champion"}.get(share)}
+        assert abs(len(groups[-1]) - n * share) <= 4.5 * (n * share * (1 - share))**.5
+    assert all(before < after for before, after in zip(groups, groups[1:], strict=False))
+
+
+def test_the_customers_of_the_first_step_are_others_in_another_release():
+    first = [{i for i, v in enumerate(dealt({"champion": .95, "challenger": .05}, salt=salt)) if v == "challenger"}
+             for salt in ("release 1", "release 2")]
+    assert abs(len(first[0] & first[1]) - N * .05**2) <= far(N, .05**2)
+
+
+def test_a_variant_that_nothing_is_dealt_to_costs_nothing():
+    for weights, several in (({"a": 1.}, False), ({"a": 1., "b": 0.}, False), ({"a": .9, "b": .1, "c": 0.}, True)):
+        assert router(weights).routes_rows == several
+        assert not router(weights, sticky_key="header:x-customer").routes_rows
+    variants = [Variant("a", "1", .5), Variant("b", "2", .5, flag="f")]
+    for how, several in (({}, False), ({"flags": {"f": True}}, True), ({"allow_request_flags": True}, True)):
+        assert Router(ReleasePlan("rows", 1, variants, "id", **how), SCHEMA).routes_rows == several
