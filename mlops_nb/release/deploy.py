@@ -32,7 +32,13 @@ from ..core.manifest import SIGNATURES_FILE
 from ..core.typed_yaml import read_json, write_json
 from .gate import GateReport, missing_comparison
 from .mlflow_tracking import log_run, mlflow_errors, tracking_client
-from .registry import log_model, reconcile_registry, register_model_version, registry_is_behind
+from mlops_nb.release.registry import (
+    log_model,
+    reconcile_registry,
+    record_registration,
+    register_model_version,
+    registry_is_behind,
+)
 from mlops_nb.release.release_plan import (
     RELEASES_UNKNOWN,
     live_variant,
@@ -74,14 +80,22 @@ def _why_not_released(root, settings, gate):
 def _warn(sentence):
     if sentence: print(f"warning: {sentence}", file=sys.stderr)
 
+def _register(root, settings, bundle, run_id, gate):
+    "The version of a bundle in the registry; what it was made from is written down in the ledger."
+    client, _ = tracking_client(root, settings)
+    with mlflow_errors(settings):
+        model = log_model(root, client, run_id, settings.release.endpoint)
+        version = register_model_version(client, settings.release.endpoint, bundle.id, model)
+    try: record_registration(root, bundle, version, gate.message)
+    except UserError as e: _warn(str(e))
+    return version
+
 def _deploy_bundle(root, settings, bundle, run_id, gate):
     "Store and register the bundle; release it, or say why it stays a challenger."
     endpoint, environment = settings.release.endpoint, settings.release.environment
     place, key = store_bundle(bundle.path, store_path(root, settings)), read_signing_key(root, settings)
     if key: sign_bundle(place, key)
-    client, _ = tracking_client(root, settings)
-    with mlflow_errors(settings):
-        version = str(register_model_version(client, endpoint, bundle.id, log_model(root, client, run_id, endpoint)))
+    version = _register(root, settings, bundle, run_id, gate)
     if reason := _why_not_released(root, settings, gate):
         _warn(reconcile_registry(root))
         message = f"Version {version} is registered and not released: {reason}"

@@ -25,6 +25,7 @@ from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.prepare import read_dataset_info, read_split
 from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
+from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.deploy import Deployment, run_deploy, share_releases, sign_stored_bundle
 from mlops_nb.release.gate import GateReport, require_passed_gate, run_gate
@@ -272,6 +273,14 @@ def test_deploying_twice_changes_nothing(project):
     assert read_json(project / "artifacts/deployment.json", Deployment) == done
     assert plan_path(project, read_settings(project)).read_bytes() == plan and aliases(project) == {"champion": 1}
     assert find_champion(project).name == done.bundle
+    registered, = open_ledger(project).entries(subject=done.bundle, kinds=("bundle.registered",))
+    schema = read_dataset_info(project).lineage.schema
+    assert (registered.data["gate"], registered.data["version"]) == ("All held.", "1")
+    assert registered.data["schema_hash"] == schema and registered.data["partitions"] is None # it was never ingested
+    client, _ = tracking_client(project, read_settings(project))
+    version = client.get_model_version("rows", "1")
+    assert (version.tags["gate"], version.tags["schema_hash"], version.description) == ("passed", schema, "All held.")
+    assert version.tags["data_hash"] == read_dataset_info(project).parts["train"].sha256
 
 
 def gate_passes(root, passed=True):
