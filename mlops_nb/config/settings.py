@@ -97,7 +97,7 @@ class EnvironmentSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     plans: Annotated[str, Meta(min_length=1, description="folder of its release plans, which its servers watch")]
     store: Annotated[str, Meta(min_length=1, description="folder of its bundles")]
     predictions: Annotated[str, Meta(min_length=1, description="folder of its prediction log")]
-    branch: Annotated[str, Meta(description="git branch whose bundles are offered to it; empty = none")] = ""
+    branch: Annotated[str, Meta(description="git branch whose bundles are offered to it, or none")] = "none"
     approve: Annotated[str, Meta(
         description="who approves which step, as in start: 1 of owners; 25: 1 of on_duty (percent of traffic); "
                     "empty = nobody"
@@ -450,9 +450,9 @@ def _environment_faults(settings):
         for key in ("plans", "store", "predictions", "branch"):
             value = getattr(section, key)
             place = key, Path(value)
-            if value and place in taken:
+            if value != "none" and place in taken:
                 yield f"section '{name}': {key} is {value}, which is that {taken[place]}; give it one of its own."
-            if value: taken[place] = f"of {name}"
+            taken[place] = f"of {name}"
 
 # %% ../../nbs/config/11_settings.ipynb #73fdce34
 def _typed_settings(path, plain, schedules):
