@@ -190,6 +190,17 @@ def _select_entries(subject, kinds, after):
     return query.where(table.c.kind.in_(kinds)) if kinds else query
 
 @patch
+def _open(self:Ledger):
+    "Make sure that the schema is there and up to date, without a writer's lock where it is."
+    if self._engine is not None: return
+    with _ledger_errors(self.uri):
+        engine = _make_engine(self.uri, self.timeout_seconds)
+        with engine.connect() as connection: current = _schema_version(connection) == len(_MIGRATIONS)
+    if current: self._engine = engine
+    else:
+        with self._write(): pass
+
+@patch
 def entries(self:Ledger,
     subject: str | None = None, # Of this subject only
     kinds: tuple[str, ...] = (), # Of these kinds only; empty: of all
@@ -197,8 +208,7 @@ def entries(self:Ledger,
 ) -> list[LedgerEntry]: # In the order in which they were written
     "What is written down. Raises `UserError` if the database cannot be used."
     if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists(): return []
-    if self._engine is None:
-        with self._write(): pass # the schema is there, and up to date
+    self._open()
     with _ledger_errors(self.uri), self._engine.connect() as connection:
         return [_ledger_entry(row) for row in connection.execute(_select_entries(subject, kinds, after))]
 

@@ -116,7 +116,8 @@ def test_a_locked_ledger_is_one_sentence(uri):
 def test_a_reader_does_not_wait_for_a_writer(in_sqlite):
     ledger = Ledger(in_sqlite, timeout_seconds=.2)
     before = ledger.append("kind", "subject")
-    with Ledger(in_sqlite)._write(): assert ledger.entries() == [before]
+    with Ledger(in_sqlite)._write():
+        assert ledger.entries() == Ledger(in_sqlite, timeout_seconds=.2).entries() == [before]
 
 
 def test_an_older_ledger_is_brought_up_to_date_and_a_newer_one_refused(uri, monkeypatch):
