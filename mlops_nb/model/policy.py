@@ -31,6 +31,12 @@ class Policy(Struct, dict=True):
 
     def __post_init__(self):
         self._labels, self._predicates = np.array(self.classes or [], dtype=object), None
+        self._may_review = self.has_review # which looks at every rule
+
+    @property
+    def has_review(self) -> bool:
+        "Are there rows that are sent to human review?"
+        return self.reject_region is not None or any(r.review for r in self.rules)
 
 # %% ../../nbs/model/08_policy.ipynb #f8ab8f80
 def _compile_rule(rule, schema, where):
@@ -61,6 +67,7 @@ def bind(self:Policy,
         raise UserError(f"reject_region of {where} is a range of probabilities, "
                         "and only a binary task has one probability; set it to null.")
     self._predicates = [_compile_rule(r, schema, f"rule {i} of {where}") for i, r in enumerate(self.rules, 1)]
+    self._may_review = self.has_review
     return self
 
 # %% ../../nbs/model/08_policy.ipynb #aa94945a
@@ -68,11 +75,6 @@ def bind(self:Policy,
 def rule_columns(self:Policy) -> list[str]: # Each once
     "The columns that the rules look at."
     return list(dict.fromkeys(c for r in self.rules for c in r.when))
-
-@patch(as_prop=True)
-def has_review(self:Policy) -> bool:
-    "Are there rows that are sent to human review?"
-    return self.reject_region is not None or any(r.review for r in self.rules)
 
 # %% ../../nbs/model/08_policy.ipynb #ddf54a3d
 @patch
@@ -132,6 +134,7 @@ def apply_row(self:Policy,
 ) -> tuple[float | np.ndarray, str | None, bool | None]: # Score, decision and review: row 0 of a `PolicyOutcome`
     "What `apply` gives for one row."
     found = [r for p, r in zip(self._predicates, self.rules) if p.matches_row(columns, 0)] if self.rules else ()
+    if not (found or self.reject_region): return score, self._label_of(score), False if self._may_review else None
     for r in found:
         if (r.min_score, r.max_score) != (None, None): score = np.clip(score, r.min_score, r.max_score).item()
     review = self.reject_region is not None and bool(self.reject_region[0] <= score <= self.reject_region[1])
@@ -139,7 +142,7 @@ def apply_row(self:Policy,
     for r in found:
         if r.decision is not None: label = r.decision
         if r.review or r.decision is not None: review = r.review
-    return score, None if review else label, review if self.has_review else None
+    return score, None if review else label, review if self._may_review else None
 
 @patch
 def _label_of(self:Policy, score): # As `decide`, of one row

@@ -30,7 +30,7 @@ from .model_runtime import ActivePlan, ActiveVariant, ScoreCache
 from .request_validation import DecodedRows, RequestDecoder
 
 # %% ../../nbs/serve/07_endpoint.ipynb #4cfeb7e8
-class PredictionResult(Struct, kw_only=True):
+class PredictionResult(Struct):
     "Scores and decisions of a request, and where they come from."
     id: str # of the request
     endpoint: str
@@ -271,7 +271,7 @@ async def predict(self:Endpoint,
                                            context) if many else self._log_and_merge(groups, context)
     if resources.log is not None and resources.log.fsync: await resources.log.wait_durable()
     if request.steps is not None: request.steps.append(("record", time.perf_counter()))
-    for g in groups: g.variant.scored_rows.inc(len(g.scores))
+    for g in groups: g.variant.scored_rows.add(len(g.scores))
     if rows.n_nulled or rows.n_unknown_categories: self._count_values(rows)
     if active.has_shadows and rows.X is not None:
         for name in active.router.shadow_names(headers): self._submit_shadow(active.variants[name], rows, context)
@@ -285,23 +285,21 @@ def _trace_id(request): return '' if request.trace_context is None else request.
 @patch
 def _log_and_merge(self:Endpoint, groups, context):
     "The result of a request; it is in the log when this returns."
-    log, request, first = self.resources.log, context.request, groups[0]
-    now, latency = time.time_ns() // 1000, int((time.perf_counter() - request.started) * 1e6)
-    result = PredictionResult(id=request.id, endpoint=self.name, variant=first.variant.name,
-                              bundle=first.variant.bundle,
-                              scores=first.scores, decisions=first.decisions, needs_review=first.needs_review,
-                              source=first.source)
+    log, request, active, first = self.resources.log, context.request, context.active_plan, groups[0]
+    v, now, latency = first.variant, time.time_ns() // 1000, int((time.perf_counter() - request.started) * 1e6)
+    result = PredictionResult(request.id, self.name, v.name, v.bundle, first.scores, first.decisions,
+                              first.needs_review, first.source)
     if len(groups) > 1: _merge_groups(result, groups)
-    for g in groups:
+    for g in groups if log is not None else ():
         v = g.variant
         log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle,
-                                    revision=context.active_plan.plan.revision, share=g.share,
+                                    revision=active.plan.revision, share=g.share,
                                     failed=g.failed[0] if g.failed else "", own_us=g.own_us,
                                     columns=g.columns, score=g.scores, decision=g.decisions,
-                                    entity=g.columns.get(context.active_plan.entity),
+                                    entity=g.columns.get(active.entity),
                                     row_indices=g.row_indices, source=g.source, latency_us=latency,
-                                    api_key_name=request.api_key_name, trace=_trace(request),
-                                    trace_id=_trace_id(request)))
+                                    api_key_name=request.api_key_name, trace=request.trace and _trace(request),
+                                    trace_id="" if request.trace_context is None else _trace_id(request)))
     return result
 
 # %% ../../nbs/serve/07_endpoint.ipynb #26463bd9

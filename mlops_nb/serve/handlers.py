@@ -23,7 +23,7 @@ from .endpoint import DeadlineExceeded, Endpoint, NotPrecomputed
 from .http_messages import INFERENCE_HEADER_CONTENT_LENGTH, MAX_INLINE_BODY_BYTES, HTTPException, Response
 from mlops_nb.serve.inference_protocol import (
     LIVE_BODY,
-    InferRequest,
+    RowResponseEncoder,
     build_infer_outputs,
     build_model_metadata,
     build_server_metadata,
@@ -211,13 +211,19 @@ async def _predict_entities(app, request, endpoint, entities, id):
     return Response(encode_predict_response(result, endpoint.decoder))
 
 # %% ../../nbs/serve/12_handlers.ipynb #cae2d702
-def _decode_infer_rows(body, length, decoder):
-    if length is None and (rows := decoder.from_infer(body)): return InferRequest([], rows.id), rows
+def _decode_infer_rows(body, length, decoder): # the request, but for one row without wishes; and its rows
+    if length is None and (rows := decoder.from_infer(body)): return None, rows
     try:
         infer_request = decode_infer_request(body, length, decoder.max_rows, decoder.max_values)
         return infer_request, decode_rows(infer_request, decoder)
     except ValidationError: raise
     except UserError as e: raise ValidationError(str(e)) from None
+
+def _row_encoder(decoder, endpoint, bundle): # the decoder keeps them, so that they go with the model
+    if (found := decoder.row_encoders.get((endpoint, bundle))) is None:
+        found = RowResponseEncoder(decoder.output_schema, endpoint, bundle[:12])
+        decoder.row_encoders[endpoint, bundle] = found
+    return found
 
 async def infer(app, request):
     endpoint = get_endpoint(app, request)
@@ -231,7 +237,9 @@ async def infer(app, request):
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request, v and v.name)
     request.variant, request.n_rows = result.variant, rows.n_rows
-    outputs = build_infer_outputs(decoder.output_schema, result.scores, result.decisions, result.needs_review)
+    answers = result.scores, result.decisions, result.needs_review
+    if infer_request is None: return Response(_row_encoder(decoder, endpoint.name, result.bundle)(rows.id, *answers))
+    outputs = build_infer_outputs(decoder.output_schema, *answers)
     body, length = encode_infer_response(infer_request, endpoint.name, result.bundle[:12], outputs)
     if length is None: return Response(body)
     return Response(body, 'application/octet-stream', {INFERENCE_HEADER_CONTENT_LENGTH: str(length)})

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATATYPES', 'INPUT_STRUCTS', 'COLUMN_DATATYPES', 'LIVE_BODY', 'InferInput', 'RequestedOutput', 'InferRequest',
            'decode_binary_texts', 'decode_binary_array', 'decode_infer_request', 'decode_rows', 'InferOutput',
-           'build_infer_outputs', 'InferResponse', 'encode_binary', 'encode_infer_response', 'build_server_metadata',
-           'build_model_metadata', 'ready_body', 'error_body']
+           'build_infer_outputs', 'InferResponse', 'encode_binary', 'encode_infer_response', 'RowResponseEncoder',
+           'build_server_metadata', 'build_model_metadata', 'ready_body', 'error_body']
 
 # %% ../../nbs/serve/02_inference_protocol.ipynb #7c197f21
 import binascii
@@ -490,6 +490,37 @@ def encode_infer_response(
     selected, tail = _select_outputs(request, outputs) if request.outputs or request.parameters else (outputs, None)
     head = _ENCODER.encode(InferResponse(model_name, selected, model_version, request.id, parameters))
     return (head + b''.join(tail), len(head)) if tail else (head, None)
+
+# %% ../../nbs/serve/02_inference_protocol.ipynb #47f74f2b
+_VALUE = msgspec.Raw(b'\0') # stands for a value: no JSON has this byte
+
+class RowResponseEncoder:
+    "Encodes responses to one row, with all outputs: to the last byte as `encode_infer_response` does."
+    def __init__(self,
+        output_schema: dict[str, pl.DataType], # From `Predictor.output_schema`
+        model_name: str,
+        model_version: str | None,
+    ):
+        outputs = [InferOutput(name, _OUTPUT_DATATYPES[t.__class__], [1], None, [_VALUE])
+                   for name, t in output_schema.items()]
+        whole = _ENCODER.encode(InferResponse(model_name, outputs, model_version))
+        # the id may follow, so the bracket goes
+        self._template = whole[:-1].replace(b'%', b'%%').replace(b'\0', b'%b') + b'%b'
+        self._has_review = 'needs_review' in output_schema
+
+    def __call__(self,
+        id: str | None, # Of the request, in its body
+        scores: list, # These three as for `build_infer_outputs`
+        decisions: list[str | None] | None,
+        needs_review: list[bool] | None,
+    ) -> bytes:
+        "The body of a response."
+        encode, score = _ENCODER.encode, scores[0]
+        values = [*map(encode, score)] if isinstance(score, (list, tuple)) else [encode(score)]
+        if decisions is not None: values.append(encode(decisions[0] or ''))
+        if self._has_review: values.append(b'true' if needs_review and needs_review[0] else b'false')
+        values.append(b'}' if id is None else b',"id":%b}' % encode(id))
+        return self._template % (*values,)
 
 # %% ../../nbs/serve/02_inference_protocol.ipynb #d5ee13a8
 COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES',

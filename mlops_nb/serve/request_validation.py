@@ -208,6 +208,7 @@ class RequestDecoder:
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
         self.names, self.required_columns = list(schema.columns), frozenset(predictor.request_columns)
         self.output_schema, self.max_values = predictor.output_schema(), max_rows * (len(self.names) + 1)
+        self.row_encoders = {} # (endpoint, bundle) -> encodes the response to one row
         self.validators = {n: _ColumnValidator(schema, n, n in self.required_columns) for n in self.names}
         computed = [n for n in predictor.required_columns if schema.columns[n].computed]
         self._computed = [_ColumnValidator(schema, n, True) for n in computed]

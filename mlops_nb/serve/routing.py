@@ -98,6 +98,7 @@ class Router:
         self._default_variants = self._variants_with_flags(self._flags)
         # may two rows of one request go to different variants?
         self.routes_rows = bool(self._rules) or self._column is not None and self._n_weighted() > 1
+        self._by_chance = not (self._rules or plan.sticky_key or plan.allow_request_flags) and self._n_weighted() > 1
 
     def _sticky(self, schema): # the column and the header that name a customer; at least one of the two is None
         sticky = self.plan.sticky_key
@@ -148,6 +149,7 @@ def choose(self:Router,
     rng: Callable[[], float] = random, # Where nothing is sticky: a number from 0 to 1
 ) -> Assignment:
     "The variant that answers this row."
+    if self._by_chance: return _deal(self._default_variants, rng)
     taking = self._active_variants(headers) if self.plan.allow_request_flags else self._default_variants
     for rule in self._rules:
         if rule.assignment.variant in taking.live_names and rule.matches(columns, row, headers): return rule.assignment
@@ -158,8 +160,11 @@ def choose(self:Router,
         if values is not None: key = values[row]
     elif self._header is not None and headers is not None: key = headers.get(self._header)
     if key is not None: return _rendezvous_choice(_hash64(self._prefix + str(key).encode()), taking.candidates)
-    return taking.candidates[bisect(taking.cumulative_weights, rng() * taking.cumulative_weights[-1], 0,
-                                    len(taking.cumulative_weights) - 1)][0]
+    return _deal(taking, rng)
+
+def _deal(taking, rng):
+    weights = taking.cumulative_weights
+    return taking.candidates[bisect(weights, rng() * weights[-1], 0, len(weights) - 1)][0]
 
 # %% ../../nbs/serve/05_routing.ipynb #0144a10b
 @patch

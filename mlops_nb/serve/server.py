@@ -132,7 +132,7 @@ def _start_worker(root, bundle, settings, port, grpc_address, parent, message_fd
         lease_id = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
         metrics = Metrics(folder, lease_id)
         log = PredictionLogWriter(folder, lease_id, settings.log, metrics.unlogged_rows.inc,
-                                  metrics.log_records.inc)
+                                  partial(metrics.log_records.add, 1)) # the log has a lock of its own
         keys = root / settings.serve.api_keys_file if settings.serve.auth == 'api_key' else None
         authenticator = Authenticator(keys, key_use_path(folder, lease_id))
         manager = ModelManager(bundle or root, settings, metrics, log)

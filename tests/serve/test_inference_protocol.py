@@ -284,6 +284,19 @@ def test_where_nobody_is_referred_the_output_says_so():
     assert [o.data for o in build_infer_outputs(output, [.5], [None], [True])] == [[.5], [""], [True]]
 
 
+@given(st.sampled_from([1, 3]), st.lists(st.floats(allow_nan=True), min_size=3, max_size=3), st.none() | st.text(),
+       st.none() | st.text(), st.sampled_from([None, [True], [False]]), st.booleans(), st.booleans(), st.text())
+@settings(max_examples=200, deadline=None)
+def test_one_row_is_encoded_as_many_are(n, scores, id, decision, review, decides, reviews, name):
+    schema = {f"score_{name}{i}": pl.Float64() for i in range(n)}
+    if decides: schema["decision"] = pl.String()
+    if reviews: schema["needs_review"] = pl.Boolean()
+    row = [scores if n > 1 else scores[0]], [decision] if decides else None, review
+    for version in ("v%1", None):
+        want, _ = encode_infer_response(InferRequest([], id), name, version, build_infer_outputs(schema, *row))
+        assert v2.RowResponseEncoder(schema, name, version)(id, *row) == want
+
+
 def test_scores_come_back_to_the_last_bit():
     scores = np.random.default_rng(0).random(500)
     body, length = encode_infer_response(decode_infer_request(asked(GOOD)), "m", None,
