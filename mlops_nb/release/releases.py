@@ -32,6 +32,7 @@ from ..core.files import file_lock
 from ..core.typed_yaml import read_json
 from ..ledger.ledger import open_ledger, user_name
 from .approvals import missing_approvals
+from .environments import require_staging_runs
 from .registry import reconcile_registry
 from mlops_nb.release.release_plan import (
     ReleasePlan,
@@ -197,6 +198,7 @@ def _begin(root, settings, params, bundle, strategy, by, reason, again):
     path, store, ledger = plan_path(root, settings), store_path(root, settings), open_ledger(root, settings)
     found = find_bundle(bundle, store)
     require_trusted(found, settings.release.trusted_keys)
+    require_staging_runs(root, found.name, settings.release.environment)
     place = settings.release.endpoint, settings.release.environment
     known = [r for r in _read_releases(ledger) if (r.endpoint, r.environment) == place]
     begun = next((r for r in known if r.status == "open" and r.bundle == found.name and r.step < 0), None)
