@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from random import choices
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from ..config.settings import ServeSettings, available_cores
 from ..core.errors import UserError
 from ..prediction_log.segments import PredictionRecord
 from ..prediction_log.writer import PredictionLogWriter
-from ..release.release_plan import ReleasePlan
+from ..release.release_plan import HELD_OUT, ReleasePlan
 from .http_messages import REQUEST_HEADERS, X_STATIC, Request, RequestHeader
 from .json_limits import MAX_VALUES_AT_ONCE, count_json
 from .metrics import Metrics, NullMetrics
@@ -157,11 +158,11 @@ def _group_rows(self:Endpoint, active, rows, headers, variant): # a `RowGroup` f
                         f"{', '.join(active.variants)}.")
     if rows.n_rows == 1 or not router.routes_rows:
         name, share = router.choose(columns, 0, headers)
-        return [RowGroup(active.variants[name], share, columns, X)]
+        return [RowGroup(active.dealt[name], share, columns, X)]
     dealt = {}
     for i in range(rows.n_rows): dealt.setdefault(router.choose(columns, i, headers), []).append(i)
-    if len(dealt) == 1: return [RowGroup(active.variants[name], share, columns, X) for name, share in dealt]
-    return [RowGroup(active.variants[name], share, *_select_rows(columns, X, at), at)
+    if len(dealt) == 1: return [RowGroup(active.dealt[name], share, columns, X) for name, share in dealt]
+    return [RowGroup(active.dealt[name], share, *_select_rows(columns, X, at), at)
             for (name, share), at in dealt.items()]
 
 # %% ../../nbs/serve/07_endpoint.ipynb #b5459034
@@ -225,8 +226,15 @@ async def _predict_group(self:Endpoint, group, context):
                 scores, *rest = v.predictor.policy.apply(group.columns, scores)
                 answer = scores.tolist(), *rest
         group.scores, group.decisions, group.needs_review = answer
+        if v.name == HELD_OUT: _replace_decisions(group, context.active_plan.plan.explore_decision)
         group.own_us = int((time.perf_counter() - started) * 1e6)
     finally: v.in_flight.pop()
+
+# %% ../../nbs/serve/07_endpoint.ipynb #80450a07
+def _replace_decisions(group, explore_decision): # of a group that is held out
+    classes, n = group.variant.predictor.schema.classes, len(group.scores)
+    group.decisions = choices(classes, k=n) if explore_decision == "random" else [classes[0]] * n
+    if group.needs_review is not None: group.needs_review = [False] * n
 
 # %% ../../nbs/serve/07_endpoint.ipynb #9c839a1b
 def _next_fallback(active, failed): # the variant with the most weight of those that did not fail; None if all did

@@ -158,7 +158,7 @@ def _release_memory():
 def _activate(self:ModelManager, active):
     "Make a plan the active one of its endpoint."
     name = active.plan.endpoint
-    for v in active.variants.values():
+    for v in active.dealt.values():
         v.scored_rows = self.resources.metrics.scored_rows(name, v.name)
         if v.mode == "shadow": v.shadow = ShadowQueue(score_shadow)
     endpoint = self.endpoints.get(name)

@@ -25,7 +25,7 @@ from ..config.values import POLARS_TYPES
 from ..core.errors import UserError
 from ..model.booster import Booster
 from ..model.predictor import Predictor
-from ..release.release_plan import ReleasePlan, Variant, standby_names
+from ..release.release_plan import HELD_OUT, ReleasePlan, Variant, standby_names
 from .request_validation import RequestDecoder
 from .routing import Router
 
@@ -267,8 +267,17 @@ class ActivePlan:
                 raise UserError(f"the variant '{v.name}' of the plan of '{plan.endpoint}' predicts another target than "
                                 f"'{self.primary.name}': "
                                 "their tasks or classes differ; give it an endpoint of its own.")
+        # by the names that a row may be dealt to
+        self.dealt = self.variants | self._held_out() if plan.explore else self.variants
 
-    @property
-    def in_flight(self) -> int:
-        "Number of requests being scored."
-        return sum(len(v.in_flight) for v in self.variants.values())
+# %% ../../nbs/serve/06_model_runtime.ipynb #3e149971
+@patch
+def _held_out(self:ActivePlan): # {name: the primary again}
+    v = ActiveVariant(Variant(HELD_OUT, self.primary.bundle), self.primary.model)
+    v.check_compatibility([other.model for other in self.variants.values()])
+    return {HELD_OUT: v}
+
+@patch(as_prop=True)
+def in_flight(self:ActivePlan) -> int:
+    "Number of requests being scored."
+    return sum(len(v.in_flight) for v in self.dealt.values())

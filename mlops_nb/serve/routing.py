@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..config.predicates import RowPredicate
 from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
-from ..release.release_plan import ReleasePlan
+from ..release.release_plan import HELD_OUT, ReleasePlan
 from .http_messages import REQUEST_HEADERS, X_FLAGS, RequestHeader
 
 # %% ../../nbs/serve/05_routing.ipynb #b4e933d1
@@ -48,12 +48,13 @@ def _rendezvous_choice(
 class Assignment(NamedTuple):
     "Which variant answers a row, and with which probability it was to be this one."
     variant: str # its name
-    share: float # its weight over those of all that took part; 1 where a rule decided or nobody else took part
+    share: float # its weight over those of all that take part, less what exploration holds out; 1 where a rule decides
 
 # %% ../../nbs/serve/05_routing.ipynb #bf97f53a
 class _ActiveVariants(NamedTuple):
     "Who takes part."
     candidates: list # who share the requests, as `_rendezvous_choice` takes them
+    only: Assignment | None # who gets every request that no rule is about; None where that is dealt
     cumulative_weights: list # their weights, added up
     live_names: set # who may be named by a rule
     shadow_names: list # who listens
@@ -94,11 +95,13 @@ class Router:
         self._rules = [_Rule(r, schema, f"rule {i} of the plan of '{plan.endpoint}'")
                        for i, r in enumerate(plan.rules, 1)]
         self._column, self._header = self._sticky(schema)
+        self._held_out = self._exploration(schema)
         self._flags = frozenset(f for f, on in plan.flags.items() if on)
         self._default_variants = self._variants_with_flags(self._flags)
         # may two rows of one request go to different variants?
-        self.routes_rows = bool(self._rules) or self._column is not None and self._n_weighted() > 1
-        self._by_chance = not (self._rules or plan.sticky_key or plan.allow_request_flags) and self._n_weighted() > 1
+        several = self._n_weighted() > 1 or plan.explore > 0
+        self.routes_rows = bool(self._rules) or self._column is not None and several
+        self._by_chance = several and not (self._rules or plan.sticky_key or plan.allow_request_flags or plan.explore)
 
     def _sticky(self, schema): # the column and the header that name a customer; at least one of the two is None
         sticky = self.plan.sticky_key
@@ -119,11 +122,25 @@ def _variants_with_flags(self:Router, flags):
     on = [v for v in self.plan.variants if v.flag is None or v.flag in flags]
     live = [v for v in on if v.mode == 'live']
     weighted = [v for v in live if v.weight]
-    total = math.fsum(v.weight for v in weighted)
-    return _ActiveVariants([(Assignment(v.name, v.weight / total), _hash64(v.name.encode()), -1 / v.weight)
-                            for v in weighted],
-                           [*accumulate(v.weight for v in weighted)],
+    total = math.fsum(v.weight for v in weighted) / (1 - self.plan.explore)
+    candidates = [(Assignment(v.name, v.weight / total), _hash64(v.name.encode()), -1 / v.weight) for v in weighted]
+    only = candidates[0][0] if len(candidates) == 1 and not self.plan.explore else None
+    return _ActiveVariants(candidates, only, [*accumulate(v.weight for v in weighted)],
                            {v.name for v in live}, [v.name for v in on if v.mode == 'shadow'])
+
+# %% ../../nbs/serve/05_routing.ipynb #f371f717
+@patch
+def _exploration(self:Router, schema): # the `Assignment` of who is held out; None where nobody is
+    if not self.plan.explore: return None
+    if schema.task == 'binary': return Assignment(HELD_OUT, self.plan.explore)
+    raise UserError(f"the plan of '{self.plan.endpoint}' holds {self.plan.explore:.3g} of the customers out of the "
+                    f"decisions, and its models are {schema.task}; that is for binary ones, so set explore to 0.")
+
+@patch
+def _is_held_out(self:Router, key, rng):
+    if key is None: return rng() < self.plan.explore
+    number = _hash64(f"{HELD_OUT}\0{self.plan.endpoint}\0{key}".encode())
+    return number < self.plan.explore * 2**64
 
 # %% ../../nbs/serve/05_routing.ipynb #7b1c72c2
 @patch
@@ -153,12 +170,13 @@ def choose(self:Router,
     taking = self._active_variants(headers) if self.plan.allow_request_flags else self._default_variants
     for rule in self._rules:
         if rule.assignment.variant in taking.live_names and rule.matches(columns, row, headers): return rule.assignment
-    if len(taking.candidates) == 1: return taking.candidates[0][0]
+    if taking.only is not None: return taking.only
     key = None
     if self._column is not None:
         values = columns.get(self._column)
         if values is not None: key = values[row]
     elif self._header is not None and headers is not None: key = headers.get(self._header)
+    if self._held_out is not None and self._is_held_out(key, rng): return self._held_out
     if key is not None: return _rendezvous_choice(_hash64(self._prefix + str(key).encode()), taking.candidates)
     return _deal(taking, rng)
 

@@ -39,6 +39,7 @@ def faulty(variants, **how): return ReleasePlan("rows", 1, variants, **how)
      "is a shadow and answers nobody."),
     (faulty([Variant("a", "aaa", flag="f")]), "depends on a flag"),
     (faulty([A, B], sticky_key="header:"), "sticky_key names no column"),
+    (faulty([A, Variant("held_out", "bbb", .1)]), "the name 'held_out', which is that of exploration"),
     (faulty([Variant("a", "aaa", 1, flag="f"), Variant("b", "bbb", 0)]), "depends on a flag")])
 def test_what_cannot_be_right_is_refused_before_it_is_written(tmp_path, plan, words):
     path = tmp_path / "rows.json"

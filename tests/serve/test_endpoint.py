@@ -160,6 +160,36 @@ def test_where_the_primary_fails_the_bundle_before_stands_in(made, served):
     assert ask(manager, some(2)).variant == "champion"
 
 
+def test_who_is_held_out_is_scored_and_not_decided_about(made, served, predictors):
+    rows = [{**r, "x": 9.} for r in some(60)]
+    manager = served(Variant("a", made[1], .5), Variant("b", made[2], .5), sticky_key="id", explore=.3)
+    plain = ask(manager, rows, variant="a")
+    got = ask(manager, rows, id="all")
+    alone = [ask(manager, [r], id=f"r{i}") for i, r in enumerate(rows)]
+    assert [g.variant for g in alone] == got.variants and [g.decisions[0] for g in alone] == got.decisions
+    held = [i for i, v in enumerate(got.variants) if v == "held_out"]
+    classes = predictors[made[1]].schema.classes
+    assert 5 < len(held) < 40 and {got.decisions[i] for i in held} == {classes[0]}
+    assert [got.scores[i] for i in held] == [plain.scores[i] for i in held]  # by the primary
+    log = dealt(manager).filter(id="all", variant="held_out")
+    assert log["row"].to_list() == held and {*log.select("bundle", "share", "failed").rows()} == {(made[1], .3, "")}
+    assert {*log["decision"]} == {classes[0]} and counted(manager.resources.metrics.scored_rows, "rows",
+                                                          "held_out") == 2 * len(held)
+    fail(manager, "a")
+    ask(manager, rows, id="fails")
+    again = dealt(manager).filter(id="fails")
+    assert {*again["variant"]} == {"b"} and {*again["failed"]} == {"a", "held_out", ""}
+    assert not manager.endpoints["rows"].active_plan.in_flight
+
+
+def test_who_is_held_out_may_get_a_decision_by_chance(made, served, predictors):
+    manager = served(Variant("a", made[1]), sticky_key="id", explore=.9, explore_decision="random")
+    got = ask(manager, some(200))
+    drawn = [d for d, v in zip(got.decisions, got.variants, strict=True) if v == "held_out"]
+    classes = predictors[made[1]].schema.classes
+    assert len(drawn) > 150 and all(drawn.count(c) > 50 for c in classes)
+
+
 def modes(manager):
     return read_log(manager.resources.log.folder).group_by("mode", "variant").agg(pl.len(), pl.col("score")).collect()
 

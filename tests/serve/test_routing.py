@@ -203,3 +203,34 @@ def test_a_variant_that_nothing_is_dealt_to_costs_nothing():
     variants = [Variant("a", "1", .5), Variant("b", "2", .5, flag="f")]
     for how, several in (({}, False), ({"flags": {"f": True}}, True), ({"allow_request_flags": True}, True)):
         assert Router(ReleasePlan("rows", 1, variants, "id", **how), SCHEMA).routes_rows == several
+
+
+def test_exploration_holds_a_share_of_the_customers_out_always_the_same():
+    held = []
+    for weights, salt in (({"a": 1.}, ""), ({"a": .9, "b": .1}, "r1"), ({"a": .5, "b": .5}, "r1"), ({"b": 1.}, "r2")):
+        r = router(weights, salt=salt, explore=.1)
+        met = [r.choose(PEOPLE, i) for i in range(N)]
+        held.append({i for i, x in enumerate(met) if x.variant == "held_out"})
+        expected = {n: pytest.approx(.9 * w) for n, w in weights.items()} | {"held_out": .1}
+        assert {x.variant for x in met} == {*expected} and all(x.share == expected[x.variant] for x in met)
+        assert r.routes_rows
+        for name, w in weights.items():
+            p = .9 * w
+            assert abs(sum(x.variant == name for x in met) - N * p) <= far(N, p)
+    assert held[0] == held[1] == held[2] == held[3] and abs(len(held[0]) - N * .1) <= far(N, .1)
+    other = Router(ReleasePlan("other", 1, [Variant("a", "b")], "id", explore=.1), SCHEMA)
+    assert {i for i in range(N) if other.choose(PEOPLE, i).variant == "held_out"} != held[0]
+
+
+def test_exploration_without_a_customer_is_by_chance_and_rules_come_before_it():
+    r = router({"a": 1.}, sticky_key=None, explore=.25, rules=[RoutingRule({"known": True}, "a")])
+    columns = {"known": [True, False]}
+    assert {r.choose(columns, 0) for _ in range(200)} == {("a", 1.)}
+    drawn = [r.choose(columns, 1, rng=lambda i=i: (i + .5) / 1000) for i in range(1000)]
+    assert drawn.count(("held_out", .25)) == 250 and drawn.count(("a", .75)) == 750
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_only_a_binary_task_has_a_decision_to_keep_somebody_out_of(task):
+    with pytest.raises(UserError, match=f"its models are {task}; that is for binary ones, so set explore to 0"):
+        Router(ReleasePlan("rows", 1, [Variant("a", "b")], explore=.01), schema(task))
