@@ -3965,6 +3965,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlops_nb/release/releases.py'),
                                            'mlops_nb.release.releases._check_contract': ( 'release/releases.html#_check_contract',
                                                                                           'mlops_nb/release/releases.py'),
+                                           'mlops_nb.release.releases._check_exploration': ( 'release/releases.html#_check_exploration',
+                                                                                             'mlops_nb/release/releases.py'),
                                            'mlops_nb.release.releases._check_startable': ( 'release/releases.html#_check_startable',
                                                                                            'mlops_nb/release/releases.py'),
                                            'mlops_nb.release.releases._check_unchanged': ( 'release/releases.html#_check_unchanged',
