@@ -57,14 +57,32 @@ class Traffic:
             id=f"{self.lease_id}-{self.n}", time=microseconds(hour), endpoint="churn", variant=name, bundle=name,
             revision=5, share=share, own_us=100, columns={}, score=[.5], decision=["no"]) | other))
 
-    def send(self, n, hour=1., failures=(0., 0.), slower=1., entities=None, share=None, **other):
-        "Some requests; `failures` of champion and challenger, `slower`: the challenger's factor."
+    def send(self, n, hour=1., failures=(0., 0.), slower=1., entities=None, share=None, shift=0., threshold=(.3, .3),
+             **other):
+        "Some requests; `failures` of both, `slower` and `shift`: latency and scores of the challenger."
         mine = self.rng.random(n) < (self.share if share is None else share)
         failed, took = self.rng.random(n) < np.where(mine, *reversed(failures)), self.rng.lognormal(5, .5, n)
-        for i, (own, fails, us) in enumerate(zip(mine.tolist(), failed.tolist(), took.tolist())):
+        scores = np.clip(self.rng.beta(2, 6, n) + shift * mine, 0, 1)
+        acts = np.where(scores >= np.where(mine, *reversed(threshold)), "leaves", "stays").tolist()
+        for i, (own, fails, us, score) in enumerate(zip(*map(np.ndarray.tolist, (mine, failed, took, scores)))):
             name = "challenger" if own else "champion"
             stood_in = dict(failed=name, variant="previous" if name == "champion" else "champion") if fails else {}
             entity = {} if entities is None else dict(entity=[entities[i]])
-            self.answer(hour, own, own_us=int(us * (slower if own else 1)), **stood_in, **entity, **other)
+            self.answer(hour, own, own_us=int(us * (slower if own else 1)), score=[score], decision=[acts[i]],
+                        **stood_in, **entity, **other)
+
+    def send_shadowed(self, n, hour=1., failures=0., shift=0., left_out=0., threshold=.3):
+        "Requests to the champion, and the challenger in shadow."
+        scores = self.rng.beta(2, 6, n)
+        both = np.c_[scores, np.clip(scores + shift + self.rng.normal(0, .02, n), 0, 1)].tolist()
+        for one, other in both:
+            decide = lambda s, limit: ["leaves" if s >= limit else "stays"]
+            self.answer(hour, False, share=1., score=[one], decision=decide(one, .3))
+            if self.rng.random() < left_out: continue
+            self.n -= 1 # the same request
+            fails = self.rng.random() < failures
+            what = dict(score=[None], decision=None, failed="challenger") if fails else dict(
+                score=[other], decision=decide(other, threshold))
+            self.answer(hour, True, share=1., mode="shadow", **what)
 
     def close(self): self.log.close()
