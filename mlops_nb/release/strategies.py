@@ -140,9 +140,10 @@ def plan_for_step(
     release: Release,
     step: int, # From 0
 ) -> ReleasePlan: # The revision is that of `base`
-    "The release plan of a step."
-    if release.steps[step].share < 1: return _mixed_plan(base, release, step)
-    return _final_plan(base, release.bundle, release.champion)
+    "The release plan of a step; exploration is what the params say, also after the release."
+    last = release.steps[step].share == 1
+    plan = _final_plan(base, release.bundle, release.champion) if last else _mixed_plan(base, release, step)
+    return replace(plan, explore=release.params.explore)
 
 def rollback_plan(
     now: ReleasePlan, # The plan in force

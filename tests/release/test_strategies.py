@@ -52,6 +52,13 @@ def test_every_step_has_a_plan_that_deals_out_what_the_step_says(strategy, steps
     assert replace(last, variants=BASE.variants) == BASE
 
 
+def test_exploration_is_that_of_the_params_in_every_step_and_after_it_and_a_roll_back_takes_it_back():
+    release = release_of("canary", explore=.02)
+    plans = [plan_for_step(BASE, release, i) for i in range(len(release.steps))]
+    for plan in plans: check_plan(plan, "plan")
+    assert {plan.explore for plan in plans} == {.02} and rollback_plan(plans[1], release).explore == 0
+
+
 @pytest.mark.parametrize("strategy, steps", [
     ("at_once", [("at_once", 1)]), ("shadow", [("shadow", 0), ("shadow", 1)]), ("ab", [("ab", .5), ("ab", 1)]),
     ("canary", [("canary", .01), ("canary", .05), ("canary", .25), ("canary", .5), ("canary", 1)]),
