@@ -213,7 +213,7 @@ def test_only_what_is_needed_must_be_there():
               "note": Column("text", feature=False,
         on_violation="stop")}
     decoder = decoder_of({"x": Column("number")}, others=others)
-    assert decoder.from_json(b'{"x": 1}').columns == {"x": [1.0]}
+    assert decoder.from_json(b'{"x": 1}').columns == {"x": (1.0,)}
     assert decoder.from_json(b'{"x": 1, "id": null, "seen": ""}').columns == {"x": [1.0]}
     rows = decoder.from_json(b'[{"x": 1, "id": "a", "the target": 3}, {"x": 2}]')
     assert rows.columns == {"x": [1.0, 2.0], "id": ["a", None], "the target": [3.0, None]}
@@ -221,6 +221,16 @@ def test_only_what_is_needed_must_be_there():
     for body in (b'{"x": 1, "seen": "yesterday"}', b'{"x": 1, "id": true}', b'{"x": 1, "the target": "a"}'):
         with pytest.raises(ValidationError, match="is not"): decoder.from_json(body)
     with pytest.raises(ValidationError, match="x: missing"): decoder.from_json(b'{"id": "a"}')
+
+
+@given(st.fixed_dictionaries({c: st.none() | st.floats(-9, 9) for c in "ab"}, optional={"id": st.none() | st.text()}))
+@settings(max_examples=100, deadline=None)
+def test_one_row_of_numbers_is_read_as_one_of_several(row):
+    numbers = {c: Column("number", nullable=True) for c in "ab"}
+    decoder = decoder_of(numbers, others={"id": Column("text", feature=False)})
+    one, two = (decoder.from_json(json.dumps([row] * n).encode()) for n in (1, 2))
+    assert {c: [*v] for c, v in one.columns.items()} == {c: v[:1] for c, v in two.columns.items()}
+    assert one.X.tobytes() == two.X[:1].tobytes()
 
 
 def test_what_rules_look_at_is_needed():
