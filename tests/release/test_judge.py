@@ -7,7 +7,7 @@ from support.release_logs import Traffic, at_hour, project, release_of
 from mlops_nb.config.params import MarginParams, ReleaseParams
 from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.release.judge import judge_release, verdict_table
-from mlops_nb.release.judge_evidence import rate_interval, release_evidence
+from mlops_nb.release.judge_evidence import rate_confidence_sequence, release_evidence
 from mlops_nb.release.judge_state import JudgeRules, JudgeState
 
 
@@ -164,7 +164,7 @@ def test_the_interval_of_a_rate_holds_at_all_looks(p):
     rng, misses = np.random.default_rng(1), 0
     for _ in range(60):
         k = (rng.random(1000) < p).cumsum()
-        bounds = [rate_interval(int(k[n - 1]), n) for n in (10, 30, 100, 200, 400, 700, 1000)]
+        bounds = [rate_confidence_sequence(int(k[n - 1]), n) for n in (10, 30, 100, 200, 400, 700, 1000)]
         misses += any(not low <= p <= high for low, high in bounds)
     assert misses <= 3
 
