@@ -186,11 +186,13 @@ def serve_command(
         help="A bundle folder, served as the endpoint of settings.ini; not given: all that is released.")] = None,
     port: Annotated[int | None, typer.Option(
         min=0, max=65535, help="As in settings.ini where it is not given; 0 = one that is free.")] = None,
+    environment: Annotated[str, typer.Option(
+        help="Serve what is released to it: staging or production; that of this checkout where it is not given.")] = "",
 ):
     "Serve models over HTTP until it is stopped."
-    from mlops_nb.config.settings import read_settings
+    from mlops_nb.config.settings import environment_settings, read_settings
     from mlops_nb.serve.server import serve
-    settings = read_settings(Path("."))
+    settings = environment_settings(read_settings(Path(".")), environment)
     if port is not None: settings.serve.port = port
     serve(Path("."), bundle, settings)
 
@@ -315,7 +317,8 @@ MODEL_EXAMPLES = {
               "mlops-nb score customers.parquet --lookup-table"],
     "stream": ["mlops-nb stream"],
     "what-if": ["mlops-nb what-if --row 3 --set tenure=24", "mlops-nb what-if --data june.parquet --row 1 --as-json"],
-    "serve": ["mlops-nb serve", "mlops-nb serve --bundle artifacts/bundle --port 0"],
+    "serve": ["mlops-nb serve", "mlops-nb serve --bundle artifacts/bundle --port 0",
+              "mlops-nb serve --environment staging --port 8081"],
     "key add": ["mlops-nb key add shop --scopes predict,feedback --expires 2027-06-30",
                 "mlops-nb key add partner --scopes predict --endpoint churn --rate-limit 20"],
     "key list": ["mlops-nb key list"],
