@@ -55,7 +55,7 @@ import mlops_nb.bundle.bundle, mlops_nb.prediction_log, mlops_nb.serve.server
 for m in pkgutil.iter_modules(mlops_nb.prediction_log.__path__): import_module(f"mlops_nb.prediction_log.{m.name}")
 import sys
 training = ("mlops_nb.data", "mlops_nb.train", "mlops_nb.evaluate")
-heavy = {"pandas", "torch", "sklearn", "shap", "matplotlib", "mlflow"}
+heavy = {"pandas", "torch", "sklearn", "shap", "matplotlib", "mlflow", "sqlalchemy"}
 print(*sorted(m for m in sys.modules if m.startswith(training) or m.split(".")[0] in heavy))
 """
 

@@ -23,7 +23,7 @@ from granian.rsgi import ProtocolClosed
 from msgspec import Struct
 
 from ..prediction_log.request_index import RequestIndex
-from . import handlers
+from . import handlers, release_handlers
 from .access_log import AccessLog
 from .auth import Authenticator
 from .handlers import error_response
@@ -88,9 +88,25 @@ _V2_ROUTES = [
           _LENGTH),
 ]
 
+# %% ../../nbs/serve/16_app.ipynb #1a257ffc
+_RELEASE = '/v1/releases/{release}'
+_RELEASE_ROUTES = [
+    Route('GET', '/v1/releases', 'read', release_handlers.release_index, 'All releases, the newest first.'),
+    Route('GET', _RELEASE, 'read', release_handlers.release_detail,
+          'One release: its steps, the last verdict of the judge, and what it waits for.'),
+    Route('POST', f'{_RELEASE}/approve', 'operate', release_handlers.release_approve,
+          'Approve a step, as the person whose key it is.'),
+    Route('POST', f'{_RELEASE}/withdraw', 'operate', release_handlers.release_withdraw, 'Take an approval back.'),
+    Route('POST', f'{_RELEASE}/promote', 'operate', release_handlers.release_promote,
+          'Begin the next step before its time, where neither the judge nor a missing approval forbids it.'),
+    Route('POST', f'{_RELEASE}/rollback', 'operate', release_handlers.release_roll_back,
+          'End the release: the bundle before answers all requests.'),
+]
+
 # %% ../../nbs/serve/16_app.ipynb #fefdde48
 ROUTES = [
     *_V2_ROUTES,
+    *_RELEASE_ROUTES,
     Route('GET', '/health', 'public', handlers.server_live, 'Is the server there?'),
     Route('GET', '/metrics', 'read', handlers.prometheus_metrics,
           "Counters of all processes, as Prometheus reads them."),
@@ -277,6 +293,8 @@ def begin_trace(self:App, request):
     if request.trace_context is None: request.trace_context = self.spans.begin()
     if request.trace_context is not None and request.trace_context.sampled: request.steps = []
 
+_PLAIN_JSON = None, 'application/json' # nearly every content type
+
 def _check_content_type(headers):
     kind = headers.get('content-type', 'application/json').partition(';')[0].strip().lower()
     if kind not in ('application/json', 'application/octet-stream') and not kind.endswith('+json'):
@@ -295,7 +313,7 @@ async def _respond(self:App, scope, protocol, request) -> Response:
     request.api_key_name = self.authenticator.authorize(headers.get('authorization'), route.scope,
                                                        request.path_params.get('model'))
     if route.method == 'GET': return await route.handler(self, request)
-    _check_content_type(headers)
+    if headers.get('content-type') not in _PLAIN_JSON: _check_content_type(headers)
     if (text := headers.get(X_DEADLINE_MS)) is not None: request.deadline = parse_deadline(text)
     if self._in_flight >= self.settings.max_in_flight: raise _overloaded()
     self._in_flight += 1
@@ -372,16 +390,16 @@ def count_request(self:App, request: Request, response: Response) -> None:
     "Count a request that was answered or refused."
     key = request.endpoint, request.variant, request.route, response.status_code
     requests, duration = self._request_counters.get(key) or self._request_metrics(key)
-    requests.inc()
+    requests.add(1) # in the event loop, as all of these
     seconds = time.perf_counter() - request.started
-    duration.observe(seconds)
+    duration.add(seconds)
     if request.steps: self._count_steps(request, seconds)
     if response.status_code >= 400 or seconds > self.access_log.slow_seconds:
         self.access_log.write(request, response, seconds)
     if self.spans is not None and request.trace_context is not None and request.trace_context.sampled:
         self.spans.export(request, response.status_code, seconds)
     if request.n_rows and response.status_code == 200:
-        self.metrics.answered_rows.inc(request.n_rows)
+        self.metrics.answered_rows.add(request.n_rows)
         if not request.id.startswith(self._id_prefix) and self.recent_requests.add(request.endpoint, request.id):
             self.metrics.repeated_requests(request.endpoint).inc()
     if response.rejection_reason: self.metrics.rejected_requests(response.rejection_reason).inc()

@@ -113,7 +113,7 @@ _VALUES = {'type': 'array',
 
 # %% ../../nbs/serve/10_openapi.ipynb #74fd33d8
 _RELEASE_SCHEMAS = {
-    'ReleaseStatus': _object('id status', id=_TEXT, status=_TEXT), 'ReleaseList': _array(_ref('ReleaseStatus')),
+    'ReleaseReport': _object('id status', id=_TEXT, status=_TEXT), 'ReleaseList': _array(_ref('ReleaseReport')),
     'ReleaseAnswer': _object('id message', id=_TEXT, message=_TEXT),
     'ReleaseStep': _object('step', step={**_TEXT, 'description': 'start, or the percent of a step, such as 25.'}),
     'ReleaseReason': _object(reason={**_TEXT, 'description': 'Why; it stands in the ledger.'})}
@@ -200,7 +200,7 @@ OPERATION_SCHEMAS = {
     'repository_index': ('RepositoryOptions', 'RepositoryIndex'),
     'repository_load': ('RepositoryOptions', 'RepositoryAnswer'),
     'repository_unload': ('RepositoryOptions', 'RepositoryAnswer'),
-    'release_index': (None, 'ReleaseList'), 'release_detail': (None, 'ReleaseStatus'),
+    'release_index': (None, 'ReleaseList'), 'release_detail': (None, 'ReleaseReport'),
     'release_approve': ('ReleaseStep', 'ReleaseAnswer'), 'release_withdraw': ('ReleaseStep', 'ReleaseAnswer'),
     'release_promote': ('ReleaseReason', 'ReleaseAnswer'), 'release_roll_back': ('ReleaseReason', 'ReleaseAnswer'),
     'docs_page': (None, 'text/html')} # Handler -> schema of the request and of the response, or its media type

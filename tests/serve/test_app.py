@@ -181,7 +181,9 @@ SCOPES = {
     "POST /v2/repository/models/{model}/unload": "admin",
     "GET /v1/models": "read", "GET /v1/models/{model}": "read", "POST /v1/models/{model}:predict": "predict",
     "POST /v1/endpoints/{model}:predict": "predict", "POST /v1/endpoints/{model}:explain": "explain",
-    "POST /v1/endpoints/{model}:feedback": "feedback"}
+    "POST /v1/endpoints/{model}:feedback": "feedback",
+    "GET /v1/releases": "read", "GET /v1/releases/{release}": "read",
+    **{f"POST /v1/releases/{{release}}/{verb}": "operate" for verb in ("approve", "withdraw", "promote", "rollback")}}
 
 
 def test_every_route_and_the_scope_it_needs():
@@ -192,6 +194,7 @@ def test_every_route_and_the_scope_it_needs():
 def a_body(route):
     "Something that a route takes."
     if route.method == "GET" or "repository" in route.path: return None
+    if "{release}" in route.path: return {"step": "25"} if route.path.endswith(("/approve", "/withdraw")) else {}
     if route.handler.__name__ == "infer": return {"inputs": tensors(serving.instances(1))}
     return {"labels": [{"id": "a",
         "label": "yes"}]} if route.handler.__name__ == "feedback" else {"instances": serving.instances(1)}
@@ -208,11 +211,13 @@ def test_no_route_is_open_by_accident(bundle, tmp_path):
         def status_of(r, path, body, key): return s.request(r.method, path, body, {"authorization": f"Bearer {key}"})[0]
         for r in ROUTES:
             path, body = r.path.replace("{model}", "rows").replace("{version}", "champion"), a_body(r)
+            path = path.replace("{release}", "none")
             asked = {scope: status_of(r, path, body, key) for scope, key in keys.items()}
             status, headers, found = s.request(r.method, path, body)
             if r.scope == "public": assert {status, *asked.values()} == {200}
             else:
-                done = 400 if path.endswith("/unload") else 200  # it is served, and stays
+                served = 400 if path.endswith("/unload") else 200  # it is served, and stays
+                done = 404 if "{release}" in r.path else served
                 assert asked == dict.fromkeys(keys, 403) | {r.scope: done}, path
                 assert (status, headers["www-authenticate"]) == (401, "Bearer") and "key" in found["error"]
                 limited = [status_of(r, path, body, key) for key in (one, other, over)]

@@ -1,15 +1,19 @@
 """A project that serves a small model of the example subscribers, and challengers of it: a better, a worse, a slow and
 a crashing one. Nothing is trained for longer than a fraction of a second."""
+import http.client
+import json
+import random
+import threading
+import time
+
 import lightgbm as lgb
-import numpy as np
 
 from mlops_nb.bundle.bundle import write_bundle
 from mlops_nb.bundle.store import store_bundle
-from mlops_nb.config.params import EncoderParams, Params, write_params
+from mlops_nb.config.params import EncoderParams, Params, ReleaseParams, write_params
 from mlops_nb.config.schema import write_schema
 from mlops_nb.config.settings import read_settings
-from mlops_nb.core.typed_yaml import write_json
-from mlops_nb.examples.subscribers import subscriber_schema, subscribers
+from mlops_nb.examples.subscribers import leave_probability, subscriber_schema, subscribers
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
@@ -33,7 +37,7 @@ def paid(tenure, charge):
 KINDS = {  # of a bundle: trees, labels that are the contrary of the truth, what its feature does first
     "champion": (6, False, ""), "better": (60, False, ""), "worse": (30, True, ""),
     "slow": (30, False, "    if len(tenure) == 1: time.sleep(.04) # a look-up for each request\n"),
-    "crashing": (30, False, "    if (np.asarray(tenure) % 7 == 3).any() and len(tenure) == 1: raise ValueError('no')\n")}
+    "crashing": (30, False, "    if len(tenure) == 1 and tenure[0] % 3 == 1: raise ValueError('no such plan')\n")}
 
 
 def pack(folder, kind):
@@ -56,3 +60,59 @@ def pack(folder, kind):
     baseline = add_scores(MonitoringBaseline(fit_baseline(train, schema), {}, {}), *scored)
     documents = dict(metrics={"test": {}, "valid": {}}, provenance={}, baseline=baseline)
     return write_bundle(folder / "bundle", predictor, "model.txt", text.encode(), test, f"# {kind}", documents)
+
+
+def project(root, kinds=("champion", "better"), settings="", **release):
+    """A folder as a deployment of the champion leaves it, with the other kinds in the store; gives their ids. `release`
+    are parameters of releases."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "settings.ini").write_text(f"[release]\nendpoint = {ENDPOINT}\n{settings}")
+    write_schema(subscriber_schema(), root / "schema.yaml")
+    write_params(Params(release=ReleaseParams(**release)), root / "params.yaml")
+    ids = {kind: store_bundle(pack(root / "packed" / kind, kind), root / "bundles").name for kind in kinds}
+    promote_bundle(plan_path(root, read_settings(root, {})), ENDPOINT, ids["champion"], reason="the first")
+    return ids
+
+
+class Customers(threading.Thread):
+    """Customers who ask, each once or twice, and say later what came about: the light load under which a release is
+    judged. Use it as a context."""
+    def __init__(self, port, n=2000, pause=.002, seed=0):
+        super().__init__(daemon=True)
+        self.port, self.pause, self.seed, self.halt = port, pause, seed, threading.Event()
+        rows = subscribers(n, seed=100 + seed)
+        self.rows = [r | {"month": r["month"].isoformat()} for r in rows.drop("left").to_dicts()]
+        self.chances, self.ids, self.refused = leave_probability(rows).tolist(), [], []
+
+    def run(self):
+        rng, connection, labels = random.Random(self.seed), None, []
+        for n in range(10**9):
+            if self.halt.is_set(): break
+            i = n % len(self.rows)
+            row = self.rows[i] | {"customer": f"c{self.seed}-{n}"}
+            try:
+                connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+                id = f"{self.seed}-{n}"
+                status, body = self.post(connection, "predict", {"id": id, "instances": [row]})
+                if status != 200: self.refused.append((status, body))
+                else: self.ids.append(id)
+                labels.append({"id": id, "label": "leaves" if rng.random() < self.chances[i] else "stays"})
+                if len(labels) == 20:
+                    self.post(connection, "feedback", {"labels": labels})
+                    labels = []
+            except OSError:
+                connection = None
+            time.sleep(self.pause)
+
+    def post(self, connection, verb, body):
+        connection.request("POST", f"/v1/endpoints/{ENDPOINT}:{verb}", json.dumps(body))
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.halt.set()
+        self.join(30)
