@@ -24,7 +24,8 @@ def dealt_rows(
 ) -> pl.DataFrame: # The oldest first, with `is_challenger`, `challenger_share` among the two, and `stood_in`
     "The rows that chance dealt to champion or challenger."
     stood_in = pl.col("failed") != ""
-    rows = records.filter(pl.col("mode") == "live", pl.col("revision") > first_revision, pl.col("share") < 1,
+    several = pl.col("share") < 1 - held_out - 1e-9 # did both take part?
+    rows = records.filter(pl.col("mode") == "live", pl.col("revision") > first_revision, several,
                           pl.col("share") > 0).with_columns(stood_in=stood_in,
                               dealt=pl.when(stood_in).then(pl.col("failed")).otherwise(pl.col("variant")))
     share, is_challenger = pl.col("share") / (1 - held_out), pl.col("dealt") == CHALLENGER

@@ -268,7 +268,7 @@ def _begin_step(self: JudgeState, rules):
 
 @patch
 def _count_shadow(self: JudgeState, records, rules):
-    pairs = match_pairs(self.halves, with_units(records, rules.unit_column), rules.first_revision)
+    pairs = match_pairs(self.halves, with_units(records, rules.unit_column), rules.first_revision, rules.held_out)
     n = len(self._first_time(pairs.with_columns(is_challenger=True), "step", rules))
     for name in self.step_units: self.step_units[name] += n
     after = self._warm_up(pairs.with_columns(is_challenger=False), rules.task)

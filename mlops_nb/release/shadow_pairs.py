@@ -19,10 +19,12 @@ _COLUMNS = ["id", "row", "unit", "time", "failed", "source", "own_us", "score", 
 def pair_halves(
     records: pl.DataFrame, # With `unit`
     first_revision: int, # The last release plan before the release
+    held_out: float = 0.0, # Share of the units that exploration holds out; they are in no pair
 ) -> tuple[pl.DataFrame, pl.DataFrame]: # Answers that were sent, and those of the challenger in shadow
     "The two sides of the pairs in some lines of the log."
     ours = records.filter(pl.col("revision") > first_revision).with_columns(pl.col("decision").cast(pl.String))
-    sent = ours.filter(pl.col("mode") == "live", pl.col("share") == 1, pl.col("variant") != CHALLENGER)
+    undealt = pl.col("share") >= 1 - held_out - 1e-9 # nobody else took part
+    sent = ours.filter(pl.col("mode") == "live", undealt, pl.col("variant") != CHALLENGER)
     shadow = ours.filter(pl.col("mode") == "shadow", pl.col("variant") == CHALLENGER)
     return tuple(half.select(_COLUMNS).unique(["id", "row"], keep="first", maintain_order=True)
                  for half in (sent, shadow))
@@ -56,9 +58,10 @@ def match_pairs(
     waiting: WaitingHalves, # Is changed
     records: pl.DataFrame, # What was written since the last look, with `unit`
     first_revision: int, # The last release plan before the release
+    held_out: float = 0.0, # As for `pair_halves`
 ) -> pl.DataFrame: # The answer that was sent, and the shadow's in columns with `_shadow` at their end
     "The pairs that are complete now, in the order in which they were sent."
-    new = pair_halves(records, first_revision)
+    new = pair_halves(records, first_revision, held_out)
     old = _restore(waiting.sent, new[0]), _restore(waiting.shadow, new[1])
     pairs, *left = _match(*(pl.concat([a, b], how="vertical_relaxed") for a, b in zip(old, new)))
     latest = records["time"].max()

@@ -217,6 +217,16 @@ def test_halves_of_a_pair_may_come_in_two_looks(root, traffic):
     assert look(root, release).units == {"champion": 40, "challenger": 40}
 
 
+def test_who_is_held_out_of_the_decisions_is_in_no_pair(root, traffic):
+    release = release_of(**SHADOW, explore=.05)
+    for i in range(40):
+        held_out = dict(variant="held_out", share=.05) if i % 20 == 0 else dict(share=.95)
+        traffic.answer(1, False, **held_out)
+        traffic.n -= 1
+        traffic.answer(1, True, share=1., mode="shadow")
+    assert look(root, release).units == {"champion": 38, "challenger": 38}
+
+
 def test_constant_scores_are_not_compared(root, traffic):
     for i in range(8000): traffic.answer(1, i % 10 == 0)
     verdict = look(root, release_of())
