@@ -136,3 +136,44 @@ def test_a_signature_that_came_later_goes_along(project, made, tmp_path):
     sign_bundle(project / "environments/staging/bundles" / made[1].name,
                 load_pem_private_key(private.read_bytes(), None))
     assert offer_bundle(project, environment="production").release
+
+
+def typed(root, monkeypatch, *words):
+    "(exit code, what was said) of a command."
+    from typer.testing import CliRunner
+
+    from mlops_nb.cli import app
+    monkeypatch.chdir(root)
+    done = CliRunner().invoke(app, [*words])
+    return done.exit_code, done.output + str(done.exception or "")
+
+
+def test_a_branch_decides_on_the_command_line(project, made, monkeypatch):
+    code, said = typed(project, monkeypatch, "release", "offer", "--branch", "better")
+    assert code == 0 and "The branch better belongs to development" in said and live(project, "staging") is None
+    code, said = typed(project, monkeypatch, "release", "offer", "--branch", "main", "--reason", "merged")
+    assert code == 0 and "has been promoted." in said and live(project, "staging") == made[1].name, said
+    code, said = typed(project, monkeypatch, "release", "offer", "--environment", "production")
+    assert code == 1 and "Production takes a bundle after 2 staging runs" in said
+
+
+def test_a_check_that_failed_is_an_error_on_the_command_line(project, made, monkeypatch):
+    from mlops_nb.serve import staging_checks
+    from mlops_nb.serve.staging_checks import StagingCheck, StagingReport
+    for passed in (True, False):
+        def run(root, bundle, clean, on_check, passed=passed):
+            on_check(StagingCheck("edge rows", passed, 1, 2, "1 of 2."))
+            return StagingReport(made[1].name, "", "", passed)
+        monkeypatch.setattr(staging_checks, "run_staging_checks", run)
+        code, said = typed(project, monkeypatch, "release", "check", "artifacts/bundle", "--clean")
+        assert (code == 0) == passed and ("passed  edge rows" if passed else "FAILED  edge rows") in said
+        assert f"checks/{made[1].name}/staging.json" in said
+
+
+def test_a_server_of_an_environment_follows_its_plans(project, monkeypatch):
+    from mlops_nb.serve import server
+    seen = []
+    monkeypatch.setattr(server, "serve", lambda root, bundle, settings: seen.append(settings))
+    for words in ([], ["--environment", "staging"]): assert typed(project, monkeypatch, "serve", *words)[0] == 0
+    assert [s.release.plans for s in seen] == ["releases", "environments/staging/releases"]
+    assert "There is no environment 'stagin'" in typed(project, monkeypatch, "serve", "--environment", "stagin")[1]
