@@ -78,6 +78,10 @@ _GITHUB_REPORT = """      - name: Keep the pages
           fi
       - name: Gate
         run: mlops-nb gate check
+      # Once [staging] in settings.ini names folders that this runner shares with the servers of staging:
+      # - name: Offer the model to staging
+      #   if: github.event_name == 'push'
+      #   run: mlops-nb release offer --branch "$GITHUB_REF_NAME"
 """
 
 # %% ../../nbs/ci/02_ci_files.ipynb #53d79e89
@@ -129,6 +133,8 @@ _GITLAB_STEPS = """  script:
           echo "The comment was not posted; it stands above."
       fi
     - mlops-nb gate check
+    # once [staging] in settings.ini names folders that this runner shares with the servers of staging:
+    # - if [ -n "$CI_COMMIT_BRANCH" ]; then mlops-nb release offer --branch "$CI_COMMIT_BRANCH"; fi
 """
 
 # %% ../../nbs/ci/02_ci_files.ipynb #07e9a0f1

@@ -40,3 +40,15 @@ def test_the_makefile_has_the_verbs_of_this_repository_and_make_reads_it(tmp_pat
 def test_the_texts_do_not_name_this_machine(tmp_path):
     for path, text in ci_files(tmp_path).items():
         assert str(ROOT) not in text and "PYTHON_VERSION" not in text, path
+
+
+def test_both_services_can_offer_a_merged_model_to_staging(repository):
+    "The step is a comment until staging is shared; without its signs it is a step."
+    from ruamel.yaml import YAML
+    write_ci_files(repository)
+    github, gitlab = ((repository / name).read_text() for name in sorted(HOSTED))
+    offered = re.sub(r"(?m)^( +)# (- name: Offer|  if: github|  run: mlops-nb release)", r"\1\2", github)
+    steps = YAML(typ="safe").load(offered)["jobs"]["pipeline"]["steps"]
+    assert steps[-1]["run"] == 'mlops-nb release offer --branch "$GITHUB_REF_NAME"' and steps[-2]["name"] == "Gate"
+    script = YAML(typ="safe").load(re.sub(r"(?m)^    # - if", "    - if", gitlab))["pipeline"]["script"]
+    assert "mlops-nb release offer --branch" in script[-1] and script[-2] == "mlops-nb gate check"
