@@ -99,6 +99,7 @@ class Request(Struct):
     route: str = '' # the name of its handler
     path_params: dict[str, str] = {} # that stand in the path
     body: bytes = b''
+    unpacked_bytes: int = 0 # of a compressed body, while they are in memory
     endpoint: str = ''
     variant: str = '' # that answered
     n_rows: int = 0 # that were answered

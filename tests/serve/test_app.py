@@ -1,4 +1,5 @@
 "The HTTP application over a real socket: who may ask, and every way to be rejected."
+import asyncio
 import contextlib
 import gzip
 import http.client
@@ -18,16 +19,21 @@ from urllib.parse import unquote
 
 import polars as pl
 import pytest
+from msgspec import structs
 from support import server as serving
 from support.served_endpoint import until
 from support.server import EXPLAIN, FEEDBACK, INFER, PREDICT, tensors
 
 from mlops_nb.config.api_keys import create_api_key, read_api_keys
+from mlops_nb.config.settings import read_settings
 from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.prediction_log.reader import read_log
-from mlops_nb.serve.app import ROUTES, App, PathMatcher
-from mlops_nb.serve.auth import read_key_use
-from mlops_nb.serve.http_messages import HTTPException, Request, body_too_large, zstd
+from mlops_nb.prediction_log.writer import PredictionLogWriter
+from mlops_nb.serve.app import MAX_UNPACKED_BODIES, ROUTES, App, PathMatcher
+from mlops_nb.serve.auth import Authenticator, read_key_use
+from mlops_nb.serve.hot_reload import ModelManager
+from mlops_nb.serve.http_messages import HTTPException, Request, Response, body_too_large, zstd
+from mlops_nb.serve.metrics import Metrics
 
 
 def expected(predictor, rows): return predictor.predict(pl.DataFrame(rows, infer_schema_length=None)).tolist()
@@ -45,6 +51,45 @@ def test_a_refused_request_lets_go_of_its_body_though_a_future_keeps_the_error()
     try: read()
     except HTTPException as e: kept, response = e, App.refuse(None, request, e)
     assert response.status_code == kept.status_code == 413 and held[0]() is None
+
+
+class Wire:
+    "A request without a socket."
+    method, path, authority, http_version = "POST", PREDICT, "localhost", "1.1"
+    def __init__(self, body):
+        self.body, self.headers = body, {"content-encoding": "gzip", "content-length": str(len(body))}
+    async def __call__(self): return self.body
+    def response_bytes(self, status, headers, body): self.status = status
+
+
+def test_unpacked_bodies_have_a_limit_together(bundle, tmp_path):
+    settings = read_settings(tmp_path, {"MLOPS_NB_SERVE_MAX_BODY_MIB": "1", "MLOPS_NB_RELEASE_ENDPOINT": "rows"})
+    manager = ModelManager(bundle, settings, Metrics(tmp_path / "log", 0), PredictionLogWriter(tmp_path / "log", 0))
+    manager.start()
+    app, largest, row = App(manager, Authenticator(None)), gzip.compress(b" " * (1 << 20)), serving.instances(1)
+
+    async def main():
+        app.__rsgi_init__(asyncio.get_running_loop())
+        waiting, go_on = [], asyncio.Event()
+        async def slow(app, request):
+            waiting.append(request)
+            await go_on.wait()
+            return Response(b"{}")
+        found = app._paths[PREDICT]
+        app._paths[PREDICT] = {"POST": structs.replace(found[0]["POST"], handler=slow)}, found[1]
+        wires = [Wire(largest) for _ in range(MAX_UNPACKED_BODIES + 2)]
+        calls = [asyncio.ensure_future(app.__rsgi__(w, w)) for w in wires]
+        while sum(map(asyncio.Future.done, calls)) < 2: await asyncio.sleep(0.001)
+        assert [w.status for w in wires if hasattr(w, "status")] == [503, 503] and len(waiting) == MAX_UNPACKED_BODIES
+        go_on.set()
+        await asyncio.gather(*calls)
+        assert sorted(w.status for w in wires) == [200] * MAX_UNPACKED_BODIES + [503, 503]
+        app._paths[PREDICT], last = found, Wire(gzip.compress(json.dumps(row).encode()))
+        await app.__rsgi__(last, last)
+        assert last.status == 200 and app._unpacked_bytes == 0
+
+    asyncio.run(main())
+    app.__rsgi_del__(None)
 
 
 def test_the_ids_of_requests(limited_server):
