@@ -47,20 +47,24 @@ class AsymptoticEffect(EProcess):
     product_squares: float = 0. # sums of squares and products of these two, for the variance
     cross_products: float = 0.
     weight_squares: float = 0.
+    outcome_squares: float = 0. # sum of (outcome - mean before)²
+    dealt_squares: float = 0. # sum of (is the challenger's - share)²
 
     @property
     def n(self) -> float: return self.champion_units + self.challenger_units
 
-    def update(self,
-        outcomes: np.ndarray, # (..., n) in the order in which they came, without NaN
-        challenger: np.ndarray, # (..., n) bool: it was the challenger that answered
-        share: np.ndarray, # (n,) or one: the probability of that, as recorded; units at 0 or 1 do not count
-    ):
-        "Count units whose outcome is known."
-        y, took, share = np.broadcast_arrays(*(np.asarray(x, float) for x in (outcomes, challenger, share)))
-        random = (share > 0) & (share < 1)
-        if not random.all(): y, took, share = (x[..., random] for x in (y, took, share)) # one series only
-        self._count(y, took, share, self._mean_before(y))
+# %% ../../nbs/stats/14_treatment_effect.ipynb #87bb06e7
+@patch
+def update(self: AsymptoticEffect,
+    outcomes: np.ndarray, # (..., n) in the order in which they came, without NaN
+    challenger: np.ndarray, # (..., n) bool: it was the challenger that answered
+    share: np.ndarray, # (n,) or one: the probability of that, as recorded; units at 0 or 1 do not count
+):
+    "Count units whose outcome is known."
+    y, took, share = np.broadcast_arrays(*(np.asarray(x, float) for x in (outcomes, challenger, share)))
+    random = (share > 0) & (share < 1)
+    if not random.all(): y, took, share = (x[..., random] for x in (y, took, share)) # one series only
+    self._count(y, took, share, self._mean_before(y))
 
 # %% ../../nbs/stats/14_treatment_effect.ipynb #17f6848a
 @patch
@@ -74,6 +78,7 @@ def _count(self: AsymptoticEffect, y, took, share, mean):
     product, weight = (y - mean) * (took - share), share * (1 - share)
     for name, x in (('products', product), ('weights', weight), ('product_squares', product**2),
                     ('cross_products', product * weight), ('weight_squares', weight**2),
+                    ('outcome_squares', (y - mean)**2), ('dealt_squares', (took - share)**2),
                     ('challenger_units', took), ('champion_units', 1 - took)):
         setattr(self, name, scalar_or_array(getattr(self, name) + x.sum(-1)))
     keep = .5 if self.recent_units > 1000 else 1 # what is old counts less
@@ -90,6 +95,8 @@ def _scale(self: AsymptoticEffect): # standard deviation of a term; NaN where it
     effect, n, arm = self.effect, np.asarray(self.n), np.minimum(self.champion_units, self.challenger_units)
     with np.errstate(all='ignore'):
         squares = self.product_squares - 2 * effect * self.cross_products + effect**2 * self.weight_squares
+        pooled = self.outcome_squares / n * self.dealt_squares # as if the outcomes of both varied alike
+        squares = np.maximum(squares, pooled)
         known = (arm >= MIN_ARM_UNITS) & (squares > 1e-12 * np.square(self.weights))
         return np.where(known, np.sqrt(np.maximum(squares, 0) / n), np.nan)
 

@@ -28,10 +28,20 @@ def bounded(effect): return lambda rng, took, look: ((rng.random(took.shape) < .
                                                      * rng.random(took.shape))
 
 
-@pytest.mark.parametrize("draw", [normal(0), lognormal])
+def rare(rng, took, look): return (rng.random(took.shape) < .005) * 1.
+
+
+@pytest.mark.parametrize("draw", [normal(0), lognormal, rare])
 def test_asymptotic_false_alarms_and_coverage(draw):
     alarmed, missed = releases(AsymptoticEffect(), draw)
     assert alarmed < .05 and missed < .1
+
+
+def test_a_challenger_that_has_not_sold_yet_is_not_said_to_sell_less():
+    "One unit in two hundred buys: the variance of few outcomes of the challenger alone would be far too small."
+    test = AsymptoticEffect()
+    _, missed = releases(test, rare, shares=(.02,) * 40)
+    assert missed < .1
 
 
 def test_betting_false_alarms_and_coverage():
