@@ -85,6 +85,7 @@ def _count(self: AsymptoticEffect, y, took, share, mean):
     self.recent_units = keep * self.recent_units + y.shape[-1]
     self.recent_outcomes = scalar_or_array(keep * self.recent_outcomes + y.sum(-1))
 
+# %% ../../nbs/stats/14_treatment_effect.ipynb #1d5b2126
 @patch(as_prop=True)
 def effect(self: AsymptoticEffect) -> float: # NaN without units
     "The estimated effect of the challenger on the outcome."
