@@ -27,20 +27,22 @@ class TraceContext(Struct, frozen=True):
     @property
     def traceparent(self) -> str:
         "The header, as it goes on from here."
-        return f'00-{self.trace_id}-{self.span_id}-0{self.sampled:d}'
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 # %% ../../nbs/serve/13_tracing.ipynb #3a148a3e
 _pattern = re.compile('(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?')
 
-def _new_id(bits): return f'{getrandbits(bits) or 1:0{bits // 4}x}'
+def _new_id(bits): return '%0*x' % (bits // 4, getrandbits(bits) or 1)
 
 def parse_traceparent(
     header: str,
 ) -> TraceContext | None: # None where the header is not valid
     "The trace of a caller, with a new span for this server."
     m = _pattern.fullmatch(header)
-    if m is None or m[1] == '00' and m[5]: return None
-    return TraceContext(m[2], _new_id(64), m[3], bool(int(m[4], 16) & 1))
+    if m is None: return None
+    version, trace_id, parent_id, flags, more = m.groups()
+    if version == '00' and more: return None
+    return TraceContext(trace_id, _new_id(64), parent_id, flags[1] in '13579bdf')
 
 def new_trace() -> TraceContext:
     "A trace that begins here and is recorded."
