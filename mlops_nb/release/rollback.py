@@ -18,7 +18,7 @@ from ..bundle.store import find_bundle, store_bundle
 from ..config.settings import read_settings
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
-from .deploy import Deployment, share_releases
+from .deploy import Deployment
 from .mlflow_tracking import tracking_client
 from .registry import reconcile_registry
 from mlops_nb.release.release_plan import (
@@ -32,6 +32,8 @@ from mlops_nb.release.release_plan import (
     restore_plan,
     store_path,
 )
+from .releases import find_open_release, read_release, roll_back_release, settle_release
+from .sharing import share_releases
 
 # %% ../../nbs/release/06_rollback.ipynb #dbbe2967
 class ModelInUse(Struct):
@@ -86,13 +88,38 @@ def describe_model_in_use(
     return f"Model in use at {now.endpoint} ({now.environment}): {now.bundle[:12]}{how}."
 
 # %% ../../nbs/release/06_rollback.ipynb #86c77eb4
-def _choose_target(events, now, to):
-    "The id, or its first characters, of the bundle to go back to."
-    if to: return to
+def _choose_target(events, now):
+    "The id of the bundle to go back to."
     before = [b for b in release_stack(events) if b != now]
     if before: return before[-1]
     raise UserError(f"There is no model before {now[:12]} to go back to; deploy another one, or name a bundle of the "
                     "store with --to.")
+
+# %% ../../nbs/release/06_rollback.ipynb #70ce2a39
+def _warn(sentence):
+    if sentence: print(f"warning: {sentence}", file=sys.stderr)
+
+def _champion_of_release(path):
+    "The bundle that a release is to be compared with; empty where the plan is that of no release."
+    plan = read_plan(path)
+    return next((v.bundle for v in plan.variants if v.name == "champion"), "") if plan.release else ""
+
+def _end_release(root, path, reason):
+    "End the release that the plan was written for; was there one that the ledger knows?"
+    step = read_plan(path).release
+    if step is None: return False
+    try: release = read_release(root, step.id)
+    except UserError as e:
+        _warn(str(e))
+        return False
+    if release.status == "open": roll_back_release(root, release, reason)
+    return release.status == "open"
+
+def _settle_open(root):
+    "Write down that an open release was overtaken; gives a sentence where that cannot be."
+    try:
+        if release := find_open_release(root): settle_release(root, release)
+    except UserError as e: return str(e)
 
 # %% ../../nbs/release/06_rollback.ipynb #d7a79b58
 def roll_back(
@@ -106,12 +133,13 @@ def roll_back(
     now = model_in_use(root)
     if now is None:
         raise UserError("No model is in use here, so there is nothing to roll back; `mlops-nb status` says what waits.")
-    found = find_bundle(_choose_target(read_history(path), now.bundle, to), store_path(root, settings))
+    if not to and _end_release(root, path, reason): return model_in_use(root)
+    found = find_bundle(to or _champion_of_release(path) or _choose_target(read_history(path), now.bundle),
+                        store_path(root, settings))
     require_trusted(found, settings.release.trusted_keys)
     target = open_bundle(found)
     promote_bundle(path, settings.release.endpoint, target.id, action="rollback", reason=reason)
-    for left in (reconcile_registry(root), share_releases(root)):
-        if left: print(f"warning: {left}", file=sys.stderr)
+    for left in (_settle_open(root), reconcile_registry(root), share_releases(root)): _warn(left)
     return model_in_use(root)
 
 # %% ../../nbs/release/06_rollback.ipynb #5b8c7dfb
@@ -148,5 +176,5 @@ def restore_release(
         if not bundle_id and endpoint in ("", own): bundle_id = _released_by_last_run(root, settings)
         if bundle_id: find_bundle(bundle_id, store_path(root, settings)) # the registry may be that of another project
     restore_plan(path, settings.release.endpoint, bundle_id, force)
-    if left := share_releases(root): print(f"warning: {left}", file=sys.stderr)
+    _warn(share_releases(root))
     return model_in_use(root, endpoint)

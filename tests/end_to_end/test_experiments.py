@@ -10,10 +10,10 @@ from support.shop_project import done, edit, finished, nb_inside, sentence
 
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.typed_yaml import read_json
-from mlops_nb.release.deploy import share_releases
 from mlops_nb.release.gate import GateReport
 from mlops_nb.release.mlflow_tracking import tracking_client
 from mlops_nb.release.release_plan import find_champion, plan_path, record_path
+from mlops_nb.release.sharing import share_releases
 from mlops_nb.serve.hot_reload import ModelManager
 
 ROW = {"day": "2024-12-05", "city": "Rome", "age": 50, "spent": 12.5, "visits": 3, "member": "yes"}

@@ -9,9 +9,9 @@ from support.shop_project import BIN, ENV, finished, nb_inside, run, sentence, s
 
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.manifest import file_hashes
-from mlops_nb.release.deploy import share_releases
 from mlops_nb.release.mlflow_tracking import tracking_client
 from mlops_nb.release.release_plan import find_champion, promote_bundle, read_plan, record_path
+from mlops_nb.release.sharing import share_releases
 
 NOBODY_HAS = "f" * 64
 

@@ -10,9 +10,11 @@ import mlflow.pyfunc
 import polars as pl
 import pytest
 import sklearn.metrics
+from msgspec.structs import replace
 from support.trained_project import trained
 
 import mlops_nb.release.deploy as deploy_module
+import mlops_nb.release.sharing as sharing_module
 from mlops_nb.bundle.bundle import open_bundle
 from mlops_nb.bundle.signatures import SIGNING_KEY_VARIABLE, generate_signing_key
 from mlops_nb.bundle.stage import run_bundle
@@ -27,8 +29,9 @@ from mlops_nb.evaluate.stage import run_evaluate
 from mlops_nb.explain.stage import run_explain
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.model.predictor import Predictor
-from mlops_nb.release.deploy import Deployment, run_deploy, share_releases, sign_stored_bundle
+from mlops_nb.release.deploy import Deployment, run_deploy, sign_stored_bundle
 from mlops_nb.release.gate import GateReport, require_passed_gate, run_gate
+from mlops_nb.release.judge import Verdict
 from mlops_nb.release.mlflow_tracking import flatten_dict, log_reports, log_run, tracking_client
 from mlops_nb.release.release_plan import (
     ReleasePlan,
@@ -40,6 +43,8 @@ from mlops_nb.release.release_plan import (
     record_path,
     write_empty_record,
 )
+from mlops_nb.release.releases import advance_release, find_open_release, roll_back_release
+from mlops_nb.release.sharing import share_releases
 from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.stage import run_train
 
@@ -318,8 +323,8 @@ def test_a_bundle_is_released_when_a_trusted_key_has_signed_it(project, tmp_path
     assert not (bundle / SIGNATURES_FILE).exists() # an output of the pipeline stays what it is
 
     shared = []
-    monkeypatch.setattr(deploy_module, "_has_remote", lambda root: True)
-    monkeypatch.setattr(deploy_module, "_dvc_add", lambda root, paths: shared.extend(paths) or "")
+    monkeypatch.setattr(sharing_module, "_has_remote", lambda root: True)
+    monkeypatch.setattr(sharing_module, "_dvc_add", lambda root, paths: shared.extend(paths) or "")
     share_releases(project)
     copy = project / "bundles/released" / place.name
     copy.with_name(f"{place.name}.dvc").touch()
@@ -350,6 +355,73 @@ def test_the_champion_before_becomes_previous(project):
     assert {p.name for p in (project / "bundles").iterdir()} == {first, second}
     run_deploy(project)
     assert aliases(project) == {"champion": 2, "previous": 1}
+
+
+PROMOTE = Verdict("promote", "all guards hold")
+
+
+def step_by_step(root):
+    "The second model is released by a canary."
+    params = read_params(root / "params.yaml")
+    params.release.strategy, params.release.steps = "canary", [5, 75, 100]
+    write_params(params, root / "params.yaml")
+
+
+def deployed_as(root): return read_json(root / "artifacts/deployment.json", Deployment)
+
+
+def test_with_a_strategy_a_release_starts_and_the_stage_returns(project):
+    step_by_step(project)
+    gate_passes(project)
+    run_deploy(project)
+    first = find_champion(project).name
+    assert deployed_as(project).deployed and find_open_release(project) is None, "the first one is released at once"
+    second_model(project)
+    gate_passes(project)
+    assert run_deploy(project) == {"deployed": False}
+    release, done = find_open_release(project), deployed_as(project)
+    assert (release.step, release.champion, release.bundle, release.reason) == (0, first, done.bundle, "All held.")
+    assert not done.deployed and done.release == release.id and f"its release {release.id} has started" in done.message
+    assert find_champion(project).name == first and aliases(project) == {"champion": 1, "challenger": 2}
+    before = plan_path(project, read_settings(project)).read_bytes()
+    assert run_deploy(project) == {} and plan_path(project, read_settings(project)).read_bytes() == before
+    for _ in range(2): release = advance_release(project, release, PROMOTE)
+    assert release.status == "promoted" and aliases(project) == {"champion": 2, "previous": 1}
+    assert run_deploy(project) == {"deployed": True} and run_deploy(project) == {}
+    assert find_champion(project).name == done.bundle and deployed_as(project).deployed
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_release_that_was_rolled_back_is_not_started_again_by_the_stage(project, step):
+    "At 5 % the history has never heard of it, at 75 % it has."
+    gate_passes(project)
+    run_deploy(project)
+    step_by_step(project)
+    second = second_model(project)
+    gate_passes(project)
+    run_deploy(project)
+    release = find_open_release(project)
+    for _ in range(step): release = advance_release(project, release, PROMOTE)
+    assert roll_back_release(project, release, "errors rose").status == "rolled_back"
+    assert run_deploy(project) == {"deployed": False} and run_deploy(project) == {}
+    assert "it was rolled back" in deployed_as(project).message and find_open_release(project) is None
+    assert aliases(project)["champion"] == 1 and find_champion(project).name != second
+
+
+def test_a_model_waits_while_the_release_of_another_is_open(project, monkeypatch):
+    gate_passes(project)
+    run_deploy(project)
+    step_by_step(project)
+    second_model(project)
+    gate_passes(project)
+    run_deploy(project)
+    release = find_open_release(project)
+    monkeypatch.setattr(deploy_module, "find_open_release", lambda root: replace(release, bundle="another" * 8))
+    (project / "artifacts/deployment.json").unlink()
+    before = plan_path(project, read_settings(project)).read_bytes()
+    assert run_deploy(project) == {"deployed": False} and run_deploy(project) == {}
+    assert f"the release {release.id} of anotheranoth is open" in deployed_as(project).message
+    assert plan_path(project, read_settings(project)).read_bytes() == before
 
 
 def test_a_model_is_released_only_against_the_one_that_answers(project):

@@ -111,6 +111,18 @@ def test_what_cannot_be_released_is_refused_before_anything_is_written(project, 
     assert "\n" not in str(error.value) and stub.plan_of(project).read_bytes() == before and kinds(project) == []
 
 
+def test_customers_are_held_out_of_binary_decisions_only(tmp_path, monkeypatch):
+    stub.use_stubs(monkeypatch.setattr)
+    root = stub.make_project(tmp_path / "p", explore=.05)
+    start_release(root, B)
+    assert plan(root).explore == .05
+    monkeypatch.setitem(stub.CONTRACTS, A, stub.CONTRACTS[C])
+    root = stub.make_project(tmp_path / "q", explore=.05)
+    with pytest.raises(UserError, match="explore of params.yaml is 0.05, and the task is multiclass"):
+        start_release(root, C)
+    assert plan(root).explore == 0 and kinds(root) == []
+
+
 def test_a_second_release_beside_an_open_one_is_refused(project):
     first = start_release(project, B, by="ana")
     for bundle in (B, C):

@@ -1,11 +1,15 @@
 "What answers, roll-back, restoring a plan, and experiments that release nothing."
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from support import stub_releases as stub
 
+import mlops_nb.release.rollback as rollback_module
 from mlops_nb.bundle.store import find_bundle
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.errors import UserError
@@ -21,9 +25,11 @@ from mlops_nb.release.release_plan import (
     read_plan,
     record_path,
     release_stack,
+    replace_plan,
     restore_plan,
     update_record,
 )
+from mlops_nb.release.releases import look_at_release, read_release, start_release
 from mlops_nb.release.rollback import describe_model_in_use, model_in_use, restore_release, roll_back
 from mlops_nb.report.status import project_status
 
@@ -242,3 +248,50 @@ def test_two_roll_backs_go_back_two_models(bundles):
         back = ReleaseEvent(9, stack[-2], "rollback", "", "")
         assert release_stack([*events, back]) == stack[:-1]
         assert release_stack([*events, back, ReleaseEvent(10, stack[-3], "rollback", "", "")]) == stack[:-2]
+
+
+# ---------------------------------------------------------------- an open release
+
+
+@pytest.fixture
+def in_release(tmp_path, monkeypatch):
+    "A project whose second bundle has 5 % of the requests, and the release."
+    stub.use_stubs(monkeypatch.setattr)
+    root = stub.make_project(tmp_path / "p")
+    monkeypatch.setattr(rollback_module, "find_bundle", stub._find_bundle)
+    monkeypatch.setattr(rollback_module, "require_trusted", lambda *_: None)
+    monkeypatch.setattr(rollback_module, "open_bundle", lambda folder: SimpleNamespace(id=folder.name))
+    monkeypatch.setattr(rollback_module, "reconcile_registry", lambda root: "")
+    return root, start_release(root, stub.B)
+
+
+def test_a_roll_back_ends_the_release_that_is_open(in_release):
+    root, release = in_release
+    assert roll_back(root, reason="errors rose").bundle == stub.A
+    ended = read_release(root, release.id)
+    assert (ended.status, ended.outcome, read_plan(plan_of(root)).release) == ("rolled_back", "errors rose", None)
+    with pytest.raises(UserError, match="There is no model before"): roll_back(root)
+
+
+@pytest.mark.parametrize("to, status", [(stub.A, "rolled_back"), (stub.B, "promoted"), (stub.C, "withdrawn")])
+def test_a_roll_back_to_a_bundle_by_name_ends_it_too(in_release, to, status):
+    root, release = in_release
+    assert roll_back(root, to=to[:8]).bundle == to and read_release(root, release.id).status == status
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_roll_back_needs_no_ledger(in_release, step, monkeypatch, capsys):
+    "At 95 % for the challenger, the champion is not the one that answers most."
+    root, release = in_release
+    if step:
+        path = plan_of(root)
+        plan = read_plan(path)
+        most = [replace(v, weight=1 - v.weight) if v.name in ("champion", "challenger") else v for v in plan.variants]
+        replace_plan(path, replace(plan, variants=most))
+    ledger = (root / ".mlops/ledger.db").read_bytes()
+    for left in (root / ".mlops").glob("ledger.db-*"): left.unlink()
+    (root / ".mlops/ledger.db").write_text("no database" * 100)
+    assert roll_back(root).bundle == stub.A and capsys.readouterr().err.count("cannot be used") == 2
+    (root / ".mlops/ledger.db").write_bytes(ledger)
+    assert read_release(root, release.id).status == "open"
+    assert look_at_release(root, release).status == "rolled_back"
