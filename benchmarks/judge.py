@@ -208,7 +208,7 @@ def rows_of(stream, alike, caught):
             slow = np.median(caught["group sequential, horizon five times too long"])
             target += ", all caught, median ≤ 3,500 and ≤ group sequential with the long horizon"
             met = bool(met and found == 1 and median <= min(3500, slow))
-        yield row(f"{stream}; {method}", f"{100 * false:.1f} %", f"{100 * found:.1f} %", words(median), words(most),
+        yield row(f"{stream}; {method}", f"{100 * false:.1f} %", f"{100 * found:.2f} %", words(median), words(most),
                   target, None if met is None else bool(met))
 
 
@@ -235,7 +235,8 @@ NOTES = [
     "expected: what was seen there is one and a half times the rate, and the ratio of event rates says nothing by the "
     "end; the row of many more releases says how often that is. An AUC that is lower by 0.02 is not to be seen on a "
     "tenth of 20,000 requests by any method that keeps its level; in shadow it is. Where the horizon is known and "
-    "right, a group sequential test finds small shifts of scores and of AUC more often: the price of not having to know.",
+    "right, a group sequential test finds small shifts of scores and of AUC more often: the price of not having to "
+    "know.",
 ]
 
 MANY = 10_000
