@@ -14,11 +14,13 @@ from typing import Literal
 import polars as pl
 from msgspec import Struct, field
 
-from ..config.params import ReleaseParams
+from ..config.params import CostParams, ReleaseParams, read_params
 from ..config.schema import Schema, read_schema
 from ..config.settings import environment_settings, read_settings
 from ..core.errors import UserError
+from ..data.label_delay import label_delay
 from ..prediction_log.log_cursor import cursor_at, read_since
+from ..prediction_log.reader import read_log
 from .judge_evidence import MAX_LEFT_OUT, MetricEvidence, left_out_share, release_evidence
 from .judge_metrics import CHALLENGER, CHAMPION
 from .judge_state import JudgeRules, JudgeState, judge_state_path, read_judge_state, write_judge_state
@@ -82,20 +84,33 @@ def judge_rules(
                       schema.task, release.params.margins)
 
 # %% ../../nbs/release/17_judge.ipynb #2f387bad
-def _count_new_lines(root, release, settings, rules): # -> the state, and why the log could not be read
-    path = judge_state_path(plan_path(root, settings).parent, release.id)
-    state, folder = read_judge_state(path, release.id), root / settings.log.folder
-    try:
-        began = datetime.fromisoformat(release.started_at)
-        cursor = state.cursor or cursor_at(folder, began - timedelta(days=1)) # a day: clocks are set back
-        while True:
-            records, feedback, state.cursor = read_since(folder, release.endpoint, cursor)
-            if state.cursor == cursor: return state, ""
-            state.count_records(records, rules)
-            write_judge_state(path, state)
-            cursor = state.cursor
-    except (UserError, OSError, pl.exceptions.PolarsError) as e:
-        return read_judge_state(path, release.id), f"the prediction log cannot be read: {e}".rstrip(".")
+class _Look(Struct):
+    "What is needed to count the lines of one look."
+    folder: Path # of the log
+    endpoint: str
+    began: datetime # a day before the release: clocks are set back
+    now: datetime
+    rules: JudgeRules
+    schema: Schema
+    costs: CostParams
+
+    def find_records(self, ids):
+        log = read_log(self.folder, self.endpoint, since=self.began).filter(pl.col("id").is_in(ids))
+        return log.drop("label", "label_time", "n_corrections").collect()
+
+    def count(self, state, records, feedback):
+        state.count_records(records, self.rules)
+        labelled = state.labels.take_final(feedback, self.find_records, label_delay(self.schema), self.now)
+        if labelled is not None: state.count_labels(labelled, self.rules, self.schema, self.costs)
+
+def _count_new_lines(path, state, look): # -> the state
+    cursor = state.cursor or cursor_at(look.folder, look.began)
+    while True:
+        records, feedback, state.cursor = read_since(look.folder, look.endpoint, cursor)
+        look.count(state, records, feedback)
+        write_judge_state(path, state)
+        if state.cursor == cursor: return state
+        cursor = state.cursor
 
 # %% ../../nbs/release/17_judge.ipynb #6040f7ad
 def _shadow_fault(state, rules):
@@ -111,6 +126,14 @@ def _weigh(state, release, broken, now):
     verdict.at = now.isoformat(timespec="seconds")
     return verdict
 
+# %% ../../nbs/release/17_judge.ipynb #2deb7ef9
+def _prepare_look(root, release, now):
+    settings, schema = environment_settings(read_settings(root), release.environment), read_schema(root / "schema.yaml")
+    began = datetime.fromisoformat(release.started_at) - timedelta(days=1)
+    costs = read_params(root / "params.yaml").evaluate.costs if (root / "params.yaml").exists() else CostParams()
+    look = _Look(root / settings.log.folder, release.endpoint, began, now, judge_rules(release, schema), schema, costs)
+    return judge_state_path(plan_path(root, settings).parent, release.id), look
+
 # %% ../../nbs/release/17_judge.ipynb #38af6808
 def judge_release(
     root: str | Path, # The project's folder
@@ -119,12 +142,14 @@ def judge_release(
 ) -> Verdict:
     "Count what is new in the log, and say what is to be done with a release."
     root, now = Path(root), now or datetime.now(UTC)
-    settings = environment_settings(read_settings(root), release.environment)
     if release.current_step is None:
         return Verdict("go_on", "No step has begun yet.", at=now.isoformat(timespec="seconds"))
-    rules = judge_rules(release, read_schema(root / "schema.yaml"))
-    state, broken = _count_new_lines(root, release, settings, rules)
-    return _weigh(state, release, broken or _shadow_fault(state, rules), now)
+    path, look = _prepare_look(root, release, now)
+    state, broken = read_judge_state(path, release.id), ""
+    try: state = _count_new_lines(path, state, look)
+    except (UserError, OSError, pl.exceptions.PolarsError) as e:
+        state, broken = read_judge_state(path, release.id), f"the prediction log cannot be read: {e}".rstrip(".")
+    return _weigh(state, release, broken or _shadow_fault(state, look.rules), now)
 
 # %% ../../nbs/release/17_judge.ipynb #daa9f067
 def _cell(x): return "–" if x is None or not math.isfinite(x) else f"{x:.3g}"

@@ -241,6 +241,72 @@ def _flag_guards(state, margins, levels):
     figures = k / n if n else None, low, high, allowed, threshold * harm, threshold, n
     yield MetricEvidence("flag failures", "guard", *figures, says, not harm and high < allowed)
 
+# %% ../../nbs/release/16_judge_evidence.ipynb #ef5abc49
+def _loss_guard(state, params, levels):
+    tests, units = state.effects["loss"], state.trials["labels"]
+    def says(estimate, margin):
+        return (f"The challenger's loss is {estimate:+.3g} beside the champion's on {units[CHALLENGER]:,} and "
+                f"{units[CHAMPION]:,} labelled units; {margin:.3g} more is tolerated.")
+    found = _mean_guard("loss", "loss", tests, levels, says)
+    if min(units.values()) < params.min_units: found.passes = not found.is_proven
+    return found
+
+def _regression_loss_guard(state, params, levels):
+    test, (n, total, squares) = state.outcomes["loss"], state.label_sums
+    margin = params.margins.loss * max(squares / n - (total / n) ** 2, 0.0)
+    e_value, threshold = math.exp(min(float(test.log_evidence(margin)), 700)), levels.threshold("loss")
+    low, high = map(_finite, test.interval(2 * levels.alpha))
+    waits = min(state.trials["labels"].values()) >= params.min_units
+    passes = e_value < threshold and (not waits or high is not None and high < margin)
+    says = (f"The challenger's squared error is {float(test.effect):+.3g} beside the champion's on {int(test.n):,} "
+            f"labelled units; {margin:.3g} more is tolerated.")
+    figures = _finite(test.effect), low, high, margin, e_value, threshold, int(test.n)
+    return MetricEvidence("loss", "guard", *figures, says, passes)
+
+# %% ../../nbs/release/16_judge_evidence.ipynb #24669106
+def _auc_guard(state, levels):
+    def says(estimate, margin):
+        return f"The challenger's AUC is {-estimate:+.3g} beside the champion's; a loss of {margin:.3g} is tolerated."
+    found = _mean_guard("auc", "auc", [state.auc.test], levels, says)
+    found.passes = not found.is_proven
+    return found
+
+def _shadow_loss_guard(state, levels):
+    def says(estimate, margin):
+        return (f"In shadow the challenger's loss is {estimate:+.3g} beside the champion's on the same rows; "
+                f"{margin:.3g} more is tolerated.")
+    found = _mean_guard("shadow loss", "loss", state.pairs["loss"], levels, says)
+    found.passes = not found.is_proven
+    return found
+
+def _label_guards(state, params, levels):
+    if params.margins.loss is not None:
+        if state.effects.get("loss"): yield _loss_guard(state, params, levels)
+        if "loss" in state.outcomes: yield _regression_loss_guard(state, params, levels)
+        if state.pairs.get("loss"): yield _shadow_loss_guard(state, levels)
+    if state.auc is not None and state.auc.test.n: yield _auc_guard(state, levels)
+
+# %% ../../nbs/release/16_judge_evidence.ipynb #7ed54b3c
+_GAINS = dict(loss="lower loss", cost="lower cost of a decision", auc="higher AUC")
+
+def _success_test(state, metric): # -> estimate and interval function of the harm, units
+    if metric == "auc": return state.auc and (state.auc.loss, state.auc.interval, int(state.auc.test.n))
+    test = state.outcomes.get(metric) or next(iter(state.effects.get(metric, [])), None)
+    return test and (test.effect, test.interval, int(test.n))
+
+def _success_evidence(state, params, levels):
+    metric, asked = params.success.metric, params.success.min_gain
+    found = _success_test(state, metric)
+    if not found:
+        says = f"No label has come yet, and a {_GAINS[metric]} is asked for."
+        return MetricEvidence(metric, "success", None, None, None, asked, 0.0, None, 0, says)
+    harm, interval, n = found
+    low, high = interval(2 * levels.alpha)
+    says = (f"The {_GAINS[metric]}: the gain is {-harm:.3g}, at least {-high:.3g} on {n:,} labelled units; more than "
+            f"{asked:.3g} is asked for.")
+    figures = _finite(-harm), _finite(-high), _finite(-low), asked, 0.0, None, n
+    return MetricEvidence(metric, "success", *figures, says, -high > asked)
+
 # %% ../../nbs/release/16_judge_evidence.ipynb #06f7ecee
 def _ratio_evidence(state):
     e_value, threshold, n = float(state.ratio.e_value), 1 / RATIO_ALPHA, sum(state.units.values())
@@ -258,4 +324,6 @@ def release_evidence(
     "What is known of a release, metric by metric."
     levels = _Levels(params.alpha, 2 if "shadow" in kinds and {"canary", "ab", "flag"} & {*kinds} else 1)
     guards = {"shadow": _shadow_guards, "flag": _flag_guards}.get(kind, _live_guards)
-    return [_ratio_evidence(state), *guards(state, params.margins, levels)]
+    found = [_ratio_evidence(state), *guards(state, params.margins, levels), *_label_guards(state, params, levels)]
+    if params.success.metric and kind in ("canary", "ab"): found.append(_success_evidence(state, params, levels))
+    return found

@@ -14,7 +14,8 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field, to_builtins
 
-from ..config.params import MarginParams
+from ..config.params import CostParams, MarginParams
+from ..config.schema import Schema
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json, write_json
 from mlops_nb.release.judge_metrics import (
@@ -34,15 +35,18 @@ from mlops_nb.release.judge_metrics import (
     unit_scores,
     with_units,
 )
-from .shadow_pairs import WaitingHalves, match_pairs
+from .outcomes import LabelQueue, row_costs, row_losses
+from .shadow_pairs import WaitingHalves, complete_pairs, match_pairs
+from ..stats.auc_difference import AucDifference
 from ..stats.betting_mean import BettingMean
 from ..stats.rate_ratio import RateRatioTest
 from ..stats.share_test import ShareTest
-from ..stats.treatment_effect import BettingEffect
+from ..stats.treatment_effect import AsymptoticEffect, BettingEffect
 
 # %% ../../nbs/release/15_judge_state.ipynb #532f6959
 MAX_CUSTOMERS = 200_000 # 2 MB, a third more as JSON
-_MARKS = ["units", "step", "failures", "latency", *LATENCY_QUANTILES, "answers", "pairs", "labels"]
+_MARKS = ["units", "step", "failures", "latency", *LATENCY_QUANTILES, "answers", "pairs", "labels",
+          "paired labels"]
 
 class CountedCustomers(Struct):
     "Customers, and for what each of them has counted."
@@ -119,6 +123,10 @@ class JudgeState(Struct):
     effects: dict[str, list[BettingEffect]] = field(default_factory=dict) # metric -> at its upper and lower margin
     pairs: dict[str, list[BettingMean]] = field(default_factory=dict) # of a shadow, likewise
     halves: WaitingHalves = field(default_factory=WaitingHalves)
+    labels: LabelQueue = field(default_factory=LabelQueue)
+    outcomes: dict[str, AsymptoticEffect] = field(default_factory=dict) # the cost; of a regression the loss
+    auc: AucDifference | None = None
+    label_sums: list[float] = field(default_factory=lambda: [0.0] * 3) # of a regression: number, sum, sum of squares
     n_flagged_failures: int = 0 # units behind a flag for which the challenger failed
 
 def judge_state_path(releases: str | Path, release_id: str) -> Path: # `releases/<release>/judge.json`
@@ -138,10 +146,10 @@ def write_judge_state(path: Path, state: JudgeState) -> None:
 
 # %% ../../nbs/release/15_judge_state.ipynb #d635e9d3
 @patch
-def _first_time(self: JudgeState, rows, metric, rules):
-    "A row for each unit that has not counted for a metric yet."
+def _first_time(self: JudgeState, rows, metric, rules, by_request=False):
+    "A row for each unit that has not counted for a metric yet; a request comes once, but its labels may not."
     first = first_of_units(rows)
-    if rules.unit_column is None: return first
+    if rules.unit_column is None and not by_request: return first
     return first.filter(pl.Series(self.customers.claim(hash_units(first["unit"]), metric), dtype=pl.Boolean))
 
 def _by_share(rows): # -> share of the challenger, its rows, those of the champion
@@ -258,6 +266,80 @@ def _count_paired_decisions(self: JudgeState, pairs, rules):
         new = lambda m=min(margin, .99): _two_sided(BettingMean, m)
         difference = (shadow == decision).cast(pl.Float64) - (own == decision).cast(pl.Float64)
         self._update_pairs(f"decision {decision}", new, difference.to_numpy())
+
+# %% ../../nbs/release/15_judge_state.ipynb #d47f4677
+def _with_outcomes(rows, schema, costs):
+    losses = row_losses(rows["score"], rows["label"], schema)
+    decisions = rows["decision"].cast(pl.String).replace(REVIEW, None)
+    return rows.with_columns(loss=losses, cost=row_costs(decisions, rows["label"], schema, costs),
+                             event=rows["label"] == schema.classes[-1] if schema.classes else pl.lit(False))
+
+@patch
+def _count_live_labels(self: JudgeState, labelled, rules, schema, costs):
+    rows = with_units(dealt_rows(labelled, rules.first_revision, rules.held_out), rules.unit_column)
+    rows = _with_outcomes(rows.filter(~pl.col("stood_in")), schema, costs).filter(pl.col("loss").is_not_null())
+    first = [pl.col(c).first() for c in ("challenger_share", "event", "score", "label")]
+    means = rows.group_by("unit", "is_challenger", maintain_order=True).agg(*first, pl.col("loss", "cost").mean())
+    new = self._first_time(means, "labels", rules, by_request=True)
+    _add_units(self.trials.setdefault("labels", _of_both()), new)
+    self._count_losses(new, rules, schema)
+    self._update_outcome("cost", new.drop_nulls("cost"))
+    if schema.task == "binary" and rules.margins.auc is not None:
+        self._auc(rules).update(*(new[c].to_numpy() for c in ("event", "score", "is_challenger")))
+        self._keep_auc_plain()
+
+# %% ../../nbs/release/15_judge_state.ipynb #d3fea210
+@patch
+def _auc(self: JudgeState, rules):
+    self.auc = self.auc or AucDifference(rules.margins.auc)
+    return self.auc
+
+@patch
+def _keep_auc_plain(self: JudgeState): self.auc = AucDifference.from_state(self.auc.to_state())
+
+@patch
+def _update_outcome(self: JudgeState, metric, rows):
+    if not len(rows): return
+    test = self.outcomes.setdefault(metric, AsymptoticEffect())
+    test.update(*(rows[c].to_numpy() for c in (metric, "is_challenger", "challenger_share")))
+    self.outcomes[metric] = plain(test)
+
+@patch
+def _count_losses(self: JudgeState, new, rules, schema):
+    if schema.task == "regression":
+        y = new["label"].cast(pl.Float64).to_numpy()
+        self.label_sums = [float(a + b) for a, b in zip(self.label_sums, (len(y), y.sum(), (y**2).sum()))]
+        self._update_outcome("loss", new)
+    elif len(new):
+        margin = rules.margins.loss or 0.0
+        self._update_effect("loss", lambda: [BettingEffect(margin)], new["loss"].to_numpy(), new)
+
+# %% ../../nbs/release/15_judge_state.ipynb #42cb2de6
+@patch
+def _count_shadow_labels(self: JudgeState, labelled, rules, schema):
+    if schema.task == "regression": return # its pairs have no bounds
+    pairs = complete_pairs(with_units(labelled, rules.unit_column), rules.first_revision)
+    own, shadow = (row_losses(pairs[c], pairs["label"], schema) for c in ("score", "score_shadow"))
+    rows = pairs.with_columns(difference=shadow - own, is_challenger=True).drop_nulls("difference")
+    new = self._first_time(rows, "paired labels", rules, by_request=True)
+    if not len(new): return
+    margin = rules.margins.loss or 0.0
+    self._update_pairs("loss", lambda: [BettingMean(min(margin, .99))], new["difference"].to_numpy())
+    if schema.task == "binary" and rules.margins.auc is not None:
+        event = (new["label"] == schema.classes[-1]).to_numpy()
+        self._auc(rules).update_paired(event, new["score"].to_numpy(), new["score_shadow"].to_numpy())
+        self._keep_auc_plain()
+
+@patch
+def count_labels(self: JudgeState,
+    labelled: pl.DataFrame, # Lines of the log with `label`, as `LabelQueue.take_final` gives them
+    rules: JudgeRules,
+    schema: Schema,
+    costs: CostParams,
+) -> None:
+    "Count labels that are final."
+    self._count_live_labels(labelled, rules, schema, costs)
+    self._count_shadow_labels(labelled, rules, schema)
 
 # %% ../../nbs/release/15_judge_state.ipynb #5280a8d0
 @patch

@@ -2,13 +2,16 @@
 import numpy as np
 import polars as pl
 import pytest
+from msgspec.structs import replace
 from support.release_logs import Traffic, at_hour, project, release_of
 
-from mlops_nb.config.params import MarginParams, ReleaseParams
+from mlops_nb.config.params import MarginParams, ReleaseParams, SuccessParams
+from mlops_nb.config.schema import write_schema
+from mlops_nb.examples.subscribers import subscriber_schema
 from mlops_nb.prediction_log.compaction import compact_log
 from mlops_nb.release.judge import judge_release, verdict_table
 from mlops_nb.release.judge_evidence import rate_confidence_sequence, release_evidence
-from mlops_nb.release.judge_state import JudgeRules, JudgeState
+from mlops_nb.release.judge_state import JudgeRules, JudgeState, read_judge_state
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_nothing_is_promoted_before_its_time(root, traffic):
                                         ("latency_p99", dict(slower=1.5)), ("scores", dict(shift=.05)),
                                         ("decisions", dict(threshold=(.3, .2)))])
 def test_a_challenger_that_does_harm_is_rolled_back(root, traffic, metric, how):
-    verdict = looks(root, release_of(), traffic, 60, 200, **how)
+    verdict = looks(root, release_of(), traffic, 30, 500, **how)
     assert verdict.action == "roll_back" and not verdict.void
     proven = [m.name for m in verdict.metrics if m.is_proven]
     assert metric in proven or metric.startswith("latency") and proven[0].startswith("latency")
@@ -209,12 +212,12 @@ def test_a_shadow_that_left_rows_out_gives_no_verdict(root, traffic):
 
 def test_halves_of_a_pair_may_come_in_two_looks(root, traffic):
     release = release_of(**SHADOW)
-    for _ in range(40):
+    for _ in range(12):
         traffic.answer(1, False, share=1.)
         look(root, release)
         traffic.n -= 1
         traffic.answer(1, True, share=1., mode="shadow")
-    assert look(root, release).units == {"champion": 40, "challenger": 40}
+    assert look(root, release).units == {"champion": 12, "challenger": 12}
 
 
 def test_who_is_held_out_of_the_decisions_is_in_no_pair(root, traffic):
@@ -244,10 +247,6 @@ def test_behind_a_flag_failures_are_bounded(root, traffic):
 
 @pytest.mark.parametrize("task", ["regression", "multiclass"])
 def test_other_tasks(root, traffic, task):
-    from msgspec.structs import replace
-
-    from mlops_nb.config.schema import write_schema
-    from mlops_nb.examples.subscribers import subscriber_schema
     schema = subscriber_schema()
     write_schema(replace(schema, task=task, target="charge" if task == "regression" else schema.target,
                          classes=None if task == "regression" else ["a", "b", "c"]), root / "schema.yaml")
@@ -257,3 +256,63 @@ def test_other_tasks(root, traffic, task):
         traffic.answer(1, i % 10 == 0, score=score, decision=decision, own_us=100 + i % 77)
     verdict = look(root, release_of())
     assert verdict.action != "roll_back" and ("scores" in [m.name for m in verdict.metrics])
+
+
+def evidence(verdict, name): return next(m for m in verdict.metrics if m.name == name)
+
+
+LABELS = MarginParams(latency=None, decisions=None, scores=None, auc=.05) # what is judged by labels
+
+
+@pytest.mark.parametrize("how", [dict(), dict(shadow=True)])
+def test_a_challenger_that_is_further_from_the_truth_is_rolled_back_by_its_loss(root, how):
+    traffic, release = Traffic(root, share=.5), release_of(.5, margins=LABELS)
+    if how: release = release_of(**SHADOW, margins=LABELS)
+    for i in range(8):
+        traffic.send_labelled(400, hour=i, noise=(.05, .5), **how)
+        verdict = look(root, release)
+        if verdict.action == "roll_back": break
+    traffic.close()
+    proven = {m.name for m in verdict.metrics if m.is_proven}
+    assert verdict.action == "roll_back" and proven & {"loss", "shadow loss", "auc"}
+
+
+def test_a_gain_that_is_asked_for_is_waited_for(root):
+    traffic = Traffic(root, share=.5)
+    traffic.send_labelled(3000, noise=(.5, .05))
+    asked = {m: release_of(.5, margins=LABELS, success=SuccessParams(metric=m)) for m in ("loss", "cost", "auc")}
+    for metric, release in asked.items():
+        found = evidence(look(root, release), metric if metric != "auc" else "auc")
+        assert found.estimate is not None, metric
+    assert look(root, asked["loss"]).action == "promote"
+    much = release_of(.5, margins=LABELS, success=SuccessParams(metric="loss", min_gain=.5))
+    assert "more than 0.5 is asked for" in look(root, much).missing[0]
+    traffic.close()
+
+
+def test_without_labels_nothing_has_succeeded(root, traffic):
+    traffic.send(12_000)
+    verdict = look(root, release_of(margins=BASICS, success=SuccessParams(metric="cost")))
+    assert verdict.action == "go_on" and verdict.missing == [
+        "No label has come yet, and a lower cost of a decision is asked for"]
+
+
+def test_labels_count_once_when_they_are_final(root, traffic):
+    schema = subscriber_schema()
+    write_schema(replace(schema, event_time="month", label_delay="2d"), root / "schema.yaml")
+    release = release_of(margins=LABELS, sticky_key="customer")
+    traffic.answer(1, True, entity=["ana"], score=[.9])
+    traffic.label(2, "stays")
+    traffic.label(3, "leaves") # a correction
+    traffic.label(3, "leaves", number=77) # of a request that nobody asked
+    state = lambda: read_judge_state(root / "releases/r1/judge.json", "r1")
+    look(root, release, 10)
+    assert not state().effects.get("loss") and state().labels.n_unknown == 1
+    look(root, release, 60)
+    assert state().effects["loss"][0].challenger_units == 1
+    loss = state().effects["loss"][0].to_state()
+    traffic.label(61, "stays") # changed when it was final
+    traffic.answer(61, True, entity=["ana"])
+    traffic.label(62, "stays")
+    look(root, release, 200)
+    assert state().effects["loss"][0].to_state() == loss and not state().labels.waiting

@@ -7,7 +7,7 @@ from mlops_nb.config.params import ReleaseParams
 from mlops_nb.config.schema import write_schema
 from mlops_nb.config.settings import Settings, write_settings
 from mlops_nb.examples.subscribers import subscriber_schema
-from mlops_nb.prediction_log.segments import PredictionRecord
+from mlops_nb.prediction_log.segments import Feedback, PredictionRecord
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 from mlops_nb.release.release_plan import ReleasePlan, Variant
 from mlops_nb.release.strategies import Release, Step
@@ -84,5 +84,23 @@ class Traffic:
             what = dict(score=[None], decision=None, failed="challenger") if fails else dict(
                 score=[other], decision=decide(other, threshold))
             self.answer(hour, True, share=1., mode="shadow", **what)
+
+    def label(self, hour, label, number=None, **other):
+        "The label of a request; by default of the last one."
+        self.log.append(Feedback(**dict(id=f"{self.lease_id}-{number or self.n}", time=microseconds(hour),
+                                        endpoint="churn", label=label) | other))
+
+    def send_labelled(self, n, hour=1., noise=(.1, .1), shadow=False, **other):
+        "Requests whose truth is known an hour later; `noise`: how far the scores of the two are from it."
+        truth, mine = self.rng.beta(1, 1, n), self.rng.random(n) < self.share
+        scores = np.clip(truth[:, None] + self.rng.normal(0, 1, (n, 2)) * noise, 0, 1).tolist()
+        came = np.where(self.rng.random(n) < truth, "leaves", "stays").tolist()
+        for own, both, label in zip(mine.tolist(), scores, came):
+            if shadow:
+                self.answer(hour, False, share=1., score=both[:1], **other)
+                self.n -= 1
+                self.answer(hour, True, share=1., score=both[1:], mode="shadow", **other)
+            else: self.answer(hour, own, score=[both[own]], decision=["leaves" if both[own] > .5 else "stays"], **other)
+            self.label(hour + 1, label)
 
     def close(self): self.log.close()
