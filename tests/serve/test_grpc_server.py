@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +208,38 @@ def test_what_is_late_is_not_scored_and_counted(bundle, tmp_path, hang):
     assert context.status == (None if hang else ("DEADLINE_EXCEEDED", "late"))
     assert app.metrics.rejected_requests("deadline").get() == 1 and app.metrics.answered_rows.get() == 0
     with app.in_flight(): pass
+    app.__rsgi_del__(None)
+
+
+class Sampled(Context):
+    "A call that belongs to a trace which is recorded."
+    def invocation_metadata(self): return (("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"),)
+    def time_remaining(self): return None
+    def set_trailing_metadata(self, metadata): self.trailing = dict(metadata)
+
+
+@pytest.mark.parametrize("model, steps, status", [
+    ("rows", ["read", "decode", "predict", "record", "answer"], 200), ("nobody", ["read", "answer"], 404)])
+def test_a_call_has_the_steps_and_the_trace_of_a_request(bundle, tmp_path, model, steps, status):
+    settings = read_settings(tmp_path, {"MLOPS_NB_RELEASE_ENDPOINT": "rows"})
+    manager = ModelManager(bundle, settings, Metrics(tmp_path / "log", 0), PredictionLogWriter(tmp_path / "log", 0))
+    manager.start()
+    app, exported = App(manager, Authenticator(None)), []
+    app.spans = SimpleNamespace(begin=None, export=lambda *span: exported.append(span), close=lambda: None)
+    service, context = GRPCService(app), Sampled(message(model_name=model).SerializeToString())
+
+    async def main():
+        app._loop = asyncio.get_running_loop()
+        await service.call("infer", service._infer, context)
+
+    asyncio.run(main())
+    [(request, answered, seconds)] = exported
+    assert ([name for name, _ in request.steps], answered, request.route) == (steps, status, "infer")
+    assert sorted(at for _, at in request.steps) == [at for _, at in request.steps] and seconds > 0
+    assert request.trace_context.trace_id == "a" * 32 and request.trace_context.parent_id == "b" * 16
+    if status == 200: assert context.trailing["traceparent"] == request.trace_context.traceparent
+    counted = [x for x in app.metrics.samples() if x.name == "mlops_nb_step_duration_seconds_count"]
+    assert {x.labels["step"]: x.value for x in counted} == dict.fromkeys(steps, 1)
     app.__rsgi_del__(None)
 
 
