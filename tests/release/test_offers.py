@@ -177,3 +177,19 @@ def test_a_server_of_an_environment_follows_its_plans(project, monkeypatch):
     for words in ([], ["--environment", "staging"]): assert typed(project, monkeypatch, "serve", *words)[0] == 0
     assert [s.release.plans for s in seen] == ["releases", "environments/staging/releases"]
     assert "There is no environment 'stagin'" in typed(project, monkeypatch, "serve", "--environment", "stagin")[1]
+
+
+def test_a_checkout_whose_environment_asks_for_approvals_waits_too(project, made, monkeypatch):
+    "`dvc repro` on a machine that is production itself, with the strategy at_once."
+    from types import SimpleNamespace
+
+    from mlops_nb.release.deploy import _release
+    monkeypatch.setattr("mlops_nb.release.releases.reconcile_registry", lambda root: "")
+    settings = project / "settings.ini"
+    settings.write_text(settings.read_text().replace("endpoint = churn", "endpoint = churn\nenvironment = production"))
+    new, gate = SimpleNamespace(id=made[2].name), SimpleNamespace(message="every rule held")
+    release = _release(project, read_settings(project, {}), new, gate)
+    assert release.step < 0 and find_champion(project).name == made[1].name
+    assert _release(project, read_settings(project, {}), new, gate).id == release.id
+    give_approval(project, release, "start", create_api_key(project / ".mlops/keys.json", "ana", ["operate"]))
+    assert start_release(project, new.id).status == "promoted" and find_champion(project).name == new.id
