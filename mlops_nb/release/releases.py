@@ -155,9 +155,11 @@ def was_rolled_back(
     "Did somebody, or the judge, take a bundle back at the project's endpoint, and has it not been put there since?"
     settings = settings or read_settings(root)
     events, place = read_history(plan_path(Path(root), settings)), _place(settings)
-    if bundle_id in release_stack(events): return False
-    tried = [r.status for r in list_releases(root) if r.bundle == bundle_id and (r.endpoint, r.environment) == place]
-    return bundle_id in {e.bundle for e in events} or any(s in ("rolled_back", "void") for s in tried[-1:])
+    put_there = [e.at for e in events if e.bundle == bundle_id]
+    tried = [r for r in list_releases(root) if r.bundle == bundle_id and (r.endpoint, r.environment) == place]
+    last = tried[-1] if tried else None
+    if last and last.status in ("rolled_back", "void"): return not any(at > last.ended_at for at in put_there)
+    return bool(put_there) and bundle_id not in release_stack(events)
 
 # %% ../../nbs/release/11_releases.ipynb #ef672d3f
 def _check_startable(root, settings, bundle, plan, releases, again):
@@ -307,6 +309,7 @@ def _unrecorded_end(root, release, plan):
     else: status, reason = _why_put_back(root, release)
     ended = _end(root, release, status, reason, plan.revision if plan else 0)
     _follow_up(root, ended)
+    _diagnose(root, ended)
     return ended
 
 # %% ../../nbs/release/11_releases.ipynb #4376af2e
@@ -316,7 +319,9 @@ def settle_release(
 ) -> Release:
     "Finish what was begun when a process was killed, and give the release as it is now."
     release = read_release(root, release.id)
-    if release.status != "open": return release
+    if release.status != "open":
+        _diagnose(root, release)
+        return release
     plan = read_plan(_path_of(root, release))
     ours = plan is not None and plan.release is not None and plan.release.id == release.id
     if ours and plan.release.step == release.step: return release
@@ -375,6 +380,14 @@ def _put_back(path, release, reason):
     if not ours: return now
     return replace_plan(path, rollback_plan(now, release), action="rollback", reason=reason)
 
+def _diagnose(root, release):
+    "Put together what a person needs who asks why; the roll-back stands without it."
+    if release.status not in ("rolled_back", "void") or (release_folder(root, release) / "diagnosis").exists(): return
+    from mlops_nb.release.diagnosis import write_diagnosis
+    try: write_diagnosis(root, release)
+    except Exception as e: _warn(f"The diagnosis of {release.id} could not be written: {e}")
+
+# %% ../../nbs/release/11_releases.ipynb #98d1117c
 def roll_back_release(
     root: str | Path, # The project's folder
     release: Release,
@@ -392,6 +405,7 @@ def roll_back_release(
         _warn(f"The release was rolled back, and that is not written down yet: {e}")
         ended = replace(release, status=status, outcome=reason, revision=revision)
     _follow_up(root, ended)
+    _diagnose(root, ended)
     return ended
 
 # %% ../../nbs/release/11_releases.ipynb #d4333d4b

@@ -14,9 +14,10 @@ from support.imports import ROOT
 from support.stub_releases import A, B, C, Verdict
 
 from mlops_nb.core.errors import UserError
+from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.ledger.ledger import Ledger, open_ledger
 from mlops_nb.release import releases
-from mlops_nb.release.release_plan import promote_bundle, read_history, read_plan, replace_plan
+from mlops_nb.release.release_plan import history_path, promote_bundle, read_history, read_plan, replace_plan
 from mlops_nb.release.releases import (
     advance_release,
     find_open_release,
@@ -28,6 +29,7 @@ from mlops_nb.release.releases import (
     roll_back_release,
     settle_release,
     start_release,
+    was_rolled_back,
     watch_release,
     what_holds_back,
 )
@@ -138,6 +140,37 @@ def test_what_was_rolled_back_is_not_released_again_by_itself(project):
     again = start_release(project, B, again=True)
     assert again.step == 0 and [r.status for r in list_releases(project)] == ["rolled_back", "open"]
     assert again.id != list_releases(project)[0].id
+
+
+def test_a_bundle_that_answered_once_and_failed_later_counts_as_rolled_back_until_somebody_puts_it_there(project):
+    path = stub.plan_of(project)
+    promote_bundle(path, "rows", B)
+    promote_bundle(path, "rows", A)
+    assert not was_rolled_back(project, B) and not was_rolled_back(project, A)
+    later = start_release(project, B)
+    roll_back_release(project, replace(later, status="open"))
+    assert was_rolled_back(project, B)
+    event = read_history(path)[-1]
+    put_there = [*read_history(path), replace(event, revision=99, bundle=B, at="2999-01-01T00:00:00+00:00")]
+    write_json(history_path(path), put_there)
+    assert not was_rolled_back(project, B)
+
+
+def test_a_roll_back_stands_without_its_diagnosis_and_the_next_look_writes_it(tmp_path, monkeypatch, capsys):
+    diagnose, written = releases._diagnose, []
+    stub.use_stubs(monkeypatch.setattr)
+    monkeypatch.setattr(releases, "_diagnose", diagnose)
+    root = stub.make_project(tmp_path / "p")
+
+    def write_diagnosis(root, release):
+        if not written.append(release.status) and len(written) == 1: raise ZeroDivisionError("no rows")
+        (release_folder(root, release) / "diagnosis").mkdir(parents=True)
+    monkeypatch.setattr("mlops_nb.release.diagnosis.write_diagnosis", write_diagnosis)
+    release = start_release(root, B)
+    assert roll_back_release(root, release, status="void").status == "void"
+    assert f"The diagnosis of {release.id} could not be written: no rows" in capsys.readouterr().err
+    for _ in range(2): settle_release(root, release)
+    assert written == ["void", "void"]
 
 
 def test_of_two_that_share_only_the_ledger_one_is_refused(project, monkeypatch):

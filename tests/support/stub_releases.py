@@ -65,6 +65,7 @@ def use_stubs(setattr, ending="promoted"):
     setattr(releases, "_schema_of", _schema_of)
     setattr(releases, "require_trusted", lambda *_: None)
     setattr(releases, "reconcile_registry", lambda root: "")
+    setattr(releases, "_diagnose", lambda root, release: None)
     setattr(releases, "_judge", scripted_judge(ending))
 
 
