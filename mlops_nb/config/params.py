@@ -348,7 +348,7 @@ class MarginParams(Struct, forbid_unknown_fields=True, kw_only=True):
     )] = 0.25
     scores: Annotated[NonNegativeFloat | None, Meta(
         description="tolerated shift of the mean score, in standard deviations of the champion's; null = not judged"
-    )] = 0.1
+    )] = 0.2
     loss: Annotated[NonNegativeFloat | None, Meta(
         description="tolerated rise of the loss (Brier score; regression: squared error / variance); null = not judged"
     )] = 0.02

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ..config.params import ReleaseParams
 from .judge_metrics import CHALLENGER, CHAMPION, LATENCY_QUANTILES, WARM_UP_UNITS
-from .judge_state import RATE_FLOOR, JudgeState
+from .judge_state import MAX_CUSTOMERS, RATE_FLOOR, JudgeState
 from ..stats.e_process import log_average
 from ..stats.rate_ratio import RateRatioTest
 
@@ -242,11 +242,15 @@ def _flag_guards(state, margins, levels):
     yield MetricEvidence("flag failures", "guard", *figures, says, not harm and high < allowed)
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #ef5abc49
+def _unknown(state):
+    n = state.labels.n_unknown
+    return f" ({n:,} labels of unknown requests are left out)" if n else ""
+
 def _loss_guard(state, params, levels):
     tests, units = state.effects["loss"], state.trials["labels"]
     def says(estimate, margin):
         return (f"The challenger's loss is {estimate:+.3g} beside the champion's on {units[CHALLENGER]:,} and "
-                f"{units[CHAMPION]:,} labelled units; {margin:.3g} more is tolerated.")
+                f"{units[CHAMPION]:,} labelled units; {margin:.3g} more is tolerated{_unknown(state)}.")
     found = _mean_guard("loss", "loss", tests, levels, says)
     if min(units.values()) < params.min_units: found.passes = not found.is_proven
     return found
@@ -313,7 +317,11 @@ def _ratio_evidence(state):
     fits = "fit" if e_value < threshold else "do not fit"
     mine = f"{state.units[CHALLENGER]:,} of {n:,} units were the challenger's"
     return MetricEvidence("ratio", "ratio", None, None, None, None, e_value, threshold, n,
-                          f"{mine}, which {fits} the shares of the plan.", e_value < threshold)
+                          f"{mine}, which {fits} the shares of the plan{_left_out(state)}.", e_value < threshold)
+
+def _left_out(state):
+    n = state.customers.n_left_out
+    return f"; customers beyond the first {MAX_CUSTOMERS:,} are not counted" if n else ""
 
 def release_evidence(
     state: JudgeState,
