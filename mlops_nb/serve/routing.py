@@ -80,8 +80,8 @@ class _Rule:
         self.assignment = Assignment(rule.variant, 1.0)
 
     def matches(self, columns, row, headers):
-        for name, values in self.headers:
-            if (headers.get(name) if headers else None) not in values: return False
+        for rule_header, values in self.headers:
+            if (headers.get(rule_header) if headers else None) not in values: return False
         return self.rows.matches_row(columns, row)
 
 # %% ../../nbs/serve/05_routing.ipynb #3ca6f37f
