@@ -47,21 +47,34 @@ def _inputs(rows, predictor):
 def _scores(predictor, frame): return predictor.score_frame(frame).select(predictor.score_columns).to_numpy()
 
 # %% ../../nbs/release/23_diagnosis.ipynb #eb04d8c8
+MAX_DIAGNOSED_ROWS = 100
+_KEYS = ["id", "row"]
+
+def _difference(rows): # an expression
+    both = pl.col("score") - pl.col("_shadow")
+    several = isinstance(rows.collect_schema()["score"], pl.List)
+    return both.list.eval(pl.element().abs()).list.max() if several else both.abs()
+
+def _pairs(rows, release): # -> rows that were sent, with the shadow's score as `_shadow`
+    sent = rows.filter(pl.col("mode") == "live", pl.col("bundle") == release.champion)
+    shadow = rows.filter(pl.col("mode") == "shadow", pl.col("bundle") == release.bundle, pl.col("score").is_not_null())
+    scores = [f.select(*_KEYS, pl.col("score").alias(n)).unique(_KEYS, keep="first")
+              for f, n in ((sent, "score"), (shadow, "_shadow"))]
+    pairs = scores[0].join(scores[1], on=_KEYS).with_columns(_difference=_difference(rows))
+    most = pairs.sort("_difference", *_KEYS, descending=[True, False, False], nulls_last=True).head(MAX_DIAGNOSED_ROWS)
+    most = most.select(*_KEYS, "_shadow").collect(engine="streaming")
+    return sent.join(most.lazy(), on=_KEYS).unique(_KEYS, keep="first").collect().sort(_KEYS)
+
+# %% ../../nbs/release/23_diagnosis.ipynb #006a90b0
 _MAX_SCORED_ROWS = 20_000
 
-def _pairs(rows, release): # -> rows that were sent, with the shadow's score beside
-    keys = ["id", "row"]
-    sent = rows.filter(pl.col("mode") == "live", pl.col("bundle") == release.champion).unique(keys, keep="first")
-    shadow = rows.filter(pl.col("mode") == "shadow", pl.col("bundle") == release.bundle, pl.col("score").is_not_null())
-    shadow = shadow.unique(keys, keep="first").select(*keys, pl.col("score").alias("_shadow"))
-    return sent.join(shadow, on=keys).collect(engine="streaming")
-
 def _asked(rows, release):
-    "Rows that either bundle scored, each once, evenly over the release."
+    "Rows that either bundle scored, each once, from all over the release."
     bundles = pl.col("bundle").is_in([release.bundle, release.champion])
     asked = rows.filter(pl.col("mode") == "live", pl.col("source") != "table", bundles)
-    found = asked.unique(["id", "row"], keep="first").sort("time").collect(engine="streaming")
-    return found.gather_every(max(1, -(-len(found) // _MAX_SCORED_ROWS)))
+    n = asked.select(pl.len()).collect(engine="streaming").item()
+    some = asked.filter(pl.col("id").hash() % max(1, -(-n // _MAX_SCORED_ROWS)) == 0)
+    return some.unique(_KEYS, keep="first").collect(engine="streaming").sort(_KEYS).head(2 * _MAX_SCORED_ROWS)
 
 # %% ../../nbs/release/23_diagnosis.ipynb #71753c89
 def _matrix(column): # scores of the log as (n, k)
@@ -76,8 +89,6 @@ def _candidates(rows, release, predictors): # -> rows, (n, k) scores of the cham
     return asked, *(_scores(p, _inputs(asked, p)) for p in predictors)
 
 # %% ../../nbs/release/23_diagnosis.ipynb #df960fc9
-MAX_DIAGNOSED_ROWS = 100
-
 class _Rows(Struct):
     table: pl.DataFrame # a row for each row shown, with both scores, decisions, reasons and the inputs
     explanations: pl.DataFrame # a row for each input of each row shown and each bundle

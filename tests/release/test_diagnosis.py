@@ -193,3 +193,12 @@ def test_several_classes_are_told_by_the_one_that_differs_most(tmp_path, monkeyp
     found = table(write_diagnosis(root, release))
     assert found["champion_score"].to_list() in ([.3, .3], [.5, .5]) and len(found) == 2
     assert found["difference"].abs().to_list() == pytest.approx([.1, .1])
+
+
+def test_of_a_large_log_a_share_is_scored_from_all_over_it(project, monkeypatch):
+    monkeypatch.setattr("mlops_nb.release.diagnosis._MAX_SCORED_ROWS", 30)
+    root, _, _, release = project
+    answers(root, release, [sent(i) for i in range(len(ROWS))])
+    found = table(write_diagnosis(root, release))
+    numbers = sorted(int(i[1:]) for i in found["id"])
+    assert 10 <= len(found) <= 60 and numbers[0] < 30 and numbers[-1] > 120
