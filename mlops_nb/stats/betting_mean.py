@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from msgspec import field
 
-from .e_process import EProcess, bisect, log_average, scalar_or_array
+from .e_process import EProcess, bisect, list_or_array, log_average, scalar_or_array
 
 # %% ../../nbs/stats/12_betting_mean.ipynb #ba15457c
 _STAKES = .95 * 2.**(-np.arange(20) / 2) # parts of the largest stake, at which one value can take all
@@ -61,10 +61,10 @@ class BettingMean(EProcess):
                              f"found {np.min(values):g} to {np.max(values):g}")
         margin, sums = (self.margin - self.low) / (self.high - self.low), np.cumsum(x, -1)
         mean = (.5 + np.asarray(self.total)[..., None] + sums - x) / (self.n + 1 + np.arange(x.shape[-1]))
-        self.above = self.above + log_bets((x - margin) / margin)
-        self.below = self.below + log_bets((margin - x) / (1 - margin))
-        self.deviations = self.deviations + ((x - mean)**2).sum(-1)
-        self.total, self.n = self.total + x.sum(-1), self.n + x.shape[-1]
+        self.above = list_or_array(self.above + log_bets((x - margin) / margin))
+        self.below = list_or_array(self.below + log_bets((margin - x) / (1 - margin)))
+        self.deviations = scalar_or_array(self.deviations + ((x - mean)**2).sum(-1))
+        self.total, self.n = scalar_or_array(self.total + x.sum(-1)), self.n + x.shape[-1]
 
 # %% ../../nbs/stats/12_betting_mean.ipynb #de84c242
 @patch(as_prop=True)

@@ -52,8 +52,8 @@ class RateRatioTest(EProcess):
         if share not in self.shares:
             for counts, new in ((self.shares, share), (self.challenger, 0), (self.champion, 0)): counts.append(new)
         i = self.shares.index(share)
-        self.challenger[i] = self.challenger[i] + challenger # arrays of the caller stay as they are
-        self.champion[i] = self.champion[i] + champion
+        self.challenger[i] = scalar_or_array(self.challenger[i] + challenger)
+        self.champion[i] = scalar_or_array(self.champion[i] + champion)
 
 # %% ../../nbs/stats/10_rate_ratio.ipynb #9226b09c
 @patch

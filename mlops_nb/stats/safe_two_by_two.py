@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from msgspec import field
 
-from .e_process import EProcess, log_average
+from .e_process import EProcess, list_or_array, log_average, scalar_or_array
 
 # %% ../../nbs/stats/11_safe_two_by_two.ipynb #4ba159ff
 def nearest_null_rate(
@@ -61,10 +61,10 @@ class SafeTwoByTwo(EProcess):
         block = challenger_events, challenger_units, champion_events, champion_units
         before = self.challenger_events, self.challenger_units, self.champion_events, self.champion_units
         ratio = 1 + self.margin
-        self.above, self.below = (capital + _log_block_bet(before, block, ratio, ratio * np.exp(gaps))
+        self.above, self.below = (list_or_array(capital + _log_block_bet(before, block, ratio, ratio * np.exp(gaps)))
                                   for capital, gaps in ((self.above, _GAPS), (self.below, -_GAPS)))
         (self.challenger_events, self.challenger_units, self.champion_events,
-         self.champion_units) = (x + y for x, y in zip(before, block))
+         self.champion_units) = (scalar_or_array(x + y) for x, y in zip(before, block))
 
 # %% ../../nbs/stats/11_safe_two_by_two.ipynb #3d9cadca
 @patch(as_prop=True)

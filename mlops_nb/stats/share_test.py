@@ -47,7 +47,7 @@ class ShareTest(EProcess):
         for step in self.steps:
             if step[1] == dealt: break
         else: self.steps.append(step := ({}, dealt))
-        for name in names: step[0][name] = step[0].get(name, 0) + units.get(name, 0)
+        for name in names: step[0][name] = scalar_or_array(step[0].get(name, 0) + units.get(name, 0))
 
     @property
     def log_e(self) -> float:

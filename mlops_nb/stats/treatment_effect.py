@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from msgspec import field
 
-from .e_process import EProcess, bisect, log_average, scalar_or_array
+from .e_process import EProcess, bisect, list_or_array, log_average, scalar_or_array
 
 # %% ../../nbs/stats/14_treatment_effect.ipynb #6a92ed3f
 _RHO2 = (-2 * math.log(.05) + math.log(1 - 2 * math.log(.05))) / 5000 # tightest at 5,000 units
@@ -172,6 +172,6 @@ class BettingEffect(AsymptoticEffect):
         term, null = (y - mean) / span * (took - share), margin * share * (1 - share)
         floor = np.maximum(m * (1 - share), (1 - m) * share) + np.maximum(null, 0)
         ceiling = np.maximum((1 - m) * (1 - share), m * share) + np.maximum(-null, 0)
-        self.above = self.above + _log_gains(term - null, floor)
-        self.below = self.below + _log_gains(null - term, ceiling)
+        self.above = list_or_array(self.above + _log_gains(term - null, floor))
+        self.below = list_or_array(self.below + _log_gains(null - term, ceiling))
         AsymptoticEffect._count(self, y, took, share, mean)

@@ -43,6 +43,7 @@ def test_the_state_is_json_and_continues_where_it_was(name):
         if i == 1: kept = type(kept).from_state(json.loads(json.dumps(kept.to_state())))
     assert kept.log_e == whole.log_e and type(kept.log_e) is float and math.isfinite(whole.e_value)
     assert json.loads(json.dumps(kept.to_state())) == json.loads(json.dumps(whole.to_state()))
+    assert type(kept).from_state(msgspec.json.decode(msgspec.json.encode(whole))) == kept
     if hasattr(whole, "log_e_below"): assert kept.log_e_below == whole.log_e_below
     if hasattr(whole, "interval"): assert kept.interval(.1) == whole.interval(.1)
 
