@@ -423,10 +423,10 @@ def _judge(root, release):
     if release.current_step.kind == "blue_green": return _Verdict("promote", "both bundles are in memory")
     from mlops_nb.release.judge import judge_release
     try: return judge_release(root, release)
-    except UserError as e:
-        if _hours_since(release.step_since) < release.params.max_hours: return _Verdict("go_on", str(e))
-        hours = release.params.max_hours
-        return _Verdict("roll_back", f"After {hours:g} hours the judge still cannot look: {e}")
+    except Exception as e: # whatever it is, the deadline holds
+        why, hours = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}", release.params.max_hours
+        if _hours_since(release.step_since) < hours: return _Verdict("go_on", f"The judge cannot look: {why}")
+        return _Verdict("roll_back", f"After {hours:g} hours the judge still cannot look: {why}")
 
 def look_at_release(
     root: str | Path, # The project's folder
@@ -462,7 +462,7 @@ def watch_release(
     with file_lock(lock, held), _stop_on_sigterm() as stop:
         while True:
             try: release, warning = look_at_release(root, release), ""
-            except UserError as e: warning = str(e)
+            except (UserError, OSError) as e: warning = str(e) # a full disk may be free at the next look
             if warning != said: _warn(warning)
             said = warning
             if release.status != "open" or stop.is_set() or (until and until(release)): return release

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from types import SimpleNamespace
 
 import pytest
@@ -391,7 +392,7 @@ def test_sigterm_ends_a_watch_and_another_goes_on(tmp_path, monkeypatch):
 
 def test_a_watch_goes_on_over_what_cannot_be_read_and_says_so_once(project, monkeypatch, capsys):
     start_release(project, B)
-    left = iter([UserError("The log is damaged.")] * 3)
+    left = iter([UserError("The log is damaged."), UserError("The log is damaged."), OSError("The log is damaged.")])
 
     def judge(root, release):
         if error := next(left, None): raise error
@@ -404,7 +405,7 @@ def test_a_watch_goes_on_over_what_cannot_be_read_and_says_so_once(project, monk
 def test_a_judge_that_cannot_look_is_go_on_until_the_deadline_and_then_roll_back(tmp_path, monkeypatch):
     judge = releases._judge
     stub.use_stubs(monkeypatch.setattr)
-    def broken(root, release): raise UserError("The log is damaged.")
+    def broken(root, release): raise {A: UserError, B: ZeroDivisionError}[release.bundle]("The log is damaged.")
     monkeypatch.setitem(sys.modules, "mlops_nb.release.judge", SimpleNamespace(judge_release=broken))
     root = stub.make_project(tmp_path / "p")
     release = start_release(root, B)
@@ -412,7 +413,8 @@ def test_a_judge_that_cannot_look_is_go_on_until_the_deadline_and_then_roll_back
     assert judge(root, release).action == "go_on"
     assert said("2999-01-01T00:00:00+00:00").action == "go_on", "a clock that was set back"
     late = said("2020-01-01T00:00:00+00:00")
-    assert late.action == "roll_back" and "After 336 hours the judge still cannot look" in late.reason
+    assert late.action == "roll_back" and "After 336 hours the judge still cannot look: Zero" in late.reason
+    assert judge(root, replace(release, bundle=A)).reason == "The judge cannot look: The log is damaged."
 
 
 def test_a_release_is_found_by_the_beginning_of_its_id(project):
@@ -439,3 +441,18 @@ def test_a_release_of_an_older_version_of_the_package_is_still_read(project):
     ledger.append("release.started", "old", data)
     old = read_release(project, "old")
     assert (old.params.alpha, old.params.steps, old.params.margins) == (.01, [5, 100], stub.ReleaseParams().margins)
+
+
+def test_a_release_goes_its_way_in_a_ledger_of_postgresql(project, postgres, monkeypatch):
+    "Its address is in the environment, its password too; a second machine sees the release and is refused."
+    import psycopg
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
+    name = f"releases_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres.url, autocommit=True) as db: db.execute(f"CREATE DATABASE {name}")
+    monkeypatch.setenv("MLOPS_NB_LEDGER_URI", f"{postgres.url.rpartition('/')[0]}/{name}")
+    release = start_release(project, B)
+    elsewhere = stub.make_project(project.parent / "elsewhere")
+    with pytest.raises(UserError, match=f"rows has an open release, {release.id}"): start_release(elsewhere, B)
+    assert watch_release(project, every_seconds=0).status == "promoted"
+    assert kinds(elsewhere) == ["started", "step", "verdict", "step", "verdict", "promoted"]
+    assert not (project / ".mlops/ledger.db").exists()
