@@ -237,7 +237,7 @@ def key_revoke_command(name: Annotated[str, typer.Argument(help="Of the key.")])
     revoke_api_key(_keys_file(), name)
 
 # %% ../nbs/94_model_commands.ipynb #2fcdc868
-bundle_app = typer.Typer(no_args_is_help=True, help="Signatures of bundles.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Stored bundles: signatures, and which of them are kept.")
 models_app.add_typer(bundle_app, name="bundle")
 
 @bundle_app.command("keygen")

@@ -6,8 +6,9 @@
 __all__ = ['releases_app', 'release_app', 'runbook_app', 'RELEASE_EXAMPLES', 'release_start_command', 'release_status_command',
            'release_list_command', 'release_show_command', 'release_watch_command', 'release_approve_command',
            'release_withdraw_command', 'release_promote_command', 'release_check_command', 'release_offer_command',
-           'release_restore_command', 'release_history_command', 'release_rollback_command', 'runbook_list_command',
-           'runbook_run_command']
+           'release_restore_command', 'release_history_command', 'release_rollback_command', 'release_diff_command',
+           'release_lineage_command', 'release_diagnose_command', 'bundle_prune_command', 'bundle_pin_command',
+           'bundle_unpin_command', 'runbook_list_command', 'runbook_run_command']
 
 # %% ../nbs/96_release_commands.ipynb #bccb1492
 import os
@@ -17,6 +18,7 @@ from typing import Annotated
 import typer
 
 from .core.errors import UserError
+from .model_commands import bundle_app
 
 # %% ../nbs/96_release_commands.ipynb #9c797be5
 releases_app = typer.Typer()
@@ -32,7 +34,7 @@ _EnvironmentOption = Annotated[str, typer.Option(
 def _print(found, text, as_json):
     "Print a structure, in lines for people or as JSON."
     if not as_json:
-        print(text(found))
+        print(text(found).rstrip())
         return
     import msgspec
     print(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -183,19 +185,21 @@ def _refresh_pages():
 def release_restore_command(
     endpoint: Annotated[str, typer.Argument(help="Whose plan; else that of settings.ini.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Take a plan that is older than what answers.")] = False,
+    environment: _EnvironmentOption = "",
 ):
     "Write a release plan that is missing, torn or old anew: the last good one, or by the history or the registry."
     from mlops_nb.release.rollback import describe_model_in_use, restore_release
-    restore_release(Path("."), endpoint, force)
+    restore_release(Path("."), endpoint, force, environment)
     _refresh_pages()
-    print(describe_model_in_use(Path("."), endpoint))
+    print(describe_model_in_use(Path("."), endpoint, environment))
 
 @release_app.command("history")
-def release_history_command():
+def release_history_command(environment: _EnvironmentOption = ""):
     "The changes of the model that answers, the newest first."
-    from mlops_nb.config.settings import read_settings
+    from mlops_nb.config.settings import environment_settings, read_settings
     from mlops_nb.release.release_plan import plan_path, read_history
-    for e in reversed(read_history(plan_path(Path("."), read_settings(Path("."))))):
+    settings = environment_settings(read_settings(Path(".")), environment)
+    for e in reversed(read_history(plan_path(Path("."), settings))):
         print(f"{e.at[:16].replace('T', ' '):<17}{e.action:<9}{e.bundle[:12]}  {e.by}  {e.reason}".rstrip())
 
 # %% ../nbs/96_release_commands.ipynb #6f2ae949
@@ -206,14 +210,73 @@ def release_rollback_command(
     to: Annotated[str, typer.Option(
         help="A bundle's id or its first characters; the model before the present one where it is not given.")] = "",
     reason: Annotated[str, typer.Option(help="Why; goes into the release history.")] = "",
+    environment: _EnvironmentOption = "",
 ):
     "Roll back: the champion of the open release, else the model before; servers follow at once, without a restart."
     from mlops_nb.release.operations import roll_back_now
     from mlops_nb.release.rollback import describe_model_in_use
     from mlops_nb.report.status import uncommitted_release
-    said = roll_back_now(".", id, to, reason, _operator())
+    said = roll_back_now(".", id, to, reason, _operator(), environment)
     _refresh_pages()
-    print(*filter(None, (said, describe_model_in_use(Path(".")), uncommitted_release(Path(".")))), sep="\n")
+    now = describe_model_in_use(Path("."), environment=environment)
+    print(*filter(None, (said, now, uncommitted_release(Path(".")))), sep="\n")
+
+# %% ../nbs/96_release_commands.ipynb #e968fc67
+@release_app.command("diff")
+def release_diff_command(
+    a: Annotated[str, typer.Argument(
+        help="A bundle: its id or first characters, its folder, or champion, challenger, previous.")],
+    b: Annotated[str, typer.Argument(help="The other one, in the same way.")],
+    as_json: _JsonOption = False,
+):
+    "What differs between two bundles: params, data, schema, features, metrics, packages and size."
+    from mlops_nb.release.bundle_diff import describe_bundle_diff, diff_bundles
+    _print(diff_bundles(".", a, b), describe_bundle_diff, as_json)
+
+@release_app.command("lineage")
+def release_lineage_command(
+    request: Annotated[str, typer.Argument(help="The id of a request, as its answer has it.")],
+    environment: _EnvironmentOption = "",
+    as_json: _JsonOption = False,
+):
+    "Where an answer comes from: variant, plan, release and approvals, bundle, commit, data and params."
+    from mlops_nb.release.lineage import describe_lineage, trace_request
+    _print(trace_request(".", request, environment), describe_lineage, as_json)
+
+@release_app.command("diagnose")
+def release_diagnose_command(
+    id: Annotated[str, typer.Argument(help="Of a release, or its first characters.")],
+    server_log: Annotated[Path | None, typer.Option(help="What the server wrote to standard error.")] = None,
+):
+    "Write the diagnosis of a release anew: evidence, the rows on which the two differ most, and what differs in them."
+    from mlops_nb.release.diagnosis import write_diagnosis
+    from mlops_nb.release.releases import read_release
+    print(f"The diagnosis is in {write_diagnosis('.', read_release('.', id), server_log or '')}")
+
+# %% ../nbs/96_release_commands.ipynb #fa61b08e
+@bundle_app.command("prune")
+def bundle_prune_command(
+    keep_days: Annotated[float, typer.Option(min=0, help="Younger bundles are kept.")] = 90,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+):
+    "Delete stored bundles that nothing needs, in all environments."
+    from mlops_nb.release.retention import describe_prune, prune_store
+    print(describe_prune(prune_store(".", keep_days, dry_run)), end="")
+
+@bundle_app.command("pin")
+def bundle_pin_command(
+    bundle: Annotated[str, typer.Argument(help="The id of a stored bundle, or its first characters.")],
+    reason: _ReasonOption = "",
+):
+    "Keep a bundle, whatever prune finds, until it is unpinned."
+    from mlops_nb.release.retention import pin_bundle
+    print(f"{pin_bundle('.', bundle, reason, _operator()).subject[:12]} is pinned.")
+
+@bundle_app.command("unpin")
+def bundle_unpin_command(bundle: Annotated[str, typer.Argument(help="Of a pinned bundle, or its first characters.")]):
+    "Take a pin back."
+    from mlops_nb.release.retention import unpin_bundle
+    print(f"{unpin_bundle('.', bundle, _operator()).subject[:12]} is no longer pinned.")
 
 # %% ../nbs/96_release_commands.ipynb #8a18636f
 runbook_app = typer.Typer(no_args_is_help=True, help="Runbooks: notebooks for whoever is on duty.")
@@ -255,6 +318,12 @@ RELEASE_EXAMPLES = {
     "release promote": ["mlops-nb release promote --reason 'no requests on Sundays'"],
     "release check": ["mlops-nb release check artifacts/bundle", "mlops-nb release check 3f9c1a --clean"],
     "release offer": ["mlops-nb release offer", "mlops-nb release offer 3f9c1a --environment production"],
+    "release diff": ["mlops-nb release diff previous champion", "mlops-nb release diff 3f9c1a 77aa88 --as-json"],
+    "release lineage": ["mlops-nb release lineage call-2031"],
+    "release diagnose": ["mlops-nb release diagnose 20261129-1005 --server-log serve.err"],
+    "bundle prune": ["mlops-nb bundle prune --dry-run", "mlops-nb bundle prune --keep-days 30"],
+    "bundle pin": ["mlops-nb bundle pin 3f9c1a --reason 'for the audit of 2027'"],
+    "bundle unpin": ["mlops-nb bundle unpin 3f9c1a"],
     "release restore": ["mlops-nb release restore", "mlops-nb release restore --force"],
     "release history": ["mlops-nb release history"],
     "release rollback": ["mlops-nb release rollback --reason 'twice as many calls'"],

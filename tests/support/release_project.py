@@ -7,6 +7,7 @@ import threading
 import time
 
 import lightgbm as lgb
+import msgspec
 
 from mlops_nb.bundle.bundle import write_bundle
 from mlops_nb.bundle.store import store_bundle
@@ -35,9 +36,9 @@ def paid(tenure, charge):
 {first}    return tenure * charge
 '''
 KINDS = {  # of a bundle: trees, labels that are the contrary of the truth, what its feature does first
-    "champion": (6, False, ""), "better": (60, False, ""), "worse": (30, True, ""),
-    "slow": (30, False, "    if len(tenure) == 1: time.sleep(.04) # a look-up for each request\n"),
-    "crashing": (30, False, "    if len(tenure) == 1 and tenure[0] % 3 == 1: raise ValueError('no such plan')\n")}
+    "champion": (20, False, ""), "better": (30, False, ""), "worse": (25, True, ""),
+    "slow": (26, False, "    if len(tenure) == 1: time.sleep(.04) # a look-up for each request\n"),
+    "crashing": (27, False, "    if len(tenure) == 1 and tenure[0] % 3 == 1: raise ValueError('no such plan')\n")}
 
 
 def pack(folder, kind):
@@ -68,7 +69,7 @@ def project(root, kinds=("champion", "better"), settings="", **release):
     root.mkdir(parents=True, exist_ok=True)
     (root / "settings.ini").write_text(f"[release]\nendpoint = {ENDPOINT}\n{settings}")
     write_schema(subscriber_schema(), root / "schema.yaml")
-    write_params(Params(release=ReleaseParams(**release)), root / "params.yaml")
+    write_params(Params(release=msgspec.convert(release, ReleaseParams)), root / "params.yaml")
     ids = {kind: store_bundle(pack(root / "packed" / kind, kind), root / "bundles").name for kind in kinds}
     promote_bundle(plan_path(root, read_settings(root, {})), ENDPOINT, ids["champion"], reason="the first")
     return ids
