@@ -8,6 +8,7 @@ __all__ = ['Verdict', 'decide', 'judge_rules', 'judge_release', 'verdict_table']
 # %% ../../nbs/release/17_judge.ipynb #bc2e841f
 import math
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from ..core.errors import UserError
 from ..data.label_delay import label_delay
 from ..prediction_log.log_cursor import cursor_at, read_since
 from ..prediction_log.reader import read_log
+from ..prediction_log.segments import stack_frames
 from .judge_evidence import MAX_LEFT_OUT, MetricEvidence, left_out_share, release_evidence
 from .judge_metrics import CHALLENGER, CHAMPION
 from .judge_state import JudgeRules, JudgeState, judge_state_path, read_judge_state, write_judge_state
@@ -83,6 +85,24 @@ def judge_rules(
     return JudgeRules(release.first_revision, release.step, step.kind, step.share, column, release.params.explore,
                       schema.task, release.params.margins)
 
+# %% ../../nbs/release/17_judge.ipynb #205fefba
+_MAX_RECENT_ROWS = 200_000
+_recent = {} # folder and endpoint -> the latest rows that this process has read
+
+def _keep_recent(folder, endpoint, records, unit_column):
+    "Most labels are about answers that were read a moment ago; to look those up is to read the whole log."
+    columns = [c for c in records.columns if not c.startswith("columns.") or c == unit_column]
+    before = _recent.get((folder, endpoint))
+    frames = [records.select(columns)] if before is None else [before, records.select(columns)]
+    _recent[folder, endpoint] = stack_frames(frames).tail(_MAX_RECENT_ROWS)
+
+def _find_records(folder, endpoint, began, ids): # lines of the log about these requests
+    known = _recent[folder, endpoint].filter(pl.col("id").is_in(ids))
+    if left := sorted({*ids} - {*known["id"]}):
+        log = read_log(folder, endpoint, since=began).filter(pl.col("id").is_in(left))
+        known = stack_frames([known, log.drop("label", "label_time", "n_corrections").collect()])
+    return known
+
 # %% ../../nbs/release/17_judge.ipynb #2f387bad
 class _Look(Struct):
     "What is needed to count the lines of one look."
@@ -94,13 +114,11 @@ class _Look(Struct):
     schema: Schema
     costs: CostParams
 
-    def find_records(self, ids):
-        log = read_log(self.folder, self.endpoint, since=self.began).filter(pl.col("id").is_in(ids))
-        return log.drop("label", "label_time", "n_corrections").collect()
-
     def count(self, state, records, feedback):
+        _keep_recent(self.folder, self.endpoint, records, self.rules.unit_column)
         state.count_records(records, self.rules)
-        labelled = state.labels.take_final(feedback, self.find_records, label_delay(self.schema), self.now)
+        find = partial(_find_records, self.folder, self.endpoint, self.began)
+        labelled = state.labels.take_final(feedback, find, label_delay(self.schema), self.now)
         if labelled is not None: state.count_labels(labelled, self.rules, self.schema, self.costs)
 
 def _count_new_lines(path, state, look): # -> the state
