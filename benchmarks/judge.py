@@ -216,7 +216,7 @@ NOTES = [
     f"A release is a stream of {LOOKS * BATCH:,} requests, of which the challenger gets {SHARE:.0%} at random; every "
     f"method looks after each {BATCH} requests (the z-test of AUC after each {AUC_EVERY * BATCH}) and rolls back at "
     "its first alarm. False roll-backs: of releases whose challenger is as good as the champion. All methods see the "
-    "same streams; the i-th group of rows has the seeds [i, 0] and [i, 1]. "
+    "same streams; the i-th group of rows has the seeds [i, 0] and [i, 1], the other releases [9, 0] and [9, 1]. "
     + "; ".join(f"{name}: {n:,} releases of each kind" for name, (_, n) in STREAMS.items()) + ".",
     "Ours at 5 % for this one metric, an e-value of 20, with a margin of 0 unless it is said, since the others test "
     "against no difference as well. In a release the 5 % are divided among its metrics. The first 1,000 requests of "
