@@ -105,10 +105,10 @@ def promote_step(
     return advance_release(root, release, Verdict("promote", why), by)
 
 # %% ../../nbs/release/27_operations.ipynb #83709fd1
-def _open_release(root, id):
+def _open_release(root, id, settings):
     "The release to end; None where none is open, or the ledger cannot say it."
     if not id:
-        with suppress(UserError): return find_open_release(root)
+        with suppress(UserError): return find_open_release(root, settings)
         return None
     release = read_release(root, id)
     if release.status == "open": return release
@@ -121,11 +121,13 @@ def roll_back_now(
     to: str = "", # A bundle's id or its first characters; empty: the one before
     reason: str = "",
     by: str = "", # Empty: the user of this process
+    environment: str = "", # Where no id is given: staging or production; empty: that of this checkout
 ) -> str: # What was ended, in a sentence; empty where no release was open
     "End the open release with the bundle before; without one, put the bundle before back. Raises `UserError`."
-    release = None if to and not id else _open_release(root, id)
+    settings = environment_settings(read_settings(root), environment)
+    release = None if to and not id else _open_release(root, id, settings)
     if release is None:
-        roll_back(root, to, reason)
+        roll_back(root, to, reason, environment)
         return ""
     ended = roll_back_release(root, release, reason or "rolled back by hand", by)
     return f"{ended.id} is rolled back: {ended.champion[:12] or 'nothing'} answers all requests."

@@ -15,7 +15,7 @@ from msgspec import Struct
 from ..bundle.bundle import open_bundle
 from ..bundle.signatures import require_trusted
 from ..bundle.store import find_bundle, store_bundle
-from ..config.settings import read_settings
+from ..config.settings import environment_settings, read_settings
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from .deploy import Deployment
@@ -47,17 +47,18 @@ class ModelInUse(Struct):
     reason: str = "" # such as the verdict of its gate
 
 # %% ../../nbs/release/06_rollback.ipynb #7ceb9c31
-def _settings_of(root, endpoint):
-    settings = read_settings(root)
+def _settings_of(root, endpoint="", environment=""):
+    settings = environment_settings(read_settings(root), environment)
     if endpoint: settings.release.endpoint = endpoint
     return settings
 
 def model_in_use(
     root: str | Path = ".", # The project's folder
     endpoint: str = "", # Default: the one that the project releases to
+    environment: str = "", # staging or production; empty: that of this checkout
 ) -> ModelInUse | None: # None where nothing was deployed yet
     "The model that answers now, by the release plan; raises `UserError` if the plan is torn."
-    root, settings = Path(root), _settings_of(root, endpoint)
+    root, settings = Path(root), _settings_of(root, endpoint, environment)
     path, release = plan_path(root, settings), settings.release
     plan = read_plan(path)
     if plan is None: return None
@@ -78,9 +79,10 @@ def _age(since):
 def describe_model_in_use(
     root: str | Path = ".", # The project's folder
     endpoint: str = "", # Default: the one that the project releases to
+    environment: str = "", # staging or production; empty: that of this checkout
 ) -> str: # Such as "Model in use at churn (development): a1b2c3d4e5f6, deployed 2026-11-29 10:05 UTC by ana."
     "The model that answers now, in a sentence."
-    try: now = model_in_use(root, endpoint)
+    try: now = model_in_use(root, endpoint, environment)
     except UserError as e: return f"Which model is in use cannot be told: {e}"
     if now is None: return "No model is in use: nothing was deployed yet."
     done = {"deploy": "deployed", "rollback": "put back by a roll-back", "restore": "restored"}.get(now.action, "")
@@ -115,10 +117,12 @@ def _end_release(root, path, reason):
     if release.status == "open": roll_back_release(root, release, reason)
     return release.status == "open"
 
-def _settle_open(root):
+def _is_own(root, settings): return settings.release.environment == read_settings(root).release.environment
+
+def _settle_open(root, settings):
     "Write down that an open release was overtaken; gives a sentence where that cannot be."
     try:
-        if release := find_open_release(root): settle_release(root, release)
+        if release := find_open_release(root, settings): settle_release(root, release)
     except UserError as e: return str(e)
 
 # %% ../../nbs/release/06_rollback.ipynb #d7a79b58
@@ -126,21 +130,24 @@ def roll_back(
     root: str | Path = ".", # The project's folder
     to: str = "", # A bundle's id or its first characters; empty: the one before
     reason: str = "", # Goes into the history
+    environment: str = "", # staging or production; empty: that of this checkout
 ) -> ModelInUse: # What answers now
     "Put a bundle that answered before back. Raises `UserError` where none is, or it is gone, damaged or not trusted."
-    root, settings = Path(root), read_settings(root)
+    root, settings = Path(root), _settings_of(root, environment=environment)
     path = plan_path(root, settings)
-    now = model_in_use(root)
+    now = model_in_use(root, environment=environment)
     if now is None:
         raise UserError("No model is in use here, so there is nothing to roll back; `mlops-nb status` says what waits.")
-    if not to and _end_release(root, path, reason): return model_in_use(root)
+    if not to and _end_release(root, path, reason): return model_in_use(root, environment=environment)
     found = find_bundle(to or _champion_of_release(path) or _choose_target(read_history(path), now.bundle),
                         store_path(root, settings))
     require_trusted(found, settings.release.trusted_keys)
     target = open_bundle(found)
     promote_bundle(path, settings.release.endpoint, target.id, action="rollback", reason=reason)
-    for left in (_settle_open(root), reconcile_registry(root), share_releases(root)): _warn(left)
-    return model_in_use(root)
+    _warn(_settle_open(root, settings))
+    if _is_own(root, settings): # the registry and git follow the environment of this checkout
+        for left in (reconcile_registry(root), share_releases(root)): _warn(left)
+    return model_in_use(root, environment=environment)
 
 # %% ../../nbs/release/06_rollback.ipynb #5b8c7dfb
 def _champion_in_registry(root, settings):
@@ -165,16 +172,17 @@ def restore_release(
     root: str | Path = ".", # The project's folder
     endpoint: str = "", # Default: the one that the project releases to
     force: bool = False, # Take a plan that is older than what answers, as a new revision
+    environment: str = "", # staging or production; empty: that of this checkout
 ) -> ModelInUse: # What answers now
     "Write a release plan that is missing, torn or old anew. Raises `UserError` where nothing says what answered."
     root, own = Path(root), read_settings(root).release.endpoint
-    settings = _settings_of(root, endpoint)
+    settings = _settings_of(root, endpoint, environment)
     path = plan_path(root, settings)
     bundle_id = ""
-    if not read_history(path) and not read_last_good(path):
+    if _is_own(root, settings) and not read_history(path) and not read_last_good(path):
         bundle_id = _champion_in_registry(root, settings)
         if not bundle_id and endpoint in ("", own): bundle_id = _released_by_last_run(root, settings)
         if bundle_id: find_bundle(bundle_id, store_path(root, settings)) # the registry may be that of another project
     restore_plan(path, settings.release.endpoint, bundle_id, force)
     _warn(share_releases(root))
-    return model_in_use(root, endpoint)
+    return model_in_use(root, endpoint, environment)

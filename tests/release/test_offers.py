@@ -193,3 +193,19 @@ def test_a_checkout_whose_environment_asks_for_approvals_waits_too(project, made
     assert _release(project, read_settings(project, {}), new, gate).id == release.id
     give_approval(project, release, "start", create_api_key(project / ".mlops/keys.json", "ana", ["operate"]))
     assert start_release(project, new.id).status == "promoted" and find_champion(project).name == new.id
+
+
+def test_a_roll_back_in_an_environment_leaves_the_others_alone(project, made, monkeypatch):
+    old, new = made[0].name, made[1].name
+    offer_bundle(project, old)
+    offer_bundle(project, new)
+    code, said = typed(project, monkeypatch, "rollback", "--environment", "staging", "--reason", "slow")
+    assert code == 0 and f"Model in use at churn (staging): {old[:12]}, put back by a roll-back" in said
+    assert (live(project, "staging"), live(project, "development")) == (old, new)
+    code, said = typed(project, monkeypatch, "release", "history", "--environment", "staging")
+    assert code == 0 and [line.split()[2] for line in said.splitlines()] == ["rollback", "deploy", "deploy"]
+    (project / "environments/staging/releases/churn.json").write_text("{")
+    assert typed(project, monkeypatch, "release", "restore", "--environment", "staging")[0] == 0
+    assert live(project, "staging") == old
+    code, said = typed(project, monkeypatch, "rollback", "--environment", "production")
+    assert code == 1 and "No model is in use here" in said
