@@ -152,19 +152,23 @@ def plan_aliases(
     return found
 
 # %% ../../nbs/release/20_registry.ipynb #6c1ed926
-def _offered(ledger, endpoint, events):
-    "Bundles that were released, or that a release began with."
-    begun = [e.data for e in ledger.entries(kinds=("release.started",))]
-    return {e.bundle for e in events} | {d.get("bundle") for d in begun if d.get("endpoint", endpoint) == endpoint}
+_ENDINGS = tuple(f"release.{end}" for end in ("promoted", "rolled_back", "void", "withdrawn"))
 
-def _wanted_aliases(plan, events, versions, offered, now):
-    "Alias -> bundle id; `now` are the aliases that are set."
-    wanted = plan_aliases(plan, events) if plan else {}
+def _begun_releases(ledger, settings): # -> bundles that a release began with, and that of the open one; "" for none
+    place = settings.release.endpoint, settings.release.environment
+    ended = {e.subject for e in ledger.entries(kinds=_ENDINGS)}
+    begun = [e for e in ledger.entries(kinds=("release.started",))
+             if (e.data["endpoint"], e.data["environment"]) == place]
+    opened = [e.data["bundle"] for e in begun if e.subject not in ended]
+    return {e.data["bundle"] for e in begun}, opened[-1] if opened else ""
+
+def _wanted_aliases(plan, versions, now, offered, opened, aliases):
+    "Alias -> bundle id: those of the plan, and the challenger that it does not know; `now` are those that are set."
     newest = max(versions, key=lambda v: int(v.version), default=None)
-    if newest is None or (plan and plan.release) or (not plan and "champion" in now): return wanted
-    waiting = newest.tags.get("bundle", "")
-    if waiting not in offered | {*wanted.values(), ""}: wanted["challenger"] = waiting
-    return wanted
+    if "challenger" in aliases or (not plan and "champion" in now): return aliases
+    waiting = newest.tags.get("bundle", "") if newest else ""
+    waiting = opened or (waiting if waiting not in offered else "")
+    return aliases | ({"challenger": waiting} if waiting and waiting not in aliases.values() else {})
 
 # %% ../../nbs/release/20_registry.ipynb #0fab6fbb
 def _restored_run(client, experiment, bundle_id):
@@ -221,8 +225,9 @@ def _reconcile(client, experiment, root, settings):
     name, store, path = settings.release.endpoint, store_path(root, settings), plan_path(root, settings)
     ledger, plan, events = open_ledger(root, settings), read_plan(path), read_history(path)
     versions = [*client.search_model_versions(f"name = '{name}'")]
-    now = _aliases_now(client, name)
-    wanted = _wanted_aliases(plan, events, versions, _offered(ledger, name, events), now)
+    now, aliases = _aliases_now(client, name), plan_aliases(plan, events) if plan else {}
+    begun, opened = _begun_releases(ledger, settings)
+    wanted = _wanted_aliases(plan, versions, now, begun | {e.bundle for e in events}, opened, aliases)
     found = {a: _version_of(client, experiment, name, b, store) for a, b in wanted.items()}
     lacking = [_no_version(wanted[a]) for a, version in found.items() if version is None]
     if not versions and not any(found.values()): return lacking # there is no registered model

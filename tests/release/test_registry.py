@@ -6,10 +6,12 @@ import mlflow.pyfunc
 import pytest
 
 from mlops_nb.bundle.store import store_bundle
+from mlops_nb.config.params import Params, write_params
 from mlops_nb.config.settings import read_settings
 from mlops_nb.examples.subscribers import pack_subscriber_bundle, subscribers
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.release.judge import Verdict
 from mlops_nb.release.mlflow_tracking import tracking_client
 from mlops_nb.release.registry import (
     find_model_version,
@@ -27,6 +29,7 @@ from mlops_nb.release.release_plan import (
     read_plan,
     replace_plan,
 )
+from mlops_nb.release.releases import advance_release, roll_back_release, start_release
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,19 @@ def test_the_aliases_follow_a_release_from_its_start_to_a_roll_back(project):
     last = open_ledger(root, read_settings(root)).entries(subject="churn", kinds=("registry.alias",))[-2]
     assert last.by and last.at and last.data["reason"] == "rollback: too many calls"
     assert last.data["before"] == second and last.data["revision"] == read_plan(plan_of(root)).revision
+
+
+def test_a_release_tells_the_registry_at_each_of_its_steps(project, capsys):
+    root, first, _, third = project
+    write_params(Params(), root / "params.yaml")
+    release = start_release(root, third, "shadow, canary", by="ana")
+    assert named(root) == {"champion": first, "challenger": third}
+    release = advance_release(root, release, Verdict("promote", "all is well"))
+    assert release.current_step.kind == "canary" and named(root) == {"champion": first, "challenger": third}
+    roll_back_release(root, release, "too many calls")
+    assert named(root) == {"champion": first} and "warning" not in capsys.readouterr().err
+    reason = open_ledger(root).entries("churn", ("registry.alias",))[-2:][0].data["reason"]
+    assert release.id in reason or "rollback" in reason, reason
 
 
 def test_reconciling_again_changes_nothing(project):
@@ -205,13 +221,25 @@ def test_what_a_release_tried_is_no_challenger_by_itself(project):
     root, first, second, third = project
     canary(root, first, second)
     reconcile_registry(root)
-    open_ledger(root, read_settings(root)).append("release.started", "r1", dict(bundle=second, endpoint="churn"))
+    ledger, place = open_ledger(root, read_settings(root)), dict(endpoint="churn", environment="development")
+    ledger.append("release.started", "r1", dict(bundle=second, **place))
     promote_bundle(plan_of(root), "churn", first, action="rollback")
+    ledger.append("release.rolled_back", "r1", dict(reason="too many calls"))
     assert reconcile_registry(root) == "" and "challenger" not in named(root)
     canary(root, first, third, "r2")
     reconcile_registry(root)
     replace_plan(plan_of(root), ReleasePlan("churn", 0, [Variant("champion", first)]))
     assert reconcile_registry(root) == "" and named(root)["challenger"] == third
+
+
+def test_the_bundle_of_a_release_that_waits_for_its_start_is_the_challenger(project):
+    root, first, _, third = project
+    ledger = open_ledger(root, read_settings(root))
+    for name, place in ("r1", "development"), ("r2", "production"): # another environment has aliases of its own
+        ledger.append("release.started", name, dict(bundle=third, endpoint="churn", environment=place))
+    assert reconcile_registry(root) == "" and named(root) == {"champion": first, "challenger": third}
+    ledger.append("release.withdrawn", "r1", dict(reason="not yet"))
+    assert reconcile_registry(root) == "" and named(root) == {"champion": first}
 
 
 def test_the_names_of_a_plan_made_by_hand_do_not_matter():
