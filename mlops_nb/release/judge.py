@@ -22,6 +22,7 @@ from ..core.errors import UserError
 from ..data.label_delay import label_delay
 from ..prediction_log.log_cursor import cursor_at, read_since
 from ..prediction_log.reader import read_log
+from ..prediction_log.row_counts import dropped_shadow_rows
 from ..prediction_log.segments import stack_frames
 from .judge_evidence import MAX_LEFT_OUT, MetricEvidence, left_out_share, release_evidence
 from .judge_metrics import CHALLENGER, CHAMPION
@@ -131,9 +132,11 @@ def _count_new_lines(path, state, look): # -> the state
         cursor = state.cursor
 
 # %% ../../nbs/release/17_judge.ipynb #6040f7ad
-def _shadow_fault(state, rules):
-    share = left_out_share(state)
-    if rules.kind != "shadow" or share <= MAX_LEFT_OUT: return ""
+def _shadow_fault(state, look, release_id):
+    "Why the shadow has no say; raises `UserError` where the counters of a server are damaged."
+    if look.rules.kind != "shadow": return ""
+    share = left_out_share(state, dropped_shadow_rows(look.folder, look.endpoint, CHALLENGER, release_id))
+    if share <= MAX_LEFT_OUT: return ""
     return f"the shadow left out {100 * share:.3g} % of the rows, and with more than 1 % there is no verdict"
 
 def _weigh(state, release, broken, now):
@@ -164,10 +167,12 @@ def judge_release(
         return Verdict("go_on", "No step has begun yet.", at=now.isoformat(timespec="seconds"))
     path, look = _prepare_look(root, release, now)
     state, broken = read_judge_state(path, release.id), ""
-    try: state = _count_new_lines(path, state, look)
+    try:
+        state = _count_new_lines(path, state, look)
+        broken = _shadow_fault(state, look, release.id)
     except (UserError, OSError, pl.exceptions.PolarsError) as e:
         state, broken = read_judge_state(path, release.id), f"the prediction log cannot be read: {e}".rstrip(".")
-    return _weigh(state, release, broken or _shadow_fault(state, look.rules), now)
+    return _weigh(state, release, broken, now)
 
 # %% ../../nbs/release/17_judge.ipynb #daa9f067
 def _cell(x): return "–" if x is None or not math.isfinite(x) else f"{x:.3g}"

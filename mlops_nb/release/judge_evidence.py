@@ -192,10 +192,14 @@ def _live_guards(state, margins, levels):
 # %% ../../nbs/release/16_judge_evidence.ipynb #9b1b7763
 MAX_LEFT_OUT = 0.01
 
-def left_out_share(state: JudgeState) -> float:
-    "The share of the rows that the shadow has not answered."
-    n = state.halves.n_pairs + state.halves.n_left_out
-    return state.halves.n_left_out / n if n else 0.0
+def left_out_share(
+    state: JudgeState,
+    n_dropped: int = 0, # rows that the servers say the shadow was too slow for
+) -> float:
+    "The share of the rows that the shadow has not answered: by the log, or by the servers, who know it at once."
+    n_left_out = max(state.halves.n_left_out, n_dropped)
+    n = state.halves.n_pairs + n_left_out
+    return n_left_out / n if n else 0.0
 
 def _shadow_failures(state, levels):
     harm, safe = state.pairs["failures"], state.pairs["failures bound"]
