@@ -22,7 +22,7 @@ def log_bets(
     gains: np.ndarray, # (..., n) of a euro that is staked on each value, at least -1
 ) -> np.ndarray: # (..., 20)
     "What each stake has become, as a logarithm."
-    return np.log1p(gains[..., None] * _STAKES).sum(-2)
+    return np.stack([np.log1p(gains * stake).sum(-1) for stake in _STAKES], -1) # each by itself: rows may be many
 
 # %% ../../nbs/stats/12_betting_mean.ipynb #9e667ec5
 _LOSS = -np.log1p(-_STAKES) - _STAKES

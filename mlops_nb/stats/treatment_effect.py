@@ -141,8 +141,8 @@ _EFFECT_STAKES = 32 * 2.**(-np.arange(24) / 2)
 _EFFECT_WEIGHTS = np.full(24, 1 / 24)
 
 def _log_gains(gain, floor): # (..., n) of a euro on each, at least -floor -> (..., 24)
-    stakes = np.minimum(_EFFECT_STAKES, .95 / np.maximum(floor, 1e-9)[..., None])
-    return np.log1p(stakes * gain[..., None]).sum(-2)
+    most = .95 / np.maximum(floor, 1e-9)
+    return np.stack([np.log1p(np.minimum(stake, most) * gain).sum(-1) for stake in _EFFECT_STAKES], -1)
 
 # %% ../../nbs/stats/14_treatment_effect.ipynb #8910f2e0
 class BettingEffect(AsymptoticEffect):

@@ -51,7 +51,7 @@ def test_its_interval_beside_those_of_ville():
     test = BettingMean(.25, 0, 1)
     test.update(x)
     widths = [np.diff(ends).item() for ends in (
-        test.interval(), ville.EmpiricalBernsteinCS().fit(x).interval(), ville.BettingCS(grid=2000).fit(x).interval())]
+        test.interval(), ville.EmpiricalBernsteinCS().fit(x).interval(), ville.BettingCS(grid=500).fit(x).interval())]
     assert .9 * widths[2] < widths[0] < 1.3 * widths[1]
 
 
