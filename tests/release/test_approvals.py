@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from msgspec.structs import replace
+from support import stub_releases as stub
 
 from mlops_nb.config.api_keys import create_api_key, read_api_keys, revoke_api_key
 from mlops_nb.config.settings import read_settings
@@ -20,6 +21,8 @@ from mlops_nb.release.approvals import (
     missing_approvals,
     withdraw_approval,
 )
+from mlops_nb.release.release_plan import read_plan
+from mlops_nb.release.releases import advance_release, settle_release, start_release, what_holds_back
 
 SETTINGS = """[people]
 owners = ana, bo, cai
@@ -207,3 +210,33 @@ def test_no_secret_is_in_the_ledger(team):
     assert "approval.withdrawn" in held
     for secret in [t for text in team.keys.values() for t in (text, text.split(".")[1])] + [
             k.sha256 for k in read_api_keys(team.file)]: assert secret not in held
+
+
+def test_a_release_waits_at_each_step_for_whoever_must_agree(tmp_path, monkeypatch):
+    "The driver goes by what the ledger says at that moment: forged or withdrawn approvals open no step."
+    stub.use_stubs(monkeypatch.setattr)
+    root = stub.make_project(tmp_path / "p")
+    rules = "start: 1 of owners; 25: 1 of owners"
+    (root / "settings.ini").write_text("[release]\nendpoint = rows\nenvironment = production\n[people]\n"
+                                       f"owners = ana, bo\n[production]\napprove = {rules}\n")
+    key = create_api_key(root / ".mlops/keys.json", "bo", ["operate"])
+    started = start_release(root, stub.B, by="ana")
+    assert started.step < 0 and read_plan(stub.plan_of(root)).release is None  # nothing is changed yet
+    forged = dict(release=started.id, bundle=stub.B, step="start", by="bo", key=key.split(".")[0], at="2026-01-01",
+                  expires_at="2099-01-01T00:00:00+00:00", proof="0" * 64)
+    open_ledger(root).append("approval.given", started.id, forged)
+    assert settle_release(root, started).step < 0
+    give_approval(root, started, "start", key)
+    first = settle_release(root, started)
+    assert first.step == 0
+    promote = stub.Verdict("promote")
+    assert advance_release(root, first, promote).step == 0  # the step to 50 percent reaches the rule of 25
+    given = give_approval(root, first, 25, key)
+    withdraw_approval(root, first, 25, key)
+    open_ledger(root).append("approval.given", first.id, msgspec.structs.asdict(given))  # the line that was withdrawn
+    assert advance_release(root, first, promote).step == 0
+    assert "The step 25 of" in what_holds_back(root, first)[0]
+    give_approval(root, first, 25, key)
+    assert advance_release(root, first, promote).step == 1
+    withdraw_approval(root, first, 25, key)  # too late for the step that has begun
+    assert advance_release(root, first, promote).status == "promoted"
