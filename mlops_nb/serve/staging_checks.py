@@ -187,9 +187,9 @@ def _machine_checks(server, settings):
     if used is not None and free is not None:
         need = used * workers
         yield StagingCheck("memory", need <= free, round(need), round(free),
-                           f"{workers} workers need about {need:,.0f} MiB, and {free:,.0f} MiB are free.")
+                           f"The workers, {workers}, need about {need:,.0f} MiB, and {free:,.0f} MiB are free.")
     cores = available_cores()
-    yield StagingCheck("cores", cores >= workers, cores, workers, f"{cores} cores may be used, for {workers} workers.")
+    yield StagingCheck("cores", cores >= workers, cores, workers, f"The cores are {cores}, and the workers {workers}.")
     yield StagingCheck("device", True, "cpu", "cpu", "Every model is answered on the CPU.")
 
 # %% ../../nbs/serve/24_staging_checks.ipynb #1f995964
@@ -224,18 +224,20 @@ def _log_checks(server, body):
     _predict(server, _CHALLENGER, body, id)
     after = _counted_requests(_request(server, "GET", "/metrics")[1].decode())
     logged = read_log(server.folder / "predictions", _CHALLENGER).select("id").collect()["id"].to_list().count(id)
-    yield StagingCheck("prediction log", logged == 1, logged, 1, f"A request is in the log {logged} times.")
+    times = {0: "not", 1: "once"}.get(logged, f"{logged} times")
+    yield StagingCheck("prediction log", logged == 1, logged, 1, f"A request is in the log {times}.")
     yield StagingCheck("metrics", after == before + 1, after - before, 1,
                        f"A request raised the counter of requests by {after - before:g}.")
 
 # %% ../../nbs/serve/24_staging_checks.ipynb #bfc41b2a
-_BURST = 1000 # requests
+_BURST_PER_SECOND = 300 # requests of the burst, for each second that the load test has
 
 async def _load(server, endpoints, body, seconds):
     "`{endpoint: LoadResult}` at one rate, with the rate that each endpoint could answer."
     urls = {e: f"http://127.0.0.1:{server.port}/v1/endpoints/{e}:predict" for e in endpoints}
     for url in urls.values(): await run_load_test(url, body, 100, .2, 8) # warm
-    burst = {e: await run_load_test(url, body, MAX_RATE, _BURST / MAX_RATE, 32) for e, url in urls.items()}
+    at_once = _BURST_PER_SECOND * seconds / MAX_RATE # seconds in which the burst is sent
+    burst = {e: await run_load_test(url, body, MAX_RATE, at_once, 32) for e, url in urls.items()}
     rate = max(1.0, min(r.achieved_rps for r in burst.values()) / 2)
     steady = {e: await run_load_test(url, body, rate, seconds, 32) for e, url in urls.items()}
     return {e: replace(steady[e], achieved_rps=burst[e].achieved_rps,
