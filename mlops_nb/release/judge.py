@@ -122,13 +122,16 @@ class _Look(Struct):
         labelled = state.labels.take_final(feedback, find, label_delay(self.schema), self.now)
         if labelled is not None: state.count_labels(labelled, self.rules, self.schema, self.costs)
 
+_BATCH_ROWS = 100_000 # that are read at once
+
 def _count_new_lines(path, state, look): # -> the state
+    "Count batch by batch until one is not full; where requests come all the time, there is always a new line."
     cursor = state.cursor or cursor_at(look.folder, look.began)
     while True:
-        records, feedback, state.cursor = read_since(look.folder, look.endpoint, cursor)
+        records, feedback, state.cursor = read_since(look.folder, look.endpoint, cursor, _BATCH_ROWS)
         look.count(state, records, feedback)
         write_judge_state(path, state)
-        if state.cursor == cursor: return state
+        if len(records) + len(feedback) < _BATCH_ROWS // max(1, len(state.cursor)): return state # no lease has more
         cursor = state.cursor
 
 # %% ../../nbs/release/17_judge.ipynb #6040f7ad
