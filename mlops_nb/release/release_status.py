@@ -160,9 +160,9 @@ def _variant_line(v):
 
 def format_endpoint_report(r: EndpointReport) -> str:
     "An endpoint in lines."
-    if not r.variants: return f"{r.endpoint} ({r.environment}): nothing is released."
-    head = f"{r.endpoint} ({r.environment}), revision {r.revision} of the release plan"
     release = format_release_report(r.release) if r.release else "No release is open."
+    if not r.variants: return f"{r.endpoint} ({r.environment}): nothing is released.\n\n{release}"
+    head = f"{r.endpoint} ({r.environment}), revision {r.revision} of the release plan"
     return "\n".join([head, *map(_variant_line, r.variants), "", release])
 
 # %% ../../nbs/release/26_release_status.ipynb #062d3ee0

@@ -52,7 +52,7 @@ def passed(root, bundle, n=2):
     for _ in range(n): open_ledger(root).append("staging.passed", bundle)
 
 
-def test_a_bundle_goes_all_the_way_and_is_built_once(project, made):
+def test_a_bundle_goes_all_the_way_and_is_built_once(project, made, monkeypatch):
     bundle, key = made[1].name, create_api_key(project / ".mlops/keys.json", "bo", ["operate"])
     first = offer_bundle(project, by="ana")
     assert (first.environment, first.bundle, live(project, "staging")) == ("staging", bundle, bundle)
@@ -66,6 +66,8 @@ def test_a_bundle_goes_all_the_way_and_is_built_once(project, made):
     assert release.status == "open" and release.step < 0 and "waits: The step start" in second.message
     assert offer_bundle(project, bundle[:8], "production").release == second.release  # a CI job that is repeated
     assert live(project, "production") is None
+    code, said = typed(project, monkeypatch, "release", "status", "--environment", "production")
+    assert code == 0 and "churn (production): nothing is released." in said and "The step start of" in said
     give_approval(project, release, "start", key)
     assert settle_release(project, release).status == "promoted" and live(project, "production") == bundle
     assert offer_bundle(project, bundle, "production").message == f"{bundle[:12]} answers in production already."
