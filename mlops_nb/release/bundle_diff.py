@@ -15,7 +15,7 @@ from ..bundle.bundle import open_bundle
 from ..bundle.store import find_bundle
 from ..config.schema import Schema
 from ..config.schema_diff import SchemaChange, diff_schemas
-from ..config.settings import Settings, read_settings
+from ..config.settings import environment_settings, read_settings
 from ..core.errors import UserError
 from ..core.manifest import MANIFEST_FILE
 from ..core.typed_yaml import read_json
@@ -37,10 +37,10 @@ def _bundle_of_alias(root, settings, alias):
 def find_named_bundle(
     root: str | Path, # The project's folder
     name: str, # An id, its first characters, a bundle's folder, or one of `ALIASES`
-    settings: Settings | None = None, # Of an environment; None: of the project
+    environment: str = "", # Whose store and plan; empty: those of this checkout
 ) -> Path: # The bundle's folder
     "The bundle that a person means; raises `UserError` where there is none, or more than one."
-    root, settings = Path(root), settings or read_settings(root)
+    root, settings = Path(root), environment_settings(read_settings(root), environment)
     if (root / name / MANIFEST_FILE).exists(): return root / name
     if name in ALIASES: name = _bundle_of_alias(root, settings, name)
     return find_bundle(name, store_path(root, settings))
@@ -93,9 +93,10 @@ def diff_bundles(
     root: str | Path, # The project's folder
     a: str, # The first bundle, as `find_named_bundle` takes it
     b: str, # The second
+    environment: str = "", # Whose store and plan; empty: those of this checkout
 ) -> BundleDiff:
     "What differs from `a` to `b`; raises `UserError` where one is not there, or a byte of it was changed."
-    first, second = (open_bundle(find_named_bundle(root, name)) for name in (a, b))
+    first, second = (open_bundle(find_named_bundle(root, name, environment)) for name in (a, b))
     old, new = _facts_of(first), _facts_of(second)
     schemas = [read_json(f.path / "schema.json", Schema) for f in (first, second)]
     features = [(f.path / "features.py").read_text(encoding="utf-8") for f in (first, second)]

@@ -295,7 +295,7 @@ def write_diagnosis(
     entries = open_ledger(root, settings).entries(release.id)
     rows = _rows_of_release(root / settings.log.folder, release)
     found, problem = _try(lambda: _most_different(rows, release, _open_both(root, release)))
-    diff, unlike = _try(lambda: diff_bundles(root, release.champion, release.bundle))
+    diff, unlike = _try(lambda: diff_bundles(root, release.champion, release.bundle, release.environment))
     failures, unread = _try(lambda: [*_failure_lines(rows)])
     verdict = _last_verdict(entries)
     with atomic_dir(path) as folder:
