@@ -247,8 +247,11 @@ def _flag_guards(state, margins, levels):
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #ef5abc49
 def _unknown(state):
-    n = state.labels.n_unknown
-    return f" ({n:,} labels of unknown requests are left out)" if n else ""
+    n, units = state.labels.n_unknown, state.trials["labels"]
+    shares = [units[v] / state.units[v] if state.units[v] else 0.0 for v in (CHALLENGER, CHAMPION)]
+    mine, other = map(_percent, shares)
+    seen = f" (labels came for {mine} of the challenger's units and {other} of the champion's"
+    return f"{seen}; {n:,} of unknown requests are left out)" if n else f"{seen})"
 
 def _loss_guard(state, params, levels):
     tests, units = state.effects["loss"], state.trials["labels"]

@@ -106,6 +106,17 @@ def test_a_log_that_cannot_be_read_promotes_nothing(root, traffic, monkeypatch):
     assert look(root, release, 400).action == "roll_back"
 
 
+def test_a_look_ends_where_requests_come_all_the_time(root, traffic, monkeypatch):
+    from mlops_nb.release import judge
+    read = judge.read_since
+
+    def busy(*args):
+        traffic.send(1)
+        return read(*args)
+    monkeypatch.setattr("mlops_nb.release.judge.read_since", busy)
+    assert sum(look(root, release_of()).units.values()) == 1
+
+
 def test_each_line_counts_once_whatever_is_compacted_or_killed(root, traffic, tmp_path):
     "The counts after many looks are those of one look."
     release, other = release_of(margins=BASICS), project(tmp_path / "other")
@@ -291,6 +302,8 @@ def test_a_gain_that_is_asked_for_is_waited_for(root):
         found = evidence(look(root, release), metric if metric != "auc" else "auc")
         assert found.estimate is not None, metric
     assert look(root, asked["loss"]).action == "promote"
+    says = evidence(look(root, release_of(.5, margins=LABELS)), "loss").says
+    assert "labels came for 100 % of the challenger's units" in says
     much = release_of(.5, margins=LABELS, success=SuccessParams(metric="loss", min_gain=.5))
     assert "more than 0.5 is asked for" in look(root, much).missing[0]
     traffic.close()
