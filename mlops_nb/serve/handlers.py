@@ -219,12 +219,14 @@ def _decode_infer_rows(body, length, decoder): # the request, but for one row wi
     except ValidationError: raise
     except UserError as e: raise ValidationError(str(e)) from None
 
-def _row_encoder(decoder, endpoint, bundle): # the decoder keeps them, so that they go with the model
+# %% ../../nbs/serve/12_handlers.ipynb #6ef4f192
+def _row_encoder(decoder, endpoint, bundle):
     if (found := decoder.row_encoders.get((endpoint, bundle))) is None:
         found = RowResponseEncoder(decoder.output_schema, endpoint, bundle[:12])
         decoder.row_encoders[endpoint, bundle] = found
     return found
 
+# %% ../../nbs/serve/12_handlers.ipynb #5625cbeb
 async def infer(app, request):
     endpoint = get_endpoint(app, request)
     version = request.path_params.get('version')
