@@ -270,6 +270,10 @@ def test_a_plan_that_a_person_changed_is_not_overwritten(project):
         advance_release(project, release, PROMOTE)
     assert plan(project) == by_hand
     replace_plan(stub.plan_of(project), replace(by_hand, flags={})) # taken back
+    same_revision = plan(project)
+    write_json(stub.plan_of(project), replace(same_revision, flags={"new": True})) # in an editor, which counts nothing
+    with pytest.raises(UserError, match="was changed while"): advance_release(project, release, PROMOTE)
+    write_json(stub.plan_of(project), same_revision)
     assert advance_release(project, release, PROMOTE).step == 1
 
 
