@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Struct, field, to_builtins
+from msgspec import Struct, field
 
 from ..config.params import CostParams, MarginParams
 from ..config.schema import Schema
