@@ -45,7 +45,7 @@ from mlops_nb.release.release_plan import (
     releases_known,
     store_path,
 )
-from .releases import Release, find_open_release, start_release, was_rolled_back
+from .releases import Release, check_exploration, find_open_release, start_release, was_rolled_back
 from .sharing import share_releases
 
 # %% ../../nbs/release/05_deploy.ipynb #8800632c
@@ -93,10 +93,10 @@ def _register(root, settings, bundle, run_id, gate):
 def _release(root, settings, bundle, gate) -> Release | None: # None where it answers all requests now
     "Give a bundle all requests, or start its release, as the strategy has it."
     path = plan_path(root, settings)
-    plan = read_plan(path)
-    at_once = plan is None or read_params(root / "params.yaml").release.strategy == "at_once"
-    if at_once and not needs_approval(settings):
-        promote_bundle(path, settings.release.endpoint, bundle.id, reason=gate.message)
+    plan, params = read_plan(path), read_params(root / "params.yaml").release
+    if (plan is None or params.strategy == "at_once") and not needs_approval(settings):
+        check_exploration(params, bundle.path)
+        promote_bundle(path, settings.release.endpoint, bundle.id, reason=gate.message, explore=params.explore)
     elif plan is None or plan.release or live_variant(plan).bundle != bundle.id:
         return find_open_release(root) or start_release(root, bundle.id, reason=gate.message)
 

@@ -325,6 +325,7 @@ def promote_bundle(
     bundle_id: str, # It gets all requests
     action: Literal["deploy", "rollback"] = "deploy",
     reason: str = "", # Goes into the history
+    explore: float | None = None, # Share of the customers to hold out of the decisions; None: as in the plan before
 ) -> ReleasePlan:
     """Let one bundle answer all requests, and record it; a plan that says so already is left alone.
 
@@ -336,6 +337,7 @@ def promote_bundle(
         events = _add_event(path, now, bundle_id, action, reason)
         variants, before = _released_variants(events), now or ReleasePlan(endpoint, 0, [])
         rules = [r for r in before.rules if r.variant in [v.name for v in variants]]
+        if explore is not None: before = replace(before, explore=explore)
         return _write_release(path, replace(before, variants=variants, rules=rules, release=None), events)
 
 # %% ../../nbs/release/00_release_plan.ipynb #fa7260f4

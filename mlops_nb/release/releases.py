@@ -43,6 +43,7 @@ from mlops_nb.release.release_plan import (
     read_plan,
     release_stack,
     replace_plan,
+    restore_plan,
     store_path,
 )
 from .sharing import share_releases
@@ -378,7 +379,8 @@ def advance_release(
 # %% ../../nbs/release/11_releases.ipynb #17875df1
 def _put_back(path, release, reason):
     "Put the plan before the release in force; one that somebody else has put there is left alone."
-    now = read_plan(path)
+    try: now = read_plan(path)
+    except UserError: now = restore_plan(path, release.endpoint) # torn; servers follow the last one that was not
     ours = now is not None and now.release is not None and now.release.id == release.id
     if not ours: return now
     return replace_plan(path, rollback_plan(now, release), action="rollback", reason=reason)

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import mlflow.pyfunc
 import polars as pl
 import pytest
 import sklearn.metrics
-from msgspec.structs import replace
 from support.trained_project import trained
 
 import mlops_nb.release.deploy as deploy_module
@@ -357,71 +357,70 @@ def test_the_champion_before_becomes_previous(project):
     assert aliases(project) == {"champion": 2, "previous": 1}
 
 
+def test_a_model_that_is_released_at_once_holds_out_the_customers_that_the_params_say(project):
+    params = read_params(project / "params.yaml")
+    params.release.explore = .03
+    write_params(params, project / "params.yaml")
+    gate_passes(project)
+    run_deploy(project)
+    assert read_plan(plan_path(project, read_settings(project))).explore == .03
+
+
 PROMOTE = Verdict("promote", "all guards hold")
-
-
-def step_by_step(root):
-    "The second model is released by a canary."
-    params = read_params(root / "params.yaml")
-    params.release.strategy, params.release.steps = "canary", [5, 75, 100]
-    write_params(params, root / "params.yaml")
 
 
 def deployed_as(root): return read_json(root / "artifacts/deployment.json", Deployment)
 
 
-def test_with_a_strategy_a_release_starts_and_the_stage_returns(project):
-    step_by_step(project)
-    gate_passes(project)
-    run_deploy(project)
-    first = find_champion(project).name
-    assert deployed_as(project).deployed and find_open_release(project) is None, "the first one is released at once"
-    second_model(project)
-    gate_passes(project)
-    assert run_deploy(project) == {"deployed": False}
-    release, done = find_open_release(project), deployed_as(project)
+@pytest.fixture(scope="module")
+def canary_next(judged, tmp_path_factory):
+    "The first model answers, and the second one, which passed its gate, is to be released by a canary."
+    root = shutil.copytree(judged, tmp_path_factory.mktemp("canary") / "p")
+    params = read_params(root / "params.yaml")
+    params.release.strategy, params.release.steps = "canary", [5, 100]
+    write_params(params, root / "params.yaml")
+    gate_passes(root)
+    run_deploy(root)
+    assert deployed_as(root).deployed and find_open_release(root) is None, "the first one is released at once"
+    second_model(root)
+    gate_passes(root)
+    return root
+
+
+def test_with_a_strategy_a_release_starts_and_the_stage_returns(canary_next, tmp_path):
+    root = shutil.copytree(canary_next, tmp_path / "p")
+    first = find_champion(root).name
+    assert run_deploy(root) == {"deployed": False}
+    release, done = find_open_release(root), deployed_as(root)
     assert (release.step, release.champion, release.bundle, release.reason) == (0, first, done.bundle, "All held.")
     assert not done.deployed and done.release == release.id and f"its release {release.id} has started" in done.message
-    assert find_champion(project).name == first and aliases(project) == {"champion": 1, "challenger": 2}
-    before = plan_path(project, read_settings(project)).read_bytes()
-    assert run_deploy(project) == {} and plan_path(project, read_settings(project)).read_bytes() == before
-    for _ in range(2): release = advance_release(project, release, PROMOTE)
-    assert release.status == "promoted" and aliases(project) == {"champion": 2, "previous": 1}
-    assert run_deploy(project) == {"deployed": True} and run_deploy(project) == {}
-    assert find_champion(project).name == done.bundle and deployed_as(project).deployed
+    assert find_champion(root).name == first and aliases(root) == {"champion": 1, "challenger": 2}
+    before = plan_path(root, read_settings(root)).read_bytes()
+    assert run_deploy(root) == {} and plan_path(root, read_settings(root)).read_bytes() == before
+    assert advance_release(root, release, PROMOTE).status == "promoted"
+    assert run_deploy(root) == {"deployed": True} and run_deploy(root) == {}
+    assert find_champion(root).name == done.bundle and aliases(root) == {"champion": 2, "previous": 1}
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_a_release_that_was_rolled_back_is_not_started_again_by_the_stage(project, step):
-    "At 5 % the history has never heard of it, at 75 % it has."
-    gate_passes(project)
-    run_deploy(project)
-    step_by_step(project)
-    second = second_model(project)
-    gate_passes(project)
-    run_deploy(project)
-    release = find_open_release(project)
-    for _ in range(step): release = advance_release(project, release, PROMOTE)
-    assert roll_back_release(project, release, "errors rose").status == "rolled_back"
-    assert run_deploy(project) == {"deployed": False} and run_deploy(project) == {}
-    assert "it was rolled back" in deployed_as(project).message and find_open_release(project) is None
-    assert aliases(project)["champion"] == 1 and find_champion(project).name != second
+def test_a_release_that_was_rolled_back_is_not_started_again_by_the_stage(canary_next, tmp_path):
+    "The history of the plan has never heard of a bundle that had 5 %."
+    root = shutil.copytree(canary_next, tmp_path / "p")
+    first = find_champion(root).name
+    run_deploy(root)
+    assert roll_back_release(root, find_open_release(root), "errors rose").status == "rolled_back"
+    assert run_deploy(root) == {"deployed": False} and run_deploy(root) == {}
+    assert "it was rolled back" in deployed_as(root).message and find_open_release(root) is None
+    assert aliases(root)["champion"] == 1 and find_champion(root).name == first
 
 
-def test_a_model_waits_while_the_release_of_another_is_open(project, monkeypatch):
-    gate_passes(project)
-    run_deploy(project)
-    step_by_step(project)
-    second_model(project)
-    gate_passes(project)
-    run_deploy(project)
-    release = find_open_release(project)
-    monkeypatch.setattr(deploy_module, "find_open_release", lambda root: replace(release, bundle="another" * 8))
-    (project / "artifacts/deployment.json").unlink()
-    before = plan_path(project, read_settings(project)).read_bytes()
-    assert run_deploy(project) == {"deployed": False} and run_deploy(project) == {}
-    assert f"the release {release.id} of anotheranoth is open" in deployed_as(project).message
-    assert plan_path(project, read_settings(project)).read_bytes() == before
+def test_a_model_waits_while_the_release_of_another_is_open(canary_next, tmp_path, monkeypatch):
+    root = shutil.copytree(canary_next, tmp_path / "p")
+    other = SimpleNamespace(id="r1", bundle="another" * 8)
+    monkeypatch.setattr(deploy_module, "find_open_release", lambda root: other)
+    before = plan_path(root, read_settings(root)).read_bytes()
+    assert run_deploy(root) == {"deployed": False} and run_deploy(root) == {}
+    assert "the release r1 of anotheranoth is open" in deployed_as(root).message
+    assert plan_path(root, read_settings(root)).read_bytes() == before
 
 
 def test_a_model_is_released_only_against_the_one_that_answers(project):

@@ -93,6 +93,12 @@ def test_a_promotion_keeps_what_the_plan_says_of_customers(tmp_path):
     assert back.variants == [Variant("champion", "aaa")]
 
 
+def test_a_promotion_may_say_how_many_customers_are_held_out_and_keeps_it_otherwise(tmp_path):
+    path = tmp_path / "rows.json"
+    for bundle, explore, found in (("b1", .02, .02), ("b2", None, .02), ("b3", 0., 0.)):
+        assert promote_bundle(path, "rows", bundle, explore=explore).explore == read_plan(path).explore == found
+
+
 def test_of_two_who_change_a_plan_the_later_is_refused(tmp_path):
     path = tmp_path / "rows.json"
     now = promote_bundle(path, "rows", "aaa")
