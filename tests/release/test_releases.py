@@ -18,7 +18,14 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.ledger.ledger import Ledger, open_ledger
 from mlops_nb.release import releases
-from mlops_nb.release.release_plan import history_path, promote_bundle, read_history, read_plan, replace_plan
+from mlops_nb.release.release_plan import (
+    history_path,
+    keep_last_good,
+    promote_bundle,
+    read_history,
+    read_plan,
+    replace_plan,
+)
 from mlops_nb.release.releases import (
     advance_release,
     find_open_release,
@@ -282,6 +289,16 @@ def test_a_roll_back_works_on_a_plan_that_a_person_changed_and_keeps_the_change(
     replace_plan(stub.plan_of(project), replace(plan(project), flags={"new": True}))
     assert roll_back_release(project, release, "errors").status == "rolled_back"
     assert replace(plan(project), revision=before.revision) == replace(before, flags={"new": True})
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_roll_back_works_on_a_plan_that_is_torn(project, served):
+    before, release = plan(project), start_release(project, B)
+    if served: keep_last_good(stub.plan_of(project), plan(project))
+    stub.plan_of(project).write_text('{"endpoint": "ro')
+    assert roll_back_release(project, release, "errors").status == "rolled_back"
+    assert weights(project)["champion"] == ("a", 1) and plan(project).release is None
+    if served: assert replace(plan(project), revision=before.revision) == before
 
 
 @pytest.mark.parametrize("bundle, status", [(C, "withdrawn"), (A, "rolled_back"), (B, "promoted")])
