@@ -38,7 +38,7 @@ def paid(tenure, charge):
 KINDS = {  # of a bundle: trees, labels that are the contrary of the truth, what its feature does first
     "champion": (20, False, ""), "better": (30, False, ""), "worse": (25, True, ""),
     "slow": (26, False, "    if len(tenure) == 1: time.sleep(.04) # a look-up for each request\n"),
-    "crashing": (27, False, "    if len(tenure) == 1 and tenure[0] % 3 == 1: raise ValueError('no such plan')\n")}
+    "crashing": (27, False, "    if (charge == 300).any(): raise ValueError('no such tariff')\n")}
 
 
 def pack(folder, kind):
@@ -83,7 +83,8 @@ class Customers(threading.Thread):
         self.port, self.pause, self.seed, self.halt = port, pause, seed, threading.Event()
         rows = subscribers(n, seed=100 + seed)
         self.rows = [r | {"month": r["month"].isoformat()} for r in rows.drop("left").to_dicts()]
-        self.chances, self.ids, self.refused = leave_probability(rows).tolist(), [], []
+        for row in self.rows[::3]: row["charge"] = 300.  # a tariff that no golden example has
+        self.chances, self.ids, self.refused = leave_probability(rows).tolist(), [], []  # answered, not answered
 
     def run(self):
         rng, connection, labels = random.Random(self.seed), None, []
