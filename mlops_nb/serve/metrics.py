@@ -42,7 +42,9 @@ class Counter:
         "The value of this lease alone."
         return self._view[self._at]
     def move_to(self, view):
-        with self._lock: view[self._at] = self._view[self._at]; self._view = view
+        with self._lock: # `add` does not wait for it: it counts in the old view before this, or in the new one after
+            view[self._at], old, self._view = 0, self._view, view
+            view[self._at] += old[self._at]
 
 # %% ../../nbs/serve/04_metrics.ipynb #22a7422c
 class Histogram:
@@ -62,8 +64,9 @@ class Histogram:
         view[self._sum] += value
     def move_to(self, view):
         with self._lock:
-            for i in (*self._at, self._sum): view[i] = self._view[i]
-            self._view = view
+            for i in (*self._at, self._sum): view[i] = 0
+            old, self._view = self._view, view
+            for i in (*self._at, self._sum): view[i] += old[i]
 
 # %% ../../nbs/serve/04_metrics.ipynb #201b798d
 _FILE_BYTES = {"counter": 1 << 20, "histogram": 4 << 20, "gauge": 1 << 20}
