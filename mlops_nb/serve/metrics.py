@@ -59,9 +59,9 @@ class Histogram:
             self._view[self._sum] += value
     def add(self, value: float) -> None:
         "`observe` without the lock, as `Counter.add`."
-        view = self._view
-        view[self._at[bisect_left(self._bounds, value)]] += 1
-        view[self._sum] += value
+        bucket = self._at[bisect_left(self._bounds, value)]
+        self._view[bucket] += 1
+        self._view[self._sum] += value
     def move_to(self, view):
         with self._lock:
             for i in (*self._at, self._sum): view[i] = 0
