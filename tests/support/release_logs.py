@@ -61,7 +61,7 @@ class Traffic:
              **other):
         "Some requests; `failures` of both, `slower` and `shift`: latency and scores of the challenger."
         mine = self.rng.random(n) < (self.share if share is None else share)
-        failed, took = self.rng.random(n) < np.where(mine, *reversed(failures)), self.rng.lognormal(5, .5, n)
+        failed, took = self.rng.random(n) < np.where(mine, *reversed(failures)), self.rng.lognormal(8, .5, n)
         scores = np.clip(self.rng.beta(2, 6, n) + shift * mine, 0, 1)
         acts = np.where(scores >= np.where(mine, *reversed(threshold)), "leaves", "stays").tolist()
         for i, (own, fails, us, score) in enumerate(zip(*map(np.ndarray.tolist, (mine, failed, took, scores)))):
