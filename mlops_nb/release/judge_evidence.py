@@ -14,10 +14,9 @@ import numpy as np
 from msgspec import Struct
 
 from ..config.params import ReleaseParams
-from .judge_metrics import CHALLENGER, CHAMPION, LATENCY_QUANTILES, WARM_UP_UNITS
+from .judge_metrics import CHALLENGER, CHAMPION, LATENCY_QUANTILES, LATENCY_TOLERANCE_US, WARM_UP_UNITS
 from .judge_state import MAX_CUSTOMERS, RATE_FLOOR, JudgeState
 from ..stats.e_process import log_average
-from ..stats.rate_ratio import RateRatioTest
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #f819ba05
 class MetricEvidence(Struct):
@@ -74,34 +73,32 @@ def _unmeasured(metric, threshold, n, why):
     return MetricEvidence(metric, "guard", None, None, None, None, 0.0, threshold, n, f"{metric}: {why}.")
 
 class _Rates(Struct, frozen=True):
-    "Events of the champion and the challenger, and their units."
-    test: RateRatioTest
-    champion: int
+    "Events and units of the challenger and the champion."
+    challenger_events: int
     challenger: int
+    champion_events: int
+    champion: int
 
     @property
-    def counts(self): return int(sum(self.test.champion)), int(sum(self.test.challenger))
-
-    @property
-    def rates(self): return tuple(k / n for k, n in zip(self.counts, (self.champion, self.challenger)))
+    def rates(self): return self.champion_events / self.champion, self.challenger_events / self.challenger
 
     def difference(self, level): # challenger minus champion: lowest and highest
-        (low_a, high_a), (low_b, high_b) = (rate_confidence_sequence(k, n, level) for k, n in zip(
-            self.counts, (self.champion, self.challenger)))
+        low_a, high_a = rate_confidence_sequence(self.champion_events, self.champion, level)
+        low_b, high_b = rate_confidence_sequence(self.challenger_events, self.challenger, level)
         return low_b - high_a, high_b - low_a
 
-def _rates_of(state, metric, units):
-    return _Rates(state.rates.get(metric) or RateRatioTest(), units.get(CHAMPION, 0), units.get(CHALLENGER, 0))
+def _failure_rates(test, units):
+    return _Rates(int(sum(test.challenger)), units[CHALLENGER], int(sum(test.champion)), units[CHAMPION])
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #0fd11be4
-_RATE_WORDS = {"failures": "fails in", **{m: f"is slower than the champion's {m[-3:]} in" for m in LATENCY_QUANTILES}}
+_RATE_WORDS = {"failures": "fails in", **{
+    m: f"is {LATENCY_TOLERANCE_US / 1000:g} ms slower than the champion's {m[-3:]} in" for m in LATENCY_QUANTILES}}
 
-def _rate_guard(rates, metric, margin, levels):
-    "Evidence on events that are bad: failures, slow answers."
+def _rate_guard(rates, metric, margin, levels, log_e, safe):
+    "Evidence on events that are bad, failures or slow answers; the logarithms are of too many and of few enough."
     threshold, n = levels.threshold(metric), rates.champion + rates.challenger
     if not (rates.champion and rates.challenger):
         return _unmeasured(metric, threshold, n, "no unit of both variants was counted yet")
-    log_e, safe = rates.test.log_evidence(1 + margin), rates.test.log_evidence(1 + margin, below=True)
     (pa, pb), (low, high) = rates.rates, rates.difference(levels.alpha)
     allowed = margin * max(pa, RATE_FLOOR)
     says = (f"The challenger {_RATE_WORDS[metric]} {_percent(pb)} of {rates.challenger:,} units, the champion in "
@@ -111,26 +108,34 @@ def _rate_guard(rates, metric, margin, levels):
     passes = e_value < threshold and (high < allowed or float(safe) >= math.log(1 / levels.alpha))
     return MetricEvidence(metric, "guard", pb - pa, low, high, allowed, e_value, threshold, n, says, passes)
 
+def _failure_guard(test, units, margin, levels):
+    logs = test.log_evidence(1 + margin), test.log_evidence(1 + margin, below=True)
+    return _rate_guard(_failure_rates(test, units), "failures", margin, levels, *logs)
+
+def _slow_guard(blocks, metric, margin, levels):
+    if blocks is None: return _unmeasured(metric, levels.threshold(metric), 0, "no unit was counted yet")
+    test = blocks.tests[0]
+    return _rate_guard(_Rates(*blocks.counts), metric, margin, levels, test.log_e, test.log_e_below)
+
 # %% ../../nbs/release/16_judge_evidence.ipynb #9d4aa729
-def _decision_sides(rates, margin, level): # -> evidence of a change, is it small, estimate, low, high, allowed
-    test, (low, high), (pa, pb) = rates.test, rates.difference(level), rates.rates
-    changed = [test.log_evidence(1 + margin), test.log_evidence(1 / (1 + margin), below=True)]
-    same = [test.log_evidence(1 + margin, below=True), test.log_evidence(1 / (1 + margin))]
+def _decision_sides(blocks, margin, level): # -> evidence of a change, is it small, estimate, low, high, allowed
+    rates, (up, down) = _Rates(*blocks.counts), blocks.tests
+    (low, high), (pa, pb) = rates.difference(level), rates.rates
+    changed, same = (up.log_e, down.log_e_below), (up.log_e_below, down.log_e)
     allowed = margin * max(pa, RATE_FLOOR)
-    passes = (high < allowed and -low < allowed) or min(map(float, same)) >= math.log(1 / level)
-    return [*map(float, changed)], passes, pb - pa, low, high, allowed
+    passes = (high < allowed and -low < allowed) or min(same) >= math.log(1 / level)
+    return changed, passes, pb - pa, low, high, allowed, pa, pb
 
 def _decision_guard(state, margin, levels):
     units, threshold = state.trials.get("answers", {}), levels.threshold("decisions")
     names = [m.removeprefix("decision ") for m in state.rates if m.startswith("decision ")]
-    all_rates = [_rates_of(state, f"decision {d}", units) for d in names]
     n = sum(units.values())
     if not names or not all(units.values()): return _unmeasured("decisions", threshold, n, _WARMING_UP)
-    sides = [_decision_sides(r, margin, levels.alpha) for r in all_rates]
+    sides = [_decision_sides(state.rates[f"decision {d}"], margin, levels.alpha) for d in names]
     log_e = np.array([x for s in sides for x in s[0]])
     e_value = math.exp(min(float(log_average(log_e, np.full(len(log_e), 1 / len(log_e)))), 700))
     d = max(range(len(names)), key=lambda i: abs(sides[i][2]))
-    (_, _, estimate, low, high, allowed), (pa, pb) = sides[d], all_rates[d].rates
+    _, _, estimate, low, high, allowed, pa, pb = sides[d]
     says = (f"The challenger decides '{names[d]}' in {_percent(pb)} of {units[CHALLENGER]:,} units, the champion in "
             f"{_percent(pa)} of {units[CHAMPION]:,}; a difference of {_percent(allowed)} is tolerated.")
     passes = e_value < threshold and all(s[1] for s in sides)
@@ -173,17 +178,17 @@ def _score_guard(name, tests, state, levels):
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #1f6408c5
 def _latency_guards(state, margin, levels):
-    units, reference = state.trials.get("latency", {}), state.reference
+    reference = state.reference
     for metric in LATENCY_QUANTILES:
         if reference is None: yield _unmeasured(metric, levels.threshold(metric), 0, _WARMING_UP)
         elif not reference.latency_us:
             found = _unmeasured(metric, levels.threshold(metric), 0, "the answers come from a table or the cache")
             found.passes = True
             yield found
-        else: yield _rate_guard(_rates_of(state, metric, units), metric, margin, levels)
+        else: yield _slow_guard(state.rates.get(metric), metric, margin, levels)
 
 def _live_guards(state, margins, levels):
-    yield _rate_guard(_rates_of(state, "failures", state.units), "failures", margins.failures, levels)
+    yield _failure_guard(state.failures, state.units, margins.failures, levels)
     if margins.latency is not None: yield from _latency_guards(state, margins.latency, levels)
     if margins.decisions is not None and not (state.reference and not state.reference.decisions):
         yield _decision_guard(state, margins.decisions, levels)

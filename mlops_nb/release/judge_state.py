@@ -21,7 +21,6 @@ from ..core.typed_yaml import read_json, write_json
 from mlops_nb.release.judge_metrics import (
     CHALLENGER,
     CHAMPION,
-    LATENCY_QUANTILES,
     REVIEW,
     WARM_UP_UNITS,
     ChampionReference,
@@ -40,13 +39,13 @@ from .shadow_pairs import WaitingHalves, complete_pairs, match_pairs
 from ..stats.auc_difference import AucDifference
 from ..stats.betting_mean import BettingMean
 from ..stats.rate_ratio import RateRatioTest
+from ..stats.safe_two_by_two import SafeTwoByTwo, TwoByTwoBlocks
 from ..stats.share_test import ShareTest
 from ..stats.treatment_effect import AsymptoticEffect, BettingEffect
 
 # %% ../../nbs/release/15_judge_state.ipynb #532f6959
 MAX_CUSTOMERS = 200_000 # 2 MB, a third more as JSON
-_MARKS = ["units", "step", "failures", "latency", *LATENCY_QUANTILES, "answers", "pairs", "labels",
-          "paired labels"]
+_MARKS = ["units", "step", "failures", "latency", "answers", "pairs", "labels", "paired labels"]
 
 class CountedCustomers(Struct):
     "Customers, and for what each of them has counted."
@@ -119,7 +118,8 @@ class JudgeState(Struct):
     reference: ChampionReference | None = None
     ratio: ShareTest = field(default_factory=ShareTest)
     trials: dict[str, dict[str, int]] = field(default_factory=dict) # metric -> variant -> units that were asked
-    rates: dict[str, RateRatioTest] = field(default_factory=dict) # metric -> events
+    failures: RateRatioTest = field(default_factory=RateRatioTest)
+    rates: dict[str, TwoByTwoBlocks] = field(default_factory=dict) # metric -> events and units, at its margins
     effects: dict[str, list[BettingEffect]] = field(default_factory=dict) # metric -> at its upper and lower margin
     pairs: dict[str, list[BettingMean]] = field(default_factory=dict) # of a shadow, likewise
     halves: WaitingHalves = field(default_factory=WaitingHalves)
@@ -158,9 +158,16 @@ def _by_share(rows): # -> share of the challenger, its rows, those of the champi
     return grouped.sort("challenger_share").iter_rows()
 
 @patch
-def _count_events(self: JudgeState, metric, rows):
-    test = self.rates.setdefault(metric, RateRatioTest())
-    for share, mine, other in _by_share(rows): test.update(mine, other, share)
+def _count_failures(self: JudgeState, rows):
+    for share, mine, other in _by_share(rows): self.failures.update(mine, other, share)
+
+@patch
+def _count_rate(self: JudgeState, metric, rows, happened, margins, before):
+    "`before`: units of each variant that came before the metric was known, all without an event."
+    if metric not in self.rates:
+        units = dict(champion_units=before[CHAMPION], challenger_units=before[CHALLENGER])
+        self.rates[metric] = TwoByTwoBlocks([SafeTwoByTwo(m, **units) for m in margins])
+    self.rates[metric].update(happened, rows["is_challenger"].to_numpy(), rows["challenger_share"].to_numpy())
 
 def _add_units(counts, rows):
     mine = int(rows["is_challenger"].sum())
@@ -184,10 +191,12 @@ def _warm_up(self: JudgeState, rows, task): # -> the rows that come after it
 # %% ../../nbs/release/15_judge_state.ipynb #e8e6aa07
 @patch
 def _count_latency(self: JudgeState, rows, rules):
+    if rules.margins.latency is None: return
     rows = timed_rows(rows).unique(["id", "is_challenger"], keep="first", maintain_order=True)
-    _add_units(self.trials.setdefault("latency", _of_both()), self._first_time(rows, "latency", rules))
+    new = self._first_time(rows, "latency", rules)
     for metric, threshold in self.reference.latency_us.items():
-        self._count_events(metric, self._first_time(rows.filter(pl.col("own_us") > threshold), metric, rules))
+        slow = (new["own_us"] > threshold).to_numpy()
+        self._count_rate(metric, new, slow, [rules.margins.latency], _of_both())
 
 def plain(test):
     "A test whose numbers are those of Python, as its file has them."
@@ -207,12 +216,18 @@ def _count_answers(self: JudgeState, rows, rules):
     "Decisions and scores, a unit once."
     rows = rows.with_columns(pl.col("decision").cast(pl.String).fill_null(REVIEW))
     new = self._first_time(unit_means(self._with_unit_scores(rows), "score"), "answers", rules)
-    _add_units(self.trials.setdefault("answers", _of_both()), new)
-    for decision in self._decisions(new["decision"]):
-        self._count_events(f"decision {decision}", new.filter(pl.col("decision") == decision))
+    self._count_decisions(new, rules.margins.decisions)
     if self.reference.score_sd and rules.margins.scores is not None:
         margin, scored = rules.margins.scores * self.reference.score_sd, new.drop_nulls("score")
         self._update_effect("scores", lambda: _two_sided(BettingEffect, margin), scored["score"].to_numpy(), scored)
+
+@patch
+def _count_decisions(self: JudgeState, new, margin):
+    before = self.trials.setdefault("answers", _of_both())
+    for decision in self._decisions(new["decision"]) if margin is not None else []:
+        made, margins = (new["decision"] == decision).to_numpy(), [margin, 1 / (1 + margin) - 1]
+        self._count_rate(f"decision {decision}", new, made, margins, before)
+    _add_units(before, new)
 
 @patch
 def _with_unit_scores(self: JudgeState, rows):
@@ -372,7 +387,7 @@ def _count_dealt(self: JudgeState, records, rules):
     _add_units(self.units, new)
     for share, mine, other in _by_share(new):
         self.ratio.update({CHAMPION: other, CHALLENGER: mine}, {CHAMPION: 1 - share, CHALLENGER: share})
-    self._count_events("failures", self._first_time(rows.filter("stood_in"), "failures", rules))
+    self._count_failures(self._first_time(rows.filter("stood_in"), "failures", rules))
     after = self._warm_up(rows.filter(~pl.col("stood_in")), rules.task)
     if not len(after): return
     self._count_latency(after, rules)

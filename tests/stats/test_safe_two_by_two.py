@@ -1,12 +1,13 @@
 "The safe 2x2 test: its bets are fair for all pairs of rates of the null hypothesis; false alarms and power."
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.stats.safe_two_by_two import SafeTwoByTwo, nearest_null_rate
+from mlops_nb.stats.safe_two_by_two import SafeTwoByTwo, TwoByTwoBlocks, nearest_null_rate
 
 ALARM = math.log(20)
 RATE = st.floats(.01, .95)
@@ -64,3 +65,42 @@ def test_blocks_without_one_of_the_two_and_constant_outcomes_prove_nothing():
         constant = SafeTwoByTwo()
         for _ in range(50): constant.update(10 * events, 10, 90 * events, 90)
         assert constant.log_e < 1 and constant.log_e_below < 1
+
+
+def units(rng, n, share, challenger, champion):
+    mine = rng.random(n) < share
+    return rng.random(n) < np.where(mine, challenger, champion), mine, np.full(n, share)
+
+
+def test_blocks_do_not_depend_on_the_looks():
+    rng, rows = np.random.default_rng(0), []
+    for share in (.02, .5): rows.append(units(rng, 4000, share, .3, .2))
+    events, mine, share = (np.concatenate(x) for x in zip(*rows))
+    once, often, kept = (TwoByTwoBlocks([SafeTwoByTwo(.1), SafeTwoByTwo(-.1)]) for _ in range(3))
+    once.update(events, mine, share)
+    cuts = np.sort(rng.choice(8000, 300, replace=False))
+    for part in zip(*(np.split(x, cuts) for x in (events, mine, share))):
+        often.update(*part)
+        kept.update(*part)
+        kept = msgspec.json.decode(msgspec.json.encode(kept), type=TwoByTwoBlocks)
+    assert once == often == kept
+    assert once.counts == ((events & mine).sum(), mine.sum(), (events & ~mine).sum(), (~mine).sum())
+    assert sum(b[1] + b[3] for b in once.open.values()) <= 2 * 8000 / 50
+
+
+def test_shares_and_rates_that_change_together_raise_no_alarm():
+    "By night the rate is four times as high, and more of the requests are the challenger's."
+    alarms = 0
+    for seed in range(30):
+        rng, blocks, worst = np.random.default_rng(seed), TwoByTwoBlocks([SafeTwoByTwo()]), 0
+        for share, rate in [(.05, .1), (.5, .4)] * 5:
+            blocks.update(*units(rng, 400, share, rate, rate))
+            worst = max(worst, blocks.tests[0].log_e)
+        alarms += worst >= ALARM
+    assert alarms <= 3
+
+
+def test_a_variant_that_nobody_asks_proves_nothing():
+    blocks = TwoByTwoBlocks([SafeTwoByTwo()])
+    blocks.update(np.ones(500, bool), np.zeros(500, bool), .01)
+    assert blocks.counts == (0, 0, 500, 500) and blocks.tests[0].log_e == pytest.approx(0)
