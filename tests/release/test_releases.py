@@ -14,6 +14,7 @@ from support import stub_releases as stub
 from support.imports import ROOT
 from support.stub_releases import A, B, C, Verdict
 
+from mlops_nb.config.params import ReleaseParams
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.ledger.ledger import Ledger, open_ledger
@@ -451,7 +452,7 @@ def test_a_release_is_found_by_the_beginning_of_its_id(project):
 
 def test_a_release_keeps_the_params_it_began_with(project):
     release = start_release(project, B)
-    stub.write_params(stub.Params(release=stub.ReleaseParams(steps=[50, 100], alpha=.5)), project / "params.yaml")
+    stub.write_release_params(project, steps=[50, 100], alpha=.5)
     assert read_release(project).params.alpha == .05 and len(read_release(project).steps) == 3 == len(release.steps)
 
 
@@ -461,7 +462,7 @@ def test_a_release_of_an_older_version_of_the_package_is_still_read(project):
     data["params"] = {"alpha": .01, "patience": 7, "margins": {"happiness": 3}, "steps": [5, 100]}
     ledger.append("release.started", "old", data)
     old = read_release(project, "old")
-    assert (old.params.alpha, old.params.steps, old.params.margins) == (.01, [5, 100], stub.ReleaseParams().margins)
+    assert (old.params.alpha, old.params.steps, old.params.margins) == (.01, [5, 100], ReleaseParams().margins)
 
 
 def test_a_release_goes_its_way_in_a_ledger_of_postgresql(project, postgres, monkeypatch):
