@@ -11,7 +11,7 @@ from mlops_nb.stats.e_process import log_average
 from mlops_nb.stats.rate_ratio import RateRatioTest
 from mlops_nb.stats.roc_auc import roc_auc
 from mlops_nb.stats.safe_two_by_two import SafeTwoByTwo
-from mlops_nb.stats.score_shift import ScoreShift
+from mlops_nb.stats.treatment_effect import BettingEffect
 
 HEAD = ("stream and method", "false roll-backs", "caught", "median requests to catch", "9 in 10 caught within",
         "target", "met")
@@ -133,7 +133,7 @@ def latency(rng, n, worse, looks=LOOKS):
 
 def scores(rng, n, worse, looks=LOOKS):
     "Two models that nearly agree; the worse challenger scores higher by a tenth of a standard deviation."
-    ours, shadow, edges = ScoreShift([.1] * 10, 0.), BettingMean(), 1.02 * ndtri(np.arange(1, 10) / 10)
+    ours, shadow = BettingEffect(), BettingMean()
     log_e, paired, sums, means, z = [], [], np.zeros((6, n)), [], []
     for _ in range(looks):
         known, took = rng.normal(size=(n, BATCH)), rng.random((n, BATCH)) < SHARE
@@ -141,14 +141,14 @@ def scores(rng, n, worse, looks=LOOKS):
         if worse: challenger += .102
         shadow.update(expit(challenger) - expit(champion))
         x = np.where(took, challenger, champion)
-        ours.update(np.searchsorted(edges, x), took, SHARE)
+        ours.update(expit(x), took, SHARE)
         sums += [(x**k * of).sum(1) for of in (took, ~took) for k in (0, 1, 2)]
         (nb, sb, qb), (na, sa, qa) = sums.reshape(2, 3, n)
         z.append((sb / nb - sa / na) / np.sqrt((qb / nb - (sb / nb)**2) / nb + (qa / na - (sa / na)**2) / na))
         means.append([ratio_or_zero((x * of).sum(1), of.sum(1)) for of in (took, ~took)])
-        log_e.append(ours.log_e)
+        log_e.append(log_average(np.stack([ours.log_e, ours.log_e_below], -1), np.full(2, 1 / 2)))
         paired.append(shadow.log_e)
-    return {"ours: shift over the score's cells": first(np.array(log_e) >= ALARM),
+    return {"ours: difference of the mean scores": first(np.array(log_e) >= ALARM),
             "ours, in shadow: mean of the differences": first(np.array(paired) >= ALARM), **peers_of(np.array(z)),
             "Mann–Whitney at 98 % on the means of batches": mann_whitney(*np.array(means).transpose(1, 0, 2))}
 

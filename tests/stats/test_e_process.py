@@ -11,7 +11,6 @@ from mlops_nb.stats.betting_mean import BettingMean
 from mlops_nb.stats.e_process import EProcess, bisect, log_average, scalar_or_array
 from mlops_nb.stats.rate_ratio import RateRatioTest
 from mlops_nb.stats.safe_two_by_two import SafeTwoByTwo
-from mlops_nb.stats.score_shift import ScoreShift
 from mlops_nb.stats.share_test import ShareTest
 from mlops_nb.stats.treatment_effect import AsymptoticEffect, BettingEffect
 
@@ -24,8 +23,6 @@ LOOKS = { # an empty test, and how it is given `n` units of one look
     "effect": (AsymptoticEffect, lambda t, rng, n: t.update(rng.normal(size=n), rng.random(n) < .4, .4)),
     "bounded effect": (BettingEffect, lambda t, rng, n: t.update(rng.random(n), rng.random(n) < .4, .4)),
     "auc": (AucDifference, lambda t, rng, n: t.update(rng.random(n) < .3, rng.random(n), rng.random(n) < .5)),
-    "scores": (lambda: ScoreShift([.2] * 5),
-               lambda t, rng, n: t.update(rng.integers(0, 5, n), rng.random(n) < .4, .4)),
 }
 
 
