@@ -118,7 +118,9 @@ def _read_plan_file(path):
     except UserError as e:
         why = str(e).split("; delete it")[0].rstrip(".")
         raise UserError(f"{why}; `mlops-nb release restore {path.stem}` writes it anew.") from None
-    check_plan(plan, path)
+    try: check_plan(plan, path)
+    except UserError as e:
+        raise UserError(f"{e} Correct it, or let `mlops-nb release restore {path.stem}` write it anew.") from None
     return plan
 
 # %% ../../nbs/release/00_release_plan.ipynb #4e40f8bf

@@ -47,7 +47,7 @@ def test_what_cannot_be_right_is_refused_before_it_is_written(tmp_path, plan, wo
     assert words in str(e.value) and str(path) in str(e.value) and not path.exists()
     write_json(path, plan)  # a person may write anything
     with pytest.raises(UserError) as e: read_plan(path)
-    assert words in str(e.value)
+    assert words in str(e.value) and "`mlops-nb release restore rows`" in str(e.value)
 
 
 @pytest.mark.parametrize("variant, words", [({"weight": 1.5}, "weight"), ({"mode": "dark"}, "mode"),
