@@ -1,4 +1,4 @@
-"""The whole story over real sockets: under light load a better challenger goes from shadow over canary to 100 % by
+"""The story over real sockets: under light load a better challenger goes from shadow over canary to 100 % by
 itself; a worse, a slow and a crashing one are each rolled back by themselves; and lineage explains what is logged."""
 import re
 import time
@@ -54,7 +54,8 @@ def test_the_better_one_is_promoted_step_by_step(told):
     assert (ended["better"].status, ended["better"].champion) == ("promoted", ids["champion"]), ended["better"].outcome
     steps = [e.data["step"] for e in open_ledger(root).entries(ended["better"].id, ("release.step",))]
     assert steps == [0, 1, 2] and [s.kind for s in ended["better"].steps] == ["shadow", *["canary"] * 3]
-    assert [e.bundle for e in read_history(plan_path(root, read_settings(root, {})))] == [ids["champion"], ids["better"]]
+    history = read_history(plan_path(root, read_settings(root, {})))
+    assert [e.bundle for e in history] == [ids["champion"], ids["better"]]
 
 
 @pytest.mark.parametrize("kind, says", [
