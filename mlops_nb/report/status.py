@@ -14,13 +14,22 @@ from msgspec import Struct, field
 
 from ..bundle.store import released_path
 from ..config.settings import read_settings
+from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..release.deploy import Deployment
 from ..release.release_plan import plan_path, read_history, record_path, store_path
+from ..release.releases import read_release
 from ..release.rollback import describe_model_in_use, model_in_use
 from .history import read_runs
 
 # %% ../../nbs/report/26_status.ipynb #f7c9ae5b
+def _ended_release(root, id):
+    "How the release ended that the last run started; empty while it is open, or where the ledger does not know it."
+    try: status = read_release(root, id).status if id else "open"
+    except UserError: return ""
+    if status == "open": return ""
+    return f"its release {id} is {status.replace('_', ' ')}; `mlops-nb release show {id}` says why."
+
 def waiting_decisions(
     root: str | Path = ".", # The project's folder
 ) -> list[str]: # A sentence each
@@ -30,7 +39,7 @@ def waiting_decisions(
     last = read_json(path, Deployment)
     in_use = model_in_use(root)
     if last.deployed or not last.model_version or (in_use and in_use.bundle == last.bundle): return []
-    return [f"{last.bundle[:12]}: {last.message}"]
+    return [f"{last.bundle[:12]}: {_ended_release(root, last.release) or last.message}"]
 
 # %% ../../nbs/report/26_status.ipynb #71f2f1b9
 def uncommitted_release(
