@@ -389,6 +389,8 @@ def _diagnose(root, release):
     "Put together what a person needs who asks why; the roll-back stands without it."
     if release.status not in ("rolled_back", "void") or (release_folder(root, release) / "diagnosis").exists(): return
     from mlops_nb.release.diagnosis import write_diagnosis
+    print(f"{release.id} is {release.status.replace('_', ' ')}: {release.champion[:12] or 'nothing'} answers. Its "
+          "diagnosis is being written.", file=sys.stderr)
     try: write_diagnosis(root, release)
     except Exception as e: _warn(f"The diagnosis of {release.id} could not be written: {e}")
 
@@ -463,7 +465,8 @@ def watch_release(
     "Drive a release until it ends, or SIGTERM. Raises `UserError` if another process drives this endpoint."
     release, said = read_release(root, id), ""
     lock = history_path(_path_of(root, release)).with_suffix(".watch.lock")
-    held = f"Another process watches the releases of {release.endpoint} already."
+    held = (f"Another process watches the releases of {release.endpoint} already and carries them on; "
+            "`mlops-nb release status` says where they stand.")
     with file_lock(lock, held), _stop_on_sigterm() as stop:
         while True:
             try: release, warning = look_at_release(root, release), ""
