@@ -178,7 +178,7 @@ def test_a_roll_back_stands_without_its_diagnosis_and_the_next_look_writes_it(tm
     release = start_release(root, B)
     assert roll_back_release(root, release, status="void").status == "void"
     first, then = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"{release.id} is rolled back: {A[:12]} answers.")
+    assert first.startswith(f"{release.id} is void: {A[:12]} answers.")
     assert f"The diagnosis of {release.id} could not be written: no rows" in then
     for _ in range(2): settle_release(root, release)
     assert written == ["void", "void"]
