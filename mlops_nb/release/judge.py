@@ -84,15 +84,16 @@ def judge_rules(
     if key and key.startswith("header:"): key = schema.entity
     column = "entity" if key and key == schema.entity else f"columns.{key}" if key else None
     return JudgeRules(release.first_revision, release.step, step.kind, step.share, column, release.params.explore,
-                      schema.task, release.params.margins)
+                      schema.task, release.params.margins, tuple(schema.segments))
 
 # %% ../../nbs/release/17_judge.ipynb #205fefba
 _MAX_RECENT_ROWS = 200_000
 _recent = {} # folder and endpoint -> the latest rows that this process has read
 
-def _keep_recent(folder, endpoint, records, unit_column):
+def _keep_recent(folder, endpoint, records, rules):
     "Most labels are about answers that were read a moment ago; to look those up is to read the whole log."
-    columns = [c for c in records.columns if not c.startswith("columns.") or c == unit_column]
+    asked = {rules.unit_column, *(f"columns.{s}" for s in rules.segments)}
+    columns = [c for c in records.columns if not c.startswith("columns.") or c in asked]
     before = _recent.get((folder, endpoint))
     frames = [records.select(columns)] if before is None else [before, records.select(columns)]
     _recent[folder, endpoint] = stack_frames(frames).tail(_MAX_RECENT_ROWS)
@@ -116,7 +117,7 @@ class _Look(Struct):
     costs: CostParams
 
     def count(self, state, records, feedback):
-        _keep_recent(self.folder, self.endpoint, records, self.rules.unit_column)
+        _keep_recent(self.folder, self.endpoint, records, self.rules)
         state.count_records(records, self.rules)
         find = partial(_find_records, self.folder, self.endpoint, self.began)
         labelled = state.labels.take_final(feedback, find, label_delay(self.schema), self.now)

@@ -256,6 +256,7 @@ def _unknown(state):
     shares = [units[v] / state.units[v] if state.units[v] else 0.0 for v in (CHALLENGER, CHAMPION)]
     mine, other = map(_percent, shares)
     seen = f" (labels came for {mine} of the challenger's units and {other} of the champion's"
+    if (n_segments := len(state.observed.labelled)) > 1: seen += f", weighted by what came in {n_segments} segments"
     return f"{seen}; {n:,} of unknown requests are left out)" if n else f"{seen})"
 
 def _loss_guard(state, params, levels):

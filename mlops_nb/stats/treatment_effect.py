@@ -59,12 +59,13 @@ def update(self: AsymptoticEffect,
     outcomes: np.ndarray, # (..., n) in the order in which they came, without NaN
     challenger: np.ndarray, # (..., n) bool: it was the challenger that answered
     share: np.ndarray, # (n,) or one: the probability of that, as recorded; units at 0 or 1 do not count
+    times: np.ndarray = 1., # (n,) or one: for how many units each stands, known before its outcome; above 0
 ):
     "Count units whose outcome is known."
-    y, took, share = np.broadcast_arrays(*(np.asarray(x, float) for x in (outcomes, challenger, share)))
+    y, took, share, times = np.broadcast_arrays(*(np.asarray(x, float) for x in (outcomes, challenger, share, times)))
     random = (share > 0) & (share < 1)
-    if not random.all(): y, took, share = (x[..., random] for x in (y, took, share)) # one series only
-    self._count(y, took, share, self._mean_before(y))
+    if not random.all(): y, took, share, times = (x[..., random] for x in (y, took, share, times)) # one series only
+    self._count(y, took, share, times, self._mean_before(y))
 
 # %% ../../nbs/stats/14_treatment_effect.ipynb #17f6848a
 @patch
@@ -74,11 +75,11 @@ def _mean_before(self: AsymptoticEffect, outcomes): # (..., n): the mean of the 
     return np.where(at > 0, sums / np.maximum(at, 1), outcomes) # the first one says nothing
 
 @patch
-def _count(self: AsymptoticEffect, y, took, share, mean):
-    product, weight = (y - mean) * (took - share), share * (1 - share)
+def _count(self: AsymptoticEffect, y, took, share, times, mean):
+    product, weight = times * (y - mean) * (took - share), times * share * (1 - share)
     for name, x in (('products', product), ('weights', weight), ('product_squares', product**2),
                     ('cross_products', product * weight), ('weight_squares', weight**2),
-                    ('outcome_squares', (y - mean)**2), ('dealt_squares', (took - share)**2),
+                    ('outcome_squares', (y - mean)**2), ('dealt_squares', (times * (took - share))**2),
                     ('challenger_units', took), ('champion_units', 1 - took)):
         setattr(self, name, scalar_or_array(getattr(self, name) + x.sum(-1)))
     keep = .5 if self.recent_units > 1000 else 1 # what is old counts less
@@ -163,7 +164,7 @@ class BettingEffect(AsymptoticEffect):
         sums = np.asarray(self.recent_outcomes)[..., None] + np.cumsum(outcomes, -1) - outcomes
         return (sums + (self.low + self.high) / 2) / at
 
-    def _count(self, y, took, share, mean): # each stake is a bet on the term less the margin
+    def _count(self, y, took, share, times, mean): # each stake is a bet on the term less the margin
         if not ((y >= self.low) & (y <= self.high)).all():
             raise ValueError(f"outcomes must lie between {self.low:g} and {self.high:g}; "
                              f"found {y.min():g} to {y.max():g}")
@@ -172,6 +173,6 @@ class BettingEffect(AsymptoticEffect):
         term, null = (y - mean) / span * (took - share), margin * share * (1 - share)
         floor = np.maximum(m * (1 - share), (1 - m) * share) + np.maximum(null, 0)
         ceiling = np.maximum((1 - m) * (1 - share), m * share) + np.maximum(-null, 0)
-        self.above = list_or_array(self.above + _log_gains(term - null, floor))
-        self.below = list_or_array(self.below + _log_gains(null - term, ceiling))
-        AsymptoticEffect._count(self, y, took, share, mean)
+        self.above = list_or_array(self.above + _log_gains(times * (term - null), times * floor))
+        self.below = list_or_array(self.below + _log_gains(times * (null - term), times * ceiling))
+        AsymptoticEffect._count(self, y, took, share, times, mean)

@@ -106,3 +106,19 @@ def test_it_agrees_with_ville_at_one_share():
     low, high = theirs.interval()
     assert test.effect == pytest.approx(theirs.estimate_[-1], abs=1e-3)
     assert high - low == pytest.approx(np.diff(test.interval()).item(), rel=.05)
+
+
+def test_units_that_stand_for_several_change_the_estimate_and_not_the_level():
+    rng = np.random.default_rng(5)
+    took, west = rng.random((2, 4000)) < .5
+    y = np.clip(rng.normal(.3, .1, 4000) + .1 * (took & west), 0, 1) # only in the west, of which a quarter is seen
+    seen = ~west | (rng.random(4000) < .25)
+    times = np.where(west, 4., 1.)
+    for of in (AsymptoticEffect, BettingEffect):
+        once, several, scaled = of(), of(), of()
+        once.update(y[seen], took[seen], .5)
+        several.update(y[seen], took[seen], .5, times[seen])
+        scaled.update(y[seen], took[seen], .5, np.full(seen.sum(), 3.))
+        assert once.effect < .03 < .045 < several.effect < .055
+        assert scaled.effect == pytest.approx(once.effect)
+        assert scaled.interval(.1) == pytest.approx(once.interval(.1))
