@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import server as serving
 from support.release_project import Customers, project
-from support.shop_project import done, finished
+from support.shop_project import done
 
 from mlops_nb.config.api_keys import create_api_key
 from mlops_nb.config.settings import read_settings
@@ -89,20 +89,22 @@ def test_each_run_is_in_the_ledger(place):
     assert {n for n, r in known.items() if r.passed} >= {"deploy", "deploy-that-fails", "broken-log", "roll-back"}
 
 
-@pytest.mark.slow
 def test_restore_from_git_and_the_artifact_store(tmp_path_factory):
     "Nothing is left of a project but its repository and DVC's remote; the clone answers as it did."
     place = tmp_path_factory.mktemp("restore")
-    author = shutil.copytree(finished(tmp_path_factory), place / "author", symlinks=True)
-    done("dvc", "remote", "add", "-q", "--default", "storage", place / "storage", cwd=author)
+    author = place / "author"
+    project(author, ["champion"])
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"],
+                    ["dvc", "remote", "add", "-q", "--default", "storage", place / "storage"]):
+        done(*command, cwd=author)
     assert share_releases(author) == ""
-    for words in (["add", "-A"], ["commit", "-qm", "first model"]): done("git", *words, cwd=author)
+    kept = [".dvc", "settings.ini", "schema.yaml", "params.yaml", "releases/committed", "bundles/released"]
+    for words in (["add", *kept], ["commit", "-qm", "first model"]): done("git", *words, cwd=author)
     done("dvc", "push", "-q", cwd=author)
     before = model_in_use(author).bundle
     done("git", "clone", "-q", "--bare", author, place / "repository.git", cwd=place)
     shutil.rmtree(author)
     here = place / "here"
-    project(here)
     shutil.copytree(ROOT / RUNBOOK_FOLDER, here / RUNBOOK_FOLDER)
     run_runbook(here, "restore", dict(repository=str(place / "repository.git"), folder=str(place / "restored")))
     assert model_in_use(place / "restored").bundle == before
