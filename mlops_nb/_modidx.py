@@ -3469,6 +3469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlops_nb/release/judge.py'),
                                         'mlops_nb.release.judge._shadow_fault': ( 'release/judge.html#_shadow_fault',
                                                                                   'mlops_nb/release/judge.py'),
+                                        'mlops_nb.release.judge._unit': ('release/judge.html#_unit', 'mlops_nb/release/judge.py'),
                                         'mlops_nb.release.judge._weigh': ('release/judge.html#_weigh', 'mlops_nb/release/judge.py'),
                                         'mlops_nb.release.judge.decide': ('release/judge.html#decide', 'mlops_nb/release/judge.py'),
                                         'mlops_nb.release.judge.judge_release': ( 'release/judge.html#judge_release',

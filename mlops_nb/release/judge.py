@@ -40,6 +40,7 @@ class Verdict(Struct):
     void: bool = False # routing or logging is broken: nothing that was measured is worth anything
     missing: list[str] = field(default_factory=list) # what a promotion of this step waits for
     at: str = "" # time in ISO 8601, UTC
+    unit: str = "" # what counts once, such as `one request`
 
 # %% ../../nbs/release/17_judge.ipynb #d08b289a
 def _elapsed_hours(since, now): # never below 0, whatever the clock does
@@ -143,6 +144,13 @@ def _shadow_fault(state, look, release_id):
     if share <= MAX_LEFT_OUT: return ""
     return f"the shadow left out {100 * share:.3g} % of the rows, and with more than 1 % there is no verdict"
 
+def _unit(release, look):
+    "What counts once, for people; the log has no headers of requests."
+    column, key = look.rules.unit_column, release.sticky_key or ""
+    of = look.schema.entity if column == "entity" else column and column.removeprefix("columns.")
+    unit = f"one {of or 'request'}"
+    return f"{unit}, as the log has no {key}" if key.startswith("header:") else unit
+
 def _weigh(state, release, broken, now):
     step, kinds = release.current_step, tuple(s.kind for s in release.steps)
     units = state.step_units if state.step == release.step else {CHAMPION: 0, CHALLENGER: 0}
@@ -176,7 +184,9 @@ def judge_release(
         broken = _shadow_fault(state, look, release.id)
     except (UserError, OSError, pl.exceptions.PolarsError) as e:
         state, broken = read_judge_state(path, release.id), f"the prediction log cannot be read: {e}".rstrip(".")
-    return _weigh(state, release, broken, now)
+    verdict = _weigh(state, release, broken, now)
+    verdict.unit = _unit(release, look)
+    return verdict
 
 # %% ../../nbs/release/17_judge.ipynb #daa9f067
 def _cell(x): return "–" if x is None or not math.isfinite(x) else f"{x:.3g}"

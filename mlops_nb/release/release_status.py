@@ -107,6 +107,7 @@ _ACTIONS = {"promote": "promote", "roll_back": "roll back", "go_on": "go on"}
 def _verdict_lines(verdict):
     if not verdict: return [("verdict", "none yet; `mlops-nb release watch` asks the judge.")]
     units = ", ".join(f"{name} {n:,}" for name, n in (verdict.get("units") or {}).items())
+    if units and verdict.get("unit"): units += f" (each is {verdict['unit']})"
     said = f"{_ACTIONS.get(verdict['action'], verdict['action'])}: {verdict['reason']}"
     return [("verdict", said), *([("units", units)] if units else []),
             *(("metric", m["says"]) for m in verdict.get("metrics") or [])]

@@ -147,6 +147,17 @@ def test_a_customer_counts_once(root, traffic):
     assert evidence["failures"].n == 40 and evidence["failures"].e_value < 20
 
 
+@pytest.mark.parametrize("key,entity,unit", [
+    (None, "customer", "one request"), ("customer", "customer", "one customer"), ("plan", "customer", "one plan"),
+    ("header:x-id", "customer", "one customer, as the log has no header:x-id"),
+    ("header:x-id", None, "one request, as the log has no header:x-id")])
+def test_a_verdict_says_what_counts_once(root, traffic, key, entity, unit):
+    "The log has no headers: where one deals, the entity counts, or each request."
+    write_schema(replace(subscriber_schema(), entity=entity), root / "schema.yaml")
+    traffic.send(20)
+    assert look(root, release_of(sticky_key=key)).unit == unit
+
+
 def frame(rng, start, n, share, revision=5):
     "Records of requests to two variants that are alike."
     mine = rng.random(n) < share
