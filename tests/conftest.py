@@ -20,8 +20,8 @@ LONG = ["end_to_end/test_real_data.py", "end_to_end/test_shapes.py", "end_to_end
         "end_to_end/test_experiments.py", "end_to_end/test_progressive_delivery.py", "train/test_launcher.py",
         "train/test_net_trainer.py",
         "end_to_end/test_bad_input.py", "end_to_end/test_change_request.py", "report/test_runner.py",
-        "train/test_tuning.py", "test_runbooks.py", "report/test_notebooks.py", "batch/test_stream_scoring.py", "control/test_scheduler.py",
-        "release/test_gate.py", "serve/test_server.py"]
+        "train/test_tuning.py", "test_runbooks.py", "report/test_notebooks.py",
+        "batch/test_stream_scoring.py", "control/test_scheduler.py", "release/test_gate.py", "serve/test_server.py"]
 
 
 def pytest_collection_modifyitems(items):
