@@ -296,10 +296,19 @@ def _shadow_loss_guard(state, levels):
     found.passes = not found.is_proven
     return found
 
+def _unweighted_loss_guard(state, params, levels):
+    "Labels came, and for which units they come is not known yet: nothing that may be promoted on."
+    units = state.trials["labels"]
+    found = _unmeasured("loss", levels.threshold("loss"), sum(units.values()), "the first labels only tell for which "
+                        "units labels come; those of later looks count")
+    found.passes = min(units.values()) < params.min_units
+    return found
+
 def _label_guards(state, params, levels):
     if params.margins.loss is not None:
         if state.effects.get("loss"): yield _loss_guard(state, params, levels)
-        if "loss" in state.outcomes: yield _regression_loss_guard(state, params, levels)
+        elif "loss" in state.outcomes: yield _regression_loss_guard(state, params, levels)
+        elif sum(state.trials.get("labels", {}).values()): yield _unweighted_loss_guard(state, params, levels)
         if state.pairs.get("loss"): yield _shadow_loss_guard(state, levels)
     if state.auc is not None and state.auc.test.n: yield _auc_guard(state, levels)
 

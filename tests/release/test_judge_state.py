@@ -85,6 +85,14 @@ def test_selective_labels_are_weighted_by_what_came_in_each_segment():
     assert "weighted by what came in 2 segments" in says
 
 
+def test_labels_that_cannot_be_weighted_yet_promote_nothing():
+    state = judged(0, ("region",), looks=1)
+    few, enough = (next(m for m in release_evidence(state, ReleaseParams(min_units=n)) if m.name == "loss")
+                   for n in (500, 200))
+    assert "loss" not in state.effects and few.passes
+    assert not enough.passes and not enough.is_proven and "those of later looks count" in enough.says
+
+
 def test_a_state_with_segments_is_kept(tmp_path):
     state = judged(0, ("region",), looks=3)
     write_judge_state(tmp_path / "judge.json", state)
