@@ -3554,6 +3554,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlops_nb/release/judge_evidence.py'),
                                                  'mlops_nb.release.judge_evidence._unmeasured': ( 'release/judge_evidence.html#_unmeasured',
                                                                                                   'mlops_nb/release/judge_evidence.py'),
+                                                 'mlops_nb.release.judge_evidence._unweighted_loss_guard': ( 'release/judge_evidence.html#_unweighted_loss_guard',
+                                                                                                             'mlops_nb/release/judge_evidence.py'),
                                                  'mlops_nb.release.judge_evidence.left_out_share': ( 'release/judge_evidence.html#left_out_share',
                                                                                                      'mlops_nb/release/judge_evidence.py'),
                                                  'mlops_nb.release.judge_evidence.rate_confidence_sequence': ( 'release/judge_evidence.html#rate_confidence_sequence',
