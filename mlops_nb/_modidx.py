@@ -3652,6 +3652,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'mlops_nb/release/judge_state.py'),
                                               'mlops_nb.release.judge_state.ObservedLabels': ( 'release/judge_state.html#observedlabels',
                                                                                                'mlops_nb/release/judge_state.py'),
+                                              'mlops_nb.release.judge_state.ObservedLabels._take_hour': ( 'release/judge_state.html#observedlabels._take_hour',
+                                                                                                          'mlops_nb/release/judge_state.py'),
                                               'mlops_nb.release.judge_state.ObservedLabels._weights': ( 'release/judge_state.html#observedlabels._weights',
                                                                                                         'mlops_nb/release/judge_state.py'),
                                               'mlops_nb.release.judge_state.ObservedLabels.add_units': ( 'release/judge_state.html#observedlabels.add_units',

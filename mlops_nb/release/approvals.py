@@ -19,7 +19,6 @@ from msgspec.structs import replace
 
 from ..config.api_keys import APIKey, find_api_key, read_api_keys
 from ..config.approval_rules import ApprovalRule, normalize_step, parse_approval_rules
-from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError, did_you_mean
 from ..ledger.ledger import open_ledger

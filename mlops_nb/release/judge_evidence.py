@@ -300,7 +300,7 @@ def _unweighted_loss_guard(state, params, levels):
     "Labels came, and for which units they come is not known yet: nothing that may be promoted on."
     units = state.trials["labels"]
     found = _unmeasured("loss", levels.threshold("loss"), sum(units.values()), "the first labels only tell for which "
-                        "units labels come; those of later looks count")
+                        "units labels come; those of later hours count")
     found.passes = min(units.values()) < params.min_units
     return found
 

@@ -81,7 +81,7 @@ REVIEW = "review" # in place of a decision
 
 class ChampionReference(Struct, frozen=True):
     "What the challenger is compared with."
-    latency_us: dict[str, float] # metric -> microseconds above which it is slow; empty where the model is hardly ever asked
+    latency_us: dict[str, float] # metric -> microseconds above which it is slow; empty: the model is hardly ever asked
     decisions: dict[str, float] # decision -> its share
     score_low: float = 0.0 # scores count between these two bounds
     score_high: float = 1.0

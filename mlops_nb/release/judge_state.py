@@ -141,13 +141,19 @@ def add_units(self: ObservedLabels,
 def take_labels(self: ObservedLabels,
     rows: pl.DataFrame, # Of units that have a label, likewise
 ) -> np.ndarray: # (n,) for how many units each stands
-    "Weigh labels, and count them."
-    weights = self._weights()
-    found = np.array([weights(s, int(m)) for s, m in rows.select("segment", "is_challenger").iter_rows()])
-    newest = rows["time"].max()
-    for hour in [h for h in self.waiting if newest and int(h) < newest.timestamp() // 3600]:
-        for segment, n in self.waiting.pop(hour).items():
+    "Weigh labels by what came of the hours before, and count them."
+    hours, found = rows["time"].dt.epoch("s") // 3600, np.zeros(len(rows))
+    for hour in hours.unique().sort():
+        found[(hours == hour).to_numpy()] = self._take_hour(rows.filter(hours == hour), hour)
+    return found
+
+@patch
+def _take_hour(self: ObservedLabels, rows, hour):
+    for before in [h for h in self.waiting if int(h) < hour]:
+        for segment, n in self.waiting.pop(before).items():
             self.units[segment] = [a + b for a, b in zip(self.units[segment], n)]
+    weights = self._weights()
+    found = [weights(s, int(m)) for s, m in rows.select("segment", "is_challenger").iter_rows()]
     _add_cells(self.labelled, rows, self.units)
     return found
 

@@ -14,7 +14,6 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
-
 from ..config.params import CostParams
 from ..config.schema import Schema
 

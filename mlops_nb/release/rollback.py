@@ -160,7 +160,7 @@ def _champion_in_registry(root, settings):
 # %% ../../nbs/release/06_rollback.ipynb #9bb00045
 def _released_by_last_run(root, settings):
     "The bundle that the last run released, stored anew; empty where it released none."
-    from mlops_nb.release.deploy import Deployment # it loads the whole pipeline, and a roll-back has no time for that
+    from mlops_nb.release.deploy import Deployment  # it loads the whole pipeline, and a roll-back has no time for that
     deployment = root / "artifacts/deployment.json"
     if not deployment.exists() or not (root / "artifacts/bundle").exists(): return ""
     done, bundle = read_json(deployment, Deployment), open_bundle(root / "artifacts/bundle")

@@ -90,7 +90,19 @@ def test_labels_that_cannot_be_weighted_yet_promote_nothing():
     few, enough = (next(m for m in release_evidence(state, ReleaseParams(min_units=n)) if m.name == "loss")
                    for n in (500, 200))
     assert "loss" not in state.effects and few.passes
-    assert not enough.passes and not enough.is_proven and "those of later looks count" in enough.says
+    assert not enough.passes and not enough.is_proven and "those of later hours count" in enough.says
+
+
+def test_labels_that_come_all_at_once_count_but_for_their_first_hour():
+    i = np.arange(8000)
+    asked = pl.DataFrame(dict(segment=(i % 2).astype(str), is_challenger=i % 7 < 3, time=i // 1000 * 3_600_000_000))
+    asked = asked.with_columns(pl.col("time").cast(pl.Datetime("us", "UTC")))
+    seen = ObservedLabels()
+    seen.add_units(asked)
+    times = seen.take_labels(asked.filter(pl.Series((i % 2 == 0) | (i % 20 < 4)))) # half of one segment, all of another
+    hours = np.repeat(np.arange(8), len(times) // 8)
+    assert (times[hours == 0] == 0).all() and (times[hours > 0] > 0).all()
+    assert set(times[hours == 7].round(1)) == {.6, 3.}
 
 
 def test_a_state_with_segments_is_kept(tmp_path):
