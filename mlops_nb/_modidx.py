@@ -3524,6 +3524,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'mlops_nb/release/judge_evidence.py'),
                                                  'mlops_nb.release.judge_evidence._mean_guard': ( 'release/judge_evidence.html#_mean_guard',
                                                                                                   'mlops_nb/release/judge_evidence.py'),
+                                                 'mlops_nb.release.judge_evidence._more': ( 'release/judge_evidence.html#_more',
+                                                                                            'mlops_nb/release/judge_evidence.py'),
                                                  'mlops_nb.release.judge_evidence._percent': ( 'release/judge_evidence.html#_percent',
                                                                                                'mlops_nb/release/judge_evidence.py'),
                                                  'mlops_nb.release.judge_evidence._rate_guard': ( 'release/judge_evidence.html#_rate_guard',

@@ -195,6 +195,7 @@ mlops-nb gate check              # exits 1 when the last model did not pass
 | `settings.ini` | where and how things run; never changes a result |
 | `nbs/00_features.ipynb` | the feature functions, exported to `{package}/features.py` |
 | `nbs/reports/` | the notebooks behind the pages |
+| `docs/runbooks/` | what to do on duty: notebooks that `mlops-nb runbook run` executes |
 | `requirements.txt`, `constraints.txt` | the packages this project runs on, and their versions |
 | `Makefile`, `.github/`, `.gitlab-ci.yml` | the same steps by name, and on every change request |
 """
@@ -258,11 +259,11 @@ def write_project_files(
              ".gitignore": _GITIGNORE, "README.md": readme}
     for name, text in texts.items():
         with atomic_file(root / name) as tmp: tmp.write_text(text, encoding="utf-8")
-    reports = root / "nbs" / "reports"
-    reports.mkdir(parents=True)
-    for nb in files("mlops_nb.report_notebooks").iterdir():
-        if nb.name.endswith(".ipynb"): (reports / nb.name).write_bytes(nb.read_bytes())
-    (reports / ".notest").touch()
+    for package_name, folder in (("report_notebooks", root / "nbs/reports"), ("runbooks", root / "docs/runbooks")):
+        folder.mkdir(parents=True)
+        for nb in files(f"mlops_nb.{package_name}").iterdir():
+            if nb.name.endswith(".ipynb"): (folder / nb.name).write_bytes(nb.read_bytes())
+    (root / "nbs/reports/.notest").touch()
     write_nb(make_features_notebook(calendar_features, package), root / "nbs" / "00_features.ipynb")
     write_empty_record(root / "releases" / f"{schema.dataset}.json")
 

@@ -36,12 +36,13 @@ def _origin(record):
 
 # %% ../../nbs/ci/00_requirements.ipynb #40b95340
 def _package_files():
-    "`{path in the wheel: bytes}` of this package as it runs here, report notebooks included."
+    "`{path in the wheel: bytes}` of this package as it runs here, report notebooks and runbooks included."
     home = Path(str(files("mlops_nb").joinpath("__init__.py"))).parent
     code = [p for p in sorted(home.rglob("*")) if p.name == "py.typed" or p.suffix == ".py"]
     found = {f"mlops_nb/{p.relative_to(home).as_posix()}": p.read_bytes() for p in code}
-    notebooks = [p for p in files("mlops_nb.report_notebooks").iterdir() if p.name.endswith(".ipynb")]
-    return found | {f"mlops_nb/report_notebooks/{p.name}": p.read_bytes() for p in notebooks}
+    notebooks = [(folder, p) for folder in ("report_notebooks", "runbooks") for p in files(f"mlops_nb.{folder}").iterdir()
+                 if p.name.endswith(".ipynb")]
+    return found | {f"mlops_nb/{folder}/{p.name}": p.read_bytes() for folder, p in notebooks}
 
 # %% ../../nbs/ci/00_requirements.ipynb #fb39ad8b
 def _metadata_files(record):

@@ -69,6 +69,8 @@ def rate_confidence_sequence(
 # %% ../../nbs/release/16_judge_evidence.ipynb #e6f35592
 def _percent(x): return f"{100 * x:.3g} %"
 
+def _more(x): return f"{_percent(abs(x))} {'fewer' if x < 0 else 'more'} rows"
+
 def _unmeasured(metric, threshold, n, why):
     return MetricEvidence(metric, "guard", None, None, None, None, 0.0, threshold, n, f"{metric}: {why}.")
 
@@ -209,7 +211,7 @@ def left_out_share(
 def _shadow_failures(state, levels):
     harm, safe = state.pairs["failures"], state.pairs["failures bound"]
     def says(estimate, margin):
-        return (f"In shadow the challenger fails in {_percent(estimate)} more rows than the champion; "
+        return (f"In shadow the challenger fails in {_more(estimate)} than the champion; "
                 f"{_percent(margin)} is tolerated.")
     found = _mean_guard("shadow failures", "failures", safe, levels, says)
     found.e_value = math.exp(min(_log_harm(harm), 700))
@@ -224,7 +226,7 @@ def _shadow_decisions(state, levels):
     agreement = state.pairs["agreement"][0].mean
     def says(estimate, margin):
         return (f"In shadow the two agree in {_percent(agreement)} of the decisions; the challenger decides '{worst}' "
-                f"in {_percent(estimate)} more rows, and {_percent(margin)} is tolerated.")
+                f"in {_more(estimate)}, and {_percent(margin)} is tolerated.")
     found = _mean_guard("shadow decisions", "decisions", state.pairs[f"decision {worst}"], levels, says)
     log_e = np.array([_log_harm(t) for t in all_tests])
     found.e_value = math.exp(min(float(log_average(log_e, np.full(len(log_e), 1 / len(log_e)))), 700))

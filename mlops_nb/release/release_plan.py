@@ -11,6 +11,7 @@ __all__ = ['HELD_OUT', 'RELEASES_UNKNOWN', 'NO_MODEL', 'Variant', 'RoutingRule',
 
 # %% ../../nbs/release/00_release_plan.ipynb #28e097d9
 import getpass
+import re
 import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -68,6 +69,8 @@ class ReleasePlan(Struct, forbid_unknown_fields=True):
     explore_decision: Literal["default", "random"] = "default" # for them: the negative class, or either by chance
 
 # %% ../../nbs/release/00_release_plan.ipynb #1deb33c7
+_VARIANT_NAME = re.compile(r"[\w.-]{1,64}") # it stands in metrics, the log and addresses
+
 def _plan_errors(plan):
     "What cannot be right in a plan, a clause each."
     live, names = [v for v in plan.variants if v.mode == "live"], [v.name for v in plan.variants]
@@ -75,6 +78,9 @@ def _plan_errors(plan):
     for n in dict.fromkeys(names):
         if names.count(n) > 1: yield f"two variants have the name '{n}'; rename one"
     if "" in names: yield "a variant has no name; give it one"
+    for n in names:
+        if n and not _VARIANT_NAME.fullmatch(n):
+            yield f"the variant {n!r} has a name that is none; use 1 to 64 letters, digits, dots, dashes and underscores"
     if HELD_OUT in names: yield f"a variant has the name '{HELD_OUT}', which is that of exploration; rename it"
     if abs(total - 1) > 1e-9: yield f"the weights of the live variants add up to {total:g}; they must add up to 1"
     elif not any(v.weight and not v.flag for v in live):

@@ -288,7 +288,7 @@ def _enter_step(root, release, number, by=""):
 
 def _record_step(root, release, number, revision, by=""):
     if release.steps[number].share >= 1:
-        ended = _end(root, release, "promoted", release.reason, revision, by)
+        ended = _end(root, release, "promoted", "It answers all requests.", revision, by)
         _follow_up(root, ended)
         return ended
     open_ledger(root).append("release.step", release.id, dict(step=number, revision=revision), by=by,

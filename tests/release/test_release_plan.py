@@ -32,6 +32,7 @@ def faulty(variants, **how): return ReleasePlan("rows", 1, variants, **how)
     (faulty([Variant("s", "sss", 1, "shadow")]), "add up to 0"),
     (faulty([A, B, Variant("a", "ccc", 0)]), "two variants have the name 'a'"),
     (faulty([Variant("", "aaa")]), "no name"),
+    (faulty([Variant("a/b", "aaa")]), "the variant 'a/b' has a name that is none; use 1 to 64 letters"),
     (faulty([A, B], rules=[RoutingRule({}, "c")]), "rule 1 names the variant 'c', which is not there; known are a, b."),
     (faulty([A, B], rules=[RoutingRule({}, "a"), RoutingRule({"x": 1}, "bb")]),
      "rule 2 names the variant 'bb', which is not there; did you mean 'b'?"),

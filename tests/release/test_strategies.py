@@ -110,7 +110,7 @@ def test_a_plan_that_deals_out_already_is_no_base(variants, says):
 
 
 def test_a_variant_of_another_name_that_answers_all_is_the_champion():
-    base = ReleasePlan("churn", 1, [Variant("model/one", "a1"), Variant("mine", "c3", 0.0)])
+    base = ReleasePlan("churn", 1, [Variant("model-one", "a1"), Variant("mine", "c3", 0.0)])
     check_base(base)
     plan = plan_for_step(base, release_of("canary", base), 0)
     assert [v.name for v in plan.variants] == ["champion", "challenger", "mine"]
