@@ -40,8 +40,8 @@ def _package_files():
     home = Path(str(files("mlops_nb").joinpath("__init__.py"))).parent
     code = [p for p in sorted(home.rglob("*")) if p.name == "py.typed" or p.suffix == ".py"]
     found = {f"mlops_nb/{p.relative_to(home).as_posix()}": p.read_bytes() for p in code}
-    notebooks = [(folder, p) for folder in ("report_notebooks", "runbooks") for p in files(f"mlops_nb.{folder}").iterdir()
-                 if p.name.endswith(".ipynb")]
+    notebooks = [(folder, p) for folder in ("report_notebooks", "runbooks")
+                 for p in files(f"mlops_nb.{folder}").iterdir() if p.name.endswith(".ipynb")]
     return found | {f"mlops_nb/{folder}/{p.name}": p.read_bytes() for folder, p in notebooks}
 
 # %% ../../nbs/ci/00_requirements.ipynb #fb39ad8b

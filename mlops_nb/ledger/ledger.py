@@ -6,11 +6,14 @@
 __all__ = ['LedgerEntry', 'Ledger', 'user_name', 'open_ledger']
 
 # %% ../../nbs/ledger/00_ledger.ipynb #042c0034
+import errno
 import getpass
+import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import msgspec
@@ -19,7 +22,7 @@ from msgspec import Struct
 
 from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings, resolve_local_uri
-from ..core.errors import UserError
+from ..core.errors import UserError, describe_os_error
 
 # %% ../../nbs/ledger/00_ledger.ipynb #70009532
 class LedgerEntry(Struct, frozen=True):
@@ -107,6 +110,9 @@ def _place(uri):
     from sqlalchemy import make_url
     return uri.removeprefix("sqlite:///") if uri.startswith("sqlite") else make_url(uri).render_as_string()
 
+def _is_disk_full(place, why): # SQLite says either, by what it was doing
+    return "disk is full" in why or "disk I/O error" in why and disk_usage(Path(place).parent).free < 2**20
+
 @contextmanager
 def _ledger_errors(uri):
     "What a database raises, as one `UserError`."
@@ -119,6 +125,9 @@ def _ledger_errors(uri):
         try: place = _place(uri)
         except SQLAlchemyError: raise UserError("[ledger] uri is no address; write sqlite:///PATH.") from None
         why = (str(getattr(e, "orig", None) or e).strip().splitlines() or [type(e).__name__])[0]
+        if _is_disk_full(place, why):
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.relpath(place))
+            raise UserError(describe_os_error(full)) from e
         raise UserError(f"The ledger {place} cannot be used ({why:.300}); start or free it, or name another one in "
                         "settings.ini under [ledger], then run the same command again.") from e
 

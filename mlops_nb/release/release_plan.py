@@ -80,7 +80,8 @@ def _plan_errors(plan):
     if "" in names: yield "a variant has no name; give it one"
     for n in names:
         if n and not _VARIANT_NAME.fullmatch(n):
-            yield f"the variant {n!r} has a name that is none; use 1 to 64 letters, digits, dots, dashes and underscores"
+            yield (f"the variant {n!r} has a name that is none; use 1 to 64 letters, digits, dots, dashes and "
+                   "underscores")
     if HELD_OUT in names: yield f"a variant has the name '{HELD_OUT}', which is that of exploration; rename it"
     if abs(total - 1) > 1e-9: yield f"the weights of the live variants add up to {total:g}; they must add up to 1"
     elif not any(v.weight and not v.flag for v in live):

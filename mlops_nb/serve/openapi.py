@@ -99,6 +99,7 @@ _, _MESSAGES = msgspec.json.schema_components((PredictResponse, ExplainResponse,
 # %% ../../nbs/serve/10_openapi.ipynb #439a2650
 def _object(required='', **properties):
     return {'type': 'object', 'properties': properties, 'required': required.split()}
+def _only(required='', **properties): return {**_object(required, **properties), 'additionalProperties': False}
 def _array(items, **more): return {'type': 'array', 'items': items, **more}
 def _ref(name): return {'$ref': f'#/components/schemas/{name}'}
 
@@ -115,8 +116,8 @@ _VALUES = {'type': 'array',
 _RELEASE_SCHEMAS = {
     'ReleaseReport': _object('id status', id=_TEXT, status=_TEXT), 'ReleaseList': _array(_ref('ReleaseReport')),
     'ReleaseAnswer': _object('id message', id=_TEXT, message=_TEXT),
-    'ReleaseStep': _object('step', step={**_TEXT, 'description': 'start, or the percent of a step, such as 25.'}),
-    'ReleaseReason': _object(reason={**_TEXT, 'description': 'Why; it stands in the ledger.'})}
+    'ReleaseStep': _only('step', step={**_TEXT, 'description': 'start, or the percent of a step, such as 25.'}),
+    'ReleaseReason': _only(reason={**_TEXT, 'description': 'Why; it stands in the ledger.'})}
 
 # %% ../../nbs/serve/10_openapi.ipynb #a2d4e187
 PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'InferOutput')} | {
@@ -220,9 +221,11 @@ STATUS_DESCRIPTIONS = {
     504: 'The deadline of the request has passed'}
 
 # %% ../../nbs/serve/10_openapi.ipynb #66c5dac7
+_PERSONAL = 'release_approve', 'release_withdraw' # they want a key from whoever asks, also in open mode
+
 def _statuses(route, auth_required):
     yield from (400, 403, 500)
-    if not auth_required: yield 421
+    if not auth_required: yield from (421, 401) if route.handler.__name__ in _PERSONAL else (421,)
     elif route.scope != 'public': yield from (401, 429)
     if '{' in route.path: yield 404
     if route.handler.__name__.startswith('release_'): yield from (409, 501)

@@ -271,12 +271,14 @@ def test_every_example_of_the_description_works(served):
     _, _, document = server.get("/openapi.json")
     asked = {path: o["requestBody"]["content"]["application/json"]["example"] for path, m in document["paths"].items()
              for method, o in m.items() if method == "post"}
-    assert len(asked) == 2 * 8 + 1
+    of_release = [path for path in asked if "{release}" in path] # there is none here
+    assert len(of_release) == 4 and len(asked) == 2 * 8 + 1 + len(of_release)
     for path, body in asked.items():
+        if path in of_release: continue
         status, _, reply = server.post(path.replace("{version}", "first" if "rows" in path else "only"), body)
         assert status == (400 if path.endswith("/unload") else 200), (path, reply)
     for path in (p.replace("{version}", "only") for p, m in document["paths"].items() if "get" in m
-                 and "rows" not in p):
+                 and "rows" not in p and "{release}" not in p):
         assert server.get(path)[0] == 200, path
     status, headers, page = server.get("/docs")
     assert (status == 200 and headers["content-type"].startswith("text/html")

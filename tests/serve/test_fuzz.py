@@ -118,7 +118,7 @@ def test_by_the_description(server, honest):
     print(f"answers: {sum(seen.values())} of {len({o for o, _ in seen})} operations, by status "
           f"{[*sorted({s for _, s in seen})]}")
     assert {o for o, s in seen if s == 200} >= {o.label
-        for o in operations if not re.search("version|infer|unload", o.label)}
+        for o in operations if not re.search("version|infer|unload|{release}", o.label)} # there is no release here
 
 
 # By hand
