@@ -4781,6 +4781,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlops_nb.report.html._render_cells': ('report/html.html#_render_cells', 'mlops_nb/report/html.py'),
                                       'mlops_nb.report.html._write_page': ('report/html.html#_write_page', 'mlops_nb/report/html.py'),
                                       'mlops_nb.report.html.add_contents': ('report/html.html#add_contents', 'mlops_nb/report/html.py'),
+                                      'mlops_nb.report.html.join_streams': ('report/html.html#join_streams', 'mlops_nb/report/html.py'),
                                       'mlops_nb.report.html.render_markdown': ( 'report/html.html#render_markdown',
                                                                                 'mlops_nb/report/html.py'),
                                       'mlops_nb.report.html.render_notebook': ( 'report/html.html#render_notebook',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIGHT_PALETTE', 'DARK_PALETTE', 'PageHeader', 'add_contents', 'render_page', 'sanitize_html', 'render_markdown',
-           'render_output', 'render_notebook', 'write_markdown_page']
+           'render_output', 'join_streams', 'render_notebook', 'write_markdown_page']
 
 # %% ../../nbs/report/03_html.ipynb #70740577
 import json
@@ -332,6 +332,21 @@ def render_output(
     if 'text/markdown' in data: return render_markdown(data['text/markdown'])
     return f"<pre>{escape(data['text/plain'])}</pre>" if 'text/plain' in data else ''
 
+# %% ../../nbs/report/03_html.ipynb #1e2e05a2
+def join_streams(
+    outputs: list[dict], # Of one code cell, as in the notebook's JSON
+) -> list[dict]: # With one output for all that was printed, and one for all messages, where the first piece stood
+    "Put the pieces of what a cell printed together."
+    joined, whole = [], {}
+    for out in outputs:
+        if out['output_type'] != 'stream': joined.append(out)
+        elif (first := whole.get(out['name'])) is None:
+            whole[out['name']] = {**out, 'text': _join_source(out['text'])}
+            joined.append(whole[out['name']])
+        else: first['text'] += _join_source(out['text'])
+    for out in whole.values(): out['text'] = re.sub(r'[^\n]*\r(?!\n)', '', out['text'])
+    return joined
+
 # %% ../../nbs/report/03_html.ipynb #05f66d57
 def _parameters_line(cells):
     "The parameters the notebook ran with, as one line of HTML."
@@ -368,7 +383,8 @@ def _render_cells(cells):
             if found := re.findall(r"^#+ +(.+)$", text, re.M): heading = found[-1]
             blocks.append((False, render_markdown(text, cell.get('attachments'))))
         elif cell['cell_type'] == 'code':
-            blocks += [(True, render_output(o, heading)) for o in cell['outputs'] if o['output_type'] != 'error']
+            outputs = join_streams(cell['outputs'])
+            blocks += [(True, render_output(o, heading)) for o in outputs if o['output_type'] != 'error']
     return '\n'.join(_drop_empty_sections(blocks))
 
 # %% ../../nbs/report/03_html.ipynb #32b35689

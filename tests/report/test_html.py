@@ -92,6 +92,15 @@ def test_every_kind_of_output(tmp_path):
     assert found.links == ["#main", "../i.html", "../b/n.html"] and text.count("<h1") == 1
 
 
+def test_what_a_command_printed_is_put_together_again(tmp_path):
+    pieces = [("stdout", "No release is"), ("stderr", "watch: 1 s\r"), ("stdout", " open.\n"), ("stderr", "watch: 2 s\n")]
+    streams = [dict(output_type="stream", name=name, text=text) for name, text in pieces]
+    (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=[cell("code", "", streams)])))
+    text = render_notebook(tmp_path / "n.ipynb", tmp_path / "n.html").read_text()
+    assert "No release is open." in text and text.count("Messages while") == 1
+    assert "watch: 2 s" in text and "watch: 1 s" not in text
+
+
 def test_a_figure_is_the_same_each_time_and_needs_no_network():
     def draw():
         fig, axes = subplots(rows=1, columns=2)
