@@ -93,7 +93,8 @@ def test_every_kind_of_output(tmp_path):
 
 
 def test_what_a_command_printed_is_put_together_again(tmp_path):
-    pieces = [("stdout", "No release is"), ("stderr", "watch: 1 s\r"), ("stdout", " open.\n"), ("stderr", "watch: 2 s\n")]
+    pieces = [("stdout", "No release is"), ("stderr", "watch: 1 s\r"), ("stdout", " open.\n"),
+              ("stderr", "watch: 2 s\n")]
     streams = [dict(output_type="stream", name=name, text=text) for name, text in pieces]
     (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=[cell("code", "", streams)])))
     text = render_notebook(tmp_path / "n.ipynb", tmp_path / "n.html").read_text()
