@@ -303,7 +303,7 @@ def _init_git_and_dvc(root, package, dvc):
 
 # %% ../nbs/91_scaffold.ipynb #461e9ef1
 _OURS = ("data", "data.dvc", "schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "pyproject.toml", "nbs", ".dvc",
-         "releases")
+         "docs/runbooks", "releases")
 _SHARED = ("README.md", "Makefile", "constraints.txt", ".gitlab-ci.yml", ".github/workflows/pipeline.yml",
            "requirements.txt", ".gitignore") # an older one stays; the last two get lines at their ends
 
