@@ -275,7 +275,7 @@ def test_an_environment_with_the_core_dependencies_scores_a_file(binary, tmp_pat
     reach = subprocess.run([*pip, *constraints, "msgspec"], capture_output=True, text=True, timeout=180)
     if reach.returncode: pytest.skip(f"pip reaches no package index here: {reach.stderr.strip().splitlines()[-1]}")
     source = tmp_path / "source" # a build leaves folders beside what it builds
-    for part in ("mlops_nb", "nbs/reports"):
+    for part in ("mlops_nb", "nbs/reports", "docs/runbooks"):
         shutil.copytree(root / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("pyproject.toml", "README.md"): shutil.copy(root / part, source)
     done = subprocess.run([*pip, *constraints, str(source)], capture_output=True, text=True, timeout=400)
