@@ -8,7 +8,6 @@ __all__ = ['METRIC_NAMES', 'flatten_dict', 'mlflow_errors', 'tracking_client', '
 
 # %% ../../nbs/release/04_mlflow_tracking.ipynb #2da8ae69
 import errno
-import getpass
 import hashlib
 import json
 import math
@@ -29,6 +28,7 @@ from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..data.prepare import read_dataset_info
 from ..evaluate.metrics import AveragePrecision
+from ..ledger.ledger import user_name
 
 # %% ../../nbs/release/04_mlflow_tracking.ipynb #8b107ad1
 def flatten_dict(
@@ -170,17 +170,13 @@ def dvc_folder_hash(
     listed = [dict(md5=md5(f.read_bytes()), relpath=name) for name, f in files]
     return md5(json.dumps(listed).encode()) + ".dir"
 
-def _user():
-    try: return getpass.getuser()
-    except (OSError, KeyError): return "unknown" # a container without a user
-
 # %% ../../nbs/release/04_mlflow_tracking.ipynb #388ba3d9
 def _params_and_tags(root, bundle):
     "Params and tags of the run that made `bundle`."
     provenance = read_json(Path(bundle.path) / "provenance.json", dict)
     tags = {"mlops_nb.parent": provenance.get("parent") or "",
             "mlflow.source.git.commit": provenance.get("git_commit") or "", "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": "mlops-nb", "mlflow.user": _user(), "dvc.bundle": dvc_folder_hash(bundle.path)}
+            "mlflow.source.name": "mlops-nb", "mlflow.user": user_name(), "dvc.bundle": dvc_folder_hash(bundle.path)}
     if os.environ.get("DVC_EXP_NAME"): tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
     tags |= {f"data.{k}": v for k, v in provenance.get("input_hashes", {}).items()}
     params, training = provenance.get("params", {}), provenance.get("training", {})

@@ -10,7 +10,6 @@ __all__ = ['HELD_OUT', 'RELEASES_UNKNOWN', 'NO_MODEL', 'Variant', 'RoutingRule',
            'write_empty_record', 'promote_bundle', 'replace_plan', 'update_record', 'restore_plan', 'find_champion']
 
 # %% ../../nbs/release/00_release_plan.ipynb #28e097d9
-import getpass
 import re
 import shutil
 from contextlib import suppress
@@ -29,6 +28,7 @@ from ..config.settings import Settings, read_settings
 from ..core.errors import UserError, did_you_mean
 from ..core.files import file_lock, file_signature
 from ..core.typed_yaml import read_json, write_json
+from ..ledger.ledger import user_name
 
 # %% ../../nbs/release/00_release_plan.ipynb #da7ae601
 class Variant(Struct, forbid_unknown_fields=True):
@@ -302,10 +302,6 @@ def write_empty_record(path: Path) -> None:
     if not record_path(path).exists(): write_json(record_path(path), [])
 
 # %% ../../nbs/release/00_release_plan.ipynb #69f00599
-def _user_name():
-    try: return getpass.getuser()
-    except (OSError, KeyError): return "unknown" # in a container without a user database
-
 def _next_revision(path, now, events):
     plans = [p for p in (now, read_last_good(path)) if p]
     return max(_last_revision(events), *(p.revision for p in plans), 0) + 1
@@ -317,7 +313,7 @@ def _add_event(path, now, bundle_id, action, reason):
         champion = live_variant(now).bundle
         events = [ReleaseEvent(now.revision, champion, "deploy", "", "", "before the history began")]
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return [*events, ReleaseEvent(_next_revision(path, now, events), bundle_id, action, at, _user_name(), reason)]
+    return [*events, ReleaseEvent(_next_revision(path, now, events), bundle_id, action, at, user_name(), reason)]
 
 def _write_release(path, plan, events):
     "Write plan, history and record, so that being killed in between leaves the old release or the new one."

@@ -416,24 +416,16 @@ def roll_back_release(
     return ended
 
 # %% ../../nbs/release/20_releases.ipynb #d4333d4b
-def _hours_since(at):
-    "Hours since a time in ISO 8601; 0 where a clock that was set back has it in the future."
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() / 3600)
-
-class _Verdict(Struct): # of this module, in the judge's place
-    action: str
-    reason: str
-    void: bool = False
-
 def _judge(root, release):
     "The verdict on the step that runs; a judge that cannot look does not keep a release open for ever."
-    if release.current_step.kind == "blue_green": return _Verdict("promote", "both bundles are in memory")
-    from mlops_nb.release.judge import judge_release
+    from mlops_nb.release.judge import Verdict, elapsed_hours, judge_release
+    if release.current_step.kind == "blue_green": return Verdict("promote", "both bundles are in memory")
     try: return judge_release(root, release)
     except Exception as e: # whatever it is, the deadline holds
         why, hours = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}", release.params.max_hours
-        if _hours_since(release.step_since) < hours: return _Verdict("go_on", f"The judge cannot look: {why}")
-        return _Verdict("roll_back", f"After {hours:g} hours the judge still cannot look: {why}")
+        elapsed = elapsed_hours(release.step_since, datetime.now(UTC))
+        if elapsed < hours: return Verdict("go_on", f"The judge cannot look: {why}")
+        return Verdict("roll_back", f"After {hours:g} hours the judge still cannot look: {why}")
 
 def look_at_release(
     root: str | Path, # The project's folder

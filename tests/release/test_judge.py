@@ -9,7 +9,7 @@ from mlops_nb.config.params import MarginParams, ReleaseParams, SuccessParams
 from mlops_nb.config.schema import write_schema
 from mlops_nb.examples.subscribers import subscriber_schema
 from mlops_nb.prediction_log.compaction import compact_log
-from mlops_nb.release.judge import judge_release, verdict_table
+from mlops_nb.release.judge import judge_release
 from mlops_nb.release.judge_evidence import rate_confidence_sequence, release_evidence
 from mlops_nb.release.judge_state import JudgeRules, JudgeState, read_judge_state
 
@@ -192,12 +192,6 @@ def test_the_interval_of_a_rate_holds_at_all_looks(p):
         bounds = [rate_confidence_sequence(int(k[n - 1]), n) for n in (10, 30, 100, 200, 400, 700, 1000)]
         misses += any(not low <= p <= high for low, high in bounds)
     assert misses <= 3
-
-
-def test_a_table_for_people(root, traffic):
-    traffic.send(2000)
-    text = verdict_table(look(root, release_of()))
-    assert text.startswith("go on: Not known yet") and "latency_p99" in text
 
 
 SHADOW = dict(kind="shadow", share=0.)

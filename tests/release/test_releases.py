@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import uuid
-from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -430,7 +429,7 @@ def test_a_judge_that_cannot_look_is_go_on_until_the_deadline_and_then_roll_back
     judge = releases._judge
     stub.use_stubs(monkeypatch.setattr)
     def broken(root, release): raise {A: UserError, B: ZeroDivisionError}[release.bundle]("The log is damaged.")
-    monkeypatch.setitem(sys.modules, "mlops_nb.release.judge", SimpleNamespace(judge_release=broken))
+    monkeypatch.setattr("mlops_nb.release.judge.judge_release", broken)
     root = stub.make_project(tmp_path / "p")
     release = start_release(root, B)
     def said(since): return judge(root, replace(release, step_since=since))
