@@ -40,6 +40,7 @@ from mlops_nb.model_commands import (
     models_app,
     split_commas,
 )
+from .monitor_commands import MONITOR_EXAMPLES, monitoring_app
 from .release_commands import RELEASE_EXAMPLES, releases_app
 
 # %% ../nbs/95_cli.ipynb #61e8f4aa
@@ -327,6 +328,7 @@ def schema_diff_command(
 # %% ../nbs/95_cli.ipynb #10b722b8
 app.add_typer(models_app)
 app.add_typer(releases_app)
+app.add_typer(monitoring_app)
 
 # %% ../nbs/95_cli.ipynb #8ba5105e
 class Shell(StrEnum):
@@ -356,5 +358,5 @@ EXAMPLES = {
     "ci files": ["mlops-nb ci files"],
     "completion": ["source <(mlops-nb completion bash)", "source <(mlops-nb completion zsh)",
                    "mlops-nb completion fish | source"],
-} | RELEASE_EXAMPLES | MODEL_EXAMPLES
+} | RELEASE_EXAMPLES | MODEL_EXAMPLES | MONITOR_EXAMPLES
 add_examples(app, EXAMPLES)

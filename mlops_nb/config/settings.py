@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ENVIRONMENTS', 'RENAMED_SETTINGS', 'RunSettings', 'TuneSettings', 'TrackingSettings', 'ReleaseSettings',
            'split_public_keys', 'EnvironmentSettings', 'LedgerSettings', 'ReportSettings', 'ControlSettings',
-           'ServeSettings', 'LogSettings', 'StreamSettings', 'ScheduleSettings', 'Settings', 'available_cores',
-           'thread_count', 'write_settings', 'read_settings', 'environment_settings', 'resolve_local_uri']
+           'MonitorSettings', 'ServeSettings', 'LogSettings', 'StreamSettings', 'ScheduleSettings', 'Settings',
+           'available_cores', 'thread_count', 'write_settings', 'read_settings', 'environment_settings',
+           'resolve_local_uri']
 
 # %% ../../nbs/config/12_settings.ipynb #4a4dce10
 import base64
@@ -132,6 +133,22 @@ class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     database: Annotated[str, Meta(
         description="database of its state; for PostgreSQL set MLOPS_NB_CONTROL_DATABASE"
     )] = "sqlite:///.mlops/control.db"
+
+# %% ../../nbs/config/12_settings.ipynb #7abafb15
+class MonitorSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "Monitoring."
+    store: Annotated[str, Meta(
+        min_length=1, description="database of what monitoring counts: duckdb:/// and a file; for PostgreSQL set "
+                                  "MLOPS_NB_MONITOR_STORE"
+    )] = "duckdb:///.mlops/monitor.duckdb"
+    false_alarms: Annotated[str, Meta(
+        pattern=r"^[0-9.]+ per (week|month|quarter|year)$",
+        description="false alarms of drift that people accept, such as 1 per quarter"
+    )] = "1 per quarter"
+    metrics_file: Annotated[str, Meta(
+        description="file of the results for Prometheus (text format, as node_exporter reads it); empty = none"
+    )] = ".mlops/monitor.prom"
+    retention_days: Annotated[int, Meta(ge=0, description="days until counts are deleted; 0 = never")] = 730
 
 # %% ../../nbs/config/12_settings.ipynb #0ddcc1dd
 class _ListenSettings(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -281,6 +298,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     serve: ServeSettings = field(default_factory=ServeSettings)
     log: LogSettings = field(default_factory=LogSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
 
@@ -511,5 +529,6 @@ def resolve_local_uri(
 ) -> str: # With an absolute path where it names a local one
     "Make a relative path in a URI absolute."
     scheme, found, path = uri.partition("///")
-    if found and scheme == "sqlite:" and not path.startswith("/"): return f"{scheme}///{(root / path).resolve()}"
+    if found and scheme in ("sqlite:", "duckdb:") and not path.startswith("/"):
+        return f"{scheme}///{(root / path).resolve()}"
     return str((root / uri).resolve()) if "://" not in uri else uri
