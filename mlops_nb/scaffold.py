@@ -160,7 +160,7 @@ _PYPROJECT = """[project]
 name = "{package}"
 version = "0.1.0"
 requires-python = ">=3.11"
-dependencies = ["mlops-nb[train,report,control]"]
+dependencies = ["mlops-nb[train,report,monitor,control]"]
 
 [build-system]
 requires = ["setuptools>=77"]

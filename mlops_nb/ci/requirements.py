@@ -118,7 +118,7 @@ _CONSTRAINTS = """# The versions this project was made with; `-c constraints.txt
 
 def _requirement(root):
     "The line for this package; packs a wheel into `wheels/` where it needs one."
-    record, extras = _distribution(), "[train,report,control]"
+    record, extras = _distribution(), "[train,report,monitor,control]"
     origin = _origin(record)
     if origin == {}: return f"{_NAME}{extras}=={record.version}"
     git = (origin or {}).get("vcs_info")
