@@ -97,7 +97,7 @@ def _count_duplicates(records, answers, lines, expected):
     return n + answers.height - answers.n_unique(["endpoint", "id", "row", "variant", "mode", "time"])
 
 def _audit_segment(report, tables, n_damaged, stem, expected):
-    "Check one segment, which should begin with line `expected`; gives the line that should follow, and its live rows."
+    "Check a segment that should begin with line `expected`; gives the line that should follow, and its sent rows."
     records = tables.get("record", pl.DataFrame(schema=dict(seq=pl.Int64, row=pl.Int64, mode=pl.String)))
     labels = tables.get("feedback", pl.DataFrame(schema=dict(seq=pl.Int64)))
     answers = records.unique(["seq", "row"])
@@ -110,7 +110,7 @@ def _audit_segment(report, tables, n_damaged, stem, expected):
     if missing > 0: report.problems.append(f"Missing of the lines {expected} to {end - 1}: {missing:,} ({stem}).")
     report.records += answers["seq"].n_unique()
     report.labels += labels.height
-    return max(end, expected), (records["mode"] == "live").sum()
+    return max(end, expected), (records["mode"] != "shadow").sum()
 
 # %% ../../nbs/prediction_log/06_audit.ipynb #919e4ef8
 def _ends_torn(path):

@@ -117,7 +117,7 @@ def _say_failing(self: PredictionLogWriter, e):
 def _handle_write_error(self: PredictionLogWriter, record, e):
     "Count the answer, or refuse it."
     self._say_failing(e)
-    if self.settings.on_write_error == "refuse" or type(record) is not PredictionRecord or record.mode != "live":
+    if self.settings.on_write_error == "refuse" or type(record) is not PredictionRecord or record.mode == "shadow":
         raise LogWriteError(f"The prediction log cannot be written ({e.strerror}), so nothing was done; "
                             "try again later.") from e
     self.n_lost_rows += len(record.score)

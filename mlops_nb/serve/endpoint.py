@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from ..config.settings import ServeSettings, available_cores
 from ..core.errors import UserError
-from ..prediction_log.segments import PredictionRecord
+from ..prediction_log.segments import PROBE_ID_PREFIX, PredictionRecord
 from ..prediction_log.writer import PredictionLogWriter
 from ..release.release_plan import HELD_OUT, ReleasePlan
 from .http_messages import REQUEST_HEADERS, X_STATIC, Request, RequestHeader
@@ -281,7 +281,7 @@ async def predict(self:Endpoint,
     if request.steps is not None: request.steps.append(("record", time.perf_counter()))
     for g in groups: g.variant.scored_rows.add(len(g.scores))
     if rows.n_nulled or rows.n_unknown_categories: self._count_values(rows)
-    if active.has_shadows and rows.X is not None:
+    if active.has_shadows and rows.X is not None and not request.id.startswith(PROBE_ID_PREFIX):
         for name in active.router.shadow_names(headers): self._submit_shadow(active.variants[name], rows, context)
     return result
 
@@ -298,6 +298,7 @@ def _log_and_merge(self:Endpoint, groups, context):
     result = PredictionResult(request.id, self.name, v.name, v.bundle, first.scores, first.decisions,
                               first.needs_review, first.source)
     if len(groups) > 1: _merge_groups(result, groups)
+    mode = "probe" if request.id.startswith(PROBE_ID_PREFIX) else "live"
     for g in groups if log is not None else ():
         v = g.variant
         log.append(PredictionRecord(id=request.id, time=now, endpoint=self.name, variant=v.name, bundle=v.bundle,
@@ -305,7 +306,7 @@ def _log_and_merge(self:Endpoint, groups, context):
                                     failed=g.failed[0] if g.failed else "", own_us=g.own_us,
                                     columns=g.columns, score=g.scores, decision=g.decisions,
                                     entity=g.columns.get(active.entity),
-                                    row_indices=g.row_indices, source=g.source, latency_us=latency,
+                                    row_indices=g.row_indices, source=g.source, latency_us=latency, mode=mode,
                                     api_key_name=request.api_key_name, trace=request.trace and _trace(request),
                                     trace_id="" if request.trace_context is None else _trace_id(request)))
     return result
