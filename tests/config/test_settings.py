@@ -7,6 +7,7 @@ from support.structs import keys, structs
 
 from mlops_nb.config.settings import (
     RENAMED_SETTINGS,
+    AlertRouteSettings,
     ScheduleSettings,
     Settings,
     available_cores,
@@ -33,9 +34,9 @@ def test_settings_round_trip_and_explain_themselves(tmp_path):
 
 
 def test_every_setting_has_a_description():
-    for kind in (*structs(Settings), ScheduleSettings):
+    for kind in (*structs(Settings), ScheduleSettings, AlertRouteSettings):
         for f in msgspec.structs.fields(kind):
-            if f.name in ("params", "schedule") or isinstance(f.type, type): continue
+            if f.name in ("params", "schedule", "alert") or isinstance(f.type, type): continue
             assert any(m.description for m in f.type.__metadata__), f"{kind.__name__}.{f.name}"
 
 
@@ -59,7 +60,7 @@ SCHEDULE = "[schedule.nightly]\nnotebook = a.ipynb\ncron = 0 1 * * *\n"
     ("[run]\n[run]", "is not an INI file: .*already exists"),
     ("threads = 1", "is not an INI file"),
     ("[run]\nthreads", "is not an INI file"),
-    ("[schedule.nightly]\ncron = 0 1 * * *", "section 'schedule.nightly': the key 'notebook' is missing"),
+    ("[schedule.nightly]\ncron = 0 1 * * *", "schedule.nightly.*notebook is missing"),
     (SCHEDULE + "when = now", "section 'schedule.nightly': there is no key 'when'"),
     (SCHEDULE + "params = x", "params is 'x'"),
     (SCHEDULE + "missed = ignore", "missed is 'ignore', but one of catch_up, skip is expected"),
