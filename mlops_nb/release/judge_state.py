@@ -18,6 +18,7 @@ from ..config.params import CostParams, MarginParams
 from ..config.schema import Schema
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json, write_json
+from ..evaluate.row_losses import row_costs, row_losses
 from mlops_nb.release.judge_metrics import (
     CHALLENGER,
     CHAMPION,
@@ -34,7 +35,7 @@ from mlops_nb.release.judge_metrics import (
     unit_scores,
     with_units,
 )
-from .outcomes import LabelQueue, row_costs, row_losses
+from .outcomes import LabelQueue
 from .shadow_pairs import WaitingHalves, complete_pairs, match_pairs
 from ..stats.auc_difference import AucDifference
 from ..stats.betting_mean import BettingMean

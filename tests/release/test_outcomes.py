@@ -3,14 +3,11 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from msgspec.structs import replace
 from support.prediction_logs import NOON, answer
 
-from mlops_nb.config.params import CostParams
-from mlops_nb.examples.subscribers import subscriber_schema
 from mlops_nb.prediction_log.segments import record_frame
 from mlops_nb.release import outcomes
-from mlops_nb.release.outcomes import LabelQueue, row_costs, row_losses
+from mlops_nb.release.outcomes import LabelQueue
 
 NOW, DAY = datetime.fromtimestamp(NOON / 1e6, UTC), timedelta(days=1)
 LINES = record_frame(0, [answer(f"r{i}") for i in range(5)])
@@ -58,17 +55,3 @@ def test_only_so_many_wait(monkeypatch):
 @pytest.mark.parametrize("label,text", [(True, "true"), (1, "1"), (1.0, "1"), (.5, "0.5"), ("yes", "yes")])
 def test_labels_of_any_type(label, text):
     assert take(LabelQueue(), dict(r0=label), 2) == dict(r0=text)
-
-
-def test_losses_and_costs():
-    schema = subscriber_schema()
-    three = replace(schema, task="multiclass", classes=["a", "b", "c"])
-    assert row_losses(pl.Series([[.2, .3, .5], [1., 0, 0]]), pl.Series(["c", "z"]), three).to_list() == [
-        pytest.approx(.19), None]
-    number = replace(schema, task="regression", classes=None)
-    assert row_losses(pl.Series([2., 3.]), pl.Series(["4", "no number"]), number).to_list() == [4, None]
-    assert row_costs(pl.Series(["b"]), pl.Series(["b"]), three, CostParams()).to_list() == [None]
-    costs = CostParams(true_positive=-3, false_positive=1, true_negative=0, false_negative=2)
-    decisions = pl.Series(["leaves", "leaves", "stays", "stays", None, "leaves"])
-    labels = pl.Series(["leaves", "stays", "stays", "leaves", "leaves", "odd"])
-    assert row_costs(decisions, labels, schema, costs).to_list() == [-3, 1, 0, 2, None, None]
