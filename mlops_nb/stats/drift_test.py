@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..config.schema import Schema
+from .distances import jensen_shannon_by_bin
 from .sketches import MAX_COUNTERS, QuantileSketch, float_to_ordered_int, ordered_int_to_float
 from .summaries import ColumnSummary, summarize_columns
 
@@ -180,15 +181,10 @@ class DriftTest(Struct):
     p_value: float
     bins: list[int] # those that moved most
 
-def _jensen_shannon_by_bin(p, q, wp=0.5, wq=0.5): # nats, by bin
-    m = wp * p + wq * q
-    term = lambda x: x * np.log(np.divide(x, m, out=np.ones_like(m), where=x > 0))
-    return wp * term(p) + wq * term(q)
-
 def _distance_and_g(a, b): # (..., k) counts of two samples → Jensen-Shannon distance, G statistic; (...)
     n, m = a.sum(-1, keepdims=True), b.sum(-1, keepdims=True)
-    divergence = _jensen_shannon_by_bin(a / n, b / m).sum(-1).clip(0) / np.log(2)
-    g = 2 * (n + m)[..., 0] * _jensen_shannon_by_bin(a / n, b / m, n / (n + m), m / (n + m)).sum(-1)
+    divergence = jensen_shannon_by_bin(a / n, b / m).sum(-1).clip(0) / np.log(2)
+    g = 2 * (n + m)[..., 0] * jensen_shannon_by_bin(a / n, b / m, n / (n + m), m / (n + m)).sum(-1)
     return divergence**0.5, g
 
 # %% ../../nbs/stats/02_drift_test.ipynb #0d118932
@@ -227,7 +223,7 @@ def jensen_shannon_test(
     else:
         critical = float(min(chdtri(df, ALPHA) * (1 / n + 1 / m) / (8 * np.log(2)), 1)**0.5)
         p_value = float(chdtrc(df, g_statistic))
-    moved = groups[int(_jensen_shannon_by_bin(a / n, b / m).argmax())]
+    moved = groups[int(jensen_shannon_by_bin(a / n, b / m).argmax())]
     return DriftTest(float(distance), critical, p_value, moved)
 
 # %% ../../nbs/stats/02_drift_test.ipynb #ae6a7f81
