@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['MonitoringSummary', 'monitoring_conclusion', 'summary_table', 'alerts_table', 'drift_table', 'quality_table',
-           'checks_table']
+           'checks_table', 'read_monitoring_summary']
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #860cea61
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
 from msgspec import Struct
 
 from ..evaluate.metrics import metric_label
-from ..monitor.alerts import Alert
+from ..monitor.alerts import Alert, list_alerts
+from ..monitor.results import budget_results, quality_results, traffic_results
+from ..monitor.store import MonitorStore
 from .formatting import format_date, format_number, format_percent, join_words, pluralize
 from .html_fragments import Html, nowrap, table
 
@@ -44,12 +47,13 @@ def _quality_sentence(s):
 # %% ../../nbs/report/30_monitoring_tables.ipynb #0f7ae624
 def monitoring_conclusion(
     s: MonitoringSummary,
-) -> tuple[str, bool]: # Sentences, and whether nothing is wrong
+) -> tuple[str, bool | None]: # Sentences, and whether nothing is wrong; None: nothing was answered, so nobody knows
     "What a reader must know who reads no further."
     wrong = _still_wrong(s)
     pages = sum(a.finding.severity == "page" for a in wrong)
     asked = (f"{s.endpoint} answered {pluralize(s.rows, 'row')} from {format_date(s.start)} to {format_date(s.end)}"
              if s.rows else f"{s.endpoint} answered nothing from {format_date(s.start)} to {format_date(s.end)}")
+    if not wrong and not s.rows: return f"{asked}, so there is no evidence of anything. No alert is open.", None
     if not wrong: return f"{asked}, and nothing is wrong. {_quality_sentence(s)}", True
     open_ = (f"{pluralize(len(wrong), 'alert')} {'is' if len(wrong) == 1 else 'are'} open"
              + (f", {pages} of them urgent" if pages else ""))
@@ -118,3 +122,25 @@ def checks_table(
     rows = [{"Monitor": r["monitor"], "Subject": r["subject"], "What": r["message"], "Value": r["value"],
              "Limit": r["limit_value"], "Owner": r["owner"] or "–"} for r in bad.iter_rows(named=True)]
     return table(rows, f"{pluralize(checks.height - bad.height, 'other check')} hold.", max_rows=50, stacked=True)
+
+# %% ../../nbs/report/30_monitoring_tables.ipynb #6c90c32a
+def _newest_quality(quality): # -> fields of the summary
+    known = quality.filter(pl.col("method") != "estimated").drop_nulls("value").sort("cohort_start", "metric")
+    if not known.height: return {}
+    order = {m: i for i, m in enumerate(("roc_auc", "accuracy", "rmse"))} # what readers know, before the others
+    newest = known.filter(pl.col("cohort_start") == known["cohort_start"].max()).to_dicts()
+    r = min(newest, key=lambda r: (order.get(r["metric"], len(order)), r["metric"]))
+    return {k: r[k] for k in ("metric", "value", "low", "high", "baseline")}
+
+def read_monitoring_summary(
+    root: str | Path, # The project's folder
+    store: MonitorStore,
+    endpoint: str,
+    start: datetime, end: datetime, # With a time zone
+) -> MonitoringSummary:
+    "What the conclusion of a monitoring report is made of. Raises `UserError` if store or ledger cannot be read."
+    budgets = budget_results(store, end)
+    least = dict(budget_slo=budgets["slo"][0], budget_left=budgets["budget_left"][0]) if budgets.height else {}
+    rows = int(traffic_results(store, endpoint, start, end)["rows"].sum())
+    return MonitoringSummary(endpoint=endpoint, start=start, end=end, rows=rows, alerts=list_alerts(root, end), **least,
+                             **_newest_quality(quality_results(store, endpoint, start, end)))
