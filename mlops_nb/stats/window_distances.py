@@ -26,17 +26,23 @@ def _excess(reference, counts): # divergence beyond chance, its unit u, cells; N
 def _chance_variance(u, cells, location): return 2 * (cells - 1) * u**2 + 4 * u * np.maximum(location, 0)
 
 # %% ../../nbs/stats/20_window_distances.ipynb #c5162c56
-def _locations(x, phases, n_phases): # by phase; and of each window without itself
+def _weighted_means(w, v, at, n): # by phase, and their weights
+    sums, weights = np.bincount(at, w * v, n), np.bincount(at, w, n)
+    return sums / np.maximum(weights, 1e-300), weights
+
+def _locations(x, variance, phases, n_phases): # by phase; and of each window without itself
     some = ~np.isnan(x)
-    v, at = x[some], phases[some]
-    sums, n = (np.bincount(at, w, n_phases) for w in (v, None))
-    mean, weeks = v.mean(), np.maximum(n[at], 1)
-    within = ((v - sums[at] / weeks)**2).sum() / max(len(v) - (n > 0).sum(), 1)
-    between = max(np.var((sums / np.maximum(n, 1))[n > 0]) - within / max(n[n > 0].mean(), 1), 1e-12)
-    pull = min(within / between, 1e9)
+    v, at, w = x[some], phases[some], 1 / variance[some]
+    mine, weights = _weighted_means(w, v, at, n_phases)
+    n_seen = (weights > 0).sum()
+    w = w / max((w * (v - mine[at])**2).sum() / max(len(v) - n_seen, 1), 1) # windows that differ more than by chance
+    mine, weights = _weighted_means(w, v, at, n_phases)
+    seen = weights > 0
+    mean = mine[seen].mean()
+    pull = 1 / max(mine[seen].var() - (1 / weights[seen]).mean(), 1e-9 * v.var() + 1e-18) # Hedges and Olkin 1985
     others = np.full(len(x), np.nan)
-    others[some] = (sums[at] - v + pull * mean) / np.maximum(n[at] - 1 + pull, 1e-9)
-    return (sums + pull * mean) / np.maximum(n + pull, 1e-9), others
+    others[some] = (weights[at] * mine[at] - w * v + pull * mean) / (weights[at] - w + pull)
+    return (weights * mine + pull * mean) / (weights + pull), others
 
 # %% ../../nbs/stats/20_window_distances.ipynb #9880659b
 class HealthyPast(Struct):
@@ -55,6 +61,10 @@ def reference_counts(self: HealthyPast,
     return reference[np.asarray(phases) if len(reference) > 1 else np.zeros(len(phases), int)]
 
 # %% ../../nbs/stats/20_window_distances.ipynb #d6637a57
+def _spread(squares, variance): # mean of what chance does not explain; windows with many rows tell most
+    w = np.where(np.isnan(squares), 0, 1 / (variance + 1e-18)**2)
+    return max(float((w * np.nan_to_num(squares - variance)).sum() / w.sum()), 0.)
+
 @patch
 def standardise(self: HealthyPast,
     counts: np.ndarray, # (t, k) of windows
@@ -82,9 +92,10 @@ def fit_healthy_past(
     else: kept, seen = np.array([reference]), np.array(reference)
     x, u, cells = _excess(seen, counts)
     if np.isnan(x).all(): return HealthyPast(kept.tolist(), [0.] * n_phases, 0., fit_past_tail(x)), x
-    location, others = _locations(x, phases, n_phases)
+    usual = _chance_variance(u, cells, np.nanmedian(x)) + 1e-18
+    location, others = _locations(x, usual, phases, n_phases)
     variance = _chance_variance(u, cells, others)
-    spread = max(float(np.nanmean((x - others)**2 - variance)), 0.)
+    spread = _spread((x - others)**2, variance)
     z = (x - others) / np.sqrt(spread + variance + 1e-18)
     return HealthyPast(kept.tolist(), location.tolist(), spread, fit_past_tail(z)), z
 
