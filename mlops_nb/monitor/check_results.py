@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_HISTORY', 'LIMITS', 'KEEP_DAYS', 'CheckResult', 'robust_center', 'CheckLimits', 'record_checks',
-           'read_check_history']
+           'answering_bundles', 'counted_champion', 'counted_endpoints', 'read_check_history']
 
 # %% ../../nbs/monitor/09_check_results.ipynb #32f05aa3
 from datetime import UTC, datetime, timedelta
@@ -110,6 +110,37 @@ def record_checks(
         found = t.query(_SINCE, (at, at)).rows() if not all(r.ok for r in results) else []
     since = {tuple(key): time.replace(tzinfo=UTC) for *key, time in found}
     return [r.finding(since[r.monitor, r.endpoint, r.subject]) for r in results if not r.ok]
+
+# %% ../../nbs/monitor/09_check_results.ipynb #a079a153
+_ANSWERING = """
+SELECT s.variant, s.bundle, max(c.hour) AS last_hour, sum(c.n) AS n_rows FROM series s
+JOIN counts c ON c.series_id = s.series_id
+WHERE s.endpoint = ? AND s.kind = 'outcome' AND s.segment_column = '' AND s.bundle <> '' AND c.hour >= ? AND c.hour < ?
+GROUP BY s.variant, s.bundle ORDER BY last_hour DESC, n_rows DESC"""
+
+def answering_bundles(
+    store: MonitorStore,
+    endpoint: str,
+    start: datetime, end: datetime, # With a time zone
+) -> pl.DataFrame: # variant, bundle, last_hour (UTC), n_rows; the latest first
+    "The bundles that answered in a window."
+    return store.query(_ANSWERING, (endpoint, utc_time(start), utc_time(end)))
+
+def counted_champion(
+    store: MonitorStore,
+    endpoint: str,
+    now: datetime, # With a time zone
+    days: int = 28, # How far to look back
+) -> str | None: # Its bundle id; None: nobody answered as champion
+    "The bundle that answered last as champion."
+    found = answering_bundles(store, endpoint, now - timedelta(days=days), now).filter(variant="champion")
+    return found["bundle"][0] if found.height else None
+
+def counted_endpoints(
+    store: MonitorStore,
+) -> list[str]:
+    "The endpoints whose log was counted."
+    return store.query("SELECT DISTINCT endpoint FROM series ORDER BY endpoint")["endpoint"].to_list()
 
 # %% ../../nbs/monitor/09_check_results.ipynb #d5b03cdc
 def read_check_history(

@@ -18,6 +18,7 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
+from ..bundle.signatures import require_trusted
 from ..bundle.store import find_bundle
 from ..config.project import checkout_root
 from ..config.schema import Schema
@@ -255,10 +256,11 @@ def _strongest_contributions(predictor, values, score):
     return [FeatureContribution((name := predictor.feature_names[i]), values.get(name), float(parts[i]))
             for i in strongest]
 
-def _reveal(line, label, answerer):
+def _reveal(line, label, answerer, settings):
     values = {n.removeprefix("columns."): v for n, v in line.items() if n.startswith("columns.")}
     told = dict(id=line["id"], row=line["row"], label=label, score=line["score"], decision=line["decision"])
     if answerer is None: return RevealedAnswer(**told)
+    require_trusted(answerer.path, settings.release.trusted_keys)
     predictor = Predictor.open(answerer.path)
     return RevealedAnswer(**told, contributions=_strongest_contributions(predictor, values, line["score"]),
                           units=predictor.raw_units)
@@ -310,7 +312,7 @@ def give_label(
         _write_label(root, settings, endpoint, key, label, person, now)
     data = dict(endpoint=endpoint, id=id, row=row, label=label, queue=request.data["queue"], given_at=now.isoformat())
     ledger.append("label.given", _row_name(endpoint, key), data, person, f"label.given:{_row_name(endpoint, key)}")
-    return _reveal(line, label, of)
+    return _reveal(line, label, of, settings)
 
 # %% ../../nbs/monitor/41_label_queue.ipynb #63e108e0
 def label_stats(
