@@ -48,11 +48,12 @@ class Operation(NamedTuple):
 
 _TOKEN = re.compile(r'\s*(?:([A-Za-z_:][\w:.]*|\d+(?:\.\d+)?(?:e[+-]?\d+)?)|("(?:[^"\\]|\\.)*")|(=~|!~|!=|[-+*/(){}=,])'
                     r'|(\[[^\]]*\]))')
-_MAX_QUERY = 5000 # characters
+_MAX_QUERY, _MAX_PARENTHESES = 5000, 200 # characters; `(`
 
 def _tokens(text):
     found, at, text = [], 0, text.strip()
-    if len(text) > _MAX_QUERY: raise UserError(f"The query has {len(text):,} characters; {_MAX_QUERY:,} are read.")
+    if len(text) > _MAX_QUERY or text.count("(") > _MAX_PARENTHESES:
+        raise UserError(f"The query {text[:60]!r}… is too long; {_MAX_QUERY:,} characters are read.")
     while at < len(text):
         m = _TOKEN.match(text, at)
         if m is None: raise UserError(f"The query {text!r:.200} cannot be read from {text[at:at + 20]!r} on.")
@@ -73,19 +74,28 @@ class _Reader:
 
     def refuse(self, why):
         raise UserError(f"The query {self.text!r:.200} is not one that is read without Prometheus ({why} at "
-                        f"{self.peek() or 'its end'!r:.40}): sums of rates of counters with + - * / and parentheses are.")
+                        f"{self.peek() or 'its end'!r:.40}); sums of rates of counters with + - * / and ( ) are.")
 
-    def selector(self):
-        metric, matchers = self.take(), []
-        if not re.fullmatch(r"[A-Za-z_:][\w:]*", metric): self.refuse("the name of a counter is expected")
-        if self.peek() == "{": self.take()
-        else: return Selector(metric)
-        while self.peek() != "}":
-            label, op, value = self.take(), self.take("=", "!=", "=~", "!~"), self.take()
-            matchers.append(Matcher(label, op, re.sub(r"\\(.)", r"\1", value[1:-1])))
-            if self.peek() != "}": self.take(",")
-        self.take("}")
-        return Selector(metric, tuple(matchers))
+# %% ../../nbs/monitor/18_counter_queries.ipynb #0ebe936f
+@patch
+def matcher(self: _Reader):
+    label, op, value = self.take(), self.take("=", "!=", "=~", "!~"), self.take()
+    value = re.sub(r"\\(.)", r"\1", value[1:-1])
+    try: re.compile(value if "~" in op else "")
+    except re.error as e: self.refuse(f"{value!r:.60} is no pattern, {e},")
+    return Matcher(label, op, value)
+
+@patch
+def selector(self: _Reader):
+    metric, matchers = self.take(), []
+    if not re.fullmatch(r"[A-Za-z_:][\w:]*", metric): self.refuse("the name of a counter is expected")
+    if self.peek() == "{": self.take()
+    else: return Selector(metric)
+    while self.peek() != "}":
+        matchers.append(self.matcher())
+        if self.peek() != "}": self.take(",")
+    self.take("}")
+    return Selector(metric, tuple(matchers))
 
 # %% ../../nbs/monitor/18_counter_queries.ipynb #d46bce0d
 def _read_sum(reader):
