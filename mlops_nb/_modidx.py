@@ -3763,6 +3763,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.pipeline._damaged_input': ('pipeline.html#_damaged_input', 'mlops_nb/pipeline.py'),
                                    'mlops_nb.pipeline._dvc_plots': ('pipeline.html#_dvc_plots', 'mlops_nb/pipeline.py'),
                                    'mlops_nb.pipeline._dvc_stage': ('pipeline.html#_dvc_stage', 'mlops_nb/pipeline.py'),
+                                   'mlops_nb.pipeline._failure_path': ('pipeline.html#_failure_path', 'mlops_nb/pipeline.py'),
                                    'mlops_nb.pipeline._last_seconds': ('pipeline.html#_last_seconds', 'mlops_nb/pipeline.py'),
                                    'mlops_nb.pipeline._learner_cells': ('pipeline.html#_learner_cells', 'mlops_nb/pipeline.py'),
                                    'mlops_nb.pipeline._peak_memory_mib': ('pipeline.html#_peak_memory_mib', 'mlops_nb/pipeline.py'),
