@@ -46,7 +46,8 @@ TABLES |= {
 # %% ../../nbs/monitor/00_store.ipynb #3dd90882
 TABLES |= {
     "slo_budgets": "slo TEXT, measured_at TIMESTAMP, objective DOUBLE PRECISION, good DOUBLE PRECISION, "
-                   "bad DOUBLE PRECISION, budget_left DOUBLE PRECISION"}
+                   "bad DOUBLE PRECISION, budget_left DOUBLE PRECISION",
+    "counter_samples": "series TEXT, sampled_at TIMESTAMP, value DOUBLE PRECISION"}
 
 # %% ../../nbs/monitor/00_store.ipynb #faf5e136
 TABLES |= {
