@@ -274,7 +274,7 @@ def _write_label(root, settings, endpoint, key, label, person, now):
     try:
         log = PredictionLogWriter(folder, lease_id, settings.log)
         try: log.append(Feedback(id=key[0], row=key[1], time=int(now.timestamp() * 1e6), endpoint=endpoint, label=label,
-                                 api_key_name=person))
+                                 source="person", api_key_name=person))
         finally: log.close()
     finally: release_lease(folder, lease_id)
 
