@@ -44,6 +44,7 @@ class DriftStream(Struct):
     name: str # the column, the score, the feature
     segment_column: str = "" # empty: all rows
     segment_value: str = ""
+    cells: int = 0 # how many it has
     reference: list[int] | None = None # counts to compare with; None: the same hours of earlier weeks
     reference_name: str = "earlier weeks" # or `training`, `validation`
     histogram: ReferenceHistogram | None = None # what the cells are, where that is known
@@ -72,7 +73,7 @@ def _stream(series, cells, references, histograms): # of one row of `series`
     column = cells.schema.columns.get(name) if cells and kind == "column" else None
     drift = (column and column.drift) or ColumnDrift()
     against = {"column": "training", "score": "validation"}.get(kind) if counts else None
-    return DriftStream(series["series_id"], kind, name, *where, counts, against or "earlier weeks",
+    return DriftStream(series["series_id"], kind, name, *where, series["cells"], counts, against or "earlier weeks",
                        histograms.get(kind, {}).get(name), drift.floor, column.owner if column else "")
 
 # %% ../../nbs/monitor/05_drift_streams.ipynb #a07ca4ee
