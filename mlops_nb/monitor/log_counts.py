@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import polars as pl
-from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..bundle.store import find_bundle

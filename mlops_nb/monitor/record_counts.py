@@ -8,7 +8,7 @@ __all__ = ['SOURCES', 'OUTCOMES', 'RECORD_COUNTS', 'LABEL_SOURCES', 'BundleCells
 
 # %% ../../nbs/monitor/02_record_counts.ipynb #a3834005
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import polars as pl
 
@@ -26,6 +26,7 @@ from mlops_nb.monitor.bin_counts import (
     named_histogram,
     segment_column,
 )
+from ..prediction_log.segments import LabelSource
 from ..stats.monitoring_baseline import MonitoringBaseline
 
 # %% ../../nbs/monitor/02_record_counts.ipynb #cd79b420
@@ -161,7 +162,7 @@ def count_records(
     return RecordCounts(pl.concat(found), {b: said for b, said in problems.items() if said})
 
 # %% ../../nbs/monitor/02_record_counts.ipynb #aa4f3535
-LABEL_SOURCES = ["outcome", "person", "system"]
+LABEL_SOURCES = [*get_args(LabelSource)] # cells 1 to 3 of the labels' `source`
 
 def count_labels(
     labels: pl.DataFrame, # Of one endpoint, as `read_since` gives them
@@ -169,8 +170,8 @@ def count_labels(
     cells: BundleCells | None, # Of it
 ) -> pl.DataFrame: # As `RECORD_COUNTS`
     "Count labels that arrived: where they came from, and what they say."
-    source = labels["source"] if "source" in labels.columns else pl.Series(["outcome"] * labels.height)
-    columns = [CellColumn("label", "source", source.fill_null("outcome"), named_histogram(LABEL_SOURCES))]
+    source = labels["source"].fill_null("outcome") # where the log is older than sources
+    columns = [CellColumn("label", "source", source, named_histogram(LABEL_SOURCES))]
     arrived = _of(count_columns(columns, labels["time"], []), "", "")
     target = cells and cells.baseline.data.columns.get(cells.schema.target)
     if not target: return arrived

@@ -63,17 +63,18 @@ def _scan_with_retry(folder, *what):
 _ROW = ["endpoint", "id", "row"]
 
 def _label_history(labels):
-    "Each label of each row that is another than the one before it."
+    "Each label of each row that is another than the one before it, or has another action."
     one, order = _ROW, ("at", "lease_id", "seq")
     labels = labels.sort("lease_id", "seq").with_columns(at=pl.col("time").cum_max().over("lease_id")).sort(*order)
-    before = pl.col("label").shift(1).over(one)
-    return labels.filter(pl.col("label").ne_missing(before) | (pl.int_range(pl.len()).over(one) == 0)).drop("at")
+    labels = labels.with_columns(pl.col("action").fill_null(""), pl.col("source").fill_null("outcome"))
+    is_new = pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift(1).over(one)) for c in ("label", "action"))
+    return labels.filter(is_new | (pl.int_range(pl.len()).over(one) == 0)).drop("at")
 
 def read_feedback(
     folder: str | Path, # The folder of the log
     endpoint: str | None = None, # All where it is not given
-) -> pl.LazyFrame: # id, row, endpoint, label, time, api_key_name, lease_id, seq; the first is the oldest
-    "The history of the labels: a row for each label that was new or another than before."
+) -> pl.LazyFrame: # id, row, endpoint, label, action, source, time, api_key_name, lease_id, seq; the oldest first
+    "The history of the labels: a row for each label or action that was new or another than before."
     return _label_history(_scan_with_retry(folder, endpoint)[2])
 
 # %% ../../nbs/prediction_log/05_reader.ipynb #17e87181
@@ -94,13 +95,14 @@ def read_log(
     endpoint: str | None = None, # All where it is not given
     since: datetime | None = None, # With a time zone; records from then on
     until: datetime | None = None, # With a time zone; records before that
-) -> pl.LazyFrame: # A row for each row scored: `columns.NAME`, label, label_time, n_corrections, …
+) -> pl.LazyFrame: # A row for each row scored: `columns.NAME`, label, label_time, label_source, action, …
     "What was answered, with the labels that arrived for it."
     log, records, labels = _scan_with_retry(folder, endpoint, since, until)
     if since: log = log.filter(pl.col("time") >= since)
     if until: log = log.filter(pl.col("time") < until)
     labels = _label_history(labels).group_by(_ROW, maintain_order=True).agg(
-        pl.col("label").last(), pl.col("time").last().alias("label_time"), (pl.len() - 1).alias("n_corrections"))
+        pl.col("label").last(), pl.col("time").last().alias("label_time"), pl.col("action").last(),
+        pl.col("source").last().alias("label_source"), pl.col("label").rle_id().max().alias("n_corrections"))
     several = _rows_of_several_requests(records, labels.select(_ROW))
     return log.join(labels.join(several, on=_ROW, how="anti"), on=_ROW, how="left")
 
@@ -108,7 +110,7 @@ def read_log(
 def read_unmatched_labels(
     folder: str | Path, # The folder of the log
     endpoint: str | None = None, # All where it is not given
-) -> pl.LazyFrame: # id, row, endpoint, label, time, api_key_name
+) -> pl.LazyFrame: # id, row, endpoint, label, action, source, time, api_key_name
     "The labels that hold now and name an id or a row of which no answer is on record."
     _, records, labels = _scan_with_retry(folder, endpoint)
     labels = _label_history(labels).group_by(_ROW, maintain_order=True).last().filter(pl.col("label").is_not_null())

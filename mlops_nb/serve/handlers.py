@@ -267,8 +267,8 @@ async def feedback(app, request):
     labels = await app.run_in_thread(decode_labels, request.body, endpoint.decoder.predictor.schema,
                                      app.settings.max_rows)
     now, key = time.time_ns() // 1000, request.api_key_name
-    records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, api_key_name=key)
-               for x in labels]
+    records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, action=x.action,
+                        source=x.source, api_key_name=key) for x in labels]
     to = app.log, records, app.metrics.feedback_labels(endpoint.name)
     if len(records) <= _MAX_INLINE_RECORDS: _append_records(*to)
     else: await app.run_in_thread(_append_records, *to)

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..config.schema import Schema
 from ..core.errors import did_you_mean
+from ..prediction_log.segments import LabelSource
 from .endpoint import ExplanationResult, PredictionResult
 from .http_messages import MAX_REQUEST_ID_LENGTH
 from .json_limits import MAX_VALUES_AT_ONCE, count_json
@@ -100,6 +101,8 @@ class FeedbackLabel(Struct, forbid_unknown_fields=True):
     id: Annotated[str, Meta(min_length=1, max_length=MAX_REQUEST_ID_LENGTH)] # of the request
     label: str | int | float | bool | None # null takes it back
     row: Annotated[int, Meta(ge=0, lt=2**31)] = 0 # of the request
+    action: Annotated[str, Meta(max_length=100)] = "" # what was done with the prediction, such as `called`
+    source: LabelSource = "outcome" # who says so: outcome (it came about), person, system
 
 class FeedbackRequest(Struct, forbid_unknown_fields=True):
     "What `:feedback` takes."
@@ -149,7 +152,7 @@ def decode_labels(
     max_labels: int,
 ) -> list[FeedbackLabel]: # With labels as the schema writes them
     "The labels of a body; raises `ValidationError`."
-    if len(body) > MAX_VALUES_AT_ONCE and count_json(body, most := 5 * max_labels + 64).values > most:
+    if len(body) > MAX_VALUES_AT_ONCE and count_json(body, most := 7 * max_labels + 64).values > most:
         raise ValidationError(f"The body has more values than {max_labels} labels need; send at most so many labels "
                               "at a time.")
     try: labels = _FEEDBACK_DECODER.decode(body).labels

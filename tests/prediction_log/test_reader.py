@@ -3,6 +3,7 @@ import json
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from support.prediction_logs import HOUR, NOON, answer, fill_up, ids, label, seg
 from mlops_nb.core.errors import UserError
 from mlops_nb.prediction_log import reader
 from mlops_nb.prediction_log.compaction import CompactionReport, compact_log
+from mlops_nb.prediction_log.log_cursor import read_since
 from mlops_nb.prediction_log.reader import read_feedback, read_log, read_repeated_ids
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 
@@ -146,6 +148,30 @@ def test_ids_are_counted_in_parts(tmp_path, monkeypatch):
     log.close()
     found = read_repeated_ids(tmp_path)
     assert sorted(found["id"]) == sorted(f"r{i}" for i in range(10)) and not found["same_inputs"].any()
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_labels_with_actions_and_sources_beside_those_of_older_logs(tmp_path, compacted):
+    log = PredictionLogWriter(tmp_path, 0)
+    for i in range(2): log.append(answer(f"r{i}"))
+    for i in range(2): log.append(label(f"r{i}", "yes", NOON + 10))
+    log.close()
+    path = segments(tmp_path)[0] # as it was written before there were actions
+    path.write_text(path.read_text().replace('"action":"","source":"outcome",', ""))
+    assert "action" not in path.read_text()
+    if compacted:
+        PredictionLogWriter(tmp_path, 0, segments_of(1)).append(answer("r2"))
+        compact_log(tmp_path)
+        for parquet in tmp_path.glob("feedback/*/*/*.parquet"):
+            pl.read_parquet(parquet, hive_partitioning=False).drop("action", "source").write_parquet(parquet)
+    log = PredictionLogWriter(tmp_path, 1)
+    for i, action in ((20, "called"), (30, "called"), (40, "")):
+        log.append(label("r1", "yes", NOON + i, action=action, source="person"))
+    found = read_log(tmp_path).filter(pl.col("id").is_in(["r0", "r1"])).sort("id").select(
+        "label", "action", "label_source", "n_corrections").collect().rows()
+    assert found == [("yes", "", "outcome", 0), ("yes", "", "person", 0)]
+    assert read_feedback(tmp_path).filter(id="r1").collect()["action"].to_list() == ["", "called", ""]
+    assert read_since(tmp_path, "churn", {})[1]["source"].null_count() == (2 if compacted else 0)
 
 
 # ---- tables

@@ -99,8 +99,12 @@ def test_feedback_is_taken_and_checked(limited_server):
         assert "id 'never', row 0" in found["message"]
         compact_log(limited_server.root / "predictions")
     assert counted() == [before[0] + 10, before[1] + 4]
+    limited_server.post(FEEDBACK, {"labels": [{"id": id, "label": "yes", "action": "called", "source": "person"}]})
+    assert read_feedback(limited_server.root / "predictions").filter(id=id, row=0).collect().select(
+        "label", "action", "source").row(-1) == ("yes", "called", "person")
     good = {"id": id, "label": "yes"}
-    wrong = [([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"),
+    wrong = [([good | {"source": "nobody"}], "source"), ([good | {"action": "x" * 101}], "action"),
+             ([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"),
              ([good | {"id": ""}], "id"),
              ([good | {"label": 1}], "no class"), ([good | {"row": -1}], "row"), ([good | {"rows": 1}], "rows"),
              ([good] * 201, "most 200")]
