@@ -85,6 +85,7 @@ def _fold(state, entry):
     kind, data, at = entry.kind.removeprefix("alert."), entry.data, _when(entry)
     if kind == "silenced":
         until = datetime.fromisoformat(data["until"])
+        state.silences = [s for s in state.silences if s.subject != entry.subject] # the last word counts
         state.silences.append(Silence(subject=entry.subject, until=until, why=data["why"], by=entry.by, at=at))
     elif kind == "opened": _fold_opened(state, entry)
     elif kind == "notified": _fold_notified(state, entry)

@@ -60,7 +60,7 @@ def post_json(
     timeout_seconds: float, # Of the connection and of each read
     headers: dict[str, str] | None = None,
     method: str = "POST",
-) -> bytes: # The first MiB of the answer
+) -> bytes: # The answer, cut after 16 MiB
     "Send JSON; raises `DeliveryError` that does not name the address."
     if urlsplit(url).scheme not in ("http", "https"):
         raise DeliveryError("its url is missing or begins neither with http:// nor with https://", may_pass=False)
@@ -68,7 +68,7 @@ def post_json(
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_seconds) as answer:
-            return answer.read(2**20)
+            return answer.read(2**24)
     except urllib.error.HTTPError as e:
         e.close()
         raise DeliveryError(f"it answered {e.code}", may_pass=e.code >= 500 or e.code in (408, 425, 429)) from None
