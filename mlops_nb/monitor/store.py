@@ -117,8 +117,8 @@ def state(self: Transaction,
     key: str,
 ) -> dict | list | None: # What was set; None: nothing yet
     "A document of a monitor."
-    found = self.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-    return found and msgspec.json.decode(found[0])
+    found = self.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchall() # all: DuckDB waits for the rest
+    return msgspec.json.decode(found[0][0]) if found else None
 
 @patch
 def set_state(self: Transaction,

@@ -15,6 +15,7 @@ from ..bundle.store import store_bundle
 from ..config.api_keys import find_api_key, read_api_keys
 from ..config.settings import environment_settings, read_settings
 from ..core.errors import UserError
+from ..monitor.slo_freeze import frozen_sentences, record_override
 from .approvals import Approval, give_approval, withdraw_approval
 from .judge import Verdict, judge_release
 from .release_plan import store_path
@@ -99,8 +100,11 @@ def promote_step(
     "Begin the next step before its time. Raises `UserError` where the judge or a missing approval forbids it."
     release = read_release(root, id)
     if release.status != "open": raise UserError(f"{release.id} is over ({release.status}); there is no next step.")
-    if waits := what_holds_back(root, release): raise UserError(waits[0])
+    settings = environment_settings(read_settings(root), release.environment)
+    frozen = frozen_sentences(root, release.id, release.step + 1, settings) if reason else []
+    if waits := [w for w in what_holds_back(root, release) if w not in frozen]: raise UserError(waits[0])
     _require_no_objection(root, release)
+    if frozen: record_override(root, release.id, release.step + 1, reason, by)
     why = f"promoted by hand{': ' + reason if reason else ''}"
     return advance_release(root, release, Verdict("promote", why), by)
 

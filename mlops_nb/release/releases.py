@@ -31,6 +31,7 @@ from ..core.errors import UserError
 from ..core.files import file_lock
 from ..core.typed_yaml import read_json
 from ..ledger.ledger import open_ledger, user_name
+from ..monitor.slo_freeze import frozen_sentences
 from .approvals import missing_approvals
 from .environments import require_staging_runs
 from .registry import reconcile_registry
@@ -351,7 +352,8 @@ def what_holds_back(
     if release.status != "open": return []
     frozen = freeze_reason(root)
     sentence = f"Promotions are frozen ({frozen}); delete .mlops/freeze-promotion when that is over."
-    return [sentence] * bool(frozen) + missing_approvals(root, release, release.step + 1)
+    budgets = frozen_sentences(root, release.id, release.step + 1, _settings_of_release(root, release))
+    return [sentence] * bool(frozen) + budgets + missing_approvals(root, release, release.step + 1)
 
 # %% ../../nbs/release/20_releases.ipynb #b79e065c
 def _record_verdict(root, release, verdict):
