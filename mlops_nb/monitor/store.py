@@ -7,8 +7,10 @@ __all__ = ['TABLES', 'VIEWS', 'INDEXES', 'Transaction', 'MonitorStore', 'open_mo
 
 # %% ../../nbs/monitor/00_store.ipynb #2ee9172b
 import re
+import threading
 import time
-from contextlib import contextmanager
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -41,7 +43,9 @@ TABLES |= {
                "value DOUBLE PRECISION, low DOUBLE PRECISION, high DOUBLE PRECISION, method TEXT, "
                "baseline DOUBLE PRECISION, final BOOLEAN",
     "label_delays": "endpoint TEXT, cohort_start TIMESTAMP, delay_seconds DOUBLE PRECISION, "
-                    "share_known DOUBLE PRECISION, low DOUBLE PRECISION, high DOUBLE PRECISION"}
+                    "share_known DOUBLE PRECISION, low DOUBLE PRECISION, high DOUBLE PRECISION",
+    "residuals": "endpoint TEXT, bundle TEXT, variant TEXT, name TEXT, cells TEXT, cohort_start TIMESTAMP, "
+                 "rows BIGINT, total DOUBLE PRECISION, squares DOUBLE PRECISION"} # observed - predicted, by input
 
 # %% ../../nbs/monitor/00_store.ipynb #3dd90882
 TABLES |= {
@@ -60,6 +64,13 @@ VIEWS = {
                      "c.hour, c.cell, sum(c.n) AS n FROM counts c JOIN series s ON s.series_id = c.series_id "
                      "GROUP BY s.endpoint, s.bundle, s.variant, s.segment_column, s.segment_value, s.kind, s.name, "
                      "c.hour, c.cell"}
+
+VIEWS |= { # an estimate before labels, and what came of it
+    "estimate_errors": "SELECT e.endpoint, e.bundle, e.variant, e.metric, e.cohort_start, e.value AS estimated, e.low, "
+                       "e.high, q.value AS realised, e.value - q.value AS error FROM quality e JOIN quality q ON "
+                       "q.endpoint = e.endpoint AND q.bundle = e.bundle AND q.variant = e.variant AND "
+                       "q.metric = e.metric AND q.cohort_start = e.cohort_start AND q.segment_column = '' AND q.final "
+                       "WHERE e.method = 'estimated' AND q.method <> 'estimated'"}
 
 INDEXES = {"counts_of_series": "counts (series_id, hour)", "daily_counts_of_series": "daily_counts (series_id, day)"}
 
@@ -89,8 +100,9 @@ class Transaction:
         params: tuple = (),
     ) -> pl.DataFrame:
         "The rows that a statement finds."
+        if self._is_duckdb:
+            return _without_decimals(pl.from_arrow(self._connection.sql(sql, params=list(params)).to_arrow_table()))
         found = self.execute(sql, params)
-        if self._is_duckdb: return _without_decimals(pl.from_arrow(found.to_arrow_table()))
         names = [d[0] for d in found.description]
         return _without_decimals(pl.DataFrame(found.fetchall(), names, orient="row", infer_schema_length=None))
 
@@ -147,6 +159,15 @@ def place(self: MonitorStore) -> str:
     return re.sub(r"://([^:/@]+):[^@]*@", r"://\1:***@", self.uri.removeprefix("duckdb:///"))
 
 # %% ../../nbs/monitor/00_store.ipynb #4af68938
+_THREADS = defaultdict(threading.RLock) # of each DuckDB file: whose turn it is in this process
+
+@contextmanager
+def _turn_of_thread(store):
+    lock = _THREADS[store.uri]
+    if not lock.acquire(timeout=store.timeout_seconds): raise TimeoutError("another thread uses it")
+    try: yield
+    finally: lock.release()
+
 def _connect_duckdb(store, read_only):
     import duckdb
     path = Path(store.uri.removeprefix("duckdb:///"))
@@ -201,7 +222,7 @@ def _prepare(transaction, store):
 @contextmanager
 def transaction(self: MonitorStore):
     "Write, alone: all of it is there afterwards, or nothing. Raises `UserError` if the database cannot be used."
-    with _store_errors(self):
+    with _store_errors(self), _turn_of_thread(self) if self._is_duckdb else nullcontext():
         connection = (_connect_duckdb if self._is_duckdb else _connect_postgresql)(self, False)
         try:
             inside = Transaction(connection, self._is_duckdb)
@@ -221,7 +242,7 @@ def query(self: MonitorStore,
     "The rows that a statement finds. Raises `UserError` if the database cannot be used."
     if not self._is_prepared:
         with self.transaction(): pass
-    with _store_errors(self):
+    with _store_errors(self), _turn_of_thread(self) if self._is_duckdb else nullcontext():
         connection = (_connect_duckdb if self._is_duckdb else _connect_postgresql)(self, True)
         try: return Transaction(connection, self._is_duckdb).query(sql, params)
         finally: connection.close()
