@@ -64,7 +64,7 @@ def owner(self: DataHistory, column: str) -> str: # Empty: nobody is named
     "Who delivers a column."
     return self.schema.columns[column].owner if column in self.schema.columns else ""
 
-_LOOK = "mlops-nb monitor show data"
+_LOOK = "mlops-nb monitor show checks"
 
 def _result(history, monitor, subject, message, value=None, limit=None, ok=True, column="", causes=()):
     return CheckResult(monitor=monitor, subject=subject, message=message, value=value, limit=limit, ok=ok,
