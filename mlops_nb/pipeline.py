@@ -6,6 +6,7 @@
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'find_stage', 'run_stage', 'run_features']
 
 # %% ../nbs/90_pipeline.ipynb #f1824154
+import re
 import sys
 import time
 from contextlib import chdir, suppress
@@ -17,6 +18,7 @@ from msgspec import Struct, field
 
 from .config.params import read_params
 from .core.errors import UserError
+from .core.files import atomic_file
 from .core.progress import progress_reporter
 from .core.typed_yaml import read_json, write_json
 
@@ -36,11 +38,11 @@ class Stage(Struct, frozen=True):
     always: bool = False # does it run at every `dvc repro`, since what it looks at lies outside of the pipeline?
 
 # %% ../nbs/90_pipeline.ipynb #056774c5
-_FEATURES_FILE = "${prepare.features_file}"
+_FEATURES_FILE, _LEARNERS_FILE = "${prepare.features_file}", "artifacts/learners.py"
 
 _DATA_STAGES = [
-    Stage("features", "Export the notebook that holds the feature functions.", "mlops_nb.pipeline:run_features",
-          deps=["${prepare.features_notebook}"], outs=[], git_outs=[_FEATURES_FILE]),
+    Stage("features", "Export the notebook that holds features and learners.", "mlops_nb.pipeline:run_features",
+          deps=["${prepare.features_notebook}"], outs=[_LEARNERS_FILE], git_outs=[_FEATURES_FILE]),
     Stage("validate", "Split the raw rows into accepted and quarantined by the schema.",
           "mlops_nb.data.validation:run_validate", needs_champion=True,
           deps=["data", "schema.yaml"], params=["validate"],
@@ -60,10 +62,11 @@ _TRAIN_STAGES = [
           deps=["artifacts/prepared", "schema.yaml"], params=["train.encoder", "train.seed"],
           outs=["artifacts/models/baseline"]),
     Stage("tune", "Search better parameters for each learner.", "mlops_nb.train.tuning:run_tune",
-          deps=["artifacts/prepared", "schema.yaml"], outs=["artifacts/tuning"],
+          deps=["artifacts/prepared", "schema.yaml", _LEARNERS_FILE], outs=["artifacts/tuning"],
           params=["tune", "train.learners", *_TRAIN_PARAMS[:-1], "train.gbdt", "train.net"]),
     Stage("train", "Fit a model.", "mlops_nb.train.stage:run_train", matrix="train.learners", params=_TRAIN_PARAMS,
-          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml"], outs=["artifacts/models/${item.learner}"]),
+          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _LEARNERS_FILE],
+          outs=["artifacts/models/${item.learner}"]),
 ]
 
 # %% ../nbs/90_pipeline.ipynb #432835f7
@@ -75,7 +78,7 @@ _EVALUATION_STAGES = [
           outs=["artifacts/evaluation"], git_outs=["artifacts/plots/evaluation"], metrics=["artifacts/metrics.json"]),
     Stage("cross_validation", "Repeat the training on other rows and with other seeds.",
           "mlops_nb.evaluate.cross_validation:run_cross_validation", matrix="train.learners",
-          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES_FILE],
+          deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _FEATURES_FILE, _LEARNERS_FILE],
           outs=["artifacts/cross_validation/${item.learner}"],
           params=["cross_validation", "prepare.split", *_TRAIN_PARAMS, "evaluate.calibration", "evaluate.costs",
                   "evaluate.min_segment_rows", "evaluate.seed", "evaluate.tolerance"]),
@@ -193,11 +196,15 @@ def find_stage(
 # %% ../nbs/90_pipeline.ipynb #8cb4160f
 def _record_path(root, name, item): return root / ".mlops" / "stages" / f"{name}{'.' + item if item else ''}.json"
 
+def _failure_path(record): # of the last run, where it failed
+    return record.parent / "failures" / record.name
+
 def _last_seconds(path):
     "How long a stage took last time; None where nobody knows."
     try: return read_json(path, dict).get("seconds")
     except UserError: return None
 
+# %% ../nbs/90_pipeline.ipynb #bb8ba1f3
 def run_stage(
     name: str, # A key of `STAGES`
     root: Path = Path("."), # The project's folder
@@ -211,6 +218,8 @@ def run_stage(
         with progress_reporter(f"{name} {item or ''}".rstrip(), expected_seconds=_last_seconds(record)):
             facts = _call_stage(stage, root, item) or {}
     except Exception as e:
+        with suppress(OSError): # of a full disk
+            write_json(_failure_path(record), dict(stage=name, item=item, started=started, error=str(e)[:500]))
         torn = None if isinstance(e, UserError | OSError) else _damaged_input(root, stage)
         if torn is None: raise
         raise UserError(f"{torn} is damaged, as if it was cut in the middle; `dvc checkout` brings it back, or "
@@ -218,9 +227,17 @@ def run_stage(
     took = dict(stage=name, item=item, started=started, seconds=time.perf_counter() - clock,
                 peak_memory_mib=_peak_memory_mib()) | facts
     write_json(record, took)
+    _failure_path(record).unlink(missing_ok=True)
     return took
 
 # %% ../nbs/90_pipeline.ipynb #a514579d
+def _learner_cells(notebook): # The source of its cells that begin with `#| export learners`
+    from fastcore.nbio import read_nb
+    begin = re.compile(r"#\s*\|\s*export\s+learners\s*$")
+    texts = [c.source.lstrip() for c in read_nb(notebook).cells if c.cell_type == "code"]
+    found = [t.partition("\n")[2] for t in texts if begin.match(t.partition("\n")[0])]
+    return "\n\n\n".join(t.strip() for t in found) + "\n"
+
 def run_features(root: Path) -> None:
     "Export the project's features notebook; raises `UserError` if it does not export `prepare.features_file`."
     from nbdev.export import nb_export
@@ -232,3 +249,5 @@ def run_features(root: Path) -> None:
     if not (root / p.features_file).exists():
         raise UserError(f"{p.features_notebook} did not export {p.features_file}; its `#| default_exp` and "
                         "prepare.features_file in params.yaml must name the same module.")
+    with atomic_file(root / _LEARNERS_FILE) as tmp:
+        tmp.write_text(_learner_cells(root / p.features_notebook), encoding="utf-8")

@@ -184,13 +184,19 @@ def _parent_sentence(p):
     return f"Parent: the model `{p.parent}`." if p.parent else "Parent: none."
 
 # %% ../../nbs/bundle/01_model_card.ipynb #042a5cd1
+def _parity_sentence(p):
+    if not (found := p.training.get('parity')): return []
+    return [f"The model is the ONNX form of {escape_markdown(found['made_from'])}. Compared with it on "
+            f"{found['n_rows']:,} validation rows and {found['n_threshold_rows']:,} rows at its thresholds, its scores "
+            f"are at most {found['max_difference']:.2g} off ({found['tolerance']:g} is allowed)."]
+
 def _provenance_section(p):
     changed = ', with changes that it does not hold' if p.git_dirty else ''
     learned = [f"{k.replace('_', ' ')} {v:,}" for k, v in p.training.items() if isinstance(v, int)]
     packages = ', '.join(f'{k} {v}' for k, v in p.packages.items())
     return [_bullets([f"Code: commit `{p.git_commit}`{changed}." if p.git_commit else "Code: no commit is known.",
                       _parent_sentence(p), f"Learner: {', '.join([p.training.get('learner', 'unknown'), *learned])}.",
-                      f"Made with Python {p.python_version}, {packages}."]),
+                      *_parity_sentence(p), f"Made with Python {p.python_version}, {packages}."]),
             "Made from:", markdown_table(['input', 'sha256'], [(k, f"{v[:12]}…") for k, v in p.input_hashes.items()]),
             "Parameters that are not at their defaults:",
             markdown_table(['parameter', 'value'], _changed_params(_effective_params(p)))]

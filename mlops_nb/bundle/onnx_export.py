@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARITY_TOLERANCE', 'OnnxTree', 'to_onnx_tree', 'read_onnx_trees', 'trees_to_onnx', 'predict_onnx',
-           'neighbouring_floats', 'with_column_values', 'leaf_boundary_rows', 'net_to_onnx', 'append_calibrator',
-           'ParityCheck', 'ParityReport', 'compare_predictions', 'convert_and_compare', 'parity_error', 'export_onnx']
+           'leaf_boundary_rows', 'net_to_onnx', 'append_calibrator', 'ParityCheck', 'ParityReport',
+           'compare_predictions', 'convert_and_compare', 'parity_error', 'export_onnx']
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #4e189cbd
 import warnings
@@ -27,6 +27,7 @@ from ..model.calibrators import EPS, Calibrator, IsotonicCalibrator, PlattCalibr
 from ..model.lightgbm_text import MISSING_NAN, MISSING_ZERO, Tree, parse_header, parse_trees
 from ..model.net import Net, first_layer_inputs, member_outputs
 from ..model.network import ensemble_predict
+from ..model.onnx_model import neighbouring_floats, with_column_values
 from ..model.policy import Policy
 from ..model.predictor import Predictor, model_file
 
@@ -149,27 +150,6 @@ def predict_onnx(
     if session.get_inputs()[0].type == 'tensor(float)': X = X.astype(np.float32)
     starts = range(0, max(len(X), 1), _BATCH_ROWS)
     return np.concatenate([session.run(['score'], {'X': X[i:i + _BATCH_ROWS]})[0] for i in starts])
-
-# %% ../../nbs/bundle/05_onnx_export.ipynb #4b49886c
-def neighbouring_floats(
-    thresholds: np.ndarray, # (t,)
-) -> np.ndarray: # At most six times as many, ascending
-    "The thresholds and their neighbours, in 64 bits and in 32 bits."
-    with np.errstate(over='ignore'): single = thresholds.astype(np.float32)
-    ways = lambda t: (t, np.nextafter(t, t.dtype.type(-np.inf)), np.nextafter(t, t.dtype.type(np.inf)))
-    every = np.concatenate([*ways(thresholds), *(w.astype(float) for w in ways(single))])
-    return np.unique(every[np.isfinite(every)])
-
-# %% ../../nbs/bundle/05_onnx_export.ipynb #e95269da
-def with_column_values(
-    X: np.ndarray, # (n, columns)
-    values: dict[int, np.ndarray], # by column
-) -> np.ndarray: # A row for each value
-    "Rows of `X`, in turn, each with one column set to one of the values."
-    columns = np.repeat([*values], [len(v) for v in values.values()])
-    rows = X[np.arange(len(columns)) % len(X)].copy()
-    rows[np.arange(len(rows)), columns] = np.concatenate([*values.values()])
-    return rows
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #cdaa1687
 def leaf_boundary_rows(
@@ -312,8 +292,9 @@ def append_calibrator(
     return out.SerializeToString()
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #a179be87
-PARITY_TOLERANCE = dict(trees=1e-9, net=1e-4) # the largest difference of two scores, relative where they are above 1
-_MAX_ROWS = dict(trees=200_000, net=5_000) # of one kind of rows; evenly spaced if there are more
+# the largest difference of two scores, relative where they are above 1
+PARITY_TOLERANCE = dict(trees=1e-9, net=1e-4, onnx=1e-6)
+_MAX_ROWS = dict(trees=200_000, net=5_000, onnx=5_000) # of one kind of rows; evenly spaced if there are more
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #1cbe82ae
 class ParityCheck(Struct):
@@ -371,7 +352,10 @@ def _export_net(data, X):
     marks = {n.column: neighbouring_floats(np.array(n.quantiles)) for n in net.network.numeric_columns}
     return net_to_onnx(net), {'at and beside each quantile': with_column_values(X, marks)}
 
-_EXPORTERS = {'model.txt': ('trees', _export_trees), 'model.safetensors': ('net', _export_net)}
+def _export_onnx(data, X): return data, {} # is in that form already; its rows differ in their last digits at most
+
+_EXPORTERS = {'model.txt': ('trees', _export_trees), 'model.safetensors': ('net', _export_net),
+              'model.onnx': ('onnx', _export_onnx)}
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #2cdccc99
 def convert_and_compare(

@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['Fraction', 'NonNegativeInt', 'PositiveInt', 'PositiveFloat', 'NonNegativeFloat', 'Percent', 'Duration', 'SearchRange',
            'STRATEGIES', 'RENAMED_PARAMS', 'SimulateParams', 'ValidateParams', 'SplitParams', 'PrepareParams',
-           'EncoderParams', 'GbdtParams', 'NetParams', 'TrainParams', 'GbdtSearchSpace', 'NetSearchSpace', 'TuneParams',
-           'CostParams', 'PolicyRule', 'PolicyParams', 'EvaluateParams', 'ExplainParams', 'CrossValidationParams',
-           'GateParams', 'split_strategy', 'MarginParams', 'SuccessParams', 'ReleaseParams', 'Params', 'write_params',
-           'read_params']
+           'EncoderParams', 'GbdtParams', 'NetParams', 'own_learners', 'TrainParams', 'GbdtSearchSpace',
+           'NetSearchSpace', 'TuneParams', 'CostParams', 'PolicyRule', 'PolicyParams', 'EvaluateParams',
+           'ExplainParams', 'CrossValidationParams', 'GateParams', 'split_strategy', 'MarginParams', 'SuccessParams',
+           'ReleaseParams', 'Params', 'write_params', 'params_with_learners', 'read_params']
 
 # %% ../../nbs/config/10_params.ipynb #a0df887f
+import re
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, ValidationError, convert, field
+from msgspec import Meta, Struct, ValidationError, convert, defstruct, field
 from msgspec.structs import asdict
 
 from .predicates import PredicateSpec
@@ -139,14 +142,32 @@ class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):
     compile: Annotated[bool, Meta(
         description="torch.compile: a wait at the start, then faster steps; needs a C++ compiler")] = False
 
+# %% ../../nbs/config/10_params.ipynb #a801560d
+def _check_learner_names(train):
+    "Raise `ValueError` for a learner without a section of its name."
+    sections = {"gbdt", "net", *own_learners(train)}
+    for name in train.learners:
+        if name in sections: continue
+        near = get_close_matches(name, sections, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else (
+            f". If it is one of your own, write its parameters below train, {name + ': {}'!r} if it has none; "
+            "else use gbdt or net.")
+        raise ValueError(f"'learners' names {name!r}, and there is no section of that name{hint}")
+
+def own_learners(
+    train, # `TrainParams`, or a subclass with sections of own learners
+) -> list[str]: # Names, in the order of the file
+    "The learners of the project itself: those with a section that not every project has."
+    return [name for name in train.__struct_fields__ if name not in TrainParams.__struct_fields__]
+
 # %% ../../nbs/config/10_params.ipynb #ff3f42e5
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
-    learners: Annotated[list[Literal["gbdt", "net"]], Meta(
-        min_length=1, description="learners that are trained: gbdt | net")] = field(
-        default_factory=lambda: ["gbdt"])
-    model_selection: Annotated[Literal["best", "gbdt", "net"], Meta(
-        description="learner that is deployed: best (on the validation set) | gbdt | net")] = "best"
+    learners: Annotated[list[str], Meta(
+        min_length=1, description="learners that are trained: gbdt | net | own ones, each with a section of its name"
+    )] = field(default_factory=lambda: ["gbdt"])
+    model_selection: Annotated[str, Meta(
+        description="learner that is deployed: best (on the validation set) | one of the learners")] = "best"
     seed: Annotated[NonNegativeInt, Meta(
         description="random seed; the same seed on the same data gives the same model")] = 0
     sample_weight_half_life: Annotated[Duration | None, Meta(
@@ -158,6 +179,7 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     net: NetParams = field(default_factory=NetParams)
 
     def __post_init__(self):
+        _check_learner_names(self)
         if self.model_selection not in ("best", *self.learners):
             raise ValueError(f"'model_selection' is {self.model_selection!r}, which is not among the learners "
                              f"({', '.join(self.learners)}); set it to best, or add it.")
@@ -463,9 +485,33 @@ def write_params(params: Params, path: str | Path = "params.yaml") -> Path:
     with atomic_file(path) as tmp: tmp.write_text(text, encoding="utf-8")
     return Path(path)
 
+# %% ../../nbs/config/10_params.ipynb #60f03ece
+_LearnerParams = Annotated[dict[str, int | float | bool | str | None], Meta(
+    description="parameters of an own learner, handed to its function")]
+
+@cache
+def params_with_learners(
+    *names: str, # Of own learners, such as forest
+) -> type[Params]: # With a section `train.<name>` for each
+    "The type of a params file with sections of own learners."
+    sections = [(name, _LearnerParams, field(default_factory=dict)) for name in names]
+    how = dict(forbid_unknown_fields=True, kw_only=True, namespace=dict(__doc__=TrainParams.__doc__))
+    train = defstruct("TrainParams", sections, bases=(TrainParams,), **how)
+    how["namespace"] = dict(__doc__=Params.__doc__)
+    return defstruct("Params", [("train", train, field(default_factory=train))], bases=(Params,), **how)
+
+def _params_type(content):
+    train = content.get("train") if isinstance(content, dict) else None
+    learners = train.get("learners") if isinstance(train, dict) else None
+    names = [n for n in learners if isinstance(n, str) and _LEARNER_NAME.fullmatch(n) and n in train
+             and n not in TrainParams.__struct_fields__] if isinstance(learners, list) else []
+    return params_with_learners(*dict.fromkeys(names)) if names else Params
+
+_LEARNER_NAME = re.compile("[a-z][a-z0-9_]{0,39}")
+
 # %% ../../nbs/config/10_params.ipynb #c09ddc4c
 def read_params(path: str | Path = "params.yaml") -> Params:
     "Read and check a parameter file; raises `UserError` that names file, section and key."
     content = read_yaml(path, Any)
     refuse_renamed(content, RENAMED_PARAMS, path)
-    return convert_typed(content, Params, path)
+    return convert_typed(content, _params_type(content), path)

@@ -108,21 +108,23 @@ def skip_reason(
 # %% ../../nbs/evaluate/12_cross_validation.ipynb #1ef7263b
 def fit_predictor(
     project: Project, # Its params hold the seed
-    learner: str, # gbdt or net
+    learner: str, # gbdt, net or an own one
     train: pl.DataFrame, # columns of the schema and features, `_target`
     validation: pl.DataFrame, # the same
     run_name: str, # Its name, for the progress
 ) -> tuple[Predictor, DecisionSettings]:
     "Train a model and choose its threshold, as the stages do."
-    schema, params, kind = project.schema, project.params, find_learner(learner)
+    schema, params = project.schema, project.params
+    kind = find_learner(learner, params.train)
     features = load_features(project.features_path)
     encoder = Encoder.fit(train, schema, features, params.train.encoder)
     parts = tuple(to_training_part(rows, split, encoder, schema, params.train.sample_weight_half_life)
                   for split, rows in (('train', train), ('valid', validation)))
     with progress_reporter(run_name, kind.max_iterations(params.train), f'{kind.unit} at most') as step:
-        options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), on_iteration=step)
+        options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), on_iteration=step,
+                             root=project.root)
         fitted = fit_learner(learner, parts, schema, encoder, params.train, options=options)
-    model = MODEL_LOADERS[kind.file](fitted.model)
+    model = MODEL_LOADERS[fitted.file or kind.file](fitted.model)
     predictor = Predictor(schema, features, encoder, model, threads=project.n_threads)
     judged = dict(valid=validation)
     resamplings = split_resamplings(params.evaluate, judged, schema.entity)

@@ -37,8 +37,8 @@ from ..model.policy import Policy
 
 # %% ../../nbs/explain/03_stage.ipynb #57efcb3c
 class AttributionError(Struct):
-    "How far the contributions of a net may be off: means over rows, in the units of the raw score."
-    n_background: int # train rows that the net's contributions start from
+    "How far contributions that are no trees' may be off: means over rows, in the units of the raw score."
+    n_background: int # train rows that the contributions start from
     n_rows: int # rows behind these means, the first that are explained
     standard_error: dict[str, float] # feature -> standard error of its contribution to one row
     base_standard_error: float # of the base value
@@ -55,7 +55,7 @@ class ExplanationReport(Struct):
     best_explained: list[ExplainedRow]
     worst_predicted: list[ExplainedRow]
     raw_units: str = 'raw scores' # what contributions are measured in
-    attribution_error: AttributionError | None = None # of a net; the contributions of trees are exact
+    attribution_error: AttributionError | None = None # the contributions of trees are exact
 
 def read_explanation(
     root: Path = Path('.'), # The project's folder
@@ -102,7 +102,7 @@ def _attribution_error(predictor, frame): # None for trees
     if isinstance(predictor.model, Booster): return None
     errors = predictor.model.contribution_errors(predictor.encode_frame(some := frame.head(_ERROR_ROWS)))
     *each, base = errors.standard_errors.mean((0, 1)).tolist()
-    n_background, missed = len(predictor.model.network.background), float(np.abs(errors.missed).mean())
+    n_background, missed = predictor.model.n_background, float(np.abs(errors.missed).mean())
     return AttributionError(n_background, len(some), dict(zip(predictor.feature_names, each)), base, missed)
 
 # %% ../../nbs/explain/03_stage.ipynb #9e8ab19b

@@ -65,7 +65,7 @@ class Net:
         torch.set_num_threads(1) # Whoever has many rows shares them out to threads
         self.network, self.weights = deserialize_network(data)
         self.feature_names = [f"Column_{i}" for i in range(self.network.n_columns)]
-        self.n_classes = self.network.n_outputs
+        self.n_classes, self.n_background = self.network.n_outputs, len(self.network.background)
 
 # %% ../../nbs/model/06_net.ipynb #b6ac8f12
 @patch

@@ -28,23 +28,25 @@ from .dataframes import cast_to_schema, dicts_to_polars, to_polars
 from .encoder import UNKNOWN_CODE, Encoder
 from .features import Features, load_features
 from .net import Net
+from .onnx_model import OnnxModel
 from .policy import Policy, PolicyOutcome
 
 # %% ../../nbs/model/10_predictor.ipynb #f1c0a003
 MODEL_LOADERS = { # File -> how it is opened
     'model.txt': lambda data: Booster(data.decode()),
-    'model.safetensors': lambda data: Net(data)}
+    'model.safetensors': lambda data: Net(data),
+    'model.onnx': lambda data: OnnxModel(data)}
 
 def model_file(
     folder: Path, # Of a trained model, with the name of its learner, or a bundle
 ) -> Path: # Raises `UserError` if there is none
-    "The file that holds the trees or the net."
+    "The file that holds the model."
     for name in MODEL_LOADERS:
         if (folder / name).is_file(): return folder / name
-    raise UserError(f"{folder} holds neither {' nor '.join(MODEL_LOADERS)}; run the stage train ({folder.name}) first.")
+    raise UserError(f"{folder} holds none of {', '.join(MODEL_LOADERS)}; run the stage train ({folder.name}) first.")
 
-def open_model(folder: Path) -> Booster | Net:
-    "The trees or the net of a folder."
+def open_model(folder: Path) -> Booster | Net | OnnxModel:
+    "The model of a folder."
     file = model_file(folder)
     return MODEL_LOADERS[file.name](file.read_bytes())
 
@@ -55,7 +57,7 @@ class Predictor:
         schema: Schema,
         features: Features, # From `load_features`
         encoder: Encoder,
-        model: Booster | Net,
+        model: Booster | Net | OnnxModel,
         policy: Policy | None = None, # None before the evaluation chose one
         id: str | None = None, # Of the bundle; None for a model that is in none
         threads: int = 1, # For many rows; one row is always one thread's work
@@ -103,7 +105,8 @@ def request_columns(self:Predictor) -> list[str]: # Each once
 # %% ../../nbs/model/10_predictor.ipynb #52aa290f
 def _model_in_words(model):
     if isinstance(model, Booster): return f"LightGBM, {model.n_iterations} iterations"
-    return f"net, {model.network.params.ensemble_size} members"
+    if isinstance(model, Net): return f"net, {model.network.params.ensemble_size} members"
+    return f"ONNX, made from {model.spec.parity.made_from}"
 
 @patch
 def __repr__(self:Predictor):
@@ -214,6 +217,7 @@ def contributions(self:Predictor,
 @patch(as_prop=True)
 def raw_units(self:Predictor) -> str:
     "What raw scores and contributions are measured in."
+    if isinstance(self.model, OnnxModel) and self.schema.task != 'regression': return 'probability'
     if self.schema.task == 'binary': return 'log odds'
     if self.schema.task == 'multiclass': return 'the raw score of a class'
     counts = isinstance(self.model, Booster) and self.model.log_link

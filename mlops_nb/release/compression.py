@@ -56,6 +56,9 @@ def compress_model(
 ) -> tuple[bytes, str]: # The content of the model's file, and what was done
     "Fewer trees, or fewer bits; raises `UserError` if the other was asked for."
     file = model_file(bundle)
+    if file.name == 'model.onnx':
+        raise UserError(f"{bundle} holds an ONNX model, which cannot be made smaller here; give its learner parameters "
+                        "that make it smaller (such as max_depth), or compress a model of trees or a net.")
     net = file.name == 'model.safetensors'
     if (n_trees if net else weight_type) is not None:
         raise UserError(f"{bundle} holds " + ("a net, which is made smaller with --weight-type." if net else

@@ -49,15 +49,15 @@ def model_signature(
     return signature
 
 # %% ../../nbs/release/05_mlflow_model.ipynb #08d59d8b
-_NET_PACKAGES = ('torch', 'safetensors')
+_MODEL_PACKAGES = {'model.safetensors': ('torch', 'safetensors'), 'model.onnx': ('onnxruntime',)}
 
 def model_requirements(
     bundle: VerifiedFolder, # From `open_bundle`
 ) -> list[str]: # Such as `numpy==2.4.6`
-    "What must be installed to open the model, in the versions that made it; `torch` and `safetensors` for a net."
+    "What must be installed to open the model, in the versions that made it; a net needs torch, ONNX onnxruntime."
     from importlib.metadata import version
     pins = dict(bundle.manifest.packages)
-    pins |= {p: version(p) for p in (_NET_PACKAGES if 'model.safetensors' in bundle.manifest.files else ())}
+    pins |= {p: version(p) for file in bundle.manifest.files for p in _MODEL_PACKAGES.get(file, ())}
     return [f"{name}=={number.partition('+')[0]}" for name, number in pins.items()]
 
 # %% ../../nbs/release/05_mlflow_model.ipynb #fa18f9f3

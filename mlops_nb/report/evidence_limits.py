@@ -87,7 +87,7 @@ _ITERATIONS = dict(gbdt='trees', net='epochs')
 
 def reached_limit(training: TrainingReport) -> str: # A sentence; empty where early stopping ended it
     "That the limit of iterations ended a training, and which setting to raise."
-    if training.iterations < training.max_iterations: return ''
+    if training.learner not in _ITERATIONS or training.iterations < training.max_iterations: return ''
     limit = training.max_iterations
     return (f"The limit of {format_number(limit)} {_ITERATIONS[training.learner]} ended the training before the "
             f"validation loss had stopped falling, so a longer one may be better; try it with `dvc exp run -S "

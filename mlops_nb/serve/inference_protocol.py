@@ -533,6 +533,8 @@ def build_server_metadata() -> dict:
                 extensions=['binary_tensor_data', 'model_repository', 'statistics'])
 
 # %% ../../nbs/serve/02_inference_protocol.ipynb #87487fc8
+_PLATFORMS = dict(Booster='lightgbm_text', Net='torch_safetensors', OnnxModel='onnxruntime_onnx')
+
 def build_model_metadata(
     name: str, # Of the endpoint
     versions: list[str], # That a client can select
@@ -540,8 +542,7 @@ def build_model_metadata(
 ) -> dict:
     "The response to `GET /v2/models/NAME`."
     columns = predictor.schema.columns
-    return dict(name=name, versions=versions, platform='lightgbm_text' if type(predictor.model).__name__ == 'Booster'
-                else 'torch_safetensors',
+    return dict(name=name, versions=versions, platform=_PLATFORMS[type(predictor.model).__name__],
                 inputs=[dict(name=c, datatype=COLUMN_DATATYPES[columns[c].type], shape=[-1])
                         for c in predictor.request_columns],
                 outputs=[dict(name=o, datatype=_OUTPUT_DATATYPES[t.__class__], shape=[-1])

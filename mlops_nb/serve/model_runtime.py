@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ..bundle.bundle import check_golden_examples
 from ..config.values import POLARS_TYPES
 from ..core.errors import UserError
-from ..model.booster import Booster
+from ..model.net import Net
 from ..model.predictor import Predictor
 from ..release.release_plan import HELD_OUT, ReleasePlan, Variant, standby_names
 from .request_validation import RequestDecoder
@@ -173,8 +173,8 @@ class LoadedModel:
         self.decoder = RequestDecoder(self.predictor, max_rows)
         self.input_types = {c: schema.columns[c].type for c in self.predictor.required_columns}
         self.target_spec = schema.task, schema.classes
-        self.micro_batcher = None if isinstance(self.predictor.model,
-                                                Booster) else MicroBatcher(self.predictor.predict_encoded)
+        self.micro_batcher = MicroBatcher(self.predictor.predict_encoded) if isinstance(self.predictor.model,
+                                                                                        Net) else None
         self.lookup_table = None # a `LookupTable`, while there is one
 
 # %% ../../nbs/serve/06_model_runtime.ipynb #35fa0aca

@@ -116,12 +116,13 @@ class LossCurvePoint(Struct):
 
 class FitResult(NamedTuple):
     "A trained model, and how it was reached."
-    model: bytes # the content of `model.txt` or `model.safetensors`
+    model: bytes # the content of `model.txt`, `model.safetensors` or `model.onnx`
     iterations: int # made, with those of an earlier model
     best_iteration: int # kept
     best_loss: float # loss on the validation split
     loss_curve: list[LossCurvePoint]
     rmse: float | None = None # on the validation split, where the loss is another figure of a regression
+    file: str | None = None # the model's name in a bundle, where the learner alone does not say
 
 # %% ../../nbs/train/00_dataset.ipynb #f078eb3c
 def training_fingerprint(

@@ -22,6 +22,7 @@ from ..core.progress import progress_reporter
 from ..core.typed_yaml import write_json
 from ..model.encoder import Encoder
 from ..model.features import load_features
+from ..model.onnx_model import OnnxModel, OnnxParity
 from ..model.predictor import Predictor, open_model
 from .dataset import LossCurvePoint, eval_metric_name, read_training_parts
 from .device import DeviceConfig
@@ -44,11 +45,12 @@ class TrainingReport(Struct):
     loss_curve: list[LossCurvePoint]
     params: dict # of the learner's section
     init_model_sha256: str | None = None # sha256 of the initial model
+    parity: OnnxParity | None = None # of an own learner's model with its estimator
 
 # %% ../../nbs/train/13_stage.ipynb #b9425b4f
-def _write_model_folder(folder, learner, fitted, encoder, about):
+def _write_model_folder(folder, file, fitted, encoder, about):
     with atomic_dir(folder) as out:
-        (out / find_learner(learner).file).write_bytes(fitted.model)
+        (out / file).write_bytes(fitted.model)
         (out / 'encoder.json').write_bytes(encoder.to_json())
         write_json(out / 'training.json', about)
 
@@ -69,7 +71,8 @@ def run_train(
     learner: str = 'gbdt',
 ) -> dict: # `rows`, `train_seconds`, `rows_per_second`, `iterations`, `best_iteration`, `metrics_history`
     "The stage `train`: `artifacts/prepared/` to `artifacts/models/<learner>/`."
-    began, kind, project = time.monotonic(), find_learner(learner), Project.open(root)
+    began, project = time.monotonic(), Project.open(root)
+    kind = find_learner(learner, project.params.train)
     root, schema, checkpoints = project.root, project.schema, project.root / '.mlops' / 'checkpoints' / learner
     params, initial = apply_tuned_params(root, learner, project.params.train), resolve_init_model(project, learner)
     parts = tuple(read_training_parts(project, initial.encoder))
@@ -78,12 +81,14 @@ def run_train(
     with (progress_reporter(f'train {learner}', limit, f'{kind.unit} at most') as step,
           TensorBoardLogger(root / '.mlops' / 'tensorboard' / learner) as logger):
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), checkpoints, step,
-                             logger)
+                             logger, root)
         fitted = fit_learner(learner, parts, schema, initial.encoder, params, initial.model, options)
     eval_metric = eval_metric_name(schema.task, params.gbdt.objective if learner == 'gbdt' else 'squared')
     about = TrainingReport(learner, schema.task, schema.classes, eval_metric, rows, limit, *fitted[1:5],
                            to_builtins(getattr(params, learner)), initial.sha256)
-    _write_model_folder(root / 'artifacts' / 'models' / learner, learner, fitted, initial.encoder, about)
+    file = fitted.file or kind.file
+    about.parity = OnnxModel(fitted.model).spec.parity if file == 'model.onnx' else None
+    _write_model_folder(root / 'artifacts' / 'models' / learner, file, fitted, initial.encoder, about)
     shutil.rmtree(checkpoints, ignore_errors=True) # of this training, which is done
     seconds = time.monotonic() - began
     return dict(rows=rows['train'], train_seconds=round(seconds, 3), rows_per_second=round(rows['train'] / seconds),

@@ -28,9 +28,10 @@ from ..core.files import atomic_dir
 from ..core.progress import progress_reporter
 from ..core.typed_yaml import read_json, write_json
 from ..model.encoder import Encoder
+from .custom_learners import LEARNERS_FILE, find_custom_learner
 from .dataset import read_training_parts, training_fingerprint
 from .device import DeviceConfig
-from .learners import FitOptions, TrainingParts, fit_learner, resolve_init_model
+from .learners import LEARNERS, FitOptions, TrainingParts, fit_learner, resolve_init_model
 from .net_trainer import ARCHITECTURE_PARAMS
 from mlops_nb.train.study import (
     counted_trials,
@@ -49,18 +50,20 @@ def replace_params(
     values: dict, # parameter -> value
 ) -> TrainParams:
     "The params with some of a learner's replaced."
-    return replace(params, **{learner: replace(getattr(params, learner), **values)})
+    section = getattr(params, learner)
+    return replace(params, **{learner: section | values if isinstance(section, dict) else replace(section, **values)})
 
 # %% ../../nbs/train/12_tuning.ipynb #92f20378
 def suggest_params(
     trial, # `optuna.Trial`
     search_space: dict[str, list], # parameter -> [low, high] or [low, high, log], or the words to choose from
-    section: Struct, # The learner's section of the params
+    section: Struct | dict, # The learner's section of the params
 ) -> dict: # parameter -> value
     "The values that a trial tries."
     def one(name, r):
         if is_categorical(r): return trial.suggest_categorical(name, r)
-        suggest = trial.suggest_int if isinstance(getattr(section, name), int) else trial.suggest_float
+        usual = r[:2] if isinstance(section, dict) else [getattr(section, name)]
+        suggest = trial.suggest_int if all(isinstance(v, int) for v in usual) else trial.suggest_float
         return suggest(name, *r[:2], log=len(r) > 2)
     return {name: one(name, r) for name, r in search_space.items()}
 
@@ -93,10 +96,12 @@ def open_search_context(
     initial = resolve_init_model(project, learner)
     parts, params = tuple(read_training_parts(project, initial.encoder)), project.params.train
     fixed = ARCHITECTURE_PARAMS if learner == 'net' and initial.model else ()
-    space = to_builtins(getattr(project.params.tune, learner))
+    own = None if learner in LEARNERS else find_custom_learner(learner, project.root / LEARNERS_FILE)
+    space = own.learner_space if own else to_builtins(getattr(project.params.tune, learner))
     if learner == 'gbdt': space['objective'] = _objective_choices(project, parts, initial)
     space = {name: r for name, r in space.items() if r and name not in fixed}
-    key = training_fingerprint(parts, space, getattr(params, learner), params.seed, initial.model, 'poisson_deviance')
+    written = (project.root / LEARNERS_FILE).read_text() if own else 'poisson_deviance'
+    key = training_fingerprint(parts, space, getattr(params, learner), params.seed, initial.model, written)
     name = f"{project.schema.dataset}/{learner}/{key[:16]}"
     return SearchContext(learner, project, initial.encoder, parts, initial.model, space, name, device)
 
@@ -112,7 +117,7 @@ def _pruning_callback(study, trial, search, params, parent_pid):
     def step(i, valid):
         nonlocal last
         if parent_pid and os.getppid() != parent_pid: raise _Orphaned
-        if (at := _REPORT_STEP[search.learner](params, i)) == last: return
+        if (at := _REPORT_STEP.get(search.learner, lambda p, i: i)(params, i)) == last: return
         last = at
         trial.report(valid, at)
         if trial.should_prune(): raise TrialPruned
@@ -134,7 +139,8 @@ def run_trial(
         default, section = 'default_params' in trial.user_attrs, getattr(train, search.learner)
         params = replace_params(train, search.learner, {} if default else suggest_params(trial, space, section))
         options = FitOptions(n_threads, search.device,
-                             on_iteration=_pruning_callback(study, trial, search, params, parent_pid))
+                             on_iteration=_pruning_callback(study, trial, search, params, parent_pid),
+                             root=search.project.root)
         fitted = fit_learner(search.learner, search.parts, search.project.schema, search.encoder, params,
                              search.init_model, options)
     except TrialPruned: tell(state=TrialState.PRUNED)
@@ -239,7 +245,8 @@ def _importances(study, done, space):
     found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=list(space))
     return {k: float(v) for k, v in found.items()}
 
-def _as_number(value, r): # Of a choice: its place in the list; None for a word of params.yaml that is not in it
+def _as_number(value, r): # Of a choice: its place in the list; None for a word that is not in it, or no value
+    if value is None: return None
     if is_categorical(r): return float(r.index(value)) if value in r else None
     return float(value)
 
@@ -253,7 +260,7 @@ def summarise_study(
     best = min(done, key=lambda t: (t.value, t.number))
     present = to_builtins(getattr(search.project.params.train, search.learner))
     rows = [dict(learner=search.learner, trial=i, complete=t.state.name == 'COMPLETE', loss=t.value, parameter=name,
-                 value=_as_number((present | t.params)[name], r))
+                 value=_as_number((present | t.params).get(name), r))
             for i, t in enumerate(sorted(ended, key=lambda t: t.number)) for name, r in space.items()]
     untuned = next(t.value for t in done if 'default_params' in t.user_attrs)
     result = TuningResult(search.study_name, len(done), len(ended) - len(done), untuned, best.value, best.params,
