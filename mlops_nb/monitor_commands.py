@@ -12,6 +12,7 @@ __all__ = ['monitoring_app', 'monitor_app', 'alert_app', 'label_app', 'slo_app',
 # %% ../nbs/97_monitor_commands.ipynb #acd41e5d
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -250,10 +251,6 @@ monitoring_app.add_typer(incident_app, name="incident")
 
 _IncidentArgument = Annotated[str, typer.Argument(help="Of an incident, such as I3; the last one if not given.")]
 
-def _review(id):
-    from mlops_nb.monitor.alert_updates import review_of
-    return review_of(".", id, _reader())
-
 @incident_app.command("list")
 def incident_list_command():
     "All incidents, the newest first."
@@ -263,7 +260,8 @@ def incident_list_command():
 @incident_app.command("show")
 def incident_show_command(id: _IncidentArgument = ""):
     "One incident: when, what it cost, causes, what is to change, and its timeline."
-    print(_review(id)[1], end="")
+    from mlops_nb.monitor.alert_updates import describe_incident
+    print(describe_incident(".", id, _reader())[1], end="")
 
 @incident_app.command("note")
 def incident_note_command(
@@ -279,9 +277,14 @@ def incident_note_command(
 @incident_app.command("review")
 def incident_review_command(id: _IncidentArgument = ""):
     "Write the review page of an incident to reports/incidents/."
+    from mlops_nb.core.files import atomic_file
+    from mlops_nb.monitor.alert_updates import describe_incident
     from mlops_nb.report.html import write_markdown_page
-    name, text = _review(id)
-    for suffix in ("md", "html"): print(f"reports/incidents/{name}.{suffix}")
+    name, text = describe_incident(".", id, _reader())
+    title, _, body = text.partition("\n")
+    page = Path("reports/incidents") / f"{name}.md"
+    with atomic_file(page) as tmp: tmp.write_text(text, encoding="utf-8")
+    print(page, write_markdown_page(title.lstrip("# "), body, page.with_suffix(".html")), sep="\n")
 
 # %% ../nbs/97_monitor_commands.ipynb #ccf786d6
 MONITOR_EXAMPLES = { # command: what people type
@@ -302,7 +305,8 @@ MONITOR_EXAMPLES |= {
     "alert show": ["mlops-nb alert show A12"],
     "alert ack": ["mlops-nb alert ack A12", "mlops-nb alert ack A12 A13"],
     "alert close": ["mlops-nb alert close A12 --cause 'firmware update of the meters'"],
-    "alert silence": ["mlops-nb alert silence plan --for 7d --why 'new tariffs'", "mlops-nb alert silence A12 --for 8h --why 'known'"],
+    "alert silence": ["mlops-nb alert silence plan --for 7d --why 'new tariffs'",
+                      "mlops-nb alert silence A12 --for 8h --why 'known'"],
     "alert deliver": ["mlops-nb alert deliver"],
     "incident list": ["mlops-nb incident list"],
     "incident show": ["mlops-nb incident show", "mlops-nb incident show I3"],

@@ -46,14 +46,14 @@ def alert_lines(
     f = alert.finding
     since = f"since {format_local(f.started_at, timezone)} ({format_age(now - f.started_at)})"
     command = f.next_command or f"mlops-nb alert show {alert.id}"
-    ack = "" if alert.status != "open" else f"mlops-nb alert ack {alert.id}  then  "
+    ack = "" if alert.status != "open" else f"mlops-nb alert ack {alert.id}, then "
     lines = [f"{since}; {_who(alert, timezone)}", *notes,
-             *(f"{'likely:' if i == 0 else 'or:':<9}{c}" for i, c in enumerate(f.causes[:3])),
-             f"next:    {ack}{command}"]
-    more = [f"runbook: {f.runbook}"] * bool(f.runbook) + [f"owner: {f.owner}"] * bool(f.owner)
+             *(f"{'likely:' if i == 0 else 'or:':<8}{one_line(c)}" for i, c in enumerate(f.causes[:3])),
+             f"{'next:':<8}{ack}{command}"]
+    more = [f"runbook: {f.runbook} (docs/runbooks)"] * bool(f.runbook) + [f"owner: {f.owner}"] * bool(f.owner)
     if more: lines.append("   ".join(more))
-    head = f"{severity.upper():<7} {alert.id:<5} {f.endpoint and f.endpoint + ': '}{f.summary}"
-    return [one_line(head), *(" " * 14 + one_line(line).strip() for line in lines)]
+    head = one_line(f"{f.endpoint and f.endpoint + ': '}{f.summary}")
+    return [f"{severity.upper():<7}{alert.id:<5}{head}", *(" " * 12 + "".join(line.splitlines()) for line in lines)]
 
 # %% ../../nbs/monitor/31_alert_messages.ipynb #221859b4
 class Message(Struct, frozen=True, kw_only=True):

@@ -127,6 +127,7 @@ def note_incident(
     return find_incident(ledger, incident.id)
 
 # %% ../../nbs/monitor/35_incidents.ipynb #e419b0b7
+_MACHINE = ("alert.opened", "alert.resolved", "alert.notified") # whoever runs the process, it was no person's act
 _SAID = {"alert.acked": "acknowledged {}", "alert.closed": "closed {}", "alert.resolved": "{} was found no more"}
 _RELEASE_KINDS = tuple(f"release.{k}" for k in ("started", "step", "promoted", "rolled_back", "withdrawn", "void"))
 
@@ -158,7 +159,8 @@ def incident_timeline(
         if e.kind == "incident.action" and e.subject != incident.id: continue
         at = datetime.fromisoformat(e.data.get("at") or e.at)
         within = start <= at <= end or e.kind == "incident.action"
-        if within and (text := _event_text(e, ours)): found.append((at, e.by, one_line(text)))
+        who = "monitoring" if e.kind in _MACHINE else e.by
+        if within and (text := _event_text(e, ours)): found.append((at, who, one_line(text)))
     return sorted(found, key=lambda f: f[0])
 
 # %% ../../nbs/monitor/35_incidents.ipynb #ba899944
