@@ -81,16 +81,16 @@ def _default_escalation(): return [EscalationStep(after_minutes=15, to="next"),
 
 class OnCall(Struct, forbid_unknown_fields=True, kw_only=True):
     "Who is woken, and when: the content of `oncall.yaml`."
-    people: Annotated[dict[str, Person], Meta(min_length=1, description="names, as in the API keys")]
-    shifts: Annotated[list[Shift], Meta(min_length=1, description="the first that covers a moment counts")]
+    people: dict[str, Person] # By name, as in the API keys
+    shifts: list[Shift] # The first that covers a moment counts
     timezone: Annotated[str, Meta(description="of all times in the file, such as Europe/Vienna")] = "UTC"
-    overrides: Annotated[list[Override], Meta(description="holidays and swaps; before all shifts")] = []
-    escalation: Annotated[list[EscalationStep], Meta(
-        description="who follows when nobody acknowledges")] = field(default_factory=_default_escalation)
+    overrides: list[Override] = [] # Holidays and swaps; before all shifts
+    escalation: list[EscalationStep] = field(default_factory=_default_escalation) # When nobody acknowledges
     quiet_hours: QuietHours | None = None
 
     def __post_init__(self):
         _zone(self.timezone)
+        if not self.people or not self.shifts: raise ValueError("it needs people and shifts; name one of each.")
         named = [(n, f"shifts.{i}") for i, s in enumerate(self.shifts, 1) for n in s.people]
         named += [(o.person, f"overrides.{i}") for i, o in enumerate(self.overrides, 1)]
         named += [(s.to, f"escalation.{i}") for i, s in enumerate(self.escalation, 1)

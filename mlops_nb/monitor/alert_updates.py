@@ -27,6 +27,8 @@ from mlops_nb.monitor.alerts import (
     read_alerts,
     write_changes,
 )
+
+# %% ../../nbs/monitor/37_alert_updates.ipynb #ca06b335
 from .causes import change_entries, complete_finding, likely_causes
 from .escalation import Routing, check_rota, due_messages
 from .findings import Finding
@@ -167,7 +169,8 @@ def _history_line(e, timezone):
     word = e.kind.removeprefix("alert.")
     if word == "notified":
         return f"{at}  told on {e.subject}" if data["ok"] else f"{at}  NOT told on {e.subject}: {data['error']}"
-    return f"{at}  {word}" + f" by {e.by}" * (word in ("acked", "closed")) + (f": {data['cause']}" if "cause" in data else "")
+    who, cause = f" by {e.by}" * (word in ("acked", "closed")), f": {data['cause']}" if "cause" in data else ""
+    return f"{at}  {word}{who}{cause}"
 
 def _numbers_line(f):
     numbers = [f"{n}: {x:.4g}" for n, x in (("measured", f.value), ("limit", f.limit)) if x is not None]
@@ -204,6 +207,7 @@ def describe_incident(
     found = find_incident(open_ledger(root), id)
     return found.id, incident_review(root, found.id, open_monitor_store(root), timezone, now)
 
+# %% ../../nbs/monitor/37_alert_updates.ipynb #2e0a0259
 def format_incident_list(
     root: str | Path = ".", # The project's folder
     reader: str = "", # Whose time zone; empty: that of the rota
