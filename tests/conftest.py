@@ -4,12 +4,16 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+sys.dont_write_bytecode = False # where the shell asks for none, each of some hundred processes would compile the package
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.modules.setdefault("rfc3987_syntax", None) # as if not installed: jsonschema would compile grammars for three seconds
 os.environ["MLOPS_NB_QUIET"] = "1" # progress depends on how fast a machine is
 os.environ["OMP_WAIT_POLICY"] = "passive" # threads that wait awake take the time of the tests beside this one
 REAL = Path(__file__).parents[2] / "shared" / "data"

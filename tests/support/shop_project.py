@@ -102,4 +102,5 @@ def finished(tmp_path_factory):
             edit(root / "params.yaml", "max_calibration_error: 0.25", "max_calibration_error: 0.5") # few rows
             done = run("dvc", "repro", cwd=root)
             assert done.returncode == 0, done.stdout + done.stderr
+            (root.parent / "repro.log").write_text(done.stdout, encoding="utf-8")
     return root
