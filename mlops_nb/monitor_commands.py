@@ -7,7 +7,8 @@ __all__ = ['monitoring_app', 'monitor_app', 'alert_app', 'label_app', 'slo_app',
            'monitor_run_command', 'monitor_show_command', 'label_next_command', 'label_give_command',
            'label_stats_command', 'alert_list_command', 'alert_show_command', 'alert_ack_command',
            'alert_close_command', 'alert_silence_command', 'alert_deliver_command', 'incident_list_command',
-           'incident_show_command', 'incident_note_command', 'incident_review_command']
+           'incident_show_command', 'incident_note_command', 'incident_review_command', 'slo_init_command',
+           'slo_rules_command', 'slo_status_command', 'slo_probe_command']
 
 # %% ../nbs/97_monitor_commands.ipynb #acd41e5d
 import os
@@ -286,6 +287,62 @@ def incident_review_command(id: _IncidentArgument = ""):
     with atomic_file(page) as tmp: tmp.write_text(text, encoding="utf-8")
     print(page, write_markdown_page(title.lstrip("# "), body, page.with_suffix(".html")), sep="\n")
 
+# %% ../nbs/97_monitor_commands.ipynb #a630688f
+@slo_app.command("init")
+def slo_init_command():
+    "Write a first slo.yaml; edit it, and agree on it with those who use the endpoint."
+    from mlops_nb.config.settings import read_settings
+    from mlops_nb.config.slo import write_default_slos
+    print(write_default_slos(".", read_settings(".").release.endpoint))
+
+@slo_app.command("rules")
+def slo_rules_command(
+    folder: Annotated[Path, typer.Option(help="Where they are written.")] = Path("prometheus"),
+):
+    "Write burn-rate rules for Prometheus, their unit tests for promtool, and a Grafana dashboard."
+    from mlops_nb.monitor.grafana_dashboard import write_dashboard
+    from mlops_nb.monitor.slo_rules import write_slo_rules
+    file = _slo_file()
+    for path in (*write_slo_rules(file, folder), write_dashboard(file, folder)): print(path)
+
+def _slo_file():
+    from mlops_nb.config.slo import read_slos
+    if file := read_slos("."): return file
+    raise UserError("This project has no slo.yaml; `mlops-nb slo init` writes a first one.")
+
+# %% ../nbs/97_monitor_commands.ipynb #c35b6e49
+@slo_app.command("status")
+def slo_status_command(as_json: _JsonOption = False):
+    "Measure the SLOs now: what is left of each budget, and how fast it is used up."
+    from mlops_nb.monitor.slo_evaluator import slo_report
+    from mlops_nb.monitor.slo_freeze import frozen_budgets
+    from mlops_nb.monitor.store import open_monitor_store
+    _slo_file()
+    statuses, findings, refused = slo_report(".", open_monitor_store("."))
+    if as_json: return _print_json(dict(slos=statuses, findings=findings, not_read=refused))
+    print(f"{'SLO':<22}{'objective':>10}{'budget left':>13}{'bad events':>12}  burn rate over 1h, 6h, 1d, 3d")
+    for s in statuses:
+        rates = [s.ratios[w] and s.ratios[w] / (1 - s.objective / 100) for w in ("1h", "6h", "1d", "3d")]
+        burn = "  ".join("-" if r is None else f"{r:.2g}" for r in rates)
+        print(f"{s.slo:<22}{s.objective:>9g}%{s.budget_left:>13.1%}{s.bad:>12,.0f}  {burn}"
+              f"{'' if s.is_known else '  (no data)'}")
+    for f in findings: print(f"{f.severity}: {f.summary}")
+    for e in frozen_budgets("."): print(f"Promotions are frozen since {e.at[:16]} UTC, by {e.subject}.")
+    for slo, why in refused.items(): print(f"{slo} is left to Prometheus: {why}")
+
+# %% ../nbs/97_monitor_commands.ipynb #e59c8392
+@slo_app.command("probe")
+def slo_probe_command(
+    url: Annotated[str, typer.Argument(help="Of the server, such as http://127.0.0.1:8080.")],
+    every_seconds: Annotated[float, typer.Option(min=.1, max=3600, help="Seconds between two requests.")] = 10.,
+    timeout_seconds: Annotated[float, typer.Option(min=.1, max=60, help="A later answer is none.")] = 5.,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of its metrics, on the loopback; 0: the file alone.")] = 0,
+    count: Annotated[int, typer.Option("-n", min=0, help="Requests; 0: until it is stopped.")] = 0,
+):
+    "Send golden rows of the live bundle at a fixed rate; counters in .mlops/probe.prom. Its key is in MLOPS_NB_API_KEY."
+    from mlops_nb.serve.probe import Probe, run_probe
+    run_probe(Probe(".", url, timeout_seconds, os.environ.get("MLOPS_NB_API_KEY", "")), every_seconds, port, count)
+
 # %% ../nbs/97_monitor_commands.ipynb #ccf786d6
 MONITOR_EXAMPLES = { # command: what people type
     "monitor run": ["mlops-nb monitor run", "mlops-nb monitor run --window 1d --no-report"],
@@ -312,4 +369,12 @@ MONITOR_EXAMPLES |= {
     "incident show": ["mlops-nb incident show", "mlops-nb incident show I3"],
     "incident note": ["mlops-nb incident note 'Refuse batches with more than 10 % missing.' --change --id I3"],
     "incident review": ["mlops-nb incident review I3"],
+}
+
+# %% ../nbs/97_monitor_commands.ipynb #4ef40c71
+MONITOR_EXAMPLES |= {
+    "slo init": ["mlops-nb slo init"],
+    "slo rules": ["mlops-nb slo rules", "promtool test rules prometheus/slo_tests_*.yaml"],
+    "slo status": ["mlops-nb slo status", "mlops-nb slo status --as-json"],
+    "slo probe": ["mlops-nb slo probe http://127.0.0.1:8080", "mlops-nb slo probe https://models.example -n 1"],
 }

@@ -30,6 +30,7 @@ from .config.params import Params, PrepareParams, SplitParams, write_params
 from .config.schema import Column, Schema, write_schema
 from .config.schema_review import ReviewedColumn, count_reasons, review_columns
 from .config.settings import ReleaseSettings, Settings, TrackingSettings, write_settings
+from .config.slo import write_default_slos
 from .core.errors import UserError, did_you_mean
 from .core.files import atomic_dir, atomic_file
 from .pipeline import dvc_yaml
@@ -193,6 +194,7 @@ mlops-nb gate check              # exits 1 when the last model did not pass
 | `schema.yaml` | the schema of the data, inferred by `mlops-nb init`: review it |
 | `params.yaml` | what the model is made from; a change runs the stages it concerns |
 | `settings.ini` | where and how things run; never changes a result |
+| `slo.yaml` | what is promised to those who use the model: availability, latency, freshness, quality |
 | `nbs/00_features.ipynb` | the feature functions, exported to `{package}/features.py` |
 | `nbs/reports/` | the notebooks behind the pages |
 | `docs/runbooks/` | what to do on duty: notebooks that `mlops-nb runbook run` executes |
@@ -266,6 +268,7 @@ def write_project_files(
     (root / "nbs/reports/.notest").touch()
     write_nb(make_features_notebook(calendar_features, package), root / "nbs" / "00_features.ipynb")
     write_empty_record(root / "releases" / f"{schema.dataset}.json")
+    write_default_slos(root, schema.dataset)
 
 # %% ../nbs/91_scaffold.ipynb #9dea5d94
 _SETUP = """import json, os, sys
@@ -303,7 +306,7 @@ def _init_git_and_dvc(root, package, dvc):
 
 # %% ../nbs/91_scaffold.ipynb #461e9ef1
 _OURS = ("data", "data.dvc", "schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "pyproject.toml", "nbs", ".dvc",
-         "docs/runbooks", "releases")
+         "docs/runbooks", "releases", "slo.yaml")
 _SHARED = ("README.md", "Makefile", "constraints.txt", ".gitlab-ci.yml", ".github/workflows/pipeline.yml",
            "requirements.txt", ".gitignore") # an older one stays; the last two get lines at their ends
 

@@ -166,14 +166,15 @@ def _request_slos(endpoint):
     yield ("log-completeness", 99.9, "Rows that were answered and are in the prediction log.",
            _rate("mlops_nb_unlogged_rows_total"), _rate("mlops_nb_answered_rows_total"), 10, True)
 
-def _check_slos(endpoint):
-    for name, objective, text, monitor in (
-            ("model-freshness", 95, "Looks at the age of model, data or features that find it young.", "freshness"),
-            ("quality", 95, "Cohorts whose metrics are not below those of the test set.", "quality"),
-            ("label-completeness", 95, "Cohorts whose labels are there when they should be.", "labels")):
-        where = f'endpoint=~"|{endpoint}"', f'monitor="{monitor}"'
-        checks = "mlops_nb_monitor_checks_total"
-        yield name, objective, text, _rate(checks, *where, 'ok="false"'), _rate(checks, *where), 3, False
+def _monitoring_slos(endpoint):
+    here, age = f'endpoint=~"|{endpoint}"', 'monitor="freshness"'
+    checks, cohorts, rows = (f"mlops_nb_monitor_{name}_total" for name in ("checks", "cohorts", "cohort_rows"))
+    yield ("freshness", 95, "Looks at the age of model, data and features that find none too old.",
+           _rate(checks, here, age, 'ok="false"'), _rate(checks, here, age), 3, False)
+    yield ("quality", 90, "Metrics of labelled cohorts that are not below those of the test set.",
+           _rate(cohorts, here, 'ok="false"'), _rate(cohorts, here), 3, False)
+    yield ("label-completeness", 80, "Rows whose label is known when it is due.",
+           _rate(rows, here, 'labelled="false"'), _rate(rows, here), 10, False)
 
 # %% ../../nbs/config/15_slo.ipynb #f49a832f
 def default_slo_yaml(
@@ -181,7 +182,7 @@ def default_slo_yaml(
 ) -> str: # YAML with comments
     "Objectives to begin with."
     items = []
-    for name, objective, text, bad, total, least, pages in (*_request_slos(endpoint), *_check_slos(endpoint)):
+    for name, objective, text, bad, total, least, pages in (*_request_slos(endpoint), *_monitoring_slos(endpoint)):
         alert = "".join(w.capitalize() for w in name.split("-"))
         items.append(_ITEM.format(name=name, objective=objective, text=text, bad=bad, all=total, alert=alert,
                                   least=least, page="" if pages else _NO_PAGE))
