@@ -29,7 +29,7 @@ def related_findings(
     if finding.rule not in _SYMPTOMS: return []
     def fits(f): return (f.rule not in _SYMPTOMS | {"rota"} and _near(f, finding)
                          and (not f.endpoint or f.endpoint == finding.endpoint))
-    same = [f for f in findings if f.key != finding.key and fits(f)]
+    same = [f for f in findings if fits(f)] # a symptom is never among them, so neither is the finding itself
     same.sort(key=lambda f: (f.subject != finding.subject, f.key not in finding.depends_on, f.started_at, f.key))
     return [f.summary + (f" ({f.owner})" if f.owner else "") for f in same[:2]]
 
