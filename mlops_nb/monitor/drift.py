@@ -50,13 +50,13 @@ from ..stats.window_distances import HealthyPast, borrow_past, fit_healthy_past
 class DriftedStream(Struct):
     "A stream that has drifted."
     since: datetime # UTC, without a zone: where its evidence begins
-    effect: float = 0. # Jensen-Shannon distance of the last day, beyond chance
-    rows: int = 0 # of that day
+    effect: float = 0. # Jensen-Shannon distance, beyond chance, of its rows since then, of at most a day
+    rows: int = 0 # these
     moved: str = "" # which cells, in words
 
 class DriftState(Struct):
     "How far the watch over one model has come."
-    hours: int # that a window has: 1 or 24
+    hours: int # that a window has: 1, 6 or 24
     begun: datetime # first day of the healthy past
     next: datetime # the next window
     weeks: int = 0 # of healthy past that is learned; 0: it is borrowed
@@ -100,7 +100,7 @@ def judge_window(
     if had and not state.drifted: state.detectors, state.runs, state.since = {}, {}, {}
 
 # %% ../../nbs/monitor/15_drift.ipynb #6db97dee
-_STAGES = (2, 4, 8) # weeks
+_STAGES = {1: (2, 4, 8), 6: (8, 16), 24: (30, 52)} # weeks, by hours of a window
 _DAY = timedelta(days=1)
 
 def _is_healthy(state, n): # (n,) of the windows from `begun` on
@@ -111,7 +111,7 @@ def _is_healthy(state, n): # (n,) of the windows from `begun` on
 
 def _next_stage(state): # (weeks to learn next, when there will be as many at the earliest), or None
     n = (state.next - state.begun) // timedelta(hours=state.hours)
-    healthy, later = int(_is_healthy(state, n).sum()), [s for s in _STAGES if s > state.weeks]
+    healthy, later = int(_is_healthy(state, n).sum()), [s for s in _STAGES[state.hours] if s > state.weeks]
     if not later: return None
     return later[0], state.next + timedelta(hours=state.hours) * max(later[0] * 168 // state.hours - healthy, 0)
 
@@ -133,7 +133,7 @@ def learn_pasts(
         pasts[s.key], mine = fit_healthy_past(reference, counts[s.series_id][kept], phases, 168 // state.hours)
         z.append(mine)
     state.threshold = calibrate_threshold(np.stack(z, 1), stream_weights(streams), alarm_hours / state.hours,
-                                          max(24 // state.hours, 7 if state.hours == 24 else 1))
+                                          7 if state.hours == 24 else 24 // state.hours)
     state.weeks, state.detectors, state.runs, state.since = weeks, {}, {}, {}
     return pasts
 
@@ -167,6 +167,13 @@ def _effect(past, counts, phases):
     return 0. if np.isnan(found) else found
 
 # %% ../../nbs/monitor/15_drift.ipynb #4e679bf3
+def _distances(stream, past, counts, phases): # by column of the table: (t,), NaN without rows
+    reference, h = past.reference_counts(phases), stream.histogram
+    far = (wasserstein_distance(reference, counts, cell_midpoints(h.edges)) if h is not None and h.edges is not None
+           else np.full(len(counts), np.nan))
+    return dict(jensen_shannon=jensen_shannon_divergence(reference, counts)**.5, wasserstein=far,
+                psi=population_stability_index(reference, counts))
+
 class _Windows: # windows of the streams that have a past, with those of the day before, for effects
     def __init__(self, store, state, streams, pasts, end):
         self.streams = [s for s in streams if s.key in pasts]
@@ -176,6 +183,7 @@ class _Windows: # windows of the streams that have a past, with those of the day
         self.counts = [found[s.series_id] for s in self.streams]
         self.n = (end - self.begin) // timedelta(hours=state.hours)
         self.phases = week_phases(self.begin, self.n, state.hours)
+        self.distances = [_distances(*of, self.phases) for of in zip(self.streams, self.pasts, self.counts)]
         z = [p.standardise(c, self.phases) for p, c in zip(self.pasts, self.counts)]
         self.p, self.e = ([getattr(p.tail, f)(x) for p, x in zip(self.pasts, z)] for f in ("p_values", "e_values"))
 
@@ -195,35 +203,32 @@ def _moved_text(stream, reference, counts):
 # %% ../../nbs/monitor/15_drift.ipynb #3fa60752
 def _row(day, i, at, state, where): # of the table `drift`
     s, past, counts = day.streams[i], day.pasts[i], day.counts[i][at]
-    reference = past.reference_counts(day.phases[at:at + 1])[0]
-    numbers = s.histogram is not None and s.histogram.edges is not None
     start, value = day.begin + at * timedelta(hours=day.hours), lambda x: None if np.isnan(x) else float(x)
     p, e = value(day.p[i][at]), value(day.e[i][at])
     unusual = p is not None and p < .05 or s.key in state.drifted
+    reference = past.reference_counts(day.phases[at:at + 1])[0]
     moved = _moved_text(s, reference, counts) if unusual else "too few rows" if p is None else ""
     return dict(where, segment_column=s.segment_column, segment_value=s.segment_value, kind=s.kind, name=s.name,
                 window_start=start, window_end=start + timedelta(hours=day.hours), rows=int(counts.sum()),
-                reference=s.reference_name, jensen_shannon=value(jensen_shannon_divergence(reference, counts)**.5),
-                psi=value(population_stability_index(reference, counts)), wasserstein=value(wasserstein_distance(
-                    reference, counts, cell_midpoints(s.histogram.edges))) if numbers else None, floor=s.floor,
+                reference=s.reference_name, **{c: value(x[at]) for c, x in day.distances[i].items()}, floor=s.floor,
                 p_value=p, e_value=e, detector=state.detectors.get(s.key, 0.), threshold=state.threshold,
                 alarm=s.key in state.drifted, moved=moved)
 
 # %% ../../nbs/monitor/15_drift.ipynb #19014049
-_MOST_BYTES = 900 # of a text in the table
+def _measure(found, day, i, at): # what has drifted, by its rows since then, of at most a day
+    since = max((found.since - day.begin) // timedelta(hours=day.hours), at + 1 - 24 // day.hours)
+    part = slice(since, at + 1)
+    reference, counts = _pooled(day.pasts[i], day.counts[i][part], day.phases[part])
+    found.effect, found.rows = _effect(day.pasts[i], day.counts[i][part], day.phases[part]), int(counts.sum())
+    found.moved = _moved_text(day.streams[i], reference, counts)
 
 def _judge_at(day, at, state, weights, where): # -> rows of the table
     start, had = day.begin + at * timedelta(hours=day.hours), dict(state.drifted)
     judge_window(state, start, np.array([e[at] for e in day.e]), [s.key for s in day.streams], weights,
                  np.array([s.floor for s in day.streams]), lambda i, since: day.effect(i, since, at))
     if had and not state.drifted: state.unhealthy.append((min(d.since for d in had.values()), start))
-    last = slice(max(at + 1 - 24 // day.hours, 0), at + 1)
     for i, s in enumerate(day.streams):
-        if s.key not in state.drifted: continue
-        reference, counts = _pooled(day.pasts[i], day.counts[i][last], day.phases[last])
-        found = state.drifted[s.key]
-        found.effect, found.rows = _effect(day.pasts[i], day.counts[i][last], day.phases[last]), int(counts.sum())
-        found.moved = _moved_text(s, reference, counts)[:_MOST_BYTES]
+        if found := state.drifted.get(s.key): _measure(found, day, i, at)
     told = lambda i, s: not s.segment_column or s.key in state.drifted or day.p[i][at] < .01
     return [_row(day, i, at, state, where) for i, s in enumerate(day.streams) if day.counts[i][at].any() and told(i, s)]
 
@@ -255,8 +260,8 @@ def _champions(store, endpoint, now): # (bundle, first hour, last hour) of the c
 def _begin(store, endpoint, bundle, first, now, streams): # the state of a model that is new, or None before a day of it
     day = first.replace(hour=0, minute=0, second=0, microsecond=0)
     if now < first + _DAY or not streams: return None
-    counts = _read(store, streams[:1], first, first + _DAY, 1)[streams[0].series_id]
-    return DriftState(window_hours(counts.sum(1)), day, day)
+    rows = np.max([c.sum(1) for c in _read(store, streams, first, first + _DAY, 1).values()], 0)
+    return DriftState(window_hours(rows), day, day)
 
 def _open_cells(root, settings, bundle):
     try: return open_bundle_cells(find_bundle(bundle, checkout_root(root) / settings.release.store),
@@ -265,7 +270,7 @@ def _open_cells(root, settings, bundle):
 
 # %% ../../nbs/monitor/15_drift.ipynb #b260f87c
 def _end_of_step(state, now): # up to which window to judge before the past may be learned anew
-    whole = now.replace(hour=0 if state.hours == 24 else now.hour, minute=0, second=0, microsecond=0)
+    whole = now.replace(hour=now.hour // state.hours * state.hours, minute=0, second=0, microsecond=0)
     stage = _next_stage(state)
     return min(state.next + timedelta(days=7), whole, *([stage[1]] if stage and not state.drifted else []))
 
@@ -319,7 +324,7 @@ def drift_findings(
         if not (d := state.drifted.get(s.key)): continue
         where = f" where {s.segment_column} is {s.segment_value}" if s.segment_column else ""
         basis = f"{state.weeks} weeks of history" if state.weeks else (
-            "borrowed from the rows of the bundle or the model before: there are less than two weeks of history")
+            "borrowed from the rows of the bundle or the model before, for there is too little history")
         labels = {"segment": f"{s.segment_column}={s.segment_value}"} if s.segment_column else {}
         found.append(Finding(
             rule=_RULES.get(s.kind, "prediction_drift"), subject=s.name, endpoint=endpoint, labels=labels,
