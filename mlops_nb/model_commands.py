@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['models_app', 'SeparatorOption', 'EncodingOption', 'SkipOption', 'CommentOption', 'report_app', 'key_app',
            'bundle_app', 'log_app', 'MODEL_EXAMPLES', 'split_commas', 'score_command', 'stream_command',
-           'report_run_command', 'what_if_command', 'model_card_command', 'export_onnx_command', 'compress_command',
-           'serve_command', 'key_add_command', 'key_list_command', 'key_revoke_command', 'bundle_keygen_command',
-           'bundle_sign_command', 'log_compact_command', 'log_audit_command', 'capacity_command', 'control_command']
+           'report_run_command', 'what_if_command', 'model_card_command', 'export_onnx_command', 'import_command',
+           'compress_command', 'serve_command', 'key_add_command', 'key_list_command', 'key_revoke_command',
+           'bundle_keygen_command', 'bundle_sign_command', 'log_compact_command', 'log_audit_command',
+           'capacity_command', 'control_command']
 
 # %% ../nbs/94_model_commands.ipynb #d13111c2
 import csv
@@ -159,6 +160,19 @@ def export_onnx_command(
         print(f"{c.row_kind}: {c.n_rows:,} rows, {c.n_decisions_changed} decided otherwise, "
               f"scores up to {c.max_difference:.2g} apart")
     print(f"{output}/model.onnx answers as the bundle {parity.bundle_id[:12]} does.")
+
+# %% ../nbs/94_model_commands.ipynb #4d5551ef
+@models_app.command("import")
+def import_command(
+    source: Annotated[str, typer.Argument(help="An ONNX file, a joblib file, or models:/NAME@ALIAS.")],
+    name: Annotated[str, typer.Option(help="Of the learner that it becomes.")] = "imported",
+    trust: Annotated[bool, typer.Option("--trust", help="Open a pickle, which runs whatever code is in it.")] = False,
+):
+    "Take in a model that was trained elsewhere; it becomes a learner of this project."
+    from mlops_nb.train.model_import import import_model
+    cell = import_model(source, name, Path("."), trust)
+    print(f"imported/{name}.onnx is written. Add this cell to the features notebook, {name} to train.learners in "
+          f"params.yaml, and `{name}: {{}}` below train; then run `dvc repro`:\n\n{cell}")
 
 # %% ../nbs/94_model_commands.ipynb #a73d26d4
 @models_app.command("compress")
@@ -317,6 +331,7 @@ MODEL_EXAMPLES = {
               "mlops-nb score customers.parquet --lookup-table"],
     "stream": ["mlops-nb stream"],
     "what-if": ["mlops-nb what-if --row 3 --set tenure=24", "mlops-nb what-if --data june.parquet --row 1 --as-json"],
+    "import": ["mlops-nb import theirs.onnx --name theirs", "mlops-nb import models:/other@champion --name other"],
     "serve": ["mlops-nb serve", "mlops-nb serve --bundle artifacts/bundle --port 0",
               "mlops-nb serve --environment staging --port 8081"],
     "key add": ["mlops-nb key add shop --scopes predict,feedback --expires 2027-06-30",

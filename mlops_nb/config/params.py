@@ -297,6 +297,9 @@ class EvaluateParams(Struct, forbid_unknown_fields=True, kw_only=True):
     calibration: Annotated[list[Literal["platt", "isotonic", "temperature"]], Meta(
         description="calibrators that are tried (temperature: multiclass); [] = none")] = field(
         default_factory=lambda: ["platt", "isotonic", "temperature"])
+    selection_metric: Annotated[str | None, Meta(
+        description="metric by which train.model_selection finds the best learner, one of the project's own (@metric) "
+                    "too; null = roc_auc, log_loss (multiclass) or rmse")] = None
     costs: CostParams = field(default_factory=CostParams)
     policy: PolicyParams = field(default_factory=PolicyParams)
 

@@ -55,13 +55,13 @@ def comparison_figure(e: Evaluation) -> Html:
                        f"{e.confidence:.0%} interval.") + said
 
 # %% ../../nbs/report/15_evaluation_figures.ipynb #6b2e88d4
-ITERATION_NAMES = dict(gbdt='tree', net='epoch') # what an iteration of a learner is
+ITERATION_NAMES = dict(gbdt='tree', net='epoch') # what an iteration of a learner is; an own one has none
 _SPLITS = dict(valid='validation set', test='test set')
 
 def _candidates_table(e, trainings):
     primary = e.primary_metric
-    size = lambda c, t: (f"{pluralize(t.best_iteration, ITERATION_NAMES[c.learner])}, "
-                         f"{format_number(c.model_bytes / 1024)} KiB")
+    length = lambda t: [pluralize(t.best_iteration, ITERATION_NAMES[n]) for n in ITERATION_NAMES if n == t.learner]
+    size = lambda c, t: ', '.join([*length(t), f"{format_number(c.model_bytes / 1024)} KiB"])
     return table([{'Learner': c.learner + (' (chosen)' if c.learner == e.learner else ''), 'Size': size(c, t),
                    **{f"{metric_label(primary)}, {where}": estimate_cell(c.metrics[split][primary])
                       for split, where in _SPLITS.items()}} for c, t in zip(e.candidates, trainings)])

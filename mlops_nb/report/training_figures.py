@@ -86,6 +86,10 @@ def place_in_range(
         value - low) / (high - low)
 
 # %% ../../nbs/report/19_training_figures.ipynb #e8e87d42
+def _tried_range(trials, name): # of an own learner, whose space is in its notebook
+    tried = trials.filter(parameter=name)['value'].drop_nulls().to_list() or [0.]
+    return [min(tried), max(tried) if max(tried) > min(tried) else min(tried) + 1]
+
 def plot_parameters(
     ax,
     trials: pl.DataFrame, # of one learner: trial, loss, complete, parameter, value
@@ -94,7 +98,8 @@ def plot_parameters(
     "Draw each finished trial as a line over the parameters, the better ones last."
     wide = trials.filter('complete').pivot('parameter', index=['trial', 'loss'], values='value').sort(
         'loss', descending=True)
-    ranges = {n: getattr(search_space, n) for n in trials['parameter'].unique(maintain_order=True)}
+    ranges = {n: getattr(search_space, n, None) or _tried_range(trials, n)
+              for n in trials['parameter'].unique(maintain_order=True)}
     n_best = max(1, len(wide) // 10)
     for k, row in enumerate(wide.iter_rows(named=True)):
         best = k >= len(wide) - n_best
@@ -142,7 +147,8 @@ def tuning_html(
     for learner, tuned in results.items():
         of_learner = trials.filter(pl.col('learner') == learner)
         out += (trials_figure(learner, tuned, of_learner, eval_metric)
-                + parameters_figure(tuned, of_learner, getattr(search_spaces, learner)) + importances_table(tuned))
+                + parameters_figure(tuned, of_learner, getattr(search_spaces, learner, None))
+                + importances_table(tuned))
     return out
 
 # %% ../../nbs/report/19_training_figures.ipynb #fd355fdb
@@ -165,11 +171,20 @@ def _curve_table(training, unit): # About twenty points of the curve, both ends 
                    'Validation': format_number(p.valid, 5)} for p in (training.loss_curve[i] for i in at)])
 
 # %% ../../nbs/report/19_training_figures.ipynb #bb81dd69
+def _one_fit_html(t):
+    at = t.loss_curve[0]
+    return Html(f"<p>{escape(t.learner)} is a learner of the project itself and is fitted in one go, without a curve: "
+                f"{metric_label(t.eval_metric)} {format_number(at.train, 5)} on the rows it learned from, "
+                f"{format_number(at.valid, 5)} on the validation rows.</p>")
+
 def learning_curves_figure(
     trainings: list[TrainingReport], # of each learner
     learner: str, # the chosen one
 ) -> Html:
     "When the trainings stopped."
+    t = next(t for t in trainings if t.learner == learner)
+    trainings = [t for t in trainings if t.learner in ITERATION_NAMES] # an own learner is fitted in one go
+    if t not in trainings: return _one_fit_html(t)
     fig, axes = subplots(7.5, 2.4 * len(trainings), len(trainings), squeeze=False)
     for ax, t in zip(axes.flat, trainings):
         of_learner = f' of {t.learner}' if len(trainings) > 1 else ''

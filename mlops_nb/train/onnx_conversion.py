@@ -8,7 +8,9 @@ __all__ = ['ModelInterface', 'class_order', 'estimator_scores', 'check_model_sco
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #0d596f34
 import io
+import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +79,10 @@ _OPSET, _ML_OPSET, _IR_VERSION = 18, 3, 10 # what onnxruntime of the last years 
 _PREFIX = 'inner:' # of a graph's own names, where they would be mistaken for others
 
 def _type_of(value): return value.type.tensor_type.elem_type
+
+def _is_table(graph, name): # Is an output of several columns, as far as the graph says?
+    shapes = [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in graph.output if o.name == name]
+    return not shapes or len(shapes[0]) > 1 and shapes[0][1] != 1
 
 def _tensor_names(graph): # Names that are the graph's own
     return {*(i.name for i in graph.input), *(o for n in graph.node for o in n.output),
@@ -150,7 +156,7 @@ def to_standard_graph(
     if {'X', 'score'} & _tensor_names(model.graph): model = _with_prefix(model)
     graph, task = model.graph, interface.task
     source, first = _score_output(graph), _input_nodes(graph, interface)
-    order = np.eye(interface.n_classes) if order is None else order
+    if order is None: order = np.eye(interface.n_classes if _is_table(graph, source) or task == 'multiclass' else 1)
     last, constants = _score_nodes(source, order, task)
     constants |= {f'mlops_nb:{j}': np.array([j]) for j in range(len(interface.columns))} if len(first) > 1 else {}
     value = lambda name, width: helper.make_tensor_value_info(name, TensorProto.DOUBLE, ['rows', *width])
@@ -245,12 +251,12 @@ def _catboost_graph(estimator, interface):
 def _torch_graph(module, interface):
     import torch
     from onnx import load_from_string
-    out = io.BytesIO()
-    module.eval()
+    out, example = io.BytesIO(), torch.zeros(2, len(interface.columns))
     try:
-        torch.onnx.export(module, (torch.zeros(2, len(interface.columns)),), out, dynamo=False, opset_version=_OPSET,
-                          input_names=['input'], output_names=['probabilities'],
-                          dynamic_axes=dict(input={0: 'rows'}, probabilities={0: 'rows'}))
+        with warnings.catch_warnings(action='ignore'):
+            torch.onnx.export(module.eval(), (example,), out, dynamo=False, opset_version=_OPSET,
+                              input_names=['input'], output_names=['probabilities'],
+                              dynamic_axes=dict(input={0: 'rows'}, probabilities={0: 'rows'}))
     except torch.onnx.OnnxExporterError as e:
         raise UserError(f"torch cannot write {type(module).__name__} as ONNX: {str(e).splitlines()[0]}; use the "
                         "operations that ONNX has.") from None
@@ -281,12 +287,10 @@ def model_name(
     model: Any,
 ) -> str: # Such as ExtraTreesClassifier (scikit-learn 1.9.1)
     "What a card calls a model."
-    from importlib.metadata import version
     library = library_of(model)
     steps = [*pipeline_steps(model)] if library == 'sklearn' else [('', model)]
     name = ' + '.join(type(s).__name__ for _, s in steps) if library != 'onnx' else 'ONNX'
-    return f"{name} ({'scikit-learn' if library == 'sklearn' else library} " + version(
-        'scikit-learn' if library == 'sklearn' else library) + ')'
+    return f"{name} ({library.replace('sklearn', 'scikit-learn')} {import_module(library).__version__})"
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #3d942870
 def export_model(
@@ -297,7 +301,7 @@ def export_model(
     library = library_of(model)
     if library == 'lightgbm': return 'model.txt', _lightgbm_text(model, interface)
     graph = _GRAPHS.get(library, _sklearn_graph)(model, interface)
-    order = class_order(model, interface) if interface.task != 'regression' else None
+    order = class_order(model, interface) if interface.task != 'regression' and hasattr(model, 'classes_') else None
     return 'model.onnx', to_standard_graph(graph, interface, order)
 
 def _lightgbm_text(model, interface):
@@ -367,13 +371,19 @@ def compare_with_estimator(
     rows = np.concatenate([some, edges])
     ours, theirs = OnnxModel(_with_metadata(data, spec)).predict(rows), model_scores(model, rows, interface)
     check_model_scores(ours[:len(some)], interface.task)
-    if theirs is not None:
+    if theirs is None: spec.parity = _earlier_parity(model) or parity
+    else:
         apart = np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))
         parity.max_difference = float(np.nan_to_num(apart, nan=np.inf).max())
         _refuse_difference(parity, apart.reshape(len(rows), -1).max(1), len(some))
     return _with_metadata(data, spec)
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #8aa2c608
+def _earlier_parity(model): # Of a graph that was made from an estimator before, by `mlops-nb import` for instance
+    from onnx import load_from_string
+    props = (load_from_string(model) if isinstance(model, bytes) else model).metadata_props
+    return next((json.decode(p.value, type=OnnxSpec).parity for p in props if p.key == SPEC_KEY), None)
+
 def _with_metadata(data, spec):
     from onnx import helper, load_from_string
     model = load_from_string(data)

@@ -79,7 +79,7 @@ def test_the_library_behind_dvc_reads_the_same_file(tmp_path):
     ("train: {gbdt: {learning_rate: '0.05'}}", "learning_rate is '0.05', but a number is expected"),
     ("train: {gbdt: [31]}", "section 'train.gbdt' is \\[31\\], but a section with keys is expected"),
     ("train: {learners: []}", "learners is \\[\\], but"),
-    ("train: {learners: [nett]}", X),
+    ("train: {learners: [nett]}", "'learners' names 'nett', and there is no section of that name; did you mean 'net'"),
     ("train: {gbdt: {objective: poison}}", "objective is 'poison', but one of squared, poisson is expected"),
     ("tune: {gbdt: {objective: []}}", "section 'tune.gbdt': objective is \\[\\], but"),
     ("tune: {gbdt: {objective: [squared, l1]}}",

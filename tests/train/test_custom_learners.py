@@ -1,0 +1,225 @@
+"""Learners of the project itself: one project with a forest and a gradient-boosted model in it, from the params to the
+bundle, and whatever such a function may do wrong."""
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from support import trained_project as modelling
+
+from mlops_nb.bundle.bundle import check_golden_examples
+from mlops_nb.bundle.onnx_export import export_onnx
+from mlops_nb.bundle.stage import pack_bundle
+from mlops_nb.config.params import own_learners, read_params
+from mlops_nb.core.errors import UserError
+from mlops_nb.explain.attributions import checked_contributions
+from mlops_nb.model.onnx_model import OnnxModel
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.release.compression import compress_model
+from mlops_nb.release.model_profile import profile_models
+from mlops_nb.train.custom_learners import (
+    CustomFit,
+    load_learners,
+    run_custom_learner,
+    try_custom_model,
+    write_custom_fit,
+)
+from mlops_nb.train.dataset import TrainingPart
+from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
+from mlops_nb.train.tuning import open_search_context, suggest_params
+
+LEARNERS = '''
+import sys
+
+import numpy as np
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from mlops_nb.train.custom_learners import learner
+
+
+@learner("forest", space=dict(max_depth=(3, 20), min_samples_leaf=(1, 64, "log"), criterion=["gini", "entropy"]))
+def forest(X, y, sample_weight, params, seed):
+    model = ExtraTreesClassifier(8, random_state=seed, n_jobs=-1, **params)
+    return make_pipeline(SimpleImputer(), model).fit(X, y, extratreesclassifier__sample_weight=sample_weight)
+
+
+def logistic(X, y): return make_pipeline(SimpleImputer(), LogisticRegression(max_iter=50)).fit(np.asarray(X), y)
+
+
+@learner("nothing")
+def nothing(X, y): logistic(X, y)
+
+
+@learner("raises")
+def raises(X, y): raise ValueError("no such thing")
+
+
+@learner("leaves")
+def leaves(X, y): sys.exit(3)
+
+
+@learner("dies")
+def dies(X, y):
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@learner("changes")
+def changes(X, y):
+    X[np.isnan(X)] = 0
+    return logistic(X, y)
+
+
+@learner("no_weights")
+def no_weights(X, y): return logistic(X, y)
+
+
+class Broken:
+    classes_ = np.array([0, 1])
+
+    def predict_proba(self, X): return np.full((len(X), 2), np.nan)
+
+
+@learner("nan")
+def nan(X, y): return Broken()
+
+
+@learner("hard")
+def hard(X, y):
+    from sklearn.svm import LinearSVC
+    return make_pipeline(SimpleImputer(), LinearSVC()).fit(X, y)
+
+
+@learner("own_step")
+def own_step(X, y):
+    from sklearn.preprocessing import FunctionTransformer
+    return make_pipeline(SimpleImputer(), FunctionTransformer(np.abs), LogisticRegression()).fit(X, y)
+
+
+@learner("endless")
+def endless(X, y):
+    while True: print("x" * 100_000)
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = modelling.trained(tmp_path_factory.mktemp("own") / "p", n=600)
+    (root / "artifacts/learners.py").write_text(LEARNERS)
+    text = (root / "params.yaml").read_text().replace("  - gbdt\n", "  - forest\n")
+    (root / "params.yaml").write_text(text.replace("  learners:", "  forest: {max_depth: 5}\n  learners:", 1))
+    run_train(root, "forest")
+    return modelling.judged(root)
+
+
+def test_its_section_is_read_and_its_file_trained(project):
+    params = read_params(project / "params.yaml").train
+    assert own_learners(params) == ["forest"] and params.forest == {"max_depth": 5}
+    assert [p.name for p in sorted((project / "artifacts/models/forest").iterdir())] == [
+        "encoder.json", "model.onnx", "training.json"]
+
+
+def test_a_row_and_a_batch_give_the_same_bits(project):
+    p = open_trained_predictor(project, "forest")
+    test = pl.read_parquet(project / "artifacts/prepared/test.parquet").head(80)
+    alone = [p.predict_one(row) for row in test.select(p.inputs).to_dicts()]
+    assert np.array(alone).tobytes() == p.predict(test).tobytes()
+
+
+def test_the_graph_answers_like_the_estimator_at_its_thresholds(project):
+    from mlops_nb.core.typed_yaml import read_json
+    parity = read_json(project / "artifacts/models/forest/training.json", TrainingReport).parity
+    assert parity.n_threshold_rows > 300 and parity.max_difference < 1e-6 < parity.tolerance
+    assert parity.made_from.startswith("SimpleImputer + ExtraTreesClassifier (scikit-learn ")
+
+
+def test_contributions_add_up_and_have_an_error(project):
+    p = open_trained_predictor(project, "forest")
+    test = pl.read_parquet(project / "artifacts/prepared/test.parquet").head(8)
+    parts, error = checked_contributions(p, test)
+    assert error < 1e-6 and p.raw_units == "probability"
+    apart = p.model.contribution_errors(p.encode_frame(test)).standard_errors
+    assert apart.shape == parts.shape and 0 < apart.max() < .1
+    assert np.array_equal(p.contributions(test[3:4])[0], parts[3, 0])  # in any company
+
+
+def test_the_bundle_is_verified_described_and_exported(project, tmp_path):
+    bundle = pack_bundle(project)
+    assert check_golden_examples(bundle) is None
+    assert "The model is the ONNX form of SimpleImputer + ExtraTreesClassifier" in (bundle / "card.md").read_text()
+    assert export_onnx(bundle, tmp_path).checks[0].max_difference < 1e-6
+    p = Predictor.open(bundle)
+    assert "ONNX, made from SimpleImputer + ExtraTreesClassifier" in repr(p)
+    with pytest.raises(UserError, match="holds an ONNX model, which cannot be made smaller"):
+        compress_model(None, bundle, p, None, None, None)
+    test = pl.read_parquet(project / "artifacts/prepared/test.parquet").head(50)
+    assert profile_models([p], [bundle], [{}], test)[0].row_seconds > 0
+
+
+def test_the_tuning_tries_its_space(project):
+    import optuna
+    search = open_search_context(modelling_project(project), "forest")
+    assert search.search_space == dict(max_depth=[3, 20], min_samples_leaf=[1, 64, "log"],
+                                       criterion=["gini", "entropy"])
+    values = suggest_params(optuna.create_study().ask(), search.search_space, {"max_depth": 5})
+    assert {type(v) for v in values.values()} == {int, str} and 3 <= values["max_depth"] <= 20
+
+
+def modelling_project(root):
+    from mlops_nb.config.project import Project
+    return Project.open(root)
+
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(120, 2))
+PARTS = [TrainingPart(X[:80], (X[:80, 0] > 0) * 1.), TrainingPart(X[80:], (X[80:, 0] > 0) * 1.)]
+PARTS[0].X[:9, 1] = np.nan
+
+
+def job(project, name):
+    return CustomFit(name, str(project / "artifacts/learners.py"), "binary", 2, ["a", "b"], [], {}, 0)
+
+
+def why(project, folder, name, weights=None):
+    "What the process of a learner would tell the stage."
+    write_custom_fit(folder, job(project, name), PARTS[0]._replace(weights=weights), PARTS[1])
+    return try_custom_model(folder)
+
+
+@pytest.mark.parametrize("name, says", [
+    ("nothing", "it returned nothing; end it with"), ("raises", "failed with ValueError: no such thing .line 27 of"),
+    ("leaves", "it failed with SystemExit: 3"),
+    ("changes", "it changed X in place"), ("nan", "it gives no number .NaN or infinity. for 40 of 40"),
+    ("hard", "has no predict_proba"), ("own_step", "the step 'functiontransformer' of the pipeline"),
+    ("gone", "train.learners names 'gone'")])
+def test_what_it_does_wrong_is_a_sentence(project, tmp_path, name, says):
+    assert re.search(says, why(project, tmp_path, name))
+
+
+def test_one_without_weights_is_refused_where_they_are_asked_for(project, tmp_path):
+    assert "takes no sample_weight" in why(project, tmp_path, "no_weights", np.ones(80))
+
+
+def test_one_that_takes_its_process_down_ends_nothing_else(project):
+    with pytest.raises(UserError, match="learner 'dies': its process ended with status -9"):
+        run_custom_learner(job(project, "dies"), *PARTS, project)
+
+
+def test_one_that_prints_without_end_is_ended(project, capsys):
+    with pytest.raises(UserError, match="was not done after 4 seconds and was ended"):
+        run_custom_learner(job(project, "endless"), *PARTS, project, 4)
+    assert len(capsys.readouterr().err) < 10_000
+
+
+def test_an_argument_that_nobody_gives_is_named(tmp_path):
+    (tmp_path / "l.py").write_text("from mlops_nb.train.custom_learners import learner\n"
+                                   "@learner('a')\ndef a(X, y, sample_weights): ...\n")
+    with pytest.raises(UserError, match="'sample_weights', which nobody gives it; did you mean 'sample_weight'?"):
+        load_learners(tmp_path / "l.py")
+
+
+def test_a_model_of_elsewhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match="onnxruntime .* refuses the ONNX model"): OnnxModel(b"\x08\x09damaged")

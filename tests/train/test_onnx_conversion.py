@@ -1,0 +1,149 @@
+"What a model of each library says by itself and in its exported form: on real rows, missing values and thresholds."
+import numpy as np
+import pytest
+
+from mlops_nb.core.errors import UserError
+from mlops_nb.model.booster import Booster
+from mlops_nb.model.onnx_model import OnnxModel
+from mlops_nb.train.onnx_conversion import ModelInterface, compare_with_estimator, export_model, model_scores
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(400, 3))
+LOGIT = 2 * X[:, 0] + X[:, 1]**2 - 1 + rng.normal(size=400)
+X[rng.random(X.shape) < .1] = np.nan
+TARGETS = dict(binary=(LOGIT > 0).astype(int), multiclass=np.digitize(LOGIT, [-1, 1]), regression=LOGIT)
+
+
+def interface(task): return ModelInterface(task, ["a", "b", "c"], dict(binary=2, multiclass=3, regression=0)[task])
+
+
+def sklearn(task):
+    from sklearn.ensemble import ExtraTreesClassifier, RandomForestRegressor
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    model = RandomForestRegressor(5) if task == "regression" else ExtraTreesClassifier(5, max_depth=5)
+    return make_pipeline(SimpleImputer(), model)
+
+
+def linear(task):
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    return make_pipeline(SimpleImputer(), StandardScaler(), Ridge() if task == "regression" else LogisticRegression())
+
+
+def xgboost(task):
+    xgb = pytest.importorskip("xgboost")
+    return (xgb.XGBRegressor if task == "regression" else xgb.XGBClassifier)(n_estimators=5, n_jobs=1)
+
+
+def xgboost_in_a_pipeline(task):
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    return make_pipeline(SimpleImputer(), xgboost(task))
+
+
+def catboost(task):
+    cb = pytest.importorskip("catboost")
+    kind = cb.CatBoostRegressor if task == "regression" else cb.CatBoostClassifier
+    return kind(iterations=5, verbose=0, allow_writing_files=False, thread_count=1)
+
+
+@pytest.mark.parametrize("task", TARGETS)
+@pytest.mark.parametrize("make", [sklearn, linear, xgboost, xgboost_in_a_pipeline, catboost])
+def test_the_exported_form_answers_like_the_library(make, task):
+    model = make(task).fit(X, TARGETS[task])
+    file, data = export_model(model, interface(task))
+    onnx = OnnxModel(compare_with_estimator(model, data, X, interface(task), X[:8]))
+    theirs = model_scores(model, X, interface(task))
+    assert file == "model.onnx" and np.abs(onnx.predict(X) - theirs).max() < 1e-5
+    assert (onnx.spec.parity.n_threshold_rows > 50) == (make is not linear)
+    alone = np.array([onnx.predict_one(x) for x in X[:30]])
+    assert alone.tobytes() == onnx.predict(X)[:30].tobytes()
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_lightgbm_travels_as_its_own_text(task):
+    import lightgbm as lgb
+    kind = lgb.LGBMRegressor if task == "regression" else lgb.LGBMClassifier
+    model = kind(n_estimators=5, n_jobs=1, verbose=-1).fit(X, TARGETS[task])
+    file, text = export_model(model, interface(task))
+    assert file == "model.txt"
+    np.testing.assert_allclose(Booster(text.decode()).predict(X), model_scores(model, X, interface(task)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_a_torch_module(n_outputs):
+    torch = pytest.importorskip("torch")
+
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = torch.nn.Linear(3, n_outputs)
+
+        def forward(self, x):
+            z = self.linear(torch.nan_to_num(x))
+            return torch.sigmoid(z)[:, 0] if n_outputs == 1 else torch.softmax(z, 1)
+    module = Small()
+    _, data = export_model(module, interface("binary"))
+    onnx = OnnxModel(compare_with_estimator(module, data, X, interface("binary"), X[:8]))
+    assert np.abs(onnx.predict(X) - model_scores(module, X, interface("binary"))).max() < 1e-6
+
+
+def test_a_class_without_rows_gets_no_probability():
+    model = sklearn("binary").fit(X, np.where(TARGETS["binary"], 2, 0))
+    onnx = OnnxModel(compare_with_estimator(model, export_model(model, interface("multiclass"))[1], X,
+                                            interface("multiclass"), X[:8]))
+    assert np.array_equal(onnx.predict(X)[:, 1], np.zeros(400)) and onnx.predict(X).sum(1) == pytest.approx(1)
+
+
+def test_a_class_that_the_schema_lacks_is_refused():
+    with pytest.raises(UserError, match="knows the class 7, and y holds the numbers 0 to 1"):
+        export_model(sklearn("binary").fit(X, np.where(TARGETS["binary"], 7, 0)), interface("binary"))
+
+
+def test_trees_behind_a_scaler_are_refused_or_equal_at_their_thresholds():
+    "Whatever the rounding does, no model passes that answers otherwise."
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.tree import DecisionTreeClassifier
+    wide = X * [1e-3, 1, 1e4] + [1, 0, 1e5]
+    model = make_pipeline(SimpleImputer(), StandardScaler(), DecisionTreeClassifier()).fit(wide, TARGETS["binary"])
+    data = export_model(model, interface("binary"))[1]
+    try: onnx = OnnxModel(compare_with_estimator(model, data, wide, interface("binary"), wide[:8]))
+    except UserError as e: assert "answers otherwise than itself" in str(e)
+    else: assert np.abs(onnx.predict(wide) - model_scores(model, wide, interface("binary"))).max() < 1e-5
+
+
+def test_a_graph_of_named_columns_and_one_of_another_width():
+    from onnx import TensorProto, helper
+    value = lambda n, *dims: helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", *dims])
+
+    def graph(inputs, nodes):
+        g = helper.make_graph(nodes, "g", inputs, [value("probabilities", 1)])
+        return helper.make_model(g, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    named = graph([value("c", 1), value("a", 1)], [helper.make_node("Sub", ["c", "a"], ["z"]),
+                                                   helper.make_node("Sigmoid", ["z"], ["probabilities"])])
+    rows = np.nan_to_num(X)
+    onnx = OnnxModel(compare_with_estimator(named, export_model(named, interface("binary"))[1], rows,
+                                            interface("binary"), rows[:8]))
+    np.testing.assert_allclose(onnx.predict(rows), 1 / (1 + np.exp(rows[:, 0] - rows[:, 2])), atol=1e-6)
+    with pytest.raises(UserError, match="has the input 'd', which is no column"):
+        export_model(graph([value("d", 1), value("a", 1)], [helper.make_node("Sub", ["d", "a"], ["probabilities"])]),
+                     interface("binary"))
+    with pytest.raises(UserError, match="reads 5 columns, and the project has 3"):
+        export_model(graph([value("m", 5)], [helper.make_node("Identity", ["m"], ["probabilities"])]),
+                     interface("binary"))
+
+
+def test_an_opset_of_tomorrow_is_a_sentence():
+    from onnx import TensorProto, helper
+    value = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3])
+    g = helper.make_graph([helper.make_node("Sigmoid", ["m"], ["probabilities"])], "g", [value("m")],
+                          [value("probabilities")])
+    late = helper.make_model(g, opset_imports=[helper.make_opsetid("", 99)], ir_version=10).SerializeToString()
+    with pytest.raises(UserError, match="refuses the ONNX model: .*export it for an older opset"):
+        compare_with_estimator(late, export_model(late, interface("multiclass"))[1], X, interface("multiclass"), X[:8])
