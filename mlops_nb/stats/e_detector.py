@@ -105,7 +105,7 @@ def e_benjamini_hochberg(
     return found
 
 # %% ../../nbs/stats/17_e_detector.ipynb #3dc0af6e
-BUDGET_USED = .35 # of the false alarms that were agreed, in futures drawn from the past
+BUDGET_USED = .1 # of the false alarms that were agreed, in futures drawn from the past
 
 def _draw_blocks(rng, past, n, block): # (n, k) windows in blocks that follow one another in the past
     starts = rng.integers(len(past) - block + 1, size=-(-n // block))
