@@ -1,7 +1,8 @@
-"Stores of monitoring, each empty."
+"Stores of monitoring, each empty, and a bundle."
 import uuid
 
 import pytest
+from support import counted_project
 
 from mlops_nb.monitor.store import MonitorStore
 
@@ -21,3 +22,9 @@ def postgresql_store(postgres, monkeypatch):
 
 @pytest.fixture(params=["duckdb_store", "postgresql_store"])
 def store(request): return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    "The folder of a bundle with a baseline, as `support.counted_project` packs it."
+    return counted_project.pack(tmp_path_factory.mktemp("bundle"))
