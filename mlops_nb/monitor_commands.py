@@ -336,10 +336,10 @@ def slo_probe_command(
     url: Annotated[str, typer.Argument(help="Of the server, such as http://127.0.0.1:8080.")],
     every_seconds: Annotated[float, typer.Option(min=.1, max=3600, help="Seconds between two requests.")] = 10.,
     timeout_seconds: Annotated[float, typer.Option(min=.1, max=60, help="A later answer is none.")] = 5.,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of its metrics, on the loopback; 0: the file alone.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of its metrics, on the loopback; 0: none.")] = 0,
     count: Annotated[int, typer.Option("-n", min=0, help="Requests; 0: until it is stopped.")] = 0,
 ):
-    "Send golden rows of the live bundle at a fixed rate; counters in .mlops/probe.prom. Its key is in MLOPS_NB_API_KEY."
+    "Send golden rows of the live bundle at a fixed rate, with the key in MLOPS_NB_API_KEY; count in .mlops/probe.prom."
     from mlops_nb.serve.probe import Probe, run_probe
     run_probe(Probe(".", url, timeout_seconds, os.environ.get("MLOPS_NB_API_KEY", "")), every_seconds, port, count)
 

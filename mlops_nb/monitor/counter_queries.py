@@ -80,6 +80,7 @@ class _Reader:
 @patch
 def matcher(self: _Reader):
     label, op, value = self.take(), self.take("=", "!=", "=~", "!~"), self.take()
+    if not value.startswith('"'): self.refuse(f"a text in quotes is expected and not {value!r:.40},")
     value = re.sub(r"\\(.)", r"\1", value[1:-1])
     try: re.compile(value if "~" in op else "")
     except re.error as e: self.refuse(f"{value!r:.60} is no pattern, {e},")

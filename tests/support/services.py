@@ -1,13 +1,17 @@
-"""Redis and NATS as the tests need them: on the loopback, on a free port, in a folder of their own, killed and started
-again."""
+"""Redis, NATS, Prometheus and Alertmanager as the tests need them: on the loopback, on a free port, in a folder of
+their own, killed and started again."""
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -150,3 +154,66 @@ class NatsService(Service):
             except NotFoundError: return float("inf")  # nobody has begun
             return info.num_pending + info.num_ack_pending
         return self._do(count)
+
+
+class HttpService(Service):
+    "A service that says by HTTP when it is ready."
+    scheme = "http"
+
+    def greets(self, s):
+        s.sendall(b"GET /-/ready HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        return b" 200 " in s.recv(64)
+
+    def get(self, path, body=None):
+        "The JSON of an answer; a body is posted as JSON."
+        data, headers = None if body is None else json.dumps(body).encode(), {"content-type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            text = reply.read()
+        return json.loads(text) if text else None
+
+
+class PrometheusService(HttpService):
+    """Prometheus that scrapes `targets` ({job: port}) again and again, with the rules of some files; `alertmanager` is
+    the port of one."""
+    program = "prometheus"
+
+    def __init__(self, targets, rules=(), every="200ms", alertmanager=None):
+        super().__init__()
+        jobs = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+                for job, port in targets.items()]
+        config = {"global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
+                  "rule_files": [str(r) for r in rules], "scrape_configs": jobs}
+        if alertmanager:
+            managers = [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager}"]}]}]
+            config["alerting"] = {"alertmanagers": managers}
+        Path(self.home, "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+
+    def options(self):
+        return [f"--config.file={self.home}/prometheus.yml", f"--storage.tsdb.path={self.home}/data",
+                f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=error"]
+
+    def query(self, promql, **at):
+        "{labels: value} of an instant query, at `time` or now; labels as a frozenset of pairs."
+        found = self.get("/api/v1/query?" + urllib.parse.urlencode({"query": promql, **at}))["data"]["result"]
+        return {frozenset(r["metric"].items()): float(r["value"][1]) for r in found}
+
+    def alerts(self):
+        "The labels of the alerts that fire."
+        return [a["labels"] for a in self.get("/api/v1/alerts")["data"]["alerts"] if a["state"] == "firing"]
+
+
+class AlertmanagerService(HttpService):
+    "Alertmanager that groups by SLO and sends to `webhook`, where that is an address."
+    program = "prometheus-alertmanager"
+
+    def __init__(self, webhook=""):
+        super().__init__()
+        receiver = {"name": "all"} | ({"webhook_configs": [{"url": webhook}]} if webhook else {})
+        route = {"receiver": "all", "group_by": ["sloth_service", "severity"], "group_wait": "0s",
+                 "group_interval": "1s", "repeat_interval": "1h"}
+        Path(self.home, "alertmanager.yml").write_text(json.dumps({"route": route, "receivers": [receiver]}))
+
+    def options(self):
+        return [f"--config.file={self.home}/alertmanager.yml", f"--storage.path={self.home}/data",
+                f"--web.listen-address=127.0.0.1:{self.port}", "--cluster.listen-address=", "--log.level=error"]
