@@ -57,7 +57,8 @@ def received_finding(received: ReceivedAlert) -> Finding:
     name, severity = labels.pop("alertname", "alert"), labels.pop("severity", "")
     summary = notes.get("summary") or notes.get("title") or notes.get("description") or name
     common = dict(summary=one_line(summary), severity="page" if severity in _PAGES else "ticket",
-                  endpoint=labels.pop("endpoint", ""), started_at=received.starts_at, runbook=notes.get("runbook", ""))
+                  endpoint=labels.pop("endpoint", "") or labels.get("sloth_service", ""),
+                  started_at=received.starts_at, runbook=notes.get("runbook", ""))
     if slo := labels.get("sloth_slo"):
         window = {k: v for k, v in labels.items() if k == "window"}
         return Finding(rule="slo_burn", subject=slo, labels=window, **common)

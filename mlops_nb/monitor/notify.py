@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing, suppress
 from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,9 +44,9 @@ def _deliver_file(route, message, root):
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path.with_name(path.name + ".lock")), open(path, "ab+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            tail = file.read()
-            if key in tail: return
-            file.write(b"\n" * (not tail.endswith(b"\n") and bool(tail)) + line) # a torn line stays one of its own
+            tail = file.read(_TAIL_BYTES)
+            torn = b"\n" * (bool(tail) and not tail.endswith(b"\n")) # a torn line stays one of its own
+            if key not in tail: file.write(torn + line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as e: raise DeliveryError(f"{route.path}: {e.strerror or e}") from e
@@ -105,10 +106,11 @@ def _deliver_smtp(route, message, root):
     connect = (lambda: smtplib.SMTP_SSL(route.host, route.port, timeout=route.timeout_seconds, context=context)) \
         if route.tls == "tls" else lambda: smtplib.SMTP(route.host, route.port, timeout=route.timeout_seconds)
     try:
-        with connect() as server:
+        with closing(connect()) as server:
             if route.tls == "starttls": server.starttls(context=context)
             if route.user: server.login(route.user, route.password)
             server.send_message(mail)
+            with suppress(OSError, smtplib.SMTPException): server.quit() # it was taken, whatever comes now
     except smtplib.SMTPRecipientsRefused as e:
         codes = [code for code, _ in e.recipients.values()]
         raise DeliveryError(f"the mail server refused the recipients ({codes[0]})", max(codes) < 500) from None
