@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct
-from msgspec.structs import asdict
 
 from .findings import Finding
 from .store import MonitorStore
@@ -92,7 +91,8 @@ def finding(self: CheckResult,
                    causes=self.causes, depends_on=self.depends_on, next_command=self.next_command)
 
 # %% ../../nbs/monitor/09_check_results.ipynb #22a67a84
-_STORED = ["monitor", "endpoint", "subject", "value", "limit", "ok", "message", "owner"]
+_STORED = pl.Schema(dict(monitor=pl.String, endpoint=pl.String, subject=pl.String, value=pl.Float64,
+                         limit=pl.Float64, ok=pl.Boolean, message=pl.String, owner=pl.String))
 
 def record_checks(
     store: MonitorStore,
@@ -101,15 +101,14 @@ def record_checks(
 ) -> list[Finding]: # Of those that are not in order
     "Write results into the table `checks`, and say which of them are findings."
     if not results: return []
-    at, types = utc_time(now), dict(value=pl.Float64, limit=pl.Float64)
-    rows = pl.DataFrame([{k: v for k, v in asdict(r).items() if k in _STORED} for r in results],
-                        schema_overrides=types, infer_schema_length=None)
+    at = utc_time(now)
+    rows = pl.DataFrame([{k: getattr(r, k) for k in _STORED} | {"ok": bool(r.ok)} for r in results], _STORED)
     with store.transaction() as t:
         t.execute("DELETE FROM checks WHERE checked_at < ?", (at - timedelta(days=KEEP_DAYS),))
         t.append("checks", rows.rename({"limit": "limit_value"}).with_columns(checked_at=pl.lit(at)))
         found = t.query(_SINCE, (at, at)).rows() if not all(r.ok for r in results) else []
     since = {tuple(key): time.replace(tzinfo=UTC) for *key, time in found}
-    return [r.finding(since[r.monitor, r.endpoint, r.subject]) for r in results if not r.ok]
+    return [r.finding(since.get((r.monitor, r.endpoint, r.subject), now)) for r in results if not r.ok]
 
 # %% ../../nbs/monitor/09_check_results.ipynb #a079a153
 _ANSWERING = """

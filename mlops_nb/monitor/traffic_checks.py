@@ -46,9 +46,11 @@ def unusual_hours(
     if weeks < MIN_HISTORY: return None
     past = np.sqrt(rows[len(rows) - n_hours - weeks * WEEK_HOURS:len(rows) - n_hours].reshape(weeks, WEEK_HOURS))
     usual = np.median(past, axis=0)
-    spread = 1.4826 * np.median(np.abs(past - usual)) * (weeks / (weeks - 1))**.5 # the median is of the same weeks
+    busy = usual**2 >= LIMITS.volume_rows
+    moved = np.abs(past[:, busy] / usual[busy] - 1) if busy.any() else np.zeros(1)
+    share = 1.4826 * np.median(moved) * (weeks / (weeks - 1))**.5 # the median is of the same weeks
     usual, now = usual[:n_hours], rows[-n_hours:]
-    far = np.abs(np.sqrt(now) - usual) > LIMITS.deviations * max(spread, .5)
+    far = np.abs(np.sqrt(now) - usual) > LIMITS.deviations * np.sqrt(.25 + (share * usual)**2)
     return usual**2, far & (np.abs(now - usual**2) > LIMITS.volume_change * usual**2) & (usual**2 >= LIMITS.volume_rows)
 
 # %% ../../nbs/monitor/14_traffic_checks.ipynb #d1f49bf3

@@ -134,6 +134,7 @@ def days_until_full(
     now: datetime, # Without a time zone, UTC
 ) -> float: # Infinite where it does not grow, or too little is known
     "When the disk is full at the growth of the last two weeks, by a straight line."
+    if len(history) < MIN_HISTORY: return math.inf
     recent = history.filter((now - pl.col("checked_at")).dt.total_seconds() <= _GROWTH_DAYS * 86400)
     days = (recent["checked_at"] - now).dt.total_seconds().to_numpy() / 86400
     if len(days) < MIN_HISTORY or days[0] > -2: return math.inf # less than two days say nothing
