@@ -3961,6 +3961,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlops_nb.monitor.run.run_monitor': ('monitor/run.html#run_monitor', 'mlops_nb/monitor/run.py')},
             'mlops_nb.monitor.slo_evaluator': { 'mlops_nb.monitor.slo_evaluator.SloStatus': ( 'monitor/slo_evaluator.html#slostatus',
                                                                                               'mlops_nb/monitor/slo_evaluator.py'),
+                                                'mlops_nb.monitor.slo_evaluator._age': ( 'monitor/slo_evaluator.html#_age',
+                                                                                         'mlops_nb/monitor/slo_evaluator.py'),
                                                 'mlops_nb.monitor.slo_evaluator._burn_findings': ( 'monitor/slo_evaluator.html#_burn_findings',
                                                                                                    'mlops_nb/monitor/slo_evaluator.py'),
                                                 'mlops_nb.monitor.slo_evaluator._events': ( 'monitor/slo_evaluator.html#_events',
