@@ -49,8 +49,12 @@ def counts_of(bundle, start, hours, rows=300, seed=0, **changed):
 
 @pytest.fixture
 def watch(tmp_path, monkeypatch):
+    return watch_of(MonitorStore(f"duckdb:///{tmp_path / 'm.duckdb'}"), tmp_path, monkeypatch)
+
+
+def watch_of(store, tmp_path, monkeypatch):
     monkeypatch.setattr(drift, "_open_cells", lambda root, settings, bundle: CELLS)
-    store, settings = MonitorStore(f"duckdb:///{tmp_path / 'm.duckdb'}"), Settings()
+    settings = Settings()
 
     class Watch:
         endpoint = settings.release.endpoint
@@ -151,6 +155,15 @@ def test_without_a_bundle_earlier_weeks_are_the_reference(watch, monkeypatch):
     assert watch.run(quiet) == []
     found = watch.run(quiet + 10 * HOUR)
     assert [f.subject for f in found] == ["age"] and "the same hours of earlier weeks" in found[0].summary
+
+
+def test_in_postgresql_too(postgresql_store, tmp_path, monkeypatch):
+    watch = watch_of(postgresql_store, tmp_path, monkeypatch)
+    watch.count("b1", MONDAY, 30)
+    watch.count("b1", MONDAY + 30 * HOUR, 24, seed=1, age=BROKEN)
+    assert watch.run(MONDAY + 30 * HOUR) == []
+    assert [f.subject for f in watch.run(MONDAY + 54 * HOUR)] == ["age"]
+    assert drift_ranking(watch.store, watch.endpoint, MONDAY + 30 * HOUR, MONDAY + 54 * HOUR)["name"][0] == "age"
 
 
 def test_a_quiet_endpoint_is_watched_in_longer_windows(watch):
