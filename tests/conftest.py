@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-sys.dont_write_bytecode = False # where the shell asks for none, each of some hundred processes would compile the package
+sys.dont_write_bytecode = False # where the shell asks for none, each of some hundred processes compiles all it imports
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.modules.setdefault("rfc3987_syntax", None) # as if not installed: jsonschema would compile grammars for three seconds
+sys.modules.setdefault("rfc3987_syntax", None) # as if not installed: jsonschema compiles its grammars for seconds
 os.environ["MLOPS_NB_QUIET"] = "1" # progress depends on how fast a machine is
 os.environ["OMP_WAIT_POLICY"] = "passive" # threads that wait awake take the time of the tests beside this one
 REAL = Path(__file__).parents[2] / "shared" / "data"

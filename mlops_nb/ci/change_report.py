@@ -17,6 +17,7 @@ from msgspec import Struct
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..evaluate.metrics import find_metric, metric_label
+from ..evaluate.project_metrics import MetricNote
 from ..release.gate import GateReport, GateResult, require_passed_gate
 from ..report.formatting import format_change, format_number, join_words, pluralize
 from ..stats.bootstrap import Estimate
@@ -71,6 +72,7 @@ class ModelFigures(Struct):
     primary_metric: str # a key of `metrics["test"]`
     confidence: float # of the intervals
     metrics: dict[str, dict[str, Estimate]] # by split, by metric
+    own_metrics: dict[str, MetricNote] = {} # those of the project among `metrics`
 
 class MetricChange(Struct):
     "A metric of the test rows, here and at the base."
@@ -81,9 +83,8 @@ class MetricChange(Struct):
     high: float | None
     verdict: str # better, worse, or empty where it did not change or there is nothing to compare
 
-def _verdict(task, name, base, now):
+def _verdict(better, base, now):
     if base is None or now is None or format_number(base) == format_number(now): return ""
-    better = find_metric(task, name).better
     gain = abs(base) - abs(now) if better == "zero" else (now - base if better == "higher" else base - now)
     return "better" if gain > 0 else "worse"
 
@@ -105,7 +106,8 @@ def metric_changes(
     old, now = base.get("test", {}), figures.metrics["test"]
     names = sorted(now, key=lambda name: name != figures.primary_metric)
     return [MetricChange(n, old.get(n), now[n].value, now[n].low, now[n].high,
-                         _verdict(figures.task, n, old.get(n), now[n].value)) for n in names]
+                         _verdict(find_metric(figures.task, n, figures.own_metrics).better, old.get(n), now[n].value))
+            for n in names]
 
 # %% ../../nbs/ci/01_change_report.ipynb #5974576e
 _PLAIN = re.compile(r"[^\w\s.,;:()=%+/'–−…°²-]|(?<!\w)_|_(?!\w)")

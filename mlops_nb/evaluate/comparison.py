@@ -60,14 +60,15 @@ def paired_differences(
     decision_settings: DecisionSettings = DecisionSettings(),
     other_decision_settings: DecisionSettings = DecisionSettings(), # each model decides by its own threshold
     resampling: Resampling = Resampling(),
+    own: dict[str, Metric] = {}, # metrics of the project, for these rows
 ) -> dict[str, MetricDifference]:
     "Every metric of the task for two models on the same rows."
     units, n_units = resampling.units(len(y)), independent_units(task, y, resampling.clusters)
-    def both(m): return (weighted_metric(task, m, y, model_scores, decision_settings),
-                         weighted_metric(task, m, y, other_scores, other_decision_settings))
+    def both(m): return (weighted_metric(task, m, y, model_scores, decision_settings, own),
+                         weighted_metric(task, m, y, other_scores, other_decision_settings, own))
     same = decision_settings == other_decision_settings and np.array_equal(model_scores, other_scores)
     return {m: metric_difference(metric, *both(m), units, len(y), n_units, resampling.confidence_level, same)
-            for m, metric in METRICS[task].items()}
+            for m, metric in (METRICS[task] | own).items()}
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #98bb5c72
 def metric_difference(
@@ -103,11 +104,12 @@ class Comparison(Struct):
 def describe_difference(
     task: str,
     other_name: str, # whom ours is compared with
-    difference: MetricDifference, # of the primary metric
+    difference: MetricDifference, # of the metric
     confidence_level: float = 0.95,
+    metric: str | None = None, # None: the primary metric
 ) -> str:
     "The result of a comparison, in a sentence."
-    m, g = metric_label(PRIMARY_METRIC[task]), difference.gain
+    m, g = metric_label(metric or PRIMARY_METRIC[task]), difference.gain
     if g.value is None:
         return f"The {m} of the model or of the {other_name} is undefined on these rows, so they cannot be compared."
     if g.value == g.low == g.high == 0:
@@ -156,7 +158,7 @@ def compare_with_model(
                                      rows['valid'].resampling.clusters)
         own = structs.replace(own, threshold=threshold)
     metrics = paired_differences(task, test.y, test.scores, other_scores['test'], test.decision_settings, own,
-                                 test.resampling)
+                                 test.resampling, test.own)
     primary = metrics[PRIMARY_METRIC[task]]
     message = describe_difference(task, f"{other_name} {kind}", primary, test.resampling.confidence_level)
     return Comparison(other_name, kind, message, metrics=metrics)
@@ -223,7 +225,7 @@ def compare_with_champion(
         why = why.rstrip('.').replace(str(champion), 'its bundle') # no path of this machine in a file that is kept
         return Comparison(role, 'champion', f"The {role} {name[:12]} cannot score these rows: {why}.", name)
     own = structs.replace(settings, threshold=champion_threshold(predictor, schema, settings.threshold))
-    metrics = paired_differences(task, rows.y, rows.scores, theirs, settings, own, rows.resampling)
+    metrics = paired_differences(task, rows.y, rows.scores, theirs, settings, own, rows.resampling, rows.own)
     message = describe_difference(task, role, metrics[PRIMARY_METRIC[task]], rows.resampling.confidence_level)
     return Comparison(role, 'champion', message, name, metrics)
 

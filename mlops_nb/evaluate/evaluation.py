@@ -37,8 +37,10 @@ from mlops_nb.evaluate.metrics import (
     estimate_metrics,
 )
 from .model_selection import LearnerCandidate
+from .project_metrics import MetricNote, metric_notes, project_metrics
 from .slice_discovery import SliceDiscovery, discover_slices
 from .slices import Slice, SmallSlices, evaluate_slices
+from ..model.features import Features
 from ..model.policy import Policy
 from ..model.predictor import Predictor
 from ..stats.bootstrap import Estimate, Resampling
@@ -99,6 +101,7 @@ class Evaluation(Struct):
     slice_discovery: SliceDiscovery | None = None # groups nobody named, found on validation and measured on test
     fairness: list[FairnessReport] = field(default_factory=list) # on test: each sensitive column, and any two together
     policy_effect: PolicyEffect | None = None # on test; None where params.yaml leaves everything to the threshold
+    own_metrics: dict[str, MetricNote] = field(default_factory=dict) # those of the project among `metrics`
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #634937bc
 def choose_decision_settings(
@@ -154,12 +157,14 @@ def scored_rows(
     splits: dict[str, pl.DataFrame], # valid and test, with `_target`
     scores: dict[str, np.ndarray], # of their rows
     resamplings: dict[str, Resampling], # of `split_resamplings`
+    features: Features | None = None, # with the metrics of the project
 ) -> dict[str, EvaluatedRows]: # By split
     "A model's scores beside what happened, with the decision settings that the validation rows choose."
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     settings = choose_decision_settings(schema.task, y['valid'], scores['valid'], params,
                                         resamplings['valid'].clusters)
-    return {split: EvaluatedRows(schema.task, y[split], s, settings, resamplings[split], schema.classes)
+    own = {split: project_metrics(features, splits[split]) if features else {} for split in scores}
+    return {split: EvaluatedRows(schema.task, y[split], s, settings, resamplings[split], schema.classes, own[split])
             for split, s in scores.items()}
 
 # %% ../../nbs/evaluate/08_evaluation.ipynb #1918ca25
@@ -189,7 +194,7 @@ def evaluate_scores(
         n_resamples=resampling.n_resamples, decision_settings=settings, slices=slices, small_slices=small,
         score_summary={split: describe_scores(r.scores) for split, r in rows.items()},
         n_entities={split: r.n_clusters() for split, r in rows.items() if r.resampling.clusters is not None},
-        metrics={split: estimate_metrics(task, r.y, r.scores, settings, r.resampling, beside)
+        metrics={split: estimate_metrics(task, r.y, r.scores, settings, r.resampling, beside, r.own)
                  for split, r in rows.items()},
         calibration=measure_calibration(task, y_test, s_test, schema.classes, level, resampling.clusters)[0],
         decision_costs=None, confusion_matrix=_confusion_matrix(task, y_test, s_test, settings.threshold))
@@ -305,10 +310,10 @@ def evaluate_predictor(
     simpler: dict[str, np.ndarray] | None = None, # name of a simpler model -> its scores of the test rows
 ) -> Evaluation: # Still without learners, comparisons and excess log loss
     "Everything that can be measured of a model by itself."
-    rows = scored_rows(predictor.schema, params, splits, scored.scores, scored.resamplings)
+    rows = scored_rows(predictor.schema, params, splits, scored.scores, scored.resamplings, predictor.features)
     counts = tuple(COUNT_METRICS) if getattr(predictor.model, 'log_link', False) else () # the objective was poisson
     found = evaluate_scores(predictor.schema, params, rows, splits['test'], simpler, counts)
-    found.recalibration = scored.recalibration
+    found.recalibration, found.own_metrics = scored.recalibration, metric_notes(predictor.features)
     found.slice_discovery, found.fairness = subgroup_report(predictor, rows, splits, params.min_segment_rows)
     if found.task == 'binary':
         predictor.policy.threshold = found.decision_settings.threshold

@@ -286,9 +286,11 @@ COUNT_METRICS: dict[str, Metric] = {'poisson_deviance': Metric(
 
 def find_metric(
     task: str, # a key of `METRICS`
-    name: str, # a key of `METRICS[task]`, or for a regression of `COUNT_METRICS`
-) -> Metric:
+    name: str, # a key of `METRICS[task]`, for a regression of `COUNT_METRICS`, or of `own`
+    own: dict = {}, # metrics of the project, by name
+) -> Metric: # or what `own` has for it
     "The metric of this name; raises `KeyError` if the task has none."
+    if name in own: return own[name]
     return METRICS[task][name] if task != 'regression' or name in METRICS[task] else COUNT_METRICS[name]
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #42380bad
@@ -309,15 +311,16 @@ def metric_label(
 # %% ../../nbs/evaluate/00_metrics.ipynb #304f77f0
 def weighted_metric(
     task: str, # a key of `METRICS`
-    metric: str, # a key of `METRICS[task]`
+    metric: str, # a key of `METRICS[task]`, or of `own`
     y: np.ndarray, # (n,) class index, or value
     scores: np.ndarray, # (n,) scores, or (n, k)
     decision_settings: DecisionSettings = DecisionSettings(),
+    own: dict[str, Metric] = {}, # metrics of the project, for these rows
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
     "A metric of these rows as a function of weights; NaN if there is no row, or a score or target that is not finite."
     known = len(y) and np.isfinite(y).all() and np.isfinite(scores).all()
     if not known: return _undefined(y)
-    return find_metric(task, metric).weighted(np.asarray(y, float), np.asarray(scores, float), decision_settings)
+    return find_metric(task, metric, own).weighted(np.asarray(y, float), np.asarray(scores, float), decision_settings)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #a7afc8a9
 def metric_values(
@@ -354,12 +357,15 @@ def estimate_metrics(
     decision_settings: DecisionSettings = DecisionSettings(),
     resampling: Resampling = Resampling(), # its clusters and its confidence level; nothing is drawn
     beside: tuple[str, ...] = (), # keys of `COUNT_METRICS`: metrics beside those of the task
+    own: dict[str, Metric] = {}, # metrics of the project, for these rows
 ) -> dict[str, Estimate]:
     "Every metric of the task with its interval."
     units, n_units = resampling.units(len(y)), independent_units(task, y, resampling.clusters)
-    return {name: jackknife_estimate(weighted_metric(task, name, y, scores, decision_settings), units, len(y), n_units,
-                                     find_metric(task, name).scale, resampling.confidence_level)
-            for name in (*METRICS[task], *beside)}
+    def measure(name):
+        statistic = weighted_metric(task, name, y, scores, decision_settings, own)
+        return jackknife_estimate(statistic, units, len(y), n_units, find_metric(task, name, own).scale,
+                                  resampling.confidence_level)
+    return {name: measure(name) for name in (*METRICS[task], *beside, *own)}
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #e818f72e
 class EvaluatedRows(NamedTuple):
@@ -370,6 +376,7 @@ class EvaluatedRows(NamedTuple):
     decision_settings: DecisionSettings = DecisionSettings()
     resampling: Resampling = Resampling() # with the clusters of these rows
     classes: list[str] | None = None # of a classification
+    own: dict[str, Metric] = {} # metrics of the project, for all of these rows
 
     def take(self, rows: np.ndarray) -> 'EvaluatedRows': # (m,) row numbers, or (n,) bool
         "Some of the rows."
@@ -377,7 +384,7 @@ class EvaluatedRows(NamedTuple):
         if clusters is not None:
             used = np.bincount(clusters := clusters[rows]) > 0
             clusters = (np.cumsum(used) - 1)[clusters]
-        return self._replace(y=self.y[rows], scores=self.scores[rows],
+        return self._replace(y=self.y[rows], scores=self.scores[rows], own={},
                              resampling=structs.replace(self.resampling, clusters=clusters))
 
     def n_units(self) -> int:

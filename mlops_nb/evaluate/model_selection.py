@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from .comparison import describe_difference, paired_differences, signed_gain
-from .metrics import METRICS, PRIMARY_METRIC, weighted_metric
+from .metrics import PRIMARY_METRIC, Metric, find_metric, weighted_metric
 from ..stats.bootstrap import Estimate, Resampling
 
 # %% ../../nbs/evaluate/05_model_selection.ipynb #abd5f70d
@@ -30,10 +30,13 @@ def rank_learners(
     task: str,
     y: np.ndarray, # (n,) targets of the validation rows
     scores: dict[str, np.ndarray], # of the validation rows, by learner
+    metric: str | None = None, # None: the primary metric of the task
+    own: dict[str, Metric] = {}, # metrics of the project, for the validation rows
 ) -> list[str]: # The best first
-    "Learners by the primary metric."
-    figure = {l: weighted_metric(task, PRIMARY_METRIC[task], y, s)(np.ones(len(y))) for l, s in scores.items()}
-    better = METRICS[task][PRIMARY_METRIC[task]].better
+    "Learners by one metric; those for which it is not a number come last."
+    metric = metric or PRIMARY_METRIC[task]
+    figure = {l: weighted_metric(task, metric, y, s, own=own)(np.ones(len(y))) for l, s in scores.items()}
+    better = find_metric(task, metric, own).better
     worth = lambda l: signed_gain(better, figure[l], 0.0) if np.isfinite(figure[l]) else -np.inf
     return sorted(scores, key=worth, reverse=True)
 
@@ -44,14 +47,17 @@ def select_model(
     y: np.ndarray, # (n,) targets of the validation rows
     scores: dict[str, np.ndarray], # of the validation rows, by learner, in the order of train.learners
     resampling: Resampling = Resampling(),
+    metric: str | None = None, # what the best is best by; None: the primary metric of the task
+    own: dict[str, Metric] = {}, # metrics of the project, for the validation rows
 ) -> ModelSelection:
     "Choose a learner on the validation rows."
     if len(scores) == 1: return ModelSelection(*scores, "There was one learner to choose from.")
-    first, *others = rank_learners(task, y, scores)
+    first, *others = rank_learners(task, y, scores, metric, own)
     chosen = first if strategy == 'best' else strategy
     rival = next(l for l in (first, *others) if l != chosen)
-    found = paired_differences(task, y, scores[chosen], scores[rival], resampling=resampling)[PRIMARY_METRIC[task]]
+    found = paired_differences(task, y, scores[chosen], scores[rival], resampling=resampling, own=own)
     how = f"was the best of {len(scores)} learners"
     if strategy != 'best': how = "was named by train.model_selection in params.yaml"
-    difference = describe_difference(task, rival, found, resampling.confidence_level)
+    difference = describe_difference(task, rival, found[metric or PRIMARY_METRIC[task]], resampling.confidence_level,
+                                     metric)
     return ModelSelection(chosen, f"{chosen} {how}. On the valid rows: {difference}")

@@ -13,7 +13,7 @@ import polars as pl
 
 from ..bundle.signatures import require_trusted
 from ..config.project import Project
-from ..core.errors import UserError
+from ..core.errors import UserError, did_you_mean
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
@@ -36,9 +36,10 @@ from mlops_nb.evaluate.evaluation import (
     split_resamplings,
 )
 from .fairness import fairness_table
-from .metrics import estimate_metrics, excess_log_loss
+from .metrics import METRICS, estimate_metrics, excess_log_loss
 from .model_selection import LearnerCandidate, select_model
 from .plot_data import evaluation_plots, write_evaluation_plots
+from .project_metrics import project_metrics
 from .slice_discovery import discovered_slice_table
 from .slices import binned_residuals, slice_table
 from ..model.predictor import Predictor, model_file
@@ -103,9 +104,9 @@ def run_evaluate(
     baselines, resampling = _read_baseline_scores(root), resamplings['test']
     found = _evaluate_selected(params, predictors, splits, scored, baselines)
     predictor, test, ours = predictors[found.learner], splits['test'], scored[found.learner]
-    found.candidates = [_measure_candidate(root, found, learner, splits, s, params.evaluate)
+    rows = scored_rows(predictor.schema, params.evaluate, splits, ours.scores, resamplings, predictor.features)
+    found.candidates = [_measure_candidate(root, found, learner, rows, s, params.evaluate)
                         for learner, s in scored.items()]
-    rows = scored_rows(predictor.schema, params.evaluate, splits, ours.scores, resamplings)
     found.comparisons = _compare_with_others(rows, found.learner, splits, scored, baselines)
     found.comparisons += [compare_with_champion(folder, predictor.schema, rows['test'], test, role)
                           for role, folder in _find_champions(project, champion).items()]
@@ -122,12 +123,21 @@ def _read_baseline_scores(root):
     if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
     return pl.read_parquet(path, glob=False)
 
+def _selection_metric(name, task, own):
+    "The metric that chooses; raises `UserError` if there is none of this name."
+    known = METRICS[task] | own
+    if name is None or name in known and known[name].better != 'zero': return name
+    raise UserError(f"params.yaml, 'evaluate.selection_metric' names {name!r}, by which no learner can be chosen: it "
+                    f"is neither a metric of a {task} task nor one marked @metric{did_you_mean(name, known)}")
+
 def _evaluate_selected(params, predictors, splits, scored, baselines):
     validation, some = splits['valid'], next(iter(scored.values()))
-    task = next(iter(predictors.values())).schema.task
+    one = next(iter(predictors.values())) # each has the schema and the features of the project
+    own = project_metrics(one.features, validation)
     selection = select_model(
-        task, params.train.model_selection, validation['_target'].to_numpy(),
-        {learner: s.scores['valid'] for learner, s in scored.items()}, some.resamplings['valid'])
+        one.schema.task, params.train.model_selection, validation['_target'].to_numpy(),
+        {learner: s.scores['valid'] for learner, s in scored.items()}, some.resamplings['valid'],
+        _selection_metric(params.evaluate.selection_metric, one.schema.task, own), own)
     known = align_scores(baselines.filter(pl.col('split') == 'test'), splits['test'])
     simpler = {name: scores_to_array(known[name]) for name in known.columns if name != 'constant'}
     found = evaluate_predictor(predictors[selection.learner], splits, scored[selection.learner], params.evaluate,
@@ -136,14 +146,14 @@ def _evaluate_selected(params, predictors, splits, scored, baselines):
     return found
 
 # %% ../../nbs/evaluate/11_stage.ipynb #45a89b70
-def _measure_candidate(root, found, learner, splits, scored, params):
+def _measure_candidate(root, found, learner, rows, scored, params):
     size = model_file(root / 'artifacts/models' / learner).stat().st_size
     if learner == found.learner: return LearnerCandidate(learner, size, found.metrics)
-    y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
-    settings = choose_decision_settings(found.task, y['valid'], scored.scores['valid'], params,
+    settings = choose_decision_settings(found.task, rows['valid'].y, scored.scores['valid'], params,
                                         scored.resamplings['valid'].clusters)
     return LearnerCandidate(learner, size, {
-        split: estimate_metrics(found.task, y[split], s, settings, scored.resamplings[split])
+        split: estimate_metrics(found.task, rows[split].y, s, settings, scored.resamplings[split],
+                                own=rows[split].own)
         for split, s in scored.scores.items()})
 
 # %% ../../nbs/evaluate/11_stage.ipynb #d13d22f3

@@ -30,6 +30,7 @@ from ..evaluate.comparison import Comparison
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
 from ..evaluate.metrics import COUNT_METRICS, METRICS, metric_label
+from ..evaluate.project_metrics import MetricNote
 from ..evaluate.slices import Slice, lacks_skill, simpler_and_better
 from ..evaluate.stage import read_evaluation
 from ..model.predictor import Predictor
@@ -92,9 +93,10 @@ def check_thresholds(
     task: str, # binary, multiclass or regression
     thresholds: dict[str, float], # metric -> bound
     metrics: dict[str, float | None], # of the test set
+    own: dict[str, MetricNote] = {}, # metrics of the project, by name
 ) -> list[GateResult]:
     "A rule for each bound of `gate.thresholds`. Raises `UserError` for a metric the task does not have."
-    rules, known = [], METRICS[task] | (COUNT_METRICS if task == 'regression' else {})
+    rules, known = [], METRICS[task] | (COUNT_METRICS if task == 'regression' else {}) | own
     for name, bound in thresholds.items():
         if name not in known:
             raise UserError(f"params.yaml, section 'gate.thresholds': a {task} task has no metric "
@@ -351,7 +353,7 @@ def evaluate_gate(
     metrics = read_json(art / "metrics.json", dict)["test"]
     predictions = pl.read_parquet(art / "evaluation" / "predictions.parquet", glob=False)
     predictions = predictions.filter(pl.col("split") == "test")
-    results = check_thresholds(evaluation.task, params.thresholds, metrics)
+    results = check_thresholds(evaluation.task, params.thresholds, metrics, evaluation.own_metrics)
     results += check_test_rows(predictions["_target"].to_numpy(), evaluation.classes, params)
     dataset = read_dataset_info(root)
     results += check_split(dataset.split_check, dataset.split.method,

@@ -72,7 +72,7 @@ _ERROR_RATE = "share of the rows decided wrongly; it becomes a cost with evaluat
 def describe_metric(e: Evaluation, name: str) -> tuple[str, str]: # Its label; what it says
     "A metric in words; a cost that nobody has set is called what it is, the error rate."
     if name == 'cost' and costs_are_unset(e): return 'Error rate', _ERROR_RATE
-    return metric_label(name), find_metric(e.task, name).doc
+    return metric_label(name), find_metric(e.task, name, e.own_metrics).doc
 
 # %% ../../nbs/report/14_evaluation_tables.ipynb #b4494e94
 def key_metrics_table(
@@ -115,7 +115,8 @@ def wide_cell(text: str) -> Html:
 def metrics_table(e: Evaluation) -> Html:
     "Every metric of the model and of those it is compared with."
     test = e.metrics['test']
-    best = lambda m: f"{better} is better" if (better := find_metric(e.task, m).better) != 'zero' else 'zero is best'
+    better = lambda m: find_metric(e.task, m, e.own_metrics).better
+    best = lambda m: f"{better(m)} is better" if better(m) != 'zero' else 'zero is best'
     name_of = lambda c: 'in use' if c.name == 'champion' else c.name
     other = lambda c, m: format_number(c.metrics[m].other_value) if m in c.metrics else '–'
     rows = [{'Metric': describe_metric(e, m)[0], 'Test set': estimate_cell(test[m]),

@@ -92,7 +92,7 @@ def test_all_metrics_stand_beside_those_of_the_others(e):
 def test_slices_that_may_be_chance_are_folded_away():
     def found(where, p): return DiscoveredSlice("loss", where, 60, 0.2, Estimate(0.9), 0.4, Estimate(0.5), p, 0.3, 0.4,
                                                 Estimate(None), None)
-    e = SimpleNamespace(task="regression", primary_metric="rmse", confidence=0.95,
+    e = SimpleNamespace(task="regression", primary_metric="rmse", confidence=0.95, own_metrics={},
                         slice_discovery=SliceDiscovery(9, [found("a = <x>", 1e-6), found("b", 0.4)], "Found <one>."))
     shown, folded = slice_discovery_html(e).text.split("<details>")
     assert "a = &lt;x&gt;" in shown and "&lt; 0.0001" in shown and "absolute error" in shown and "b</td>" in folded
