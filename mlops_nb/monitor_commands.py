@@ -374,7 +374,7 @@ MONITOR_EXAMPLES |= {
 # %% ../nbs/97_monitor_commands.ipynb #4ef40c71
 MONITOR_EXAMPLES |= {
     "slo init": ["mlops-nb slo init"],
-    "slo rules": ["mlops-nb slo rules", "promtool test rules prometheus/slo_tests_*.yaml"],
+    "slo rules": ["mlops-nb slo rules", "mlops-nb slo rules --folder /etc/prometheus/rules"],
     "slo status": ["mlops-nb slo status", "mlops-nb slo status --as-json"],
     "slo probe": ["mlops-nb slo probe http://127.0.0.1:8080", "mlops-nb slo probe https://models.example -n 1"],
 }

@@ -81,8 +81,9 @@ def _burn_findings(file, slo, status, bad):
         rate = status.ratios[w.long] / slo.error_budget
         finding = dict(rule="slo_burn", subject=slo.name, severity=w.severity, endpoint=file.service, value=rate,
                        limit=w.factor, labels={"window": w.long}, depends_on=[*faster], summary=(
-            f"{slo.name} uses its error budget {rate:.3g} times too fast over {w.long}: {status.ratios[w.long]:.2%} of "
-            f"the events are bad, and {slo.error_budget:.3g} of all may be."), **_RULES)
+            f"{slo.name} uses its error budget {rate:.3g} times too fast over {w.long}: "
+            f"{100 * status.ratios[w.long]:.3g} % of the events are bad, and {100 * slo.error_budget:.3g} % may be."),
+                       **_RULES)
         yield finding
         faster.append(f"slo_burn:{file.service}:{slo.name}{{window={w.long}}}")
 
@@ -107,10 +108,15 @@ def _with_start(t, found, now): # findings; each has begun when it was first fou
     return [Finding(**f | {"started_at": datetime.fromisoformat(seen[one.key])}) for f, one in zip(found, findings)]
 
 # %% ../../nbs/monitor/22_slo_evaluator.ipynb #e9a8ffd6
-def _known_slos(t, file, now): # names of those whose events were read lately, and all while it has only begun
+_FREEZE_AFTER = timedelta(days=1)
+
+def _age(t, now): # how long SLOs have been measured
     begun = t.state("slo_begun") or {"at": now.isoformat()}
     t.set_state("slo_begun", begun)
-    if now - datetime.fromisoformat(begun["at"]) < timedelta(minutes=_KNOWN_MINUTES): return {s.name for s in file.slos}
+    return now - datetime.fromisoformat(begun["at"])
+
+def _known_slos(t, file, age, now): # names of those whose events were read lately, and all while it has only begun
+    if age < timedelta(minutes=_KNOWN_MINUTES): return {s.name for s in file.slos}
     seen = series_seen(t, now - timedelta(minutes=_KNOWN_MINUTES))
     def is_known(slo): return any(s.picks_series(name) for s in query_selectors(_queries(slo)[-1]) for name in seen)
     return {s.name for s in file.slos if is_known(s)}
@@ -137,8 +143,10 @@ def measure_slos(
         sample_counters(t, root, settings, selectors, now)
         prune_counter_samples(t, now - timedelta(days=SLO_PERIOD_DAYS + 1))
         starts = {w: now - timedelta(seconds=window_seconds(w)) for w in SLO_WINDOWS} | {"now": now}
-        values, known = {w: counter_values(t, at) for w, at in starts.items()}, _known_slos(t, file, now)
+        values, age = {w: counter_values(t, at) for w, at in starts.items()}, _age(t, now)
+        known = _known_slos(t, file, age, now)
         measured = [(slo, *measure_slo(slo, values, slo.name in known)) for slo in file.slos]
+        for _, status, _ in measured: status.is_exhausted &= age >= _FREEZE_AFTER
         found = [f for slo, status, bad in measured
                  for f in (*_burn_findings(file, slo, status, bad), *_state_findings(file, slo, status))]
         _keep_budgets(t, [status for _, status, _ in measured], now)
