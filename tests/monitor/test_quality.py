@@ -1,0 +1,71 @@
+"Quality with late labels: each final row once, whatever becomes of its label afterwards."
+from datetime import timedelta
+
+import pytest
+from support.counted_project import at_hour, pack, project, requests
+
+from mlops_nb.config.params import Params, write_params
+from mlops_nb.monitor.quality import update_quality
+from mlops_nb.monitor.store import MonitorStore
+from mlops_nb.prediction_log.segments import Feedback
+from mlops_nb.prediction_log.writer import PredictionLogWriter
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def followed(tmp_path):
+    bundle = project(tmp_path, pack(tmp_path / "packed"))
+    write_params(Params(), tmp_path / "params.yaml")
+    log = PredictionLogWriter(tmp_path / "predictions", 0)
+    for record in requests(80, bundle, hour=9): log.append(record)
+    def tell(number, label, hours):
+        log.append(Feedback(id=f"1-{number}", time=int(at_hour(hours).timestamp() * 1e6), endpoint="churn", label=label))
+    for i in range(60): tell(i, "leaves" if i % 3 else "stays", 12)
+    tell(0, "leaves", 13) # contradicts the first one
+    tell(1, None, 13) # taken back
+    tell("nobody", "leaves", 13)
+    store = MonitorStore(f"duckdb:///{tmp_path}/monitor.duckdb")
+    yield tmp_path, store, tell, lambda days: update_quality(tmp_path, store, at_hour(1) + days * DAY)
+    log.close()
+
+
+def figures(store, **where):
+    given = "".join(f" AND {k} = ?" for k in where)
+    return store.query("SELECT metric, rows, labelled, value, method, final FROM quality WHERE segment_column = ''"
+                       f"{given} ORDER BY metric", (*where.values(),)).to_dicts()
+
+
+def test_each_final_row_counts_once(followed):
+    _, store, tell, run = followed
+    run(1)
+    estimated = figures(store, method="estimated")
+    assert estimated and not any(f["final"] for f in estimated)
+    run(4)
+    final = figures(store, final=True)
+    assert {f["metric"] for f in final} >= {"roc_auc", "brier", "label_share"}
+    assert {(f["rows"], f["labelled"]) for f in final} == {(80, 59)} # without the one that was taken back
+    with store.transaction() as t: guard = next(iter(t.state("quality:churn")["guards"].values()))
+    assert guard["n_rows"] == 59
+    for i in range(60): tell(i, "stays", 100) # all of them change, long after
+    run(6)
+    assert figures(store, final=True, cohort_start=at_hour(0).replace(tzinfo=None)) == final
+    with store.transaction() as t: assert next(iter(t.state("quality:churn")["guards"].values()))["n_rows"] == 59
+
+
+def test_a_run_that_fails_half_way_is_made_up_for(followed, monkeypatch):
+    _, store, _, run = followed
+    with monkeypatch.context() as m:
+        m.setattr("mlops_nb.monitor.quality._judge_final", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError): run(4)
+    assert not figures(store, final=True)
+    run(4)
+    assert figures(store, final=True)
+
+
+def test_a_bundle_that_is_gone_is_said(followed):
+    root, store, _, run = followed
+    for path in (root / "bundles").glob("*"): path.rename(root / path.name)
+    found = run(4)
+    assert [f.rule for f in found] == ["quality"] and "not judged" in found[0].summary
+    assert not figures(store)
