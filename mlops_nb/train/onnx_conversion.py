@@ -25,6 +25,7 @@ from mlops_nb.model.onnx_model import (
     neighbouring_floats,
     with_column_values,
 )
+from .tree_export import hist_boosting_to_text
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #f59026b0
 class ModelInterface(NamedTuple):
@@ -300,16 +301,22 @@ def export_model(
     "The form in which a model travels; raises `UserError` naming what has none."
     library = library_of(model)
     if library == 'lightgbm': return 'model.txt', _lightgbm_text(model, interface)
+    if type(model).__name__.startswith('HistGradientBoosting'):
+        if interface.task != 'regression': _require_all_classes(model, interface)
+        return 'model.txt', hist_boosting_to_text(model).encode()
     graph = _GRAPHS.get(library, _sklearn_graph)(model, interface)
     order = class_order(model, interface) if interface.task != 'regression' and hasattr(model, 'classes_') else None
     return 'model.onnx', to_standard_graph(graph, interface, order)
 
-def _lightgbm_text(model, interface):
-    booster = getattr(model, 'booster_', model)
+def _require_all_classes(model, interface):
     known = [*getattr(model, 'classes_', range(interface.n_classes))]
-    if known != [*range(interface.n_classes)]:
-        raise UserError("LightGBM was fitted on rows that do not have each class; give the classes it lacks some rows.")
-    return booster.model_to_string().encode()
+    if known == [*range(interface.n_classes)]: return
+    raise UserError(f"{type(model).__name__} was fitted on rows that do not have each class, or not on y as it is "
+                    "given; give the classes it lacks some rows.")
+
+def _lightgbm_text(model, interface):
+    _require_all_classes(model, interface)
+    return getattr(model, 'booster_', model).model_to_string().encode()
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #a7d757bc
 def model_scores(

@@ -63,14 +63,39 @@ def test_the_exported_form_answers_like_the_library(make, task):
     assert alone.tobytes() == onnx.predict(X)[:30].tobytes()
 
 
-@pytest.mark.parametrize("task", TARGETS)
-def test_lightgbm_travels_as_its_own_text(task):
+def lightgbm(task):
     import lightgbm as lgb
-    kind = lgb.LGBMRegressor if task == "regression" else lgb.LGBMClassifier
-    model = kind(n_estimators=5, n_jobs=1, verbose=-1).fit(X, TARGETS[task])
+    return (lgb.LGBMRegressor if task == "regression" else lgb.LGBMClassifier)(n_estimators=5, n_jobs=1, verbose=-1)
+
+
+def hist_boosting(task):
+    from sklearn import ensemble as e
+    kind = e.HistGradientBoostingRegressor if task == "regression" else e.HistGradientBoostingClassifier
+    return kind(max_iter=5, max_leaf_nodes=7)
+
+
+@pytest.mark.parametrize("task", TARGETS)
+@pytest.mark.parametrize("make", [lightgbm, hist_boosting])
+def test_boosted_trees_travel_as_lightgbm_text_with_exact_contributions(make, task):
+    model = make(task).fit(X, TARGETS[task])
     file, text = export_model(model, interface(task))
+    ours = Booster(text.decode())
     assert file == "model.txt"
-    np.testing.assert_allclose(Booster(text.decode()).predict(X), model_scores(model, X, interface(task)), rtol=1e-12)
+    np.testing.assert_allclose(ours.predict(X), model_scores(model, X, interface(task)), rtol=1e-12)
+    for rows in (X[:20], np.tile(X, (2, 1))):  # by walks, and by tables
+        np.testing.assert_allclose(ours.contributions(rows).sum(-1), ours.predict_raw(rows), atol=1e-9)
+
+
+def test_hist_boosting_in_blocks_is_the_same():
+    "A text of more than a megabyte is loaded in blocks, by the sizes that its header states."
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    from mlops_nb.model.lightgbm_text import split_into_blocks
+    model = HistGradientBoostingClassifier(max_iter=6).fit(X, TARGETS["multiclass"])
+    text = export_model(model, interface("multiclass"))[1].decode()
+    blocks = [Booster(b.decode()) for b in split_into_blocks(text, len(text) // 4)]
+    assert len(blocks) > 2
+    np.testing.assert_allclose(sum(b.predict_raw(X) for b in blocks), Booster(text).predict_raw(X), atol=1e-12)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
