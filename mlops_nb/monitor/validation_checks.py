@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_VERDICTS', 'TEST_SET_DAYS', 'MIN_TEST_SET_ROWS', 'remember_verdict', 'check_verdicts', 'compare_test_rows',
-           'check_test_rows', 'check_validation']
+           'check_test_set', 'check_validation']
 
 # %% ../../nbs/monitor/12_validation_checks.ipynb #849a43d3
 from datetime import datetime, timedelta
@@ -99,7 +99,7 @@ def compare_test_rows(
     return found
 
 # %% ../../nbs/monitor/12_validation_checks.ipynb #3308c3d4
-def check_test_rows(
+def check_test_set(
     root: str | Path, # The project's folder
     store: MonitorStore,
     now: datetime, # With a time zone
@@ -125,5 +125,5 @@ def check_validation(
     now: datetime, # With a time zone
 ) -> list[Finding]:
     "Check the gate and its test rows; what was measured goes into the table `checks`."
-    results = [*check_verdicts(remember_verdict(root, store, now)), *check_test_rows(root, store, now)]
+    results = [*check_verdicts(remember_verdict(root, store, now)), *check_test_set(root, store, now)]
     return record_checks(store, results, now)
