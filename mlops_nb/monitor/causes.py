@@ -16,7 +16,7 @@ from .findings import Finding
 from .store import MonitorStore
 
 # %% ../../nbs/monitor/34_causes.ipynb #d15e6b14
-_SYMPTOMS = {"drift", "prediction_drift", "attribution_drift", "quality", "slo_burn", "label_queue"}
+_SYMPTOMS = {"drift", "prediction_drift", "attribution_drift", "quality", "calibration", "slo_burn"}
 _TOGETHER = timedelta(hours=24) # what began longer before, or after, is another story
 
 def _near(other, finding): return abs(other.started_at - finding.started_at) <= _TOGETHER
@@ -87,16 +87,15 @@ def likely_causes(
         try: columns = drifted_columns(store, finding, now)
         except UserError as e: columns = [f"(the columns cannot be ranked: {e})"]
     found = [*related_findings(finding, findings), *recent_changes(changes, finding.started_at), *columns]
-    if finding.rule == "quality" and not found: found = [_CONCEPT]
+    if finding.rule in ("quality", "calibration") and not found: found = [_CONCEPT]
     return list(dict.fromkeys([*finding.causes, *found]))[:5]
 
 # %% ../../nbs/monitor/34_causes.ipynb #365bf5d2
-_RUNBOOKS = {"slo_burn": "outage", "slo": "outage", "heartbeat": "outage", "absent": "outage", "volume": "outage",
-             "errors": "outage", "latency": "outage"} # all others: drift
-_COMMANDS = {"drift": "mlops-nb monitor show drift", "prediction_drift": "mlops-nb monitor show drift",
-             "attribution_drift": "mlops-nb monitor show drift", "quality": "mlops-nb monitor show quality",
-             "slo_burn": "mlops-nb slo status", "heartbeat": "mlops-nb slo status",
-             "freshness": "mlops-nb monitor show freshness", "rota": "mlops-nb alert list"}
+_OUTAGE = ("slo_burn", "slo_no_data", "slo_budget", "heartbeat", "volume", "serving")
+_RUNBOOKS = dict.fromkeys(_OUTAGE, "outage") | {"quality": "quality", "calibration": "quality"} # all others: drift
+_DRIFT = ("drift", "prediction_drift", "attribution_drift")
+_COMMANDS = (dict.fromkeys(_OUTAGE, "mlops-nb slo status") | dict.fromkeys(_DRIFT, "mlops-nb monitor show drift")
+             | {"quality": "mlops-nb monitor show quality", "rota": "mlops-nb alert list"})
 
 def complete_finding(
     finding: Finding,
