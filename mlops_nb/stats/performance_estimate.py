@@ -81,7 +81,7 @@ def fit_beta_calibration(
     return BetaCalibration(at, inverse @ noise @ inverse)
 
 # %% ../../nbs/stats/19_performance_estimate.ipynb #713f18f6
-N_DRAWS = 100
+N_DRAWS = 200
 
 def estimate_performance(
     statistics: dict[str, Callable[[np.ndarray], float]], # Metrics on `outcome_rows`: (n·k,) weights -> figure

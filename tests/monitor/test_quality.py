@@ -20,7 +20,8 @@ def followed(tmp_path):
     log = PredictionLogWriter(tmp_path / "predictions", 0)
     for record in requests(80, bundle, hour=9): log.append(record)
     def tell(number, label, hours):
-        log.append(Feedback(id=f"1-{number}", time=int(at_hour(hours).timestamp() * 1e6), endpoint="churn", label=label))
+        time = int(at_hour(hours).timestamp() * 1e6)
+        log.append(Feedback(id=f"1-{number}", time=time, endpoint="churn", label=label))
     for i in range(60): tell(i, "leaves" if i % 3 else "stays", 12)
     tell(0, "leaves", 13) # contradicts the first one
     tell(1, None, 13) # taken back
