@@ -62,12 +62,12 @@ class Learned:
 
     def alarms(self, counts, first, stop=False): # hours at which an alarm begins; with the floor
         e, k = self.e_values(counts, first), len(self.training)
-        keys, floors = [str(j) for j in range(k)], np.full(k, FLOOR)
+        keys, floors, phases = [str(j) for j in range(k)], np.full(k, FLOOR), (first + np.arange(len(counts))) % 168
         state, found, had = DriftState(1, MONDAY, MONDAY, 8, self.threshold), [], False
         for t in range(len(counts)):
             def effect(j, since, t=t):
-                part = counts[max((since - MONDAY) // timedelta(hours=1), 0):t + 1, j].sum(0)
-                return np.nan_to_num(effect_distance(self.training[j], part))
+                part = slice(max((since - MONDAY) // timedelta(hours=1), 0), t + 1)
+                return self.pasts[j].unusual_divergence(counts[part, j], phases[part])**.5
             judge_window(state, MONDAY + t * timedelta(hours=1), e[t], keys, self.weights, floors, effect)
             if state.drifted and not had:
                 found.append(t)

@@ -162,7 +162,8 @@ def _pooled(past, counts, phases): # reference and rows of some windows together
     reference = np.array(past.reference)
     return (reference[0] if len(reference) == 1 else reference[phases].sum(0)), counts.sum(0)
 
-def _effect(past, counts, phases):
+def _effect(past, counts, phases, learned=False): # beyond what is usual at these hours, where that is known
+    if learned: return past.unusual_divergence(counts, phases)**.5
     found = float(effect_distance(*_pooled(past, counts, phases)))
     return 0. if np.isnan(found) else found
 
@@ -177,7 +178,7 @@ def _distances(stream, past, counts, phases): # by column of the table: (t,), Na
 class _Windows: # windows of the streams that have a past, with those of the day before, for effects
     def __init__(self, store, state, streams, pasts, end):
         self.streams = [s for s in streams if s.key in pasts]
-        self.pasts, self.hours = [pasts[s.key] for s in self.streams], state.hours
+        self.pasts, self.hours, self.learned = [pasts[s.key] for s in self.streams], state.hours, state.weeks > 0
         self.start, self.begin = state.next, state.next - _DAY
         found = _read(store, self.streams, self.begin, end, state.hours)
         self.counts = [found[s.series_id] for s in self.streams]
@@ -188,8 +189,9 @@ class _Windows: # windows of the streams that have a past, with those of the day
         self.p, self.e = ([getattr(p.tail, f)(x) for p, x in zip(self.pasts, z)] for f in ("p_values", "e_values"))
 
     def effect(self, i, since, at): # of the rows of windows since … at
-        part = slice(max((since - self.begin) // timedelta(hours=self.hours), 0), at + 1)
-        return _effect(self.pasts[i], self.counts[i][part], self.phases[part])
+        first = max((since - self.begin) // timedelta(hours=self.hours), at + 1 - 24 // self.hours)
+        part = slice(first, at + 1)
+        return _effect(self.pasts[i], self.counts[i][part], self.phases[part], self.learned)
 
 # %% ../../nbs/monitor/15_drift.ipynb #62638d81
 def _moved_text(stream, reference, counts):
@@ -219,7 +221,7 @@ def _measure(found, day, i, at): # what has drifted, by its rows since then, of 
     since = max((found.since - day.begin) // timedelta(hours=day.hours), at + 1 - 24 // day.hours)
     part = slice(since, at + 1)
     reference, counts = _pooled(day.pasts[i], day.counts[i][part], day.phases[part])
-    found.effect, found.rows = _effect(day.pasts[i], day.counts[i][part], day.phases[part]), int(counts.sum())
+    found.effect, found.rows = day.effect(i, found.since, at), int(counts.sum())
     found.moved = _moved_text(day.streams[i], reference, counts)
 
 def _judge_at(day, at, state, weights, where): # -> rows of the table

@@ -66,6 +66,17 @@ def _spread(squares, variance): # mean of what chance does not explain; windows 
     return max(float((w * np.nan_to_num(squares - variance)).sum() / w.sum()), 0.)
 
 @patch
+def unusual_divergence(self: HealthyPast,
+    counts: np.ndarray, # (t, k) of windows
+    phases: np.ndarray, # (t,) which part of the week, from 0
+) -> float: # bits, from 0: mean of the windows, weighted by their rows; 0 without windows that have enough rows
+    "How much further windows are from the reference than is usual for their hour of the week, beyond chance."
+    counts = np.asarray(counts)
+    x = _excess(self.reference_counts(phases), counts)[0] - np.array(self.location)[phases]
+    w = np.where(np.isnan(x), 0, counts.sum(-1))
+    return max(float((w * np.nan_to_num(x)).sum() / max(w.sum(), 1)), 0.)
+
+@patch
 def standardise(self: HealthyPast,
     counts: np.ndarray, # (t, k) of windows
     phases: np.ndarray, # (t,) which part of the week, from 0
