@@ -197,7 +197,7 @@ mlops-nb gate check              # exits 1 when the last model did not pass
 | `slo.yaml` | what is promised to those who use the model: availability, latency, freshness, quality |
 | `nbs/00_features.ipynb` | the feature functions, exported to `{package}/features.py` |
 | `nbs/reports/` | the notebooks behind the pages |
-| `docs/runbooks/` | what to do on duty: notebooks that `mlops-nb runbook run` executes |
+| `docs/runbooks/` | what to do on duty: pages that alerts name, and notebooks that `mlops-nb runbook run` executes |
 | `requirements.txt`, `constraints.txt` | the packages this project runs on, and their versions |
 | `Makefile`, `.github/`, `.gitlab-ci.yml` | the same steps by name, and on every change request |
 """
@@ -264,7 +264,8 @@ def write_project_files(
     for package_name, folder in (("report_notebooks", root / "nbs/reports"), ("runbooks", root / "docs/runbooks")):
         folder.mkdir(parents=True)
         for nb in files(f"mlops_nb.{package_name}").iterdir():
-            if nb.name.endswith(".ipynb"): (folder / nb.name).write_bytes(nb.read_bytes())
+            page = nb.name.endswith(".md") and nb.name != "index.md"
+            if page or nb.name.endswith(".ipynb"): (folder / nb.name).write_bytes(nb.read_bytes())
     (root / "nbs/reports/.notest").touch()
     write_nb(make_features_notebook(calendar_features, package), root / "nbs" / "00_features.ipynb")
     write_empty_record(root / "releases" / f"{schema.dataset}.json")

@@ -162,7 +162,8 @@ def test_a_new_project_is_whole(project):
     assert {"schema.yaml", "params.yaml", "settings.ini", "dvc.yaml", "data.dvc", "README.md", "pyproject.toml",
             ".gitignore",
             ".dvc/config", "nbs/00_features.ipynb", "nbs/reports/data.ipynb", "nbs/reports/evaluation.ipynb",
-            "nbs/reports/explanation.ipynb", "docs/runbooks/roll-back.ipynb",
+            "nbs/reports/explanation.ipynb", "docs/runbooks/roll-back.ipynb", "docs/runbooks/drift.md", "slo.yaml",
+            "nbs/reports/monitoring.ipynb",
             "corner_shop/features.py", "corner_shop/__init__.py"} <= there
     assert (project / "dvc.yaml").read_text() == dvc_yaml()
     assert "analytics = false" in (project / ".dvc" / "config").read_text()
