@@ -47,7 +47,7 @@ from .release_commands import RELEASE_EXAMPLES, releases_app
 class _Commands(SectionedGroup):
     sections = {
         "Project and data": ["init", "ingest", "simulate", "schema"],
-        "Training": ["stage", "tune"],
+        "Training": ["stage", "tune", "import"],
         "Quality gate and releases": ["status", "ui", "gate", "bundle", "release", "rollback", "runbook", "ci"],
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
