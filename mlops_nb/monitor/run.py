@@ -21,8 +21,11 @@ from .drift import update_drift
 from .findings import Finding
 from .freshness import check_freshness
 from .log_counts import LogCounts, count_log
+from .metrics_export import export_metrics
+from .quality import update_quality
 from .slo_evaluator import update_slos
 from .store import MonitorStore, open_monitor_store
+from .traffic_checks import check_traffic
 from .training_checks import check_training
 from .validation_checks import check_validation
 
@@ -31,7 +34,7 @@ Monitor = Callable[[Path, MonitorStore, datetime], list[Finding]]
 
 MONITORS: dict[str, Monitor] = { # in the order in which they run
     "data": check_data, "training": check_training, "validation": check_validation, "freshness": check_freshness,
-    "drift": update_drift, "slos": update_slos}
+    "traffic": check_traffic, "quality": update_quality, "drift": update_drift, "slos": update_slos}
 
 # %% ../../nbs/monitor/70_run.ipynb #9c2569cf
 def _last_findings(store, name):
@@ -81,7 +84,9 @@ def run_monitor(
     store = open_monitor_store(root)
     counted, findings = _count(root, store, now)
     for name, monitor in MONITORS.items(): findings += ask_monitor(name, monitor, root, store, now)
-    return MonitorRun(now, counted, findings, update_alerts(root, findings, now))
+    alerts = update_alerts(root, findings, now)
+    export_metrics(root, store, now)
+    return MonitorRun(now, counted, findings, alerts)
 
 # %% ../../nbs/monitor/70_run.ipynb #afb26bd7
 def describe_run(run: MonitorRun) -> str: # Lines

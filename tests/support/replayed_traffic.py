@@ -1,5 +1,5 @@
-"""The prediction log of a deployed model, hour by hour, on a clock of its own: what customers ask, what the model
-answers, and the labels when they are due. Incidents change the rows, or stop them."""
+"""The prediction log of a deployed model, day by day, on a clock of its own: what customers ask, what is answered,
+and the labels when they are due. An incident is another pool of rows to draw from, or hours in which nobody answers."""
 import heapq
 from datetime import UTC, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from mlops_nb.model.predictor import Predictor
 from mlops_nb.prediction_log.segments import Feedback, PredictionRecord
 from mlops_nb.prediction_log.writer import PredictionLogWriter
 
-HOUR = timedelta(hours=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def season(at):
@@ -24,23 +24,23 @@ def season(at):
 
 
 class ReplayedTraffic:
-    def __init__(self, root, bundle_id, endpoint="churn", rows_per_hour=40, label_delay=timedelta(days=5), seed=0):
-        self.predictor = Predictor.open(Path(root) / "bundles" / bundle_id)
+    """`pool` has the rows that customers ask about, and `_chance`: the true probability of the second class. Labels
+    come after a part of `label_delay`."""
+    def __init__(self, root, bundle, pool, endpoint="churn", rows_per_hour=40, label_delay=timedelta(days=5), seed=0):
+        self.predictor, self.bundle = Predictor.open(bundle), Path(bundle).name
+        self.endpoint, self.pool = endpoint, pool
         self.log = PredictionLogWriter(Path(root) / "predictions", 0, LogSettings(segment_mib=512))
-        self.endpoint, self.bundle, self.label_delay = endpoint, bundle_id, label_delay
-        self.rows_per_hour, self.rng, self.labels, self.n = rows_per_hour, np.random.default_rng(seed), [], 0
-        self.pool = subscribers(20_000, seed=100 + seed)
+        self.rows_per_hour, self.label_delay = rows_per_hour, label_delay
+        self.rng, self.labels, self.n = np.random.default_rng(seed), [], 0
 
-    def draw(self, n): return self.pool[self.rng.integers(0, self.pool.height, n)]
-
-    def day(self, at, change=None, chances=leave_probability, silent=()):
-        """The requests of the day that begins at `at`: `change` is done to the rows before they are asked, `chances`
-        are the true probabilities of what comes about; in the hours of `silent` nobody gets an answer."""
+    def day(self, at, pool=None, silent=()):
+        "The requests of the day that begins at `at`; in the hours of `silent` nobody gets an answer."
+        self.log.check_writable()
         sizes = [self.rng.poisson(self.rows_per_hour * season(at + HOUR * h)) * (h not in silent) for h in range(24)]
-        rows = self.draw(sum(sizes))
-        asked = change(rows, self.rng) if change else rows
-        scored, inputs = self.predictor.score_frame(asked), asked.select(self.predictor.required_columns)
-        came, first = np.where(self.rng.random(asked.height) < chances(asked), "leaves", "stays"), 0
+        pool = self.pool if pool is None else pool
+        rows, first = pool[self.rng.integers(0, pool.height, sum(sizes))], 0
+        scored, inputs = self.predictor.score_frame(rows), rows.select(self.predictor.required_columns)
+        came = np.array(self.predictor.schema.classes)[(self.rng.random(rows.height) < rows["_chance"].to_numpy()).astype(int)]
         for h, n in enumerate(sizes):
             self._deliver_labels(at + HOUR * h)
             for i, part in enumerate(np.array_split(np.arange(first, first + n), min(n, 6)) if n else ()):
@@ -66,32 +66,24 @@ class ReplayedTraffic:
             time, id, row, label = heapq.heappop(self.labels)
             self.log.append(Feedback(id=id, time=time, endpoint=self.endpoint, row=row, label=label))
 
-    def close(self): self.log.close()
-
-
-def broken_charge(rows, rng):
-    "Billing sends nothing any more."
-    return rows.with_columns(charge=pl.lit(None, pl.Float64))
-
-
-def new_plan(rows, rng):
-    "A quarter of the customers have a plan that did not exist before."
-    moved = pl.Series(rng.random(len(rows)) < .25)
-    return rows.with_columns(plan=pl.when(moved).then(pl.lit("student")).otherwise("plan"))
-
-
-def young_customers(rows, rng):
-    "A campaign brings new customers; what a month of tenure means stays as it was."
-    return rows.with_columns(tenure=pl.col("tenure") // 3)
-
-
-def loyal_plus(rows):
-    "The truth after a competitor went: customers of `plus` stay, those of `basic` leave instead."
-    return 1 / (1 + np.exp(rows["tenure"].to_numpy() / 12 - 1.5 * (rows["plan"] == "basic").to_numpy()))
-
 
 def days(start, end):
     at = start.astimezone(UTC)
     while at < end:
         yield at
-        at += 24 * HOUR
+        at += DAY
+
+
+def subscriber_pools(n=20_000, seed=100):
+    """Rows of the example as they are, and as four incidents make them: billing sends nothing any more, a quarter has a
+    plan that did not exist before, a campaign brings new customers, and what `plus` meant is now true of `basic`."""
+    usual = subscribers(n, seed)
+    with_chance = lambda rows, like=None: rows.with_columns(_chance=leave_probability(rows if like is None else like))
+    moved, swapped = pl.Series(np.random.default_rng(seed).random(n) < .25), {"plus": "basic", "basic": "plus"}
+    return {
+        "usual": with_chance(usual),
+        "broken column": with_chance(usual.with_columns(charge=pl.lit(None, pl.Float64))),
+        "new category": with_chance(usual.with_columns(
+            plan=pl.when(moved).then(pl.lit("student")).otherwise("plan"))),
+        "covariate shift": with_chance(usual.with_columns(tenure=pl.col("tenure") // 3)),
+        "concept drift": with_chance(usual, usual.with_columns(pl.col("plan").replace(swapped)))}
