@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'LATENCY_EDGES_US', 'cell_numbers', 'segment_label', 'SegmentColumn', 'segment_column', 'all_rows',
-           'count_groups', 'CellColumn', 'count_columns', 'latency_histogram', 'named_histogram', 'share_below']
+           'count_cells_by_group', 'CellColumn', 'count_columns', 'latency_histogram', 'named_histogram', 'share_below']
 
 # %% ../../nbs/monitor/02_bin_counts.ipynb #e3292789
 from concurrent.futures import ThreadPoolExecutor
@@ -23,19 +23,20 @@ def _number_cells(reference, values):
     edges, x = reference.edges, values.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
     if len(edges) > _MAX_COMPARED_EDGES: cells = np.searchsorted(edges, x, side="right") + 1
     else:
-        cells = np.ones(len(x), np.int16)
-        for edge in edges: cells += x >= edge
-    return np.where(np.isnan(x), 0, cells)
+        cells = np.ones(len(x), np.int8) # bytes: as narrow as the results of a comparison
+        for edge in edges: cells += (x >= edge).view(np.int8)
+    cells[np.isnan(x)] = 0
+    return cells
 
 # %% ../../nbs/monitor/02_bin_counts.ipynb #7a3c7333
 def _category_cells(reference, values):
     groups = [*((c,) for c in reference.categories), *(reference.groups or [])]
     cell_of = {c: i for i, names in enumerate(groups, 1) for c in names}
     texts = values if values.dtype == pl.String else values.cast(pl.String)
-    codes = texts.cast(pl.Enum([*cell_of]), strict=False).to_physical() if cell_of else pl.Series([None] * len(texts))
-    codes = codes.cast(pl.Int64).fill_null(len(cell_of)).to_numpy() # unknown ones are null
-    cells = np.array([*cell_of.values(), len(groups) + 1])[codes]
-    return np.where(texts.is_null().to_numpy(), 0, cells)
+    codes = texts.cast(pl.Enum([*cell_of]), strict=False).to_physical() # unknown ones are null
+    cells = np.array([*cell_of.values(), len(groups) + 1])[codes.cast(pl.Int64).fill_null(len(cell_of)).to_numpy()]
+    if texts.null_count(): cells[texts.is_null().to_numpy()] = 0
+    return cells
 
 # %% ../../nbs/monitor/02_bin_counts.ipynb #9b4f786f
 def cell_numbers(
@@ -76,14 +77,15 @@ def all_rows(n: int) -> SegmentColumn:
     return SegmentColumn("", [""], np.zeros(n, np.int16))
 
 # %% ../../nbs/monitor/02_bin_counts.ipynb #10836521
-def count_groups(
+def count_cells_by_group(
     groups: np.ndarray, # (n,) int from 0
     n_groups: int,
     cells: np.ndarray, # (n,) int from 0
     n_cells: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # Group, cell and count of each pair that occurs
     "How many rows each group has in each cell."
-    keys = groups * n_cells + cells
+    keys = groups * n_cells
+    keys += cells
     if n_groups * n_cells <= 8 * len(keys) + 4096:
         counts = np.bincount(keys, minlength=n_groups * n_cells)
         found = np.flatnonzero(counts)
@@ -102,22 +104,22 @@ class CellColumn(NamedTuple):
     values: pl.Series # (n,)
     reference: ReferenceHistogram
 
-def _count_one(counted, hours, hour_numbers, segments): # -> tables
-    n_cells, cells = len(counted.reference.counts), cell_numbers(counted.reference, counted.values)
-    for s in segments:
-        n_groups = len(s.labels) + 1
-        groups, cell, n = count_groups(hour_numbers * n_groups + s.numbers, len(hours) * n_groups, cells, n_cells)
-        at = groups % n_groups
-        every = s.columns is None or counted.kind != "column"
-        is_kept = np.array([every or counted.name in s.columns[i] for i in range(len(s.labels))] + [False])[at]
-        groups, at, cell, n = groups[is_kept], at[is_kept], cell[is_kept], n[is_kept]
-        labels = pl.Series([*s.labels, None], dtype=pl.String)
-        yield pl.DataFrame(dict(segment_column=pl.repeat(s.column, len(n), eager=True, dtype=pl.String),
-                                segment_value=labels.gather(at),
-                                kind=pl.repeat(counted.kind, len(n), eager=True, dtype=pl.String),
-                                name=pl.repeat(counted.name, len(n), eager=True, dtype=pl.String),
-                                cells=pl.repeat(n_cells, len(n), eager=True, dtype=pl.Int32),
-                                hour=hours[groups // n_groups], cell=cell.astype(np.int32), n=n))
+# %% ../../nbs/monitor/02_bin_counts.ipynb #c5a2d09b
+def _is_counted(column, segment): # for each label of a segment column, and for rows in no segment
+    every = segment.columns is None or column.kind != "column"
+    return [*(every or column.name in names for names in segment.columns or segment.labels), False]
+
+def _table(columns, segment, hours, found): # as `COUNTED`; found: of each column (group, cell, n)
+    of = np.repeat(np.arange(len(columns)), [len(n) for *_, n in found])
+    groups, cell, n = map(np.concatenate, zip(*found))
+    at_hour, label = np.divmod(groups, len(segment.labels) + 1)
+    about = pl.DataFrame([(c.kind, c.name, len(c.reference.counts)) for c in columns], ["kind", "name", "cells"],
+                         orient="row")
+    table = about[of].with_columns(
+        segment_column=pl.lit(segment.column), segment_value=pl.Series([*segment.labels, None])[label],
+        hour=pl.Series(hours[at_hour]), cell=pl.Series(cell), n=pl.Series(n))
+    is_counted = np.array([_is_counted(c, segment) for c in columns])[of, label]
+    return table.filter(is_counted).select(*COUNTED).cast(COUNTED)
 
 # %% ../../nbs/monitor/02_bin_counts.ipynb #3fa986f3
 def count_columns(
@@ -128,12 +130,15 @@ def count_columns(
     "Count some columns by hour, segment and cell."
     by_hour = times.dt.replace_time_zone(None).dt.truncate("1h").cast(pl.Datetime("us"))
     hours = by_hour.unique().sort()
-    numbers = hours.search_sorted(by_hour).cast(pl.Int64).to_numpy()
+    at_hour = hours.search_sorted(by_hour).cast(pl.Int64).to_numpy()
     parts = [all_rows(len(times)), *segments]
-    def count(counted): return [*_count_one(counted, hours.to_numpy(), numbers, parts)]
+    groups = [(at_hour * (n := len(s.labels) + 1) + s.numbers, len(hours) * n) for s in parts]
+    def count(column):
+        cells, n_cells = cell_numbers(column.reference, column.values), len(column.reference.counts)
+        return [count_cells_by_group(*g, cells, n_cells) for g in groups]
     if not len(times) or not columns: return COUNTED.to_frame()
-    with ThreadPoolExecutor(max(1, pl.thread_pool_size())) as threads:
-        return pl.concat([t for tables in threads.map(count, columns) for t in tables]).cast(COUNTED)
+    with ThreadPoolExecutor(max(1, pl.thread_pool_size())) as threads: found = zip(*threads.map(count, columns))
+    return pl.concat(_table(columns, s, hours.to_numpy(), of_part) for s, of_part in zip(parts, found))
 
 # %% ../../nbs/monitor/02_bin_counts.ipynb #845b468c
 LATENCY_EDGES_US = [m * 10**k for k in range(1, 8) for m in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8)] # 10 µs to 80 s

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -148,7 +148,7 @@ class MonitorStore:
         uri: str, # `duckdb:///` and a path, or `postgresql://`
         timeout_seconds: float = _TIMEOUT_SECONDS, # How long to wait for others
     ):
-        self.uri, self.timeout_seconds, self._is_prepared = uri, timeout_seconds, False
+        self.uri, self.timeout_seconds, self._is_prepared, self._engine = uri, timeout_seconds, False, None
         self._is_duckdb = uri.startswith("duckdb:///")
         if not self._is_duckdb and not uri.startswith("postgresql://"):
             raise UserError(f"[monitor] store is {uri.split('://')[0]}://…; it is in duckdb:/// or postgresql://.")
@@ -168,24 +168,44 @@ def _turn_of_thread(store):
     try: yield
     finally: lock.release()
 
-def _connect_duckdb(store, read_only):
+# %% ../../nbs/monitor/00_store.ipynb #f89e6def
+def _attach(store, read_only): # the file of a store, when nobody else has it
     import duckdb
     path = Path(store.uri.removeprefix("duckdb:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
+    store._engine = store._engine or duckdb.connect(config={"threads": 2})
+    sql = f"ATTACH '{str(path).replace(chr(39), 2 * chr(39))}' AS store" + (" (READ_ONLY)" if read_only else "")
     until = time.monotonic() + store.timeout_seconds
     while True:
-        try: return duckdb.connect(str(path), read_only=read_only, config={"threads": 2})
+        try: return store._engine.execute(sql)
         except duckdb.IOException as e:
             if "lock" not in str(e) or time.monotonic() > until: raise
             time.sleep(.02)
 
-def _connect_postgresql(store, read_only):
+@contextmanager
+def _open_duckdb(store, read_only):
+    with _turn_of_thread(store):
+        _attach(store, read_only)
+        connection = store._engine.cursor()
+        try:
+            connection.execute("USE store")
+            yield connection
+        finally:
+            connection.close() # what was not committed is gone
+            store._engine.execute("DETACH store")
+
+# %% ../../nbs/monitor/00_store.ipynb #4ceb4be3
+@contextmanager
+def _open_postgresql(store, read_only):
     import psycopg
     wait = int(store.timeout_seconds * 1000)
     connection = psycopg.connect(store.uri, connect_timeout=max(2, int(store.timeout_seconds)),
                                  options=f"-c lock_timeout={wait} -c timezone=UTC")
     connection.read_only = read_only
-    return connection
+    try: yield connection
+    finally: connection.close()
+
+def _open(store, read_only): return (_open_duckdb if store._is_duckdb else _open_postgresql)(store, read_only)
 
 # %% ../../nbs/monitor/00_store.ipynb #eed9eaf7
 @contextmanager
@@ -222,16 +242,13 @@ def _prepare(transaction, store):
 @contextmanager
 def transaction(self: MonitorStore):
     "Write, alone: all of it is there afterwards, or nothing. Raises `UserError` if the database cannot be used."
-    with _store_errors(self), _turn_of_thread(self) if self._is_duckdb else nullcontext():
-        connection = (_connect_duckdb if self._is_duckdb else _connect_postgresql)(self, False)
-        try:
-            inside = Transaction(connection, self._is_duckdb)
-            inside.execute("BEGIN TRANSACTION" if self._is_duckdb else f"SELECT pg_advisory_xact_lock({_LOCK})")
-            if not self._is_prepared: _prepare(inside, self)
-            yield inside
-            inside.execute("COMMIT")
-            self._is_prepared = True
-        finally: connection.close() # what was not committed is gone
+    with _store_errors(self), _open(self, False) as connection:
+        inside = Transaction(connection, self._is_duckdb)
+        inside.execute("BEGIN TRANSACTION" if self._is_duckdb else f"SELECT pg_advisory_xact_lock({_LOCK})")
+        if not self._is_prepared: _prepare(inside, self)
+        yield inside
+        inside.execute("COMMIT")
+        self._is_prepared = True
 
 # %% ../../nbs/monitor/00_store.ipynb #1355e544
 @patch
@@ -242,10 +259,8 @@ def query(self: MonitorStore,
     "The rows that a statement finds. Raises `UserError` if the database cannot be used."
     if not self._is_prepared:
         with self.transaction(): pass
-    with _store_errors(self), _turn_of_thread(self) if self._is_duckdb else nullcontext():
-        connection = (_connect_duckdb if self._is_duckdb else _connect_postgresql)(self, True)
-        try: return Transaction(connection, self._is_duckdb).query(sql, params)
-        finally: connection.close()
+    with _store_errors(self), _open(self, True) as connection:
+        return Transaction(connection, self._is_duckdb).query(sql, params)
 
 # %% ../../nbs/monitor/00_store.ipynb #8e429eb9
 def open_monitor_store(

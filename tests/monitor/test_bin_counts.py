@@ -13,7 +13,7 @@ from mlops_nb.monitor.bin_counts import (
     CellColumn,
     cell_numbers,
     count_columns,
-    count_groups,
+    count_cells_by_group,
     latency_histogram,
     named_histogram,
     segment_column,
@@ -117,7 +117,7 @@ def test_segments_of_numbers():
 def test_many_groups_take_no_more_memory_than_rows():
     "A clock that jumps makes hours without end."
     groups, n_groups = np.array([0, 10**12, 10**12, 7]), 10**12 + 1
-    group, cell, n = count_groups(groups, n_groups, np.array([1, 2, 2, 0]), 3)
+    group, cell, n = count_cells_by_group(groups, n_groups, np.array([1, 2, 2, 0]), 3)
     assert list(zip(group, cell, n)) == [(0, 1, 1), (7, 0, 1), (10**12, 2, 2)]
 
 
