@@ -70,7 +70,7 @@ def _print_json(found):
 def _print_frame(frame, as_json):
     import polars as pl
     if as_json: return print(frame.write_json())
-    if not frame.height: return print("Nothing yet. `mlops-nb monitor run` looks.")
+    if not frame.height: return print("Nothing was found of this; `mlops-nb monitor run` looks for what is new.")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
                    fmt_str_lengths=100, tbl_formatting="NOTHING", tbl_width_chars=220): print(frame)
 
@@ -131,7 +131,8 @@ def monitor_show_command(
     store, end = open_monitor_store("."), datetime.now(UTC)
     if sql: return _print_frame(store.query(sql), as_json)
     if topic not in _TOPICS:
-        raise UserError(f"There is nothing to show of {topic!r}{did_you_mean(topic, _TOPICS)}")
+        found = f"There is nothing to show of {topic!r}" if topic else "Say what is to be shown"
+        raise UserError(f"{found}{did_you_mean(topic, _TOPICS)}")
     endpoint = read_settings(".").release.endpoint
     _print_frame(_TOPICS[topic](store, endpoint, end - parse_duration(window), end, by), as_json)
 
@@ -324,8 +325,8 @@ def slo_status_command(as_json: _JsonOption = False):
     for s in statuses:
         rates = [s.ratios[w] and s.ratios[w] / (1 - s.objective / 100) for w in ("1h", "6h", "1d", "3d")]
         burn = "  ".join("-" if r is None else f"{r:.2g}" for r in rates)
-        print(f"{s.slo:<22}{s.objective:>9g}%{s.budget_left:>13.1%}{s.bad:>12,.0f}  {burn}"
-              f"{'' if s.is_known else '  (no data)'}")
+        left = "-" if all(r is None for r in s.ratios.values()) else f"{s.budget_left:.1%}"
+        print(f"{s.slo:<22}{s.objective:>9g}%{left:>13}{s.bad:>12,.0f}  {burn}{'' if s.is_known else '  (no data)'}")
     for f in findings: print(f"{f.severity}: {f.summary}")
     for e in frozen_budgets("."): print(f"Promotions are frozen since {e.at[:16]} UTC, by {e.subject}.")
     for slo, why in refused.items(): print(f"{slo} is left to Prometheus: {why}")

@@ -55,6 +55,7 @@ def find_incident(ledger: Ledger,
     incidents, text = read_incidents(ledger), id.strip().upper()
     if not text and incidents: return [*incidents.values()][-1]
     found = incidents.get(text) or incidents.get(f"I{text}")
+    if not incidents: raise UserError("There has been no incident.")
     if found is None: raise UserError(f"There is no incident {id!r}{did_you_mean(text, reversed(incidents))}")
     return found
 
