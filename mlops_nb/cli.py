@@ -51,6 +51,7 @@ class _Commands(SectionedGroup):
         "Quality gate and releases": ["status", "ui", "gate", "bundle", "release", "rollback", "runbook", "ci"],
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
+        "Monitoring": ["monitor", "alert", "incident", "label", "slo"],
         "Reports and schedules": ["report", "model-card", "control"],
         "Other forms of a model": ["compress", "export-onnx"],
         "This command": ["completion"]}
