@@ -6,7 +6,6 @@
 __all__ = ['PART_ROWS', 'LogCounts', 'append_counts', 'logged_endpoints', 'tidy_counts', 'count_log']
 
 # %% ../../nbs/monitor/03_log_counts.ipynb #3d3d18ff
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote
@@ -120,7 +119,6 @@ class _LogReader(Struct): # of one run
     bundles: _Bundles
     now: datetime
     found: LogCounts
-    after_part: Callable | None = None
 
 def _read_part(reader, endpoint): # -> is there more?
     with reader.store.transaction() as t: before = t.state(_state_key(endpoint))
@@ -182,7 +180,8 @@ def tidy_counts(
         last = datetime.fromisoformat(done["until"]) if done else today - timedelta(days=_MAX_DAYS)
         if last >= today: return
         first = max(last, today - timedelta(days=_MAX_DAYS))
-        for i in range((today - first).days): _sum_up_day(t, first + timedelta(days=i))
+        days = t.query("SELECT DISTINCT day FROM daily_counts WHERE day >= ? AND day < ? ORDER BY day", (first, today))
+        for day in days["day"]: _sum_up_day(t, day)
         _delete_old(t, settings, today)
         t.set_state("log_counts_tidied", {"until": today.isoformat()})
 

@@ -102,8 +102,8 @@ def _stood_in(records): # the rows that a variant failed to answer
 # %% ../../nbs/monitor/02_record_counts.ipynb #71dbcb3e
 def _one_column(kind, values, reference): return CellColumn(kind, kind, values, reference)
 
-def _latencies(rows): # of each request once; 0 was not measured
-    requests = rows.unique(["lease_id", "seq"], keep="first", maintain_order=True)
+def _latencies(rows): # of each request, whose rows stand together, once; 0 was not measured
+    requests = rows.filter(pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift()) for c in ("lease_id", "seq")))
     columns = [_one_column(kind, requests[c].set(requests[c] <= 0, None), latency_histogram())
                for kind, c in (("latency", "latency_us"), ("own_latency", "own_us"))]
     return count_columns(columns, requests["time"], [])
@@ -154,8 +154,8 @@ def count_records(
 ) -> RecordCounts:
     "Count what was answered."
     found, problems = [RECORD_COUNTS.to_frame()], {}
-    for (bundle, variant), rows in records.partition_by("bundle", "variant", as_dict=True).items():
-        said = problems.setdefault(bundle, [])
+    for bundle, variant in records.select("bundle", "variant").unique(maintain_order=True).iter_rows():
+        rows, said = records.filter(bundle=bundle, variant=variant), problems.setdefault(bundle, [])
         found += [_of(counts, bundle, variant) for counts in _count_answers(rows, cells.get(bundle), said)]
     for (variant,), rows in _stood_in(records).partition_by("variant", as_dict=True).items():
         found.append(_of(_count_outcomes(rows), "", variant))

@@ -27,6 +27,7 @@ from mlops_nb.prediction_log.segments import (
     logged_lease_ids,
     read_lines,
     record_frame,
+    segment_began,
     segment_paths,
     stack_frames,
 )
@@ -73,9 +74,9 @@ def _read_parquet_segment(segment, seq, max_rows): # -> {kind: tables}, and the 
     for path in segment.parquet:
         rows = pl.scan_parquet(path, glob=False, hive_partitioning=False).filter(pl.col("seq") >= seq).collect()
         found[file_kind(path)].append(rows)
-    numbers = sorted(chain.from_iterable(t["seq"] for tables in found.values() for t in tables))
-    if len(numbers) < max_rows: return found, segment.end
-    last = numbers[max_rows - 1]
+    tables = [*chain.from_iterable(found.values())]
+    if sum(t.height for t in tables) < max_rows: return found, segment.end
+    last = pl.concat([t["seq"] for t in tables]).sort()[max_rows - 1]
     return {kind: [t.filter(pl.col("seq") <= last) for t in tables] for kind, tables in found.items()}, last + 1
 
 # %% ../../nbs/prediction_log/07_log_cursor.ipynb #8b7929f1
@@ -117,9 +118,6 @@ def read_since(
     raise UserError(f"{folder} changes faster than it can be read; try again.")
 
 # %% ../../nbs/prediction_log/07_log_cursor.ipynb #01780fa6
-def _began(stem): # when a segment began
-    return datetime.strptime(stem.split("-")[2], "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC)
-
 def cursor_at(
     folder: str | Path, # The folder of the log
     since: datetime, # With a time zone
@@ -129,5 +127,5 @@ def cursor_at(
     for lease_id in logged_lease_ids(folder):
         lines = {p.stem for p in segment_paths(folder, lease_id)}
         stems = {p.stem for p in Path(folder).glob(f"*/endpoint=*/hour=*/{lease_id:03d}-*.parquet")} | lines
-        cursor[str(lease_id)] = max((first_seq(s) for s in stems if _began(s) <= since), default=0)
+        cursor[str(lease_id)] = max((first_seq(s) for s in stems if segment_began(s) <= since), default=0)
     return cursor
