@@ -22,7 +22,7 @@ from msgspec import structs
 
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json, write_json
-from .dataset import FitResult, LossCurvePoint, TrainingPart
+from .dataset import FitResult, TrainingPart
 from .device import DeviceConfig, pick_device
 from .net_trainer import TrainingJob, fit_net
 
@@ -81,7 +81,7 @@ def run_training_worker(folder: Path) -> None:
         sys.exit(1)
     if first:
         (folder / "model").write_bytes(fitted.model)
-        write_json(folder / "fit_result.json", fitted[1:])
+        write_json(folder / "fit_result.json", fitted._replace(model=b""))
     dist.destroy_process_group()
 
 # %% ../../nbs/train/09_launcher.ipynb #62cf61ef
@@ -159,8 +159,7 @@ def _fit_result(folder, exit_code):
                if (m := re.match(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w+Error: .+)", line))] or [f"exit code {exit_code}"]
         raise UserError(f"the processes that train the net crashed again and again ({why[-1]}); "
                         "set n_processes in section [run] of settings.ini to 1.")
-    fitted = read_json(folder / "fit_result.json", tuple[int, int, float, list[LossCurvePoint], float | None])
-    return FitResult((folder / "model").read_bytes(), *fitted)
+    return read_json(folder / "fit_result.json", FitResult)._replace(model=(folder / "model").read_bytes())
 
 # %% ../../nbs/train/09_launcher.ipynb #64b65994
 def fit_net_distributed(
