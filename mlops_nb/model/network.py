@@ -124,17 +124,28 @@ def to_tensors(
     stack = lambda columns, dtype: torch.from_numpy(np.column_stack(columns).astype(dtype)) if columns else None
     return stack(numbers, np.float32), stack([*places, *flags], np.int64)
 
+# %% ../../nbs/model/05_network.ipynb #d9e20abf
+def _import_embeddings():
+    "`rtdl_num_embeddings`, without scikit-learn where nothing else has imported it yet."
+    import sys
+    from importlib import import_module
+    hidden = sys.modules.setdefault("sklearn", None) is None
+    try: return import_module("rtdl_num_embeddings")
+    finally:
+        if hidden: del sys.modules["sklearn"]
+
 # %% ../../nbs/model/05_network.ipynb #6f78cb17
 def build_network(
     network: NetworkSpec,
 ): # A `torch.nn.Module` from inputs to (n, k, outputs) logits or standardised values
     "The net with fresh weights, from torch's random numbers."
+    parts = _import_embeddings() # before tabm, which imports it too
     import torch
-    from rtdl_num_embeddings import PiecewiseLinearEmbeddings
     from tabm import TabM
     p = network.params
     edges = [torch.tensor(e) for e in network.bin_edges]
-    embeddings = PiecewiseLinearEmbeddings(edges, p.d_embedding, activation=False, version="B") if edges else None
+    make = parts.PiecewiseLinearEmbeddings
+    embeddings = make(edges, p.d_embedding, activation=False, version="B") if edges else None
     return TabM.make(n_num_features=len(network.numeric_columns), cat_cardinalities=network.cardinalities,
                      d_out=network.n_outputs, num_embeddings=embeddings, k=p.ensemble_size, n_blocks=p.n_blocks,
                      d_block=p.d_hidden, dropout=p.dropout)
