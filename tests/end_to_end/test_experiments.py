@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from fastcore.nbio import mk_cell, new_nb, write_nb
+from support.project_checks import stub_pages
 from support.server import Server
 from support.shop_project import done, edit, finished, nb_inside, sentence
 
@@ -33,9 +33,7 @@ def project(tmp_path_factory):
     git(root, "remote", "add", "origin", "../hub.git")
     dvc(root, "remote", "add", "-q", "-d", "store", "../store")
     assert share_releases(root) == ""
-    stub = new_nb([mk_cell("root = '.'\nprevious = ''", metadata={"tags": ["parameters"]})])
-    for name in ("data", "explanation"): # these pages are none of this test's business, and slow
-        write_nb(stub, root / f"nbs/reports/{name}.ipynb")
+    stub_pages(root, "data", "explanation")
     push(root, "first model")
     return root
 

@@ -5,8 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fastcore.nbio import mk_cell, new_nb, write_nb
-from support.project_checks import ran, run
+from support.project_checks import ran, run, stub_pages
 
 from mlops_nb.bundle.bundle import open_bundle
 from mlops_nb.config.params import NetParams, NetSearchSpace, read_params, write_params
@@ -43,8 +42,7 @@ def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path):
     p.cross_validation.n_folds = p.cross_validation.n_seeds = 0
     p.evaluate.n_resamples, p.explain.max_rows = 100, 200
     write_params(p, root / "params.yaml")
-    stub = new_nb([mk_cell("root = '.'\nprevious = ''", metadata={"tags": ["parameters"]})])
-    for name in ("data", "explanation"): write_nb(stub, root / f"nbs/reports/{name}.ipynb") # not what this is about
+    stub_pages(root, "data", "explanation")
     stages = ran(run("dvc", "repro", cwd=root))
     assert stages.index("tune") < stages.index("train@gbdt") and "train@net" in stages and stages[-1] == "report"
     tuned = read_tuning_results(root)

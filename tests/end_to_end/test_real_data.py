@@ -43,6 +43,7 @@ from support.project_checks import (
     ran,
     rmse,
     run,
+    stub_pages,
     surely_worse_by,
 )
 
@@ -154,8 +155,9 @@ CASES = {
 }
 
 
-# these go on to the pages: both tasks that there are, a gate that passes and one that does not
-PAGES = ("bank", "bikes")
+# these go on to the page of the evaluation: a gate that does not pass. One that does is in `finished`'s project, and
+# report/test_notebooks.py runs the notebooks on each task
+PAGES = ("bank",)
 
 
 @dataclass
@@ -212,6 +214,7 @@ def made(tmp_path_factory, real_data):
         p.evaluate.n_resamples = 100 # of an interval that nobody asks for here
         write_params(p, root / "params.yaml")
         before = killed_while_training(root) if name == "bikes" else None
+        if name in PAGES: stub_pages(root, "data", "explanation")
         last = ["report"] if name in PAGES else ["deploy"]
         return Made(root, folder, run("dvc", "repro", *last, cwd=root), before)
     yield make

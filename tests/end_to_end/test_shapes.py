@@ -13,7 +13,15 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from support.project_checks import check_baseline, check_counts, check_pages, check_parity, check_release, files
+from support.project_checks import (
+    check_baseline,
+    check_counts,
+    check_pages,
+    check_parity,
+    check_release,
+    files,
+    stub_pages,
+)
 from support.shop_project import finished
 
 from mlops_nb.config.settings import read_settings
@@ -158,6 +166,7 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     check_baseline(root, root / "artifacts/bundle")
     if shape.__name__ not in PAGES: return
     capfd.readouterr()
+    stub_pages(root, "data", "explanation")
     run_stage("deploy", root)
     run_stage("report", root)
     check_release(root, gate)

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 import polars as pl
+from fastcore.nbio import mk_cell, new_nb, write_nb
 
 from mlops_nb.config.schema import read_schema
 from mlops_nb.core.typed_yaml import read_json
@@ -36,6 +37,12 @@ def new_project(root, data, target, *options):
     "`mlops-nb init`."
     run("mlops-nb", "init", root, "--data", data, "--target", target, *options, cwd=root.parent)
     return root
+
+
+def stub_pages(root, *names):
+    "Empty pages of a project in place of those that a test is not about: a real one takes some seconds."
+    stub = new_nb([mk_cell("root = '.'\nprevious = ''", metadata={"tags": ["parameters"]})])
+    for name in names: write_nb(stub, root / f"nbs/reports/{name}.ipynb")
 
 
 def ran(output): return re.findall(r"Running stage '([^']+)'", output)
