@@ -164,14 +164,14 @@ def export_onnx_command(
 # %% ../nbs/94_model_commands.ipynb #4d5551ef
 @models_app.command("import")
 def import_command(
-    source: Annotated[str, typer.Argument(help="An ONNX file, a joblib file, or models:/NAME@ALIAS.")],
+    source: Annotated[str, typer.Argument(help="A file of ONNX, LightGBM or joblib, or models:/NAME@ALIAS.")],
     name: Annotated[str, typer.Option(help="Of the learner that it becomes.")] = "imported",
     trust: Annotated[bool, typer.Option("--trust", help="Open a pickle, which runs whatever code is in it.")] = False,
 ):
     "Take in a model that was trained elsewhere; it becomes a learner of this project."
     from mlops_nb.train.model_import import import_model
     cell = import_model(source, name, Path("."), trust)
-    print(f"imported/{name}.onnx is written. Add this cell to the features notebook, {name} to train.learners in "
+    print(f"The model is kept in imported/. Add this cell to the features notebook, {name} to train.learners in "
           f"params.yaml, and `{name}: {{}}` below train; then run `dvc repro`:\n\n{cell}")
 
 # %% ../nbs/94_model_commands.ipynb #a73d26d4

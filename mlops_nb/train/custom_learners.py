@@ -24,13 +24,13 @@ from msgspec import Struct
 
 from ..core.errors import UserError, did_you_mean
 from ..core.typed_yaml import read_json, write_json
-from ..model.booster import Booster
 from ..model.features import execute_source
 from .dataset import TrainingPart
 from .launcher import die_with_parent
 from mlops_nb.train.onnx_conversion import (
     ModelInterface,
     check_model_scores,
+    compare_text_with_estimator,
     compare_with_estimator,
     export_model,
     model_scores,
@@ -140,14 +140,8 @@ def fit_custom_model(
     if file == 'model.onnx':
         at = np.random.default_rng(0).choice(len(train.X), min(len(train.X), _BACKGROUND_ROWS), replace=False)
         data = compare_with_estimator(model, data, valid.X, interface, train.X[at])
-    else: _compare_text(model, scores, Booster(data.decode()).predict(valid.X))
+    else: compare_text_with_estimator(model, data.decode(), valid.X, interface)
     (folder / file).write_bytes(data)
-
-def _compare_text(model, theirs, ours): # The same trees, added in another order
-    apart = float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
-    if not apart <= 1e-9:
-        raise UserError(f"the text of {type(model).__name__} answers otherwise than itself, {apart:.2g} apart on the "
-                        "validation rows, and 1e-09 is allowed; return the model without an own objective.")
 
 def _read_arrays(folder, split):
     paths = [folder / f'{split}.{name}.npy' for name in TrainingPart._fields]

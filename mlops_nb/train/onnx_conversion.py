@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ModelInterface', 'class_order', 'estimator_scores', 'check_model_scores', 'to_standard_graph', 'pipeline_steps',
-           'library_of', 'model_name', 'export_model', 'model_scores', 'tree_thresholds', 'compare_with_estimator']
+           'library_of', 'model_name', 'export_model', 'model_scores', 'tree_thresholds', 'compare_with_estimator',
+           'compare_text_with_estimator']
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #0d596f34
 import io
@@ -17,6 +18,8 @@ import numpy as np
 from msgspec import json
 
 from ..core.errors import UserError
+from ..model.booster import Booster
+from ..model.lightgbm_text import parse_header
 from mlops_nb.model.onnx_model import (
     SPEC_KEY,
     OnnxModel,
@@ -25,7 +28,7 @@ from mlops_nb.model.onnx_model import (
     neighbouring_floats,
     with_column_values,
 )
-from .tree_export import hist_boosting_to_text
+from .tree_export import hist_boosting_to_text, text_thresholds, xgboost_to_text
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #f59026b0
 class ModelInterface(NamedTuple):
@@ -279,7 +282,7 @@ def library_of(
     model: Any,
 ) -> str: # xgboost, catboost, lightgbm, torch, onnx or sklearn
     "Which library a model is of."
-    if isinstance(model, bytes): return 'onnx'
+    if isinstance(model, bytes): return 'lightgbm' if model.startswith(b'tree\n') else 'onnx'
     roots = [c.__module__.partition('.')[0] for c in type(model).__mro__]
     if type(model).__name__ == 'Pipeline': return 'sklearn'
     return next((r for r in roots if r in (*_GRAPHS, 'lightgbm')), 'sklearn')
@@ -304,29 +307,40 @@ def export_model(
     if type(model).__name__.startswith('HistGradientBoosting'):
         if interface.task != 'regression': _require_all_classes(model, interface)
         return 'model.txt', hist_boosting_to_text(model).encode()
+    if library == 'xgboost' and _knows_all_classes(model, interface) and (text := xgboost_to_text(model)):
+        return 'model.txt', text.encode()
     graph = _GRAPHS.get(library, _sklearn_graph)(model, interface)
     order = class_order(model, interface) if interface.task != 'regression' and hasattr(model, 'classes_') else None
     return 'model.onnx', to_standard_graph(graph, interface, order)
 
+def _knows_all_classes(model, interface):
+    return [*getattr(model, 'classes_', range(interface.n_classes))] == [*range(interface.n_classes)]
+
 def _require_all_classes(model, interface):
-    known = [*getattr(model, 'classes_', range(interface.n_classes))]
-    if known == [*range(interface.n_classes)]: return
+    if _knows_all_classes(model, interface): return
     raise UserError(f"{type(model).__name__} was fitted on rows that do not have each class, or not on y as it is "
                     "given; give the classes it lacks some rows.")
 
+# %% ../../nbs/train/15_onnx_conversion.ipynb #58c96b70
 def _lightgbm_text(model, interface):
-    _require_all_classes(model, interface)
-    return getattr(model, 'booster_', model).model_to_string().encode()
+    if not isinstance(model, bytes):
+        _require_all_classes(model, interface)
+        return getattr(model, 'booster_', model).model_to_string().encode()
+    header, classes = parse_header(model.decode()), interface.n_classes if interface.task == 'multiclass' else 1
+    if (header.n_features, header.n_classes) == (len(interface.columns), classes): return model
+    raise UserError(f"the LightGBM model reads {header.n_features} columns and gives {header.n_classes} scores, and "
+                    f"the project has {len(interface.columns)} columns and {classes}: "
+                    f"{', '.join(interface.columns[:12])}.")
 
 # %% ../../nbs/train/15_onnx_conversion.ipynb #a7d757bc
 def model_scores(
     model: Any, # What a learner gave: fitted
     X: np.ndarray, # (n, columns)
     interface: ModelInterface,
-) -> np.ndarray | None: # As `estimator_scores`; None for what is ONNX already
+) -> np.ndarray | None: # As `estimator_scores`; None for bytes, which are all there is
     "What a model says by itself, in its own library."
     library = library_of(model)
-    if library == 'onnx': return None
+    if isinstance(model, bytes): return None
     if library == 'lightgbm' and not hasattr(model, 'predict_proba'): p = np.asarray(model.predict(X))
     elif library == 'torch':
         import torch
@@ -359,6 +373,11 @@ def tree_thresholds(
 # %% ../../nbs/train/15_onnx_conversion.ipynb #52afb558
 def _some(X, most): return X[np.unique(np.linspace(0, len(X) - 1, min(len(X), most)).astype(int))]
 
+def _parity_rows(X, marks): # Real rows, and rows at the thresholds
+    known = X[~np.isnan(X).any(1)] if (~np.isnan(X).any(1)).any() else X
+    edges = with_column_values(known, marks) if marks else X[:0]
+    return _some(X, _MAX_PARITY_ROWS), _some(edges, _MAX_PARITY_ROWS) if len(edges) else edges
+
 def compare_with_estimator(
     model: Any, # What a learner gave
     data: bytes, # Its ONNX model, from `export_model`
@@ -368,9 +387,7 @@ def compare_with_estimator(
 ) -> bytes: # The ONNX model with its metadata
     "Prove that a graph answers like its estimator; raises `UserError` if it does not."
     marks = {j: neighbouring_floats(t) for j, t in tree_thresholds(data, X.shape[1]).items()}
-    known = X[~np.isnan(X).any(1)] if (~np.isnan(X).any(1)).any() else X
-    edges = _some(with_column_values(known, marks), _MAX_PARITY_ROWS) if marks else X[:0]
-    some = _some(X, _MAX_PARITY_ROWS)
+    some, edges = _parity_rows(X, marks)
     parity = OnnxParity(model_name(model), len(some), len(edges), 0., _TOLERANCE)
     missing = [[None if np.isnan(v) else v for v in row] for row in background.tolist()]
     spec = OnnxSpec(interface.task, X.shape[1], interface.n_classes if interface.task == 'multiclass' else 1, missing,
@@ -404,3 +421,22 @@ def _refuse_difference(parity, apart, n_real):
                     f"{n_real} validation rows and {int(far[n_real:].sum())} of {len(far) - n_real} rows at its "
                     f"thresholds are up to {parity.max_difference:.2g} apart, and {parity.tolerance:g} is allowed. "
                     "Trees behind a scaler are such a case: leave the scaler out, trees need none.")
+
+# %% ../../nbs/train/15_onnx_conversion.ipynb #4cde211c
+def compare_text_with_estimator(
+    model: Any, # What a learner gave
+    text: str, # Its LightGBM model, from `export_model`
+    X: np.ndarray, # (n, columns) validation rows
+    interface: ModelInterface,
+) -> None:
+    "Prove that a text of trees answers like its estimator; raises `UserError` if it does not."
+    some, edges = _parity_rows(X, text_thresholds(text))
+    rows = np.concatenate([some, edges])
+    ours, theirs = Booster(text).predict(rows), model_scores(model, rows, interface)
+    check_model_scores(ours[:len(some)], interface.task)
+    if theirs is None: return
+    tolerance = _TOLERANCE if library_of(model) == 'xgboost' else 1e-9
+    apart = float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
+    if not apart <= tolerance:
+        raise UserError(f"the text of {type(model).__name__} answers otherwise than itself, {apart:.2g} apart, and "
+                        f"{tolerance:g} is allowed; return the model without an own objective.")

@@ -5,7 +5,14 @@ import pytest
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.onnx_model import OnnxModel
-from mlops_nb.train.onnx_conversion import ModelInterface, compare_with_estimator, export_model, model_scores
+from mlops_nb.train.onnx_conversion import (
+    ModelInterface,
+    compare_text_with_estimator,
+    compare_with_estimator,
+    export_model,
+    model_scores,
+)
+from mlops_nb.train.tree_export import xgboost_to_text
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(400, 3))
@@ -51,7 +58,7 @@ def catboost(task):
 
 
 @pytest.mark.parametrize("task", TARGETS)
-@pytest.mark.parametrize("make", [sklearn, linear, xgboost, xgboost_in_a_pipeline, catboost])
+@pytest.mark.parametrize("make", [sklearn, linear, xgboost_in_a_pipeline, catboost])
 def test_the_exported_form_answers_like_the_library(make, task):
     model = make(task).fit(X, TARGETS[task])
     file, data = export_model(model, interface(task))
@@ -75,15 +82,52 @@ def hist_boosting(task):
 
 
 @pytest.mark.parametrize("task", TARGETS)
-@pytest.mark.parametrize("make", [lightgbm, hist_boosting])
+@pytest.mark.parametrize("make", [lightgbm, hist_boosting, xgboost])
 def test_boosted_trees_travel_as_lightgbm_text_with_exact_contributions(make, task):
     model = make(task).fit(X, TARGETS[task])
     file, text = export_model(model, interface(task))
     ours = Booster(text.decode())
     assert file == "model.txt"
-    np.testing.assert_allclose(ours.predict(X), model_scores(model, X, interface(task)), rtol=1e-12)
+    compare_text_with_estimator(model, text.decode(), X, interface(task))  # at its thresholds too
+    apart = 1e-5 if make is xgboost else 1e-12  # XGBoost adds numbers of 32 bits
+    np.testing.assert_allclose(ours.predict(X), model_scores(model, X, interface(task)), rtol=apart, atol=apart / 10)
     for rows in (X[:20], np.tile(X, (2, 1))):  # by walks, and by tables
         np.testing.assert_allclose(ours.contributions(rows).sum(-1), ours.predict_raw(rows), atol=1e-9)
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_contributions_of_xgboost_are_those_of_shap(task):
+    shap, xgb = pytest.importorskip("shap"), pytest.importorskip("xgboost")
+    kind = xgb.XGBRegressor if task == "regression" else xgb.XGBClassifier
+    model = kind(n_estimators=6, max_depth=4, num_parallel_tree=2, subsample=.7, n_jobs=1, random_state=0)
+    text = export_model(model.fit(X, TARGETS[task]), interface(task))[1].decode()
+    theirs = shap.TreeExplainer(model).shap_values(X)
+    ours = Booster(text).contributions(X)[..., :-1]
+    np.testing.assert_allclose(np.moveaxis(ours, 1, 2) if task == "multiclass" else ours, theirs, atol=1e-5)
+
+
+def test_xgboost_that_was_stopped_early_answers_with_its_best_rounds():
+    xgb = pytest.importorskip("xgboost")
+    model = xgb.XGBClassifier(n_estimators=60, learning_rate=.9, early_stopping_rounds=3, n_jobs=1)
+    model.fit(X[:200], TARGETS["binary"][:200], eval_set=[(X[200:], TARGETS["binary"][200:])], verbose=False)
+    text = export_model(model, interface("binary"))[1].decode()
+    assert text.count("Tree=") == model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
+    compare_text_with_estimator(model, text, X, interface("binary"))
+
+
+@pytest.mark.parametrize("options", [dict(booster="dart", rate_drop=.5), dict(missing=-1.),
+                                     dict(objective="binary:hinge")])
+def test_xgboost_that_a_text_cannot_say_stays_onnx(options):
+    xgb = pytest.importorskip("xgboost")
+    model = xgb.XGBClassifier(n_estimators=3, n_jobs=1, **options).fit(np.nan_to_num(X), TARGETS["binary"])
+    assert xgboost_to_text(model) is None
+
+
+def test_another_text_than_the_model_is_refused():
+    xgb = pytest.importorskip("xgboost")
+    model, other = (xgb.XGBRegressor(n_estimators=3, max_depth=d, n_jobs=1).fit(X, LOGIT) for d in (2, 3))
+    with pytest.raises(UserError, match="the text of XGBRegressor answers otherwise than itself"):
+        compare_text_with_estimator(model, xgboost_to_text(other), X, interface("regression"))
 
 
 def test_hist_boosting_in_blocks_is_the_same():
