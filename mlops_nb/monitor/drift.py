@@ -31,7 +31,7 @@ from mlops_nb.monitor.drift_streams import (
 from .findings import Finding
 from .log_counts import logged_endpoints
 from .record_counts import open_bundle_cells
-from .store import MonitorStore
+from .store import MonitorStore, Transaction
 from .window_counts import utc_time
 
 # %% ../../nbs/monitor/15_drift.ipynb #d8ec1683
@@ -117,7 +117,7 @@ def _next_stage(state): # (weeks to learn next, when there will be as many at th
 
 # %% ../../nbs/monitor/15_drift.ipynb #8c720ee2
 def learn_pasts(
-    store: MonitorStore,
+    store: MonitorStore | Transaction,
     state: DriftState, # Gets the threshold and the weeks
     streams: list[DriftStream],
     weeks: int, # How many of the last healthy ones
@@ -142,7 +142,7 @@ def _read(store, streams, start, end, hours):
     return read_windows(store, {s.series_id: s.cells for s in streams}, start, end, hours)
 
 def borrow_pasts(
-    store: MonitorStore,
+    store: MonitorStore | Transaction,
     state: DriftState,
     streams: list[DriftStream],
     before: dict[str, HealthyPast], # Of the model before; empty: none
@@ -195,11 +195,13 @@ class _Windows: # windows of the streams that have a past, with those of the day
 
 # %% ../../nbs/monitor/15_drift.ipynb #62638d81
 def _moved_text(stream, reference, counts):
-    cells = moved_cells(reference, counts)
+    cells, grew = moved_cells(reference, counts), counts / max(counts.sum(), 1) > reference / max(reference.sum(), 1)
+    cells = [c for c in cells if grew[c] == grew[cells[0]]] # those that grew and those that shrank cancel out
     if not cells: return ""
     was, is_ = (100 * x[cells].sum() / max(x.sum(), 1) for x in (reference, counts))
-    label = stream.histogram.bin_label(sorted(cells)) if stream.histogram and len(stream.histogram.counts) == len(
-        counts) else "cells " + ", ".join(map(str, sorted(cells)))
+    named = stream.histogram and len(stream.histogram.counts) == len(counts)
+    label = stream.histogram.bin_label(sorted(cells)) if named else "cells " + ", ".join(map(str, sorted(cells)))
+    if stream.kind == "decision": label = label.replace("missing", "referred to a person")
     return f"{label}: was {was:.1f} %, is {is_:.1f} %"
 
 # %% ../../nbs/monitor/15_drift.ipynb #3fa60752
@@ -240,29 +242,26 @@ _TYPES = dict.fromkeys(("jensen_shannon", "psi", "wasserstein", "floor", "p_valu
 
 def _key(endpoint, bundle, what="drift"): return f"{what}:{endpoint}:{bundle}"
 
-def _load(store, key, type): # a document of the state, or None
-    with store.transaction() as t: found = t.state(key)
+def _load(t, key, type): # a document of the state, or None
+    found = t.state(key)
     return None if found is None else msgspec.convert(found, type)
 
-def _save(store, endpoint, bundle, before, state, pasts=None, rows=()): # -> was it ours to write?
-    with store.transaction() as t:
-        if t.state(_key(endpoint, bundle)) != before: return False # another run was faster
-        t.set_state(_key(endpoint, bundle), msgspec.to_builtins(state))
-        if pasts is not None: t.set_state(_key(endpoint, bundle, "drift_pasts"), msgspec.to_builtins(pasts))
-        if rows: t.append("drift", pl.DataFrame(rows, infer_schema_length=None).cast(_TYPES))
-    return True
+def _save(t, endpoint, bundle, state, pasts=None, rows=()):
+    t.set_state(_key(endpoint, bundle), msgspec.to_builtins(state))
+    if pasts is not None: t.set_state(_key(endpoint, bundle, "drift_pasts"), msgspec.to_builtins(pasts))
+    if rows: t.append("drift", pl.DataFrame(rows, infer_schema_length=None).cast(_TYPES))
 
 # %% ../../nbs/monitor/15_drift.ipynb #4f487a32
-def _champions(store, endpoint, now): # (bundle, first hour, last hour) of the champions, the newest first
-    return store.query(
+def _champions(t, endpoint, now): # (bundle, first hour, last hour) of the champions, the newest first
+    return t.query(
         "SELECT s.bundle, min(c.hour) AS first, max(c.hour) AS last FROM series s JOIN counts c ON c.series_id = "
         "s.series_id WHERE s.endpoint = ? AND s.variant = 'champion' AND s.kind = 'source' AND s.bundle <> '' AND "
         "c.hour < ? GROUP BY s.bundle ORDER BY last DESC, first DESC", (endpoint, now)).rows()
 
-def _begin(store, endpoint, bundle, first, now, streams): # the state of a model that is new, or None before a day of it
+def _begin(t, first, now, streams): # the state of a model that is new, or None before a day of it
     day = first.replace(hour=0, minute=0, second=0, microsecond=0)
     if now < first + _DAY or not streams: return None
-    rows = np.max([c.sum(1) for c in _read(store, streams, first, first + _DAY, 1).values()], 0)
+    rows = np.max([c.sum(1) for c in _read(t, streams, first, first + _DAY, 1).values()], 0)
     return DriftState(window_hours(rows), day, day)
 
 def _open_cells(root, settings, bundle):
@@ -271,44 +270,65 @@ def _open_cells(root, settings, bundle):
     except UserError: return None # it is gone; the counting of the log has said so
 
 # %% ../../nbs/monitor/15_drift.ipynb #b260f87c
+def _stage_to_learn(state): # as `_next_stage`; nothing is learned while something has drifted
+    return None if state.drifted else _next_stage(state)
+
 def _end_of_step(state, now): # up to which window to judge before the past may be learned anew
     whole = now.replace(hour=now.hour // state.hours * state.hours, minute=0, second=0, microsecond=0)
-    stage = _next_stage(state)
-    return min(state.next + timedelta(days=7), whole, *([stage[1]] if stage and not state.drifted else []))
+    stage = _stage_to_learn(state)
+    return min(state.next + timedelta(days=7), whole, *([stage[1]] if stage else []))
 
-def _advance(store, endpoint, bundle, streams, alarm_hours, now): # one step -> is there more?
-    with store.transaction() as t:
-        before, pasts = (t.state(_key(endpoint, bundle, what)) for what in ("drift", "drift_pasts"))
-    state, stage = msgspec.convert(before, DriftState), None
-    if not state.drifted: stage = _next_stage(state)
+def _advance(t, endpoint, bundle, streams, alarm_hours, now): # one step -> the state, and whether there may be more
+    state = _load(t, _key(endpoint, bundle), DriftState)
+    stage, end = _stage_to_learn(state), _end_of_step(state, now)
     if stage and stage[1] == state.next:
-        return _save(store, endpoint, bundle, before, state, learn_pasts(store, state, streams, stage[0], alarm_hours))
-    end = _end_of_step(state, now)
-    if end <= state.next: return False
-    day, rows = _Windows(store, state, streams, msgspec.convert(pasts, dict[str, HealthyPast]), end), []
-    weights, where = stream_weights(day.streams), dict(endpoint=endpoint, bundle=bundle, variant="champion")
-    for at in range(24 // state.hours, day.n): rows += _judge_at(day, at, state, weights, where)
-    state.next = end
-    return _save(store, endpoint, bundle, before, state, rows=rows)
+        pasts = learn_pasts(t, state, streams, stage[0], alarm_hours)
+        _save(t, endpoint, bundle, state, pasts)
+    elif end > state.next:
+        pasts, rows = _load(t, _key(endpoint, bundle, "drift_pasts"), dict[str, HealthyPast]), []
+        day = _Windows(t, state, streams, pasts, end)
+        weights, where = stream_weights(day.streams), dict(endpoint=endpoint, bundle=bundle, variant="champion")
+        for at in range(24 // state.hours, day.n): rows += _judge_at(day, at, state, weights, where)
+        state.next = end
+        _save(t, endpoint, bundle, state, rows=rows)
+    stage = _stage_to_learn(state)
+    return state, bool(stage and stage[1] == state.next) or _end_of_step(state, now) > state.next
 
 # %% ../../nbs/monitor/15_drift.ipynb #a475f028
-def _start_watch(store, endpoint, champions, streams, alarm_hours, now): # -> is the newest champion watched?
+def _start_watch(t, endpoint, champions, streams, alarm_hours, now): # -> is the newest champion watched?
     bundle, first, _ = champions[0]
-    if _load(store, _key(endpoint, bundle), DriftState): return True
-    state = _begin(store, endpoint, bundle, first, now, streams)
+    if t.state(_key(endpoint, bundle)): return True
+    state = _begin(t, first, now, streams)
     if state is None: return False
     before = {}
-    if len(champions) > 1: before = _load(store, _key(endpoint, champions[1][0], "drift_pasts"), dict[str, HealthyPast])
+    if len(champions) > 1: before = _load(t, _key(endpoint, champions[1][0], "drift_pasts"), dict[str, HealthyPast])
     state.threshold = max(alarm_hours / state.hours, 4.)
-    return _save(store, endpoint, bundle, None, state, borrow_pasts(store, state, streams, before or {}))
+    _save(t, endpoint, bundle, state, borrow_pasts(t, state, streams, before or {}))
+    return True
 
-def _keep_attribution(store, endpoint, bundle, cells): # what a ranking of columns needs without the bundle
+def _keep_attribution(t, endpoint, bundle, cells): # what a ranking of columns needs without the bundle
     found = {}
     for f in (cells.baseline.attribution.get("features", ()) if cells else ()):
         found[f["feature"]] = found.get(f["feature"], 0.) + f["mean_abs"]
     total = sum(found.values()) or 1.
+    kept = dict(bundle=bundle, weights={k: v / total for k, v in found.items()})
+    if t.state(f"drift:{endpoint}") != kept: t.set_state(f"drift:{endpoint}", kept)
+
+# %% ../../nbs/monitor/15_drift.ipynb #9a0c76b0
+def _watch_endpoint(root, settings, store, endpoint, now): # -> findings
+    alarm_hours = parse_alarm_budget(settings.monitor.false_alarms)
     with store.transaction() as t:
-        t.set_state(f"drift:{endpoint}", dict(bundle=bundle, weights={k: v / total for k, v in found.items()}))
+        champions = _champions(t, endpoint, now)
+        if not champions: return []
+        bundle = champions[0][0]
+        cells = _open_cells(root, settings, bundle)
+        streams = find_drift_streams(t, endpoint, bundle, cells)
+        _keep_attribution(t, endpoint, bundle, cells)
+        if not _start_watch(t, endpoint, champions, streams, alarm_hours, now): return []
+        state, more = _advance(t, endpoint, bundle, streams, alarm_hours, now)
+    while more:
+        with store.transaction() as t: state, more = _advance(t, endpoint, bundle, streams, alarm_hours, now)
+    return drift_findings(endpoint, state, streams)
 
 # %% ../../nbs/monitor/15_drift.ipynb #5e89795a
 _RULES = {"column": "drift", "attribution": "attribution_drift"} # else prediction_drift
@@ -330,6 +350,7 @@ def drift_findings(
         labels = {"segment": f"{s.segment_column}={s.segment_value}"} if s.segment_column else {}
         found.append(Finding(
             rule=_RULES.get(s.kind, "prediction_drift"), subject=s.name, endpoint=endpoint, labels=labels,
+            severity="page" if s.kind == "column" else "ticket",
             summary=f"{s.name}{where} is {d.effect:.2f} away from {_AGAINST[s.reference_name]} (Jensen-Shannon beyond "
                     f"chance; {s.floor:g} matters) in the last {d.rows:,} rows"
                     + (f"; {d.moved}" if d.moved else "") + f". What is usual: {basis}.",
@@ -346,18 +367,8 @@ def update_drift(
 ) -> list[Finding]: # What has drifted now, of all endpoints
     "Judge the windows that have ended since the last run; raises `UserError` if the store cannot be used."
     settings, now = settings or read_settings(root), utc_time(now or datetime.now(UTC))
-    alarm_hours, found = parse_alarm_budget(settings.monitor.false_alarms), []
-    for endpoint in logged_endpoints(root, settings):
-        champions = _champions(store, endpoint, now)
-        if not champions: continue
-        bundle = champions[0][0]
-        cells = _open_cells(root, settings, bundle)
-        streams = find_drift_streams(store, endpoint, bundle, cells)
-        _keep_attribution(store, endpoint, bundle, cells)
-        if not _start_watch(store, endpoint, champions, streams, alarm_hours, now): continue
-        while _advance(store, endpoint, bundle, streams, alarm_hours, now): pass
-        found += drift_findings(endpoint, _load(store, _key(endpoint, bundle), DriftState), streams)
-    return found
+    return [f for endpoint in logged_endpoints(root, settings)
+            for f in _watch_endpoint(root, settings, store, endpoint, now)]
 
 # %% ../../nbs/monitor/15_drift.ipynb #0be27e3c
 def drift_ranking(
@@ -367,15 +378,15 @@ def drift_ranking(
 ) -> pl.DataFrame: # name, jensen_shannon (beyond chance), weight (share of the attributions), product; largest first
     "The input columns of the champion by how far they moved and how much the model looks at them."
     schema = dict(name=pl.String, jensen_shannon=pl.Float64, weight=pl.Float64, product=pl.Float64)
-    with store.transaction() as t: current = t.state(f"drift:{endpoint}")
-    pasts = current and _load(store, _key(endpoint, current["bundle"], "drift_pasts"), dict[str, HealthyPast])
-    if not pasts: return pl.DataFrame(schema=schema)
     first = utc_time(start).replace(minute=0, second=0, microsecond=0)
-    streams = [s for s in find_drift_streams(store, endpoint, current["bundle"], None)
-               if s.kind == "column" and not s.segment_column and s.key in pasts]
-    last = utc_time(end) + timedelta(minutes=59, seconds=59)
-    last = last.replace(minute=0, second=0, microsecond=0)
-    counts, rows = _read(store, streams, first, last, 1), []
+    last = (utc_time(end) + timedelta(minutes=59, seconds=59)).replace(minute=0, second=0, microsecond=0)
+    with store.transaction() as t:
+        current = t.state(f"drift:{endpoint}")
+        pasts = current and _load(t, _key(endpoint, current["bundle"], "drift_pasts"), dict[str, HealthyPast])
+        if not pasts: return pl.DataFrame(schema=schema)
+        streams = [s for s in find_drift_streams(t, endpoint, current["bundle"], None)
+                   if s.kind == "column" and not s.segment_column and s.key in pasts]
+        counts, rows = _read(t, streams, first, last, 1), []
     for s in streams:
         past = pasts[s.key]
         phases = week_phases(first, len(counts[s.series_id]), 1) // (168 // len(past.location))

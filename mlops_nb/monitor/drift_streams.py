@@ -17,9 +17,9 @@ from msgspec import Struct
 
 from ..config.schema import ColumnDrift
 from ..core.errors import UserError
-from .bin_counts import segment_label
+from .bin_counts import named_histogram, segment_label
 from .record_counts import BundleCells
-from .store import MonitorStore
+from .store import MonitorStore, Transaction
 from ..stats.drift_test import ReferenceHistogram
 from ..stats.window_distances import MIN_WINDOW_ROWS
 
@@ -61,6 +61,7 @@ def _references(cells): # (kind, segment column, segment value) -> by name: coun
     baseline = cells.baseline
     histograms = {"column": baseline.data.columns, "score": baseline.scores}
     found = {(kind, "", ""): {n: h.counts for n, h in by_name.items()} for kind, by_name in histograms.items()}
+    histograms["decision"] = {"decision": named_histogram(cells.schema.classes or [])} # its cells have names, no counts
     for s in baseline.segments:
         where = s.segment.column, segment_label(s.segment)
         found |= {("column", *where): s.columns, ("score", *where): s.scores}
@@ -81,7 +82,7 @@ MAX_STREAMS = 200 # of a model; all rows go before segments
 _KINDS = ("column", "score", "decision", "attribution")
 
 def find_drift_streams(
-    store: MonitorStore,
+    store: MonitorStore | Transaction,
     endpoint: str,
     bundle: str, # Its id
     cells: BundleCells | None, # Of the bundle; None: it is gone, and all is compared with earlier weeks
@@ -128,7 +129,7 @@ def week_phases(
 
 # %% ../../nbs/monitor/05_drift_streams.ipynb #6f9f7b95
 def read_windows(
-    store: MonitorStore,
+    store: MonitorStore | Transaction,
     sizes: dict[int, int], # By series id: cells
     start: datetime, end: datetime, # UTC, without a zone; whole windows
     hours: int, # That a window has

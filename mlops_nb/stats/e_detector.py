@@ -134,12 +134,15 @@ def count_alarms(
     "How often thresholds are crossed."
     draws, windows, k = e.shape
     m, alarms = np.zeros((draws, len(thresholds), k)), np.zeros((draws, len(thresholds)), int)
-    bets, known = np.nan_to_num(e), ~np.isnan(e)
+    known = ~np.isnan(e)
+    bets = np.where(known, e, 1.)
     for t in range(windows):
-        m = np.where(known[:, t, None], bets[:, t, None] * (1 + m), m)
+        m += known[:, t, None]
+        m *= bets[:, t, None]
         over = m @ weights >= thresholds
-        alarms += over
-        m[over] = 0
+        if over.any():
+            alarms += over
+            m[over] = 0
     return alarms
 
 # %% ../../nbs/stats/17_e_detector.ipynb #32cab439

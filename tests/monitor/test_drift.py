@@ -1,4 +1,5 @@
 "Drift is found when it matters, once, by whoever runs the monitor and however often; and nothing else is."
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -22,9 +23,11 @@ HOUR, WEEK = timedelta(hours=1), timedelta(weeks=1)
 AGE = ReferenceHistogram([100, 0, 3000, 4000, 2900, 0], edges=[18., 35., 50., 90.])
 PLAN = ReferenceHistogram([0, 6000, 3900, 100], categories=["basic", "plus"], groups=[])
 SCORE = ReferenceHistogram([0, 2500, 2500, 2500, 2500], edges=[.1, .2, .4])
-SHARES = {("column", "age"): AGE.counts, ("column", "plan"): PLAN.counts, ("score", "churn"): SCORE.counts}
-SCHEMA = Schema("t", "binary", "churn", {"age": Column("number", owner="warehouse"), "plan": Column(
-    "category", drift=ColumnDrift(floor=.4)), "churn": Column("category")})
+SHARES = {("column", "age"): AGE.counts, ("column", "plan"): PLAN.counts, ("score", "churn"): SCORE.counts,
+          ("decision", "decision"): [500, 7000, 2500, 0]}
+SCHEMA = Schema("t", "binary", "churn", classes=["no", "yes"], columns={
+    "age": Column("number", owner="warehouse"), "plan": Column("category", drift=ColumnDrift(floor=.4)),
+    "churn": Column("category")})
 CELLS = BundleCells(SCHEMA, MonitoringBaseline(
     Baseline(10_000, {"age": AGE, "plan": PLAN}), {"churn": SCORE},
     {"features": [dict(feature="age", mean_abs=.1), dict(feature="plan", mean_abs=.3)]}), None)
@@ -45,6 +48,28 @@ def counts_of(bundle, start, hours, rows=300, seed=0, **changed):
             kind=pl.lit(kind), name=pl.lit(name), cells=pl.lit(n.shape[1])))
     first = tables[0].with_columns(kind=pl.lit("source"), name=pl.lit("source"))
     return pl.concat([*tables, first]).select(*RECORD_COUNTS).cast(RECORD_COUNTS)
+
+
+QUIET = MONDAY + timedelta(days=15) # of a model that nothing happened to
+
+
+@pytest.fixture(scope="module")
+def quiet_stores(tmp_path_factory):
+    "Fifteen days of counts, and the same after some runs that learned what is usual."
+    folder = tmp_path_factory.mktemp("drift")
+    counted, learned = folder / "counted.duckdb", folder / "learned.duckdb"
+    with pytest.MonkeyPatch.context() as patch:
+        watch_of(MonitorStore(f"duckdb:///{counted}"), folder, patch).count("b1", MONDAY, 15 * 24)
+        shutil.copyfile(counted, learned)
+        watch = watch_of(MonitorStore(f"duckdb:///{learned}"), folder, patch)
+        for days in (1, 3, 14, 15): assert watch.run(MONDAY + timedelta(days=days)) == []
+    return counted, learned
+
+
+@pytest.fixture
+def quiet_watch(quiet_stores, tmp_path, monkeypatch): # what is usual is learned, up to QUIET
+    shutil.copyfile(quiet_stores[1], tmp_path / "m.duckdb")
+    return watch_of(MonitorStore(f"duckdb:///{tmp_path / 'm.duckdb'}"), tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -73,55 +98,58 @@ def watch_of(store, tmp_path, monkeypatch):
 BROKEN = [6000, 0, 1200, 1600, 1200, 0] # more than half of the ages are missing
 
 
-def test_a_broken_column_is_found_within_hours_named_and_over_when_it_is_mended(watch):
-    watch.count("b1", MONDAY, 17 * 24)
-    quiet = MONDAY + timedelta(days=17)
-    assert watch.run(quiet) == []
-    watch.count("b1", quiet, 10, seed=1, age=BROKEN)
-    found = watch.run(quiet + 10 * HOUR)
-    assert [(f.rule, f.subject, f.owner) for f in found] == [("drift", "age", "warehouse")]
+def test_a_broken_column_is_found_within_hours_named_and_over_when_it_is_mended(quiet_watch):
+    watch = quiet_watch
+    watch.count("b1", QUIET, 10, seed=1, age=BROKEN)
+    found = watch.run(QUIET + 10 * HOUR)
+    assert [(f.rule, f.subject, f.owner, f.severity) for f in found] == [("drift", "age", "warehouse", "page")]
     assert "missing" in found[0].summary and "2 weeks of history" in found[0].summary
-    assert quiet - HOUR <= found[0].started_at <= quiet + 3 * HOUR and found[0].value > .4
+    assert QUIET - HOUR <= found[0].started_at <= QUIET + 3 * HOUR and found[0].value > .4
     first = watch.query("SELECT min(window_start) AS at FROM drift WHERE alarm")["at"][0]
-    assert first.replace(tzinfo=UTC) <= quiet + 6 * HOUR
-    ranking = drift_ranking(watch.store, watch.endpoint, quiet, quiet + 10 * HOUR)
+    assert first.replace(tzinfo=UTC) <= QUIET + 6 * HOUR
+    ranking = drift_ranking(watch.store, watch.endpoint, QUIET, QUIET + 10 * HOUR)
     assert ranking["name"][0] == "age" and ranking["weight"].to_list() == pytest.approx([.25, .75])
-    watch.count("b1", quiet + 10 * HOUR, 36, seed=2)
-    assert watch.run(quiet + 46 * HOUR) == []
+    watch.count("b1", QUIET + 10 * HOUR, 36, seed=2)
+    assert watch.run(QUIET + 46 * HOUR) == []
 
 
-def test_however_often_it_runs_the_result_is_the_same(watch, tmp_path):
-    watch.count("b1", MONDAY, 15 * 24)
-    watch.count("b1", MONDAY + timedelta(days=15), 6, seed=1, age=BROKEN)
-    end = MONDAY + timedelta(days=15) + 6 * HOUR
-    for days in (1, 3, 14): watch.run(MONDAY + timedelta(days=days) + 7 * HOUR)
+def test_decisions_are_told_by_their_classes(quiet_watch):
+    quiet_watch.count("b1", QUIET, 12, seed=1, decision=[500, 4000, 5500, 0])
+    found = quiet_watch.run(QUIET + 12 * HOUR)
+    assert [(f.rule, f.subject, f.severity) for f in found] == [("prediction_drift", "decision", "ticket")]
+    assert "yes" in found[0].summary and "cells" not in found[0].summary
+    assert "the same hours of earlier weeks" in found[0].summary
+
+
+def test_however_often_it_runs_the_result_is_the_same(quiet_watch):
+    watch, end = quiet_watch, QUIET + 6 * HOUR
+    watch.count("b1", QUIET, 6, seed=1, age=BROKEN)
     often = [watch.run(end - 3 * HOUR), watch.run(end), watch.run(end), watch.run(end - HOUR)][1]
     assert often
     rows = "SELECT name, window_start, jensen_shannon, e_value, detector, alarm FROM drift ORDER BY name, window_start"
     judged = watch.query(rows)
-    assert judged.unique(["name", "window_start"]).height == judged.height == 3 * (15 * 24 + 6) # each window once
+    assert judged.unique(["name", "window_start"]).height == judged.height # each window once
+    assert judged.height == 3 * (15 * 24 + 6) + 24 + 6 # the decision has no past before it was learned
     with watch.store.transaction() as t:
         t.execute("DELETE FROM drift")
         t.execute("DELETE FROM state")
     assert watch.run(end) == often and watch.query(rows).equals(judged)
 
 
-def test_a_change_below_the_floor_is_no_alarm(watch):
-    watch.count("b1", MONDAY, 15 * 24)
-    watch.count("b1", MONDAY + timedelta(days=15), 24, seed=1, plan=[0, 4000, 5900, 100]) # floor 0.4
-    assert watch.run(MONDAY + timedelta(days=16)) == []
-    found = watch.query("SELECT detector, threshold FROM drift WHERE name = 'plan' ORDER BY window_start DESC LIMIT 1")
+def test_a_change_below_the_floor_is_no_alarm(quiet_watch):
+    quiet_watch.count("b1", QUIET, 24, seed=1, plan=[0, 4000, 5900, 100]) # floor 0.4
+    assert quiet_watch.run(QUIET + timedelta(days=1)) == []
+    found = quiet_watch.query("SELECT detector, threshold FROM drift WHERE name = 'plan' ORDER BY window_start DESC "
+                              "LIMIT 1")
     assert found["detector"][0] > 3 * found["threshold"][0] # it was seen, and does not matter
 
 
-def test_a_new_model_borrows_and_keeps_what_does_not_depend_on_it(watch):
-    watch.count("b1", MONDAY, 15 * 24)
-    start = MONDAY + timedelta(days=15)
-    assert watch.run(start) == []
-    watch.count("b2", start, 30, seed=3)
-    assert watch.run(start + 20 * HOUR) == [] # less than a day: nothing is judged yet
-    watch.count("b2", start + 30 * HOUR, 30, seed=4, churn=[0, 500, 500, 4000, 5000])
-    found = watch.run(start + 60 * HOUR)
+def test_a_new_model_borrows_and_keeps_what_does_not_depend_on_it(quiet_watch):
+    watch = quiet_watch
+    watch.count("b2", QUIET, 30, seed=3)
+    assert watch.run(QUIET + 20 * HOUR) == [] # less than a day: nothing is judged yet
+    watch.count("b2", QUIET + 30 * HOUR, 30, seed=4, churn=[0, 500, 500, 4000, 5000])
+    found = watch.run(QUIET + 60 * HOUR)
     assert [(f.rule, f.subject) for f in found] == [("prediction_drift", "churn")]
     assert "too little history" in found[0].summary
     with watch.store.transaction() as t:
@@ -147,13 +175,13 @@ def test_windows_with_few_rows_or_none_are_no_evidence(watch):
     assert few.height and few["p_value"].null_count() == few.height and set(few["moved"]) == {"too few rows"}
 
 
-def test_without_a_bundle_earlier_weeks_are_the_reference(watch, monkeypatch):
+def test_without_a_bundle_earlier_weeks_are_the_reference(quiet_stores, tmp_path, monkeypatch):
+    shutil.copyfile(quiet_stores[0], tmp_path / "m.duckdb")
+    watch = watch_of(MonitorStore(f"duckdb:///{tmp_path / 'm.duckdb'}"), tmp_path, monkeypatch)
     monkeypatch.setattr(drift, "_open_cells", lambda root, settings, bundle: None)
-    watch.count("b1", MONDAY, 17 * 24)
-    quiet = MONDAY + timedelta(days=17)
-    watch.count("b1", quiet, 10, seed=1, age=BROKEN)
-    assert watch.run(quiet) == []
-    found = watch.run(quiet + 10 * HOUR)
+    watch.count("b1", QUIET, 10, seed=1, age=BROKEN)
+    assert watch.run(QUIET) == []
+    found = watch.run(QUIET + 10 * HOUR)
     assert [f.subject for f in found] == ["age"] and "the same hours of earlier weeks" in found[0].summary
 
 
