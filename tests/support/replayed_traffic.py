@@ -81,7 +81,7 @@ def days(start, end):
 
 def subscriber_pools(n=20_000, seed=100):
     """Rows of the example as they are, and as four incidents make them: billing sends nothing any more, a quarter has a
-    plan that did not exist before, a campaign brings new customers, and what `plus` meant is now true of `basic`."""
+    plan that did not exist before, only customers of many years ask, and what `plus` meant is now true of `basic`."""
     usual = subscribers(n, seed)
     with_chance = lambda rows, like=None: rows.with_columns(_chance=leave_probability(rows if like is None else like))
     moved, swapped = pl.Series(np.random.default_rng(seed).random(n) < .25), {"plus": "basic", "basic": "plus"}
@@ -90,7 +90,7 @@ def subscriber_pools(n=20_000, seed=100):
         "broken column": with_chance(usual.with_columns(charge=pl.lit(None, pl.Float64))),
         "new category": with_chance(usual.with_columns(
             plan=pl.when(moved).then(pl.lit("student")).otherwise("plan"))),
-        "covariate shift": with_chance(usual.with_columns(tenure=pl.col("tenure") // 3)),
+        "covariate shift": with_chance(usual.with_columns(tenure=71 - pl.col("tenure") // 3)),
         "concept drift": with_chance(usual, usual.with_columns(pl.col("plan").replace(swapped)))}
 
 

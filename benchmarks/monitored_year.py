@@ -1,0 +1,95 @@
+"A year of the simulator in production, with five planted incidents: which of them are seen, when, and what else."
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+from common import ROOT, fewer_subscribers, fresh_copy, quick, report, run, workplace
+
+sys.path.insert(0, str(ROOT / "tests"))
+from support.replayed_traffic import DAY, ReplayedTraffic, replay
+
+from mlops_nb.config.params import SimulateParams
+from mlops_nb.config.settings import read_settings
+from mlops_nb.examples.simulator import simulate_snapshots
+from mlops_nb.ledger.ledger import open_ledger
+from mlops_nb.monitor.alerts import read_alerts
+from mlops_nb.monitor.incidents import read_incidents
+
+START = datetime(2027, 1, 4, tzinfo=UTC)
+PLANNED = {80: ("broken column", 4), 130: ("new category", 4), 180: ("covariate shift", 5), 290: ("concept drift", 40)}
+OUTAGE = 230, (3, 4)
+RULES = {"broken column": ("drift",), "new category": ("drift",), "covariate shift": ("drift",),
+         "outage": ("slo_burn",), "concept drift": ("quality", "calibration")}
+WITHIN = {"broken column": 2, "new category": 2, "covariate shift": 3, "outage": 1, "concept drift": 65} # days
+HEAD = ("planted", "on day", "seen after", "first cause", "stated", "", "met")
+
+
+def pool(last_months=4, **switches):
+    "Rows of the simulator's last months, with the true probability that each leaves."
+    months = [*simulate_snapshots(SimulateParams(n_subscribers=4000, n_months=18, seed=7, **switches))][-last_months:]
+    return pl.concat([f.with_columns(_chance=p) for _, f, p in months], how="diagonal_relaxed")
+
+
+def pools():
+    return {"usual": pool(12), "broken column": pool(2, broken_column="data_gb"),
+            "new category": pool(2, new_category=True), "covariate shift": pool(2, covariate_shift=1.0),
+            "concept drift": pool(2, concept_drift=1.0)}
+
+
+def deployed(place, small):
+    "A copy of this repository's project with its model in use."
+    place.mkdir()
+    fresh_copy(place)
+    if small: fewer_subscribers(place, 1500)
+    run("mlops-nb", "simulate", cwd=place)
+    run("dvc", "repro", "bundle", cwd=place)
+    return place, read_settings(place).release.endpoint
+
+
+def found_rows(planned, incidents, alerts):
+    rows, taken = [], set()
+    for name, day in planned.items():
+        mine = [i for i in incidents if i.id not in taken
+                and timedelta(0) <= i.opened_at - START - day * DAY <= (WITHIN[name] + 30) * DAY
+                and alerts[i.alert].finding.rule in RULES[name]][:1]
+        taken |= {i.id for i in mine}
+        took = (mine[0].opened_at - START) / DAY - day if mine else None
+        first = alerts[mine[0].alert].finding if mine else None
+        said = "" if first is None else f"{first.rule} of {first.subject}: {(first.causes or [first.summary])[0]:.160}"
+        rows.append(dict(what=name, figure=str(day), peer="not seen" if took is None else f"{took:.1f} days",
+                         peer_figure=said, ratio=f"≤ {WITHIN[name]} days", bound="",
+                         met=took is not None and took <= WITHIN[name]))
+    return rows, [i for i in incidents if i.id not in taken]
+
+
+def main():
+    small = quick()
+    days, planned, outage = 365, PLANNED, OUTAGE
+    if small: days, planned, outage = 30, {20: ("broken column", 3)}, (26, (3, 4))
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    with workplace() as tmp:
+        root, endpoint = deployed(tmp / "p", small)
+        bundle = root / "artifacts" / "bundle"
+        (root / "bundles").mkdir(exist_ok=True)
+        from mlops_nb.bundle.store import store_bundle
+        rows = pools()
+        traffic = ReplayedTraffic(root, store_bundle(bundle, root / "bundles"), rows["usual"], endpoint, 40,
+                                  timedelta(days=30))
+        replay(root, traffic, START, days, planned, rows, outage)
+        ledger = open_ledger(root)
+        incidents, alerts = [*read_incidents(ledger).values()], read_alerts(ledger).alerts
+    when = {name: day for day, (name, _) in planned.items()} | {"outage": outage[0] + 3 / 24}
+    found, others = found_rows(dict(sorted(when.items(), key=lambda x: x[1])), incidents, alerts)
+    found.append(dict(what="other incidents", figure=f"{days} days", peer=str(len(others)), peer_figure="; ".join(
+        alerts[i.alert].finding.summary[:160] for i in others[:3]), ratio="0", bound="", met=not others))
+    pages = sum(a.finding.severity == "page" for a in alerts.values())
+    report(found, [
+        f"{traffic.n:,} requests in {days} days, {pages} alerts that page, {len(alerts)} alerts in all.",
+        "A monitoring run at the end of each day, on the day of the outage every hour; labels come 21 to 30 days after "
+        "the answer. Concept drift is seen in labels only, so its delay begins with them.",
+        "Rows are drawn from the simulator's months; an incident draws them from months in which its switch is on."],
+        HEAD)
+
+
+if __name__ == "__main__": main()
