@@ -69,10 +69,12 @@ def _print_json(found):
 
 def _print_frame(frame, as_json):
     import polars as pl
+    import polars.selectors as cs
     if as_json: return print(frame.write_json())
+    times, figures = cs.datetime().dt.strftime("%Y-%m-%d %H:%M"), cs.float().round_sig_figs(4)
     if not frame.height: return print("Nothing was found of this; `mlops-nb monitor run` looks for what is new.")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
-                   fmt_str_lengths=100, tbl_formatting="NOTHING", tbl_width_chars=220): print(frame)
+                   fmt_str_lengths=100, tbl_formatting="NOTHING", tbl_width_chars=220): print(frame.with_columns(times, figures))
 
 # %% ../nbs/97_monitor_commands.ipynb #2624391b
 def _drift(store, endpoint, start, end, by):
@@ -98,7 +100,7 @@ def _slo(store, endpoint, start, end, by):
 
 def _checks(store, *_):
     from mlops_nb.monitor.results import newest_checks
-    return newest_checks(store).select("ok", "monitor", "subject", "value", "limit_value", "message", "owner")
+    return newest_checks(store).select("ok", "monitor", "endpoint", "subject", "value", "limit_value", "message", "owner")
 
 def _freshness(store, *_):
     found = _checks(store)
@@ -324,7 +326,7 @@ def slo_status_command(as_json: _JsonOption = False):
     print(f"{'SLO':<22}{'objective':>10}{'budget left':>13}{'bad events':>12}  burn rate over 1h, 6h, 1d, 3d")
     for s in statuses:
         rates = [s.ratios[w] and s.ratios[w] / (1 - s.objective / 100) for w in ("1h", "6h", "1d", "3d")]
-        burn = "  ".join("-" if r is None else f"{r:.2g}" for r in rates)
+        burn = "  ".join("-" if r is None else f"{r:,.1f}" for r in rates)
         left = "-" if all(r is None for r in s.ratios.values()) else f"{s.budget_left:.1%}"
         print(f"{s.slo:<22}{s.objective:>9g}%{left:>13}{s.bad:>12,.0f}  {burn}{'' if s.is_known else '  (no data)'}")
     for f in findings: print(f"{f.severity}: {f.summary}")

@@ -25,6 +25,9 @@ _TOGETHER = timedelta(hours=24) # what began longer before, or after, is another
 
 def _near(other, finding): return abs(other.started_at - finding.started_at) <= _TOGETHER
 
+_OUTAGE_RULES = "slo_burn", "slo_no_data"
+_BEHIND_OUTAGE = {"quota", "serving", "volume"} # what values rows hold stops no server
+
 def related_findings(
     finding: Finding,
     findings: list[Finding], # All that hold
@@ -32,6 +35,7 @@ def related_findings(
     "Other findings that may lie behind one."
     if finding.rule not in _SYMPTOMS: return []
     def fits(f): return (f.rule not in _SYMPTOMS | {"rota"} and _near(f, finding)
+                         and (finding.rule not in _OUTAGE_RULES or f.rule in _BEHIND_OUTAGE)
                          and (not f.endpoint or f.endpoint == finding.endpoint))
     same = [f for f in findings if fits(f)] # a symptom is never among them, so neither is the finding itself
     same.sort(key=lambda f: (f.subject != finding.subject, f.key not in finding.depends_on, f.started_at, f.key))
@@ -77,8 +81,6 @@ def drifted_columns(
             for r in ranked.head(3).iter_rows(named=True) if r["jensen_shannon"] >= _MOVED]
 
 # %% ../../nbs/monitor/34_causes.ipynb #d744c69a
-_OUTAGE_RULES = "slo_burn", "slo_no_data"
-
 def last_answer(
     store: MonitorStore,
     endpoint: str,
@@ -118,13 +120,14 @@ def likely_causes(
     if store is not None and finding.endpoint and finding.rule in _EXPLAINED_BY_COLUMNS:
         try: columns += drifted_columns(store, finding, now)
         except UserError as e: columns += [f"(the columns cannot be ranked: {e})"]
-    found = [*related_findings(finding, findings), *recent_changes(changes, finding.started_at), *columns]
+    changed = recent_changes(changes, finding.started_at) if finding.endpoint or finding.rule in _SYMPTOMS else []
+    found = [*related_findings(finding, findings), *changed, *columns]
     if finding.rule in ("quality", "calibration") and not found: found = [_CONCEPT]
     return list(dict.fromkeys([*finding.causes, *found]))[:5]
 
 # %% ../../nbs/monitor/34_causes.ipynb #365bf5d2
 _OUTAGE = ("slo_burn", "slo_no_data", "slo_budget", "heartbeat", "volume", "serving")
-_RUNBOOKS = dict.fromkeys(_OUTAGE, "outage") | {"quality": "quality", "calibration": "quality"} # all others: drift
+_RUNBOOKS = dict.fromkeys(_OUTAGE, "outage") | {"quality": "quality", "calibration": "quality", "rota": ""} # others: drift
 _DRIFT = ("drift", "prediction_drift", "attribution_drift")
 _COMMANDS = (dict.fromkeys(_OUTAGE, "mlops-nb slo status") | dict.fromkeys(_DRIFT, "mlops-nb monitor show drift")
              | {"quality": "mlops-nb monitor show quality", "rota": "mlops-nb alert list"})

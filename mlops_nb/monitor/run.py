@@ -91,5 +91,7 @@ def describe_run(run: MonitorRun) -> str: # Lines
     counted = f"Counted {run.counted.rows:,} rows and {run.counted.labels:,} labels"
     pages = sum(a.finding.severity == "page" for a in run.alerts)
     if not run.alerts: last = "no alert is open"
-    else: last = f"{len(run.alerts)} alerts are open, {pages} of them urgent: mlops-nb alert list"
+    else:
+        open_ = "1 alert is open" if len(run.alerts) == 1 else f"{len(run.alerts)} alerts are open"
+        last = f"{open_}, {pages or 'none'} of them urgent: mlops-nb alert list"
     return "\n".join([*run.counted.messages, f"{counted}; {last}."])

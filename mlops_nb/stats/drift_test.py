@@ -247,8 +247,9 @@ def bin_label(
     "Words for some bins."
     if bins == [0]: return "missing"
     if self.categories is None:
-        runs = np.split(bins, np.flatnonzero(np.diff(bins) > 1) + 1)
-        cells = [_range_label(self.edges, r[0], r[-1]) for r in runs]
+        values = [b for b in bins if b] # a missing value is in no range
+        runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+        cells = ["missing"] * (0 in bins) + [_range_label(self.edges, r[0], r[-1]) for r in runs]
     else:
         groups = [g[0] if len(g) == 1 else f"{g[0]} … {g[-1]}" for g in self.groups or []]
         last = "any other value" if self.groups is None else "never seen in training"
