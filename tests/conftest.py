@@ -20,12 +20,14 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
 # files that take longest: begun last, one would leave the other processes of `--dist loadfile` with nothing to do
-LONG = ["end_to_end/test_real_data.py", "end_to_end/test_shapes.py", "end_to_end/test_learners.py", "test_cli.py",
-        "end_to_end/test_experiments.py", "end_to_end/test_progressive_delivery.py", "train/test_launcher.py",
-        "train/test_net_trainer.py",
+LONG = ["end_to_end/test_real_data.py", "train/test_launcher.py", "end_to_end/test_shapes.py", "test_cli.py",
+        "end_to_end/test_monitoring.py", "end_to_end/test_learners.py", "end_to_end/test_experiments.py",
+        "end_to_end/test_progressive_delivery.py", "train/test_net_trainer.py",
         "end_to_end/test_bad_input.py", "end_to_end/test_change_request.py", "report/test_runner.py",
-        "train/test_tuning.py", "test_runbooks.py", "report/test_notebooks.py",
-        "batch/test_stream_scoring.py", "control/test_scheduler.py", "release/test_gate.py", "serve/test_server.py"]
+        "train/test_tuning.py", "test_runbooks.py", "report/test_notebooks.py", "train/test_custom_learners.py",
+        "batch/test_stream_scoring.py", "control/test_scheduler.py", "release/test_gate.py", "serve/test_server.py",
+        "monitor/test_drift.py", "monitor/test_slo_rules.py", "monitor/test_log_counts.py", "monitor/test_alerts.py",
+        "monitor/test_label_queue.py", "train/test_onnx_conversion.py"]
 
 
 def pytest_collection_modifyitems(items):

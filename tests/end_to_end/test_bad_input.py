@@ -13,6 +13,7 @@ import time
 import polars as pl
 import pytest
 from support.memory import peak_mib
+from support.project_checks import stub_pages
 from support.shop_project import ENV, HEADER, edit, finished, leftovers, nb, nb_inside, results, run, sentence, shop
 
 from mlops_nb.config.settings import read_settings
@@ -372,6 +373,7 @@ def test_ctrl_c_ends_a_stage_in_a_sentence_and_the_next_run_gives_the_same(proje
     done = disturb(["stage", *stage.split()], project, lambda: any(project.glob(STAGES[stage])), signal.SIGINT)
     assert sentence(done, 130).startswith("interrupted; ")
     assert results(project) == results(good) and leftovers(project) == []
+    stub_pages(project, "data", "evaluation", "explanation") # of the second run
     again(project, good, *stage.split())
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -120,6 +121,8 @@ def test_when_the_stage_is_killed_nobody_trains_on():
                              stdout=subprocess.PIPE)
     assert stage.stdout.readline() == b"epoch\n"
     left = workers(stage.pid)
+    loaded = "".join(Path(f"/proc/{p.pid}/maps").read_text() for p in left)
+    assert "/torch/" in loaded and "/pandas/" not in loaded # which would take each as long again to start
     stage.kill()
     stage.communicate()
     assert len(left) == 2 and not psutil.wait_procs(left, timeout=20)[1]
