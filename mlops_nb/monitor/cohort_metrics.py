@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_WEIGHT', 'MIN_SEGMENT_LABELS', 'ASSUMPTION', 'MAX_ESTIMATED_ROWS', 'QualityReference', 'read_quality_reference',
            'target_spread', 'mean_loss', 'JudgedRows', 'judged_rows', 'selection_weights', 'segment_names',
-           'labelled_metrics', 'bin_calibrations', 'estimated_metrics', 'logged_inputs', 'shift_calibrations',
-           'read_test_rows']
+           'labelled_metrics', 'own_metrics', 'bin_calibrations', 'estimated_metrics', 'logged_inputs',
+           'shift_calibrations', 'read_test_rows']
 
 # %% ../../nbs/monitor/07_cohort_metrics.ipynb #c5d00fd2
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from msgspec import structs
 
 from ..config.params import CostParams
 from ..config.schema import Schema
@@ -21,8 +22,17 @@ from ..core.errors import UserError
 from ..core.manifest import verify_manifest
 from ..core.typed_yaml import read_json
 from ..data.prepare import read_split
-from ..evaluate.metrics import METRICS, DecisionSettings, EvaluatedRows, estimate_metrics, weighted_metric
+from mlops_nb.evaluate.metrics import (
+    METRICS,
+    DecisionSettings,
+    EvaluatedRows,
+    Metric,
+    estimate_metrics,
+    weighted_metric,
+)
+from ..evaluate.project_metrics import project_metrics
 from ..evaluate.row_losses import label_numbers
+from ..model.features import Features
 from ..model.policy import Policy
 from ..model.predictor import Predictor
 from ..stats.bootstrap import Estimate
@@ -44,6 +54,7 @@ class QualityReference(NamedTuple):
     metrics: dict[str, float] # of the test rows
     baseline: MonitoringBaseline | None # None: of a bundle that has none
     settings: DecisionSettings # threshold and costs of its policy
+    features: Features | None = None # those of the bundle, with the project's own metrics
 
 def _baseline(path):
     try: return read_json(path / "baseline.json", MonitoringBaseline)
@@ -154,25 +165,54 @@ def _missing_bounds(rows, late, name, value): # lowest and highest change of a m
     return float(np.nanmin(changes)), float(np.nanmax(changes))
 
 # %% ../../nbs/monitor/07_cohort_metrics.ipynb #31a633db
+def _weighted_value(rows, name, weights):
+    metric = weighted_metric(rows.task, name, rows.y, rows.scores, rows.decision_settings, rows.own)
+    value = float(metric(weights))
+    if np.isfinite(value): return value
+    whole = np.diff(np.floor(np.cumsum(weights) + .5), prepend=0) # of a figure that is computed of whole rows only
+    return float(metric(whole))
+
 def labelled_metrics(
     rows: EvaluatedRows, # Those with a label
     weights: np.ndarray | None = None, # (n,) of `selection_weights`; None: all the same
     late: np.ndarray | None = None, # (m,) or (m, k) scores of rows whose label is still to come
 ) -> dict[str, Estimate]:
     "Every metric of the task, with an interval that knows what is missing."
-    found = estimate_metrics(rows.task, rows.y, rows.scores, rows.decision_settings, rows.resampling)
+    found = estimate_metrics(rows.task, rows.y, rows.scores, rows.decision_settings, rows.resampling, own=rows.own)
     for name, e in found.items():
         if e.value is None: continue
         value, widen = e.value, 1.
         if weights is not None and len(weights):
-            metric = weighted_metric(rows.task, name, rows.y, rows.scores, rows.decision_settings)
-            value = float(metric(weights))
+            value = _weighted_value(rows, name, weights)
             widen = float(len(weights) * (weights**2).sum() / weights.sum()**2)**.5
-        less, more = (0., 0.) if late is None else _missing_bounds(rows, late, name, e.value)
+        less, more = (0., 0.) if late is None or name in rows.own else _missing_bounds(rows, late, name, e.value)
         low = None if e.low is None else value - (e.value - e.low) * widen + less
         high = None if e.high is None else value + (e.high - e.value) * widen + more
         found[name] = Estimate(value, low, high)
     return found
+
+# %% ../../nbs/monitor/07_cohort_metrics.ipynb #0e7be068
+def _own_inputs(reference, frame): # the inputs by their names, with the types of the schema
+    named = frame.select(pl.col(c).alias(c.removeprefix("columns.")) for c in frame.columns if c.startswith("columns."))
+    known = [c for c in named.columns if c in reference.schema.columns]
+    return named.with_columns(reference.schema.parse_expr(c, named.schema[c]) for c in known)
+
+def own_metrics(
+    reference: QualityReference,
+    frame: pl.DataFrame, # (n,) as `Cohort.rows` has them
+    y: np.ndarray, # (n,)
+    scores: np.ndarray, # (n,) or (n, k)
+) -> tuple[dict[str, Metric], dict[str, str]]: # For exactly these rows; and why others cannot be computed
+    "The metrics that the project marks `@metric`, of rows in production."
+    found, problems, features = {}, {}, reference.features
+    for name in features.metrics if features else ():
+        one = structs.replace(features, metrics={name: features.metrics[name]})
+        try:
+            metric = project_metrics(one, _own_inputs(reference, frame))
+            weighted_metric(reference.schema.task, name, y, scores, reference.settings, metric)(np.ones(len(y)))
+            found |= metric
+        except (UserError, pl.exceptions.PolarsError) as e: problems[name] = str(e)
+    return found, problems
 
 # %% ../../nbs/monitor/07_cohort_metrics.ipynb #c502fe77
 def bin_calibrations(
@@ -190,19 +230,23 @@ def _probabilities(calibrations, scores, rng=None):
     p = np.stack([c.apply(s, rng) for c, s in zip(calibrations, scores.T)], 1)
     return p / p.sum(1, keepdims=True)
 
+# %% ../../nbs/monitor/07_cohort_metrics.ipynb #91a775f6
 MAX_ESTIMATED_ROWS = 10_000 # of a cohort; an even choice of more
 
 def estimated_metrics(
     reference: QualityReference,
     scores: np.ndarray, # (n,) or (n, k) as answered
     calibrations: list[BetaCalibration],
+    frame: pl.DataFrame | None = None, # (n,) as `Cohort.rows` has them, for the metrics of the project
 ) -> dict[str, Estimate]: # empty for a regression, and without calibrations
     "Every metric of a classifier, as far as scores can tell it before labels."
     task = reference.schema.task
     if not calibrations or task == "regression" or not len(scores): return {}
-    scores = scores[np.linspace(0, len(scores) - 1, min(len(scores), MAX_ESTIMATED_ROWS)).astype(int)]
-    y, repeated = outcome_rows(scores)
-    metrics = {m: weighted_metric(task, m, y, repeated, reference.settings) for m in METRICS[task]}
+    chosen = np.linspace(0, len(scores) - 1, min(len(scores), MAX_ESTIMATED_ROWS)).astype(int)
+    y, repeated = outcome_rows(scores := scores[chosen])
+    times = len(y) // len(chosen)
+    own = {} if frame is None else own_metrics(reference, pl.concat([frame[chosen]] * times), y, repeated)[0]
+    metrics = {m: weighted_metric(task, m, y, repeated, reference.settings, own) for m in (*METRICS[task], *own)}
     return estimate_performance(metrics, _probabilities(calibrations, scores),
                                 lambda rng: _probabilities(calibrations, scores, rng))
 

@@ -42,6 +42,7 @@ from mlops_nb.monitor.cohort_metrics import (
     labelled_metrics,
     logged_inputs,
     mean_loss,
+    own_metrics,
     read_quality_reference,
     read_test_rows,
     segment_names,
@@ -67,6 +68,7 @@ from .window_counts import utc_time
 from ..prediction_log.reader import read_log
 from ..stats.bootstrap import Estimate, Resampling, Units, weighted_mean
 from ..stats.jackknife import jackknife_estimate
+from ..stats.kaplan_meier import DelayCurve
 
 # %% ../../nbs/monitor/15_quality.ipynb #c7ed22d5
 COHORT = timedelta(days=1)
@@ -82,6 +84,10 @@ class QualityState(Struct):
     late_labels: str = "" # a sentence, where labels come later than the schema says
     ndcg: float | None = None # of the order of the features, of the newest cohort
     done_until: str = "" # all that was due then is done, ISO
+    first: str = "" # the first cohort, ISO
+    delays_at: str = "" # when the delays of labels were measured, ISO
+    early: dict[str, int] = field(default_factory=dict) # cohort that waits -> `Cohort.changes` when measured
+    own_problems: dict[str, str] = field(default_factory=dict) # metric of the project -> why it cannot be computed
 
 def _key(endpoint): return f"quality:{endpoint}"
 
@@ -104,8 +110,8 @@ def _load(run, state, bundle): # -> reference, predictor, test rows; None where 
     try:
         path = find_bundle(bundle, checkout_root(run.root) / run.settings.release.store)
         require_trusted(path, run.settings.release.trusted_keys)
-        found = (read_quality_reference(path, run.params.evaluate.tolerance), Predictor.open(path),
-                 read_test_rows(run.root, bundle))
+        reference, predictor = read_quality_reference(path, run.params.evaluate.tolerance), Predictor.open(path)
+        found = reference._replace(features=predictor.features), predictor, read_test_rows(run.root, bundle)
         state.missing.pop(bundle, None)
     except UserError as e: found, state.missing[bundle] = None, str(e)
     run.references[bundle] = found
@@ -172,9 +178,12 @@ def _evaluated(rows, reference, params): # the rows with a label, their entities
     known = np.isfinite(rows.y)
     clusters = entity_clusters(rows.frame["entity"].filter(pl.Series(known)).cast(pl.String))
     resampling = Resampling(confidence_level=params.evaluate.confidence_level, clusters=clusters)
-    return EvaluatedRows(reference.schema.task, rows.y[known], rows.scores[known], reference.settings, resampling,
-                         reference.schema.classes)
+    labelled = rows.take(known)
+    own = own_metrics(reference, labelled.frame, labelled.y, labelled.scores)[0]
+    return EvaluatedRows(reference.schema.task, labelled.y, labelled.scores, reference.settings, resampling,
+                         reference.schema.classes, own)
 
+# %% ../../nbs/monitor/15_quality.ipynb #a558f0d9
 def _late_scores(rows, known_share): # of as many rows without a label as are still expected to get one
     known = np.isfinite(rows.y)
     n = min(int((~known).sum()), round(known.sum() * (1 / max(known_share, .01) - 1)))
@@ -218,6 +227,8 @@ def _measure(run, state, cohort, final, known_share): # -> rows of the table; (r
         if loaded is None: continue
         reference, rows = loaded[0], judged_rows(frame.sort("time", "id", "row"), loaded[0].schema)
         found, weights, method = measured_metrics(rows, reference, run.params, known_share)
+        known = rows.take(np.isfinite(rows.y))
+        if variant == "champion": state.own_problems = own_metrics(reference, known.frame, known.y, known.scores)[1]
         judged[bundle, variant] = reference, rows, weights
         scale = cohort.n_rows / max(1, len(cohort.rows))
         n, labelled = round(len(rows.y) * scale), round(int(np.isfinite(rows.y).sum()) * scale)
@@ -301,6 +312,7 @@ def _inputs(rows, predictor):
     try: return inputs.select(read)
     except pl.exceptions.PolarsError: return None
 
+# %% ../../nbs/monitor/15_quality.ipynb #fe97f99e
 def _estimate(run, state, before, start): # a day is over: estimate, and count contributions
     cohort, tables, counts = _read(run, start), [], []
     for bundle, variant, frame in _groups(cohort):
@@ -310,7 +322,8 @@ def _estimate(run, state, before, start): # a day is over: estimate, and count c
         reference, predictor, test = loaded
         rows, inputs = judged_rows(frame, reference.schema), _inputs(frame, predictor)
         if len(rows.y) >= MIN_LABELS:
-            found = estimated_metrics(reference, rows.scores, _calibrations(reference, predictor, test, inputs))
+            found = estimated_metrics(reference, rows.scores, _calibrations(reference, predictor, test, inputs),
+                                      rows.frame)
             tables += _table(run, cohort, (bundle, variant), found, len(rows.y), 0, "estimated",
                              _baselines(reference), False)
         window = inputs is not None and reference.baseline and explain_window(
@@ -322,6 +335,20 @@ def _estimate(run, state, before, start): # a day is over: estimate, and count c
     return _commit(run, state, before, cohort, tables, estimated=True, counts=counts)
 
 # %% ../../nbs/monitor/15_quality.ipynb #c130d6ea
+def _read_delays(run): # the newest curve
+    table = run.store.query("SELECT delay_seconds, share_known, low, high FROM label_delays WHERE endpoint = ? AND "
+                            "cohort_start = (SELECT max(cohort_start) FROM label_delays WHERE endpoint = ?) "
+                            "ORDER BY delay_seconds", (run.endpoint, run.endpoint))
+    return DelayCurve(*(c.cast(pl.Float64).to_numpy() for c in table))
+
+def _follow_delays(run, state, schema): # -> the curve of delays
+    first = datetime.fromisoformat(state.first or state.final_until)
+    if state.delays_at:
+        at = datetime.fromisoformat(state.delays_at)
+        if run.now - at < min(7 * COHORT, (run.now - first) / 4): return _read_delays(run)
+    state.delays_at = run.now.isoformat()
+    return _update_delays(run, state, schema)
+
 def _update_delays(run, state, schema): # -> the curve of delays
     window = max(timedelta(days=28), min(3 * label_delay(schema), timedelta(days=180)))
     cohort = read_cohort(run.log, run.endpoint, run.now - window, run.now, [], max_rows=50_000)
@@ -345,7 +372,7 @@ def _open_state(run): # None: nothing was answered yet
     first = read_log(run.log, run.endpoint).select(pl.col("time").min()).collect(engine="streaming").item()
     if first is None: return None
     start = _day(first).isoformat()
-    return QualityState(start, start)
+    return QualityState(start, start, first=start)
 
 def _advance(run, state, step, until, at): # day by day; each is a transaction of its own
     for _ in range(MAX_COHORTS):
@@ -364,12 +391,15 @@ PROVISIONAL_DAYS = 14
 def _measure_early(run, state, curve): # days whose labels are still coming
     start = max(datetime.fromisoformat(state.final_until), _day(run.now) - PROVISIONAL_DAYS * COHORT)
     most = curve.share_known[-1] if len(curve.share_known) else 0
-    while start + COHORT <= run.now:
-        cohort, age = _read(run, start), (run.now - start - COHORT / 2).total_seconds()
+    if start + COHORT > run.now: return
+    measured, state.early = state.early, {}
+    for cohort in read_cohort(run.log, run.endpoint, start, _day(run.now)).split(COHORT):
+        at, age = cohort.start.isoformat(), (run.now - cohort.start - COHORT / 2).total_seconds()
+        state.early[at] = cohort.changes()
+        if state.early[at] == measured.get(at): continue
         before = _stored(run)
         tables, _ = _measure(run, state, cohort, False, curve.known_after(age) / most if most else 1.)
         _commit(run, state, before, cohort, tables)
-        start += COHORT
 
 def _follow(run): # -> the state, after all work that is due
     state = _open_state(run)
@@ -379,7 +409,7 @@ def _follow(run): # -> the state, after all work that is due
     loaded = run.references.get(state.champion) or (state.champion and _load(run, state, state.champion))
     if not loaded: return state
     schema = loaded[0].schema
-    curve = _update_delays(run, state, schema)
+    curve = _follow_delays(run, state, schema)
     state = _advance(run, state, _judge_final, run.now - maturity(schema, curve), "final_until")
     if not label_delay(schema): _measure_early(run, state, curve)
     before, state.done_until = _stored(run), today
@@ -429,9 +459,11 @@ def _is_worse(better, row): # wholly on the wrong side
 
 def _metric_findings(run, reference, table):
     task = reference.schema.task
-    for name in dict.fromkeys([PRIMARY_METRIC[task], *(["cost"] if task == "binary" else [])]):
+    own = reference.features.metrics if reference.features else {}
+    for name in dict.fromkeys([PRIMARY_METRIC[task], *(["cost"] if task == "binary" else []), *own]):
         last = table.filter(metric=name).head(2).to_dicts()
-        if len(last) < 2 or not all(_is_worse(find_metric(task, name).better, r) for r in last): continue
+        better = own[name].metric_better if name in own else find_metric(task, name).better
+        if len(last) < 2 or not all(_is_worse(better, r) for r in last): continue
         r = last[0]
         text = (f"{metric_label(name)} of '{run.endpoint}' was {r['value']:.3g} ({r['low']:.3g} to {r['high']:.3g}) on "
                 f"{r['cohort_start']:%Y-%m-%d}, and {r['baseline']:.3g} on the test rows.")
@@ -457,6 +489,8 @@ MIN_NDCG = 0.9 # of the order of the features
 def _findings(run, state):
     found = [_finding(run, "quality", bundle[:12], f"Rows of the bundle {bundle[:12]} are not judged: {why}", run.now)
              for bundle, why in state.missing.items() if bundle == state.champion]
+    found += [_finding(run, "quality", name, f"The project's metric {name} cannot be computed in production: {why}",
+                       state.final_until) for name, why in state.own_problems.items()]
     if state.late_labels:
         found.append(_finding(run, "label_delay", "label_delay", state.late_labels + ".", state.final_until))
     if state.ndcg is not None and state.ndcg < MIN_NDCG:

@@ -8,14 +8,23 @@ __all__ = ['read_feedback', 'read_log', 'read_unmatched_labels', 'read_repeated_
 # %% ../../nbs/prediction_log/05_reader.ipynb #39842acf
 import glob
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import chain, groupby
 from pathlib import Path
 from urllib.parse import quote
 
 import polars as pl
 
 from ..core.errors import UserError
-from .segments import feedback_frame, record_frame, segment_tables, stack_frames
+from mlops_nb.prediction_log.segments import (
+    feedback_frame,
+    lease_id_of,
+    line_tables,
+    read_lines,
+    record_frame,
+    segment_began,
+    stack_frames,
+)
 
 # %% ../../nbs/prediction_log/05_reader.ipynb #8f086e0f
 def _parquet_scans(files):
@@ -32,20 +41,40 @@ def _stack(kind, tables, endpoint):
     table = stack_frames([*tables, _EMPTY[kind](0, []).lazy()])
     return table if endpoint is None else table.filter(pl.col("endpoint") == endpoint)
 
-def _scan_tables(folder, endpoint, since=None, until=None): # -> records of these hours, all records, labels
+_TABLE_LINES = 20_000 # a table has that many lines at least; one for each hour would take most of the time to make
+
+def _line_tables(lease_id, paths): # of some segments of a lease -> record or feedback, tables
+    lines = []
+    for some in chain(chain.from_iterable(map(read_lines, paths)), [None]):
+        if some is not None: lines += some
+        if some is None or len(lines) >= _TABLE_LINES:
+            yield from line_tables(lease_id, lines)[0].items()
+            lines = []
+
+def _written_after(segments, time): # of sorted segments: those with lines that were written after a time
+    last = [lease_id_of(a) != lease_id_of(b) for a, b in zip(segments, segments[1:])] + [True]
+    return [p for p, is_last, after in zip(segments, last, [*segments[1:], None])
+            if time is None or is_last or segment_began(after.stem) >= time]
+
+def _hour_folder(time): return time and f"hour={time.astimezone(UTC):%Y-%m-%dT%H}"
+
+# %% ../../nbs/prediction_log/05_reader.ipynb #8f0ae626
+def _scan_tables(folder, endpoint, since=None, until=None, reach=None): # -> records of these hours, all, labels
     "The tables of a log, each row once."
     found, segments = {"record": [], "feedback": []}, sorted((Path(folder) / "segments").glob("*.jsonl"))
-    for path in segments:
-        for kind, table in segment_tables(path)[0].items(): found[kind].append(table.lazy())
+    first, last = (t and reach is not None and t + sign * reach or None for t, sign in ((since, -1), (until, 1)))
+    for lease_id, paths in groupby(_written_after(segments, first), lease_id_of):
+        for kind, tables in _line_tables(lease_id, paths): found[kind] += [t.lazy() for t in tables]
     stems = {p.stem for p in segments}
     where = "*" if endpoint is None else f"endpoint={glob.escape(quote(endpoint, safe=''))}"
     files = {kind: [p for p in sorted((Path(folder) / kind).glob(f"{where}/hour=*/*.parquet")) if p.stem not in stems]
              for kind in found}
-    low, high = (t and f"hour={t.astimezone(UTC):%Y-%m-%dT%H}" for t in (since, until))
-    def is_inside(path): return (not low or path.parent.name >= low) and (not high or path.parent.name <= high)
-    inside = found["record"] + _parquet_scans(p for p in files["record"] if is_inside(p))
-    outside = _parquet_scans(p for p in files["record"] if not is_inside(p))
-    labels = found["feedback"] + _parquet_scans(files["feedback"]) # a label may be about any hour
+    low, high, oldest, newest = map(_hour_folder, (since, until, first, last))
+    def lies(path, low, high=None):
+        return (not low or path.parent.name >= low) and (not high or path.parent.name <= high)
+    inside = found["record"] + _parquet_scans(p for p in files["record"] if lies(p, low, high))
+    outside = _parquet_scans(p for p in files["record"] if lies(p, oldest, newest) and not lies(p, low, high))
+    labels = found["feedback"] + _parquet_scans(p for p in files["feedback"] if lies(p, oldest))
     return (_stack("record", inside, endpoint), _stack("record", inside + outside, endpoint),
             _stack("feedback", labels, endpoint))
 
@@ -95,9 +124,10 @@ def read_log(
     endpoint: str | None = None, # All where it is not given
     since: datetime | None = None, # With a time zone; records from then on
     until: datetime | None = None, # With a time zone; records before that
+    reach: timedelta | None = None, # How far around that time ids that were used twice are looked for; None: everywhere
 ) -> pl.LazyFrame: # A row for each row scored: `columns.NAME`, label, label_time, label_source, action, …
     "What was answered, with the labels that arrived for it."
-    log, records, labels = _scan_with_retry(folder, endpoint, since, until)
+    log, records, labels = _scan_with_retry(folder, endpoint, since, until, reach)
     if since: log = log.filter(pl.col("time") >= since)
     if until: log = log.filter(pl.col("time") < until)
     labels = _label_history(labels).group_by(_ROW, maintain_order=True).agg(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LabelSource', 'PROBE_ID_PREFIX', 'PredictionRecord', 'Feedback', 'segment_path', 'segment_paths', 'lease_id_of',
-           'first_seq', 'logged_lease_ids', 'complete_lines', 'recover_segment', 'DamagedLine', 'read_lines',
-           'record_frame', 'feedback_frame', 'stack_frames', 'line_tables', 'segment_tables']
+           'first_seq', 'segment_began', 'logged_lease_ids', 'complete_lines', 'recover_segment', 'DamagedLine',
+           'read_lines', 'record_frame', 'feedback_frame', 'stack_frames', 'line_tables', 'segment_tables']
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #2a6df318
 import json
@@ -78,6 +78,9 @@ def segment_paths(folder, lease_id):
 def lease_id_of(path): return int(path.name.split("-")[0])
 
 def first_seq(stem): return int(Path(stem).name.split("-")[1])
+
+def segment_began(stem): # when its first line was written
+    return datetime.strptime(Path(stem).name.split("-")[2], "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC)
 
 # %% ../../nbs/prediction_log/01_segments.ipynb #b6bf329c
 def logged_lease_ids(folder):

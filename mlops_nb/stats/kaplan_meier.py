@@ -6,6 +6,7 @@
 __all__ = ['DelayCurve', 'kaplan_meier']
 
 # %% ../../nbs/stats/18_kaplan_meier.ipynb #5955fc36
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,7 @@ class DelayCurve(NamedTuple):
 
 # %% ../../nbs/stats/18_kaplan_meier.ipynb #fcada29e
 def _interval(waiting, greenwood, confidence_level): # of the share that waits
-    from scipy.special import ndtri
-    z = ndtri((1 + confidence_level) / 2)
+    z = NormalDist().inv_cdf((1 + confidence_level) / 2)
     with np.errstate(divide='ignore', invalid='ignore'):
         scale = z * np.sqrt(greenwood) / np.abs(np.log(waiting))
         ends = waiting**np.exp(scale), waiting**np.exp(-scale)

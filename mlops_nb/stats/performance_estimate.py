@@ -99,9 +99,13 @@ def estimate_performance(
         weights = (outcome == np.arange(p.shape[1])[:, None]).astype(float).ravel()
         drawn.append([m(weights) for m in statistics.values()])
     expected, tail = outcome_weights(probabilities), (1 - confidence_level) / 2
-    with np.errstate(all='ignore'): low, high = np.nanquantile(np.array(drawn, float), [tail, 1 - tail], axis=0)
-    return {name: Estimate(finite_or_none(m(expected)), finite_or_none(a), finite_or_none(b))
-            for (name, m), a, b in zip(statistics.items(), low, high)}
+    with np.errstate(all='ignore'): # (n + 1)·tail draws lie outside: what comes is one draw more
+        low, high = np.nanquantile(np.array(drawn, float), [tail, 1 - tail], axis=0, method='weibull')
+    def value(i, m): # a figure that cannot be computed of parts of rows is the mean of the draws
+        found = m(expected)
+        return found if np.isfinite(found) else np.mean([d[i] for d in drawn])
+    return {name: Estimate(*map(finite_or_none, (value(i, m), low[i], high[i])))
+            for i, (name, m) in enumerate(statistics.items())}
 
 # %% ../../nbs/stats/19_performance_estimate.ipynb #3b56d45a
 MAX_RATIO = 20.
