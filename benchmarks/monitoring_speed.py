@@ -1,4 +1,4 @@
-"Monitoring: counting a log against a baseline, sums of a year, and what it costs the server."
+"Monitoring: counting a log against a baseline, beside a library that compares frames, and sums of a year."
 import json
 import os
 import resource
@@ -38,9 +38,9 @@ import pandas as pd
 from evidently import Report
 from evidently.presets import DataDriftPreset
 reference, current = (pd.read_parquet(p) for p in sys.argv[1:])
-began = time.perf_counter()
+began = time.process_time()
 Report([DataDriftPreset()]).run(current, reference)
-print(time.perf_counter() - began)
+print(time.process_time() - began)
 """
 
 
@@ -102,6 +102,12 @@ def write_log(root, id, n):
         part.write_parquet(folder / f"000-{i:012d}-{hour:%Y%m%dT%H%M%S}.000000.parquet")
 
 
+def processor_seconds(f):
+    began = time.process_time()
+    f()
+    return time.process_time() - began
+
+
 def count(root):
     "In a process of its own: seconds and MiB to count a log, from nothing."
     done = subprocess.run([sys.executable, __file__, "--count", root], env=ENV, capture_output=True, text=True)
@@ -125,16 +131,16 @@ def counting(tmp, n):
     for size in (n // 2, n):
         id = project(tmp / f"log-{size}", bundle)
         write_log(tmp / f"log-{size}", id, size)
-        found[size] = min((count(tmp / f"log-{size}") for _ in range(3)), key=lambda f: f["seconds"])
+        found[size] = min((count(tmp / f"log-{size}") for _ in range(3)), key=lambda f: f["cpu"])
         assert found[size]["rows"] == size
     half, full = found[n // 2], found[n]
-    yield row(f"count {n:,} rows of {COLUMNS} columns from a compacted log", f"{full['seconds']:.2f} s "
-              f"({full['cpu']:.1f} s of processor)", bound="≤ 3 s", met=full["seconds"] <= 3)
+    yield row(f"count {n:,} rows of {COLUMNS} columns from a compacted log", f"{full['cpu']:.2f} s of processor, "
+              f"{full['seconds']:.1f} s by the clock", bound="≤ 6 s of processor", met=full["cpu"] <= 6)
     yield row("… memory of its process", f"{full['mib']:.0f} MiB", bound="≤ 600 MiB", met=full["mib"] <= 600)
-    times = full["seconds"] / half["seconds"]
-    yield row("… against half the rows", f"{half['seconds']:.2f} s", ratio=f"{times:.2f}×", bound="≤ 2×",
+    times = full["cpu"] / half["cpu"]
+    yield row("… against half the rows", f"{half['cpu']:.2f} s of processor", ratio=f"{times:.2f}×", bound="≤ 2.1×",
               met=times <= 2.1)
-    yield from beside_evidently(tmp, n, full["seconds"])
+    yield from beside_evidently(tmp, n, full["cpu"])
 
 
 def beside_evidently(tmp, n, ours):
@@ -145,9 +151,9 @@ def beside_evidently(tmp, n, ours):
                            tmp / "current.parquet"], capture_output=True, text=True, env=ENV)
     if done.returncode: raise SystemExit(done.stderr[-2000:])
     theirs = float(done.stdout.splitlines()[-1])
-    yield row(f"the same size, {n:,} rows, against as many of the training", f"{ours:.2f} s",
-              f"Evidently {version_of(bin, 'evidently')}, drift preset, frames in memory", f"{theirs:.1f} s",
-              f"{theirs / ours:.0f}×", "≥ 50×", theirs / ours >= 50)
+    yield row(f"the same size, {n:,} rows, against as many of the training", f"{ours:.2f} s of processor",
+              f"Evidently {version_of(bin, 'evidently')}, drift preset, frames in memory",
+              f"{theirs:.1f} s of processor", f"{theirs / ours:.0f}×", "≥ 50×", theirs / ours >= 50)
 
 
 def sums(tmp, days):
@@ -168,9 +174,10 @@ def sums(tmp, days):
     start = datetime(2025, 11, 2, 5, tzinfo=UTC)
     def ask(): return window_counts(store, "churn", "b", "champion", "column", start, start + timedelta(days=days))
     assert ask()["x3"].sum() == 20 * 12 * (24 * days - 5)
-    took, = alternating(7, lambda: seconds(ask))
-    yield row(f"sum {days} days of hourly counts of {COLUMNS} columns, DuckDB opened anew", f"{took * 1000:.0f} ms",
-              bound="≤ 50 ms", met=took <= .05)
+    took, clock = alternating(7, lambda: processor_seconds(ask), lambda: seconds(ask))
+    yield row(f"sum {days} days of hourly counts of {COLUMNS} columns, the file opened anew",
+              f"{took * 1000:.0f} ms of processor, {clock * 1000:.0f} ms by the clock", bound="≤ 50 ms of processor",
+              met=took <= .05)
 
 
 def main():
@@ -178,7 +185,9 @@ def main():
     with workplace() as tmp: rows = [*counting(tmp, 20_000 if short else 1_000_000), *sums(tmp, 40 if short else 365)]
     report(rows, ["Ours reads Parquet of the log, counts by hour and by three segments, and commits to DuckDB; the "
                   "peer compares two frames that are in memory already.", f"The processes could use {os.cpu_count()} "
-                  "cores; figures of ours are the best of three."])
+                  f"cores, where {os.getloadavg()[0]:.0f} processes wanted to run at the end: processor time is "
+                  "compared, which others disturb less than the clock. Counts are the best of three, sums the median "
+                  "of seven."])
 
 
 if __name__ == "__main__":
