@@ -230,7 +230,7 @@ def _sections(root, incident, state, cost, timezone, now):
     causes = [f"- {c}" for c in state.alerts[incident.alert].finding.causes]
     said = [f"- {a.id}: {a.cause} ({a.closed_by})" for a in alerts if a.cause]
     changes = [f"- {n.data['text']} ({n.by})" for n in incident.notes if n.data["change"]]
-    ask = f"- Nobody has said yet; type `mlops-nb incident note {incident.id} TEXT --change`."
+    ask = f"- Nobody has said yet; type `mlops-nb incident note TEXT --change --id {incident.id}`."
     yield "When", _times(incident, alerts, timezone, now)
     yield "What it cost", _cost_lines(cost)
     yield "Likely causes, found automatically", causes or ["- none"]

@@ -224,7 +224,7 @@ def _parse_label(text, classes, task_is_regression):
         if math.isfinite(number): return number
         raise UserError(f"{text!r} is no number; the label of this row is one.")
     if text in (classes or [text]): return text
-    raise UserError(f"{text!r} is none of the classes {', '.join(classes)}{did_you_mean(text, classes)}")
+    raise UserError(f"{text!r} is none of the classes{did_you_mean(text, classes)}")
 
 # %% ../../nbs/monitor/41_label_queue.ipynb #1e735d9c
 MAX_CONTRIBUTIONS = 6

@@ -6,7 +6,7 @@
 __all__ = ['rank_drift', 'drift_figure', 'quality_figure', 'label_delay_figure', 'budget_figure', 'traffic_figures']
 
 # %% ../../nbs/report/31_monitoring_figures.ipynb #6b8cb93c
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -148,6 +148,8 @@ def budget_figure(
     return figure_html(fig, title, "Share of the error budget of the period that is left.")
 
 # %% ../../nbs/report/31_monitoring_figures.ipynb #7aa6f7b0
+def _time_limits(hours): return hours.min(), hours.max() + timedelta(hours=1) # also where one hour has a figure
+
 def traffic_figures(
     traffic: pl.DataFrame, # hour, variant, rows, p50_ms, p99_ms; the latter two null where unknown
 ) -> Html:
@@ -158,9 +160,10 @@ def traffic_figures(
     for column, title in titles.items():
         fig, ax = subplots(3.7, 2)
         for ink, (variant,), some in zip(inks, *zip(*sorted(traffic.partition_by("variant", as_dict=True).items()))):
-            ax.plot(some["hour"], some[column].fill_null(np.nan), color=ink, linewidth=1.1, label=variant)
+            ax.plot(some["hour"], some[column].fill_null(np.nan), color=ink, linewidth=1.1, label=variant,
+                    marker="." if some[column].count() < 3 else None) # a line needs two hours
         ax.set_title(title)
-        ax.set_ylim(bottom=0)
+        ax.set(xlim=_time_limits(traffic["hour"]), ylim=(0, None))
         if traffic["variant"].n_unique() > 1: ax.legend(fontsize=8)
         panels.append(fig)
     total = int(traffic["rows"].sum())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MonitoringSummary', 'monitoring_conclusion', 'summary_table', 'alerts_table', 'drift_table', 'quality_table',
-           'checks_table', 'read_monitoring_summary']
+           'estimate_errors_table', 'feedback_loop_table', 'checks_table', 'read_monitoring_summary']
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #860cea61
 from datetime import datetime
@@ -15,10 +15,12 @@ from msgspec import Struct
 
 from ..evaluate.metrics import metric_label
 from ..monitor.alerts import Alert, list_alerts
+from ..monitor.cohort_metrics import ASSUMPTION
 from ..monitor.results import budget_results, quality_results, traffic_results
 from ..monitor.store import MonitorStore
 from .formatting import format_date, format_number, format_percent, join_words, pluralize
 from .html_fragments import Html, nowrap, table
+from ..stats.performance_estimate import CANNOT_SEE
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #64a2ab00
 class MonitoringSummary(Struct, kw_only=True):
@@ -86,7 +88,7 @@ def drift_table(
     drift: pl.DataFrame, # Rows of table `drift`, of all rows and no segment
 ) -> Html:
     "The furthest window of each series."
-    if not drift.height: return Html("<p>No window has been compared yet.</p>")
+    if not drift.height: return Html("") # the figure says so
     ordered = drift.sort("alarm", "jensen_shannon", descending=True, nulls_last=True)
     worst = ordered.unique(["kind", "name"], keep="first", maintain_order=True)
     rows = [{"Series": r["name"] if r["kind"] == "column" else f"{r['name']} ({r['kind']})",
@@ -112,6 +114,28 @@ def quality_table(
              "Cohort of": nowrap(format_date(r["cohort_start"]))}
             for r in newest.sort("segment_column", "metric").iter_rows(named=True)]
     return table(rows, max_rows=60)
+
+# %% ../../nbs/report/30_monitoring_tables.ipynb #7e0f108b
+def estimate_errors_table(
+    errors: pl.DataFrame, # As `estimate_error_results`
+) -> Html:
+    "What quality assumes, and what its estimates were worth."
+    text = f"Measured figures: {ASSUMPTION}. Estimated figures are {CANNOT_SEE}."
+    if not errors.height: return Html(f'<p class="soft">{text} No estimate could be held against labels yet.</p>')
+    rows = [{"Estimated metric": metric_label(r["metric"]), "Cohorts with labels since": r["cohorts"],
+             "Mean error": r["mean_error"], "Interval held": format_percent(r["held"])}
+            for r in errors.iter_rows(named=True)]
+    return Html(f'<p class="soft">{text}</p>') + table(rows, max_rows=30)
+
+def feedback_loop_table(
+    checks: pl.DataFrame, # Rows of table `checks`, the newest of each subject
+) -> Html:
+    "Whether decisions shape the labels."
+    some = checks.filter(monitor="feedback_loop")
+    if not some.height: return Html('<p class="soft">Not looked at yet.</p>')
+    rows = [{"What": r["message"], "Value": r["value"], "Limit": r["limit_value"], "Holds": bool(r["ok"])}
+            for r in some.iter_rows(named=True)]
+    return table(rows, max_rows=20, stacked=True)
 
 def checks_table(
     checks: pl.DataFrame, # Rows of table `checks`, the newest of each subject
