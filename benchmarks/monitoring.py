@@ -284,6 +284,9 @@ def taxi():
 
 
 def peer_real(bin, frame, n_training, size):
+    parts = [frame[:n_training], *(frame[i:i + size] for i in range(n_training, frame.height - size + 1, size))]
+    some = [c for c in frame.columns if all(p[c].is_not_null().any() for p in parts)] # it refuses an empty column
+    frame = frame.select(some)
     later = frame[n_training:][:(frame.height - n_training) // size * size]
     later = later.with_columns(stream=pl.lit(""), window=pl.int_range(later.height) // size)
     training = frame[:n_training].sample(min(n_training, 5000), seed=0)
