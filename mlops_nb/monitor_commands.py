@@ -85,9 +85,15 @@ def _drift(store, endpoint, start, end, by):
     return found.unique(["segment_value", "kind", "name"], keep="first", maintain_order=True).select(columns)
 
 def _quality(store, endpoint, start, end, by):
-    from mlops_nb.monitor.results import quality_results
+    from mlops_nb.monitor.cohort_metrics import ASSUMPTION
+    from mlops_nb.monitor.results import estimate_error_results, quality_results
+    from mlops_nb.stats.performance_estimate import CANNOT_SEE
     columns = ["segment_value"] * bool(by) + ["metric", "cohort_start", "labelled", "rows", "value", "low", "high",
                                               "baseline", "method"]
+    for name, cohorts, error, held in estimate_error_results(store, endpoint).iter_rows():
+        typer.echo(f"estimates of {name}: mean error {error:.3g} on {cohorts} cohorts, interval held in {held:.0%}",
+                   err=True)
+    typer.echo(f"measured: {ASSUMPTION}; estimated: {CANNOT_SEE}", err=True)
     return quality_results(store, endpoint, start, end, by).select(columns)
 
 def _labels(store, endpoint, *_):
@@ -98,18 +104,24 @@ def _slo(store, endpoint, start, end, by):
     from mlops_nb.monitor.results import budget_results
     return budget_results(store, end)
 
-def _checks(store, *_):
+def _newest_checks(store):
     from mlops_nb.monitor.results import newest_checks
     return newest_checks(store).select("ok", "monitor", "endpoint", "subject", "value", "limit_value", "message", "owner")
 
+def _checks(store, *_):
+    found = _newest_checks(store)
+    print(f"{found['ok'].sum()} checks are in order; these are not:", file=sys.stderr)
+    return found.filter(~found["ok"])
+
 def _freshness(store, *_):
-    found = _checks(store)
+    found = _newest_checks(store)
     return found.filter(found["monitor"].str.contains("age|fresh"))
 
 # %% ../nbs/97_monitor_commands.ipynb #31dc586d
 def _traffic(store, endpoint, start, end, by):
     from mlops_nb.monitor.results import traffic_results
-    return traffic_results(store, endpoint, start, end)
+    found = traffic_results(store, endpoint, start, end)
+    return found.filter(found["rows"] > 0)
 
 _TOPICS = {"drift": _drift, "quality": _quality, "labels": _labels, "slo": _slo, "freshness": _freshness,
            "checks": _checks, "traffic": _traffic}

@@ -23,7 +23,7 @@ from .findings import Finding
 from .store import MonitorStore
 from .window_counts import utc_time, window_counts
 from ..prediction_log.reader import read_log
-from ..stats.distances import effect_distance
+from ..stats.distances import chance_divergence, effect_distance
 
 # %% ../../nbs/monitor/16_feedback_loop.ipynb #a4e4b078
 MIN_ROWS = 200 # of each group; of fewer nothing is said
@@ -59,8 +59,9 @@ def score_result(
     if n < MIN_ROWS:
         return CheckResult(monitor="feedback_loop", subject="scores", endpoint=endpoint,
                            message=f"Not known: {n:,} held-out rows of '{endpoint}'; {MIN_ROWS} are needed.")
-    distance = float(effect_distance(acted, held))
-    ok = distance <= MAX_DISTANCE
+    distance, cells = float(effect_distance(acted, held)), int(((acted > 0) | (held > 0)).sum())
+    chance = float(chance_divergence(cells, acted.sum(), held.sum()))
+    ok = distance <= max(MAX_DISTANCE, (6 * chance * (2 / max(1, cells - 1))**.5)**.5) # once in 10,000
     text = (f"The scores of held-out rows of '{endpoint}' are {distance:.2f} (Jensen-Shannon) from those it decided "
             f"about{'.' if ok else ': who is held out is not chance.'}")
     return CheckResult(monitor="feedback_loop", subject="scores", endpoint=endpoint, message=text, value=distance,

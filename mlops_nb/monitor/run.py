@@ -19,6 +19,7 @@ from .alert_updates import update_alerts
 from .alerts import Alert
 from .data_checks import check_data
 from .drift import update_drift
+from .feedback_loop import check_feedback_loop
 from .findings import Finding
 from .freshness import check_freshness
 from .log_counts import LogCounts, count_log
@@ -35,7 +36,8 @@ Monitor = Callable[[Path, MonitorStore, datetime], list[Finding]]
 
 MONITORS: dict[str, Monitor] = { # in the order in which they run
     "data": check_data, "training": check_training, "validation": check_validation, "freshness": check_freshness,
-    "traffic": check_traffic, "quality": update_quality, "drift": update_drift, "slos": update_slos}
+    "traffic": check_traffic, "quality": update_quality, "feedback_loop": check_feedback_loop, "drift": update_drift,
+    "slos": update_slos}
 
 # %% ../../nbs/monitor/70_run.ipynb #9c2569cf
 def _failed(name, error, now):

@@ -14,12 +14,13 @@ import polars as pl
 from msgspec import Struct
 
 from ..evaluate.metrics import metric_label
-from ..monitor.alerts import Alert, list_alerts
+from ..ledger.ledger import open_ledger
+from ..monitor.alerts import Alert, list_alerts, read_alerts
 from ..monitor.cohort_metrics import ASSUMPTION
 from ..monitor.results import budget_results, quality_results, traffic_results
 from ..monitor.store import MonitorStore
 from .formatting import format_date, format_number, format_percent, join_words, pluralize
-from .html_fragments import Html, nowrap, table
+from .html_fragments import Html, details, nowrap, table
 from ..stats.performance_estimate import CANNOT_SEE
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #64a2ab00
@@ -29,7 +30,8 @@ class MonitoringSummary(Struct, kw_only=True):
     start: datetime # Of the period, with a time zone
     end: datetime
     rows: int # answered in the period
-    alerts: list[Alert] # That hold now, the most urgent first
+    alerts: list[Alert] # Of the time, the most urgent first
+    explained: dict[str, list[str]] = {} # Id of an alert: ids of those that explain it
     metric: str = "" # The newest figure by labels; empty: none yet
     value: float | None = None
     low: float | None = None
@@ -38,7 +40,8 @@ class MonitoringSummary(Struct, kw_only=True):
     budget_slo: str = "" # The SLO with the least left of its error budget; empty: none
     budget_left: float | None = None # A share
 
-def _still_wrong(summary): return [a for a in summary.alerts if a.status in ("open", "acked")]
+def _still_wrong(summary):
+    return [a for a in summary.alerts if a.status in ("open", "acked") and a.id not in summary.explained]
 
 def _quality_sentence(s):
     if s.value is None: return "How good the answers were is not known yet: no cohort is old enough for its labels."
@@ -49,7 +52,7 @@ def _quality_sentence(s):
 # %% ../../nbs/report/30_monitoring_tables.ipynb #0f7ae624
 def monitoring_conclusion(
     s: MonitoringSummary,
-) -> tuple[str, bool | None]: # Sentences, and whether nothing is wrong; None: nothing was answered, so nobody knows
+) -> tuple[str, bool | None]: # Sentences, and whether nothing is wrong; None: only tickets wait, or nobody was answered
     "What a reader must know who reads no further."
     wrong = _still_wrong(s)
     pages = sum(a.finding.severity == "page" for a in wrong)
@@ -59,7 +62,7 @@ def monitoring_conclusion(
     if not wrong: return f"{asked}, and nothing is wrong. {_quality_sentence(s)}", True
     open_ = (f"{pluralize(len(wrong), 'alert')} {'is' if len(wrong) == 1 else 'are'} open"
              + (f", {pages} of them urgent" if pages else ""))
-    return f"{asked}; {open_}. {wrong[0].finding.summary} {_quality_sentence(s)}", False
+    return f"{asked}; {open_}. {wrong[0].finding.summary} {_quality_sentence(s)}", False if pages else None
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #fa87d9fe
 def summary_table(s: MonitoringSummary) -> Html:
@@ -72,16 +75,20 @@ def summary_table(s: MonitoringSummary) -> Html:
                    "Error budget left, the least": budget, "Alerts open": len(wrong)}])
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #8bc84b90
-def alerts_table(
-    alerts: list[Alert], # The most urgent first
-) -> Html:
-    "What is wrong, since when, who has it, and what to do."
-    if not alerts: return Html("<p>No alert is open.</p>")
-    rows = [{"Alert": nowrap(a.id), "What": a.finding.summary, "Since": nowrap(f"{a.opened_at:%d %b %H:%M} UTC"),
+def _alert_rows(alerts):
+    return [{"Alert": nowrap(a.id), "What": a.finding.summary, "Since": nowrap(f"{a.opened_at:%d %b %H:%M} UTC"),
              "State": a.status + (f" ({a.acked_by})" if a.acked_by else ""), "Owner": a.finding.owner or "–",
              "Likely cause": join_words(a.finding.causes, 3) or "–", "Next": a.finding.next_command or "–"}
             for a in alerts]
-    return table(rows, max_rows=50, stacked=True)
+
+def alerts_table(s: MonitoringSummary) -> Html:
+    "What is wrong, since when, who has it, and what to do; behind a fold what these explain, and what is over."
+    wrong = _still_wrong(s)
+    others = [a for a in s.alerts if a not in wrong]
+    top = table(_alert_rows(wrong), max_rows=50, stacked=True) if wrong else Html("<p>No alert is open.</p>")
+    if not others: return top
+    said = f"{pluralize(len(others), 'other alert')}: explained by those above, closed or over"
+    return top + details(said, table(_alert_rows(others), max_rows=50, stacked=True))
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #4d91d8fa
 def drift_table(
@@ -166,5 +173,6 @@ def read_monitoring_summary(
     budgets = budget_results(store, end)
     least = dict(budget_slo=budgets["slo"][0], budget_left=budgets["budget_left"][0]) if budgets.height else {}
     rows = int(traffic_results(store, endpoint, start, end)["rows"].sum())
-    return MonitoringSummary(endpoint=endpoint, start=start, end=end, rows=rows, alerts=list_alerts(root, end), **least,
+    return MonitoringSummary(endpoint=endpoint, start=start, end=end, rows=rows, alerts=list_alerts(root, end),
+                             explained=read_alerts(open_ledger(root)).explanations(), **least,
                              **_newest_quality(quality_results(store, endpoint, start, end)))

@@ -64,6 +64,21 @@ def test_a_run_that_fails_half_way_is_made_up_for(followed, monkeypatch):
     assert figures(store, final=True)
 
 
+def test_a_day_whose_labels_did_not_change_is_not_measured_again(followed, monkeypatch):
+    _, store, tell, run = followed
+    asked = []
+    monkeypatch.setattr("mlops_nb.monitor.quality._measure",
+                        lambda run, state, cohort, final, share: (asked.append((cohort.start, final)), ([], {}))[1])
+    monkeypatch.setattr("mlops_nb.monitor.quality.maturity", lambda *_: 60 * DAY)
+    run(1)
+    run(2)
+    measured = [start for start, _ in asked]
+    assert measured.count(at_hour(0)) == 1
+    tell(70, "leaves", 49)
+    run(3)
+    assert [start for start, _ in asked].count(at_hour(0)) == 2
+
+
 def test_a_bundle_that_is_gone_is_said(followed):
     root, store, _, run = followed
     for path in (root / "bundles").glob("*"): path.rename(root / path.name)
