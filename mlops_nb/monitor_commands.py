@@ -74,7 +74,8 @@ def _print_frame(frame, as_json):
     times, figures = cs.datetime().dt.strftime("%Y-%m-%d %H:%M"), cs.float().round_sig_figs(4)
     if not frame.height: return print("Nothing was found of this; `mlops-nb monitor run` looks for what is new.")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
-                   fmt_str_lengths=100, tbl_formatting="NOTHING", tbl_width_chars=220): print(frame.with_columns(times, figures))
+                   fmt_str_lengths=100, tbl_formatting="NOTHING", tbl_width_chars=220):
+        print(frame.with_columns(times, figures))
 
 # %% ../nbs/97_monitor_commands.ipynb #2624391b
 def _drift(store, endpoint, start, end, by):
@@ -100,13 +101,15 @@ def _labels(store, endpoint, *_):
     from mlops_nb.monitor.results import label_delay_results
     return label_delay_results(store, endpoint).drop("endpoint")
 
+# %% ../nbs/97_monitor_commands.ipynb #0498af82
 def _slo(store, endpoint, start, end, by):
     from mlops_nb.monitor.results import budget_results
     return budget_results(store, end)
 
 def _newest_checks(store):
     from mlops_nb.monitor.results import newest_checks
-    return newest_checks(store).select("ok", "monitor", "endpoint", "subject", "value", "limit_value", "message", "owner")
+    columns = "ok", "monitor", "endpoint", "subject", "value", "limit_value", "message", "owner"
+    return newest_checks(store).select(columns)
 
 def _checks(store, *_):
     found = _newest_checks(store)
