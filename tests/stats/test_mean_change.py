@@ -16,7 +16,7 @@ def life(seed, change=None, days=150, n=30):
 
 
 def test_false_alarms_over_a_life_stay_below_the_level():
-    assert np.mean([life(seed) is not None for seed in range(60)]) <= .05
+    assert np.mean([life(seed) is not None for seed in range(30)]) <= .05
 
 
 @pytest.mark.parametrize("change", [0, 100])
