@@ -7778,6 +7778,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlops_nb/stats/distances.py'),
                                           'mlops_nb.stats.distances.effect_distance': ( 'stats/distances.html#effect_distance',
                                                                                         'mlops_nb/stats/distances.py'),
+                                          'mlops_nb.stats.distances.hellinger_distance': ( 'stats/distances.html#hellinger_distance',
+                                                                                           'mlops_nb/stats/distances.py'),
                                           'mlops_nb.stats.distances.jensen_shannon_by_bin': ( 'stats/distances.html#jensen_shannon_by_bin',
                                                                                               'mlops_nb/stats/distances.py'),
                                           'mlops_nb.stats.distances.jensen_shannon_divergence': ( 'stats/distances.html#jensen_shannon_divergence',

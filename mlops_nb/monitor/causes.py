@@ -127,7 +127,7 @@ def likely_causes(
 
 # %% ../../nbs/monitor/31_causes.ipynb #365bf5d2
 _OUTAGE = ("slo_burn", "slo_no_data", "slo_budget", "heartbeat", "volume", "serving")
-_RUNBOOKS = dict.fromkeys(_OUTAGE, "outage") | {"quality": "quality", "calibration": "quality", "rota": ""} # others: drift
+_RUNBOOKS = dict.fromkeys(_OUTAGE, "outage") | {"quality": "quality", "calibration": "quality", "rota": ""} # else drift
 _DRIFT = ("drift", "prediction_drift", "attribution_drift")
 _COMMANDS = (dict.fromkeys(_OUTAGE, "mlops-nb slo status") | dict.fromkeys(_DRIFT, "mlops-nb monitor show drift")
              | {"quality": "mlops-nb monitor show quality", "rota": "mlops-nb alert list"})

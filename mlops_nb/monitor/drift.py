@@ -7,6 +7,7 @@ __all__ = ['DriftedStream', 'DriftState', 'judge_window', 'learn_pasts', 'borrow
            'drift_ranking']
 
 # %% ../../nbs/monitor/17_drift.ipynb #c34759f2
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from .window_counts import utc_time
 
 # %% ../../nbs/monitor/17_drift.ipynb #d8ec1683
 from mlops_nb.stats.distances import (
+    OTHER_MEASURES,
     cell_midpoints,
     effect_distance,
     jensen_shannon_divergence,
@@ -215,6 +217,7 @@ def _row(day, i, at, state, where): # of the table `drift`
     return dict(where, segment_column=s.segment_column, segment_value=s.segment_value, kind=s.kind, name=s.name,
                 window_start=start, window_end=start + timedelta(hours=day.hours), rows=int(counts.sum()),
                 reference=s.reference_name, **{c: value(x[at]) for c, x in day.distances[i].items()}, floor=s.floor,
+                measures=json.dumps({m: value(f(reference, counts)) for m, f in OTHER_MEASURES.items()}),
                 p_value=p, e_value=e, detector=state.detectors.get(s.key, 0.), threshold=state.threshold,
                 alarm=s.key in state.drifted, moved=moved)
 

@@ -51,9 +51,9 @@ def estimate_error_results(
     endpoint: str,
 ) -> pl.DataFrame: # metric, cohorts, mean_error (absolute), held: share of the cohorts whose interval had what came
     "What the estimates before labels were worth, of all cohorts whose labels are there."
-    return store.query("SELECT metric, count(*) AS cohorts, avg(abs(error)) AS mean_error, avg(CASE WHEN realised >= low "
-                       "AND realised <= high THEN 1.0 ELSE 0.0 END) AS held FROM estimate_errors WHERE endpoint = ? "
-                       "GROUP BY metric ORDER BY metric", (endpoint,))
+    return store.query("SELECT metric, count(*) AS cohorts, avg(abs(error)) AS mean_error, avg(CASE WHEN realised "
+                       ">= low AND realised <= high THEN 1.0 ELSE 0.0 END) AS held FROM estimate_errors "
+                       "WHERE endpoint = ? GROUP BY metric ORDER BY metric", (endpoint,))
 
 # %% ../../nbs/monitor/37_results.ipynb #965cb777
 def label_delay_results(
@@ -116,5 +116,5 @@ def traffic_results(
                         (endpoint,))
     tables = [_variant_traffic(store, endpoint, v, start, end) for v in found["variant"]]
     traffic = pl.concat([pl.DataFrame(schema=_TRAFFIC), *tables], how="vertical_relaxed").fill_nan(None)
-    first = traffic.filter(pl.col("rows") > 0)["hour"].min() # before it nobody was there; later hours without rows count
+    first = traffic.filter(pl.col("rows") > 0)["hour"].min() # before it nobody was there
     return traffic.filter(pl.col("rows").sum().over("variant") > 0, pl.col("hour") >= first)

@@ -35,7 +35,7 @@ TABLES |= {
     "drift": f"{_WHERE}, kind TEXT, name TEXT, window_start TIMESTAMP, window_end TIMESTAMP, rows BIGINT, "
              "reference TEXT, jensen_shannon DOUBLE PRECISION, psi DOUBLE PRECISION, wasserstein DOUBLE PRECISION, "
              "floor DOUBLE PRECISION, p_value DOUBLE PRECISION, e_value DOUBLE PRECISION, detector DOUBLE PRECISION, "
-             "threshold DOUBLE PRECISION, alarm BOOLEAN, moved TEXT"}
+             "threshold DOUBLE PRECISION, alarm BOOLEAN, moved TEXT, measures TEXT"}
 
 # %% ../../nbs/monitor/00_store.ipynb #ee6b9efc
 TABLES |= {

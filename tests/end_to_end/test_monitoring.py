@@ -1,5 +1,5 @@
-"""The story of monitoring: weeks of traffic with a broken column, a new category, another mix of customers, an outage at
-three in the morning and another truth. Each is one incident with the right cause, and nobody is woken besides."""
+"""The story of monitoring: weeks of traffic with a broken column, a new category, another mix of customers, an outage
+at three in the morning and another truth. Each is one incident with the right cause, and nobody is woken besides."""
 from datetime import UTC, datetime, timedelta
 
 import pytest

@@ -66,3 +66,15 @@ def test_an_effect_does_not_depend_on_the_rows():
 def test_the_cells_that_moved_come_first():
     assert moved_cells(np.array([10, 50, 40, 0]), np.array([60, 20, 15, 5]))[0] == 0
     assert moved_cells(np.array([1, 1]), np.array([5, 5])) == []
+
+
+def test_a_measure_of_ones_own_reaches_the_table_of_drift():
+    "The registry is what the monitor asks: nothing else has to be touched."
+    from mlops_nb.monitor import drift
+    from mlops_nb.stats import distances
+    assert drift.OTHER_MEASURES is distances.OTHER_MEASURES
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 50, (2, 8))
+    p, q = a / a.sum(), b / b.sum()
+    mine = float(distances.hellinger_distance(a, b))
+    assert abs(mine - np.sqrt(.5 * ((np.sqrt(p) - np.sqrt(q))**2).sum())) < 1e-12
