@@ -91,7 +91,9 @@ def _burn_findings(file, slo, status, bad):
 def _state_findings(file, slo, status):
     common = dict(subject=slo.name, endpoint=file.service, **_RULES)
     if not status.is_known:
-        yield dict(rule="slo_no_data", severity="ticket" if slo.alerting.page_alert.disable else "page", summary=(
+        was_known = status.good + status.bad > 0 # what never gave a figure is a matter for the morning
+        pages = was_known and not slo.alerting.page_alert.disable
+        yield dict(rule="slo_no_data", severity="page" if pages else "ticket", summary=(
             f"Nothing is known of {slo.name}: no series of its query was read for {_KNOWN_MINUTES} minutes."), **common)
     if status.is_exhausted:
         yield dict(rule="slo_budget", severity="ticket", value=status.budget_left, limit=0., summary=(

@@ -84,8 +84,10 @@ def test_no_data_is_a_finding_of_its_own_but_not_on_the_first_day(project, duckd
     assert update_slos(project, duckdb_store, NOON) == []
     feed(duckdb_store, 31, good=5)
     assert look(project, duckdb_store, 31) == set()  # availability is known, others are not
-    found = update_slos(project, duckdb_store, NOON + timedelta(minutes=70))
-    assert {f.subject: f.severity for f in found if f.rule == "slo_no_data"}["availability"] == "page"
+    feed(duckdb_store, 36, good=9)
+    found = update_slos(project, duckdb_store, NOON + timedelta(minutes=75))
+    severities = {f.subject: f.severity for f in found if f.rule == "slo_no_data"}
+    assert severities["availability"] == "page" and severities["latency"] == "ticket"  # that never had a figure
 
 
 def test_without_slo_yaml_nothing_happens(tmp_path, duckdb_store):
