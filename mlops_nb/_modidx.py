@@ -3574,6 +3574,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'mlops_nb/monitor/feedback_loop.py')},
             'mlops_nb.monitor.findings': { 'mlops_nb.monitor.findings.Finding': ( 'monitor/findings.html#finding',
                                                                                   'mlops_nb/monitor/findings.py'),
+                                           'mlops_nb.monitor.findings.Finding.__post_init__': ( 'monitor/findings.html#finding.__post_init__',
+                                                                                                'mlops_nb/monitor/findings.py'),
                                            'mlops_nb.monitor.findings.Finding.key': ( 'monitor/findings.html#finding.key',
                                                                                       'mlops_nb/monitor/findings.py')},
             'mlops_nb.monitor.freshness': { 'mlops_nb.monitor.freshness._Dataset': ( 'monitor/freshness.html#_dataset',

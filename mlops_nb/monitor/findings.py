@@ -11,6 +11,7 @@ from typing import Literal
 
 from fastcore.basics import patch
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 # %% ../../nbs/monitor/01_findings.ipynb #95ef3c60
 class Finding(Struct, frozen=True, kw_only=True):
@@ -29,6 +30,10 @@ class Finding(Struct, frozen=True, kw_only=True):
     depends_on: list[str] = [] # Keys of findings that would explain it: while one of them holds, this one is inhibited
     runbook: str = "" # Name of a runbook, such as `drift`
     next_command: str = "" # What to type next
+
+    def __post_init__(self): # what was computed with NumPy is kept as JSON like anything else
+        for name in ("value", "limit"):
+            if getattr(self, name) is not None: force_setattr(self, name, float(getattr(self, name)))
 
 # %% ../../nbs/monitor/01_findings.ipynb #eef1a5db
 @patch(as_prop=True)

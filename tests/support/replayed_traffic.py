@@ -120,7 +120,7 @@ class Counters:
 
 def replay(root, traffic, start, n_days, planned, pools, outage=(), look=lambda run: None):
     """Days of traffic with a monitoring run at the end of each. `planned`: day -> (pool, number of days). On the day of
-    the `outage` (day, hours) nobody gets an answer in these hours, and the monitor runs every hour."""
+    the `outage` (day, hours) nobody gets an answer in these hours, and the monitor runs every hour until it is over."""
     counters, pool, until = Counters(root, traffic.endpoint), None, 0
     for i, at in enumerate(days(start, start + n_days * DAY)):
         if i in planned: pool, until = pools[planned[i][0]], i + planned[i][1]
@@ -128,5 +128,5 @@ def replay(root, traffic, start, n_days, planned, pools, outage=(), look=lambda 
         silent = outage[1] if outage and outage[0] == i else ()
         for h, (requests, rows) in enumerate(traffic.day(at, pool, silent)):
             counters.hour(requests, rows, h not in silent)
-            if silent or h == 23: look(run_monitor(root, at + HOUR * (h + 1)))
+            if silent and h <= max(silent) + 2 or h == 23: look(run_monitor(root, at + HOUR * (h + 1)))
         if i % 7 == 6: compact_log(traffic.log.folder)
