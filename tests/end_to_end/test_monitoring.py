@@ -12,6 +12,7 @@ from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.monitor.alerts import read_alerts
 from mlops_nb.monitor.incidents import read_incidents
 
+pytestmark = pytest.mark.timeout(1800) # fifty runs of the monitor
 START = datetime(2026, 3, 2, tzinfo=UTC)
 PLANNED = {15: ("broken column", 2), 20: ("new category", 2), 25: ("covariate shift", 2), 34: ("concept drift", 9)}
 OUTAGE = 30, (3, 4)
@@ -39,7 +40,7 @@ def test_five_incidents_and_no_other_page(told):
 
 
 @pytest.mark.parametrize("number, day, within, rule, subject", [
-    (0, 15, 2, "drift", "charge"), (1, 20, 2, "drift", "plan"), (2, 25, 2, "drift", "tenure"),
+    (0, 15, 2, "missing", "charge"), (1, 20, 2, "drift", "plan"), (2, 25, 2, "drift", "tenure"),
     (3, 30, 1, "slo_burn", "availability-probe")])
 def test_each_is_seen_in_time_and_has_the_right_cause(told, number, day, within, rule, subject):
     incidents, alerts = told

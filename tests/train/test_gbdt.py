@@ -152,10 +152,11 @@ def test_sigkill_at_random_moments(tmp_path):
     run_train(calm)
     dice, resumed = random.Random(7), 0
     env = dict(os.environ)
-    for _ in range(4):
+    for attempt in range(4):
         p = subprocess.Popen([sys.executable, "-c", KILL, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              env=env)
         assert p.stdout.readline(), p.stderr.read().decode()
+        while attempt % 2 and p.poll() is None and not [*(killed / ".mlops").rglob("state.json")]: time.sleep(0.01)
         time.sleep(dice.uniform(0.05, 0.5))
         p.send_signal(signal.SIGKILL)
         p.communicate()
