@@ -18,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from .command_line import KEY_VARIABLE, operator, print_json
 from .core.errors import UserError
 
 # %% ../nbs/97_monitor_commands.ipynb #33b599c6
@@ -36,8 +37,6 @@ _WindowOption = Annotated[str, typer.Option(help="The period that is shown, such
 
 def _render_monitoring(days):
     "Render the monitoring report; gives its page."
-    from pathlib import Path
-
     from mlops_nb.config.settings import read_settings
     from mlops_nb.report.html import PageHeader
     from mlops_nb.report.runner import run_notebook
@@ -58,21 +57,17 @@ def monitor_run_command(
     from mlops_nb.monitor.run import describe_run, run_monitor
     days = max(1, round(parse_duration(window).total_seconds() / 86_400))
     run = run_monitor(".")
-    if as_json: _print_json(run)
+    if as_json: print_json(run)
     else: print(describe_run(run))
     if report: print(f"The page is {_render_monitoring(days)}", file=sys.stderr)
 
 # %% ../nbs/97_monitor_commands.ipynb #1f7faf77
-def _print_json(found):
-    import msgspec
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())
-
 def _print_frame(frame, as_json):
     import polars as pl
     import polars.selectors as cs
     if as_json: return print(frame.write_json())
     times, figures = cs.datetime().dt.strftime("%Y-%m-%d %H:%M"), cs.float().round_sig_figs(4)
-    if not frame.height: return print("Nothing was found of this; `mlops-nb monitor run` looks for what is new.")
+    if not frame.height: return print("There are no rows of this; `mlops-nb monitor run` looks for what is new.")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
                    fmt_str_lengths=100, tbl_formatting="NOTHING", tbl_width_chars=220):
         print(frame.with_columns(times, figures))
@@ -98,7 +93,7 @@ def _quality(store, endpoint, start, end, by):
     return quality_results(store, endpoint, start, end, by).select(columns)
 
 def _labels(store, endpoint, *_):
-    from mlops_nb.monitor.results import label_delay_results
+    from mlops_nb.monitor.label_delays import label_delay_results
     return label_delay_results(store, endpoint).drop("endpoint")
 
 # %% ../nbs/97_monitor_commands.ipynb #0498af82
@@ -113,12 +108,12 @@ def _newest_checks(store):
 
 def _checks(store, *_):
     found = _newest_checks(store)
-    print(f"{found['ok'].sum()} checks are in order; these are not:", file=sys.stderr)
+    print(f"{found['ok'].sum()} of {len(found)} checks are in order.", file=sys.stderr)
     return found.filter(~found["ok"])
 
 def _freshness(store, *_):
     found = _newest_checks(store)
-    return found.filter(found["monitor"].str.contains("age|fresh"))
+    return found.filter(found["monitor"].str.contains("freshness"))
 
 # %% ../nbs/97_monitor_commands.ipynb #31dc586d
 def _traffic(store, endpoint, start, end, by):
@@ -150,15 +145,12 @@ def monitor_show_command(
     if topic not in _TOPICS:
         found = f"There is nothing to show of {topic!r}" if topic else "Say what is to be shown"
         raise UserError(f"{found}{did_you_mean(topic, _TOPICS)}")
+    if by and topic not in ("drift", "quality"):
+        raise UserError(f"{topic} is not kept by segment; --by is for drift and quality.")
     endpoint = read_settings(".").release.endpoint
     _print_frame(_TOPICS[topic](store, endpoint, end - parse_duration(window), end, by), as_json)
 
 # %% ../nbs/97_monitor_commands.ipynb #26a5275c
-def _labeller():
-    "The name of the key in the environment; empty without one: the user of this process."
-    from mlops_nb.release.operations import operator_name
-    return operator_name(".", os.environ.get("MLOPS_NB_API_KEY", ""))
-
 def _ask_label(row, person): # -> whether to go on
     from mlops_nb.monitor.label_queue import give_label
     while True:
@@ -179,7 +171,7 @@ def label_next_command(
 ):
     "Show the next row that waits for a label, and the model's answer once the label is given."
     from mlops_nb.monitor.label_queue import next_row
-    person = _labeller()
+    person = operator()
     for _ in range(count):
         row = next_row(".", person, queue)
         if row is None: print("No row waits here."); return
@@ -196,7 +188,7 @@ def label_give_command(
 ):
     "Give the label of a row that `label next` showed; then the model's answer is shown."
     from mlops_nb.monitor.label_queue import give_label
-    print(give_label(".", id, None if label == "?" else label, row, _labeller()))
+    print(give_label(".", id, None if label == "?" else label, row, operator()))
 
 @label_app.command("stats")
 def label_stats_command():
@@ -213,16 +205,15 @@ _AlertsArgument = Annotated[list[str], typer.Argument(help="Of alerts, such as A
 
 def _reader():
     from mlops_nb.ledger.ledger import user_name
-    return _labeller() or user_name()
+    return operator() or user_name()
 
 @alert_app.command("list")
-def alert_list_command(as_json: Annotated[bool, typer.Option("--as-json", help="Print it as JSON.")] = False):
+def alert_list_command(as_json: _JsonOption = False):
     "What is wrong now, since when, who has it, the likely cause and the next command."
     from mlops_nb.monitor.alert_updates import format_alert_list
     from mlops_nb.monitor.alerts import list_alerts
-    if not as_json: print(format_alert_list(".", reader=_reader()), end=""); return
-    import msgspec
-    print(msgspec.json.format(msgspec.json.encode(list_alerts("."))).decode())
+    if as_json: print_json(list_alerts("."))
+    else: print(format_alert_list(".", reader=_reader()), end="")
 
 @alert_app.command("show")
 def alert_show_command(id: Annotated[str, typer.Argument(help="Of an alert, such as A12.")]):
@@ -234,7 +225,7 @@ def alert_show_command(id: Annotated[str, typer.Argument(help="Of an alert, such
 def alert_ack_command(ids: _AlertsArgument):
     "Acknowledge alerts: you look after them, and nobody else is woken."
     from mlops_nb.monitor.alerts import ack_alert
-    for id in ids: print(f"{ack_alert('.', id, _labeller()).id} is yours.")
+    for id in ids: print(f"{ack_alert('.', id, operator()).id} is yours.")
 
 # %% ../nbs/97_monitor_commands.ipynb #15d7e47b
 @alert_app.command("close")
@@ -244,7 +235,7 @@ def alert_close_command(
 ):
     "Close alerts whose cause is known, also while they still hold."
     from mlops_nb.monitor.alerts import close_alert
-    for id in ids: print(f"{close_alert('.', id, cause, _labeller()).id} is closed.")
+    for id in ids: print(f"{close_alert('.', id, cause, operator()).id} is closed.")
 
 # %% ../nbs/97_monitor_commands.ipynb #369213e2
 @alert_app.command("silence")
@@ -255,7 +246,7 @@ def alert_silence_command(
 ):
     "Tell nobody of a subject for a while; it stays in the list."
     from mlops_nb.monitor.alerts import silence
-    s = silence(".", subject, duration, why, _labeller())
+    s = silence(".", subject, duration, why, operator())
     print(f"{s.subject} is silent until {s.until:%Y-%m-%d %H:%M} UTC.")
 
 @alert_app.command("deliver")
@@ -290,7 +281,7 @@ def incident_note_command(
 ):
     "Add to an incident what only people know."
     from mlops_nb.monitor.incidents import note_incident
-    print(f"Added to {note_incident('.', id, text, change, _labeller()).id}.")
+    print(f"Added to {note_incident('.', id, text, change, operator()).id}.")
 
 # %% ../nbs/97_monitor_commands.ipynb #26c29aeb
 @incident_app.command("review")
@@ -337,7 +328,7 @@ def slo_status_command(as_json: _JsonOption = False):
     from mlops_nb.monitor.store import open_monitor_store
     _slo_file()
     statuses, findings, refused = slo_report(".", open_monitor_store("."))
-    if as_json: return _print_json(dict(slos=statuses, findings=findings, not_read=refused))
+    if as_json: return print_json(dict(slos=statuses, findings=findings, not_read=refused))
     print(f"{'SLO':<22}{'objective':>10}{'budget left':>13}{'bad events':>12}  burn rate over 1h, 6h, 1d, 3d")
     for s in statuses:
         rates = [s.ratios[w] and s.ratios[w] / (1 - s.objective / 100) for w in ("1h", "6h", "1d", "3d")]
@@ -359,7 +350,7 @@ def slo_probe_command(
 ):
     "Send golden rows of the live bundle at a fixed rate, with the key in MLOPS_NB_API_KEY; count in .mlops/probe.prom."
     from mlops_nb.serve.probe import Probe, run_probe
-    run_probe(Probe(".", url, timeout_seconds, os.environ.get("MLOPS_NB_API_KEY", "")), every_seconds, port, count)
+    run_probe(Probe(".", url, timeout_seconds, os.environ.get(KEY_VARIABLE, "")), every_seconds, port, count)
 
 # %% ../nbs/97_monitor_commands.ipynb #ccf786d6
 MONITOR_EXAMPLES = { # command: what people type

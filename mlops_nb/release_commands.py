@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from .command_line import KEY_VARIABLE, operator, print_json
 from .core.errors import UserError
 from .model_commands import bundle_app
 
@@ -36,20 +37,12 @@ def _print(found, text, as_json):
     if not as_json:
         print(text(found).rstrip())
         return
-    import msgspec
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    print_json(found)
 
 # %% ../nbs/96_release_commands.ipynb #41cf412a
-_KEY_VARIABLE = "MLOPS_NB_API_KEY"
-
-def _operator():
-    "The name of the key in the environment; empty without one."
-    from mlops_nb.release.operations import operator_name
-    return operator_name(".", os.environ.get(_KEY_VARIABLE, ""))
-
 def _operator_key():
-    if key := os.environ.get(_KEY_VARIABLE, "").strip(): return key
-    raise UserError(f"An approval is a person's: put your operator's key into the environment as {_KEY_VARIABLE}.")
+    if key := os.environ.get(KEY_VARIABLE, "").strip(): return key
+    raise UserError(f"An approval is a person's: put your operator's key into the environment as {KEY_VARIABLE}.")
 
 # %% ../nbs/96_release_commands.ipynb #3036de57
 @release_app.command("start")
@@ -67,7 +60,7 @@ def release_start_command(
     "Start the release of a bundle: the first step of its strategy, or a wait for whoever must approve it."
     from mlops_nb.release.operations import start_named_release
     from mlops_nb.release.release_status import format_release_report, release_report
-    release = start_named_release(".", bundle, strategy, environment, _operator(), reason, again)
+    release = start_named_release(".", bundle, strategy, environment, operator(), reason, again)
     print(format_release_report(release_report(".", release.id)))
     if watch and release.status == "open": _watch(release.id, _WATCH_SECONDS)
 
@@ -141,7 +134,7 @@ def release_promote_command(id: _IdArgument = "", reason: _ReasonOption = ""):
     "Begin the next step before its time, where neither the judge nor a missing approval forbids it."
     from mlops_nb.release.operations import promote_step
     from mlops_nb.release.release_status import release_headline
-    print(release_headline(".", promote_step(".", id, reason, _operator())))
+    print(release_headline(".", promote_step(".", id, reason, operator())))
 
 # %% ../nbs/96_release_commands.ipynb #d7b35a9f
 @release_app.command("check")
@@ -173,7 +166,7 @@ def release_offer_command(
     if branch and (environment := which_environment(".", branch)) not in ("staging", "production"):
         print(f"The branch {branch} belongs to {environment}, where `dvc repro` releases; nothing is offered.")
         return
-    print(offer_bundle(".", bundle, environment, _operator(), reason).message)
+    print(offer_bundle(".", bundle, environment, operator(), reason).message)
 
 # %% ../nbs/96_release_commands.ipynb #f9551a28
 def _refresh_pages():
@@ -216,7 +209,7 @@ def release_rollback_command(
     from mlops_nb.release.operations import roll_back_now
     from mlops_nb.release.rollback import describe_model_in_use
     from mlops_nb.report.status import uncommitted_release
-    said = roll_back_now(".", id, to, reason, _operator(), environment)
+    said = roll_back_now(".", id, to, reason, operator(), environment)
     _refresh_pages()
     now = describe_model_in_use(Path("."), environment=environment)
     print(*filter(None, (said, now, uncommitted_release(Path(".")))), sep="\n")
@@ -270,13 +263,13 @@ def bundle_pin_command(
 ):
     "Keep a bundle, whatever prune finds, until it is unpinned."
     from mlops_nb.release.retention import pin_bundle
-    print(f"{pin_bundle('.', bundle, reason, _operator()).subject[:12]} is pinned.")
+    print(f"{pin_bundle('.', bundle, reason, operator()).subject[:12]} is pinned.")
 
 @bundle_app.command("unpin")
 def bundle_unpin_command(bundle: Annotated[str, typer.Argument(help="Of a pinned bundle, or its first characters.")]):
     "Take a pin back."
     from mlops_nb.release.retention import unpin_bundle
-    print(f"{unpin_bundle('.', bundle, _operator()).subject[:12]} is no longer pinned.")
+    print(f"{unpin_bundle('.', bundle, operator()).subject[:12]} is no longer pinned.")
 
 # %% ../nbs/96_release_commands.ipynb #8a18636f
 runbook_app = typer.Typer(no_args_is_help=True, help="Runbooks: notebooks for whoever is on duty.")

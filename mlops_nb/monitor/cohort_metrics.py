@@ -36,6 +36,7 @@ from ..model.features import Features
 from ..model.policy import Policy
 from ..model.predictor import Predictor
 from ..stats.bootstrap import Estimate
+from ..stats.calibration_bins import CalibrationBins
 from ..stats.monitoring_baseline import MonitoringBaseline
 from mlops_nb.stats.performance_estimate import (
     BetaCalibration,
@@ -73,20 +74,21 @@ def read_quality_reference(
     return QualityReference(path.name, schema, policy, metrics.get("test", {}), baseline, settings)
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #39220c92
-def _bins(baseline): return [*baseline.calibration.values()]
-
 def target_spread(baseline: MonitoringBaseline) -> float: # of the test rows, from their bins
     "The standard deviation of the target of a binary task or a regression."
-    bins = _bins(baseline)[0]
+    bins = next(iter(baseline.calibration.values()))
     n, mean = np.array(bins.rows), np.array(bins.mean_observed)
     if not n.sum(): return 1.
     middle = float(n @ mean / n.sum())
     within = mean * (1 - mean) if ((mean >= 0) & (mean <= 1)).all() else bins.residual_m2 / np.maximum(n, 1)
     return float(max(n @ ((mean - middle)**2 + within) / n.sum(), 0)**.5)
 
-def mean_loss(baseline: MonitoringBaseline, task: str) -> tuple[float, int]: # and of how many rows
+def mean_loss(
+    calibration: dict[str, CalibrationBins], # of a baseline, or of a segment of it
+    task: str,
+) -> tuple[float, int]: # and of how many rows
     "Brier score or squared error of the test rows, from their bins."
-    bins = _bins(baseline)
+    bins = [*calibration.values()]
     n = np.array(bins[0].rows).sum()
     if not n: return np.nan, 0
     total = sum(float(np.nansum(np.array(b.rows) * b.mean_squared_error())) for b in bins)

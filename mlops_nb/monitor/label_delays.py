@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_COHORT_ROWS', 'REACH', 'MATURE_SHARE', 'MAX_WAIT', 'Cohort', 'read_cohort', 'label_delays', 'delay_table',
-           'maturity']
+           'maturity', 'label_delay_results']
 
 # %% ../../nbs/monitor/07_label_delays.ipynb #1ef2b88e
 from datetime import datetime, timedelta
@@ -17,6 +17,7 @@ import polars as pl
 from ..config.schema import Schema
 from ..data.label_delay import label_delay
 from ..evaluate.row_losses import label_text
+from .store import MonitorStore
 from ..prediction_log.reader import read_log
 from ..stats.kaplan_meier import DelayCurve, kaplan_meier
 
@@ -104,3 +105,12 @@ def maturity(
     stated, seen = label_delay(schema), curve.delay_until(MATURE_SHARE)
     if seen is None: return stated + MAX_WAIT
     return max(stated, min(timedelta(seconds=seen), stated + MAX_WAIT))
+
+# %% ../../nbs/monitor/07_label_delays.ipynb #ac335ec4
+def label_delay_results(
+    store: MonitorStore,
+    endpoint: str,
+) -> pl.DataFrame: # Rows of table `label_delays`, of the newest cohorts
+    "How long labels take."
+    return store.query("SELECT * FROM label_delays WHERE endpoint = ? AND cohort_start = (SELECT max(cohort_start) "
+                       "FROM label_delays WHERE endpoint = ?) ORDER BY delay_seconds", (endpoint, endpoint))

@@ -34,7 +34,7 @@ def guard_losses(
     "The bounded loss of each row."
     schema = reference.schema
     if schema.task == "regression":
-        scale = _LARGEST * max(mean_loss(reference.baseline, schema.task)[0], 1e-300)
+        scale = _LARGEST * max(mean_loss(reference.baseline.calibration, schema.task)[0], 1e-300)
         return np.minimum((rows.scores - rows.y)**2 / scale, 1.)
     losses = row_losses(rows.frame["score"].list.first() if schema.task == "binary" and isinstance(
         rows.frame["score"].dtype, pl.List) else rows.frame["score"], rows.frame["label"].cast(pl.String), schema)
@@ -46,7 +46,7 @@ def loss_margin(
 ) -> float | None: # of `guard_losses`; None: the bundle does not say how well it did, or nothing can be worse
     "The loss above which production is worse than the test rows."
     if reference.baseline is None or not reference.baseline.calibration: return None
-    task, (loss, n) = reference.schema.task, mean_loss(reference.baseline, reference.schema.task)
+    task, (loss, n) = reference.schema.task, mean_loss(reference.baseline.calibration, reference.schema.task)
     if not n or not np.isfinite(loss): return None
     if task == "regression":
         if not loss > 0: return None
@@ -84,7 +84,7 @@ def residual_scale(
 ) -> float: # in units of the target
     "What residuals are divided by, so that they lie between -1 and 1."
     if reference.schema.task != "regression": return 1.
-    return 4 * max(mean_loss(reference.baseline, "regression")[0], 1e-300)**.5
+    return 4 * max(mean_loss(reference.baseline.calibration, "regression")[0], 1e-300)**.5
 
 def guard_residuals(
     rows: JudgedRows, # Those with a label

@@ -50,7 +50,7 @@ from mlops_nb.monitor.cohort_metrics import (
     shift_calibrations,
 )
 from .findings import Finding
-from .label_delays import delay_table, label_delays, maturity, read_cohort
+from .label_delays import delay_table, label_delay_results, label_delays, maturity, read_cohort
 from .log_counts import append_counts, logged_endpoints
 from mlops_nb.monitor.loss_guard import (
     LossGuard,
@@ -155,8 +155,7 @@ def _baselines(reference): # metric -> of the test rows
 
 def _segment_baselines(reference, segment): # the metrics that the bins of a segment give
     if "score" not in segment.calibration: return {}
-    small = reference.baseline.__class__(None, {}, {}, calibration=segment.calibration)
-    loss, n = mean_loss(small, reference.schema.task)
+    loss, n = mean_loss(segment.calibration, reference.schema.task)
     name = "rmse" if reference.schema.task == "regression" else "brier"
     return {name: loss**.5 if name == "rmse" else loss} if n else {}
 
@@ -336,9 +335,7 @@ def _estimate(run, state, before, start): # a day is over: estimate, and count c
 
 # %% ../../nbs/monitor/18_quality.ipynb #c130d6ea
 def _read_delays(run): # the newest curve
-    table = run.store.query("SELECT delay_seconds, share_known, low, high FROM label_delays WHERE endpoint = ? AND "
-                            "cohort_start = (SELECT max(cohort_start) FROM label_delays WHERE endpoint = ?) "
-                            "ORDER BY delay_seconds", (run.endpoint, run.endpoint))
+    table = label_delay_results(run.store, run.endpoint).select("delay_seconds", "share_known", "low", "high")
     return DelayCurve(*(c.cast(pl.Float64).to_numpy() for c in table))
 
 def _follow_delays(run, state, schema): # -> the curve of delays
@@ -366,8 +363,11 @@ def _update_delays(run, state, schema): # -> the curve of delays
 # %% ../../nbs/monitor/18_quality.ipynb #2b60d885
 def _day(time): return time.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
+def _stored(run):
+    with run.store.transaction() as t: return t.state(_key(run.endpoint))
+
 def _open_state(run): # None: nothing was answered yet
-    with run.store.transaction() as t: found = t.state(_key(run.endpoint))
+    found = _stored(run)
     if found is not None: return convert(found, QualityState)
     first = read_log(run.log, run.endpoint).select(pl.col("time").min()).collect(engine="streaming").item()
     if first is None: return None
@@ -378,12 +378,8 @@ def _advance(run, state, step, until, at): # day by day; each is a transaction o
     for _ in range(MAX_COHORTS):
         start = datetime.fromisoformat(getattr(state, at))
         if start + COHORT > until: return state
-        with run.store.transaction() as t: before = t.state(_key(run.endpoint))
-        if not step(run, state, before, start): return convert(_stored(run), QualityState)
+        if not step(run, state, _stored(run), start): return convert(_stored(run), QualityState)
     return state
-
-def _stored(run):
-    with run.store.transaction() as t: return t.state(_key(run.endpoint))
 
 # %% ../../nbs/monitor/18_quality.ipynb #ce1883a3
 PROVISIONAL_DAYS = 14

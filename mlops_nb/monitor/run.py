@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Struct, field
 
 from ..core.errors import UserError
+from ..ledger.ledger import open_ledger
 from .alert_updates import update_alerts
-from .alerts import Alert
+from .alerts import Alert, read_alerts
 from .data_checks import check_data
 from .drift import update_drift
 from .feedback_loop import check_feedback_loop
@@ -50,7 +51,7 @@ def ask_monitors(
     root: Path, # The project's folder
     store: MonitorStore,
     now: datetime, # With a time zone
-    monitors: dict[str, Monitor] = MONITORS,
+    monitors: dict[str, Monitor], # By name, in their order
 ) -> list[Finding]:
     "What all monitors find; where one fails, what it found last and that it failed."
     found, failed = {}, []
@@ -74,6 +75,12 @@ def _count(root, store, now): # -> counts, findings
     try: return count_log(root, store, now), []
     except (UserError, OSError) as e: return LogCounts(messages=[str(e)]), [_failed("counts", e, now)]
 
+# %% ../../nbs/monitor/38_run.ipynb #e30ffd0f
+def _look(root, store, now): # -> counts, findings
+    with store.transaction(): pass # is it there? else each monitor would wait for it
+    counted, findings = _count(root, store, now)
+    return counted, findings + ask_monitors(root, store, now, MONITORS)
+
 def run_monitor(
     root: str | Path = ".", # The project's folder
     now: datetime | None = None, # With a time zone; None: the clock's
@@ -81,8 +88,11 @@ def run_monitor(
     "Count, check, and alert. Raises `UserError` if the store or the ledger cannot be used; people are told before."
     root, now = Path(root), now or datetime.now(UTC)
     store = open_monitor_store(root)
-    counted, findings = _count(root, store, now)
-    findings += ask_monitors(root, store, now)
+    try: counted, findings = _look(root, store, now)
+    except UserError as e:
+        held = [a.finding for a in read_alerts(open_ledger(root)).held()] # nobody has looked, so none of it is over
+        update_alerts(root, [*held, _failed("store", e, now)], now)
+        raise
     alerts = update_alerts(root, findings, now)
     export_metrics(root, store, now)
     return MonitorRun(now, counted, findings, alerts)

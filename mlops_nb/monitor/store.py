@@ -219,6 +219,8 @@ def _store_errors(store):
         theirs = type(e).__module__.split(".")[0] in ("duckdb", "_duckdb", "psycopg")
         if not theirs and not isinstance(e, OSError): raise
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        if any(c.__name__ == "ProgrammingError" for c in type(e).__mro__): # of both: the statement is at fault
+            raise UserError(f"The store of monitoring does not understand the statement: {why:.300}.") from e
         raise UserError(f"The store of monitoring, {store.place}, cannot be used ({why:.300}); start or free it, or "
                         "name another one in settings.ini under [monitor], then run the same command again.") from e
 
