@@ -41,7 +41,7 @@ def test_a_transaction_that_fails_leaves_nothing(store):
         t.append("counts", counts([1]))
         t.set_state("a", [1])
         raise ZeroDivisionError
-    with pytest.raises(UserError, match="cannot be used"), store.transaction() as t:
+    with pytest.raises(UserError, match="does not understand the statement: .*nowhere"), store.transaction() as t:
         t.append("counts", counts([1]))
         t.execute("SELECT nothing FROM nowhere")
     assert store.query("SELECT count(*) AS n FROM counts")["n"][0] == 0
