@@ -98,12 +98,13 @@ def estimate_performance(
         outcome = (rng.random((len(p), 1)) > p.cumsum(1)[:, :-1]).sum(1)
         weights = (outcome == np.arange(p.shape[1])[:, None]).astype(float).ravel()
         drawn.append([m(weights) for m in statistics.values()])
-    expected, tail = outcome_weights(probabilities), (1 - confidence_level) / 2
-    with np.errstate(all='ignore'): # (n + 1)·tail draws lie outside: what comes is one draw more
-        low, high = np.nanquantile(np.array(drawn, float), [tail, 1 - tail], axis=0, method='weibull')
+    expected, tail, drawn = outcome_weights(probabilities), (1 - confidence_level) / 2, np.array(drawn, float)
+    low, high = np.full((2, len(statistics)), np.nan)
+    known = ~np.isnan(drawn).all(0) # (n + 1)·tail draws lie outside: what comes is one draw more
+    low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0, method='weibull')
     def value(i, m): # a figure that cannot be computed of parts of rows is the mean of the draws
         found = m(expected)
-        return found if np.isfinite(found) else np.mean([d[i] for d in drawn])
+        return found if np.isfinite(found) else drawn[:, i].mean()
     return {name: Estimate(*map(finite_or_none, (value(i, m), low[i], high[i])))
             for i, (name, m) in enumerate(statistics.items())}
 

@@ -23,7 +23,8 @@ def _excess(reference, counts): # divergence beyond chance, its unit u, cells; N
     with np.errstate(invalid='ignore'): x = jensen_shannon_divergence(reference, counts) - (cells - 1) * u
     return np.where((m >= MIN_WINDOW_ROWS) & (n >= MIN_WINDOW_ROWS), x, np.nan), u, cells
 
-def _chance_variance(u, cells, location): return 2 * (cells - 1) * u**2 + 4 * u * np.maximum(location, 0)
+def _chance_variance(u, cells, location): # without any rows there is no cell, and no variance
+    return 2 * np.maximum(cells - 1, 0) * u**2 + 4 * u * np.maximum(location, 0)
 
 # %% ../../nbs/stats/21_window_distances.ipynb #c5162c56
 def _weighted_means(w, v, at, n): # by phase, and their weights

@@ -2,6 +2,7 @@
 import numpy as np
 
 from mlops_nb.evaluate.metrics import METRICS, DecisionSettings, weighted_metric
+from mlops_nb.stats.bootstrap import Estimate
 from mlops_nb.stats.performance_estimate import (
     density_ratio,
     estimate_performance,
@@ -54,3 +55,10 @@ def test_the_density_ratio_finds_what_became_frequent():
     before, now = rng.normal(0, 1, (1500, 1)), rng.normal(1, 1, (1500, 1))
     ratio = density_ratio(before, now)
     assert np.isclose(ratio.mean(), 1) and ratio[before[:, 0] > 1].mean() > 4 * ratio[before[:, 0] < -.5].mean()
+
+
+def test_a_figure_that_no_outcome_has_is_none_and_no_warning(recwarn):
+    found = estimate_performance({"mean": lambda w: float(w[len(w) // 2:].sum()), "never": lambda w: float("nan")},
+                                 np.full(50, .3), lambda rng: np.full(50, .3))
+    assert found["never"] == Estimate(None, None, None) and found["mean"].low < 15 < found["mean"].high
+    assert not recwarn.list
