@@ -3,20 +3,24 @@ import os
 import sys
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 from common import ROOT, fewer_subscribers, fresh_copy, quick, report, run, workplace
+from msgspec.structs import replace
 
 sys.path.insert(0, str(ROOT / "tests"))
 from support.replayed_traffic import DAY, ReplayedTraffic, replay
 
-from mlops_nb.config.params import SimulateParams
+from mlops_nb.bundle.store import store_bundle
+from mlops_nb.config.params import read_params
 from mlops_nb.config.settings import read_settings
-from mlops_nb.examples.simulator import simulate_snapshots
+from mlops_nb.examples.simulator import corrupt_column, simulate_snapshots, upgrade_plans
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.monitor.alerts import read_alerts
 from mlops_nb.monitor.incidents import read_incidents
 
-START = datetime(2027, 1, 4, tzinfo=UTC)
+START = datetime(2025, 7, 7, tzinfo=UTC) # the year is over: what lies ahead of the clock is not read
+TRAIN_MONTHS = 11 # of 18: the first 64 %
 PLANNED = {80: ("broken column", 4), 130: ("new category", 4), 180: ("covariate shift", 5), 290: ("concept drift", 40)}
 OUTAGE = 230, (3, 4)
 RULES = {"broken column": ("drift",), "new category": ("drift",), "covariate shift": ("drift",),
@@ -25,16 +29,19 @@ WITHIN = {"broken column": 2, "new category": 2, "covariate shift": 3, "outage":
 HEAD = ("planted", "on day", "seen after", "first cause", "stated", "", "met")
 
 
-def pool(last_months=4, **switches):
-    "Rows of the simulator's last months, with the true probability that each leaves."
-    months = [*simulate_snapshots(SimulateParams(n_subscribers=4000, n_months=18, seed=7, **switches))][-last_months:]
-    return pl.concat([f.with_columns(_chance=p) for _, f, p in months], how="diagonal_relaxed")
+def months(params, **switches):
+    "The months of the simulator, each row with the true probability that the subscriber leaves."
+    return [f.with_columns(_chance=p) for _, f, p in simulate_snapshots(replace(params, **switches))]
 
 
-def pools():
-    return {"usual": pool(12), "broken column": pool(2, broken_column="data_gb"),
-            "new category": pool(2, new_category=True), "covariate shift": pool(2, covariate_shift=1.0),
-            "concept drift": pool(2, concept_drift=1.0)}
+def pools(params, n_train):
+    """Rows as the model has learned them, and as incidents make them: a column that arrives in hundredths, a plan that
+    did not exist before, and the last months of a world in which other people ask, or other causes count."""
+    usual, rng = pl.concat(months(params)[:n_train]), np.random.default_rng(0)
+    late = {name: pl.concat(months(params, **{switch: 1.0})[-4:]) for name, switch in (
+        ("covariate shift", "covariate_shift"), ("concept drift", "concept_drift"))}
+    new = usual.with_columns(plan=pl.Series(upgrade_plans(rng, usual["plan"].to_numpy())))
+    return {"usual": usual, "broken column": corrupt_column(usual, "data_gb"), "new category": new, **late}
 
 
 def deployed(place, small):
@@ -72,8 +79,7 @@ def main():
         root, endpoint = deployed(tmp / "p", small)
         bundle = root / "artifacts" / "bundle"
         (root / "bundles").mkdir(exist_ok=True)
-        from mlops_nb.bundle.store import store_bundle
-        rows = pools()
+        rows = pools(read_params(root / "params.yaml").simulate, TRAIN_MONTHS)
         traffic = ReplayedTraffic(root, store_bundle(bundle, root / "bundles"), rows["usual"], endpoint, 40,
                                   timedelta(days=30))
         replay(root, traffic, START, days, planned, rows, outage)
@@ -88,7 +94,9 @@ def main():
         f"{traffic.n:,} requests in {days} days, {pages} alerts that page, {len(alerts)} alerts in all.",
         "A monitoring run at the end of each day, on the day of the outage every hour; labels come 21 to 30 days after "
         "the answer. Concept drift is seen in labels only, so its delay begins with them.",
-        "Rows are drawn from the simulator's months; an incident draws them from months in which its switch is on."],
+        "Rows are drawn from the months that the model has learned, as if production were like its training; an incident "
+        "draws them from rows in which a column arrives in hundredths or a plan is new, or from the last months of a "
+        "simulation with that switch on."],
         HEAD)
 
 
