@@ -94,9 +94,9 @@ def main():
         f"{traffic.n:,} requests in {days} days, {pages} alerts that page, {len(alerts)} alerts in all.",
         "A monitoring run at the end of each day, on the day of the outage every hour; labels come 21 to 30 days after "
         "the answer. Concept drift is seen in labels only, so its delay begins with them.",
-        "Rows are drawn from the months that the model has learned, as if production were like its training; an incident "
-        "draws them from rows in which a column arrives in hundredths or a plan is new, or from the last months of a "
-        "simulation with that switch on."],
+        "Rows are drawn from the months that the model has learned, as if production were like its training; an "
+        "incident draws them from rows in which a column arrives in hundredths or a plan is new, or from the last months "
+        "of a simulation with that switch on."],
         HEAD)
 
 
