@@ -6188,6 +6188,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'mlops_nb/report/monitoring_figures.py'),
                                                     'mlops_nb.report.monitoring_figures._time_limits': ( 'report/monitoring_figures.html#_time_limits',
                                                                                                          'mlops_nb/report/monitoring_figures.py'),
+                                                    'mlops_nb.report.monitoring_figures._unknown_budgets': ( 'report/monitoring_figures.html#_unknown_budgets',
+                                                                                                             'mlops_nb/report/monitoring_figures.py'),
                                                     'mlops_nb.report.monitoring_figures.budget_figure': ( 'report/monitoring_figures.html#budget_figure',
                                                                                                           'mlops_nb/report/monitoring_figures.py'),
                                                     'mlops_nb.report.monitoring_figures.drift_figure': ( 'report/monitoring_figures.html#drift_figure',

@@ -98,8 +98,12 @@ def _labels(store, endpoint, *_):
 
 # %% ../nbs/97_monitor_commands.ipynb #0498af82
 def _slo(store, endpoint, start, end, by):
+    import polars as pl
     from mlops_nb.monitor.results import budget_results
-    return budget_results(store, end)
+    left = pl.col("budget_left")
+    state = pl.when(left.is_null()).then(pl.lit("no events")).when(left <= 0).then(pl.lit("used up")).otherwise(
+        pl.lit("in order"))
+    return budget_results(store, end).with_columns(state=state)
 
 def _newest_checks(store):
     from mlops_nb.monitor.results import newest_checks
@@ -333,7 +337,7 @@ def slo_status_command(as_json: _JsonOption = False):
     for s in statuses:
         rates = [s.ratios[w] and s.ratios[w] / (1 - s.objective / 100) for w in ("1h", "6h", "1d", "3d")]
         burn = "  ".join("-" if r is None else f"{r:,.1f}" for r in rates)
-        left = "-" if all(r is None for r in s.ratios.values()) else f"{s.budget_left:.1%}"
+        left = "no events" if s.budget_left is None else f"{s.budget_left:.1%}"
         print(f"{s.slo:<22}{s.objective:>9g}%{left:>13}{s.bad:>12,.0f}  {burn}{'' if s.is_known else '  (no data)'}")
     for f in findings: print(f"{f.severity}: {f.summary}")
     for e in frozen_budgets("."): print(f"Promotions are frozen since {e.at[:16]} UTC, by {e.subject}.")

@@ -59,8 +59,8 @@ def estimate_error_results(
 def budget_results(
     store: MonitorStore,
     at: datetime, # With a time zone
-) -> pl.DataFrame: # Rows of table `slo_budgets`, the newest of each SLO
-    "What is left of each error budget."
+) -> pl.DataFrame: # Rows of table `slo_budgets`, the newest of each SLO; `budget_left` is null where it had no event
+    "What is left of each error budget; the least first, the unknown last."
     return store.query("SELECT b.* FROM slo_budgets b JOIN (SELECT slo, max(measured_at) AS newest FROM slo_budgets "
                        "WHERE measured_at <= ? GROUP BY slo) n ON n.slo = b.slo AND n.newest = b.measured_at "
                        "ORDER BY b.budget_left", (utc_time(at),))
@@ -108,5 +108,5 @@ def traffic_results(
                         (endpoint,))
     tables = [_variant_traffic(store, endpoint, v, start, end) for v in found["variant"]]
     traffic = pl.concat([pl.DataFrame(schema=_TRAFFIC), *tables], how="vertical_relaxed").fill_nan(None)
-    first = traffic.filter(pl.col("rows") > 0)["hour"].min() # before it nobody was there
+    first = pl.col("hour").filter(pl.col("rows") > 0).min() # before it nobody was there
     return traffic.filter(pl.col("rows").sum().over("variant") > 0, pl.col("hour") >= first)

@@ -31,7 +31,7 @@ class SloStatus(Struct):
     is_known: bool # was a series of its query read lately?
     good: float # events in the last 30 days; 0 with a raw query
     bad: float
-    budget_left: float # part of it, 1 to 0; negative where more was used
+    budget_left: float | None # part of it, 1 to 0; negative where more was used; None: no event in 30 days
     ratios: dict[str, float | None] = field(default_factory=dict) # window: share of bad events; None: no event
     is_exhausted: bool = False
 
@@ -62,10 +62,10 @@ def measure_slo(
     "The state of an SLO by counters."
     windows = {w: _events(slo, values["now"], values[w]) for w in SLO_WINDOWS}
     ratio, bad, total = windows[f"{SLO_PERIOD_DAYS}d"]
-    left = 1 - (ratio or 0) / slo.error_budget
+    left = None if ratio is None else 1 - ratio / slo.error_budget # without events nothing is known of a budget
     enough = slo.sli.raw is not None or bad >= slo.min_bad_events
     status = SloStatus(slo.name, slo.objective, is_known, total - bad, bad, left,
-                       {w: r for w, (r, *_) in windows.items()}, left <= 0 and enough)
+                       {w: r for w, (r, *_) in windows.items()}, left is not None and left <= 0 and enough)
     return status, {w: b for w, (_, b, _) in windows.items()}
 
 # %% ../../nbs/monitor/25_slo_evaluator.ipynb #e3c13493
@@ -129,7 +129,8 @@ def _keep_budgets(t, statuses, now): # one row an hour
               (at.replace(minute=0, second=0, microsecond=0), at - timedelta(days=400)))
     columns = ("slo", "objective", "good", "bad", "budget_left")
     rows = [{c: getattr(s, c) for c in columns} | {"measured_at": at} for s in statuses]
-    t.append("slo_budgets", pl.DataFrame(rows).with_columns(pl.col("measured_at").cast(pl.Datetime("us"))))
+    types = {"budget_left": pl.Float64, "measured_at": pl.Datetime("us")} # also where no budget is known
+    t.append("slo_budgets", pl.DataFrame(rows, schema_overrides=types))
 
 # %% ../../nbs/monitor/25_slo_evaluator.ipynb #d4c8f31a
 def measure_slos(
@@ -186,6 +187,6 @@ def slo_report(
     if not kept: return [], [], refused
     file = SloFile(version=file.version, service=file.service, labels=file.labels, slos=kept)
     statuses, findings = measure_slos(root, store, file, settings, now)
-    freeze_budgets(root, {s.slo: 1. if s.budget_left <= 0 and not s.is_exhausted else s.budget_left for s in statuses},
-                   settings)
+    freeze_budgets(root, {s.slo: 1. if s.budget_left is None or (s.budget_left <= 0 and not s.is_exhausted) else
+                          s.budget_left for s in statuses}, settings)
     return statuses, findings, refused

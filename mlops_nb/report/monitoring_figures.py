@@ -6,6 +6,7 @@
 __all__ = ['rank_drift', 'drift_figure', 'quality_figure', 'label_delay_figure', 'budget_figure', 'traffic_figures']
 
 # %% ../../nbs/report/31_monitoring_figures.ipynb #6b8cb93c
+import html
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -13,7 +14,7 @@ import polars as pl
 
 from ..evaluate.metrics import metric_label
 from .figures import DASHED, dot_plot, figure_html, label_rows, panels_html, subplots
-from .formatting import format_date, format_number, format_percent
+from .formatting import format_date, format_number, format_percent, join_words
 from .html import LIGHT_PALETTE
 from .html_fragments import Html
 
@@ -130,12 +131,17 @@ def label_delay_figure(
                        "Kaplan-Meier estimate with 95 % intervals: rows that still wait count as long as they waited.")
 
 # %% ../../nbs/report/31_monitoring_figures.ipynb #bfc63ee9
+def _unknown_budgets(names): # a sentence about those without events
+    return f"No events in the period, so nothing is known of {join_words(names, 8)}." if names else ""
+
 def budget_figure(
-    budgets: pl.DataFrame, # slo, budget_left: one row for each SLO, the newest
+    budgets: pl.DataFrame, # slo, budget_left (null: no events): one row for each SLO, the newest
 ) -> Html:
     "How much of each error budget is left."
     if not budgets.height: return Html('<p class="soft">No SLO has been measured; slo.yaml names them.</p>')
-    some = budgets.sort("budget_left")
+    some = budgets.drop_nulls("budget_left").sort("budget_left")
+    unknown = _unknown_budgets(budgets.filter(pl.col("budget_left").is_null())["slo"].sort().to_list())
+    if not some.height: return Html(f'<p class="soft">{html.escape(unknown)}</p>')
     left = some["budget_left"].clip(-1, 1).to_list()
     fig, ax = subplots(7.5, .6 + .26 * some.height)
     spent = [x <= 0 for x in left]
@@ -145,7 +151,7 @@ def budget_figure(
     worst = some["slo"][0]
     title = (f"The budget of {worst} is spent" if spent[0] else
              f"{worst} has the least left of its error budget: {format_percent(some['budget_left'][0])}")
-    return figure_html(fig, title, "Share of the error budget of the period that is left.")
+    return figure_html(fig, title, f"Share of the error budget of the period that is left. {unknown}".strip())
 
 # %% ../../nbs/report/31_monitoring_figures.ipynb #7aa6f7b0
 def _time_limits(hours): return hours.min(), hours.max() + timedelta(hours=1) # also where one hour has a figure

@@ -38,7 +38,7 @@ class MonitoringSummary(Struct, kw_only=True):
     high: float | None = None
     baseline: float | None = None # Of the test set
     budget_slo: str = "" # The SLO with the least left of its error budget; empty: none
-    budget_left: float | None = None # A share
+    budget_left: float | None = None # A share; None: no SLO had an event
 
 def _still_wrong(summary):
     return [a for a in summary.alerts if a.status in ("open", "acked") and a.id not in summary.explained]
@@ -68,7 +68,8 @@ def monitoring_conclusion(
 def summary_table(s: MonitoringSummary) -> Html:
     "The three numbers that matter."
     wrong = _still_wrong(s)
-    budget = "–" if s.budget_left is None else f"{format_percent(s.budget_left)} ({s.budget_slo})"
+    unknown = "no events" if s.budget_slo else "–"
+    budget = unknown if s.budget_left is None else f"{format_percent(s.budget_left)} ({s.budget_slo})"
     quality = "–" if s.value is None else f"{format_number(s.value)} (test set {format_number(s.baseline)})"
     name = metric_label(s.metric) if s.metric else "Quality by labels"
     return table([{"Rows answered": format_number(s.rows), f"{name[:1].upper()}{name[1:]}": quality,

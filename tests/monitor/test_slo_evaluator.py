@@ -17,9 +17,11 @@ from mlops_nb.monitor.counter_samples import (
     sample_counters,
 )
 from mlops_nb.monitor.metrics_export import export_metrics
+from mlops_nb.monitor.results import budget_results
 from mlops_nb.monitor.slo_evaluator import slo_report, update_slos
 from mlops_nb.monitor.slo_freeze import freeze_budgets, frozen_budgets
 from mlops_nb.release import operations, releases
+from mlops_nb.report.monitoring_figures import budget_figure
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 GOOD, BAD = ('mlops_nb_requests_total{endpoint="churn",route="predict",status="%d"}' % s for s in (200, 503))
@@ -88,6 +90,23 @@ def test_no_data_is_a_finding_of_its_own_but_not_on_the_first_day(project, duckd
     found = update_slos(project, duckdb_store, NOON + timedelta(minutes=75))
     severities = {f.subject: f.severity for f in found if f.rule == "slo_no_data"}
     assert severities["availability"] == "page" and severities["latency"] == "ticket"  # that never had a figure
+
+
+def test_without_events_nothing_is_known_of_a_budget(project, store):
+    "In DuckDB and PostgreSQL: no budget is whole because nobody asked; such a budget freezes nothing either."
+    feed(store, 0, good=0, bad=0)
+    statuses, _, _ = slo_report(project, store, NOON)
+    assert {s.budget_left for s in statuses} == {None} and not any(s.is_exhausted for s in statuses)
+    budgets = budget_results(store, NOON)
+    assert budgets["budget_left"].null_count() == len(budgets) and frozen_budgets(project) == []
+    assert "slo_budget_left" not in export_metrics(project, store, NOON).read_text()
+    page = budget_figure(budgets).text
+    assert "No events" in page and "100" not in page
+    feed(store, 60, good=900, bad=30)
+    slo_report(project, store, NOON + timedelta(minutes=60))
+    budgets = budget_results(store, NOON + timedelta(minutes=60))
+    assert budgets["slo"][0] == "availability" and budgets["budget_left"][0] < 0  # the unknown come last
+    assert "nothing is known of availability-probe" in budget_figure(budgets).text
 
 
 def test_without_slo_yaml_nothing_happens(tmp_path, duckdb_store):
