@@ -20,12 +20,14 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from ..bundle.store import find_bundle
 from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError, describe_os_error
-from ..core.files import atomic_file
+from ..core.files import atomic_file, file_lock
 from ..model.predictor import Predictor
 from ..prediction_log.segments import PROBE_ID_PREFIX
 from ..release.release_plan import HELD_OUT, live_variant, plan_path, read_plan, store_path
@@ -171,14 +173,41 @@ def _metrics_port(registry, port):
         server.server_close()
         thread.join(5)
 
+# %% ../../nbs/serve/26_probe.ipynb #089600eb
+class _CounterFile:
+    "Counters of a registry, added to those of earlier processes."
+    def __init__(self, path, registry): self.path, self.registry, self.written = path, registry, {}
+
+    def update(self): # -> what is in the way; empty: nothing
+        try:
+            with file_lock(self.path.with_suffix(".lock")), atomic_file(self.path, 0o644) as tmp:
+                Path(tmp).write_bytes(generate_latest(self))
+        except OSError as e: return describe_os_error(e)
+        self.written = dict(_counts(self.registry.collect()))
+        return ""
+
+    def collect(self):
+        try: earlier = dict(_counts(text_string_to_metric_families(self.path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError): earlier = {}
+        for family in self.registry.collect():
+            if family.type not in ("counter", "histogram"): yield family
+            else: yield _added(family, earlier, self.written)
+
+# %% ../../nbs/serve/26_probe.ipynb #358acb8a
+def _counts(families): # ((family, series, labels), value); what only grows
+    for f in families:
+        if f.type not in ("counter", "histogram"): continue
+        for s in f.samples:
+            if not s.name.endswith("_created"): yield (f.name, s.name, tuple(sorted(s.labels.items()))), s.value
+
+def _added(family, earlier, written):
+    found, now = Metric(family.name, family.documentation, family.type), dict(_counts([family]))
+    for key in dict.fromkeys([*(k for k in earlier if k[0] == family.name), *now]):
+        found.add_sample(key[1], dict(key[2]), earlier.get(key, 0) + now.get(key, 0) - written.get(key, 0))
+    return found
+
 # %% ../../nbs/serve/26_probe.ipynb #851c90aa
 def _say(line): print(line, file=sys.stderr, flush=True)
-
-def _write_counters(probe, path):
-    try:
-        with atomic_file(path, 0o644) as tmp: Path(tmp).write_bytes(generate_latest(probe.registry))
-    except OSError as e: return describe_os_error(e)
-    return ""
 
 def run_probe(
     probe: Probe,
@@ -187,13 +216,12 @@ def run_probe(
     max_requests: int = 0, # 0: until SIGTERM or Ctrl-C
 ) -> None:
     "Ask at a fixed rate; a line on standard error wherever the result is another than before."
-    path, said = checkout_root(probe.root) / ".mlops" / "probe.prom", ("ok", "")
+    counters, said = _CounterFile(checkout_root(probe.root) / ".mlops/probe.prom", probe.registry), ("ok", "")
     with _stop_on_signals() as stop, _metrics_port(probe.registry, port):
         next_at = time.monotonic()
         while not stop.is_set():
             result, why = probe.ask()
-            trouble = _write_counters(probe, path)
-            why = why or trouble
+            why = "; ".join(filter(None, (why, counters.update())))
             if (result, why) != said: _say(f"{time.strftime('%H:%M:%S')} {result}{why and ': ' + why}")
             said = result, why
             if probe.n_asked == max_requests: return
