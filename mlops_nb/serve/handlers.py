@@ -264,8 +264,8 @@ _MAX_INLINE_RECORDS = 64 # records that are written in the event loop
 async def feedback(app, request):
     endpoint = get_endpoint(app, request)
     app.set_request_id(request, None)
-    labels = await app.run_in_thread(decode_labels, request.body, endpoint.decoder.predictor.schema,
-                                     app.settings.max_rows)
+    labels, rejected = await app.run_in_thread(decode_labels, request.body, endpoint.decoder.predictor.schema,
+                                               app.settings.max_rows)
     now, key = time.time_ns() // 1000, request.api_key_name
     records = [Feedback(id=x.id, time=now, endpoint=endpoint.name, label=x.label, row=x.row, action=x.action,
                         source=x.source, api_key_name=key) for x in labels]
@@ -275,7 +275,8 @@ async def feedback(app, request):
     await app.log.wait_durable()
     unknown = await app.request_index.find_unknown(endpoint.name, [(x.id, x.row) for x in labels])
     app.metrics.unknown_labels(endpoint.name).inc(len(unknown))
-    return Response(encode_json(acknowledge_labels(request.id, len(labels), unknown)))
+    app.metrics.rejected_labels(endpoint.name).inc(len(rejected))
+    return Response(encode_json(acknowledge_labels(request.id, len(labels), unknown, rejected)))
 
 def _append_records(log, records, written):
     for i, r in enumerate(records):

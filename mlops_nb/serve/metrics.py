@@ -199,6 +199,7 @@ _FAMILIES = { # attribute: kind, labels, description
     "rejected_requests": ("counter", ("reason",), "Requests rejected: max_in_flight, deadline, rate_limit or log."),
     "feedback_labels": ("counter", ("endpoint",), "Labels written to the prediction log."),
     "unknown_labels": ("counter", ("endpoint",), "Labels, of these, whose id or row no answer on record had."),
+    "rejected_labels": ("counter", ("endpoint",), "Labels rejected, beside others that were taken."),
     "repeated_requests": ("counter", ("endpoint",), "Requests whose id was answered a short time before."),
     "log_records": ("counter", (), "Records written to the prediction log."),
     "unlogged_rows": ("counter", (), "Rows answered without a record, because the log could not be written."),

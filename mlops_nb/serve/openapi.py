@@ -120,7 +120,7 @@ _RELEASE_SCHEMAS = {
     'ReleaseReason': _only(reason={**_TEXT, 'description': 'Why; it stands in the ledger.'})}
 
 # %% ../../nbs/serve/10_openapi.ipynb #a2d4e187
-PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'InferResponse', 'InferOutput')} | {
+PROTOCOL_SCHEMAS = {n: _MESSAGES[n] for n in ('FeedbackAck', 'RejectedLabel', 'InferResponse', 'InferOutput')} | {
     'Error': _object('error', error=_TEXT, total=_COUNT, violations=_array(_object(
         'message', row={'type': ['integer', 'null']}, column={'type': ['string', 'null']}, message=_TEXT))),
     'ServerLive': _object('live', live=_BOOLEAN), 'ServerReady': _object('ready', live=_BOOLEAN, ready=_BOOLEAN,

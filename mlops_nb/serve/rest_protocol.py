@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['encode_json', 'Prediction', 'PredictResponse', 'encode_predict_response', 'RowContributions', 'ExplainResponse',
-           'encode_explain_response', 'FeedbackLabel', 'FeedbackRequest', 'FeedbackAck', 'acknowledge_labels',
-           'decode_labels']
+           'encode_explain_response', 'FeedbackLabel', 'FeedbackRequest', 'RejectedLabel', 'FeedbackAck',
+           'acknowledge_labels', 'decode_labels']
 
 # %% ../../nbs/serve/09_rest_protocol.ipynb #0631f897
 from typing import Annotated
@@ -108,6 +108,11 @@ class FeedbackRequest(Struct, forbid_unknown_fields=True):
     "What `:feedback` takes."
     labels: Annotated[list[FeedbackLabel], Meta(min_length=1)]
 
+class RejectedLabel(Struct):
+    "A label that is none, and was not kept."
+    index: int # in the request, from 0
+    reason: str # one sentence
+
 class FeedbackAck(Struct, omit_defaults=True):
     "How many labels were accepted: all are kept, also those that are unknown."
     id: str
@@ -115,15 +120,17 @@ class FeedbackAck(Struct, omit_defaults=True):
     taken: int # whose row is on record
     unknown: int # whose id, or row of it, no answer on record has
     message: str = "" # what that means, where there are any
+    rejected: list[RejectedLabel] = [] # send these again, put right
 
 # %% ../../nbs/serve/09_rest_protocol.ipynb #af506ac9
 def acknowledge_labels(
     id: str, # Of the request
     n_labels: int, # That were written
     unknown: list[tuple[str, int]], # Those that no answer on record has: id and row
+    rejected: list[RejectedLabel], # Those that were not written
 ) -> FeedbackAck:
     "The answer to labels."
-    ack = FeedbackAck(id, n_labels, n_labels - len(unknown), len(unknown))
+    ack = FeedbackAck(id, n_labels, n_labels - len(unknown), len(unknown), rejected=rejected)
     if unknown:
         (name, row), one = unknown[0], len(unknown) == 1
         ack.message = (f"{len(unknown)} {'label names' if one else 'labels name'} an id or a row that no answer on "
@@ -132,34 +139,67 @@ def acknowledge_labels(
     return ack
 
 # %% ../../nbs/serve/09_rest_protocol.ipynb #fc853acd
-def _check_label(value, schema, i):
+_MAX_SUGGESTIONS = 20 # texts in a request for which the class that was meant is looked for
+
+def _no_class(text, classes, said): # `said`: sentences by text
+    if text not in said:
+        said[text] = (f"{text[:60]!r} is no class"
+                      f"{did_you_mean(text[:60], classes) if len(said) < _MAX_SUGGESTIONS else '.'}")
+    return said[text]
+
+def _check_label(value, schema, said): # -> the label as the schema writes it; raises `ValueError`
     if value is None: return None
     if schema.task == 'regression':
         if type(value) in (int, float) and abs(value) < 1e300: return float(value)
-        raise ValidationError(f"label {i} is {str(value)[:60]!r}, and a number is expected.")
+        raise ValueError(f"{str(value)[:60]!r} is given, and a number is expected.")
     whole = isinstance(value, float) and value.is_integer()
     text = str(value).lower() if isinstance(value, bool) else str(int(value) if whole else value)
-    if text not in schema.classes:
-        raise ValidationError(f"label {i} is {text[:60]!r}, which is no class{did_you_mean(text[:60], schema.classes)}")
+    if text not in schema.classes: raise ValueError(_no_class(text, schema.classes, said))
     return text
 
-# %% ../../nbs/serve/09_rest_protocol.ipynb #1703f53c
-_FEEDBACK_DECODER = msgspec.json.Decoder(FeedbackRequest)
+# %% ../../nbs/serve/09_rest_protocol.ipynb #182ff5f3
+class _RawFeedback(Struct, forbid_unknown_fields=True): labels: Annotated[list[msgspec.Raw], Meta(min_length=1)]
 
+_FEEDBACK_DECODER, _RAW_DECODER, _LABEL_DECODER = map(msgspec.json.Decoder, (FeedbackRequest, _RawFeedback,
+                                                                             FeedbackLabel))
+
+def _decode_each(body): # -> [label, or the sentence that says why it is none]; raises `ValueError`, `RecursionError`
+    try: return _FEEDBACK_DECODER.decode(body).labels
+    except msgspec.ValidationError: pass # it is JSON, and not all of it labels
+    found = []
+    for raw in _RAW_DECODER.decode(body).labels:
+        try: found.append(_LABEL_DECODER.decode(raw))
+        except ValueError as e: found.append(f"{str(e)[:200]}.")
+    return found
+
+# %% ../../nbs/serve/09_rest_protocol.ipynb #1703f53c
 def decode_labels(
     body: bytes, # JSON of a `FeedbackRequest`
     schema: Schema,
     max_labels: int,
-) -> list[FeedbackLabel]: # With labels as the schema writes them
-    "The labels of a body; raises `ValidationError`."
+) -> tuple[list[FeedbackLabel], list[RejectedLabel]]: # With labels as the schema writes them; and what is no label
+    "The labels of a body; raises `ValidationError` where none can be taken."
     if len(body) > MAX_VALUES_AT_ONCE and count_json(body, most := 7 * max_labels + 64).values > most:
         raise ValidationError(f"The body has more values than {max_labels} labels need; send at most so many labels "
                               "at a time.")
-    try: labels = _FEEDBACK_DECODER.decode(body).labels
+    try: labels = _decode_each(body)
     except (ValueError, RecursionError) as e:
         raise ValidationError(f"The body is not {{'labels': [{{'id': …, 'row': 0, 'label': …}}]}}: "
                               f"{str(e)[:200]}.") from None
     if len(labels) > max_labels:
         raise ValidationError(f"There are {len(labels)} labels; send at most {max_labels} at a time.")
-    for i, x in enumerate(labels): x.label = _check_label(x.label, schema, i)
-    return labels
+    taken, rejected = _check_labels(labels, schema)
+    if not taken:
+        raise ValidationError(f"{'None of the labels can be taken; label' if len(rejected) > 1 else 'Label'} 0: "
+                              f"{rejected[0].reason}")
+    return taken, rejected
+
+def _check_labels(labels, schema):
+    taken, rejected, said = [], [], {}
+    for i, x in enumerate(labels):
+        try:
+            if isinstance(x, str): raise ValueError(x)
+            x.label = _check_label(x.label, schema, said)
+            taken.append(x)
+        except ValueError as e: rejected.append(RejectedLabel(i, str(e)))
+    return taken, rejected

@@ -102,7 +102,12 @@ def test_feedback_is_taken_and_checked(limited_server):
     limited_server.post(FEEDBACK, {"labels": [{"id": id, "label": "yes", "action": "called", "source": "person"}]})
     assert read_feedback(limited_server.root / "predictions").filter(id=id, row=0).collect().select(
         "label", "action", "source").row(-1) == ("yes", "called", "person")
-    good = {"id": id, "label": "yes"}
+    def rejected(): return limited_server.metric("mlops_nb_rejected_labels_total", endpoint="rows")
+    good, before = {"id": id, "label": "yes"}, rejected()
+    status, _, found = limited_server.post(FEEDBACK, {"labels": [good, good | {"label": "yess"}, good | {"row": -1}]})
+    assert (status, found["accepted"], [x["index"] for x in found["rejected"]]) == (200, 1, [1, 2])
+    assert "did you mean 'yes'" in found["rejected"][0]["reason"]
+    assert rejected() == before + 2
     wrong = [([good | {"source": "nobody"}], "source"), ([good | {"action": "x" * 101}], "action"),
              ([good | {"label": "yess"}], "did you mean 'yes'"), ([], "length"), ([{"id": id}], "label"),
              ([good | {"id": ""}], "id"),

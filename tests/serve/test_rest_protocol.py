@@ -44,13 +44,13 @@ def test_contributions_of_several_classes_are_by_class():
 
 @pytest.mark.parametrize("label, read", [('"yes"', "yes"), ("null", None)])
 def test_labels_that_are_taken(label, read):
-    assert decode_labels(b'{"labels": [{"id": "a", "label": %s}]}' % label.encode(), schema(), 9)[0].label == read
+    assert decode_labels(b'{"labels": [{"id": "a", "label": %s}]}' % label.encode(), schema(), 9)[0][0].label == read
 
 
 @pytest.mark.parametrize("sent, read", [(True, "true"), (1, "1"), (1.0, "1")])
 def test_a_class_may_be_sent_as_a_boolean_or_a_number(sent, read):
     body = msgspec.json.encode({"labels": [{"id": "a", "label": sent}]})
-    assert decode_labels(body, schema(classes=("true", "1")), 9)[0].label == read
+    assert decode_labels(body, schema(classes=("true", "1")), 9)[0][0].label == read
 
 
 @pytest.mark.parametrize("body, words", [
@@ -63,6 +63,38 @@ def test_labels_that_are_not(body, words):
     with pytest.raises(ValidationError, match=words): decode_labels(body, schema(), 9)
 
 
+@pytest.mark.parametrize("wrong, words", [
+    ({"id": "a", "label": "yess"}, "did you mean 'yes'"), ({"id": "a", "label": {}}, "Expected"), ({}, "required"),
+    ({"id": "a", "label": "no", "row": -1}, "row"), ({"id": "a", "label": "no", "when": 1}, "unknown field"),
+    (None, "Expected"), ([], "Expected"), ({"id": "a" * 257, "label": "no"}, "length")])
+def test_one_that_is_none_does_not_keep_the_others_from_being_taken(wrong, words):
+    body = msgspec.json.encode({"labels": [{"id": "a", "label": "no"}, wrong, {"id": "b", "label": "yes"}]})
+    taken, rejected = decode_labels(body, schema(), 9)
+    assert [x.id for x in taken] == ["a", "b"] and [x.index for x in rejected] == [1]
+    assert words in rejected[0].reason and rejected[0].reason[-1] in ".?"
+
+
+@pytest.mark.parametrize("body", [b'{"labels": [{}, {"id": "a", "label": "no"}', b'{"labels": [{}, {]}',
+                                  b'{"labels": 3}', b'{"labels": [{"id": "a", "label": "no"}], "more": 1}'])
+def test_what_is_no_request_is_refused_whole(body):
+    with pytest.raises(ValidationError, match="The body is not"): decode_labels(body, schema(), 9)
+
+
+def test_where_none_can_be_taken_the_first_is_named():
+    body = msgspec.json.encode({"labels": [{"id": "a", "label": f"c{i}"} for i in range(3)]})
+    with pytest.raises(ValidationError, match="None of the labels can be taken; label 0: 'c0' is no class"):
+        decode_labels(body, schema(), 9)
+
+
+def test_ten_thousand_wrong_labels_take_no_long_time_each():
+    "The class that was meant is looked for a few times only, each text is spoken of once."
+    classes = [f"class number {i}" for i in range(1000)]
+    labels = [{"id": "a", "label": classes[0]}, *({"id": "a", "label": f"class numbr {i}"} for i in range(9999))]
+    taken, rejected = decode_labels(msgspec.json.encode({"labels": labels}), schema("multiclass", classes), 10_000)
+    assert len(taken) == 1 and len(rejected) == 9999
+    assert sum("did you mean" in x.reason for x in rejected) == 20 and rejected[-1].reason.endswith("is no class.")
+
+
 def test_too_many_labels():
     with pytest.raises(ValidationError, match="at most 1"):
         decode_labels(b'{"labels": [{"id": "a", "label": "no"}, {"id": "b", "label": "no"}]}', schema(), 1)
@@ -70,7 +102,7 @@ def test_too_many_labels():
 
 def test_labels_of_a_regression_are_numbers():
     body = b'{"labels": [{"id": "a", "label": 2}, {"id": "a", "label": 2.5}]}'
-    assert [x.label for x in decode_labels(body, schema("regression", None), 9)] == [2., 2.5]
+    assert [x.label for x in decode_labels(body, schema("regression", None), 9)[0]] == [2., 2.5]
     for wrong in (b"true", b'"2"', b"1e301"):
         with pytest.raises(ValidationError, match="a number is expected"):
             decode_labels(b'{"labels": [{"id": "a", "label": %s}]}' % wrong, schema("regression", None), 9)
