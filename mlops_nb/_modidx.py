@@ -2312,6 +2312,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'mlops_nb/evaluate/prediction_intervals.py'),
                                                         'mlops_nb.evaluate.prediction_intervals.interval_estimates': ( 'evaluate/prediction_intervals.html#interval_estimates',
                                                                                                                        'mlops_nb/evaluate/prediction_intervals.py'),
+                                                        'mlops_nb.evaluate.prediction_intervals.interval_metrics_of': ( 'evaluate/prediction_intervals.html#interval_metrics_of',
+                                                                                                                        'mlops_nb/evaluate/prediction_intervals.py'),
                                                         'mlops_nb.evaluate.prediction_intervals.measure_intervals': ( 'evaluate/prediction_intervals.html#measure_intervals',
                                                                                                                       'mlops_nb/evaluate/prediction_intervals.py')},
             'mlops_nb.evaluate.project_metrics': { 'mlops_nb.evaluate.project_metrics.GroupedStatistic': ( 'evaluate/project_metrics.html#groupedstatistic',

@@ -89,6 +89,7 @@ class Booster:
         self.feature_names = header.feature_names # Of the columns of `X`, in order
         self.n_classes, self.n_iterations = header.n_classes, header.n_iterations # 1 for binary and regression
         self.log_link = header.link == 'log' # Is the raw score the logarithm of the value?
+        self.identity_link = header.link == 'identity' # Is the raw score the prediction, as that of a forest is?
         self._thread_local, self._packed_text = threading.local(), zlib.compress(model_text.encode(), 1)
         self._inverse_link, self._float_link = _INVERSE_LINKS.get(header.link), _FLOAT_LINKS.get(header.link)
         self._handles = [self._load(block) for block in _model_blocks(model_text, header)]

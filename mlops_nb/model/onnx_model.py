@@ -128,10 +128,10 @@ def neighbouring_floats(
     thresholds: np.ndarray, # (t,)
 ) -> np.ndarray: # At most six times as many, ascending
     "The thresholds and their neighbours, in 64 bits and in 32 bits."
-    with np.errstate(over='ignore'): single = thresholds.astype(np.float32)
     ways = lambda t: (t, np.nextafter(t, t.dtype.type(-np.inf)), np.nextafter(t, t.dtype.type(np.inf)))
-    every = np.concatenate([*ways(thresholds), *(w.astype(float) for w in ways(single))])
-    return np.unique(every[np.isfinite(every)])
+    with np.errstate(over='ignore'):
+        every = np.concatenate([*ways(thresholds), *(w.astype(float) for w in ways(thresholds.astype(np.float32)))])
+    return np.unique(every[np.abs(every) < np.finfo(np.float32).max]) # estimators of 32 bits refuse others
 
 def with_column_values(
     X: np.ndarray, # (n, columns)

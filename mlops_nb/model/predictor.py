@@ -30,6 +30,15 @@ from .features import Features, load_features
 from .net import Net
 from .onnx_model import OnnxModel
 from .policy import Policy, PolicyOutcome
+from mlops_nb.model.processing import (
+    RowRefused,
+    frame_to_arrays,
+    model_inputs,
+    postprocess_outcome,
+    preprocess_arrays,
+    preprocess_inputs,
+    refused_rows,
+)
 
 # %% ../../nbs/model/12_predictor.ipynb #f1c0a003
 MODEL_LOADERS = { # File -> how it is opened
@@ -63,11 +72,15 @@ class Predictor:
         threads: int = 1, # For many rows; one row is always one thread's work
     ):
         names = encoder.feature_names
-        if names != [*schema.feature_columns, *features.names] or len(names) != len(model.feature_names):
+        if names != [*schema.feature_columns, *features.names] or encoder.starts[-1] != len(model.feature_names):
             raise UserError("the model was trained on other columns than schema.yaml and the features file describe "
                             "now; run the stage train again.")
+        if schema.task == 'regression' and model.n_classes != (n := len(schema.quantiles or [0.5])):
+            raise UserError(f"the model gives {model.n_classes} values for a row, and schema.yaml asks for {n} "
+                            "(quantiles); run the stage train again.")
         self.schema, self.features, self.encoder, self.model = schema, features, encoder, model
         self.policy, self.id, self.threads, self._plain_checks = policy, id, threads, None
+        self._wide = encoder.starts[-1] != len(names) # does an input become several columns of the matrix?
         self._category_codes = [(c.name, c.codes.get if c.kind == 'category' else None) for c in encoder.columns]
         # of a row of numbers alone; half of the time that an array takes to be filled from its values
         self._pack = None if any(codes for _, codes in self._category_codes) else struct.Struct(f'{len(names)}d').pack
@@ -113,9 +126,12 @@ def __repr__(self:Predictor):
     p, s = self.policy, self.schema
     decides = {'regression': 'the value itself', 'multiclass': 'the most probable class'}.get(
         s.task, 'no threshold yet' if p.threshold is None else f'{s.classes[1]} from {p.threshold:.4g}')
+    if s.quantiles: decides = f"the median of the quantiles {', '.join(s.score_names)}"
     if p.reject_region: decides += ', human review from {:g} to {:g}'.format(*p.reject_region)
     if p.rules: decides += f", {len(p.rules)} rule{'s' * (len(p.rules) > 1)}"
+    if self.features.postprocess: decides += f"; postprocess: {', '.join(self.features.postprocess)}"
     computed = f"; computed: {', '.join(self.features.names)}" if self.features.names else ''
+    if self.features.preprocess: computed = f"; preprocess: {', '.join(self.features.preprocess)}{computed}"
     return '\n'.join([
         f"Predictor of {s.dataset}, {f'bundle {self.id[:12]}' if self.id else 'in no bundle'}",
         f"  task        {s.task}: {s.target}" + (f" ({', '.join(s.classes)})" if s.classes else ''),
@@ -131,7 +147,7 @@ def encode_frame(self:Predictor,
 ) -> np.ndarray: # (n, len(feature_names)) float64
     "The rows as the model reads them; raises `UserError` for a missing column or a value of another type."
     given = cast_to_schema(to_polars(frame, self.schema, self.inputs), self.schema, self.inputs)
-    return self.encoder.transform(self.features.add_columns(given))
+    return self.encoder.transform(model_inputs(given, self.features, self.schema))
 
 # %% ../../nbs/model/12_predictor.ipynb #a304d01f
 _ARRAY_DTYPES = { # What feature functions see; objects for other types
@@ -144,13 +160,29 @@ def encode_columns(self:Predictor,
     columns: dict[str, list], # The `inputs`: finite numbers, text, booleans, datetimes without a zone; None is missing
 ) -> np.ndarray: # (n, len(feature_names)) float64
     "The rows as the model reads them: to the last bit what `encode_frame` gives for the same values."
-    if self.features.functions:
-        arrays = {c: _to_array(columns[c], self.schema.columns[c].type) for c in self.features.inputs}
-        columns = {**columns, **self.features.compute_arrays(arrays)}
+    features, types = self.features, self.schema.columns
+    if features.preprocess:
+        arrays = {c: _to_array(columns[c], types[c].type) for c in preprocess_inputs(features, self.schema)}
+        arrays = preprocess_arrays(arrays, features, self.schema)
+        columns = arrays | features.compute_arrays(arrays)
+    elif features.functions:
+        arrays = {c: _to_array(columns[c], types[c].type) for c in features.inputs}
+        columns = {**columns, **features.compute_arrays(arrays)}
+    if self._wide: return self._encode_wide(columns)
     if len(columns[self._category_codes[0][0]]) == 1: return self._encode_row(columns)
     read = [columns[name] if codes is None else [None if v is None else codes(v, UNKNOWN_CODE) for v in columns[name]]
             for name, codes in self._category_codes]
     return np.ascontiguousarray(np.array(read, np.float64).T)
+
+@patch
+def _encode_wide(self:Predictor, columns): # With texts
+    starts = self.encoder.starts
+    X = np.empty((len(columns[self._category_codes[0][0]]), starts[-1]))
+    for column, start, end in zip(self.encoder.columns, starts, starts[1:]):
+        values = columns[column.name]
+        if column.kind == 'category': values = [None if v is None else column.codes.get(v, UNKNOWN_CODE) for v in values]
+        X[:, start:end] = column.encoding.encode(values) if column.encoding else np.array(values, float)[:, None]
+    return X
 
 @patch
 def _encode_row(self:Predictor, columns): # One row, with computed features
@@ -159,6 +191,24 @@ def _encode_row(self:Predictor, columns): # One row, with computed features
         except struct.error: pass # a value is missing
     return np.array([[v if (v := columns[name][0]) is None or codes is None else codes(v, UNKNOWN_CODE)
                       for name, codes in self._category_codes]], np.float64)
+
+# %% ../../nbs/model/12_predictor.ipynb #1071552a
+@patch
+def find_refused_rows(self:Predictor,
+    frame: Any, # Rows of the schema, of any kind that `to_polars` takes
+) -> dict[int, str]: # Row -> what was said of it
+    "The rows that a preprocess refuses."
+    if not self.features.preprocess: return {}
+    given = cast_to_schema(to_polars(frame, self.schema, self.inputs), self.schema, self.inputs)
+    return dict(refused_rows(frame_to_arrays(given, self.features, self.schema), self.features, self.schema))
+
+@patch
+def drop_refused_rows(self:Predictor,
+    frame: pl.DataFrame, # Rows of the schema
+) -> pl.DataFrame:
+    "The rows that no preprocess refuses."
+    refused = self.find_refused_rows(frame)
+    return frame[[i for i in range(len(frame)) if i not in refused]] if refused else frame
 
 # %% ../../nbs/model/12_predictor.ipynb #f1c0a002
 def map_in_order(f: Callable, items: Iterator, threads: int) -> Iterator:
@@ -179,14 +229,16 @@ _SLICE_ROWS = 65_536 # In a slice
 def _map_slices(self:Predictor, f, frame, threads=None):
     frame, threads = to_polars(frame, self.schema, self.inputs), threads or self.threads
     step = min(_SLICE_ROWS, max(256, -(-len(frame) // threads)))
-    slices = (frame[i:i + step] for i in range(0, max(len(frame), 1), step))
-    return np.concatenate([*map_in_order(lambda rows: f(self.encode_frame(rows)), slices, threads)])
+    def compute(first):
+        try: return f(self.encode_frame(frame[first:first + step]))
+        except RowRefused as e: raise RowRefused(e.reason, first + e.row) from None
+    return np.concatenate([*map_in_order(compute, iter(range(0, max(len(frame), 1), step)), threads)])
 
 # %% ../../nbs/model/12_predictor.ipynb #8095b543
 @patch
 def predict_encoded(self:Predictor,
-    X: np.ndarray, # (n, len(feature_names)), from `encode_frame` or `encode_columns`
-) -> np.ndarray: # (n,) probability of the event, or value; (n, k) probabilities for k classes
+    X: np.ndarray, # (n, len(encoder.matrix_names)), from `encode_frame` or `encode_columns`
+) -> np.ndarray: # (n,) probability of the event, or value; (n, k) probabilities for k classes, or k quantiles
     "Calibrated predictions for encoded rows."
     if len(X) != 1: return self._policy.calibrate(self.model.predict(X))
     return np.array([self._policy.calibrate(self.model.predict_one(X[0]))])
@@ -194,17 +246,38 @@ def predict_encoded(self:Predictor,
 @patch
 def predict(self:Predictor,
     frame: Any, # Rows of the schema, of any kind that `to_polars` takes
-) -> np.ndarray: # (n,) probability of the event, or value; (n, k) probabilities for k classes
+) -> np.ndarray: # (n,) probability of the event, or value; (n, k) probabilities for k classes, or k quantiles
     "Calibrated predictions."
     return self._map_slices(self.predict_encoded, frame)
 
 # %% ../../nbs/model/12_predictor.ipynb #fa90d4ca
 @patch
+def select_median(self:Predictor,
+    values: np.ndarray, # (n, k, ...) of k quantiles; anything else comes back as it is
+) -> np.ndarray: # (n, ...)
+    "What belongs to the median, where the model predicts quantiles."
+    return values[:, self.schema.quantiles.index(0.5)] if self.schema.quantiles else values
+
+@patch
+def predict_point(self:Predictor,
+    frame: Any, # Rows of the schema, of any kind that `to_polars` takes
+) -> np.ndarray: # (n,) probability of the event, value or median; (n, k) probabilities for k classes
+    "Calibrated predictions; of quantiles the median alone."
+    return self.select_median(self.predict(frame))
+
+@patch
 def predict_raw(self:Predictor,
     frame: Any, # Rows of the schema, of any kind that `to_polars` takes
-) -> np.ndarray: # (n,) or (n, k): log odds, the value itself, or its logarithm
+) -> np.ndarray: # (n,) or (n, k): log odds, the value itself (of quantiles the median), or its logarithm
     "The model's raw scores, before calibration: what the contributions add up to."
-    return self._map_slices(self.model.predict_raw, frame)
+    return self._map_slices(lambda X: self.select_median(self.model.predict_raw(X)), frame)
+
+@patch
+def contributions_encoded(self:Predictor,
+    X: np.ndarray, # (n, k), from `encode_frame` or `encode_columns`
+) -> np.ndarray: # (n, columns + 1) or (n, classes, columns + 1): shares of the raw score; the base value last
+    "What each input added to each raw score of encoded rows; of quantiles to the median."
+    return self.encoder.sum_by_input(self.select_median(self.model.contributions(X)))
 
 @patch
 def contributions(self:Predictor,
@@ -212,12 +285,13 @@ def contributions(self:Predictor,
 ) -> np.ndarray: # (n, columns + 1) or (n, k, columns + 1): shares of the raw score; the base value last
     "What each input added to each raw score."
     threads = 1 if isinstance(self.model, Booster) else None # All rows share the tables of the trees
-    return self._map_slices(self.model.contributions, frame, threads)
+    return self._map_slices(self.contributions_encoded, frame, threads)
 
 @patch(as_prop=True)
 def raw_units(self:Predictor) -> str:
     "What raw scores and contributions are measured in."
-    if isinstance(self.model, OnnxModel) and self.schema.task != 'regression': return 'probability'
+    is_prediction = isinstance(self.model, OnnxModel) or getattr(self.model, 'identity_link', False)
+    if is_prediction and self.schema.task != 'regression': return 'probability'
     if self.schema.task == 'binary': return 'log odds'
     if self.schema.task == 'multiclass': return 'the raw score of a class'
     counts = isinstance(self.model, Booster) and self.model.log_link
@@ -259,7 +333,7 @@ def _plain_columns(self:Predictor, row): # The inputs as columns, if each is wha
 @patch
 def predict_one(self:Predictor,
     row: dict, # Value by column; None is missing
-) -> float | np.ndarray: # A probability or value; (k,) probabilities for k classes
+) -> float | np.ndarray: # A probability or value; (k,) probabilities for k classes, or k quantiles
     "The prediction for one row: to the last bit what `predict` gives for it."
     plain = self._plain_columns(row)
     if plain is not None: X = self.encode_columns(plain)
@@ -280,11 +354,20 @@ def apply_policy(self:Predictor,
     frame: Any, # Rows of the schema, of any kind that `to_polars` takes; has the columns that rules look at
     scores: np.ndarray, # What `predict` gave for them
 ) -> PolicyOutcome:
-    "What the policy makes of the scores of a frame."
+    "What policy and postprocess make of the scores of a frame."
     policy = self._policy
     frame = to_polars(frame, self.schema, policy.rule_columns)
     columns = cast_to_schema(frame, self.schema, policy.rule_columns).to_dict(as_series=False)
-    return policy.apply(columns, scores)
+    return self.decide_rows(columns, scores)
+
+@patch
+def decide_rows(self:Predictor,
+    columns: dict[str, list], # Has the columns that rules look at, in the schema's types
+    scores: np.ndarray, # Calibrated
+) -> PolicyOutcome:
+    "What policy and postprocess make of the scores of rows in columns."
+    outcome = self._policy.apply(columns, scores)
+    return postprocess_outcome(outcome, self.features, self.schema) if self.features.postprocess else outcome
 
 # %% ../../nbs/model/12_predictor.ipynb #3a42cfb6
 @patch
@@ -294,7 +377,7 @@ def predict_and_decide(self:Predictor,
 ) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `PolicyOutcome`, with the scores as a list
     "Calibrated predictions, and what the policy makes of them."
     if len(X) == 1: return self.decide_row(columns, self._policy.calibrate(self.model.predict_one(X[0])))
-    scores, decisions, needs_review = self._policy.apply(columns, self.predict_encoded(X))
+    scores, decisions, needs_review = self.decide_rows(columns, self.predict_encoded(X))
     return scores.tolist(), decisions, needs_review
 
 @patch
@@ -302,11 +385,14 @@ def decide_row(self:Predictor,
     columns: dict[str, list], # One row, in the schema's types
     score: float | np.ndarray, # Calibrated; (k,) for k classes
 ) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `predict_and_decide`
-    "What the policy makes of the score of one row."
+    "What policy and postprocess make of the score of one row."
     p = self._policy
+    if self.features.postprocess:
+        scores, decisions, needs_review = self.decide_rows(columns, np.array([score]))
+        return scores.tolist(), decisions, needs_review
     if p.task == 'binary' and p.threshold is not None and not (p.rules or p.reject_region):
         return [score], [p.classes[score >= p.threshold]], None
-    if p.task == 'regression' and not p.rules: return [score], None, None
+    if p.task == 'regression' and not p.rules: return [score if self.model.n_classes == 1 else score.tolist()], None, None
     score, decision, needs_review = p.apply_row(columns, score)
     return ([score if self.model.n_classes == 1 else score.tolist()], None if p.task == 'regression' else [decision],
             None if needs_review is None else [needs_review])
@@ -334,8 +420,9 @@ def open(cls:Predictor,
 # %% ../../nbs/model/12_predictor.ipynb #cb9e82a9
 @patch(as_prop=True)
 def score_columns(self:Predictor) -> list[str]:
-    "The names of the scores: `score`, or `score_<class>` for several classes."
-    return [f'score_{c}' for c in self.schema.classes] if self.schema.task == 'multiclass' else ['score']
+    "The names of the scores: `score`, or `score_<class>` for several classes, `score_<quantile>` for quantiles."
+    names = self.schema.score_names
+    return ['score'] if names is None else [f'score_{n}' for n in names]
 
 @patch
 def output_schema(self:Predictor) -> dict[str, pl.DataType]: # Column -> type

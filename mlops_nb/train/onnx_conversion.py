@@ -28,7 +28,8 @@ from mlops_nb.model.onnx_model import (
     neighbouring_floats,
     with_column_values,
 )
-from .tree_export import hist_boosting_to_text, text_thresholds, xgboost_to_text
+from .forest_export import catboost_to_text, forest_to_text, gradient_boosting_to_text
+from .tree_export import hist_boosting_to_text, split_imputer, text_thresholds, xgboost_to_text
 
 # %% ../../nbs/train/11_onnx_conversion.ipynb #f59026b0
 class ModelInterface(NamedTuple):
@@ -196,6 +197,9 @@ def _check_steps(estimator):
     from sklearn.preprocessing import FunctionTransformer
     for name, step in pipeline_steps(estimator):
         alias, own = known.get(type(step)), isinstance(step, FunctionTransformer) and step.func is not None
+        if getattr(step, 'add_indicator', False):
+            raise UserError(f"the step {name!r} of the pipeline has add_indicator=True, and its columns of what was "
+                            "missing cannot be written as ONNX; leave it out, and compute them in a @feature.")
         if alias in _converter_pool and alias in _shape_calculator_pool and not own: continue
         where = f"the step {name!r} of the pipeline, {type(step).__name__}," if name else type(step).__name__
         raise UserError(f"{where} cannot be written as ONNX, and a bundle holds no pickle; use a transformer or an "
@@ -296,6 +300,15 @@ def model_name(
     name = ' + '.join(type(s).__name__ for _, s in steps) if library != 'onnx' else 'ONNX'
     return f"{name} ({library.replace('sklearn', 'scikit-learn')} {import_module(library).__version__})"
 
+# %% ../../nbs/train/11_onnx_conversion.ipynb #142a033c
+_KINDS = 'Classifier', 'Regressor'
+_TREE_TEXTS = { # By library, or the name of an estimator of scikit-learn
+    'xgboost': xgboost_to_text, 'catboost': catboost_to_text,
+    **{f'HistGradientBoosting{k}': hist_boosting_to_text for k in _KINDS},
+    **{f'GradientBoosting{k}': gradient_boosting_to_text for k in _KINDS},
+    **{f'{name}{k}': forest_to_text for k in _KINDS
+       for name in ('RandomForest', 'ExtraTrees', 'DecisionTree', 'ExtraTree')}}
+
 # %% ../../nbs/train/11_onnx_conversion.ipynb #3d942870
 def export_model(
     model: Any, # What a learner gave: fitted
@@ -304,14 +317,17 @@ def export_model(
     "The form in which a model travels; raises `UserError` naming what has none."
     library = library_of(model)
     if library == 'lightgbm': return 'model.txt', _lightgbm_text(model, interface)
-    if type(model).__name__.startswith('HistGradientBoosting'):
-        if interface.task != 'regression': _require_all_classes(model, interface)
-        return 'model.txt', hist_boosting_to_text(model).encode()
-    if library == 'xgboost' and _knows_all_classes(model, interface) and (text := xgboost_to_text(model)):
-        return 'model.txt', text.encode()
+    if text := _tree_text(model, interface): return 'model.txt', text.encode()
     graph = _GRAPHS.get(library, _sklearn_graph)(model, interface)
     order = class_order(model, interface) if interface.task != 'regression' and hasattr(model, 'classes_') else None
     return 'model.onnx', to_standard_graph(graph, interface, order)
+
+def _tree_text(model, interface): # None for a model that is none of trees, or none that a text can say
+    final, fill = split_imputer(model)
+    library, name = library_of(final), type(final).__name__
+    write = _TREE_TEXTS.get(library if library != 'sklearn' else name)
+    if write is hist_boosting_to_text and interface.task != 'regression': _require_all_classes(final, interface)
+    return write(final, fill) if write and _knows_all_classes(final, interface) else None
 
 def _knows_all_classes(model, interface):
     return [*getattr(model, 'classes_', range(interface.n_classes))] == [*range(interface.n_classes)]
@@ -435,7 +451,7 @@ def compare_text_with_estimator(
     ours, theirs = Booster(text).predict(rows), model_scores(model, rows, interface)
     check_model_scores(ours[:len(some)], interface.task)
     if theirs is None: return
-    tolerance = _TOLERANCE if library_of(model) == 'xgboost' else 1e-9
+    tolerance = _TOLERANCE if library_of(split_imputer(model)[0]) == 'xgboost' else 1e-9
     apart = float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
     if not apart <= tolerance:
         raise UserError(f"the text of {type(model).__name__} answers otherwise than itself, {apart:.2g} apart, and "

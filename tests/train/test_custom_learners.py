@@ -33,6 +33,7 @@ import sys
 
 import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.feature_selection import VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -43,7 +44,7 @@ from mlops_nb.train.custom_learners import learner
 @learner("forest", space=dict(max_depth=(3, 20), min_samples_leaf=(1, 64, "log"), criterion=["gini", "entropy"]))
 def forest(X, y, sample_weight, params, seed):
     model = ExtraTreesClassifier(8, random_state=seed, n_jobs=-1, **params)
-    return make_pipeline(SimpleImputer(), model).fit(X, y, extratreesclassifier__sample_weight=sample_weight)
+    return make_pipeline(SimpleImputer(), VarianceThreshold(), model).fit(X, y, extratreesclassifier__sample_weight=sample_weight)
 
 
 def logistic(X, y): return make_pipeline(SimpleImputer(), LogisticRegression(max_iter=50)).fit(np.asarray(X), y)
@@ -133,7 +134,7 @@ def test_the_graph_answers_like_the_estimator_at_its_thresholds(project):
     from mlops_nb.core.typed_yaml import read_json
     parity = read_json(project / "artifacts/models/forest/training.json", TrainingReport).parity
     assert parity.n_threshold_rows > 300 and parity.max_difference < 1e-6 < parity.tolerance
-    assert parity.made_from.startswith("SimpleImputer + ExtraTreesClassifier (scikit-learn ")
+    assert parity.made_from.startswith("SimpleImputer + VarianceThreshold + ExtraTreesClassifier (scikit-learn ")
 
 
 def test_contributions_add_up_and_have_an_error(project):
@@ -149,10 +150,10 @@ def test_contributions_add_up_and_have_an_error(project):
 def test_the_bundle_is_verified_described_and_exported(project, tmp_path):
     bundle = pack_bundle(project)
     assert check_golden_examples(bundle) is None
-    assert "The model is the ONNX form of SimpleImputer + ExtraTreesClassifier" in (bundle / "card.md").read_text()
+    assert "The model is the ONNX form of SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in (bundle / "card.md").read_text()
     assert export_onnx(bundle, tmp_path).checks[0].max_difference < 1e-6
     p = Predictor.open(bundle)
-    assert "ONNX, made from SimpleImputer + ExtraTreesClassifier" in repr(p)
+    assert "ONNX, made from SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in repr(p)
     with pytest.raises(UserError, match="holds an ONNX model, which cannot be made smaller"):
         compress_model(None, bundle, p, None, None, None)
     test = pl.read_parquet(project / "artifacts/prepared/test.parquet").head(50)
@@ -190,7 +191,7 @@ def why(project, folder, name, weights=None):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("nothing", "it returned nothing; end it with"), ("raises", "failed with ValueError: no such thing .line 27 of"),
+    ("nothing", "it returned nothing; end it with"), ("raises", "failed with ValueError: no such thing .line 28 of"),
     ("leaves", "it failed with SystemExit: 3"),
     ("changes", "it changed X in place"), ("nan", "it gives no number .NaN or infinity. for 40 of 40"),
     ("hard", "has no predict_proba"), ("own_step", "the step 'functiontransformer' of the pipeline"),
