@@ -21,6 +21,7 @@ from .core.errors import UserError
 from .core.files import atomic_file
 from .core.progress import progress_reporter
 from .core.typed_yaml import read_json, write_json
+from .ledger.runs import record_stage
 
 # %% ../nbs/90_pipeline.ipynb #6b37da62
 class Stage(Struct, frozen=True):
@@ -215,8 +216,10 @@ def run_stage(
     if item and not stage.matrix: raise UserError(f"The stage {name} is one for all; leave {item!r} out.")
     started, clock, record = time.time(), time.perf_counter(), _record_path(root, name, item)
     try:
-        with progress_reporter(f"{name} {item or ''}".rstrip(), expected_seconds=_last_seconds(record)):
+        label = f"{name} {item or ''}".rstrip()
+        with (progress_reporter(label, expected_seconds=_last_seconds(record)), record_stage(root, label) as known):
             facts = _call_stage(stage, root, item) or {}
+            known |= dict(facts=facts, peak_memory_mib=_peak_memory_mib())
     except Exception as e:
         with suppress(OSError): # of a full disk
             write_json(_failure_path(record), dict(stage=name, item=item, started=started, error=str(e)[:500]))

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,3 +95,25 @@ def postgres():
         try: yield SimpleNamespace(url=f"postgresql://tester@127.0.0.1:{port}/postgres", password=password)
         finally: run("pg_ctl", "-m", "immediate", "stop")
     finally: shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def in_sqlite(tmp_path):
+    "The URL of a SQLite file that is not there yet."
+    return f"sqlite:///{tmp_path}/deep/ledger.db"
+
+
+@pytest.fixture
+def in_postgres(postgres, monkeypatch):
+    "The URL of a database of its own."
+    import psycopg
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
+    name = f"ledger_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres.url, autocommit=True) as db: db.execute(f"CREATE DATABASE {name}")
+    return f"{postgres.url.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture(params=["in_sqlite", "in_postgres"])
+def uri(request):
+    "A database of its own, once in SQLite and once in PostgreSQL."
+    return request.getfixturevalue(request.param)

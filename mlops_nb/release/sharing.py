@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ..bundle.store import released_path
-from ..config.project import is_experiment
+from ..config.project import checkout_root, is_experiment
 from ..config.settings import read_settings
 from ..core.files import atomic_dir
 from ..core.manifest import SIGNATURES_FILE
@@ -42,9 +42,9 @@ def _is_copied(store, bundle_id):
 # %% ../../nbs/release/07_sharing.ipynb #a66c2b8e
 def share_releases(root: Path) -> str: # A sentence that says what did not work; empty where all did
     "Bring the files that carry the released models to clones up to date, also where one was signed since."
-    root, settings = Path(root), read_settings(root)
-    path, store = plan_path(root, settings), store_path(root, settings)
     if is_experiment(): return ""
+    root, settings = checkout_root(root), read_settings(root)
+    path, store = plan_path(root, settings), store_path(root, settings)
     update_record(path)
     lacking = [i for i in dict.fromkeys(e.bundle for e in read_history(path))
                if (store / i).is_dir() and not (released_path(store, f"{i}.dvc").exists() and _is_copied(store, i))]

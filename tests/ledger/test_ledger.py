@@ -3,7 +3,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,24 +13,6 @@ from mlops_nb.ledger import ledger as module
 from mlops_nb.ledger.ledger import Ledger, open_ledger
 
 CHANGES = ["UPDATE ledger SET data = '{}'", "DELETE FROM ledger"]
-
-
-@pytest.fixture
-def in_sqlite(tmp_path): return f"sqlite:///{tmp_path}/deep/ledger.db"
-
-
-@pytest.fixture
-def in_postgres(postgres, monkeypatch):
-    "The URL of a database of its own."
-    import psycopg
-    monkeypatch.setenv("PGPASSWORD", postgres.password)
-    name = f"ledger_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres.url, autocommit=True) as db: db.execute(f"CREATE DATABASE {name}")
-    return f"{postgres.url.rpartition('/')[0]}/{name}"
-
-
-@pytest.fixture(params=["in_sqlite", "in_postgres"])
-def uri(request): return request.getfixturevalue(request.param)
 
 
 def change(uri, statement):
