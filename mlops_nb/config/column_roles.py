@@ -124,6 +124,7 @@ class ValueForm(Struct):
     low: int | None = None # None: not whole numbers
     high: int | None = None
     form: str = "" # of text: what nearly all values are, such as "UUIDs"
+    words: float = 0.0 # of text: in a value, on average
 
 # %% ../../nbs/config/05_column_roles.ipynb #1c403dd1
 _FORMS = {"UUIDs": r"^\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?$",
@@ -131,6 +132,7 @@ _FORMS = {"UUIDs": r"^\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?$"
           "long numbers": r"^\+?\(?\d([ ()/.-]{0,2}\d){8,}$",
           "hashes": r"^(0x)?[0-9a-fA-F]{16,}$",
           "numbered codes": r"^([A-Za-z]{1,6}[-_ #/]?|\d{2,4}[-/])\d{4,}$"}
+_WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}]|[^\s\p{Han}\p{Hiragana}\p{Katakana}]+" # some scripts have no blanks
 _NAMES_WHO = {"UUIDs", "e-mail addresses", "long numbers"}
 
 # %% ../../nbs/config/05_column_roles.ipynb #ad241d06
@@ -146,7 +148,8 @@ def _form_exprs(name, dtype, type):
         return found | dict(rising=(step > 0).mean(), falling=(step < 0).mean(), low=number.min(), high=number.max(),
                             whole=whole)
     if dtype != pl.String: return found
-    return found | {f"form {f}": value.str.contains(pattern).mean() for f, pattern in _FORMS.items()}
+    forms = {f"form {f}": value.str.contains(pattern).mean() for f, pattern in _FORMS.items()}
+    return found | forms | dict(words=value.str.count_matches(_WORD).mean())
 
 # %% ../../nbs/config/05_column_roles.ipynb #44b363a6
 def profile_forms(
@@ -162,7 +165,8 @@ def profile_forms(
 
 def _value_form(figures):
     forms = [k.removeprefix("form ") for k, share in figures.items() if k.startswith("form ") and (share or 0) >= 0.98]
-    form = ValueForm(figures["rows"], figures["distinct"], form=forms[0] if forms else "")
+    form = ValueForm(figures["rows"], figures["distinct"], form=forms[0] if forms else "",
+                     words=figures.get("words") or 0.0)
     low, high = figures.get("low"), figures.get("high")
     if not figures.get("whole") or low is None or not math.isfinite(high - low): return form
     form.low, form.high = int(low), int(high)
@@ -220,14 +224,18 @@ def _identifier_reason(name, type, each, distinct, form):
         if reason: return f"{reason}, by its form ({form.form})", kind
     return (handed_out(form), "row") if type == "integer" and form else ("", "")
 
-def _uninformative_reason(type, profile, form):
+def _uninformative_reason(name, type, profile, form):
     "Why nothing can be learned from a column, or only by heart."
-    if type == "text":
-        long = (profile.mean_length or 0) > 30 and not (form and form.form)
-        return "free text" if long else "nearly each row has another value: an identifier?"
+    if type == "text" and not _is_prose(name, form): return "nearly each row has another value: an identifier?"
     if type == "category" and profile.distinct > 100 and _rows_per_value(profile) < 10:
         return "too few rows a category to learn from"
     return ""
+
+_MIN_WORDS, _WHO_OR_WHERE = 3, _words("name names surname firstname lastname fullname address street")
+
+def _is_prose(name, form):
+    if form is None or form.form or _WHO_OR_WHERE & {*name_words(name)}: return False
+    return form.words >= _MIN_WORDS
 
 def _rows_per_value(profile): return (profile.rows - profile.missing) / max(profile.distinct, 1)
 
@@ -254,7 +262,9 @@ def propose_role(
         repeats = each >= 1.25 and kind in ("who", "thing")
         unsure = ["is it an identifier?"] if kind == "row" else [] # no name says so
         return ColumnRole(reason, kind if repeats else "", checks=unsure)
-    return ColumnRole(_uninformative_reason(type, profile, form), sensitive=sensitive, checks=alike)
+    reason = _uninformative_reason(name, type, profile, form)
+    prose = ["its words are learned from; is it written before the outcome is known?"]
+    return ColumnRole(reason, sensitive=sensitive, checks=prose if type == "text" and not reason else alike)
 
 # %% ../../nbs/config/05_column_roles.ipynb #3d955a34
 def is_code(

@@ -24,7 +24,8 @@ def partial_dependence(
     "The partial dependence at some values."
     rows = np.repeat(X[None], len(values), 0)
     rows[:, :, columns] = values[:, None, columns]
-    return predictor.model.predict_raw(rows.reshape(-1, X.shape[1])).reshape(len(values), len(X), -1).mean(1)
+    raw = predictor.select_median(predictor.model.predict_raw(rows.reshape(-1, X.shape[1])))
+    return raw.reshape(len(values), len(X), -1).mean(1)
 
 # %% ../../nbs/explain/01_interactions.ipynb #cfef4033
 def _interaction_strength(joint, one, other):
@@ -39,10 +40,10 @@ def pairwise_interactions(
     features: list[str], # Among `predictor.feature_names`
 ) -> pl.DataFrame: # feature, other_feature, strength, h_squared; the strongest first
     "How strongly each pair of features acts together."
-    at = [predictor.feature_names.index(f) for f in features]
-    alone = [partial_dependence(predictor, X, X, [j]) for j in at]
+    at = [predictor.encoder.matrix_columns(f) for f in features]
+    alone = [partial_dependence(predictor, X, X, columns) for columns in at]
     rows = [(features[a], features[b],
-             *_interaction_strength(partial_dependence(predictor, X, X, [at[a], at[b]]), alone[a], alone[b]))
+             *_interaction_strength(partial_dependence(predictor, X, X, at[a] + at[b]), alone[a], alone[b]))
             for a, b in combinations(range(len(features)), 2)]
     types = dict(feature=pl.String, other_feature=pl.String, strength=pl.Float64, h_squared=pl.Float64)
     return pl.DataFrame(rows, schema=types, orient='row').sort('strength', descending=True, maintain_order=True)
@@ -50,8 +51,8 @@ def pairwise_interactions(
 # %% ../../nbs/explain/01_interactions.ipynb #252e2c83
 def _bin_medians(values, x, n_bins): # Labels of groups, and a value of the matrix for each
     codes, labels = bin_column(values, n_bins, n_bins)
-    middle = lambda i: i[np.argsort(x[i], kind='stable')[len(i) // 2]]
-    return labels, [x[middle(np.flatnonzero(codes == g))] for g in range(len(labels))]
+    middle = lambda i: i[np.argsort(x[i, 0], kind='stable')[len(i) // 2]]
+    return labels, np.array([x[middle(np.flatnonzero(codes == g))] for g in range(len(labels))])
 
 def partial_dependence_2d(
     predictor: Predictor,
@@ -62,12 +63,12 @@ def partial_dependence_2d(
     n_other_bins: int = 5, # Groups of the other
 ) -> pl.DataFrame: # feature, other_feature, label, other_label, class (its number), value (raw score)
     "The partial dependence on two features."
-    M, (j, k) = predictor.encode_frame(frame), (predictor.feature_names.index(f) for f in (feature, other_feature))
+    M, (j, k) = predictor.encode_frame(frame), map(predictor.encoder.matrix_columns, (feature, other_feature))
     labels, values = _bin_medians(frame[feature], M[:, j], n_bins)
     other_labels, other_values = _bin_medians(frame[other_feature], M[:, k], n_other_bins)
     grid = np.zeros((len(labels) * len(other_labels), M.shape[1]))
-    grid[:, j], grid[:, k] = np.repeat(values, len(other_labels)), np.tile(other_values, len(labels))
-    found = partial_dependence(predictor, grid, X, [j, k])
+    grid[:, j], grid[:, k] = np.repeat(values, len(other_labels), 0), np.tile(other_values, (len(labels), 1))
+    found = partial_dependence(predictor, grid, X, j + k)
     return pl.concat(pl.DataFrame({
         'feature': feature, 'other_feature': other_feature, 'label': np.repeat(labels, len(other_labels)),
         'other_label': other_labels * len(labels), 'class': c, 'value': found[:, c]}) for c in range(found.shape[1]))

@@ -101,7 +101,8 @@ def _explained_rows(predictor, n_rows, max_rows): # Which rows
 def _attribution_error(predictor, frame): # None for trees
     if isinstance(predictor.model, Booster): return None
     errors = predictor.model.contribution_errors(predictor.encode_frame(some := frame.head(_ERROR_ROWS)))
-    *each, base = errors.standard_errors.mean((0, 1)).tolist()
+    errors_by_input = predictor.encoder.sum_by_input(errors.standard_errors) # of a text's columns: at most that
+    *each, base = errors_by_input.mean((0, 1)).tolist()
     n_background, missed = predictor.model.n_background, float(np.abs(errors.missed).mean())
     return AttributionError(n_background, len(some), dict(zip(predictor.feature_names, each)), base, missed)
 
@@ -121,9 +122,10 @@ def run_explain(
     frame = test[sample]
     parts, error = checked_contributions(predictor, frame)
     trees = root / f'artifacts/models/{learner}/model.txt'
-    gains = gain_importance(trees.read_text(encoding='utf-8')) if trees.exists() else np.full(len(features), np.nan)
+    gains = (predictor.encoder.sum_by_input(gain_importance(trees.read_text(encoding='utf-8'))) if trees.exists()
+             else np.full(len(features), np.nan))
     importance = feature_importance(parts, features, gains, classes)
-    best, worst = _example_rows(predictor, test, sample, parts, predictor.predict(test))
+    best, worst = _example_rows(predictor, test, sample, parts, predictor.predict_point(test))
     top = importance['feature'].head(min(8, len(features))).to_list()
     tables = {'importance': importance, **_contribution_tables(frame, parts, features, classes, top),
               **_interaction_tables(predictor, frame, top[:6])}

@@ -8,6 +8,7 @@ __all__ = ['UNKNOWN_CODE', 'RARE_CODE', 'FIRST_KEPT_CODE', 'EncodedColumn', 'Enc
 # %% ../../nbs/model/01_encoder.ipynb #68b4a4ff
 import math
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -20,15 +21,22 @@ from ..config.params import EncoderParams
 from ..config.schema import Schema
 from ..core.errors import UserError
 from .features import Features
+from .text_encoder import TextEncoding, fit_text
 
 # %% ../../nbs/model/01_encoder.ipynb #0dc34be7
 UNKNOWN_CODE, RARE_CODE, FIRST_KEPT_CODE = 0, 1, 2 # the codes of a category; kept names start at FIRST_KEPT_CODE
 
-class EncodedColumn(Struct):
+class EncodedColumn(Struct, omit_defaults=True):
     "How one input of the model is turned into numbers."
     name: str
-    kind: Literal["number", "category", "boolean"]
+    kind: Literal["number", "category", "boolean", "text"]
     codes: dict[str, int] = field(default_factory=dict) # of a category: name -> code
+    encoding: TextEncoding | None = None # of a text, which becomes several columns of the matrix
+
+    @property
+    def matrix_names(self) -> list[str]:
+        "The columns of the matrix that it becomes."
+        return [f"{self.name}.{suffix}" for suffix in self.encoding.names] if self.encoding else [self.name]
 
 # %% ../../nbs/model/01_encoder.ipynb #9fd185b8
 class Encoder(Struct, dict=True):
@@ -40,10 +48,26 @@ class Encoder(Struct, dict=True):
         "The names of the model's inputs."
         return [c.name for c in self.columns]
 
+    @cached_property
+    def matrix_names(self) -> list[str]: # In order
+        "The names of the columns of the matrix."
+        return [name for c in self.columns for name in c.matrix_names]
+
+    @cached_property
+    def starts(self) -> list[int]: # One longer than the inputs
+        "Where each input begins in the matrix, and where the last one ends."
+        return [0, *accumulate(len(c.matrix_names) for c in self.columns)]
+
+    @cached_property
+    def largest_codes(self) -> dict[int, int]: # By position in the matrix
+        "The largest code of each category."
+        return {i: max([RARE_CODE, *c.codes.values()]) for i, c in zip(self.starts, self.columns)
+                if c.kind == 'category'}
+
     @property
-    def categorical(self) -> list[int]: # Positions in `feature_names`
-        "Which inputs are categories."
-        return [i for i, c in enumerate(self.columns) if c.kind == 'category']
+    def categorical(self) -> list[int]: # Positions in the matrix
+        "Which columns of the matrix are categories."
+        return list(self.largest_codes)
 
     @cached_property
     def _code_tables(self): # the two sides of each code table, as polars wants them
@@ -65,12 +89,12 @@ def category_codes(
     return codes | {name: RARE_CODE for name in counts['name'][len(kept):len(kept) + _MAX_RARE_NAMES].to_list()}
 
 # %% ../../nbs/model/01_encoder.ipynb #db1902c8
-_KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean')
+_KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean', text='text')
 
 def feature_kinds(
     schema: Schema, # Its `feature_columns` come first
     features: Features | None = None, # The project's own features; they follow
-) -> dict[str, str]: # Input name -> number, category or boolean
+) -> dict[str, str]: # Input name -> number, category, boolean or text
     "The inputs of a model in order; raises `UserError` if there are none, or a feature may not read what it reads."
     if features: features.check_schema(schema)
     kinds = {n: _KIND_OF_TYPE[schema.columns[n].type] for n in schema.feature_columns}
@@ -86,6 +110,13 @@ def _require_column(frame, name):
     raise UserError(f"the rows have no column '{name}', which is an input of the model; add it, "
                     "or mark it 'feature: false' in schema.yaml and train again.")
 
+# %% ../../nbs/model/01_encoder.ipynb #b2758e29
+def _fit_column(name, kind, frame, params):
+    values = _require_column(frame, name)
+    if kind == 'category': return EncodedColumn(name, kind, category_codes(values, params))
+    if kind == 'text': return EncodedColumn(name, kind, encoding=fit_text(values, params.text))
+    return EncodedColumn(name, kind)
+
 # %% ../../nbs/model/01_encoder.ipynb #de4ad15b
 @patch(cls_method=True)
 def fit(cls:Encoder,
@@ -95,22 +126,22 @@ def fit(cls:Encoder,
     params: EncoderParams = EncoderParams(),
 ) -> Encoder:
     "Learn the codes of every input; raises `UserError` if there is no input at all or `frame` lacks one."
-    return cls([EncodedColumn(n, k, category_codes(_require_column(frame, n), params) if k == 'category' else {})
-                for n, k in feature_kinds(schema, features).items()])
+    return cls([_fit_column(n, k, frame, params) for n, k in feature_kinds(schema, features).items()])
 
 # %% ../../nbs/model/01_encoder.ipynb #345dee34
 _TEXT_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 def _dtype_fits(dtype, kind):
-    return dtype in _TEXT_DTYPES if kind == 'category' else dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
+    return dtype in _TEXT_DTYPES if kind in ('category', 'text') else dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
 
-def _encode_column(values, column, table):
+def _encode_column(values, column, table): # (n,), or (n, columns of the matrix)
     if not _dtype_fits(values.dtype, column.kind):
         raise UserError(f"column '{column.name}' holds {values.dtype} values where the model expects a {column.kind}; "
                         "convert it, or correct its type in schema.yaml and train again.")
     if column.kind == 'category':
         codes = values.cast(pl.String).replace_strict(*table, default=float(UNKNOWN_CODE), return_dtype=pl.Float64)
         return codes.to_numpy()
+    if column.encoding: return column.encoding.encode(values.cast(pl.String).to_list())
     numbers = values.cast(pl.Float64).to_numpy()
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
@@ -118,12 +149,31 @@ def _encode_column(values, column, table):
 @patch
 def transform(self:Encoder,
     frame: pl.DataFrame, # Any number of rows; further columns are ignored
-) -> np.ndarray: # (n, k) float64, C order, k = `len(self.columns)`
+) -> np.ndarray: # (n, k) float64, C order, k = `len(self.matrix_names)`
     "The rows as the matrix the model reads; raises `UserError` for a missing column or one of another type."
-    X = np.empty((frame.height, len(self.columns)))
-    for j, (column, table) in enumerate(zip(self.columns, self._code_tables)):
-        X[:, j] = _encode_column(_require_column(frame, column.name), column, table)
+    X = np.empty((frame.height, self.starts[-1]))
+    for column, table, start, end in zip(self.columns, self._code_tables, self.starts, self.starts[1:]):
+        values = _encode_column(_require_column(frame, column.name), column, table)
+        X[:, start:end] = values if column.encoding else values[:, None]
     return X
+
+# %% ../../nbs/model/01_encoder.ipynb #304d8e73
+@patch
+def matrix_columns(self:Encoder,
+    name: str, # Of an input
+) -> list[int]: # Positions in the matrix, one but for a text
+    "Where an input is in the matrix."
+    i = self.feature_names.index(name)
+    return [*range(self.starts[i], self.starts[i + 1])]
+
+# %% ../../nbs/model/01_encoder.ipynb #d04e961d
+@patch
+def sum_by_input(self:Encoder,
+    values: np.ndarray, # (..., k) of the columns of the matrix, or (..., k + 1) with a last one that stays
+) -> np.ndarray: # (..., inputs), or (..., inputs + 1)
+    "The sum over the columns of each input: contributions, importances."
+    if self.starts[-1] == len(self.columns): return values
+    return np.add.reduceat(values, self.starts[:-1] + [self.starts[-1]] * (values.shape[-1] > self.starts[-1]), axis=-1)
 
 # %% ../../nbs/model/01_encoder.ipynb #578e0ba2
 @patch

@@ -400,7 +400,7 @@ class ExplanationResult(Struct, kw_only=True):
 # %% ../../nbs/serve/07_endpoint.ipynb #786b4dca
 def _contributions(v, rows, decoder):
     X = v.encode_rows(rows.columns, rows.X, decoder)
-    return v.predictor.predict_and_decide(rows.columns, X)[0], v.predictor.model.contributions(X).tolist()
+    return v.predictor.predict_and_decide(rows.columns, X)[0], v.predictor.contributions_encoded(X).tolist()
 
 @patch
 async def explain(self:Endpoint,

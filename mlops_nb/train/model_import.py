@@ -144,7 +144,7 @@ def import_model(
     encoder = resolve_init_model(project, name).encoder
     _, valid = read_training_parts(project, encoder)
     schema = project.schema
-    interface = ModelInterface(schema.task, encoder.feature_names, len(schema.classes or []))
+    interface = ModelInterface(schema.task, encoder.matrix_names, len(schema.classes or []))
     with TemporaryDirectory() as folder:
         file = _find_file(source, Path(folder), project)
         if not file.is_file(): raise UserError(f"{file} is no file; give one, or models:/NAME@ALIAS.")

@@ -96,10 +96,10 @@ def test_a_column_whose_name_looks_like_an_expression_is_a_column():
 def test_what_the_model_may_see():
     s = Schema("d", "regression", "b - a", {"a": Column("number"), "b": Column("number"), "who": Column("category"),
                "when": Column("integer"), "leak": Column("number", feature=False), "note": Column("text"),
-               "at": Column("timestamp"),
+               "comment": Column("text", feature=False), "at": Column("timestamp"),
                "x": Column("boolean")},
                entity="who", event_time="when")
-    assert s.feature_columns == ["x"]
+    assert s.feature_columns == ["note", "x"]
 
 
 def test_rows_where_the_filter_is_unknown_do_not_pass():

@@ -182,7 +182,7 @@ def test_ranges(values, range): assert column(values).range == range
     ("customer_id", R.permutation(10**6)[:N], "an identifier by its name"),
     ("customerId", R.permutation(10**6)[:N], "an identifier by its name"),
     ("x", [f"P{i}" for i in range(N)], "an identifier?"),
-    ("x", [f"the customer said that it was number {i}" for i in range(N)], "free text"),
+    ("name", [f"Braund, Mr. Owen Harris {i}" for i in range(N)], "an identifier?"),
     ("x", [7] * N, "the same value"),
     ("x", [None] * N, "no value at all"), ("x", ["?"] * N, "no value at all"),
     ("x", [f"c{i // 3}" for i in range(N)], "too few rows"),
@@ -192,6 +192,14 @@ def test_columns_that_can_only_be_learned_by_heart(name, values, why):
     found = propose(**{name: values})
     s = found.schema
     assert s.columns[name].feature == (why == "") == (name in s.feature_columns) and why in found.comments[name]
+
+
+@pytest.mark.parametrize("values", [[f"the customer said that it was number {i}" for i in range(N)],
+                                    [f"故障中です{i}" for i in range(N)]])
+def test_free_text_is_learned_from_and_a_person_asked(values):
+    found = propose(x=values)
+    assert found.schema.columns["x"].type == "text" and found.schema.feature_columns == ["x"]
+    assert "CHECK: its words are learned from; is it written before the outcome is known?" in found.comments["x"]
 
 
 def test_domains_of_at_most_a_hundred():

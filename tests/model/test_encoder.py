@@ -20,7 +20,7 @@ from mlops_nb.model.features import Features
 SCHEMA = Schema("t", "binary", target="y", classes=["a", "b"], columns={
     "name": Column("category", nullable=True), "x": Column("number", nullable=True),
     "i": Column("integer", nullable=True),
-    "flag": Column("boolean", nullable=True), "when": Column("timestamp"), "note": Column("text"),
+    "flag": Column("boolean", nullable=True), "when": Column("timestamp"), "note": Column("text", feature=False),
     "y": Column("category")})
 TYPES = {"name": pl.String, "x": pl.Float64, "i": pl.Int64, "flag": pl.Boolean}
 

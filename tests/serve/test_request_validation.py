@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mlops_nb.config.params import PolicyRule
 from mlops_nb.config.schema import Column, Schema
@@ -36,6 +37,7 @@ def model_of(columns, missing=(), functions=None, policy=None, others=None):
     functions = functions or {f"of {c}": (*read[t], [c]) for c, t in reads.items()}
     features = Features({n: f for n, (f, _, _) in functions.items()}, {n: t for n, (_, t, _) in functions.items()},
         {n: a for n, (_, _, a) in functions.items()})
+    columns = {c: structs.replace(k, feature=k.feature and k.type != "text") for c, k in columns.items()}
     schema = Schema("t", "regression", "the target",
                     {**columns, **(others or {}), "the target": Column("number", nullable=True)},
         missing_values=list(missing))

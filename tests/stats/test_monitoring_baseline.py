@@ -27,7 +27,7 @@ COMPUTED = dict(ratio="number", band="category")
 def schema_of(segments, **more):
     columns = dict(place=Column("category", nullable=True), age=Column("number", nullable=True),
                    flag=Column("boolean"), code=Column("category", nullable=True), few=Column("integer"),
-                   when=Column("timestamp", feature=False), note=Column("text"), y=Column("number"))
+                   when=Column("timestamp", feature=False), note=Column("text", feature=False), y=Column("number"))
     return Schema("t", "regression", "y", columns | more, segments=segments)
 
 

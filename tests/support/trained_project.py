@@ -55,7 +55,8 @@ def schema(task):
         "id": Column("text", feature=False), "x": Column("number", nullable=True, range=(-10, 10)),
         "count": Column("integer", range=(0, 50)), "place": Column("category", nullable=True),
         "known": Column("boolean"), "when": Column("timestamp", nullable=True),
-        "note": Column("text"), "y": Column("number" if task == "regression" else "category", doc="what is asked")})
+        "note": Column("text", feature=False),
+        "y": Column("number" if task == "regression" else "category", doc="what is asked")})
 
 
 def trained(root, task="binary", features=True, n=900, learner="gbdt", counts=False):
