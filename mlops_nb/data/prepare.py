@@ -41,6 +41,7 @@ from mlops_nb.data.splits import (
     split_key_columns,
 )
 from ..model.features import Features, load_features
+from ..model.processing import RowRefused, check_processing, preprocess_inputs, with_features
 
 # %% ../../nbs/data/17_prepare.ipynb #2610d75e
 EXCLUSION_REASONS = ("the target is missing", "the target is not a finite number",
@@ -165,6 +166,16 @@ def read_rows_to_try(
         if len(rows): return rows
     return _first_rows(_used_batches(accepted, splits, columns), max_rows)
 
+# %% ../../nbs/data/17_prepare.ipynb #11b6fff4
+def _refused_in_training(e, rows, features):
+    source, row = rows.select("_source", "_row").row(e.row)
+    return UserError(f"{features.path}: preprocess refuses row {row} of {source} ({e.reason.rstrip('.')}); leave such "
+                     "rows out with `filter` in schema.yaml, or let it return a missing value.")
+
+def _add_features(rows, features, schema):
+    try: return with_features(rows, features, schema)
+    except RowRefused as e: raise _refused_in_training(e, rows, features) from None
+
 # %% ../../nbs/data/17_prepare.ipynb #af407417
 def write_splits(
     accepted: Path, # Folder with the accepted rows
@@ -182,7 +193,7 @@ def write_splits(
             target = compute_target(batch, schema)["_target"]
             keep = batch.select(*schema.columns).with_columns(target, batch["_source"], batch["_row"],
                                                               pl.Series("_split", mine))
-            keep = features.add_columns(keep.filter(pl.col("_split") != ""))
+            keep = _add_features(keep.filter(pl.col("_split") != ""), features, schema)
             order = [*schema.columns, *features.names, "_target", "_source", "_row"]
             for name in SPLIT_NAMES:
                 table = keep.filter(pl.col("_split") == name).select(order).to_arrow()
@@ -319,10 +330,13 @@ def describe_lost_labels(
 
 # %% ../../nbs/data/17_prepare.ipynb #cab5e467
 def _check_rowwise(accepted, splits, schema, features):
-    "Raise `UserError` if a feature of a row depends on other rows."
-    if not features.names: return
-    columns = list(dict.fromkeys([*features.inputs, *([schema.entity] if schema.entity else [])]))
-    features.check_rowwise(read_rows_to_try(accepted, splits, columns, schema.entity), schema.entity)
+    "Raise `UserError` if preprocess or a feature of a row depends on other rows."
+    if not (features.names or features.preprocess): return
+    inputs = preprocess_inputs(features, schema) if features.preprocess else features.inputs
+    columns = list(dict.fromkeys([*inputs, *([schema.entity] if schema.entity else []), "_source", "_row"]))
+    rows = read_rows_to_try(accepted, splits, columns, schema.entity)
+    try: check_processing(features, schema, rows)
+    except RowRefused as e: raise _refused_in_training(e, rows, features) from None
 
 def run_prepare(
     root: str | Path = ".", # The project folder

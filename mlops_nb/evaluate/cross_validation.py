@@ -28,10 +28,12 @@ from ..data.label_delay import has_late_label
 from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, row_positions
 from .evaluation import choose_decision_settings, score_splits, split_resamplings
-from .metrics import PRIMARY_METRIC, DecisionSettings, metric_values
+from .metrics import DecisionSettings, metric_values, primary_metric
+from .project_metrics import project_metrics
 from ..model.encoder import Encoder
 from ..model.features import load_features
 from ..model.predictor import MODEL_LOADERS, Predictor
+from ..model.processing import prepared_inputs
 from ..train.dataset import to_training_part
 from ..train.device import DeviceConfig
 from ..train.learners import FitOptions, find_learner, fit_learner
@@ -117,9 +119,10 @@ def fit_predictor(
     schema, params = project.schema, project.params
     kind = find_learner(learner, params.train)
     features = load_features(project.features_path)
-    encoder = Encoder.fit(train, schema, features, params.train.encoder)
+    inputs = {n: prepared_inputs(rows, features, schema) for n, rows in (('train', train), ('valid', validation))}
+    encoder = Encoder.fit(inputs['train'], schema, features, params.train.encoder)
     parts = tuple(to_training_part(rows, split, encoder, schema, params.train.sample_weight_half_life)
-                  for split, rows in (('train', train), ('valid', validation)))
+                  for split, rows in inputs.items())
     with progress_reporter(run_name, kind.max_iterations(params.train), f'{kind.unit} at most') as step:
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), on_iteration=step,
                              root=project.root)
@@ -130,7 +133,7 @@ def fit_predictor(
     resamplings = split_resamplings(params.evaluate, judged, schema.entity)
     scores = score_splits(predictor, judged, params.evaluate, resamplings).scores
     settings = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate,
-                                        resamplings['valid'].clusters)
+                                        resamplings['valid'].clusters, schema.quantiles)
     predictor.policy.threshold = settings.threshold
     return predictor, settings
 
@@ -164,7 +167,8 @@ def cross_validate(
         run.skip_reason = skip_reason(y, fold, schema, params.evaluate.min_segment_rows)
         if not run.skip_reason:
             predictor, terms = fit_predictor(project, learner, parts['train'], parts['valid'], run.name)
-            run.metrics = metric_values(schema.task, y[fold.held_out], predictor.predict(parts['held_out']), terms)
+            run.metrics = metric_values(schema.task, y[fold.held_out], predictor.predict_point(parts['held_out']), terms,
+                                        project_metrics(predictor.features, parts['held_out']))
         yield run
 
 # %% ../../nbs/evaluate/13_cross_validation.ipynb #b03ed5d4
@@ -204,9 +208,10 @@ def repeat_with_seeds(
         seeded = project.with_params(structs.replace(params, train=structs.replace(params.train, seed=seed)))
         run = _new_run(f'seed {seed}', splits, schema)
         predictor, terms = fit_predictor(seeded, learner, splits['train'], splits['valid'], run.name)
-        scores.append(predictor.predict(splits['test']))
+        scores.append(predictor.predict_point(splits['test']))
         decisions.append(predictor.decide(scores[-1]))
-        run.metrics = metric_values(schema.task, y, scores[-1], terms)
+        run.metrics = metric_values(schema.task, y, scores[-1], terms,
+                                    project_metrics(predictor.features, splits['test']))
         runs.append(run)
         if len(scores) == 2 and np.array_equal(*scores): break
     if len(scores) < 2 or not np.isfinite(scores).all(): return runs, None
@@ -328,7 +333,7 @@ def run_cross_validation(
     splits = {split: read_split(root, split) for split in names}
     folds, seeds, agreement = _repeat_trainings(project, learner, splits)
     found = add_sentences(CrossValidationResult(
-        learner, project.schema.task, PRIMARY_METRIC[project.schema.task], folds, seeds, summarize_metrics(folds),
+        learner, project.schema.task, primary_metric(project.schema.task, project.schema.quantiles), folds, seeds, summarize_metrics(folds),
         summarize_metrics(seeds), agreement, []), project)
     with atomic_dir(root / 'artifacts/cross_validation' / learner) as out:
         _metric_table(found).write_parquet(out / 'metrics.parquet')

@@ -31,6 +31,7 @@ from mlops_nb.explain.counterfactuals import (
 from .local_surrogate import json_value
 from ..model.dataframes import cast_to_schema
 from ..model.predictor import Predictor
+from ..model.processing import with_features
 
 # %% ../../nbs/explain/05_what_if.ipynb #39e89e08
 def parse_values(
@@ -79,7 +80,7 @@ class ContributionChange(Struct):
 
 # %% ../../nbs/explain/05_what_if.ipynb #7551b82a
 def _readable_inputs(predictor, frame): # inputs and computed features before encoding, categories as text
-    return predictor.features.add_columns(frame).select(predictor.feature_names)
+    return with_features(frame, predictor.features, predictor.schema).select(predictor.feature_names)
 
 def compare_contributions(
     predictor: Predictor,

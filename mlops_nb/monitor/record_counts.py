@@ -16,7 +16,9 @@ from ..bundle.bundle import open_bundle
 from ..bundle.signatures import require_trusted
 from ..config.schema import Schema
 from ..core.typed_yaml import read_json
+from ..model.encoder import Encoder
 from ..model.features import Features, load_features
+from ..model.processing import preprocess_inputs, with_features
 from mlops_nb.monitor.bin_counts import (
     COUNTED,
     CellColumn,
@@ -35,6 +37,7 @@ class BundleCells(NamedTuple):
     schema: Schema
     baseline: MonitoringBaseline
     features: Features
+    encoder: Encoder = Encoder([]) # of which the figures of texts are counted
 
 def open_bundle_cells(
     folder: Path, # A bundle
@@ -45,7 +48,8 @@ def open_bundle_cells(
     require_trusted(folder, trusted_keys)
     features = load_features(folder / "features.py", bundle.manifest.files["features.py"])
     baseline = read_json(folder / "baseline.json", MonitoringBaseline)
-    return BundleCells(read_json(folder / "schema.json", Schema), baseline, features)
+    encoder = Encoder.from_json((folder / "encoder.json").read_bytes())
+    return BundleCells(read_json(folder / "schema.json", Schema), baseline, features, encoder)
 
 # %% ../../nbs/monitor/03_record_counts.ipynb #850d7dc8
 def _inputs(rows, cells): # -> the logged inputs under their own names, with the columns that the schema computes
@@ -55,10 +59,17 @@ def _inputs(rows, cells): # -> the logged inputs under their own names, with the
     return cells.schema.with_computed(frame) if computed else frame
 
 def _features(frame, cells): # -> the computed features; an input that is not in the log is missing in each row
-    absent = [pl.lit(None).alias(c) for c in cells.features.inputs if c not in frame.columns]
-    frame = frame.with_columns(absent)
-    read = frame.select(cells.schema.parse_expr(c, frame.schema[c]) for c in cells.features.inputs)
-    return cells.features.add_columns(read).select(cells.features.names)
+    features, schema = cells.features, cells.schema
+    inputs = preprocess_inputs(features, schema) if features.preprocess else features.inputs
+    frame = frame.with_columns(pl.lit(None).alias(c) for c in inputs if c not in frame.columns)
+    read = frame.select(schema.parse_expr(c, frame.schema[c]) for c in inputs)
+    return with_features(read, features, schema).select(features.names)
+
+# %% ../../nbs/monitor/03_record_counts.ipynb #7f58d524
+def _figures(frame, cells): # -> of the texts among the inputs; one that is not in the log is missing in each row
+    schema, texts = cells.schema, [c.name for c in cells.encoder.columns if c.encoding]
+    frame = frame.with_columns(pl.lit(None).alias(c) for c in texts if c not in frame.columns)
+    return cells.encoder.figures(frame.select(schema.parse_expr(c, frame.schema[c]) for c in texts))
 
 # %% ../../nbs/monitor/03_record_counts.ipynb #1d1f0b72
 def _input_columns(rows, cells, problems): # -> columns to count
@@ -69,6 +80,7 @@ def _input_columns(rows, cells, problems): # -> columns to count
             left_out |= cells.features.types.keys()
             problems.append(f"its features cannot be computed from the log ({type(e).__name__}: {str(e):.200}), so "
                             "they are not counted; its inputs are")
+    if cells.baseline.data.columns.keys() & {*cells.encoder.figure_names}: frame = frame.hstack(_figures(frame, cells))
     nothing = pl.Series([None] * frame.height, dtype=pl.String)
     for name, reference in cells.baseline.data.columns.items():
         if name in left_out: continue

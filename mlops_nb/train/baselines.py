@@ -23,10 +23,9 @@ from ..config.params import EncoderParams
 from ..config.project import Project
 from ..core.files import atomic_dir
 from ..core.typed_yaml import write_json
-from ..data.prepare import read_split
-from ..model.encoder import FIRST_KEPT_CODE, Encoder, feature_kinds
+from ..model.encoder import FIRST_KEPT_CODE, Encoder
 from ..model.features import load_features
-from .dataset import check_target, target_array
+from .dataset import check_target, read_model_inputs, target_array
 
 # %% ../../nbs/train/04_baselines.ipynb #24c70b99
 def fit_constant(
@@ -100,9 +99,9 @@ def fit_linear_preprocessor(
     X: np.ndarray, # (n, k) training rows from `encoder.transform`
 ) -> LinearPreprocessor:
     "The shape of each number, and the width of each category."
-    numbers = [_fit_numeric(j, X[:, j]) for j, c in enumerate(encoder.columns) if c.kind != 'category']
-    kept = {j: max(encoder.columns[j].codes.values(), default=0) - FIRST_KEPT_CODE + 1 for j in encoder.categorical}
-    return LinearPreprocessor(numbers, {j: max(k, 0) for j, k in kept.items()})
+    codes = encoder.largest_codes
+    numbers = [_fit_numeric(j, X[:, j]) for j in range(X.shape[1]) if j not in codes]
+    return LinearPreprocessor(numbers, {j: code - FIRST_KEPT_CODE + 1 for j, code in codes.items()})
 
 # %% ../../nbs/train/04_baselines.ipynb #fbfada16
 @patch
@@ -277,12 +276,13 @@ class Baselines(NamedTuple):
     linear: LinearModel
 
 def score_baselines(
-    root: Path, split: str, # valid or test
+    project: Project,
+    split: str, # valid or test
     fitted: Baselines,
     batch_rows: int = 100_000, # Rows at a time
 ) -> pl.DataFrame: # `_source, _row, split, constant, linear`
     "Both baselines' scores of a prepared split."
-    frame = read_split(root, split, [*fitted.encoder.feature_names, '_source', '_row'])
+    frame = read_model_inputs(project, split, ['_source', '_row'])
     matrices = (fitted.preprocessor.transform(fitted.encoder.transform(rows)) for rows in frame.iter_slices(batch_rows))
     linear = np.concatenate([predict_linear(fitted.linear, M, fitted.task, fitted.n_classes) for M in matrices])
     constant = np.broadcast_to(fitted.constant['score'], linear.shape)
@@ -292,13 +292,14 @@ def score_baselines(
 # %% ../../nbs/train/04_baselines.ipynb #7e74bed5
 def fit_baselines(
     project: Project,
-    train: pl.DataFrame, # Prepared rows with the inputs and `_target`
+    train: pl.DataFrame, # From `read_model_inputs`, with `_target`
     valid: pl.DataFrame, # Likewise; they choose the penalty
 ) -> tuple[Baselines, BaselineModels]: # To score with, and to read
     "Fit both baselines."
     schema, features, params = project.schema, load_features(project.features_path), project.params.train
     task, n_classes = schema.task, len(schema.classes or [])
     constant = fit_constant(target_array(train), task, n_classes)
+    if schema.quantiles: constant['score'] = constant['median'] # which is what is predicted
     train, valid = (_sample(frame, params.seed, n_classes) for frame in (train, valid))
     kept = EncoderParams(min_category_count=params.encoder.min_category_count, max_categories=MAX_LINEAR_CATEGORIES)
     encoder = Encoder.fit(train, schema, features, kept)
@@ -315,11 +316,10 @@ def run_baselines(
 ) -> dict: # What was measured: `rows`, `columns`
     "The stage `baseline`: `artifacts/prepared/` to `artifacts/models/baseline/`."
     project = Project.open(root)
-    inputs = [*feature_kinds(project.schema, load_features(project.features_path)), '_target']
-    train, valid = (read_split(project.root, split, inputs) for split in ('train', 'valid'))
+    train, valid = (read_model_inputs(project, split, ['_target']) for split in ('train', 'valid'))
     for split, frame in (('train', train), ('valid', valid)): check_target(target_array(frame), split, project.schema)
     fitted, about = fit_baselines(project, train, valid)
-    scores = pl.concat([score_baselines(project.root, split, fitted) for split in ('valid', 'test')])
+    scores = pl.concat([score_baselines(project, split, fitted) for split in ('valid', 'test')])
     with atomic_dir(project.root / 'artifacts' / 'models' / 'baseline') as out:
         scores.write_parquet(out / 'scores.parquet')
         write_json(out / 'baselines.json', about)

@@ -32,12 +32,14 @@ from mlops_nb.train.dataset import (
     LossCurvePoint,
     TrainingPart,
     eval_metric_name,
+    read_model_inputs,
     training_fingerprint,
 )
 from .device import DeviceConfig
 from .gbdt import GbdtJob, fit_gbdt
 from .launcher import fit_net_distributed
 from .net_trainer import TrainingJob, fit_net
+from .quantile_boosting import fit_quantiles
 from .tensorboard import TensorBoardLogger
 
 # %% ../../nbs/train/13_learners.ipynb #de06a854
@@ -72,19 +74,19 @@ def _callbacks(options, key):
 def _fit_gbdt(parts, schema, encoder, params, init_model, options):
     import lightgbm as lgb
     key = training_fingerprint(parts, lgb.__version__, schema.task, params.gbdt, params.seed, init_model,
-                               eval_metric_name(schema.task, params.gbdt.objective))
+                               schema.quantiles, eval_metric_name(schema.task, params.gbdt.objective))
     checkpoint = _checkpoint_file('gbdt', options, key, 'state.json')
     job = GbdtJob(schema.task, params, len(schema.classes or []), encoder.categorical, options.n_threads, checkpoint,
                   init_model)
-    try: return fit_gbdt(*parts, job, **_callbacks(options, key))
+    fit = partial(fit_quantiles, quantiles=schema.quantiles) if schema.quantiles else fit_gbdt
+    try: return fit(*parts, job, **_callbacks(options, key))
     except lgb.basic.LightGBMError as e:
         raise UserError(f"LightGBM cannot train on artifacts/prepared with these params: {e}; look at train.gbdt in "
                         f"params.yaml.") from None
 
 # %% ../../nbs/train/13_learners.ipynb #0efe060c
 def _fit_net(parts, schema, encoder, params, init_model, options):
-    # unknown and rare are 0 and 1
-    codes = {i: max([1, *encoder.columns[i].codes.values()]) + 1 for i in encoder.categorical}
+    codes = {i: code + 1 for i, code in encoder.largest_codes.items()}
     key = training_fingerprint(parts, schema.task, params.net, params.seed, init_model)
     job = TrainingJob(schema.task, params.net, options.device, len(schema.classes or []), codes, params.seed,
                       options.n_threads,
@@ -112,7 +114,7 @@ def _mean_loss(model, part, task):
 
 def _fit_custom(name, parts, schema, encoder, params, init_model, options):
     source = (options.root / LEARNERS_FILE).absolute()
-    job = CustomFit(name, str(source), schema.task, len(schema.classes or []), encoder.feature_names,
+    job = CustomFit(name, str(source), schema.task, len(schema.classes or []), encoder.matrix_names,
                     encoder.categorical, getattr(params, name), params.seed, options.n_threads)
     timeout = find_custom_learner(name, source).learner_timeout
     file, data = run_custom_learner(job, *parts, options.root, timeout)
@@ -144,6 +146,9 @@ def fit_learner(
     options: FitOptions = FitOptions(),
 ) -> FitResult:
     "Train until the validation split no longer improves."
+    if schema.quantiles and learner != 'gbdt':
+        raise UserError(f"schema.yaml asks for quantiles, and the learner {learner} predicts one value; "
+                        "let train.learners be [gbdt], or remove the quantiles.")
     return find_learner(learner, params).fit(parts, schema, encoder, params, init_model, options)
 
 # %% ../../nbs/train/13_learners.ipynb #bb125996
@@ -209,5 +214,4 @@ def resolve_init_model(
         folder = project.root / params.init_model
         check_init_model(project, 'valid')
         return open_init_model(folder, learner, schema, features)
-    inputs = read_split(project.root, 'train', list(feature_kinds(schema, features)))
-    return InitModel(None, Encoder.fit(inputs, schema, features, params.encoder), None)
+    return InitModel(None, Encoder.fit(read_model_inputs(project, 'train'), schema, features, params.encoder), None)
