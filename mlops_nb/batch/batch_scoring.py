@@ -31,6 +31,7 @@ from ..data.sources import FILE_SUFFIXES, ReadOptions, Source, find_sources
 from ..data.text_columns import with_stored_names
 from ..data.validation import compare_with_schema
 from ..model.predictor import Predictor, map_in_order
+from ..model.processing import RowRefused
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #4f7d1637
 def scoring_schema(
@@ -42,6 +43,13 @@ def scoring_schema(
     columns |= {n: None for c in [*columns] if known[c].computed for n in expression_columns(known[c].computed)}
     return structs.replace(predictor.schema, columns={c: predictor.schema.columns[c] for c in columns})
 
+def _set_refused_aside(predictor, schema, rows, accepted): # -> rows that are scored; quarantined ones
+    refused = predictor.find_refused_rows(accepted)
+    told = pl.DataFrame({'_row': accepted['_row'][[*refused]], '_reasons': [[said] for said in refused.values()]})
+    delivered = schema.with_computed(rows).select(pl.col([*schema.columns]).cast(pl.String), '_source', '_row')
+    return accepted.join(told, on='_row', how='anti', maintain_order='left'), delivered.join(told, on='_row')
+
+# %% ../../nbs/batch/00_batch_scoring.ipynb #c4a8144d
 def score_batch(
     predictor: Predictor,
     schema: Schema, # From `scoring_schema`
@@ -50,9 +58,14 @@ def score_batch(
 ) -> tuple[pl.DataFrame, pl.DataFrame]: # Row for row: carried columns and scores; and the quarantined rows
     "Scores of the rows that keep to the schema; raises `UserError` at a value with `on_violation: stop`."
     split = validate_batch(rows, schema)
+    accepted, quarantined = split.accepted, split.quarantined
+    try: scores = predictor.score_frame(accepted)
+    except RowRefused:
+        accepted, refused = _set_refused_aside(predictor, schema, rows, accepted)
+        scores, quarantined = predictor.score_frame(accepted), pl.concat([quarantined, refused])
     kept = rows.select('_row', *(schema.parse_expr(c, rows.schema[c]).alias(n) for n, c in carry_columns.items()))
-    scores = split.accepted.select('_row').hstack(predictor.score_frame(split.accepted))
-    return kept.join(scores, on='_row', how='left', maintain_order='left').drop('_row'), split.quarantined
+    scores = accepted.select('_row').hstack(scores)
+    return kept.join(scores, on='_row', how='left', maintain_order='left').drop('_row'), quarantined
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #19748f32
 _CHUNK_ROWS = 65_536 # and in a row group of the result

@@ -45,20 +45,19 @@ def _synthetic_rows(predictor, row):
 
 # %% ../../nbs/bundle/02_bundle.ipynb #d5e1ecf0
 def _golden_outputs(predictor, rows):
-    raw, score = predictor.predict_raw(rows), predictor.predict(rows)
-    if predictor.schema.task == 'regression': decision = [None] * len(rows)
-    else: decision = predictor.score_frame(rows)['decision'].to_list()
-    lists = [pl.Series(n, v.reshape(len(rows), -1).tolist(), pl.List(pl.Float64))
-             for n, v in (('_raw', raw), ('_score', score))]
-    return pl.DataFrame([*lists, pl.Series('_decision', decision, pl.String)])
+    found = dict(_raw=predictor.predict_raw(rows), _score=predictor.predict(rows))
+    answers, decisions, _ = predictor.apply_policy(rows, found['_score'])
+    if predictor.policy.rules or predictor.features.postprocess: found['_answer'] = answers
+    lists = [pl.Series(n, v.reshape(len(rows), -1).tolist(), pl.List(pl.Float64)) for n, v in found.items()]
+    return pl.DataFrame([*lists, pl.Series('_decision', decisions or [None] * len(rows), pl.String)])
 
 def golden_examples(
     predictor: Predictor, # With its policy
     test: pl.DataFrame, # Test rows
-) -> pl.DataFrame: # At most 64 rows: `required_columns`, `_raw`, `_score`, `_decision`
+) -> pl.DataFrame: # At most 64 rows: `required_columns`, `_raw`, `_score`, perhaps `_answer`, `_decision`
     "A few rows that would show a difference, with what is predicted for them."
     real = _selected_rows(predictor, test.select(predictor.required_columns))
-    rows = pl.concat([real, *_synthetic_rows(predictor, real[len(real) // 4])])
+    rows = predictor.drop_refused_rows(pl.concat([real, *_synthetic_rows(predictor, real[len(real) // 4])]))
     return rows.hstack(_golden_outputs(predictor, rows))
 
 # %% ../../nbs/bundle/02_bundle.ipynb #af022c34
@@ -115,9 +114,11 @@ def check_golden_examples(
     "Does the bundle, opened here and now, predict what it predicted when it was packed?"
     predictor, rows = predictor or Predictor.open(path), pl.read_parquet(Path(path) / 'golden.parquet', glob=False)
     now = _golden_outputs(predictor, rows)
-    for c in now.columns:
+    for c in (c for c in now.columns if c in rows.columns): # `_answer` is not in older bundles
         for i, (a, b) in enumerate(zip(_as_lists(rows[c]), _as_lists(now[c]))):
             if a != b: return f"golden example {i}: {c} was {a} when the bundle was packed and is {b} here."
-    for i, (row, score) in enumerate(zip(rows.select(predictor.inputs).to_dicts(), _as_lists(now['_score']))):
-        alone = np.atleast_1d(predictor.predict_one(row)).tolist()
-        if alone != score: return f"golden example {i} gets {alone} alone and {score} among others."
+    answers = now['_answer' if '_answer' in now.columns else '_score']
+    for i, (row, answer) in enumerate(zip(rows.select(predictor.required_columns).to_dicts(), _as_lists(answers))):
+        score = predictor.decide_row({c: [v] for c, v in row.items()}, predictor.predict_one(row))[0][0]
+        alone = np.atleast_1d(score).tolist()
+        if alone != answer: return f"golden example {i} gets {alone} alone and {answer} among others."

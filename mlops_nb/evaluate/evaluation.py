@@ -6,7 +6,7 @@
 __all__ = ['ScoreSummary', 'describe_scores', 'PolicyEffect', 'Evaluation', 'choose_decision_settings', 'entity_clusters',
            'resampling_from_params', 'split_resamplings', 'scored_rows', 'evaluate_scores', 'policy_from_params',
            'fit_calibration', 'ScoredSplits', 'score_splits', 'subgroup_report', 'measure_policy_effect',
-           'evaluate_predictor']
+           'evaluate_predictor', 'add_intervals']
 
 # %% ../../nbs/evaluate/09_evaluation.ipynb #db94151f
 from typing import NamedTuple
@@ -31,12 +31,13 @@ from .fairness import FairnessReport, measure_fairness
 from mlops_nb.evaluate.metrics import (
     COUNT_METRICS,
     METRICS,
-    PRIMARY_METRIC,
     DecisionSettings,
     EvaluatedRows,
     estimate_metrics,
+    primary_metric,
 )
 from .model_selection import LearnerCandidate
+from .prediction_intervals import IntervalReport, fit_conformal, interval_estimates, measure_intervals
 from .project_metrics import MetricNote, metric_notes, project_metrics
 from .slice_discovery import SliceDiscovery, discover_slices
 from .slices import Slice, SmallSlices, evaluate_slices
@@ -44,6 +45,7 @@ from ..model.features import Features
 from ..model.policy import Policy
 from ..model.predictor import Predictor
 from ..stats.bootstrap import Estimate, Resampling
+from ..train.quantile_boosting import calibration_rows
 
 # %% ../../nbs/evaluate/09_evaluation.ipynb #226d9653
 class ScoreSummary(Struct):
@@ -102,6 +104,7 @@ class Evaluation(Struct):
     fairness: list[FairnessReport] = field(default_factory=list) # on test: each sensitive column, and any two together
     policy_effect: PolicyEffect | None = None # on test; None where params.yaml leaves everything to the threshold
     own_metrics: dict[str, MetricNote] = field(default_factory=dict) # those of the project among `metrics`
+    intervals: IntervalReport | None = None # on test; None without quantiles. All other figures are about the median
 
 # %% ../../nbs/evaluate/09_evaluation.ipynb #634937bc
 def choose_decision_settings(
@@ -110,10 +113,12 @@ def choose_decision_settings(
     scores: np.ndarray, # their scores
     params: EvaluateParams,
     clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
+    quantiles: list[float] | None = None, # of a regression that predicts them
 ) -> DecisionSettings:
     "What decisions are made by, chosen on the validation rows."
     if task == 'regression':
-        return DecisionSettings(tolerance=float(np.std(y) / 4 if params.tolerance is None else params.tolerance))
+        tolerance = float(np.std(y) / 4 if params.tolerance is None else params.tolerance)
+        return DecisionSettings(tolerance=tolerance, quantiles=quantiles)
     if task == 'multiclass' or not np.isfinite(scores).all(): return DecisionSettings(costs=params.costs)
     return DecisionSettings(choose_threshold(y, scores, params.costs, clusters), params.costs)
 
@@ -162,7 +167,7 @@ def scored_rows(
     "A model's scores beside what happened, with the decision settings that the validation rows choose."
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     settings = choose_decision_settings(schema.task, y['valid'], scores['valid'], params,
-                                        resamplings['valid'].clusters)
+                                        resamplings['valid'].clusters, schema.quantiles)
     own = {split: project_metrics(features, splits[split]) if features else {} for split in scores}
     return {split: EvaluatedRows(schema.task, y[split], s, settings, resamplings[split], schema.classes, own[split])
             for split, s in scores.items()}
@@ -184,7 +189,7 @@ def evaluate_scores(
     beside: tuple[str, ...] = (), # keys of `COUNT_METRICS`: metrics beside those of the task
 ) -> Evaluation: # Still without learners, comparisons and excess log loss
     "Measure one set of scores."
-    task, primary, level = schema.task, PRIMARY_METRIC[schema.task], params.confidence_level
+    task, primary, level = schema.task, primary_metric(schema.task, schema.quantiles), params.confidence_level
     validation, test = rows['valid'], rows['test']
     settings, resampling, y_test, s_test = test.decision_settings, test.resampling, test.y, test.scores
     slices, small = evaluate_slices(test, frame, schema.segments, params.min_segment_rows, simpler)
@@ -222,8 +227,11 @@ def fit_calibration(
     params: EvaluateParams,
     resamplings: dict[str, Resampling], # with the clusters of each split
 ) -> Recalibration | None: # None for a regression
-    "Calibrate the predictor on the validation rows, where that helps."
-    task, classes = predictor.schema.task, predictor.schema.classes
+    "Calibrate the predictor on the validation rows, where that helps; quantiles on half of them, in any case."
+    task, classes, quantiles = predictor.schema.task, predictor.schema.classes, predictor.schema.quantiles
+    if quantiles:
+        kept, y = calibration_rows(len(splits['valid'])), splits['valid']['_target'].to_numpy()
+        predictor.policy.calibrator = fit_conformal(y[kept], uncalibrated['valid'][kept], quantiles)
     if task == 'regression': return None
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     time = predictor.schema.event_time
@@ -239,9 +247,15 @@ def fit_calibration(
 class ScoredSplits(NamedTuple):
     "A model's scores of the validation and the test rows."
     uncalibrated: dict[str, np.ndarray] # by split: the model's own
-    scores: dict[str, np.ndarray] # by split: as the predictor answers
+    answers: dict[str, np.ndarray] # by split: as the predictor answers
     recalibration: Recalibration | None
     resamplings: dict[str, Resampling] # by split: how bootstraps of its rows are drawn
+    median: int | None = None # its place among the scores of a row, where these are quantiles
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        "What is judged: the answers, of quantiles the median, by split."
+        return self.answers if self.median is None else {split: q[:, self.median] for split, q in self.answers.items()}
 
 def score_splits(
     predictor: Predictor, # Fresh from a training; gets a policy with the calibrator
@@ -253,8 +267,9 @@ def score_splits(
     predictor.policy = policy_from_params(predictor.schema, params)
     uncalibrated = {split: predictor.predict(frame) for split, frame in splits.items()}
     recalibration = fit_calibration(predictor, splits, uncalibrated, params, resamplings)
-    scores = {split: predictor.policy.calibrate(s) for split, s in uncalibrated.items()}
-    return ScoredSplits(uncalibrated, scores, recalibration, resamplings)
+    answers = {split: predictor.policy.calibrate(s) for split, s in uncalibrated.items()}
+    quantiles = predictor.schema.quantiles
+    return ScoredSplits(uncalibrated, answers, recalibration, resamplings, quantiles.index(0.5) if quantiles else None)
 
 # %% ../../nbs/evaluate/09_evaluation.ipynb #afb530d7
 def subgroup_report(
@@ -264,29 +279,34 @@ def subgroup_report(
     min_rows: int, # of a group
 ) -> tuple[SliceDiscovery, list[FairnessReport]]:
     "Where the model is worse: slices that nobody named, and the groups of the sensitive columns."
-    slices = discover_slices(rows, splits, predictor.feature_names, min_rows)
+    shown = {split: predictor.encoder.with_first_figures(frame) for split, frame in splits.items()}
+    slices = discover_slices(rows, {s: frame for s, (frame, _) in shown.items()}, shown['test'][1], min_rows)
     return slices, measure_fairness(rows['test'], splits['test'], predictor.schema.sensitive_columns, min_rows)
 
 # %% ../../nbs/evaluate/09_evaluation.ipynb #aaa17324
+def _deciders(predictor): # what may change a score or a label, in words; '' for nothing
+    parts = dict(rules=predictor.policy.rules, postprocess=predictor.features.postprocess)
+    return ' and '.join(part for part, found in parts.items() if found)
+
 def measure_policy_effect(
     predictor: Predictor, # With its policy
     test: pl.DataFrame, # With `_target`
     model_scores: np.ndarray, # Scores of these rows, all finite
 ) -> PolicyEffect | None: # None where the policy is a threshold at most
     "What the policy makes of the scores."
-    n, policy = len(model_scores), predictor.policy
-    if not (policy.reject_region or policy.rules): return None
+    n, policy, by = len(model_scores), predictor.policy, _deciders(predictor)
+    if not (policy.reject_region or by): return None
     scores, labels, review = predictor.apply_policy(test, model_scores)
     review = np.array(review or [False] * n)
     n_moved = int((scores != model_scores).reshape(n, -1).any(1).sum())
     sentences, n_overridden = [], 0
     if policy.has_review:
         sentences = [f"of {n:,} test rows {review.sum():,} ({review.mean():.1%}) are left to a person"]
-    if n_moved: sentences.append(f"rules move the score of {n_moved:,}")
+    if n_moved: sentences.append(f"{by} move the score of {n_moved:,}")
     if labels is not None:
         n_overridden, more = _count_overridden(predictor, test, model_scores, np.array(labels, object), review)
         sentences += more
-    text = '; '.join(sentences) or "the rules change nothing on the test rows"
+    text = '; '.join(sentences) or f"the {by} change nothing on the test rows"
     return PolicyEffect(int(review.sum()), n_moved, n_overridden, text[0].upper() + text[1:] + '.')
 
 # %% ../../nbs/evaluate/09_evaluation.ipynb #b97d304d
@@ -294,7 +314,7 @@ def _count_overridden(predictor, test, scores, labels, review): # How many, and 
     classes = np.array(predictor.policy.classes, object)
     alone, truth = predictor.decide(scores), classes[test['_target'].to_numpy().astype(int)]
     n_overridden = int(((labels != alone) & ~review).sum())
-    sentences = [f"rules decide {n_overridden:,} otherwise"] if n_overridden else []
+    sentences = [f"{_deciders(predictor)} decide {n_overridden:,} otherwise"] if n_overridden else []
     if review.any() and not review.all():
         right = alone == truth
         sentences.append(f"of the others the score alone decides {right[~review].mean():.1%} rightly, "
@@ -319,5 +339,25 @@ def evaluate_predictor(
         predictor.policy.threshold = found.decision_settings.threshold
         predictor.policy.costs = structs.asdict(params.costs)
     if found.score_summary['test'].n_not_finite == 0:
-        found.policy_effect = measure_policy_effect(predictor, splits['test'], scored.scores['test'])
+        predictor.check_postprocess(splits['test'], scored.answers['test'])
+        found.policy_effect = measure_policy_effect(predictor, splits['test'], scored.answers['test'])
     return found
+
+# %% ../../nbs/evaluate/09_evaluation.ipynb #8d90f5b8
+def add_intervals(
+    found: Evaluation, # of `evaluate_predictor`; changed in place
+    predictor: Predictor, # with its policy, of a schema with quantiles
+    splits: dict[str, pl.DataFrame], # valid and test
+    scored: ScoredSplits,
+    train_target: np.ndarray, # outcomes of the training rows
+    params: EvaluateParams,
+):
+    "Measure the quantiles, beside what the median is worth."
+    schema = predictor.schema
+    for split, frame in splits.items():
+        found.metrics[split] |= interval_estimates(frame['_target'].to_numpy(), scored.answers[split], schema.quantiles,
+                                                   scored.resamplings[split])
+    found.intervals = measure_intervals(
+        schema, splits['test'], scored.answers['test'], scored.uncalibrated['test'], predictor.policy.calibrator,
+        int(calibration_rows(len(splits['valid'])).sum()), train_target, params.min_segment_rows,
+        scored.resamplings['test'])

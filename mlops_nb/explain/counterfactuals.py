@@ -52,7 +52,7 @@ def predict_and_explain(
     frame: pl.DataFrame, # Rows in the types of the schema
 ) -> tuple[list[RowPrediction], np.ndarray]: # For each row; (n, features + 1) contributions, base value last
     "Predictions of rows, and their contributions to the raw score of the class that the first row gets."
-    scores, parts = predictor.predict(frame), checked_contributions(predictor, frame)[0]
+    scores, parts = predictor.predict_point(frame), checked_contributions(predictor, frame)[0]
     k = int(scores[0].argmax()) if scores.ndim > 1 else 0
     decided = [None] * len(frame) if predictor.schema.task == 'regression' else predictor.decide(scores).tolist()
     shown = scores.max(1) if scores.ndim > 1 else scores
@@ -88,7 +88,7 @@ def build_reference_rows(
     if not len(allowed):
         raise UserError("none of the rows fits the schema of the model; run the stages prepare and train again.")
     rows, names = both.select(predictor.inputs)[allowed], frame.select('_source', '_row')[allowed].rows()
-    return ReferenceRows(rows, [f"{s}, row {r + 1:,}" for s, r in names], predictor.predict(rows),
+    return ReferenceRows(rows, [f"{s}, row {r + 1:,}" for s, r in names], predictor.predict_point(rows),
                          [robust_range(rows[c]) for c in rows.columns])
 
 # %% ../../nbs/explain/04_counterfactuals.ipynb #268bd016
@@ -141,7 +141,7 @@ def nearest_counterfactuals(
     n_neighbors: int = 10,
 ) -> list[int]: # Positions in the reference, the nearest first
     "The nearest real rows with another prediction."
-    own = predictor.predict(row)[0]
+    own = predictor.predict_point(row)[0]
     other = np.flatnonzero(_is_counterfactual(predictor, reference.scores, own, min_difference))
     distance = gower_distance(scaled_differences(row, reference.rows[other], reference.ranges))
     return other[np.argsort(distance, kind='stable')[:n_neighbors]].tolist()
@@ -150,8 +150,12 @@ def nearest_counterfactuals(
 def _greedy_changes(predictor, row, there, own, min_difference): # columns to change to the values of `there`
     here = row.row(0, named=True)
     def scores_with(column_sets):
-        made = [here | {c: there[c] for c in columns} for columns in column_sets]
-        return predictor.predict(pl.DataFrame(made, schema=row.schema))
+        made = pl.DataFrame([here | {c: there[c] for c in columns} for columns in column_sets], schema=row.schema)
+        refused = predictor.find_refused_rows(made)
+        allowed = [i for i in range(len(made)) if i not in refused]
+        scores = np.array([own] * len(made)) # as if nothing had changed, where a preprocess refuses what was made
+        scores[allowed] = predictor.predict_point(made[allowed])
+        return scores
     taken, left = [], [c for c in here if here[c] != there[c]]
     while left:
         scores = scores_with([[*taken, c] for c in left])
@@ -174,7 +178,7 @@ def sparse_counterfactual(
     min_difference: float, # Regression only: smallest difference of the prediction
 ) -> Counterfactual | None: # None without neighbours
     "A row with as few changes as were found that gets another prediction."
-    own, found = predictor.predict(row)[0], []
+    own, found = predictor.predict_point(row)[0], []
     for i in neighbor_ids:
         there = reference.rows.row(i, named=True)
         taken = _greedy_changes(predictor, row, there, own, min_difference)

@@ -128,9 +128,9 @@ def fit_local_surrogate(
     seed: int = 0, # The same seed gives the same line
 ) -> LocalSurrogate:
     "Fit a line to the model around one row."
-    near = perturb_row(row, background, n_samples, seed)
+    near = predictor.drop_refused_rows(perturb_row(row, background, n_samples, seed))
     S = np.nan_to_num(scaled_differences(row, near, ranges), nan=1)
-    raw = predictor.predict_raw(near).reshape(n_samples, -1)
+    raw = predictor.predict_raw(near).reshape(len(near), -1)
     k, weights = int(raw[0].argmax()), np.exp(-(gower_distance(S) / .25)**2)
     slopes, intercept, fidelity = fit_sparse_ridge(S, raw[:, k], weights, max_terms)
     terms = []

@@ -32,6 +32,7 @@ from .onnx_model import OnnxModel
 from .policy import Policy, PolicyOutcome
 from mlops_nb.model.processing import (
     RowRefused,
+    check_postprocess,
     frame_to_arrays,
     model_inputs,
     postprocess_outcome,
@@ -355,10 +356,12 @@ def apply_policy(self:Predictor,
     scores: np.ndarray, # What `predict` gave for them
 ) -> PolicyOutcome:
     "What policy and postprocess make of the scores of a frame."
-    policy = self._policy
-    frame = to_polars(frame, self.schema, policy.rule_columns)
-    columns = cast_to_schema(frame, self.schema, policy.rule_columns).to_dict(as_series=False)
-    return self.decide_rows(columns, scores)
+    return self.decide_rows(self._rule_values(frame), scores)
+
+@patch
+def _rule_values(self:Predictor, frame): # What rules look at, column by column
+    names = self._policy.rule_columns
+    return cast_to_schema(to_polars(frame, self.schema, names), self.schema, names).to_dict(as_series=False)
 
 @patch
 def decide_rows(self:Predictor,
@@ -368,6 +371,16 @@ def decide_rows(self:Predictor,
     "What policy and postprocess make of the scores of rows in columns."
     outcome = self._policy.apply(columns, scores)
     return postprocess_outcome(outcome, self.features, self.schema) if self.features.postprocess else outcome
+
+# %% ../../nbs/model/12_predictor.ipynb #778a5ee7
+@patch
+def check_postprocess(self:Predictor,
+    frame: Any, # As for `apply_policy`
+    scores: np.ndarray, # What `predict` gave for the rows
+):
+    "Raise `UserError` if a postprocess depends on other rows, is slow, or does not do what it should."
+    if self.features.postprocess:
+        check_postprocess(self._policy.apply(self._rule_values(frame), scores), self.features, self.schema)
 
 # %% ../../nbs/model/12_predictor.ipynb #3a42cfb6
 @patch

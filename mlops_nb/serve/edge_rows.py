@@ -58,7 +58,8 @@ def golden_rows(
     filled = {c: _any_value(c, columns[c]) for c in predictor.request_columns if c not in sent}
     rows = [{c: value_as_sent(v, columns[c]) for c, v in (filled | row).items()}
             for row in examples.select(sent).to_dicts()]
-    return rows, list(zip(examples["_score"].to_list(), examples["_decision"].to_list()))
+    answered = examples["_answer" if "_answer" in examples.columns else "_score"] # rules may move a score
+    return rows, list(zip(answered.to_list(), examples["_decision"].to_list()))
 
 # %% ../../nbs/serve/24_edge_rows.ipynb #e7a6439e
 _NEVER_SEEN = "(never seen before)"
@@ -108,5 +109,5 @@ def received_answers(
     predictor: Predictor,
 ) -> list[tuple]: # (scores, decision) of each row
     "What a server answered, in the same form."
-    def scores(score): return [score[c] for c in predictor.schema.classes] if isinstance(score, dict) else [score]
+    def scores(score): return [score[n] for n in predictor.schema.score_names] if isinstance(score, dict) else [score]
     return [(scores(p["score"]), p.get("decision")) for p in predictions]
