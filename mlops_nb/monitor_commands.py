@@ -125,8 +125,12 @@ def _traffic(store, endpoint, start, end, by):
     found = traffic_results(store, endpoint, start, end)
     return found.filter(found["rows"] > 0)
 
+def _steps(store, endpoint, start, end, by):
+    from mlops_nb.monitor.step_latency import step_results
+    return step_results(store, endpoint, start, end)
+
 _TOPICS = {"drift": _drift, "quality": _quality, "labels": _labels, "slo": _slo, "freshness": _freshness,
-           "checks": _checks, "traffic": _traffic}
+           "checks": _checks, "traffic": _traffic, "steps": _steps}
 
 # %% ../nbs/97_monitor_commands.ipynb #6124a43b
 @monitor_app.command("show")
@@ -137,7 +141,7 @@ def monitor_show_command(
     sql: Annotated[str, typer.Option(help="A query of the store instead, such as SELECT * FROM drift.")] = "",
     as_json: _JsonOption = False,
 ):
-    "Print what monitoring found: drift, quality, labels, slo, freshness, checks or traffic."
+    "Print what monitoring found: drift, quality, labels, slo, freshness, checks, traffic or steps."
     from datetime import UTC, datetime
 
     from mlops_nb.config.settings import read_settings

@@ -176,6 +176,19 @@ def _monitoring_slos(endpoint):
     yield ("label-completeness", 80, "Rows whose label is known when it is due.",
            _rate(rows, here, 'labelled="false"'), _rate(rows, here), 10, False)
 
+# %% ../../nbs/config/15_slo.ipynb #3fef3c59
+_FEATURES = """
+  # The age of the rows behind the answers, where schema.yaml has event_time and clients send that column. `le` is the
+  # age in seconds: 60, 600, 3600, 21600, 86400, 604800 or 2592000.
+"""
+
+def _commented_feature_slo(endpoint):
+    all_ = _rate("mlops_nb_monitor_feature_age_rows_total", f'endpoint="{endpoint}"', 'le="+Inf"')
+    item = _ITEM.format(name="feature-freshness", objective=95, alert="FeatureFreshness", least=10, page=_NO_PAGE,
+                        text="Rows that were younger than a day when they were answered.",
+                        bad=f"{all_} - {all_.replace('+Inf', '86400')}", all=all_)
+    return _FEATURES + "".join(f"  # {line[2:]}\n" for line in item.splitlines())
+
 # %% ../../nbs/config/15_slo.ipynb #f49a832f
 def default_slo_yaml(
     endpoint: str, # The project's
@@ -186,7 +199,7 @@ def default_slo_yaml(
         alert = "".join(w.capitalize() for w in name.split("-"))
         items.append(_ITEM.format(name=name, objective=objective, text=text, bad=bad, all=total, alert=alert,
                                   least=least, page="" if pages else _NO_PAGE))
-    return _HEAD.format(endpoint=endpoint) + "\n".join(items)
+    return _HEAD.format(endpoint=endpoint) + "\n".join(items) + _commented_feature_slo(endpoint)
 
 def write_default_slos(
     root: str | Path, # The project's folder

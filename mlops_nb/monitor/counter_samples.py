@@ -16,6 +16,7 @@ from ..config.project import checkout_root
 from ..config.settings import Settings
 from ..core.errors import UserError
 from .counter_queries import Selector, series_name
+from .feature_age import feature_age_counters
 from .store import Transaction
 from .window_counts import utc_time
 
@@ -169,7 +170,7 @@ def sample_counters(
 ) -> None:
     "Sample the counters of the server, of text files and of checks."
     sources = {"server": read_server_counters(checkout_root(root) / settings.log.folder), "checks": count_checks(t),
-               "cohorts": count_cohorts(t)}
+               "cohorts": count_cohorts(t), "feature_ages": feature_age_counters(t)}
     sources |= {path.name: read_text_counters(path) for path in _text_files(root, settings, now)}
     for source, counters in sources.items():
         chosen = {name: v for name, v in counters.items() if any(s.picks_series(name) for s in selectors)}

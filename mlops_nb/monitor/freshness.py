@@ -27,8 +27,10 @@ from mlops_nb.monitor.check_results import (
     counted_endpoints,
     record_checks,
 )
+from .feature_age import check_feature_age
 from .findings import Finding
 from .record_counts import OUTCOMES, SOURCES
+from .step_latency import count_steps
 from .store import MonitorStore
 from .window_counts import utc_time, window_counts
 
@@ -170,8 +172,10 @@ def check_freshness(
     now: datetime, # With a time zone
 ) -> list[Finding]:
     "Check the ages and measure how each endpoint answers; all of it goes into the table `checks`."
+    count_steps(root, store, now)
     data_times, results = remember_data_time(root, store), []
     for endpoint in counted_endpoints(store):
         results += [*check_model_age(store, endpoint, now), *check_model_data_age(store, endpoint, data_times, now),
-                    *check_sources(root, store, endpoint, now), *measure_serving(store, endpoint, now)]
+                    *check_sources(root, store, endpoint, now), *check_feature_age(store, endpoint, now),
+                    *measure_serving(store, endpoint, now)]
     return record_checks(store, results, now)

@@ -17,6 +17,7 @@ from ..bundle.store import find_bundle
 from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
+from .feature_age import add_feature_ages, count_feature_ages
 from .record_counts import BundleCells, count_labels, count_records, open_bundle_cells
 from .store import MonitorStore, Transaction
 from .window_counts import utc_time
@@ -100,7 +101,8 @@ def _count_part(records, labels, state, bundles): # -> counts, problems by bundl
     counted = count_records(records, cells)
     state.champion = _champion_of(records, state.champion)
     champion = bundles.get(state.champion) if state.champion and labels.height else None
-    tables = [counted.counts, *([count_labels(labels, state.champion, champion)] if labels.height else [])]
+    ages = count_feature_ages(records, {b: c.schema for b, c in cells.items() if c})
+    tables = [counted.counts, ages, *([count_labels(labels, state.champion, champion)] if labels.height else [])]
     met = {*cells, state.champion}
     return pl.concat(tables), {b: counted.problems.get(b, []) + bundles.problems.get(b, []) for b in met}
 
@@ -133,6 +135,7 @@ def _read_part(reader, endpoint): # -> is there more?
     with reader.store.transaction() as t:
         if t.state(_state_key(endpoint)) != before: return True # another run counted it
         append_counts(t, endpoint, counts)
+        add_feature_ages(t, endpoint, counts)
         t.set_state(_state_key(endpoint), {f: getattr(state, f) for f in state.__struct_fields__})
     reader.found.rows, reader.found.labels = reader.found.rows + records.height, reader.found.labels + labels.height
     reader.found.messages += messages

@@ -16,6 +16,7 @@ from ..config.settings import read_settings
 from ..core.files import atomic_file
 from .counter_queries import series_name
 from .counter_samples import count_checks, count_cohorts
+from .feature_age import feature_age_counters
 from .store import MonitorStore, Transaction
 from .window_counts import utc_time
 
@@ -70,9 +71,10 @@ def monitor_metrics(
     now: datetime, # With a time zone
 ) -> str: # The text format of Prometheus
     "What monitoring found last."
-    lines, counters = [*_gauge_lines(t, now)], count_checks(t) | count_cohorts(t)
+    lines, counters = [*_gauge_lines(t, now)], count_checks(t) | count_cohorts(t) | feature_age_counters(t)
     for name, doc in (("checks", "Looks of checks."), ("cohorts", "Metrics of cohorts with labels."),
-                      ("cohort_rows", "Rows of cohorts, with a label or not.")):
+                      ("cohort_rows", "Rows of cohorts, with a label or not."),
+                      ("feature_age_rows", "Rows answered that were younger than so many seconds.")):
         own = {s: v for s, v in counters.items() if s.startswith(f"mlops_nb_monitor_{name}_total{{")}
         lines += _text_lines(f"mlops_nb_monitor_{name}_total", "counter", doc, own)
     run = "mlops_nb_monitor_run_timestamp_seconds"

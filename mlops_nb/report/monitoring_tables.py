@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MonitoringSummary', 'monitoring_conclusion', 'summary_table', 'alerts_table', 'drift_table', 'quality_table',
-           'estimate_errors_table', 'feedback_loop_table', 'checks_table', 'read_monitoring_summary']
+           'estimate_errors_table', 'feedback_loop_table', 'checks_table', 'steps_table', 'read_monitoring_summary']
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #860cea61
 from datetime import datetime
@@ -154,6 +154,16 @@ def checks_table(
     rows = [{"Monitor": r["monitor"], "Subject": r["subject"], "What": r["message"], "Value": r["value"],
              "Limit": r["limit_value"], "Owner": r["owner"] or "–"} for r in bad.iter_rows(named=True)]
     return table(rows, f"{pluralize(checks.height - bad.height, 'other check')} hold.", max_rows=50, stacked=True)
+
+# %% ../../nbs/report/30_monitoring_tables.ipynb #637f73c5
+def steps_table(
+    steps: pl.DataFrame, # As `step_results`
+) -> Html:
+    "Where the time of a request goes."
+    if not steps.height: return Html('<p class="soft">No steps of requests were measured in this time.</p>')
+    rows = [{"Variant": r["variant"], "Step": r["step"], "Median (ms)": r["p50_ms"], "p95 (ms)": r["p95_ms"],
+             "p99 (ms)": r["p99_ms"], "Requests measured": r["requests"]} for r in steps.iter_rows(named=True)]
+    return table(rows, "Steps of a request, of one in sixteen.", max_rows=40)
 
 # %% ../../nbs/report/30_monitoring_tables.ipynb #6c90c32a
 def _newest_quality(quality): # -> fields of the summary
