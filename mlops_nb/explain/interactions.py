@@ -64,8 +64,10 @@ def partial_dependence_2d(
 ) -> pl.DataFrame: # feature, other_feature, label, other_label, class (its number), value (raw score)
     "The partial dependence on two features."
     M, (j, k) = predictor.encode_frame(frame), map(predictor.encoder.matrix_columns, (feature, other_feature))
-    labels, values = _bin_medians(frame[feature], M[:, j], n_bins)
-    other_labels, other_values = _bin_medians(frame[other_feature], M[:, k], n_other_bins)
+    shown, names = predictor.encoder.with_first_figures(frame)
+    groups = lambda f, columns, n: _bin_medians(shown[names[predictor.feature_names.index(f)]], M[:, columns], n)
+    labels, values = groups(feature, j, n_bins)
+    other_labels, other_values = groups(other_feature, k, n_other_bins)
     grid = np.zeros((len(labels) * len(other_labels), M.shape[1]))
     grid[:, j], grid[:, k] = np.repeat(values, len(other_labels), 0), np.tile(other_values, (len(labels), 1))
     found = partial_dependence(predictor, grid, X, j + k)

@@ -127,7 +127,7 @@ def run_explain(
     importance = feature_importance(parts, features, gains, classes)
     best, worst = _example_rows(predictor, test, sample, parts, predictor.predict_point(test))
     top = importance['feature'].head(min(8, len(features))).to_list()
-    tables = {'importance': importance, **_contribution_tables(frame, parts, features, classes, top),
+    tables = {'importance': importance, **_contribution_tables(predictor, frame, parts, features, classes, top),
               **_interaction_tables(predictor, frame, top[:6])}
     report = ExplanationReport(schema.task, schema.classes, len(frame), len(test), error, top, best, worst,
                                predictor.raw_units, _attribution_error(predictor, frame))
@@ -138,8 +138,10 @@ def _explained_classes(schema): # The classes contributions are given for
     return schema.classes if schema.task == 'multiclass' else [schema.classes[1] if schema.classes else None]
 
 # %% ../../nbs/explain/03_stage.ipynb #1f0ccd30
-def _contribution_tables(frame, parts, features, classes, top):
+def _contribution_tables(predictor, frame, parts, features, classes, top):
     keys, tables = frame.select('_source', '_row'), {}
+    frame, shown = predictor.encoder.with_first_figures(frame)
+    frame = frame.with_columns(pl.col(s).alias(f) for f, s in zip(features, shown) if f != s) # a text by its length
     def of_class(name, p):
         return keys.with_columns(_class=pl.lit(name, pl.String)).hstack(pl.DataFrame(p, schema=[*features, '_base']))
     tables['contributions'] = pl.concat(of_class(c, parts[:, k]) for k, c in enumerate(classes))

@@ -43,11 +43,6 @@ class Encoder(Struct, dict=True):
     "The inputs of a model in their order, each with its rules; made by `Encoder.fit`."
     columns: list[EncodedColumn]
 
-    @property
-    def feature_names(self) -> list[str]: # Model inputs, in the order of the matrix
-        "The names of the model's inputs."
-        return [c.name for c in self.columns]
-
     @cached_property
     def matrix_names(self) -> list[str]: # In order
         "The names of the columns of the matrix."
@@ -64,15 +59,21 @@ class Encoder(Struct, dict=True):
         return {i: max([RARE_CODE, *c.codes.values()]) for i, c in zip(self.starts, self.columns)
                 if c.kind == 'category'}
 
-    @property
-    def categorical(self) -> list[int]: # Positions in the matrix
-        "Which columns of the matrix are categories."
-        return list(self.largest_codes)
-
     @cached_property
     def _code_tables(self): # the two sides of each code table, as polars wants them
         return [(pl.Series([*c.codes, None], dtype=pl.String),
                  pl.Series([*c.codes.values(), math.nan], dtype=pl.Float64)) for c in self.columns]
+
+# %% ../../nbs/model/01_encoder.ipynb #7c9dc4a8
+@patch(as_prop=True)
+def feature_names(self:Encoder) -> list[str]: # Model inputs, in the order of the matrix
+    "The names of the model's inputs."
+    return [c.name for c in self.columns]
+
+@patch(as_prop=True)
+def categorical(self:Encoder) -> list[int]: # Positions in the matrix
+    "Which columns of the matrix are categories."
+    return list(self.largest_codes)
 
 # %% ../../nbs/model/01_encoder.ipynb #a91f7d51
 _MAX_RARE_NAMES = 10_000 # rare names per column
@@ -132,7 +133,8 @@ def fit(cls:Encoder,
 _TEXT_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 def _dtype_fits(dtype, kind):
-    return dtype in _TEXT_DTYPES if kind in ('category', 'text') else dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
+    if kind in ('category', 'text'): return dtype in _TEXT_DTYPES
+    return dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
 
 def _encode_column(values, column, table): # (n,), or (n, columns of the matrix)
     if not _dtype_fits(values.dtype, column.kind):
@@ -174,6 +176,30 @@ def sum_by_input(self:Encoder,
     "The sum over the columns of each input: contributions, importances."
     if self.starts[-1] == len(self.columns): return values
     return np.add.reduceat(values, self.starts[:-1] + [self.starts[-1]] * (values.shape[-1] > self.starts[-1]), axis=-1)
+
+# %% ../../nbs/model/01_encoder.ipynb #4ea6cbc5
+@patch(as_prop=True)
+def figure_names(self:Encoder) -> list[str]: # Such as `note.n_words`; none where no input is a text
+    "The figures of inputs that are no single number or name."
+    return [f"{c.name}.{f}" for c in self.columns if c.encoding for f in c.encoding.watched_names()]
+
+@patch
+def figures(self:Encoder,
+    frame: pl.DataFrame, # Any number of rows
+) -> pl.DataFrame: # The columns `figure_names`
+    "The figures of each row."
+    parts = [c.encoding.watch(_require_column(frame, c.name).cast(pl.String).to_list())
+             for c in self.columns if c.encoding]
+    return pl.DataFrame(np.concatenate(parts, 1), self.figure_names, nan_to_null=True) if parts else pl.DataFrame()
+
+@patch
+def with_first_figures(self:Encoder,
+    frame: pl.DataFrame, # Any number of rows
+) -> tuple[pl.DataFrame, list[str]]: # The frame with further columns; a name for each input
+    "Rows and columns in which each input can be put into order or groups: a text by its first figure."
+    first = {c.name: f"{c.name}.{c.encoding.watched_names()[0]}" for c in self.columns if c.encoding}
+    if not first: return frame, self.feature_names
+    return frame.hstack(self.figures(frame).select(first.values())), [first.get(n, n) for n in self.feature_names]
 
 # %% ../../nbs/model/01_encoder.ipynb #578e0ba2
 @patch
