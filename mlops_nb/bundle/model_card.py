@@ -54,6 +54,10 @@ def describe_predictions(
     "What the model predicts and decides, in one or two sentences."
     doc = schema.columns[schema.target].doc if schema.target in schema.columns else ''
     about = f"`{schema.target}`" + (f" ({escape_markdown(doc).rstrip('.')})" if doc else '')
+    if schema.quantiles:
+        level = schema.quantiles[-1] - schema.quantiles[0]
+        return (f"It predicts the quantiles {', '.join(schema.score_names)} of {about}; the median is the prediction. Of new "
+                f"rows like the calibration rows, at least {level:.0%} lie between the lowest and the highest.")
     if schema.task == 'regression': return f"It predicts the value of {about}."
     if schema.task == 'multiclass':
         names = ', '.join(map(escape_markdown, schema.classes))
@@ -120,6 +124,10 @@ def describe_limitations(
 # %% ../../nbs/bundle/01_model_card.ipynb #26b7b23c
 def _selection_sentences(evaluation): # what was chosen on the validation set
     if moved := evaluation.get('recalibration'): yield f"Calibration: {moved['message']}"
+    if i := evaluation.get('intervals'):
+        yield (f"The interval was corrected on {i['n_calibration_rows']:,} valid rows (conformalised quantile regression); before "
+               f"that it covered {i['uncorrected_coverage']:.1%} of the test rows, and since then {i['coverage']['value']:.1%}.")
+        yield "The promise holds for all such rows together, not for each segment; the report has the coverage by segment."
     at = evaluation.get('threshold') or {}
     if settled := evaluation.get('policy_effect'): yield settled['message']
     if at.get('low') is not None:

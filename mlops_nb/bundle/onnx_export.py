@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.files import atomic_file
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import write_json
-from ..model.calibrators import EPS, Calibrator, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
+from ..model.calibrators import EPS, Calibrator, ConformalCalibrator, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
 from ..model.lightgbm_text import MISSING_NAN, MISSING_ZERO, Tree, parse_header, parse_trees
 from ..model.net import Net, first_layer_inputs, member_outputs
 from ..model.network import ensemble_predict
@@ -122,7 +122,7 @@ def trees_to_onnx(
     number = {64: TensorProto.DOUBLE, 32: TensorProto.FLOAT}[bits]
     if header.link is None or header.average_output:
         raise UserError(f"the objective {header.objective!r} cannot be exported; "
-                        "known are regression, poisson, binary, multiclass.")
+                        "known are binary, multiclass, and those of train.gbdt.objective.")
     classes, one, describe = header.n_classes, header.n_classes == 1, helper.make_tensor_value_info
     nodes = [_tree_ensemble_node(trees, classes, number),
              helper.make_node(_ONNX_OPS[header.link], ['raw'], ['column' if one else 'score'])]
@@ -266,8 +266,18 @@ def _temperature_nodes(c):
     nodes = [('Log', ['p'], ['log p']), ('Div', ['log p', 't'], ['z']), ('Softmax', ['z'], ['score'])]
     return nodes, dict(t=c.temperature)
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #16755adb
+def _conformal_nodes(c):
+    k, m, name = len(c.shifts), c.median, 'column {}'.format
+    constants = dict(shifts=np.array(c.shifts), axis=np.array([1])) | {f'{i}': np.array([i]) for i in range(k + 1)}
+    columns = [('Slice', ['moved', f'{i}', f'{i + 1}', 'axis'], [f'moved {i}']) for i in range(k)]
+    lower = [('Min', [f'moved {i}', name(i + 1)], [name(i)]) for i in reversed(range(m))]
+    upper = [('Max', [f'moved {i}', name(i - 1)], [name(i)]) for i in range(m + 1, k)]
+    return [('Add', ['p', 'shifts'], ['moved']), *columns, ('Identity', [f'moved {m}'], [name(m)]), *lower, *upper,
+            ('Concat', [*map(name, range(k))], ['score'])], constants
+
 _CALIBRATOR_NODES = {PlattCalibrator: _platt_nodes, IsotonicCalibrator: _isotonic_nodes,
-                     TemperatureCalibrator: _temperature_nodes}
+                     TemperatureCalibrator: _temperature_nodes, ConformalCalibrator: _conformal_nodes}
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #9308a169
 def append_calibrator(
@@ -283,9 +293,10 @@ def append_calibrator(
     for node in graph.node: node.output[:] = [own('said') if o == 'score' else o for o in node.output]
     nodes = [('Cast', ['said'], ['wide']), ('Clip', ['wide', 'low', 'high'], ['p']), *nodes]
     for op, inputs, outputs in nodes:
-        more = dict(to=TensorProto.DOUBLE) if op == 'Cast' else {}
+        more = dict(to=TensorProto.DOUBLE) if op == 'Cast' else dict(axis=1) if op == 'Concat' else {}
         graph.node.append(helper.make_node(op, [*map(own, inputs)], [*map(own, outputs)], **more))
-    constants |= dict(low=EPS, high=1. if isinstance(calibrator, TemperatureCalibrator) else 1 - EPS)
+    low, high = {TemperatureCalibrator: (EPS, 1.), ConformalCalibrator: (-np.inf, np.inf)}.get(type(calibrator), (EPS, 1 - EPS))
+    constants |= dict(low=low, high=high)
     graph.initializer.extend(numpy_helper.from_array(np.asarray(v), own(k)) for k, v in constants.items())
     score.type.tensor_type.elem_type = TensorProto.DOUBLE
     checker.check_model(out)
@@ -367,7 +378,7 @@ def convert_and_compare(
     (kind, export), encoder = _EXPORTERS[model_path.name], predictor.encoder
     model, made = export(model_path.read_bytes(), X)
     model = append_calibrator(model, predictor.policy.calibrator)
-    codes = {j: np.arange(max(encoder.columns[j].codes.values(), default=1) + 3.) for j in encoder.categorical}
+    codes = {j: np.arange(code + 3.) for j, code in encoder.largest_codes.items()}
     made |= {'a column missing': with_column_values(X, dict.fromkeys(range(X.shape[1]), np.full(50, np.nan))),
              'all missing': np.full((1, X.shape[1]), np.nan)}
     if codes: made['each code of a category, and others'] = with_column_values(X, codes)
@@ -404,7 +415,7 @@ def export_onnx(
     with atomic_file(output / 'model.onnx') as tmp: tmp.write_bytes(model)
     codes = {c.name: c.codes for c in predictor.encoder.columns if c.kind == 'category'}
     schema = predictor.schema
-    parity = ParityReport(predictor.id, schema.task, predictor.feature_names, codes, schema.classes, predictor.policy,
+    parity = ParityReport(predictor.id, schema.task, predictor.encoder.matrix_names, codes, schema.classes, predictor.policy,
                           tolerance, checked, sha256_file(output / 'model.onnx'), onnxruntime.__version__)
     write_json(output / 'parity.json', parity)
     return parity

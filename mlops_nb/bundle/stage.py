@@ -43,8 +43,10 @@ def answered_rows(
 ) -> ScoredRows:
     "Scores as they will be answered, after the rules, beside what came about."
     kept, y = predictor.apply_policy(frame, scores).scores.reshape(len(frame), -1), frame['_target'].to_numpy()
-    observed = [y] if kept.shape[1] == 1 else [(y == k).astype(float) for k in range(kept.shape[1])]
-    return ScoredRows(frame, dict(zip(predictor.score_columns, kept.T)), dict(zip(predictor.score_columns, observed)))
+    names, observed = predictor.score_columns, {'score': y}
+    if quantiles := predictor.schema.quantiles: names[quantiles.index(0.5)] = 'score' # only the median has an outcome
+    elif kept.shape[1] > 1: observed = {n: (y == k).astype(float) for k, n in enumerate(names)}
+    return ScoredRows(frame, dict(zip(names, kept.T)), observed)
 
 # %% ../../nbs/bundle/03_stage.ipynb #3869d12d
 def training_rows(
@@ -72,6 +74,8 @@ def _monitoring_baseline(root, predictor):
     schema, (train, computed) = predictor.schema, training_rows(root, predictor)
     attribution = read_json(_require_file(root / 'artifacts/explanation/attribution_baseline.json', 'explain'), dict)
     keys = [read_content_keys(root / f'artifacts/prepared/{split}.parquet', schema) for split in ('train', 'valid')]
+    train, computed = train.hstack(predictor.encoder.figures(train)), computed | dict.fromkeys(
+        predictor.encoder.figure_names, 'number')
     data = fit_baseline(train, schema, computed)
     segments = fit_segment_baselines(train, schema, data, attribution)
     baseline = MonitoringBaseline(data, {}, attribution, sketch_keys(*keys), segments=segments)

@@ -256,6 +256,9 @@ class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="trials of each learner; 0 = no tuning, train is taken as it is")] = 0
     timeout_seconds: Annotated[PositiveFloat | None, Meta(
         description="no trial begins after this working time of a learner's trials together; null = no limit")] = None
+    metric: Annotated[str | None, Meta(
+        description="metric of the validation rows that trials are compared by, such as roc_auc or one marked @metric; "
+                    "null = log loss or RMSE")] = None
     gbdt: Annotated[GbdtSearchSpace, Meta(description="search space of trees")] = field(default_factory=GbdtSearchSpace)
     net: Annotated[NetSearchSpace, Meta(description="search space of nets")] = field(default_factory=NetSearchSpace)
 

@@ -24,7 +24,7 @@ from mlops_nb.config.column_roles import (
     wants_form,
 )
 from .format_inference import TextReading, infer_text_formats, unit_of
-from .schema import Column, Schema, expression_columns, is_expression
+from .schema import OTHER_TASKS, Column, Schema, expression_columns, is_expression
 from .sentinels import find_sentinels, without_values
 from mlops_nb.config.values import (
     KNOWN_MISSING,
@@ -250,7 +250,9 @@ def infer_task_and_classes(
         raise UserError(f"{name} or the filter cannot be computed: {str(e).splitlines()[0]}; "
                         "correct the expression.") from None
     _check_target(name, dtype, n, distinct, passing)
-    if task not in (None, *_TASKS): raise UserError(f"there is no task {task!r}{did_you_mean(task, _TASKS)}")
+    if task in OTHER_TASKS and task != "quantile": raise UserError(f"the task {task!r}: {OTHER_TASKS[task]}")
+    if task not in (None, "quantile", *_TASKS): raise UserError(f"there is no task {task!r}{did_you_mean(task, _TASKS)}")
+    if task == "quantile": task = "regression"
     max_classes, task = (1000, task) if task else (100, infer_task(dtype, distinct, whole))
     _check_task(name, task, dtype, distinct, max_classes)
     return task, None if task == "regression" else order_classes(counts)
@@ -469,7 +471,7 @@ def infer_schema(
     entity: str | None = None, # The column that names whom a row is about
     exclude: list[str] = (), # Columns the model may not see
     filter: str | None = None, # A SQL expression: other rows are left out of training and evaluation
-    task: str | None = None, # binary, multiclass or regression; None: by the target's values
+    task: str | None = None, # binary, multiclass, regression, or quantile: one with quantiles; None: by the target
 ) -> InferredSchema:
     "Propose a schema for a data set; raises `UserError` where the data and the request do not fit."
     frame = _supported_columns(frame)
@@ -490,6 +492,7 @@ def infer_schema(
     schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time,
                     missing_values=[*KNOWN_MISSING])
     schema.task, schema.classes = infer_task_and_classes(frame, schema, task)
+    if task == "quantile": schema.quantiles = [0.1, 0.5, 0.9]
     schema.segments = _choose_segments(schema, profiles)
     for n in schema.target_columns[:1]: roles[n].checks += _label_checks(schema, profiles, readings)
     comments = {n: _column_comment(n, c, profiles[n], readings.get(n, _NO_TEXT), roles[n]) for n, c in columns.items()}

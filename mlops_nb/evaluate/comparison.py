@@ -29,6 +29,7 @@ from mlops_nb.evaluate.metrics import (
     Metric,
     independent_units,
     metric_label,
+    primary_metric,
     weighted_metric,
 )
 from ..stats.bootstrap import Estimate, Resampling, Units, exact_at_bound, finite_or_none
@@ -159,8 +160,8 @@ def compare_with_model(
         own = structs.replace(own, threshold=threshold)
     metrics = paired_differences(task, test.y, test.scores, other_scores['test'], test.decision_settings, own,
                                  test.resampling, test.own)
-    primary = metrics[PRIMARY_METRIC[task]]
-    message = describe_difference(task, f"{other_name} {kind}", primary, test.resampling.confidence_level)
+    primary = primary_metric(task, own.quantiles)
+    message = describe_difference(task, f"{other_name} {kind}", metrics[primary], test.resampling.confidence_level, primary)
     return Comparison(other_name, kind, message, metrics=metrics)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #8aa6f4e4
@@ -189,7 +190,7 @@ def score_with_champion(
         raise UserError(f"it tells apart {was}, and the classes are now {now}")
     gone = [c for c in predictor.inputs if c not in frame.columns]
     if gone: raise UserError(f"it needs columns that are gone: {', '.join(gone)}")
-    scores = predictor.predict(frame)
+    scores = predictor.predict_point(frame)
     if schema.task == 'binary' and theirs.classes != schema.classes: return 1 - scores
     return scores if scores.ndim == 1 else scores[:, [theirs.classes.index(c) for c in schema.classes]]
 
@@ -226,7 +227,8 @@ def compare_with_champion(
         return Comparison(role, 'champion', f"The {role} {name[:12]} cannot score these rows: {why}.", name)
     own = structs.replace(settings, threshold=champion_threshold(predictor, schema, settings.threshold))
     metrics = paired_differences(task, rows.y, rows.scores, theirs, settings, own, rows.resampling, rows.own)
-    message = describe_difference(task, role, metrics[PRIMARY_METRIC[task]], rows.resampling.confidence_level)
+    primary = primary_metric(task, settings.quantiles)
+    message = describe_difference(task, role, metrics[primary], rows.resampling.confidence_level, primary)
     return Comparison(role, 'champion', message, name, metrics)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #518c4823

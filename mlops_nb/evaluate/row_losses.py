@@ -35,8 +35,9 @@ def row_losses(
     labels: pl.Series, # (n,) texts
     schema: Schema,
 ) -> pl.Series: # (n,) null where nothing is known
-    "The Brier score of each row; of a regression its squared error."
+    "The Brier score of each row; of a regression its squared error, of quantiles the median's."
     numbers = label_numbers(labels, schema)
+    if schema.quantiles and isinstance(scores.dtype, pl.List): scores = scores.list.get(schema.quantiles.index(0.5))
     if schema.task == "regression": return (scores.cast(pl.Float64) - numbers) ** 2
     return _class_losses(scores, numbers, len(schema.classes))
 

@@ -16,7 +16,7 @@ import polars as pl
 from msgspec import Struct
 
 from .decision_threshold import mean_interval_by_bin, quantile_bins
-from .metrics import METRICS, PRIMARY_METRIC, EvaluatedRows, metric_values, r2, weighted_metric
+from .metrics import METRICS, EvaluatedRows, metric_values, primary_metric, r2, weighted_metric
 from ..stats.bootstrap import Estimate, Scale, SumStatistic, finite_or_none, ratios_or_nan
 from ..stats.jackknife import jackknife_interval
 
@@ -118,9 +118,10 @@ def compare_with_rest(
 # %% ../../nbs/evaluate/02_slices.ipynb #d4e652a4
 def primary_metric_and_gap(
     task: str, # binary, multiclass or regression
+    quantiles: list[float] | None = None, # of a regression that predicts them
 ) -> SliceFigure:
     "The primary metric, and how much worse one is than another."
-    name = PRIMARY_METRIC[task]
+    name = primary_metric(task, quantiles)
     def prepare(rows): return weighted_metric(task, name, rows.y, rows.scores, rows.decision_settings)
     return SliceFigure(prepare, METRICS[task][name].better == 'lower', METRICS[task][name].scale)
 
@@ -145,7 +146,7 @@ def measure_slice(
     mask: np.ndarray, # (n,) bool: is the row in the slice?
 ) -> tuple: # The metric here, on the rest, the gap; the skill score here, on the rest, the gap
     "The primary metric and the skill score of a slice, and their distance from the rest."
-    figures = [primary_metric_and_gap(rows.task), SliceFigure(weighted_skill_score, False, 'real')]
+    figures = [primary_metric_and_gap(rows.task, rows.decision_settings.quantiles), SliceFigure(weighted_skill_score, False, 'real')]
     metric, (worth, *other) = compare_with_rest(rows, figures, mask)
     return *metric, worth.value, *other
 

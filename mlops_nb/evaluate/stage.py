@@ -13,7 +13,7 @@ import polars as pl
 
 from ..bundle.signatures import require_trusted
 from ..config.project import Project
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_split
@@ -29,6 +29,7 @@ from .curves import evaluation_curves
 from .decision_threshold import cost_curve, measure_calibration
 from mlops_nb.evaluate.evaluation import (
     Evaluation,
+    add_intervals,
     choose_decision_settings,
     evaluate_predictor,
     score_splits,
@@ -36,8 +37,8 @@ from mlops_nb.evaluate.evaluation import (
     split_resamplings,
 )
 from .fairness import fairness_table
-from .metrics import METRICS, estimate_metrics, excess_log_loss
-from .model_selection import LearnerCandidate, select_model
+from .metrics import estimate_metrics, excess_log_loss
+from .model_selection import LearnerCandidate, metric_to_choose_by, select_model
 from .plot_data import evaluation_plots, write_evaluation_plots
 from .project_metrics import project_metrics
 from .slice_discovery import discovered_slice_table
@@ -110,6 +111,9 @@ def run_evaluate(
     found.comparisons = _compare_with_others(rows, found.learner, splits, scored, baselines)
     found.comparisons += [compare_with_champion(folder, predictor.schema, rows['test'], test, role)
                           for role, folder in _find_champions(project, champion).items()]
+    if predictor.schema.quantiles:
+        add_intervals(found, predictor, splits, ours, read_split(root, 'train', ['_target'])['_target'].to_numpy(),
+                      params.evaluate)
     if found.task == 'binary': found.excess_log_loss = simulated_excess_log_loss(root, test, ours.scores['test'])
     tables = _evaluation_tables(predictor, found, splits, ours, resampling)
     _write_evaluation(root, found, tables, predictor.policy)
@@ -123,13 +127,6 @@ def _read_baseline_scores(root):
     if not path.exists(): raise UserError(f"{path} does not exist; run the stage baseline first.")
     return pl.read_parquet(path, glob=False)
 
-def _selection_metric(name, task, own):
-    "The metric that chooses; raises `UserError` if there is none of this name."
-    known = METRICS[task] | own
-    if name is None or name in known and known[name].better != 'zero': return name
-    raise UserError(f"params.yaml, 'evaluate.selection_metric' names {name!r}, by which no learner can be chosen: it "
-                    f"is neither a metric of a {task} task nor one marked @metric{did_you_mean(name, known)}")
-
 def _evaluate_selected(params, predictors, splits, scored, baselines):
     validation, some = splits['valid'], next(iter(scored.values()))
     one = next(iter(predictors.values())) # each has the schema and the features of the project
@@ -137,7 +134,7 @@ def _evaluate_selected(params, predictors, splits, scored, baselines):
     selection = select_model(
         one.schema.task, params.train.model_selection, validation['_target'].to_numpy(),
         {learner: s.scores['valid'] for learner, s in scored.items()}, some.resamplings['valid'],
-        _selection_metric(params.evaluate.selection_metric, one.schema.task, own), own)
+        metric_to_choose_by('evaluate.selection_metric', params.evaluate.selection_metric, one.schema.task, own), own)
     known = align_scores(baselines.filter(pl.col('split') == 'test'), splits['test'])
     simpler = {name: scores_to_array(known[name]) for name in known.columns if name != 'constant'}
     found = evaluate_predictor(predictors[selection.learner], splits, scored[selection.learner], params.evaluate,
@@ -150,7 +147,7 @@ def _measure_candidate(root, found, learner, rows, scored, params):
     size = model_file(root / 'artifacts/models' / learner).stat().st_size
     if learner == found.learner: return LearnerCandidate(learner, size, found.metrics)
     settings = choose_decision_settings(found.task, rows['valid'].y, scored.scores['valid'], params,
-                                        scored.resamplings['valid'].clusters)
+                                        scored.resamplings['valid'].clusters, rows['valid'].decision_settings.quantiles)
     return LearnerCandidate(learner, size, {
         split: estimate_metrics(found.task, rows[split].y, s, settings, scored.resamplings[split],
                                 own=rows[split].own)
@@ -167,13 +164,13 @@ def _evaluation_tables(predictor, found, splits, scored, resampling): # File nam
     y, costs = test['_target'].to_numpy(), found.decision_settings.costs
     curve = lambda s: measure_calibration(schema.task, y, s, schema.classes, level, resampling.clusters)[1]
     tables = {
-        'predictions': pl.concat(prediction_table(predictor, rows, split, scored.scores[split])
+        'predictions': pl.concat(prediction_table(predictor, rows, split, scored.answers[split])
                                  for split, rows in splits.items()),
         'slices': slice_table(found.slices), 'discovered_slices': discovered_slice_table(found.slice_discovery),
         'fairness': fairness_table(found.fairness), 'calibration_curve': curve(scores),
-        'residuals': binned_residuals(test, predictor.feature_names, y, scores, schema.classes, 10, level,
+        'residuals': binned_residuals(*predictor.encoder.with_first_figures(test), y, scores, schema.classes, 10, level,
                                       resampling.clusters)}
-    if predictor.policy.calibrator: tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
+    if found.recalibration and predictor.policy.calibrator: tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
     if schema.task == 'binary': tables['cost_curve'] = cost_curve(y, scores, costs, resampling)
     chosen = (found.decision_settings.threshold,)
     return tables | evaluation_curves(schema.task, y, scores, schema.classes, chosen)

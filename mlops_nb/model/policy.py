@@ -136,7 +136,9 @@ def apply_row(self:Policy,
     found = [r for p, r in zip(self._predicates, self.rules) if p.matches_row(columns, 0)] if self.rules else ()
     if not (found or self.reject_region): return score, self._label_of(score), False if self._may_review else None
     for r in found:
-        if (r.min_score, r.max_score) != (None, None): score = np.clip(score, r.min_score, r.max_score).item()
+        if (r.min_score, r.max_score) != (None, None):
+            score = np.clip(score, r.min_score, r.max_score)
+            if score.ndim == 0: score = score.item()
     review = self.reject_region is not None and bool(self.reject_region[0] <= score <= self.reject_region[1])
     label = self._label_of(score)
     for r in found:

@@ -70,7 +70,7 @@ def read_quality_reference(
     metrics, baseline = read_json(path / "metrics.json", dict), _baseline(path)
     if tolerance is None: tolerance = target_spread(baseline) / 4 if baseline and baseline.calibration else 1.
     threshold = .5 if policy.threshold is None else policy.threshold
-    settings = DecisionSettings(threshold, CostParams(**policy.costs), tolerance)
+    settings = DecisionSettings(threshold, CostParams(**policy.costs), tolerance, schema.quantiles)
     return QualityReference(path.name, schema, policy, metrics.get("test", {}), baseline, settings)
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #39220c92
@@ -98,14 +98,16 @@ def mean_loss(
 class JudgedRows(NamedTuple):
     "The rows of one bundle and variant, as numbers."
     frame: pl.DataFrame # as `Cohort.rows` has them
-    scores: np.ndarray # (n,) or (n, k)
+    scores: np.ndarray # (n,) or (n, k); of quantiles the median
     y: np.ndarray # (n,) class index, or value; NaN without a label
+    quantiles: np.ndarray | None = None # (n, k), of a model that predicts them
 
     def take(self,
         mask: np.ndarray, # (n,) bool
     ) -> 'JudgedRows':
         "Some of the rows."
-        return JudgedRows(self.frame.filter(pl.Series(mask)), self.scores[mask], self.y[mask])
+        quantiles = None if self.quantiles is None else self.quantiles[mask]
+        return JudgedRows(self.frame.filter(pl.Series(mask)), self.scores[mask], self.y[mask], quantiles)
 
 def judged_rows(
     rows: pl.DataFrame, # as `Cohort.rows` has them
@@ -114,13 +116,14 @@ def judged_rows(
     "Scores and labels as arrays."
     rows = rows.drop_nulls("score")
     scores = rows["score"]
-    if schema.task == "multiclass":
-        k = len(schema.classes)
+    if schema.score_names:
+        k = len(schema.score_names)
         fits = scores.list.len() == k if isinstance(scores.dtype, pl.List) else pl.Series([False] * len(rows))
         rows = rows.filter(fits)
         scores = np.array(rows["score"].to_list(), float).reshape(-1, k)
     else: scores = (scores.list.first() if isinstance(scores.dtype, pl.List) else scores).cast(pl.Float64).to_numpy()
     y = label_numbers(rows["label"].cast(pl.String), schema).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if schema.quantiles: return JudgedRows(rows, scores[:, schema.quantiles.index(0.5)], y, scores)
     return JudgedRows(rows, scores, y)
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #652668bb
@@ -269,7 +272,7 @@ def shift_calibrations(
     "What the scores stand for among rows like those of production."
     test, inputs = (x[np.linspace(0, len(x) - 1, min(len(x), MAX_ESTIMATED_ROWS)).astype(int)] for x in (test, inputs))
     weights = density_ratio(predictor.encode_frame(test), predictor.encode_frame(inputs))
-    scores, y = predictor.predict(test), test["_target"].to_numpy()
+    scores, y = predictor.predict_point(test), test["_target"].to_numpy()
     if scores.ndim == 1: return [fit_beta_calibration(scores, y, weights=weights)]
     return [fit_beta_calibration(scores[:, k], (y == k) * 1., weights=weights) for k in range(scores.shape[1])]
 

@@ -25,7 +25,8 @@ from ..data.label_delay import label_delay
 from ..evaluate.evaluation import entity_clusters
 
 # %% ../../nbs/monitor/18_quality.ipynb #c30a013a
-from ..evaluate.metrics import PRIMARY_METRIC, EvaluatedRows, find_metric, metric_label
+from ..evaluate.metrics import EvaluatedRows, find_metric, metric_label, primary_metric
+from ..evaluate.prediction_intervals import interval_metrics_of
 from ..evaluate.row_losses import row_costs
 from ..model.predictor import Predictor
 from .attribution_drift import explain_window
@@ -49,6 +50,7 @@ from mlops_nb.monitor.cohort_metrics import (
     selection_weights,
     shift_calibrations,
 )
+from .drift import drifted_periods
 from .findings import Finding
 from .label_delays import delay_table, label_delay_results, label_delays, maturity, read_cohort
 from .log_counts import append_counts, logged_endpoints
@@ -179,6 +181,7 @@ def _evaluated(rows, reference, params): # the rows with a label, their entities
     resampling = Resampling(confidence_level=params.evaluate.confidence_level, clusters=clusters)
     labelled = rows.take(known)
     own = own_metrics(reference, labelled.frame, labelled.y, labelled.scores)[0]
+    if labelled.quantiles is not None: own |= interval_metrics_of(labelled.quantiles, reference.settings)
     return EvaluatedRows(reference.schema.task, labelled.y, labelled.scores, reference.settings, resampling,
                          reference.schema.classes, own)
 
@@ -282,6 +285,10 @@ def _commit(run, state, before, cohort, tables, estimated=False, residuals=(), c
 # %% ../../nbs/monitor/18_quality.ipynb #565e7b75
 def _read(run, start): return read_cohort(run.log, run.endpoint, start, start + COHORT)
 
+def _was_disturbed(run, bundle, cohort): # by a drift that is over
+    return any(low < cohort.end and cohort.start < high
+               for low, high in drifted_periods(run.store, run.endpoint, bundle))
+
 def _judge_final(run, state, before, start): # labels are due: measure, and bet on each row once
     cohort, residuals = _read(run, start), []
     tables, judged = _measure(run, state, cohort, True, 1.)
@@ -290,6 +297,7 @@ def _judge_final(run, state, before, start): # labels are due: measure, and bet 
         known = rows.take(np.isfinite(rows.y))
         if not len(known.y): continue
         residuals += _residual_table(run, cohort, (bundle, variant), reference, known)
+        if _was_disturbed(run, bundle, cohort): continue
         guard = state.guards.setdefault(bundle, LossGuard())
         guard.update(known, reference, _tolerance(run), weights, start.isoformat())
     state.final_until = cohort.end.isoformat()
@@ -456,7 +464,8 @@ def _is_worse(better, row): # wholly on the wrong side
 def _metric_findings(run, reference, table):
     task = reference.schema.task
     own = reference.features.metrics if reference.features else {}
-    for name in dict.fromkeys([PRIMARY_METRIC[task], *(["cost"] if task == "binary" else []), *own]):
+    more = ["cost"] if task == "binary" else ["coverage"] if reference.schema.quantiles else []
+    for name in dict.fromkeys([primary_metric(task, reference.schema.quantiles), *more, *own]):
         last = table.filter(metric=name).head(2).to_dicts()
         better = own[name].metric_better if name in own else find_metric(task, name).better
         if len(last) < 2 or not all(_is_worse(better, r) for r in last): continue

@@ -56,6 +56,9 @@ def compress_model(
 ) -> tuple[bytes, str]: # The content of the model's file, and what was done
     "Fewer trees, or fewer bits; raises `UserError` if the other was asked for."
     file = model_file(bundle)
+    if teacher.schema.quantiles:
+        raise UserError(f"{bundle} predicts quantiles, and such a model is not made smaller here; train one with fewer or "
+                        "smaller trees (train.gbdt.n_estimators, num_leaves).")
     if file.name == 'model.onnx':
         raise UserError(f"{bundle} holds an ONNX model, which cannot be made smaller here; give its learner parameters "
                         "that make it smaller (such as max_depth), or compress a model of trees or a net.")
@@ -105,7 +108,7 @@ def _evaluate_student(student, teacher, splits, params):
     scored = score_splits(student, judged, params.evaluate, resamplings)
     found, scores = evaluate_predictor(student, judged, scored, params.evaluate), scored.scores
     gains, teacher_metrics = compare_student(found, teacher, splits['test'], scores['test'],
-                                             teacher.predict(splits['test']), resamplings['test'])
+                                             teacher.predict_point(splits['test']), resamplings['test'])
     message = describe_difference(found.task, "teacher", gains[found.primary_metric], found.confidence)
     found.comparisons = [Comparison('teacher', 'champion', message, teacher.id, gains)]
     return found, scores, gains, teacher_metrics

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GateResult', 'GateReport', 'check_at_least', 'check_at_most', 'check_thresholds', 'check_test_rows', 'check_leaks',
            'metric_skill', 'check_comparisons', 'describe_power', 'check_segments', 'check_fairness_gaps',
-           'check_scores', 'check_calibration_error', 'check_split', 'check_clean_process', 'check_single_row_parity',
-           'evaluate_gate', 'run_gate', 'missing_comparison', 'require_passed_gate']
+           'check_scores', 'check_calibration_error', 'check_coverage', 'check_split', 'check_clean_process',
+           'check_single_row_parity', 'evaluate_gate', 'run_gate', 'missing_comparison', 'require_passed_gate']
 
 # %% ../../nbs/release/01_gate.ipynb #2de6e543
 import subprocess
@@ -29,7 +29,8 @@ from ..data.splits import SplitCheck
 from ..evaluate.comparison import Comparison
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.fairness import GATED_FAIRNESS_METRIC, FairnessReport
-from ..evaluate.metrics import COUNT_METRICS, METRICS, metric_label
+from ..evaluate.metrics import COUNT_METRICS, INTERVAL_METRICS, METRICS, metric_label
+from ..evaluate.prediction_intervals import IntervalReport
 from ..evaluate.project_metrics import MetricNote
 from ..evaluate.slices import Slice, lacks_skill, simpler_and_better
 from ..evaluate.stage import read_evaluation
@@ -96,7 +97,7 @@ def check_thresholds(
     own: dict[str, MetricNote] = {}, # metrics of the project, by name
 ) -> list[GateResult]:
     "A rule for each bound of `gate.thresholds`. Raises `UserError` for a metric the task does not have."
-    rules, known = [], METRICS[task] | (COUNT_METRICS if task == 'regression' else {}) | own
+    rules, known = [], METRICS[task] | (COUNT_METRICS | INTERVAL_METRICS if task == 'regression' else {}) | own
     for name, bound in thresholds.items():
         if name not in known:
             raise UserError(f"params.yaml, section 'gate.thresholds': a {task} task has no metric "
@@ -289,6 +290,23 @@ def check_calibration_error(
     return [check_at_most("calibration", evaluation.calibration.excess_error, bound,
                           f"The calibration error beyond chance, as a share of {unit},")]
 
+# %% ../../nbs/release/01_gate.ipynb #1a88a5f0
+def check_coverage(
+    intervals: IntervalReport | None, # None: the model predicts no quantiles
+    max_gap: float | None, # how far the coverage may lie below the level, beyond chance; None: not checked
+) -> list[GateResult]:
+    "The interval of the quantiles covers what it says on the test set, and says more than the constant quantiles do."
+    if intervals is None or max_gap is None: return []
+    found, e, constant = intervals.level - max_gap, intervals.coverage, intervals.constant_pinball_loss
+    if e.value is None: return [check_at_least("quantiles: coverage", None, found, "The coverage of the quantiles")]
+    high = e.value if e.high is None else e.high
+    known = "" if e.low is None else f" ({e.low:.1%} to {e.high:.1%})"
+    text = (f"The interval of the quantiles covers {e.value:.1%}{known} of the test rows, and says {intervals.level:.0%}; "
+            f"the high end must be at least {found:.1%}.")
+    loss = check_at_most("quantiles: pinball loss", intervals.pinball_loss.value, constant,
+                         "The pinball loss of the quantiles, beside that of the training rows' own quantiles,")
+    return [GateResult("quantiles: coverage", found, high, bool(high >= found), text), loss]
+
 # %% ../../nbs/release/01_gate.ipynb #fcdd7a2d
 def check_split(
     check: SplitCheck, # Of artifacts/prepared/dataset.json
@@ -364,6 +382,7 @@ def evaluate_gate(
     results += check_fairness_gaps(evaluation.task, evaluation.fairness, params.max_fairness_gap)
     results += check_scores(predictions.select(pl.col("^score.*$")).to_numpy())
     results += check_calibration_error(evaluation, params.max_calibration_error)
+    results += check_coverage(evaluation.intervals, params.max_coverage_gap)
     results += [check_clean_process(bundle.path),
                 check_single_row_parity(Predictor.open(bundle.path), read_split(root, "test"))]
     failed = [r for r in results if not r.passed]

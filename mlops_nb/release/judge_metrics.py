@@ -113,7 +113,7 @@ def fit_reference(
     counts = answers["decision"].cast(pl.String).fill_null(REVIEW).value_counts(sort=True)
     shares = {} if task == "regression" else {d: n / len(answers) for d, n in counts.iter_rows()}
     scores = answers["score"].drop_nulls()
-    if task == "multiclass" or not len(scores): return ChampionReference(latency, shares)
+    if isinstance(scores.dtype, pl.List) or not len(scores): return ChampionReference(latency, shares)
     low, high = _score_range(scores, task)
     return ChampionReference(latency, shares, low, high, float((scores / (high - low)).std(ddof=0)))
 

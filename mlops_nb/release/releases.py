@@ -138,15 +138,15 @@ def _schema_of(bundle): return read_json(open_bundle(bundle).path / "schema.json
 
 def _target_spec(folder):
     schema = _schema_of(folder)
-    return schema.task, schema.classes
+    return schema.task, schema.classes, schema.quantiles
 
 def _check_contract(bundle, champion, store):
     "Refuse a bundle that predicts something else than the one that answers."
     try: before = find_bundle(champion, store)
     except UserError: return # it answers from memory; the server compares the two once more
     if _target_spec(bundle) != _target_spec(before):
-        raise UserError(f"{bundle.name[:12]} predicts another target than {champion[:12]}, which answers: their tasks "
-                        "or classes differ; give it an endpoint of its own.")
+        raise UserError(f"{bundle.name[:12]} predicts another target than {champion[:12]}, which answers: their tasks, "
+                        "classes or quantiles differ; give it an endpoint of its own.")
 
 # %% ../../nbs/release/20_releases.ipynb #d53203d0
 def was_rolled_back(

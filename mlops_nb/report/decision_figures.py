@@ -240,4 +240,5 @@ def decision_figure(
     if e.task == 'binary': return decision_cost_figure(e, tables['cost_curve'])
     if 'residual_histogram' not in tables: return Html("<p>No error can be told of scores that are not numbers.</p>")
     test = tables['predictions'].filter(pl.col('split') == 'test')
+    if e.intervals: test = test.rename({'score_0.5': 'score'}) # of quantiles the median
     return error_figure(test, tables['residual_histogram']) + residual_spread_figure(tables['residuals_by_prediction'])

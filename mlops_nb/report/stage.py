@@ -27,7 +27,7 @@ from ..core.typed_yaml import read_json, write_json
 from ..data.prepare import read_dataset_info
 from ..data.validation import ValidationReport
 from ..evaluate.evaluation import Evaluation
-from ..evaluate.metrics import METRICS, metric_label
+from ..evaluate.metrics import find_metric, metric_label
 from ..evaluate.stage import read_evaluation
 from ..explain.stage import read_explanation
 from ..release.gate import GateReport
@@ -60,10 +60,11 @@ _KEY_METRICS = {'binary': ['log_loss', 'roc_auc', 'cost', 'average_precision'],
 def key_metrics(e: Evaluation) -> list[KeyMetric]:
     "The three metrics that people follow, on the test set, with the gain over the champion on the same rows."
     unset = {'cost'} if costs_are_unset(e) else set() # then it is the error rate, which flatters a rare event
-    names = [n for n in dict.fromkeys([e.primary_metric, *_KEY_METRICS[e.task]]) if n not in unset][:3]
+    more = ['coverage', 'interval_width'] if e.intervals else _KEY_METRICS[e.task]
+    names = [n for n in dict.fromkeys([e.primary_metric, *more]) if n not in unset][:3]
     gains = next((c.metrics for c in e.comparisons if c.name == 'champion'), {})
     found = {n: e.metrics['test'][n] for n in names}
-    return [KeyMetric(n, x.value, METRICS[e.task][n].better, gains[n].gain if n in gains else None, x.low, x.high)
+    return [KeyMetric(n, x.value, find_metric(e.task, n).better, gains[n].gain if n in gains else None, x.low, x.high)
             for n, x in found.items()]
 
 # %% ../../nbs/report/28_stage.ipynb #d7397121

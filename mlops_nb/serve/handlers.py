@@ -256,7 +256,7 @@ async def explain(app, request):
     v = None if version is None else get_version(endpoint, version)
     result = await endpoint.explain(rows, decoder, request, v and v.name)
     request.variant = result.variant
-    return Response(encode_explain_response(result, request.id, endpoint.name, decoder.predictor.schema.classes))
+    return Response(encode_explain_response(result, request.id, endpoint.name, decoder.predictor.schema.score_names))
 
 # %% ../../nbs/serve/12_handlers.ipynb #082995ac
 _MAX_INLINE_RECORDS = 64 # records that are written in the event loop

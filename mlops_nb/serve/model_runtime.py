@@ -52,7 +52,7 @@ class LookupTable:
         order = np.argsort(hashes, kind="stable")
         self._hashes, frame = hashes[order], frame[order]
         scores = frame.select(c for c in outputs if c not in ("decision", "needs_review")).to_numpy()
-        self._entities, self._scores = frame[entity], np.ascontiguousarray(scores if schema.task == "multiclass"
+        self._entities, self._scores = frame[entity], np.ascontiguousarray(scores if schema.score_names
                                                                            else scores[:, 0])
         self._decisions = frame["decision"].cast(pl.Categorical) if "decision" in outputs else None
         self._needs_review = frame["needs_review"] if "needs_review" in outputs else None
@@ -172,7 +172,7 @@ class LoadedModel:
             raise UserError(f"{path} does not answer as it did when it was packed: {wrong}")
         self.decoder = RequestDecoder(self.predictor, max_rows)
         self.input_types = {c: schema.columns[c].type for c in self.predictor.required_columns}
-        self.target_spec = schema.task, schema.classes
+        self.target_spec = schema.task, schema.classes, schema.quantiles
         self.micro_batcher = MicroBatcher(self.predictor.predict_encoded) if isinstance(self.predictor.model,
                                                                                         Net) else None
         self.lookup_table = None # a `LookupTable`, while there is one
@@ -266,7 +266,7 @@ class ActivePlan:
             else:
                 raise UserError(f"the variant '{v.name}' of the plan of '{plan.endpoint}' predicts another target than "
                                 f"'{self.primary.name}': "
-                                "their tasks or classes differ; give it an endpoint of its own.")
+                                "their tasks, classes or quantiles differ; give it an endpoint of its own.")
         # by the names that a row may be dealt to
         self.dealt = self.variants | self._held_out() if plan.explore else self.variants
 

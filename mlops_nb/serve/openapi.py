@@ -172,8 +172,10 @@ def endpoint_json_schemas(
 ) -> dict[str, dict]: # Name -> JSON Schema
     "The schemas of requests and responses of one endpoint."
     row, task, classes = _ref(f'{name}.Row'), predictor.schema.task, predictor.schema.classes
-    def by_class(shape): return shape if task != 'multiclass' else _object(**dict.fromkeys(classes, shape))
-    score, label = by_class(_NUMBER), {'type': ['number', 'null']} if task == 'regression' else {'enum': [*classes,
+    names = predictor.schema.score_names
+    def by_name(shape): return shape if names is None else _object(**dict.fromkeys(names, shape))
+    def by_class(shape): return shape if task == 'regression' else by_name(shape) # of quantiles the median's
+    score, label = by_name(_NUMBER), {'type': ['number', 'null']} if task == 'regression' else {'enum': [*classes,
                                                                                                           None]}
     shares = by_class({'type': 'object', 'additionalProperties': _NUMBER})
     return {f'{name}.Row': row_json_schema(predictor),
@@ -181,7 +183,7 @@ def endpoint_json_schemas(
             f'{name}.Prediction': _message('Prediction', ('decision', 'needs_review') if task == 'regression' else (),
                                            score=score),
             f'{name}.PredictResponse': _message('PredictResponse', predictions=_array(_ref(f'{name}.Prediction'))),
-            f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=score, base_value=score,
+            f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=by_class(_NUMBER), base_value=by_class(_NUMBER),
                                                  contributions=shares),
             f'{name}.ExplainResponse': _message('ExplainResponse',
                                                 explanations=_array(_ref(f'{name}.RowContributions'))),

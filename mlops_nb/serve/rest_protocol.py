@@ -24,7 +24,7 @@ from .request_validation import RequestDecoder, ValidationError
 # %% ../../nbs/serve/09_rest_protocol.ipynb #726cab6b
 class Prediction(Struct, omit_defaults=True):
     "The answer for one row."
-    score: float | dict[str, float] # probability of the event, or the value; by class where there are several
+    score: float | dict[str, float] # probability of the event, or the value; by class or quantile where there are several
     decision: str | None | UnsetType = UNSET # none for a regression, and null for a row that is left to a person
     needs_review: bool = False # a person should decide
     variant: str | UnsetType = UNSET # that answered, where not all rows went to the same
@@ -40,9 +40,9 @@ class PredictResponse(Struct):
 # %% ../../nbs/serve/09_rest_protocol.ipynb #b99dee79
 encode_json = msgspec.json.Encoder().encode
 
-def _predictions(result, classes):
+def _predictions(result, score_names):
     scores = result.scores
-    if isinstance(scores[0], list): scores = [dict(zip(classes, s)) for s in scores]
+    if isinstance(scores[0], list): scores = [dict(zip(score_names, s)) for s in scores]
     if result.decisions is None: found = [Prediction(s) for s in scores]
     else: found = [Prediction(s, d) for s, d in zip(scores, result.decisions)]
     if result.needs_review is not None:
@@ -56,12 +56,12 @@ def encode_predict_response(
     decoder: RequestDecoder, # That the rows were decoded with
 ) -> bytes:
     "An answer as `:predict` gives it."
-    predictions = _predictions(result, decoder.predictor.schema.classes)
+    predictions = _predictions(result, decoder.predictor.schema.score_names)
     return encode_json(PredictResponse(result.id, result.endpoint, result.variant, result.bundle, predictions))
 
 # %% ../../nbs/serve/09_rest_protocol.ipynb #f0d2e32d
 class RowContributions(Struct):
-    "The contributions to the score of one row; of several classes, everything by class."
+    "The contributions to the score of one row; of several classes, everything by class; of quantiles, the median's."
     score: float | dict[str, float]
     raw_score: float | dict[str, float] # of the trees or the net, before the link and the calibration
     base_value: float | dict[str, float] # the raw score of a row of which nothing is known
@@ -77,10 +77,12 @@ class ExplainResponse(Struct):
     explanations: list[RowContributions]
 
 # %% ../../nbs/serve/09_rest_protocol.ipynb #6a6ce055
-def _row_contributions(score, shares, names, classes):
+def _row_contributions(score, shares, names, score_names):
     "One row of contributions, by name."
-    if isinstance(score, float): return RowContributions(score, sum(shares), shares[-1], dict(zip(names, shares)))
-    def by_class(values): return dict(zip(classes, values))
+    def by_class(values): return dict(zip(score_names, values))
+    if isinstance(shares[0], float):
+        score = score if isinstance(score, float) else by_class(score)
+        return RowContributions(score, sum(shares), shares[-1], dict(zip(names, shares)))
     return RowContributions(by_class(score), by_class(map(sum, shares)), by_class(s[-1] for s in shares),
                             by_class(dict(zip(names, s)) for s in shares))
 
@@ -88,10 +90,10 @@ def encode_explain_response(
     result: ExplanationResult, # From `Endpoint.explain`
     id: str, # Of the request
     endpoint: str,
-    classes: list[str] | None, # Of the schema
+    score_names: list[str] | None, # Of the schema
 ) -> bytes:
     "An answer as `:explain` gives it."
-    rows = [_row_contributions(score, shares, result.feature_names, classes)
+    rows = [_row_contributions(score, shares, result.feature_names, score_names)
             for score, shares in zip(result.scores, result.contributions)]
     return encode_json(ExplainResponse(id, endpoint, result.variant, result.bundle, result.units, rows))
 

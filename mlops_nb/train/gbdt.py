@@ -24,18 +24,22 @@ from .tensorboard import ThroughputMeter
 
 # %% ../../nbs/train/03_gbdt.ipynb #dcdf6f4d
 # by task, of a regression by objective: what early stopping watches, as LightGBM names it, and what is noted beside it
-EVAL_METRICS = dict(binary=['binary_logloss'], multiclass=['multi_logloss'], squared=['rmse'],
-                    poisson=['poisson', 'rmse'])
+EVAL_METRICS = dict(binary=['binary_logloss'], multiclass=['multi_logloss'], squared=['rmse'], absolute=['l1', 'rmse'],
+                    huber=['huber', 'rmse'], poisson=['poisson', 'rmse'], gamma=['gamma', 'rmse'],
+                    tweedie=['tweedie', 'rmse'], quantile=['quantile'])
+_DEVIANCES = 'poisson', 'gamma', 'tweedie'
 
 def _nine_digits(x): return float(f"{x:.9g}")
 
 def _evaluated(evaluated, offset=0.0): # The loss, and the figure to compare trainings by, as LightGBM found them
     found = {name: _nine_digits(value) for _, name, value, _ in evaluated}
-    if 'poisson' not in found: return (*found.values(),) * 2
-    return _nine_digits(2 * found['poisson'] + offset), found['rmse']
+    loss, *rmse = found.values()
+    if found.keys() & {*_DEVIANCES}: loss = _nine_digits(2 * loss + offset)
+    return loss, *(rmse or [loss])
 
 # %% ../../nbs/train/03_gbdt.ipynb #e08306ff
-OBJECTIVES = dict(squared='regression', poisson='poisson') # of a regression, as LightGBM names them
+OBJECTIVES = dict( # of a regression, as LightGBM names them
+    squared='regression', absolute='regression_l1', huber='huber', poisson='poisson', gamma='gamma', tweedie='tweedie')
 
 def lightgbm_params(
     task: str,
@@ -55,12 +59,18 @@ def lightgbm_params(
     ) | (dict(num_class=n_classes) if task == 'multiclass' else {})
 
 # %% ../../nbs/train/03_gbdt.ipynb #6fdc6a74
+_SATURATED = dict( # half of the deviance of a row that is predicted exactly, as LightGBM leaves it out
+    poisson=lambda y: y * np.log(np.where(y > 0, y, 1)) - y, gamma=lambda y: -np.log(y) - 1,
+    tweedie=lambda y: -4 * np.sqrt(y))
+
 def deviance_offset(
     part: TrainingPart, # of counts, or amounts of 0 or more
+    objective: str = 'poisson', # or gamma, or tweedie; of any other there is none, 0
 ) -> float:
-    "What the Poisson deviance of these rows has beyond twice LightGBM's metric: twice the mean of y log y − y."
+    "What the deviance of these rows has beyond twice LightGBM's metric."
+    if objective not in _DEVIANCES: return 0.0
     y = part.y.astype(np.float32).astype(float) # LightGBM keeps targets in 32 bits
-    return float(2 * np.average(y * np.log(np.where(y > 0, y, 1)) - y, weights=part.weights))
+    return float(2 * np.average(_SATURATED[objective](y), weights=part.weights))
 
 # %% ../../nbs/train/03_gbdt.ipynb #31be0fdc
 def check_objective(
@@ -70,13 +80,14 @@ def check_objective(
 ):
     "Raise `UserError` if a regression cannot be trained with the objective of the params."
     mine, retry = params.gbdt.objective, "set train.gbdt.objective to squared."
-    if mine == 'poisson':
+    if mine in _DEVIANCES:
         for split, part in zip(('train', 'valid'), parts):
-            if below := int((part.y < 0).sum()):
-                raise UserError(f"the objective poisson is for values that are never negative, and {below} of the "
-                                f"{len(part.y)} {split} rows have a target below 0; {retry}")
+            if below := int((part.y <= 0 if mine == 'gamma' else part.y < 0).sum()):
+                kind, end = ("above 0", "at 0 or below") if mine == 'gamma' else ("never negative", "below 0")
+                raise UserError(f"the objective {mine} is for values that are {kind}, and {below} of the "
+                                f"{len(part.y)} {split} rows have a target {end}; {retry}")
         if not parts[0].y.any():
-            raise UserError(f"the objective poisson needs a mean above 0, and the target is 0 in all {len(parts[0].y)} "
+            raise UserError(f"the objective {mine} needs a mean above 0, and the target is 0 in all {len(parts[0].y)} "
                             f"train rows; {retry}")
     found = parse_header(init_model).objective if init_model else None
     theirs = found and next((name for name, said in OBJECTIVES.items() if said == found), found)
@@ -177,6 +188,8 @@ def load_gbdt_checkpoint(
               "the beginning, and the file is replaced at the next checkpoint.", file=sys.stderr, flush=True)
 
 # %% ../../nbs/train/03_gbdt.ipynb #0e3965a5
+_COMPARED_BY = 'log_loss', 'rmse', 'pinball_loss' # losses by which trainings are compared as they are
+
 # An `on_iteration` that logs as well
 def iteration_callback(on_iteration, log_metrics, state: BoostingState, n_rows: int, eval_metric: str):
     "One callback for both: each iteration is reported, and each point of the curve logged."
@@ -185,7 +198,7 @@ def iteration_callback(on_iteration, log_metrics, state: BoostingState, n_rows: 
         nonlocal last
         if (point := state.loss_curve[-1]).iteration == iteration:
             losses = {f"{eval_metric}/train": point.train, f"{eval_metric}/valid": point.valid}
-            if eval_metric == 'poisson_deviance': losses['rmse/valid'] = compared_by
+            if eval_metric not in _COMPARED_BY: losses['rmse/valid'] = compared_by
             log_metrics(iteration, losses | meter.read(n_rows * (iteration - last)))
             last = iteration
         on_iteration(iteration, compared_by)
@@ -201,6 +214,12 @@ class GbdtJob(Struct):
     n_threads: int = 1
     checkpoint: str | None = None # a file to write checkpoints to, and to resume from
     init_model: bytes | None = None # LightGBM's text of a model to go on from
+    quantile: float | None = None # of a regression: which one; None: what the objective of the params says
+
+    @property
+    def objective(self) -> str:
+        "The objective of a regression."
+        return self.params.gbdt.objective if self.quantile is None else 'quantile'
 
 # %% ../../nbs/train/03_gbdt.ipynb #f1689db7
 def _initial_state(model): # LightGBM's text of a model to go on from, or ""
@@ -209,7 +228,7 @@ def _initial_state(model): # LightGBM's text of a model to go on from, or ""
 
 def _fit_result(booster, state, eval_metric):
     text = with_num_threads(booster.model_to_string(num_iteration=state.best_iteration))
-    rmse = state.compared_by if eval_metric == 'poisson_deviance' else None
+    rmse = None if eval_metric in _COMPARED_BY else state.compared_by
     return FitResult(text.encode(), state.iteration, state.best_iteration, state.best_loss, state.loss_curve, rmse)
 
 # %% ../../nbs/train/03_gbdt.ipynb #3bdab5e1
@@ -227,13 +246,14 @@ def fit_gbdt(
                                                                             job.n_threads)
     random = g.subsample < 1 or g.colsample_bytree < 1
     before = (job.init_model or b'').decode()
-    if job.task == 'regression': check_objective(parts, job.params, before)
+    if job.quantile is not None: fixed |= dict(objective='quantile', alpha=job.quantile, metric=EVAL_METRICS['quantile'])
+    elif job.task == 'regression': check_objective(parts, job.params, before)
     state = load_gbdt_checkpoint(job.checkpoint)
     on_start(state is not None)
     state = state or _initial_state(before)
     sets, booster = lightgbm_datasets(train, validation, fixed, job.categorical), None
-    metric = eval_metric_name(job.task, g.objective)
-    offsets = tuple(map(deviance_offset, parts)) if metric == 'poisson_deviance' else (0.0, 0.0)
+    metric = eval_metric_name(job.task, job.objective)
+    offsets = tuple(deviance_offset(p, job.objective) if job.task == 'regression' else 0.0 for p in parts)
     report = iteration_callback(on_iteration, log_metrics, state, len(train.y), metric)
     while not state.finished:
         if booster is None or random:

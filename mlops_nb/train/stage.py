@@ -36,7 +36,7 @@ class TrainingReport(Struct):
     learner: str
     task: str
     classes: list[str] | None
-    eval_metric: str # what early stopping watched: log_loss, rmse or poisson_deviance
+    eval_metric: str # what early stopping watched: see `eval_metric_name`
     rows: dict[str, int] # of the train and the validation split
     max_iterations: int # iterations at most
     iterations: int # made, with those of an initial model
@@ -83,7 +83,8 @@ def run_train(
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), checkpoints, step,
                              logger, root)
         fitted = fit_learner(learner, parts, schema, initial.encoder, params, initial.model, options)
-    eval_metric = eval_metric_name(schema.task, params.gbdt.objective if learner == 'gbdt' else 'squared')
+    objective = 'quantile' if schema.quantiles else params.gbdt.objective if learner == 'gbdt' else 'squared'
+    eval_metric = eval_metric_name(schema.task, objective)
     about = TrainingReport(learner, schema.task, schema.classes, eval_metric, rows, limit, *fitted[1:5],
                            to_builtins(getattr(params, learner)), initial.sha256)
     file = fitted.file or kind.file
