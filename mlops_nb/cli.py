@@ -42,6 +42,7 @@ from mlops_nb.model_commands import (
 )
 from .monitor_commands import MONITOR_EXAMPLES, monitoring_app
 from .release_commands import RELEASE_EXAMPLES, releases_app
+from .run_commands import RUN_EXAMPLES, run_control_app
 
 # %% ../nbs/95_cli.ipynb #61e8f4aa
 class _Commands(SectionedGroup):
@@ -52,7 +53,8 @@ class _Commands(SectionedGroup):
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Monitoring": ["monitor", "alert", "incident", "label", "slo"],
-        "Reports and schedules": ["report", "model-card", "control"],
+        "Continuous training": ["run", "runs", "control"],
+        "Reports": ["report", "model-card"],
         "Other forms of a model": ["compress", "export-onnx"],
         "This command": ["completion"]}
 
@@ -294,14 +296,18 @@ def tune_command(
         "--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False,
 ):
     "Tune the hyperparameters until the budget of params.yaml is used up; the stage tune then takes what was found."
-    from mlops_nb.config.params import read_params
+    from mlops_nb.config.project import Project
+    from mlops_nb.evaluate.tuning_target import tuning_target
     from mlops_nb.train.tuning import counted_trials, run_study
-    params = read_params("params.yaml")
+    params = (project := Project.open(Path("."))).params
     if not params.tune.n_trials:
         raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many.")
+    target = tuning_target(project)
     for learner in params.train.learners:
-        study, _ = run_study(Path("."), learner, workers, join)
-        print(f"{learner}: {len(counted_trials(study))} trials, the best validation loss is {study.best_value:.5g}.")
+        study, _ = run_study(Path("."), learner, workers, join, target)
+        best = study.best_value if target is None or target.better == "lower" else -study.best_value
+        print(f"{learner}: {len(counted_trials(study))} trials, the best {target.metric if target else 'loss'} on the "
+              f"validation rows is {best:.5g}.")
 
 # %% ../nbs/95_cli.ipynb #9e05c6f2
 schema_app = typer.Typer(no_args_is_help=True, help="Data schema (schema.yaml).")
@@ -330,6 +336,7 @@ def schema_diff_command(
 app.add_typer(models_app)
 app.add_typer(releases_app)
 app.add_typer(monitoring_app)
+app.add_typer(run_control_app)
 
 # %% ../nbs/95_cli.ipynb #8ba5105e
 class Shell(StrEnum):
@@ -359,5 +366,5 @@ EXAMPLES = {
     "ci files": ["mlops-nb ci files"],
     "completion": ["source <(mlops-nb completion bash)", "source <(mlops-nb completion zsh)",
                    "mlops-nb completion fish | source"],
-} | RELEASE_EXAMPLES | MODEL_EXAMPLES | MONITOR_EXAMPLES
+} | RELEASE_EXAMPLES | MODEL_EXAMPLES | MONITOR_EXAMPLES | RUN_EXAMPLES
 add_examples(app, EXAMPLES)

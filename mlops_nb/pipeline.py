@@ -62,9 +62,10 @@ _TRAIN_STAGES = [
     Stage("baseline", "Fit the constant and the linear baseline.", "mlops_nb.train.baselines:run_baselines",
           deps=["artifacts/prepared", "schema.yaml"], params=["train.encoder", "train.seed"],
           outs=["artifacts/models/baseline"]),
-    Stage("tune", "Search better parameters for each learner.", "mlops_nb.train.tuning:run_tune",
-          deps=["artifacts/prepared", "schema.yaml", _LEARNERS_FILE], outs=["artifacts/tuning"],
-          params=["tune", "train.learners", *_TRAIN_PARAMS[:-1], "train.gbdt", "train.net"]),
+    Stage("tune", "Search better parameters for each learner.", "mlops_nb.evaluate.tuning_target:run_tune",
+          deps=["artifacts/prepared", "schema.yaml", _FEATURES_FILE, _LEARNERS_FILE], outs=["artifacts/tuning"],
+          params=["tune", "train.learners", *_TRAIN_PARAMS[:-1], "train.gbdt", "train.net", "evaluate.calibration",
+                  "evaluate.costs"]), # by which a metric of `tune.metric` is computed
     Stage("train", "Fit a model.", "mlops_nb.train.stage:run_train", matrix="train.learners", params=_TRAIN_PARAMS,
           deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _LEARNERS_FILE],
           outs=["artifacts/models/${item.learner}"]),

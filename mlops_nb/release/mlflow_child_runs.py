@@ -43,6 +43,8 @@ def _trial_runs(root): # learner -> its trials
 def _tuning_parent(learner, result): # Of tuning.json
     params = {f"train.{learner}.{p}": str(v) for p, v in result["best_params"].items()}
     metrics = {"loss": result["best_loss"], "untuned_loss": result["untuned_loss"]}
+    if metric := result.get("metric"): # more of it may be better, and the loss is minus that
+        metrics[mlflow_metric_name(metric)] = result["best_loss"] * (-1 if result["better"] == "higher" else 1)
     return ChildRun(f"tuning of {learner}", params, metrics)
 
 # %% ../../nbs/release/06_mlflow_child_runs.ipynb #6b9d39d3

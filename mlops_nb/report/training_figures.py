@@ -31,6 +31,7 @@ def plot_trials(
     ax,
     trials: pl.DataFrame, # of one learner, a row a parameter: trial, loss, complete
     untuned_loss: float, # with the parameters of params.yaml
+    label: str = 'validation loss', # of the axis
 ) -> None:
     "Draw the loss of each trial, and the least so far."
     runs = trials.unique('trial', keep='first', maintain_order=True).sort('trial')
@@ -43,7 +44,7 @@ def plot_trials(
     ax.set_ylim(low - 0.1 * (high - low or 1e-3), high + 0.3 * (high - low or 1e-3))
     ax.plot(cut['trial'], [ax.get_ylim()[0]] * len(cut), '|', color=soft, markersize=6, label='broken off',
             clip_on=False)
-    ax.set(xlabel='trial', ylabel='validation loss')
+    ax.set(xlabel='trial', ylabel=label)
     ax.xaxis.get_major_locator().set_params(integer=True)
     _legend_above(ax, 3)
 
@@ -63,13 +64,16 @@ def trials_figure(
 ) -> Html:
     "What the search brought."
     fig, ax = subplots(height=2.4)
-    plot_trials(ax, trials, tuned.untuned_loss)
+    sign, name = (-1 if tuned.better == 'higher' else 1), metric_label(tuned.metric or eval_metric)
+    plot_trials(ax, trials, tuned.untuned_loss,
+                'validation loss' if tuned.metric is None else name if sign > 0 else f'minus {name}')
     n_trials = tuned.complete + tuned.pruned
-    title = (f"{learner}: {pluralize(n_trials, 'trial')} brought the validation loss from "
-             f"{format_number(tuned.untuned_loss, 5)} to {format_number(tuned.best_loss, 5)}"
+    what = 'the validation loss' if tuned.metric is None else f'{name} on the validation set'
+    title = (f"{learner}: {pluralize(n_trials, 'trial')} brought {what} from "
+             f"{format_number(sign * tuned.untuned_loss, 5)} to {format_number(sign * tuned.best_loss, 5)}"
              if tuned.untuned_loss > tuned.best_loss else
              f"{learner}: no trial of {n_trials} was better than the parameters of params.yaml")
-    return figure_html(fig, title, f"{metric_label(eval_metric)} on the validation set; {tuned.pruned} trials were "
+    return figure_html(fig, title, f"{name} on the validation set; {tuned.pruned} trials were "
                        "broken off because they fell behind. Dashed: the parameters of params.yaml. Poor trials are "
                        "above the picture.") + details("The trials as a table", _trials_table(trials))
 

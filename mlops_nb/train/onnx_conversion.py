@@ -11,6 +11,7 @@ __all__ = ['ModelInterface', 'class_order', 'estimator_scores', 'check_model_sco
 import io
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -258,17 +259,19 @@ def _catboost_graph(estimator, interface):
 # %% ../../nbs/train/11_onnx_conversion.ipynb #217bcb8d
 def _torch_graph(module, interface):
     import torch
-    from onnx import load_from_string
-    out, example = io.BytesIO(), torch.zeros(2, len(interface.columns))
+    rows = torch.export.Dim('rows')
     try:
-        with warnings.catch_warnings(action='ignore'):
-            torch.onnx.export(module.eval(), (example,), out, dynamo=False, opset_version=_OPSET,
-                              input_names=['input'], output_names=['probabilities'],
-                              dynamic_axes=dict(input={0: 'rows'}, probabilities={0: 'rows'}))
+        with warnings.catch_warnings(action='ignore'), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            made = torch.onnx.export(module.eval(), (torch.zeros(2, len(interface.columns)),), dynamo=True,
+                                     opset_version=_OPSET, input_names=['input'], output_names=['probabilities'],
+                                     dynamic_shapes=({0: rows},), verbose=False)
+    except ImportError:
+        raise UserError("onnxscript is not installed, by which torch writes ONNX; install it with "
+                        "`pip install 'mlops-nb[estimators]'`.") from None
     except torch.onnx.OnnxExporterError as e:
-        raise UserError(f"torch cannot write {type(module).__name__} as ONNX: {str(e).splitlines()[0]}; use the "
-                        "operations that ONNX has.") from None
-    return load_from_string(out.getvalue())
+        raise UserError(f"torch cannot write {type(module).__name__} as ONNX: {str(e.__cause__ or e).splitlines()[0]}; "
+                        "use operations that ONNX has, and nothing that depends on the values of the rows.") from None
+    return made.model_proto
 
 def _onnx_graph(model, interface):
     from onnx import external_data_helper, load_from_string

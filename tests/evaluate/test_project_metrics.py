@@ -131,3 +131,20 @@ def test_the_project_s_metric_chooses_the_learner(tmp_path):
     scores = dict(ranks=p / 2, dares=np.where(y == 1, .6, .4) + .3 * (p < .3)) # one never acts, the other earns
     assert select_model("binary", "best", y, scores, metric="profit", own=metrics).learner == "dares"
     assert "profit" in select_model("binary", "best", y, scores, metric="profit", own=metrics).message.lower()
+
+
+def test_cross_validation_has_it_beside_the_metrics_of_the_task(tmp_path):
+    from mlops_nb.config.project import Project
+    from mlops_nb.evaluate.cross_validation import read_cross_validation, run_cross_validation
+    root = small_project(tmp_path / "p", "binary", (400, 200, 200), 3)
+    path = Project.open(root).features_path
+    path.write_text(path.read_text() + PROFIT)
+    params = read_params(root / "params.yaml")
+    params.cross_validation.n_folds, params.cross_validation.n_seeds, params.train.gbdt.n_estimators = 2, 2, 5
+    params.evaluate.min_segment_rows = 50
+    write_params(params, root / "params.yaml")
+    run_cross_validation(root)
+    found = read_cross_validation(root, "gbdt")
+    assert found.fold_summary["profit"].n_runs == 2 and "profit" in found.seed_summary
+    table = pl.read_parquet(root / "artifacts/cross_validation/gbdt/metrics.parquet")
+    assert set(table.filter(metric="profit")["kind"]) == {"fold", "seed"}
