@@ -321,9 +321,9 @@ def capacity_command(
 # %% ../nbs/94_model_commands.ipynb #af699f68
 @models_app.command("control")
 def control_command():
-    "Run the scheduler with the schedules of settings.ini until it is stopped."
-    from mlops_nb.control.scheduler import run_scheduler
-    run_scheduler(Path("."))
+    "Run schedules, and the runs that are asked for, until it is stopped; several may run on several machines."
+    from mlops_nb.control.controller import run_controller
+    run_controller(Path("."))
 
 # %% ../nbs/94_model_commands.ipynb #64706828
 MODEL_EXAMPLES = {

@@ -129,10 +129,14 @@ class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/12_settings.ipynb #a2a00a07
 class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "The scheduler."
+    "The controller."
     database: Annotated[str, Meta(
         description="database of its state; for PostgreSQL set MLOPS_NB_CONTROL_DATABASE"
     )] = "sqlite:///.mlops/control.db"
+    lease_seconds: Annotated[float, Meta(
+        gt=0, description="seconds without a sign of life after which the work of a controller goes to another"
+    )] = 30.0
+    step_timeout_seconds: Annotated[float, Meta(gt=0, description="seconds of a step of a run, at most")] = 14400.0
 
 # %% ../../nbs/config/12_settings.ipynb #7abafb15
 class MonitorSettings(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -85,7 +85,8 @@ def _abandoned(ledger, project, version):
     "Workflows of code that no process runs any more."
     from dbos import DBOS
     alive = {version, *(e.version for e in list_executors(ledger, project))}
-    found = DBOS.list_workflows(status=["PENDING", "ENQUEUED"], load_input=False, load_output=False)
+    found = DBOS.list_workflows(status=["PENDING", "ENQUEUED"], application_name=project, load_input=False,
+                                load_output=False)
     return [w for w in found if w.app_version and w.app_version not in alive]
 
 # %% ../../nbs/control/01_recovery.ipynb #ae0ec8f2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUEUE_NAME', 'fire_times', 'fire_time_id', 'ScheduledReport', 'run_command', 'run_scheduled_report', 'record_failure',
            'json_serializer', 'register_workflow', 'ScheduleState', 'catch_up_start', 'apply_schedules',
-           'enqueue_due_runs', 'scheduler_lock', 'launch_dbos', 'run_scheduler']
+           'enqueue_due_runs']
 
 # %% ../../nbs/control/00_scheduler.ipynb #23d60f87
 import os
@@ -13,8 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -22,9 +20,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Struct
 
-from ..config.settings import ReportSettings, ScheduleSettings, Settings, read_settings, resolve_local_uri
+from ..config.settings import ReportSettings, ScheduleSettings, Settings, read_settings
 from ..core.errors import UserError
-from ..core.files import file_lock
 from ..core.typed_yaml import read_json, write_json
 from ..report.history import RunRecord, write_index
 from ..report.html import PageHeader
@@ -285,48 +282,3 @@ def enqueue_due_runs(settings: Settings, due_since: dict[str, datetime], workflo
         state = _read_state(name)
         state.last_fired_at = due[-1]
         _write_state(state, workflow)
-
-# %% ../../nbs/control/00_scheduler.ipynb #6e241c79
-@contextmanager
-def scheduler_lock(root: Path):
-    "Hold the lock of the project's scheduler; raises `UserError` if another process has it."
-    path = root / ".mlops" / "control.lock"
-    pid = path.exists() and path.read_text().strip() or "unknown"
-    held = f"`mlops-nb control` already runs in {root.resolve()} (process {pid}); stop that one first."
-    with file_lock(path, held) as fd:
-        os.truncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode())
-        yield
-
-# %% ../../nbs/control/00_scheduler.ipynb #6982b20a
-def launch_dbos(root: Path, settings: Settings):
-    "Start DBOS with this project's database; returns the workflow."
-    from dbos import DBOS
-    url = resolve_local_uri(settings.control.database, root)
-    DBOS(config=dict(name="mlops_nb", system_database_url=url, application_version="1", executor_id="control",
-                     serializer=json_serializer(), log_level="WARNING", run_admin_server=False))
-    workflow = register_workflow(root)
-    DBOS.launch()
-    DBOS.register_queue(QUEUE_NAME, worker_concurrency=1)
-    return workflow
-
-# %% ../../nbs/control/00_scheduler.ipynb #eed73892
-def run_scheduler(
-    root: Path, # The project's folder
-    poll_interval_seconds: float = 5.0, # Seconds between two checks for due runs
-) -> None:
-    "Run the schedules of `settings.ini` until SIGINT or SIGTERM. Raises `UserError` if there are none."
-    root, settings, stop = Path(root).resolve(), read_settings(root), threading.Event()
-    if not settings.schedule:
-        raise UserError(f"{root / 'settings.ini'} has no [schedule.NAME] section; add one, and start again.")
-    with scheduler_lock(root):
-        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
-        workflow = launch_dbos(root, settings)
-        due_since = apply_schedules(settings, workflow)
-        pages = root / 'reports' / 'scheduled' / 'index.html'
-        print(f"{len(due_since)} schedules run; pages go to {pages}. Stop with Ctrl-C.", flush=True)
-        while not stop.is_set():
-            enqueue_due_runs(settings, due_since, workflow)
-            stop.wait(poll_interval_seconds)
-        print("stopped; a report that was running starts again with the next start.", flush=True)
-    os._exit(0) # a running report is abandoned: DBOS has it as pending, and its supervisor sees that the parent is gone

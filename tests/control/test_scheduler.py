@@ -25,7 +25,6 @@ from mlops_nb.control.scheduler import (
     fire_time_id,
     fire_times,
     json_serializer,
-    scheduler_lock,
 )
 from mlops_nb.core.errors import UserError
 
@@ -187,12 +186,6 @@ def test_the_records_hold_no_pickle():
     assert "no disk" in s.serialize(OSError("no disk"))
 
 
-def test_only_one_process_for_a_project(tmp_path):
-    with scheduler_lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"):
-        with scheduler_lock(tmp_path): pass
-    with scheduler_lock(tmp_path): pass
-
-
 # ---------------------------------------------------------------- the process
 
 
@@ -229,9 +222,9 @@ def run_notebook(notebook, output_path, parameters, **kwargs):
 scheduler.run_notebook = run_notebook
 """
 RUN = """
-from mlops_nb.control import scheduler
+from mlops_nb.control import controller, scheduler
 scheduler._RETRY_SECONDS = 0.1
-scheduler.run_scheduler('.', poll_interval_seconds=0.2)
+controller.run_controller('.', poll_interval_seconds=0.2)
 """
 
 
@@ -362,9 +355,3 @@ def test_stopping_leaves_no_process(tmp_path):
     with sqlite3.connect(root / ".mlops" / "control.db") as c:
         kept = c.execute("select schedule_name, status from workflow_schedules").fetchall()
     assert kept == [("often", "PAUSED")], "DBOS's own clock fires twice where clocks are put back"
-
-
-def test_no_schedule_is_a_sentence(tmp_path):
-    (tmp_path / "settings.ini").write_text("[run]\nthreads = 1\n")
-    done = subprocess.run(["mlops-nb", "control"], cwd=tmp_path, capture_output=True, text=True, env=ENV)
-    assert done.returncode == 1 and "has no [schedule.NAME] section" in done.stderr and "Traceback" not in done.stderr
