@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Optional
 
 import psutil
@@ -14,7 +15,9 @@ import pytest
 from mlops_nb.config.settings import ReportSettings
 from mlops_nb.core.errors import UserError
 from mlops_nb.report.notebook_parameters import check_parameters, notebook_parameters, read_notebook
-from mlops_nb.report.runner import find_kernel, run_notebook
+from mlops_nb.report.runner import find_kernel, run_notebook, run_report_notebook, write_missing_report
+
+REPORTS = Path(__file__).parents[2] / "nbs/reports"
 
 
 def code(source, *tags):
@@ -150,6 +153,24 @@ def test_a_file_that_is_no_notebook(tmp_path, content):
     (tmp_path / "x.ipynb").write_text(content)
     with pytest.raises(UserError, match="x.ipynb is not a notebook"):
         run_notebook(tmp_path / "x.ipynb", tmp_path / "x.html")
+
+
+@pytest.mark.parametrize("call", [lambda root, path: run_notebook(path, root / "page.html", dict(nothing=1), cwd=root),
+                                  lambda root, path: run_report_notebook(root, "monitoring", ["nothing=1"])])
+def test_a_report_that_an_older_project_lacks_is_written(call, tmp_path):
+    "And read like the others: here a parameter is refused."
+    path = tmp_path / "nbs/reports/monitoring.ipynb"
+    path.parent.mkdir(parents=True)
+    with pytest.raises(UserError, match="no parameter 'nothing'"): call(tmp_path, path)
+    assert path.read_bytes() == (REPORTS / path.name).read_bytes()
+    path.write_text("{}")
+    assert not write_missing_report(path) and path.read_text() == "{}"  # it is the project's own
+
+
+@pytest.mark.parametrize("place", ["monitoring.ipynb", "reports/monitoring.ipynb", "nbs/reports/of_nobody.ipynb",
+                                   "nbs/reports/../monitoring.ipynb", "nbs/reports/__init__.py"])
+def test_only_reports_of_the_package_are_written_and_only_into_a_project(place, tmp_path):
+    assert not write_missing_report(tmp_path / place) and [*tmp_path.iterdir()] == []
 
 
 def test_a_missing_notebook_and_broken_parameters(tmp_path):
