@@ -70,6 +70,17 @@ def found_rows(planned, incidents, alerts):
     return rows, [i for i in incidents if i.id not in taken]
 
 
+def teller():
+    "Says on standard error what opens while the year goes by."
+    told = set()
+    def look(run):
+        for alert in run.alerts:
+            if (alert.id, alert.openings) in told: continue
+            told.add((alert.id, alert.openings))
+            print(f"day {(run.at - START) / DAY:.1f}: {alert.finding.severity} {alert.finding.key}", file=sys.stderr)
+    return look
+
+
 def main():
     small = quick()
     days, planned, outage = 365, PLANNED, OUTAGE
@@ -82,7 +93,7 @@ def main():
         rows = pools(read_params(root / "params.yaml").simulate, TRAIN_MONTHS)
         traffic = ReplayedTraffic(root, store_bundle(bundle, root / "bundles"), rows["usual"], endpoint, 40,
                                   timedelta(days=30))
-        replay(root, traffic, START, days, planned, rows, outage)
+        replay(root, traffic, START, days, planned, rows, outage, teller())
         ledger = open_ledger(root)
         incidents, alerts = [*read_incidents(ledger).values()], read_alerts(ledger).alerts
     when = {name: day for day, (name, _) in planned.items()} | {"outage": outage[0] + 3 / 24}

@@ -1301,6 +1301,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlops_nb/control/run_workflow.py'),
                                                'mlops_nb.control.run_workflow._checkout': ( 'control/run_workflow.html#_checkout',
                                                                                             'mlops_nb/control/run_workflow.py'),
+                                               'mlops_nb.control.run_workflow._effect': ( 'control/run_workflow.html#_effect',
+                                                                                          'mlops_nb/control/run_workflow.py'),
                                                'mlops_nb.control.run_workflow._finish': ( 'control/run_workflow.html#_finish',
                                                                                           'mlops_nb/control/run_workflow.py'),
                                                'mlops_nb.control.run_workflow._outcome': ( 'control/run_workflow.html#_outcome',

@@ -140,7 +140,7 @@ def _load_yaml(text):
     return yaml.load(text)
 
 # %% ../../nbs/core/02_typed_yaml.ipynb #f202087f
-_LONG_TEXT = 100_000 # characters
+_LONG_TEXT = 2_000 # characters
 
 def _load_yaml_once(path, text):
     "As `_load_yaml`; of a long text that was read before, what is kept in `.mlops`, where there is such a folder."

@@ -19,8 +19,8 @@ from .store import MonitorStore
 from .window_counts import utc_time
 
 # %% ../../nbs/monitor/31_causes.ipynb #d15e6b14
-_SYMPTOMS = {"drift", "prediction_drift", "attribution_drift", "quality", "calibration", "slo_burn", "slo_no_data",
-             "slo_budget"}
+_SYMPTOMS = {"drift", "prediction_drift", "attribution_drift", "test_set", "quality", "calibration", "slo_burn",
+             "slo_no_data", "slo_budget"}
 _TOGETHER = timedelta(hours=24) # what began longer before, or after, is another story
 
 def _near(other, finding): return abs(other.started_at - finding.started_at) <= _TOGETHER

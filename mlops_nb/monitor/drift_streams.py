@@ -50,6 +50,7 @@ class DriftStream(Struct):
     histogram: ReferenceHistogram | None = None # what the cells are, where that is known
     floor: float = .1 # Jensen-Shannon distance; a smaller change does not matter
     owner: str = "" # who delivers it
+    sources: list[str] = [] # of a computed feature: the columns it reads
 
 @patch(as_prop=True)
 def key(self: DriftStream) -> str: # Such as `column/data_gb` or `column/data_gb/region=north`
@@ -75,7 +76,8 @@ def _stream(series, cells, references, histograms): # of one row of `series`
     drift = (column and column.drift) or ColumnDrift()
     against = {"column": "training", "score": "validation"}.get(kind) if counts else None
     return DriftStream(series["series_id"], kind, name, *where, series["cells"], counts, against or "earlier weeks",
-                       histograms.get(kind, {}).get(name), drift.floor, column.owner if column else "")
+                       histograms.get(kind, {}).get(name), drift.floor, column.owner if column else "",
+                       cells.features.reads.get(name, []) if cells and cells.features and kind == "column" else [])
 
 # %% ../../nbs/monitor/06_drift_streams.ipynb #a07ca4ee
 MAX_STREAMS = 200 # of a model; all rows go before segments

@@ -65,10 +65,12 @@ def read_cohort(
     log = read_log(folder, endpoint, start, end, REACH).filter(pl.col("mode") == "live")
     inputs = [c for c in log.collect_schema().names() if c.startswith("columns.")]
     wanted = inputs if columns is None else [c for c in inputs if c.removeprefix("columns.") in columns]
-    n = log.select(pl.len()).collect(engine="streaming").item()
-    if n > max_rows: log = log.filter(pl.col("id").hash(0) % -(-n // max_rows) == 0)
-    rows = log.select(*_FIXED, *wanted).collect(engine="streaming").unique(["id", "row"], keep="first",
-                                                                          maintain_order=True)
+    log = log.select(*_FIXED, *wanted)
+    rows = log.head(max_rows + 1).collect(engine="streaming") # nearly always all of them, found in one pass
+    if (n := len(rows)) > max_rows:
+        n = log.select(pl.len()).collect(engine="streaming").item()
+        rows = log.filter(pl.col("id").hash(0) % -(-n // max_rows) == 0).collect(engine="streaming")
+    rows = rows.unique(["id", "row"], keep="first", maintain_order=True)
     return Cohort(start, end, rows.with_columns(label=_label_texts(rows["label"])), n if n > max_rows else len(rows))
 
 # %% ../../nbs/monitor/07_label_delays.ipynb #a054a11b

@@ -77,9 +77,10 @@ def _count(root, store, now): # -> counts, findings
 
 # %% ../../nbs/monitor/38_run.ipynb #e30ffd0f
 def _look(root, store, now): # -> counts, findings
-    with store.transaction(): pass # is it there? else each monitor would wait for it
-    counted, findings = _count(root, store, now)
-    return counted, findings + ask_monitors(root, store, now, MONITORS)
+    with store.hold():
+        with store.transaction(): pass # is it there? else each monitor would wait for it
+        counted, findings = _count(root, store, now)
+        return counted, findings + ask_monitors(root, store, now, MONITORS)
 
 def run_monitor(
     root: str | Path = ".", # The project's folder

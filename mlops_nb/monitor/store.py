@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -148,7 +148,8 @@ class MonitorStore:
         uri: str, # `duckdb:///` and a path, or `postgresql://`
         timeout_seconds: float = _TIMEOUT_SECONDS, # How long to wait for others
     ):
-        self.uri, self.timeout_seconds, self._is_prepared, self._engine = uri, timeout_seconds, False, None
+        self.uri, self.timeout_seconds, self._is_prepared = uri, timeout_seconds, False
+        self._engine, self._held = None, None
         self._is_duckdb = uri.startswith("duckdb:///")
         if not self._is_duckdb and not uri.startswith("postgresql://"):
             raise UserError(f"[monitor] store is {uri.split('://')[0]}://…; it is in duckdb:/// or postgresql://.")
@@ -169,6 +170,8 @@ def _turn_of_thread(store):
     finally: lock.release()
 
 # %% ../../nbs/monitor/00_store.ipynb #f89e6def
+_TRY_AGAIN_SECONDS = .02 # whoever finds the file in use asks so often
+
 def _attach(store, read_only): # the file of a store, when nobody else has it
     import duckdb
     path = Path(store.uri.removeprefix("duckdb:///"))
@@ -180,7 +183,7 @@ def _attach(store, read_only): # the file of a store, when nobody else has it
         try: return store._engine.execute(sql)
         except duckdb.IOException as e:
             if "lock" not in str(e) or time.monotonic() > until: raise
-            time.sleep(.02)
+            time.sleep(_TRY_AGAIN_SECONDS)
 
 @contextmanager
 def _open_duckdb(store, read_only):
@@ -205,7 +208,47 @@ def _open_postgresql(store, read_only):
     try: yield connection
     finally: connection.close()
 
-def _open(store, read_only): return (_open_duckdb if store._is_duckdb else _open_postgresql)(store, read_only)
+def _connect(store, read_only): return (_open_duckdb if store._is_duckdb else _open_postgresql)(store, read_only)
+
+# %% ../../nbs/monitor/00_store.ipynb #03d5a92a
+_HELD_SECONDS = 1. # then others may have it
+
+class _Held: # what is open between transactions
+    def __init__(self): self.stack, self.connection, self.until = ExitStack(), None, 0.
+
+    def release(self):
+        self.connection = None
+        self.stack.close()
+
+@contextmanager
+def _use_held(store, held):
+    if held.connection is None:
+        held.connection = held.stack.enter_context(_connect(store, False))
+        held.until = time.monotonic() + _HELD_SECONDS
+    try: yield held.connection
+    except BaseException:
+        held.release() # what was not committed is gone
+        raise
+    if not store._is_duckdb: held.connection.rollback() # a question has begun a transaction
+    if time.monotonic() < held.until: return
+    held.release()
+    time.sleep(2 * _TRY_AGAIN_SECONDS)
+
+def _open(store, read_only): return _use_held(store, store._held) if store._held else _connect(store, read_only)
+
+# %% ../../nbs/monitor/00_store.ipynb #32c06f3e
+@patch
+@contextmanager
+def hold(self: MonitorStore):
+    "Keep the store open between transactions, so that many of them are cheap; others get it about once a second."
+    if self._held:
+        yield
+        return
+    self._held = _Held()
+    try: yield
+    finally:
+        self._held.release()
+        self._held = None
 
 # %% ../../nbs/monitor/00_store.ipynb #eed9eaf7
 @contextmanager

@@ -141,8 +141,13 @@ def days_until_full(
     slope = np.polyfit([*days, 0.0], [*recent["value"], share], 1)[0]
     return (1 - share) / slope if slope > 1e-6 else math.inf
 
-def _folder_bytes(folder):
-    return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) if Path(folder).exists() else 0
+def _folder_bytes(folder): # a log has a file for each hour: this is several times faster than `Path.rglob`
+    try: entries = [*os.scandir(folder)]
+    except OSError: return 0 # not there, or moved away a moment ago
+    def size(e):
+        try: return _folder_bytes(e.path) if e.is_dir(follow_symlinks=False) else e.stat().st_size
+        except OSError: return 0
+    return sum(map(size, entries))
 
 # %% ../../nbs/monitor/12_training_checks.ipynb #e9d2a2a5
 def check_quota(

@@ -88,7 +88,8 @@ def compare_test_rows(
     for c in both:
         r, column = references[c], schema.columns.get(c)
         counts = np.bincount(cell_numbers(r, test[c]), minlength=len(r.counts))
-        t, floor = jensen_shannon_test(counts, production[c]), column.drift.floor if column and column.drift else .1
+        floor = column.drift.floor if column and column.drift else .1
+        t = jensen_shannon_test(counts, production[c], floor)
         differs = t.distance > max(floor, t.critical_value) and t.p_value <= .01 / len(both)
         was, is_ = (100 * x[t.bins].sum() / x.sum() for x in (counts, production[c]))
         found.append(CheckResult(monitor="test_set", subject=c, value=t.distance, limit=floor, ok=not differs,

@@ -67,9 +67,11 @@ def _scan_tables(folder, endpoint, since=None, until=None, reach=None): # -> rec
         for kind, tables in _line_tables(lease_id, paths): found[kind] += [t.lazy() for t in tables]
     stems = {p.stem for p in segments}
     where = "*" if endpoint is None else f"endpoint={glob.escape(quote(endpoint, safe=''))}"
-    files = {kind: [p for p in sorted((Path(folder) / kind).glob(f"{where}/hour=*/*.parquet")) if p.stem not in stems]
-             for kind in found}
     low, high, oldest, newest = map(_hour_folder, (since, until, first, last))
+    hours = {kind: sorted(h for h in (Path(folder) / kind).glob(f"{where}/hour=*") if not oldest or h.name >= oldest)
+             for kind in found} # the files of a year are many; only those of these hours are listed
+    files = {kind: [p for h in of for p in sorted(h.glob("*.parquet")) if p.stem not in stems]
+             for kind, of in hours.items()}
     def lies(path, low, high=None):
         return (not low or path.parent.name >= low) and (not high or path.parent.name <= high)
     inside = found["record"] + _parquet_scans(p for p in files["record"] if lies(p, low, high))

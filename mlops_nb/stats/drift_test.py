@@ -152,7 +152,7 @@ def fit_baseline(
     "Remember how the columns a model depends on were distributed."
     used = {*schema.feature_columns, *schema.target_columns, *schema.segments, *(computed or {})} - {schema.entity}
     summaries = {c: s for c, s in summarize_columns(frame, schema, computed).items() if c in used}
-    kept = {c: s for c, s in summaries.items() if s.type not in ('timestamp', 'text')}
+    kept = {c: s for c, s in summaries.items() if s.type not in ('timestamp', 'text', 'vector')}
     return Baseline(frame.height, {c: fit_reference_histogram(s) for c, s in kept.items()})
 
 # %% ../../nbs/stats/03_drift_test.ipynb #075cf76d
@@ -209,6 +209,7 @@ def _permutation_test(
 def jensen_shannon_test(
     reference_counts: np.ndarray, # Counts in bins, the missing values first
     current_counts: np.ndarray, # Counts in the same bins
+    min_distance: float = 0.0, # A distance below that does not matter, so what chance gives is not worked out: p = 1
 ) -> DriftTest: # Without rows on either side the distance is 0
     "The Jensen-Shannon distance of two samples, beside what chance gives."
     from scipy.special import chdtrc, chdtri
@@ -219,7 +220,8 @@ def jensen_shannon_test(
     a, b = (np.array([x[g].sum() for g in groups]) for x in (reference_counts, current_counts))
     n, m, df = int(a.sum()), int(b.sum()), len(groups) - 1
     distance, g_statistic = _distance_and_g(a, b)
-    if (a + b).min() * min(n, m) < 2 * MIN_EXPECTED_COUNT * (n + m): critical, p_value = _permutation_test(a, b)
+    if distance < min_distance: critical, p_value = 1.0, 1.0
+    elif (a + b).min() * min(n, m) < 2 * MIN_EXPECTED_COUNT * (n + m): critical, p_value = _permutation_test(a, b)
     else:
         critical = float(min(chdtri(df, ALPHA) * (1 / n + 1 / m) / (8 * np.log(2)), 1)**0.5)
         p_value = float(chdtrc(df, g_statistic))

@@ -96,3 +96,47 @@ def test_the_store_is_the_one_that_the_settings_name(tmp_path):
     (tmp_path / "settings.ini").write_text("[monitor]\nstore = duckdb:///deep/numbers.duckdb\n")
     assert open_monitor_store(tmp_path).query("SELECT 1 AS n")["n"].to_list() == [1]
     assert (tmp_path / "deep/numbers.duckdb").exists()
+
+
+def test_a_held_store_has_the_same_transactions(store):
+    with store.hold():
+        with store.transaction() as t: t.append("counts", counts([1]))
+        with store.hold(), pytest.raises(ZeroDivisionError), store.transaction() as t:
+            t.append("counts", counts([2]))
+            raise ZeroDivisionError
+        with pytest.raises(UserError, match="does not understand"): store.query("SELECT nothing FROM nowhere")
+        assert store.query("SELECT cell FROM counts")["cell"].to_list() == [1]
+        with store.transaction() as t: t.set_state("a", [1])
+    assert MonitorStore(store.uri).query("SELECT cell FROM counts")["cell"].to_list() == [1]
+
+
+def test_who_holds_a_store_for_long_lets_others_in(store, monkeypatch):
+    monkeypatch.setattr("mlops_nb.monitor.store._HELD_SECONDS", .05)
+    with store.transaction(): pass
+    in_turn, over = threading.Event(), threading.Event()
+    def other():
+        with MonitorStore(store.uri).transaction() as t: t.set_state("other", [1])
+        in_turn.set()
+    def held():
+        with store.hold():
+            while not over.is_set():
+                with store.transaction() as t: t.set_state("n", [1])
+    threads = [threading.Thread(target=f) for f in (held, other)]
+    for t in threads: t.start()
+    try: assert in_turn.wait(60), "a store that is held lets nobody in"
+    finally: over.set()
+    for t in threads: t.join(60)
+
+
+def test_a_process_that_is_killed_while_it_holds_a_store_leaves_what_was_committed(tmp_path):
+    uri = f"duckdb:///{tmp_path}/monitor.duckdb"
+    code = ("import sys\nfrom mlops_nb.monitor.store import MonitorStore\ns = MonitorStore(sys.argv[1])\n"
+            "with s.hold():\n"
+            "    with s.transaction() as t: t.set_state('a', [1])\n"
+            "    with s.transaction() as t:\n"
+            "        t.set_state('a', [2])\n        print('half', flush=True)\n        sys.stdin.read()\n")
+    child = subprocess.Popen([sys.executable, "-c", code, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"half\n"
+    child.kill()
+    child.wait()
+    with MonitorStore(uri).transaction() as t: assert t.state("a") == [1]

@@ -327,3 +327,13 @@ def test_a_baseline_of_an_older_version_is_read():
     assert detect_drift(dict(v=one_column(["a"] * 60 + ["z"] * 40)), b) == []
     assert len(detect_drift(dict(v=one_column(["z"] * 100)), b)) == 1
     assert b.columns["v"].bin_label([2]) == "any other value"
+
+
+def test_a_distance_that_does_not_matter_needs_no_test_of_chance(monkeypatch):
+    a, b = np.array([0, 500, 480, 3]), np.array([0, 450, 520, 5])
+    whole = jensen_shannon_test(a, b)
+    monkeypatch.setattr("mlops_nb.stats.drift_test._permutation_test", lambda *_: pytest.fail("chance was worked out"))
+    short = jensen_shannon_test(a, b, whole.distance * 1.01)
+    assert (short.distance, short.bins, short.p_value) == (whole.distance, whole.bins, 1.0)
+    monkeypatch.undo()
+    assert jensen_shannon_test(a, b, whole.distance * .99) == whole
