@@ -81,6 +81,7 @@ class Predictor:
                             "(quantiles); run the stage train again.")
         self.schema, self.features, self.encoder, self.model = schema, features, encoder, model
         self.policy, self.id, self.threads, self._plain_checks = policy, id, threads, None
+        encoder.check_vectors(schema)
         self._wide = encoder.starts[-1] != len(names) # does an input become several columns of the matrix?
         self._category_codes = [(c.name, c.codes.get if c.kind == 'category' else None) for c in encoder.columns]
         # of a row of numbers alone; half of the time that an array takes to be filled from its values
@@ -176,7 +177,7 @@ def encode_columns(self:Predictor,
     return np.ascontiguousarray(np.array(read, np.float64).T)
 
 @patch
-def _encode_wide(self:Predictor, columns): # With texts
+def _encode_wide(self:Predictor, columns): # With texts or vectors
     starts = self.encoder.starts
     X = np.empty((len(columns[self._category_codes[0][0]]), starts[-1]))
     for column, start, end in zip(self.encoder.columns, starts, starts[1:]):
@@ -300,7 +301,7 @@ def raw_units(self:Predictor) -> str:
 
 # %% ../../nbs/model/12_predictor.ipynb #d4d978b6
 _PLAIN_TYPES = { # That need no reading
-    'integer': (int,), 'number': (int, float), 'boolean': (bool,), 'category': (str,), 'text': (str,),
+    'integer': (int,), 'number': (int, float), 'boolean': (bool,), 'category': (str,), 'text': (str,), 'vector': (),
     'timestamp': (datetime,)}
 _PLAIN_CHECKS = { # What else must hold of a value
     int: lambda v: -2**63 <= v < 2**63, float: lambda v: v - v == 0, bool: lambda v: True,
@@ -390,7 +391,16 @@ def predict_and_decide(self:Predictor,
 ) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `PolicyOutcome`, with the scores as a list
     "Calibrated predictions, and what the policy makes of them."
     if len(X) == 1: return self.decide_row(columns, self._policy.calibrate(self.model.predict_one(X[0])))
-    scores, decisions, needs_review = self.decide_rows(columns, self.predict_encoded(X))
+    return self.decide_scores(columns, self.predict_encoded(X))
+
+@patch
+def decide_scores(self:Predictor,
+    columns: dict[str, list], # Values by column, in the schema's types
+    scores: np.ndarray, # Calibrated predictions of the same rows
+) -> tuple[list, list[str | None] | None, list[bool] | None]: # As `predict_and_decide`
+    "What policy and postprocess make of scores."
+    if len(scores) == 1: return self.decide_row(columns, scores[0] if scores.ndim > 1 else scores.item())
+    scores, decisions, needs_review = self.decide_rows(columns, scores)
     return scores.tolist(), decisions, needs_review
 
 @patch
@@ -405,7 +415,8 @@ def decide_row(self:Predictor,
         return scores.tolist(), decisions, needs_review
     if p.task == 'binary' and p.threshold is not None and not (p.rules or p.reject_region):
         return [score], [p.classes[score >= p.threshold]], None
-    if p.task == 'regression' and not p.rules: return [score if self.model.n_classes == 1 else score.tolist()], None, None
+    if p.task == 'regression' and not p.rules:
+        return [score if self.model.n_classes == 1 else score.tolist()], None, None
     score, decision, needs_review = p.apply_row(columns, score)
     return ([score if self.model.n_classes == 1 else score.tolist()], None if p.task == 'regression' else [decision],
             None if needs_review is None else [needs_review])

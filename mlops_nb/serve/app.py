@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from granian.rsgi import ProtocolClosed
 from msgspec import Struct
 
+from ..model.processing import ProcessingError, RowRefused
 from ..prediction_log.request_index import RequestIndex
 from . import handlers, release_handlers
 from .access_log import AccessLog
@@ -49,6 +50,7 @@ from mlops_nb.serve.http_messages import (
 from .inference_protocol import error_body
 from .recent_requests import recent_requests
 from .request_validation import ValidationError
+from .time_limit import ProcessingTimeout
 from .tracing import SpanExport, parse_traceparent
 
 # %% ../../nbs/serve/17_app.ipynb #137bfe84
@@ -361,14 +363,21 @@ async def __rsgi__(self:App, scope, protocol):
     protocol.response_bytes(response.status_code, headers, response.body)
     self.count_request(request, response)
 
+# %% ../../nbs/serve/17_app.ipynb #ccf87807
+_PROCESSING_ERRORS = {RowRefused: 'refused', ProcessingError: 'failed', ProcessingTimeout: 'timeout'}
+
+def _processing_error_kind(e): # of what code of the project did; '' for anything else
+    return next((kind for c, kind in _PROCESSING_ERRORS.items() if isinstance(e, c) or isinstance(e.__cause__, c)), '')
+
 # %% ../../nbs/serve/17_app.ipynb #61dd63b6
 @patch
 def refuse(self:App, request: Request, e: Exception) -> Response:
     "What a client is told whose request ended with `e`."
     request.id = request.id or request.trace or next(self._ids)
-    if isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
+    if kind := _processing_error_kind(e): self.metrics.processing_errors(request.endpoint, kind).inc()
+    elif isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
     response = error_response(e, request.id)
-    e.__traceback__ = e.__context__ = None # its frames would hold the body until the garbage collector comes by
+    e.__traceback__ = e.__context__ = e.__cause__ = None # its frames would hold the body until the garbage collector comes by
     return response
 
 @patch

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from google.protobuf.message import DecodeError
 
 from ..core.errors import UserError
+from ..model.processing import ProcessingError
 from . import handlers
 from .app import ROUTES, STEPS_OF_ONE_IN, App
 from mlops_nb.serve.grpc_messages import (
@@ -26,7 +27,7 @@ from mlops_nb.serve.grpc_messages import (
     parse_infer_message,
     single_row,
 )
-from .handlers import error_response, get_endpoint, get_version
+from .handlers import decode_in_thread, error_response, get_endpoint, get_version
 from mlops_nb.serve.http_messages import (
     MAX_INLINE_BODY_BYTES,
     TRACEPARENT,
@@ -166,7 +167,7 @@ def _decode(message, decoder):
         rows.id = message.id or None
         return InferRequest([], rows.id), rows
     try: return (found := decode_infer_message(message, decoder.max_rows)), decode_rows(found, decoder)
-    except ValidationError: raise
+    except (ValidationError, ProcessingError): raise
     except UserError as e: raise ValidationError(str(e)) from None
 
 # %% ../../nbs/serve/19_grpc_server.ipynb #c9b702b4
@@ -181,7 +182,9 @@ async def _answer(self:GRPCService, request, body):
     endpoint = get_endpoint(app, request)
     v = get_version(endpoint, message.model_version) if message.model_version else None
     decoder = (v or endpoint.active_plan).decoder
-    infer_request, rows = await run(_decode, message, decoder)
+    if decoder.preprocess_seconds:
+        infer_request, rows = await decode_in_thread(app, request, decoder, _decode, message, decoder)
+    else: infer_request, rows = await run(_decode, message, decoder)
     if request.steps is not None: request.steps.append(('decode', time.perf_counter()))
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request, v and v.name)

@@ -5,22 +5,30 @@
 # %% auto #0
 __all__ = ['error_response', 'get_endpoint', 'get_version', 'server_live', 'server_ready', 'model_ready', 'server_metadata',
            'model_metadata', 'list_models', 'model_statistics', 'repository_index', 'repository_load',
-           'repository_unload', 'prometheus_metrics', 'predict', 'infer', 'explain', 'feedback', 'openapi_json',
-           'docs_page']
+           'repository_unload', 'prometheus_metrics', 'decode_in_thread', 'predict', 'infer', 'explain', 'feedback',
+           'openapi_json', 'docs_page']
 
 # %% ../../nbs/serve/12_handlers.ipynb #a535595f
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..core.errors import UserError, did_you_mean
+from ..model.processing import ProcessingError, RowRefused
 from ..prediction_log.segments import Feedback
 from ..prediction_log.writer import LogWriteError
-from .endpoint import DeadlineExceeded, Endpoint, NotPrecomputed
-from .http_messages import INFERENCE_HEADER_CONTENT_LENGTH, MAX_INLINE_BODY_BYTES, HTTPException, Response
+from .endpoint import Endpoint, NotPrecomputed
+from mlops_nb.serve.http_messages import (
+    INFERENCE_HEADER_CONTENT_LENGTH,
+    MAX_INLINE_BODY_BYTES,
+    HTTPException,
+    Request,
+    Response,
+)
 from mlops_nb.serve.inference_protocol import (
     LIVE_BODY,
     RowResponseEncoder,
@@ -35,7 +43,7 @@ from mlops_nb.serve.inference_protocol import (
 )
 from .model_runtime import ActiveVariant
 from .openapi import DOCS_CSP, docs_html, openapi_document
-from .request_validation import ValidationError
+from .request_validation import RequestDecoder, ValidationError
 from mlops_nb.serve.rest_protocol import (
     acknowledge_labels,
     decode_labels,
@@ -43,12 +51,14 @@ from mlops_nb.serve.rest_protocol import (
     encode_json,
     encode_predict_response,
 )
+from .time_limit import DeadlineExceeded, ProcessingTimeout, run_limited
 
 # %% ../../nbs/serve/12_handlers.ipynb #41a88f6e
 _log = logging.getLogger('mlops_nb.serve')
 
 _ERROR_RESPONSES = { # exception: status, rejection reason, headers
-    ValidationError: (400, '', {}), NotPrecomputed: (404, '', {}), DeadlineExceeded: (504, 'deadline', {}),
+    ValidationError: (400, '', {}), RowRefused: (400, '', {}), NotPrecomputed: (404, '', {}),
+    DeadlineExceeded: (504, 'deadline', {}), ProcessingTimeout: (504, '', {}),
     LogWriteError: (503, 'log', {'retry-after': '5'})}
 _REJECTION_REASONS = {429: 'rate_limit', 503: 'max_in_flight'} # of an `HTTPException`, by status
 
@@ -188,15 +198,22 @@ async def repository_unload(app, request):
 async def prometheus_metrics(app, request):
     return Response(await app.run_in_thread(app.metrics.render), 'text/plain; version=0.0.4; charset=utf-8')
 
+# %% ../../nbs/serve/12_handlers.ipynb #ed6a4986
+async def decode_in_thread(app, request: Request, decoder: RequestDecoder, f: Callable, *args):
+    "`f(*args)`, which reads rows with `decoder`, beside the event loop. Raises what it raises, or `ProcessingTimeout`."
+    if decoder.preprocess_seconds: return await run_limited(decoder.preprocess_seconds, request.deadline, f, *args)
+    return await app.run_in_thread(f, *args)
+
 # %% ../../nbs/serve/12_handlers.ipynb #0734cecd
 async def predict(app, request):
     endpoint = get_endpoint(app, request)
     decoder, body = endpoint.decoder, request.body
-    inline = len(body) <= MAX_INLINE_BODY_BYTES
-    if entities := endpoint.decode_entities(body) if inline else await app.run_in_thread(endpoint.decode_entities,
+    small = len(body) <= MAX_INLINE_BODY_BYTES
+    if entities := endpoint.decode_entities(body) if small else await app.run_in_thread(endpoint.decode_entities,
                                                                                          body):
         return await _predict_entities(app, request, endpoint, *entities)
-    rows = decoder.from_json(body) if inline else await app.run_in_thread(decoder.from_json, body)
+    inline = small and not decoder.preprocess_seconds
+    rows = decoder.from_json(body) if inline else await decode_in_thread(app, request, decoder, decoder.from_json, body)
     if request.steps is not None: request.steps.append(('decode', time.perf_counter()))
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request)
@@ -216,7 +233,7 @@ def _decode_infer_rows(body, length, decoder): # the request, but for one row wi
     try:
         infer_request = decode_infer_request(body, length, decoder.max_rows, decoder.max_values)
         return infer_request, decode_rows(infer_request, decoder)
-    except ValidationError: raise
+    except (ValidationError, ProcessingError): raise
     except UserError as e: raise ValidationError(str(e)) from None
 
 # %% ../../nbs/serve/12_handlers.ipynb #6ef4f192
@@ -233,8 +250,9 @@ async def infer(app, request):
     v = get_version(endpoint, version) if version else None
     decoder = (v or endpoint.active_plan).decoder
     given = request.body, request.headers.get(INFERENCE_HEADER_CONTENT_LENGTH), decoder
-    inline = len(request.body) <= MAX_INLINE_BODY_BYTES
-    infer_request, rows = _decode_infer_rows(*given) if inline else await app.run_in_thread(_decode_infer_rows, *given)
+    inline = len(request.body) <= MAX_INLINE_BODY_BYTES and not decoder.preprocess_seconds
+    infer_request, rows = _decode_infer_rows(*given) if inline else await decode_in_thread(app, request, decoder,
+                                                                                           _decode_infer_rows, *given)
     if request.steps is not None: request.steps.append(('decode', time.perf_counter()))
     app.set_request_id(request, rows.id)
     result = await endpoint.predict(rows, decoder, request, v and v.name)
@@ -250,7 +268,7 @@ async def infer(app, request):
 async def explain(app, request):
     endpoint = get_endpoint(app, request)
     decoder = endpoint.decoder
-    rows = await app.run_in_thread(decoder.from_json, request.body)
+    rows = await decode_in_thread(app, request, decoder, decoder.from_json, request.body)
     app.set_request_id(request, rows.id)
     version = (rows.parameters or {}).get('version')
     v = None if version is None else get_version(endpoint, version)

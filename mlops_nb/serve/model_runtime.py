@@ -25,6 +25,7 @@ from ..config.values import POLARS_TYPES
 from ..core.errors import UserError
 from ..model.net import Net
 from ..model.predictor import Predictor
+from ..model.processing import total_timeout_seconds
 from ..release.release_plan import HELD_OUT, ReleasePlan, Variant, standby_names
 from .request_validation import RequestDecoder
 from .routing import Router
@@ -176,6 +177,8 @@ class LoadedModel:
         self.micro_batcher = MicroBatcher(self.predictor.predict_encoded) if isinstance(self.predictor.model,
                                                                                         Net) else None
         self.lookup_table = None # a `LookupTable`, while there is one
+        self.preprocess_seconds = self.decoder.preprocess_seconds # that the project's own functions may take; 0: none
+        self.postprocess_seconds = total_timeout_seconds(self.predictor.features.postprocess)
 
 # %% ../../nbs/serve/06_model_runtime.ipynb #35fa0aca
 def _encodes_alike(a, b): return a.encoder.to_json() == b.encoder.to_json() and a.features.source == b.features.source
@@ -199,6 +202,11 @@ class ActiveVariant:
                 self._same_encoding[m.decoder] = _encodes_alike(m.predictor, self.predictor)
 
 # %% ../../nbs/serve/06_model_runtime.ipynb #e76d4c4f
+@patch
+def uses_matrix_of(self:ActiveVariant, decoder: RequestDecoder) -> bool:
+    "Is the matrix that `decoder` makes of rows the one of this model?"
+    return bool(self._same_encoding.get(decoder))
+
 @patch
 def encode_rows(self:ActiveVariant,
     columns: dict[str, list], # Values by column, from `decoder`

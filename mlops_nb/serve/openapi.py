@@ -35,7 +35,7 @@ from .rest_protocol import ExplainResponse, FeedbackAck, FeedbackRequest, Predic
 
 # %% ../../nbs/serve/10_openapi.ipynb #615170cc
 _JSON_SCHEMA_TYPES = {'integer': 'integer', 'number': 'number', 'boolean': 'boolean', 'category': 'string',
-                      'text': 'string',
+                      'text': 'string', 'vector': 'array',
                       'timestamp': 'string'}
 
 def _column_notes(column):
@@ -43,6 +43,7 @@ def _column_notes(column):
     if column.doc: yield column.doc
     if column.domain and column.on_new_category == 'unknown':
         yield f"Known are {', '.join(column.domain)}; another counts as unknown"
+    if column.type == 'vector' and column.producer: yield f"Made by {column.producer} {column.version}".strip()
     if column.type == 'timestamp':
         zone = column.time_zone or 'UTC'
         yield f"Written as {column.format}" if column.format else f"ISO 8601; {zone} where no offset is given"
@@ -58,6 +59,7 @@ def column_json_schema(
     kinds = [kind, *(['number'] if column.type in ('category', 'text') and not closed else []),
              *(['null'] if column.nullable else [])]
     found = {'type': kinds if len(kinds) > 1 else kind}
+    if kind == 'array': found |= dict(items={'type': 'number'}, minItems=column.size, maxItems=column.size)
     if closed: found['enum'] = [*column.domain, *([None] if column.nullable else [])]
     if column.range and column.type != 'timestamp':
         found |= {k: b for k, b in zip(('minimum', 'maximum'), column.range) if b is not None}
@@ -74,7 +76,7 @@ def _example(column):
     number = (low + high) / 2 if None not in (low,
                                               high) else low if low is not None else high if high is not None else 1
     return {'integer': int(number), 'number': float(number), 'boolean': True, 'category': (column.domain or ['a'])[0],
-            'text': 'text',
+            'text': 'text', 'vector': [0.0] * (column.size or 0),
             'timestamp': (column.range or ('2026-01-31',))[0] or '2026-01-31'}[column.type]
 
 # %% ../../nbs/serve/10_openapi.ipynb #35beeaaf
@@ -183,8 +185,8 @@ def endpoint_json_schemas(
             f'{name}.Prediction': _message('Prediction', ('decision', 'needs_review') if task == 'regression' else (),
                                            score=score),
             f'{name}.PredictResponse': _message('PredictResponse', predictions=_array(_ref(f'{name}.Prediction'))),
-            f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=by_class(_NUMBER), base_value=by_class(_NUMBER),
-                                                 contributions=shares),
+            f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=by_class(_NUMBER),
+                                                 base_value=by_class(_NUMBER), contributions=shares),
             f'{name}.ExplainResponse': _message('ExplainResponse',
                                                 explanations=_array(_ref(f'{name}.RowContributions'))),
             f'{name}.FeedbackLabel': _message('FeedbackLabel', label=label),
@@ -220,7 +222,7 @@ STATUS_DESCRIPTIONS = {
     500: 'The server failed; the id of the request finds the reason in its log',
     501: 'This server knows of no releases: it serves a single bundle, or lacks the packages',
     503: 'Too much to do, or not ready; Retry-After says when to come back',
-    504: 'The deadline of the request has passed'}
+    504: "The deadline of the request has passed, or the model's own code took too long"}
 
 # %% ../../nbs/serve/10_openapi.ipynb #66c5dac7
 _PERSONAL = 'release_approve', 'release_withdraw' # they want a key from whoever asks, also in open mode

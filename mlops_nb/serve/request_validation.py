@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Annotated, Any, Literal, Union
 
@@ -29,8 +30,10 @@ from mlops_nb.config.values import (
     known_spellings,
     typed_missing_values,
 )
+from ..config.vectors import VectorError, read_vector
 from ..core.errors import UserError, did_you_mean
 from ..model.predictor import Predictor
+from ..model.processing import RowRefused, total_timeout_seconds
 from .json_limits import MAX_VALUES_AT_ONCE, count_json, split_rows
 
 # %% ../../nbs/serve/01_request_validation.ipynb #0781a631
@@ -98,7 +101,8 @@ class _ColumnValidator:
         required: bool, # Must a request have it?
     ):
         c, words = schema.columns[name], (*schema.missing_words(name),)
-        self.schema, self.name, self.column, self.read = schema, name, c, SCALAR_PARSERS[c.type]
+        self.schema, self.name, self.column = schema, name, c
+        self.read = partial(read_vector, form=c.form) if c.type == 'vector' else SCALAR_PARSERS[c.type]
         self.required, self.nulls_violations = required and not c.nullable, c.on_violation == 'null'
         self.rejects_new_categories = c.on_new_category == 'quarantine'
         self.low, self.high = column_range(name, c)
@@ -129,6 +133,7 @@ def check_value(self:_ColumnValidator,
     if value.__class__ is float and math.isinf(value) and self.column.type in ('integer', 'number'):
         return said("is infinite")
     try: read = self.read(value) if read is _NOT_PARSED else read
+    except VectorError as e: return None, f"{self.name}: {e}", False
     except (TypeError, ValueError, OverflowError): read = None
     if read is None: return None, f"{self.name}: {_quoted(value)} is not {TYPE_NAMES[self.column.type]}", False
     if self.low is not None and read < self.low: return said(f"is below {self.column.range[0]}")
@@ -191,7 +196,8 @@ def _field_type(c, optional):
 def _row_struct(schema, required):
     "A struct for the rows of a schema; only the columns that are `required` must be there."
     # a type that no value satisfies: all rows take the slow path
-    if any(_INVALID_IN_FIELD_NAME.search(name) for name in schema.columns): return Annotated[int, Meta(ge=1, le=0)]
+    slow = (_INVALID_IN_FIELD_NAME.search(name) or c.type == 'vector' for name, c in schema.columns.items())
+    if any(slow): return Annotated[int, Meta(ge=1, le=0)]
     fields, names = [], {}
     for i, (name, c) in enumerate(schema.columns.items()):
         optional = c.nullable or name not in required
@@ -207,8 +213,11 @@ class RequestDecoder:
         max_rows: int = 10_000, # Of one request
     ):
         schema, self.predictor, self.max_rows, self.inputs = predictor.schema, predictor, max_rows, predictor.inputs
+        # how long decoding may take, because the project's own functions are part of it; 0 where there are none
+        self.preprocess_seconds = total_timeout_seconds(predictor.features.preprocess)
         self.names, self.required_columns = list(schema.columns), frozenset(predictor.request_columns)
-        self.output_schema, self.max_values = predictor.output_schema(), max_rows * (len(self.names) + 1)
+        self.output_schema, self.max_values = predictor.output_schema(), max_rows * (
+            len(self.names) + 1 + sum(c.size or 0 for c in schema.columns.values()))
         self.row_encoders = {} # (endpoint, bundle) -> encodes the response to one row
         self.validators = {n: _ColumnValidator(schema, n, n in self.required_columns) for n in self.names}
         computed = [n for n in predictor.required_columns if schema.columns[n].computed]
@@ -241,7 +250,7 @@ def _picker(places): # A function that takes the values at these places
 def _build_matrix_checks(self:RequestDecoder, columns):
     # Of the inputs: lowest and highest value, may it be missing, must it be whole; None where no matrix says it all
     self._matrix_bounds = self._infer_decoder = self._fp64_row = None
-    no_number = any(c.type in ('text', 'timestamp') or c.type == 'category' and not c.domain for c in columns)
+    no_number = any(c.type in ('text', 'vector', 'timestamp') or c.type == 'category' and not c.domain for c in columns)
     if self.required_columns != {*self.inputs} or no_number: return
     ends = [_TYPE_RANGES[c.type](c) for c in columns]
     low = [end[0] if c.range is None or c.range[0] is None else max(end[0], c.range[0])
@@ -250,7 +259,8 @@ def _build_matrix_checks(self:RequestDecoder, columns):
             for c, end in zip(columns, ends)]
     nullable, whole = [c.nullable for c in columns], [c.type != 'number' for c in columns]
     self._matrix_bounds = tuple(map(np.array, (low, high, nullable, whole)))
-    plain = not self._has_missing_numbers and not self.predictor.features.functions
+    features = self.predictor.features
+    plain = not (self._has_missing_numbers or features.functions or features.preprocess)
     if plain and all(c.type == 'number' for c in columns):
         self._pack, places = struct.Struct(f'{len(columns)}d').pack, {n: i for i, n in enumerate(self.names)}
         self._optional_places = [places[n] for n in self._optional_columns]
@@ -279,6 +289,7 @@ def _tensors_decoder(inputs): # Of a request without outputs and parameters
 def _build_tensor_decoder(self:RequestDecoder, columns):
     self._tensor_decoder, optional = None, {n for n, c in columns.items() if c.nullable} | {*self._optional_columns}
     if len(columns) > _MAX_TENSOR_COLUMNS or any(map(_INVALID_IN_FIELD_NAME.search, columns)): return
+    if any(c.type == 'vector' for c in columns.values()): return
     def types(shape): return {n: _tensor_struct(i, n, c, n in optional, shape)
                               for i, (n, c) in enumerate(columns.items())}
     tensors, in_order = types(_ROW_OR_COLUMN), types(_ROW)
@@ -313,7 +324,9 @@ def _to_rows(self:RequestDecoder, columns, n, id=None, parameters=None, nulled=0
     if self._computed: nulled += self._add_computed(columns)
     for name in self._optional_columns:
         if name in columns and columns[name].count(None) == n: del columns[name] # was not sent
-    return DecodedRows(n, columns, self.predictor.encode_columns(columns), nulled, unknown, id, parameters)
+    try: X = self.predictor.encode_columns(columns)
+    except RowRefused as e: raise ValidationError(violations=[Violation(e.row, '', e.reason)], total=1) from e
+    return DecodedRows(n, columns, X, nulled, unknown, id, parameters)
 
 # %% ../../nbs/serve/01_request_validation.ipynb #26291a50
 @patch
