@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from ruamel.yaml import YAML
 from support.shop_project import shop
+from support.tracking_store import ready_store
 
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.schema import Column, Schema
@@ -36,7 +37,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "shop.csv").write_text(shop(), encoding="utf-8")
     init_project(folder / "corner-shop", str(folder / "shop.csv"), "bought", time="day")
-    return folder / "corner-shop"
+    return ready_store(folder / "corner-shop")
 
 
 def declared(name, item, params):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.project_checks import ran, run, stub_pages
+from support.tracking_store import ready_store
 
 from mlops_nb.bundle.bundle import open_bundle
 from mlops_nb.config.params import NetParams, NetSearchSpace, read_params, write_params
@@ -31,7 +32,7 @@ def churn(to):
     p.simulate.n_subscribers = 500
     write_params(p, to / "params.yaml")
     run("mlops-nb", "simulate", cwd=to)
-    return to
+    return ready_store(to)
 
 
 def test_both_learners_tuned_from_raw_data_to_the_report(tmp_path):

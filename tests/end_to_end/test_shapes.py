@@ -20,9 +20,11 @@ from support.project_checks import (
     check_parity,
     check_release,
     files,
+    run_stages,
     stub_pages,
 )
 from support.shop_project import finished
+from support.tracking_store import ready_store
 
 from mlops_nb.config.settings import read_settings
 from mlops_nb.core.typed_yaml import read_json
@@ -154,8 +156,7 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     assert schema.task == expected["task"] and len(schema.classes or []) == expected.get("classes",
                                                                                          len(schema.classes or []))
     assert {n: schema.columns[n].type for n in expected.get("types", {})} == expected.get("types", {})
-    names = list(STAGES)
-    for stage in names[:names.index("gate") + 1]: run_stage(stage, root, "gbdt" if STAGES[stage].matrix else None)
+    run_stages(root, "gate")
     gate = read_json(root / "artifacts/gate.json", dict)
     assert {r["name"] for r in gate["results"]} >= {"baseline: constant", "baseline: linear", "bundle: clean process",
                                                     "parity: single row and batch"}
@@ -167,8 +168,7 @@ def test_a_project_reaches_a_verdict(shape, tmp_path, capfd, monkeypatch):
     if shape.__name__ not in PAGES: return
     capfd.readouterr()
     stub_pages(root, "data", "explanation")
-    run_stage("deploy", root)
-    run_stage("report", root)
+    run_stages(ready_store(root), "report", first="deploy")
     check_release(root, gate)
     check_pages(root, gate, capfd.readouterr().out)
 

@@ -11,6 +11,7 @@ import mlflow.pyfunc
 import polars as pl
 import pytest
 import sklearn.metrics
+from support.tracking_store import ready_store
 from support.trained_project import trained
 
 import mlops_nb.release.deploy as deploy_module
@@ -66,7 +67,7 @@ def judged(tmp_path_factory):
     run_baselines(root)
     model(root)
     write_json(root / "artifacts/validation.json", {"received": 900})
-    return root
+    return ready_store(root)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from support.tracking_store import ready_store
 from typer.testing import CliRunner
 
 from mlops_nb.cli import app
@@ -26,7 +27,7 @@ def write_tuning(root, n=3):
 
 def test_a_tuning_is_logged_once_and_later_runs_name_it(tmp_path, monkeypatch):
     (tmp_path / "settings.ini").write_text("[tracking]\nexperiment = rows\n")
-    write_tuning(tmp_path)
+    write_tuning(ready_store(tmp_path))
     fold = dict(name="fold 1", metrics=dict(rmse=2., bias=None))
     write_json(tmp_path / "artifacts/cross_validation/gbdt/cross_validation.json", dict(
         learner="gbdt", folds=[fold, dict(name="fold 2", metrics=None)], seeds=[], seed_summary={},

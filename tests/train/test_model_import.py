@@ -10,6 +10,7 @@ import pytest
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from support.tracking_store import ready_store
 
 from mlops_nb.config.project import Project
 from mlops_nb.core.errors import UserError
@@ -135,7 +136,7 @@ def test_a_pickle_that_never_opens_is_ended(parts, interface, tmp_path):
 
 def test_a_version_of_the_registry_of_mlflow(root, onnx_file):
     from mlflow import MlflowClient
-    uri = f"sqlite:///{Project.open(root).root.resolve() / 'mlflow.db'}"
+    uri = f"sqlite:///{ready_store(Project.open(root).root.resolve()) / 'mlflow.db'}"
     client = MlflowClient(uri, uri)
     client.create_registered_model("other")
     version = client.create_model_version("other", str(onnx_file.parent)).version
