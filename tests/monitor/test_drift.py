@@ -215,3 +215,53 @@ def test_windows_of_days_sum_the_hours(watch):
     start = MONDAY.replace(tzinfo=None)
     hours, days = (read_windows(watch.store, ids, start, start + timedelta(days=2), h) for h in (1, 24))
     for i in ids: assert np.array_equal(hours[i].reshape(2, 24, -1).sum(1), days[i])
+
+
+def judged_days(sizes, state, floor=.1):
+    "Whether a stream has drifted at the end of each day, by the effect of each day; the evidence is beyond doubt."
+    found, start = [], MONDAY.replace(tzinfo=None) + timedelta(days=judged_days.day)
+    for day, size in enumerate(sizes):
+        for hour in range(24):
+            drift.judge_window(state, start + timedelta(days=day, hours=hour), np.array([3.]), ["column/age"],
+                               np.ones(1), np.array([floor]), lambda i, since, size=size: size)
+        found.append(bool(state.drifted))
+    judged_days.day += len(sizes)
+    return found
+
+
+@pytest.fixture
+def judged_state():
+    judged_days.day, start = 0, MONDAY.replace(tzinfo=None)
+    return drift.DriftState(1, start, start, weeks=8, threshold=20.)
+
+
+def test_a_difference_around_its_floor_is_told_once(judged_state):
+    sizes = .1 + .03 * np.random.default_rng(3).standard_normal(100)
+    assert (sizes > .125).any() and (sizes < .08).any()
+    told = judged_days(sizes, judged_state)
+    assert sum(b and not a for a, b in zip([False, *told], told)) == 1
+
+
+@pytest.mark.parametrize("quiet_days, size, is_told", [
+    (0, .15, False), (25, .15, False), (29, .15, True), (3, .199, False), (3, .201, True)])
+def test_what_was_told_is_told_again_when_it_doubles_or_was_away_for_four_weeks(judged_state, quiet_days, size, is_told):
+    assert judged_days([.15, .079], judged_state) == [True, False]
+    judged_days([.02] * quiet_days, judged_state)
+    assert judged_days([size], judged_state) == [is_told]
+
+
+def test_a_drift_is_open_until_it_is_well_below_its_floor(judged_state):
+    assert judged_days([.15, .09, .081, .079], judged_state) == [True, True, True, False]
+
+
+def test_a_feature_is_explained_by_the_columns_it_reads_and_a_segment_by_all_rows():
+    now = MONDAY.replace(tzinfo=None)
+    streams = [drift.DriftStream(1, "column", "bill"), drift.DriftStream(2, "column", "share", sources=["bill", "cap"]),
+               drift.DriftStream(3, "column", "cap"), drift.DriftStream(4, "column", "bill", "region", "north"),
+               drift.DriftStream(5, "column", "share", "region", "north", sources=["bill", "cap"])]
+    state = drift.DriftState(1, now, now, drifted={
+        s.key: drift.DriftedStream(now, .5, 100) for s in streams if s.name != "cap"})
+    found = {f.key: f.depends_on for f in drift.drift_findings("churn", state, streams)}
+    assert found == {"drift:churn:bill": [], "drift:churn:share": ["drift:churn:bill"],
+                     "drift:churn:bill{segment=region=north}": ["drift:churn:bill"],
+                     "drift:churn:share{segment=region=north}": ["drift:churn:share", "drift:churn:bill"]}

@@ -85,3 +85,17 @@ def test_a_bundle_that_is_gone_is_said(followed):
     found = run(4)
     assert [f.rule for f in found] == ["quality"] and "not judged" in found[0].summary
     assert not figures(store)
+
+
+@pytest.mark.parametrize("from_hour, until_hour, n_rows", [(3, 20, None), (-30, 1, None), (-30, 0, 59), (24, 40, 59)])
+def test_days_of_a_drift_that_is_over_are_measured_and_no_evidence(followed, from_hour, until_hour, n_rows):
+    root, store, _, run = followed
+    at = lambda hour: at_hour(hour).replace(tzinfo=None).isoformat()
+    bundle = next((root / "bundles").iterdir()).name
+    with store.transaction() as t:
+        t.set_state(f"drift:churn:{bundle}", dict(hours=1, begun=at(0), next=at(60),
+                                                  unhealthy=[[at(from_hour), at(until_hour)]]))
+    run(4)
+    assert figures(store, final=True) and store.query("SELECT * FROM residuals").height
+    with store.transaction() as t: guards = t.state("quality:churn")["guards"]
+    assert [g["n_rows"] for g in guards.values()] == ([n_rows] if n_rows else [])
