@@ -77,6 +77,11 @@ def _checkout(root, ledger, run, attempt):
     (folder / ".mlops").mkdir(exist_ok=True)
     _run_command(root, ledger, run, attempt, "checkout")
 
+# %% ../../nbs/control/04_run_workflow.ipynb #513b4bc7
+def _effect(ledger, run, name):
+    number = len(ledger.entries(run, ("run.resumed",)))
+    return f"{name}/{number}" if number else name
+
 # %% ../../nbs/control/04_run_workflow.ipynb #259a2aea
 def _outcome(folder):
     "How a run ended: status, sentence, and what came of it."
@@ -90,7 +95,7 @@ def _outcome(folder):
 def _finish(root, ledger, run, attempt):
     status, message, facts = _outcome(run_folder(root, run))
     def keep(): return dict(results=commit_results(root, run, f"Run {run}: {message}"))
-    facts |= once(ledger, run, attempt, "results", keep)
+    facts |= once(ledger, run, attempt, _effect(ledger, run, "results"), keep)
     end_run(ledger, run, attempt, status, message, **facts)
     remove_worktree(root, run)
 
@@ -111,7 +116,9 @@ def run_step(
     with record_step(ledger, run, attempt, f"step {name}", executor):
         if name == "checkout": _checkout(root, ledger, run, attempt)
         elif name == "finish": _finish(root, ledger, run, attempt)
-        elif name in _ONCE: once(ledger, run, attempt, name, lambda: _run_command(root, ledger, run, attempt, name))
+        elif name in _ONCE:
+            once(ledger, run, attempt, _effect(ledger, run, name),
+                 lambda: _run_command(root, ledger, run, attempt, name))
         else: _run_command(root, ledger, run, attempt, name)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #5510a45c

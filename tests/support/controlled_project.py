@@ -1,0 +1,74 @@
+"""A small repository and controllers that work on it in processes of their own. The commands of `dvc` are replaced by
+one that notes when it begins and ends; everything else is as it is: git, worktrees, DBOS, the ledger."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+from mlops_nb.control import controller, run_workflow
+
+SECONDS = float(os.environ.get('STEP_SECONDS', '0.1'))
+COMMAND = '''
+import os, sys, time
+from pathlib import Path
+root, name = Path(os.environ['MLOPS_NB_CHECKOUT']), sys.argv[-1]
+def note(what):
+    with open(root / what, 'a') as f: f.write(name + ' ' + os.environ['MLOPS_NB_ATTEMPT'] + chr(10))
+note('begun')
+if (root / ('fail ' + name)).exists(): sys.exit((root / ('fail ' + name)).read_text())
+end = time.time() + float(os.environ.get('STEP_SECONDS', '0.1'))
+while time.time() < end: time.sleep(.02)
+note('ended')
+'''
+plain = run_workflow.run_process
+def run_process(command, *args): plain([sys.executable, '-c', COMMAND, command[-1]], *args)
+run_workflow.run_process = run_process
+run_workflow._outcome = lambda folder: ('succeeded', 'Released.', dict(bundle='a1b2'))
+if os.environ.get('CODE_VERSION'): controller.code_version = lambda: os.environ['CODE_VERSION']
+controller.run_controller('.', poll_interval_seconds=0.2)
+"""
+
+
+def git(root, *args):
+    who = ["-c", "user.name=ana", "-c", "user.email=ana@example.org"]
+    return subprocess.run(["git", *who, *args], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def repository(root):
+    "A project as far as a run's identity looks at it."
+    root.mkdir(exist_ok=True)
+    for name in ("dvc.yaml", "params.yaml", "data.dvc", "features.py"): (root / name).write_text(f"# {name}\n")
+    (root / "settings.ini").write_text("[release]\nendpoint = churn\n")
+    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/fail*\n")
+    for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]): git(root, *args)
+    return root
+
+
+def start_controller(root, **env):
+    with open(root / "log.txt", "ab") as log:
+        return subprocess.Popen([sys.executable, "-c", STAND_IN], cwd=root, env=ENV | {**os.environ} | env, stdout=log,
+                                stderr=subprocess.STDOUT)
+
+
+def end(process, how=signal.SIGKILL):
+    if process.poll() is None:
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(how)
+    return process.wait(60)
+
+
+def until(condition, seconds=180):
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+def lines(path): return path.read_text().splitlines() if path.exists() else []
