@@ -56,8 +56,8 @@ def describe_predictions(
     about = f"`{schema.target}`" + (f" ({escape_markdown(doc).rstrip('.')})" if doc else '')
     if schema.quantiles:
         level = schema.quantiles[-1] - schema.quantiles[0]
-        return (f"It predicts the quantiles {', '.join(schema.score_names)} of {about}; the median is the prediction. Of new "
-                f"rows like the calibration rows, at least {level:.0%} lie between the lowest and the highest.")
+        return (f"It predicts the quantiles {', '.join(schema.score_names)} of {about}; the median is the prediction. "
+                f"Of new rows like the calibration rows, at least {level:.0%} lie between the lowest and the highest.")
     if schema.task == 'regression': return f"It predicts the value of {about}."
     if schema.task == 'multiclass':
         names = ', '.join(map(escape_markdown, schema.classes))
@@ -125,9 +125,10 @@ def describe_limitations(
 def _selection_sentences(evaluation): # what was chosen on the validation set
     if moved := evaluation.get('recalibration'): yield f"Calibration: {moved['message']}"
     if i := evaluation.get('intervals'):
-        yield (f"The interval was corrected on {i['n_calibration_rows']:,} valid rows (conformalised quantile regression); before "
-               f"that it covered {i['uncorrected_coverage']:.1%} of the test rows, and since then {i['coverage']['value']:.1%}.")
-        yield "The promise holds for all such rows together, not for each segment; the report has the coverage by segment."
+        coverage = _format_estimate(i['coverage'])
+        yield (f"The interval was corrected on {i['n_calibration_rows']:,} valid rows (conformalised quantile "
+               f"regression): it covers {coverage} of the test rows, and {i['uncorrected_coverage']:.3f} without that.")
+        yield "What it covers holds for all rows together, not for each segment; the report shows the segments."
     at = evaluation.get('threshold') or {}
     if settled := evaluation.get('policy_effect'): yield settled['message']
     if at.get('low') is not None:
@@ -194,7 +195,7 @@ def _parent_sentence(p):
 # %% ../../nbs/bundle/01_model_card.ipynb #042a5cd1
 def _parity_sentence(p):
     if not (found := p.training.get('parity')): return []
-    return [f"The model is the ONNX form of {escape_markdown(found['made_from'])}. Compared with it on "
+    return [f"The model was exported from {escape_markdown(found['made_from'])}. Compared with it on "
             f"{found['n_rows']:,} validation rows and {found['n_threshold_rows']:,} rows at its thresholds, its scores "
             f"are at most {found['max_difference']:.2g} off ({found['tolerance']:g} is allowed)."]
 
@@ -210,6 +211,14 @@ def _provenance_section(p):
             markdown_table(['parameter', 'value'], _changed_params(_effective_params(p)))]
 
 # %% ../../nbs/bundle/01_model_card.ipynb #f6f519da
+def _processing_sentences(features):
+    "What the project does before the features and after the policy."
+    for when, functions in (("Before the features", features.preprocess), ("After the decision", features.postprocess)):
+        said = [f"`{n}` ({escape_markdown(doc.strip().splitlines()[0])})" if (doc := f.__doc__) and doc.strip() else f"`{n}`"
+                for n, f in functions.items()]
+        if said: yield f"{when} every row goes through {', '.join(said)}."
+
+# %% ../../nbs/bundle/01_model_card.ipynb #94b69f61
 def render_model_card(
     predictor: Predictor, # With its policy
     dataset: DatasetInfo,
@@ -224,7 +233,7 @@ def render_model_card(
         describe_predictions(schema, policy), *_policy_sentences(schema, policy),
         "## Intended use", *_intended_use(schema),
         "## Inputs", markdown_table(['column', 'type', 'meaning'], inputs),
-        f"Computed from them: {computed or 'nothing'}.",
+        f"Computed from them: {computed or 'nothing'}.", *_processing_sentences(predictor.features),
         "## Data", f"Split: {dataset.split.method}. No row and no group is in two splits; that was checked.",
         _splits_table(dataset),
         "## Metrics", *_metrics_section(evaluation),

@@ -101,11 +101,13 @@ class TextParams(Struct, forbid_unknown_fields=True, kw_only=True):
     max_chars: Annotated[int, Meta(ge=1, le=1_000_000, description="characters of a text that are read")] = 10_000
 
 class EncoderParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "How categories and texts become numbers."
+    "How categories, texts and vectors become numbers."
     min_category_count: Annotated[PositiveInt, Meta(
         description="categories with fewer training rows share one code")] = 10
     max_categories: Annotated[PositiveInt, Meta(
         description="categories with a code of their own, at most; the most frequent ones")] = 254
+    max_vector_components: Annotated[PositiveInt, Meta(
+        description="a vector column that is wider is reduced to so many principal components")] = 64
     text: TextParams = field(default_factory=TextParams)
 
 # %% ../../nbs/config/10_params.ipynb #ac28ce83
@@ -362,7 +364,7 @@ class GateParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="calibration error beyond chance, share of the event rate (regression: sd); null = not checked"
     )] = 0.25
     max_coverage_gap: Annotated[Fraction | None, Meta(
-        description="of quantiles: how far the interval's coverage may lie below its level, beyond chance; null = not checked"
+        description="of quantiles: how far the coverage may lie below its level, beyond chance; null = not checked"
     )] = 0.05
 
 # %% ../../nbs/config/10_params.ipynb #43b59b0a
@@ -401,13 +403,16 @@ class MarginParams(Struct, forbid_unknown_fields=True, kw_only=True):
     )] = 0.02
     auc: Annotated[NonNegativeFloat | None, Meta(
         description="tolerated loss of AUC, binary only; null = not judged")] = 0.02
+    metrics: Annotated[dict[str, NonNegativeFloat], Meta(
+        description="metrics marked @metric that give a value a row: how much worse the mean may be, in their own units; "
+                    "those not named are shown and not judged")] = field(default_factory=dict)
 
 # %% ../../nbs/config/10_params.ipynb #577990ce
 class SuccessParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a challenger must gain."
-    metric: Annotated[Literal["loss", "auc", "cost"] | None, Meta(
-        description="metric that must gain: loss | auc | cost (of a decision, by evaluate.costs); "
-                    "null = doing no harm is enough")] = None
+    metric: Annotated[str | None, Meta(
+        description="metric that must gain: loss | auc | cost (of a decision, by evaluate.costs), or one marked @metric "
+                    "that gives a value a row; null = doing no harm is enough")] = None
     min_gain: Annotated[float, Meta(ge=0, description="gain that must be exceeded, in units of the metric")] = 0.0
 
 # %% ../../nbs/config/10_params.ipynb #eeacde8d

@@ -140,7 +140,7 @@ def fit_custom_model(
     if file == 'model.onnx':
         at = np.random.default_rng(0).choice(len(train.X), min(len(train.X), _BACKGROUND_ROWS), replace=False)
         data = compare_with_estimator(model, data, valid.X, interface, train.X[at])
-    else: compare_text_with_estimator(model, data.decode(), valid.X, interface)
+    else: data = compare_text_with_estimator(model, data.decode(), valid.X, interface).encode()
     (folder / file).write_bytes(data)
 
 def _read_arrays(folder, split):

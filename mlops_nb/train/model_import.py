@@ -53,8 +53,7 @@ def learner_source(name: str, path: str, data: bytes) -> str: # Python
 # %% ../../nbs/train/18_model_import.ipynb #dda4282f
 def _compared(model, file, data, rows, interface):
     if file == 'model.onnx': return compare_with_estimator(model, data, rows, interface, rows[:1])
-    compare_text_with_estimator(model, data.decode(), rows, interface)
-    return data
+    return compare_text_with_estimator(model, data.decode(), rows, interface).encode()
 
 # %% ../../nbs/train/18_model_import.ipynb #b0ad330e
 class PickleJob(Struct):

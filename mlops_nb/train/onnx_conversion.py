@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModelInterface', 'class_order', 'estimator_scores', 'check_model_scores', 'to_standard_graph', 'pipeline_steps',
            'library_of', 'model_name', 'export_model', 'model_scores', 'tree_thresholds', 'compare_with_estimator',
-           'compare_text_with_estimator']
+           'exported_parity', 'compare_text_with_estimator']
 
 # %% ../../nbs/train/11_onnx_conversion.ipynb #0d596f34
 import io
@@ -441,21 +441,35 @@ def _refuse_difference(parity, apart, n_real):
                     f"thresholds are up to {parity.max_difference:.2g} apart, and {parity.tolerance:g} is allowed. "
                     "Trees behind a scaler are such a case: leave the scaler out, trees need none.")
 
+# %% ../../nbs/train/11_onnx_conversion.ipynb #8a3949b9
+_PARITY_LINE = '\nmlops_nb:'
+
+def exported_parity(
+    file: str, # The name of a model's file in a bundle
+    model: bytes, # Its content
+) -> OnnxParity | None: # None for a model that was made from no estimator
+    "How closely an exported model answered like its estimator."
+    if file == 'model.onnx': return OnnxModel(model).spec.parity
+    _, found, line = model.rpartition(_PARITY_LINE.encode())
+    return json.decode(line, type=OnnxParity) if file == 'model.txt' and found else None
+
 # %% ../../nbs/train/11_onnx_conversion.ipynb #4cde211c
 def compare_text_with_estimator(
     model: Any, # What a learner gave
     text: str, # Its LightGBM model, from `export_model`
     X: np.ndarray, # (n, columns) validation rows
     interface: ModelInterface,
-) -> None:
+) -> str: # The text with its parity
     "Prove that a text of trees answers like its estimator; raises `UserError` if it does not."
     some, edges = _parity_rows(X, text_thresholds(text))
     rows = np.concatenate([some, edges])
     ours, theirs = Booster(text).predict(rows), model_scores(model, rows, interface)
     check_model_scores(ours[:len(some)], interface.task)
-    if theirs is None: return
+    if theirs is None: return text
     tolerance = _TOLERANCE if library_of(split_imputer(model)[0]) == 'xgboost' else 1e-9
     apart = float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
     if not apart <= tolerance:
         raise UserError(f"the text of {type(model).__name__} answers otherwise than itself, {apart:.2g} apart, and "
                         f"{tolerance:g} is allowed; return the model without an own objective.")
+    parity = OnnxParity(model_name(model), len(some), len(edges), apart, tolerance)
+    return text + _PARITY_LINE + json.encode(parity).decode() + '\n'

@@ -22,11 +22,12 @@ from ..core.progress import progress_reporter
 from ..core.typed_yaml import write_json
 from ..model.encoder import Encoder
 from ..model.features import load_features
-from ..model.onnx_model import OnnxModel, OnnxParity
+from ..model.onnx_model import OnnxParity
 from ..model.predictor import Predictor, open_model
 from .dataset import LossCurvePoint, eval_metric_name, read_training_parts
 from .device import DeviceConfig
 from .learners import FitOptions, find_learner, fit_learner, resolve_init_model
+from .onnx_conversion import exported_parity
 from .tensorboard import TensorBoardLogger
 from .tuning import apply_tuned_params
 
@@ -88,7 +89,7 @@ def run_train(
     about = TrainingReport(learner, schema.task, schema.classes, eval_metric, rows, limit, *fitted[1:5],
                            to_builtins(getattr(params, learner)), initial.sha256)
     file = fitted.file or kind.file
-    about.parity = OnnxModel(fitted.model).spec.parity if file == 'model.onnx' else None
+    about.parity = exported_parity(file, fitted.model)
     _write_model_folder(root / 'artifacts' / 'models' / learner, file, fitted, initial.encoder, about)
     shutil.rmtree(checkpoints, ignore_errors=True) # of this training, which is done
     seconds = time.monotonic() - began

@@ -215,7 +215,8 @@ def _run_workers(study, search, storage, n_workers, on_trial):
     project, first = search.project, os.getpid() % 2**20 # workers of another machine have other numbers
     n_threads = max(1, project.n_threads // n_workers)
     context = multiprocessing.get_context('spawn')
-    arguments = [(project.root, search.learner, search.target, storage, first + i, n_threads, os.getpid()) for i in range(n_workers)]
+    arguments = [(project.root, search.learner, search.target, storage, first + i, n_threads, os.getpid())
+                 for i in range(n_workers)]
     workers = [context.Process(target=_worker_main, args=args, daemon=True) for args in arguments]
     for p in workers: p.start()
     while any(p.is_alive() for p in workers):

@@ -349,3 +349,79 @@ def test_labels_count_once_when_they_are_final(root, traffic):
     traffic.label(62, "stays")
     look(root, release, 200)
     assert state().effects["loss"][0].to_state() == loss and not state().labels.waiting
+
+
+METRICS = """
+import numpy as np
+from mlops_nb.model.features import metric
+
+@metric("profit", better="higher")
+def profit(y, p, charge): return np.where(p > .5, y * charge - 25, 0)
+
+@metric("events_a_score", better="lower")
+def events_a_score(y, p): return float(y.sum() / p.sum())
+
+@metric("broken", better="lower")
+def broken(y, p): raise ValueError("no rows today")
+
+@metric("elsewhere", better="lower")
+def elsewhere(y, p, postcode): return y
+"""
+
+
+@pytest.fixture
+def own_root(root):
+    (root / "features.py").write_text(METRICS)
+    (root / "params.yaml").write_text("prepare:\n  features_file: features.py\n")
+    return root
+
+
+def own_look(root, traffic, margins, noise=(.05, .05), success=None, batches=4):
+    release = release_of(margins=replace(LABELS, auc=None, loss=None, failures=100., metrics=margins),
+                         success=SuccessParams(metric=success), min_units=100)
+    for i in range(batches):
+        traffic.send_labelled(400, hour=i, noise=noise, columns=dict(charge=[60.]))
+        verdict = look(root, release, 30)
+        if verdict.action == "roll_back": break
+    return {m.name: m for m in verdict.metrics}, verdict
+
+
+def test_a_metric_of_the_project_rolls_a_harmful_challenger_back(own_root):
+    traffic = Traffic(own_root, share=.5)
+    found, verdict = own_look(own_root, traffic, {"profit": 1.}, noise=(.02, .8), batches=8)
+    traffic.close()
+    assert found["profit"].is_proven and verdict.action == "roll_back" and verdict.reason == found["profit"].says
+    assert "1 worse is tolerated" in verdict.reason and "profit is -" in verdict.reason
+    assert "events_a_score" not in found  # one number of all rows, and nobody asked for it
+
+
+def test_a_metric_of_the_project_lets_an_equal_challenger_pass_and_can_be_what_must_gain(own_root):
+    traffic = Traffic(own_root, share=.5)
+    found, _ = own_look(own_root, traffic, {"profit": 20.}, noise=(.6, .02), success="profit", batches=5)
+    traffic.close()
+    guard = found["profit"]
+    assert not guard.is_proven and guard.n > 1000
+    from mlops_nb.release.judge_evidence import release_evidence as evidence
+    from mlops_nb.release.judge_state import judge_state_path
+    state = read_judge_state(judge_state_path(own_root / "releases", "r1"), "r1")
+    params = ReleaseParams(margins=MarginParams(metrics={"profit": 20.}), success=SuccessParams(metric="profit"),
+                           min_units=100)
+    success = next(m for m in evidence(state, params) if m.kind == "success")
+    assert success.name == "profit" and success.estimate > 0 and "better profit" in success.says
+
+
+def test_a_metric_that_is_not_named_is_shown_and_not_judged(own_root):
+    traffic = Traffic(own_root, share=.5)
+    found, _ = own_look(own_root, traffic, {}, batches=1)
+    traffic.close()
+    assert found["profit"].passes and found["profit"].threshold is None and "only shown" in found["profit"].says
+
+
+@pytest.mark.parametrize("name, says", [
+    ("events_a_score", "is one number for all rows and says nothing of a row"), ("broken", "failed with ValueError: no rows today"),
+    ("elsewhere", "reads 'postcode', which the prediction log does not hold"), ("profits", "has no such @metric")])
+def test_a_metric_that_was_asked_for_and_cannot_be_measured_lets_nothing_pass(own_root, name, says):
+    traffic = Traffic(own_root, share=.5)
+    found, verdict = own_look(own_root, traffic, {name: 1.}, batches=1)
+    traffic.close()
+    assert says in found[name].says and not found[name].passes and verdict.action == "go_on"

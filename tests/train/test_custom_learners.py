@@ -150,7 +150,7 @@ def test_contributions_add_up_and_have_an_error(project):
 def test_the_bundle_is_verified_described_and_exported(project, tmp_path):
     bundle = pack_bundle(project)
     assert check_golden_examples(bundle) is None
-    assert "The model is the ONNX form of SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in (bundle / "card.md").read_text()
+    assert "The model was exported from SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in (bundle / "card.md").read_text()
     assert export_onnx(bundle, tmp_path).checks[0].max_difference < 1e-6
     p = Predictor.open(bundle)
     assert "ONNX, made from SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in repr(p)

@@ -10,7 +10,13 @@ from sklearn.pipeline import make_pipeline
 
 from mlops_nb.model.booster import Booster
 from mlops_nb.train.forest_export import catboost_to_text, forest_to_text, gradient_boosting_to_text, threshold_up_to
-from mlops_nb.train.onnx_conversion import ModelInterface, compare_text_with_estimator, export_model, model_scores
+from mlops_nb.train.onnx_conversion import (
+    ModelInterface,
+    compare_text_with_estimator,
+    export_model,
+    exported_parity,
+    model_scores,
+)
 from mlops_nb.train.tree_export import split_imputer
 
 rng = np.random.default_rng(0)
@@ -40,8 +46,11 @@ def test_trees_that_are_averaged_answer_as_they_do(name, task, imputed):
     model = (make_pipeline(SimpleImputer(), model) if imputed else model).fit(X, TARGETS[task])
     file, text = export_model(model, interface(task))
     assert file == "model.txt"
-    compare_text_with_estimator(model, text.decode(), X, interface(task))  # at the thresholds
-    ours = Booster(text.decode())
+    told = compare_text_with_estimator(model, text.decode(), X, interface(task))  # at the thresholds
+    parity = exported_parity("model.txt", told.encode())
+    assert name in parity.made_from and parity.n_threshold_rows > 50 and parity.max_difference < 1e-12
+    assert exported_parity("model.txt", text) is None
+    ours = Booster(told)
     np.testing.assert_allclose(ours.predict(X), model_scores(model, X, interface(task)), rtol=1e-12, atol=1e-14)
     assert ours.predict_one(X[3]) == pytest.approx(ours.predict(X[3:4])[0], abs=0)
     for rows in (X[:20], np.tile(X, (2, 1))):  # by walks, and by tables
