@@ -23,7 +23,14 @@ from ..core.errors import UserError
 from ..core.files import atomic_file
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import write_json
-from ..model.calibrators import EPS, Calibrator, ConformalCalibrator, IsotonicCalibrator, PlattCalibrator, TemperatureCalibrator
+from mlops_nb.model.calibrators import (
+    EPS,
+    Calibrator,
+    ConformalCalibrator,
+    IsotonicCalibrator,
+    PlattCalibrator,
+    TemperatureCalibrator,
+)
 from ..model.lightgbm_text import MISSING_NAN, MISSING_ZERO, Tree, parse_header, parse_trees
 from ..model.net import Net, first_layer_inputs, member_outputs
 from ..model.network import ensemble_predict
@@ -295,7 +302,8 @@ def append_calibrator(
     for op, inputs, outputs in nodes:
         more = dict(to=TensorProto.DOUBLE) if op == 'Cast' else dict(axis=1) if op == 'Concat' else {}
         graph.node.append(helper.make_node(op, [*map(own, inputs)], [*map(own, outputs)], **more))
-    low, high = {TemperatureCalibrator: (EPS, 1.), ConformalCalibrator: (-np.inf, np.inf)}.get(type(calibrator), (EPS, 1 - EPS))
+    bounds = {TemperatureCalibrator: (EPS, 1.), ConformalCalibrator: (-np.inf, np.inf)}
+    low, high = bounds.get(type(calibrator), (EPS, 1 - EPS))
     constants |= dict(low=low, high=high)
     graph.initializer.extend(numpy_helper.from_array(np.asarray(v), own(k)) for k, v in constants.items())
     score.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -328,6 +336,7 @@ class ParityReport(Struct):
     checks: list[ParityCheck]
     sha256: str # of model.onnx
     onnxruntime_version: str # used for the comparison
+    not_included: list[str] = [] # functions of the project that a caller runs itself: preprocess, features, postprocess
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #e67cbc6b
 def compare_predictions(
@@ -399,6 +408,10 @@ def parity_error(
             "so it was not written; use the bundle itself.")
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #b9080cfe
+def _project_functions(features):
+    kinds = dict(preprocess=features.preprocess, feature=features.functions, postprocess=features.postprocess)
+    return [f"{kind} {name}" for kind, functions in kinds.items() for name in functions]
+
 def export_onnx(
     bundle: str | Path, # A bundle folder
     output: str | Path, # The folder for `model.onnx` and `parity.json`
@@ -416,6 +429,7 @@ def export_onnx(
     codes = {c.name: c.codes for c in predictor.encoder.columns if c.kind == 'category'}
     schema = predictor.schema
     parity = ParityReport(predictor.id, schema.task, predictor.encoder.matrix_names, codes, schema.classes, predictor.policy,
-                          tolerance, checked, sha256_file(output / 'model.onnx'), onnxruntime.__version__)
+                          tolerance, checked, sha256_file(output / 'model.onnx'), onnxruntime.__version__,
+                          _project_functions(predictor.features))
     write_json(output / 'parity.json', parity)
     return parity

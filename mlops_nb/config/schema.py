@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from msgspec import Meta, Struct, field
 
 from .text_formats import check_format
+from .vectors import VectorForm
 from mlops_nb.config.values import (
     POLARS_TYPES,
     class_label_expr,
@@ -40,7 +41,7 @@ class ColumnDrift(Struct, forbid_unknown_fields=True):
 # %% ../../nbs/config/02_schema.ipynb #53d0ce86
 class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "What one column may hold, and what happens to a row that breaks it."
-    type: Literal["integer", "number", "category", "boolean", "timestamp", "text"]
+    type: Literal["integer", "number", "category", "boolean", "timestamp", "text", "vector"]
     nullable: bool = False # may a value be missing?
     feature: bool = True # may the model see it? identifiers and leaks say false
     sensitive: bool = False # are its groups to be treated alike? fairness is measured by it
@@ -49,6 +50,9 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
     format: str | None = None # how text is written: 1.234,5 or %d.%m.%Y; null for plain numbers and ISO 8601
     time_zone: str | None = None # of times without an offset from UTC, such as Europe/Vienna; null: not known
     missing_values: list[str] = field(default_factory=list) # of this column, beside those of all columns
+    size: Annotated[int, Meta(ge=1, le=16_384)] | None = None # of a vector: how many numbers it has
+    producer: str = "" # of a vector: what makes it, such as the name of an embedding model
+    version: str = "" # of the producer; vectors of another version are other vectors
     computed: str | None = None # a SQL expression over other columns that gives it; it is not delivered
     on_violation: Literal["quarantine", "null", "stop"] = "quarantine" # out of type or range, or missing
     on_new_category: Literal["unknown", "quarantine"] = "unknown" # a category that is not in `domain`
@@ -65,6 +69,13 @@ class Column(Struct, forbid_unknown_fields=True, omit_defaults=True):
         if self.range: _check_range(self.range, self.type)
         if self.format is not None: check_format(self.format, self.type)
         if self.time_zone is not None: _check_time_zone(self.time_zone, self.type)
+        _check_vector(self)
+
+# %% ../../nbs/config/02_schema.ipynb #cca65089
+@patch(as_prop=True)
+def form(self:Column) -> str | VectorForm | None: # Its `format`, or that of a vector
+    "How its values are written."
+    return VectorForm(self.size, self.producer, self.version) if self.type == "vector" else self.format
 
 # %% ../../nbs/config/02_schema.ipynb #87098160
 def _check_range(range, type):
@@ -75,6 +86,12 @@ def _check_range(range, type):
                          "'2024-01-31', the others have numbers.")
     if len(bounds) == 2 and bounds[0] > bounds[1]:
         raise ValueError(f"the range {list(range)} begins after its end; swap the bounds.")
+
+def _check_vector(column):
+    if column.type == "vector" and column.size is None:
+        raise ValueError("a vector needs 'size', how many numbers it has, and should have 'producer' and 'version'.")
+    if column.type != "vector" and (column.size is not None or column.producer or column.version):
+        raise ValueError(f"the type {column.type} has no size, producer or version; remove them, or make it a vector.")
 
 def _check_time_zone(name, type):
     if type != "timestamp": raise ValueError(f"the type {type} has no time_zone; remove it.")
@@ -111,19 +128,20 @@ class Schema(Struct, forbid_unknown_fields=True):
     def __post_init__(self):
         if self.quantiles is not None: _check_quantiles(self.quantiles, self.task)
 
-    @property
-    def score_names(self) -> list[str] | None: # None: a row has one score
-        "What the scores of a row are called, where it has several: the classes, or the quantiles."
-        if self.quantiles: return [f"{q:g}" for q in self.quantiles]
-        return self.classes if self.task == "multiclass" else None
-
 # %% ../../nbs/config/02_schema.ipynb #68eecc27
 def _check_quantiles(quantiles, task):
-    if task != "regression": raise ValueError(f"a {task} task has no quantiles; remove them, or set task to regression.")
+    if task != "regression":
+        raise ValueError(f"a {task} task has no quantiles; remove them, or set task to regression.")
     rising = all(a < b for a, b in zip([0, *quantiles], [*quantiles, 1]))
     if len(quantiles) < 2 or not rising or 0.5 not in quantiles:
         raise ValueError(f"quantiles is {quantiles}; list two or more between 0 and 1, rising, 0.5 among them: "
                          "[0.1, 0.5, 0.9].")
+
+@patch(as_prop=True)
+def score_names(self: Schema) -> list[str] | None: # None: a row has one score
+    "What the scores of a row are called, where it has several: the classes, or the quantiles."
+    if self.quantiles: return [f"{q:g}" for q in self.quantiles]
+    return self.classes if self.task == "multiclass" else None
 
 # %% ../../nbs/config/02_schema.ipynb #e28c2328
 @patch
@@ -224,7 +242,7 @@ def missing_expr(self: Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Bool
 def parse_expr(self: Schema, name: str, dtype: pl.DataType) -> pl.Expr: # Of the type in `POLARS_TYPES`
     "The raw column `name` read as its type in the schema; null where it is missing or does not fit."
     c = self.columns[name]
-    return parse_value_expr(pl.col(name), dtype, c.type, self.missing_words(name), c.format, c.time_zone,
+    return parse_value_expr(pl.col(name), dtype, c.type, self.missing_words(name), c.form, c.time_zone,
                             c.domain if c.on_new_spelling == "map" else None).alias(name)
 
 # %% ../../nbs/config/02_schema.ipynb #23edf257
@@ -235,7 +253,7 @@ def parse_exprs(self: Schema, dtypes: dict[str, pl.DataType]) -> list[pl.Expr]: 
     for name, dtype in dtypes.items():
         c = self.columns[name]
         domain = (*c.domain,) if c.domain and c.on_new_spelling == "map" else None
-        key = dtype, c.type, (*self.missing_words(name),), c.format, c.time_zone, domain
+        key = dtype, c.type, (*self.missing_words(name),), c.form, c.time_zone, domain
         alike.setdefault(key, []).append(name)
     return [parse_value_expr(pl.col(names), *key).name.keep() for key, names in alike.items()]
 

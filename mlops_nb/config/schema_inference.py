@@ -23,6 +23,7 @@ from mlops_nb.config.column_roles import (
     propose_role,
     wants_form,
 )
+from .vectors import lists_as_text, vector_size
 from .format_inference import TextReading, infer_text_formats, unit_of
 from .schema import OTHER_TASKS, Column, Schema, expression_columns, is_expression
 from .sentinels import find_sentinels, without_values
@@ -251,8 +252,8 @@ def infer_task_and_classes(
                         "correct the expression.") from None
     _check_target(name, dtype, n, distinct, passing)
     if task in OTHER_TASKS and task != "quantile": raise UserError(f"the task {task!r}: {OTHER_TASKS[task]}")
-    if task not in (None, "quantile", *_TASKS): raise UserError(f"there is no task {task!r}{did_you_mean(task, _TASKS)}")
     if task == "quantile": task = "regression"
+    if task not in (None, *_TASKS): raise UserError(f"there is no task {task!r}{did_you_mean(task, _TASKS)}")
     max_classes, task = (1000, task) if task else (100, infer_task(dtype, distinct, whole))
     _check_task(name, task, dtype, distinct, max_classes)
     return task, None if task == "regression" else order_classes(counts)
@@ -347,6 +348,13 @@ def _add_checks(roles, readings, domains, sentinels, codes, numbered):
 def _text_kept(reading, type): # a number that became a code is read as it is written
     return replace(reading, format=None) if reading and type == "category" else reading
 
+# %% ../../nbs/config/08_schema_inference.ipynb #ff2fa8cc
+def _vector_sizes(read, names):
+    first = read.select(pl.col(n).drop_nulls().first() for n in names).collect()
+    lists = [n for n in names if (first[n].item() or "").lstrip().startswith("[")] if len(first) else []
+    sizes = {n: vector_size(read.select(n).collect()[n]) for n in lists}
+    return {n: size for n, size in sizes.items() if size}
+
 # %% ../../nbs/config/08_schema_inference.ipynb #5ef22ea8
 def _infer_columns(frame, readings, exclude, target, fixed):
     "The columns, their roles, and their profiles."
@@ -361,7 +369,9 @@ def _infer_columns(frame, readings, exclude, target, fixed):
         return {n for n in profiles.keys() - fixed if is_code(n, types[n], profiles[n], forms.get(n), most)}
     codes, numbered = coded(50), coded(1000)
     types |= dict.fromkeys(codes, "category")
-    columns = {n: _column(types[n], _text_kept(readings.get(n), types[n]),
+    sizes = _vector_sizes(read, [n for n, t in types.items() if t in ("text", "category") and dtypes[n] == pl.String])
+    types |= dict.fromkeys(sizes, "vector")
+    columns = {n: Column("vector", size=sizes[n]) if n in sizes else _column(types[n], _text_kept(readings.get(n), types[n]),
                           sentinels[n].missing if n in sentinels else ()) for n in profiles}
     domains = _domains(read, types, profiles)
     proposed = {n: _propose_column(n, c, profiles[n], None if n in target else forms.get(n), domains.get(n),
@@ -392,7 +402,7 @@ def _supported_columns(frame):
     "The columns that a schema can describe."
     frame = frame.lazy()
     schema = frame.collect_schema()
-    frame = frame.select(n for n in schema if n not in ("_source", "_row"))
+    frame = lists_as_text(frame.select(n for n in schema if n not in ("_source", "_row")))
     for name, dtype in frame.collect_schema().items():
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
             raise UserError(f"the column '{name}' holds values of the type {dtype}; "

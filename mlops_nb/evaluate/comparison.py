@@ -161,7 +161,8 @@ def compare_with_model(
     metrics = paired_differences(task, test.y, test.scores, other_scores['test'], test.decision_settings, own,
                                  test.resampling, test.own)
     primary = primary_metric(task, own.quantiles)
-    message = describe_difference(task, f"{other_name} {kind}", metrics[primary], test.resampling.confidence_level, primary)
+    message = describe_difference(task, f"{other_name} {kind}", metrics[primary], test.resampling.confidence_level,
+                                  primary)
     return Comparison(other_name, kind, message, metrics=metrics)
 
 # %% ../../nbs/evaluate/03_comparison.ipynb #8aa6f4e4

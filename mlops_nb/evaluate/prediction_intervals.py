@@ -37,10 +37,10 @@ def fit_conformal(
         place = np.round((len(y) + 1) * level, 9) # what rounding adds to a whole number is none of it
         place = int(np.ceil(place) if level > 0.5 else np.floor(place))
         if not 1 <= place <= len(y):
-            tail = min(level, 1 - level)
-            raise UserError(f"the quantile {level:g} needs {int(np.ceil(1 / tail)) - 1} calibration rows, half of the "
-                            f"validation rows, and there are {len(y)}; enlarge `prepare.split.validation` in params.yaml, "
-                            "or list quantiles nearer to 0.5 in schema.yaml.")
+            needed = int(np.ceil(np.round(1 / min(level, 1 - level), 9))) - 1
+            raise UserError(f"the quantile {level:g} needs {needed} calibration rows, half of the "
+                            f"validation rows, and there are {len(y)}; enlarge prepare.split.validation in params.yaml, or "
+                            "list quantiles nearer to 0.5 in schema.yaml.")
         return float(np.sort(y - predicted)[place - 1])
     return ConformalCalibrator([shift(*x) for x in zip(q.T, quantiles)], quantiles.index(0.5))
 
@@ -123,13 +123,13 @@ def measure_intervals(
     found, inside = interval_estimates(y, q, levels, resampling), (q[:, 0] <= y) & (y <= q[:, -1])
     constant = np.broadcast_to(np.quantile(train_target, levels), q.shape)
     def figures(k, level, shift):
-        loss = jackknife_estimate(weighted_mean(pinball_loss(y, q[:, k], level)), resampling.units(n), n, None, 'skewed',
-                                  resampling.confidence_level)
+        loss = jackknife_estimate(weighted_mean(pinball_loss(y, q[:, k], level)), resampling.units(n), n, None,
+                                  'skewed', resampling.confidence_level)
         return QuantileFigures(level, _share_estimate(y <= q[:, k], n, resampling), loss, shift)
+    raw = (uncorrected[:, 0] <= y) & (y <= uncorrected[:, -1])
     return IntervalReport(
         [figures(*x) for x in zip(range(len(levels)), levels, calibrator.shifts)], round(levels[-1] - levels[0], 9),
-        n_calibration_rows, found['coverage'],
-        float(((uncorrected[:, 0] <= y) & (y <= uncorrected[:, -1])).mean()), found['interval_width'], found['pinball_loss'],
+        n_calibration_rows, found['coverage'], float(raw.mean()), found['interval_width'], found['pinball_loss'],
         float(np.mean([pinball_loss(y, c, level).mean() for c, level in zip(constant.T, levels)])),
         [s for c in schema.segments for s in _segment_coverage(c, frame, inside, q[:, -1] - q[:, 0], min_segment_rows,
                                                                resampling)])

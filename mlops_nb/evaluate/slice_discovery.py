@@ -223,7 +223,8 @@ def _describe_discovery(task, n_comparisons, slices, confidence_level):
 def _measure_slices(rows, measure, masks, n_comparisons): # `masks`: name -> (n,) bool
     def error_of(rows): return error_measures(rows.task, rows.y, rows.scores)[measure]
     error, (predicted, observed) = error_of(rows), predicted_and_observed(rows.task, rows.y, rows.scores)
-    figures = [SliceFigure(lambda rows: weighted_mean(error_of(rows)), True, 'real'), primary_metric_and_gap(rows.task, rows.decision_settings.quantiles)]
+    figures = [SliceFigure(lambda rows: weighted_mean(error_of(rows)), True, 'real'),
+               primary_metric_and_gap(rows.task, rows.decision_settings.quantiles)]
     return [DiscoveredSlice(
         measure=measure, where=where, n_rows=int(m.sum()), share=float(m.mean()), error=here, rest=rest, gap=gap,
         p_value=slice_p_value(error, m, n_comparisons, rows.resampling.clusters), predicted=float(predicted[m].mean()),

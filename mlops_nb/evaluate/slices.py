@@ -146,7 +146,8 @@ def measure_slice(
     mask: np.ndarray, # (n,) bool: is the row in the slice?
 ) -> tuple: # The metric here, on the rest, the gap; the skill score here, on the rest, the gap
     "The primary metric and the skill score of a slice, and their distance from the rest."
-    figures = [primary_metric_and_gap(rows.task, rows.decision_settings.quantiles), SliceFigure(weighted_skill_score, False, 'real')]
+    primary = primary_metric_and_gap(rows.task, rows.decision_settings.quantiles)
+    figures = [primary, SliceFigure(weighted_skill_score, False, 'real')]
     metric, (worth, *other) = compare_with_rest(rows, figures, mask)
     return *metric, worth.value, *other
 

@@ -170,7 +170,8 @@ def _evaluation_tables(predictor, found, splits, scored, resampling): # File nam
         'fairness': fairness_table(found.fairness), 'calibration_curve': curve(scores),
         'residuals': binned_residuals(*predictor.encoder.with_first_figures(test), y, scores, schema.classes, 10, level,
                                       resampling.clusters)}
-    if found.recalibration and predictor.policy.calibrator: tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
+    if found.recalibration and predictor.policy.calibrator:
+        tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
     if schema.task == 'binary': tables['cost_curve'] = cost_curve(y, scores, costs, resampling)
     chosen = (found.decision_settings.threshold,)
     return tables | evaluation_curves(schema.task, y, scores, schema.classes, chosen)

@@ -57,8 +57,8 @@ def compress_model(
     "Fewer trees, or fewer bits; raises `UserError` if the other was asked for."
     file = model_file(bundle)
     if teacher.schema.quantiles:
-        raise UserError(f"{bundle} predicts quantiles, and such a model is not made smaller here; train one with fewer or "
-                        "smaller trees (train.gbdt.n_estimators, num_leaves).")
+        raise UserError(f"{bundle} predicts quantiles, and such a model is not made smaller here; train one with fewer "
+                        "or smaller trees (train.gbdt.n_estimators, num_leaves).")
     if file.name == 'model.onnx':
         raise UserError(f"{bundle} holds an ONNX model, which cannot be made smaller here; give its learner parameters "
                         "that make it smaller (such as max_depth), or compress a model of trees or a net.")

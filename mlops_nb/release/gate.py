@@ -301,8 +301,8 @@ def check_coverage(
     if e.value is None: return [check_at_least("quantiles: coverage", None, found, "The coverage of the quantiles")]
     high = e.value if e.high is None else e.high
     known = "" if e.low is None else f" ({e.low:.1%} to {e.high:.1%})"
-    text = (f"The interval of the quantiles covers {e.value:.1%}{known} of the test rows, and says {intervals.level:.0%}; "
-            f"the high end must be at least {found:.1%}.")
+    text = (f"The interval of the quantiles covers {e.value:.1%}{known} of the test rows, and says "
+            f"{intervals.level:.0%}; the high end must be at least {found:.1%}.")
     loss = check_at_most("quantiles: pinball loss", intervals.pinball_loss.value, constant,
                          "The pinball loss of the quantiles, beside that of the training rows' own quantiles,")
     return [GateResult("quantiles: coverage", found, high, bool(high >= found), text), loss]

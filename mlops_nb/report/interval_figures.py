@@ -29,7 +29,8 @@ def plot_intervals(
     y, x, blue, orange = some['_target'], range(len(some)), LIGHT_PALETTE['blue'], LIGHT_PALETTE['orange']
     ax.vlines(x, some[low], some[high], color=blue, alpha=0.3, linewidth=3)
     ax.plot(x, some[median], color=blue, linewidth=1)
-    ax.scatter(x, y, s=9, color=[blue if a <= v <= b else orange for v, a, b in zip(y, some[low], some[high])], zorder=3)
+    inside = (some[low] <= y) & (y <= some[high])
+    ax.scatter(x, y, s=9, color=[blue if i else orange for i in inside], zorder=3)
     ax.set(xlabel='test rows, by their median', ylabel='value', xticks=[])
     ax.yaxis.set_major_formatter(format_tick)
     return len(some)
@@ -44,11 +45,12 @@ def segment_coverage_figure(
     names = [f"{s.column} = {s.value}" for s in found]
     below = [s.coverage.high is not None and s.coverage.high < intervals.level for s in found]
     fig, ax = subplots(height=0.75 + 0.27 * len(found))
-    dot_plot(ax, names, *([getattr(s.coverage, of) for s in found] for of in ('value', 'low', 'high')), intervals.level, below)
+    ends = ([getattr(s.coverage, of) for s in found] for of in ('value', 'low', 'high'))
+    dot_plot(ax, names, *ends, intervals.level, below)
     ax.set_xlabel('coverage')
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
-    title = (f"{names[below.index(True)]} is covered less often than {format_percent(intervals.level)}" if any(below) else
-             "No segment is covered significantly less often than the interval says")
+    title = (f"{names[below.index(True)]} is covered less often than {format_percent(intervals.level)}"
+             if any(below) else "No segment is covered significantly less often than the interval says")
     rows = [{'Segment': n, 'Rows': s.n_rows, 'Coverage': estimate_cell(s.coverage), 'Mean width': s.width}
             for n, s in zip(names, found)]
     return figure_html(fig, title, "Dashed: what the interval says. Orange: significantly less.") + details(
@@ -77,6 +79,6 @@ def intervals_html(
              f"says {format_percent(intervals.level)}; its mean width is {format_number(intervals.width.value)}")
     note = (f"{n} of {format_number(len(predictions))} test rows are drawn. Before the correction on "
             f"{format_number(intervals.n_calibration_rows)} validation rows it covered "
-            f"{format_percent(intervals.uncorrected_coverage)}. Pinball loss {format_number(intervals.pinball_loss.value)}; "
-            f"of the same quantiles for every row {format_number(intervals.constant_pinball_loss)}.")
+            f"{format_percent(intervals.uncorrected_coverage)}. Pinball loss "
+            f"{format_number(intervals.pinball_loss.value)}; of the same quantiles for every row {format_number(intervals.constant_pinball_loss)}.")
     return figure_html(fig, title, note) + quantile_table(intervals) + segment_coverage_figure(intervals)

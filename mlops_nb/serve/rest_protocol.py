@@ -24,7 +24,7 @@ from .request_validation import RequestDecoder, ValidationError
 # %% ../../nbs/serve/09_rest_protocol.ipynb #726cab6b
 class Prediction(Struct, omit_defaults=True):
     "The answer for one row."
-    score: float | dict[str, float] # probability of the event, or the value; by class or quantile where there are several
+    score: float | dict[str, float] # probability of the event, or the value; of several by class or quantile
     decision: str | None | UnsetType = UNSET # none for a regression, and null for a row that is left to a person
     needs_review: bool = False # a person should decide
     variant: str | UnsetType = UNSET # that answered, where not all rows went to the same

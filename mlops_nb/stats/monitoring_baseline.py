@@ -68,7 +68,7 @@ def find_segments(
     "The segments that have enough rows."
     found = {}
     for c, summary in summarize_columns(train.select(*dict.fromkeys(schema.segments)), schema).items():
-        if summary.type in ('timestamp', 'text'): continue
+        if summary.type in ('timestamp', 'text', 'vector'): continue
         rows = {s: s.rows(train[c]) for s in _column_segments(c, summary)}
         found |= {s: inside for s, inside in rows.items() if MIN_SEGMENT_ROWS <= inside.sum() < len(train)}
     return found
@@ -146,7 +146,7 @@ class ScoredRows(NamedTuple):
     "Rows of which scores and outcomes are known."
     frame: pl.DataFrame # (n rows) with the segment columns
     scores: dict[str, np.ndarray] # By score column: (n,) as they are answered
-    observed: dict[str, np.ndarray] # By score column that has one: (n,) 1 for the event or the class, else 0; or the target
+    observed: dict[str, np.ndarray] # By score column with an outcome: (n,) 1 for event or class, else 0; or the target
 
 def score_histogram(
     scores: np.ndarray, # (n,)

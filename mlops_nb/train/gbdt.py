@@ -246,7 +246,8 @@ def fit_gbdt(
                                                                             job.n_threads)
     random = g.subsample < 1 or g.colsample_bytree < 1
     before = (job.init_model or b'').decode()
-    if job.quantile is not None: fixed |= dict(objective='quantile', alpha=job.quantile, metric=EVAL_METRICS['quantile'])
+    if job.quantile is not None:
+        fixed |= dict(objective='quantile', alpha=job.quantile, metric=EVAL_METRICS['quantile'])
     elif job.task == 'regression': check_objective(parts, job.params, before)
     state = load_gbdt_checkpoint(job.checkpoint)
     on_start(state is not None)
