@@ -129,7 +129,9 @@ def test_of_two_pipeline_runs_at_once_the_second_is_refused_and_the_first_goes_o
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 120
-        while not (slow / "begun").exists(): assert first.poll() is None and time.monotonic() < end
+        while not (slow / "begun").exists():
+            assert first.poll() is None and time.monotonic() < end
+            time.sleep(.05)
         second = run("dvc", "repro", "-s", "-f", "deploy", cwd=project)
         assert second.returncode != 0 and "busy" in second.stderr, second.stderr
     finally:

@@ -1,5 +1,6 @@
 "Score cache, lookup tables, micro-batching and shadow queues, each alone."
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -84,17 +85,21 @@ def test_the_name_decides_where_hashes_are_the_same(made, tmp_path, predictors):
 
 
 def test_rows_that_wait_together_are_asked_together_and_get_their_own_answers():
-    sizes = []
+    sizes, all_asked = [], threading.Event()
 
     def slow(X):
         sizes.append(len(X))
-        time.sleep(.005)
+        assert all_asked.wait(60)
         return X @ np.array([[1., 10.], [2., 20.]])
 
     batch, rng = MicroBatcher(slow), np.random.default_rng(0)
     asked = [rng.normal(size=(n, 2)) for n in rng.integers(1, 40, 200)] + [rng.normal(size=(MAX_BATCH_ROWS + 5, 2))]
 
-    async def main(): return await asyncio.gather(*map(batch.predict, asked))
+    async def main():
+        tasks = [asyncio.create_task(batch.predict(X)) for X in asked]
+        await asyncio.sleep(0)  # each has begun to wait
+        all_asked.set()
+        return await asyncio.gather(*tasks)
     for X, said in zip(asked, asyncio.run(main()), strict=True):
         assert np.allclose(said, X @ np.array([[1., 10.], [2., 20.]]))
     assert sum(sizes) == sum(map(len,
@@ -118,17 +123,19 @@ def test_one_that_spoils_a_batch_spoils_only_itself():
 
 
 def test_who_gives_up_is_left_out_and_the_others_are_answered():
-    seen = []
+    seen, first_runs, given_up = [], threading.Event(), threading.Event()
 
     def slow(X):
         seen.extend(X[:, 0])
-        time.sleep(.1)
+        first_runs.set()
+        assert given_up.wait(60)
         return X[:, 0]
 
     async def main():
         tasks = [asyncio.create_task(batch.predict(np.full((1, 1), float(i)))) for i in range(4)]
-        await asyncio.sleep(.02)
+        await asyncio.to_thread(first_runs.wait, 60)
         tasks[2].cancel()
+        given_up.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
     batch = MicroBatcher(slow)
     said = asyncio.run(main())

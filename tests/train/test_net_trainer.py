@@ -328,10 +328,11 @@ def test_killed_by_the_system_again_and_again(tmp_path):
     code = RUN.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), checkpoint=str(tmp_path / "c"))
     want = fit(*problem(n=1200), params=replace(SMALL, max_epochs=12, patience=12))
     chance, kills = random.Random(0), 0
-    for _ in range(3):
+    for attempt in range(3):
         run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         run.stdout.readline()
-        time.sleep(chance.uniform(0.1, 0.6))
+        while attempt and run.poll() is None and not (tmp_path / "c").exists(): time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
         kills += run.poll() is None
         run.send_signal(signal.SIGKILL)
         run.communicate()

@@ -138,11 +138,16 @@ KILLED = """
 import sys, time
 from mlops_nb.train import learners, tuning as tune
 fit = learners.fit_gbdt
+trees, first = 0, int(sys.argv[2])
 def slow(*args, on_iteration, **kw):                       # 2 ms a tree, so that there is a moment to be killed in
-    def wait(i, v): time.sleep(0.002); on_iteration(i, v)
+    def wait(i, v):
+        global trees
+        trees += 1
+        if trees == first: print("grown", flush=True)
+        time.sleep(0.002 if trees < first + 15 else 600)   # it is killed however late
+        on_iteration(i, v)
     return fit(*args, on_iteration=wait, **kw)
 learners.fit_gbdt = slow
-print("begins", flush=True)
 tune.run_tune(sys.argv[1])
 """
 
@@ -152,10 +157,10 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
     tune.run_tune(calm)
     dice, kills, kept = random.Random(3), 0, 0
     for _ in range(4):
-        run = subprocess.Popen([sys.executable, "-c", KILLED, str(killed)], stdout=subprocess.PIPE,
-                               env=dict(os.environ))
+        run = subprocess.Popen([sys.executable, "-c", KILLED, str(killed), str(dice.randrange(5, 25))],
+                               stdout=subprocess.PIPE, env=dict(os.environ))
         run.stdout.readline()
-        time.sleep(dice.uniform(0.6, 1.6))
+        time.sleep(dice.uniform(0, 0.04))
         kills += run.poll() is None
         run.send_signal(signal.SIGKILL)
         run.communicate()
