@@ -1,6 +1,4 @@
 "A search by a metric of the task or of the project: what a trial is worth is what the evaluation says of its model."
-import numpy as np
-import polars as pl
 import pytest
 from support.small_project import small_project
 

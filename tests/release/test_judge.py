@@ -418,7 +418,8 @@ def test_a_metric_that_is_not_named_is_shown_and_not_judged(own_root):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("events_a_score", "is one number for all rows and says nothing of a row"), ("broken", "failed with ValueError: no rows today"),
+    ("events_a_score", "is one number for all rows and says nothing of a row"),
+    ("broken", "failed with ValueError: no rows today"),
     ("elsewhere", "reads 'postcode', which the prediction log does not hold"), ("profits", "has no such @metric")])
 def test_a_metric_that_was_asked_for_and_cannot_be_measured_lets_nothing_pass(own_root, name, says):
     traffic = Traffic(own_root, share=.5)

@@ -13,6 +13,7 @@ from mlops_nb.bundle.stage import pack_bundle
 from mlops_nb.config.params import own_learners, read_params
 from mlops_nb.core.errors import UserError
 from mlops_nb.explain.attributions import checked_contributions
+from mlops_nb.model.booster import Booster
 from mlops_nb.model.onnx_model import OnnxModel
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.release.compression import compress_model
@@ -100,6 +101,25 @@ def own_step(X, y):
     return make_pipeline(SimpleImputer(), FunctionTransformer(np.abs), LogisticRegression()).fit(X, y)
 
 
+from sklearn.base import BaseEstimator, TransformerMixin
+
+
+class RunningMean(TransformerMixin, BaseEstimator):
+    "Its answer depends on what it was asked before."
+    def fit(self, X, y=None):
+        self.seen_ = []
+        return self
+
+    def transform(self, X):
+        self.seen_.append(X.mean(0))
+        return X - np.mean(self.seen_, 0)
+
+
+@learner("remembers")
+def remembers(X, y):
+    return make_pipeline(SimpleImputer(), RunningMean(), LogisticRegression()).fit(X, y)
+
+
 @learner("endless")
 def endless(X, y):
     while True: print("x" * 100_000)
@@ -160,6 +180,33 @@ def test_the_bundle_is_verified_described_and_exported(project, tmp_path):
     assert profile_models([p], [bundle], [{}], test)[0].row_seconds > 0
 
 
+AUDIT = """
+import os, sys
+_log = os.open(os.environ["UNPICKLED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def _hook(event, args):
+    if event == "pickle.find_class": os.write(_log, f"{args[0]}.{args[1]}\\n".encode())
+    if event == "import" and args[0] in ("joblib", "cloudpickle", "sklearn"): os.write(_log, f"{args[0]}\\n".encode())
+sys.addaudithook(_hook)
+"""
+
+
+def test_what_serves_unpickles_nothing(project, tmp_path):
+    "An audit hook in each process of a server sees every class that any pickle names."
+    from support import server as serving
+    for folder in ("hook", "served"): (tmp_path / folder).mkdir()
+    (tmp_path / "hook/sitecustomize.py").write_text(AUDIT)
+    log = tmp_path / "unpickled"
+    root = serving.project(tmp_path / "served", made=pack_bundle(project))
+    with serving.Server(root, PYTHONPATH=str(tmp_path / "hook"), UNPICKLED=str(log)) as server:
+        status, _, body = server.post(serving.PREDICT, {"instances": serving.instances(3)})
+        told, _, _ = server.post(serving.EXPLAIN, {"instances": serving.instances(1)})
+    assert (status, told) == (200, 200), body
+    assert log.exists(), "the hook was there"
+    # the worker of the server is told by multiprocessing what to run: classes of its own and of this package
+    assert not [line for line in log.read_text().splitlines()
+                if not line.startswith(("multiprocessing", "granian", "mlops_nb.serve", "pathlib", "functools", "builtins"))]
+
+
 def test_the_tuning_tries_its_space(project):
     import optuna
     search = open_search_context(modelling_project(project), "forest")
@@ -195,6 +242,7 @@ def why(project, folder, name, weights=None):
     ("leaves", "it failed with SystemExit: 3"),
     ("changes", "it changed X in place"), ("nan", "it gives no number .NaN or infinity. for 40 of 40"),
     ("hard", "has no predict_proba"), ("own_step", "the step 'functiontransformer' of the pipeline"),
+    ("remembers", "the step 'runningmean' of the pipeline, RunningMean, cannot be written as ONNX"),
     ("gone", "train.learners names 'gone'")])
 def test_what_it_does_wrong_is_a_sentence(project, tmp_path, name, says):
     assert re.search(says, why(project, tmp_path, name))
@@ -224,3 +272,35 @@ def test_an_argument_that_nobody_gives_is_named(tmp_path):
 
 def test_a_model_of_elsewhere_is_refused(tmp_path):
     with pytest.raises(UserError, match="onnxruntime .* refuses the ONNX model"): OnnxModel(b"\x08\x09damaged")
+
+
+OWN_OBJECTIVE = '''
+import lightgbm as lgb
+import numpy as np
+
+from mlops_nb.train.custom_learners import learner
+
+
+def stock_cost(y, predicted):
+    "Gradient and curvature of a squared error that counts nine times where too little was predicted"
+    times = np.where(predicted < y, 9.0, 1.0)
+    return times * (predicted - y), times
+
+
+@learner("stock")
+def stock(X, y, params, seed):
+    return lgb.LGBMRegressor(objective=stock_cost, random_state=seed, verbosity=-1, **params).fit(X, y)
+'''
+
+
+def test_an_objective_of_ones_own_is_learned_and_travels_as_trees(tmp_path):
+    rng = np.random.default_rng(0)
+    train, valid = (TrainingPart(X := rng.normal(size=(n, 3)), X[:, 0] + rng.normal(size=n)) for n in (900, 400))
+    (tmp_path / "learners.py").write_text(OWN_OBJECTIVE)
+    fit = CustomFit("stock", str(tmp_path / "learners.py"), "regression", 0, ["a", "b", "c"], [],
+                    {"learning_rate": .1, "n_estimators": 40, "num_leaves": 7}, 0)
+    file, data = run_custom_learner(fit, train, valid, tmp_path)
+    assert file == "model.txt"
+    predicted = Booster(data.decode()).predict(valid.X)
+    assert (predicted > valid.y).mean() > .75 # too much is cheap
+    assert np.array_equal(Booster(data.decode()).predict_one(valid.X[0]), predicted[0])

@@ -187,11 +187,33 @@ def test_columns_of_what_was_missing_are_refused():
         export_model(model, interface("binary"))
 
 
+def test_a_torch_module_that_looks_at_the_values_of_its_rows_is_refused():
+    "Traced, it would answer for all rows as it did for the example."
+    torch = pytest.importorskip("torch")
+
+    class Looks(torch.nn.Module):
+        def forward(self, x): return torch.sigmoid(x[:, 0] if x.sum() > 0 else x[:, 1])
+    with pytest.raises(UserError, match="torch cannot write Looks as ONNX: .*nothing that depends on the values"):
+        export_model(Looks(), interface("binary"))
+
+
 def test_a_class_without_rows_gets_no_probability():
     model = sklearn("binary").fit(X, np.where(TARGETS["binary"], 2, 0))
     onnx = OnnxModel(compare_with_estimator(model, export_model(model, interface("multiclass"))[1], X,
                                             interface("multiclass"), X[:8]))
     assert np.array_equal(onnx.predict(X)[:, 1], np.zeros(400)) and onnx.predict(X).sum(1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_classes_in_another_order_are_put_into_that_of_the_schema(task):
+    model = linear(task).fit(X, TARGETS[task])
+    before, final = model_scores(model, X, interface(task)), model.steps[-1][1]
+    if task == "binary": final.coef_, final.intercept_ = -final.coef_, -final.intercept_
+    else: final.coef_, final.intercept_ = final.coef_[::-1].copy(), final.intercept_[::-1].copy()
+    final.classes_ = final.classes_[::-1].copy()
+    np.testing.assert_allclose(model_scores(model, X, interface(task)), before, atol=1e-12)
+    onnx = OnnxModel(compare_with_estimator(model, export_model(model, interface(task))[1], X, interface(task), X[:8]))
+    np.testing.assert_allclose(onnx.predict(X), before, atol=1e-5)
 
 
 def test_a_class_that_the_schema_lacks_is_refused():
