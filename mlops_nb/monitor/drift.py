@@ -67,7 +67,7 @@ class DriftState(Struct):
     runs: dict[str, float] = field(default_factory=dict) # by stream: the bet that began at the best time
     since: dict[str, datetime] = field(default_factory=dict) # by stream: that time
     drifted: dict[str, DriftedStream] = field(default_factory=dict)
-    told: dict[str, datetime] = field(default_factory=dict) # by stream that had drifted: when it was near its floor last
+    told: dict[str, datetime] = field(default_factory=dict) # by stream that had drifted: when it was near its floor
     unhealthy: list[tuple[datetime, datetime]] = field(default_factory=list)
 
 # %% ../../nbs/monitor/17_drift.ipynb #caca6cd6

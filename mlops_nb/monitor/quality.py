@@ -38,6 +38,7 @@ from mlops_nb.monitor.cohort_metrics import (
     JudgedRows,
     QualityReference,
     bin_calibrations,
+    bin_residuals,
     estimated_metrics,
     judged_rows,
     labelled_metrics,
@@ -49,6 +50,7 @@ from mlops_nb.monitor.cohort_metrics import (
     segment_names,
     selection_weights,
     shift_calibrations,
+    shift_residuals,
 )
 from .drift import drifted_periods
 from .findings import Finding
@@ -208,6 +210,11 @@ def measured_metrics(
                              _late_scores(rows, known_share))
     return found, np.ones(len(weights)) if even else weights, "labelled" if even else "weighted"
 
+# %% ../../nbs/monitor/18_quality.ipynb #66d43eb6
+def _own_problems(reference, known, found): # metric of the project that is not among those found -> why
+    own = reference.features.metrics if reference.features else {}
+    return {} if own.keys() <= found.keys() else own_metrics(reference, known.frame, known.y, known.scores)[1]
+
 # %% ../../nbs/monitor/18_quality.ipynb #b77487c0
 MAX_SEGMENTS = 20 # of a bundle, the largest
 
@@ -230,7 +237,7 @@ def _measure(run, state, cohort, final, known_share): # -> rows of the table; (r
         reference, rows = loaded[0], judged_rows(frame.sort("time", "id", "row"), loaded[0].schema)
         found, weights, method = measured_metrics(rows, reference, run.params, known_share)
         known = rows.take(np.isfinite(rows.y))
-        if variant == "champion": state.own_problems = own_metrics(reference, known.frame, known.y, known.scores)[1]
+        if variant == "champion": state.own_problems = _own_problems(reference, known, found)
         judged[bundle, variant] = reference, rows, weights
         scale = cohort.n_rows / max(1, len(cohort.rows))
         n, labelled = round(len(rows.y) * scale), round(int(np.isfinite(rows.y).sum()) * scale)
@@ -306,11 +313,12 @@ def _judge_final(run, state, before, start): # labels are due: measure, and bet 
 def _tolerance(run): return run.params.release.margins.loss or 0.
 
 # %% ../../nbs/monitor/18_quality.ipynb #9d148ce2
-def _calibrations(reference, predictor, test, inputs): # recalibrated where the test rows are at hand
+def _outcomes(reference, predictor, test, inputs): # what may come; weighted where the test rows are at hand
+    is_regression = reference.schema.task == "regression"
     if test is not None and inputs is not None and len(inputs) >= 200:
-        try: return shift_calibrations(predictor, test, inputs)
+        try: return (shift_residuals if is_regression else shift_calibrations)(predictor, test, inputs)
         except UserError: pass # the log holds values that the schema does not know
-    return bin_calibrations(reference)
+    return (bin_residuals if is_regression else bin_calibrations)(reference)
 
 def _inputs(rows, predictor):
     inputs = logged_inputs(rows, predictor)
@@ -329,8 +337,7 @@ def _estimate(run, state, before, start): # a day is over: estimate, and count c
         reference, predictor, test = loaded
         rows, inputs = judged_rows(frame, reference.schema), _inputs(frame, predictor)
         if len(rows.y) >= MIN_LABELS:
-            found = estimated_metrics(reference, rows.scores, _calibrations(reference, predictor, test, inputs),
-                                      rows.frame)
+            found = estimated_metrics(reference, rows, _outcomes(reference, predictor, test, inputs))
             tables += _table(run, cohort, (bundle, variant), found, len(rows.y), 0, "estimated",
                              _baselines(reference), False)
         window = inputs is not None and reference.baseline and explain_window(
