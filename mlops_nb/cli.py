@@ -53,7 +53,7 @@ class _Commands(SectionedGroup):
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Monitoring": ["monitor", "alert", "incident", "label", "slo"],
-        "Continuous training": ["run", "runs", "control"],
+        "Continuous training": ["run", "runs", "triggers", "control"],
         "Reports": ["report", "model-card"],
         "Other forms of a model": ["compress", "export-onnx"],
         "This command": ["completion"]}
@@ -118,7 +118,7 @@ _EntityOption = Annotated[str | None, typer.Option(help="The column that names w
 _FilterOption = Annotated[str | None, typer.Option(
     help="A SQL expression; rows for which it is not true are left out.")]
 _TaskOption = Annotated[str | None, typer.Option(
-    help="binary, multiclass or regression; guessed from the target.")]
+    help="binary, multiclass, regression, or quantile (with intervals); guessed from the target.")]
 
 # %% ../nbs/95_cli.ipynb #f1737260
 def _print_init(report, folder, dry_run):

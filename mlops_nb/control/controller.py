@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mlops_nb.control.scheduler import (
     register_workflow,
 )
 from .step_process import end_all_groups
+from .trigger_evaluation import check_triggers, evaluate_triggers
 from ..ledger.executors import Executor, list_executors, register_executor, set_executor_state
 from ..ledger.ledger import Ledger, open_ledger
 from ..ledger.runs import RUN_ENDS, read_run
@@ -77,10 +79,15 @@ def _lose_lease():
           flush=True)
     os._exit(LEASE_LOST)
 
-def _round(ledger, executor, settings, workflows, state):
+_TRIGGER_SECONDS = 30.0 # between two evaluations of the triggers
+
+def _round(root, ledger, executor, settings, workflows, state):
     "One look at all that may be due."
     from sqlalchemy.exc import SQLAlchemyError
     try:
+        if time.monotonic() >= state["triggers_at"]:
+            state["triggers_at"] = time.monotonic() + _TRIGGER_SECONDS
+            evaluate_triggers(root)
         take_over(ledger, executor.project, executor.version)
         state["seen"] = enqueue_requests(ledger, state["seen"], workflows[1])
         enqueue_due_runs(settings, state["due_since"], workflows[0])
@@ -89,12 +96,14 @@ def _round(ledger, executor, settings, workflows, state):
 
 # %% ../../nbs/control/05_controller.ipynb #3fed0540
 def _begin(root, settings):
+    check_triggers(root)
     ledger, control = open_ledger(root, settings), settings.control
     project = application_name(settings.release.endpoint or root.name)
     executor = register_executor(ledger, project, code_version(), control.lease_seconds)
     Heartbeat(ledger, executor, control.lease_seconds, _lose_lease).start()
     workflows = launch_dbos(root, settings, executor)
-    return ledger, executor, workflows, dict(seen=0, due_since=apply_schedules(settings, workflows[0]))
+    return ledger, executor, workflows, dict(
+        seen=0, triggers_at=0.0, due_since=apply_schedules(settings, workflows[0]))
 
 def run_controller(
     root: str | Path, # The project's folder
@@ -108,7 +117,7 @@ def run_controller(
     pages = root / "reports" / "scheduled" / "index.html"
     print(f"{executor.id} works: {len(state['due_since'])} schedules, pages in {pages}. Stop with Ctrl-C.", flush=True)
     while not stop.is_set() and not until():
-        _round(ledger, executor, settings, workflows, state)
+        _round(root, ledger, executor, settings, workflows, state)
         stop.wait(poll_interval_seconds)
     end_all_groups()
     set_executor_state(ledger, executor.id, "lost") # what it had begun is free at once

@@ -28,7 +28,8 @@ from ..ledger.ledger import Ledger
 def code_version() -> str: # 12 hexadecimal digits
     "The version of the code that defines the workflows."
     from importlib.metadata import version
-    code = {k: v for k, v in file_hashes(Path(find_spec("mlops_nb.control").origin).parent).items() if k.endswith(".py")}
+    folder = Path(find_spec("mlops_nb.control").origin).parent
+    code = {k: v for k, v in file_hashes(folder).items() if k.endswith(".py")}
     return combine_hashes(code | {"dbos": version("dbos")})[:12]
 
 # %% ../../nbs/control/01_recovery.ipynb #96be352e

@@ -6,6 +6,7 @@
 __all__ = ['PinnedRun', 'pin_run', 'run_folder', 'make_worktree', 'remove_worktree', 'commit_results', 'run_environment']
 
 # %% ../../nbs/control/02_run_identity.ipynb #6e54ad4f
+import configparser
 import hashlib
 import os
 import shutil
@@ -31,8 +32,8 @@ def _git(root, *args):
     return done.stdout
 
 # %% ../../nbs/control/02_run_identity.ipynb #92b20cd3
-_NOT_CODE = ("settings.ini", "slo.yaml", "triggers.yaml", "README.md", "docs/", ".github/", ".gitlab-ci.yml", "dvc.lock",
-             "data.dvc", "params.yaml", "artifacts/", "bundles/", "releases/")
+_NOT_CODE = ("settings.ini", "slo.yaml", "triggers.yaml", "README.md", "docs/", ".github/", ".gitlab-ci.yml",
+             "dvc.lock", "data.dvc", "params.yaml", "artifacts/", "bundles/", "releases/")
 
 class PinnedRun(Struct, frozen=True):
     "What a run is made of."
@@ -58,7 +59,8 @@ def pin_run(
     root = Path(root)
     commit, tree = _git(root, "rev-parse", "HEAD").strip(), _tree(root)
     for name in ("dvc.yaml", "params.yaml"):
-        if name not in tree: raise UserError(f"{root / name} is not committed to git; commit it, and start the run again.")
+        if name not in tree:
+            raise UserError(f"{root / name} is not committed to git; commit it, and start the run again.")
     if not (root / "data.dvc").exists():
         raise UserError(f"{root} has no data.dvc; `mlops-nb ingest` puts data under DVC, or `dvc add data`.")
     code = {path: sha for path, sha in tree.items() if not path.startswith(_NOT_CODE)}
@@ -77,14 +79,14 @@ def run_folder(
     return Path(root).resolve() / ".mlops" / "runs" / id / prefix
 
 def _share(root, folder):
-    "Let a working tree use the checkout's cache and pages."
+    "Let a working tree use the checkout's cache, local configuration of DVC, and pages."
     done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, text=True, capture_output=True)
     cache = done.stdout.strip() or str(Path(root).resolve() / ".dvc" / "cache")
-    with atomic_file(folder / ".dvc" / "config.local") as tmp: tmp.write_text(f"[cache]\n    dir = {cache}\n")
-    local = Path(root) / ".dvc" / "config.local"
-    if local.exists():
-        with atomic_file(folder / ".dvc" / "config.local") as tmp:
-            tmp.write_text(f"{local.read_text()}\n[cache]\n    dir = {cache}\n")
+    local, config = Path(root) / ".dvc" / "config.local", configparser.ConfigParser()
+    if local.exists(): config.read_string(local.read_text())
+    if not config.has_section("cache"): config.add_section("cache")
+    config.set("cache", "dir", cache)
+    with atomic_file(folder / ".dvc" / "config.local") as tmp, open(tmp, "w") as f: config.write(f)
     (Path(root) / "reports").mkdir(exist_ok=True)
     if not (folder / "reports").exists(): (folder / "reports").symlink_to((Path(root) / "reports").resolve())
 

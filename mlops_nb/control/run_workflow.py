@@ -32,6 +32,11 @@ from mlops_nb.control.run_identity import (
 from .step_process import StepCancelled, run_process, with_retries
 
 # %% ../../nbs/control/04_run_workflow.ipynb #333114c8
+def _data_files(root):
+    "The content of each file in data/, in short: what a later trigger counts as known."
+    path = Path(root) / "data" / "manifest.json"
+    return [f["sha256"][:16] for f in read_json(path, dict)["files"]] if path.exists() else []
+
 def request_run(
     root: str | Path, # The project's folder
     trigger: str = "on_demand", # Which trigger asks
@@ -40,7 +45,7 @@ def request_run(
 ) -> tuple[str, bool]: # The id of the run, and whether it is new
     "Ask for a run of what is here now; the same data, code and params are the same run. Raises `UserError`."
     pin = pin_run(root)
-    facts = msgspec.to_builtins(pin) | dict(trigger=trigger, reason=reason)
+    facts = msgspec.to_builtins(pin) | dict(trigger=trigger, reason=reason, data_files=_data_files(root))
     entry, new = queue_run(open_ledger(root), pin.id, facts, by)
     return entry.subject, new
 

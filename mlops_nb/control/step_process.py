@@ -71,6 +71,7 @@ def _wait(process, what, timeout_seconds, is_cancelled):
                              "step_timeout_seconds in settings.ini under [control].")
         with suppress(subprocess.TimeoutExpired): process.wait(_LOOK_SECONDS)
 
+# %% ../../nbs/control/03_step_process.ipynb #76f53920
 def run_process(
     command: list[str],
     cwd: Path, # Where it runs
