@@ -13,6 +13,7 @@ from contextlib import chdir, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 from msgspec import Struct, field
 
@@ -242,6 +243,10 @@ def _learner_cells(notebook): # The source of its cells that begin with `#| expo
     found = [t.partition("\n")[2] for t in texts if begin.match(t.partition("\n")[0])]
     return "\n\n\n".join(t.strip() for t in found) + "\n"
 
+def _features_module_maker(**how): # nbdev takes `#| export learners` for a module of that name in the package
+    from nbdev.maker import ModuleMaker
+    return ModuleMaker(**how) if how["is_new"] else SimpleNamespace(make=lambda *cells, **_: None)
+
 def run_features(root: Path) -> None:
     "Export the project's features notebook; raises `UserError` if it does not export `prepare.features_file`."
     from nbdev.export import nb_export
@@ -249,7 +254,7 @@ def run_features(root: Path) -> None:
     if not (root / p.features_notebook).exists():
         raise UserError(f"{p.features_notebook} does not exist; name the features notebook in params.yaml under "
                         "prepare.features_notebook.")
-    with chdir(root): nb_export(p.features_notebook)
+    with chdir(root): nb_export(p.features_notebook, mod_maker=_features_module_maker)
     if not (root / p.features_file).exists():
         raise UserError(f"{p.features_notebook} did not export {p.features_file}; its `#| default_exp` and "
                         "prepare.features_file in params.yaml must name the same module.")

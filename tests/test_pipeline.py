@@ -198,3 +198,23 @@ def test_only_clocks_that_are_known_become_features():
     schema = Schema("trips", "regression", "EXTRACT(EPOCH FROM end) - EXTRACT(EPOCH FROM start)", columns,
                     event_time="start")
     assert datetime_columns(schema) == ["start", "seen"], "the end of a trip is not known when it starts"
+
+
+def test_learners_of_the_features_notebook_lie_in_a_file_of_their_own(tmp_path):
+    "nbdev would take the directive for another module of the package, which is not there."
+    from mlops_nb.pipeline import run_features
+    (tmp_path / "shop.csv").write_text(shop(), encoding="utf-8")
+    root = tmp_path / "corner-shop"
+    init_project(root, str(tmp_path / "shop.csv"), "bought", time="day")
+    notebook = nbformat.read(path := root / "nbs/00_features.ipynb", 4)
+    notebook.cells += [nbformat.v4.new_code_cell(s) for s in (
+        "#| export learners\nfrom mlops_nb.train.custom_learners import learner",
+        "#| export\nfrom mlops_nb.model.features import metric\n\n@metric('profit', better='higher')\ndef profit(y, p): return y",
+        "#| export learners\n@learner('mine')\ndef mine(X, y): ...")]
+    nbformat.write(notebook, path)
+    for _ in range(2): run_features(root)
+    package = next(p for p in root.iterdir() if (p / "features.py").exists())
+    assert "def profit" in (package / "features.py").read_text() and "learner" not in (package / "features.py").read_text()
+    assert sorted(p.name for p in package.glob("*.py")) == ["__init__.py", "features.py"]
+    written = (root / "artifacts/learners.py").read_text()
+    assert written.index("import learner") < written.index("def mine") and "profit" not in written
