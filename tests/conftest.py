@@ -1,4 +1,5 @@
 "What every test shares."
+import gc
 import os
 import secrets
 import shutil
@@ -29,6 +30,16 @@ LONG = ["end_to_end/test_real_data.py", "train/test_launcher.py", "end_to_end/te
         "batch/test_stream_scoring.py", "control/test_scheduler.py", "release/test_gate.py", "serve/test_server.py",
         "monitor/test_drift.py", "monitor/test_slo_rules.py", "monitor/test_log_counts.py", "monitor/test_alerts.py",
         "monitor/test_label_queue.py", "train/test_onnx_conversion.py"]
+
+
+gc.disable() # until all is collected: what is imported stays, and the garbage collector would go through it each time
+
+
+def pytest_collection_finish():
+    "What there is by now is nobody's garbage."
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -5,6 +5,7 @@ polars' threads do not survive a fork, which is how `nbdev-test` would run sever
 its threads when it first works, polars when it is imported, so it is not imported before the fork.
 """
 import atexit
+import gc
 import os
 import sys
 import tempfile
@@ -23,6 +24,7 @@ ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THRE
 
 def run_cells(nb, log):
     "Run the notebook's cells in this process, which ends with 0 when none failed; `log` gets all that is printed."
+    gc.freeze()  # what was imported before the fork: to go through it would copy all its pages
     with open(log, "w") as f:
         for fd in (1, 2): os.dup2(f.fileno(), fd)
     from nbdev.test import nbdev_test
