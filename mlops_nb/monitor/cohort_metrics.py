@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_WEIGHT', 'MIN_SEGMENT_LABELS', 'ASSUMPTION', 'MAX_ESTIMATED_ROWS', 'QualityReference', 'read_quality_reference',
            'target_spread', 'mean_loss', 'JudgedRows', 'judged_rows', 'selection_weights', 'segment_names',
-           'labelled_metrics', 'own_metrics', 'bin_calibrations', 'estimated_metrics', 'logged_inputs',
-           'shift_calibrations', 'read_test_rows']
+           'labelled_metrics', 'own_metrics', 'bin_calibrations', 'estimated_metrics', 'bin_residuals', 'logged_inputs',
+           'shift_calibrations', 'shift_residuals', 'read_test_rows']
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #c5d00fd2
 from pathlib import Path
@@ -30,7 +30,10 @@ from mlops_nb.evaluate.metrics import (
     estimate_metrics,
     weighted_metric,
 )
+from ..evaluate.prediction_intervals import interval_metrics_of
 from ..evaluate.project_metrics import project_metrics
+
+# %% ../../nbs/monitor/08_cohort_metrics.ipynb #5e647a46
 from ..evaluate.row_losses import label_numbers
 from ..model.features import Features
 from ..model.policy import Policy
@@ -44,6 +47,13 @@ from mlops_nb.stats.performance_estimate import (
     estimate_performance,
     fit_beta_calibration,
     outcome_rows,
+)
+from mlops_nb.stats.regression_estimate import (
+    BinnedResiduals,
+    ResidualDonors,
+    binned_residuals,
+    estimate_regression,
+    residual_donors,
 )
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #ddfbcd75
@@ -238,22 +248,43 @@ def _probabilities(calibrations, scores, rng=None):
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #91a775f6
 MAX_ESTIMATED_ROWS = 10_000 # of a cohort; an even choice of more
 
+def _even_choice(n): return np.linspace(0, n - 1, min(n, MAX_ESTIMATED_ROWS)).astype(int)
+
+def _estimated_classifier(reference, rows, calibrations):
+    task, (y, repeated) = reference.schema.task, outcome_rows(rows.scores)
+    own = own_metrics(reference, pl.concat([rows.frame] * (len(y) // len(rows.y))), y, repeated)[0]
+    metrics = {m: weighted_metric(task, m, y, repeated, reference.settings, own) for m in (*METRICS[task], *own)}
+    return estimate_performance(metrics, _probabilities(calibrations, rows.scores),
+                                lambda rng: _probabilities(calibrations, rows.scores, rng))
+
+def _estimated_regression(reference, rows, residuals):
+    own, ones = own_metrics(reference, rows.frame, rows.scores, rows.scores)[0], np.ones(len(rows.y))
+    if rows.quantiles is not None: own |= interval_metrics_of(rows.quantiles, reference.settings)
+    def figures(y):
+        return {m: float(weighted_metric("regression", m, y, rows.scores, reference.settings, own)(ones))
+                for m in (*METRICS["regression"], *own)}
+    return estimate_regression(figures, rows.scores, residuals)
+
 def estimated_metrics(
     reference: QualityReference,
-    scores: np.ndarray, # (n,) or (n, k) as answered
-    calibrations: list[BetaCalibration],
-    frame: pl.DataFrame | None = None, # (n,) as `Cohort.rows` has them, for the metrics of the project
-) -> dict[str, Estimate]: # empty for a regression, and without calibrations
-    "Every metric of a classifier, as far as scores can tell it before labels."
-    task = reference.schema.task
-    if not calibrations or task == "regression" or not len(scores): return {}
-    chosen = np.linspace(0, len(scores) - 1, min(len(scores), MAX_ESTIMATED_ROWS)).astype(int)
-    y, repeated = outcome_rows(scores := scores[chosen])
-    times = len(y) // len(chosen)
-    own = {} if frame is None else own_metrics(reference, pl.concat([frame[chosen]] * times), y, repeated)[0]
-    metrics = {m: weighted_metric(task, m, y, repeated, reference.settings, own) for m in (*METRICS[task], *own)}
-    return estimate_performance(metrics, _probabilities(calibrations, scores),
-                                lambda rng: _probabilities(calibrations, scores, rng))
+    rows: JudgedRows,
+    outcomes: list[BetaCalibration] | ResidualDonors | BinnedResiduals | None, # What may come of such rows
+) -> dict[str, Estimate]: # Empty where nothing is known of what may come
+    "Every metric, as far as scores can tell it before labels."
+    if not outcomes or not len(rows.y): return {}
+    if len(rows.y) > MAX_ESTIMATED_ROWS:
+        rows = rows.take(np.isin(np.arange(len(rows.y)), _even_choice(len(rows.y))))
+    estimate = _estimated_regression if reference.schema.task == "regression" else _estimated_classifier
+    return estimate(reference, rows, outcomes)
+
+# %% ../../nbs/monitor/08_cohort_metrics.ipynb #a8719a21
+def bin_residuals(
+    reference: QualityReference,
+) -> BinnedResiduals | None: # None: the bundle lacks bins, or had few test rows
+    "How wrong a regression was, by bin of its prediction."
+    if not reference.baseline or not reference.baseline.calibration: return None
+    name, bins = next(iter(reference.baseline.calibration.items()))
+    return binned_residuals(bins, reference.baseline.scores[name].edges)
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #66e9e112
 def logged_inputs(
@@ -264,18 +295,30 @@ def logged_inputs(
     if any(f"columns.{c}" not in frame.columns for c in predictor.inputs): return None
     return frame.select(pl.col(f"columns.{c}").alias(c) for c in predictor.inputs)
 
+def _weighted_test(predictor, test, inputs): # -> scores, targets and weights of test rows
+    test, inputs = (x[_even_choice(len(x))] for x in (test, inputs))
+    weights = density_ratio(predictor.encode_frame(test), predictor.encode_frame(inputs))
+    return predictor.predict_point(test), test["_target"].to_numpy(), weights
+
 def shift_calibrations(
     predictor: Predictor,
     test: pl.DataFrame, # Test rows, with `_target`
     inputs: pl.DataFrame, # Rows of production
 ) -> list[BetaCalibration]:
     "What the scores stand for among rows like those of production."
-    test, inputs = (x[np.linspace(0, len(x) - 1, min(len(x), MAX_ESTIMATED_ROWS)).astype(int)] for x in (test, inputs))
-    weights = density_ratio(predictor.encode_frame(test), predictor.encode_frame(inputs))
-    scores, y = predictor.predict_point(test), test["_target"].to_numpy()
+    scores, y, weights = _weighted_test(predictor, test, inputs)
     if scores.ndim == 1: return [fit_beta_calibration(scores, y, weights=weights)]
     return [fit_beta_calibration(scores[:, k], (y == k) * 1., weights=weights) for k in range(scores.shape[1])]
 
+def shift_residuals(
+    predictor: Predictor, # Of a regression
+    test: pl.DataFrame, # Test rows, with `_target`
+    inputs: pl.DataFrame, # Rows of production
+) -> ResidualDonors:
+    "How wrong a regression is on rows like those of production."
+    return residual_donors(*_weighted_test(predictor, test, inputs))
+
+# %% ../../nbs/monitor/08_cohort_metrics.ipynb #e4630bb6
 def read_test_rows(
     root: Path, # The project's folder
     bundle: str, # Its id
