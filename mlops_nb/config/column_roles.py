@@ -252,8 +252,9 @@ def propose_role(
     if profile.distinct <= 1 and (type == "timestamp" or not 0.01 < filled / profile.rows < 0.99):
         return ColumnRole("the same value everywhere")
     if profile.distinct <= 1: return ColumnRole(checks=["one value or nothing; does a blank mean no?"])
-    sensitive = type not in ("text", "timestamp") and is_sensitive_name(name)
+    sensitive = type not in ("text", "vector", "timestamp") and is_sensitive_name(name)
     alike = ["sensitive, if its groups are to be treated alike"] if sensitive else []
+    if type == "vector": return ColumnRole(checks=["who makes these vectors? Write producer and version"])
     if type in ("timestamp", "boolean"): return ColumnRole(sensitive=sensitive, checks=alike)
     distinct = form.distinct if form and form.rows >= filled else profile.distinct
     each = filled / max(distinct, 1)

@@ -15,13 +15,15 @@ from functools import cache, partial
 
 import polars as pl
 
+from .vectors import VectorForm, vector_expr
 from .text_formats import plain_number_expr, read_in_turn, time_expr
 
 # %% ../../nbs/config/01_values.ipynb #593f2435
 POLARS_TYPES = {"integer": pl.Int64, "number": pl.Float64, "category": pl.String, "boolean": pl.Boolean,
-                "timestamp": pl.Datetime("us"), "text": pl.String}
+                "timestamp": pl.Datetime("us"), "text": pl.String,
+                "vector": pl.String} # of a JSON array
 TYPE_NAMES = {"integer": "an integer", "number": "a number", "category": "a category", "boolean": "true or false",
-              "timestamp": "a date or time", "text": "a text"}
+              "timestamp": "a date or time", "text": "a text", "vector": "a vector"}
 
 def is_temporal(dtype: pl.DataType) -> bool:
     "Is it a date, or a date with a time?"
@@ -171,6 +173,7 @@ _TYPE_EXPRS = {"boolean": boolean_expr, "category": text_expr, "text": text_expr
 
 def _typed_expr(value, dtype, type, format, time_zone):
     if type == "timestamp": return timestamp_expr(value, dtype, format, time_zone)
+    if type == "vector": return vector_expr(text_expr(value, dtype), format)
     if type in _TYPE_EXPRS: return _TYPE_EXPRS[type](value, dtype)
     return (integer_expr if type == "integer" else number_expr)(value, dtype, format)
 
@@ -188,9 +191,9 @@ def n_readable_words(
 def parse_value_expr(
     value: pl.Expr, # A raw column
     dtype: pl.DataType, # Its polars type
-    type: str, # One of the six
+    type: str, # A key of `POLARS_TYPES`
     missing_values: list[str] = (), # Texts that mean "no value", beside the empty one
-    format: str | None = None, # How numbers or timestamps are written as text; None for plain numbers and ISO 8601
+    format: str | VectorForm | None = None, # How text is written; None for plain numbers and ISO 8601
     time_zone: str | None = None, # Of timestamps that are written without an offset
     domain: list[str] | None = None, # Known categories, to which other spellings of them are mapped
 ) -> pl.Expr: # Of the type in `POLARS_TYPES`

@@ -16,6 +16,7 @@ from ..config.format_inference import find_other_format
 from ..config.schema import Column, Schema, column_range
 from ..config.text_formats import has_offset_expr
 from ..config.values import POLARS_TYPES, TYPE_NAMES, known_spellings, respell
+from ..config.vectors import is_list_of_numbers, lists_as_text, vector_problem_expr
 from ..core.errors import UserError
 
 # %% ../../nbs/data/10_column_checks.ipynb #a3ede785
@@ -29,6 +30,7 @@ def is_readable_as(
 ) -> bool:
     "Can values of `dtype` be read as `type` without a guess?"
     if dtype == pl.Null or _is_text(dtype): return True
+    if type == 'vector': return is_list_of_numbers(dtype)
     if type == 'timestamp': return dtype in (pl.Date, pl.Datetime) or format is not None and dtype.is_numeric()
     return dtype.is_numeric() or dtype == pl.Boolean or (type == 'text' and dtype.is_temporal())
 
@@ -38,6 +40,7 @@ def needs_conversion(
     type: str, # As in the schema
 ) -> bool:
     "Do values have to be converted, so that one of them may turn out not to be of the type?"
+    if type == 'vector': return dtype != pl.Null
     return dtype not in (POLARS_TYPES[type], pl.Null) and not (_is_text(dtype) and type in ('category', 'text'))
 
 # %% ../../nbs/data/10_column_checks.ipynb #0ba14e79
@@ -100,7 +103,10 @@ def column_checks(
     if needs_conversion(dtype, column.type) and not plain:
         unread = raw.is_not_null() & x.is_null()
         if column.type in ('integer', 'number'): unread &= ~_infinite(name)
-        out.append(ColumnCheck(name, 'type', column.on_violation, unread, say(f"is not {TYPE_NAMES[column.type]}")))
+        if column.type == 'vector': # too long to be shown
+            reason = pl.concat_str(pl.lit(f"{name}: "), vector_problem_expr(raw, column.form))
+        else: reason = say(f"is not {TYPE_NAMES[column.type]}")
+        out.append(ColumnCheck(name, 'type', column.on_violation, unread, reason))
     if tests:
         reason = pl.coalesce(pl.when(t).then(say(words)) for t, words in tests)
         out.append(ColumnCheck(name, 'range', column.on_violation, pl.any_horizontal(t for t, _ in tests), reason))
@@ -222,7 +228,7 @@ def validate_batch(
 ) -> ValidatedBatch:
     """Divide a batch into accepted and quarantined rows; raises `UserError` at a value that violates a check with
     `on_violation: stop`."""
-    frame = schema.with_computed(frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)))
+    frame = schema.with_computed(lists_as_text(frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))))
     types = frame.schema
     both, plain = _parse(frame, schema, {n: types[n] for n in schema.columns})
     both = both.with_columns(frame['_source'], frame['_row'])

@@ -246,6 +246,7 @@ def _judge_departed(name, values, outcome, schema):
 # %% ../../nbs/data/15_leakage.ipynb #20b54ac8
 def _judge_values(name, values, later, outcome, schema):
     "What the values of a column tell, of which the share `later` lies after the event: as above."
+    if (c := schema.columns.get(name)) and c.type in ("text", "vector"): return None # their order says nothing
     if is_identifier(values):
         skill = column_skill(bin_codes(values, 10), outcome) # in few bins, which measure noise with less of it
         if skill < max(_SUSPICIOUS_IDENTIFIER, chance_level(outcome)): return None

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 from msgspec import structs
 
+from ..config.vectors import lists_as_text
 from ..core.errors import UserError
 from .csv_reader import check_csv_quoting, detect_separator, read_csv_batches, read_separator_line
 from .databases import open_sqlite, read_postgres_batches, read_sqlite_batches
@@ -115,7 +116,7 @@ def read_source(
 ) -> Iterator[pl.DataFrame]: # All with the same columns and types; one batch without rows if there are none
     "Stream a source, text as text; raises `UserError` if it cannot be read for certain or has no columns."
     source, empty, last = detect_source(source), True, None
-    whole = lambda frame: with_stored_names(_with_partition(frame, source))
+    whole = lambda frame: with_stored_names(_with_partition(lists_as_text(frame), source))
     with ExitStack() as stack:
         def start(): return map(whole, _start_reading(source, batch_rows, stack))
         for last in align_columns(start) if source.kind in ('json', 'jsonl') else start():

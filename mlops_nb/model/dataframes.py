@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..config.schema import Schema
+from ..config.vectors import lists_as_text, vector_problem_expr
 from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/model/09_dataframes.ipynb #678f779b
@@ -26,6 +27,8 @@ def cast_to_schema(
     columns: list[str], # Those that are needed
 ) -> pl.DataFrame: # `columns`, in the types of the schema
     "The same rows in the schema's types; raises `UserError` for a missing column or a value that does not fit."
+    vectors = [c for c in columns if schema.columns[c].type == 'vector' and c in frame.columns]
+    if vectors: frame = frame.with_columns(lists_as_text(frame.select(vectors)))
     types = frame.schema
     for c in columns:
         if c not in types: raise _no_column(c, frame.columns)
@@ -36,6 +39,9 @@ def cast_to_schema(
     for c, before, after in zip(columns, frame.select(columns).get_columns(), out.get_columns()):
         if after.null_count() == before.null_count(): continue
         lost = frame.filter(out[c].is_null() & ~frame.select(schema.missing_expr(c, types[c])).to_series())[c]
+        if len(lost) and c in vectors:
+            problem = lost.head(1).to_frame().select(vector_problem_expr(pl.col(c), schema.columns[c].form)).item()
+            raise UserError(f"column '{c}' {problem}; correct it, or send null for a missing value.")
         if len(lost):
             raise UserError(f"column '{c}' holds {lost[0]!r}, and the schema says {schema.columns[c].type}; "
                             "correct it, or send null for a missing value.")

@@ -22,6 +22,7 @@ from ..config.schema import Schema
 from ..core.errors import UserError
 from .features import Features
 from .text_encoder import TextEncoding, fit_text
+from .vector_encoder import VectorEncoding, fit_vectors
 
 # %% ../../nbs/model/01_encoder.ipynb #0dc34be7
 UNKNOWN_CODE, RARE_CODE, FIRST_KEPT_CODE = 0, 1, 2 # the codes of a category; kept names start at FIRST_KEPT_CODE
@@ -29,9 +30,9 @@ UNKNOWN_CODE, RARE_CODE, FIRST_KEPT_CODE = 0, 1, 2 # the codes of a category; ke
 class EncodedColumn(Struct, omit_defaults=True):
     "How one input of the model is turned into numbers."
     name: str
-    kind: Literal["number", "category", "boolean", "text"]
+    kind: Literal["number", "category", "boolean", "text", "vector"]
     codes: dict[str, int] = field(default_factory=dict) # of a category: name -> code
-    encoding: TextEncoding | None = None # of a text, which becomes several columns of the matrix
+    encoding: TextEncoding | VectorEncoding | None = None # of what becomes several columns of the matrix
 
     @property
     def matrix_names(self) -> list[str]:
@@ -90,12 +91,13 @@ def category_codes(
     return codes | {name: RARE_CODE for name in counts['name'][len(kept):len(kept) + _MAX_RARE_NAMES].to_list()}
 
 # %% ../../nbs/model/01_encoder.ipynb #db1902c8
-_KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean', text='text')
+_KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean', text='text',
+                     vector='vector')
 
 def feature_kinds(
     schema: Schema, # Its `feature_columns` come first
     features: Features | None = None, # The project's own features; they follow
-) -> dict[str, str]: # Input name -> number, category, boolean or text
+) -> dict[str, str]: # Input name -> kind, as of an `EncodedColumn`
     "The inputs of a model in order; raises `UserError` if there are none, or a feature may not read what it reads."
     if features: features.check_schema(schema)
     kinds = {n: _KIND_OF_TYPE[schema.columns[n].type] for n in schema.feature_columns}
@@ -112,10 +114,13 @@ def _require_column(frame, name):
                     "or mark it 'feature: false' in schema.yaml and train again.")
 
 # %% ../../nbs/model/01_encoder.ipynb #b2758e29
-def _fit_column(name, kind, frame, params):
+def _fit_column(name, kind, frame, schema, params):
     values = _require_column(frame, name)
     if kind == 'category': return EncodedColumn(name, kind, category_codes(values, params))
     if kind == 'text': return EncodedColumn(name, kind, encoding=fit_text(values, params.text))
+    if kind == 'vector':
+        fitted = fit_vectors(values, schema.columns[name].form, params.max_vector_components)
+        return EncodedColumn(name, kind, encoding=fitted)
     return EncodedColumn(name, kind)
 
 # %% ../../nbs/model/01_encoder.ipynb #de4ad15b
@@ -127,13 +132,13 @@ def fit(cls:Encoder,
     params: EncoderParams = EncoderParams(),
 ) -> Encoder:
     "Learn the codes of every input; raises `UserError` if there is no input at all or `frame` lacks one."
-    return cls([_fit_column(n, k, frame, params) for n, k in feature_kinds(schema, features).items()])
+    return cls([_fit_column(n, k, frame, schema, params) for n, k in feature_kinds(schema, features).items()])
 
 # %% ../../nbs/model/01_encoder.ipynb #345dee34
 _TEXT_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 def _dtype_fits(dtype, kind):
-    if kind in ('category', 'text'): return dtype in _TEXT_DTYPES
+    if kind in ('category', 'text', 'vector'): return dtype in _TEXT_DTYPES
     return dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
 
 def _encode_column(values, column, table): # (n,), or (n, columns of the matrix)
@@ -163,7 +168,7 @@ def transform(self:Encoder,
 @patch
 def matrix_columns(self:Encoder,
     name: str, # Of an input
-) -> list[int]: # Positions in the matrix, one but for a text
+) -> list[int]: # Positions in the matrix, one but for texts and vectors
     "Where an input is in the matrix."
     i = self.feature_names.index(name)
     return [*range(self.starts[i], self.starts[i + 1])]
@@ -200,6 +205,19 @@ def with_first_figures(self:Encoder,
     first = {c.name: f"{c.name}.{c.encoding.watched_names()[0]}" for c in self.columns if c.encoding}
     if not first: return frame, self.feature_names
     return frame.hstack(self.figures(frame).select(first.values())), [first.get(n, n) for n in self.feature_names]
+
+# %% ../../nbs/model/01_encoder.ipynb #093f83f5
+@patch
+def check_vectors(self:Encoder,
+    schema: Schema,
+):
+    "Raise `UserError` if the schema says another size, producer or version of a vector than was learned from."
+    for c in self.columns:
+        if c.kind != 'vector' or (now := schema.columns[c.name].form) == c.encoding.form: continue
+        was, now = (f"{v.size} numbers of {v.producer or 'no named producer'} {v.version}".strip()
+                    for v in (c.encoding.form, now))
+        raise UserError(f"the model was trained on vectors '{c.name}' of {was}, and schema.yaml says {now}; "
+                        "run the stage train again.")
 
 # %% ../../nbs/model/01_encoder.ipynb #578e0ba2
 @patch

@@ -166,7 +166,7 @@ def encode_columns(self:Predictor,
     if features.preprocess:
         arrays = {c: _to_array(columns[c], types[c].type) for c in preprocess_inputs(features, self.schema)}
         arrays = preprocess_arrays(arrays, features, self.schema)
-        columns = arrays | features.compute_arrays(arrays)
+        columns = {**columns, **arrays, **features.compute_arrays(arrays)}
     elif features.functions:
         arrays = {c: _to_array(columns[c], types[c].type) for c in features.inputs}
         columns = {**columns, **features.compute_arrays(arrays)}
@@ -375,7 +375,7 @@ def decide_rows(self:Predictor,
 
 # %% ../../nbs/model/12_predictor.ipynb #778a5ee7
 @patch
-def check_postprocess(self:Predictor,
+def check_decisions(self:Predictor,
     frame: Any, # As for `apply_policy`
     scores: np.ndarray, # What `predict` gave for the rows
 ):

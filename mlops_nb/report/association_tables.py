@@ -42,7 +42,7 @@ def read_associated_columns(
 ) -> pl.DataFrame: # A sample of rows; numbers as they are, categories as text
     "The columns whose associations can be measured, of a sample of the rows."
     columns = {n: c for n, c in choose_columns(schema).items()
-               if c.type not in ('text', 'timestamp') and n != schema.entity}
+               if c.type not in ('text', 'vector', 'timestamp') and n != schema.entity}
     rows = pl.scan_parquet(files, glob=False, hive_partitioning=False)
     every = max(1, -(-rows.select(pl.len()).collect().item() // MAX_ASSOCIATION_ROWS))
     sample = rows.select(_as_kind(n, c, schema) for n, c in columns.items())

@@ -388,6 +388,17 @@ def _input_matrix(t):
                         "send one tensor for each column.")
     return found
 
+# %% ../../nbs/serve/02_inference_protocol.ipynb #b355200d
+def _vectors(t, n, form):
+    "The vectors of a tensor, one for each row; raises `UserError`."
+    if t.datatype == 'BOOL' or t.shape != [n, form.size]:
+        raise UserError(f"input {_quoted(t.name)} is {t.datatype} of the shape {t.shape}; vectors of {n} rows are numbers "
+                        f"of the shape {[n, form.size]}.")
+    values = np.array(t.data, float).reshape(n, form.size)
+    given = {k: v for k, v in (t.parameters or {}).items() if k in ('producer', 'version')}
+    absent = np.isnan(values).all(1) # null in each of its places
+    return [None if none else {'values': v, **given} for v, none in zip(values.tolist(), absent)]
+
 # %% ../../nbs/serve/02_inference_protocol.ipynb #c98752e8
 def decode_rows(
     request: InferRequest,
@@ -400,8 +411,11 @@ def decode_rows(
         rows = decoder.from_matrix(_input_matrix(inputs[0]))
     else:
         n = inputs[0].shape[0] if inputs[0].shape else 0
-        row, column = [n], [n, 1]
+        row, column, known = [n], [n, 1], decoder.predictor.schema.columns
         for t in inputs:
+            if (c := known.get(t.name)) and c.type == 'vector' and t.datatype != 'BYTES':
+                columns[t.name] = _vectors(t, n, c.form)
+                continue
             if (shape := t.shape) != row and shape != column:
                 raise UserError(f"input {_quoted(t.name)} has the shape {shape}; a column of {n} rows, as many as the "
                                 f"first input has, is {row} or {column}.")
@@ -524,7 +538,7 @@ class RowResponseEncoder:
 
 # %% ../../nbs/serve/02_inference_protocol.ipynb #d5ee13a8
 COLUMN_DATATYPES = {'integer': 'INT64', 'number': 'FP64', 'category': 'BYTES', 'boolean': 'BOOL', 'timestamp': 'BYTES',
-                    'text': 'BYTES'}
+                    'text': 'BYTES', 'vector': 'FP64'}
 
 # %% ../../nbs/serve/02_inference_protocol.ipynb #c19b58a4
 def build_server_metadata() -> dict:
@@ -543,7 +557,8 @@ def build_model_metadata(
     "The response to `GET /v2/models/NAME`."
     columns = predictor.schema.columns
     return dict(name=name, versions=versions, platform=_PLATFORMS[type(predictor.model).__name__],
-                inputs=[dict(name=c, datatype=COLUMN_DATATYPES[columns[c].type], shape=[-1])
+                inputs=[dict(name=c, datatype=COLUMN_DATATYPES[columns[c].type],
+                             shape=[-1, *([columns[c].size] if columns[c].size else [])])
                         for c in predictor.request_columns],
                 outputs=[dict(name=o, datatype=_OUTPUT_DATATYPES[t.__class__], shape=[-1])
                          for o, t in predictor.output_schema().items()])

@@ -83,7 +83,7 @@ def _summarize_categories(
 ):
     counted = values.alias('value').value_counts(name='count')
     summary.hashes = kmv_sketch(counted['value'].hash().to_numpy())
-    if summary.type == 'text': return
+    if summary.type in ('text', 'vector'): return
     most = counted.sort('count', 'value', descending=[True, False]).head(MAX_COUNTERS + 1)
     summary.top_values = top_counts(dict(zip(most['value'].cast(pl.String), most['count'])))
 

@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_one_sentence(request_, says):
 def test_data_that_no_contract_can_describe():
     with pytest.raises(UserError, match="has no rows"): infer_schema(pl.LazyFrame({"y": []}), "d", "y")
     with pytest.raises(UserError, match="has no columns"): infer_schema(pl.LazyFrame({"_row": [1]}), "d", "y")
-    with pytest.raises(UserError, match="the column 'x' holds values of the type List"): infer(x=[[1]] * N)
+    with pytest.raises(UserError, match="the column 'x' holds values of the type List"): infer(x=[["a"]] * N)
 
 
 def test_one_row_and_two_rows():
@@ -522,3 +522,20 @@ def test_numbers_with_the_name_of_a_code_are_codes_where_they_are_few_and_else_a
     found = propose(**{name: [i * 7919 % n_values for i in range(12 * n_values)]})
     assert found.schema.columns[name].type == type and ("amounts, or codes?" in found.comments[name]) == asked
     assert "codes?" not in propose(entity=name, **{name: [i % n_values for i in range(12 * n_values)]}).comments[name]
+
+
+@pytest.mark.parametrize("task, words", [("survival", "survival models are not supported"),
+                                         ("ranking", "ranking models are not supported"),
+                                         ("multilabel", "make a project for each label"),
+                                         ("regresion", "there is no task 'regresion'; did you mean 'regression'?")])
+def test_a_task_that_is_not_here_is_answered_in_words(task, words):
+    with pytest.raises(UserError, match=words): infer(x=[1.5, 2.5] * 200, task=task)
+
+
+def test_quantile_is_a_regression_with_quantiles():
+    y = R.normal(size=N).tolist()
+    found = infer(x=y, y=y, task="quantile")
+    assert (found.task, found.quantiles, found.score_names) == ("regression", [0.1, 0.5, 0.9], ["0.1", "0.5", "0.9"])
+    assert infer(x=y, y=y).quantiles is None
+    with pytest.raises(UserError, match="is no number, and a regression predicts one"):
+        infer(x=y, y=["a", "b"] * 200, task="quantile")

@@ -22,7 +22,7 @@ from mlops_nb.config.values import (
 
 
 def test_every_type_has_a_dtype_a_name_and_a_reader():
-    assert set(POLARS_TYPES) == set(TYPE_NAMES) == set(SCALAR_PARSERS)
+    assert set(POLARS_TYPES) == set(TYPE_NAMES) == {*SCALAR_PARSERS, "vector"} # read by their form
 
 
 INTEGER_TEXT = ([" 12 ", "3.0", "1e3", "-7", "9223372036854775807", "x", "", "?", None, "1.5", "inf"],
