@@ -160,6 +160,9 @@ def export_onnx_command(
         print(f"{c.row_kind}: {c.n_rows:,} rows, {c.n_decisions_changed} decided otherwise, "
               f"scores up to {c.max_difference:.2g} apart")
     print(f"{output}/model.onnx answers as the bundle {parity.bundle_id[:12]} does.")
+    if parity.not_included:
+        print("It holds the model alone; whoever calls it also runs what the features file of the bundle does: "
+              f"{', '.join(parity.not_included)}.")
 
 # %% ../nbs/94_model_commands.ipynb #4d5551ef
 @models_app.command("import")

@@ -210,12 +210,12 @@ def _provenance_section(p):
             "Parameters that are not at their defaults:",
             markdown_table(['parameter', 'value'], _changed_params(_effective_params(p)))]
 
-# %% ../../nbs/bundle/01_model_card.ipynb #f6f519da
+# %% ../../nbs/bundle/01_model_card.ipynb #cff46c03
 def _processing_sentences(features):
     "What the project does before the features and after the policy."
     for when, functions in (("Before the features", features.preprocess), ("After the decision", features.postprocess)):
-        said = [f"`{n}` ({escape_markdown(doc.strip().splitlines()[0])})" if (doc := f.__doc__) and doc.strip() else f"`{n}`"
-                for n, f in functions.items()]
+        docs = {n: (f.__doc__ or "").strip().partition("\n")[0].rstrip(".") for n, f in functions.items()}
+        said = [f"`{n}`" + (f" ({escape_markdown(doc)})" if doc else "") for n, doc in docs.items()]
         if said: yield f"{when} every row goes through {', '.join(said)}."
 
 # %% ../../nbs/bundle/01_model_card.ipynb #94b69f61

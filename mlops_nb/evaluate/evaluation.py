@@ -339,7 +339,7 @@ def evaluate_predictor(
         predictor.policy.threshold = found.decision_settings.threshold
         predictor.policy.costs = structs.asdict(params.costs)
     if found.score_summary['test'].n_not_finite == 0:
-        predictor.check_postprocess(splits['test'], scored.answers['test'])
+        predictor.check_decisions(splits['test'], scored.answers['test'])
         found.policy_effect = measure_policy_effect(predictor, splits['test'], scored.answers['test'])
     return found
 

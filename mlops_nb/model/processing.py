@@ -78,8 +78,9 @@ def _same_form(where, name, given, found):
 
 # %% ../../nbs/model/13_processing.ipynb #db1349de
 def preprocess_inputs(features: Features, schema: Schema) -> list[str]: # Each once
-    "The columns that functions marked `@preprocess` are given."
-    return list(dict.fromkeys([*schema.feature_columns, *features.inputs]))
+    "The columns that functions marked `@preprocess` are given: the model's, but for vectors, and those of features."
+    names = dict.fromkeys([*schema.feature_columns, *features.inputs])
+    return [n for n in names if schema.columns[n].type != "vector"]
 
 def _missing(values): return np.equal(values, None) if values.dtype == object else values != values
 
@@ -149,7 +150,7 @@ def model_inputs(
     "The rows as an encoder reads them."
     if not features.preprocess: return features.add_columns(frame)
     arrays = preprocess_arrays(frame_to_arrays(frame, features, schema), features, schema)
-    own = {c: arrays[c] for c in schema.feature_columns}
+    own = {c: arrays[c] for c in schema.feature_columns if c in arrays}
     return frame.with_columns(_to_series(n, v) for n, v in (own | features.compute_arrays(arrays)).items())
 
 # %% ../../nbs/model/13_processing.ipynb #c741d29e
@@ -231,7 +232,7 @@ _SUM_TOLERANCE = 1e-6 # of the probabilities of a row
 
 def _check_scores(where, arrays, schema, known): # `known`: rows that the model had a score for
     scores = np.column_stack([arrays[n] for n in _score_names(schema)])[known]
-    if not (finite := np.isfinite(scores)).all():
+    if not np.isfinite(scores).all():
         raise ProcessingError(f"{where} returned a score that is no number; return one for each row.")
     if (np.diff(scores) < 0).any() and schema.quantiles:
         raise ProcessingError(f"{where} returned quantiles of a row that fall; a higher quantile is no lower value.")

@@ -377,7 +377,8 @@ def refuse(self:App, request: Request, e: Exception) -> Response:
     if kind := _processing_error_kind(e): self.metrics.processing_errors(request.endpoint, kind).inc()
     elif isinstance(e, ValidationError): self._count_violations(self.manager.endpoints.get(request.endpoint), e)
     response = error_response(e, request.id)
-    e.__traceback__ = e.__context__ = e.__cause__ = None # its frames would hold the body until the garbage collector comes by
+    # their frames would hold the body until the garbage collector comes by
+    e.__traceback__ = e.__context__ = e.__cause__ = None
     return response
 
 @patch

@@ -193,7 +193,7 @@ _FAMILIES = { # attribute: kind, labels, description
     "variant_errors": ("counter", ("endpoint", "variant"),
                        "Answers of a variant that failed; another live variant answers instead."),
     "processing_errors": ("counter", ("endpoint", "kind"),
-                          "Requests that code of the project (preprocess, postprocess) refused, failed or was late with."),
+                          "Requests that preprocess or postprocess refused, failed or was late (timeout) with."),
     "shadow_errors": ("counter", ("endpoint", "variant"), "Shadow answers that failed."),
     "shadow_dropped_rows": ("counter", ("endpoint", "variant", "release"),
                             "Rows dropped because the queue of a shadow was full."),
