@@ -14,7 +14,7 @@ from support.replayed_traffic import DAY, ReplayedTraffic, replay
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.params import read_params
 from mlops_nb.config.settings import read_settings
-from mlops_nb.examples.simulator import corrupt_column, simulate_snapshots, upgrade_plans
+from mlops_nb.examples.simulator import churn_log_odds, corrupt_column, simulate_snapshots, upgrade_plans
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.monitor.alerts import read_alerts
 from mlops_nb.monitor.incidents import read_incidents
@@ -34,14 +34,22 @@ def months(params, **switches):
     return [f.with_columns(_chance=p) for _, f, p in simulate_snapshots(replace(params, **switches))]
 
 
+def other_chance(rows):
+    "How likely each subscriber leaves where other causes count; what is missing in a row is no cause."
+    columns = {c: rows[c].to_numpy() for c in rows.columns}
+    columns["tenure"] = columns["tenure_months"]
+    return pl.Series(1 / (1 + np.exp(-churn_log_odds(columns, columns, drift=1.0))))
+
+
 def pools(params, n_train):
     """Rows as the model has learned them, and as incidents make them: a column that arrives in hundredths, a plan that
-    did not exist before, and the last months of a world in which other people ask, or other causes count."""
+    did not exist before, the last months of a world in which other people ask, and rows as usual of which other causes
+    are true."""
     usual, rng = pl.concat(months(params)[:n_train]), np.random.default_rng(0)
-    late = {name: pl.concat(months(params, **{switch: 1.0})[-4:]) for name, switch in (
-        ("covariate shift", "covariate_shift"), ("concept drift", "concept_drift"))}
+    late = pl.concat(months(params, covariate_shift=1.0)[-4:])
     new = usual.with_columns(plan=pl.Series(upgrade_plans(rng, usual["plan"].to_numpy())))
-    return {"usual": usual, "broken column": corrupt_column(usual, "data_gb"), "new category": new, **late}
+    return {"usual": usual, "broken column": corrupt_column(usual, "data_gb"), "new category": new,
+            "covariate shift": late, "concept drift": usual.with_columns(_chance=other_chance(usual))}
 
 
 def deployed(place, small):
@@ -106,8 +114,8 @@ def main():
         "A monitoring run at the end of each day, on the day of the outage every hour; labels come 21 to 30 days after "
         "the answer. Concept drift is seen in labels only, so its delay begins with them.",
         "Rows are drawn from the months that the model has learned, as if production were like its training; an "
-        "incident draws them from rows in which a column arrives in hundredths or a plan is new, or from the last months "
-        "of a simulation with that switch on."],
+        "incident draws them from rows in which a column arrives in hundredths or a plan is new, from the last months "
+        "of a simulation in which other people ask, or from the usual rows with labels of other causes."],
         HEAD)
 
 
