@@ -5,6 +5,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from support.trained_project import trained
 
 from mlops_nb.bundle.bundle import check_golden_examples
 from mlops_nb.bundle.onnx_export import export_onnx
@@ -29,7 +30,6 @@ from mlops_nb.serve.inference_protocol import build_infer_outputs
 from mlops_nb.stats.monitoring_baseline import MonitoringBaseline
 from mlops_nb.train.baselines import run_baselines
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
-from tests.support.trained_project import trained
 
 LEVELS = [0.1, 0.5, 0.9]
 

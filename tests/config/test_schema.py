@@ -225,3 +225,26 @@ def test_columns_of_plain_numbers_are_read_as_by_their_expressions(columns, word
     one_by_one = frame.select(pl.when(~schema.missing_expr(n, pl.String())).then(pl.col(n)).alias(n)
                               for n in frame.columns)
     assert present.select(frame.columns).equals(one_by_one)
+
+
+@pytest.mark.parametrize("lines, words", [
+    ("task: quantile", "task is 'quantile'; write task: regression, and quantiles: \\[0.1, 0.5, 0.9\\]"),
+    ("task: survival", "task is 'survival'; survival models are not supported"),
+    ("task: regression\nquantiles: [0.1, 0.9]", "list two or more between 0 and 1, rising, 0.5 among them"),
+    ("task: regression\nquantiles: [0.9, 0.5, 0.1]", "list two or more between 0 and 1, rising"),
+    ("task: regression\nquantiles: [0.5, 0.5]", "list two or more"),
+    ("task: regression\nquantiles: [0.5]", "list two or more"), ("task: regression\nquantiles: []", "list two or more"),
+    ("task: regression\nquantiles: [0, 0.5]", "list two or more"),
+    ("task: regression\nquantiles: [0.5, 1.0]", "list two or more"),
+    ("task: regression\nquantiles: a", "quantiles is 'a'"),
+    ("task: binary\nclasses: ['0', '1']\nquantiles: [0.5, 0.9]", "a binary task has no quantiles")])
+def test_quantiles_that_cannot_be_predicted_are_refused(tmp_path, lines, words):
+    (tmp_path / "schema.yaml").write_text(f"dataset: d\n{lines}\ntarget: y\ncolumns:\n  y: {{type: number}}\n")
+    with pytest.raises(UserError, match=words): read_schema(tmp_path / "schema.yaml")
+
+
+def test_quantiles_are_part_of_the_schema(tmp_path):
+    schema = Schema("d", "regression", "y", {"y": Column("number")}, quantiles=[0.05, 0.5, 0.975])
+    assert read_schema(write_schema(schema, tmp_path / "schema.yaml")) == schema
+    assert schema.score_names == ["0.05", "0.5", "0.975"]
+    assert schema_hash(schema) != schema_hash(Schema("d", "regression", "y", {"y": Column("number")}))
