@@ -27,6 +27,7 @@ from .log_counts import LogCounts, count_log
 from .metrics_export import export_metrics
 from .quality import update_quality
 from .slo_evaluator import update_slos
+from .run_checks import check_runs
 from .store import MonitorStore, open_monitor_store
 from .traffic_checks import check_traffic
 from .training_checks import check_training
@@ -38,7 +39,7 @@ Monitor = Callable[[Path, MonitorStore, datetime], list[Finding]]
 MONITORS: dict[str, Monitor] = { # in the order in which they run
     "data": check_data, "training": check_training, "validation": check_validation, "freshness": check_freshness,
     "traffic": check_traffic, "quality": update_quality, "feedback_loop": check_feedback_loop, "drift": update_drift,
-    "slos": update_slos}
+    "slos": update_slos, "runs": check_runs}
 
 # %% ../../nbs/monitor/38_run.ipynb #9c2569cf
 def _failed(name, error, now):
