@@ -7,12 +7,12 @@ __all__ = ['MAX_VERDICTS', 'TEST_SET_DAYS', 'MIN_TEST_SET_ROWS', 'remember_verdi
            'check_test_set', 'check_validation']
 
 # %% ../../nbs/monitor/13_validation_checks.ipynb #849a43d3
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ..bundle.store import find_bundle
 from ..config.project import checkout_root
@@ -75,29 +75,64 @@ def check_verdicts(
 TEST_SET_DAYS = 28 # of production that the test rows are compared with
 MIN_TEST_SET_ROWS = 200 # of production; fewer are no picture
 
+class _Compared(Struct): # a column
+    name: str
+    distance: float
+    floor: float
+    differs: bool
+    text: str
+    owner: str
+
+def _compare_column(c, reference, test, production, schema, n_columns, against):
+    column = schema.columns.get(c)
+    floor = column.drift.floor if column and column.drift else .1
+    t = jensen_shannon_test(test, production, floor)
+    differs = t.distance > max(floor, t.critical_value) and t.p_value <= .01 / n_columns
+    was, is_ = (100 * x[t.bins].sum() / x.sum() for x in (test, production))
+    text = (f"{c} is {t.distance:.2f} away; what differs most: {reference.bin_label(t.bins)} is {was:.1f} % of the "
+            f"test rows and {is_:.1f} % of {against}")
+    return _Compared(c, float(t.distance), floor, bool(differs), text, column.owner if column else "")
+
+# %% ../../nbs/monitor/13_validation_checks.ipynb #f18efeb9
 def compare_test_rows(
-    test: pl.DataFrame, # Test rows
+    test: dict[str, np.ndarray], # By column: counts of the test rows in the cells
     production: dict[str, np.ndarray], # By column: counts in the cells, as `window_counts` gives them
     references: dict[str, ReferenceHistogram], # By column: the cells
     schema: Schema,
-) -> list[CheckResult]: # One for each column that both have
-    "Whether the test rows are distributed as the rows that are asked."
-    both = [c for c, r in references.items() if c in test.columns and len(production.get(c, ())) == len(r.counts)
-            and production[c].sum() >= MIN_TEST_SET_ROWS]
-    found = []
-    for c in both:
-        r, column = references[c], schema.columns.get(c)
-        counts = np.bincount(cell_numbers(r, test[c]), minlength=len(r.counts))
-        floor = column.drift.floor if column and column.drift else .1
-        t = jensen_shannon_test(counts, production[c], floor)
-        differs = t.distance > max(floor, t.critical_value) and t.p_value <= .01 / len(both)
-        was, is_ = (100 * x[t.bins].sum() / x.sum() for x in (counts, production[c]))
-        found.append(CheckResult(monitor="test_set", subject=c, value=t.distance, limit=floor, ok=not differs,
-                                 owner=column.owner if column else "", next_command="mlops-nb ingest",
-                                 message=f"{c}: the test rows are {t.distance:.2f} away from production; what differs "
-                                         f"most: {r.bin_label(t.bins)} is {was:.1f} % of the test rows and {is_:.1f} % "
-                                         "of production."))
+    against: str = "production", # What the second counts are of
+) -> list[CheckResult]: # One, or none without a column that both have, with enough rows
+    "Whether the test rows are distributed as other rows."
+    both = [c for c, r in references.items() if len(test.get(c, ())) == len(production.get(c, ())) == len(r.counts)
+            and production[c].sum() >= MIN_TEST_SET_ROWS and test[c].sum()]
+    if not both: return []
+    found = [_compare_column(c, references[c], test[c], production[c], schema, len(both), against) for c in both]
+    found.sort(key=lambda x: (not x.differs, -x.distance / x.floor))
+    differ, worst = [x for x in found if x.differs], found[0]
+    names = ", ".join(f"{x.name} ({x.distance:.2f})" for x in differ[:5]) + (" and others" if len(differ) > 5 else "")
+    said = (f"The test rows no longer look like {against} in {len(differ)} of {len(both)} columns: {names}. "
+            f"{worst.text}." if differ else f"The test rows look like {against} in all of {len(both)} columns; "
+            f"{worst.name} is furthest, {worst.distance:.2f} away.")
+    return [CheckResult(monitor="test_set", subject=against, value=worst.distance, limit=worst.floor, ok=not differ,
+                        owner=", ".join(dict.fromkeys(x.owner for x in differ if x.owner)), message=said,
+                        causes=[x.text for x in differ[:3]], next_command="mlops-nb ingest")]
+
+# %% ../../nbs/monitor/13_validation_checks.ipynb #f8675231
+def _test_counts(root, baseline): # of the columns, and of the scores
+    path = Path(root) / "artifacts/prepared/test.parquet"
+    if not path.exists(): return {}
+    columns, there = baseline.data.columns, pl.scan_parquet(path, glob=False).collect_schema()
+    test = pl.read_parquet(path, columns=[c for c in columns if c in there], glob=False)
+    found = {c: np.bincount(cell_numbers(columns[c], test[c]), minlength=len(columns[c].counts)) for c in test.columns}
+    return found | {name: np.array([0, *bins.rows]) for name, bins in baseline.calibration.items()} # none is missing
+
+def _window(store, endpoint, bundle, start, end, kinds):
+    found = {}
+    for kind in kinds: found |= window_counts(store, endpoint, bundle, "champion", kind, start, end)
     return found
+
+_LABELLED = ("SELECT cohort_start, cohort_end FROM quality WHERE endpoint = ? AND bundle = ? AND "
+             "variant = 'champion' AND final AND method <> 'estimated' AND labelled > 0 AND cohort_end <= ? "
+             "ORDER BY cohort_end DESC LIMIT 1")
 
 # %% ../../nbs/monitor/13_validation_checks.ipynb #3308c3d4
 def check_test_set(
@@ -105,21 +140,26 @@ def check_test_set(
     store: MonitorStore,
     now: datetime, # With a time zone
 ) -> list[CheckResult]: # None where there are no test rows, no champion, or its bundle is gone
-    "As `compare_test_rows`, of the project's endpoint and the last four weeks."
-    settings, path = read_settings(root), Path(root) / "artifacts/prepared/test.parquet"
-    bundle = counted_champion(store, settings.release.endpoint, now)
-    if bundle is None or not path.exists(): return []
+    "As `compare_test_rows`: of the last four weeks, and of the newest day with labels, of the project's endpoint."
+    settings = read_settings(root)
+    endpoint, bundle = settings.release.endpoint, counted_champion(store, settings.release.endpoint, now)
+    if bundle is None: return []
     try:
         folder = find_bundle(bundle, checkout_root(root) / settings.release.store)
         baseline, schema = (read_json(folder / f"{name}.json", type_)
                             for name, type_ in (("baseline", MonitoringBaseline), ("schema", Schema)))
     except UserError: return [] # gone, or of a version without a baseline
-    production = window_counts(store, settings.release.endpoint, bundle, "champion", "column",
-                               now - timedelta(days=TEST_SET_DAYS), now)
-    there = pl.scan_parquet(path, glob=False).collect_schema()
-    test = pl.read_parquet(path, columns=[c for c in baseline.data.columns if c in there], glob=False)
-    return compare_test_rows(test, production, baseline.data.columns, schema)
+    test, references = _test_counts(root, baseline), baseline.data.columns | baseline.scores
+    kinds = ("column", "score")
+    whole = _window(store, endpoint, bundle, now - timedelta(days=TEST_SET_DAYS), now, (*kinds, "label"))
+    found = compare_test_rows(test, whole, references, schema)
+    for start, end in store.query(_LABELLED, (endpoint, bundle, utc_time(now))).iter_rows():
+        day = _window(store, endpoint, bundle, start.replace(tzinfo=UTC), end.replace(tzinfo=UTC), kinds)
+        found += compare_test_rows(test, day, references, schema, f"the labelled rows of {start:%Y-%m-%d}")
+    explained = dict(subject="labelled rows", depends_on=["test_set:production"]) # which says the same of more rows
+    return [structs.replace(r, **explained) if r.subject != "production" else r for r in found]
 
+# %% ../../nbs/monitor/13_validation_checks.ipynb #96212ff0
 def check_validation(
     root: str | Path, # The project's folder
     store: MonitorStore,

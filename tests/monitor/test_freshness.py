@@ -137,8 +137,9 @@ def test_requests_without_a_value():
 
 
 def test_test_rows_against_production():
-    schema, rng = subscriber_schema(), np.random.default_rng(0)
-    test = pl.DataFrame(dict(plan=rng.choice(["basic", "plus"], 3000)))
+    schema = subscriber_schema()
+    rng = np.random.default_rng(0)
+    test = {"plan": np.array([0, 1500, 1500, 0])}
     compare = lambda counts: compare_test_rows(test, {"plan": np.array(counts)}, {"plan": PLANS}, schema)
     healthy = [compare([0, *rng.multinomial(300, [.5, .5]), 0])[0].ok for _ in range(50)]
     assert all(healthy) and compare([0, 50, 50, 0]) == []  # too few
@@ -146,3 +147,14 @@ def test_test_rows_against_production():
     assert not differs.ok and "basic" in differs.message and "10.0 % of production" in differs.message
     schema.columns["plan"].drift = ColumnDrift(floor=.6)
     assert compare([0, 100, 900, 0])[0].ok
+
+
+def test_one_ticket_names_the_columns_that_differ():
+    schema = subscriber_schema()
+    schema.columns["plan"].owner, schema.columns["tenure"].owner = "products", "products"
+    columns, test = {c: PLANS for c in ("plan", "tenure", "charge", "score")}, np.array([0, 1500, 1500, 0])
+    now = {c: np.array([0, 100, 900, 0] if c != "charge" else [0, 500, 500, 0]) for c in columns}
+    [found] = compare_test_rows(dict.fromkeys(columns, test), now, columns, schema, "the labelled rows of today")
+    assert found.message.startswith("The test rows no longer look like the labelled rows of today in 3 of 4 columns: ")
+    assert found.owner == "products" and len(found.causes) == 3 and "charge" not in found.message
+    assert compare_test_rows({}, now, columns, schema) == []
