@@ -3405,6 +3405,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlops_nb/model/predictor.py'),
                                           'mlops_nb.model.predictor._to_array': ( 'model/predictor.html#_to_array',
                                                                                   'mlops_nb/model/predictor.py'),
+                                          'mlops_nb.model.predictor._without_unlearned_texts': ( 'model/predictor.html#_without_unlearned_texts',
+                                                                                                 'mlops_nb/model/predictor.py'),
                                           'mlops_nb.model.predictor.map_in_order': ( 'model/predictor.html#map_in_order',
                                                                                      'mlops_nb/model/predictor.py'),
                                           'mlops_nb.model.predictor.model_file': ( 'model/predictor.html#model_file',

@@ -63,7 +63,7 @@ _TRAIN_STAGES = [
     Stage("baseline", "Fit the constant and the linear baseline.", "mlops_nb.train.baselines:run_baselines",
           deps=["artifacts/prepared", "schema.yaml"], params=["train.encoder", "train.seed"],
           outs=["artifacts/models/baseline"]),
-    Stage("tune", "Search better parameters for each learner.", "mlops_nb.evaluate.tuning_target:run_tune",
+    Stage("tune", "Search better parameters for each learner.", "mlops_nb.evaluate.tuning_target:run_tune_stage",
           deps=["artifacts/prepared", "schema.yaml", _FEATURES_FILE, _LEARNERS_FILE], outs=["artifacts/tuning"],
           params=["tune", "train.learners", *_TRAIN_PARAMS[:-1], "train.gbdt", "train.net", "evaluate.calibration",
                   "evaluate.costs"]), # by which a metric of `tune.metric` is computed

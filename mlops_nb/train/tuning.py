@@ -239,7 +239,7 @@ def run_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = open_search_context(Project.open(root), learner, target)
     if search.project.params.tune.metric and target is None:
-        raise ValueError("tune.metric asks for a target; take `run_tune` of mlops_nb.evaluate.tuning_target.")
+        raise ValueError("tune.metric asks for a target; take `run_tune_stage` of mlops_nb.evaluate.tuning_target.")
     project, settings = search.project, search.project.settings.tune
     storage, n_workers = project.root / settings.storage, n_workers or settings.workers
     study = open_study(open_storage(storage), search.study_name, search.search_space, join)

@@ -6,7 +6,7 @@ from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.project import Project
 from mlops_nb.core.errors import UserError
 from mlops_nb.evaluate.stage import run_evaluate
-from mlops_nb.evaluate.tuning_target import run_tune, tuning_target
+from mlops_nb.evaluate.tuning_target import run_tune_stage, tuning_target
 from mlops_nb.train.stage import run_train
 from mlops_nb.train.tuning import read_tuning_results, run_study
 
@@ -41,7 +41,7 @@ def project(tmp_path):
                                             ("brier", "lower")])
 def test_the_best_trial_is_worth_what_the_evaluation_says(project, metric, better):
     root = project(metric)
-    assert run_tune(root)["trials"] == 4
+    assert run_tune_stage(root)["trials"] == 4
     found = read_tuning_results(root)["gbdt"]
     assert (found.metric, found.better, found.pruned) == (metric, better, 0)
     assert found.best_loss <= found.untuned_loss
@@ -60,16 +60,16 @@ def test_several_workers_compare_by_it_too(project):
 
 def test_a_metric_that_is_no_number_says_so(project):
     root = project("never")
-    with pytest.raises(UserError, match="never of gbdt is not a number on the validation rows"): run_tune(root)
+    with pytest.raises(UserError, match="never of gbdt is not a number on the validation rows"): run_tune_stage(root)
 
 
 def test_another_metric_or_function_begins_another_study(project):
     root = project("profit")
-    run_tune(root)
+    run_tune_stage(root)
     first = read_tuning_results(root)["gbdt"].study_name
     path = Project.open(root).features_path
     path.write_text(path.read_text().replace("/ 10 - 2", "/ 10 - 3"))
-    run_tune(root)
+    run_tune_stage(root)
     second = read_tuning_results(root)["gbdt"].study_name
     assert first != second
 
@@ -77,12 +77,13 @@ def test_another_metric_or_function_begins_another_study(project):
 @pytest.mark.parametrize("name", ["profits", "bias", "rmse"])
 def test_a_metric_that_is_not_there_is_named_before_the_first_trial(project, name):
     root = project(name)
-    with pytest.raises(UserError, match=f"'tune.metric' names '{name}', by which nothing can be chosen"): run_tune(root)
+    with pytest.raises(UserError, match=f"'tune.metric' names '{name}', by which nothing can be chosen"):
+        run_tune_stage(root)
     assert not (root / ".mlops/tuning.journal").exists()
 
 
 def test_without_trials_the_metric_is_not_asked_for(project):
-    assert run_tune(project("profits", n_trials=0)) == {"trials": 0}
+    assert run_tune_stage(project("profits", n_trials=0)) == {"trials": 0}
 
 
 def test_the_study_of_a_metric_is_not_run_by_the_loss(project):
