@@ -31,7 +31,7 @@ from ..serve.hot_reload import ModelManager
 from ..serve.http_messages import MAX_INLINE_BODY_BYTES, Request
 from ..serve.metrics import Metrics
 from ..serve.rest_protocol import encode_predict_response
-from ..serve.time_limit import run_limited
+from ..serve.time_limit import call_with_timeout
 
 # %% ../../nbs/batch/04_stream_scoring.ipynb #0245f603
 _log = logging.getLogger("mlops_nb.stream")
@@ -166,7 +166,7 @@ def endpoint_handler(
         if named := endpoint.decode_entities(body):
             return encode_predict_response(await endpoint.predict_entities(named[0], request), decoder)
         inline = len(body) <= MAX_INLINE_BODY_BYTES
-        if seconds := decoder.preprocess_seconds: rows = await run_limited(seconds, None, decoder.from_json, body)
+        if seconds := decoder.preprocess_seconds: rows = await call_with_timeout(seconds, None, decoder.from_json, body)
         else: rows = decoder.from_json(body) if inline else await asyncio.to_thread(decoder.from_json, body)
         return encode_predict_response(await endpoint.predict(rows, decoder, request), decoder)
     return answer

@@ -29,7 +29,7 @@ from .json_limits import MAX_VALUES_AT_ONCE, count_json
 from .metrics import Metrics, NullMetrics
 from .model_runtime import ActivePlan, ActiveVariant, ScoreCache
 from .request_validation import DecodedRows, RequestDecoder
-from .time_limit import DEADLINE_MESSAGE, DeadlineExceeded, run_limited
+from .time_limit import DEADLINE_MESSAGE, DeadlineExceeded, call_with_timeout
 
 # %% ../../nbs/serve/07_endpoint.ipynb #4cfeb7e8
 class PredictionResult(Struct):
@@ -204,10 +204,10 @@ async def _predict_processed(self:Endpoint, group, context): # the answer, and t
     v, deadline, columns = group.variant, context.request.deadline, group.columns
     X, rows, seconds = group.X, (columns, group.X, context.decoder), v.model.preprocess_seconds
     if not v.uses_matrix_of(context.decoder):
-        X = await run_limited(seconds, deadline, v.encode_rows, *rows) if seconds else v.encode_rows(*rows)
+        X = await call_with_timeout(seconds, deadline, v.encode_rows, *rows) if seconds else v.encode_rows(*rows)
     scores, source = await self._score(v, X, deadline)
     if not (seconds := v.model.postprocess_seconds): return v.predictor.decide_scores(columns, scores), source
-    return await run_limited(seconds, deadline, v.predictor.decide_scores, columns, scores), source
+    return await call_with_timeout(seconds, deadline, v.predictor.decide_scores, columns, scores), source
 
 # %% ../../nbs/serve/07_endpoint.ipynb #887aa660
 MAX_INLINE_ROWS = 64 # up to here rows are scored in the event loop

@@ -51,7 +51,7 @@ from mlops_nb.serve.rest_protocol import (
     encode_json,
     encode_predict_response,
 )
-from .time_limit import DeadlineExceeded, ProcessingTimeout, run_limited
+from .time_limit import DeadlineExceeded, ProcessingTimeout, call_with_timeout
 
 # %% ../../nbs/serve/12_handlers.ipynb #41a88f6e
 _log = logging.getLogger('mlops_nb.serve')
@@ -201,7 +201,8 @@ async def prometheus_metrics(app, request):
 # %% ../../nbs/serve/12_handlers.ipynb #ed6a4986
 async def decode_in_thread(app, request: Request, decoder: RequestDecoder, f: Callable, *args):
     "`f(*args)`, which reads rows with `decoder`, beside the event loop. Raises what it raises, or `ProcessingTimeout`."
-    if decoder.preprocess_seconds: return await run_limited(decoder.preprocess_seconds, request.deadline, f, *args)
+    seconds = decoder.preprocess_seconds
+    if seconds: return await call_with_timeout(seconds, request.deadline, f, *args)
     return await app.run_in_thread(f, *args)
 
 # %% ../../nbs/serve/12_handlers.ipynb #0734cecd

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from mlops_nb.serve import time_limit
-from mlops_nb.serve.time_limit import DeadlineExceeded, ProcessingTimeout, run_limited
+from mlops_nb.serve.time_limit import DeadlineExceeded, ProcessingTimeout, call_with_timeout
 
 
-def run(*args): return asyncio.run(run_limited(*args))
+def run(*args): return asyncio.run(call_with_timeout(*args))
 
 
 def endless():
@@ -38,7 +38,7 @@ def test_what_a_call_returns_and_raises_comes_through():
 @pytest.mark.parametrize("f", [endless, stubborn])
 def test_a_call_that_never_ends_is_left_and_its_thread_ends(f):
     async def main():
-        with pytest.raises(ProcessingTimeout, match=r"longer than 0.05 s"): await run_limited(.05, None, f)
+        with pytest.raises(ProcessingTimeout, match=r"longer than 0.05 s"): await call_with_timeout(.05, None, f)
         await asyncio.wait_for(all_ended(), 30)
     asyncio.run(main())
 
@@ -52,7 +52,7 @@ def test_the_deadline_of_a_request_comes_first_or_has_passed():
 
 def test_who_goes_away_leaves_no_call_behind():
     async def main():
-        task = asyncio.ensure_future(run_limited(30, None, endless))
+        task = asyncio.ensure_future(call_with_timeout(30, None, endless))
         await asyncio.sleep(.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError): await task
@@ -66,9 +66,9 @@ def test_calls_that_cannot_be_ended_are_not_piled_up(monkeypatch):
 
     async def main():
         for _ in range(2):
-            with pytest.raises(ProcessingTimeout, match="longer"): await run_limited(.02, None, free.wait)
-        with pytest.raises(ProcessingTimeout, match="2 earlier requests"): await run_limited(.02, None, max, 1, 2)
+            with pytest.raises(ProcessingTimeout, match="longer"): await call_with_timeout(.02, None, free.wait)
+        with pytest.raises(ProcessingTimeout, match="2 earlier requests"): await call_with_timeout(.02, None, max, 1, 2)
         free.set()
         await asyncio.wait_for(all_ended(), 30)
-        assert await run_limited(30, None, max, 1, 2) == 2
+        assert await call_with_timeout(30, None, max, 1, 2) == 2
     asyncio.run(main())
