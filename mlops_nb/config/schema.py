@@ -337,6 +337,7 @@ _HEADER = """\
 #   missing_values  what else means "no value" in this column: words, or numbers such as -999
 #   nullable  may the value be missing?   on_violation: quarantine | null | stop
 #   format    how text is written: 1234.5 as 1.234,5, a time in strftime's letters; all batches are read by it
+#   type text is learned from by its words; a vector has size, producer and version
 """
 _INFERRED = "# It was inferred from the data. Please read it once, and correct what the data cannot know:\n"
 

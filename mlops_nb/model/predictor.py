@@ -421,6 +421,13 @@ def decide_row(self:Predictor,
     return ([score if self.model.n_classes == 1 else score.tolist()], None if p.task == 'regression' else [decision],
             None if needs_review is None else [needs_review])
 
+# %% ../../nbs/model/12_predictor.ipynb #1c488f37
+def _without_unlearned_texts(schema, encoder):
+    known = {*encoder.feature_names}
+    texts = [n for n in schema.feature_columns if schema.columns[n].type == 'text' and n not in known]
+    for n in texts: schema.columns[n].feature = False
+    return schema
+
 # %% ../../nbs/model/12_predictor.ipynb #efdf5738
 @patch(cls_method=True)
 def open(cls:Predictor,
@@ -437,8 +444,9 @@ def open(cls:Predictor,
             raise UserError(f"{path} holds no {' or '.join(names)}, so it is no bundle of a model; "
                             "give the folder of a bundle.")
     features = load_features(path / 'features.py', verified.manifest.files['features.py'])
-    return cls(read_json(path / 'schema.json', Schema), features,
-               Encoder.from_json((path / 'encoder.json').read_bytes()), open_model(path),
+    encoder = Encoder.from_json((path / 'encoder.json').read_bytes())
+    return cls(_without_unlearned_texts(read_json(path / 'schema.json', Schema), encoder), features, encoder,
+               open_model(path),
                read_json(path / 'policy.json', Policy), verified.id, threads)
 
 # %% ../../nbs/model/12_predictor.ipynb #cb9e82a9
