@@ -167,7 +167,8 @@ def cross_validate(
         run.skip_reason = skip_reason(y, fold, schema, params.evaluate.min_segment_rows)
         if not run.skip_reason:
             predictor, terms = fit_predictor(project, learner, parts['train'], parts['valid'], run.name)
-            run.metrics = metric_values(schema.task, y[fold.held_out], predictor.predict_point(parts['held_out']), terms,
+            scores = predictor.predict_point(parts['held_out'])
+            run.metrics = metric_values(schema.task, y[fold.held_out], scores, terms,
                                         project_metrics(predictor.features, parts['held_out']))
         yield run
 
@@ -332,8 +333,9 @@ def run_cross_validation(
     names = ('train', 'valid', 'test') if wanted.n_folds or wanted.n_seeds else ()
     splits = {split: read_split(root, split) for split in names}
     folds, seeds, agreement = _repeat_trainings(project, learner, splits)
+    task = project.schema.task
     found = add_sentences(CrossValidationResult(
-        learner, project.schema.task, primary_metric(project.schema.task, project.schema.quantiles), folds, seeds, summarize_metrics(folds),
+        learner, task, primary_metric(task, project.schema.quantiles), folds, seeds, summarize_metrics(folds),
         summarize_metrics(seeds), agreement, []), project)
     with atomic_dir(root / 'artifacts/cross_validation' / learner) as out:
         _metric_table(found).write_parquet(out / 'metrics.parquet')
