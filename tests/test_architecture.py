@@ -13,7 +13,8 @@ LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
 CORE = {"core.errors", "core.files", "core.typed_yaml", "core.manifest", "config.values", "config.schema",
         "config.project", "bundle.bundle", "bundle.store", "model.lightgbm_text", "model.calibrators", "model.policy",
         "model.booster", "model.tree_shap", "model.dataframes", "model.predictor", "model.net",
-        "model.features", "model.processing", "model.encoder", "model.network", "model.onnx_model", "model.permutation_shap"}
+        "model.features", "model.encoder", "model.network", "model.onnx_model", "model.permutation_shap",
+        "model.processing"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 
 
