@@ -222,8 +222,9 @@ def format_run_list(runs: list[PipelineRun]) -> str: # A line each
     return "\n".join("  ".join([*(v.ljust(w) for v, w in zip(row, widths)), row[4]]).rstrip() for row in rows)
 
 # %% ../../nbs/ledger/01_runs.ipynb #0f354c39
-def _step_line(s):
-    took = f"{s.seconds:,.1f} s" if s.seconds is not None else "runs"
+def _step_line(s, run):
+    runs = s.attempt == run.attempts and run.status not in RUN_ENDS
+    took = f"{s.seconds:,.1f} s" if s.seconds is not None else "runs" if runs else "cut off"
     memory = f"{s.peak_memory_mib:,.0f} MiB" if s.peak_memory_mib else ""
     again = f"attempt {s.attempt}" if s.attempt > 1 else ""
     why = (s.message or "").strip().replace("\n", "\n" + " " * 8) if s.status == "failed" else ""
@@ -237,7 +238,7 @@ def format_run(run: PipelineRun) -> str: # Lines
             f"  code {run.git_commit[:12]}, data {run.data_version[:12]}, params {run.params_version[:12]}"]
     facts = [f"  {name}: {value}" for name, value in run.facts.items() if name != "metrics"]
     metrics = [f"  {name} {value:.4g}" for name, value in (run.facts.get("metrics") or {}).items()]
-    return "\n".join([*head, *facts, *metrics, *map(_step_line, run.steps)])
+    return "\n".join([*head, *facts, *metrics, *(_step_line(s, run) for s in run.steps)])
 
 # %% ../../nbs/ledger/01_runs.ipynb #f9e135d7
 def _comparable(run):
