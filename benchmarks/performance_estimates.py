@@ -16,7 +16,7 @@ from mlops_nb.stats.calibration_bins import calibration_bins
 from mlops_nb.stats.drift_test import fit_baseline
 from mlops_nb.stats.monitoring_baseline import MonitoringBaseline
 from mlops_nb.stats.performance_estimate import density_ratio, estimate_performance, fit_beta_calibration, outcome_rows
-from mlops_nb.stats.regression_estimate import binned_residuals, estimate_regression, residual_donors
+from mlops_nb.stats.regression_estimate import estimate_regression, fit_binned_residuals, residual_donors
 
 HEAD = ("data and method", "figure", "error", "error of the test figure", "interval held", "target", "met")
 METRICS = "roc_auc", "log_loss", "accuracy"
@@ -100,7 +100,7 @@ def regression_coverage(task):
     rng = np.random.default_rng(seed)
     (s, y, x), (new, came, x_new) = regression_case(name, rng, n_test, False), regression_case(name, rng, n, True)
     edges = np.unique(np.quantile(s, np.linspace(0, 1, 21)[1:-1])).tolist()
-    known = (binned_residuals(calibration_bins(edges, s, y), edges) if method == "bins" else
+    known = (fit_binned_residuals(calibration_bins(edges, s, y), edges) if method == "bins" else
              residual_donors(s, y, density_ratio(x, x_new) if method == "weighted" else None))
     found = estimate_regression(lambda z: regression_figures(z, new), new, known, seed=seed)
     real, test = regression_figures(came, new), regression_figures(y, s)

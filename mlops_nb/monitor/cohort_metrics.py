@@ -51,7 +51,7 @@ from mlops_nb.stats.performance_estimate import (
 from mlops_nb.stats.regression_estimate import (
     BinnedResiduals,
     ResidualDonors,
-    binned_residuals,
+    fit_binned_residuals,
     estimate_regression,
     residual_donors,
 )
@@ -284,7 +284,7 @@ def bin_residuals(
     "How wrong a regression was, by bin of its prediction."
     if not reference.baseline or not reference.baseline.calibration: return None
     name, bins = next(iter(reference.baseline.calibration.items()))
-    return binned_residuals(bins, reference.baseline.scores[name].edges)
+    return fit_binned_residuals(bins, reference.baseline.scores[name].edges)
 
 # %% ../../nbs/monitor/08_cohort_metrics.ipynb #66e9e112
 def logged_inputs(

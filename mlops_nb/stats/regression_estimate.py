@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_DONORS', 'MAX_CELLS', 'ResidualTrend', 'fit_residual_trend', 'ResidualDonors', 'residual_donors',
-           'BinnedResiduals', 'binned_residuals', 'estimate_regression']
+           'BinnedResiduals', 'fit_binned_residuals', 'estimate_regression']
 
 # %% ../../nbs/stats/22_regression_estimate.ipynb #7ca4296d
 from collections.abc import Callable
@@ -113,7 +113,7 @@ class BinnedResiduals(NamedTuple):
         return predictions + mean + (means - own_mean)[at] + size * noise
 
 # %% ../../nbs/stats/22_regression_estimate.ipynb #5b993e12
-def binned_residuals(
+def fit_binned_residuals(
     bins: CalibrationBins, # Of the test rows
     edges: list[float], # Of the bins
 ) -> BinnedResiduals | None: # None: too few test rows

@@ -8,8 +8,8 @@ from mlops_nb.stats.calibration_bins import calibration_bins
 from mlops_nb.stats.regression_estimate import (
     MAX_CELLS,
     MIN_DONORS,
-    binned_residuals,
     estimate_regression,
+    fit_binned_residuals,
     residual_donors,
 )
 
@@ -37,7 +37,7 @@ def test_intervals_hold(binned):
         rng = np.random.default_rng(seed)
         s, y = rows(rng, 1000)
         new, came = rows(rng, 200, 5, 10)
-        known = binned_residuals(calibration_bins(EDGES, s, y), EDGES) if binned else residual_donors(s, y)
+        known = fit_binned_residuals(calibration_bins(EDGES, s, y), EDGES) if binned else residual_donors(s, y)
         found, real = estimate_regression(figures(new), new, known), figures(new)(came)
         held.append([e.low <= real[m] <= e.high for m, e in found.items()])
     assert (np.mean(held, 0) >= .86).all(), np.mean(held, 0)  # 3.3 standard deviations below
@@ -81,13 +81,13 @@ def test_bins_with_few_rows_are_joined():
     rng = np.random.default_rng(0)
     s, y = rows(rng, 500)
     sparse = s[(s < 2) | (s > 6)]
-    of = lambda x: binned_residuals(calibration_bins(EDGES, x, x + 1.), EDGES)
+    of = lambda x: fit_binned_residuals(calibration_bins(EDGES, x, x + 1.), EDGES)
     known = of(sparse)
     assert known.rows.sum() == len(sparse) and known.rows.min() >= MIN_DONORS
     assert len(known.edges) == len(known.rows) - 1
     assert np.allclose(known.means, 1) and np.allclose(known.variances, 0, atol=1e-6)
     assert of(s[:MIN_DONORS - 1]) is None and of(s[:0]) is None and len(of(s[:MIN_DONORS]).rows) == 1
-    whole = binned_residuals(calibration_bins(EDGES, s, y), EDGES)
+    whole = fit_binned_residuals(calibration_bins(EDGES, s, y), EDGES)
     at = np.searchsorted(whole.edges, s, side="right")
     for i in range(len(whole.rows)):
         assert whole.variances[i] == pytest.approx(np.var((y - s)[at == i], ddof=1))
