@@ -371,8 +371,9 @@ def _infer_columns(frame, readings, exclude, target, fixed):
     types |= dict.fromkeys(codes, "category")
     sizes = _vector_sizes(read, [n for n, t in types.items() if t in ("text", "category") and dtypes[n] == pl.String])
     types |= dict.fromkeys(sizes, "vector")
-    columns = {n: Column("vector", size=sizes[n]) if n in sizes else _column(types[n], _text_kept(readings.get(n), types[n]),
-                          sentinels[n].missing if n in sentinels else ()) for n in profiles}
+    columns = {n: Column("vector", size=sizes[n]) if n in sizes else
+               _column(types[n], _text_kept(readings.get(n), types[n]),
+                       sentinels[n].missing if n in sentinels else ()) for n in profiles}
     domains = _domains(read, types, profiles)
     proposed = {n: _propose_column(n, c, profiles[n], None if n in target else forms.get(n), domains.get(n),
                                    n in exclude)

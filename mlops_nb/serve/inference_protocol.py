@@ -392,8 +392,8 @@ def _input_matrix(t):
 def _vectors(t, n, form):
     "The vectors of a tensor, one for each row; raises `UserError`."
     if t.datatype == 'BOOL' or t.shape != [n, form.size]:
-        raise UserError(f"input {_quoted(t.name)} is {t.datatype} of the shape {t.shape}; vectors of {n} rows are numbers "
-                        f"of the shape {[n, form.size]}.")
+        raise UserError(f"input {_quoted(t.name)} is {t.datatype} of the shape {t.shape}; vectors of {n} rows are "
+                        f"numbers of the shape {[n, form.size]}.")
     values = np.array(t.data, float).reshape(n, form.size)
     given = {k: v for k, v in (t.parameters or {}).items() if k in ('producer', 'version')}
     absent = np.isnan(values).all(1) # null in each of its places

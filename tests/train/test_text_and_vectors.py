@@ -16,7 +16,8 @@ from mlops_nb.train.dataset import to_training_part
 from mlops_nb.train.learners import LEARNERS, fit_learner
 
 N, CLASSES = 400, {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}
-GOOD, BAD, OTHER = ["great", "love", "perfect"], ["broken", "refund", "poor"], ["phone", "case", "arrived", "week", "it"]
+GOOD, BAD = ["great", "love", "perfect"], ["broken", "refund", "poor"]
+OTHER = ["phone", "case", "arrived", "week", "it"]
 
 
 def rows(task, seed=0):
