@@ -244,7 +244,7 @@ def test_a_difference_around_its_floor_is_told_once(judged_state):
 
 @pytest.mark.parametrize("quiet_days, size, is_told", [
     (0, .15, False), (25, .15, False), (29, .15, True), (3, .199, False), (3, .201, True)])
-def test_what_was_told_is_told_again_when_it_doubles_or_was_away_for_four_weeks(judged_state, quiet_days, size, is_told):
+def test_what_was_told_is_told_again_when_it_doubles_or_was_away_for_weeks(judged_state, quiet_days, size, is_told):
     assert judged_days([.15, .079], judged_state) == [True, False]
     judged_days([.02] * quiet_days, judged_state)
     assert judged_days([size], judged_state) == [is_told]
