@@ -99,6 +99,7 @@ def _labels(store, endpoint, *_):
 # %% ../nbs/97_monitor_commands.ipynb #0498af82
 def _slo(store, endpoint, start, end, by):
     import polars as pl
+
     from mlops_nb.monitor.results import budget_results
     left = pl.col("budget_left")
     state = pl.when(left.is_null()).then(pl.lit("no events")).when(left <= 0).then(pl.lit("used up")).otherwise(

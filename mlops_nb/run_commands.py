@@ -129,7 +129,8 @@ def triggers_pause_command(
 # %% ../nbs/98_run_commands.ipynb #1da97c16
 RUN_EXAMPLES = {
     "triggers list": ["mlops-nb triggers list"],
-    "triggers explain": ["mlops-nb triggers explain retrain", "mlops-nb triggers explain retrain --at 2026-11-30T06:00"],
+    "triggers explain": ["mlops-nb triggers explain retrain",
+                         "mlops-nb triggers explain retrain --at 2026-11-30T06:00"],
     "triggers pause": ["mlops-nb triggers pause retrain --until 2026-12-27 --why holidays"],
     "run now": ["mlops-nb run now --why 'new tariffs'"],
     "runs list": ["mlops-nb runs list", "mlops-nb runs list --as-json"],

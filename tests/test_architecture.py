@@ -6,15 +6,16 @@ import pytest
 from support.imports import ROOT, edges, floor, imported, modules, public_names
 
 # From the top down: a folder imports only folders below it, or its own modules.
-FOLDERS = ["cli", "run_commands", "release_commands", "monitor_commands", "model_commands", "command_line", "notebook",
-           "scaffold", "ci", "pipeline", "examples", "control", "report", "batch", "serve", "release", "monitor", "explain",
-           "evaluate", "bundle", "train", "data", "model", "stats", "prediction_log", "ledger", "config", "core"]
+FOLDERS = ["cli", "run_commands", "release_commands", "monitor_commands", "model_commands", "command_line",
+           "notebook", "scaffold", "ci", "pipeline", "examples", "control", "report", "batch", "serve", "release",
+           "monitor", "explain", "evaluate", "bundle", "train", "data", "model", "stats", "prediction_log", "ledger",
+           "config", "core"]
 LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
 CORE = {"core.errors", "core.files", "core.typed_yaml", "core.manifest", "config.values", "config.schema",
         "config.project", "bundle.bundle", "bundle.store", "model.lightgbm_text", "model.calibrators", "model.policy",
         "model.booster", "model.tree_shap", "model.dataframes", "model.predictor", "model.net",
         "model.features", "model.encoder", "model.network", "model.onnx_model", "model.permutation_shap",
-        "model.processing"}
+        "model.processing", "model.text_encoder", "model.vector_encoder", "config.vectors"}
 CORE_IMPORTS = {"numpy", "polars", "msgspec", "fastcore", "mlops_nb"}
 
 

@@ -209,12 +209,14 @@ def test_learners_of_the_features_notebook_lie_in_a_file_of_their_own(tmp_path):
     notebook = nbformat.read(path := root / "nbs/00_features.ipynb", 4)
     notebook.cells += [nbformat.v4.new_code_cell(s) for s in (
         "#| export learners\nfrom mlops_nb.train.custom_learners import learner",
-        "#| export\nfrom mlops_nb.model.features import metric\n\n@metric('profit', better='higher')\ndef profit(y, p): return y",
+        "#| export\nfrom mlops_nb.model.features import metric\n\n"
+        "@metric('profit', better='higher')\ndef profit(y, p): return y",
         "#| export learners\n@learner('mine')\ndef mine(X, y): ...")]
     nbformat.write(notebook, path)
     for _ in range(2): run_features(root)
     package = next(p for p in root.iterdir() if (p / "features.py").exists())
-    assert "def profit" in (package / "features.py").read_text() and "learner" not in (package / "features.py").read_text()
+    features = (package / "features.py").read_text()
+    assert "def profit" in features and "learner" not in features
     assert sorted(p.name for p in package.glob("*.py")) == ["__init__.py", "features.py"]
     written = (root / "artifacts/learners.py").read_text()
     assert written.index("import learner") < written.index("def mine") and "profit" not in written

@@ -428,7 +428,8 @@ def export_onnx(
     with atomic_file(output / 'model.onnx') as tmp: tmp.write_bytes(model)
     codes = {c.name: c.codes for c in predictor.encoder.columns if c.kind == 'category'}
     schema = predictor.schema
-    parity = ParityReport(predictor.id, schema.task, predictor.encoder.matrix_names, codes, schema.classes, predictor.policy,
+    parity = ParityReport(predictor.id, schema.task, predictor.encoder.matrix_names, codes, schema.classes,
+                          predictor.policy,
                           tolerance, checked, sha256_file(output / 'model.onnx'), onnxruntime.__version__,
                           _project_functions(predictor.features))
     write_json(output / 'parity.json', parity)

@@ -404,14 +404,14 @@ class MarginParams(Struct, forbid_unknown_fields=True, kw_only=True):
     auc: Annotated[NonNegativeFloat | None, Meta(
         description="tolerated loss of AUC, binary only; null = not judged")] = 0.02
     metrics: Annotated[dict[str, NonNegativeFloat], Meta(
-        description="metrics marked @metric that give a value a row: how much worse the mean may be, in their own units; "
+        description="metrics marked @metric that give a value a row: how much worse the mean may be, in its own unit; "
                     "those not named are shown and not judged")] = field(default_factory=dict)
 
 # %% ../../nbs/config/10_params.ipynb #577990ce
 class SuccessParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "What a challenger must gain."
     metric: Annotated[str | None, Meta(
-        description="metric that must gain: loss | auc | cost (of a decision, by evaluate.costs), or one marked @metric "
+        description="metric that must gain: loss | auc | cost (of a decision, by evaluate.costs) or one marked @metric "
                     "that gives a value a row; null = doing no harm is enough")] = None
     min_gain: Annotated[float, Meta(ge=0, description="gain that must be exceeded, in units of the metric")] = 0.0
 

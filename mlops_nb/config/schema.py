@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from msgspec import Meta, Struct, field
 
 from .text_formats import check_format
-from .vectors import VectorForm
 from mlops_nb.config.values import (
     POLARS_TYPES,
     class_label_expr,
@@ -29,6 +28,7 @@ from mlops_nb.config.values import (
     parse_value_expr,
     read_plain_numbers,
 )
+from .vectors import VectorForm
 from ..core.errors import UserError, did_you_mean
 from ..core.files import atomic_file
 from ..core.typed_yaml import convert_typed, read_yaml, refuse_renamed, yaml_lines

@@ -23,7 +23,6 @@ from mlops_nb.config.column_roles import (
     propose_role,
     wants_form,
 )
-from .vectors import lists_as_text, vector_size
 from .format_inference import TextReading, infer_text_formats, unit_of
 from .schema import OTHER_TASKS, Column, Schema, expression_columns, is_expression
 from .sentinels import find_sentinels, without_values
@@ -36,6 +35,7 @@ from mlops_nb.config.values import (
     parse_value_expr,
     read_plain_numbers,
 )
+from .vectors import lists_as_text, vector_size
 from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/config/08_schema_inference.ipynb #6cdbebcc

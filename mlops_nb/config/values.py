@@ -15,8 +15,8 @@ from functools import cache, partial
 
 import polars as pl
 
-from .vectors import VectorForm, vector_expr
 from .text_formats import plain_number_expr, read_in_turn, time_expr
+from .vectors import VectorForm, vector_expr
 
 # %% ../../nbs/config/01_values.ipynb #593f2435
 POLARS_TYPES = {"integer": pl.Int64, "number": pl.Float64, "category": pl.String, "boolean": pl.Boolean,

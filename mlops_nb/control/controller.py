@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config.settings import Settings, read_settings, resolve_local_uri
-from ..core.errors import UserError
 from .recovery import Heartbeat, application_name, code_version, take_over
 from .run_workflow import register_run_workflow
 from mlops_nb.control.scheduler import (
@@ -28,6 +27,7 @@ from mlops_nb.control.scheduler import (
 )
 from .step_process import end_all_groups
 from .trigger_evaluation import check_triggers, evaluate_triggers
+from ..core.errors import UserError
 from ..ledger.executors import Executor, list_executors, register_executor, set_executor_state
 from ..ledger.ledger import Ledger, open_ledger
 from ..ledger.runs import RUN_ENDS, read_run

@@ -13,13 +13,6 @@ from pathlib import Path
 import msgspec
 
 from ..config.settings import read_settings
-from ..core.errors import UserError
-from ..core.typed_yaml import read_json
-from ..ledger.ledger import Superseded, open_ledger
-from ..ledger.runs import RUN_ENDS, end_run, is_cancelled, once, queue_run, read_run, record_step
-from ..monitor.alert_updates import update_alerts
-from ..monitor.alerts import read_alerts
-from ..monitor.run_checks import check_runs
 from mlops_nb.control.run_identity import (
     PinnedRun,
     commit_results,
@@ -30,6 +23,13 @@ from mlops_nb.control.run_identity import (
     run_folder,
 )
 from .step_process import StepCancelled, run_process, with_retries
+from ..core.errors import UserError
+from ..core.typed_yaml import read_json
+from ..ledger.ledger import Superseded, open_ledger
+from ..ledger.runs import RUN_ENDS, end_run, is_cancelled, once, queue_run, read_run, record_step
+from ..monitor.alert_updates import update_alerts
+from ..monitor.alerts import read_alerts
+from ..monitor.run_checks import check_runs
 
 # %% ../../nbs/control/04_run_workflow.ipynb #333114c8
 def _data_files(root):

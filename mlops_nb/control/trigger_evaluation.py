@@ -21,7 +21,7 @@ from .run_workflow import request_run
 from .scheduler import fire_times
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
-from ..ledger.ledger import Ledger, LedgerEntry, open_ledger
+from ..ledger.ledger import LedgerEntry, open_ledger
 from ..ledger.runs import RUN_ENDS, list_runs
 from ..monitor.alerts import parse_duration, read_alerts
 from ..monitor.slo_freeze import frozen_budgets

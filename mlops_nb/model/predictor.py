@@ -182,7 +182,8 @@ def _encode_wide(self:Predictor, columns): # With texts or vectors
     X = np.empty((len(columns[self._category_codes[0][0]]), starts[-1]))
     for column, start, end in zip(self.encoder.columns, starts, starts[1:]):
         values = columns[column.name]
-        if column.kind == 'category': values = [None if v is None else column.codes.get(v, UNKNOWN_CODE) for v in values]
+        if column.kind == 'category':
+            values = [None if v is None else column.codes.get(v, UNKNOWN_CODE) for v in values]
         X[:, start:end] = column.encoding.encode(values) if column.encoding else np.array(values, float)[:, None]
     return X
 

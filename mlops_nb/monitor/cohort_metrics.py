@@ -51,8 +51,8 @@ from mlops_nb.stats.performance_estimate import (
 from mlops_nb.stats.regression_estimate import (
     BinnedResiduals,
     ResidualDonors,
-    fit_binned_residuals,
     estimate_regression,
+    fit_binned_residuals,
     residual_donors,
 )
 

@@ -26,8 +26,8 @@ from .freshness import check_freshness
 from .log_counts import LogCounts, count_log
 from .metrics_export import export_metrics
 from .quality import update_quality
-from .slo_evaluator import update_slos
 from .run_checks import check_runs
+from .slo_evaluator import update_slos
 from .store import MonitorStore, open_monitor_store
 from .traffic_checks import check_traffic
 from .training_checks import check_training

@@ -25,5 +25,6 @@ def check_runs(
     last = max(ended, key=lambda r: r.ended_at, default=None)
     if last is None or last.status != "failed": return []
     return [Finding(rule="run_failed", subject=last.id, started_at=datetime.fromisoformat(last.ended_at),
-                    severity="page", summary=f"The run {last.id} failed, and the model in use stays: {last.message:.600}",
+                    severity="page",
+                    summary=f"The run {last.id} failed, and the model in use stays: {last.message:.600}",
                     next_command=f"mlops-nb runs show {last.id}")]

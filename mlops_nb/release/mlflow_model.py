@@ -30,7 +30,8 @@ def _delivered_columns(schema, given):
     return [n for n, c in schema.columns.items() if n in given or not c.computed]
 
 # %% ../../nbs/release/05_mlflow_model.ipynb #15788500
-_MLFLOW_TYPES = {'integer': 'long', 'number': 'double', 'category': 'string', 'text': 'string', 'vector': 'string', 'boolean': 'boolean',
+_MLFLOW_TYPES = {'integer': 'long', 'number': 'double', 'category': 'string', 'text': 'string', 'vector': 'string',
+                 'boolean': 'boolean',
                  'timestamp': 'datetime'}
 _OUTPUT_TYPES = {pl.Float64(): 'double', pl.String(): 'string', pl.Boolean(): 'boolean'}
 

@@ -80,5 +80,6 @@ def intervals_html(
     note = (f"{n} of {format_number(len(predictions))} test rows are drawn. Before the correction on "
             f"{format_number(intervals.n_calibration_rows)} validation rows it covered "
             f"{format_percent(intervals.uncorrected_coverage)}. Pinball loss "
-            f"{format_number(intervals.pinball_loss.value)}; of the same quantiles for every row {format_number(intervals.constant_pinball_loss)}.")
+            f"{format_number(intervals.pinball_loss.value)}; of the same quantiles for every row "
+            f"{format_number(intervals.constant_pinball_loss)}.")
     return figure_html(fig, title, note) + quantile_table(intervals) + segment_coverage_figure(intervals)

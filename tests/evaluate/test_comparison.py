@@ -160,7 +160,8 @@ def test_each_baseline_decides_by_its_own_threshold():
 
 def champion(task="binary", classes=("no", "yes"), inputs=("x",), predict=None):
     schema = Schema("d", task, "y", {"x": Column("number")}, classes=list(classes) if classes else None)
-    return SimpleNamespace(schema=schema, inputs=list(inputs), predict_point=predict or (lambda f: np.full(len(f), 0.2)))
+    return SimpleNamespace(schema=schema, inputs=list(inputs),
+                           predict_point=predict or (lambda f: np.full(len(f), 0.2)))
 
 
 NOW = champion().schema

@@ -45,7 +45,8 @@ from mlops_nb.train.custom_learners import learner
 @learner("forest", space=dict(max_depth=(3, 20), min_samples_leaf=(1, 64, "log"), criterion=["gini", "entropy"]))
 def forest(X, y, sample_weight, params, seed):
     model = ExtraTreesClassifier(8, random_state=seed, n_jobs=-1, **params)
-    return make_pipeline(SimpleImputer(), VarianceThreshold(), model).fit(X, y, extratreesclassifier__sample_weight=sample_weight)
+    pipeline = make_pipeline(SimpleImputer(), VarianceThreshold(), model)
+    return pipeline.fit(X, y, extratreesclassifier__sample_weight=sample_weight)
 
 
 def logistic(X, y): return make_pipeline(SimpleImputer(), LogisticRegression(max_iter=50)).fit(np.asarray(X), y)
@@ -170,7 +171,8 @@ def test_contributions_add_up_and_have_an_error(project):
 def test_the_bundle_is_verified_described_and_exported(project, tmp_path):
     bundle = pack_bundle(project)
     assert check_golden_examples(bundle) is None
-    assert "The model was exported from SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in (bundle / "card.md").read_text()
+    card = (bundle / "card.md").read_text()
+    assert "The model was exported from SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in card
     assert export_onnx(bundle, tmp_path).checks[0].max_difference < 1e-6
     p = Predictor.open(bundle)
     assert "ONNX, made from SimpleImputer + VarianceThreshold + ExtraTreesClassifier" in repr(p)
@@ -204,7 +206,8 @@ def test_what_serves_unpickles_nothing(project, tmp_path):
     assert log.exists(), "the hook was there"
     # the worker of the server is told by multiprocessing what to run: classes of its own and of this package
     assert not [line for line in log.read_text().splitlines()
-                if not line.startswith(("multiprocessing", "granian", "mlops_nb.serve", "pathlib", "functools", "builtins"))]
+                if not line.startswith(("multiprocessing", "granian", "mlops_nb.serve", "pathlib", "functools",
+                                        "builtins"))]
 
 
 def test_the_tuning_tries_its_space(project):

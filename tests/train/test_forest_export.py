@@ -1,4 +1,4 @@
-"Forests, single trees, GradientBoosting and CatBoost as LightGBM text: the bits of the estimator, and exact contributions."
+"Forests, single trees, GradientBoosting and CatBoost as LightGBM text: the estimator's bits, exact contributions."
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,7 +116,8 @@ def test_what_a_text_cannot_say_stays_onnx():
     wide = e.RandomForestClassifier(20).fit(FULL, np.arange(400) // 2)  # 200 classes times its leaves
     assert [forest_to_text(m) for m in (several, one_class, wide)] == [None] * 3
     y = TARGETS["binary"]
-    assert gradient_boosting_to_text(e.GradientBoostingClassifier(loss="exponential", n_estimators=2).fit(FULL, y)) is None
+    exponential = e.GradientBoostingClassifier(loss="exponential", n_estimators=2).fit(FULL, y)
+    assert gradient_boosting_to_text(exponential) is None
     own = e.GradientBoostingClassifier(init=tree.DecisionTreeClassifier(max_depth=1), n_estimators=2).fit(FULL, y)
     assert gradient_boosting_to_text(own) is None
 

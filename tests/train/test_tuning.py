@@ -328,7 +328,8 @@ def test_a_trial_of_a_living_process_is_left_running(tmp_path):
 def test_the_command(tmp_path):
     root = project(tmp_path, n_trials=3)
     done = subprocess.run(["mlops-nb", "tune", "--workers", "2"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "gbdt: 3 trials, the best loss on the validation rows is 0." in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "gbdt: 3 trials, the best loss on the validation rows is 0." in done.stdout
     change(root, n_trials=0)
     done = subprocess.run(["mlops-nb", "tune"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and "tune.n_trials in params.yaml is 0" in done.stderr
