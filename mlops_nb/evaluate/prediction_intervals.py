@@ -40,7 +40,7 @@ def fit_conformal(
             needed = int(np.ceil(np.round(1 / min(level, 1 - level), 9))) - 1
             raise UserError(f"the quantile {level:g} needs {needed} calibration rows, half of the "
                             f"validation rows, and there are {len(y)}; enlarge prepare.split.validation in params.yaml "
-                            "list quantiles nearer to 0.5 in schema.yaml.")
+                            "or list quantiles nearer to 0.5 in schema.yaml.")
         return float(np.sort(y - predicted)[place - 1])
     return ConformalCalibrator([shift(*x) for x in zip(q.T, quantiles)], quantiles.index(0.5))
 
