@@ -525,3 +525,14 @@ def test_own_features_are_inputs(tmp_path):
                                                                                                                  "x",
                                                                                                                  "z",
                                                                                                                  "double"]
+
+
+def test_huber_reaches_a_target_in_the_thousands_and_is_not_pulled_by_far_values():
+    near, valid = problem("regression")
+    near, valid = (p._replace(y=1000 * p.y) for p in (near, valid))
+    def rmse(objective, train):
+        found = fit(train, valid, "regression", params(objective=objective, learning_rate=.2))
+        return float(np.sqrt(np.mean((Booster(found.model.decode()).predict(valid.X) - valid.y) ** 2)))
+    far = near._replace(y=np.where(np.arange(len(near.y)) % 40 == 0, near.y + 1e7, near.y))
+    assert rmse("huber", near) < 1.1 * rmse("squared", near)
+    assert rmse("huber", far) < rmse("squared", far) / 2
