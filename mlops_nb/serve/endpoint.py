@@ -200,14 +200,26 @@ async def _score(self:Endpoint, v, X, deadline): # scores, and their source
 
 # %% ../../nbs/serve/08_endpoint.ipynb #e9cc54df
 @patch
+async def _call(self:Endpoint, seconds, deadline, n_rows, f, *args): # `seconds`: of the project's functions; 0: none
+    if seconds: return await call_with_timeout(seconds, deadline, f, *args)
+    return await self.resources.run_in_thread(deadline, f, *args) if n_rows > MAX_INLINE_ROWS else f(*args)
+
+@patch
+async def _encode(self:Endpoint, v, columns, X, context): # the matrix of `v`
+    if v.uses_matrix_of(context.decoder): return X
+    return await self._call(v.model.preprocess_seconds, context.request.deadline, len(X), v.encode_rows, columns, X,
+                            context.decoder)
+
+@patch
+async def _decide(self:Endpoint, v, columns, scores, context): # scores, decisions, and what is left to a person
+    return await self._call(v.model.postprocess_seconds, context.request.deadline, len(scores),
+                            v.predictor.decide_scores, columns, scores)
+
+@patch
 async def _predict_processed(self:Endpoint, group, context): # the answer, and the source of its scores
-    v, deadline, columns = group.variant, context.request.deadline, group.columns
-    X, rows, seconds = group.X, (columns, group.X, context.decoder), v.model.preprocess_seconds
-    if not v.uses_matrix_of(context.decoder):
-        X = await call_with_timeout(seconds, deadline, v.encode_rows, *rows) if seconds else v.encode_rows(*rows)
-    scores, source = await self._score(v, X, deadline)
-    if not (seconds := v.model.postprocess_seconds): return v.predictor.decide_scores(columns, scores), source
-    return await call_with_timeout(seconds, deadline, v.predictor.decide_scores, columns, scores), source
+    X = await self._encode(group.variant, group.columns, group.X, context)
+    scores, source = await self._score(group.variant, X, context.request.deadline)
+    return await self._decide(group.variant, group.columns, scores, context), source
 
 # %% ../../nbs/serve/08_endpoint.ipynb #887aa660
 MAX_INLINE_ROWS = 64 # up to here rows are scored in the event loop
@@ -404,9 +416,7 @@ class ExplanationResult(Struct, kw_only=True):
     contributions: list # for each row: one for each column, and the base value last; they add up to the raw score
 
 # %% ../../nbs/serve/08_endpoint.ipynb #786b4dca
-def _contributions(v, rows, decoder):
-    X = v.encode_rows(rows.columns, rows.X, decoder)
-    return v.predictor.predict_and_decide(rows.columns, X)[0], v.predictor.contributions_encoded(X).tolist()
+def _contributions(predictor, X): return predictor.predict_encoded(X), predictor.contributions_encoded(X).tolist()
 
 @patch
 async def explain(self:Endpoint,
@@ -416,10 +426,14 @@ async def explain(self:Endpoint,
     variant: str | None = None, # Use this one, whatever the routing says
 ) -> ExplanationResult:
     "Contributions of each column to the raw scores of these rows, by the variant of the first row."
+    context = RequestContext(request, self.active_plan, decoder, False, variant is not None)
     first = DecodedRows(1, rows.columns, rows.X)
-    v = self._group_rows(self.active_plan, first, request.headers, variant)[0].variant
+    v = self._group_rows(context.active_plan, first, request.headers, variant)[0].variant
     v.in_flight.append(None)
-    try: scores, shares = await self.resources.run_in_thread(request.deadline, _contributions, v, rows, decoder)
+    try:
+        X = await self._encode(v, rows.columns, rows.X, context)
+        scores, shares = await self.resources.run_in_thread(request.deadline, _contributions, v.predictor, X)
+        answer = await self._decide(v, rows.columns, scores, context)
     finally: v.in_flight.pop()
-    return ExplanationResult(variant=v.name, bundle=v.bundle, units=v.predictor.raw_units, scores=scores,
+    return ExplanationResult(variant=v.name, bundle=v.bundle, units=v.predictor.raw_units, scores=answer[0],
                              feature_names=v.predictor.feature_names, contributions=shares)

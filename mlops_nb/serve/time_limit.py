@@ -20,7 +20,7 @@ class DeadlineExceeded(UserError):
 
 DEADLINE_MESSAGE = "The deadline of the request passed before it was answered; allow more time."
 
-class ProcessingTimeout(UserError):
+class ProcessingTimeout(Exception):
     "A function of the project took longer than it may."
 
 # %% ../../nbs/serve/07_time_limit.ipynb #25108e53

@@ -19,6 +19,7 @@ from support.services import free_port
 from support.stream_group import once, run_until
 
 from mlops_nb.batch import stream_scoring
+from mlops_nb.batch.brokers import StreamMessage
 from mlops_nb.batch.stream_scoring import StreamWorker, create_broker
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.settings import LogSettings, StreamSettings, read_settings
@@ -31,6 +32,7 @@ from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.prediction_log.row_counts import read_row_counts
 from mlops_nb.prediction_log.writer import LogWriteError
 from mlops_nb.release.release_plan import plan_path, promote_bundle
+from mlops_nb.serve.time_limit import ProcessingTimeout
 
 
 def test_two_share_the_work_and_end_when_told_to(group):
@@ -81,6 +83,13 @@ def test_poison_ends_aside_with_its_reason_and_takes_nobody_with_it(group):
                          "failing": "It failed 2 times alone; the last time with RuntimeError: no way"}
     g.put([("wrong", 7)])  # mended, under the same id
     g.wait(lambda: len(g.results) == 101)
+
+
+def test_a_message_that_was_late_among_others_is_tried_again_and_not_dead_lettered():
+    async def late(id, body): raise ProcessingTimeout("took longer")
+    worker = StreamWorker(None, late, StreamSettings())
+    asyncio.run(worker.handle_new([StreamMessage(str(i), b"{}", False) for i in range(3)]))
+    assert worker.counts.dead_lettered == worker.counts.answered == 0
 
 
 def test_the_same_id_twice_is_answered_once(group):

@@ -23,9 +23,11 @@ from mlops_nb.prediction_log.reader import read_log
 from mlops_nb.prediction_log.row_counts import dropped_shadow_rows
 from mlops_nb.prediction_log.writer import LogWriteError
 from mlops_nb.release.release_plan import ReleaseStep, RoutingRule, Variant, plan_path
+from mlops_nb.serve import time_limit
 from mlops_nb.serve.endpoint import MAX_INLINE_ROWS, DeadlineExceeded, NotPrecomputed
 from mlops_nb.serve.http_messages import Request
 from mlops_nb.serve.model_runtime import MAX_SHADOW_QUEUE_ROWS
+from mlops_nb.serve.time_limit import ProcessingTimeout
 
 
 def test_each_row_of_a_request_gets_its_own_variant_and_its_own_line(project, made, served, predictors):
@@ -389,6 +391,39 @@ def test_why_it_was_answered_so(made, served, predictors):
         assert (said.bundle, said.feature_names, said.scores) == (bundle, p.feature_names, expected(p, rows))
         assert np.array_equal(said.contributions, right)
     assert not endpoint.active_plan.in_flight
+
+
+def test_an_explanation_waits_for_a_postprocess_no_longer_than_a_prediction_does(made, served):
+    endpoint = served(Variant("a", made[1])).endpoints["rows"]
+    v, free = endpoint.variants["a"], threading.Event()
+
+    def late(decisions):
+        free.wait(LIMIT)
+        return decisions
+
+    v.predictor.features.postprocess["late"], v.model.postprocess_seconds = late, .05
+    rows = endpoint.decoder.from_json(json.dumps(some(2)).encode())
+    try:
+        for ask_for in (endpoint.predict, endpoint.explain):
+            with pytest.raises(ProcessingTimeout): asyncio.run(ask_for(rows, endpoint.decoder, Request(id="r")))
+    finally:
+        free.set()
+        until(lambda: not time_limit._overdue)
+    assert not endpoint.active_plan.in_flight
+
+
+def test_many_rows_of_a_model_with_a_preprocess_alone_do_not_hold_up_the_event_loop(made, served):
+    manager = served(Variant("a", made[1]))
+    v, threads = manager.endpoints["rows"].variants["a"], []
+    decide, v.model.preprocess_seconds = v.predictor.decide_scores, 1
+
+    def decide_scores(*args):
+        threads.append(threading.current_thread())
+        return decide(*args)
+
+    v.predictor.decide_scores = decide_scores
+    for n in (MAX_INLINE_ROWS, MAX_INLINE_ROWS + 1): ask(manager, some(n))
+    assert [t is threading.current_thread() for t in threads] == [True, False]
 
 
 def test_the_units_are_those_of_the_variant_that_explains(project, served, tmp_path):
