@@ -128,6 +128,7 @@ def _scores_and_truth(labelled, schema): # -> scores, numbers of the labels, and
     known = (numbers.is_not_null() & scores.is_not_null()).to_numpy()
     some = scores.filter(pl.Series(known))
     p = np.array(some.to_list(), float) if isinstance(scores.dtype, pl.List) else some.cast(pl.Float64).to_numpy()
+    if schema.quantiles and p.ndim == 2: p = p[:, schema.quantiles.index(0.5)]
     return p, numbers.filter(pl.Series(known)).to_numpy().astype(float), known
 
 def with_own_metrics(
@@ -147,7 +148,7 @@ def with_own_metrics(
         except UserError as e: state.own[name] = OwnMetric(f.metric_better, str(e))
         else:
             state.own[name], column = OwnMetric(f.metric_better), np.full(len(labelled), np.nan)
-            column[known] = losses
+            column[known] = np.where(np.isfinite(losses), losses, np.nan)
             labelled = labelled.with_columns(pl.Series(f"metric {name}", column).fill_nan(None))
     return labelled
 
@@ -209,14 +210,18 @@ def _weigh(state, release, broken, now):
     return verdict
 
 # %% ../../nbs/release/17_judge.ipynb #2deb7ef9
+def _project_metrics(root, params): # by name; none where the features file, as it lies there now, cannot be loaded
+    file = root / (params.prepare.features_file or "")
+    try: return load_features(file).metrics if file.is_file() else {}
+    except UserError: return {}
+
 def _prepare_look(root, release, now):
     settings, schema = environment_settings(read_settings(root), release.environment), read_schema(root / "schema.yaml")
     began = datetime.fromisoformat(release.started_at) - timedelta(days=1)
     costs, metrics = CostParams(), {}
     if (root / "params.yaml").exists():
         params = read_params(root / "params.yaml")
-        costs, file = params.evaluate.costs, root / (params.prepare.features_file or "")
-        metrics = load_features(file).metrics if file.is_file() else {}
+        costs, metrics = params.evaluate.costs, _project_metrics(root, params)
     look = _Look(root / settings.log.folder, release.endpoint, began, now, judge_rules(release, schema), schema, costs,
                  metrics)
     return judge_state_path(plan_path(root, settings).parent, release.id), look

@@ -333,13 +333,17 @@ def _own_guard(name, state, params, levels):
     return MetricEvidence(name, "guard", _finite(test.effect), low, high, margin, e_value, threshold, int(test.n), says,
                           passes)
 
+def _why_not(state, name): # why a metric of the project cannot be judged; "" where it can, or no label has come
+    if own := state.own.get(name): why = own.why_not.rstrip(".")
+    else: why = "the features file has no such @metric, or cannot be loaded"
+    if not why and f"metric {name}" not in state.outcomes: why = "it is a number for none of the labelled rows"
+    return why if sum(state.trials.get("labels", {}).values()) else ""
+
 def _own_guards(state, params, levels):
-    labelled = sum(state.trials.get("labels", {}).values())
     for name in dict.fromkeys([*params.margins.metrics, *state.own]):
-        own, asked = state.own.get(name), name in params.margins.metrics
-        if own is None and labelled: yield _unmeasured(name, None, 0, "the features file has no such @metric")
-        elif own and own.why_not and asked: yield _unmeasured(name, None, 0, own.why_not.rstrip("."))
-        elif own and f"metric {name}" in state.outcomes: yield _own_guard(name, state, params, levels)
+        if why := _why_not(state, name):
+            if name in params.margins.metrics: yield _unmeasured(name, None, 0, why)
+        elif f"metric {name}" in state.outcomes: yield _own_guard(name, state, params, levels)
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #7ed54b3c
 _GAINS = dict(loss="lower loss", cost="lower cost of a decision", auc="higher AUC")
@@ -356,7 +360,8 @@ def _success_evidence(state, params, levels):
     metric, asked = params.success.metric, params.success.min_gain
     found = _success_test(state, metric)
     if not found:
-        says = f"No label has come yet, and a {_gain(metric)} is asked for."
+        why = "" if metric in _GAINS else _why_not(state, metric)
+        says = f"{metric}: {why}." if why else f"No label has come yet, and a {_gain(metric)} is asked for."
         return MetricEvidence(metric, "success", None, None, None, asked, 0.0, None, 0, says)
     harm, interval, n = found
     low, high = interval(2 * levels.alpha)

@@ -6,10 +6,11 @@ from msgspec.structs import replace
 from support.release_logs import Traffic, at_hour, project, release_of
 
 from mlops_nb.config.params import MarginParams, ReleaseParams, SuccessParams
-from mlops_nb.config.schema import write_schema
+from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.examples.subscribers import subscriber_schema
+from mlops_nb.model.features import metric
 from mlops_nb.prediction_log.compaction import compact_log
-from mlops_nb.release.judge import judge_release
+from mlops_nb.release.judge import judge_release, with_own_metrics
 from mlops_nb.release.judge_evidence import rate_confidence_sequence, release_evidence
 from mlops_nb.release.judge_state import JudgeRules, JudgeState, read_judge_state
 
@@ -366,6 +367,12 @@ def broken(y, p): raise ValueError("no rows today")
 
 @metric("elsewhere", better="lower")
 def elsewhere(y, p, postcode): return y
+
+@metric("unknown", better="lower")
+def unknown(y, p): return y * np.nan
+
+@metric("ratio", better="lower")
+def ratio(y, p): return np.where(np.arange(len(y)) % 2, 1 / np.zeros(len(y)), p - y)
 """
 
 
@@ -420,9 +427,41 @@ def test_a_metric_that_is_not_named_is_shown_and_not_judged(own_root):
 @pytest.mark.parametrize("name, says", [
     ("events_a_score", "is one number for all rows and says nothing of a row"),
     ("broken", "failed with ValueError: no rows today"),
-    ("elsewhere", "reads 'postcode', which the prediction log does not hold"), ("profits", "has no such @metric")])
+    ("elsewhere", "reads 'postcode', which the prediction log does not hold"), ("profits", "has no such @metric"),
+    ("unknown", "is a number for none of the labelled rows")])
 def test_a_metric_that_was_asked_for_and_cannot_be_measured_lets_nothing_pass(own_root, name, says):
     traffic = Traffic(own_root, share=.5)
     found, verdict = own_look(own_root, traffic, {name: 1.}, batches=1)
     traffic.close()
     assert says in found[name].says and not found[name].passes and verdict.action == "go_on"
+
+
+@pytest.mark.parametrize("name, says", [("profits", "has no such @metric"), ("broken", "no rows today")])
+def test_a_gain_that_cannot_be_measured_says_why_and_not_that_labels_are_missing(own_root, name, says):
+    traffic = Traffic(own_root, share=.5)
+    found, verdict = own_look(own_root, traffic, {}, success=name, batches=1)
+    traffic.close()
+    assert says in found[name].says and not found[name].passes and verdict.action == "go_on"
+
+
+def test_values_that_are_not_finite_are_left_out_and_the_state_stays_readable(own_root):
+    traffic = Traffic(own_root, share=.5)
+    found, _ = own_look(own_root, traffic, {"ratio": 1.}, batches=2)
+    traffic.close()
+    assert 200 < found["ratio"].n < 600 and found["ratio"].estimate is not None and found["ratio"].passes
+
+
+def test_a_features_file_that_cannot_be_loaded_does_not_stop_the_judge(own_root):
+    (own_root / "features.py").write_text("def half_saved(")
+    traffic = Traffic(own_root, share=.5)
+    found, verdict = own_look(own_root, traffic, {"profit": 1.}, batches=1)
+    traffic.close()
+    assert "cannot be loaded" in found["profit"].says and found["failures"].n and verdict.action == "go_on"
+
+
+def test_metrics_of_the_project_get_the_median_of_quantiles():
+    schema = Schema("t", "regression", target="y", quantiles=[.1, .5, .9], columns={"y": Column("number")})
+    lines = pl.DataFrame({"score": [[1., 2., 3.], [4., 6., 8.], None], "label": ["2.5", "6", "1"]})
+    state = JudgeState("r1")
+    found = with_own_metrics(state, lines, {"error": metric("error", better="lower")(lambda y, p: abs(y - p))}, schema)
+    assert not state.own["error"].why_not and found["metric error"].to_list() == [.5, 0., None]
