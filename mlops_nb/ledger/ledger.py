@@ -202,6 +202,10 @@ def _count_attempts(connection, run):
     query = select(func.count()).select_from(table).where(table.c.subject == run, table.c.kind == "run.attempt")
     return connection.execute(query).scalar()
 
+def _run_status(connection, run): # None: there is no such run
+    from sqlalchemy import text
+    return connection.execute(text("SELECT status FROM runs WHERE id = :run"), dict(run=run)).scalar()
+
 def _require_last_attempt(connection, run, attempt):
     last = _count_attempts(connection, run)
     if attempt != last: raise Superseded(f"Attempt {attempt} of the run {run} ends here: attempt "
@@ -251,7 +255,8 @@ def begin_attempt(self:Ledger,
     "Begin the next attempt of a run: from now on the earlier ones write nothing. Raises `UserError`."
     with self._write() as connection:
         number = _count_attempts(connection, run) + 1
-        _append(connection, "run.attempt", run, dict(attempt=number, executor=executor, status="running"), "", "")
+        status = "cancelling" if _run_status(connection, run) == "cancelling" else "running"
+        _append(connection, "run.attempt", run, dict(attempt=number, executor=executor, status=status), "", "")
         return number
 
 # %% ../../nbs/ledger/00_ledger.ipynb #718ba816

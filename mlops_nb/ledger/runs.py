@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_VARIABLE', 'ATTEMPT_VARIABLE', 'RUN_ENDS', 'queue_run', 'record_step', 'record_stage', 'once', 'end_run',
-           'cancel_run', 'is_cancelled', 'requeue_run', 'RunStep', 'PipelineRun', 'list_runs', 'read_run',
+           'run_status', 'cancel_run', 'is_cancelled', 'requeue_run', 'RunStep', 'PipelineRun', 'list_runs', 'read_run',
            'format_run_list', 'format_run', 'compare_runs']
 
 # %% ../../nbs/ledger/01_runs.ipynb #d084f0f0
@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ..core.errors import UserError
-from .ledger import Ledger, LedgerEntry, Superseded
+from .ledger import Ledger, LedgerEntry, Superseded, _append, _run_status
 
 # %% ../../nbs/ledger/01_runs.ipynb #6fd15d00
 def queue_run(
@@ -113,11 +113,16 @@ def end_run(
     ledger.append("run.ended", run, facts | dict(status=status, message=message, attempt=attempt),
                   key=f"run/{run}/ended/{attempt}", attempt=attempt)
 
-# %% ../../nbs/ledger/01_runs.ipynb #5b5a3708
-def _status(ledger, id):
+# %% ../../nbs/ledger/01_runs.ipynb #538f7188
+def run_status(
+    ledger: Ledger,
+    id: str, # Of the run
+) -> str | None: # As in `PipelineRun`; None: there is no such run
+    "The status of a run, without the rest of it."
     found = ledger.query("SELECT status FROM runs WHERE id = :id", id=id)
     return found[0]["status"] if found else None
 
+# %% ../../nbs/ledger/01_runs.ipynb #5b5a3708
 def cancel_run(
     ledger: Ledger,
     id: str, # Of the run
@@ -125,12 +130,13 @@ def cancel_run(
     reason: str = "",
 ) -> None:
     "Write down that a run is to end. Raises `UserError` if it has ended."
-    if (status := _status(ledger, id)) in RUN_ENDS: raise UserError(f"The run {id} is over ({status}).")
-    ledger.append("run.cancelling", id, dict(status="cancelling", reason=reason), by=by)
+    with ledger._write() as connection: # it must not end between the look and the entry
+        if (status := _run_status(connection, id)) in RUN_ENDS: raise UserError(f"The run {id} is over ({status}).")
+        _append(connection, "run.cancelling", id, dict(status="cancelling", reason=reason), by, "")
 
 def is_cancelled(ledger: Ledger, id: str) -> bool:
     "Is a run to end?"
-    return _status(ledger, id) == "cancelling"
+    return run_status(ledger, id) == "cancelling"
 
 # %% ../../nbs/ledger/01_runs.ipynb #33132663
 def requeue_run(
@@ -140,7 +146,7 @@ def requeue_run(
     reason: str = "",
 ) -> int: # How often it was resumed, this time included
     "Write down that an ended run is to go on. Raises `UserError` if it has not ended, or succeeded."
-    status = _status(ledger, id)
+    status = run_status(ledger, id)
     if status not in RUN_ENDS: raise UserError(f"The run {id} has not ended ({status}), so there is nothing to resume.")
     if status == "succeeded": raise UserError(f"The run {id} has succeeded, so there is nothing to resume.")
     number = len(ledger.entries(id, ("run.resumed",))) + 1
@@ -180,12 +186,12 @@ class PipelineRun(Struct, kw_only=True):
 
 # %% ../../nbs/ledger/01_runs.ipynb #4b42857f
 def _run(row):
-    ended = msgspec.json.decode(row.pop("ended")) if row.get("ended") else {}
+    ended = msgspec.json.decode(row["ended"]) if row["status"] in RUN_ENDS else {} # that of an earlier attempt is past
     names = {f.name for f in msgspec.structs.fields(PipelineRun)}
     known = {k: v or "" for k, v in row.items() if k in names}
     facts = {k: v for k, v in ended.items() if k not in ("status", "message", "attempt")}
-    return PipelineRun(**known | dict(attempts=row["attempts"], ended_at=row["ended_at"], facts=facts,
-                                      message=ended.get("message", "")))
+    return PipelineRun(**known | dict(attempts=row["attempts"], ended_at=row["ended_at"] if ended else None,
+                                      facts=facts, message=ended.get("message", "")))
 
 _SELECT = "SELECT r.*, e.data AS ended, e.at AS ended_at FROM runs r LEFT JOIN ledger e ON e.seq = r.ended_seq "
 
@@ -202,7 +208,7 @@ def read_run(
     id: str, # Or its first characters
 ) -> PipelineRun:
     "A run with its steps. Raises `UserError` if there is none, or several begin so."
-    found = ledger.query(_SELECT + "WHERE r.id LIKE :id LIMIT 2", id=id + "%")
+    found = ledger.query(_SELECT + "WHERE substr(r.id, 1, :n) = :id LIMIT 2", id=id, n=len(id))
     if not id or not found: raise UserError(f"There is no run {id!r}; `mlops-nb runs list` shows them.")
     if len(found) > 1: raise UserError(f"Several runs begin with {id!r}; give more of it.")
     run = _run(found[0])
@@ -217,7 +223,8 @@ def _time(text): return datetime.fromisoformat(text).astimezone().strftime("%Y-%
 def format_run_list(runs: list[PipelineRun]) -> str: # A line each
     "Runs as a table of text."
     if not runs: return "There are no runs yet; `mlops-nb run now` makes one."
-    rows = [(r.id, r.status, _time(r.queued_at), r.trigger_name, r.reason or r.message) for r in runs]
+    rows = [(r.id, r.status, _time(r.queued_at), r.trigger_name, (r.reason or r.message).partition("\n")[0])
+            for r in runs]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join([*(v.ljust(w) for v, w in zip(row, widths)), row[4]]).rstrip() for row in rows)
 

@@ -1,6 +1,7 @@
 "Runs in the ledger: queued once, attempts that fence, effects once, views that are right, on both databases."
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -125,11 +126,47 @@ def test_cancel_and_resume(ledger):
     with pytest.raises(UserError, match="None"): requeue_run(ledger, "r9")
 
 
+def test_a_cancelled_run_stays_so_when_it_is_taken_over(ledger):
+    "Also one that nobody had begun: whoever takes it does so to write its end."
+    for id in ("r1", "r2"): queue_run(ledger, id, FACTS)
+    ledger.begin_attempt("r2", "a")
+    for id in ("r1", "r2"):
+        cancel_run(ledger, id)
+        ledger.begin_attempt(id, "b")
+        assert is_cancelled(ledger, id) and read_run(ledger, id).status == "cancelling"
+    end_run(ledger, "r1", 1, "cancelled", "Cancelled.")
+    requeue_run(ledger, "r1")
+    ledger.begin_attempt("r1", "c")
+    assert read_run(ledger, "r1").status == "running"
+
+
+def test_a_run_that_ends_while_it_is_cancelled_has_ended(uri):
+    "Whichever of both is first: a run is never left as one that somebody must still end."
+    queue_run(Ledger(uri), "r1", FACTS)
+    attempt = Ledger(uri).begin_attempt("r1", "a")
+    def end(): end_run(Ledger(uri), "r1", attempt, "succeeded", "Done.")
+    def cancel():
+        with suppress(UserError): cancel_run(Ledger(uri), "r1")
+    with ThreadPoolExecutor(2) as pool: [f.result() for f in [pool.submit(cancel), pool.submit(end)]]
+    assert read_run(Ledger(uri), "r1").status == "succeeded"
+
+
+def test_what_is_resumed_has_not_failed_yet(ledger):
+    queue_run(ledger, "r1", FACTS)
+    end_run(ledger, "r1", ledger.begin_attempt("r1", "a"), "failed", "Step train failed:\nno rows")
+    assert format_run_list(list_runs(ledger)).count("\n") == 0, "a line each"
+    requeue_run(ledger, "r1")
+    run = read_run(ledger, "r1")
+    assert (run.status, run.message, run.ended_at, run.facts) == ("queued", "", None, {})
+
+
 def test_lists_are_the_newest_first_and_short_ids_must_be_plain(ledger):
     for i in range(5): queue_run(ledger, f"r{i}", FACTS | dict(data=f"d{i}"), by="ana")
     assert [r.id for r in list_runs(ledger, 3)] == ["r4", "r3", "r2"]
     assert format_run_list(list_runs(ledger)).count("\n") == 4
     with pytest.raises(UserError, match="Several"): read_run(ledger, "r")
+    for pattern in ("%1", "_1", "%"):
+        with pytest.raises(UserError, match="There is no run"): read_run(ledger, pattern)
 
 
 def test_a_comparison_shows_what_differs_only(ledger):
