@@ -29,6 +29,7 @@ from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, row_positions
 from .evaluation import choose_decision_settings, score_splits, split_resamplings
 from .metrics import DecisionSettings, metric_values, primary_metric
+from .prediction_intervals import needed_calibration_rows
 from .project_metrics import project_metrics
 from ..model.encoder import Encoder
 from ..model.features import load_features
@@ -101,6 +102,8 @@ def skip_reason(
         return f"there is nothing to learn from beside the {n['held_out']} rows to be judged"
     if n['held_out'] < min_rows:
         return f"{n['held_out']} rows to be judged are too few; evaluate.min_segment_rows asks for {min_rows}"
+    if schema.quantiles and (half := n['valid'] // 2) < (needed := needed_calibration_rows(schema.quantiles)):
+        return f"the quantiles need {needed} calibration rows, half of the validation rows, and there are {half}"
     if schema.task == 'regression':
         return "all rows to learn from have the same value" if np.ptp(y[fold.train]) == 0 else None
     for name, asked in (('train', schema.classes), ('held_out', schema.classes if schema.task == 'binary' else [])):

@@ -193,6 +193,14 @@ def test_a_class_of_many_that_no_judged_row_has_is_no_reason():
     assert "'c'" in skip_reason(np.array([0, 1, 1, 1, 2, 1.]), parts_of(6, 3, 1, 2), three, 2)
 
 
+def test_a_fold_with_too_few_rows_to_correct_its_quantiles_is_left_out():
+    schema = Schema("v", "regression", "y", quantiles=[.1, .5, .9], columns={})
+    y = np.arange(40.)
+    assert skip_reason(y, parts_of(40, 10, 18, 12), schema, 2) is None
+    assert "need 9 calibration rows, half of the validation rows, and there are 8" in skip_reason(
+        y, parts_of(40, 10, 17, 13), schema, 2)
+
+
 def test_agreement_of_three():
     s = [np.array([.1, .2, .3, .4]), np.array([.2, .4, .6, .8]), np.array([.1, .2, .3, .9])]
     found = measure_agreement(s, [x >= .5 for x in s])

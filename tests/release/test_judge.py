@@ -313,9 +313,9 @@ def test_a_gain_that_is_asked_for_is_waited_for(root):
     traffic = Traffic(root, share=.5)
     traffic.send_labelled(3000, noise=(.5, .05))
     asked = {m: release_of(.5, margins=LABELS, success=SuccessParams(metric=m)) for m in ("loss", "cost", "auc")}
-    for metric, release in asked.items():
-        found = evidence(look(root, release), metric if metric != "auc" else "auc")
-        assert found.estimate is not None, metric
+    for name, release in asked.items():
+        found = evidence(look(root, release), name)
+        assert found.estimate is not None, name
     assert look(root, asked["loss"]).action == "promote"
     says = evidence(look(root, release_of(.5, margins=LABELS)), "loss").says
     assert "labels came for 100 % of the challenger's units" in says
