@@ -132,7 +132,8 @@ class Schema(Struct, forbid_unknown_fields=True):
 def _check_quantiles(quantiles, task):
     if task != "regression":
         raise ValueError(f"a {task} task has no quantiles; remove them, or set task to regression.")
-    rising = all(a < b for a, b in zip([0, *quantiles], [*quantiles, 1]))
+    named = [float(f"{q:g}") for q in quantiles] # two of one name would be one score
+    rising = all(a < b for a, b in zip([0, *named], [*named, 1]))
     if len(quantiles) < 2 or not rising or 0.5 not in quantiles:
         raise ValueError(f"quantiles is {quantiles}; list two or more between 0 and 1, rising, 0.5 among them: "
                          "[0.1, 0.5, 0.9].")
@@ -364,7 +365,7 @@ def read_schema(path: str | Path = "schema.yaml") -> Schema:
     "Read and check a schema; raises `UserError` naming the file, the column and the key that does not fit."
     content = read_yaml(path, Any)
     refuse_renamed(content, {"missing": "missing_values"}, path)
-    if isinstance(content, dict) and (hint := OTHER_TASKS.get(content.get("task"))):
+    if isinstance(content, dict) and (hint := OTHER_TASKS.get(str(content.get("task")))):
         raise UserError(f"{path}: task is {content['task']!r}; {hint}")
     schema = convert_typed(content, Schema, path)
     named = {"target": schema.target_columns, "filter": schema.filter_columns, "segments": schema.segments,

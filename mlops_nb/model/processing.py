@@ -78,9 +78,9 @@ def _same_form(where, name, given, found):
 
 # %% ../../nbs/model/14_processing.ipynb #db1349de
 def preprocess_inputs(features: Features, schema: Schema) -> list[str]: # Each once
-    "The columns that functions marked `@preprocess` are given: the model's, but for vectors, and those of features."
+    "The columns that preprocess and features are computed from; a vector is there for a feature that reads it alone."
     names = dict.fromkeys([*schema.feature_columns, *features.inputs])
-    return [n for n in names if schema.columns[n].type != "vector"]
+    return [n for n in names if schema.columns[n].type != "vector" or n in features.inputs]
 
 def _missing(values): return np.equal(values, None) if values.dtype == object else values != values
 
@@ -90,13 +90,15 @@ def _check_nullable(where, name, given, found, schema):
                           f"return a value, or say there `nullable: true`.")
 
 def _run_preprocess(features, schema, arrays):
+    vectors = {c: a for c, a in arrays.items() if schema.columns[c].type == "vector"} # stay as they are
+    arrays = {c: a for c, a in arrays.items() if c not in vectors}
     for name, f in features.preprocess.items():
         where, arrays = f"{features.path}: preprocess '{name}'", _read_only(arrays)
         found = _call(f, where, arrays)
         changed = {c: _same_form(where, c, a, found[c]) for c, a in arrays.items() if found[c] is not a}
         for c, a in changed.items(): _check_nullable(where, c, arrays[c], a, schema)
         arrays = arrays | changed
-    return arrays
+    return arrays | vectors
 
 # %% ../../nbs/model/14_processing.ipynb #524a3208
 def refused_rows(
@@ -135,7 +137,7 @@ def frame_to_arrays(
     frame: pl.DataFrame, # In the schema's types; has `preprocess_inputs`
     features: Features, schema: Schema,
 ) -> dict[str, np.ndarray]:
-    "The columns that functions marked `@preprocess` are given; `UserError` if one is not there."
+    "The columns `preprocess_inputs`; `UserError` if one is not there."
     for c in preprocess_inputs(features, schema):
         if c not in frame.columns:
             raise UserError(f"{features.path}: preprocess needs '{c}', a column that is not there"

@@ -119,7 +119,9 @@ def _count_rows(
     rows = Counter()
     for words in texts:
         rows.update({*text_terms(words, params.ngram_max, params.char_ngrams)})
-        if len(rows) > _MAX_COUNTED_TERMS: rows = Counter({t: n for t, n in rows.items() if n > 1})
+        if len(rows) <= _MAX_COUNTED_TERMS: continue
+        rare = sorted(rows.values())[len(rows) // 2]
+        rows = Counter({t: n for t, n in rows.items() if n > rare})
     return rows
 
 def _choose_terms(rows, params): # term → rows, the most frequent first, ties by name

@@ -53,7 +53,7 @@ def encode(self:VectorEncoding,
     return out
 
 # %% ../../nbs/model/02_vector_encoder.ipynb #d676601a
-_MAX_FIT_ROWS = 20_000
+_MAX_FIT_ROWS, _MAX_FIT_VALUES = 20_000, 20_000_000
 
 def fit_vectors(
     vectors: pl.Series, # Text, of the training rows; nulls are ignored
@@ -63,10 +63,11 @@ def fit_vectors(
     "Learn the components of a column of vectors."
     known = vectors.drop_nulls()
     if form.size <= max_components or len(known) < 2: return VectorEncoding(form, [], b"")
-    if len(known) > _MAX_FIT_ROWS: known = known[np.linspace(0, len(known) - 1, _MAX_FIT_ROWS).astype(int).tolist()]
-    A = np.array([_DECODER.decode(text) for text in known])
-    mean = A.mean(0)
-    V = truncated_svd(A - mean, max_components)
+    n_rows = max(2, min(len(known), _MAX_FIT_ROWS, _MAX_FIT_VALUES // form.size))
+    A = np.empty((n_rows, form.size))
+    for row, i in zip(A, np.linspace(0, len(known) - 1, n_rows).astype(int).tolist()): row[:] = _DECODER.decode(known[i])
+    A -= (mean := A.mean(0))
+    V = truncated_svd(A, max_components)
     if not V.size: V = np.eye(form.size, 1) # all vectors are the same
     return VectorEncoding(form, mean.tolist(), np.ascontiguousarray(V, "<f4").tobytes())
 

@@ -44,7 +44,8 @@ def _any_value(name, column):
     if column.nullable: return None
     low, high = column_range(name, column)
     if column.type == "category": return (column.domain or ["a"])[0]
-    simple = dict(integer=0, number=0.0, boolean=True, timestamp=datetime(2026, 1, 1), text="a")
+    simple = dict(integer=0, number=0.0, boolean=True, timestamp=datetime(2026, 1, 1), text="a",
+                  vector=[0.0] * (column.size or 0))
     return next((v for v in (low, high) if v is not None), simple[column.type])
 
 def golden_rows(

@@ -233,6 +233,8 @@ def test_columns_of_plain_numbers_are_read_as_by_their_expressions(columns, word
     ("task: regression\nquantiles: [0.1, 0.9]", "list two or more between 0 and 1, rising, 0.5 among them"),
     ("task: regression\nquantiles: [0.9, 0.5, 0.1]", "list two or more between 0 and 1, rising"),
     ("task: regression\nquantiles: [0.5, 0.5]", "list two or more"),
+    ("task: regression\nquantiles: [0.1, 0.10000001, 0.5]", "list two or more"), # both would be score_0.1
+    ("task: [binary]", "task"), ("task: {a: 1}", "task"),
     ("task: regression\nquantiles: [0.5]", "list two or more"), ("task: regression\nquantiles: []", "list two or more"),
     ("task: regression\nquantiles: [0, 0.5]", "list two or more"),
     ("task: regression\nquantiles: [0.5, 1.0]", "list two or more"),

@@ -13,6 +13,7 @@ from mlops_nb.config.schema_inference import infer_schema
 from mlops_nb.config.vectors import VectorError, VectorForm, lists_as_text, read_vector, vector_size
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.column_checks import validate_batch
+from mlops_nb.model import vector_encoder
 from mlops_nb.model.dataframes import cast_to_schema
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.vector_encoder import VectorEncoding, fit_vectors
@@ -104,6 +105,14 @@ def test_a_row_alone_is_the_row_among_others(most):
 def test_columns_with_nothing_to_learn(column):
     found = fit_vectors(pl.Series(column, dtype=pl.String), FORM, 2)
     assert np.isfinite(found.encode(["[1.0,2.0,3.0]"])).all()
+
+
+def test_of_wide_vectors_fewer_rows_are_read(monkeypatch):
+    monkeypatch.setattr(vector_encoder, "_MAX_FIT_VALUES", 35)
+    rows = np.random.default_rng(1).standard_normal((50, 10))
+    found = fit_vectors(pl.Series([msgspec.json.encode(row.tolist()).decode() for row in rows]), VectorForm(10), 4)
+    np.testing.assert_allclose(found.mean, rows[[0, 24, 49]].mean(0))
+    assert len(found.names) == 2 # three rows differ in two directions
 
 
 def test_an_encoder_of_another_version_is_refused():

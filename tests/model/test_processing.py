@@ -220,3 +220,15 @@ def test_a_model_that_has_no_score_is_left_to_others(load):
     with pytest.raises(ProcessingError, match="no number"):
         worse = load("@fx.postprocess\ndef f(d): return d | {'score': d['score'] * np.nan}\n")
         postprocess_outcome(PolicyOutcome(np.array([.5, np.nan]), ["yes", "no"], None), worse, schema_of("binary"))
+
+
+def test_a_feature_may_read_a_vector_which_no_preprocess_sees(load):
+    schema = Schema("d", "regression", "y", dict(x=Column("number"), v=Column("vector", size=2, nullable=True),
+                                                 w=Column("vector", size=2), y=Column("number")))
+    features = load("@fx.preprocess\ndef f(rows):\n    assert [*rows] == ['x']\n    return {'x': rows['x'] * 2}\n"
+                    "@fx.feature\ndef both(x, v): return x + np.array([len(t or '') for t in v])")
+    frame = pl.DataFrame(dict(x=[1., 2.], v=["[1.0,2.0]", None], w=["[0.0,0.0]"] * 2))
+    assert preprocess_inputs(features, schema) == ["x", "v"]
+    found = model_inputs(frame, features, schema)
+    assert found["both"].to_list() == [11, 4] and found["v"].to_list() == frame["v"].to_list()
+    check_processing(features, schema, frame)

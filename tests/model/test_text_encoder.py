@@ -82,6 +82,13 @@ def test_the_count_of_phrases_is_thinned_out(monkeypatch):
     assert {"often", "often said", "and never"} <= {*fit_text(pl.Series(notes)).terms}
 
 
+def test_many_frequent_phrases_are_bounded_as_well(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_COUNTED_TERMS", 100)
+    words = [[f"w{i % 40}", f"w{i % 41}", "often"] for i in range(2_000)] # some 80 words, 3,000 phrases
+    counted = module._count_rows(words, TextParams())
+    assert len(counted) <= 100 and counted["often"] == 2_000
+
+
 def test_a_sample_of_many_rows_is_read(monkeypatch):
     monkeypatch.setattr(module, "_MAX_FIT_ROWS", 50)
     assert fit_text(pl.Series(NOTES)).terms

@@ -1,5 +1,6 @@
 "Edge rows: written as a client writes them, and answered or refused as the schema says."
 from datetime import datetime
+from typing import get_args, get_type_hints
 
 import msgspec
 import polars as pl
@@ -7,7 +8,9 @@ import pytest
 from support import server as serving
 
 from mlops_nb.config.schema import Column, Schema
+from mlops_nb.config.vectors import read_vector
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.serve import edge_rows as edge_rows_module
 from mlops_nb.serve.edge_rows import edge_rows, expected_answers, golden_rows, received_answers, value_as_sent
 from mlops_nb.serve.request_validation import RequestDecoder
 
@@ -22,6 +25,14 @@ def test_a_time_is_read_back_as_it_was(how, at):
     schema = Schema(dataset="d", task="regression", target="y", columns={"t": column, "y": Column("number")})
     sent = pl.DataFrame({"t": [value_as_sent(at, column)]})
     assert sent.select(schema.parse_expr("t", pl.String()))["t"].to_list() == [at]
+
+
+@pytest.mark.parametrize("type", get_args(get_type_hints(Column)["type"]))
+def test_there_is_a_value_of_each_type(type):
+    column = Column(type, size=2 if type == "vector" else None)
+    value = edge_rows_module._any_value("a", column)
+    assert value is not None
+    if type == "vector": assert read_vector(value, column.form)
 
 
 def test_the_golden_examples_of_a_bundle_are_answered_as_they_were(bundle, predictor):
