@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..config.schema import Schema
-from ..config.vectors import lists_as_text, vector_problem_expr
+from ..config.vectors import VectorError, lists_as_text, read_vector, vector_problem_expr
 from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/model/11_dataframes.ipynb #678f779b
@@ -58,9 +58,18 @@ def _one_kind_series(name, values):
     example = next(v for v in values if v is not None)
     raise UserError(f"'{name}' is {example!r}, which no column can hold; send one value.")
 
+def _read_vector(name, value, form):
+    if value is None or value.__class__ is str: return value
+    if value.__class__ is float and value != value: return None
+    try: return read_vector(value, form)
+    except VectorError as e:
+        raise UserError(f"column '{name}' {e}; correct it, or send null for a missing value.") from None
+
 def _values_to_series(name, values, schema):
     "Values of any kinds as one column; where they differ, in the schema's type."
     values = [None if v.__class__.__name__ in ('NAType', 'NaTType') else v for v in values] # pandas has these two
+    if (c := schema.columns[name]).type == 'vector':
+        return pl.Series(name, [_read_vector(name, v, c.form) for v in values], pl.String)
     by_kind = {}
     for i, v in enumerate(values): by_kind.setdefault(_value_kind(v), []).append(i)
     if len(by_kind.keys() - {_value_kind(None)}) < 2: return _one_kind_series(name, values)

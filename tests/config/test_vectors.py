@@ -3,10 +3,12 @@ import math
 
 import msgspec
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.config.schema_inference import infer_schema
@@ -14,7 +16,7 @@ from mlops_nb.config.vectors import VectorError, VectorForm, lists_as_text, read
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.column_checks import validate_batch
 from mlops_nb.model import vector_encoder
-from mlops_nb.model.dataframes import cast_to_schema
+from mlops_nb.model.dataframes import cast_to_schema, to_polars
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.vector_encoder import VectorEncoding, fit_vectors
 
@@ -70,6 +72,23 @@ def test_frames_of_lists_are_read_and_refused_by_name():
     assert cast_to_schema(frame, SCHEMA, ["v"])["v"].to_list() == ["[1.0,2.0,3.0]"]
     with pytest.raises(UserError, match="column 'v' has 2 numbers, and the schema says 3"):
         cast_to_schema(pl.DataFrame({"v": [[1., 2]]}), SCHEMA, ["v"])
+
+
+@pytest.mark.parametrize("vectors", [
+    [[1, 2.5, 3], None], [np.array([1, 2.5, 3], np.float32), np.nan], ["[1, 2.5, 3]", ""],
+    [{"values": [1, 2.5, 3], "producer": "minilm", "version": "2"}, pd.NA], [{"values": (1, 2.5, 3)}, "?"]])
+def test_pandas_and_dictionaries_hold_vectors_as_people_have_them(vectors):
+    schema = structs.replace(SCHEMA, missing_values=["?"])
+    for rows in (pd.DataFrame({"v": vectors}), [{"v": v} for v in vectors]):
+        found = cast_to_schema(to_polars(rows, schema, ["v"]), schema, ["v"])
+        assert found["v"].to_list() == ["[1.0,2.5,3.0]", None]
+
+
+def test_vectors_of_another_origin_are_refused_in_dictionaries_as_in_requests():
+    with pytest.raises(UserError, match="column 'v' comes from the version '3', and the schema says '2'"):
+        to_polars([{"v": {"values": [1, 2, 3], "version": 3}}], SCHEMA, ["v"])
+    with pytest.raises(UserError, match="column 'v' has 2 numbers"):
+        to_polars(pd.DataFrame({"v": [np.zeros(2)]}), SCHEMA, ["v"])
 
 
 def test_what_a_column_must_say():
