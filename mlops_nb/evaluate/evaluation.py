@@ -331,7 +331,7 @@ def evaluate_predictor(
 ) -> Evaluation: # Still without learners, comparisons and excess log loss
     "Everything that can be measured of a model by itself."
     rows = scored_rows(predictor.schema, params, splits, scored.scores, scored.resamplings, predictor.features)
-    counts = tuple(COUNT_METRICS) if getattr(predictor.model, 'log_link', False) else () # the objective was poisson
+    counts = tuple(COUNT_METRICS) if getattr(predictor.model, 'log_link', False) else () # poisson, gamma, tweedie
     found = evaluate_scores(predictor.schema, params, rows, splits['test'], simpler, counts)
     found.recalibration, found.own_metrics = scored.recalibration, metric_notes(predictor.features)
     found.slice_discovery, found.fairness = subgroup_report(predictor, rows, splits, params.min_segment_rows)
