@@ -50,6 +50,10 @@ def _column_notes(column):
         if column.range: yield f"From {column.range[0] or 'any time'} to {column.range[1] or 'any time'}"
 
 # %% ../../nbs/serve/11_openapi.ipynb #79dff364
+def _vector_keywords(size): # of its numbers, or of an object that also says who made them
+    numbers = dict(items=_NUMBER, minItems=size, maxItems=size)
+    return numbers | _only('values', values={'type': 'array', **numbers}, producer=_TEXT, version=_TEXT)
+
 def column_json_schema(
     column: Column,
     missing: list[str] = (), # The schema's words for a missing value
@@ -57,9 +61,9 @@ def column_json_schema(
     "The JSON Schema of a column's values."
     kind, closed = _JSON_SCHEMA_TYPES[column.type], column.domain and column.on_new_category == 'quarantine'
     kinds = [kind, *(['number'] if column.type in ('category', 'text') and not closed else []),
-             *(['null'] if column.nullable else [])]
+             *(['object'] if column.type == 'vector' else []), *(['null'] if column.nullable else [])]
     found = {'type': kinds if len(kinds) > 1 else kind}
-    if kind == 'array': found |= dict(items={'type': 'number'}, minItems=column.size, maxItems=column.size)
+    if column.type == 'vector': found = _vector_keywords(column.size) | found
     if closed: found['enum'] = [*column.domain, *([None] if column.nullable else [])]
     if column.range and column.type != 'timestamp':
         found |= {k: b for k, b in zip(('minimum', 'maximum'), column.range) if b is not None}

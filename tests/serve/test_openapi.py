@@ -15,6 +15,7 @@ import schemathesis
 from support.trained_project import schema as schema_of
 
 from mlops_nb.config.schema import Column, Schema
+from mlops_nb.config.vectors import VectorError, read_vector
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.serve import handlers, http_messages
 from mlops_nb.serve.http_messages import INFERENCE_HEADER_CONTENT_LENGTH, REQUEST_HEADERS, RequestHeader
@@ -117,6 +118,18 @@ def test_what_a_column_may_hold():
     assert "enum" not in column_json_schema(Column("category",
                                                    domain=["a"])) and "a" in column_json_schema(Column("category",
         domain=["a"]))["description"]
+
+
+@pytest.mark.parametrize("value, good", [
+    ([1, 2.5], True), ({"values": [1, 2.5], "producer": "p", "version": "1"}, True), ({"values": [1, 2]}, True),
+    (None, False), ([1], False), ([1, 2, 3], False), (["a", "b"], False), ({"values": [1]}, False),
+    ({"producer": "p"}, False), ({"values": [1, 2], "model": "p"}, False), ("a", False)])
+def test_a_vector_comes_as_an_array_or_with_its_origin(value, good):
+    column = Column("vector", size=2, producer="p", version="1")
+    assert jsonschema.Draft202012Validator(column_json_schema(column)).is_valid(value) == good
+    try: taken = bool(read_vector(value, column.form))
+    except VectorError: taken = False
+    assert taken == good # as the server itself
 
 
 def test_every_route_says_whom_it_is_for_and_what_can_come(document):
