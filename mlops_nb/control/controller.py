@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..config.settings import Settings, read_settings, resolve_local_uri
-from .recovery import Heartbeat, application_name, code_version, take_over
+from .recovery import Heartbeat, application_name, code_version, pending_workflows, take_over
 from .run_workflow import register_run_workflow
 from mlops_nb.control.scheduler import (
     QUEUE_NAME,
@@ -28,22 +29,26 @@ from mlops_nb.control.scheduler import (
 from .step_process import end_all_groups
 from .trigger_evaluation import check_triggers, evaluate_triggers
 from ..core.errors import UserError
-from ..ledger.executors import Executor, list_executors, register_executor, set_executor_state
-from ..ledger.ledger import Ledger, open_ledger
-from ..ledger.runs import RUN_ENDS, read_run
+from mlops_nb.ledger.executors import (
+    Executor,
+    find_lost_executors,
+    list_executors,
+    register_executor,
+    set_executor_state,
+)
+from ..ledger.ledger import Ledger, LedgerUnavailable, open_ledger
+from ..ledger.runs import open_runs, run_status
 
 # %% ../../nbs/control/06_controller.ipynb #eb317d99
 def find_requests(
     ledger: Ledger,
     after: int = 0, # What was asked for later than this entry; 0: ever
 ) -> tuple[dict[str, str], int]: # Id of a workflow -> the run it is for; and the last entry that was looked at
-    "The runs that somebody asked for and nobody has begun."
-    entries, last, found = ledger.entries(kinds=("run.queued", "run.resumed"), after=after), after, {}
-    for entry in entries:
-        last, number = entry.seq, len(ledger.entries(entry.subject, ("run.resumed",)))
-        if read_run(ledger, entry.subject).status in ("queued", "cancelling"):
-            found[f"{entry.subject}-{number}" if number else entry.subject] = entry.subject
-    return found, last
+    "The runs that somebody asked for and that have not ended."
+    entries = ledger.entries(kinds=("run.queued", "run.resumed"), after=after)
+    asked = {e.subject for e in entries}
+    found = {run: len(ledger.entries(run, ("run.resumed",))) for run in open_runs(ledger) if run in asked}
+    return {f"{run}-{n}" if n else run: run for run, n in found.items()}, entries[-1].seq if entries else after
 
 # %% ../../nbs/control/06_controller.ipynb #9db700fa
 RUN_QUEUE = "runs"
@@ -63,7 +68,7 @@ def launch_dbos(root: Path, settings: Settings, executor: Executor):
     url = resolve_local_uri(settings.control.database, root)
     DBOS(config=dict(name=executor.project, system_database_url=url, application_version=executor.version,
                      executor_id=executor.id, serializer=json_serializer(), log_level="ERROR", run_admin_server=False))
-    workflows = register_workflow(root), register_run_workflow(root, executor.id)
+    workflows = register_workflow(root), register_run_workflow(root, executor.id, _lose_lease)
     DBOS.launch()
     DBOS.register_queue(QUEUE_NAME, worker_concurrency=1)
     DBOS.register_queue(RUN_QUEUE, worker_concurrency=1, global_concurrency=1)
@@ -95,11 +100,12 @@ def _round(root, ledger, executor, settings, workflows, state):
         print(f"warning: {str(e).splitlines()[0]}; the next look is soon.", file=sys.stderr, flush=True)
 
 # %% ../../nbs/control/06_controller.ipynb #3fed0540
+def _project_name(root, settings): return application_name(settings.release.endpoint or Path(root).resolve().name)
+
 def _begin(root, settings):
     check_triggers(root)
     ledger, control = open_ledger(root, settings), settings.control
-    project = application_name(settings.release.endpoint or root.name)
-    executor = register_executor(ledger, project, code_version(), control.lease_seconds)
+    executor = register_executor(ledger, _project_name(root, settings), code_version(), control.lease_seconds)
     Heartbeat(ledger, executor, control.lease_seconds, _lose_lease).start()
     workflows = launch_dbos(root, settings, executor)
     return ledger, executor, workflows, dict(
@@ -108,7 +114,7 @@ def _begin(root, settings):
 def run_controller(
     root: str | Path, # The project's folder
     poll_interval_seconds: float = 5.0, # Seconds between two looks for what is due
-    until: Callable[[], bool] = lambda: False, # Asked at each look: is there nothing more to do?
+    until: Callable[[], int | None] = lambda: None, # Asked at each look: the exit code, once nothing is left to do
 ) -> None:
     "Work until SIGINT or SIGTERM; then the process ends. Raises `UserError` where a database cannot be used."
     root, settings, stop = Path(root).resolve(), read_settings(root), threading.Event()
@@ -116,26 +122,34 @@ def run_controller(
     ledger, executor, workflows, state = _begin(root, settings)
     pages = root / "reports" / "scheduled" / "index.html"
     print(f"{executor.id} works: {len(state['due_since'])} schedules, pages in {pages}. Stop with Ctrl-C.", flush=True)
-    while not stop.is_set() and not until():
+    while ((code := until()) is None or pending_workflows(executor.id)) and not stop.is_set():
         _round(root, ledger, executor, settings, workflows, state)
         stop.wait(poll_interval_seconds)
     end_all_groups()
-    set_executor_state(ledger, executor.id, "lost") # what it had begun is free at once
-    print("stopped; what was running goes on with the next start, or in another controller.", flush=True)
+    with suppress(LedgerUnavailable): # what it had begun is free at once
+        set_executor_state(ledger, executor.id, "lost")
+    if code is None: print("stopped; what was running goes on with the next start, or in another controller.")
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0) # a running report is abandoned: its supervisor sees that the parent is gone
+    os._exit(code or 0) # a running report is abandoned: its supervisor sees that the parent is gone
 
 # %% ../../nbs/control/06_controller.ipynb #4c6b3319
 def has_controller(root: str | Path) -> bool:
     "Does a controller of this project live?"
     settings = read_settings(root)
-    project = application_name(settings.release.endpoint or Path(root).resolve().name)
-    return bool(list_executors(open_ledger(root, settings), project))
+    ledger, project = open_ledger(root, settings), _project_name(root, settings)
+    find_lost_executors(ledger, project) # one that was killed has not said so
+    return bool(list_executors(ledger, project))
+
+def _exit_code(ledger, run):
+    "What a command that works on a run ends with; None while there is work."
+    with suppress(LedgerUnavailable):
+        if not open_runs(ledger): return 0 if run_status(ledger, run) in ("succeeded", "rejected") else 1
 
 def work_on_run(
     root: str | Path, # The project's folder
     run: str, # Its id
 ) -> None:
-    "Be the controller until a run has ended; then the process ends."
+    "Be the controller until a run has ended, and those that were asked for meanwhile; then the process ends."
     ledger = open_ledger(root)
-    run_controller(root, 1.0, until=lambda: read_run(ledger, run).status in RUN_ENDS)
+    run_controller(root, 1.0, until=lambda: _exit_code(ledger, run))

@@ -7,6 +7,9 @@ __all__ = ['RUN_STEPS', 'request_run', 'run_step', 'record_run_failure', 'execut
 
 # %% ../../nbs/control/04_run_workflow.ipynb #472baf75
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,11 +25,23 @@ from mlops_nb.control.run_identity import (
     run_environment,
     run_folder,
 )
-from .step_process import StepCancelled, run_process, with_retries
+from .step_process import StepCancelled, StepFailed, run_process, with_retries
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
-from ..ledger.ledger import Superseded, open_ledger
-from ..ledger.runs import RUN_ENDS, end_run, is_cancelled, once, queue_run, read_run, record_step
+
+# %% ../../nbs/control/04_run_workflow.ipynb #5e9c97aa
+from ..ledger.ledger import LedgerUnavailable, Superseded, open_ledger
+from mlops_nb.ledger.runs import (
+    RUN_ENDS,
+    end_run,
+    is_cancelled,
+    once,
+    open_runs,
+    queue_run,
+    read_run,
+    record_step,
+    run_status,
+)
 from ..monitor.alert_updates import update_alerts
 from ..monitor.alerts import read_alerts
 from ..monitor.run_checks import check_runs
@@ -62,7 +77,9 @@ def _run_command(root, ledger, run, attempt, name):
     seconds, folder = read_settings(root).control.step_timeout_seconds, run_folder(root, run)
     log = Path(root) / ".mlops" / "logs" / f"{run}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    def cancelled(): return is_cancelled(ledger, run)
+    def cancelled():
+        with suppress(LedgerUnavailable): return is_cancelled(ledger, run)
+        return False # a training is not ended because nobody can be asked for a moment
     def once_more():
         run_process([sys.executable, "-m", "dvc", *_COMMANDS[name]], folder, run_environment(root, run, attempt), log,
                     folder / ".mlops" / "process.json", seconds, cancelled)
@@ -70,11 +87,9 @@ def _run_command(root, ledger, run, attempt, name):
 
 # %% ../../nbs/control/04_run_workflow.ipynb #74615d64
 def _remove_old_worktrees(root, ledger, run):
+    kept = {run, *open_runs(ledger)}
     for tree in (Path(root) / ".mlops" / "runs").glob("r*"):
-        if tree.name == run or not tree.is_dir(): continue
-        try: ended = read_run(ledger, tree.name).status in RUN_ENDS
-        except UserError: ended = True # nobody knows of it
-        if ended: remove_worktree(root, tree.name)
+        if tree.is_dir() and tree.name not in kept: remove_worktree(root, tree.name)
 
 def _checkout(root, ledger, run, attempt):
     _remove_old_worktrees(root, ledger, run)
@@ -102,6 +117,7 @@ def _finish(root, ledger, run, attempt):
     def keep(): return dict(results=commit_results(root, run, f"Run {run}: {message}"))
     facts |= once(ledger, run, attempt, _effect(ledger, run, "results"), keep)
     end_run(ledger, run, attempt, status, message, **facts)
+    print(f"run {run}: {message}", flush=True)
     remove_worktree(root, run)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #9236d064
@@ -127,6 +143,23 @@ def run_step(
         else: _run_command(root, ledger, run, attempt, name)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #5510a45c
+_AGAIN_SECONDS = 5
+
+def _with_ledger(do: Callable):
+    "Do something, again for as long as the ledger cannot be used."
+    while True:
+        try: return do()
+        except LedgerUnavailable as e:
+            print(f"warning: {e}", file=sys.stderr, flush=True)
+            time.sleep(_AGAIN_SECONDS)
+
+def _alert(root, ledger):
+    now = datetime.now(UTC)
+    found = check_runs(Path(root), None, now)
+    held = [a.finding for a in read_alerts(ledger).held()] # nobody has looked whether they are over
+    update_alerts(root, [*found, *(f for f in held if f.key not in {n.key for n in found})], now)
+
+# %% ../../nbs/control/04_run_workflow.ipynb #2ebaabdd
 def record_run_failure(
     root: str | Path, # The project's folder
     run: str, # Its id
@@ -138,13 +171,9 @@ def record_run_failure(
     ledger = open_ledger(root)
     cancelled = isinstance(error, StepCancelled)
     status, message = ("cancelled", str(error)) if cancelled else ("failed", f"Step {step} failed: {error}")
-    end_run(ledger, run, attempt, status, message, step=step)
+    _with_ledger(lambda: end_run(ledger, run, attempt, status, message, step=step))
     print(f"run {run} {status}: {message}", file=sys.stderr, flush=True)
-    if cancelled: return
-    now = datetime.now(UTC)
-    found = check_runs(Path(root), None, now)
-    held = [a.finding for a in read_alerts(ledger).held()] # nobody has looked whether they are over
-    update_alerts(root, [*found, *(f for f in held if f.key not in {n.key for n in found})], now)
+    if not cancelled: _with_ledger(lambda: _alert(root, ledger))
 
 # %% ../../nbs/control/04_run_workflow.ipynb #aa01eea3
 def _advance(root, run, attempt, executor, step):
@@ -152,9 +181,7 @@ def _advance(root, run, attempt, executor, step):
     for name in RUN_STEPS:
         try: step(run, attempt, name)
         except Superseded: return print(f"run {run}: attempt {attempt} was taken over.", flush=True)
-        except Exception as e:
-            return record_run_failure(root, run, attempt, name, getattr(e, "errors", [e])[-1])
-    print(f"run {run}: {read_run(open_ledger(root), run).message}", flush=True)
+        except Exception as e: return record_run_failure(root, run, attempt, name, e)
 
 def execute_run(
     root: str | Path, # The project's folder
@@ -164,21 +191,38 @@ def execute_run(
 ) -> None:
     "Take a run over and bring it to its end."
     ledger = open_ledger(root)
-    if read_run(ledger, run).status in RUN_ENDS: return remove_worktree(root, run) # killed between its end and this
-    attempt = ledger.begin_attempt(run, executor)
+    if _with_ledger(lambda: run_status(ledger, run)) in RUN_ENDS: # it was killed between its end and this
+        return remove_worktree(root, run)
+    attempt = _with_ledger(lambda: ledger.begin_attempt(run, executor))
     print(f"run {run}: attempt {attempt} begins.", flush=True)
     _advance(root, run, attempt, executor, step or (lambda *args: run_step(root, *args, executor)))
+
+# %% ../../nbs/control/04_run_workflow.ipynb #466cc7f8
+def _step_outcome(root, run, attempt, name, executor, on_superseded):
+    "Do a step; what came of it as a word and a sentence, empty where all is well."
+    ledger, failed = open_ledger(root), ("", "")
+    try: _with_ledger(lambda: run_step(root, run, attempt, name, executor))
+    except Superseded: on_superseded()
+    except Exception as e: failed = ("cancelled" if isinstance(e, StepCancelled) else "failed", str(e) or repr(e))
+    if failed[0] and _with_ledger(lambda: read_run(ledger, run).attempts) != attempt: on_superseded() # it may be why
+    return failed
+
+def _raise_outcome(status, message):
+    if status: raise (StepCancelled if status == "cancelled" else StepFailed)(message)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #f55047d7
 def register_run_workflow(
     root: Path, # The project's folder
     executor: str, # The id of this process
+    on_superseded: Callable[[], None], # Ends this process, since its run is another's
 ):
     "Register the workflow with DBOS, before DBOS is launched; returns it."
     from dbos import DBOS
 
     @DBOS.step(name="run_step")
-    def step(run, attempt, name): run_step(root, run, attempt, name, executor)
+    def outcome(run, attempt, name): return _step_outcome(root, run, attempt, name, executor, on_superseded)
+
+    def step(run, attempt, name): _raise_outcome(*outcome(run, attempt, name))
 
     @DBOS.workflow(name="pipeline_run", max_recovery_attempts=1000)
     def pipeline_run(run): execute_run(root, run, executor, step)

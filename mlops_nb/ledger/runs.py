@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_VARIABLE', 'ATTEMPT_VARIABLE', 'RUN_ENDS', 'queue_run', 'record_step', 'record_stage', 'once', 'end_run',
            'run_status', 'cancel_run', 'is_cancelled', 'requeue_run', 'RunStep', 'PipelineRun', 'list_runs', 'read_run',
-           'format_run_list', 'format_run', 'compare_runs']
+           'open_runs', 'format_run_list', 'format_run', 'compare_runs']
 
 # %% ../../nbs/ledger/01_runs.ipynb #d084f0f0
 import os
@@ -216,6 +216,12 @@ def read_run(
     run.steps = [msgspec.convert({k: v for k, v in r.items() if k not in ("seq", "run")}, RunStep, strict=False)
                  for r in rows]
     return run
+
+# %% ../../nbs/ledger/01_runs.ipynb #e891b67d
+def open_runs(ledger: Ledger) -> list[str]: # Their ids, the oldest first
+    "The runs that have not ended."
+    ends = ", ".join(f"'{end}'" for end in RUN_ENDS)
+    return [row["id"] for row in ledger.query(f"SELECT id FROM runs WHERE status NOT IN ({ends}) ORDER BY seq")]
 
 # %% ../../nbs/ledger/01_runs.ipynb #e6bd261f
 def _time(text): return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M") if text else ""

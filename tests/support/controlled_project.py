@@ -23,7 +23,7 @@ def note(what):
 note('begun')
 if (root / ('fail ' + name)).exists(): sys.exit((root / ('fail ' + name)).read_text())
 end = time.time() + float(os.environ.get('STEP_SECONDS', '0.1'))
-while time.time() < end: time.sleep(.02)
+while time.time() < end or (root / ('hold ' + name)).exists(): time.sleep(.02)
 note('ended')
 '''
 plain = run_workflow.run_process
@@ -45,7 +45,7 @@ def repository(root):
     root.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "params.yaml", "data.dvc", "features.py"): (root / name).write_text(f"# {name}\n")
     (root / "settings.ini").write_text("[release]\nendpoint = churn\n")
-    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/fail*\n")
+    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/fail*\n/hold*\n")
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]): git(root, *args)
     return root
 
