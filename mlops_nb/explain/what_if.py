@@ -41,8 +41,10 @@ def parse_values(
     "Parse typed values; raises `UserError` for an unknown column or a value that the schema does not allow."
     for c, v in values.items():
         if c not in schema.columns: raise UserError(f"there is no column '{c}'{did_you_mean(c, schema.columns)}")
-        if isinstance(v, list | dict): raise UserError(f"'{c}' is {v!r}; give one value.")
-    try: frame = pl.DataFrame({c: [v] for c, v in values.items()})
+        if isinstance(v, list | dict) and schema.columns[c].type != 'vector':
+            raise UserError(f"'{c}' is {v!r}; give one value.")
+    one = lambda v: msgspec.json.encode(v).decode() if isinstance(v, list | dict) else v # a vector as its text
+    try: frame = pl.DataFrame({c: [one(v)] for c, v in values.items()})
     except OverflowError as e:
         raise UserError(f"a value is larger than any column can hold ({e}); give another one.") from None
     both, checks = parse_and_checks(schema, frame)
@@ -130,10 +132,13 @@ def what_if(
                   predictor.raw_units, effects, min_difference, nearest, sparse)
 
 # %% ../../nbs/explain/05_what_if.ipynb #c6f77c91
+_MAX_VALUE_CHARS = 60
+
 def format_value(value) -> str:
     "A value as text."
     if value is None: return 'missing'
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS - 1] + '…'
 
 # %% ../../nbs/explain/05_what_if.ipynb #70b826ae
 def format_prediction(

@@ -6,8 +6,17 @@ import polars as pl
 import pytest
 from support.trained_project import schema
 
+from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
-from mlops_nb.explain.what_if import parse_changes, parse_json_row, parse_values, print_what_if, read_row, what_if
+from mlops_nb.explain.what_if import (
+    format_value,
+    parse_changes,
+    parse_json_row,
+    parse_values,
+    print_what_if,
+    read_row,
+    what_if,
+)
 
 
 def row_of(predictor, root, i=0): return read_row(predictor, i + 1, root / "artifacts/prepared/test.parquet")
@@ -48,6 +57,15 @@ def test_texts_are_read_as_a_delivery_is():
     )
     assert got.row(0)[:4] == (2.5, 7, None, True) and str(got["when"][0]) == "2026-03-01 10:00:00"
     assert parse_values(schema("binary"), {"x": 2.5, "known": False, "place": None}).row(0) == (2.5, False, None)
+
+
+def test_vectors_are_given_as_in_a_request_and_long_values_are_cut():
+    mails = Schema("mails", "regression", "y", {"v": Column("vector", size=2, producer="p"), "y": Column("number")})
+    for v in ([1, 2], "[1, 2]", {"values": [1, 2], "producer": "p"}):
+        assert parse_values(mails, {"v": v}).row(0) == ("[1.0,2.0]",)
+    for v, says in (([1], "v: has 1 numbers"), ({"values": [1, 2], "producer": "q"}, "v: comes from the producer 'q'")):
+        with pytest.raises(UserError, match=says): parse_values(mails, {"v": v})
+    assert format_value("a" * 61) == "a" * 59 + "…" and format_value("a" * 60) == "a" * 60
 
 
 def test_changes_must_be_read_by_the_model(asked):
