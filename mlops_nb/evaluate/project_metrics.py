@@ -15,7 +15,7 @@ import polars as pl
 from msgspec import Struct
 
 from ..core.errors import UserError, did_you_mean
-from .metrics import COUNT_METRICS, METRICS, Metric
+from .metrics import COUNT_METRICS, INTERVAL_METRICS, METRICS, Metric
 from ..model.features import Features, column_to_array
 from ..stats.bootstrap import Units, weighted_mean
 
@@ -71,7 +71,7 @@ def project_metrics(
     return {name: _bound_metric(features.path, name, f, frame) for name, f in features.metrics.items()}
 
 def _bound_metric(where, name, f, frame):
-    taken = {m for task in (*METRICS.values(), COUNT_METRICS) for m in task}
+    taken = {m for task in (*METRICS.values(), COUNT_METRICS, INTERVAL_METRICS) for m in task}
     if name in taken: raise UserError(f"{where}: the metric '{name}' is built in; give yours another name.")
     reads = list(inspect.signature(f).parameters)[2:]
     for c in reads:

@@ -91,8 +91,9 @@ def test_a_function_that_does_what_it_should_not(tmp_path, body, said):
 
 
 def test_names_and_columns(tmp_path):
-    with pytest.raises(UserError, match="'roc_auc' is built in"):
-        own(tmp_path, '\n@fx.metric("roc_auc", better="higher")\ndef f(y, p): return y\n')
+    for taken in ("roc_auc", "poisson_deviance", "coverage"):
+        with pytest.raises(UserError, match=f"'{taken}' is built in"):
+            own(tmp_path, f'\n@fx.metric("{taken}", better="higher")\ndef f(y, p): return y\n')
     with pytest.raises(UserError, match="reads 'tenure', a column that these rows do not have; did you mean 'tenur'"):
         own(tmp_path, PROFIT, tenur=[1])
     with pytest.raises(UserError, match="must take `y` and `p`"):
