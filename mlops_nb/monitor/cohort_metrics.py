@@ -260,10 +260,11 @@ def _estimated_classifier(reference, rows, calibrations):
 def _estimated_regression(reference, rows, residuals):
     own, ones = own_metrics(reference, rows.frame, rows.scores, rows.scores)[0], np.ones(len(rows.y))
     if rows.quantiles is not None: own |= interval_metrics_of(rows.quantiles, reference.settings)
-    def figures(y):
-        return {m: float(weighted_metric("regression", m, y, rows.scores, reference.settings, own)(ones))
-                for m in (*METRICS["regression"], *own)}
-    return estimate_regression(figures, rows.scores, residuals)
+    def figure(m, y):
+        try: return float(weighted_metric("regression", m, y, rows.scores, reference.settings, own)(ones))
+        except UserError: return np.nan # an outcome that is drawn may be none that the project's function takes
+    return estimate_regression(lambda y: {m: figure(m, y) for m in (*METRICS["regression"], *own)}, rows.scores,
+                               residuals)
 
 def estimated_metrics(
     reference: QualityReference,

@@ -1,14 +1,22 @@
 "Quality with late labels: each final row once, whatever becomes of its label afterwards."
 from datetime import timedelta
 
+import numpy as np
+import polars as pl
 import pytest
 from support.counted_project import at_hour, pack, project, requests
 
 from mlops_nb.config.params import Params, write_params
+from mlops_nb.config.schema import Column, Schema
+from mlops_nb.evaluate.metrics import DecisionSettings
+from mlops_nb.model.features import Features, metric
+from mlops_nb.model.policy import Policy
+from mlops_nb.monitor.cohort_metrics import JudgedRows, QualityReference, estimated_metrics
 from mlops_nb.monitor.quality import update_quality
 from mlops_nb.monitor.store import MonitorStore
 from mlops_nb.prediction_log.segments import Feedback
 from mlops_nb.prediction_log.writer import PredictionLogWriter
+from mlops_nb.stats.regression_estimate import residual_donors
 
 DAY = timedelta(days=1)
 
@@ -52,6 +60,21 @@ def test_each_final_row_counts_once(followed):
     run(6)
     assert figures(store, final=True, cohort_start=at_hour(0).replace(tzinfo=None)) == final
     with store.transaction() as t: assert next(iter(t.state("quality:churn")["guards"].values()))["n_rows"] == 59
+
+
+def test_an_estimate_bears_a_metric_that_refuses_some_of_the_drawn_outcomes():
+    @metric("log_error", better="lower")
+    def log_error(y, p):
+        if (y < 0).any(): raise ValueError("a target below 0")
+        return (np.log1p(y) - np.log1p(p)) ** 2
+    rng = np.random.default_rng(0)
+    predicted = rng.uniform(.5, 3, 400)
+    features = Features({}, {}, {}, "", None, {}, {"log_error": log_error})
+    schema = Schema("t", "regression", "y", columns={"y": Column("number")})
+    reference = QualityReference("b", schema, Policy("regression"), {}, None, DecisionSettings(), features)
+    rows = JudgedRows(pl.DataFrame({"score": predicted}), predicted, np.full(400, np.nan))
+    found = estimated_metrics(reference, rows, residual_donors(predicted, predicted + rng.normal(size=400)))
+    assert found["rmse"].low < 1 < found["rmse"].high and found["log_error"].value is None
 
 
 def test_a_run_that_fails_half_way_is_made_up_for(followed, monkeypatch):
