@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..config.project import checkout_root
 from ..config.settings import Settings, split_public_keys
 from ..core.errors import UserError
 from ..core.manifest import MANIFEST_FILE, SIGNATURES_FILE, manifest_bytes, verify_manifest
@@ -65,7 +66,8 @@ def _signing_key_pem(root, settings, environ):
     "The PEM text, and where it came from; None where no key is set."
     if pem := environ.get(SIGNING_KEY_VARIABLE): return pem.encode(), f"environment variable {SIGNING_KEY_VARIABLE}"
     if not settings.release.signing_key_file: return None
-    path = Path(root) / Path(settings.release.signing_key_file).expanduser()
+    root = checkout_root(root) # a run works in a copy below it
+    path = root / Path(settings.release.signing_key_file).expanduser()
     _refuse_inside(path, root)
     try: return path.read_bytes(), str(path)
     except OSError as e:

@@ -13,11 +13,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from .settings import ScheduleSettings
 from ..core.errors import UserError
 from ..core.typed_yaml import read_yaml
 
 # %% ../../nbs/config/18_triggers.ipynb #f91afdb5
-_Duration = Annotated[str, Meta(pattern=r"^\d{1,5}\s*[mhd]$", description="such as 12h or 60d")]
+_Duration = Annotated[str, Meta(pattern=r"^[1-9]\d{0,4}\s*[mhd]$", description="such as 12h or 60d")]
 
 class NewData(Struct, forbid_unknown_fields=True, kw_only=True):
     "Rows that no run has seen."
@@ -32,6 +33,9 @@ class CronTimes(Struct, forbid_unknown_fields=True, kw_only=True):
     "Times of a schedule."
     cron: Annotated[str, Meta(min_length=1, description="minute hour day month weekday")]
     timezone: Annotated[str, Meta(description="such as Europe/Vienna")] = "UTC"
+
+    def __post_init__(self): # what is no schedule in settings.ini is none here
+        self.cron = ScheduleSettings(notebook="-", cron=self.cron, timezone=self.timezone).cron
 
 # %% ../../nbs/config/18_triggers.ipynb #e0dca403
 class Condition(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -59,7 +63,7 @@ class Conditions(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/18_triggers.ipynb #f9e2588a
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_WINDOW = re.compile(r"(\w{3}) (\d\d):(\d\d)-(\w{3}) (\d\d):(\d\d)")
+_WINDOW = re.compile(r"(\w{3}) (\d\d):([0-5]\d)-(\w{3}) (\d\d):([0-5]\d)")
 
 def parse_week_window(
     text: str, # Such as `Fri 16:00-Mon 06:00`
@@ -95,7 +99,7 @@ class Trigger(Struct, forbid_unknown_fields=True, kw_only=True):
     when: Conditions
     unless: Unless = field(default_factory=Unless)
     cooldown: _Duration | None = None # after a run that this trigger asked for
-    budget: Annotated[str, Meta(pattern=r"^\d+ per \d{1,5}[mhd]$")] | None = None # runs, such as 8 per 30d
+    budget: Annotated[str, Meta(pattern=r"^[1-9]\d* per [1-9]\d{0,4}[mhd]$")] | None = None # runs, such as 8 per 30d
 
 def read_triggers(
     root: str | Path = ".", # The project's folder

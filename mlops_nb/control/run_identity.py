@@ -41,7 +41,7 @@ class PinnedRun(Struct, frozen=True):
     commit: str
     code: str # sha256 of the files that count as code
     data: str # sha256 of data.dvc
-    params: str # sha256 of params.yaml in the commit
+    params: str # git's hash of params.yaml in the commit
     data_dvc: str # the text of data.dvc
 
 def _sha(text): return hashlib.sha256(text.encode()).hexdigest()
@@ -78,11 +78,14 @@ def run_folder(
     prefix = _git(root, "rev-parse", "--show-prefix").strip()
     return Path(root).resolve() / ".mlops" / "runs" / id / prefix
 
+def _use_settings(root, folder):
+    if (path := Path(root) / "settings.ini").exists(): shutil.copyfile(path, folder / path.name)
+
 def _share(root, folder):
     "Let a working tree use the checkout's cache, local configuration of DVC, and pages."
     done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, text=True, capture_output=True)
     cache = done.stdout.strip() or str(Path(root).resolve() / ".dvc" / "cache")
-    local, config = Path(root) / ".dvc" / "config.local", configparser.ConfigParser()
+    local, config = Path(root) / ".dvc" / "config.local", configparser.ConfigParser(interpolation=None)
     if local.exists(): config.read_string(local.read_text())
     if not config.has_section("cache"): config.add_section("cache")
     config.set("cache", "dir", cache)
@@ -98,11 +101,14 @@ def make_worktree(
     "Make the working tree of a run, with the data's version pinned. Raises `UserError`."
     folder, tree = run_folder(root, pin.id), Path(root).resolve() / ".mlops" / "runs" / pin.id
     ready = tree.parent / f"{pin.id}.ready"
-    if ready.exists() and folder.exists(): return folder
+    if ready.exists() and folder.exists():
+        _use_settings(root, folder)
+        return folder
     shutil.rmtree(tree, ignore_errors=True)
     _git(root, "worktree", "prune")
     _git(root, "worktree", "add", "--quiet", "--force", "--detach", str(tree), pin.commit)
     (folder / "data.dvc").write_text(pin.data_dvc)
+    _use_settings(root, folder)
     _share(root, folder)
     ready.touch()
     return folder
@@ -123,7 +129,7 @@ def commit_results(
 ) -> str: # The commit
     "Commit what a run wrote. Raises `UserError`."
     folder = run_folder(root, id)
-    _git(folder, "add", "--all", "--", ".", ":(exclude)reports")
+    _git(folder, "add", "--all", "--", ".", ":(exclude)reports", ":(exclude)settings.ini")
     who = ("-c", "user.name=mlops-nb", "-c", "user.email=mlops-nb@localhost", "-c", "commit.gpgsign=false")
     _git(folder, *who, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", message)
     commit = _git(folder, "rev-parse", "HEAD").strip()

@@ -53,8 +53,9 @@ def last_lines(
     count: int = 12, # Lines
 ) -> str:
     "The end of a log, without progress that was overwritten."
-    with suppress(OSError):
-        text = Path(log).read_bytes()[-20_000:].decode(errors="replace")
+    with suppress(OSError), open(log, "rb") as f:
+        f.seek(max(0, os.fstat(f.fileno()).st_size - 20_000))
+        text = f.read().decode(errors="replace")
         return "\n".join([line.rpartition("\r")[2] for line in text.splitlines() if line.strip()][-count:])
     return ""
 

@@ -15,14 +15,14 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Struct, field
 
-from ..config.settings import ScheduleSettings, read_settings
+from ..config.settings import read_settings
 from ..config.triggers import Condition, Trigger, parse_week_window, read_triggers
 from .run_workflow import request_run
 from .scheduler import fire_times
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..ledger.ledger import LedgerEntry, open_ledger
-from ..ledger.runs import RUN_ENDS, list_runs
+from ..ledger.runs import list_runs, open_runs
 from ..monitor.alerts import parse_duration, read_alerts
 from ..monitor.slo_freeze import frozen_budgets
 from ..release.release_plan import plan_path, read_history
@@ -63,10 +63,16 @@ def _model_since(root, settings):
 
 def _since(ledger, name, now):
     "The last moment at which the schedule of a trigger was done with: fired, or passed in a pause."
-    entries = ledger.entries(name, ("trigger.evaluated",))
-    done = [e for e in entries if e.data["outcome"] in ("fired", "same_run") or e.data["clause"] == "paused"]
-    known = done[-1:] or entries[:1]
-    return datetime.fromisoformat(known[0].at) if known else now
+    found = ledger.query("SELECT min(at) AS first, max(CASE WHEN outcome IN ('fired', 'same_run') OR clause = 'paused' "
+                         "THEN at END) AS done FROM trigger_evaluations WHERE name = :name", name=name)
+    known = found and (found[0]["done"] or found[0]["first"])
+    return datetime.fromisoformat(known) if known else now
+
+def _last(ledger, name, kind):
+    "Time and data of the newest entry of a kind about a trigger, or None."
+    found = ledger.query("SELECT at, data FROM ledger WHERE subject = :name AND kind = :kind ORDER BY seq DESC LIMIT 1",
+                         name=name, kind=kind)
+    return (found[0]["at"], msgspec.json.decode(found[0]["data"])) if found else None
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #469b92ee
 def _away(finding):
@@ -79,16 +85,16 @@ def read_facts(
 ) -> TriggerFacts:
     "What a trigger goes by now. Raises `UserError` if the ledger cannot be read."
     settings, ledger = read_settings(root), open_ledger(root)
-    runs, held = list_runs(ledger, 200), read_alerts(ledger).held()
-    pauses = ledger.entries(name, ("trigger.paused",))[-1:]
+    newest, held = list_runs(ledger, 1), read_alerts(ledger).held()
+    asked = ledger.query("SELECT queued_at FROM runs WHERE trigger_name = :name ORDER BY seq DESC LIMIT 200", name=name)
+    pause = _last(ledger, name, "trigger.paused")
     facts = TriggerFacts(
-        at=now, since=_since(ledger, name, now), new_rows=_new_rows(root, ledger, runs[0] if runs else None),
-        model_since=_model_since(root, settings), running=[r.id for r in runs if r.status not in RUN_ENDS],
-        asked_at=[datetime.fromisoformat(r.queued_at) for r in runs if r.trigger_name == name],
+        at=now, since=_since(ledger, name, now), new_rows=_new_rows(root, ledger, newest[0] if newest else None),
+        model_since=_model_since(root, settings), running=open_runs(ledger),
+        asked_at=[datetime.fromisoformat(row["queued_at"]) for row in asked],
         findings=[OpenFinding(a.finding.rule, a.finding.subject, _away(a.finding)) for a in held],
         frozen_slos=[e.subject for e in frozen_budgets(root, settings)])
-    if pauses:
-        facts.paused_until, facts.paused_why = datetime.fromisoformat(pauses[0].data["until"]), pauses[0].data["why"]
+    if pause: facts.paused_until, facts.paused_why = datetime.fromisoformat(pause[1]["until"]), pause[1]["why"]
     return facts
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #17cbc9ea
@@ -106,8 +112,9 @@ def _holds_age(age, facts):
     return old >= parse_duration(age), f"age: the model is {old / timedelta(days=1):.1f} days old; {age} are needed"
 
 def _holds_schedule(times, facts):
-    schedule = ScheduleSettings(notebook="-", cron=times.cron, timezone=times.timezone)
-    due = fire_times(schedule, facts.since, facts.at, max_count=100_000)
+    for span in (timedelta(hours=1), timedelta(days=2), timedelta(days=60), facts.at - facts.since):
+        due = fire_times(times, max(facts.since, facts.at - span), facts.at, max_count=100_000)
+        if due: break
     text = f"was due at {due[-1]:%Y-%m-%d %H:%M}" if due else f"was not due since {facts.since:%Y-%m-%d %H:%M} UTC"
     return bool(due), f"schedule: {times.cron} {text}"
 
@@ -123,7 +130,7 @@ def check_condition(condition: Condition, facts: TriggerFacts) -> tuple[bool, st
     return bool(found), f"drift: {', '.join(found[:5]) or 'none is found'}"
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #47f0c8ce
-_DATA_RULES = ("validation", "volume", "missing", "freshness", "data")
+_DATA_RULES = ("schema", "contract", "corrupt", "missing", "volume", "data_freshness") # a shift of values is drift
 
 def _in_window(unless, at):
     start, end = parse_week_window(unless.window)
@@ -179,8 +186,8 @@ def evaluate_trigger(trigger: Trigger, facts: TriggerFacts) -> TriggerEvaluation
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #661d4f30
 def _write_evaluation(ledger, name, facts, found):
     "Write an evaluation down where it differs from the one before."
-    last = ledger.entries(name, ("trigger.evaluated",))[-1:]
-    same = last and all(last[0].data[k] == getattr(found, k) for k in ("outcome", "clause", "run"))
+    last = _last(ledger, name, "trigger.evaluated")
+    same = last and all(last[1][k] == getattr(found, k) for k in ("outcome", "clause", "run"))
     if same and found.outcome != "fired": return
     data = msgspec.to_builtins(found) | dict(facts=msgspec.to_builtins(facts))
     ledger.append("trigger.evaluated", name, data, by="controller")
@@ -255,8 +262,8 @@ def format_triggers(root: str | Path) -> str: # A line each
     "The triggers of a project with what they came to last."
     ledger, lines = open_ledger(root), []
     for name in read_triggers(root):
-        last = ledger.entries(name, ("trigger.evaluated",))[-1:]
-        said = f"{last[0].data['outcome']} by {last[0].data['clause']} since {last[0].at[:16].replace('T', ' ')} UTC" \
-            if last else "not evaluated yet: `mlops-nb control` does"
-        lines.append(f"{name}: {said}")
-    return "\n".join(lines) or "There is no triggers.yaml; docs/howto/continuous-training.md shows one."
+        at, data = _last(ledger, name, "trigger.evaluated") or ("", {})
+        said = at and f"{data['outcome']} by {data['clause']} since {at[:16].replace('T', ' ')} UTC"
+        lines.append(f"{name}: {said or 'not evaluated yet: `mlops-nb control` does'}")
+    return "\n".join(lines) or ("There is no triggers.yaml; write one, such as\nretrain: {when: {any: [{new_data: "
+                                "{min_rows: 20000}}]}, cooldown: 24h}")

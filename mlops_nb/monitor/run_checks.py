@@ -15,6 +15,8 @@ from .findings import Finding
 from .store import MonitorStore
 
 # %% ../../nbs/monitor/40_run_checks.ipynb #b1ff0614
+def _shortened(message): return message if len(message) <= 600 else f"{message[:120]} … {message[-480:]}"
+
 def check_runs(
     root: str | Path, # The project's folder
     store: MonitorStore | None, # Not used: runs are in the ledger
@@ -26,5 +28,5 @@ def check_runs(
     if last is None or last.status != "failed": return []
     return [Finding(rule="run_failed", subject=last.id, started_at=datetime.fromisoformat(last.ended_at),
                     severity="page",
-                    summary=f"The run {last.id} failed, and the model in use stays: {last.message:.600}",
+                    summary=f"The run {last.id} failed, and the model in use stays: {_shortened(last.message)}",
                     next_command=f"mlops-nb runs show {last.id}")]

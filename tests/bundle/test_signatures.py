@@ -19,6 +19,7 @@ from mlops_nb.bundle.signatures import (
     sign_bundle,
     why_not_trusted,
 )
+from mlops_nb.config.project import CHECKOUT_VARIABLE
 from mlops_nb.config.settings import ReleaseSettings, Settings, read_settings
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import MANIFEST_FILE, SIGNATURES_FILE, verify_manifest, write_manifest
@@ -146,6 +147,16 @@ def test_a_private_key_is_its_owners_and_never_in_the_project(tmp_path):
                 read_signing_key(project, Settings(release=ReleaseSettings(signing_key_file=str(name))), {})
     with pytest.raises(UserError, match="No such file"): generate_signing_key(tmp_path / "none/key.pem", project)
     with pytest.raises(UserError, match="is not overwritten"): generate_signing_key(tmp_path / "key.pem", project)
+
+
+def test_a_run_in_a_copy_of_the_project_signs_with_the_key_of_the_checkout(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    (copy := project / ".mlops" / "runs" / "r1").mkdir(parents=True)
+    generate_signing_key(tmp_path / "key.pem", project)
+    monkeypatch.setenv(CHECKOUT_VARIABLE, str(project))
+    settings = Settings(release=ReleaseSettings(signing_key_file="../key.pem"))
+    here, there = (read_signing_key(root, settings, {}).private_bytes_raw() for root in (project, copy))
+    assert here == there
 
 
 def test_openssl_makes_keys_and_checks_signatures(folder, tmp_path):

@@ -4,9 +4,9 @@ from support.controlled_project import git, repository
 
 from mlops_nb.control import run_workflow
 from mlops_nb.control.controller import _exit_code, find_requests, has_controller
-from mlops_nb.control.run_identity import make_worktree, pin_run
+from mlops_nb.control.run_identity import commit_results, make_worktree, pin_run
 from mlops_nb.control.run_workflow import execute_run, request_run, run_step
-from mlops_nb.control.step_process import StepCancelled, StepFailed
+from mlops_nb.control.step_process import StepCancelled, StepFailed, last_lines
 from mlops_nb.ledger.executors import list_executors, register_executor
 from mlops_nb.ledger.ledger import Ledger, LedgerUnavailable, open_ledger
 from mlops_nb.ledger.runs import cancel_run, end_run, read_run, requeue_run, run_status
@@ -96,6 +96,27 @@ def test_only_working_trees_of_runs_that_are_over_are_removed(root, run, monkeyp
     end_run(open_ledger(root), run, open_ledger(root).begin_attempt(run, "host-a"), "failed", "no rows")
     checkout()
     assert not first.exists() and run not in git(root, "worktree", "list")
+
+
+def test_settings_are_those_of_the_checkout_and_no_result(root):
+    "Committed or not: stages write into the ledger that the controller reads."
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config.local").write_text('[core]\n    note = 100%\n')
+    for said in ("[release]\nendpoint = one\n", "[release]\nendpoint = two\n"):  # the second for one that is resumed
+        (root / "settings.ini").write_text(said)
+        folder = make_worktree(root, pin := pin_run(root))
+        assert (folder / "settings.ini").read_text() == said
+    commit_results(root, pin.id, "Results")
+    assert git(root, "diff", "--stat", "HEAD", f"refs/mlops-nb/runs/{pin.id}", "--", "settings.ini") == ""
+
+
+def test_the_last_lines_of_a_log(tmp_path):
+    log = tmp_path / "log"
+    assert last_lines(log) == ""
+    log.write_text("x" * 30_000 + "\n10%\r20%\rdone\n\nValueError: no rows\n")
+    assert last_lines(log, 2) == "done\nValueError: no rows"
+    log.write_text("short")
+    assert last_lines(log) == "short"
 
 
 def test_what_has_not_ended_is_handed_over_when_a_controller_starts(root, run):

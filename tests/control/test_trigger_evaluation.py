@@ -21,7 +21,7 @@ from mlops_nb.control.trigger_evaluation import (
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.ledger.ledger import open_ledger
-from mlops_nb.ledger.runs import end_run, list_runs
+from mlops_nb.ledger.runs import end_run, list_runs, queue_run
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)  # a Monday
 
@@ -65,6 +65,9 @@ def test_any_and_all():
     (dict(unless={"window": "Fri 16:00-Mon 12:00"}), {}, None),
     (dict(unless={"data_quality": "veto"}), dict(findings=[OpenFinding("volume", "day")]), "data_quality"),
     ({}, dict(findings=[OpenFinding("volume", "day")]), None),
+    *((dict(unless={"data_quality": "veto"}), dict(findings=[OpenFinding(rule, "x")]), "data_quality")
+      for rule in ("schema", "contract", "corrupt", "missing", "data_freshness")),
+    (dict(unless={"data_quality": "veto"}), dict(findings=[OpenFinding("value_skew", "x")]), None),
     (dict(unless={"slo_budget": "exhausted"}), dict(frozen_slos=["latency"]), "slo_budget"),
     (dict(cooldown="24h"), dict(asked_at=[NOON - timedelta(hours=23)]), "cooldown"),
     (dict(cooldown="24h"), dict(asked_at=[NOON - timedelta(hours=24)]), None),
@@ -75,6 +78,15 @@ def test_any_and_all():
 def test_what_holds_a_run_back(more, known, clause):
     found = evaluate_trigger(trigger({"new_data": {}}, **more), facts(new_rows=1, **known))
     assert (found.outcome, found.clause) == (("suppressed", clause) if clause else ("fired", "new_data"))
+
+
+def test_a_schedule_of_each_minute_that_was_held_back_for_a_year():
+    "It is due, at the newest of half a million times, without an error about so many."
+    known = facts(since=NOON - timedelta(days=365), running=["r1"])
+    found = evaluate_trigger(trigger({"schedule": {"cron": "* * * * *"}}), known)
+    assert (found.outcome, found.clause) == ("suppressed", "running") and "2026-11-30 12:00" in found.tree[1]
+    yearly = trigger({"schedule": {"cron": "0 0 24 12 *"}})
+    assert "was due at 2025-12-24 00:00" in evaluate_trigger(yearly, known).tree[1]
 
 
 @given(st.lists(st.integers(0, 60 * 24 * 40), max_size=12), st.integers(1, 5), st.integers(1, 30))
@@ -148,7 +160,8 @@ def test_a_file_that_shrank_is_new(root):
 SCHEDULE = 'retrain: {when: {any: [{schedule: {cron: "0 6 * * *"}}]}}'
 
 
-def test_a_schedule_without_anything_new_is_the_same_run(root):
+def test_a_schedule_without_anything_new_is_the_same_run(root, uri, monkeypatch):
+    monkeypatch.setenv("MLOPS_NB_LEDGER_URI", uri)
     (root / "triggers.yaml").write_text(SCHEDULE)
     now = datetime.now(UTC)
     assert outcome(root, now)[0] == "not_due"
@@ -184,8 +197,28 @@ def test_only_changes_are_written_and_an_explanation_has_the_values_of_then(root
     assert open_ledger(root).query("SELECT name, outcome FROM trigger_evaluations")[1]["outcome"] == "fired"
 
 
+def test_what_lists_shows_can_be_written_down(root):
+    (root / "triggers.yaml").unlink()
+    (root / "triggers.yaml").write_text(format_triggers(root).partition("\n")[2])
+    assert "not evaluated yet" in format_triggers(root) and outcome(root) == ("not_due", "when")
+
+
+def test_a_budget_counts_the_runs_of_its_trigger_and_not_the_newest_of_all(root):
+    (root / "triggers.yaml").write_text("retrain: {when: {any: [{new_data: {min_rows: 1}}]}, budget: 1 per 30d}")
+    data(root, a=1)
+    assert outcome(root)[0] == "fired"
+    finish(root)
+    for i in range(210): queue_run(open_ledger(root), f"x{i}", dict(trigger="on_demand"))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("mlops_nb.control.trigger_evaluation.open_runs", lambda ledger: [])
+        assert outcome(root) == ("suppressed", "budget")
+
+
 def test_a_schedule_that_is_never_due_is_refused_at_the_start(root):
     (root / "triggers.yaml").write_text('a: {when: {any: [{schedule: {cron: "0 0 31 2 *"}}]}}')
     with pytest.raises(UserError, match="trigger 'a': '0 0 31 2 \\*' is never due"): check_triggers(root)
     (root / "triggers.yaml").write_text('a: {when: {any: [{schedule: {cron: "0 0 1 1 *", timezone: Mars/Base}}]}}')
     with pytest.raises(UserError, match="Mars/Base"): check_triggers(root)
+    for text in ('{cron: "0 6 * *"}', '{cron: "0 6 * * *", timezone: Mars/Base}'):  # written while a controller works
+        (root / "triggers.yaml").write_text(f"a: {{when: {{any: [{{schedule: {text}}}]}}}}")
+        with pytest.raises(UserError, match="five fields|Mars/Base"): evaluate_triggers(root)
