@@ -43,6 +43,7 @@ def scoring_schema(
     columns |= {n: None for c in [*columns] if known[c].computed for n in expression_columns(known[c].computed)}
     return structs.replace(predictor.schema, columns={c: predictor.schema.columns[c] for c in columns})
 
+# %% ../../nbs/batch/00_batch_scoring.ipynb #15b04c89
 def _set_refused_aside(predictor, schema, rows, accepted): # -> rows that are scored; quarantined ones
     refused = predictor.find_refused_rows(accepted)
     told = pl.DataFrame({'_row': accepted['_row'][[*refused]], '_reasons': [[said] for said in refused.values()]})

@@ -144,6 +144,11 @@ def score_names(self: Schema) -> list[str] | None: # None: a row has one score
     if self.quantiles: return [f"{q:g}" for q in self.quantiles]
     return self.classes if self.task == "multiclass" else None
 
+@patch(as_prop=True)
+def score_columns(self: Schema) -> list[str]:
+    "The names of the scores: `score`, or `score_<class>` for several classes, `score_<quantile>` for quantiles."
+    return ["score"] if self.score_names is None else [f"score_{n}" for n in self.score_names]
+
 # %% ../../nbs/config/03_schema.ipynb #e28c2328
 @patch
 def __repr__(self:Schema):

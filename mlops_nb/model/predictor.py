@@ -176,6 +176,7 @@ def encode_columns(self:Predictor,
             for name, codes in self._category_codes]
     return np.ascontiguousarray(np.array(read, np.float64).T)
 
+# %% ../../nbs/model/15_predictor.ipynb #570d000f
 @patch
 def _encode_wide(self:Predictor, columns): # With texts or vectors
     starts = self.encoder.starts
@@ -275,6 +276,7 @@ def predict_raw(self:Predictor,
     "The model's raw scores, before calibration: what the contributions add up to."
     return self._map_slices(lambda X: self.select_median(self.model.predict_raw(X)), frame)
 
+# %% ../../nbs/model/15_predictor.ipynb #3219285b
 @patch
 def contributions_encoded(self:Predictor,
     X: np.ndarray, # (n, k), from `encode_frame` or `encode_columns`
@@ -404,6 +406,7 @@ def decide_scores(self:Predictor,
     scores, decisions, needs_review = self.decide_rows(columns, scores)
     return scores.tolist(), decisions, needs_review
 
+# %% ../../nbs/model/15_predictor.ipynb #ece8566d
 @patch
 def decide_row(self:Predictor,
     columns: dict[str, list], # One row, in the schema's types
@@ -453,9 +456,8 @@ def open(cls:Predictor,
 # %% ../../nbs/model/15_predictor.ipynb #cb9e82a9
 @patch(as_prop=True)
 def score_columns(self:Predictor) -> list[str]:
-    "The names of the scores: `score`, or `score_<class>` for several classes, `score_<quantile>` for quantiles."
-    names = self.schema.score_names
-    return ['score'] if names is None else [f'score_{n}' for n in names]
+    "The names of the scores, as of the schema."
+    return self.schema.score_columns
 
 @patch
 def output_schema(self:Predictor) -> dict[str, pl.DataType]: # Column -> type

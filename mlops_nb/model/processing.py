@@ -191,6 +191,7 @@ def _check_seconds(kind, features, call): # `call` runs the functions of a kind 
                     f"waits {total_timeout_seconds(functions):g} s; make it faster, or allow more in "
                     f"@{kind}(timeout_seconds=...).")
 
+# %% ../../nbs/model/14_processing.ipynb #da35bdf8
 def check_processing(
     features: Features, schema: Schema,
     frame: pl.DataFrame, # Rows of the schema, with the columns `preprocess_inputs` and the entity
@@ -214,18 +215,15 @@ def check_processing(
         else f"{features.path}: '{column}' after preprocess ({names})")
 
 # %% ../../nbs/model/14_processing.ipynb #378f6be9
-def _score_names(schema):
-    return ["score"] if schema.score_names is None else [f"score_{n}" for n in schema.score_names]
-
 def _outcome_to_arrays(outcome, schema):
     scores = outcome.scores.reshape(len(outcome.scores), -1)
-    arrays = dict(zip(_score_names(schema), scores.T))
+    arrays = dict(zip(schema.score_columns, scores.T))
     if outcome.decisions is not None: arrays["decision"] = np.array(outcome.decisions, object)
     if outcome.needs_review is not None: arrays["needs_review"] = np.array(outcome.needs_review, bool)
     return arrays
 
 def _arrays_to_outcome(arrays, schema):
-    scores = [arrays[n] for n in _score_names(schema)]
+    scores = [arrays[n] for n in schema.score_columns]
     scores = scores[0] if schema.score_names is None else np.column_stack(scores)
     return PolicyOutcome(scores, *(arrays[n].tolist() if n in arrays else None for n in ("decision", "needs_review")))
 
@@ -233,7 +231,7 @@ def _arrays_to_outcome(arrays, schema):
 _SUM_TOLERANCE = 1e-6 # of the probabilities of a row
 
 def _check_scores(where, arrays, schema, known): # `known`: rows that the model had a score for
-    scores = np.column_stack([arrays[n] for n in _score_names(schema)])[known]
+    scores = np.column_stack([arrays[n] for n in schema.score_columns])[known]
     if not np.isfinite(scores).all():
         raise ProcessingError(f"{where} returned a score that is no number; return one for each row.")
     if (np.diff(scores) < 0).any() and schema.quantiles:
