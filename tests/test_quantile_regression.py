@@ -5,15 +5,19 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from msgspec import structs
 from support.trained_project import trained
 
 from mlops_nb.bundle.bundle import check_golden_examples
 from mlops_nb.bundle.onnx_export import export_onnx
 from mlops_nb.bundle.stage import run_bundle
-from mlops_nb.config.params import Params, PolicyRule, read_params, write_params
+from mlops_nb.config.params import CrossValidationParams, Params, PolicyRule, read_params, write_params
+from mlops_nb.config.project import Project
 from mlops_nb.config.schema import read_schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.data.prepare import read_split
+from mlops_nb.evaluate.cross_validation import cross_validate
 from mlops_nb.evaluate.row_losses import row_losses
 from mlops_nb.evaluate.stage import read_evaluation, run_evaluate
 from mlops_nb.explain.counterfactuals import build_reference_rows
@@ -185,6 +189,14 @@ def test_production_is_judged_by_its_coverage(project, predictor, test_rows):
     assert reference.metrics["coverage"] == pytest.approx(read_evaluation(project).intervals.coverage.value)
     moved, _, _ = measured_metrics(judged_rows(log_of(q, y + 5), reference.schema), reference, Params())
     assert moved["coverage"].high < 0.3
+
+
+def test_a_repeated_training_tells_its_coverage(project):
+    opened = Project.open(project)
+    opened = opened.with_params(structs.replace(opened.params, cross_validation=CrossValidationParams(n_folds=2)))
+    frame = pl.concat(read_split(project, split) for split in ("train", "valid"))
+    found = next(cross_validate(opened, "gbdt", frame)).metrics
+    assert 0.65 < found["coverage"] < 0.95 and found["interval_width"] > 0 and found["pinball_loss"] < found["mae"]
 
 
 def test_the_judge_takes_the_loss_of_the_median(predictor, test_rows):

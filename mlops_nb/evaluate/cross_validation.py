@@ -29,7 +29,7 @@ from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, row_positions
 from .evaluation import choose_decision_settings, score_splits, split_resamplings
 from .metrics import DecisionSettings, metric_values, primary_metric
-from .prediction_intervals import needed_calibration_rows
+from .prediction_intervals import interval_metrics_of, needed_calibration_rows
 from .project_metrics import project_metrics
 from ..model.encoder import Encoder
 from ..model.features import load_features
@@ -156,6 +156,11 @@ def _new_run(name, splits, schema):
     return CrossValidationRun(name, {split: len(rows) for split, rows in splits.items()}, span, {})
 
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #c0a0231e
+def _run_metrics(predictor, rows, scores, settings): # of the task, of the project, and of the interval of quantiles
+    own = project_metrics(predictor.features, rows)
+    if settings.quantiles: own |= interval_metrics_of(predictor.predict(rows), settings)
+    return metric_values(predictor.schema.task, rows['_target'].to_numpy(), scores, settings, own)
+
 def cross_validate(
     project: Project,
     learner: str,
@@ -171,8 +176,7 @@ def cross_validate(
         if not run.skip_reason:
             predictor, terms = fit_predictor(project, learner, parts['train'], parts['valid'], run.name)
             scores = predictor.predict_point(parts['held_out'])
-            run.metrics = metric_values(schema.task, y[fold.held_out], scores, terms,
-                                        project_metrics(predictor.features, parts['held_out']))
+            run.metrics = _run_metrics(predictor, parts['held_out'], scores, terms)
         yield run
 
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #b03ed5d4
@@ -206,7 +210,7 @@ def repeat_with_seeds(
     splits: dict[str, pl.DataFrame], # train, valid, test
 ) -> tuple[list[CrossValidationRun], SeedAgreement | None]: # No agreement of a single model, or of scores not finite
     "Train on the same rows with other seeds; ends after two that agree to the last bit."
-    schema, params, y = project.schema, project.params, splits['test']['_target'].to_numpy()
+    schema, params = project.schema, project.params
     runs, scores, decisions = [], [], []
     for seed in range(params.train.seed, params.train.seed + params.cross_validation.n_seeds):
         seeded = project.with_params(structs.replace(params, train=structs.replace(params.train, seed=seed)))
@@ -214,8 +218,7 @@ def repeat_with_seeds(
         predictor, terms = fit_predictor(seeded, learner, splits['train'], splits['valid'], run.name)
         scores.append(predictor.predict_point(splits['test']))
         decisions.append(predictor.decide(scores[-1]))
-        run.metrics = metric_values(schema.task, y, scores[-1], terms,
-                                    project_metrics(predictor.features, splits['test']))
+        run.metrics = _run_metrics(predictor, splits['test'], scores[-1], terms)
         runs.append(run)
         if len(scores) == 2 and np.array_equal(*scores): break
     if len(scores) < 2 or not np.isfinite(scores).all(): return runs, None
