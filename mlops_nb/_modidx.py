@@ -2208,6 +2208,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'mlops_nb/evaluate/cross_validation.py'),
                                                     'mlops_nb.evaluate.cross_validation._repeat_trainings': ( 'evaluate/cross_validation.html#_repeat_trainings',
                                                                                                               'mlops_nb/evaluate/cross_validation.py'),
+                                                    'mlops_nb.evaluate.cross_validation._run_metrics': ( 'evaluate/cross_validation.html#_run_metrics',
+                                                                                                         'mlops_nb/evaluate/cross_validation.py'),
                                                     'mlops_nb.evaluate.cross_validation._seed_sentences': ( 'evaluate/cross_validation.html#_seed_sentences',
                                                                                                             'mlops_nb/evaluate/cross_validation.py'),
                                                     'mlops_nb.evaluate.cross_validation._without_late_labels': ( 'evaluate/cross_validation.html#_without_late_labels',
