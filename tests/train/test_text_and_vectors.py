@@ -7,10 +7,12 @@ import pytest
 from mlops_nb.config.params import EncoderParams, GbdtParams, NetParams, TextParams, TrainParams
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.config.vectors import lists_as_text
+from mlops_nb.core.errors import UserError
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
 from mlops_nb.model.predictor import MODEL_LOADERS, Predictor
+from mlops_nb.serve.inference_protocol import decode_infer_request, decode_rows
 from mlops_nb.serve.request_validation import RequestDecoder
 from mlops_nb.train.dataset import to_training_part
 from mlops_nb.train.learners import LEARNERS, fit_learner
@@ -69,3 +71,28 @@ def test_the_server_reads_what_a_batch_reads():
     sent = frame.to_dicts()
     assert decoder.from_json(msgspec.json.encode(sent)).X.tobytes() == want.tobytes()
     for row, x in zip(sent, want): assert decoder.from_json(msgspec.json.encode(row)).X.tobytes() == x.tobytes()
+
+
+def test_a_vector_is_a_tensor_with_a_column_for_each_number():
+    decoder, v = RequestDecoder(trained("binary", "gbdt")), np.arange(12.).reshape(2, 6)
+    note, x = (dict(name="note", shape=[2], datatype="BYTES", data=["great", None]),
+               dict(name="x", shape=[2], datatype="FP64", data=[1, 2]))
+    want = decoder.from_json(msgspec.json.encode([dict(note=n, x=i, v=a) for n, i, a in zip(
+        ["great", None], [1, 2], v.tolist())]))
+
+    def decode(binary=b"", **tensor):
+        body = msgspec.json.encode({"inputs": [note, x, {"name": "v", "shape": [2, 6], "datatype": "FP64", **tensor}]})
+        length = str(len(body)) if binary else None
+        return decode_rows(decode_infer_request(body + binary, length, decoder.max_rows, decoder.max_values), decoder)
+
+    for found in (decode(data=v.ravel().tolist(), parameters={"producer": "p"}), decode(data=v.tolist()),
+                  decode(datatype="INT64", data=[*range(12)]),
+                  decode(v.astype("<f4").tobytes(), datatype="FP32", parameters={"binary_data_size": 48}),
+                  decode(shape=[2], datatype="BYTES", data=[str(a) for a in v.tolist()])):
+        assert found.X.tobytes() == want.X.tobytes() and found.columns == want.columns
+    assert decode(data=[None] * 6 + v[1].tolist()).columns["v"] == [None, want.columns["v"][1]]
+    for bad, says in ((dict(shape=[2, 5], data=[1] * 10), r"of the shape \[2, 6\]"), (dict(shape=[12], data=[1] * 12),
+                      "vectors of 2 rows"), (dict(datatype="BOOL", data=[True] * 12), "BOOL"),
+                      (dict(data=[None] + [1] * 11), "row 0: v: holds a value that is no finite number"),
+                      (dict(data=[1] * 12, parameters={"version": "2"}), "comes from the version '2'")):
+        with pytest.raises(UserError, match=says): decode(**bad)
