@@ -45,8 +45,10 @@ def _describe_domain(old, new):
     changes = [f"{verb} {', '.join(cs)}" for verb, cs in (("gained", more), ("lost", fewer)) if cs]
     return " and ".join(changes) or "is in another order"
 
+_TYPE_KEYS = "type", "size", "producer", "version"
+
 def _describe_change(column, key, old, new):
-    neither = "retyped" if key == "type" else "changed"
+    neither = "retyped" if key in _TYPE_KEYS else "changed"
     kind = {True: "widened", False: "narrowed", None: neither}[_is_widening(key, old, new)]
     subject = f"The {key} of '{column}'" if column else f"The {key} of the data set"
     what = f"is {_describe_value(new)}; it was {_describe_value(old)}"

@@ -46,6 +46,13 @@ def test_columns_that_come_and_go():
     assert [(c.column, c.kind) for c in diff_schemas(BASE, new)] == [("a", "removed"), ("b", "added")]
 
 
+@pytest.mark.parametrize("now", [dict(size=4), dict(producer="q"), dict(version="2")])
+def test_another_vector_is_of_another_type(now):
+    was = dict(size=3, producer="p", version="1")
+    a, b = (Schema("d", "regression", "y", columns={"v": Column("vector", **x)}) for x in (was, was | now))
+    assert [(c.key, c.kind) for c in diff_schemas(a, b)] == [(*now, "retyped")]
+
+
 def test_a_range_of_dates_that_becomes_one_of_numbers_is_told():
     a, b = (Schema("d", "regression", "y", columns={"y": Column("number"), "x": x}) for x in
             (Column("timestamp", range=("2012-01-31", None)), Column("number", range=(0.0, None))))
