@@ -19,6 +19,7 @@ from support.shop_project import ENV
 from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.params import read_params, write_params
 from mlops_nb.config.settings import read_settings
+from mlops_nb.config.triggers import read_triggers
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.examples.simulator import simulate
 from mlops_nb.pipeline import run_stage
@@ -105,6 +106,10 @@ class Reader:
         given, *more = YAML(typ="safe").load_all(text)
         if isinstance(given, list) or given.keys() & OTHERS: return
         assert not more
+        if any("when" in t for t in given.values() if isinstance(t, dict)):
+            (self.root / "triggers.yaml").write_text(text)
+            assert read_triggers(self.root).keys() == given.keys()
+            return
         all_of_it = YAML(typ="safe").load(self.root / "params.yaml")
         def merge(old, new):
             for k, v in new.items():
