@@ -1,6 +1,5 @@
 "Schedules: ticks, and a process that is killed at random moments and loses no run and runs none twice."
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -16,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.controlled_project import ENV, end, lines, until
 
 from mlops_nb.config.settings import ScheduleSettings
 from mlops_nb.control.scheduler import (
@@ -27,8 +27,6 @@ from mlops_nb.control.scheduler import (
     json_serializer,
 )
 from mlops_nb.core.errors import UserError
-
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 
 def schedule(cron, **more): return ScheduleSettings(notebook="a.ipynb", cron=cron, **more)
@@ -232,22 +230,6 @@ def start(root, before=""):
     with open(root / "log.txt", "ab") as log:
         return subprocess.Popen([sys.executable, "-c", before + RUN], cwd=root, env=ENV, stdout=log,
                                 stderr=subprocess.STDOUT)
-
-
-def end(process, how=signal.SIGKILL):
-    if process.poll() is None: process.send_signal(how)
-    process.wait(30)
-
-
-def until(condition, seconds=120):
-    limit = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
-    return found
-
-
-def lines(path): return path.read_text().splitlines() if path.exists() else []
 
 
 def statuses(root):
