@@ -56,10 +56,11 @@ def record_step(
     "Write a step into the ledger; yields a dict for what it finds out. Raises `Superseded` after a later attempt."
     data = dict(step=name, attempt=attempt, executor=executor or f"{socket.gethostname()}/{os.getpid()}")
     begun = ledger.append("step.started", run, data, attempt=attempt)
-    facts, clock, (cpu, _) = {}, time.perf_counter(), _usage()
+    facts, clock, (cpu, before) = {}, time.perf_counter(), _usage()
     def end(status, message=""):
         now_cpu, peak = _usage()
-        took = dict(seconds=time.perf_counter() - clock, cpu_seconds=now_cpu - cpu, peak_memory_mib=peak)
+        took = dict(seconds=time.perf_counter() - clock, cpu_seconds=now_cpu - cpu,
+                    peak_memory_mib=peak if peak > before else None) # a peak that was there before is not of this step
         ledger.append("step.ended", run, took | facts | dict(status=status, message=message[:2000]),
                       key=f"step/{begun.seq}/ended")
     try: yield facts

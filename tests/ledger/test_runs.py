@@ -97,6 +97,18 @@ def test_steps_have_times_and_failures(ledger):
     assert "no\n" in format_run(read_run(ledger, "r1"))
 
 
+def test_a_step_does_not_get_the_memory_of_what_ran_before_it(in_sqlite, monkeypatch):
+    "A process has one peak for all its life; a controller runs many steps."
+    ledger, usage = Ledger(in_sqlite), iter([(0, 100.0), (3, 700.0), (3, 700.0), (4, 700.0)])
+    monkeypatch.setattr("mlops_nb.ledger.runs._usage", lambda: next(usage))
+    queue_run(ledger, "r1", FACTS)
+    attempt = ledger.begin_attempt("r1", "a")
+    for name in ("large", "small"):
+        with record_step(ledger, "r1", attempt, name): pass
+    steps = read_run(ledger, "r1").steps
+    assert [(s.cpu_seconds, s.peak_memory_mib) for s in steps] == [(3, 700), (1, None)]
+
+
 def test_a_stage_finds_its_run_in_the_environment(tmp_path, uri, monkeypatch):
     monkeypatch.setenv("MLOPS_NB_LEDGER_URI", uri)
     with record_stage(tmp_path, "train gbdt"): pass
