@@ -46,7 +46,7 @@ def _call(f, where, arrays): # arrays are read-only; raises `ValueError` as it i
     except ValueError as e:
         if "read-only" not in str(e): raise
         raise ProcessingError(f"{where} changes an array in place ({e}); work on a copy.") from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise ProcessingError(f"{where} failed with {type(e).__name__}: {e}; correct it in its notebook.") from e
     if not isinstance(found, dict):
         raise ProcessingError(f"{where} returned {type(found).__name__}; return the dictionary of arrays.")

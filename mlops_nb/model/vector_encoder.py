@@ -65,7 +65,8 @@ def fit_vectors(
     if form.size <= max_components or len(known) < 2: return VectorEncoding(form, [], b"")
     n_rows = max(2, min(len(known), _MAX_FIT_ROWS, _MAX_FIT_VALUES // form.size))
     A = np.empty((n_rows, form.size))
-    for row, i in zip(A, np.linspace(0, len(known) - 1, n_rows).astype(int).tolist()): row[:] = _DECODER.decode(known[i])
+    at = np.linspace(0, len(known) - 1, n_rows).astype(int).tolist()
+    for row, text in zip(A, known[at]): row[:] = _DECODER.decode(text)
     A -= (mean := A.mean(0))
     V = truncated_svd(A, max_components)
     if not V.size: V = np.eye(form.size, 1) # all vectors are the same

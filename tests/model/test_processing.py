@@ -232,3 +232,8 @@ def test_a_feature_may_read_a_vector_which_no_preprocess_sees(load):
     found = model_inputs(frame, features, schema)
     assert found["both"].to_list() == [11, 4] and found["v"].to_list() == frame["v"].to_list()
     check_processing(features, schema, frame)
+
+
+def test_a_function_that_ends_the_process_does_not(load):
+    features = load("@fx.preprocess\ndef f(rows): raise SystemExit(3)")
+    with pytest.raises(ProcessingError, match="failed with SystemExit: 3"): model_inputs(ROWS, features, SCHEMA)
