@@ -23,7 +23,7 @@ from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.features import Features
-from mlops_nb.train import gbdt, learners
+from mlops_nb.train import dataset, gbdt, learners
 from mlops_nb.train.dataset import TrainingPart, exponential_decay_weights
 from mlops_nb.train.gbdt import BoostingState, GbdtJob, fit_gbdt
 from mlops_nb.train.stage import TrainingReport, run_train
@@ -512,15 +512,14 @@ def test_the_stage_says_what_it_measured_and_writes_none_of_it(tmp_path):
     assert sorted(p.name for p in (tmp_path / MODEL).iterdir()) == ["encoder.json", "model.txt", "training.json"]
 
 
-def test_own_features_are_inputs(tmp_path):
+def test_own_features_are_inputs(tmp_path, monkeypatch):
     root = project(tmp_path)
     for part in ("train", "valid"):
         path = root / f"artifacts/prepared/{part}.parquet"
         pl.read_parquet(path).with_columns(double=2 * pl.col("x")).write_parquet(path)
     features = Features({"double": None}, {"double": "number"}, {"double": ["x"]})
-    real, learners.load_features = learners.load_features, lambda path: features
-    try: run_train(root)
-    finally: learners.load_features = real
+    for module in (learners, dataset): monkeypatch.setattr(module, "load_features", lambda path: features)
+    run_train(root)
     assert [c["name"] for c in msgspec.json.decode((root / MODEL / "encoder.json").read_bytes())["columns"]] == ["kind",
                                                                                                                  "x",
                                                                                                                  "z",
