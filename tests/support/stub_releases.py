@@ -61,7 +61,7 @@ def _find_bundle(name, store):
 
 def _schema_of(folder):
     task, classes = CONTRACTS[folder.name]
-    return SimpleNamespace(task=task, classes=classes, entity="customer")
+    return SimpleNamespace(task=task, classes=classes, quantiles=None, entity="customer")
 
 
 def use_stubs(setattr, ending="promoted"):
