@@ -241,7 +241,7 @@ def why(project, folder, name, weights=None):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("nothing", "it returned nothing; end it with"), ("raises", "failed with ValueError: no such thing .line 28 of"),
+    ("nothing", "it returned nothing; end it with"), ("raises", "failed with ValueError: no such thing .line 29 of"),
     ("leaves", "it failed with SystemExit: 3"),
     ("changes", "it changed X in place"), ("nan", "it gives no number .NaN or infinity. for 40 of 40"),
     ("hard", "has no predict_proba"), ("own_step", "the step 'functiontransformer' of the pipeline"),
