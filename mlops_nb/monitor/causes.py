@@ -27,6 +27,8 @@ def _near(other, finding): return abs(other.started_at - finding.started_at) <= 
 
 _OUTAGE_RULES = "slo_burn", "slo_no_data"
 _BEHIND_OUTAGE = {"quota", "serving", "volume"} # what values rows hold stops no server
+_DRIFT_RULES = "drift", "prediction_drift", "attribution_drift", "test_set"
+_NEVER_BEHIND_DRIFT = {"freshness", "training", "gate", "run_failed", "quota", "serving"}
 
 def related_findings(
     finding: Finding,
@@ -36,6 +38,7 @@ def related_findings(
     if finding.rule not in _SYMPTOMS: return []
     def fits(f): return (f.rule not in _SYMPTOMS | {"rota"} and _near(f, finding)
                          and (finding.rule not in _OUTAGE_RULES or f.rule in _BEHIND_OUTAGE)
+                         and (finding.rule not in _DRIFT_RULES or f.rule not in _NEVER_BEHIND_DRIFT)
                          and (not f.endpoint or f.endpoint == finding.endpoint))
     same = [f for f in findings if fits(f)] # a symptom is never among them, so neither is the finding itself
     same.sort(key=lambda f: (f.subject != finding.subject, f.key not in finding.depends_on, f.started_at, f.key))
