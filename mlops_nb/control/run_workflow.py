@@ -26,7 +26,6 @@ from mlops_nb.control.run_identity import (
     run_folder,
 )
 from .step_process import StepCancelled, StepFailed, run_process, with_retries
-from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 
 # %% ../../nbs/control/04_run_workflow.ipynb #5e9c97aa

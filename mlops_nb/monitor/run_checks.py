@@ -26,7 +26,7 @@ def check_runs(
     ended = [r for r in list_runs(open_ledger(root)) if r.status in ("succeeded", "rejected", "failed")]
     last = max(ended, key=lambda r: r.ended_at, default=None)
     if last is None or last.status != "failed": return []
-    return [Finding(rule="run_failed", subject=last.id, started_at=datetime.fromisoformat(last.ended_at),
+    return [Finding(rule="run_failed", subject="pipeline", started_at=datetime.fromisoformat(last.ended_at),
                     severity="page",
                     summary=f"The run {last.id} failed, and the model in use stays: {_shortened(last.message)}",
                     next_command=f"mlops-nb runs show {last.id}")]
