@@ -17,9 +17,9 @@ from ..core.errors import UserError
 MAX_VALUES_AT_ONCE = 1 << 15 # JSON values of any kind that are decoded in one call: about 20 ms
 
 _INSIDE = rb'(?:[^"\\]{1,16384}+|\\.)'
-_TEXTS = re.compile(b'"(?>' + _INSIDE + b'{0,64})"', re.S)
+_TEXTS = re.compile(b'"' + _INSIDE + b'{0,64}+"', re.S)
 _STEP = re.compile(b'(?>(?:[^"]{1,4096}+|' + _TEXTS.pattern + b'){1,16})', re.S)
-_PART_OF_TEXT = re.compile(b'(?>' + _INSIDE + b'{1,64})', re.S)
+_PART_OF_TEXT = re.compile(_INSIDE + b'{1,64}+', re.S)
 
 def _text_end(body, at): # The place after a text that begins at `at`, or of the damage
     at += 1
@@ -50,9 +50,8 @@ def count_json(
 # %% ../../nbs/serve/00_json_limits.ipynb #86266c8c
 MAX_ROW_BYTES = 1 << 20 # of a row within a large body
 _PIECE_BYTES, _PIECE_ROWS = 1 << 16, 1024
-_TEXT = rb'"(?>(?:[^"\\]++|\\.)*)"'
-_INNER = rb'\{(?>(?:[^"{}]++|' + _TEXT + rb')*)\}'
-_ROW = re.compile(rb'\s*+(\{(?>(?:[^"{}]++|' + _TEXT + rb'|' + _INNER + rb')*)\})\s*+([,\]])', re.S)
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_ROW = re.compile(rb'\s*+(\{(?:[^"{}]++|' + _TEXT + rb'|\{(?:[^"{}]++|' + _TEXT + rb')*+\})*+\})\s*+([,\]])', re.S)
 
 def split_rows(
     body: bytes, # JSON
