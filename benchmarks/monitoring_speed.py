@@ -17,6 +17,7 @@ from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.params import EncoderParams
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.config.settings import Settings, write_settings
+from mlops_nb.core.resource_usage import peak_memory_mib
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
@@ -115,19 +116,13 @@ def count(root):
     return json.loads(done.stdout)
 
 
-def peak_mib():
-    "The most memory of this process; `getrusage` would give that of the process it was started by, where it had more."
-    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
-
-
 def counted(root):
     store = open_monitor_store(root)
     with store.transaction(): pass
     wall, cpu = time.perf_counter(), time.process_time()
     rows = count_log(root, store, START + timedelta(days=2)).rows
     print(json.dumps(dict(rows=rows, seconds=time.perf_counter() - wall, cpu=time.process_time() - cpu,
-                          mib=peak_mib())))
+                          mib=peak_memory_mib())))
 
 
 def counting(tmp, n):

@@ -7,7 +7,6 @@ __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'find_stage', 'run_stage', 'run_featur
 
 # %% ../nbs/90_pipeline.ipynb #f1824154
 import re
-import sys
 import time
 from contextlib import chdir, suppress
 from difflib import get_close_matches
@@ -21,6 +20,7 @@ from .config.params import read_params
 from .core.errors import UserError
 from .core.files import atomic_file
 from .core.progress import progress_reporter
+from .core.resource_usage import peak_memory_mib
 from .core.typed_yaml import read_json, write_json
 from .ledger.runs import record_stage
 
@@ -155,16 +155,6 @@ def dvc_yaml(
     return ("# Written by `mlops-nb`: the stages of every project. "
             "What differs between projects is in params.yaml and schema.yaml.\n" + out.getvalue())
 
-# %% ../nbs/90_pipeline.ipynb #35232b3e
-def _peak_memory_mib():
-    "Peak resident memory of this process or of its largest child, in MiB."
-    import resource
-    unit = 2**20 if sys.platform == "darwin" else 1024
-    own, children = (resource.getrusage(w).ru_maxrss / unit for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    with suppress(OSError): # on Linux `own` includes what the parent process had; the kernel's own count does not
-        own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return max(own, children)
-
 # %% ../nbs/90_pipeline.ipynb #ab01b466
 def _damaged_input(root, stage):
     "The first Parquet file among the inputs of a stage that cannot be opened, or None."
@@ -221,7 +211,7 @@ def run_stage(
         label = f"{name} {item or ''}".rstrip()
         with (progress_reporter(label, expected_seconds=_last_seconds(record)), record_stage(root, label) as known):
             facts = _call_stage(stage, root, item) or {}
-            known |= dict(facts=facts, peak_memory_mib=_peak_memory_mib())
+            known |= dict(facts=facts, peak_memory_mib=peak_memory_mib())
     except Exception as e:
         with suppress(OSError): # of a full disk
             write_json(_failure_path(record), dict(stage=name, item=item, started=started, error=str(e)[:500]))
@@ -230,7 +220,7 @@ def run_stage(
         raise UserError(f"{torn} is damaged, as if it was cut in the middle; `dvc checkout` brings it back, or "
                         "`dvc repro` makes it again.") from e
     took = dict(stage=name, item=item, started=started, seconds=time.perf_counter() - clock,
-                peak_memory_mib=_peak_memory_mib()) | facts
+                peak_memory_mib=peak_memory_mib()) | facts
     write_json(record, took)
     _failure_path(record).unlink(missing_ok=True)
     return took

@@ -10,7 +10,6 @@ __all__ = ['RUN_VARIABLE', 'ATTEMPT_VARIABLE', 'RUN_ENDS', 'queue_run', 'record_
 # %% ../../nbs/ledger/01_runs.ipynb #d084f0f0
 import os
 import socket
-import sys
 import time
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ..core.errors import UserError
+from ..core.resource_usage import peak_memory_mib, processor_seconds
 from .ledger import Ledger, LedgerEntry, Superseded, _append, _run_status
 
 # %% ../../nbs/ledger/01_runs.ipynb #6fd15d00
@@ -35,15 +35,6 @@ def queue_run(
     entry = ledger.append("run.queued", id, facts | dict(status="queued", nonce=nonce), by=by, key=key)
     return entry, entry.data["nonce"] == nonce
 
-# %% ../../nbs/ledger/01_runs.ipynb #cc8a42fa
-def _usage():
-    "CPU seconds of this process and its children, and the peak memory of the larger, in MiB."
-    import resource
-    own, children = (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    unit = 2**20 if sys.platform == "darwin" else 1024
-    return (own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-            max(own.ru_maxrss, children.ru_maxrss) / unit)
-
 # %% ../../nbs/ledger/01_runs.ipynb #7a6da95b
 @contextmanager
 def record_step(
@@ -56,10 +47,10 @@ def record_step(
     "Write a step into the ledger; yields a dict for what it finds out. Raises `Superseded` after a later attempt."
     data = dict(step=name, attempt=attempt, executor=executor or f"{socket.gethostname()}/{os.getpid()}")
     begun = ledger.append("step.started", run, data, attempt=attempt)
-    facts, clock, (cpu, before) = {}, time.perf_counter(), _usage()
+    facts, clock, cpu, before = {}, time.perf_counter(), processor_seconds(), peak_memory_mib()
     def end(status, message=""):
-        now_cpu, peak = _usage()
-        took = dict(seconds=time.perf_counter() - clock, cpu_seconds=now_cpu - cpu,
+        peak = peak_memory_mib()
+        took = dict(seconds=time.perf_counter() - clock, cpu_seconds=processor_seconds() - cpu,
                     peak_memory_mib=peak if peak > before else None) # a peak that was there before is not of this step
         ledger.append("step.ended", run, took | facts | dict(status=status, message=message[:2000]),
                       key=f"step/{begun.seq}/ended")

@@ -99,8 +99,9 @@ def test_steps_have_times_and_failures(ledger):
 
 def test_a_step_does_not_get_the_memory_of_what_ran_before_it(in_sqlite, monkeypatch):
     "A process has one peak for all its life; a controller runs many steps."
-    ledger, usage = Ledger(in_sqlite), iter([(0, 100.0), (3, 700.0), (3, 700.0), (4, 700.0)])
-    monkeypatch.setattr("mlops_nb.ledger.runs._usage", lambda: next(usage))
+    ledger, peaks, used = Ledger(in_sqlite), iter([100.0, 700.0, 700.0, 700.0]), iter([0, 3, 3, 4])
+    monkeypatch.setattr("mlops_nb.ledger.runs.peak_memory_mib", lambda: next(peaks))
+    monkeypatch.setattr("mlops_nb.ledger.runs.processor_seconds", lambda: next(used))
     queue_run(ledger, "r1", FACTS)
     attempt = ledger.begin_attempt("r1", "a")
     for name in ("large", "small"):
