@@ -8,12 +8,15 @@ __all__ = ['OpenFinding', 'TriggerFacts', 'read_facts', 'check_condition', 'chec
            'format_triggers']
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #db503622
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ..config.settings import read_settings
 from ..config.triggers import Condition, Trigger, parse_week_window, read_triggers
@@ -61,18 +64,27 @@ def _model_since(root, settings):
     history = read_history(plan_path(root, settings))
     return datetime.fromisoformat(history[-1].at) if history else None
 
-def _since(ledger, name, now):
-    "The last moment at which the schedule of a trigger was done with: fired, or passed in a pause."
-    found = ledger.query("SELECT min(at) AS first, max(CASE WHEN outcome IN ('fired', 'same_run') OR clause = 'paused' "
-                         "THEN at END) AS done FROM trigger_evaluations WHERE name = :name", name=name)
-    known = found and (found[0]["done"] or found[0]["first"])
-    return datetime.fromisoformat(known) if known else now
+# %% ../../nbs/control/05_trigger_evaluation.ipynb #b1f7b8e6
+_SINCE = """SELECT name, min(at) AS first, max(CASE WHEN outcome IN ('fired', 'same_run') OR clause = 'paused' THEN at
+END) AS done FROM trigger_evaluations GROUP BY name"""
+_ASKED = """SELECT trigger_name, queued_at FROM (SELECT trigger_name, queued_at, row_number() OVER (PARTITION BY
+trigger_name ORDER BY seq DESC) AS place FROM runs) ranked WHERE place <= 200 ORDER BY place"""
 
-def _last(ledger, name, kind):
-    "Time and data of the newest entry of a kind about a trigger, or None."
-    found = ledger.query("SELECT at, data FROM ledger WHERE subject = :name AND kind = :kind ORDER BY seq DESC LIMIT 1",
-                         name=name, kind=kind)
-    return (found[0]["at"], msgspec.json.decode(found[0]["data"])) if found else None
+def _last_entries(ledger, kind):
+    "Subject -> time and data of its newest entry of a kind."
+    found = ledger.query("SELECT subject, at, data FROM ledger WHERE seq IN (SELECT max(seq) FROM ledger WHERE kind = "
+                         ":kind GROUP BY subject)", kind=kind)
+    return {row["subject"]: (row["at"], msgspec.json.decode(row["data"])) for row in found}
+
+def _own_facts(ledger):
+    "Trigger -> the fields of `TriggerFacts` that are its own."
+    found = defaultdict(dict)
+    for row in ledger.query(_SINCE): found[row["name"]]["since"] = datetime.fromisoformat(row["done"] or row["first"])
+    for row in ledger.query(_ASKED):
+        found[row["trigger_name"]].setdefault("asked_at", []).append(datetime.fromisoformat(row["queued_at"]))
+    for name, (_, pause) in _last_entries(ledger, "trigger.paused").items():
+        found[name] |= dict(paused_until=datetime.fromisoformat(pause["until"]), paused_why=pause["why"])
+    return found
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #469b92ee
 def _away(finding):
@@ -80,22 +92,18 @@ def _away(finding):
 
 def read_facts(
     root: str | Path, # The project's folder
-    name: str, # Of the trigger
+    names: Iterable[str], # Of triggers
     now: datetime, # With a time zone
-) -> TriggerFacts:
-    "What a trigger goes by now. Raises `UserError` if the ledger cannot be read."
+) -> dict[str, TriggerFacts]: # By the name of the trigger
+    "What the triggers go by now. Raises `UserError` if the ledger cannot be read."
     settings, ledger = read_settings(root), open_ledger(root)
-    newest, held = list_runs(ledger, 1), read_alerts(ledger).held()
-    asked = ledger.query("SELECT queued_at FROM runs WHERE trigger_name = :name ORDER BY seq DESC LIMIT 200", name=name)
-    pause = _last(ledger, name, "trigger.paused")
-    facts = TriggerFacts(
-        at=now, since=_since(ledger, name, now), new_rows=_new_rows(root, ledger, newest[0] if newest else None),
+    newest, held, own = list_runs(ledger, 1), read_alerts(ledger).held(), _own_facts(ledger)
+    shared = TriggerFacts(
+        at=now, since=now, new_rows=_new_rows(root, ledger, newest[0] if newest else None),
         model_since=_model_since(root, settings), running=open_runs(ledger),
-        asked_at=[datetime.fromisoformat(row["queued_at"]) for row in asked],
         findings=[OpenFinding(a.finding.rule, a.finding.subject, _away(a.finding)) for a in held],
         frozen_slos=[e.subject for e in frozen_budgets(root, settings)])
-    if pause: facts.paused_until, facts.paused_why = datetime.fromisoformat(pause[1]["until"]), pause[1]["why"]
-    return facts
+    return {name: replace(shared, **own.get(name, {})) for name in names}
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #17cbc9ea
 _DRIFT = ("drift", "prediction_drift", "attribution_drift")
@@ -184,9 +192,8 @@ def evaluate_trigger(trigger: Trigger, facts: TriggerFacts) -> TriggerEvaluation
     return TriggerEvaluation(outcome="fired", clause=names[0], tree=tree)
 
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #661d4f30
-def _write_evaluation(ledger, name, facts, found):
-    "Write an evaluation down where it differs from the one before."
-    last = _last(ledger, name, "trigger.evaluated")
+def _write_evaluation(ledger, name, facts, found, last):
+    "Write an evaluation down where it differs from the last one."
     same = last and all(last[1][k] == getattr(found, k) for k in ("outcome", "clause", "run"))
     if same and found.outcome != "fired": return
     data = msgspec.to_builtins(found) | dict(facts=msgspec.to_builtins(facts))
@@ -209,14 +216,15 @@ def evaluate_triggers(
     now: datetime | None = None, # With a time zone; None: the clock's
 ) -> dict[str, TriggerEvaluation]: # By the name of the trigger
     "Evaluate all triggers, and ask for the runs that are due. Raises `UserError`."
-    now, ledger, found = now or datetime.now(UTC), open_ledger(root), {}
-    for name, trigger in read_triggers(root).items():
-        facts = read_facts(root, name, now)
-        evaluation = evaluate_trigger(trigger, facts)
+    now, ledger, triggers, found = now or datetime.now(UTC), open_ledger(root), read_triggers(root), {}
+    facts, last = read_facts(root, triggers, now), _last_entries(ledger, "trigger.evaluated")
+    for name, trigger in triggers.items():
+        known, evaluation = facts[name], evaluate_trigger(trigger, facts[name])
         if evaluation.outcome == "fired":
             evaluation.run, new = request_run(root, name, evaluation.clause, by="controller")
-            if not new: evaluation.outcome = "same_run"
-        _write_evaluation(ledger, name, facts, evaluation)
+            if new: facts = read_facts(root, triggers, now) # it is under way for the triggers after this one
+            else: evaluation.outcome = "same_run"
+        _write_evaluation(ledger, name, known, evaluation, last.get(name))
         found[name] = evaluation
     return found
 
@@ -246,7 +254,7 @@ def explain_trigger(
     "Why a trigger asked for a run or did not: now, or as it was written down. Raises `UserError`."
     _require_trigger(root, name)
     if at is None:
-        facts = read_facts(root, name, now := datetime.now(UTC))
+        facts = read_facts(root, [name], now := datetime.now(UTC))[name]
         found, head = evaluate_trigger(read_triggers(root)[name], facts), f"now ({now:%Y-%m-%d %H:%M} UTC)"
     else:
         entries = open_ledger(root).entries(name, ("trigger.evaluated",))
@@ -260,9 +268,9 @@ def explain_trigger(
 # %% ../../nbs/control/05_trigger_evaluation.ipynb #cb27ab7d
 def format_triggers(root: str | Path) -> str: # A line each
     "The triggers of a project with what they came to last."
-    ledger, lines = open_ledger(root), []
+    last, lines = _last_entries(open_ledger(root), "trigger.evaluated"), []
     for name in read_triggers(root):
-        at, data = _last(ledger, name, "trigger.evaluated") or ("", {})
+        at, data = last.get(name, ("", {}))
         said = at and f"{data['outcome']} by {data['clause']} since {at[:16].replace('T', ' ')} UTC"
         lines.append(f"{name}: {said or 'not evaluated yet: `mlops-nb control` does'}")
     return "\n".join(lines) or ("There is no triggers.yaml; write one, such as\nretrain: {when: {any: [{new_data: "

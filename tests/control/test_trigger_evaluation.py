@@ -149,6 +149,17 @@ def test_new_data_fires_once_and_what_comes_meanwhile_is_gathered(root):
     assert outcome(root)[0] == "fired", "a file that was replaced is new"
 
 
+def test_what_one_trigger_asks_for_is_under_way_for_those_after_it(root):
+    (root / "triggers.yaml").write_text("".join(f"{name}: {{when: {{any: [{{new_data: {{min_rows: {n}}}}}]}}}}\n"
+                                                for name, n in (("a", 9), ("b", 1), ("c", 99))))
+    data(root, a=50)
+    found = evaluate_triggers(root)
+    assert {k: (e.outcome, e.clause) for k, e in found.items()} == {
+        "a": ("fired", "new_data"), "b": ("not_due", "when"), "c": ("not_due", "when")}
+    assert "new_data: 0 new rows; 1 are needed" in "\n".join(found["b"].tree), "the run of the first has them"
+    assert f"yes running: {found['a'].run}" in "\n".join(found["b"].tree)
+
+
 def test_a_file_that_shrank_is_new(root):
     data(root, a=200)
     assert outcome(root)[0] == "fired"
