@@ -7,6 +7,7 @@ from sklearn import ensemble as e
 from sklearn import tree
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
+from support.estimator_data import FULL, LOGIT, TARGETS, X, interface
 
 from mlops_nb.model.booster import Booster
 from mlops_nb.train.forest_export import catboost_to_text, forest_to_text, gradient_boosting_to_text, threshold_up_to
@@ -19,17 +20,8 @@ from mlops_nb.train.onnx_conversion import (
 )
 from mlops_nb.train.tree_export import split_imputer
 
-rng = np.random.default_rng(0)
-X = rng.normal(size=(400, 3))
-LOGIT = 2 * X[:, 0] + X[:, 1]**2 - 1 + rng.normal(size=400)
-FULL = X.copy()
-X[rng.random(X.shape) < .1] = np.nan
-TARGETS = dict(binary=(LOGIT > 0).astype(int), multiclass=np.digitize(LOGIT, [-1, 1]), regression=LOGIT)
-K = dict(binary=2, multiclass=3, regression=0)
+rng = np.random.default_rng(1)
 TREES = dict(RandomForest=e, ExtraTrees=e, DecisionTree=tree, ExtraTree=tree)
-
-
-def interface(task): return ModelInterface(task, ["a", "b", "c"], K[task])
 
 
 def made(name, task, **options):

@@ -1,27 +1,18 @@
 "What a model of each library says by itself and in its exported form: on real rows, missing values and thresholds."
 import numpy as np
 import pytest
+from support.estimator_data import LOGIT, TARGETS, X, interface
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.onnx_model import OnnxModel
 from mlops_nb.train.onnx_conversion import (
-    ModelInterface,
     compare_text_with_estimator,
     compare_with_estimator,
     export_model,
     model_scores,
 )
 from mlops_nb.train.tree_export import xgboost_to_text
-
-rng = np.random.default_rng(0)
-X = rng.normal(size=(400, 3))
-LOGIT = 2 * X[:, 0] + X[:, 1]**2 - 1 + rng.normal(size=400)
-X[rng.random(X.shape) < .1] = np.nan
-TARGETS = dict(binary=(LOGIT > 0).astype(int), multiclass=np.digitize(LOGIT, [-1, 1]), regression=LOGIT)
-
-
-def interface(task): return ModelInterface(task, ["a", "b", "c"], dict(binary=2, multiclass=3, regression=0)[task])
 
 
 def sklearn(task):
