@@ -31,6 +31,8 @@ from mlops_nb.command_line import (
 )
 from .core.errors import UserError
 from .core.progress import progress_reporter, show_progress
+
+# %% ../nbs/98_cli.ipynb #6df4fa2c
 from mlops_nb.model_commands import (
     MODEL_EXAMPLES,
     CommentOption,

@@ -285,6 +285,7 @@ for command in (["init", *options], ["config", "core.analytics", "false"], ["add
     if main(command): sys.exit(1)
 """
 
+# %% ../nbs/91_scaffold.ipynb #e1c8cebb
 @contextmanager
 def _dvc_process():
     "The process that will set up DVC."

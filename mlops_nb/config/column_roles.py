@@ -224,6 +224,7 @@ def _identifier_reason(name, type, each, distinct, form):
         if reason: return f"{reason}, by its form ({form.form})", kind
     return (handed_out(form), "row") if type == "integer" and form else ("", "")
 
+# %% ../../nbs/config/06_column_roles.ipynb #4a9633a8
 def _uninformative_reason(name, type, profile, form):
     "Why nothing can be learned from a column, or only by heart."
     if type == "text" and not _is_prose(name, form): return "nearly each row has another value: an identifier?"
