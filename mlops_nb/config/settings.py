@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENVIRONMENTS', 'LABEL_QUEUES', 'RENAMED_SETTINGS', 'RunSettings', 'TuneSettings', 'TrackingSettings',
-           'ReleaseSettings', 'split_public_keys', 'EnvironmentSettings', 'LedgerSettings', 'ReportSettings',
-           'ControlSettings', 'MonitorSettings', 'parse_queue_mix', 'LabelQueueSettings', 'ServeSettings',
-           'LogSettings', 'StreamSettings', 'ScheduleSettings', 'AlertRouteSettings', 'Settings', 'available_cores',
-           'thread_count', 'write_settings', 'read_settings', 'environment_settings', 'resolve_local_uri']
+           'ReleaseSettings', 'split_public_keys', 'EnvironmentSettings', 'LedgerSettings', 'PriceSettings',
+           'LoggingSettings', 'LineageSettings', 'ReportSettings', 'ControlSettings', 'MonitorSettings',
+           'parse_queue_mix', 'LabelQueueSettings', 'ServeSettings', 'ConsoleSettings', 'LogSettings', 'StreamSettings',
+           'ScheduleSettings', 'QuotaSettings', 'AlertRouteSettings', 'Settings', 'available_cores', 'thread_count',
+           'write_settings', 'read_settings', 'environment_settings', 'resolve_local_uri']
 
 # %% ../../nbs/config/13_settings.ipynb #4a4dce10
 import base64
@@ -121,11 +122,49 @@ class LedgerSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         min_length=1, description="database of the ledger, append-only; for PostgreSQL set MLOPS_NB_LEDGER_URI"
     )] = "sqlite:///.mlops/ledger.db"
 
+# %% ../../nbs/config/13_settings.ipynb #9bfc6b5c
+_Price = Annotated[float, Meta(ge=0)]
+
+class PriceSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "The price table: what resources cost."
+    currency: Annotated[str, Meta(min_length=1, description="of all prices")] = "EUR"
+    cpu_hour: Annotated[_Price | None, Meta(description="an hour of one processor core; empty = no price")] = None
+    gpu_hour: Annotated[_Price | None, Meta(description="an hour of one GPU; empty = no price")] = None
+    gib_hour: Annotated[_Price | None, Meta(
+        description="a GiB of memory for an hour; empty = no price")] = None
+    gib_month: Annotated[_Price | None, Meta(
+        description="a GiB of storage for a month; empty = no price")] = None
+
+    @property
+    def is_known(self) -> bool: return any(p is not None for p in (self.cpu_hour, self.gpu_hour, self.gib_hour))
+
+# %% ../../nbs/config/13_settings.ipynb #c2bc0901
+class LoggingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "The logs of processes, as lines of JSON."
+    folder: Annotated[str, Meta(
+        description="folder of the logs; machines whose logs are read together share one; empty = no logs"
+    )] = ".mlops/logs"
+    max_mib: Annotated[int, Meta(ge=1, description="MiB of all logs, at most; the oldest are deleted")] = 256
+
+class LineageSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "Where runs are told as events of OpenLineage."
+    url: Annotated[str, Meta(
+        description="OpenLineage server, such as http://127.0.0.1:5000, or file: and a path; empty = nowhere; with a "
+                    "password only as MLOPS_NB_LINEAGE_URL"
+    )] = ""
+    namespace: Annotated[str, Meta(min_length=1, description="OpenLineage namespace of the jobs")] = "mlops-nb"
+
 # %% ../../nbs/config/13_settings.ipynb #45ef3c3c
 class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "Limits of a report notebook."
     timeout_seconds: Annotated[int, Meta(ge=1, description="seconds after which a report is stopped")] = 600
     max_memory_mib: Annotated[int, Meta(ge=128, description="MiB of memory above which a report is stopped")] = 2048
+    max_output_mib: Annotated[int, Meta(ge=1, description="MiB of output above which a report is stopped")] = 64
+    secrets: Annotated[str, Meta(
+        description="environment variables with secrets that reports may read, with commas between; others are hidden"
+    )] = ""
+    retention_days: Annotated[int, Meta(
+        ge=0, description="days until the pages of scheduled reports are deleted; 0 = never")] = 0
 
 # %% ../../nbs/config/13_settings.ipynb #a2a00a07
 class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -253,6 +292,25 @@ def _check_tls(serve):
     if bool(serve.tls_certificate_file) != bool(serve.tls_private_key_file):
         raise ValueError("TLS needs both, tls_certificate_file and tls_private_key_file; give both or none.")
 
+# %% ../../nbs/config/13_settings.ipynb #17e44623
+class ConsoleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "The operations page and its API."
+    host: Annotated[str, Meta(
+        description="address to listen on; any but the loopback needs auth = api_key, and TLS or behind_proxy"
+    )] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 = a free one")] = 8090
+    auth: Annotated[Literal["none", "api_key"], Meta(
+        description="none: everybody reads, on the loopback only | api_key: reading needs a key with the scope read; "
+                    "acting needs one with the scope operate in either case"
+    )] = "none"
+    tls_certificate_file: Annotated[str, Meta(description="PEM file of the TLS certificate; empty = no TLS")] = ""
+    tls_private_key_file: Annotated[str, Meta(description="PEM file of the certificate's private key")] = ""
+    behind_proxy: Annotated[bool, Meta(
+        description="a proxy in front ends TLS and is alone in reaching this port, so keys may come without TLS"
+    )] = False
+
+    def __post_init__(self): _check_tls(self)
+
 # %% ../../nbs/config/13_settings.ipynb #4c1381b9
 class LogSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "The prediction log."
@@ -289,21 +347,59 @@ class StreamSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     dedup_window_seconds: Annotated[int, Meta(
         ge=1, description="seconds in which a second message of the same id is a duplicate")] = 3600
 
-# %% ../../nbs/config/13_settings.ipynb #e6768dde
+# %% ../../nbs/config/13_settings.ipynb #17d52f41
 _CRON_NAMES = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
                "@yearly": "0 0 1 1 *"}
 
-class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    "What runs on a cron schedule."
+class _ScheduleTimes(Struct, forbid_unknown_fields=True, kw_only=True):
+    "When a schedule is due."
     cron: Annotated[str, Meta(description="minute hour day month weekday, e.g. 0 6 * * 1, or @daily")]
-    action: Annotated[Literal["report", "monitor"], Meta(
-        description="report: run the notebook | monitor: count and check the prediction log, alert, then run it"
-    )] = "report"
-    notebook: Annotated[str, Meta(
-        description="the report notebook, e.g. nbs/reports/data.ipynb; of monitor: nbs/reports/monitoring.ipynb")] = ""
     timezone: Annotated[str, Meta(description="of the cron expression, e.g. Europe/Vienna")] = "UTC"
     missed: Annotated[Literal["catch_up", "skip"], Meta(
         description="runs missed while the process was down: catch_up | skip")] = "catch_up"
+
+    def __post_init__(self):
+        from zoneinfo import ZoneInfo
+        self.cron = _CRON_NAMES.get(self.cron.strip().lower(), self.cron)
+        if len(self.cron.split()) not in (5, 6):
+            raise ValueError(f"cron is {self.cron!r}, but five fields are expected (six with seconds first), such as "
+                             f"'0 6 * * 1', or one of {', '.join(_CRON_NAMES)}.")
+        try: self.timezone == "UTC" or ZoneInfo(self.timezone)
+        except Exception:
+            raise ValueError(f"there is no time zone {self.timezone!r}; write it like Europe/Vienna.") from None
+
+# %% ../../nbs/config/13_settings.ipynb #06cb4eb7
+_ACTION_KEYS = {"report": ("notebook", "params"), "monitor": ("notebook", "params"), "run": (),
+                "score": ("source", "target", "table"), "compact": (), "quota": (), "game-day": ("runbooks",)}
+
+def _check_action_keys(schedule):
+    "Raise `ValueError` where a key is missing, or belongs to another action."
+    action, keys = schedule.action, _ACTION_KEYS[schedule.action]
+    for key in dict.fromkeys(k for known in _ACTION_KEYS.values() for k in known):
+        if key not in keys and getattr(schedule, key):
+            raise ValueError(f"{'param.*' if key == 'params' else key} is no key of action = {action}; remove it.")
+    if "notebook" in keys and not schedule.notebook: raise ValueError("notebook is missing: which report is to run?")
+    if action != "score": return
+    if not schedule.source or not schedule.target:
+        raise ValueError("score needs source, the folder whose files are scored, and target, where the scores go.")
+    if ("://" in schedule.target) != bool(schedule.table):
+        raise ValueError("target is a folder, or a database (postgresql:// or sqlite:///) with table = NAME.")
+
+# %% ../../nbs/config/13_settings.ipynb #11064aaf
+class ScheduleSettings(_ScheduleTimes, forbid_unknown_fields=True, kw_only=True):
+    "What is done on a cron schedule."
+    action: Annotated[Literal["report", "monitor", "run", "score", "compact", "quota", "game-day"], Meta(
+        description="report: run the notebook | monitor: count and check the prediction log, alert, then run it | "
+                    "run: ask for a run of the pipeline | score: score what is new in source | compact: the prediction "
+                    "log | quota: measure the stores | game-day: drills of runbooks")] = "report"
+    notebook: Annotated[str, Meta(
+        description="the report notebook, e.g. nbs/reports/data.ipynb; of monitor: nbs/reports/monitoring.ipynb")] = ""
+    source: Annotated[str, Meta(description="score: folder whose files are scored, each once")] = ""
+    target: Annotated[str, Meta(
+        description="score: folder of Parquet files, or a database: postgresql://HOST/NAME or sqlite:///FILE")] = ""
+    table: Annotated[str, Meta(description="score: the table of that database")] = ""
+    runbooks: Annotated[str, Meta(
+        description="game-day: names of runbooks with commas between; empty = all that have a drill")] = ""
     timeout_seconds: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(
         description="as in [report], whose value is the default")] = None
     max_memory_mib: Annotated[Annotated[int, Meta(ge=128)] | None, Meta(
@@ -311,16 +407,21 @@ class ScheduleSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     params: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        from zoneinfo import ZoneInfo
-        self.cron = _CRON_NAMES.get(self.cron.strip().lower(), self.cron)
+        super().__post_init__()
         if self.action == "monitor": self.notebook = self.notebook or "nbs/reports/monitoring.ipynb"
-        if not self.notebook: raise ValueError("notebook is missing: which report is to run?")
-        if len(self.cron.split()) not in (5, 6):
-            raise ValueError(f"cron is {self.cron!r}, but five fields are expected (six with seconds first), such as "
-                             f"'0 6 * * 1', or one of {', '.join(_CRON_NAMES)}.")
-        try: self.timezone == "UTC" or ZoneInfo(self.timezone)
-        except Exception:
-            raise ValueError(f"there is no time zone {self.timezone!r}; write it like Europe/Vienna.") from None
+        _check_action_keys(self)
+
+# %% ../../nbs/config/13_settings.ipynb #60706eae
+class QuotaSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    "Limits of the stores, in MiB."
+    bundles_mib: Annotated[int, Meta(ge=0, description="MiB of the bundle store; 0 = no limit, as for the others")] = 0
+    predictions_mib: Annotated[int, Meta(ge=0, description="MiB of the prediction log")] = 0
+    dvc_cache_mib: Annotated[int, Meta(ge=0, description="MiB of the cache of DVC")] = 0
+    mlflow_mib: Annotated[int, Meta(ge=0, description="MiB of MLflow's artifacts and SQLite file")] = 0
+    reports_mib: Annotated[int, Meta(ge=0, description="MiB of the pages in reports/")] = 0
+    ledger_mib: Annotated[int, Meta(ge=0, description="MiB of the ledger, where it is a file")] = 0
+    state_mib: Annotated[int, Meta(ge=0, description="MiB of .mlops: states, logs and working trees of runs")] = 0
+    free_mib: Annotated[int, Meta(ge=0, description="MiB that are to be free on the disk of the project")] = 1024
 
 # %% ../../nbs/config/13_settings.ipynb #f663858e
 class AlertRouteSettings(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -362,6 +463,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         description="groups of people who approve, by the names of their API keys; such as owners = ana, bo"
     )] = field(default_factory=dict)
     ledger: LedgerSettings = field(default_factory=LedgerSettings)
+    prices: PriceSettings = field(default_factory=PriceSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
+    lineage: LineageSettings = field(default_factory=LineageSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -369,6 +473,8 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     label_queue: LabelQueueSettings = field(default_factory=LabelQueueSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
+    quota: QuotaSettings = field(default_factory=QuotaSettings)
+    console: ConsoleSettings = field(default_factory=ConsoleSettings)
     schedule: dict[str, ScheduleSettings] = field(default_factory=dict)
     alert: dict[str, AlertRouteSettings] = field(default_factory=dict)
 
@@ -420,6 +526,7 @@ def _section_lines(section):
         if f.name == "params": yield from (f"param.{k} = {v}" for k, v in value.items())
         elif isinstance(section, AlertRouteSettings) and f.name in _ROUTE_SECRETS: continue
         elif value is not None: yield from (f"# {_description(f)}", f"{f.name} = {value}")
+        elif isinstance(section, PriceSettings): yield from (f"# {_description(f)}", f"{f.name} =")
 
 def _people_lines(people):
     field = next(f for f in msgspec.structs.fields(Settings) if f.name == "people")
