@@ -125,6 +125,8 @@ def cancel_run(
     with ledger._write() as connection: # it must not end between the look and the entry
         if (status := _run_status(connection, id)) in RUN_ENDS: raise UserError(f"The run {id} is over ({status}).")
         _append(connection, "run.cancelling", id, dict(status="cancelling", reason=reason), by, "")
+        if status == "waiting": # no process would see it
+            _append(connection, "run.continued", id, dict(status="cancelling"), by, "")
 
 def is_cancelled(ledger: Ledger, id: str) -> bool:
     "Is a run to end?"
@@ -162,7 +164,7 @@ class RunStep(Struct, kw_only=True):
 class PipelineRun(Struct, kw_only=True):
     "A run, as the ledger knows it."
     id: str
-    status: str # queued | running | cancelling | succeeded | rejected | failed | cancelled
+    status: str # queued | running | waiting | cancelling | succeeded | rejected | failed | cancelled
     queued_at: str # ISO 8601, UTC
     queued_by: str
     reason: str
