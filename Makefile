@@ -7,13 +7,17 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 READY := $(VENV)/.ready
 
-.PHONY: repro test check lessons pytest test-remotes test-clients lab ui tensorboard docs bench hooks export clean
+.PHONY: repro up test check lessons pytest test-remotes test-clients lab ui tensorboard docs bench hooks export clean
 
 repro: $(READY)            ## data, the whole pipeline, the reports
 	@mlops-nb simulate --if-missing
 	@dvc repro
 	@test -f reports/index.html || mlops-nb stage report
 	@echo "Open $(abspath reports/index.html)"
+
+up: $(READY)               ## server and controller, until Ctrl-C; the first model where there is none
+	@mlops-nb simulate --if-missing
+	@mlops-nb up
 
 test: check lessons pytest ## export drift, lint, lesson cells, pytest
 

@@ -55,7 +55,7 @@ class _Commands(SectionedGroup):
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Monitoring": ["monitor", "alert", "incident", "label", "slo"],
-        "Continuous training": ["run", "runs", "triggers", "control"],
+        "Continuous training": ["up", "run", "runs", "triggers", "control"],
         "Reports": ["report", "model-card"],
         "Other forms of a model": ["compress", "export-onnx"],
         "This command": ["completion"]}
@@ -64,7 +64,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
                   rich_markup_mode=None, context_settings=dict(help_option_names=["-h", "--help"]))
 
 # %% ../nbs/98_cli.ipynb #e1605bf3
-_WITHOUT_END = ("serve", "stream", "control", "ui")
+_WITHOUT_END = ("serve", "stream", "control", "ui", "up")
 
 def _print_version(wanted):
     if wanted: print(f"mlops-nb {__version__}"); raise typer.Exit()
@@ -143,7 +143,9 @@ def init_command(
     folder: Annotated[Path, typer.Argument(
         help="The new project: a folder that does not exist or is empty, or a git repository; . for this one.")],
     data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
-    target: Annotated[str, typer.Option(help="A column, or a SQL expression over columns.")],
+    target: Annotated[str | None, typer.Option(help="A column, or a SQL expression over columns.")] = None,
+    targets: Annotated[str | None, typer.Option(
+        help="Instead: columns of 0 and 1, or yes and no, that are to be predicted together, with commas between.")] = None,
     time: _TimeOption = None,
     ordered: _OrderedOption = False,
     group: _GroupOption = None,
@@ -164,8 +166,10 @@ def init_command(
 ):
     "Write a new project around a data set."
     from mlops_nb.scaffold import choose_split, commit_project, init_project
+    if (target is None) == (targets is None):
+        raise UserError("init needs one of --target, what to predict, and --targets, the columns of several labels.")
     split = choose_split(time, ordered, group, split_column, split_commas(test_files))
-    report = init_project(folder, data, target, time=time, split=split, exclude=split_commas(exclude), entity=entity,
+    report = init_project(folder, data, target or [*split_commas(targets)], time=time, split=split, exclude=split_commas(exclude), entity=entity,
                           row_filter=filter, task=task, dry_run=dry_run, separator=separator, encoding=encoding,
                           skip=skip, comment=comment, table=table, query=query)
     not_committed = commit_project(folder, report) if commit and not dry_run else ""

@@ -146,11 +146,14 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 READY := $(VENV)/.ready
 
-.PHONY: repro test check lessons lab ui tensorboard hooks export clean
+.PHONY: repro up test check lessons lab ui tensorboard hooks export clean
 
 repro: $(READY)            ## data to a gated and deployed model, and the pages
 	@dvc repro
 	@echo "Open $(abspath reports/index.html)"
+
+up: $(READY)               ## server and controller, until Ctrl-C
+	@mlops-nb up
 
 test: check lessons        ## schema, notebooks, and the gate's verdict on the last run
 	@mlops-nb gate check
