@@ -54,8 +54,8 @@ def _last_verdict(root, release):
     found = open_ledger(root).entries(release.id, ("release.verdict",))
     return found[-1].data if found else None
 
-def _verdict(root, release):
-    if release.status == "open" and release.step >= 0 and release.current_step.kind != "blue_green":
+def _verdict(root, release, judged):
+    if judged and release.status == "open" and release.step >= 0 and release.current_step.kind != "blue_green":
         with suppress(UserError, OSError): return to_builtins(judge_release(root, release))
     return _last_verdict(root, release)
 
@@ -72,8 +72,8 @@ def _waits_for(root, release, verdict):
     return [*what_holds_back(root, release), *(f"{m[:1].upper()}{m[1:]}." for m in missing)]
 
 # %% ../../nbs/release/23_release_status.ipynb #781aed94
-def _report(root, release):
-    verdict = _verdict(root, release)
+def _report(root, release, judged=True):
+    verdict = _verdict(root, release, judged)
     approvals = list_approvals(root, release) if release.status == "open" else []
     return ReleaseReport(
         verdict=verdict, steps=[step_name(s) for s in release.steps], next_step_at=_next_step_at(release),
@@ -170,6 +170,7 @@ def format_endpoint_report(r: EndpointReport) -> str:
 def endpoint_report(
     root: str | Path, # The project's folder
     environment: str = "", # Empty: that of this checkout
+    judged: bool = True, # Ask the judge now? False: its last verdict, which costs no look at the log
 ) -> EndpointReport:
     "Who answers, and where the open release stands; raises `UserError` if the plan is torn."
     root = Path(root)
@@ -178,4 +179,4 @@ def endpoint_report(
     here = [r for r in list_releases(root) if (r.endpoint, r.environment, r.status) == (
         own.endpoint, own.environment, "open")]
     return EndpointReport(own.endpoint, own.environment, plan.revision if plan else 0, plan.variants if plan else [],
-                          _report(root, here[-1]) if here else None)
+                          _report(root, here[-1], judged) if here else None)

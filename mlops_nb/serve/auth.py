@@ -14,7 +14,7 @@ from time import monotonic, time
 from fastcore.basics import patch
 
 from ..config.api_keys import APIKey, find_api_key, read_api_keys
-from ..config.settings import ServeSettings
+from ..config.settings import ConsoleSettings, ServeSettings
 from ..core.errors import UserError
 from ..core.files import file_signature
 from ..core.typed_yaml import read_json, write_json
@@ -175,12 +175,15 @@ def _is_alone(host):
     try: return host == 'localhost' or ipaddress.ip_address(host).is_loopback
     except ValueError: return False # a name: where it leads is not known here
 
-def check_bind_address(serve: ServeSettings) -> None:
+def check_bind_address(
+    serve: ServeSettings | ConsoleSettings,
+    section: str = 'serve', # Of settings.ini, where they stand
+) -> None:
     "Raises `UserError` for a server that everybody could ask, or whose keys everybody could read on their way."
     if _is_alone(serve.host): return
     if serve.auth == 'none':
-        raise UserError(f"[serve] says host = {serve.host} and auth = none, so everybody who reaches this machine "
+        raise UserError(f"[{section}] says host = {serve.host} and auth = none, so everybody who reaches this machine "
                         "could ask; set auth = api_key and make keys with `mlops-nb key add`, or listen on 127.0.0.1.")
     if not (serve.tls_certificate_file or serve.behind_proxy):
-        raise UserError(f"[serve] says host = {serve.host} without TLS, so keys could be read on their way; set "
+        raise UserError(f"[{section}] says host = {serve.host} without TLS, so keys could be read on their way; set "
                         "tls_certificate_file and tls_private_key_file, or behind_proxy = true where a proxy has them.")
