@@ -22,8 +22,9 @@ from fastcore.basics import patch
 from msgspec import Struct
 
 from ..config.project import checkout_root
-from ..config.settings import Settings, read_settings, resolve_local_uri
+from ..config.settings import PriceSettings, Settings, read_settings, resolve_local_uri
 from ..core.errors import UserError, describe_os_error
+from ..core.trace_context import current_trace
 
 # %% ../../nbs/ledger/00_ledger.ipynb #70009532
 class LedgerEntry(Struct, frozen=True):
@@ -35,6 +36,7 @@ class LedgerEntry(Struct, frozen=True):
     subject: str # what it is about, such as the id of a release
     key: str # at most one entry has it; empty where the same may happen again
     data: dict[str, Any] # plain data
+    trace: str = "" # id of the trace in which it was written; empty where there was none
 
 # %% ../../nbs/ledger/00_ledger.ipynb #0386c384
 @cache
@@ -43,7 +45,7 @@ def _ledger_table():
     seq = Column("seq", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True)
     at, by, kind, subject, data = (Column(c, Text, nullable=False) for c in ("at", "by", "kind", "subject", "data"))
     return Table("ledger", MetaData(), seq, at, by, kind, subject, Column("key", Text, unique=True), data,
-                 Index("ledger_subject", "subject", "seq"), sqlite_autoincrement=True)
+                 Column("trace", Text), Index("ledger_subject", "subject", "seq"), sqlite_autoincrement=True)
 
 # %% ../../nbs/ledger/00_ledger.ipynb #fdd7f4c5
 _APPEND_ONLY = {
@@ -79,10 +81,10 @@ CREATE VIEW trigger_evaluations AS SELECT t.seq, t.at, t.subject AS name, {t.out
   {t.run} AS run FROM ledger t WHERE t.kind = 'trigger.evaluated'
 """
 
-def _view_statements(dialect):
-    "The statements for a database; `{e.status}` stands for a value in the data of the entry `e`."
+def _for_dialect(dialect, sql):
+    "SQL for a database; `{e.status}` stands for a value in the data of the entry `e`."
     form = r"json_extract(\1.data, '$.\2')" if dialect == "sqlite" else r"(CAST(\1.data AS jsonb) ->> '\2')"
-    return re.sub(r"\{(\w+)\.(\w+)\}", form, _VIEWS).split(";")
+    return re.sub(r"\{(\w+)\.(\w+)\}", form, sql)
 
 # %% ../../nbs/ledger/00_ledger.ipynb #535ba1c7
 _EXECUTORS = ("CREATE TABLE executors (id TEXT PRIMARY KEY, project TEXT NOT NULL, host TEXT NOT NULL, "
@@ -91,9 +93,110 @@ _EXECUTORS = ("CREATE TABLE executors (id TEXT PRIMARY KEY, project TEXT NOT NUL
 
 def _create_run_views(connection):
     connection.exec_driver_sql("CREATE INDEX ledger_kind ON ledger (kind, seq)")
-    for statement in (*_view_statements(connection.dialect.name), _EXECUTORS): connection.exec_driver_sql(statement)
+    views = _for_dialect(connection.dialect.name, _VIEWS).split(";")
+    for statement in (*views, _EXECUTORS): connection.exec_driver_sql(statement)
 
-_MIGRATIONS = [_create_ledger, _create_run_views] # the schema's version is how many of them were made
+# %% ../../nbs/ledger/00_ledger.ipynb #12ab432c
+_RUN_STATES = ("CREATE TABLE run_states (id TEXT PRIMARY KEY, seq BIGINT, queued_at TEXT, trigger_name TEXT, "
+               "status TEXT, attempts INTEGER NOT NULL, ended_seq BIGINT)",
+               "CREATE INDEX run_states_seq ON run_states (seq)",
+               "CREATE INDEX run_states_status ON run_states (status, seq)",
+               "CREATE INDEX run_states_trigger ON run_states (trigger_name, seq)",
+               "CREATE INDEX run_states_queued_at ON run_states (queued_at)",
+               "DROP INDEX ledger_subject", "CREATE INDEX ledger_subject_kind ON ledger (subject, kind, seq)",
+               "CREATE INDEX ledger_trace ON ledger (trace)")
+
+_KEEP_RUN_STATE = """
+INSERT INTO run_states (id, seq, queued_at, trigger_name, status, attempts, ended_seq)
+SELECT NEW.subject, CASE WHEN NEW.kind = 'run.queued' THEN NEW.seq END,
+  CASE WHEN NEW.kind = 'run.queued' THEN NEW.at END, CASE WHEN NEW.kind = 'run.queued' THEN {NEW.trigger} END,
+  {NEW.status}, CASE WHEN NEW.kind = 'run.attempt' THEN 1 ELSE 0 END,
+  CASE WHEN NEW.kind = 'run.ended' THEN NEW.seq END
+WHERE NEW.kind LIKE 'run.%%' ON CONFLICT (id) DO UPDATE SET
+  seq = coalesce(run_states.seq, excluded.seq), queued_at = coalesce(run_states.queued_at, excluded.queued_at),
+  trigger_name = coalesce(run_states.trigger_name, excluded.trigger_name),
+  status = coalesce(excluded.status, run_states.status), attempts = run_states.attempts + excluded.attempts,
+  ended_seq = coalesce(excluded.ended_seq, run_states.ended_seq)
+"""
+
+def _run_state_triggers(dialect):
+    "What brings the table up to date with each new entry."
+    sql = _for_dialect(dialect, _KEEP_RUN_STATE)
+    if dialect == "sqlite": return [f"CREATE TRIGGER ledger_run_state AFTER INSERT ON ledger BEGIN {sql}; END"]
+    body = sql.replace("'", "''")
+    return [f"CREATE FUNCTION ledger_run_state() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body}; RETURN NULL; END'",
+            "CREATE TRIGGER ledger_run_state AFTER INSERT ON ledger FOR EACH ROW EXECUTE FUNCTION ledger_run_state()"]
+
+# %% ../../nbs/ledger/00_ledger.ipynb #de56f3b6
+_FILL_RUN_STATES = """
+INSERT INTO run_states SELECT e.subject, max(CASE WHEN e.kind = 'run.queued' THEN e.seq END),
+  max(CASE WHEN e.kind = 'run.queued' THEN e.at END),
+  max(CASE WHEN e.kind = 'run.queued' THEN {e.trigger} END),
+  (SELECT {l.status} FROM ledger l WHERE l.subject = e.subject AND l.kind LIKE 'run.%%' ORDER BY l.seq DESC LIMIT 1),
+  sum(CASE WHEN e.kind = 'run.attempt' THEN 1 ELSE 0 END), max(CASE WHEN e.kind = 'run.ended' THEN e.seq END)
+FROM ledger e WHERE e.kind LIKE 'run.%%' GROUP BY e.subject
+"""
+
+def _create_run_states(connection):
+    from sqlalchemy import inspect
+    dialect = connection.dialect.name
+    known = {c["name"] for c in inspect(connection).get_columns("ledger")}
+    if "trace" not in known: connection.exec_driver_sql("ALTER TABLE ledger ADD COLUMN trace TEXT")
+    fill = _for_dialect(dialect, _FILL_RUN_STATES)
+    for statement in (*_RUN_STATES, fill, *_run_state_triggers(dialect)): connection.exec_driver_sql(statement)
+    for name in ("runs", "steps"): connection.exec_driver_sql(f"DROP VIEW {name}")
+    views = _for_dialect(dialect, f"{_RUN_TABLES};{_RELEASE_TABLES}")
+    for statement in views.split(";"): connection.exec_driver_sql(statement)
+
+# %% ../../nbs/ledger/00_ledger.ipynb #3b640bd6
+_RUN_TABLES = """
+CREATE VIEW runs AS SELECT s.seq, s.id, s.queued_at, q."by" AS queued_by, {q.reason} AS reason, s.trigger_name,
+  {q.commit} AS git_commit, {q.data} AS data_version, {q.params} AS params_version, s.status, s.attempts, s.ended_seq,
+  q.trace FROM run_states s JOIN ledger q ON q.seq = s.seq;
+CREATE VIEW steps AS SELECT s.seq, s.subject AS run, {s.step} AS name, {s.attempt} AS attempt,
+  {s.executor} AS executor, s.at AS started_at, e.at AS ended_at, coalesce({e.status}, 'begun') AS status,
+  {e.seconds} AS seconds, {e.cpu_seconds} AS cpu_seconds, {e.peak_memory_mib} AS peak_memory_mib,
+  {e.message} AS message, {e.gpu_seconds} AS gpu_seconds, {e.read_bytes} AS read_bytes, {e.written_bytes} AS written_bytes,
+  {s.span} AS span, {s.parent} AS parent, s.trace
+FROM ledger s LEFT JOIN ledger e ON e.key = 'step/' || s.seq || '/ended' WHERE s.kind = 'step.started';
+CREATE VIEW resources AS SELECT seq, run, name, attempt, started_at, ended_at, seconds, cpu_seconds, gpu_seconds,
+  peak_memory_mib, read_bytes, written_bytes, span, parent FROM steps WHERE ended_at IS NOT NULL;
+CREATE VIEW artifacts AS SELECT a.seq, a.at, a.subject AS run, {a.kind} AS kind, {a.path} AS path, {a.hash} AS hash,
+  {a.bytes} AS bytes, {a.role} AS role FROM ledger a WHERE a.kind = 'run.artifact';
+CREATE VIEW effects AS SELECT e.seq, e.at, e.subject AS run, e.key, e.data FROM ledger e WHERE e.kind = 'effect.done'
+"""
+
+# %% ../../nbs/ledger/00_ledger.ipynb #eab02c12
+_RELEASE_TABLES = """
+CREATE VIEW decisions AS SELECT d.seq, d.at, d."by", d.kind, d.subject,
+  coalesce({d.outcome}, {d.action}, {d.status}, d.kind) AS decision,
+  coalesce({d.clause}, {d.reason}, {d.message}) AS reason, d.trace FROM ledger d WHERE d.kind IN ('trigger.evaluated',
+  'release.verdict', 'release.promoted', 'release.rolled_back', 'release.withdrawn', 'release.void', 'run.ended');
+CREATE VIEW releases AS SELECT s.seq, s.subject AS id, {s.endpoint} AS endpoint, {s.environment} AS environment,
+  {s.bundle} AS bundle, {s.champion} AS champion, s.at AS started_at, s."by" AS started_by,
+  coalesce((SELECT substr(e.kind, 9) FROM ledger e WHERE e.key = s.subject || '/end'), 'open') AS status,
+  (SELECT e.at FROM ledger e WHERE e.key = s.subject || '/end') AS ended_at,
+  (SELECT {e.reason} FROM ledger e WHERE e.key = s.subject || '/end') AS outcome, s.trace
+FROM ledger s WHERE s.kind = 'release.started';
+CREATE VIEW approvals AS SELECT a.seq, a.at, a.subject AS release, {a.step} AS step, a."by" AS name, a.kind
+FROM ledger a WHERE a.kind IN ('approval.given', 'approval.withdrawn');
+CREATE VIEW alerts AS SELECT a.seq, a.subject AS id, {a.severity} AS severity, {a.rule} AS rule, a.at AS opened_at,
+  (SELECT substr(e.kind, 7) FROM ledger e WHERE e.subject = a.subject AND e.kind IN ('alert.opened', 'alert.resolved',
+    'alert.closed') ORDER BY e.seq DESC LIMIT 1) AS status, {a.message} AS message, a.trace
+FROM ledger a WHERE a.kind = 'alert.opened' AND a.key = 'alert/' || a.subject;
+CREATE VIEW incidents AS SELECT i.seq, i.subject AS id, {i.at} AS opened_at,
+  (SELECT {e.at} FROM ledger e WHERE e.subject = i.subject AND e.kind = 'incident.closed' ORDER BY e.seq LIMIT 1)
+    AS closed_at FROM ledger i WHERE i.kind = 'incident.opened';
+CREATE VIEW people AS SELECT p.seq, p.at, p."by" AS name, p.kind AS action, p.subject,
+  coalesce({p.reason}, {p.why}, {p.text}) AS reason FROM ledger p WHERE p.kind IN ('run.cancelling', 'run.resumed',
+  'trigger.paused', 'approval.given', 'approval.withdrawn', 'alert.acked', 'alert.silenced', 'alert.closed',
+  'incident.action', 'slo.overridden', 'label.given', 'bundle.pinned', 'bundle.unpinned', 'bundle.offered',
+  'release.started', 'release.promoted', 'release.rolled_back', 'release.withdrawn', 'run.queued', 'person.action')
+  AND coalesce({p.trigger}, 'on_demand') = 'on_demand' AND p."by" NOT IN ('controller', 'monitor', 'judge')
+"""
+
+# %% ../../nbs/ledger/00_ledger.ipynb #48eed223
+_MIGRATIONS = [_create_ledger, _create_run_views, _create_run_states] # the schema's version is how many were made
 
 # %% ../../nbs/ledger/00_ledger.ipynb #32c764f7
 def _schema_version(connection):
@@ -172,8 +275,10 @@ class Ledger:
     def __init__(self,
         uri: str, # `sqlite:///` and a path, or `postgresql://`
         timeout_seconds: float = 10, # How long to wait for others that write
+        prices: PriceSettings | None = None, # What the resources of runs cost; None: unknown
     ):
         self.uri, self.timeout_seconds, self._engine = uri, timeout_seconds, None
+        self.prices = prices or PriceSettings()
 
     def __repr__(self): return f"Ledger({_place(self.uri)!r})"
 
@@ -216,8 +321,8 @@ def _require_last_attempt(connection, run, attempt):
 
 # %% ../../nbs/ledger/00_ledger.ipynb #c5f251b0
 def _ledger_entry(row):
-    seq, at, by, kind, subject, key, data = row
-    return LedgerEntry(seq, at, by, kind, subject, key or "", msgspec.json.decode(data))
+    seq, at, by, kind, subject, key, data, trace = row
+    return LedgerEntry(seq, at, by, kind, subject, key or "", msgspec.json.decode(data), trace or "")
 
 def user_name() -> str:
     "The name of the user who runs this process."
@@ -227,10 +332,11 @@ def user_name() -> str:
 def _append(connection, kind, subject, data, by, key):
     from sqlalchemy import insert, select
     table, text = _ledger_table(), msgspec.json.encode({} if data is None else data).decode()
+    trace = current_trace()
     first = connection.execute(select(table).where(table.c.key == key)).first() if key else None
     if first: return _ledger_entry(first)
     values = dict(at=datetime.now(UTC).isoformat(timespec="milliseconds"), by=by or user_name(), kind=kind,
-                  subject=subject, key=key or None, data=text)
+                  subject=subject, key=key or None, data=text, trace=trace.trace_id if trace else None)
     seq = connection.execute(insert(table).values(values)).inserted_primary_key[0]
     return _ledger_entry(connection.execute(select(table).where(table.c.seq == seq)).one())
 
@@ -330,4 +436,4 @@ def open_ledger(
 ) -> Ledger:
     "The ledger that a project's settings name."
     settings = settings or read_settings(root)
-    return Ledger(resolve_local_uri(settings.ledger.uri, checkout_root(root)))
+    return Ledger(resolve_local_uri(settings.ledger.uri, checkout_root(root)), prices=settings.prices)

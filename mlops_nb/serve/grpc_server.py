@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from google.protobuf.message import DecodeError
 
 from ..core.errors import UserError
+from ..core.trace_context import parse_traceparent
 from ..model.processing import ProcessingError
 from . import handlers
 from .app import ROUTES, STEPS_OF_ONE_IN, App
@@ -39,7 +40,6 @@ from mlops_nb.serve.http_messages import (
 )
 from .inference_protocol import InferRequest, build_infer_outputs, decode_rows
 from .request_validation import ValidationError
-from .tracing import parse_traceparent
 
 # %% ../../nbs/serve/20_grpc_server.ipynb #a713ea8a
 _STATUS_CODES = { # HTTP status of a refusal -> its code of gRPC

@@ -43,7 +43,7 @@ def test_a_key_is_there_once_whoever_gives_it(uri):
     assert [e.key for e in Ledger(uri).entries(kinds=("verdict",))] == ["", ""]
 
 
-REPLACE = "INSERT OR REPLACE INTO ledger VALUES (1, 'at', 'eve', 'kind', 'subject', NULL, '{}')"
+REPLACE = "INSERT OR REPLACE INTO ledger VALUES (1, 'at', 'eve', 'kind', 'subject', NULL, '{}', NULL)"
 
 
 @pytest.mark.parametrize("place, statement", [
