@@ -289,6 +289,39 @@ def test_memory_limit(tmp_path):
     assert time.monotonic() - start < 50 and not (tmp_path / "m.html").exists()
 
 
+def test_output_is_bounded(tmp_path):
+    nb = notebook(tmp_path / "l.ipynb", "'kept'", "import time\nwhile True: print('x' * 50_000); time.sleep(.001)")
+    with pytest.raises(UserError, match=r"Cell .* printed more than 2 MiB; print less, or raise max_output_mib") as e:
+        run_notebook(nb, tmp_path / "l.html", limits=ReportSettings(max_output_mib=2), cwd=tmp_path)
+    kept = next((tmp_path / ".mlops" / "failed").glob("l-*.ipynb"))
+    assert kept.name in str(e.value) and kept.stat().st_size < 4 * 2**20
+    assert not (tmp_path / "l.html").exists()
+
+
+def test_a_gigabyte_at_once_is_stopped_by_either_limit(tmp_path):
+    nb = notebook(tmp_path / "g.ipynb", "print('x' * 2**30)")
+    with pytest.raises(UserError, match="printed more than 2 MiB|MiB of memory and 600 MiB are allowed"):
+        run_notebook(nb, tmp_path / "g.html", limits=ReportSettings(max_output_mib=2, max_memory_mib=600), cwd=tmp_path)
+
+
+def test_secrets_are_neither_in_the_environment_nor_in_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("WAREHOUSE_PASSWORD", "tiger<&>lily")
+    monkeypatch.setenv("MLOPS_NB_LEDGER_URI", "postgresql://me:orchid-7@127.0.0.1:1/x")
+    nb = notebook(tmp_path / "s.ipynb", "import os", "print(os.environ.get('WAREHOUSE_PASSWORD', 'it is hidden'))",
+                  "print(os.environ['MLOPS_NB_LEDGER_URI'])")
+    places = dict(output_path=tmp_path / "s.html", executed_path=tmp_path / "s-run.ipynb", cwd=tmp_path)
+    run_notebook(nb, **places)
+    for place in (tmp_path / "s.html", tmp_path / "s-run.ipynb"):
+        assert "it is hidden" in place.read_text() and "orchid-7" not in place.read_text()
+    run_notebook(nb, **places, limits=ReportSettings(secrets="WAREHOUSE_PASSWORD"))
+    for place in (tmp_path / "s.html", tmp_path / "s-run.ipynb"):
+        assert "tiger" not in place.read_text() and "lily" not in place.read_text()
+    bad = notebook(tmp_path / "b.ipynb", "import os; raise ValueError(os.environ['MLOPS_NB_LEDGER_URI'])")
+    with pytest.raises(UserError) as e: run_notebook(bad, tmp_path / "b.html", cwd=tmp_path)
+    kept = next((tmp_path / ".mlops" / "failed").glob("b-*.ipynb"))
+    assert "orchid-7" not in str(e.value) and "orchid-7" not in kept.read_text()
+
+
 def test_a_kernel_that_dies_is_a_failure_and_does_not_hang(tmp_path):
     nb = notebook(tmp_path / "k.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "1")
     with pytest.raises(UserError, match="k.ipynb failed.*Kernel died"):
