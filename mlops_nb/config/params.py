@@ -88,9 +88,10 @@ class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/11_params.ipynb #930da16d
 class TextParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    "How texts become numbers: TF-IDF of words and phrases, reduced by a truncated SVD (latent semantic analysis)."
-    n_components: Annotated[int, Meta(ge=0, le=256, description="numbers that a text becomes, at most; "
-                                      "0 = only how many words it has")] = 32
+    "How texts become numbers: TF-IDF of words and phrases, reduced by a truncated SVD, and a linear model of them."
+    n_components: Annotated[int, Meta(ge=0, le=256, description="directions that a text becomes, at most; 0: none")] = 32
+    scores: Annotated[bool, Meta(
+        description="true: what a linear model of the words says about the target is a number of the text too")] = True
     max_terms: Annotated[int, Meta(ge=1, le=50_000, description="terms in the vocabulary, the most frequent ones")] = (
         20_000)
     min_term_count: Annotated[PositiveInt, Meta(

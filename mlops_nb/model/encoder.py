@@ -22,6 +22,7 @@ from ..config.schema import Schema
 from ..core.errors import UserError
 from .features import Features
 from .text_encoder import TextEncoding, fit_text
+from .text_scores import cross_fit_scores, fit_text_scores, score_target
 from .vector_encoder import VectorEncoding, fit_vectors
 
 # %% ../../nbs/model/03_encoder.ipynb #0dc34be7
@@ -113,11 +114,24 @@ def _require_column(frame, name):
     raise UserError(f"the rows have no column '{name}', which is an input of the model; add it, "
                     "or mark it 'feature: false' in schema.yaml and train again.")
 
+# %% ../../nbs/model/03_encoder.ipynb #d2ee9f6c
+_MAX_TEXT_MIB = 64
+
+def _text_mib(encoding):
+    return (sum(map(len, encoding.terms)) + len(encoding.components) + len(encoding.coefficients)) / 2**20
+
+def _fit_text(name, values, schema, params, target):
+    encoding = fit_text(values, params)
+    if params.scores and target is not None: encoding = fit_text_scores(encoding, values, score_target(target, schema))
+    if (mib := _text_mib(encoding)) <= _MAX_TEXT_MIB: return encoding
+    raise UserError(f"the vocabulary of the text column '{name}' takes {mib:.0f} MiB, and a bundle may hold "
+                    f"{_MAX_TEXT_MIB} of it; lower max_terms or n_components in train.encoder.text of params.yaml.")
+
 # %% ../../nbs/model/03_encoder.ipynb #b2758e29
-def _fit_column(name, kind, frame, schema, params):
+def _fit_column(name, kind, frame, schema, params, target):
     values = _require_column(frame, name)
     if kind == 'category': return EncodedColumn(name, kind, category_codes(values, params))
-    if kind == 'text': return EncodedColumn(name, kind, encoding=fit_text(values, params.text))
+    if kind == 'text': return EncodedColumn(name, kind, encoding=_fit_text(name, values, schema, params.text, target))
     if kind == 'vector':
         fitted = fit_vectors(values, schema.columns[name].form, params.max_vector_components)
         return EncodedColumn(name, kind, encoding=fitted)
@@ -130,9 +144,10 @@ def fit(cls:Encoder,
     schema: Schema,
     features: Features | None = None, # As for `feature_kinds`
     params: EncoderParams = EncoderParams(),
+    target: np.ndarray | None = None, # Of the same rows, as a learner reads it; none: texts get no scores
 ) -> Encoder:
     "Learn the codes of every input; raises `UserError` if there is no input at all or `frame` lacks one."
-    return cls([_fit_column(n, k, frame, schema, params) for n, k in feature_kinds(schema, features).items()])
+    return cls([_fit_column(n, k, frame, schema, params, target) for n, k in feature_kinds(schema, features).items()])
 
 # %% ../../nbs/model/03_encoder.ipynb #345dee34
 _TEXT_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Null)
@@ -162,6 +177,21 @@ def transform(self:Encoder,
     for column, table, start, end in zip(self.columns, self._code_tables, self.starts, self.starts[1:]):
         values = _encode_column(_require_column(frame, column.name), column, table)
         X[:, start:end] = values if column.encoding else values[:, None]
+    return X
+
+# %% ../../nbs/model/03_encoder.ipynb #4e8ccdf0
+@patch
+def transform_training(self:Encoder,
+    frame: pl.DataFrame, # The training rows, with the entity where the schema names one
+    target: np.ndarray, # Theirs, as a learner reads it
+    schema: Schema,
+) -> np.ndarray: # As from `transform`
+    "The rows that the encoder learned from, as the matrix that a model is trained on."
+    X, groups = self.transform(frame), frame.get_column(schema.entity, default=None) if schema.entity else None
+    for column, end in zip(self.columns, self.starts[1:]):
+        if column.kind != 'text' or not (n := len(column.encoding.scores)): continue
+        texts, asked = _require_column(frame, column.name), score_target(target, schema)
+        X[:, end - n:end] = cross_fit_scores(column.encoding, texts, asked, groups)
     return X
 
 # %% ../../nbs/model/03_encoder.ipynb #304d8e73

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ..config.params import TextParams
 
@@ -62,6 +62,9 @@ class TextEncoding(Struct, dict=True, tag_field="of", tag="text"):
     idf: list[float] # (terms,)
     n_components: int
     components: bytes # (terms, n_components) little-endian float32, row by row
+    scores: list[str] = field(default_factory=list) # names of the columns that are learned from the target
+    intercepts: list[float] = field(default_factory=list) # one a score
+    coefficients: bytes = b"" # (terms, scores) little-endian float32, row by row
 
     @cached_property
     def _positions(self): return {term: i for i, term in enumerate(self.terms)}
@@ -70,12 +73,14 @@ class TextEncoding(Struct, dict=True, tag_field="of", tag="text"):
     def _weights(self): return np.array(self.idf)
 
     @cached_property
-    def _components(self): return np.frombuffer(self.components, "<f4").reshape(len(self.terms), self.n_components)
+    def _directions(self): # (terms, n_components + scores)
+        parts = (self.components, self.n_components), (self.coefficients, len(self.scores))
+        return np.concatenate([np.frombuffer(p, "<f4").reshape(len(self.terms), k) for p, k in parts], 1)
 
     @property
     def names(self) -> list[str]: # The first is how many words there are
         "What is behind the column's name in the names of the matrix."
-        return ["n_words", *map(str, range(self.n_components))]
+        return ["n_words", *map(str, range(self.n_components)), *self.scores]
 
 # %% ../../nbs/model/01_text_encoder.ipynb #44a3d059
 @patch
@@ -85,25 +90,25 @@ def _known_terms(self:TextEncoding, words): # term → count, of the terms in th
     return Counter(i for term in terms if (i := at.get(term)) is not None)
 
 @patch
-def _encode_words(self:TextEncoding, words): # (1 + n_components,)
-    out = np.zeros(1 + self.n_components)
-    out[0] = len(words)
+def _encode_words(self:TextEncoding, words): # (1 + n_components + scores,)
+    out = np.zeros(1 + self.n_components + len(self.scores))
+    out[0], out[1 + self.n_components:] = len(words), self.intercepts
     known = self._known_terms(words)
-    if not known or not self.n_components: return out
+    if not known or len(out) == 1: return out
     at = np.fromiter(known, np.intp, len(known))
     weights = (1 + np.log(np.fromiter(known.values(), float, len(known)))) * self._weights[at]
     weights /= np.sqrt(np.square(weights).sum())
-    out[1:] = (weights[:, None] * self._components[at]).sum(0)
+    out[1:] += (weights[:, None] * self._directions[at]).sum(0)
     return out
 
 # %% ../../nbs/model/01_text_encoder.ipynb #601b0a74
 @patch
 def encode(self:TextEncoding,
     texts: list[str | None],
-) -> np.ndarray: # (n, 1 + n_components) float64; NaN where the text is missing
-    "Each text as numbers: how many words it has, then its components."
+) -> np.ndarray: # (n, 1 + n_components + scores) float64; NaN where the text is missing
+    "Each text as numbers: how many words it has, its components, then its scores."
     known = {t: self._encode_words(split_words(t, self.max_chars)) for t in dict.fromkeys(texts) if t is not None}
-    out = np.full((len(texts), 1 + self.n_components), np.nan)
+    out = np.full((len(texts), len(self.names)), np.nan)
     for i, text in enumerate(texts):
         if text is not None: out[i] = known[text]
     return out
@@ -165,10 +170,10 @@ def fit_text(
     known = texts.cast(pl.String).drop_nulls()
     if len(known) > _MAX_FIT_ROWS: known = known[np.linspace(0, len(known) - 1, _MAX_FIT_ROWS).astype(int).tolist()]
     words = [split_words(t, params.max_chars) for t in known]
-    rows = _choose_terms(_count_rows(words, params), params) if params.n_components else {}
+    rows = _choose_terms(_count_rows(words, params), params) if params.n_components or params.scores else {}
     idf = np.log((1 + len(words)) / (1 + np.array([*rows.values()], float))) + 1
     found = TextEncoding(params.max_chars, params.ngram_max, params.char_ngrams, [*rows], idf.tolist(), 0, b"")
-    if not rows: return found
+    if not rows or not params.n_components: return found
     V = truncated_svd(found._tfidf(words), params.n_components)
     return TextEncoding(params.max_chars, params.ngram_max, params.char_ngrams, found.terms, found.idf, V.shape[1],
                         np.ascontiguousarray(V, "<f4").tobytes())
@@ -189,4 +194,4 @@ def watch(self:TextEncoding,
     encoded, vocabulary = self.encode(texts), self._positions
     words = [split_words(t, self.max_chars) if t is not None else [] for t in texts]
     unknown = [np.mean([w not in vocabulary for w in ws]) if ws else np.nan for ws in words]
-    return np.column_stack([encoded[:, :1], unknown, encoded[:, 1:1 + _WATCHED_COMPONENTS]])
+    return np.column_stack([encoded[:, :1], unknown, encoded[:, 1:1 + min(self.n_components, _WATCHED_COMPONENTS)]])
