@@ -35,12 +35,14 @@ def up_command():
     import signal
     import threading
 
-    from mlops_nb.control.supervisor import request_first_run, supervise
+    from mlops_nb.control.supervisor import SupervisedService, has_release, request_first_run, supervise
     first, stop = request_first_run("."), threading.Event()
     if first: print(f"No model was released yet, so the run {first} is asked for.")
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
     command = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
-    raise typer.Exit(supervise(".", dict(server=[*command, "serve"], controller=[*command, "control", "--ui"]), stop))
+    services = [SupervisedService("server", [*command, "serve"], lambda: has_release(".")),
+                SupervisedService("controller", [*command, "control", "--ui"])]
+    raise typer.Exit(supervise(".", services, stop))
 
 @run_app.command("now")
 def run_now_command(why: _WhyOption = ""):

@@ -7,7 +7,7 @@ import threading
 
 from support.controlled_project import lines, repository, until
 
-from mlops_nb.control.supervisor import request_first_run, supervise
+from mlops_nb.control.supervisor import SupervisedService, request_first_run, supervise
 from mlops_nb.ledger.executors import process_start
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.ledger.runs import read_run
@@ -16,12 +16,12 @@ from mlops_nb.release.release_plan import ReleasePlan
 NOTE = "import os, time; open('{}', 'a').write(str(os.getpid()) + chr(10)); "
 
 
-def command(name, then): return [sys.executable, "-c", NOTE.format(name) + then]
+def service(name, then, **more): return SupervisedService(name, [sys.executable, "-c", NOTE.format(name) + then], **more)
 
 
-def run_in_thread(root, commands, stop, **more):
+def run_in_thread(root, services, stop, **more):
     found = []
-    thread = threading.Thread(target=lambda: found.append(supervise(root, commands, stop, **more)), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(supervise(root, services, stop, **more)), daemon=True)
     thread.start()
     return thread, found
 
@@ -30,21 +30,34 @@ def gone(pid): return not process_start(int(pid))
 
 
 def test_what_is_killed_starts_again_and_all_end_when_told(tmp_path, capfd):
-    stop, commands = threading.Event(), {n: command(n, "time.sleep(600)") for n in ("server", "controller")}
-    thread, found = run_in_thread(tmp_path, commands, stop, pauses=(.05,) * 5)
+    names, stop = ("server", "controller"), threading.Event()
+    thread, found = run_in_thread(tmp_path, [service(n, "time.sleep(600)") for n in names], stop, pauses=(.05,) * 5)
     until(lambda: lines(tmp_path / "server") and lines(tmp_path / "controller"))
     os.kill(int(lines(tmp_path / "server")[0]), signal.SIGKILL)
     until(lambda: len(lines(tmp_path / "server")) == 2)
     stop.set()
     thread.join(60)
     assert found == [0] and len(lines(tmp_path / "controller")) == 1, "the other one was left alone"
-    assert all(gone(pid) for n in commands for pid in lines(tmp_path / n))
+    assert all(gone(pid) for n in names for pid in lines(tmp_path / n))
     assert "server     ended with exit code -9; it starts again in 0.05 seconds." in capfd.readouterr().out
 
 
+def test_one_that_may_not_start_yet_is_no_failure(tmp_path):
+    stop, opened = threading.Event(), tmp_path / "opened"
+    thread, found = run_in_thread(tmp_path, [service("server", "time.sleep(600)", may_start=opened.exists),
+                                             service("controller", "time.sleep(600)")], stop)
+    until(lambda: lines(tmp_path / "controller"))
+    assert not lines(tmp_path / "server")
+    opened.touch()
+    until(lambda: lines(tmp_path / "server"))
+    stop.set()
+    thread.join(60)
+    assert found == [0]
+
+
 def test_one_that_never_stays_up_ends_all_with_an_error(tmp_path, capfd):
-    fails, works = command("controller", "raise SystemExit('no such database')"), command("server", "time.sleep(600)")
-    code = supervise(tmp_path, dict(server=works, controller=fails), threading.Event(), pauses=(.01, .01))
+    fails, works = service("controller", "raise SystemExit('no such database')"), service("server", "time.sleep(600)")
+    code = supervise(tmp_path, [works, fails], threading.Event(), pauses=(.01, .01))
     said = capfd.readouterr()
     assert code == 1 and len(lines(tmp_path / "controller")) == 3
     assert "controller ended 3 times in a row, last with exit code 1" in said.err
@@ -54,8 +67,8 @@ def test_one_that_never_stays_up_ends_all_with_an_error(tmp_path, capfd):
 
 def test_what_does_not_end_in_time_is_killed(tmp_path):
     stop = threading.Event()
-    deaf = command("server", "import signal; signal.signal(15, signal.SIG_IGN); open('deaf', 'w'); time.sleep(600)")
-    thread, found = run_in_thread(tmp_path, dict(server=deaf), stop, stop_seconds=.2)
+    deaf = service("server", "import signal; signal.signal(15, signal.SIG_IGN); open('deaf', 'w'); time.sleep(600)")
+    thread, found = run_in_thread(tmp_path, [deaf], stop, stop_seconds=.2)
     until((tmp_path / "deaf").exists)
     stop.set()
     thread.join(60)
@@ -64,8 +77,9 @@ def test_what_does_not_end_in_time_is_killed(tmp_path):
 
 
 def test_a_killed_supervisor_leaves_no_service(tmp_path):
-    code = ("import sys, threading; from mlops_nb.control.supervisor import supervise; "
-            f"supervise('.', dict(server={command('server', 'time.sleep(600)')!r}), threading.Event())")
+    command = service("server", "time.sleep(600)").command
+    code = ("import threading; from mlops_nb.control.supervisor import SupervisedService, supervise; "
+            f"supervise('.', [SupervisedService('server', {command!r})], threading.Event())")
     supervisor = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     try: until(lambda: lines(tmp_path / "server"))
     finally: supervisor.kill()
