@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..config.settings import Settings, read_settings, resolve_local_uri
 from .recovery import Heartbeat, application_name, code_version, pending_workflows, take_over
-from .run_workflow import register_run_workflow
+from .run_workflow import look_at_waiting_runs, register_run_workflow
 from mlops_nb.control.scheduler import (
     QUEUE_NAME,
     apply_schedules,
@@ -38,16 +38,19 @@ from mlops_nb.ledger.executors import (
 )
 from ..ledger.ledger import Ledger, LedgerUnavailable, open_ledger
 from ..ledger.runs import open_runs, run_status
+from ..ledger.waiting_runs import waiting_runs
 
 # %% ../../nbs/control/06_controller.ipynb #eb317d99
+_AGAIN = ("run.resumed", "run.continued")
+
 def find_requests(
     ledger: Ledger,
     after: int = 0, # What was asked for later than this entry; 0: ever
 ) -> tuple[dict[str, str], int]: # Id of a workflow -> the run it is for; and the last entry that was looked at
     "The runs that somebody asked for and that have not ended."
-    entries = ledger.entries(kinds=("run.queued", "run.resumed"), after=after)
-    asked = {e.subject for e in entries}
-    found = {run: len(ledger.entries(run, ("run.resumed",))) for run in open_runs(ledger) if run in asked}
+    entries = ledger.entries(kinds=("run.queued", *_AGAIN), after=after)
+    asked = {e.subject for e in entries} - {*waiting_runs(ledger)}
+    found = {run: len(ledger.entries(run, _AGAIN)) for run in open_runs(ledger) if run in asked}
     return {f"{run}-{n}" if n else run: run for run, n in found.items()}, entries[-1].seq if entries else after
 
 # %% ../../nbs/control/06_controller.ipynb #9db700fa
@@ -71,7 +74,8 @@ def launch_dbos(root: Path, settings: Settings, executor: Executor):
     workflows = register_workflow(root), register_run_workflow(root, executor.id, _lose_lease)
     DBOS.launch()
     DBOS.register_queue(QUEUE_NAME, worker_concurrency=1)
-    DBOS.register_queue(RUN_QUEUE, worker_concurrency=1, global_concurrency=1)
+    at_once = settings.control.max_runs
+    DBOS.register_queue(RUN_QUEUE, worker_concurrency=at_once, global_concurrency=at_once)
     return workflows
 
 # %% ../../nbs/control/06_controller.ipynb #81ac1c43
@@ -86,6 +90,9 @@ def _lose_lease():
 
 _TRIGGER_SECONDS = 30.0 # between two evaluations of the triggers
 
+def _is_oldest(ledger, executor): # of those that live; the others leave it the looks at releases
+    return [e.id for e in list_executors(ledger, executor.project)][:1] == [executor.id]
+
 def _round(root, ledger, executor, settings, workflows, state):
     "One look at all that may be due."
     from sqlalchemy.exc import SQLAlchemyError
@@ -94,6 +101,7 @@ def _round(root, ledger, executor, settings, workflows, state):
             state["triggers_at"] = time.monotonic() + _TRIGGER_SECONDS
             evaluate_triggers(root)
         take_over(ledger, executor.project, executor.version)
+        if _is_oldest(ledger, executor): look_at_waiting_runs(root)
         state["seen"] = enqueue_requests(ledger, state["seen"], workflows[1])
         enqueue_due_runs(settings, state["due_since"], workflows[0])
     except (SQLAlchemyError, UserError) as e:
@@ -144,7 +152,8 @@ def has_controller(root: str | Path) -> bool:
 def _exit_code(ledger, run):
     "What a command that works on a run ends with; None while there is work."
     with suppress(LedgerUnavailable):
-        if not open_runs(ledger): return 0 if run_status(ledger, run) in ("succeeded", "rejected") else 1
+        if {*open_runs(ledger)} - {*waiting_runs(ledger)}: return None
+        return 0 if run_status(ledger, run) in ("succeeded", "rejected", "waiting") else 1
 
 def work_on_run(
     root: str | Path, # The project's folder

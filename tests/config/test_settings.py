@@ -10,6 +10,7 @@ from mlops_nb.config.settings import (
     AlertRouteSettings,
     ScheduleSettings,
     Settings,
+    SourceSettings,
     available_cores,
     environment_settings,
     read_settings,
@@ -34,9 +35,9 @@ def test_settings_round_trip_and_explain_themselves(tmp_path):
 
 
 def test_every_setting_has_a_description():
-    for kind in (*structs(Settings), ScheduleSettings, AlertRouteSettings):
+    for kind in (*structs(Settings), ScheduleSettings, AlertRouteSettings, SourceSettings):
         for f in msgspec.structs.fields(kind):
-            if f.name in ("params", "schedule", "alert") or isinstance(f.type, type): continue
+            if f.name in ("params", "schedule", "alert", "source") or isinstance(f.type, type): continue
             assert any(m.description for m in f.type.__metadata__), f"{kind.__name__}.{f.name}"
 
 
