@@ -1,17 +1,13 @@
 "What every test shares."
 import gc
 import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import uuid
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from support.postgres_server import new_database, postgres_programs, postgres_server
 
 sys.dont_write_bytecode = False # where the shell asks for none, each of some hundred processes compiles all it imports
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -74,42 +70,12 @@ def small_disk(tmp_path, request):
     finally: subprocess.run(["umount", "-l", disk], check=True)
 
 
-def _postgres_bin():
-    "The folder of PostgreSQL's programs, or None; Debian keeps initdb off the PATH."
-    found = shutil.which("initdb")
-    if found: return Path(found).parent
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
 @pytest.fixture(scope="session")
 def postgres():
     "A real PostgreSQL server on the loopback, for the session: `.url` (without password) and `.password`."
-    programs = _postgres_bin()
+    programs = postgres_programs()
     if programs is None: pytest.skip("PostgreSQL's initdb is not installed (Debian: apt-get install postgresql)")
-    home = Path(tempfile.mkdtemp(prefix="mlops-nb-postgres-"))
-    as_user = {}
-    if os.getuid() == 0: # initdb refuses to run as root
-        as_user = dict(user="postgres", group="postgres", extra_groups=[])
-        shutil.chown(home, "postgres", "postgres")
-    def run(program, *args):
-        done = subprocess.run([programs / program, "-D", home / "db", *args], cwd=home, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE,
-                              text=True, timeout=60, **as_user)
-        assert done.returncode == 0, f"{program}: {done.stderr}"
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    password = secrets.token_hex(8)
-    (home / "password").write_text(password)
-    (home / "password").chmod(0o644)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    try:
-        run("initdb", "-U", "tester", f"--pwfile={home / 'password'}", "-A", "scram-sha-256", "--no-sync", "--locale=C",
-            "-E", "UTF8")
-        run("pg_ctl", "-w", "-l", home / "log", "-o", options, "start")
-        try: yield SimpleNamespace(url=f"postgresql://tester@127.0.0.1:{port}/postgres", password=password)
-        finally: run("pg_ctl", "-m", "immediate", "stop")
-    finally: shutil.rmtree(home, ignore_errors=True)
+    with postgres_server(programs) as server: yield server
 
 
 @pytest.fixture
@@ -121,11 +87,8 @@ def in_sqlite(tmp_path):
 @pytest.fixture
 def in_postgres(postgres, monkeypatch):
     "The URL of a database of its own."
-    import psycopg
     monkeypatch.setenv("PGPASSWORD", postgres.password)
-    name = f"ledger_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres.url, autocommit=True) as db: db.execute(f"CREATE DATABASE {name}")
-    return f"{postgres.url.rpartition('/')[0]}/{name}"
+    return new_database(postgres, f"ledger_{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture(params=["in_sqlite", "in_postgres"])

@@ -9,9 +9,10 @@ import time
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 STAND_IN = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from mlops_nb.control import controller, run_workflow
+from mlops_nb.ledger.ledger import Ledger
 
 SECONDS = float(os.environ.get('STEP_SECONDS', '0.1'))
 COMMAND = '''
@@ -24,12 +25,35 @@ note('begun')
 if (root / ('fail ' + name)).exists(): sys.exit((root / ('fail ' + name)).read_text())
 end = time.time() + float(os.environ.get('STEP_SECONDS', '0.1'))
 while time.time() < end or (root / ('hold ' + name)).exists(): time.sleep(.02)
+run, done = os.environ['MLOPS_NB_PIPELINE_RUN'], root / '.mlops' / 'released'
+if name == 'deploy' and run not in (done.read_text().split() if done.exists() else []):
+    with open(done, 'a') as f: f.write(run + chr(10))
 note('ended')
 '''
 plain = run_workflow.run_process
 def run_process(command, *args): plain([sys.executable, '-c', COMMAND, command[-1]], *args)
 run_workflow.run_process = run_process
 run_workflow._outcome = lambda folder: ('succeeded', 'Released.', dict(bundle='a1b2'))
+
+def dies_at(when, number, method):
+    "A method of the ledger in which this process is killed, before or after its entry of that number."
+    def die(what):
+        with open('kills', 'a') as f: f.write(when + ' ' + what + chr(10))
+        os.kill(os.getpid(), signal.SIGKILL)
+    def write(*args, **more):
+        facts = args[3] if len(args) > 3 and isinstance(args[3], dict) else {}
+        what = ' '.join([method.__name__, *args[1:2], facts.get('step', '')]) if facts else method.__name__
+        seen.append(what)
+        if (when, len(seen)) == ('before', number): die(what)
+        found = method(*args, **more)
+        if (when, len(seen)) == ('after', number): die(what)
+        return found
+    return write
+
+seen = []
+if os.environ.get('KILL_AT'):
+    when, number = os.environ['KILL_AT'].split()
+    for name in ('append', 'begin_attempt'): setattr(Ledger, name, dies_at(when, int(number), getattr(Ledger, name)))
 if os.environ.get('CODE_VERSION'): controller.code_version = lambda: os.environ['CODE_VERSION']
 controller.run_controller('.', poll_interval_seconds=0.2)
 """
@@ -45,12 +69,13 @@ def repository(root):
     root.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "params.yaml", "data.dvc", "features.py"): (root / name).write_text(f"# {name}\n")
     (root / "settings.ini").write_text("[release]\nendpoint = churn\n")
-    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/fail*\n/hold*\n")
+    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/kills\n/fail*\n/hold*\n")
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]): git(root, *args)
     return root
 
 
 def start_controller(root, **env):
+    "Begin a controller; `KILL_AT` (`before 3`, `after 3`) says at which of its entries in the ledger it is killed."
     with open(root / "log.txt", "ab") as log:
         return subprocess.Popen([sys.executable, "-c", STAND_IN], cwd=root, env=ENV | {**os.environ} | env, stdout=log,
                                 stderr=subprocess.STDOUT)
