@@ -64,6 +64,7 @@ class OnnxModel:
                             "take it in with `mlops-nb import`.") from None
         self.feature_names = [f"Column_{i}" for i in range(self.spec.n_features)]
         self.n_classes, self.n_background = self.spec.n_classes, len(self.spec.background)
+        self._row_shape = 1, self.spec.n_features
 
 # %% ../../nbs/model/13_onnx_model.ipynb #368c7fcd
 @patch
@@ -94,8 +95,10 @@ def predict_one(self:OnnxModel,
     x: np.ndarray, # (features,)
 ) -> float | np.ndarray: # A probability or value; (k,) probabilities for k classes
     "The prediction for one row: to the last bit what `predict` gives."
-    p = self.predict(np.asarray(x, np.float64)[None])[0]
-    return p.item() if self.n_classes == 1 else p
+    X = np.asarray(x, np.float64)[None]
+    if X.shape != self._row_shape: self._check_matrix(X)
+    p = self._session.run(('score',), {'X': X})[0]
+    return p.item() if self.n_classes == 1 else p[0]
 
 # %% ../../nbs/model/13_onnx_model.ipynb #c1d13205
 @patch

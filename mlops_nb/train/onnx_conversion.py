@@ -139,17 +139,17 @@ def _score_nodes(source, order, task):
     width = len(order) if task != 'regression' else 1
     nodes = [helper.make_node('Cast', [source], ['mlops_nb:wide'], to=TensorProto.DOUBLE),
              helper.make_node('Reshape', ['mlops_nb:wide', 'mlops_nb:shape'], ['mlops_nb:table'])]
-    constants, flat = {'mlops_nb:shape': np.array([-1, width])}, ['mlops_nb:event', 'mlops_nb:flat']
+    constants = {'mlops_nb:shape': np.array([-1, width])}
     table = 'mlops_nb:table'
     if task != 'regression' and width > 1 and not np.array_equal(order, np.eye(*order.shape)):
         nodes.append(helper.make_node('MatMul', [table, 'mlops_nb:order'], ['mlops_nb:ordered']))
         constants['mlops_nb:order'], table = order, 'mlops_nb:ordered'
     if task == 'multiclass': return [*nodes, helper.make_node('Identity', [table], ['score'])], constants
-    if task == 'binary' and width > 1:
-        nodes.append(helper.make_node('Gather', [table, 'mlops_nb:second'], [flat[0]], axis=1))
-        constants['mlops_nb:second'], table = np.array([1]), flat[0]
-    constants[flat[1]] = np.array([-1])
-    return [*nodes, helper.make_node('Reshape', [table, flat[1]], ['score'])], constants
+    if task == 'binary' and width > 1: # one column, without its dimension
+        constants['mlops_nb:second'] = np.array(1)
+        return [*nodes, helper.make_node('Gather', [table, 'mlops_nb:second'], ['score'], axis=1)], constants
+    constants['mlops_nb:flat'] = np.array([-1])
+    return [*nodes, helper.make_node('Reshape', [table, 'mlops_nb:flat'], ['score'])], constants
 
 # %% ../../nbs/train/12_onnx_conversion.ipynb #492b2146
 def to_standard_graph(
