@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..bundle.bundle import open_bundle
+from ..bundle.provenance import commit_time
 from ..bundle.store import find_bundle
 from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings
@@ -132,7 +133,8 @@ def record_registration(
 ) -> None:
     "Write down, once for each bundle, what it was made from; raises `UserError` if the ledger cannot be used."
     origin = origin_tags(bundle.path)
-    data = origin | dict(version=version, gate=gate, partitions=_partitions_of(root, origin["data_hash"]))
+    data = origin | dict(version=version, gate=gate, partitions=_partitions_of(root, origin["data_hash"]),
+                         committed_at=commit_time(root, origin["git_commit"]))
     open_ledger(root).append("bundle.registered", bundle.id, data, key=f"registered/{bundle.id}")
 
 # %% ../../nbs/release/08_registry.ipynb #8ce056da

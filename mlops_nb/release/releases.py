@@ -30,7 +30,7 @@ from ..config.settings import Settings, environment_settings, read_settings
 from ..core.errors import UserError
 from ..core.files import file_lock
 from ..core.typed_yaml import read_json
-from ..ledger.ledger import open_ledger, user_name
+from ..ledger.ledger import act_as, open_ledger, user_name
 from ..monitor.slo_freeze import frozen_sentences
 from .approvals import missing_approvals
 from .environments import require_staging_runs
@@ -436,7 +436,7 @@ def look_at_release(
     "Look once: settle, judge and act. Raises `UserError` if a person has changed the plan meanwhile."
     release = settle_release(root, release)
     if release.status != "open" or release.step < 0: return release
-    return advance_release(root, release, _judge(root, release))
+    with act_as("judge"): return advance_release(root, release, _judge(root, release))
 
 # %% ../../nbs/release/20_releases.ipynb #5fd0a7ac
 @contextmanager

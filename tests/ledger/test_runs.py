@@ -6,11 +6,10 @@ from contextlib import suppress
 import pytest
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.ledger.ledger import Ledger, Superseded
+from mlops_nb.ledger.ledger import RUN_VARIABLE, Ledger, Superseded
 from mlops_nb.ledger.runs import (
     ATTEMPT_VARIABLE,
     RUN_ENDS,
-    RUN_VARIABLE,
     cancel_run,
     compare_runs,
     end_run,
