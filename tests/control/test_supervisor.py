@@ -16,7 +16,8 @@ from mlops_nb.release.release_plan import ReleasePlan
 NOTE = "import os, time; open('{}', 'a').write(str(os.getpid()) + chr(10)); "
 
 
-def service(name, then, **more): return SupervisedService(name, [sys.executable, "-c", NOTE.format(name) + then], **more)
+def service(name, then, **more):
+    return SupervisedService(name, [sys.executable, "-c", NOTE.format(name) + then], **more)
 
 
 def run_in_thread(root, services, stop, **more):
