@@ -120,6 +120,8 @@ def what_if_command(
     changes: Annotated[list[str], typer.Option("--set", help="A change, column=value; again for more.")] = [],
     min_difference: Annotated[float | None, typer.Option(
         help="Regression: how far away another answer is; a standard deviation where it is not given.")] = None,
+    label: Annotated[str | None, typer.Option(
+        help="Of several labels the one to look at; the most probable where it is not given.")] = None,
     bundle: _BundleOption = None,
     as_json: Annotated[bool, typer.Option("--as-json", help="Print everything as one JSON object.")] = False,
 ):
@@ -128,6 +130,9 @@ def what_if_command(
     from mlops_nb.explain.what_if import parse_changes, parse_json_row, print_what_if, read_row, what_if
     predictor = _open_predictor(bundle)
     one = parse_json_row(predictor, json) if json else read_row(predictor, row, data)
+    if predictor.schema.targets and label is None:
+        label = predictor.schema.targets[int(predictor.predict(one)[0].argmax())]
+    if label is not None: predictor = predictor.of_label(label)
     changed, reference = parse_changes(predictor, changes), read_reference_rows(Path("."), predictor)
     found = what_if(predictor, one, changed, reference, min_difference)
     if as_json:

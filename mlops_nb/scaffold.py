@@ -502,7 +502,7 @@ def commit_project(
 def init_project(
     root: str | Path, # The new project's folder: absent, empty, or a git repository without a project
     data: str, # A file, folder, glob or database URL
-    target: str, # A column, or a SQL expression over columns
+    target: str | list[str], # A column, or a SQL expression over columns; or the columns of several labels
     *, time: str | None = None, # The time column
     split: SplitParams | None = None, # How rows are split; None: by `time` if there is one, else at random
     exclude: tuple[str, ...] = (), # Columns the model must not see

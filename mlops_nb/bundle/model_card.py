@@ -47,11 +47,20 @@ def _intended_use(schema):
             f"**Not for:** {escape_markdown(schema.out_of_scope) or nobody.format('out_of_scope')}"]
 
 # %% ../../nbs/bundle/01_model_card.ipynb #f884ba9d
+def _describe_labels(schema, policy):
+    at = dict(zip(schema.targets, policy.thresholds or ()))
+    names = ', '.join(f"`{n}`" + (f" (from {at[n]:.4g} on)" if n in at else '') for n in schema.targets)
+    costs = ', '.join(f"{k.replace('_', ' ')} {v:g}" for k, v in policy.costs.items())
+    return (f"It predicts the probability of each of {len(schema.targets)} labels, of which a row may have several: "
+            f"{names}. It decides for each by its own threshold, which was chosen on the validation rows of which the "
+            f"label is known, by these costs: {costs or 'none were given'}.")
+
 def describe_predictions(
     schema: Schema,
     policy: Policy,
 ) -> str:
     "What the model predicts and decides, in one or two sentences."
+    if schema.targets: return _describe_labels(schema, policy)
     doc = schema.columns[schema.target].doc if schema.target in schema.columns else ''
     about = f"`{schema.target}`" + (f" ({escape_markdown(doc).rstrip('.')})" if doc else '')
     if schema.quantiles:
@@ -135,12 +144,18 @@ def _selection_sentences(evaluation): # what was chosen on the validation set
         yield f"On other valid rows the threshold would lie between {at['low']:.4g} and {at['high']:.4g}."
 
 # %% ../../nbs/bundle/01_model_card.ipynb #e8c088a9
+def _labels_table(evaluation): # Of a multilabel task: the figures of each label
+    names = ('roc_auc', 'average_precision', 'log_loss', 'f1')
+    rows = [(x['label'], f"{x['n_known']['test']:,}", f"{x['n_events']['test']:,}",
+             *(_format_estimate(x['metrics']['test'][n]) for n in names)) for x in evaluation.get('labels') or []]
+    return [markdown_table(['label', 'test rows', 'with it', *names], rows)] if rows else []
+
 def _metrics_section(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     rows = [(m, _format_estimate(e), _format_estimate(valid.get(m))) for m, e in test.items()]
     sentences = [*(c['message'] for c in evaluation.get('comparisons') or []), *_selection_sentences(evaluation)]
     return [f"With {evaluation['confidence']:.0%} confidence intervals.",
-            markdown_table(['metric', 'test', 'valid'], rows),
+            markdown_table(['metric', 'test', 'valid'], rows), *_labels_table(evaluation),
             _bullets(map(escape_markdown, sentences)) or "It was compared with no other model."]
 
 # %% ../../nbs/bundle/01_model_card.ipynb #89aea063

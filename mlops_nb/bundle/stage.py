@@ -45,6 +45,7 @@ def answered_rows(
     kept, y = predictor.apply_policy(frame, scores).scores.reshape(len(frame), -1), frame['_target'].to_numpy()
     names, observed = predictor.score_columns, {'score': y}
     if quantiles := predictor.schema.quantiles: names[quantiles.index(0.5)] = 'score' # only the median has an outcome
+    elif predictor.schema.targets: observed = dict(zip(names, y.T)) # NaN where a label is not known
     elif kept.shape[1] > 1: observed = {n: (y == k).astype(float) for k, n in enumerate(names)}
     return ScoredRows(frame, dict(zip(names, kept.T)), observed)
 
@@ -56,7 +57,7 @@ def training_rows(
     "The training rows with the project's features and the target."
     schema, computed = predictor.schema, dict(predictor.features.types)
     rows = read_split(root, 'train', [*schema.columns, *computed, '_target'])
-    if schema.target in schema.columns: return rows, computed
+    if schema.targets or schema.target in schema.columns: return rows, computed
     target, names = pl.col('_target'), dict(enumerate(schema.classes or []))
     if schema.task != 'regression': target = target.replace_strict(names, return_dtype=pl.String)
     computed[schema.target] = 'number' if schema.task == 'regression' else 'category'

@@ -16,17 +16,19 @@ from zoneinfo import ZoneInfo
 import msgspec
 import polars as pl
 from fastcore.basics import patch
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from .text_formats import check_format
 from mlops_nb.config.values import (
     POLARS_TYPES,
+    boolean_expr,
     class_label_expr,
     is_missing_expr,
     n_readable_words,
     parse_iso_timestamp,
     parse_value_expr,
     read_plain_numbers,
+    text_expr,
 )
 from .vectors import VectorForm
 from ..core.errors import UserError, did_you_mean
@@ -103,13 +105,16 @@ def _check_time_zone(name, type):
 class Schema(Struct, forbid_unknown_fields=True):
     "The schema of a data set: `columns` by name, and what is to be predicted from them."
     dataset: str
-    task: Annotated[Literal["binary", "multiclass", "regression"], Meta(description="binary | multiclass | regression")]
+    task: Annotated[Literal["binary", "multiclass", "multilabel", "regression"], Meta(
+        description="binary | multiclass | multilabel | regression")]
     target: Annotated[str, Meta(description="a column, or a SQL expression over columns")]
     columns: dict[str, Column]
     classes: Annotated[list[str] | None, Meta(
         description="of a classification; for binary the second is the event")] = None
     quantiles: Annotated[list[float] | None, Meta(
         description="of a regression: 0.1, 0.5, 0.9 predicts these of its quantiles; null = one value")] = None
+    targets: Annotated[list[str] | None, Meta(
+        description="of a multilabel task: its labels, columns of 0 and 1, or yes and no; empty = not known")] = None
     filter: Annotated[str | None, Meta(
         description="SQL over columns and `target`: other rows are not trained or judged on")] = None
     entity: Annotated[str | None, Meta(description="the column that names whom a row is about")] = None
@@ -127,6 +132,8 @@ class Schema(Struct, forbid_unknown_fields=True):
 
     def __post_init__(self):
         if self.quantiles is not None: _check_quantiles(self.quantiles, self.task)
+        _check_labels(self.targets, self.task)
+        if self.targets: self.target, self.classes = ", ".join(self.targets), [*self.targets]
 
 # %% ../../nbs/config/03_schema.ipynb #68eecc27
 def _check_quantiles(quantiles, task):
@@ -138,15 +145,31 @@ def _check_quantiles(quantiles, task):
         raise ValueError(f"quantiles is {quantiles}; list two or more between 0 and 1, rising, 0.5 among them: "
                          "[0.1, 0.5, 0.9].")
 
+def _check_labels(targets, task):
+    if (task == "multilabel") != (targets is not None):
+        raise ValueError(f"a {task} task " + ("needs 'targets', its label columns, as in targets: [a, b, c]."
+                                              if targets is None else
+                                              "has no targets; name its 'target', or set task to multilabel."))
+    if targets is not None and (len(targets) < 2 or len({*targets}) < len(targets)):
+        raise ValueError(f"targets is {targets}; list two or more columns, each once.")
+    if unfit := [n for n in targets or () if ", " in n or n == "none"]:
+        raise ValueError(f"the label {unfit[0]!r} cannot be told apart in a decision such as 'a, b' or 'none'; "
+                         "rename the column.")
+
+@patch(as_prop=True)
+def has_class_scores(self: Schema) -> bool:
+    "Has a row a score for each class, or label?"
+    return self.task in ("multiclass", "multilabel")
+
 @patch(as_prop=True)
 def score_names(self: Schema) -> list[str] | None: # None: a row has one score
-    "What the scores of a row are called, where it has several: the classes, or the quantiles."
+    "What the scores of a row are called, where it has several: the classes, the labels, or the quantiles."
     if self.quantiles: return [f"{q:g}" for q in self.quantiles]
-    return self.classes if self.task == "multiclass" else None
+    return self.classes if self.has_class_scores else None
 
 @patch(as_prop=True)
 def score_columns(self: Schema) -> list[str]:
-    "The names of the scores: `score`, or `score_<class>` for several classes, `score_<quantile>` for quantiles."
+    "The names of the scores: `score`, or `score_<class>` for classes and labels, `score_<quantile>` for quantiles."
     return ["score"] if self.score_names is None else [f"score_{n}" for n in self.score_names]
 
 # %% ../../nbs/config/03_schema.ipynb #e28c2328
@@ -154,7 +177,7 @@ def score_columns(self: Schema) -> list[str]:
 def __repr__(self:Schema):
     by_type = {}
     for name, c in self.columns.items(): by_type.setdefault(c.type, []).append(name)
-    classes = f" ({', '.join(self.classes)})" if self.classes else ''
+    classes = f" ({', '.join(self.classes)})" if self.classes and not self.targets else ''
     lines = [f"  {type:<10}{', '.join(names[:10])}" + (f" and {len(names) - 10} more" if len(names) > 10 else '')
              for type, names in by_type.items()]
     return '\n'.join([f"Schema of {self.dataset}: {self.task}, target {self.target}{classes}", *lines])
@@ -190,6 +213,7 @@ def expression_columns(
 @patch(as_prop=True)
 def target_columns(self:Schema) -> list[str]: # Column names
     "The columns the target is, or is computed from."
+    if self.targets: return [*self.targets]
     return [self.target] if self.target in self.columns else expression_columns(self.target)
 
 @patch(as_prop=True)
@@ -204,11 +228,14 @@ def sensitive_columns(self:Schema) -> list[str]: # Column names, in the order of
     return [n for n, c in self.columns.items() if c.sensitive]
 
 # %% ../../nbs/config/03_schema.ipynb #f39609d5
+def _dtype(schema, name): return POLARS_TYPES[schema.columns[name].type]
+
 def _expr(text, columns): return pl.col(text) if text in columns else row_expr(text)
 
 @patch
 def target_expr(self:Schema) -> pl.Expr: # Named `target`
-    "The target as a polars expression over the columns of the schema."
+    "The target as a polars expression over the columns of the schema; of several labels the first that is given."
+    if self.targets: return pl.coalesce(text_expr(pl.col(n), _dtype(self, n)) for n in self.targets).alias("target")
     return _expr(self.target, self.columns).alias("target")
 
 @patch(as_prop=True)
@@ -224,8 +251,39 @@ def filter_expr(self:Schema) -> pl.Expr: # Boolean; needs a column `target` wher
 
 # %% ../../nbs/config/03_schema.ipynb #a5e9fc01
 @patch
-def encoded_target_expr(self: Schema) -> pl.Expr: # Float64, named `target`
+def label_schema(self: Schema,
+    k: int, # Which of `targets`
+) -> Schema:
+    "One label of a multilabel task as a binary task of its own; the other labels are no features of it."
+    columns = {n: structs.replace(c, feature=c.feature and n not in self.targets) for n, c in self.columns.items()}
+    return structs.replace(self, task="binary", target=self.targets[k], targets=None, classes=["0", "1"],
+                           columns=columns)
+
+@patch
+def parse_labels(self: Schema,
+    text: str | None, # `a, c` or `none`: what is known of all labels; or JSON such as {"a": 1, "b": 0}: of some
+) -> list[float] | None: # 1, 0, and NaN where nothing is known, in the order of `targets`; None for anything else
+    "The labels of a row, as decisions and feedback write them."
+    if text is None: return None
+    if text.startswith("{"):
+        try: said = msgspec.json.decode(text, type=dict[str, Literal[0, 1]])
+        except msgspec.MsgspecError: return None
+        return [float(said.get(n, "nan")) for n in self.targets] if {*said} <= {*self.targets} else None
+    named = {*text.split(", ")} - {"none"}
+    return [float(n in named) for n in self.targets] if named <= {*self.targets} else None
+
+@patch
+def label_exprs(self: Schema) -> list[pl.Expr]: # Float64, named as the columns
+    "Each label of a multilabel task: 1 or 0, NaN where it is not known."
+    return [boolean_expr(pl.col(n), _dtype(self, n)).cast(pl.Float64).fill_null(float("nan")).alias(n)
+            for n in self.targets]
+
+@patch
+def encoded_target_expr(self: Schema) -> pl.Expr: # Float64, of several labels an array of it; named `target`
     "What a learner learns: the class index, or the value; null where the target is missing or of no known class."
+    if self.targets:
+        known = pl.any_horizontal(label.is_not_nan() for label in self.label_exprs())
+        return pl.when(known).then(pl.concat_arr(self.label_exprs())).alias("target")
     if self.task == "regression":
         value = self.target_expr().cast(pl.Float64, strict=False)
         return pl.when(value.is_finite()).then(value).alias("target")
@@ -354,14 +412,15 @@ def write_schema(
 ) -> Path: # The file
     "Write the schema as YAML for review."
     header = _HEADER.format(inferred=_INFERRED if comments else "")
+    left_out = ("target:", "classes:") if schema.targets else ("targets:",) # of several labels they follow from these
+    lines = [line for line in yaml_lines(schema, comments or {}) if not line.startswith(left_out)]
     with atomic_file(path) as tmp:
-        tmp.write_text(header + "\n".join(yaml_lines(schema, comments or {})) + "\n", encoding="utf-8")
+        tmp.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
     return Path(path)
 
 # %% ../../nbs/config/03_schema.ipynb #dede4a3c
 OTHER_TASKS = { # What people ask for -> what to do
     "quantile": "write task: regression, and quantiles: [0.1, 0.5, 0.9].",
-    "multilabel": "several targets at once are not supported; make a project for each label.",
     "survival": "survival models are not supported; ask whether the event comes within a time: a binary task.",
     "ranking": "ranking models are not supported; predict what to rank by: a binary task or a regression."}
 
@@ -372,6 +431,7 @@ def read_schema(path: str | Path = "schema.yaml") -> Schema:
     refuse_renamed(content, {"missing": "missing_values"}, path)
     if isinstance(content, dict) and (hint := OTHER_TASKS.get(str(content.get("task")))):
         raise UserError(f"{path}: task is {content['task']!r}; {hint}")
+    if isinstance(content, dict) and content.get("targets"): content.setdefault("target", "")
     schema = convert_typed(content, Schema, path)
     named = {"target": schema.target_columns, "filter": schema.filter_columns, "segments": schema.segments,
              "entity": [schema.entity or ()], "event_time": [schema.event_time or ()]}
@@ -392,7 +452,9 @@ def read_schema(path: str | Path = "schema.yaml") -> Schema:
 def schema_hash(schema: Schema) -> str: # 64 hexadecimal digits
     "The sha256 of the schema's content; comments and spacing in the file do not count."
     same = msgspec.convert(msgspec.to_builtins(schema), Schema) # a bound is a float, however it was written
-    return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
+    content = msgspec.to_builtins(same)
+    if not schema.targets: del content["targets"]
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 # %% ../../nbs/config/03_schema.ipynb #1d7b4c94
 def column_range(

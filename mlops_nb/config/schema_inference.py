@@ -239,6 +239,28 @@ def _check_task(name, task, dtype, distinct, max_classes):
 # %% ../../nbs/config/09_schema_inference.ipynb #13b675b2
 _TASKS = ["binary", "multiclass", "regression"]
 
+def _label_counts(frame, schema): # Of each label: rows that have it, rows that do not, texts that say neither
+    types = frame.collect_schema()
+    passing = frame.select(schema.parse_expr(n, types[n]) for n in dict.fromkeys(
+        [*schema.target_columns, *schema.filter_columns])).filter(schema.filter_expr())
+    for n, label in zip(schema.targets, schema.label_exprs()):
+        given = passing.select(label.alias("label"), pl.col(n).cast(pl.String).alias("text"))
+        yes, no = given.select((pl.col("label") == 1).sum().alias("yes"), (pl.col("label") == 0).sum()).collect().row(0)
+        strange = given.filter(pl.col("label").is_nan(), pl.col("text").is_not_null()).group_by("text").len()
+        yield n, yes, no, dict(strange.sort("len", "text", descending=[True, False]).collect().iter_rows())
+
+def _check_labels(frame, schema, roles):
+    "Let labels be missing, and raise `UserError` for one from which nothing can be learned."
+    for n, yes, no, strange in _label_counts(frame, schema):
+        schema.columns[n] = replace(schema.columns[n], nullable=True)
+        if not (yes and no):
+            seen = f", but {', '.join(map(repr, [*strange][:3]))}" if strange else ""
+            raise UserError(f"the label '{n}' is 1 (or yes) in {yes:,} rows and 0 (or no) in {no:,}{seen}; a label "
+                            "needs both, so correct the column, or leave it out of the targets.")
+        if strange:
+            words = ", ".join(f"{w!r} in {k:,} rows" for w, k in [*strange.items()][:3])
+            roles[n].checks.append(f"neither yes nor no, so taken as not known: {words}")
+
 def infer_task_and_classes(
     frame: pl.LazyFrame, # The data
     schema: Schema, # Its target, filter and columns are used
@@ -253,6 +275,7 @@ def infer_task_and_classes(
     _check_target(name, dtype, n, distinct, passing)
     if task in OTHER_TASKS and task != "quantile": raise UserError(f"the task {task!r}: {OTHER_TASKS[task]}")
     if task == "quantile": task = "regression"
+    if task == "multilabel": raise UserError("a multilabel task has several targets; name their columns by --targets.")
     if task not in (None, *_TASKS): raise UserError(f"there is no task {task!r}{did_you_mean(task, _TASKS)}")
     max_classes, task = (1000, task) if task else (100, infer_task(dtype, distinct, whole))
     _check_task(name, task, dtype, distinct, max_classes)
@@ -391,9 +414,13 @@ def _label_checks(schema, profiles, readings):
     return [f"{profiles[n].missing:,} rows have no label{f' ({words})' if words else ''} and are left out"]
 
 # %% ../../nbs/config/09_schema_inference.ipynb #0e8f4004
+def _asked_schema(dataset, target, columns, filter, **more): # Its task is not known yet, but for several labels
+    if isinstance(target, str): return Schema(dataset, "regression", target, columns, filter=filter, **more)
+    return Schema(dataset, "multilabel", "", columns, targets=[*target], filter=filter, **more)
+
 def _check_request(columns, target, filter, exclude, time, entity):
     "Raise `UserError` for a column that is asked for and not there."
-    asked = Schema("", "regression", target, {n: Column("text") for n in columns}, filter=filter)
+    asked = _asked_schema("", target, {n: Column("text") for n in columns}, filter)
     named = [(f"target \"{target}\"", asked.target_columns), (f"filter \"{filter}\"", asked.filter_columns),
              ("exclude", exclude), ("time", [time]), ("entity", [entity])]
     for what, name in ((what, name) for what, names in named for name in names if name is not None):
@@ -476,13 +503,13 @@ def _with_time(frame, time, readings):
 def infer_schema(
     frame: pl.LazyFrame, # The data set; `_source` and `_row` are left out
     dataset: str, # Its name
-    target: str, # What to predict: a column, or a SQL expression over columns
+    target: str | list[str], # What to predict: a column, or a SQL expression over columns; or columns that are labels
     *,
     time: str | None = None, # The column that says when a row was true, or a SQL expression over columns
     entity: str | None = None, # The column that names whom a row is about
     exclude: list[str] = (), # Columns the model may not see
     filter: str | None = None, # A SQL expression: other rows are left out of training and evaluation
-    task: str | None = None, # binary, multiclass, regression, or quantile: one with quantiles; None: by the target
+    task: str | None = None, # binary, multiclass, regression, or quantile: one with quantiles; None: by the target(s)
 ) -> InferredSchema:
     "Propose a schema for a data set; raises `UserError` where the data and the request do not fit."
     frame = _supported_columns(frame)
@@ -492,7 +519,7 @@ def infer_schema(
     frame, time, computed = _with_time(frame, time, readings)
     names = frame.collect_schema().names()
     _check_request(names, target, filter, exclude, time, entity)
-    asked = Schema(dataset, "regression", target, {n: Column("text") for n in names}, filter=filter)
+    asked = _asked_schema(dataset, target, {n: Column("text") for n in names}, filter)
     fixed = {*asked.target_columns, *asked.filter_columns, time, entity}
     columns, roles, profiles = _infer_columns(frame, readings, exclude, asked.target_columns, fixed)
     _note_units(_unit_row(frame, readings), columns, roles)
@@ -500,9 +527,10 @@ def infer_schema(
     if time and columns[time].type != "timestamp": raise UserError(_no_dates(frame, time, columns[time].type))
     if time is None and (proposed := _propose_time(columns, profiles)): roles[proposed[0]].checks.append(proposed[1])
     entity = entity or _propose_entity(roles, profiles, fixed)
-    schema = Schema(dataset, "regression", target, columns, filter=filter, entity=entity, event_time=time,
-                    missing_values=[*KNOWN_MISSING])
-    schema.task, schema.classes = infer_task_and_classes(frame, schema, task)
+    schema = _asked_schema(dataset, target, columns, filter, entity=entity, event_time=time,
+                           missing_values=[*KNOWN_MISSING])
+    if schema.targets: _check_labels(frame, schema, roles)
+    else: schema.task, schema.classes = infer_task_and_classes(frame, schema, task)
     if task == "quantile": schema.quantiles = [0.1, 0.5, 0.9]
     schema.segments = _choose_segments(schema, profiles)
     for n in schema.target_columns[:1]: roles[n].checks += _label_checks(schema, profiles, readings)

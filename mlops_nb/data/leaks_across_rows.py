@@ -199,13 +199,19 @@ def join_findings(
     first = {f.column: f for f in reversed(in_order)}
     return [f for f in in_order if first[f.column] is f or f.kind == "sum"]
 
+def _of_label(frame, k): return frame.with_columns(pl.col("_target").arr.get(k).fill_nan(None))
+
 def search_leaks(
     train: pl.LazyFrame, # Training rows: columns and features by name, and `_target`, none missing
     every: pl.LazyFrame, # All rows, as for `find_late_columns`
     schema: Schema, # Its entity is whatever keeps rows in one split
     features: Features | None = None, # The project's own
 ) -> list[LeakFinding]:
-    "All that looks like a leak."
+    "All that looks like a leak; of several labels, what gives any of them away."
+    if schema.targets:
+        return join_findings(*(search_leaks(_of_label(train, k).filter(pl.col("_target").is_not_null()),
+                                            _of_label(every, k), schema.label_schema(k), features)
+                               for k in range(len(schema.targets))))
     return join_findings(find_leaks(train, schema, features), find_entity_columns(train, schema),
                          find_late_columns(every, schema))
 

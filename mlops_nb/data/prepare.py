@@ -54,7 +54,7 @@ IMMATURE_REASON, LATE_REASON = EXCLUSION_REASONS[_IMMATURE], EXCLUSION_REASONS[_
 def compute_target(
     frame: pl.DataFrame, # Rows with the columns that target, filter and event time need
     schema: Schema,
-) -> pl.DataFrame: # `_target`: Float64, class index or value; `_reason`: index into REASONS, null where the row is used
+) -> pl.DataFrame: # `_target`: Float64, class index or value, of labels an array of them; `_reason`: index into REASONS, null where the row is used
     "The target of each row, and why it cannot be used."
     try:
         frame = frame.with_columns(schema.target_expr(), schema.encoded_target_expr().alias("_target"))
@@ -208,8 +208,9 @@ class SplitSummary(Struct):
     "One of the three files."
     rows: int
     sha256: str
-    target: dict[str, float] # rows by class; or mean, sd, min and max of a regression
+    target: dict[str, float] # rows by class, or that have each label; or mean, sd, min and max of a regression
     time: tuple[str, str] | None = None # the first and the last event, ISO
+    known_labels: dict[str, int] | None = None # of a multilabel task: rows of which each label is known
 
 class Lineage(Struct):
     "The hashes of what the data set was made from."
@@ -269,9 +270,11 @@ def summarise_split(
     "Rows, hash, target and time range."
     y = keys["_target"]
     if schema.task == "regression": target = dict(mean=y.mean(), std=y.std() or 0., min=y.min(), max=y.max())
+    elif schema.targets: target = dict(zip(schema.targets, (y.to_numpy() == 1).sum(0).tolist()))
     else: target = {c: (y == i).sum() for i, c in enumerate(schema.classes)}
     time = schema.event_time and tuple(f(keys[schema.event_time]).isoformat() for f in (pl.Series.min, pl.Series.max))
-    return SplitSummary(len(keys), sha256_file(path), target, time)
+    known = dict(zip(schema.targets, (~np.isnan(y.to_numpy())).sum(0).tolist())) if schema.targets else None
+    return SplitSummary(len(keys), sha256_file(path), target, time, known)
 
 # %% ../../nbs/data/17_prepare.ipynb #0f5f276e
 def read_content_keys(
@@ -312,6 +315,16 @@ def _dataset_info(out, accepted, schema, split, features, keys, reasons, as_of, 
                    leaks=_search_leaks(out, accepted, schema, split, features))
 
 # %% ../../nbs/data/17_prepare.ipynb #7edfe788
+def _describe_unknown_labels(accepted, schema): # Texts that say neither yes nor no
+    found = {n: {} for n in schema.targets}
+    for batch in read_accepted_batches(accepted, schema.targets):
+        known = batch.select(schema.label_exprs())
+        for n, counts in found.items():
+            lost = batch[n].filter(known[n].is_nan()).drop_nulls().cast(pl.String)
+            for text, k in lost.value_counts().iter_rows(): counts[text] = counts.get(text, 0) + k
+    said = [f"{k:,} × {text!r} of '{n}'" for n, counts in found.items() for text, k in sorted(counts.items())]
+    return f"Neither yes nor no, so taken as not known: {', '.join(said[:6])}." if said else ""
+
 def describe_lost_labels(
     accepted: Path, # Folder with the accepted rows
     schema: Schema,
@@ -320,6 +333,9 @@ def describe_lost_labels(
     "How many rows have no label that can be learned, with a few labels that are no class."
     counts = {r: int((reasons == i).sum()) for i, r in enumerate(EXCLUSION_REASONS[:3])}
     said = [f"{n:,} × {r}" for r, n in counts.items() if n]
+    if schema.targets: return " ".join(filter(None, [
+        said and f"{sum(counts.values()):,} of {len(reasons):,} rows have no known label and are left out.",
+        _describe_unknown_labels(accepted, schema)]))
     if not said: return ""
     strange = set()
     for batch in read_accepted_batches(accepted, schema.target_columns) if counts[EXCLUSION_REASONS[2]] else ():

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'is_in_last_share', 'split_by_position', 'group_column', 'check_split_params', 'split_key_columns',
-           'needs_row_key', 'split_by_hash', 'split_by_column', 'split_by_files', 'check_splits_usable',
-           'row_positions', 'assign_splits', 'SplitCheck', 'check_split_overlap', 'count_repeated_rows']
+           'needs_row_key', 'split_by_hash', 'rarest_labels', 'split_by_column', 'split_by_files',
+           'check_splits_usable', 'row_positions', 'assign_splits', 'SplitCheck', 'check_split_overlap',
+           'count_repeated_rows']
 
 # %% ../../nbs/data/14_splits.ipynb #205ccfb6
 from fnmatch import fnmatchcase
@@ -128,7 +129,18 @@ def split_by_hash(
     return split_by_position(position, test_share, validation_share, strata)
 
 # %% ../../nbs/data/14_splits.ipynb #7ac0c182
-def _strata(keys, schema): return None if schema.task == "regression" else keys["_target"].to_numpy()
+def rarest_labels(
+    y: np.ndarray, # (n, k) of 1 and 0, NaN where a label is not known
+) -> np.ndarray: # (n,) the number of a label; k for none
+    "Of the labels that a row has, the one that the fewest rows have: rows of one kind, to be dealt out evenly."
+    has = y == 1
+    rank = np.argsort(np.argsort(has.sum(0), kind="stable"), kind="stable")
+    return np.where(has.any(1), np.where(has, rank, y.shape[1]).min(1), y.shape[1])
+
+def _strata(keys, schema):
+    if schema.task == "regression": return None
+    y = keys["_target"].to_numpy()
+    return rarest_labels(y) if schema.targets else y
 
 def _cut_validation_split(keys, splits, params, schema):
     "Cut a validation split off the rows that are `train` in `splits`."
@@ -175,6 +187,13 @@ def _check_not_empty(keys, splits, params, schema):
         raise UserError(f"the {name} split would be empty (prepare.split in params.yaml: method '{params.method}', "
                         f"{len(keys)} rows{times}{purged}); add data, or choose another method or share.")
 
+def _check_labels_usable(y, params, schema):
+    for name, label in zip(schema.targets, y.T):
+        if (label == 1).any() and (label == 0).any(): continue
+        lacks = "no" if (label == 1).any() else "yes"
+        raise UserError(f"the label '{name}' is never {lacks} in the {len(y)} training rows (method '{params.method}'); "
+                        "take it out of `targets` in schema.yaml, or split in another way.")
+
 def check_splits_usable(keys: pl.DataFrame, splits: np.ndarray, params: SplitParams, schema: Schema):
     "Raise `UserError` for an empty split, or a training split that lacks a class or has one value only."
     _check_not_empty(keys, splits, params, schema)
@@ -183,6 +202,7 @@ def check_splits_usable(keys: pl.DataFrame, splits: np.ndarray, params: SplitPar
         if target.n_unique() > 1: return
         raise UserError(f"the target '{schema.target}' is {target[0]:g} in every training row; there is nothing to "
                         f"learn.")
+    if schema.targets: return _check_labels_usable(target.to_numpy(), params, schema)
     absent = [c for i, c in enumerate(schema.classes) if not (target == i).any()]
     if absent:
         raise UserError(f"the class {absent[0]!r} of '{schema.target}' is in no training row ({len(target)} rows, "

@@ -115,6 +115,7 @@ class Recalibration(Struct):
     message: str # why
     log_loss: dict[str, float] # of the validation rows, cross-fitted, by candidate
     uncalibrated: CalibrationMetrics | None = None # on test, of the model's own probabilities
+    labels: list['Recalibration'] | None = None # of a multilabel task: that of each
 
 # %% ../../nbs/evaluate/04_calibration.ipynb #e74e40b9
 def choose_calibration(

@@ -21,6 +21,7 @@ from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..data.row_keys import check_not_learned, content_columns, content_keys
 from .decision_threshold import choose_threshold
+from .label_evaluation import choose_thresholds
 from mlops_nb.evaluate.metrics import (
     METRICS,
     PRIMARY_METRIC,
@@ -158,6 +159,9 @@ def compare_with_model(
         threshold = choose_threshold(rows['valid'].y, other_scores['valid'], own.costs,
                                      rows['valid'].resampling.clusters)
         own = structs.replace(own, threshold=threshold)
+    if task == 'multilabel':
+        own = structs.replace(own, thresholds=choose_thresholds(rows['valid'].y, other_scores['valid'], own.costs,
+                                                                rows['valid'].resampling.clusters))
     metrics = paired_differences(task, test.y, test.scores, other_scores['test'], test.decision_settings, own,
                                  test.resampling, test.own)
     primary = primary_metric(task, own.quantiles)
@@ -188,6 +192,7 @@ def score_with_champion(
         raise UserError(f"it was made for a {theirs.task} task, and this is a {schema.task} task")
     if sorted(theirs.classes or []) != sorted(schema.classes or []):
         was, now = ', '.join(theirs.classes), ', '.join(schema.classes)
+        if schema.targets: raise UserError(f"it predicts the labels {was}, and they are now {now}")
         raise UserError(f"it tells apart {was}, and the classes are now {now}")
     gone = [c for c in predictor.inputs if c not in frame.columns]
     if gone: raise UserError(f"it needs columns that are gone: {', '.join(gone)}")
@@ -227,6 +232,8 @@ def compare_with_champion(
         why = why.rstrip('.').replace(str(champion), 'its bundle') # no path of this machine in a file that is kept
         return Comparison(role, 'champion', f"The {role} {name[:12]} cannot score these rows: {why}.", name)
     own = structs.replace(settings, threshold=champion_threshold(predictor, schema, settings.threshold))
+    if schema.targets and (at := predictor.policy.thresholds):
+        own = structs.replace(own, thresholds=[at[predictor.schema.targets.index(n)] for n in schema.targets])
     metrics = paired_differences(task, rows.y, rows.scores, theirs, settings, own, rows.resampling, rows.own)
     primary = primary_metric(task, settings.quantiles)
     message = describe_difference(task, role, metrics[primary], rows.resampling.confidence_level, primary)

@@ -26,7 +26,7 @@ from ..core.progress import progress_reporter
 from ..core.typed_yaml import read_json, write_json
 from ..data.label_delay import has_late_label
 from ..data.prepare import read_split
-from ..data.splits import is_in_last_share, row_positions
+from ..data.splits import is_in_last_share, rarest_labels, row_positions
 from .evaluation import choose_decision_settings, score_splits, split_resamplings
 from .metrics import DecisionSettings, metric_values, primary_metric
 from .prediction_intervals import interval_metrics_of, needed_calibration_rows
@@ -35,7 +35,7 @@ from ..model.encoder import Encoder
 from ..model.features import load_features
 from ..model.predictor import MODEL_LOADERS, Predictor
 from ..model.processing import prepared_inputs
-from ..train.dataset import to_training_part
+from ..train.dataset import target_array, to_training_part
 from ..train.device import DeviceConfig
 from ..train.learners import FitOptions, find_learner, fit_learner
 from ..train.tuning import apply_tuned_params
@@ -77,7 +77,8 @@ def split_folds(
     place = row_positions(frame, split, schema)
     ahead = is_time_ordered(split, schema)
     if not ahead and split.method != 'group' and schema.entity is None and schema.task != 'regression':
-        place = _rank_within_class(place, frame['_target'].to_numpy())
+        y = frame['_target'].to_numpy()
+        place = _rank_within_class(place, rarest_labels(y) if schema.targets else y)
     block = assign_blocks(place, n_folds + 1 if ahead else n_folds)
     for i in range(1 if ahead else 0, block.max(initial=0) + 1):
         rest, valid = block < i if ahead else block != i, np.zeros(len(frame), bool)
@@ -106,6 +107,9 @@ def skip_reason(
         return f"the quantiles need {needed} calibration rows, half of the validation rows, and there are {half}"
     if schema.task == 'regression':
         return "all rows to learn from have the same value" if np.ptp(y[fold.train]) == 0 else None
+    if schema.targets:
+        absent = [n for n, label in zip(schema.targets, y[fold.train].T) if len(np.unique(label[~np.isnan(label)])) < 2]
+        return f"the label {absent[0]!r} is the same in all rows to learn from" if absent else None
     for name, asked in (('train', schema.classes), ('held_out', schema.classes if schema.task == 'binary' else [])):
         absent = [c for i, c in enumerate(asked) if not (y[getattr(fold, name)] == i).any()]
         if absent: return f"no row {'to learn from' if name == 'train' else 'to be judged'} is {absent[0]!r}"
@@ -123,7 +127,7 @@ def fit_predictor(
     kind = find_learner(learner, params.train)
     features = load_features(project.features_path)
     inputs = {n: prepared_inputs(rows, features, schema) for n, rows in (('train', train), ('valid', validation))}
-    encoder = Encoder.fit(inputs['train'], schema, features, params.train.encoder)
+    encoder = Encoder.fit(inputs['train'], schema, features, params.train.encoder, target_array(inputs['train']))
     parts = tuple(to_training_part(rows, split, encoder, schema, params.train.sample_weight_half_life)
                   for split, rows in inputs.items())
     with progress_reporter(run_name, kind.max_iterations(params.train), f'{kind.unit} at most') as step:
@@ -137,7 +141,7 @@ def fit_predictor(
     scores = score_splits(predictor, judged, params.evaluate, resamplings).scores
     settings = choose_decision_settings(schema.task, validation['_target'].to_numpy(), scores['valid'], params.evaluate,
                                         resamplings['valid'].clusters, schema.quantiles)
-    predictor.policy.threshold = settings.threshold
+    predictor.policy.threshold, predictor.policy.thresholds = settings.threshold, settings.thresholds
     return predictor, settings
 
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #43695105

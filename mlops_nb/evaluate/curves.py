@@ -127,18 +127,26 @@ def residuals_by_prediction(
                                     *quantiles).sort('bin')
 
 # %% ../../nbs/evaluate/11_curves.ipynb #fb9cca16
+def _label_curves(y, scores, labels, thresholds): # As of a binary task for each, of rows of which it is known
+    found = {}
+    for k, (name, known) in enumerate(zip(labels, ~np.isnan(y.T))):
+        of = evaluation_curves('binary', y[known, k], scores[known, k], ['', name], thresholds[k:k + 1])
+        for table, rows in of.items(): found.setdefault(table, []).append(rows)
+    return {table: pl.concat(rows) for table, rows in found.items()}
+
 def evaluation_curves(
     task: str, # binary, multiclass or regression
     y: np.ndarray, # (n,) class index, or value
     scores: np.ndarray, # (n,) or (n, k)
     classes: list[str] | None = None,
-    include: tuple[float, ...] = (), # thresholds that must be among the points of a binary task
+    include: tuple[float, ...] = (), # thresholds that must be among the points of a binary task; of labels one each
 ) -> dict[str, pl.DataFrame]: # Name of the table -> rows; those of a classification with a column `class`
     """The tables behind the curves, by name.
 
     Binary: `threshold_curve`, `score_histogram`; several classes: these, and `class_metrics`; regression:
     `residual_histogram`, `residuals_by_prediction`. Empty where there is no row, or a score or target is not finite.
     """
+    if task == 'multilabel': return _label_curves(y, scores, classes, include)
     if not (len(y) and np.isfinite(y).all() and np.isfinite(scores).all()): return {}
     if task == 'regression':
         return {'residual_histogram': residual_histogram(y, scores),

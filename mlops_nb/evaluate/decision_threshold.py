@@ -193,18 +193,33 @@ def least_squares_line(
     return float(slope), float(y.mean() - slope * x.mean())
 
 # %% ../../nbs/evaluate/01_decision_threshold.ipynb #600426ce
+def _measure_label_calibration(y, scores, labels, confidence_level, clusters): # The mean error, the worst excess
+    found, tables = [], []
+    for k, (name, known) in enumerate(zip(labels, ~np.isnan(y.T))):
+        who = None if clusters is None else np.unique(clusters[known], return_inverse=True)[1]
+        figures, table = measure_calibration('binary', y[known, k], scores[known, k], ['0', name], confidence_level,
+                                             who, len(labels))
+        found.append(figures)
+        tables.append(table)
+    if any(f.expected_calibration_error is None for f in found): return CalibrationMetrics(None), pl.DataFrame()
+    excess = max((f.excess_error for f in found if f.excess_error is not None), default=None)
+    error = float(np.mean([f.expected_calibration_error for f in found]))
+    return CalibrationMetrics(error, excess_error=excess), pl.concat(tables)
+
 def measure_calibration(
-    task: str, # binary, multiclass or regression
-    y: np.ndarray, # (n,) class index, or value
+    task: str, # binary, multiclass, multilabel or regression
+    y: np.ndarray, # (n,) class index, or value; (n, k) of labels, NaN where one is not known
     scores: np.ndarray, # (n,) or (n, k)
-    classes: list[str] | None = None,
+    classes: list[str] | None = None, # or labels
     confidence_level: float = 0.95,
     clusters: np.ndarray | None = None, # (n,) int from 0: rows with the same number are about the same entity
+    n_tests: int = 1, # excess errors of which the worst counts
 ) -> tuple[CalibrationMetrics, pl.DataFrame]: # The figures, and the reliability tables with a column `class`
     "Calibration of a set of predictions."
+    if task == 'multilabel': return _measure_label_calibration(y, scores, classes, confidence_level, clusters)
     if not (len(y) and np.isfinite(y).all() and np.isfinite(scores).all()):
         return CalibrationMetrics(None), pl.DataFrame()
-    n_tests, is_probability = len(classes) if task == 'multiclass' else 1, task != 'regression'
+    n_tests, is_probability = len(classes) if task == 'multiclass' else n_tests, task != 'regression'
     def side(y, scores, name): # the excess and the table of one class, or of the values
         table = calibration_curve(y, scores, is_probability, 10, confidence_level, clusters)
         excess = _relative_excess(table, y, scores, is_probability, n_tests, clusters)

@@ -28,6 +28,7 @@ from mlops_nb.evaluate.decision_threshold import (
     threshold_interval,
 )
 from .fairness import FairnessReport, measure_fairness
+from .label_evaluation import LabelEvaluation, calibrate_labels, choose_thresholds, evaluate_labels
 from mlops_nb.evaluate.metrics import (
     COUNT_METRICS,
     METRICS,
@@ -42,7 +43,7 @@ from .project_metrics import MetricNote, metric_notes, project_metrics
 from .slice_discovery import SliceDiscovery, discover_slices
 from .slices import Slice, SmallSlices, evaluate_slices
 from ..model.features import Features
-from ..model.policy import Policy
+from ..model.policy import Policy, join_labels
 from ..model.predictor import Predictor
 from ..stats.bootstrap import Estimate, Resampling
 from ..train.quantile_boosting import calibration_rows
@@ -77,11 +78,11 @@ class PolicyEffect(Struct):
 class Evaluation(Struct):
     "What is known about a model's quality; `artifacts/evaluation/evaluation.json`."
     dataset: str
-    task: str # binary, multiclass, regression
+    task: str # binary, multiclass, multilabel, regression
     target: str
     learner: str # whose model all figures are about
     selection_reason: str # why it, in a sentence
-    classes: list[str] | None # the second is the event of a binary task
+    classes: list[str] | None # the second is the event of a binary task; of a multilabel task the labels
     primary_metric: str # the metric slices and comparisons are judged by
     better: str # which direction of it is good: higher or lower
     confidence: float # of all intervals
@@ -105,6 +106,7 @@ class Evaluation(Struct):
     policy_effect: PolicyEffect | None = None # on test; None where params.yaml leaves everything to the threshold
     own_metrics: dict[str, MetricNote] = field(default_factory=dict) # those of the project among `metrics`
     intervals: IntervalReport | None = None # on test; None without quantiles. All other figures are about the median
+    labels: list[LabelEvaluation] = field(default_factory=list) # of a multilabel task; `metrics` are means over them
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #634937bc
 def choose_decision_settings(
@@ -120,6 +122,8 @@ def choose_decision_settings(
         tolerance = float(np.std(y) / 4 if params.tolerance is None else params.tolerance)
         return DecisionSettings(tolerance=tolerance, quantiles=quantiles)
     if task == 'multiclass' or not np.isfinite(scores).all(): return DecisionSettings(costs=params.costs)
+    if task == 'multilabel':
+        return DecisionSettings(costs=params.costs, thresholds=choose_thresholds(y, scores, params.costs, clusters))
     return DecisionSettings(choose_threshold(y, scores, params.costs, clusters), params.costs)
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #befe9ae9
@@ -174,7 +178,7 @@ def scored_rows(
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #1918ca25
 def _confusion_matrix(task, y, scores, threshold): # rows[truth][decision]
-    if task == 'regression' or not np.isfinite(scores).all(): return None
+    if task in ('regression', 'multilabel') or not np.isfinite(scores).all(): return None
     decided = (scores >= threshold).astype(int) if task == 'binary' else scores.argmax(1)
     k = 2 if task == 'binary' else scores.shape[1]
     return np.bincount(y.astype(int) * k + decided, minlength=k * k).reshape(k, k).tolist()
@@ -203,6 +207,8 @@ def evaluate_scores(
                  for split, r in rows.items()},
         calibration=measure_calibration(task, y_test, s_test, schema.classes, level, resampling.clusters)[0],
         decision_costs=None, confusion_matrix=_confusion_matrix(task, y_test, s_test, settings.threshold))
+    if task == 'multilabel' and all(np.isfinite(r.scores).all() for r in rows.values()):
+        found.labels = evaluate_labels(rows, params.costs)
     if task == 'binary' and np.isfinite(s_test).all():
         found.decision_costs = measure_decision_costs(y_test, s_test, settings.threshold, params.costs, resampling)
     if task == 'binary' and np.isfinite(validation.scores).all():
@@ -220,6 +226,15 @@ def policy_from_params(
     return policy
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #8a8ded15
+def _calibrate_labels(predictor, y, uncalibrated, params, order, resamplings):
+    rows = {split: EvaluatedRows('multilabel', y[split], s, resampling=resamplings[split],
+                                 classes=predictor.schema.targets) for split, s in uncalibrated.items()}
+    predictor.policy.calibrator, found, found.labels = calibrate_labels(rows['valid'], params, order)
+    if 'test' in rows:
+        found.uncalibrated, _ = measure_calibration('multilabel', y['test'], uncalibrated['test'], rows['test'].classes,
+                                                    params.confidence_level, resamplings['test'].clusters)
+    return found
+
 def fit_calibration(
     predictor: Predictor, # Its policy gets the calibrator
     splits: dict[str, pl.DataFrame], # valid, and test to measure the uncalibrated scores; with `_target`
@@ -236,6 +251,7 @@ def fit_calibration(
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
     time = predictor.schema.event_time
     order = splits['valid'][time].to_physical().to_numpy() if time else None
+    if task == 'multilabel': return _calibrate_labels(predictor, y, uncalibrated, params, order, resamplings)
     predictor.policy.calibrator, found = choose_calibration(task, y['valid'], uncalibrated['valid'], params, order,
                                                             resamplings['valid'].clusters)
     if 'test' in splits:
@@ -311,8 +327,9 @@ def measure_policy_effect(
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #b97d304d
 def _count_overridden(predictor, test, scores, labels, review): # How many, and sentences
-    classes = np.array(predictor.policy.classes, object)
-    alone, truth = predictor.decide(scores), classes[test['_target'].to_numpy().astype(int)]
+    classes, y = np.array(predictor.policy.classes, object), test['_target'].to_numpy()
+    truth = join_labels(y == 1, predictor.policy.classes) if predictor.schema.targets else classes[y.astype(int)]
+    alone = predictor.decide(scores)
     n_overridden = int(((labels != alone) & ~review).sum())
     sentences = [f"{_deciders(predictor)} decide {n_overridden:,} otherwise"] if n_overridden else []
     if review.any() and not review.all():
@@ -334,9 +351,13 @@ def evaluate_predictor(
     counts = tuple(COUNT_METRICS) if getattr(predictor.model, 'log_link', False) else () # poisson, gamma, tweedie
     found = evaluate_scores(predictor.schema, params, rows, splits['test'], simpler, counts)
     found.recalibration, found.own_metrics = scored.recalibration, metric_notes(predictor.features)
+    for label, why in zip(found.labels, scored.recalibration.labels if found.labels else ()): label.recalibration = why
     found.slice_discovery, found.fairness = subgroup_report(predictor, rows, splits, params.min_segment_rows)
     if found.task == 'binary':
         predictor.policy.threshold = found.decision_settings.threshold
+        predictor.policy.costs = structs.asdict(params.costs)
+    if found.task == 'multilabel':
+        predictor.policy.thresholds = found.decision_settings.thresholds
         predictor.policy.costs = structs.asdict(params.costs)
     if found.score_summary['test'].n_not_finite == 0:
         predictor.check_decisions(splits['test'], scored.answers['test'])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from .metrics import METRICS, EvaluatedRows, weighted_metric
 from .slices import bin_column
@@ -196,7 +196,8 @@ _SUMMARY_GAPS = {'binary': ['demographic_parity_difference', 'equalized_odds_dif
                  'multiclass': ['accuracy_difference', 'recall_difference'],
                  'regression': ['bias_difference', 'mae_difference']}
 
-GATED_FAIRNESS_METRIC = {'binary': 'equalized_odds_difference', 'multiclass': 'recall_difference'}
+GATED_FAIRNESS_METRIC = {'binary': 'equalized_odds_difference', 'multiclass': 'recall_difference',
+                         'multilabel': 'equalized_odds_difference'}
 
 # %% ../../nbs/evaluate/07_fairness.ipynb #a0868d83
 def _describe_gap(gap, groups):
@@ -247,7 +248,11 @@ def measure_fairness(
     sensitive_columns: list[str], # columns of `frame`
     min_rows: int = 200, # rows of a group
 ) -> list[FairnessReport]: # One for each column, and for any two together that can be compared
-    "How the groups of the sensitive columns are treated."
+    "How the groups of the sensitive columns are treated; of several labels by each of them."
+    if rows.task == 'multilabel': return [
+        structs.replace(f, column=f"{f.column} ({label})", message=f"{label}: {f.message}")
+        for k, label in enumerate(rows.classes)
+        for f in measure_fairness(rows.of_label(k), frame.filter(~np.isnan(rows.y[:, k])), sensitive_columns, min_rows)]
     if not (np.isfinite(rows.y).all() and np.isfinite(rows.scores).all()):
         why = "nothing can be compared: some scores are not finite."
         return [FairnessReport(c, [], {}, {}, f"By {c} {why}") for c in sensitive_columns]

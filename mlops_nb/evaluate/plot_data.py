@@ -77,6 +77,7 @@ _COLUMNS = {'roc': _CURVES['roc'], 'precision_recall': _CURVES['precision_recall
             'calibration': ('predicted', 'observed'), 'confusion': ('actual', 'predicted'),
             'residuals': ('residual', 'share')}
 _FILES = dict.fromkeys(('binary', 'multiclass'), ('roc', 'precision_recall', 'calibration', 'confusion'))
+_FILES['multilabel'] = _FILES['binary'][:-1]
 _FILES['regression'] = ('calibration', 'residuals')
 
 def evaluation_plots(

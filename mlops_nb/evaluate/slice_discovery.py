@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .metrics import EvaluatedRows, row_loss
+from .metrics import EvaluatedRows, mean_of_known, row_loss
 from .slices import SliceFigure, bin_column, compare_with_rest, primary_metric_and_gap
 from ..stats.bootstrap import Estimate, weighted_mean
 
@@ -28,6 +28,7 @@ def predicted_and_observed(
     scores: np.ndarray, # (n,) or (n, k) scores
 ) -> tuple[np.ndarray, np.ndarray]: # (n,) predicted, (n,) observed
     "Two figures with the same mean, if the predictions are right on average."
+    if task == 'multilabel': return mean_of_known(scores, y), mean_of_known(y, y)
     return (scores.max(1), (scores.argmax(1) == y).astype(float)) if task == 'multiclass' else (scores, y)
 
 def error_measures(
@@ -203,7 +204,7 @@ def _skip_reason(splits, names, min_rows): # `splits`: of `EvaluatedRows`
     return None if names else "every input has the same value in all rows."
 
 # %% ../../nbs/evaluate/06_slice_discovery.ipynb #caf28aea
-_LOSS_NAMES = {'binary': 'log loss', 'multiclass': 'log loss', 'regression': 'absolute error'}
+_LOSS_NAMES = dict.fromkeys(('binary', 'multiclass', 'multilabel'), 'log loss') | {'regression': 'absolute error'}
 
 def _describe_measure(measure, spots, what):
     if not spots: return f"{what} in none"

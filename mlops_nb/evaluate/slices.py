@@ -128,6 +128,10 @@ def primary_metric_and_gap(
 # %% ../../nbs/evaluate/02_slices.ipynb #9aa7c6c5
 def _target_and_scores(rows): # (n, k) each: one column, or one a class of several; NaN where something is not finite
     scores = rows.scores.reshape(len(rows.y), -1).astype(float)
+    if rows.task == 'multilabel': # a label that is not known is at its mean, and predicted exactly
+        mean = ratios_or_nan(np.nansum(rows.y, 0), (known := ~np.isnan(rows.y)).sum(0))
+        target = np.where(known, rows.y, np.nan_to_num(mean))
+        return target, np.where(known, scores, target) if np.isfinite(scores).all() else np.full_like(scores, np.nan)
     several = rows.task == 'multiclass'
     target = (rows.y[:, None] == np.arange(scores.shape[1])) * 1.0 if several else rows.y[:, None].astype(float)
     known = np.isfinite(target).all() and np.isfinite(scores).all()
@@ -261,27 +265,33 @@ def slice_table(
     return pl.DataFrame(rows, schema=types).sort('gap', descending=True, nulls_last=True, maintain_order=True)
 
 # %% ../../nbs/evaluate/02_slices.ipynb #f354ac97
+def _known_residuals(codes, residual, clusters): # Those of rows of which a label is known
+    known = ~np.isnan(residual)
+    return codes[known], residual[known], None if clusters is None else np.unique(clusters[known], return_inverse=True)[1]
+
 def binned_residuals(
     frame: pl.DataFrame, # holds `columns`
     columns: list[str], # the features
-    y: np.ndarray, # (n,) class index, or value
-    scores: np.ndarray, # (n,) scores or values, (n, k) for more than two classes
+    y: np.ndarray, # (n,) class index, or value; (n, k) of labels
+    scores: np.ndarray, # (n,) scores or values, (n, k) for more than two classes, or labels
     classes: list[str] | None = None, # of a classification
     n_bins: int = 10,
     confidence_level: float = 0.95,
     clusters: np.ndarray | None = None, # (n,) int: rows with the same number are about the same entity
 ) -> pl.DataFrame: # feature, class, bin, label, n_rows, mean, low, high
     "The mean residual in each group of each feature, and its interval."
-    if scores.ndim == 2: sides = [(c, (y == k) - scores[:, k]) for k, c in enumerate(classes)]
+    if y.ndim == 2: sides = [(c, y[:, k] - scores[:, k]) for k, c in enumerate(classes)]
+    elif scores.ndim == 2: sides = [(c, (y == k) - scores[:, k]) for k, c in enumerate(classes)]
     else: sides = [(classes[1] if classes else None, y - scores)]
     names, found = [], []
     for column in columns:
         codes, labels = bin_column(frame[column], n_bins)
-        n = np.bincount(codes, minlength=len(labels))
         for name, residual in sides:
-            mean, low, high = mean_interval_by_bin(codes, residual, confidence_level, clusters)
-            names += [(column, name, label) for label in labels]
-            found.append((np.arange(len(n)), n, mean, low, high))
+            of, residual, who = _known_residuals(codes, residual, clusters) if y.ndim == 2 else (codes, residual, clusters)
+            there, at, n = np.unique(of, return_inverse=True, return_counts=True)
+            mean, low, high = mean_interval_by_bin(at, residual, confidence_level, who)
+            names += [(column, name, labels[i]) for i in there]
+            found.append((there, n, mean, low, high))
     if not found: return pl.DataFrame()
     texts = pl.DataFrame(names, dict.fromkeys(('feature', 'class', 'label'), pl.String), orient='row')
     figures = dict(zip(('bin', 'n_rows', 'mean', 'low', 'high'), map(np.concatenate, zip(*found))))

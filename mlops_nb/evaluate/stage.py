@@ -173,7 +173,7 @@ def _evaluation_tables(predictor, found, splits, scored, resampling): # File nam
     if found.recalibration and predictor.policy.calibrator:
         tables['calibration_curve_uncalibrated'] = curve(scored.uncalibrated['test'])
     if schema.task == 'binary': tables['cost_curve'] = cost_curve(y, scores, costs, resampling)
-    chosen = (found.decision_settings.threshold,)
+    chosen = (*(found.decision_settings.thresholds or [found.decision_settings.threshold]),)
     return tables | evaluation_curves(schema.task, y, scores, schema.classes, chosen)
 
 def _write_evaluation(root, found, tables, policy):

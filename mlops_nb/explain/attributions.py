@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['additivity_error', 'checked_contributions', 'feature_importance', 'dependence_curve', 'dependence_points',
-           'FeatureContribution', 'ExplainedRow', 'top3_share', 'explain_row', 'sample_rows', 'AttributionSummary',
-           'AttributionBaseline', 'make_attribution_baseline']
+           'FeatureContribution', 'ExplainedRow', 'top3_share', 'explained_score', 'explain_row', 'sample_rows',
+           'AttributionSummary', 'AttributionBaseline', 'make_attribution_baseline']
 
 # %% ../../nbs/explain/02_attributions.ipynb #d59d22b5
 import numpy as np
@@ -115,6 +115,17 @@ def top3_share(
     return np.divide(size[:, :3].sum(1), total, out=np.full(len(size), np.nan), where=total > 0)
 
 # %% ../../nbs/explain/02_attributions.ipynb #20efc5c7
+def explained_score(
+    task: str, # of the schema
+    y: np.ndarray, # (n,) class index or value, or (n, k) labels, NaN where one is not known
+    scores: np.ndarray, # (n,) or (n, k)
+) -> np.ndarray: # (n,) int
+    "Which score of a row is explained: that of the predicted class, or of the label that was predicted worst."
+    if task != 'multilabel': return scores.argmax(1) if scores.ndim == 2 else np.zeros(len(scores), int)
+    return np.nan_to_num(row_loss('binary', y, scores) * np.where(np.isnan(y), np.nan, 1), nan=-1).argmax(1)
+
+def _without_and_with(label): return [f"no {label}", label]
+
 def explain_row(
     predictor: Predictor,
     row: dict, # one prepared row, with `_source`, `_row`, `_target`
@@ -124,6 +135,10 @@ def explain_row(
 ) -> ExplainedRow:
     "One row as a person reads it."
     task, classes, y = predictor.schema.task, predictor.schema.classes, row['_target']
+    if task == 'multilabel': # as the binary task of one label
+        k = int(explained_score(task, np.array([y]), score[None])[0])
+        task, classes, y, score, attributions = ('binary', _without_and_with(classes[k]), y[k], score[k],
+                                                 attributions[k:k + 1])
     k = int(score.argmax()) if task == 'multiclass' else int(score >= .5)
     part = attributions[k] if task == 'multiclass' else attributions[0]
     share, names = top3_share(part[None])[0], predictor.feature_names

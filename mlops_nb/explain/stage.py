@@ -23,6 +23,7 @@ from mlops_nb.explain.attributions import (
     dependence_curve,
     dependence_points,
     explain_row,
+    explained_score,
     feature_importance,
     make_attribution_baseline,
     sample_rows,
@@ -72,9 +73,9 @@ def _add_local_surrogates(predictor, test, background, at, examples):
         example.local_surrogate = fit_local_surrogate(predictor, _inputs(predictor, test[[int(i)]]), background, ranges)
 
 def _example_rows(predictor, test, sample, parts, scores, n=10): # Best explained, worst predicted
-    decided = scores[sample].argmax(1) if scores.ndim == 2 else np.zeros(len(sample), int)
-    share = top3_share(parts[np.arange(len(sample)), decided])
-    loss, found = row_loss(predictor.schema.task, test['_target'].to_numpy(), scores), []
+    task, y = predictor.schema.task, test['_target'].to_numpy()
+    share = top3_share(parts[np.arange(len(sample)), explained_score(task, y[sample], scores[sample])])
+    loss, found = row_loss(task, y, scores), []
     best = sample[np.argsort(-np.nan_to_num(share, nan=-1), kind='stable')[:n]]
     groups = best, np.argsort(-loss, kind='stable')[:n]
     for at in groups:
@@ -135,7 +136,7 @@ def run_explain(
     return {'rows': len(frame)}
 
 def _explained_classes(schema): # The classes contributions are given for
-    return schema.classes if schema.task == 'multiclass' else [schema.classes[1] if schema.classes else None]
+    return schema.classes if schema.has_class_scores else [schema.classes[1] if schema.classes else None]
 
 # %% ../../nbs/explain/03_stage.ipynb #1f0ccd30
 def _contribution_tables(predictor, frame, parts, features, classes, top):

@@ -119,6 +119,9 @@ def what_if(
     min_difference: float | None = None, # Regression only; None: standard deviation of the reference scores
 ) -> WhatIf:
     "Analyse a row and the same row with other values."
+    if predictor.schema.targets:
+        raise UserError("several labels are predicted, and what would change one of them is asked of that one: take "
+                        "predictor.of_label(label), or --label.")
     row, task = cast_to_schema(row, predictor.schema, predictor.inputs), predictor.schema.task
     if task == 'regression' and min_difference is None: min_difference = float(reference.scores.std())
     changed = pl.DataFrame([row.row(0, named=True) | changes], schema=row.schema)

@@ -18,7 +18,7 @@ from ..core.errors import UserError
 # %% ../../nbs/model/04_lightgbm_text.ipynb #bd115150
 class ModelHeader(Struct, frozen=True):
     "What the header of a model says."
-    n_classes: int # `num_class`: 1 for binary and regression; of several quantiles how many
+    n_classes: int # `num_class`: 1 for binary and regression; of several quantiles or labels how many
     n_trees_per_iteration: int # `num_tree_per_iteration`
     feature_names: list[str]
     n_features: int # `max_feature_idx` + 1
@@ -35,6 +35,7 @@ class ModelHeader(Struct, frozen=True):
     def link(self) -> str | None: # None for an objective that is not known here
         "What is done to predictions before trees are fitted: identity, log, logit or softmax."
         return {'binary sigmoid:1': 'logit', f'multiclass num_class:{self.n_classes}': 'softmax',
+                f'multiclassova num_class:{self.n_classes} sigmoid:1': 'logit',
                 **dict.fromkeys(('regression', 'regression_l1', 'huber', 'quantile'), 'identity'),
                 **dict.fromkeys(('poisson', 'gamma', 'tweedie'), 'log')}.get(self.objective)
 

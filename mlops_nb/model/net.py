@@ -98,7 +98,7 @@ def predict_raw(self:Net,
     p = self.predict(X)
     if self.network.task == "regression": return p
     p = np.clip(p, 1e-15, 1 - 1e-15)
-    return np.log(p) if self.n_classes > 1 else np.log(p / (1 - p))
+    return np.log(p) if self.network.task == "multiclass" else np.log(p / (1 - p))
 
 @patch
 def predict_one(self:Net,
@@ -138,7 +138,7 @@ def _gradients(self:Net, inputs): # (n, m) -> for each raw score (n, m): how it 
     p = ensemble_predict(self.network, member_outputs(self.network, self.weights, inputs))
     if self.network.task != "regression":
         p = p.clamp(1e-15, 1 - 1e-15)
-        p = p.log() if self.n_classes > 1 else p.log() - (1 - p).log()
+        p = p.log() if self.network.task == "multiclass" else p.log() - (1 - p).log()
     raw = p.reshape(len(inputs), -1).sum(0)
     return [torch.autograd.grad(z, inputs, retain_graph=True)[0] for z in raw]
 

@@ -60,9 +60,9 @@ def quantile_transform(
 # %% ../../nbs/model/07_network.ipynb #5a044701
 class NetworkSpec(Struct):
     "Everything of a net but its weights."
-    task: Literal["binary", "multiclass", "regression"]
+    task: Literal["binary", "multiclass", "multilabel", "regression"]
     n_columns: int # of the matrix
-    n_outputs: int # 1; for multiclass one for each class
+    n_outputs: int # 1; one for each class of several, or label
     numeric_columns: list[NumericColumn]
     categorical_columns: list[CategoricalColumn] # the flags of gaps follow them
     bin_edges: list[list[float]] # of the pieces, for each number; empty: without embeddings
@@ -90,8 +90,8 @@ _BACKGROUND_ROWS = 256 # rows
 
 def fit_network_spec(
     X: np.ndarray, # (n, d) train rows from `Encoder.transform`
-    y: np.ndarray, # (n,) class index or value
-    task: str, # binary, multiclass or regression
+    y: np.ndarray, # (n,) class index or value, (n, k) of k labels
+    task: str, # binary, multiclass, multilabel or regression
     params: NetParams = NetParams(),
     *, n_classes: int = 2,
     cat_cardinalities: dict[int, int] = {}, # column of X -> codes it can have
@@ -107,7 +107,7 @@ def fit_network_spec(
     some = X[np.random.default_rng(0).choice(len(X), min(len(X), _BACKGROUND_ROWS), replace=False)]
     background = [[None if np.isnan(x) else float(x) for x in row] for row in some]
     mean, std = (float(y.mean()), float(y.std() or 1)) if regression else (0.0, 1.0)
-    n_outputs = n_classes if task == "multiclass" else 1
+    n_outputs = n_classes if task in ("multiclass", "multilabel") else 1
     return NetworkSpec(task, X.shape[1], n_outputs, numbers, categories, edges, background, params, mean, std)
 
 # %% ../../nbs/model/07_network.ipynb #5aa67893
@@ -154,10 +154,11 @@ def build_network(
 def ensemble_predict(
     network: NetworkSpec,
     logits, # (n, k, outputs)
-): # (n,) probabilities of the event or values; (n, outputs) probabilities for multiclass
+): # (n,) probabilities of the event or values; (n, outputs) probabilities of classes or labels
     "The prediction, from the members' outputs."
     z = logits.double()
     if network.task == "multiclass": return z.softmax(-1).mean(1)
+    if network.task == "multilabel": return z.sigmoid().mean(1)
     if network.task == "binary": return z[..., 0].sigmoid().mean(1)
     return z[..., 0].mean(1) * network.target_std + network.target_mean
 
@@ -165,15 +166,18 @@ def ensemble_predict(
 def training_loss(
     network: NetworkSpec,
     logits, # (n, k, outputs)
-    y, # (n,) float32: class index, or standardised value
+    y, # (n,) float32: class index, or standardised value; (n, outputs) of labels, NaN where one is not known
     sample_weight=None, # (n,) float32
     total_weight=None, # Of the whole batch, where these rows are a part of it; without weights its number of rows
 ): # A scalar
     "The mean loss of rows and members."
     from torch.nn import functional as F
     z = logits.float()
-    each = y[:, None].expand(-1, z.shape[1])
-    if network.task == "multiclass":
+    each = y[:, None].expand(z.shape[0], z.shape[1], *y.shape[1:])
+    if network.task == "multilabel":
+        loss = F.binary_cross_entropy_with_logits(z, each.nan_to_num(), reduction="none")
+        loss = (loss * (known := ~each.isnan())).sum(-1) / known.sum(-1)
+    elif network.task == "multiclass":
         loss = F.cross_entropy(z.flatten(0, 1), each.flatten().long(), reduction="none").view_as(each)
     elif network.task == "binary": loss = F.binary_cross_entropy_with_logits(z[..., 0], each, reduction="none")
     else: loss = (z[..., 0] - each) ** 2

@@ -244,8 +244,16 @@ def _check_scores(where, arrays, schema, known): # `known`: rows that the model 
         raise ProcessingError(f"{where} returned scores of a row that add up to {sums[~right][0]:g}; the probabilities "
                               "of the classes add up to 1.")
 
+def _check_label_decisions(where, arrays, schema):
+    for text in {*arrays["decision"].tolist()} - {None, "none"}:
+        named = text.split(", ") if isinstance(text, str) else [text]
+        if strange := [n for n in named if n not in schema.targets]:
+            raise ProcessingError(f"{where} returned the decision {text!r}, and {strange[0]!r} is none of the labels: "
+                                  f"{', '.join(schema.targets)}.")
+
 def _check_decisions(where, arrays, schema):
     if "decision" not in arrays: return
+    if schema.targets: return _check_label_decisions(where, arrays, schema)
     known, labels = {*schema.classes, None}, arrays["decision"].tolist()
     if strange := [v for v in labels if v not in known]:
         raise ProcessingError(f"{where} returned the decision {strange[0]!r}, which is none of the classes: "

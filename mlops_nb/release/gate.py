@@ -110,13 +110,18 @@ def check_thresholds(
 
 # %% ../../nbs/release/01_gate.ipynb #183a846e
 def check_test_rows(
-    target: np.ndarray, # (n,) class index or value, of the test rows
+    target: np.ndarray, # (n,) class index or value, of the test rows; (n, k) of labels
     classes: list[str] | None, # None: a regression
     params: GateParams,
 ) -> list[GateResult]:
     "There are enough test rows, and enough of the rarest class."
     rules = [check_at_least("test rows", len(target), params.min_test_rows, "The number of test rows")]
     if not classes: return rules
+    if target.ndim == 2: # rows that have a label, or that do not have it: whichever are fewer
+        sides = np.minimum((target == 1).sum(0), (target == 0).sum(0))
+        return rules + [check_at_least("test events", int(sides.min()), params.min_test_events,
+                                       f"The number of test rows with or without the label {classes[sides.argmin()]}, "
+                                       "whichever are fewer,")]
     counts = np.bincount(target.astype(int), minlength=len(classes))
     rarest = int(counts.argmin())
     return rules + [check_at_least("test events", int(counts[rarest]), params.min_test_events,
@@ -286,6 +291,7 @@ def check_calibration_error(
     "The calibration error on the test set, beyond what chance gives a calibrated model."
     if bound is None: return []
     unit = {"binary": "the rate of the rarer class", "multiclass": "the class's own rate",
+            "multilabel": "the rate of the rarer side of the worst label",
             "regression": "the target's standard deviation"}[evaluation.task]
     return [check_at_most("calibration", evaluation.calibration.excess_error, bound,
                           f"The calibration error beyond chance, as a share of {unit},")]

@@ -172,6 +172,11 @@ def _message(name, without=(), **properties):
     return {**schema, 'properties': {k: v for k, v in schema['properties'].items() if k not in without} | properties}
 
 # %% ../../nbs/serve/11_openapi.ipynb #5ba18fd2
+def _labels_schema(labels): # Of a row: those it has, or 0 or 1 of those that are known
+    return {'anyOf': [{'type': 'array', 'items': {'enum': labels}, 'uniqueItems': True},
+                      {'type': 'object', 'properties': {n: {'enum': [0, 1, False, True, None]} for n in labels},
+                       'additionalProperties': False, 'minProperties': 1}, _TEXT, {'type': 'null'}]}
+
 def endpoint_json_schemas(
     name: str, # Of the endpoint
     predictor: Predictor,
@@ -183,11 +188,13 @@ def endpoint_json_schemas(
     def by_class(shape): return shape if task == 'regression' else by_name(shape) # of quantiles the median's
     score, label = by_name(_NUMBER), {'type': ['number', 'null']} if task == 'regression' else {'enum': [*classes,
                                                                                                           None]}
+    if predictor.schema.targets: label = _labels_schema(classes)
+    left_out = ('decision', 'needs_review') if task == 'regression' else ()
+    if not predictor.schema.targets: left_out += ('labels',)
     shares = by_class({'type': 'object', 'additionalProperties': _NUMBER})
     return {f'{name}.Row': row_json_schema(predictor),
             f'{name}.PredictRequest': _rows_body(row, _ANY_OBJECT), f'{name}.ExplainRequest': _rows_body(row, _VERSION),
-            f'{name}.Prediction': _message('Prediction', ('decision', 'needs_review') if task == 'regression' else (),
-                                           score=score),
+            f'{name}.Prediction': _message('Prediction', left_out, score=score),
             f'{name}.PredictResponse': _message('PredictResponse', predictions=_array(_ref(f'{name}.Prediction'))),
             f'{name}.RowContributions': _message('RowContributions', score=score, raw_score=by_class(_NUMBER),
                                                  base_value=by_class(_NUMBER), contributions=shares),
@@ -292,6 +299,7 @@ def _operation(route, name, examples, auth_required, endpoint_headers):
 def _examples(predictor, row):
     "An example body for each kind of request, by its handler."
     columns, label = predictor.schema.columns, (predictor.schema.classes or [12.5])[-1]
+    if predictor.schema.targets: label = [label]
     inputs = [{'name': c, 'datatype': COLUMN_DATATYPES[columns[c].type], 'shape': [1], 'data': [row[c]]}
               for c in predictor.request_columns]
     return {'infer': {'id': 'my-1', 'inputs': inputs}, 'predict': {'instances': [row]}, 'explain': {'instances': [row]},

@@ -146,7 +146,7 @@ class ScoredRows(NamedTuple):
     "Rows of which scores and outcomes are known."
     frame: pl.DataFrame # (n rows) with the segment columns
     scores: dict[str, np.ndarray] # By score column: (n,) as they are answered
-    observed: dict[str, np.ndarray] # By score column with an outcome: (n,) 1 for event or class, else 0; or the target
+    observed: dict[str, np.ndarray] # By score column with an outcome: (n,) 1 for event, class or label, else 0; or the target
 
 def score_histogram(
     scores: np.ndarray, # (n,)
@@ -157,8 +157,9 @@ def score_histogram(
 
 # %% ../../nbs/stats/06_monitoring_baseline.ipynb #19c53cd5
 def _calibration(histograms, scored, inside=slice(None)):
-    return {name: calibration_bins(histograms[name].edges, scored.scores[name][inside], y[inside])
-            for name, y in scored.observed.items()}
+    known = {name: ~np.isnan(y[inside]) for name, y in scored.observed.items()} # a label may not be known of a row
+    return {name: calibration_bins(histograms[name].edges, scored.scores[name][inside][known[name]],
+                                   y[inside][known[name]]) for name, y in scored.observed.items()}
 
 def _with_scores(segment, histograms, bins, valid, test):
     s = segment.segment

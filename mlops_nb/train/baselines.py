@@ -25,7 +25,7 @@ from ..core.files import atomic_dir
 from ..core.typed_yaml import write_json
 from ..model.encoder import FIRST_KEPT_CODE, Encoder
 from ..model.features import load_features
-from .dataset import check_target, read_model_inputs, target_array
+from .dataset import check_target, cross_fit_columns, read_model_inputs, target_array
 
 # %% ../../nbs/train/04_baselines.ipynb #24c70b99
 def fit_constant(
@@ -35,6 +35,7 @@ def fit_constant(
 ) -> dict: # `score`: what every row gets; `median` for a regression
     "The best answer that looks at no column."
     if task == 'regression': return dict(score=float(np.mean(y)), median=float(np.median(y)))
+    if task == 'multilabel': return dict(score=np.nanmean(y, 0).tolist())
     shares = np.bincount(y.astype(int), minlength=n_classes) / len(y)
     return dict(score=float(shares[1]) if task == 'binary' else shares.tolist())
 
@@ -247,7 +248,7 @@ class BaselineModels(Struct):
     classes: list[str] | None
     constant: dict[str, float | list[float]]
     linear: str # the kind of model
-    penalty: float # chosen on the validation rows
+    penalty: float | list[float] # chosen on the validation rows; of several labels that of each
     converged: bool
     rows: int # training rows the linear model saw
     columns: int # of its matrix
@@ -273,7 +274,11 @@ class Baselines(NamedTuple):
     constant: dict # From `fit_constant`
     encoder: Encoder
     preprocessor: LinearPreprocessor
-    linear: LinearModel
+    linear: list[LinearModel] # one; of several labels one for each
+
+def _predict_linear_models(fitted, M):
+    if fitted.task != 'multilabel': return predict_linear(*fitted.linear, M, fitted.task, fitted.n_classes)
+    return np.column_stack([predict_linear(model, M, 'binary') for model in fitted.linear])
 
 def score_baselines(
     project: Project,
@@ -284,15 +289,20 @@ def score_baselines(
     "Both baselines' scores of a prepared split."
     frame = read_model_inputs(project, split, ['_source', '_row'])
     matrices = (fitted.preprocessor.transform(fitted.encoder.transform(rows)) for rows in frame.iter_slices(batch_rows))
-    linear = np.concatenate([predict_linear(fitted.linear, M, fitted.task, fitted.n_classes) for M in matrices])
+    linear = np.concatenate([_predict_linear_models(fitted, M) for M in matrices])
     constant = np.broadcast_to(fitted.constant['score'], linear.shape)
     return frame.select('_source', '_row', split=pl.lit(split)).with_columns(constant=_to_series(constant),
                                                                             linear=_to_series(linear))
 
 # %% ../../nbs/train/04_baselines.ipynb #7e74bed5
+def _sides(schema, train, valid): # The rows of each linear model: all, or those of which a label is known
+    if not schema.targets: return [(train, valid)]
+    label = lambda rows, k: rows.with_columns(pl.col('_target').arr.get(k)).filter(pl.col('_target').is_not_nan())
+    return [(label(train, k), label(valid, k)) for k in range(len(schema.targets))]
+
 def fit_baselines(
     project: Project,
-    train: pl.DataFrame, # From `read_model_inputs`, with `_target`
+    train: pl.DataFrame, # From `read_model_inputs`, with `_target` and the entity where there is one
     valid: pl.DataFrame, # Likewise; they choose the penalty
 ) -> tuple[Baselines, BaselineModels]: # To score with, and to read
     "Fit both baselines."
@@ -300,14 +310,16 @@ def fit_baselines(
     task, n_classes = schema.task, len(schema.classes or [])
     constant = fit_constant(target_array(train), task, n_classes)
     if schema.quantiles: constant['score'] = constant['median'] # which is what is predicted
-    train, valid = (_sample(frame, params.seed, n_classes) for frame in (train, valid))
+    sides = [tuple(_sample(rows, params.seed, n_classes) for rows in side) for side in _sides(schema, train, valid)]
     kept = EncoderParams(min_category_count=params.encoder.min_category_count, max_categories=MAX_LINEAR_CATEGORIES)
-    encoder = Encoder.fit(train, schema, features, kept)
-    X = encoder.transform(train)
-    preprocessor = fit_linear_preprocessor(encoder, X)
-    M, M_valid = preprocessor.transform(X), preprocessor.transform(encoder.transform(valid))
-    linear = fit_linear(M, target_array(train), M_valid, target_array(valid), task, n_classes)
-    about = BaselineModels(task, schema.classes, constant, linear.kind, linear.penalty, linear.converged, *M.shape)
+    encoder = Encoder.fit(sides[0][0], schema, features, kept)
+    preprocessor = fit_linear_preprocessor(encoder, encoder.transform(sides[0][0]))
+    parts = [[(preprocessor.transform(encoder.transform(rows)), target_array(rows)) for rows in side] for side in sides]
+    one = 'binary' if schema.targets else task
+    linear = [fit_linear(*some, *valid, one, n_classes) for some, valid in parts]
+    penalties, converged = [model.penalty for model in linear], all(model.converged for model in linear)
+    about = BaselineModels(task, schema.classes, constant, linear[0].kind,
+                           penalties if schema.targets else penalties[0], converged, *parts[0][0][0].shape)
     return Baselines(task, n_classes, constant, encoder, preprocessor, linear), about
 
 # %% ../../nbs/train/04_baselines.ipynb #6172cca7
@@ -316,7 +328,8 @@ def run_baselines(
 ) -> dict: # What was measured: `rows`, `columns`
     "The stage `baseline`: `artifacts/prepared/` to `artifacts/models/baseline/`."
     project = Project.open(root)
-    train, valid = (read_model_inputs(project, split, ['_target']) for split in ('train', 'valid'))
+    columns = ['_target', *cross_fit_columns(project)]
+    train, valid = (read_model_inputs(project, split, columns) for split in ('train', 'valid'))
     for split, frame in (('train', train), ('valid', valid)): check_target(target_array(frame), split, project.schema)
     fitted, about = fit_baselines(project, train, valid)
     scores = pl.concat([score_baselines(project, split, fitted) for split in ('valid', 'test')])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainingPart', 'exponential_decay_weights', 'target_array', 'check_target', 'to_training_part', 'read_model_inputs',
-           'read_training_parts', 'eval_metric_name', 'LossCurvePoint', 'FitResult', 'training_fingerprint']
+           'cross_fit_columns', 'read_training_parts', 'eval_metric_name', 'LossCurvePoint', 'FitResult',
+           'training_fingerprint']
 
 # %% ../../nbs/train/00_dataset.ipynb #5fbe2888
 import hashlib
@@ -28,7 +29,7 @@ from ..model.processing import prepared_inputs, preprocess_inputs
 class TrainingPart(NamedTuple):
     "Rows to train on, or to validate with."
     X: np.ndarray # (n, k) float64, from `Encoder.transform`
-    y: np.ndarray # (n,) float64, class index or value
+    y: np.ndarray # (n,) float64, class index or value; (n, k) of 1, 0 and NaN for k labels
     weights: np.ndarray | None = None # (n,), > 0
 
 # %% ../../nbs/train/00_dataset.ipynb #ed8416c5
@@ -48,19 +49,23 @@ def exponential_decay_weights(
 # %% ../../nbs/train/00_dataset.ipynb #61781fc5
 def target_array(
     frame: pl.DataFrame, # Prepared rows
-) -> np.ndarray: # (n,) float64, class index or value; NaN where it is missing
+) -> np.ndarray: # (n,) float64, class index or value, (n, k) for k labels; NaN where it is missing
     "The target of prepared rows."
+    if frame['_target'].dtype.base_type() == pl.Array: return frame['_target'].to_numpy().copy()
     return frame['_target'].cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 # %% ../../nbs/train/00_dataset.ipynb #a55c79a2
 def check_target(
-    y: np.ndarray, # (n,) of one split
+    y: np.ndarray, # (n,) of one split, or (n, k)
     split: str, # Its name in the message
     schema: Schema,
 ):
     "Raise `UserError` if `y` is empty, not finite, or all the same in the train split."
     fix = "look at `prepare` in params.yaml (split, validation, test) and at the filter of schema.yaml."
     if not len(y): raise UserError(f"the {split} split has no rows; {fix}")
+    if schema.targets:
+        for k, label in enumerate(y.T): check_target(label[~np.isnan(label)], split, schema.label_schema(k))
+        return
     if bad := int((~np.isfinite(y)).sum()):
         raise UserError(f"the target '{schema.target}' is missing or infinite in {bad} rows of the {split} split; "
                         "correct it, or leave such rows out with a filter in schema.yaml.")
@@ -71,7 +76,7 @@ def check_target(
 
 # %% ../../nbs/train/00_dataset.ipynb #c2d8f8d6
 def to_training_part(
-    frame: pl.DataFrame, # The inputs of the encoder and `_target`; the event time where rows are weighted
+    frame: pl.DataFrame, # The inputs of the encoder and `_target`; event time and entity of train rows where needed
     split: str, # train or valid: the name in a message; only train rows are weighted
     encoder: Encoder,
     schema: Schema,
@@ -81,9 +86,9 @@ def to_training_part(
     be learned."""
     y = target_array(frame)
     check_target(y, split, schema)
-    weighted = half_life and split == 'train'
-    return TrainingPart(encoder.transform(frame), y,
-                        exponential_decay_weights(frame[schema.event_time], half_life) if weighted else None)
+    if split != 'train': return TrainingPart(encoder.transform(frame), y)
+    weights = exponential_decay_weights(frame[schema.event_time], half_life) if half_life else None
+    return TrainingPart(encoder.transform_training(frame, y, schema), y, weights)
 
 # %% ../../nbs/train/00_dataset.ipynb #bd073f43
 def read_model_inputs(
@@ -97,6 +102,15 @@ def read_model_inputs(
     if features.preprocess: needed += preprocess_inputs(features, schema)
     return prepared_inputs(read_split(project.root, split, needed), features, schema)
 
+# %% ../../nbs/train/00_dataset.ipynb #f5cfde4a
+def cross_fit_columns(
+    project: Project,
+) -> list[str]: # The entity, or none
+    "What training rows are grouped by beside the inputs."
+    schema = project.schema
+    texts = 'text' in feature_kinds(schema, load_features(project.features_path)).values()
+    return [schema.entity] if schema.entity and texts else []
+
 # %% ../../nbs/train/00_dataset.ipynb #610aa9bd
 def read_training_parts(
     project: Project,
@@ -109,7 +123,7 @@ def read_training_parts(
                         "name the column that says when a row was true, or set it to null.")
     for split in ('train', 'valid'):
         time = [schema.event_time] if half_life and split == 'train' else []
-        frame = read_model_inputs(project, split, ['_target', *time])
+        frame = read_model_inputs(project, split, ['_target', *cross_fit_columns(project), *time])
         yield to_training_part(frame, split, encoder, schema, half_life)
 
 # %% ../../nbs/train/00_dataset.ipynb #c79b502c

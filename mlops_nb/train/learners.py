@@ -33,10 +33,12 @@ from mlops_nb.train.dataset import (
     TrainingPart,
     eval_metric_name,
     read_model_inputs,
+    target_array,
     training_fingerprint,
 )
 from .device import DeviceConfig
 from .gbdt import GbdtJob, fit_gbdt
+from .label_boosting import fit_labels
 from .launcher import fit_net_distributed
 from .net_trainer import TrainingJob, fit_net
 from .quantile_boosting import fit_quantiles
@@ -79,6 +81,7 @@ def _fit_gbdt(parts, schema, encoder, params, init_model, options):
     job = GbdtJob(schema.task, params, len(schema.classes or []), encoder.categorical, options.n_threads, checkpoint,
                   init_model)
     fit = partial(fit_quantiles, quantiles=schema.quantiles) if schema.quantiles else fit_gbdt
+    if schema.targets: fit = fit_labels
     try: return fit(*parts, job, **_callbacks(options, key))
     except lgb.basic.LightGBMError as e:
         raise UserError(f"LightGBM cannot train on artifacts/prepared with these params: {e}; look at train.gbdt in "
@@ -149,6 +152,9 @@ def fit_learner(
     if schema.quantiles and learner != 'gbdt':
         raise UserError(f"schema.yaml asks for quantiles, and the learner {learner} predicts one value; "
                         "let train.learners be [gbdt], or remove the quantiles.")
+    if schema.targets and learner not in LEARNERS:
+        raise UserError(f"schema.yaml asks for several labels at once, and the own learner {learner} predicts one "
+                        f"target; let train.learners be of {', '.join(LEARNERS)}, or make a project for each label.")
     return find_learner(learner, params).fit(parts, schema, encoder, params, init_model, options)
 
 # %% ../../nbs/train/15_learners.ipynb #bb125996
@@ -214,4 +220,5 @@ def resolve_init_model(
         folder = project.root / params.init_model
         check_init_model(project, 'valid')
         return open_init_model(folder, learner, schema, features)
-    return InitModel(None, Encoder.fit(read_model_inputs(project, 'train'), schema, features, params.encoder), None)
+    rows = read_model_inputs(project, 'train', ['_target'])
+    return InitModel(None, Encoder.fit(rows, schema, features, params.encoder, target_array(rows)), None)

@@ -61,6 +61,8 @@ def predict_net_rows(network, net, rows: NetRows, device=None, n_chunks: int | N
 def unreduced_losses(network, p, y): # (n,), from answers (n,) or (n, classes) and the rows' `y`
     "Minus the log of the probability of what happened, or the squared error."
     if network.task == "regression": return (y * network.target_std + network.target_mean - p) ** 2
+    if network.task == "multilabel": # the mean over the labels that are known
+        return -(y * p + (1 - y) * (1 - p)).clamp_min(1e-15).log().nanmean(1)
     likely = p.gather(1, y.long()[:, None])[:, 0] if network.task == "multiclass" else (y * p + (1 - y) * (1 - p))
     return -likely.clamp_min(1e-15).log()
 
@@ -275,7 +277,7 @@ class TrainingJob(Struct):
 # %% ../../nbs/train/08_net_trainer.ipynb #6de87222
 def _open_network(train, validation, job):
     "What is to be trained and, where it goes on from an earlier net, its weights."
-    if job.task != "regression":
+    if job.task in ("binary", "multiclass"):
         n_classes = job.n_classes if job.task == "multiclass" else 2
         for split, rows in (("train", train), ("valid", validation)): check_classes(rows.y, split, n_classes)
     if job.init_model: return open_init_net(job.init_model, job.params)

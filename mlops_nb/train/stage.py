@@ -61,6 +61,7 @@ def warn_unseen_classes(
     schema: Schema,
 ) -> None:
     "Say on the error stream which classes no train row has."
+    if schema.targets: return # a label that no row has is refused
     unseen = [c for i, c in enumerate(schema.classes or []) if not (y == i).any()]
     if unseen:
         print(f"train: no train row has the class {', '.join(map(repr, unseen))} of '{schema.target}', so no model "
