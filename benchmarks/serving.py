@@ -70,6 +70,43 @@ def answer(path, body, headers=()):
     finally: c.close()
 
 
+GUARD = """
+import os, signal, sys
+sys.stdin.read()
+os.killpg(int(sys.argv[1]), signal.SIGKILL)
+"""
+
+
+@contextmanager
+def ended_with_us(p):
+    "The process group of `p` ends with this process, even where that is killed: a child waits for our end of its pipe."
+    guard = subprocess.Popen([sys.executable, "-c", GUARD, str(p.pid)], stdin=subprocess.PIPE, start_new_session=True)
+    try: yield
+    finally:
+        guard.kill() # all is ended properly: the number of the group may be another's by now
+        guard.wait()
+        guard.stdin.close()
+
+
+@contextmanager
+def ending(p):
+    "Stops a server with all its children at the end, and waits for its port."
+    try: yield
+    finally:
+        family = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
+        for stop in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError): os.killpg(p.pid, stop)
+            psutil.wait_procs(family, timeout=8 if stop == signal.SIGTERM else 2)
+            for child in family:
+                with suppress(psutil.NoSuchProcess): child.send_signal(stop)
+        p.wait(10)
+        for _ in range(200):
+            with suppress(OSError), socket.socket() as s:
+                s.bind(("127.0.0.1", PORT))
+                break
+            time.sleep(0.05)
+
+
 @contextmanager
 def serving(command, folder, path, body, env=(), within=120):
     "Yields the process and the seconds until it answered; stopped with all its children at the end."
@@ -77,7 +114,7 @@ def serving(command, folder, path, body, env=(), within=120):
         clock = time.perf_counter()
         p = subprocess.Popen(list(map(str, command)), cwd=folder, env={**ENV, **dict(env)}, stdout=log, stderr=log,
                              start_new_session=True)
-        try:
+        with ended_with_us(p), ending(p):
             while True:
                 with suppress(OSError, http.client.HTTPException):
                     if answer(path, body.partition(b"\n")[0])[0] == 200: break
@@ -85,19 +122,6 @@ def serving(command, folder, path, body, env=(), within=120):
                     raise SystemExit(f"{command[0]} did not answer: {(folder / 'server.log').read_text()[-1500:]}")
                 time.sleep(0.02)
             yield p, time.perf_counter() - clock
-        finally:
-            family = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
-            for stop in (signal.SIGTERM, signal.SIGKILL):
-                with suppress(ProcessLookupError): os.killpg(p.pid, stop)
-                psutil.wait_procs(family, timeout=8 if stop == signal.SIGTERM else 2)
-                for child in family:
-                    with suppress(psutil.NoSuchProcess): child.send_signal(stop)
-            p.wait(10)
-            for _ in range(200):
-                with suppress(OSError), socket.socket() as s:
-                    s.bind(("127.0.0.1", PORT))
-                    break
-                time.sleep(0.05)
 
 
 def load(folder, path, body, connections, each, trace="", on_warm=lambda: None):
