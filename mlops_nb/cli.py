@@ -179,7 +179,7 @@ def init_command(
 # %% ../nbs/98_cli.ipynb #1b02ddbb
 @app.command("ingest")
 def ingest_command(
-    data: Annotated[str, typer.Argument(help="A file, a folder, a glob or a database URL.")],
+    data: Annotated[str, typer.Argument(help="A file, a folder, a glob, a database URL or a prefix such as s3://…")],
     replace: Annotated[bool, typer.Option(
         "--replace", help="Replace rows that came from files of the same name.")] = False,
     separator: SeparatorOption = None,
@@ -188,14 +188,18 @@ def ingest_command(
     comment: CommentOption = None,
     table: _TableOption = None,
     query: _QueryOption = None,
+    watermark: Annotated[str, typer.Option(
+        help="A column of the table that only grows; nothing is read while its largest value stays.")] = "",
 ):
     "Bring data into this project; the same data twice adds nothing."
     from mlops_nb.config.schema import read_schema
-    from mlops_nb.data.ingest import dvc_add_data, ingest
+    from mlops_nb.data.incremental_ingest import ingest_new
+    from mlops_nb.data.ingest import dvc_add_data
     from mlops_nb.data.sources import ReadOptions
     root = Path(".")
-    done = ingest(data, root, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
-                  options=ReadOptions(separator, encoding, table, query, skip, comment))
+    done = ingest_new(data, root, watermark, time_column=read_schema(root / "schema.yaml").event_time, replace=replace,
+                      options=ReadOptions(separator, encoding, table, query, skip, comment))
+    if done is None: return print("There is nothing new.")
     dvc_add_data(root)
     empty = sum(not f.rows for f in done.added)
     print(f"Data batches: {len(done.added)} new with {done.rows:,} rows, {len(done.skipped)} known already"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['models_app', 'SeparatorOption', 'EncodingOption', 'SkipOption', 'CommentOption', 'report_app', 'key_app',
-           'bundle_app', 'log_app', 'MODEL_EXAMPLES', 'split_commas', 'score_command', 'stream_command',
+           'bundle_app', 'log_app', 'control_app', 'MODEL_EXAMPLES', 'split_commas', 'score_command', 'stream_command',
            'report_run_command', 'what_if_command', 'model_card_command', 'export_onnx_command', 'import_command',
            'compress_command', 'serve_command', 'key_add_command', 'key_list_command', 'key_revoke_command',
            'bundle_keygen_command', 'bundle_sign_command', 'log_compact_command', 'log_audit_command',
@@ -327,10 +327,20 @@ def capacity_command(
     print(estimate_cores(steps, requests_per_second, p99_ms).message)
 
 # %% ../nbs/94_model_commands.ipynb #af699f68
-@models_app.command("control")
-def control_command():
+control_app = typer.Typer(invoke_without_command=True)
+models_app.add_typer(control_app, name="control")
+
+@control_app.callback()
+def control_command(
+    context: typer.Context,
+    ui: Annotated[bool, typer.Option("--ui", help="Serve the page for the people on duty too, and its API.")] = False,
+):
     "Run schedules, and the runs that are asked for, until it is stopped; several may run on several machines."
+    if context.invoked_subcommand: return
     from mlops_nb.control.controller import run_controller
+    if ui:
+        from mlops_nb.console.server import start_console
+        print(f"The operations page is at {start_console('.')}", flush=True)
     run_controller(Path("."))
 
 # %% ../nbs/94_model_commands.ipynb #64706828
@@ -353,7 +363,7 @@ MODEL_EXAMPLES = {
     "capacity": ["mlops-nb capacity --requests-per-second 500 --p99-ms 20 --measure"],
     "report run": ["mlops-nb report run data", "mlops-nb report run evaluation --output evaluation.html"],
     "model-card": ["mlops-nb model-card --output card.html"],
-    "control": ["mlops-nb control"],
+    "control": ["mlops-nb control", "mlops-nb control --ui"],
     "compress": ["mlops-nb compress --n-trees 30"],
     "export-onnx": ["mlops-nb export-onnx --output onnx"],
 }

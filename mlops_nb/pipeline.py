@@ -135,7 +135,8 @@ _PLOTS = {"Calibration": ("evaluation/calibration", "predicted", "observed", "li
           "Feature importance": ("importance", "importance", "feature", "bar_horizontal_sorted")}
 
 def _dvc_plots(task):
-    own = _REGRESSION_PLOTS if task == "regression" else _CLASSIFICATION_PLOTS
+    own = dict(_REGRESSION_PLOTS if task == "regression" else _CLASSIFICATION_PLOTS)
+    if task == "multilabel": del own["Confusion matrix"] # each label has one, on the page
     plots = [{title: dict(template=template, x=x, y={f"artifacts/plots/{name}.csv": y}, x_label=x.replace("_", " "),
                           y_label=y.replace("_", " "))} for title, (name, x, y, template) in (own | _PLOTS).items()]
     curves = dict(x="iteration", y=["train", "valid"], y_label="loss") # of each file in the folder
@@ -143,7 +144,7 @@ def _dvc_plots(task):
 
 # %% ../nbs/90_pipeline.ipynb #53c0d763
 def dvc_yaml(
-    task: str = "binary", # binary, multiclass or regression
+    task: str = "binary", # binary, multiclass, multilabel or regression
 ) -> str: # YAML
     "The text of `dvc.yaml`."
     from io import StringIO

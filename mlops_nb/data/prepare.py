@@ -212,6 +212,10 @@ class SplitSummary(Struct):
     time: tuple[str, str] | None = None # the first and the last event, ISO
     known_labels: dict[str, int] | None = None # of a multilabel task: rows of which each label is known
 
+    def share_of(self, name: str) -> float:
+        "The share of the rows of a class, or of those of which a label is known that have it."
+        return self.target.get(name, 0) / max(self.known_labels[name] if self.known_labels else self.rows, 1)
+
 class Lineage(Struct):
     "The hashes of what the data set was made from."
     data: str | None # of data/manifest.json

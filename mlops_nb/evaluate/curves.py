@@ -88,16 +88,20 @@ def class_metrics(
     classes: list[str], # k names
 ) -> pl.DataFrame: # class, n_rows, n_predicted, precision, recall, f1, roc_auc, average_precision; a row a class
     "The figures of each class against the rest; null where one is undefined."
-    decided, ones, rows = scores.argmax(1), np.ones(len(y)), []
-    for k, name in enumerate(classes):
-        truth, taken = (y == k) * 1., (decided == k) * 1.
-        hit, n, m = truth @ taken, truth.sum(), taken.sum()
-        ratios = [float(ratios_or_nan(a, b)) for a, b in ((hit, m), (hit, n), (2 * hit, n + m))]
-        areas = [float(of(truth, scores[:, k])(ones)) for of in (roc_auc, average_precision)]
-        rows.append((name, int(n), int(m), *ratios, *areas))
+    decided = scores.argmax(1)
+    return _class_table(_class_figures(name, (y == k) * 1., (decided == k) * 1., scores[:, k])
+                        for k, name in enumerate(classes))
+
+def _class_figures(name, truth, taken, scores): # (n,) 0 or 1: is a row of the class, is it decided for
+    hit, n, m, ones = truth @ taken, truth.sum(), taken.sum(), np.ones(len(truth))
+    ratios = [float(ratios_or_nan(a, b)) for a, b in ((hit, m), (hit, n), (2 * hit, n + m))]
+    areas = [float(of(truth, scores)(ones)) for of in (roc_auc, average_precision)]
+    return name, int(n), int(m), *ratios, *areas
+
+def _class_table(rows):
     types = dict.fromkeys(('precision', 'recall', 'f1', 'roc_auc', 'average_precision'), pl.Float64)
     schema = {'class': pl.String, 'n_rows': pl.Int64, 'n_predicted': pl.Int64} | types
-    return pl.DataFrame(rows, schema=schema, orient='row').fill_nan(None)
+    return pl.DataFrame([*rows], schema=schema, orient='row').fill_nan(None)
 
 # %% ../../nbs/evaluate/11_curves.ipynb #0573e07c
 def residual_histogram(
@@ -128,11 +132,14 @@ def residuals_by_prediction(
 
 # %% ../../nbs/evaluate/11_curves.ipynb #fb9cca16
 def _label_curves(y, scores, labels, thresholds): # As of a binary task for each, of rows of which it is known
-    found = {}
+    if not np.isfinite(scores).all(): return {}
+    found, rows = {}, []
     for k, (name, known) in enumerate(zip(labels, ~np.isnan(y.T))):
+        if known.any(): rows.append(_class_figures(name, y[known, k], (scores[known, k] >= thresholds[k]) * 1.,
+                                                   scores[known, k]))
         of = evaluation_curves('binary', y[known, k], scores[known, k], ['', name], thresholds[k:k + 1])
-        for table, rows in of.items(): found.setdefault(table, []).append(rows)
-    return {table: pl.concat(rows) for table, rows in found.items()}
+        for table, curve in of.items(): found.setdefault(table, []).append(curve)
+    return {table: pl.concat(curves) for table, curves in found.items()} | {'class_metrics': _class_table(rows)}
 
 def evaluation_curves(
     task: str, # binary, multiclass or regression

@@ -108,6 +108,11 @@ class Evaluation(Struct):
     intervals: IntervalReport | None = None # on test; None without quantiles. All other figures are about the median
     labels: list[LabelEvaluation] = field(default_factory=list) # of a multilabel task; `metrics` are means over them
 
+    @property
+    def has_class_scores(self) -> bool:
+        "Has a row a score for each class, or label?"
+        return self.task in ('multiclass', 'multilabel')
+
 # %% ../../nbs/evaluate/10_evaluation.ipynb #634937bc
 def choose_decision_settings(
     task: str, # binary, multiclass or regression
@@ -124,7 +129,7 @@ def choose_decision_settings(
     if task == 'multiclass' or not np.isfinite(scores).all(): return DecisionSettings(costs=params.costs)
     if task == 'multilabel':
         return DecisionSettings(costs=params.costs, thresholds=choose_thresholds(y, scores, params.costs, clusters))
-    return DecisionSettings(choose_threshold(y, scores, params.costs, clusters), params.costs)
+    return DecisionSettings(choose_threshold(y, scores, params.costs, clusters), costs=params.costs)
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #befe9ae9
 def entity_clusters(

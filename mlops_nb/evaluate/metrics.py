@@ -115,10 +115,10 @@ def excess_log_loss(
 class DecisionSettings(Struct, frozen=True):
     "What turns scores into decisions, and decisions into money."
     threshold: float = 0.5 # binary: act on rows whose score is at least this
-    thresholds: list[float] | None = None # multilabel: that of each label
     costs: CostParams = field(default_factory=CostParams) # binary: money spent on each outcome
     tolerance: float = 1.0 # regression: an error up to this counts as near enough, in units of the target
     quantiles: list[float] | None = None # regression: those that are predicted; the scores are then medians
+    thresholds: list[float] | None = None # multilabel: that of each label
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #f1a69d5f
 def accuracy(y, scores, decision_settings):

@@ -140,13 +140,15 @@ def explain_row(
         task, classes, y, score, attributions = ('binary', _without_and_with(classes[k]), y[k], score[k],
                                                  attributions[k:k + 1])
     k = int(score.argmax()) if task == 'multiclass' else int(score >= .5)
+    shown = score.max() if task == 'multiclass' else score
+    if predictor.schema.targets and not k: shown = 1 - score # of `no <label>`, which is predicted
     part = attributions[k] if task == 'multiclass' else attributions[0]
     share, names = top3_share(part[None])[0], predictor.feature_names
     strongest = np.argsort(-np.abs(part[:-1]), kind='stable')[:max_contributions]
     return ExplainedRow(
         source=row['_source'], row=row['_row'],
         values={n: json_value(v) for n, v in row.items() if not n.startswith('_')},
-        prediction=float(score.max() if task == 'multiclass' else score),
+        prediction=float(shown),
         predicted_class=classes[k] if classes else None,
         truth=classes[int(y)] if classes else float(y), loss=float(row_loss(task, np.array([y]), score[None])[0]),
         base_value=float(part[-1]), raw_score=float(part.sum()),

@@ -26,14 +26,14 @@ MAX_CATEGORIES = 100 # of a column that takes part
 
 def _as_kind(name, column, schema):
     "A column as numbers, or as text where it holds categories."
-    is_class = schema.task != 'regression' and name == schema.target
+    is_class = schema.task != 'regression' and (name == schema.target or name in (schema.targets or ()))
     number = column.type in ('integer', 'number') and not is_class
     return pl.col(name) if number else pl.col(name).cast(pl.String)
 
 def _takes_part(name, values, schema):
     "Can a column belong together with another?"
     n = values.drop_nulls().n_unique()
-    wanted = schema.columns[name].feature or name == schema.target
+    wanted = schema.columns[name].feature or name == schema.target or name in (schema.targets or ())
     return wanted and n > 1 and (values.dtype.is_numeric() or n <= min(MAX_CATEGORIES, len(values) / 2))
 
 def read_associated_columns(

@@ -181,7 +181,7 @@ def ranking_html(
     "ROC and precision–recall curve of a classifier."
     if 'threshold_curve' not in tables: return Html('')
     if _has_one_class(tables['threshold_curve']): return _ONE_CLASS
-    if e.task == 'multiclass': return class_curves_figure(e, tables)
+    if e.has_class_scores: return class_curves_figure(e, tables)
     return ranking_figure(e, tables['threshold_curve'])
 
 def gains_html(e: Evaluation, tables: dict[str, pl.DataFrame]) -> Html: # Empty but for a binary task

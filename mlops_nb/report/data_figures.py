@@ -97,6 +97,9 @@ def shown_classes(dataset: DatasetInfo) -> list[int]: # Of two the event; of mor
     size = lambda k: sum(p.target.get(dataset.classes[k], 0) for p in dataset.parts.values())
     return sorted(range(len(dataset.classes)), key=lambda k: -size(k))[:3]
 
+def _share_expr(y, k, dataset): # 1 where a row is of the class, or has the label; null where that is not known
+    return y.arr.get(k).fill_nan(None) if dataset.task == 'multilabel' else y == k
+
 def _count_by_period(rows, starts, dataset):
     "Rows of each split and target of each period."
     y, every = pl.col('_target'), pl.DataFrame({'period': starts})
@@ -104,7 +107,7 @@ def _count_by_period(rows, starts, dataset):
     counts = counts.pivot('split', index='period', values='len')
     counts = every.join(counts, 'period', 'left', maintain_order='left').fill_null(0)
     figures = (dict(mean=y.mean(), low=y.quantile(0.25), high=y.quantile(0.75)) if dataset.task == 'regression' else
-               {str(k): (y == k).mean() for k in shown_classes(dataset)})
+               {str(k): _share_expr(y, k, dataset).mean() for k in shown_classes(dataset)})
     target = rows.group_by('period').agg(**figures).collect(engine='streaming')
     splits = {p: counts[p].to_numpy() for p in dataset.parts if p in counts.columns}
     return splits, every.join(target, 'period', 'left', maintain_order='left').drop('period')
@@ -282,10 +285,11 @@ def target_table(
         return table([{'Split': p, 'Mean': d.target['mean'], 'Standard deviation': d.target['std'],
                        'Smallest': d.target['min'], 'Largest': d.target['max'], 'Shape': shape(p, d)}
                       for p, d in dataset.parts.items()])
-    share = lambda d, c: d.target.get(c, 0) / max(d.rows, 1)
+    share = lambda d, c: d.share_of(c)
     classes = sorted(dataset.classes, key=lambda c: -sum(share(d, c) for d in dataset.parts.values()))
     return table([{'Class': c, **{p: format_percent(share(d, c)) for p, d in dataset.parts.items()}} for c in classes],
-                 "Share of each class in the three splits, the most frequent first.", max_rows=30)
+                 "Share of each class, or label where it is known, in the three splits, the most frequent first.",
+                 max_rows=30)
 
 # %% ../../nbs/report/24_data_figures.ipynb #87fbc64e
 def target_html(

@@ -123,7 +123,7 @@ def describe_target(
     "The target of a split in a few words."
     if dataset.task == 'regression':
         return f"mean {format_number(part.target['mean'])}, standard deviation {format_number(part.target['std'])}"
-    share = lambda c: format_percent(part.target.get(c, 0) / max(part.rows, 1))
+    share = lambda c: format_percent(part.share_of(c))
     if dataset.task == 'binary': return f"{dataset.classes[1]}: {share(dataset.classes[1])}"
     return join_words([f"{c} {share(c)}" for c in sorted(part.target, key=lambda c: -part.target[c])], max_items=4)
 

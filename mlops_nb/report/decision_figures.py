@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_DRAWN', 'plot_costs', 'decision_cost_figure', 'plot_confusions', 'confusion_figure', 'plot_predictions',
-           'plot_residual_histogram', 'error_figure', 'residual_spread_figure', 'decision_figure']
+           'plot_residual_histogram', 'error_figure', 'residual_spread_figure', 'label_decisions_html',
+           'decision_figure']
 
 # %% ../../nbs/report/18_decision_figures.ipynb #4eaa1926
 from html import escape
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..evaluate.evaluation import Evaluation
+from ..evaluate.metrics import metric_label
 from .evaluation_tables import estimate_cell, format_estimate
 from .evidence_limits import COSTS_HINT, costs_are_unset
 from .figures import DASHED, figure_html, panels_html, subplots
@@ -231,12 +233,30 @@ def residual_spread_figure(
                        "little.") + details("The spread as a table", table(rows))
 
 # %% ../../nbs/report/18_decision_figures.ipynb #6264d028
+def _label_row(x):
+    (right_no, false_alarm), (missed, found) = x.confusion_matrix
+    figures = {metric_label(m): estimate_cell(x.metrics['test'][m]) for m in ('roc_auc', 'average_precision', 'log_loss',
+                                                                             'f1')}
+    return {'Label': x.label, 'Known rows': x.n_known['test'], 'With it': x.n_events['test'], **figures,
+            'Threshold': estimate_cell(x.threshold), 'Found': found, 'Missed': missed, 'False alarms': false_alarm,
+            'Rightly without': right_no, 'Calibration error': x.calibration.expected_calibration_error}
+
+def label_decisions_html(e: Evaluation) -> Html: # of a multilabel task
+    "The figures, the threshold and the decisions of each label."
+    if not e.labels: return Html("<p>No label can be judged by scores that are not numbers.</p>")
+    worst = min(e.labels, key=lambda x: x.metrics['test']['roc_auc'].value or 0)
+    note = (f"“{worst.label}” is told apart worst: AUC {format_estimate(worst.metrics['test']['roc_auc'])}. Each label is "
+            f"judged on the test rows of which it is known, with {e.confidence:.0%} intervals, and decided by its own "
+            "threshold, chosen on the validation rows.")
+    return table([_label_row(x) for x in e.labels], note, stacked=True)
+
 def decision_figure(
     e: Evaluation,
     tables: dict[str, pl.DataFrame], # `cost_curve` of a binary task; `predictions` and residuals of a regression
 ) -> Html:
     "What the decisions of the model come to."
     if e.task == 'multiclass': return confusion_figure(e)
+    if e.task == 'multilabel': return label_decisions_html(e)
     if e.task == 'binary': return decision_cost_figure(e, tables['cost_curve'])
     if 'residual_histogram' not in tables: return Html("<p>No error can be told of scores that are not numbers.</p>")
     test = tables['predictions'].filter(pl.col('split') == 'test')

@@ -113,7 +113,7 @@ def plot_calibration(
 
 # %% ../../nbs/report/15_evaluation_figures.ipynb #a4d7764d
 def _calibration_panels(e, curve, uncalibrated):
-    found = [c for c in e.classes if (curve['class'] == c).any()][:6] if e.task == 'multiclass' else [curve['class'][0]]
+    found = [c for c in e.classes if (curve['class'] == c).any()][:6] if e.has_class_scores else [curve['class'][0]]
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     fig, axes = subplots(4.6 if len(found) == 1 else 7.5, 3.6 if len(found) == 1 else 2.5 * rows, rows, columns,
@@ -131,7 +131,7 @@ def _calibration_panels(e, curve, uncalibrated):
 
 def _calibration_table(e, curve):
     text = format_number if e.task == 'regression' else format_percent
-    of_class = lambda r: {'Class': r['class']} if e.task == 'multiclass' else {}
+    of_class = lambda r: {'Class': r['class']} if e.has_class_scores else {}
     rows = [of_class(r) | {'Predicted': text(r['predicted']), 'Observed': text(r['observed']),
                            f'{e.confidence:.0%} interval': f"{text(r['low'])} to {text(r['high'])}",
                            'Rows': r['n_rows']} for r in curve.to_dicts()]
@@ -271,17 +271,17 @@ def plot_residuals(
     ax.set_title(f"{title}\n{shorten(groups['label'][far], 30)}", fontsize=8)
     ax.yaxis.set_major_formatter(format_tick)
 
-def _residual_panels(residuals, some, task):
+def _residual_panels(residuals, some, several):
     fig, axes = panel_grid(len(some), 2.3)
     for ax, (feature, c) in zip(axes, some.select('feature', 'class').iter_rows()):
         groups = residuals.filter((pl.col('feature') == feature) & pl.col('class').eq_missing(c))
-        plot_residuals(ax, groups, shorten(f"{feature}: {c}" if task == 'multiclass' else feature, 28))
+        plot_residuals(ax, groups, shorten(f"{feature}: {c}" if several else feature, 28))
     return fig
 
 # %% ../../nbs/report/15_evaluation_figures.ipynb #510c4115
 def _residual_table(residuals, some, e):
     text = lambda r: f"{format_number(r['low'])} to {format_number(r['high'])}"
-    of_class = lambda r: {'Class': r['class']} if e.task == 'multiclass' else {}
+    of_class = lambda r: {'Class': r['class']} if e.has_class_scores else {}
     shown = some.join(residuals, on=['feature', 'class'], nulls_equal=True, maintain_order='left_right')
     rows = [{'Input': r['feature'], **of_class(r), 'Values': r['label'], 'Rows': r['n_rows'],
              'True − predicted': r['mean'], f'{e.confidence:.0%} interval': text(r)}
@@ -289,11 +289,11 @@ def _residual_table(residuals, some, e):
     return table(rows, max_rows=150)
 
 # %% ../../nbs/report/15_evaluation_figures.ipynb #7c09bd54
-def _residual_title(residuals, confidence, is_multiclass=False): # About the group that the first panel marks
+def _residual_title(residuals, confidence, several=False): # About the group that the first panel marks
     z = NormalDist().inv_cdf(1 - (1 - confidence) / 2 / len(residuals))
     first = residuals.sort('strength', descending=True, maintain_order=True).row(0, named=True)
     if not first['strength'] > z: return "No group of rows is significantly predicted too high or too low"
-    of_class = f" of “{first['class']}”" if is_multiclass else ''
+    of_class = f" of “{first['class']}”" if several else ''
     return (f"Predictions{of_class} are too {'low' if first['mean'] > 0 else 'high'} by "
             f"{format_number(abs(first['mean']))} on average where {first['feature']} is {first['label']}")
 
@@ -313,12 +313,12 @@ def residuals_figure(
     if not len(order): return none
     residuals, first, rest = residuals.join(order, on=['feature', 'class'], how='semi', nulls_equal=True,
                                             maintain_order='left'), order.head(6), order[6:18]
-    title = _residual_title(residuals, e.confidence, e.task == 'multiclass')
-    out = figure_html(_residual_panels(residuals, first, e.task), title,
+    title = _residual_title(residuals, e.confidence, e.has_class_scores)
+    out = figure_html(_residual_panels(residuals, first, e.has_class_scores), title,
                       f"The {len(first)} inputs with the strongest signs of it, the group with the strongest in orange "
                       "and below the name; left the lowest values, right the highest, or the categories by frequency.")
     out += details("The groups as a table", _residual_table(residuals, first, e))
     if not len(rest): return out
     return out + details(f"{format_number(len(rest))} other inputs",
-                         figure_html(_residual_panels(residuals, rest, e.task),
+                         figure_html(_residual_panels(residuals, rest, e.has_class_scores),
                                      "The other inputs, those with stronger signs first"))

@@ -32,7 +32,10 @@ def _test_rows(dataset):
 def _events(dataset):
     test = dataset.parts['test']
     rarest = min(dataset.classes, key=test.target.get)
-    share = format_percent(test.target[rarest] / max(test.rows, 1))
+    share = format_percent(test.share_of(rarest))
+    if dataset.task == 'multilabel':
+        return EvidenceLimit("Events", f"{format_number(test.target[rarest])} of these rows ({share} of those of which it "
+                                       f"is known) have the rarest label, “{rarest}”.")
     found = f"{format_number(test.target[rarest])} of these rows ({share}) are of the rarest class, “{rarest}”."
     return EvidenceLimit("Events", found)
 
@@ -103,7 +106,7 @@ COSTS_HINT = ("Nobody has set what a wrong decision costs, so both kinds of erro
 
 def costs_are_unset(evaluation: Evaluation) -> bool: # False for a task without costs
     "Are the costs of a binary task those that params.yaml starts with?"
-    return evaluation.task == 'binary' and evaluation.decision_settings.costs == CostParams()
+    return evaluation.task in ('binary', 'multilabel') and evaluation.decision_settings.costs == CostParams()
 
 # %% ../../nbs/report/13_evidence_limits.ipynb #044bdf79
 def evidence_limits(

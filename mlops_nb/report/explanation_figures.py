@@ -159,7 +159,8 @@ def plot_dependence(ax, feature: str, found: ExplanationReport, tables: dict[str
     ax.axhline(0, color=LIGHT_PALETTE['soft'], **DASHED)
     if points['value'].drop_nulls().drop_nans().n_unique() > 2: plot_number_dependence(ax, points, curve)
     else: plot_category_dependence(ax, curve)
-    ax.set_title(shorten(f"{feature}: {curve['class'][0]}" if found.task == 'multiclass' else feature, 30))
+    several = found.task in ('multiclass', 'multilabel')
+    ax.set_title(shorten(f"{feature}: {curve['class'][0]}" if several else feature, 30))
     ax.set(xlabel='value', ylabel='contribution')
     ax.yaxis.set_major_formatter(format_tick)
 
@@ -232,7 +233,7 @@ def interaction_figure(
     ax.legend(title=shorten(b, 20), loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8)
     wide = grid.pivot('other_label', index='label', values='value')
     rows = [{a: r.pop('label'), **{f'{b}: {k}': v for k, v in r.items()}} for r in wide.to_dicts()]
-    of_class = f" of “{found.classes[grid['class'][0]]}”" if found.task == 'multiclass' else ''
+    of_class = f" of “{found.classes[grid['class'][0]]}”" if found.task in ('multiclass', 'multilabel') else ''
     return figure_html(fig, f"What {a} does depends on {b}",
                        f"Mean raw score{of_class} over the values of {a}, a line for each group of {b}; parallel lines "
                        "would be no interaction. Both values are set in a sample of rows, so that some combinations "

@@ -55,6 +55,7 @@ def find_previous_run(
 # %% ../../nbs/report/28_stage.ipynb #577df80d
 _KEY_METRICS = {'binary': ['log_loss', 'roc_auc', 'cost', 'average_precision'],
                 'multiclass': ['log_loss', 'accuracy', 'macro_f1'],
+                'multilabel': ['log_loss', 'macro_roc_auc', 'worst_roc_auc'],
                 'regression': ['rmse', 'mae', 'r2']}
 
 def key_metrics(e: Evaluation) -> list[KeyMetric]:
