@@ -18,13 +18,18 @@ from hypothesis import strategies as st
 from support.controlled_project import ENV, end, lines, until
 
 from mlops_nb.config.settings import ScheduleSettings
+from mlops_nb.control.fire_times import fire_time_id, fire_times
 from mlops_nb.control.scheduler import (
-    ScheduledReport,
+    ScheduledAction,
     ScheduleState,
     catch_up_start,
-    fire_time_id,
-    fire_times,
+    check_schedule,
+    is_paused,
     json_serializer,
+    pause_schedule,
+    read_pauses,
+    resume_schedule,
+    run_scheduled_action,
 )
 from mlops_nb.core.errors import UserError
 
@@ -218,6 +223,7 @@ def run_notebook(notebook, output_path, parameters, **kwargs):
     Path(output_path).write_text('page')
 
 scheduler.run_notebook = run_notebook
+scheduler._log_page = lambda *args: None
 """
 RUN = """
 from mlops_nb.control import controller, scheduler
@@ -235,10 +241,10 @@ def start(root, before=""):
 def statuses(root):
     "Workflow id -> status, as DBOS has them."
     with sqlite3.connect(root / ".mlops" / "control.db") as c:
-        return dict(c.execute("select workflow_uuid, status from workflow_status where name = 'scheduled_report'"))
+        return dict(c.execute("select workflow_uuid, status from workflow_status where name = 'scheduled_action'"))
 
 
-def tick_of(workflow_id): return datetime.fromisoformat(workflow_id.removeprefix("sched-often-"))
+def tick_of(workflow_id): return datetime.strptime(workflow_id.rpartition("/")[2], "%Y%m%dT%H%M%S%z")
 
 
 def finished(root): return sorted((root / "reports" / "scheduled" / "often").glob("*/run.json"))
@@ -270,15 +276,14 @@ def test_killed_at_random_it_loses_no_run_and_runs_none_twice(tmp_path):
 
 def test_a_run_that_was_recorded_is_not_run_again(tmp_path):
     "The gap between finishing the work and noting it: the page is there, the workflow is still pending."
-    from mlops_nb.control.scheduler import run_scheduled_report
     project(tmp_path, "open('ran', 'a').write('x')")
-    due, tick = ScheduledReport("often", schedule("0 6 * * *")), datetime(2026, 6, 1, 6, tzinfo=UTC)
+    due, tick = ScheduledAction("often", schedule("0 6 * * *")), datetime(2026, 6, 1, 6, tzinfo=UTC)
     due.settings.notebook = "page.ipynb"
-    run_scheduled_report(tmp_path, due, tick)
-    run_scheduled_report(tmp_path, due, tick)
+    run_scheduled_action(tmp_path, due, tick)
+    run_scheduled_action(tmp_path, due, tick)
     assert (tmp_path / "ran").read_text() == "x"
     later = datetime(2026, 6, 8, 6, tzinfo=UTC)
-    run_scheduled_report(tmp_path, due, later)
+    run_scheduled_action(tmp_path, due, later)
     page = tmp_path / "reports/scheduled/often" / fire_time_id(later) / "page.html"
     assert f"../{fire_time_id(tick)}/page.html" in page.read_text(), "no link to the run before"
 
@@ -336,4 +341,4 @@ def test_stopping_leaves_no_process(tmp_path):
     assert "PENDING" in statuses(root).values(), "what ran is still to be done"
     with sqlite3.connect(root / ".mlops" / "control.db") as c:
         kept = c.execute("select schedule_name, status from workflow_schedules").fetchall()
-    assert kept == [("often", "PAUSED")], "DBOS's own clock fires twice where clocks are put back"
+    assert [(name.rpartition("/")[2], status) for name, status in kept] == [("often", "PAUSED")], "DBOS's own clock fires twice where clocks are put back"
