@@ -74,29 +74,29 @@ class RunCost(Struct):
     steps: list[StepCost] = field(default_factory=list)
 
 # %% ../../nbs/ledger/10_costs.ipynb #6ddc5c2c
-_STEPS = """SELECT r.id AS run, r.trigger_name, r.queued_at, r.status, s.name, s.span, s.parent, s.seconds,
-s.cpu_seconds, s.peak_memory_mib, s.gpu_seconds FROM run_states r LEFT JOIN steps s ON s.run = r.id
-WHERE r.queued_at >= :since AND r.queued_at < :until {trigger} ORDER BY r.seq, s.seq"""
+_ASKED = "FROM run_states WHERE queued_at >= :since AND queued_at < :until {trigger}"
+_RUNS = f"SELECT id, trigger_name, queued_at, status {_ASKED} ORDER BY seq"
+_STEPS = f"SELECT * FROM steps WHERE run IN (SELECT id {_ASKED})"
+_NUMBERS = ("seconds", "cpu_seconds", "peak_memory_mib", "gpu_seconds")
 
 def _text(moment): return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
-_NUMBERS = ("seconds", "cpu_seconds", "peak_memory_mib", "gpu_seconds")
-
-def _steps_by_run(ledger, since, until, trigger):
-    sql, found = _STEPS.format(trigger="AND r.trigger_name = :trigger" if trigger else ""), defaultdict(list)
-    for row in ledger.query(sql, since=_text(since), until=_text(until or datetime.max.replace(tzinfo=UTC)),
-                            trigger=trigger):
-        found[row["run"]].append(row | {k: v and float(v) for k, v in row.items() if k in _NUMBERS})
-    return found
+def _read_period(ledger, since, until, trigger):
+    "The runs of a time, and the steps of each."
+    values = dict(since=_text(since), until=_text(until or datetime.max.replace(tzinfo=UTC)), trigger=trigger)
+    runs, steps = (ledger.query(sql.format(trigger="AND trigger_name = :trigger" if trigger else ""), **values)
+                   for sql in (_RUNS, _STEPS))
+    found = defaultdict(list)
+    for row in steps: found[row["run"]].append(row | {k: v and float(v) for k, v in row.items() if k in _NUMBERS})
+    return [(run, found[run["id"]]) for run in runs]
 
 # %% ../../nbs/ledger/10_costs.ipynb #76ff235f
 def _run_cost(run, rows, prices):
     by_name = defaultdict(ResourceUse)
-    for s, use in _outer_steps([r for r in rows if r["name"]]): by_name[s["name"]] += use
+    for s, use in _outer_steps(rows): by_name[s["name"]] += use
     steps = [StepCost(name.removeprefix("step "), use, resource_cost(use, prices)) for name, use in by_name.items()]
     use = sum((s.use for s in steps), ResourceUse())
-    first = rows[0]
-    return RunCost(run, first["trigger_name"] or "", first["queued_at"], first["status"], use,
+    return RunCost(run["id"], run["trigger_name"] or "", run["queued_at"], run["status"], use,
                    resource_cost(use, prices), prices.currency, steps)
 
 def run_costs(
@@ -106,8 +106,8 @@ def run_costs(
     trigger: str = "", # Of this trigger only; empty: of all
 ) -> list[RunCost]: # The oldest first
     "What each run cost, and each of its steps."
-    found = _steps_by_run(ledger, since, until, trigger)
-    return [_run_cost(run, rows, ledger.prices) for run, rows in found.items()]
+    found = _read_period(ledger, since, until, trigger)
+    return [_run_cost(run, steps, ledger.prices) for run, steps in found]
 
 def cost_since(
     ledger: Ledger, # With the price table, as `open_ledger` gives it

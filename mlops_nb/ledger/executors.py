@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['process_start', 'Executor', 'register_executor', 'renew_lease', 'list_executors', 'find_lost_executors',
-           'set_executor_state']
+           'set_executor_state', 'delete_ended_executors']
 
 # %% ../../nbs/ledger/02_executors.ipynb #6a227aa0
 import os
@@ -122,3 +122,13 @@ def set_executor_state(
 ) -> None:
     "Move an executor on."
     with ledger._write() as connection: _set_state(connection, id, state)
+
+def delete_ended_executors(
+    ledger: Ledger,
+    project: str,
+    older_than_seconds: float, # Since the end of their lease
+) -> int: # How many
+    "Forget the executors of which nothing is left."
+    with ledger._write() as connection:
+        return _run(connection, "DELETE FROM executors WHERE project = :project AND state = 'ended' AND "
+                                "lease_until < CLOCK - :age", project=project, age=older_than_seconds).rowcount

@@ -25,7 +25,7 @@ from msgspec import Struct
 from ..config.project import checkout_root
 from ..config.settings import PriceSettings, Settings, read_settings, resolve_local_uri
 from ..core.errors import UserError, describe_os_error
-from ..core.trace_context import current_trace
+from ..core.trace_context import TraceContext, child_trace, current_trace
 
 # %% ../../nbs/ledger/00_ledger.ipynb #70009532
 class LedgerEntry(Struct, frozen=True):
@@ -104,6 +104,8 @@ _RUN_STATES = ("CREATE TABLE run_states (id TEXT PRIMARY KEY, seq BIGINT, queued
                "CREATE INDEX run_states_status ON run_states (status, seq)",
                "CREATE INDEX run_states_trigger ON run_states (trigger_name, seq)",
                "CREATE INDEX run_states_queued_at ON run_states (queued_at)",
+               "CREATE INDEX run_states_open ON run_states (seq) WHERE status NOT IN "
+               "('succeeded', 'rejected', 'failed', 'cancelled')",
                "DROP INDEX ledger_subject", "CREATE INDEX ledger_subject_kind ON ledger (subject, kind, seq)",
                "CREATE INDEX ledger_trace ON ledger (trace)")
 
@@ -396,6 +398,18 @@ def begin_attempt(self:Ledger,
         status = "cancelling" if _run_status(connection, run) == "cancelling" else "running"
         _append(connection, "run.attempt", run, dict(attempt=number, executor=executor, status=status), "", "")
         return number
+
+# %% ../../nbs/ledger/00_ledger.ipynb #7bfee8b6
+@patch
+def resume_trace(self:Ledger,
+    subject: str, # Such as the id of a run or of a release
+) -> TraceContext: # The current one where there is no other
+    "A new span of the trace in which the first entry about a subject was written."
+    found = self.query("SELECT trace FROM ledger WHERE subject = :subject AND trace IS NOT NULL ORDER BY seq LIMIT 1",
+                       subject=subject)
+    now = child_trace()
+    return msgspec.structs.replace(now, trace_id=found[0]["trace"], parent_id="") if (
+        found and found[0]["trace"] != now.trace_id) else now
 
 # %% ../../nbs/ledger/00_ledger.ipynb #718ba816
 def _select_entries(subject, kinds, after):
