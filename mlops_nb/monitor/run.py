@@ -31,6 +31,7 @@ from .slo_evaluator import update_slos
 from .store import MonitorStore, open_monitor_store
 from .traffic_checks import check_traffic
 from .training_checks import check_training
+from .trigger_checks import check_trigger_errors
 from .validation_checks import check_validation
 
 # %% ../../nbs/monitor/41_run.ipynb #cd7d8579
@@ -39,7 +40,7 @@ Monitor = Callable[[Path, MonitorStore, datetime], list[Finding]]
 MONITORS: dict[str, Monitor] = { # in the order in which they run
     "data": check_data, "training": check_training, "validation": check_validation, "freshness": check_freshness,
     "traffic": check_traffic, "quality": update_quality, "feedback_loop": check_feedback_loop, "drift": update_drift,
-    "slos": update_slos, "runs": check_runs}
+    "slos": update_slos, "runs": check_runs, "triggers": check_trigger_errors}
 
 # %% ../../nbs/monitor/41_run.ipynb #9c2569cf
 def _failed(name, error, now):

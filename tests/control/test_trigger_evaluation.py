@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 from support.controlled_project import git, repository
 
 from mlops_nb.config.triggers import Trigger
-from mlops_nb.control.trigger_evaluation import (
-    OpenFinding,
-    TriggerFacts,
-    check_triggers,
-    evaluate_trigger,
-    evaluate_triggers,
-    explain_trigger,
-    format_triggers,
-    pause_trigger,
-)
+from mlops_nb.control.trigger_conditions import OpenFinding, TriggerFacts, evaluate_trigger
+from mlops_nb.control.trigger_evaluation import evaluate_triggers, explain_trigger, format_triggers, pause_trigger
+from mlops_nb.control.trigger_policy import check_triggers
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.ledger.ledger import open_ledger
@@ -221,7 +214,7 @@ def test_a_budget_counts_the_runs_of_its_trigger_and_not_the_newest_of_all(root)
     finish(root)
     for i in range(210): queue_run(open_ledger(root), f"x{i}", dict(trigger="on_demand"))
     with pytest.MonkeyPatch.context() as m:
-        m.setattr("mlops_nb.control.trigger_evaluation.open_runs", lambda ledger: [])
+        m.setattr("mlops_nb.control.trigger_facts.open_runs", lambda ledger: [])
         assert outcome(root) == ("suppressed", "budget")
 
 
