@@ -244,7 +244,7 @@ def statuses(root):
         return dict(c.execute("select workflow_uuid, status from workflow_status where name = 'scheduled_action'"))
 
 
-def tick_of(workflow_id): return datetime.strptime(workflow_id.rpartition("/")[2], "%Y%m%dT%H%M%S%z")
+def tick_of(workflow_id): return datetime.strptime(workflow_id.rpartition("/")[2].partition("@")[0], "%Y%m%dT%H%M%S%z")
 
 
 def finished(root): return sorted((root / "reports" / "scheduled" / "often").glob("*/run.json"))
