@@ -84,6 +84,9 @@ class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
     features_file: Annotated[str | None, Meta(description="Python file with @feature functions; null = none")] = None
     features_notebook: Annotated[str | None, Meta(
         description="notebook that exports features_file, again after an edit")] = None
+    window: Annotated[Duration | None, Meta(
+        description="such as 90d: rows whose event is older than the newest by more are left out; null = all rows"
+    )] = None
     split: SplitParams = field(default_factory=SplitParams)
 
 # %% ../../nbs/config/11_params.ipynb #930da16d
@@ -193,6 +196,10 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="such as 180d: a row that is older by this much weighs half; null = equal weights")] = None
     init_model: Annotated[str | None, Meta(
         description="model folder or bundle to continue training from; null = from scratch")] = None
+    warm_start: Annotated[bool, Meta(
+        description="runs of the controller: true = a training goes on from the champion (it sets init_model)")] = False
+    cold_start_every: Annotated[int, Meta(
+        ge=1, description="warm_start: each so many-th run begins from nothing all the same")] = 5
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
     net: NetParams = field(default_factory=NetParams)

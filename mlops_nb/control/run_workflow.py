@@ -10,16 +10,19 @@ __all__ = ['RUN_STEPS', 'request_run', 'look_at_waiting_runs', 'run_step', 'reco
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from ..config.params import read_params
 from ..config.settings import read_settings
+from .data_deliveries import data_file_hashes, describe_delivery, keep_quarantine, new_data_files
 from mlops_nb.control.run_identity import (
     PinnedRun,
     commit_results,
+    keep_commit,
     make_worktree,
     pin_run,
     remove_worktree,
@@ -32,7 +35,22 @@ from mlops_nb.control.run_release import (
     end_run_releases,
     missing_staging_runs,
 )
-from .step_process import StepCancelled, StepFailed, run_process, with_retries
+from mlops_nb.control.run_params import (
+    choose_init_model,
+    halve_batch,
+    refuses_init_model,
+    set_train_params,
+    start_cold,
+)
+from .step_limits import gpu_turn, step_limits, uses_gpu
+from mlops_nb.control.step_process import (
+    StepCancelled,
+    StepFailed,
+    is_out_of_memory,
+    may_pass_next_time,
+    run_process,
+    with_retries,
+)
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 
@@ -55,11 +73,6 @@ from ..monitor.alerts import read_alerts
 from ..monitor.run_checks import check_runs
 
 # %% ../../nbs/control/04_run_workflow.ipynb #333114c8
-def _data_files(root):
-    "The content of each file in data/, in short: what a later trigger counts as known."
-    path = Path(root) / "data" / "manifest.json"
-    return [f["sha256"][:16] for f in read_json(path, dict)["files"]] if path.exists() else []
-
 def request_run(
     root: str | Path, # The project's folder
     trigger: str = "on_demand", # Which trigger asks
@@ -68,7 +81,8 @@ def request_run(
 ) -> tuple[str, bool]: # The id of the run, and whether it is new
     "Ask for a run of what is here now; the same data, code and params are the same run. Raises `UserError`."
     pin = pin_run(root)
-    facts = msgspec.to_builtins(pin) | dict(trigger=trigger, reason=reason, data_files=_data_files(root))
+    keep_commit(root, pin)
+    facts = msgspec.to_builtins(pin) | dict(trigger=trigger, reason=reason, data_files=[*data_file_hashes(root).values()])
     entry, new = queue_run(open_ledger(root), pin.id, facts, by)
     return entry.subject, new
 
@@ -78,21 +92,27 @@ def _pin(ledger, run):
 
 # %% ../../nbs/control/04_run_workflow.ipynb #ab3af8ff
 _DVC, _MLOPS_NB = (sys.executable, "-m", "dvc"), (sys.executable, "-c", "from mlops_nb.cli import main; main()")
-_COMMANDS = {"checkout": (*_DVC, "checkout", "--force", "data.dvc"), "validate": (*_DVC, "repro", "validate"),
+_COMMANDS = {"checkout": (*_DVC, "checkout", "--force", "data.dvc"), "pull": (*_DVC, "pull", "--force", "data.dvc"),
+             "validate": (*_DVC, "repro", "validate"),
              "train": (*_DVC, "repro", "gate"), "check": (*_MLOPS_NB, "release", "check", "artifacts/bundle"),
              "deploy": (*_DVC, "repro", "--single-item", "deploy"), "report": (*_DVC, "repro", "report")}
 
-def _run_command(root, ledger, run, attempt, name):
-    seconds, folder = read_settings(root).control.step_timeout_seconds, run_folder(root, run)
-    log = Path(root) / ".mlops" / "logs" / f"{run}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+def _asks_whether_cancelled(ledger, run):
     def cancelled():
         with suppress(LedgerUnavailable): return is_cancelled(ledger, run)
         return False # a training is not ended because nobody can be asked for a moment
+    return cancelled
+
+def _run_command(root, ledger, run, attempt, name, may_pass=may_pass_next_time):
+    "Run the command of a step, within its limits."
+    (seconds, mib), folder = step_limits(read_settings(root).control, name), run_folder(root, run)
+    log = Path(root) / ".mlops" / "logs" / f"{run}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    cancelled = _asks_whether_cancelled(ledger, run)
     def once_more():
         run_process([*_COMMANDS[name]], folder, run_environment(root, run, attempt), log,
-                    folder / ".mlops" / "process.json", seconds, cancelled)
-    with_retries(once_more, cancelled)
+                    folder / ".mlops" / "process.json", seconds, cancelled, mib)
+    with_retries(once_more, cancelled, may_pass=may_pass)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #74615d64
 def _remove_old_worktrees(root, ledger, run):
@@ -100,11 +120,53 @@ def _remove_old_worktrees(root, ledger, run):
     for tree in (Path(root) / ".mlops" / "runs").glob("r*"):
         if tree.is_dir() and tree.name not in kept: remove_worktree(root, tree.name)
 
+def _get_data(*args):
+    "The data of a run from the cache, else from the remote."
+    try: _run_command(*args, "checkout")
+    except StepFailed:
+        try: _run_command(*args, "pull")
+        except StepFailed as e:
+            raise StepFailed(f"The data of this run are neither in the cache of this clone nor in a remote: `dvc push` "
+                             f"them from where they were ingested, or let the clones share a cache.\n{e}") from None
+
 def _checkout(root, ledger, run, attempt):
     _remove_old_worktrees(root, ledger, run)
     folder = make_worktree(root, _pin(ledger, run))
     (folder / ".mlops").mkdir(exist_ok=True)
-    _run_command(root, ledger, run, attempt, "checkout")
+    _get_data(root, ledger, run, attempt)
+
+# %% ../../nbs/control/04_run_workflow.ipynb #7a7eeea0
+def _validate(root, ledger, run, attempt):
+    folder = run_folder(root, run)
+    try: _run_command(root, ledger, run, attempt, "validate")
+    except StepFailed as e:
+        place = keep_quarantine(root, folder, run)
+        said = [describe_delivery(read_settings(root), new_data_files(folder, ledger)),
+                f"The refused rows are in {place.relative_to(Path(root).resolve())}." if place else ""]
+        raise StepFailed("\n".join([str(e), *filter(None, said)])) from None
+
+# %% ../../nbs/control/04_run_workflow.ipynb #8178ca3e
+def _wants_another_try(args, folder, error):
+    "Change the params of a run after its training failed; false where that would not help."
+    if is_out_of_memory(error): return halve_batch(folder, *args[1:]) > 0
+    warm = args[1].find(f"run/{args[2]}/init_model")
+    if not (refuses_init_model(error) and warm and warm.data["init_model"]): return False
+    if args[1].find(f"run/{args[2]}/cold"): return False
+    start_cold(folder, *args[1:], str(error))
+    return True
+
+def _train(root, ledger, run, attempt):
+    args, folder, settings = (root, ledger, run, attempt), run_folder(root, run), read_settings(root)
+    params = read_params(folder / "params.yaml")
+    cold = ledger.find(f"run/{run}/cold")
+    if not cold and (first := choose_init_model(*args, params)): set_train_params(folder, init_model=first)
+    def may_pass(error): return may_pass_next_time(error) and not ("net" in params.train.learners and is_out_of_memory(error))
+    def turn(): return gpu_turn(settings.control.max_gpu_trainings, _asks_whether_cancelled(ledger, run))
+    with turn() if uses_gpu(params, settings.run) else nullcontext():
+        for _ in range(3):
+            try: return _run_command(*args, "train", may_pass)
+            except StepFailed as e:
+                if not _wants_another_try(args, folder, e): raise
 
 # %% ../../nbs/control/04_run_workflow.ipynb #513b4bc7
 def _effect(ledger, run, name):
@@ -208,7 +270,8 @@ def _do_step(root, ledger, run, attempt, name):
     if name == "deploy": once(ledger, run, attempt, _effect(ledger, run, name), lambda: _deploy(*args))
     elif name == "report":
         once(ledger, run, attempt, _effect(ledger, run, name), lambda: _run_command(*args, name))
-    elif do := dict(checkout=_checkout, check=_check, keep=_keep, finish=_finish).get(name): do(*args)
+    elif do := dict(checkout=_checkout, validate=_validate, train=_train, check=_check, keep=_keep, finish=_finish
+                    ).get(name): do(*args)
     elif name == "release": return _release(*args)
     else: _run_command(*args, name)
 
@@ -297,7 +360,7 @@ def execute_run(
 ) -> None:
     "Take a run over and bring it to its end, or to where it waits."
     ledger = open_ledger(root)
-    if _with_ledger(lambda: run_status(ledger, run)) in RUN_ENDS: # it was killed between its end and this
+    if _with_ledger(lambda: run_status(ledger, run)) in (None, *RUN_ENDS): # killed after its end, or a ledger without it
         return remove_worktree(root, run)
     attempt = _with_ledger(lambda: ledger.begin_attempt(run, executor))
     print(f"run {run}: attempt {attempt} begins.", flush=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config.params import TrainParams, own_learners
-from ..config.project import Project
+from ..config.project import Project, checkout_root
 from ..config.schema import Schema
 from ..core.errors import UserError, did_you_mean
 from ..core.manifest import sha256_file
@@ -197,13 +197,17 @@ def open_init_model(
                                                                                                      None)
 
 # %% ../../nbs/train/15_learners.ipynb #09900f8f
+def _init_folder(project): # in the working tree of a run the stored bundles are those of its checkout
+    own = project.root / project.params.train.init_model
+    return own if own.exists() else checkout_root(project.root) / project.params.train.init_model
+
 def check_init_model(
     project: Project,
     split: str, # valid or test: prepared rows that will measure the model
 ):
     "Raise `UserError` where `train.init_model` names a bundle that was trained on these rows."
     if not project.params.train.init_model: return
-    folder = project.root / project.params.train.init_model
+    folder = _init_folder(project)
     keys = read_content_keys(project.root / f'artifacts/prepared/{split}.parquet', project.schema)
     try: check_not_learned(folder, keys, split)
     except UserError as e:
@@ -217,7 +221,7 @@ def resolve_init_model(
     "What a training begins with."
     schema, features, params = project.schema, load_features(project.features_path), project.params.train
     if params.init_model:
-        folder = project.root / params.init_model
+        folder = _init_folder(project)
         check_init_model(project, 'valid')
         return open_init_model(folder, learner, schema, features)
     rows = read_model_inputs(project, 'train', ['_target'])

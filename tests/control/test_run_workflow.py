@@ -47,7 +47,7 @@ def test_a_ledger_that_is_away_for_a_while_ends_no_run(root, run, monkeypatch, w
 
 def test_a_training_goes_on_while_nobody_can_be_asked_whether_it_is_cancelled(root, run, monkeypatch):
     asked = []
-    def process(command, cwd, env, log, note, seconds, is_cancelled): asked.append(is_cancelled())
+    def process(command, cwd, env, log, note, seconds, is_cancelled, max_memory_mib): asked.append(is_cancelled())
     monkeypatch.setattr(run_workflow, "run_process", process)
     monkeypatch.setattr(run_workflow, "is_cancelled", away(1, run_workflow.is_cancelled))
     make_worktree(root, pin_run(root))
