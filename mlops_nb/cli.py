@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,8 @@ from mlops_nb.command_line import (
 )
 from .core.errors import UserError
 from .core.progress import progress_reporter, show_progress
+from .core.structured_logs import log_task
+from .core.trace_context import child_trace, use_trace
 
 # %% ../nbs/98_cli.ipynb #6df4fa2c
 from mlops_nb.model_commands import (
@@ -65,6 +68,16 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
 
 # %% ../nbs/98_cli.ipynb #e1605bf3
 _WITHOUT_END = ("serve", "stream", "control", "ui", "up")
+_LOGGED = ("stage", "serve", "stream", "control", "up", "run", "monitor", "score", "report")
+
+def _begin_log(context, name):
+    "Let a command that does the system's work write into the project's log; a short one is a trace of its own."
+    if not Path("params.yaml").exists(): return
+    if name not in _WITHOUT_END: context.with_resource(use_trace(child_trace()))
+    if name not in _LOGGED: return
+    from mlops_nb.config.process_log import start_process_log
+    with suppress(UserError): start_process_log(".", name) # the command says what is wrong with the settings
+    if name != "stage": context.with_resource(log_task(name)) # a stage says itself which it is
 
 def _print_version(wanted):
     if wanted: print(f"mlops-nb {__version__}"); raise typer.Exit()
@@ -78,9 +91,10 @@ def main_options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", envvar="MLOPS_NB_QUIET", help="Show no progress.")] = False,
 ):
     "From raw data to a model in use: schema, pipeline, quality gate, releases, server, reports."
+    name = context.invoked_subcommand
+    _begin_log(context, name)
     if quiet: return
     context.with_resource(show_progress())
-    name = context.invoked_subcommand
     if name not in ("stage", *_WITHOUT_END): context.with_resource(progress_reporter(name))
 
 # %% ../nbs/98_cli.ipynb #fa1a6a2a

@@ -20,6 +20,7 @@ from .config.params import read_params
 from .core.errors import UserError
 from .core.files import atomic_file
 from .core.progress import progress_reporter
+from .core.structured_logs import log_task
 from .core.resource_usage import peak_memory_mib
 from .core.typed_yaml import read_json, write_json
 from .ledger.runs import record_stage
@@ -210,7 +211,8 @@ def run_stage(
     started, clock, record = time.time(), time.perf_counter(), _record_path(root, name, item)
     try:
         label = f"{name} {item or ''}".rstrip()
-        with (progress_reporter(label, expected_seconds=_last_seconds(record)), record_stage(root, label) as known):
+        with (progress_reporter(label, expected_seconds=_last_seconds(record)), log_task(f"stage {label}"),
+              record_stage(root, label) as known):
             facts = _call_stage(stage, root, item) or {}
             known |= dict(facts=facts, peak_memory_mib=peak_memory_mib())
     except Exception as e:

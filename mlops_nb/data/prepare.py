@@ -10,7 +10,7 @@ __all__ = ['EXCLUSION_REASONS', 'IMMATURE_REASON', 'LATE_REASON', 'compute_targe
 
 # %% ../../nbs/data/17_prepare.ipynb #0cc1b80b
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,8 @@ from ..model.processing import RowRefused, check_processing, preprocess_inputs, 
 EXCLUSION_REASONS = ("the target is missing", "the target is not a finite number",
                      "the target is not one of the classes",
            "left out by the filter", "the event time is missing", "the label was not known when the data was taken",
-           "the label is known only after the next split begins")
-_IMMATURE, _LATE = 5, 6 # places in it; both need more than the row to be judged
+           "the label is known only after the next split begins", "older than prepare.window")
+_IMMATURE, _LATE, _OLD = 5, 6, 7 # places in it; they need more than the row to be judged
 IMMATURE_REASON, LATE_REASON = EXCLUSION_REASONS[_IMMATURE], EXCLUSION_REASONS[_LATE]
 
 def compute_target(
@@ -116,6 +116,7 @@ def split_accepted_rows(
     accepted: Path, # Folder with the accepted rows
     schema: Schema,
     params: SplitParams,
+    window: timedelta | None = None, # Rows that are older than the newest by more are left out; None: all count
 # Of the accepted rows: keys of those in a split, (accepted,) splits and "", (accepted,) reasons; when they were taken
 ) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, datetime | None]:
     "The split of every accepted row; raises `UserError` where none can be used."
@@ -124,6 +125,10 @@ def split_accepted_rows(
         immature = is_immature(keys[schema.event_time], schema, as_of)
         reasons[np.flatnonzero(reasons < 0)[immature]] = _IMMATURE
         keys = keys.filter(~immature)
+    if window is not None:
+        old = (keys[schema.event_time] < as_of - window).to_numpy()
+        reasons[np.flatnonzero(reasons < 0)[old]] = _OLD
+        keys = keys.filter(~old)
     if keys.is_empty():
         why = ", ".join(f"{n} × {r}" for r, n in _count_exclusions(reasons).items())
         raise UserError(f"none of the {len(reasons)} accepted rows can be used: {why}; correct schema.yaml.")

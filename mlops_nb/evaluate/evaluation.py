@@ -46,6 +46,7 @@ from ..model.features import Features
 from ..model.policy import Policy, join_labels
 from ..model.predictor import Predictor
 from ..stats.bootstrap import Estimate, Resampling
+from ..train.dataset import entity_groups
 from ..train.quantile_boosting import calibration_rows
 
 # %% ../../nbs/evaluate/10_evaluation.ipynb #226d9653
@@ -250,7 +251,8 @@ def fit_calibration(
     "Calibrate the predictor on the validation rows, where that helps; quantiles on half of them, in any case."
     task, classes, quantiles = predictor.schema.task, predictor.schema.classes, predictor.schema.quantiles
     if quantiles:
-        kept, y = calibration_rows(len(splits['valid'])), splits['valid']['_target'].to_numpy()
+        valid, y = splits['valid'], splits['valid']['_target'].to_numpy()
+        kept = calibration_rows(len(valid), entity_groups(valid, predictor.schema))
         predictor.policy.calibrator = fit_conformal(y[kept], uncalibrated['valid'][kept], quantiles)
     if task == 'regression': return None
     y = {split: frame['_target'].to_numpy() for split, frame in splits.items()}
@@ -385,5 +387,5 @@ def add_intervals(
                                                    scored.resamplings[split])
     found.intervals = measure_intervals(
         schema, splits['test'], scored.answers['test'], scored.uncalibrated['test'], predictor.policy.calibrator,
-        int(calibration_rows(len(splits['valid'])).sum()), train_target, params.min_segment_rows,
+        int(calibration_rows(len(splits['valid']), entity_groups(splits['valid'], schema)).sum()), train_target, params.min_segment_rows,
         scored.resamplings['test'])

@@ -37,6 +37,7 @@ from mlops_nb.evaluate.evaluation import (
     split_resamplings,
 )
 from .fairness import fairness_table
+from .label_evaluation import label_metrics
 from .metrics import estimate_metrics, excess_log_loss
 from .model_selection import LearnerCandidate, metric_to_choose_by, select_model
 from .plot_data import evaluation_plots, write_evaluation_plots
@@ -181,5 +182,6 @@ def _write_evaluation(root, found, tables, policy):
         for name, table in tables.items(): table.write_parquet(out / f'{name}.parquet')
         write_json(out / 'policy.json', policy)
         write_json(out / 'evaluation.json', found)
-    metrics = {split: {m: e.value for m, e in found.metrics[split].items()} for split in ('test', 'valid')}
+    metrics = {split: {m: e.value for m, e in found.metrics[split].items()} | label_metrics(found.labels, split)
+               for split in ('test', 'valid')}
     write_json(root / 'artifacts/metrics.json', metrics)

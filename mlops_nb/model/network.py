@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NumericColumn', 'CategoricalColumn', 'fit_numeric_column', 'quantile_transform', 'NetworkSpec', 'compute_bin_edges',
-           'fit_network_spec', 'to_tensors', 'build_network', 'ensemble_predict', 'training_loss', 'quantize_weights',
-           'dequantize_weights', 'serialize_network', 'read_safetensors_metadata', 'read_safetensors', 'tensor_shapes',
-           'deserialize_network']
+           'fit_network_spec', 'to_tensors', 'build_network', 'ensemble_predict', 'pinball_losses', 'training_loss',
+           'quantize_weights', 'dequantize_weights', 'serialize_network', 'read_safetensors_metadata',
+           'read_safetensors', 'tensor_shapes', 'deserialize_network']
 
 # %% ../../nbs/model/07_network.ipynb #61192f4e
 import math
@@ -70,6 +70,7 @@ class NetworkSpec(Struct):
     params: NetParams
     target_mean: float = 0.0 # of a regression
     target_std: float = 1.0
+    quantiles: list[float] | None = None # of a regression that predicts these and not the mean, one an output
 
     @property
     def cardinalities(self) -> list[int]: # One for each category, then 2 for each number with gaps
@@ -95,6 +96,7 @@ def fit_network_spec(
     params: NetParams = NetParams(),
     *, n_classes: int = 2,
     cat_cardinalities: dict[int, int] = {}, # column of X -> codes it can have
+    quantiles: list[float] | None = None, # of a regression; None: its mean
 ) -> NetworkSpec:
     "Learn from the train rows all that is not a weight; raises `UserError` if no column says anything."
     numbers = [n for j in range(X.shape[1]) if j not in cat_cardinalities and (n := fit_numeric_column(X[:, j], j))]
@@ -107,8 +109,8 @@ def fit_network_spec(
     some = X[np.random.default_rng(0).choice(len(X), min(len(X), _BACKGROUND_ROWS), replace=False)]
     background = [[None if np.isnan(x) else float(x) for x in row] for row in some]
     mean, std = (float(y.mean()), float(y.std() or 1)) if regression else (0.0, 1.0)
-    n_outputs = n_classes if task in ("multiclass", "multilabel") else 1
-    return NetworkSpec(task, X.shape[1], n_outputs, numbers, categories, edges, background, params, mean, std)
+    n_outputs = n_classes if task in ("multiclass", "multilabel") else len(quantiles or [.5])
+    return NetworkSpec(task, X.shape[1], n_outputs, numbers, categories, edges, background, params, mean, std, quantiles)
 
 # %% ../../nbs/model/07_network.ipynb #5aa67893
 def to_tensors(
@@ -160,7 +162,19 @@ def ensemble_predict(
     if network.task == "multiclass": return z.softmax(-1).mean(1)
     if network.task == "multilabel": return z.sigmoid().mean(1)
     if network.task == "binary": return z[..., 0].sigmoid().mean(1)
-    return z[..., 0].mean(1) * network.target_std + network.target_mean
+    values = z if network.quantiles else z[..., 0]
+    return values.mean(1) * network.target_std + network.target_mean
+
+# %% ../../nbs/model/07_network.ipynb #07eb55b1
+def pinball_losses(
+    quantiles: list[float],
+    predicted, # (..., quantiles)
+    y, # (...)
+): # (...), the mean over the quantiles
+    "What missing the outcomes costs."
+    import torch
+    levels, missed = predicted.new_tensor(quantiles), y[..., None] - predicted
+    return torch.maximum(levels * missed, (levels - 1) * missed).mean(-1)
 
 # %% ../../nbs/model/07_network.ipynb #5c58918c
 def training_loss(
@@ -180,6 +194,7 @@ def training_loss(
     elif network.task == "multiclass":
         loss = F.cross_entropy(z.flatten(0, 1), each.flatten().long(), reduction="none").view_as(each)
     elif network.task == "binary": loss = F.binary_cross_entropy_with_logits(z[..., 0], each, reduction="none")
+    elif network.quantiles: loss = pinball_losses(network.quantiles, z, each)
     else: loss = (z[..., 0] - each) ** 2
     rows = loss.mean(1)
     if total_weight is None and sample_weight is None: return rows.mean()

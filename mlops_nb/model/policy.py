@@ -24,11 +24,11 @@ class Policy(Struct, dict=True):
     task: str # binary, multiclass, multilabel, regression
     classes: list[str] | None = None
     threshold: float | None = None # Binary: at this probability or above, the event is expected
-    thresholds: list[float] | None = None # Multilabel: that of each label
     costs: dict[str, float] = field(default_factory=dict) # What the threshold was chosen by
     calibrator: Calibrator | None = None # None: the model's probabilities are taken as they are
     reject_region: tuple[float, float] | None = None # Binary: a probability from .. to is sent to human review
     rules: list[PolicyRule] = field(default_factory=list) # What holds whatever the model predicts, in this order
+    thresholds: list[float] | None = None # Multilabel: that of each label
 
     def __post_init__(self):
         self._labels, self._predicates = np.array(self.classes or [], dtype=object), None

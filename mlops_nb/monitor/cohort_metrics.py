@@ -34,7 +34,7 @@ from ..evaluate.prediction_intervals import interval_metrics_of
 from ..evaluate.project_metrics import project_metrics
 
 # %% ../../nbs/monitor/11_cohort_metrics.ipynb #5e647a46
-from ..evaluate.row_losses import label_numbers
+from ..evaluate.row_losses import label_matrix, label_numbers
 from ..model.features import Features
 from ..model.policy import Policy
 from ..model.predictor import Predictor
@@ -80,7 +80,7 @@ def read_quality_reference(
     metrics, baseline = read_json(path / "metrics.json", dict), _baseline(path)
     if tolerance is None: tolerance = target_spread(baseline) / 4 if baseline and baseline.calibration else 1.
     threshold = .5 if policy.threshold is None else policy.threshold
-    settings = DecisionSettings(threshold, CostParams(**policy.costs), tolerance, schema.quantiles)
+    settings = DecisionSettings(threshold, CostParams(**policy.costs), tolerance, schema.quantiles, policy.thresholds)
     return QualityReference(path.name, schema, policy, metrics.get("test", {}), baseline, settings)
 
 # %% ../../nbs/monitor/11_cohort_metrics.ipynb #39220c92
@@ -102,6 +102,7 @@ def mean_loss(
     n = np.array(bins[0].rows).sum()
     if not n: return np.nan, 0
     total = sum(float(np.nansum(np.array(b.rows) * b.mean_squared_error())) for b in bins)
+    if task == "multilabel": return total / sum(sum(b.rows) for b in bins), int(n) # mean of the labels that are known
     return total / n / (2 if task == "multiclass" else 1), int(n)
 
 # %% ../../nbs/monitor/11_cohort_metrics.ipynb #34e25312
@@ -109,8 +110,14 @@ class JudgedRows(NamedTuple):
     "The rows of one bundle and variant, as numbers."
     frame: pl.DataFrame # as `Cohort.rows` has them
     scores: np.ndarray # (n,) or (n, k); of quantiles the median
-    y: np.ndarray # (n,) class index, or value; NaN without a label
+    y: np.ndarray # (n,) class index, or value; NaN without a label; (n, k) of a multilabel task
     quantiles: np.ndarray | None = None # (n, k), of a model that predicts them
+
+    @property
+    def is_known(self) -> np.ndarray: # (n,) bool
+        "Which rows have a label; of several labels, at least one."
+        known = np.isfinite(self.y)
+        return known if known.ndim == 1 else known.any(1)
 
     def take(self,
         mask: np.ndarray, # (n,) bool
@@ -132,6 +139,7 @@ def judged_rows(
         rows = rows.filter(fits)
         scores = np.array(rows["score"].to_list(), float).reshape(-1, k)
     else: scores = (scores.list.first() if isinstance(scores.dtype, pl.List) else scores).cast(pl.Float64).to_numpy()
+    if schema.targets: return JudgedRows(rows, scores, label_matrix(rows["label"].cast(pl.String), schema))
     y = label_numbers(rows["label"].cast(pl.String), schema).cast(pl.Float64).fill_null(np.nan).to_numpy()
     if schema.quantiles: return JudgedRows(rows, scores[:, schema.quantiles.index(0.5)], y, scores)
     return JudgedRows(rows, scores, y)
@@ -175,7 +183,7 @@ def _missing_bounds(rows, late, name, value): # lowest and highest change of a m
     if not len(late): return 0., 0.
     changes, scores = [0.], np.concatenate([rows.scores, late])
     for worst in (False, True):
-        y = np.r_[rows.y, _imputed(rows, late, worst)]
+        y = np.concatenate([rows.y, _imputed(rows, late, worst)])
         changes.append(weighted_metric(rows.task, name, y, scores, rows.decision_settings)(np.ones(len(y))) - value)
     return float(np.nanmin(changes)), float(np.nanmax(changes))
 
@@ -272,7 +280,7 @@ def estimated_metrics(
     outcomes: list[BetaCalibration] | ResidualDonors | BinnedResiduals | None, # What may come of such rows
 ) -> dict[str, Estimate]: # Empty where nothing is known of what may come
     "Every metric, as far as scores can tell it before labels."
-    if not outcomes or not len(rows.y): return {}
+    if not outcomes or not len(rows.y) or reference.schema.targets: return {} # several labels are judged by labels alone
     if len(rows.y) > MAX_ESTIMATED_ROWS:
         rows = rows.take(np.isin(np.arange(len(rows.y)), _even_choice(len(rows.y))))
     estimate = _estimated_regression if reference.schema.task == "regression" else _estimated_classifier

@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from ..config.schema import ColumnDrift
 from ..core.errors import UserError
-from .bin_counts import named_histogram, segment_label
-from .record_counts import BundleCells
+from .bin_counts import segment_label
+from .record_counts import BundleCells, decision_histograms
 from .store import MonitorStore, Transaction
 from ..stats.drift_test import ReferenceHistogram
 from ..stats.window_distances import MIN_WINDOW_ROWS
@@ -62,7 +62,7 @@ def _references(cells): # (kind, segment column, segment value) -> by name: coun
     baseline = cells.baseline
     histograms = {"column": baseline.data.columns, "score": baseline.scores}
     found = {(kind, "", ""): {n: h.counts for n, h in by_name.items()} for kind, by_name in histograms.items()}
-    histograms["decision"] = {"decision": named_histogram(cells.schema.classes or [])} # its cells have names, no counts
+    histograms["decision"] = decision_histograms(cells.schema) # their cells have names, no counts
     for s in baseline.segments:
         where = s.segment.column, segment_label(s.segment)
         found |= {("column", *where): s.columns, ("score", *where): s.scores}

@@ -216,6 +216,11 @@ def next_row(
     return entry and _queued_row(root, settings, endpoint, entry)
 
 # %% ../../nbs/monitor/38_label_queue.ipynb #ec49051c
+def _parse_labels(text, schema): # Of a row that may have several
+    if schema.parse_labels(text := str(text).strip()) is not None: return text
+    raise UserError(f"{text!r} names no labels of this row; write all it has, as in '{', '.join(schema.targets[:2])}', "
+                    f"or none, or what is known, as in '{{\"{schema.targets[0]}\": 1}}'.")
+
 def _parse_label(text, classes, task_is_regression):
     text = str(text).strip()
     if task_is_regression:
@@ -308,7 +313,8 @@ def give_label(
     line = _read_row(root, settings, request)
     of = _open_answerers(root, settings, [line["bundle"]]).get(line["bundle"])
     if label is not None:
-        label = _parse_label(label, of and of.schema.classes, bool(of) and of.schema.task == "regression")
+        label = (_parse_labels(label, of.schema) if of and of.schema.targets else
+                 _parse_label(label, of and of.schema.classes, bool(of) and of.schema.task == "regression"))
         _write_label(root, settings, endpoint, key, label, person, now)
     data = dict(endpoint=endpoint, id=id, row=row, label=label, queue=request.data["queue"], given_at=now.isoformat())
     ledger.append("label.given", _row_name(endpoint, key), data, person, f"label.given:{_row_name(endpoint, key)}")

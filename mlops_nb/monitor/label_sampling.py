@@ -48,6 +48,9 @@ def is_near_threshold(
     if policy.task == "multiclass":
         best = np.sort(np.array(scores.to_list(), float).reshape(len(scores), -1), axis=1)[:, -2:]
         return np.log(np.clip(best[:, 1], 1e-9, 1) / np.clip(best[:, 0], 1e-9, 1)) <= ODDS_BAND
+    if policy.task == "multilabel": # of any label
+        p, at = np.array(scores.to_list(), float), np.array(policy.thresholds or [.5] * len(policy.classes))
+        return (np.abs(_log_odds(p.reshape(-1, len(at))) - _log_odds(at)) <= ODDS_BAND).any(1)
     if isinstance(scores.dtype, pl.List): scores = scores.list.first()
     threshold = .5 if policy.threshold is None else policy.threshold
     return np.abs(_log_odds(scores.to_numpy()) - _log_odds(threshold)) <= ODDS_BAND

@@ -15,6 +15,7 @@ import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
+from ..evaluate.metrics import mean_of_known
 from ..evaluate.row_losses import row_losses
 from .bin_counts import cell_numbers
 from .cohort_metrics import MAX_WEIGHT, JudgedRows, QualityReference, mean_loss, target_spread
@@ -92,12 +93,13 @@ def guard_residuals(
 ) -> np.ndarray: # (n,) from -1 to 1
     "Observed less predicted."
     if rows.scores.ndim == 1: return np.clip((rows.y - rows.scores) / residual_scale(reference), -1, 1)
+    if reference.schema.targets: return mean_of_known(rows.y - rows.scores, rows.y)
     best = rows.scores.argmax(1)
     return (best == rows.y) - rows.scores[np.arange(len(best)), best]
 
 def residual_margin(reference: QualityReference) -> float: # of `guard_residuals`, from above and from below
     "How wrong the model may be on a group of rows."
-    spread = .5 if reference.schema.task == "multiclass" else target_spread(reference.baseline)
+    spread = .5 if reference.schema.has_class_scores else target_spread(reference.baseline)
     return min(RESIDUAL_TOLERANCE * spread / residual_scale(reference), .9)
 
 # %% ../../nbs/monitor/19_loss_guard.ipynb #0c1f447e

@@ -25,6 +25,7 @@ from ..data.label_delay import label_delay
 from ..evaluate.evaluation import entity_clusters
 
 # %% ../../nbs/monitor/22_quality.ipynb #c30a013a
+from ..evaluate.label_evaluation import LABEL_METRICS
 from ..evaluate.metrics import EvaluatedRows, find_metric, metric_label, primary_metric
 from ..evaluate.prediction_intervals import interval_metrics_of
 from ..evaluate.row_losses import row_costs
@@ -135,7 +136,7 @@ def operating_figures(
     reference: QualityReference,
 ) -> dict[str, Estimate]: # label_share, referred_share, decision_cost, mean_residual
     "What production shows beside the metrics of the model."
-    schema, known = reference.schema, np.isfinite(rows.y)
+    schema, known = reference.schema, rows.is_known
     found = {"label_share": _mean(known)}
     if schema.task != "regression": found["referred_share"] = _mean(rows.frame["decision"].is_null().to_numpy())
     if not known.any(): return found
@@ -152,13 +153,13 @@ def operating_figures(
 def _baselines(reference): # metric -> of the test rows
     found = dict(reference.metrics)
     if reference.baseline and reference.baseline.calibration and reference.schema.task != "multiclass":
-        bins = reference.baseline.calibration["score"]
-        n = max(1, sum(bins.rows))
-        found["mean_residual"] = float(np.dot(bins.rows, np.subtract(bins.mean_observed, bins.mean_score)) / n)
+        bins = [*reference.baseline.calibration.values()] # one; of several labels one for each
+        total = sum(float(np.nansum(np.multiply(b.rows, np.subtract(b.mean_observed, b.mean_score)))) for b in bins)
+        found["mean_residual"] = total / max(1, sum(sum(b.rows) for b in bins))
     return found
 
 def _segment_baselines(reference, segment): # the metrics that the bins of a segment give
-    if "score" not in segment.calibration: return {}
+    if "score" not in segment.calibration: return {} # of several classes or labels
     loss, n = mean_loss(segment.calibration, reference.schema.task)
     name = "rmse" if reference.schema.task == "regression" else "brier"
     return {name: loss**.5 if name == "rmse" else loss} if n else {}
@@ -178,7 +179,7 @@ _TYPES = dict(value=pl.Float64, low=pl.Float64, high=pl.Float64, baseline=pl.Flo
 MIN_LABELS = 30 # rows with a label of a cohort or segment; of fewer there are no metrics
 
 def _evaluated(rows, reference, params): # the rows with a label, their entities together
-    known = np.isfinite(rows.y)
+    known = rows.is_known
     clusters = entity_clusters(rows.frame["entity"].filter(pl.Series(known)).cast(pl.String))
     resampling = Resampling(confidence_level=params.evaluate.confidence_level, clusters=clusters)
     labelled = rows.take(known)
@@ -189,10 +190,16 @@ def _evaluated(rows, reference, params): # the rows with a label, their entities
 
 # %% ../../nbs/monitor/22_quality.ipynb #a558f0d9
 def _late_scores(rows, known_share): # of as many rows without a label as are still expected to get one
-    known = np.isfinite(rows.y)
+    known = rows.is_known
     n = min(int((~known).sum()), round(known.sum() * (1 / max(known_share, .01) - 1)))
     without = rows.scores[~known]
     return without[np.linspace(0, len(without) - 1, n).astype(int)] if n else None
+
+def _metrics_by_label(rows, weights): # of the labels that are known of enough rows
+    for k, (label, known) in enumerate(zip(rows.classes, np.isfinite(rows.y.T))):
+        if known.sum() < MIN_LABELS: continue
+        found = labelled_metrics(rows.of_label(k), None if weights is None else weights[known])
+        yield from ((f"{m}.{label}", found[m]) for m in LABEL_METRICS)
 
 def measured_metrics(
     rows: JudgedRows,
@@ -201,13 +208,14 @@ def measured_metrics(
     known_share: float = 1., # of the labels that ever come, how many are here by now
 ) -> tuple[dict[str, Estimate], np.ndarray, str]: # Metrics; weights of the rows with a label; labelled or weighted
     "Every metric on the rows that have a label."
-    known = np.isfinite(rows.y)
+    known = rows.is_known
     if known.sum() < MIN_LABELS: return {}, np.ones(int(known.sum())), "labelled"
     names = segment_names(rows.frame, reference.schema)
     weights = selection_weights(names, known)
     even = known.all() or names.n_unique() < 2
-    found = labelled_metrics(_evaluated(rows, reference, params), None if even else weights,
-                             _late_scores(rows, known_share))
+    evaluated = _evaluated(rows, reference, params)
+    found = labelled_metrics(evaluated, None if even else weights, _late_scores(rows, known_share))
+    if reference.schema.targets: found |= _metrics_by_label(evaluated, None if even else weights)
     return found, np.ones(len(weights)) if even else weights, "labelled" if even else "weighted"
 
 # %% ../../nbs/monitor/22_quality.ipynb #66d43eb6
@@ -226,7 +234,7 @@ def _segment_tables(run, cohort, group, rows, reference, final, known_share):
         if s.segment.range is not None: values = values.cast(pl.Float64, strict=False)
         some = rows.take(s.segment.rows(values))
         found, _, method = measured_metrics(some, reference, run.params, known_share)
-        yield from _table(run, cohort, group, found, len(some.y), int(np.isfinite(some.y).sum()), method,
+        yield from _table(run, cohort, group, found, len(some.y), int(some.is_known.sum()), method,
                           _segment_baselines(reference, s), final, (s.segment.column, segment_label(s.segment)))
 
 def _measure(run, state, cohort, final, known_share): # -> rows of the table; (reference, rows, weights) by group
@@ -236,11 +244,11 @@ def _measure(run, state, cohort, final, known_share): # -> rows of the table; (r
         if loaded is None: continue
         reference, rows = loaded[0], judged_rows(frame.sort("time", "id", "row"), loaded[0].schema)
         found, weights, method = measured_metrics(rows, reference, run.params, known_share)
-        known = rows.take(np.isfinite(rows.y))
+        known = rows.take(rows.is_known)
         if variant == "champion": state.own_problems = _own_problems(reference, known, found)
         judged[bundle, variant] = reference, rows, weights
         scale = cohort.n_rows / max(1, len(cohort.rows))
-        n, labelled = round(len(rows.y) * scale), round(int(np.isfinite(rows.y).sum()) * scale)
+        n, labelled = round(len(rows.y) * scale), round(int(rows.is_known.sum()) * scale)
         found |= operating_figures(rows, reference)
         tables += _table(run, cohort, (bundle, variant), found, n, labelled, method, _baselines(reference), final)
         tables += _segment_tables(run, cohort, (bundle, variant), rows, reference, final, known_share)
@@ -301,7 +309,7 @@ def _judge_final(run, state, before, start): # labels are due: measure, and bet 
     tables, judged = _measure(run, state, cohort, True, 1.)
     for (bundle, variant), (reference, rows, weights) in judged.items():
         if variant != "champion" or reference.baseline is None or not reference.baseline.calibration: continue
-        known = rows.take(np.isfinite(rows.y))
+        known = rows.take(rows.is_known)
         if not len(known.y): continue
         residuals += _residual_table(run, cohort, (bundle, variant), reference, known)
         if _was_disturbed(run, bundle, cohort): continue

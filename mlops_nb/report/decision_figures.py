@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..evaluate.evaluation import Evaluation
+from ..evaluate.label_evaluation import LABEL_METRICS
 from ..evaluate.metrics import metric_label
 from .evaluation_tables import estimate_cell, format_estimate
 from .evidence_limits import COSTS_HINT, costs_are_unset
@@ -233,22 +234,25 @@ def residual_spread_figure(
                        "little.") + details("The spread as a table", table(rows))
 
 # %% ../../nbs/report/18_decision_figures.ipynb #6264d028
-def _label_row(x):
-    (right_no, false_alarm), (missed, found) = x.confusion_matrix
-    figures = {metric_label(m): estimate_cell(x.metrics['test'][m]) for m in ('roc_auc', 'average_precision', 'log_loss',
-                                                                             'f1')}
-    return {'Label': x.label, 'Known rows': x.n_known['test'], 'With it': x.n_events['test'], **figures,
-            'Threshold': estimate_cell(x.threshold), 'Found': found, 'Missed': missed, 'False alarms': false_alarm,
-            'Rightly without': right_no, 'Calibration error': x.calibration.expected_calibration_error}
+def _label_figures(x):
+    figures = {metric_label(m): estimate_cell(x.metrics['test'][m]) for m in LABEL_METRICS}
+    return {'Label': x.label, **figures, 'Calibration error': x.calibration.expected_calibration_error}
+
+def _label_decisions(x):
+    (without, false_alarms), (missed, found) = x.confusion_matrix
+    return {'Label': x.label, 'Known rows': x.n_known['test'], 'With it': x.n_events['test'],
+            'Threshold': estimate_cell(x.threshold), 'Found': found, 'Missed': missed, 'False alarms': false_alarms,
+            'Rightly without': without}
 
 def label_decisions_html(e: Evaluation) -> Html: # of a multilabel task
     "The figures, the threshold and the decisions of each label."
     if not e.labels: return Html("<p>No label can be judged by scores that are not numbers.</p>")
     worst = min(e.labels, key=lambda x: x.metrics['test']['roc_auc'].value or 0)
     note = (f"“{worst.label}” is told apart worst: AUC {format_estimate(worst.metrics['test']['roc_auc'])}. Each label is "
-            f"judged on the test rows of which it is known, with {e.confidence:.0%} intervals, and decided by its own "
-            "threshold, chosen on the validation rows.")
-    return table([_label_row(x) for x in e.labels], note, stacked=True)
+            f"judged on the test rows of which it is known, with {e.confidence:.0%} intervals.")
+    decided = "Each label is decided by its own threshold, chosen on the validation rows by the costs of params.yaml."
+    return (table([_label_figures(x) for x in e.labels], note, stacked=True)
+            + table([_label_decisions(x) for x in e.labels], decided, stacked=True))
 
 def decision_figure(
     e: Evaluation,

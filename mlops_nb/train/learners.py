@@ -41,7 +41,7 @@ from .gbdt import GbdtJob, fit_gbdt
 from .label_boosting import fit_labels
 from .launcher import fit_net_distributed
 from .net_trainer import TrainingJob, fit_net
-from .quantile_boosting import fit_quantiles
+from .quantile_boosting import fit_quantiles, stopping_rows
 from .tensorboard import TensorBoardLogger
 
 # %% ../../nbs/train/15_learners.ipynb #de06a854
@@ -90,10 +90,12 @@ def _fit_gbdt(parts, schema, encoder, params, init_model, options):
 # %% ../../nbs/train/15_learners.ipynb #0efe060c
 def _fit_net(parts, schema, encoder, params, init_model, options):
     codes = {i: code + 1 for i, code in encoder.largest_codes.items()}
-    key = training_fingerprint(parts, schema.task, params.net, params.seed, init_model)
+    key = training_fingerprint(parts, schema.task, params.net, params.seed, init_model, schema.quantiles)
+    if schema.quantiles: parts = parts[0], stopping_rows(parts[1])
     job = TrainingJob(schema.task, params.net, options.device, len(schema.classes or []), codes, params.seed,
                       options.n_threads,
-                      _checkpoint_file('net', options, key, 'state.safetensors'), init_model=init_model)
+                      _checkpoint_file('net', options, key, 'state.safetensors'), init_model=init_model,
+                      quantiles=schema.quantiles)
     fit = fit_net_distributed if options.device.n_processes > 1 or options.device.shard else fit_net
     return fit(*parts, job, **_callbacks(options, key))
 
@@ -108,9 +110,10 @@ class Learner(NamedTuple):
 # %% ../../nbs/train/15_learners.ipynb #28357029
 _LOSS_ROWS = 20_000
 
-def _mean_loss(model, part, task):
+def _mean_loss(model, part, task, quantiles):
     at = np.unique(np.linspace(0, len(part.y) - 1, min(len(part.y), _LOSS_ROWS)).astype(int))
     p, y = model.predict(part.X[at]), part.y[at]
+    if quantiles: return float(np.mean([np.maximum(q * (y - x), (q - 1) * (y - x)) for q, x in zip(quantiles, p.T)]))
     if task == 'regression': return float(np.mean((p - y)**2)**.5)
     p = np.where(y == 1, p, 1 - p) if task == 'binary' else p[np.arange(len(y)), y.astype(int)]
     return float(-np.log(np.maximum(p, 1e-6)).mean())
@@ -118,10 +121,11 @@ def _mean_loss(model, part, task):
 def _fit_custom(name, parts, schema, encoder, params, init_model, options):
     source = (options.root / LEARNERS_FILE).absolute()
     job = CustomFit(name, str(source), schema.task, len(schema.classes or []), encoder.matrix_names,
-                    encoder.categorical, getattr(params, name), params.seed, options.n_threads)
+                    encoder.categorical, getattr(params, name), params.seed, options.n_threads, schema.quantiles)
+    if schema.quantiles: parts = parts[0], stopping_rows(parts[1])
     timeout = find_custom_learner(name, source).learner_timeout
     file, data = run_custom_learner(job, *parts, options.root, timeout)
-    losses = [_mean_loss(MODEL_LOADERS[file](data), part, schema.task) for part in parts]
+    losses = [_mean_loss(MODEL_LOADERS[file](data), part, schema.task, schema.quantiles) for part in parts]
     options.on_iteration(1, losses[1])
     return FitResult(data, 1, 1, losses[1], [LossCurvePoint(1, *losses)], file=file)
 
@@ -149,9 +153,8 @@ def fit_learner(
     options: FitOptions = FitOptions(),
 ) -> FitResult:
     "Train until the validation split no longer improves."
-    if schema.quantiles and learner != 'gbdt':
-        raise UserError(f"schema.yaml asks for quantiles, and the learner {learner} predicts one value; "
-                        "let train.learners be [gbdt], or remove the quantiles.")
+    if schema.quantiles and init_model:
+        raise UserError("quantiles cannot go on from a model; set train.init_model to null to train from nothing.")
     if schema.targets and learner not in LEARNERS:
         raise UserError(f"schema.yaml asks for several labels at once, and the own learner {learner} predicts one "
                         f"target; let train.learners be of {', '.join(LEARNERS)}, or make a project for each label.")

@@ -29,6 +29,7 @@ from mlops_nb.model.network import (
     deserialize_network,
     ensemble_predict,
     fit_network_spec,
+    pinball_losses,
     serialize_network,
     training_loss,
 )
@@ -59,19 +60,21 @@ def predict_net_rows(network, net, rows: NetRows, device=None, n_chunks: int | N
 
 # %% ../../nbs/train/08_net_trainer.ipynb #f04a42c5
 def unreduced_losses(network, p, y): # (n,), from answers (n,) or (n, classes) and the rows' `y`
-    "Minus the log of the probability of what happened, or the squared error."
-    if network.task == "regression": return (y * network.target_std + network.target_mean - p) ** 2
+    "Minus the log of the probability of what happened, the squared error, or the pinball loss of quantiles."
+    if network.task == "regression":
+        y = y * network.target_std + network.target_mean
+        return pinball_losses(network.quantiles, p, y) if network.quantiles else (y - p) ** 2
     if network.task == "multilabel": # the mean over the labels that are known
         return -(y * p + (1 - y) * (1 - p)).clamp_min(1e-15).log().nanmean(1)
     likely = p.gather(1, y.long()[:, None])[:, 0] if network.task == "multiclass" else (y * p + (1 - y) * (1 - p))
     return -likely.clamp_min(1e-15).log()
 
 def validation_loss(network, net, rows: NetRows, device=None, process_group: ProcessGroup = ProcessGroup()) -> float:
-    "Log loss, or root mean squared error, of rows that may be elsewhere than the net."
+    "Log loss, root mean squared error or pinball loss, of rows that may be elsewhere than the net."
     n, mine, device = len(rows.y), rows.map(process_group.shard), device or rows.y.device
     p = predict_net_rows(network, net, mine, device, math.ceil(n / (process_group.world_size * _CHUNK_ROWS)))
     mean = process_group.all_reduce(unreduced_losses(network, p, mine.y.to(device).double()).sum()).item() / n
-    return math.sqrt(mean) if network.task == "regression" else mean
+    return math.sqrt(mean) if network.task == "regression" and not network.quantiles else mean
 
 # %% ../../nbs/train/08_net_trainer.ipynb #40936692
 class NetTrainer:
@@ -198,7 +201,8 @@ def train_epochs(
     on_iteration: Callable[[int, float], None], log_metrics: Callable[[int, dict], None],
 ) -> None:
     "Epoch after epoch, until it is time to stop."
-    meter, metric = ThroughputMeter(training.device), eval_metric_name(training.network.task)
+    meter, network = ThroughputMeter(training.device), training.network
+    metric = eval_metric_name(network.task, "quantile" if network.quantiles else "squared")
     while not training.state.finished:
         train_epoch(training, loader, meter, saver.save_if_due)
         evaluate_epoch(training, loader, validation)
@@ -273,6 +277,7 @@ class TrainingJob(Struct):
     checkpoint: str | None = None # a file to write checkpoints to, and to resume from
     checkpoint_interval_seconds: float = 30.0 # between two checkpoints within an epoch
     init_model: bytes | None = None # a net to go on from, as `serialize_network` gave it
+    quantiles: list[float] | None = None # of a regression: these, and not the mean
 
 # %% ../../nbs/train/08_net_trainer.ipynb #6de87222
 def _open_network(train, validation, job):
@@ -282,7 +287,7 @@ def _open_network(train, validation, job):
         for split, rows in (("train", train), ("valid", validation)): check_classes(rows.y, split, n_classes)
     if job.init_model: return open_init_net(job.init_model, job.params)
     return fit_network_spec(train.X, train.y, job.task, job.params, n_classes=job.n_classes,
-                            cat_cardinalities=job.cat_cardinalities), None
+                            cat_cardinalities=job.cat_cardinalities, quantiles=job.quantiles), None
 
 class _NetFit:
     "A training, attempted until its rows fit into the memory there is."
@@ -291,7 +296,8 @@ class _NetFit:
         self.splits, self.job, self.callbacks = (train, validation), job, callbacks
         self.device, self.group = pick_device(job.device.name), current_process_group()
         self.network, self.weights = _open_network(train, validation, job)
-        what = str(torch.__version__), job.task, job.params, job.seed, job.init_model, self.group.world_size
+        what = (str(torch.__version__), job.task, job.params, job.seed, job.init_model, self.group.world_size,
+                job.quantiles)
         self.key = training_fingerprint(self.splits, *what)
         self.budget, self.training, self.loader = row_memory_budget(self.device, job.device.max_memory_mib), None, None
 
