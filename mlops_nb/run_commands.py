@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['run_control_app', 'run_app', 'runs_app', 'triggers_app', 'RUN_EXAMPLES', 'up_command', 'run_now_command',
            'runs_list_command', 'runs_show_command', 'runs_compare_command', 'runs_cancel_command',
-           'runs_resume_command', 'triggers_list_command', 'triggers_explain_command', 'triggers_pause_command']
+           'runs_resume_command', 'triggers_list_command', 'triggers_explain_command', 'triggers_pause_command',
+           'triggers_notify_command', 'control_replay_command']
 
 # %% ../nbs/97_run_commands.ipynb #5085e810
 import sys
@@ -14,6 +15,7 @@ from typing import Annotated
 import typer
 
 from .command_line import operator, print_json
+from .model_commands import control_app
 from .core.errors import UserError
 
 # %% ../nbs/97_run_commands.ipynb #a047c684
@@ -142,12 +144,45 @@ def triggers_pause_command(
     pause_trigger(".", name, _moment(until), why, operator())
     print(f"The trigger {name} is paused until {_moment(until):%Y-%m-%d %H:%M}.")
 
+# %% ../nbs/97_run_commands.ipynb #1a4f7b8d
+@triggers_app.command("notify")
+def triggers_notify_command(
+    source: Annotated[str, typer.Argument(help="Who says so, as a trigger names it: notice: {source: …}.")],
+    key: Annotated[str, typer.Option(help="The same key again is the same notice.")] = "",
+    facts: Annotated[str, typer.Option(help="What came, as a JSON object.")] = "{}",
+):
+    "Post a notice, such as that a warehouse is loaded; triggers go by it."
+    import msgspec
+
+    from mlops_nb.control.notices import record_notice
+    try: known = msgspec.json.decode(facts, type=dict)
+    except msgspec.MsgspecError:
+        raise UserError(f"{facts!r} is no JSON object; write it like '{{\"rows\": 41000}}'.") from None
+    entry = record_notice(".", source, known, operator(), key)
+    print(f"The notice of {source} is in the ledger since {entry.at[:16].replace('T', ' ')} UTC.")
+
+@control_app.command("replay")
+def control_replay_command(
+    since: Annotated[str, typer.Option("--from", help="Where the period begins, such as 2026-11-01.")],
+    until: Annotated[str, typer.Option("--to", help="Where it ends; now where it is not given.")] = "",
+    triggers: Annotated[str, typer.Option(help="The other policy, a file like triggers.yaml.")] = "",
+):
+    "What a changed trigger policy would have done in the past: runs, what held them back, and their cost."
+    from datetime import UTC, datetime
+
+    from mlops_nb.control.trigger_replay import format_replay, replay_triggers
+    end = _moment(until) if until else datetime.now(UTC)
+    print(format_replay(replay_triggers(".", _moment(since), end, triggers or None)))
+
 # %% ../nbs/97_run_commands.ipynb #1da97c16
 RUN_EXAMPLES = {
     "up": ["mlops-nb up"],
     "triggers list": ["mlops-nb triggers list"],
     "triggers explain": ["mlops-nb triggers explain retrain",
                          "mlops-nb triggers explain retrain --at 2026-11-30T06:00"],
+    "control replay": ["mlops-nb control replay --from 2026-11-01 --triggers other.yaml",
+                       "mlops-nb control replay --from 2026-11-01 --to 2026-12-01"],
+    "triggers notify": ["mlops-nb triggers notify warehouse --key 2026-11-30 --facts '{\"rows\": 41000}'"],
     "triggers pause": ["mlops-nb triggers pause retrain --until 2026-12-27 --why holidays"],
     "run now": ["mlops-nb run now --why 'new tariffs'"],
     "runs list": ["mlops-nb runs list", "mlops-nb runs list --as-json"],

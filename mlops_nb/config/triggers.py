@@ -163,10 +163,11 @@ class Trigger(Struct, forbid_unknown_fields=True, kw_only=True):
 
 def read_triggers(
     root: str | Path = ".", # The project's folder
+    path: str | Path | None = None, # Of another policy; None: that of the project
 ) -> dict[str, Trigger]: # By name; empty where there is no `triggers.yaml`
     "The triggers of a project. Raises `UserError` where the file does not say what it must."
-    path = Path(root) / "triggers.yaml"
-    if not path.exists(): return {}
+    path, given = Path(path or Path(root) / "triggers.yaml"), path is not None
+    if not path.exists() and not given: return {}
     found = read_yaml(path, dict[str, Trigger])
     for name in found:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
