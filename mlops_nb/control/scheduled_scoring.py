@@ -51,7 +51,7 @@ def _score_into_folder(root, predictor, partition, schedule):
 
 # %% ../../nbs/control/32_scheduled_scoring.ipynb #afd5acbb
 _LOCK = 7_306_019_448_327 # of writers of scores in PostgreSQL; any number that nobody else uses
-_BATCH_ROWS = 5_000
+_CHUNK_ROWS, _BATCH_ROWS = 65_536, 5_000 # scored at a time, and inserted
 
 @contextmanager
 def _transaction(url: str) -> Iterator:
@@ -65,7 +65,8 @@ def _transaction(url: str) -> Iterator:
     if kind == "postgresql": where = where.set(drivername="postgresql+psycopg")
     try:
         with create_engine(where, poolclass=NullPool).connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if kind == "sqlite" else f"SELECT pg_advisory_xact_lock({_LOCK})")
+            lock = f"SELECT pg_advisory_xact_lock({_LOCK})"
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if kind == "sqlite" else lock)
             yield connection
             connection.commit()
     except SQLAlchemyError as e:
@@ -114,7 +115,8 @@ def _score_into_table(root, predictor, partition, schedule):
     entity, source = predictor.schema.entity, partition.source
     target = Path(root) / ".mlops" / "scoring" / f"{partition.key.rpartition('/')[2]}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open_scored_chunks(predictor, {source.name: source}, target, {entity: entity} if entity else {}, 65_536) as found:
+    carry = {entity: entity} if entity else {}
+    with open_scored_chunks(predictor, {source.name: source}, target, carry, _CHUNK_ROWS) as found:
         chunks = found.scores[source.name]
         table = _score_table(schedule.table, next(_numbered(chunks, source.name)))
         with _transaction(resolve_local_uri(schedule.target, Path(root))) as connection:
@@ -145,4 +147,5 @@ def score_new_partitions(
         else: rows, without = rows + done[0], without + done[1]
     if failed: raise UserError(f"{len(failed)} of {len(new)} files were not scored. {failed[0]}")
     lost = f" {without:,} rows broke the schema and have none." if without else ""
-    return f"{name}: {len(new)} new files with {rows:,} rows scored by {predictor.id[:12]} into {schedule.target}.{lost}"
+    model = predictor.id[:12]
+    return f"{name}: {len(new)} new files with {rows:,} rows scored by {model} into {schedule.target}.{lost}"

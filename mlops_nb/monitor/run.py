@@ -25,8 +25,10 @@ from .findings import Finding
 from .freshness import check_freshness
 from .log_counts import LogCounts, count_log
 from .metrics_export import export_metrics
+from .log_checks import check_log
 from .quality import update_quality
 from .run_checks import check_runs
+from .schedule_checks import check_schedules
 from .slo_evaluator import update_slos
 from .store import MonitorStore, open_monitor_store
 from .traffic_checks import check_traffic
@@ -40,7 +42,8 @@ Monitor = Callable[[Path, MonitorStore, datetime], list[Finding]]
 MONITORS: dict[str, Monitor] = { # in the order in which they run
     "data": check_data, "training": check_training, "validation": check_validation, "freshness": check_freshness,
     "traffic": check_traffic, "quality": update_quality, "feedback_loop": check_feedback_loop, "drift": update_drift,
-    "slos": update_slos, "runs": check_runs, "triggers": check_trigger_errors}
+    "slos": update_slos, "runs": check_runs, "triggers": check_trigger_errors, "schedules": check_schedules,
+    "log": check_log}
 
 # %% ../../nbs/monitor/41_run.ipynb #9c2569cf
 def _failed(name, error, now):
