@@ -28,6 +28,7 @@ from mlops_nb.model.calibrators import (
     Calibrator,
     ConformalCalibrator,
     IsotonicCalibrator,
+    LabelCalibrators,
     PlattCalibrator,
     TemperatureCalibrator,
 )
@@ -283,8 +284,22 @@ def _conformal_nodes(c):
     return [('Add', ['p', 'shifts'], ['moved']), *columns, ('Identity', [f'moved {m}'], [name(m)]), *lower, *upper,
             ('Concat', [*map(name, range(k))], ['score'])], constants
 
+def _label_nodes(c): # each label is cut out, calibrated as a binary score, and put back
+    nodes, constants = [], dict(axis=np.array([1]))
+    for k, one in enumerate(c.labels):
+        own = lambda name, k=k: name if name in ('low', 'high') else f'{k} {name}'
+        inner, more = ([('Identity', ['p'], ['score'])], {}) if one is None else _CALIBRATOR_NODES[type(one)](one)
+        constants |= {own(name): value for name, value in more.items()} | {
+            own('from column'): np.array([k]), own('to column'): np.array([k + 1])}
+        nodes += [('Slice', ['p', own('from column'), own('to column'), 'axis'], [own('cut')]),
+                  ('Squeeze', [own('cut'), 'axis'], [own('p')]),
+                  *((op, [*map(own, inputs)], [*map(own, outputs)]) for op, inputs, outputs in inner),
+                  ('Unsqueeze', [own('score'), 'axis'], [own('column')])]
+    return [*nodes, ('Concat', [f'{k} column' for k in range(len(c.labels))], ['score'])], constants
+
 _CALIBRATOR_NODES = {PlattCalibrator: _platt_nodes, IsotonicCalibrator: _isotonic_nodes,
-                     TemperatureCalibrator: _temperature_nodes, ConformalCalibrator: _conformal_nodes}
+                     TemperatureCalibrator: _temperature_nodes, ConformalCalibrator: _conformal_nodes,
+                     LabelCalibrators: _label_nodes}
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #9308a169
 def append_calibrator(
@@ -330,7 +345,7 @@ class ParityReport(Struct):
     task: str
     feature_names: list[str] # the columns of the input `X`, in order, in 64 bits; NaN is missing
     category_codes: dict[str, dict[str, int]] # of the categories among them: name -> code; 0 for any other name
-    classes: list[str] | None # of the output `score`: the second is the event of a binary task
+    classes: list[str] | None # of the output `score`: the second is the event of a binary task; or the labels
     policy: Policy # the threshold turns a score into a decision; the score is calibrated already
     tolerance: float
     checks: list[ParityCheck]

@@ -192,6 +192,9 @@ def compress_bundle(
     root, bundle, output = Path(root), Path(bundle), Path(output)
     project, origin = Project.open(root), read_json(bundle / 'provenance.json', Provenance)
     teacher, params = Predictor.open(bundle, project.n_threads), project.params
+    if teacher.schema.targets:
+        raise UserError("a model of several labels cannot be made smaller here; train one with fewer or smaller trees, "
+                        "by train.gbdt in params.yaml.")
     dataset, splits = read_original_splits(root, origin)
     model, method = compress_model(project, bundle, teacher, origin, n_trees, weight_type)
     file, origin = model_file(bundle).name, student_provenance(root, teacher, origin, method)

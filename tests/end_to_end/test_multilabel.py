@@ -1,0 +1,152 @@
+"""Several labels at once, from a file to answers: both learners, trials by a metric, folds, the gate, the bundle, the
+server's answers and feedback, monitoring's metrics of each label, ONNX and the page."""
+import asyncio
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from support.project_checks import stub_pages
+
+from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
+from mlops_nb.bundle.onnx_export import export_onnx
+from mlops_nb.config.params import CostParams, NetParams, read_params, write_params
+from mlops_nb.config.schema import read_schema, write_schema
+from mlops_nb.core.errors import UserError
+from mlops_nb.data.prepare import read_dataset_info, read_split
+from mlops_nb.evaluate.stage import read_evaluation
+from mlops_nb.explain.counterfactuals import read_reference_rows
+from mlops_nb.explain.what_if import what_if
+from mlops_nb.model.policy import Policy
+from mlops_nb.model.predictor import Predictor
+from mlops_nb.pipeline import run_stage
+from mlops_nb.release.compression import compress_bundle
+from mlops_nb.scaffold import init_project
+from mlops_nb.train.model_import import import_model
+from mlops_nb.train.tuning import read_tuning_results
+
+pytestmark = pytest.mark.slow
+LABELS = ["backup", "security", "tv"]
+
+
+def subscribers(n=2600, seed=0):
+    "What each subscriber takes; of a third the security package is not known, and tv is rare."
+    rng = np.random.default_rng(seed)
+    months, bill, plan = rng.integers(0, 72, n), rng.normal(60, 20, n), rng.choice(["fibre", "dsl"], n)
+    z = np.c_[(bill - 60) / 12, (months - 30) / 12, (bill - 85) / 10 + 1.5 * (plan == "fibre")]
+    y = (rng.random((n, 3)) < 1 / (1 + np.exp(-z))).astype(int)
+    return pl.DataFrame(dict(months=months, bill=bill.round(2), plan=plan, sex=rng.choice(["f", "m"], n), backup=y[:, 0],
+                             security=np.where(rng.random(n) < .3, "", np.where(y[:, 1] == 1, "Yes", "No")),
+                             tv=np.where(y[:, 2] == 1, "true", "false")))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("multilabel")
+    subscribers().write_csv(folder / "takes.csv")
+    root = folder / "takes"
+    report = init_project(root, str(folder / "takes.csv"), LABELS)
+    assert report.schema.task == "multilabel" and report.schema.targets == LABELS
+    schema = read_schema(root / "schema.yaml")
+    schema.columns["sex"].sensitive, schema.segments = True, ["plan"]
+    write_schema(schema, root / "schema.yaml")
+    p = read_params(root / "params.yaml")
+    p.train.learners, p.train.gbdt.n_estimators, p.train.gbdt.learning_rate = ["gbdt", "net"], 60, .15
+    p.train.net = NetParams(ensemble_size=2, d_hidden=16, max_epochs=3, batch_size=512, learning_rate=.02, d_embedding=0,
+                            n_blocks=1)
+    p.train.model_selection, p.tune.n_trials, p.tune.metric = "gbdt", 2, "macro_roc_auc"
+    p.cross_validation.n_folds, p.cross_validation.n_seeds = 2, 0
+    p.evaluate.n_resamples, p.explain.max_rows, p.evaluate.costs = 50, 200, CostParams(false_positive=1, false_negative=3)
+    p.gate.min_gain = -.5
+    p.gate.thresholds = {"macro_roc_auc": .7, "worst_roc_auc": .6, "roc_auc.tv": .6}
+    write_params(p, root / "params.yaml")
+    stub_pages(root, "data", "explanation", "monitoring")
+    for stage in ("features", "validate", "prepare", "baseline", "tune"): run_stage(stage, root)
+    for learner in p.train.learners: run_stage("train", root, learner)
+    run_stage("evaluate", root)
+    run_stage("cross_validation", root, "gbdt")
+    for stage in ("explain", "bundle", "gate"): run_stage(stage, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def predictor(project): return Predictor.open(project / "artifacts/bundle")
+
+
+def test_labels_that_are_not_known_are_no_zeros(project):
+    y = read_split(project, "train")["_target"].to_numpy()
+    unknown = np.isnan(y).mean(0)
+    assert unknown[0] == unknown[2] == 0 and .25 < unknown[1] < .35
+    part = read_dataset_info(project).parts["train"]
+    assert part.known_labels["security"] == (~np.isnan(y[:, 1])).sum() and part.target["tv"] == (y[:, 2] == 1).sum()
+
+
+def test_both_learners_are_measured_and_tuned_by_a_metric_of_the_labels(project):
+    e = read_evaluation(project)
+    assert [c.learner for c in e.candidates] == ["gbdt", "net"]
+    assert all(c.metrics["test"]["macro_roc_auc"].value > .7 for c in e.candidates)
+    assert {t.metric for t in read_tuning_results(project).values()} == {"macro_roc_auc"}
+
+
+def test_each_label_has_its_own_figures_and_threshold(project):
+    e = read_evaluation(project)
+    assert [x.label for x in e.labels] == LABELS
+    aucs = [x.metrics["test"]["roc_auc"].value for x in e.labels]
+    assert e.metrics["test"]["macro_roc_auc"].value == pytest.approx(np.mean(aucs))
+    assert e.metrics["test"]["worst_roc_auc"].value == pytest.approx(min(aucs))
+    assert [x.threshold.value for x in e.labels] == e.decision_settings.thresholds
+    rows = len(read_split(project, "test"))
+    assert e.labels[0].n_known["test"] == rows > e.labels[1].n_known["test"]
+    assert {f.column for f in e.fairness} == {f"sex ({label})" for label in LABELS}
+    metrics = json.loads((project / "artifacts/metrics.json").read_text())["test"]
+    assert metrics["roc_auc.tv"] == aucs[2]
+
+
+def test_the_gate_knows_the_worst_label(project):
+    gate = json.loads((project / "artifacts/gate.json").read_text())
+    assert gate["passed"], gate["message"]
+    names = {r["name"] for r in gate["results"]}
+    assert {"threshold: worst_roc_auc", "threshold: roc_auc.tv", "test events", "parity: single row and batch"} <= names
+
+
+def test_one_row_gets_the_same_bits_as_many(project, predictor):
+    assert check_golden_examples(open_bundle(project / "artifacts/bundle").path, predictor) is None
+    test = read_split(project, "test").select(predictor.required_columns)
+    scores = predictor.predict(test)
+    assert scores.shape[1] == 3 and scores.sum(1).max() > 1.2
+    assert all(np.array_equal(predictor.predict_one(row), s) for row, s in zip(test[:50].to_dicts(), scores, strict=False))
+    scored = predictor.score_frame(test)
+    assert scored.columns == ["score_backup", "score_security", "score_tv", "decision"]
+    decided = [", ".join(n for n, yes in zip(LABELS, row) if yes) or "none"
+               for row in scores >= predictor.policy.thresholds]
+    assert scored["decision"].to_list() == decided and len({*decided}) > 3
+
+
+def test_one_label_alone_is_a_binary_model(project, predictor):
+    tv, test = predictor.of_label("tv"), read_split(project, "test")
+    assert np.array_equal(tv.predict(test), predictor.predict(test)[:, 2])
+    assert {*tv.decide(tv.predict(test))} == {"no tv", "tv"}
+    found = what_if(tv, test[:1], {"bill": 120.}, read_reference_rows(project, tv))
+    assert found.after.score > found.before.score
+    with pytest.raises(UserError, match="no label 'tb'; known are"): predictor.of_label("tb")
+    with pytest.raises(UserError, match="predictor.of_label"):
+        what_if(predictor, test[:1], {}, read_reference_rows(project, predictor))
+
+
+def test_the_onnx_model_answers_as_the_bundle(project, tmp_path):
+    assert all(c.n_decisions_changed == 0 for c in export_onnx(project / "artifacts/bundle", tmp_path).checks)
+
+
+def test_what_is_not_there_for_several_labels_says_so(project, tmp_path):
+    with pytest.raises(UserError, match="several labels cannot be made smaller"):
+        compress_bundle(project, project / "artifacts/bundle", tmp_path / "small")
+    with pytest.raises(UserError, match="imported model predicts one target"): import_model("m.onnx", "own", project)
+    policy = Policy("multilabel", LABELS, reject_region=(.4, .6))
+    with pytest.raises(UserError, match="only a binary task"): policy.bind(read_schema(project / "schema.yaml"))
+
+
+def test_the_page_shows_each_label(project):
+    run_stage("deploy", project)
+    run_stage("report", project)
+    page = next((project / "reports/pipeline").glob("*/evaluation.html")).read_text()
+    assert "is told apart worst" in page and all(label in page for label in LABELS)
