@@ -27,6 +27,7 @@ from ..core.typed_yaml import read_json, write_json
 from ..model.features import execute_source
 from .dataset import TrainingPart
 from .launcher import die_with_parent
+from .merged_quantiles import merge_quantile_models
 from mlops_nb.train.onnx_conversion import (
     ModelInterface,
     check_model_scores,
@@ -62,7 +63,8 @@ def _checked_space(name, space):
 
 # %% ../../nbs/train/13_custom_learners.ipynb #cb493949
 LEARNERS_FILE = 'artifacts/learners.py'
-_ARGUMENTS = ('X', 'y', 'sample_weight', 'params', 'seed', 'columns', 'categorical', 'X_valid', 'y_valid', 'n_threads')
+_ARGUMENTS = ('X', 'y', 'sample_weight', 'params', 'seed', 'columns', 'categorical', 'X_valid', 'y_valid', 'n_threads',
+              'quantile')
 
 def load_learners(
     path: Path, # A Python file
@@ -103,18 +105,22 @@ class CustomFit(Struct):
     params: dict # its section of params.yaml
     seed: int
     n_threads: int = 1
+    quantiles: list[float] | None = None # of a regression: it is called once for each
 
 # %% ../../nbs/train/13_custom_learners.ipynb #3c406668
-def _call_learner(f, job, train, valid):
+def _call_learner(f, job, train, valid, quantile=None):
     "The fitted model; raises `UserError` in words for whatever the function did."
     y_type = float if job.task == 'regression' else int
     given = dict(X=train.X.copy(), y=train.y.astype(y_type), X_valid=valid.X.copy(), y_valid=valid.y.astype(y_type),
                  sample_weight=train.weights, params=dict(job.params), seed=job.seed, n_threads=job.n_threads,
-                 columns=list(job.columns), categorical=list(job.categorical))
+                 columns=list(job.columns), categorical=list(job.categorical), quantile=quantile)
     wanted = inspect.signature(f).parameters
     if train.weights is not None and 'sample_weight' not in wanted:
         raise UserError("it takes no sample_weight, and train.sample_weight_half_life asks for weights; add the "
                         "argument and hand it to fit, or set the half-life to null.")
+    if quantile is not None and 'quantile' not in wanted:
+        raise UserError("it takes no quantile, and schema.yaml asks for quantiles; add the argument, by which it is "
+                        "called once for each, and hand it to the loss of the estimator.")
     model = f(**{k: v for k, v in given.items() if k in wanted})
     if model is None: raise UserError("it returned nothing; end it with `return model.fit(...)`.")
     for k, part in (('X', train.X), ('X_valid', valid.X)):
@@ -132,16 +138,21 @@ def fit_custom_model(
     "Call the learner of a job and write its model, or `error` with a sentence."
     job = read_json(folder / 'job.json', CustomFit)
     train, valid = (TrainingPart(*_read_arrays(folder, split)) for split in ('train', 'valid'))
+    f = find_custom_learner(job.learner, Path(job.source))
+    found = [_fit_exported(f, job, train, valid, q) for q in job.quantiles or [None]]
+    (file, data), *others = found
+    if others: data = merge_quantile_models(file, [d for _, d in found], valid.X)
+    (folder / file).write_bytes(data)
+
+def _fit_exported(f, job, train, valid, quantile): # Name of its file, and its content
     interface = ModelInterface(job.task, job.columns, job.n_classes)
-    model = _call_learner(find_custom_learner(job.learner, Path(job.source)), job, train, valid)
+    model = _call_learner(f, job, train, valid, quantile)
     scores = model_scores(model, valid.X, interface)
     if scores is not None: check_model_scores(scores, job.task)
     file, data = export_model(model, interface)
-    if file == 'model.onnx':
-        at = np.random.default_rng(0).choice(len(train.X), min(len(train.X), _BACKGROUND_ROWS), replace=False)
-        data = compare_with_estimator(model, data, valid.X, interface, train.X[at])
-    else: data = compare_text_with_estimator(model, data.decode(), valid.X, interface).encode()
-    (folder / file).write_bytes(data)
+    if file == 'model.txt': return file, compare_text_with_estimator(model, data.decode(), valid.X, interface).encode()
+    at = np.random.default_rng(0).choice(len(train.X), min(len(train.X), _BACKGROUND_ROWS), replace=False)
+    return file, compare_with_estimator(model, data, valid.X, interface, train.X[at])
 
 def _read_arrays(folder, split):
     paths = [folder / f'{split}.{name}.npy' for name in TrainingPart._fields]

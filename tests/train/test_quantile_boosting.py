@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 
 from mlops_nb.bundle.onnx_export import append_calibrator, predict_onnx, trees_to_onnx
 from mlops_nb.config.params import TrainParams
-from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.booster import Booster
 from mlops_nb.model.calibrators import ConformalCalibrator
 from mlops_nb.model.lightgbm_text import parse_header
 from mlops_nb.train.dataset import TrainingPart
 from mlops_nb.train.gbdt import GbdtJob, fit_gbdt
-from mlops_nb.train.learners import fit_learner
 from mlops_nb.train.quantile_boosting import calibration_rows, fit_quantiles, merge_models
 
 LEVELS = [0.1, 0.5, 0.9]
@@ -129,6 +127,3 @@ def test_what_cannot_be_trained_is_refused_in_words(parts):
     earlier = fit_gbdt(*parts, job(quantile=0.5)).model
     with pytest.raises(UserError, match="quantiles cannot go on from a model; set train.init_model to null"):
         fit_quantiles(*parts, job(init_model=earlier), LEVELS)
-    schema = Schema("t", "regression", "y", {"y": Column("number")}, quantiles=LEVELS)
-    with pytest.raises(UserError, match="the learner net predicts one value; let train.learners be .gbdt."):
-        fit_learner("net", parts, schema, None)
