@@ -6,7 +6,7 @@
 __all__ = ['run_control_app', 'run_app', 'runs_app', 'triggers_app', 'RUN_EXAMPLES', 'up_command', 'run_now_command',
            'runs_list_command', 'runs_show_command', 'runs_compare_command', 'runs_cancel_command',
            'runs_resume_command', 'triggers_list_command', 'triggers_explain_command', 'triggers_pause_command',
-           'triggers_notify_command', 'control_replay_command']
+           'triggers_notify_command', 'control_replay_command', 'logs_command', 'costs_command']
 
 # %% ../nbs/97_run_commands.ipynb #5085e810
 import sys
@@ -53,11 +53,13 @@ def run_now_command(why: _WhyOption = ""):
     from mlops_nb.control.run_workflow import request_run
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import RUN_ENDS, format_run, read_run
+    from mlops_nb.ledger.waiting_runs import waits_for
     id, new = request_run(".", "on_demand", why, operator())
     run = read_run(open_ledger("."), id)
     if run.status in RUN_ENDS:
         print(f"The same data, code and params ran already:\n{format_run(run)}")
         if run.status != "succeeded": print(f"`mlops-nb runs resume {id}` runs it again.")
+    elif waits := waits_for(open_ledger("."), id): print(f"The run {id} waits; `mlops-nb control` takes it on. {waits}")
     elif has_controller("."): print(f"The run {id} {'is asked for' if new else 'is on its way'}: a controller does it.")
     else: work_on_run(".", id)
 
@@ -78,7 +80,9 @@ def runs_show_command(id: _RunArgument, as_json: _JsonOption = False):
     "One run: what it is made of, its steps with time and memory, and how it ended."
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import format_run, read_run
+    from mlops_nb.ledger.waiting_runs import waits_for
     found = read_run(open_ledger("."), id)
+    found.message = found.message or waits_for(open_ledger("."), found.id)
     print_json(found) if as_json else print(format_run(found))
 
 @runs_app.command("compare")
@@ -174,6 +178,57 @@ def control_replay_command(
     end = _moment(until) if until else datetime.now(UTC)
     print(format_replay(replay_triggers(".", _moment(since), end, triggers or None)))
 
+# %% ../nbs/97_run_commands.ipynb #88e65b4d
+_MAX_RECORDS = 100 # rows of the prediction log that are shown
+
+def _record_lines(id, traces, days):
+    "What the prediction log has of a request or a trace."
+    from datetime import UTC, datetime, timedelta
+    import polars as pl
+    from mlops_nb.config.settings import read_settings
+    from mlops_nb.ledger.trace_log import TraceLine
+    from mlops_nb.prediction_log.reader import read_log
+    log = read_log(read_settings(".").log.folder, since=datetime.now(UTC) - timedelta(days=days))
+    ours = pl.col("id").eq(id) | pl.col("trace").eq(id) | pl.col("trace_id").is_in([id, *traces])
+    rows = log.filter(ours).select("time", "id", "row", "endpoint", "variant", "bundle", "mode").head(_MAX_RECORDS)
+    return [TraceLine(r["time"].isoformat(timespec="milliseconds"), "record",
+                      f"request {r['id']} row {r['row']}: {r['mode']} answer of {r['endpoint']}, variant "
+                      f"{r['variant']}, bundle {r['bundle'][:12]}", fields=r)
+            for r in rows.collect().iter_rows(named=True)]
+
+# %% ../nbs/97_run_commands.ipynb #80eebc8d
+@run_control_app.command("logs")
+def logs_command(
+    id: Annotated[str, typer.Argument(help="Of a trace, a run, a release, an alert or a request.")],
+    days: Annotated[int, typer.Option(min=1, help="Days back in which requests are looked for.")] = 7,
+    as_json: _JsonOption = False,
+):
+    "What all processes did for something, in order: the ledger, the logs and the prediction log together."
+    from mlops_nb.config.process_log import log_folder
+    from mlops_nb.ledger.ledger import open_ledger
+    from mlops_nb.ledger.trace_log import find_traces, format_trace, trace_lines
+    ledger = open_ledger(".")
+    lines = trace_lines(ledger, log_folder("."), id)
+    lines = sorted([*lines, *_record_lines(id, find_traces(ledger, id), days)], key=lambda line: line.time[:23])
+    if not lines:
+        raise UserError(f"Nothing is known of {id!r}: neither the ledger nor the logs nor the requests of the last "
+                        f"{days} days have it; give the id of a trace, a run, a release, an alert or a request.")
+    print_json(lines) if as_json else print(format_trace(lines))
+
+# %% ../nbs/97_run_commands.ipynb #7b72b6a4
+@run_control_app.command("costs")
+def costs_command(
+    days: Annotated[int, typer.Option(min=1, help="Days back from now whose runs count.")] = 30,
+    as_json: _JsonOption = False,
+):
+    "What the runs of the last days cost by trigger, by the price table of settings.ini, and the size of the stores."
+    from datetime import UTC, datetime, timedelta
+    from mlops_nb.ledger.costs import format_costs, run_costs, storage_costs
+    from mlops_nb.ledger.ledger import open_ledger
+    runs = run_costs(open_ledger("."), datetime.now(UTC) - timedelta(days=days))
+    stores = storage_costs(".")
+    print_json(dict(runs=runs, storage=stores)) if as_json else print(format_costs(runs, stores))
+
 # %% ../nbs/97_run_commands.ipynb #1da97c16
 RUN_EXAMPLES = {
     "up": ["mlops-nb up"],
@@ -184,6 +239,8 @@ RUN_EXAMPLES = {
                        "mlops-nb control replay --from 2026-11-01 --to 2026-12-01"],
     "triggers notify": ["mlops-nb triggers notify warehouse --key 2026-11-30 --facts '{\"rows\": 41000}'"],
     "triggers pause": ["mlops-nb triggers pause retrain --until 2026-12-27 --why holidays"],
+    "logs": ["mlops-nb logs r3f9a", "mlops-nb logs 4bf92f3577b34da6a3ce929d0e0e4736 --as-json"],
+    "costs": ["mlops-nb costs", "mlops-nb costs --days 7 --as-json"],
     "run now": ["mlops-nb run now --why 'new tariffs'"],
     "runs list": ["mlops-nb runs list", "mlops-nb runs list --as-json"],
     "runs show": ["mlops-nb runs show r3f9a"],

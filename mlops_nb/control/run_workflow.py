@@ -52,6 +52,7 @@ from mlops_nb.control.step_process import (
     with_retries,
 )
 from ..core.errors import UserError
+from ..core.trace_context import use_trace
 from ..core.typed_yaml import read_json
 
 # %% ../../nbs/control/04_run_workflow.ipynb #5e9c97aa
@@ -71,6 +72,7 @@ from ..ledger.waiting_runs import continue_run, suspend_run, waiting_runs
 from ..monitor.alert_updates import update_alerts
 from ..monitor.alerts import read_alerts
 from ..monitor.run_checks import check_runs
+from ..release.release_plan import store_path
 
 # %% ../../nbs/control/04_run_workflow.ipynb #333114c8
 def request_run(
@@ -82,7 +84,8 @@ def request_run(
     "Ask for a run of what is here now; the same data, code and params are the same run. Raises `UserError`."
     pin = pin_run(root)
     keep_commit(root, pin)
-    facts = msgspec.to_builtins(pin) | dict(trigger=trigger, reason=reason, data_files=[*data_file_hashes(root).values()])
+    files = [*data_file_hashes(root).values()]
+    facts = msgspec.to_builtins(pin) | dict(trigger=trigger, reason=reason, data_files=files)
     entry, new = queue_run(open_ledger(root), pin.id, facts, by)
     return entry.subject, new
 
@@ -95,7 +98,8 @@ _DVC, _MLOPS_NB = (sys.executable, "-m", "dvc"), (sys.executable, "-c", "from ml
 _COMMANDS = {"checkout": (*_DVC, "checkout", "--force", "data.dvc"), "pull": (*_DVC, "pull", "--force", "data.dvc"),
              "validate": (*_DVC, "repro", "validate"),
              "train": (*_DVC, "repro", "gate"), "check": (*_MLOPS_NB, "release", "check", "artifacts/bundle"),
-             "deploy": (*_DVC, "repro", "--single-item", "deploy"), "report": (*_DVC, "repro", "report")}
+             "deploy": (*_DVC, "repro", "--single-item", "deploy"), "report": (*_DVC, "repro", "report"),
+             "tables": (*_MLOPS_NB, "score", "--lookup-table")}
 
 def _asks_whether_cancelled(ledger, run):
     def cancelled():
@@ -103,14 +107,14 @@ def _asks_whether_cancelled(ledger, run):
         return False # a training is not ended because nobody can be asked for a moment
     return cancelled
 
-def _run_command(root, ledger, run, attempt, name, may_pass=may_pass_next_time):
-    "Run the command of a step, within its limits."
-    (seconds, mib), folder = step_limits(read_settings(root).control, name), run_folder(root, run)
+def _run_command(root, ledger, run, attempt, name, may_pass=may_pass_next_time, args=(), folder=None):
+    "Run the command of a step, within its limits; in the working tree of the run, where no folder is given."
+    (seconds, mib), folder = step_limits(read_settings(root).control, name), folder or run_folder(root, run)
     log = Path(root) / ".mlops" / "logs" / f"{run}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     cancelled = _asks_whether_cancelled(ledger, run)
     def once_more():
-        run_process([*_COMMANDS[name]], folder, run_environment(root, run, attempt), log,
+        run_process([*_COMMANDS[name], *args], folder, run_environment(root, run, attempt), log,
                     folder / ".mlops" / "process.json", seconds, cancelled, mib)
     with_retries(once_more, cancelled, may_pass=may_pass)
 
@@ -160,7 +164,9 @@ def _train(root, ledger, run, attempt):
     params = read_params(folder / "params.yaml")
     cold = ledger.find(f"run/{run}/cold")
     if not cold and (first := choose_init_model(*args, params)): set_train_params(folder, init_model=first)
-    def may_pass(error): return may_pass_next_time(error) and not ("net" in params.train.learners and is_out_of_memory(error))
+    def may_pass(error):
+        with_less = "net" in params.train.learners and is_out_of_memory(error)
+        return may_pass_next_time(error) and not with_less
     def turn(): return gpu_turn(settings.control.max_gpu_trainings, _asks_whether_cancelled(ledger, run))
     with turn() if uses_gpu(params, settings.run) else nullcontext():
         for _ in range(3):
@@ -249,6 +255,17 @@ def look_at_waiting_runs(
         if not waits and continue_run(ledger, run): go_on.append(run)
     return go_on
 
+# %% ../../nbs/control/04_run_workflow.ipynb #d0a37f7b
+def _tables(root, ledger, run, attempt):
+    "Score the rows that are looked up with the model that was promoted."
+    root, settings, kept = Path(root).resolve(), read_settings(root), _kept(ledger, run)
+    released = ledger.find(f"run/{run}/{_effect(ledger, run, 'release')}").data
+    answers = kept["facts"].get("deployed") or kept["facts"].get("release")
+    if not (settings.control.lookup_rows and answers and released["state"] == "released"): return
+    bundle = store_path(root, settings) / kept["facts"]["bundle"]
+    _run_command(root, ledger, run, attempt, "tables", args=(settings.control.lookup_rows, "--bundle", str(bundle)),
+                 folder=root)
+
 # %% ../../nbs/control/04_run_workflow.ipynb #ef15eb24
 def _finish(root, ledger, run, attempt):
     kept = _kept(ledger, run)
@@ -259,10 +276,15 @@ def _finish(root, ledger, run, attempt):
     remove_worktree(root, run)
     end_run(ledger, run, attempt, status, message, **facts, releases=released["releases"])
     print(f"run {run}: {message}", flush=True)
+    with suppress(UserError): # an alert that stays open is no failure of this run
+        if any(a.finding.rule == "run_failed" for a in read_alerts(ledger).held()): _alert(root, ledger)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #9236d064
-RUN_STEPS = ("checkout", "validate", "train", "check", "deploy", "report", "keep", "release", "finish")
+RUN_STEPS = ("checkout", "validate", "train", "check", "deploy", "report", "keep", "release", "tables", "finish")
 _NEED_WORKTREE = RUN_STEPS[:7]
+
+_STEPS = dict(checkout=_checkout, validate=_validate, train=_train, check=_check, keep=_keep, tables=_tables,
+              finish=_finish)
 
 def _do_step(root, ledger, run, attempt, name):
     "Do a step; a sentence where the run has to wait."
@@ -270,10 +292,8 @@ def _do_step(root, ledger, run, attempt, name):
     if name == "deploy": once(ledger, run, attempt, _effect(ledger, run, name), lambda: _deploy(*args))
     elif name == "report":
         once(ledger, run, attempt, _effect(ledger, run, name), lambda: _run_command(*args, name))
-    elif do := dict(checkout=_checkout, validate=_validate, train=_train, check=_check, keep=_keep, finish=_finish
-                    ).get(name): do(*args)
     elif name == "release": return _release(*args)
-    else: _run_command(*args, name)
+    else: _STEPS[name](*args)
 
 def run_step(
     root: str | Path, # The project's folder
@@ -307,7 +327,8 @@ def _with_ledger(do: Callable):
 def _alert(root, ledger):
     now = datetime.now(UTC)
     found = check_runs(Path(root), None, now)
-    held = [a.finding for a in read_alerts(ledger).held()] # nobody has looked whether they are over
+    held = [a.finding for a in read_alerts(ledger).held() # nobody has looked whether the others are over
+            if a.finding.rule != "run_failed"]
     update_alerts(root, [*found, *(f for f in held if f.key not in {n.key for n in found})], now)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #013003ea
@@ -362,9 +383,10 @@ def execute_run(
     ledger = open_ledger(root)
     if _with_ledger(lambda: run_status(ledger, run)) in (None, *RUN_ENDS): # killed after its end, or a ledger without it
         return remove_worktree(root, run)
-    attempt = _with_ledger(lambda: ledger.begin_attempt(run, executor))
-    print(f"run {run}: attempt {attempt} begins.", flush=True)
-    _advance(root, run, attempt, executor, step or (lambda *args: run_step(root, *args, executor)))
+    with use_trace(_with_ledger(lambda: ledger.resume_trace(run))):
+        attempt = _with_ledger(lambda: ledger.begin_attempt(run, executor))
+        print(f"run {run}: attempt {attempt} begins.", flush=True)
+        _advance(root, run, attempt, executor, step or (lambda *args: run_step(root, *args, executor)))
 
 # %% ../../nbs/control/04_run_workflow.ipynb #466cc7f8
 def _step_outcome(root, run, attempt, name, executor, on_superseded):

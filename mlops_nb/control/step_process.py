@@ -102,7 +102,8 @@ def end(self:_Family):
         _signal_all(new, signal.SIGSTOP)
         stopped |= new
     _signal_all(stopped, signal.SIGKILL)
-    with suppress(ProcessLookupError): os.killpg(self.pid, signal.SIGKILL) # a system without /proc
+    if self.pid and not os.path.isdir("/proc"):
+        with suppress(ProcessLookupError): os.killpg(self.pid, signal.SIGKILL)
 
 # %% ../../nbs/control/03_step_process.ipynb #125415f9
 _FAMILIES = {} # of this process, by the id of the keeper
@@ -123,7 +124,7 @@ def end_leftover(
     with suppress(UserError):
         left = read_json(note, dict)
         same = left["start"] and process_start(left["pid"]) == left["start"]
-        _Family(left["pid"] if same else -1, left.get("mark", "none")).end()
+        _Family(left["pid"] if same else None, left.get("mark", "none")).end()
     Path(note).unlink(missing_ok=True)
 
 # %% ../../nbs/control/03_step_process.ipynb #60dabd5e

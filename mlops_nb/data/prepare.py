@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXCLUSION_REASONS', 'IMMATURE_REASON', 'LATE_REASON', 'compute_target', 'read_accepted_batches', 'read_split_keys',
-           'split_accepted_rows', 'read_rows_to_try', 'write_splits', 'SplitSummary', 'Lineage', 'DatasetInfo',
-           'read_dataset_info', 'read_split', 'summarise_split', 'read_content_keys', 'describe_lost_labels',
-           'run_prepare']
+           'split_accepted_rows', 'training_window', 'read_rows_to_try', 'write_splits', 'SplitSummary', 'Lineage',
+           'DatasetInfo', 'read_dataset_info', 'read_split', 'summarise_split', 'read_content_keys',
+           'describe_lost_labels', 'run_prepare']
 
 # %% ../../nbs/data/17_prepare.ipynb #0cc1b80b
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ import polars as pl
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..config.params import SplitParams
+from ..config.params import PrepareParams, SplitParams
 from ..config.project import Project
 from ..config.schema import Schema, schema_hash
 from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.manifest import sha256_file
 from ..core.typed_yaml import read_json, write_json
-from .label_delay import is_immature, label_delay
+from .label_delay import is_immature, label_delay, to_timedelta
 from .leakage import LeakFinding
 from .leaks_across_rows import search_leaks, with_target
 from .row_keys import content_columns, content_keys
@@ -139,6 +139,17 @@ def split_accepted_rows(
 
 def _count_exclusions(reasons):
     return {r: int(n) for i, r in enumerate(EXCLUSION_REASONS) if (n := (reasons == i).sum())}
+
+# %% ../../nbs/data/17_prepare.ipynb #1e930eb9
+def training_window(
+    params: PrepareParams,
+    schema: Schema,
+) -> timedelta | None: # None: all rows count
+    "How far back the rows reach. Raises `UserError` where rows have no time."
+    if params.window is None: return None
+    if schema.event_time: return to_timedelta(params.window)
+    raise UserError("prepare.window in params.yaml needs event_time in schema.yaml; name the column there, or set the "
+                    "window to null.")
 
 # %% ../../nbs/data/17_prepare.ipynb #c34eb30c
 def _used_batches(accepted, splits, columns):
@@ -372,7 +383,8 @@ def run_prepare(
     features.check_schema(schema)
     check_split_params(params.split, schema)
     accepted = root / "artifacts/accepted"
-    keys, splits, reasons, as_of = split_accepted_rows(accepted, schema, params.split)
+    keys, splits, reasons, as_of = split_accepted_rows(accepted, schema, params.split,
+                                                       training_window(params, schema))
     if lost := describe_lost_labels(accepted, schema, reasons): print(lost)
     _check_rowwise(accepted, splits, schema, features)
     with atomic_dir(root / "artifacts/prepared") as out:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 # %% ../../nbs/train/17_tuning.ipynb #555bd595
 from ..config.params import TrainParams
-from ..config.project import Project
+from ..config.project import Project, checkout_root
 from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.progress import progress_reporter
@@ -241,7 +241,7 @@ def run_study(
     if search.project.params.tune.metric and target is None:
         raise ValueError("tune.metric asks for a target; take `run_tune_stage` of mlops_nb.evaluate.tuning_target.")
     project, settings = search.project, search.project.settings.tune
-    storage, n_workers = project.root / settings.storage, n_workers or settings.workers
+    storage, n_workers = checkout_root(project.root) / settings.storage, n_workers or settings.workers
     study = open_study(open_storage(storage), search.study_name, search.search_space, join)
     fail_stale_trials(study)
     with progress_reporter(f"tune {learner}", project.params.tune.n_trials, unit='trials') as step:
