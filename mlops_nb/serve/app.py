@@ -296,12 +296,13 @@ def check_origin(
     headers, # Of the request; a mapping with names in lower case
     authority: str | None, # Of HTTP/2, where it stands for the header `host`
     auth: str, # `auth` of the settings
+    section: str = 'serve', # Of settings.ini, where it stands
 ) -> None:
     "Keep out what pages of other sites send; raises `HTTPException`."
     host = headers.get('host') or authority or ''
     if auth == 'none' and not _is_loopback(host):
         raise HTTPException(421, f"This server has no keys, and answers at the loopback only, not at {host[:60]!r}; "
-                                 "ask for localhost, or set auth = api_key in [serve].", {})
+                                 f"ask for localhost, or set auth = api_key in [{section}].", {})
     if (origin := headers.get('origin')) is not None and origin.partition('://')[2] != host:
         raise HTTPException(403, f"A page of {origin[:60]!r} asks, and pages of other sites may not.", {})
 

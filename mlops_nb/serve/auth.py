@@ -67,6 +67,9 @@ class Authenticator:
         self._last_used = _read_use_file(self._use_path) if use_path else {}
         if problem := self.reload_if_changed(): raise UserError(problem)
 
+    @property
+    def has_keys(self): return bool(self._keys)
+
 # %% ../../nbs/serve/12_auth.ipynb #dcc96c8d
 @patch
 def authenticate(self:Authenticator,

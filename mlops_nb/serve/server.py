@@ -27,6 +27,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from msgspec import structs
 
+from ..config.process_log import start_process_log
 from ..config.settings import Settings, available_cores, read_settings
 from ..core.errors import UserError
 from ..prediction_log.leases import acquire_lease
@@ -54,6 +55,7 @@ def _bind_socket(host, port, shared):
 
 def reserve_address(
     host: str, port: int, # 0: any that is free
+    section: str = 'serve', # Of settings.ini, where they stand
 ) -> socket.socket: # Bound, not listening; keep it as long as the server runs
     "Take an address, or raise `UserError` if it cannot be had."
     try:
@@ -61,7 +63,7 @@ def reserve_address(
         return _bind_socket(host, port, shared=True)
     except OSError as e:
         raise UserError(f"{host}:{port} cannot be listened on: {e.strerror or e}; stop what listens there, or set "
-                        "another host or port in [serve].") from None
+                        f"another host or port in [{section}].") from None
 
 # %% ../../nbs/serve/23_server.ipynb #f4bb5752
 _LEASES_PER_WORKER = 2 # for each worker: a new one may start while the old one still answers
@@ -127,6 +129,7 @@ def _start_worker(root, bundle, settings, port, grpc_address, parent, message_fd
     "The application of one process, with its models loaded."
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL) # nothing was accepted yet
     signal.signal(_DRAIN_SIGNAL, signal.SIG_IGN)
+    start_process_log(root, 'serve', settings)
     try:
         folder = root / settings.log.folder
         lease_id = acquire_lease(folder, _LEASES_PER_WORKER * _worker_count(settings))
@@ -205,7 +208,7 @@ _LOG_CONFIG = {'version': 1, 'disable_existing_loggers': False,
                          'json': {'format': '%(message)s'}},
           'handlers': {n: {'class': 'logging.StreamHandler', 'formatter': n, 'stream': 'ext://sys.stderr'}
                        for n in ('line', 'json')},
-          'loggers': {n: {'handlers': [handler], 'level': 'INFO', 'propagate': False}
+          'loggers': {n: {'handlers': [handler], 'level': 'INFO', 'propagate': n.startswith('mlops_nb')} # to the log file
                       for n, handler in (('_granian', 'line'), ('mlops_nb.serve', 'line'), ('granian.access', 'line'),
                                          ('mlops_nb.access', 'json'))}}
 _IDLE_TIMEOUT_MS = 75_000 # milliseconds
