@@ -48,6 +48,7 @@ from mlops_nb.model_commands import (
 from .monitor_commands import MONITOR_EXAMPLES, monitoring_app
 from .release_commands import RELEASE_EXAMPLES, releases_app
 from .run_commands import RUN_EXAMPLES, run_control_app
+from .schedule_commands import SCHEDULE_EXAMPLES, schedule_app
 
 # %% ../nbs/98_cli.ipynb #61e8f4aa
 class _Commands(SectionedGroup):
@@ -58,7 +59,7 @@ class _Commands(SectionedGroup):
         "Predictions": ["score", "stream", "what-if"],
         "Server": ["serve", "key", "log", "capacity"],
         "Monitoring": ["monitor", "alert", "incident", "label", "slo"],
-        "Continuous training": ["up", "run", "runs", "triggers", "control"],
+        "Continuous training": ["up", "run", "runs", "triggers", "schedules", "control", "logs", "costs", "quota"],
         "Reports": ["report", "model-card"],
         "Other forms of a model": ["compress", "export-onnx"],
         "This command": ["completion"]}
@@ -361,6 +362,7 @@ app.add_typer(models_app)
 app.add_typer(releases_app)
 app.add_typer(monitoring_app)
 app.add_typer(run_control_app)
+app.add_typer(schedule_app)
 
 # %% ../nbs/98_cli.ipynb #8ba5105e
 class Shell(StrEnum):
@@ -390,5 +392,5 @@ EXAMPLES = {
     "ci files": ["mlops-nb ci files"],
     "completion": ["source <(mlops-nb completion bash)", "source <(mlops-nb completion zsh)",
                    "mlops-nb completion fish | source"],
-} | RELEASE_EXAMPLES | MODEL_EXAMPLES | MONITOR_EXAMPLES | RUN_EXAMPLES
+} | RELEASE_EXAMPLES | MODEL_EXAMPLES | MONITOR_EXAMPLES | RUN_EXAMPLES | SCHEDULE_EXAMPLES
 add_examples(app, EXAMPLES)

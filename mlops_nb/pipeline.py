@@ -6,6 +6,7 @@
 __all__ = ['STAGES', 'Stage', 'dvc_yaml', 'find_stage', 'run_stage', 'run_features']
 
 # %% ../nbs/90_pipeline.ipynb #f1824154
+import os
 import re
 import time
 from contextlib import chdir, suppress
@@ -17,12 +18,14 @@ from types import SimpleNamespace
 from msgspec import Struct, field
 
 from .config.params import read_params
+from .config.settings import read_settings
 from .core.errors import UserError
 from .core.files import atomic_file
 from .core.progress import progress_reporter
-from .core.structured_logs import log_task
 from .core.resource_usage import peak_memory_mib
+from .core.structured_logs import log_task
 from .core.typed_yaml import read_json, write_json
+from .ledger.ledger import RUN_VARIABLE
 from .ledger.runs import record_stage
 
 # %% ../nbs/90_pipeline.ipynb #6b37da62
@@ -199,6 +202,14 @@ def _last_seconds(path):
     try: return read_json(path, dict).get("seconds")
     except UserError: return None
 
+# %% ../nbs/90_pipeline.ipynb #331f1f38
+def _lineage_facts(root, stage, item):
+    "The datasets of a stage, where `[lineage] url` is set and it belongs to a run."
+    if not os.environ.get(RUN_VARIABLE) or not read_settings(root).lineage.url: return {}
+    from mlops_nb.data.dataset_description import describe_stage
+    def named(paths): return [p for path in paths if "${" not in (p := path.replace("${item.learner}", item or ""))]
+    return dict(datasets=describe_stage(root, named(stage.deps), named([*stage.outs, *stage.git_outs, *stage.metrics])))
+
 # %% ../nbs/90_pipeline.ipynb #bb8ba1f3
 def run_stage(
     name: str, # A key of `STAGES`
@@ -214,7 +225,7 @@ def run_stage(
         with (progress_reporter(label, expected_seconds=_last_seconds(record)), log_task(f"stage {label}"),
               record_stage(root, label) as known):
             facts = _call_stage(stage, root, item) or {}
-            known |= dict(facts=facts, peak_memory_mib=peak_memory_mib())
+            known |= dict(facts=facts, peak_memory_mib=peak_memory_mib(), **_lineage_facts(root, stage, item))
     except Exception as e:
         with suppress(OSError): # of a full disk
             write_json(_failure_path(record), dict(stage=name, item=item, started=started, error=str(e)[:500]))

@@ -21,6 +21,7 @@ from ..config.project import CHECKOUT_VARIABLE
 from ..core.errors import UserError
 from ..core.files import atomic_file
 from ..core.manifest import combine_hashes, package_versions
+from ..core.trace_context import trace_environment
 from ..ledger.runs import ATTEMPT_VARIABLE, RUN_VARIABLE
 
 # %% ../../nbs/control/02_run_identity.ipynb #6d3f40fc
@@ -118,7 +119,8 @@ def _try_fetch(root, *args):
     try:
         done = subprocess.run(["git", "fetch", "--quiet", *args], cwd=root, text=True, capture_output=True, env=env,
                               timeout=_FETCH_SECONDS)
-        return "" if not done.returncode else (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        return next((line for line in said if line.startswith("fatal:")), said[-1]) if done.returncode else ""
     except subprocess.TimeoutExpired: return f"no answer in {_FETCH_SECONDS} seconds"
 
 def fetch_commit(
@@ -191,4 +193,4 @@ def run_environment(
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, "PATH": programs, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLOPS_NB_QUIET": "1", CHECKOUT_VARIABLE: str(Path(root).resolve()), RUN_VARIABLE: id,
-            ATTEMPT_VARIABLE: str(attempt)}
+            ATTEMPT_VARIABLE: str(attempt)} | trace_environment()

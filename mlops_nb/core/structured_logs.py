@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
         trace, fields = current_trace(), getattr(record, "fields", None) or {}
         line = dict(time=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
                     level=record.levelname.lower(), process=self.process, host=self.host, pid=os.getpid(),
-                    logger=record.name, message=record.getMessage(), trace_id=trace.trace_id if trace else "",
+                    logger=record.name, message=fields.get("message") or record.getMessage(), trace_id=trace.trace_id if trace else "",
                     span_id=trace.span_id if trace else "", **{k: v for k, v in fields.items() if k not in _OWN})
         line |= {k: fields[k] for k in ("trace_id", "span_id") if fields.get(k)}
         if record.exc_info and record.exc_info[1]: line["traceback"] = self.formatException(record.exc_info)
@@ -56,6 +56,15 @@ def _prune(folder, max_bytes):
         total -= size
 
 # %% ../../nbs/core/07_structured_logs.ipynb #bdaabefd
+def _show(record):
+    "Show a warning to people, as Python does where nothing takes it; not what is meant for this log alone."
+    taken = logging.getLogger().handlers or any(logging.getLogger(n).handlers for n in _parents(record.name))
+    if record.levelno >= logging.WARNING and not taken and not hasattr(record, "fields"): logging.lastResort.handle(record)
+
+def _parents(name): # the loggers below `mlops_nb` whose handlers a record meets
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
+
 class JsonLogHandler(logging.Handler):
     "Appends records to files of this process; a process that was forked begins its own."
     def __init__(self,
@@ -76,6 +85,7 @@ class JsonLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         "Write a line."
+        _show(record)
         try:
             line = self.format(record).encode() + b"\n"
             if self._file is None or self._pid != os.getpid() or self._file.tell() > _FILE_BYTES:
@@ -104,7 +114,6 @@ def start_log(
         old.close()
     logger.addHandler(JsonLogHandler(folder, process, max_mib * 2**20))
     logger.setLevel(logging.INFO)
-    if not any(not isinstance(h, JsonLogHandler) for h in logging.getLogger().handlers): logger.propagate = False
 
 def log_event(
     logger: str, # Below `mlops_nb`, such as `stage`

@@ -199,7 +199,12 @@ CREATE VIEW people AS SELECT p.seq, p.at, p."by" AS name, p.kind AS action, p.su
 """
 
 # %% ../../nbs/ledger/00_ledger.ipynb #48eed223
-_MIGRATIONS = [_create_ledger, _create_run_views, _create_run_states] # the schema's version is how many were made
+_CURSORS = ("CREATE TABLE cursors (name TEXT PRIMARY KEY, seq BIGINT NOT NULL, "
+            "busy_until DOUBLE PRECISION NOT NULL)") # how far something that follows the ledger is
+
+def _create_cursors(connection): connection.exec_driver_sql(_CURSORS)
+
+_MIGRATIONS = [_create_ledger, _create_run_views, _create_run_states, _create_cursors] # the schema's version is how many were made
 
 # %% ../../nbs/ledger/00_ledger.ipynb #32c764f7
 def _schema_version(connection):

@@ -34,7 +34,9 @@ class AccessLog:
         self._filled = now
         if self._left < 1: self.skipped += 1; return
         self._left -= 1
-        _access.info('%s', msgspec.json.encode(_line(request, response, seconds, self.skipped)).decode())
+        line = _line(request, response, seconds, self.skipped)
+        about = f"{request.route or 'request'} answered {response.status_code} in {line['ms']:g} ms"
+        _access.info('%s', msgspec.json.encode(line).decode(), extra=dict(fields=line | dict(message=about)))
         self.skipped = 0
 
 # %% ../../nbs/serve/16_access_log.ipynb #cbf29f85
