@@ -199,6 +199,9 @@ class ControlSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=0, description="MiB of memory of all processes of a step, at most; 0 = no limit")] = 0
     step_limits: Annotated[str, Meta(
         description="other limits of single steps, such as train: 28800 s 16384 MiB, report: 1200 s")] = ""
+    keep_days: Annotated[float, Meta(
+        gt=0, description="days that logs and commits of runs, finished workflows and ended controllers are kept; the "
+                          "ledger keeps all")] = 90.0
     max_runs: Annotated[int, Meta(ge=1, description="runs of this project at once, by all its controllers")] = 1
     max_gpu_trainings: Annotated[int, Meta(
         ge=1, description="trainings of runs on a GPU of this machine at once, of all projects")] = 1

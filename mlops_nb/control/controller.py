@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config.settings import Settings, read_settings, resolve_local_uri
+from .pruning import prune
+from .reconciliation import continue_open_run, reconcile
 from .recovery import Heartbeat, application_name, code_version, pending_workflows, take_over
 from .run_workflow import look_at_waiting_runs, register_run_workflow
 from mlops_nb.control.scheduler import (
@@ -37,6 +39,7 @@ from mlops_nb.ledger.executors import (
     set_executor_state,
 )
 from ..ledger.ledger import Ledger, LedgerUnavailable, open_ledger
+from ..ledger.lineage_outbox import start_lineage
 from ..ledger.runs import open_runs, run_status
 from ..ledger.waiting_runs import waiting_runs
 
@@ -49,9 +52,10 @@ def find_requests(
 ) -> tuple[dict[str, str], int]: # Id of a workflow -> the run it is for; and the last entry that was looked at
     "The runs that somebody asked for and that have not ended."
     entries = ledger.entries(kinds=("run.queued", *_AGAIN), after=after)
+    if not entries: return {}, after
     asked = {e.subject for e in entries} - {*waiting_runs(ledger)}
     found = {run: len(ledger.entries(run, _AGAIN)) for run in open_runs(ledger) if run in asked}
-    return {f"{run}-{n}" if n else run: run for run, n in found.items()}, entries[-1].seq if entries else after
+    return {f"{run}-{n}" if n else run: run for run, n in found.items()}, entries[-1].seq
 
 # %% ../../nbs/control/06_controller.ipynb #9db700fa
 RUN_QUEUE = "runs"
@@ -62,6 +66,7 @@ def enqueue_requests(ledger: Ledger, after: int, workflow) -> int: # The last en
     found, last = find_requests(ledger, after)
     for id, run in found.items():
         with SetWorkflowID(id): DBOS.enqueue_workflow(RUN_QUEUE, workflow, run)
+        continue_open_run(ledger, run, id) # where DBOS has done it, and the ledger is from before that
     return last
 
 # %% ../../nbs/control/06_controller.ipynb #52940b4b
@@ -88,37 +93,71 @@ def _lose_lease():
           flush=True)
     os._exit(LEASE_LOST)
 
+# %% ../../nbs/control/06_controller.ipynb #2dc54da3
 _TRIGGER_SECONDS = 30.0 # between two evaluations of the triggers
+_PRUNE_SECONDS = 86400.0
+_LOOK_SECONDS = 1.0 # between two looks at what somebody asked for
 
+# %% ../../nbs/control/06_controller.ipynb #760f8dbc
 def _is_oldest(ledger, executor): # of those that live; the others leave it the looks at releases
     return [e.id for e in list_executors(ledger, executor.project)][:1] == [executor.id]
 
-def _round(root, ledger, executor, settings, workflows, state):
+# %% ../../nbs/control/06_controller.ipynb #7c92d1ce
+def _is_due(state, name, interval_seconds):
+    "Is it time for something again? It is at once, and then after each interval."
+    now = time.monotonic()
+    if now < state.get(name, now): return False
+    state[name] = now + interval_seconds
+    return True
+
+# %% ../../nbs/control/06_controller.ipynb #74b95719
+def _look(root, ledger, executor, settings, workflows, state):
     "One look at all that may be due."
+    take_over(ledger, executor.project, executor.version)
+    if _is_due(state, "triggers", _TRIGGER_SECONDS): evaluate_triggers(root)
+    if _is_oldest(ledger, executor): look_at_waiting_runs(root)
+    enqueue_due_runs(settings, state["due_since"], workflows[0])
+    if _is_due(state, "prune", _PRUNE_SECONDS): prune(root, ledger, settings, executor.project)
+
+# %% ../../nbs/control/06_controller.ipynb #f9fe5a0f
+def _round(root, ledger, executor, settings, workflows, state, poll_interval_seconds):
+    "A look at what somebody asked for, and at each interval at the rest."
     from sqlalchemy.exc import SQLAlchemyError
     try:
-        if time.monotonic() >= state["triggers_at"]:
-            state["triggers_at"] = time.monotonic() + _TRIGGER_SECONDS
-            evaluate_triggers(root)
-        take_over(ledger, executor.project, executor.version)
-        if _is_oldest(ledger, executor): look_at_waiting_runs(root)
+        if _is_due(state, "look", poll_interval_seconds): _look(root, ledger, executor, settings, workflows, state)
         state["seen"] = enqueue_requests(ledger, state["seen"], workflows[1])
-        enqueue_due_runs(settings, state["due_since"], workflows[0])
     except (SQLAlchemyError, UserError) as e:
         print(f"warning: {str(e).splitlines()[0]}; the next look is soon.", file=sys.stderr, flush=True)
 
 # %% ../../nbs/control/06_controller.ipynb #3fed0540
 def _project_name(root, settings): return application_name(settings.release.endpoint or Path(root).resolve().name)
 
+# %% ../../nbs/control/06_controller.ipynb #0bbd1d2b
 def _begin(root, settings):
     check_triggers(root)
     ledger, control = open_ledger(root, settings), settings.control
     executor = register_executor(ledger, _project_name(root, settings), code_version(), control.lease_seconds)
     Heartbeat(ledger, executor, control.lease_seconds, _lose_lease).start()
     workflows = launch_dbos(root, settings, executor)
-    return ledger, executor, workflows, dict(
-        seen=0, triggers_at=0.0, due_since=apply_schedules(settings, workflows[0]))
+    for sentence in reconcile(root, ledger, settings, executor.project): print(f"warning: {sentence}", file=sys.stderr)
+    return ledger, executor, workflows, dict(seen=0, due_since=apply_schedules(settings, workflows[0]))
 
+# %% ../../nbs/control/06_controller.ipynb #425baccd
+def _work(until, stop, poll_interval_seconds, *begun):
+    "The loop: one round after the other, until there is nothing left to do or the process is to stop."
+    executor, state = begun[2], begun[-1]
+    try:
+        while not stop.is_set():
+            state["code"] = until()
+            if state["code"] is not None and not pending_workflows(executor.id): break
+            _round(*begun, poll_interval_seconds)
+            stop.wait(min(poll_interval_seconds, _LOOK_SECONDS))
+    except BaseException:
+        state["code"] = 1
+        raise # the process says it, and ends
+    finally: stop.set()
+
+# %% ../../nbs/control/06_controller.ipynb #adbafad1
 def run_controller(
     root: str | Path, # The project's folder
     poll_interval_seconds: float = 5.0, # Seconds between two looks for what is due
@@ -128,15 +167,18 @@ def run_controller(
     root, settings, stop = Path(root).resolve(), read_settings(root), threading.Event()
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
     ledger, executor, workflows, state = _begin(root, settings)
+    lineage = start_lineage(root, settings)
     pages = root / "reports" / "scheduled" / "index.html"
     print(f"{executor.id} works: {len(state['due_since'])} schedules, pages in {pages}. Stop with Ctrl-C.", flush=True)
-    while ((code := until()) is None or pending_workflows(executor.id)) and not stop.is_set():
-        _round(root, ledger, executor, settings, workflows, state)
-        stop.wait(poll_interval_seconds)
+    begun = root, ledger, executor, settings, workflows, state
+    threading.Thread(target=_work, args=(until, stop, poll_interval_seconds, *begun), daemon=True).start()
+    stop.wait()
     end_all_groups()
+    if lineage: lineage.send() # the end of a run that was the last thing to do
     with suppress(LedgerUnavailable): # what it had begun is free at once
         set_executor_state(ledger, executor.id, "lost")
-    if code is None: print("stopped; what was running goes on with the next start, or in another controller.")
+    if (code := state.get("code")) is None:
+        print("stopped; what was running goes on with the next start, or in another controller.")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0) # a running report is abandoned: its supervisor sees that the parent is gone

@@ -93,6 +93,14 @@ def _abandoned(ledger, project, version):
                                 load_output=False)
     return [w for w in found if w.app_version and w.app_version not in alive]
 
+# %% ../../nbs/control/01_recovery.ipynb #b5ff888a
+def _unknown_executors(ledger, project):
+    "Ids of executors that have work in DBOS and are neither live nor lost."
+    from dbos import DBOS
+    found = DBOS.list_workflows(status="PENDING", application_name=project, load_input=False, load_output=False)
+    known = {e.id for state in ("live", "lost") for e in list_executors(ledger, project, state)}
+    return {w.executor_id for w in found} - known
+
 # %% ../../nbs/control/01_recovery.ipynb #ae0ec8f2
 def take_over(
     ledger: Ledger,
@@ -106,6 +114,9 @@ def take_over(
         if not pending: set_executor_state(ledger, executor.id, "ended")
         else: _recover(executor.id)
         taken += [w.workflow_id for w in pending if w.app_version == version]
+    for id in _unknown_executors(ledger, project):
+        taken += [w.workflow_id for w in pending_workflows(id) if w.app_version == version]
+        _recover(id)
     for workflow in _abandoned(ledger, project, version):
         _restart(workflow, version)
         taken.append(workflow.workflow_id)

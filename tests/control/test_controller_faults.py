@@ -1,14 +1,18 @@
 "Databases that go away, disks that fill up and clocks that jump, while controllers work: each run ends once."
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 
 import pytest
 from support.controlled_project import end, lines, repository, start_controller, until
 from support.controller_kills import ended, kill_at_entries, kill_at_random, new_run, settled
 
 from mlops_nb.control.controller import LEASE_LOST
+from mlops_nb.control.run_workflow import request_run
 from mlops_nb.ledger.ledger import open_ledger
-from mlops_nb.ledger.runs import read_run
+from mlops_nb.ledger.runs import list_runs, read_run, run_status
 
 
 def project(folder, ledger, control, monkeypatch):
@@ -90,3 +94,144 @@ def test_the_database_goes_away_and_comes_back(postgres_root, postgres, controll
     postgres.start()
     assert settled(root, control_uri()) == []
     assert read_run(open_ledger(root), run).status == "succeeded"
+
+
+# ---------------------------------------------------------------- disk and clock
+
+
+DISK = "24m"
+
+
+def test_a_full_disk_is_waited_for(small_disk, tmp_path, controllers, monkeypatch):
+    "The databases are on it; the run goes on when there is room again."
+    places = [f"sqlite:///{small_disk}/{name}.db" for name in ("ledger", "control")]
+    root = project(tmp_path / "project", *places, monkeypatch)
+    (root / "hold gate").touch()
+    controllers.append(start_controller(root))
+    run = new_run(root, "one")
+    until(lambda: "gate 1" in lines(root / "begun"))
+    filler = small_disk / "filler"
+    with open(filler, "wb") as f:
+        try:
+            while True: f.write(bytes(100_000))
+        except OSError: pass
+    (root / "hold gate").unlink()
+    until(lambda: "full" in (root / "log.txt").read_text())
+    filler.unlink()
+    assert settled(root, control_uri()) == [] and read_run(open_ledger(root), run).status == "succeeded"
+
+
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_the_clock_of_the_database_jumps(sqlite_root, controllers, monkeypatch, jump):
+    "Leases may end early, which costs a restart; a process that was killed is found by its number in any case."
+    root = sqlite_root
+    (root / "hold gate").touch()
+    controllers += [start_controller(root, CLOCK="clock") for _ in range(2)]
+    new_run(root, "one")
+    until(lambda: "gate 1" in lines(root / "begun"))
+    (root / "clock").write_text(str(jump))
+    (root / "hold gate").unlink()
+    end(controllers[0])
+    controllers[0] = start_controller(root, CLOCK="clock")
+    new_run(root, "two")
+    def more(): # whoever lost its lease is started again, as a service manager does it
+        for i, c in enumerate(controllers):
+            if c.poll() is not None: controllers[i] = start_controller(root, CLOCK="clock")
+        return all(ended(root, r.id) for r in list_runs(open_ledger(root)))
+    until(more)
+    assert settled(root, control_uri()) == []
+
+
+# ---------------------------------------------------------------- a ledger or a control database of another day
+
+
+def copy_sqlite(source, target):
+    with sqlite3.connect(source) as a, sqlite3.connect(target) as b: a.backup(b)
+
+
+def remove_sqlite(path):
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        if os.path.exists(name): os.unlink(name)
+
+
+def test_a_ledger_of_yesterday_is_said_and_written_down_again(sqlite_root, in_sqlite, controllers):
+    root, path = sqlite_root, in_sqlite.removeprefix("sqlite:///")
+    controllers.append(start_controller(root))
+    first = new_run(root, "one")
+    until(lambda: ended(root, first))
+    (root / "hold gate").touch()
+    second = new_run(root, "two")
+    until(lambda: lines(root / "begun").count("gate 1") == 2)
+    copy_sqlite(path, f"{path}.yesterday") # the second is under way in it, the third is not there
+    (root / "hold gate").unlink()
+    until(lambda: ended(root, second))
+    third = new_run(root, "three")
+    assert settled(root, control_uri()) == []
+    end(controllers.pop())
+    remove_sqlite(path)
+    os.rename(f"{path}.yesterday", path)
+    controllers.append(start_controller(root))
+    assert settled(root, control_uri()) == []
+    ledger = open_ledger(root)
+    assert {r.id: r.status for r in list_runs(ledger)} == dict.fromkeys((first, second, third), "succeeded")
+    assert [e.subject for e in ledger.entries(kinds=("ledger.reconciled",))] == [f"run {third}"]
+    assert f"The run {third} was not in the ledger" in (root / "log.txt").read_text()
+    assert [e.data["reason"] for e in ledger.entries(second, ("run.continued",))] == ["Its workflow had ended."]
+    (root / "data.dvc").write_text("version three\n")
+    assert request_run(root) == (third, False), "what was trained is not trained again"
+
+
+def test_a_run_that_only_dbos_knows_ends_there(sqlite_root, in_sqlite, controllers):
+    root, path = sqlite_root, in_sqlite.removeprefix("sqlite:///")
+    open_ledger(root).append("ledger.began", "test")
+    copy_sqlite(path, f"{path}.yesterday")
+    (root / "hold gate").touch()
+    controllers.append(start_controller(root))
+    run = new_run(root, "one")
+    until(lambda: "gate 1" in lines(root / "begun"))
+    end(controllers.pop())
+    remove_sqlite(path)
+    os.rename(f"{path}.yesterday", path)
+    (root / "hold gate").unlink()
+    controllers.append(start_controller(root))
+    until(lambda: f"The run {run} is under way in the control database and not in the ledger"
+          in (root / "log.txt").read_text())
+    assert run_status(open_ledger(root), run) is None
+    assert request_run(root) == (run, True)
+    assert settled(root, control_uri()) == [] and ended(root, run)
+
+
+def test_a_control_database_that_is_lost(sqlite_root, controllers):
+    root = sqlite_root
+    (root / "hold gate").touch()
+    controllers.append(start_controller(root))
+    run = new_run(root, "one")
+    until(lambda: "gate 1" in lines(root / "begun"))
+    end(controllers.pop())
+    path = control_uri().removeprefix("sqlite:///")
+    remove_sqlite(path)
+    (root / "hold gate").unlink()
+    controllers.append(start_controller(root))
+    assert settled(root, control_uri()) == [] and read_run(open_ledger(root), run).attempts == 2
+
+
+# ---------------------------------------------------------------- the process
+
+
+def test_it_stops_at_once_while_the_database_is_away(postgres_root, postgres, controllers):
+    root = postgres_root
+    controllers.append(start_controller(root))
+    run = new_run(root, "one")
+    until(lambda: ended(root, run))
+    postgres.stop()
+    try:
+        until(lambda: "cannot be used" in (root / "log.txt").read_text())
+        assert end(controllers[0], signal.SIGTERM) == 0
+    finally: postgres.start()
+
+
+def test_what_it_imports():
+    "A controller lives for months beside a server; what only a stage needs is not in its memory."
+    code = "import sys, mlops_nb.control.controller, dbos; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pandas", "torch", "sklearn", "mlflow", "lightgbm", "matplotlib", "dvc", "shap"} & {*loaded}

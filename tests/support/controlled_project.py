@@ -12,6 +12,7 @@ STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
 from mlops_nb.control import controller, run_workflow
+from mlops_nb.ledger import executors
 from mlops_nb.ledger.ledger import Ledger
 
 SECONDS = float(os.environ.get('STEP_SECONDS', '0.1'))
@@ -54,8 +55,18 @@ seen = []
 if os.environ.get('KILL_AT'):
     when, number = os.environ['KILL_AT'].split()
     for name in ('append', 'begin_attempt'): setattr(Ledger, name, dies_at(when, int(number), getattr(Ledger, name)))
+
+def jumping(plain):
+    def run(connection, sql, **values):
+        path = Path(os.environ['CLOCK'])
+        jump = float(path.read_text()) if path.exists() else 0
+        return plain(connection, sql.replace('CLOCK', f'(CLOCK + {jump})'), **values)
+    return run
+
+if os.environ.get('CLOCK'): executors._run = jumping(executors._run)
 if os.environ.get('CODE_VERSION'): controller.code_version = lambda: os.environ['CODE_VERSION']
-controller.run_controller('.', poll_interval_seconds=0.2)
+if os.environ.get('HOST'): executors._host = lambda: os.environ['HOST']
+controller.run_controller('.', poll_interval_seconds=float(os.environ.get('POLL_SECONDS', '0.2')))
 """
 
 
@@ -69,13 +80,14 @@ def repository(root):
     root.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "params.yaml", "data.dvc", "features.py"): (root / name).write_text(f"# {name}\n")
     (root / "settings.ini").write_text("[release]\nendpoint = churn\n")
-    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/kills\n/fail*\n/hold*\n")
+    (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/kills\n/clock\n/fail*\n/hold*\n")
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]): git(root, *args)
     return root
 
 
 def start_controller(root, **env):
-    "Begin a controller; `KILL_AT` (`before 3`, `after 3`) says at which of its entries in the ledger it is killed."
+    """Begin a controller. `KILL_AT` (`before 3`, `after 3`) says at which of its entries in the ledger it is killed;
+    `CLOCK` names a file with the seconds by which the clock of leases has jumped, and `HOST` another machine's name."""
     with open(root / "log.txt", "ab") as log:
         return subprocess.Popen([sys.executable, "-c", STAND_IN], cwd=root, env=ENV | {**os.environ} | env, stdout=log,
                                 stderr=subprocess.STDOUT)
