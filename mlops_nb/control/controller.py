@@ -29,7 +29,8 @@ from mlops_nb.control.scheduler import (
     register_workflow,
 )
 from .step_process import end_all_groups
-from .trigger_evaluation import check_triggers, evaluate_triggers
+from .trigger_evaluation import evaluate_triggers
+from .trigger_policy import check_triggers
 from ..core.errors import UserError
 from mlops_nb.ledger.executors import (
     Executor,
