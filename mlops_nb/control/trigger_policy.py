@@ -78,20 +78,20 @@ def _remarks(root, name, trigger, task):
     yield from nevers
     if nevers and (trigger.when.all or len(nevers) == len(trigger.when.any)): yield "so it can never fire"
     yield from (text for c in trigger.when if (text := _always(trigger, c)))
-    if trigger.unless.slo_budget and not (Path(root) / "slo.yaml").exists():
-        yield "slo_budget: exhausted never forbids anything, since there is no slo.yaml"
 
 def check_triggers(root: str | Path) -> list[str]: # What is said of those that can be evaluated
     "Raise `UserError` for a `triggers.yaml` that cannot be evaluated; say what can only be a mistake."
     path, prices, said = Path(root) / "triggers.yaml", read_settings(root).prices, []
-    schema = Path(root) / "schema.yaml"
-    for name, trigger in read_triggers(root).items():
+    schema, triggers = Path(root) / "schema.yaml", read_triggers(root)
+    task = read_schema(schema).task if triggers and schema.exists() else ""
+    for name, trigger in triggers.items():
         try:
             for c in trigger.when: _refuse_condition(root, c)
             _refuse_budget(trigger.budget, prices)
         except (UserError, ValueError) as e:
             raise UserError(f"{path}, trigger {name!r}: {str(e).removeprefix('settings.ini: ')}") from None
-        task = read_schema(schema).task if schema.exists() else ""
         said += [f"{path}, trigger {name!r}: {text}." for text in _remarks(root, name, trigger, task)]
+    if not (Path(root) / "slo.yaml").exists() and any(t.unless.slo_budget for t in triggers.values()):
+        said.append(f"{path}: slo_budget: exhausted never forbids anything, since there is no slo.yaml.")
     for sentence in said: print(f"warning: {sentence}", file=sys.stderr, flush=True)
     return said

@@ -62,12 +62,16 @@ def look_at_all(
 # %% ../../nbs/control/12_trigger_sources.ipynb #fe3c63b3
 def _sources(trigger): return [s for c in trigger.when if (s := c.new_objects or c.watermark)]
 
+def _address(root, source):
+    "Where a source is; a folder is one of the project."
+    if isinstance(source, Watermark) or is_object_url(source.url): return source.url
+    return f"file://{(Path(root) / source.url).absolute()}"
+
 def _look(root, source):
     "A function that looks at a source, and gives `SourceFacts`."
     if isinstance(source, NewObjects):
-        def look():
-            n = len(new_objects(root, source.url))
-            return SourceFacts(new=n, waiting=read_source_state(root, source.url).waiting)
+        url = _address(root, source)
+        def look(): return SourceFacts(new=len(new_objects(root, url)), waiting=read_source_state(root, url).waiting)
     else:
         def look():
             state, mark = read_source_state(root, source.url, source.table), read_watermark(
@@ -91,14 +95,13 @@ def look_at_sources(
 INGEST_SECONDS = 4 * 3600.0 # for one source, at most
 _AGAIN_SECONDS = 300.0
 
-def _command(source):
-    if isinstance(source, Watermark):
-        return ["ingest", source.url, "--table", source.table, "--watermark", source.column]
-    return ["ingest", source.url if is_object_url(source.url) else f"file://{Path(source.url).absolute()}"]
+def _command(root, source):
+    if isinstance(source, NewObjects): return ["ingest", _address(root, source)]
+    return ["ingest", source.url, "--table", source.table, "--watermark", source.column]
 
 def _ingest(root, source):
     "Run `mlops-nb ingest` for a source; raises `UserError` with its last line if it fails."
-    command = [sys.executable, "-c", "from mlops_nb.cli import main; main()", *_command(source)]
+    command = [sys.executable, "-c", "from mlops_nb.cli import main; main()", *_command(root, source)]
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         end = run_supervised(command, Path(folder), cwd=root, timeout_seconds=INGEST_SECONDS)
         if end.stopped or end.exit_code:
@@ -126,4 +129,4 @@ def ingest_sources(
 
 def have_run(root: str | Path, trigger: Trigger) -> None:
     "Write down that a run has what was ingested from the sources of a trigger."
-    for source in _sources(trigger): set_waiting(root, source.url, getattr(source, "table", ""))
+    for source in _sources(trigger): set_waiting(root, _address(root, source), getattr(source, "table", ""))

@@ -77,7 +77,8 @@ class SourceState(Struct, kw_only=True):
     waiting: bool = False # what was ingested waits for a run
 
 def _state_path(root, url, table):
-    name = hashlib.sha256(f'{url}\n{table}'.encode()).hexdigest()[:16]
+    same = url.rstrip('/') if '://' in url else f'file://{Path(url).absolute()}' # however it is written
+    name = hashlib.sha256(f'{same}\n{table}'.encode()).hexdigest()[:16]
     return Path(root) / '.mlops' / 'sources' / f'{name}.json'
 
 def read_source_state(
@@ -152,7 +153,8 @@ def read_watermark(
     "The largest value of a column; raises `UserError` if it cannot be read."
     mark = '`' if urlsplit(url).scheme in ('mysql', 'mariadb', 'bigquery') else '"'
     quoted = quote_table(column, lambda _: True, mark=mark)
-    sql = f'SELECT max({quoted}) AS watermark FROM {quote_table(table, lambda _: False, mark=mark)}'
+    # qualified: SQLite takes an unknown name in quotes for a text
+    sql = f'SELECT max(s.{quoted}) AS watermark FROM {quote_table(table, lambda _: False, mark=mark)} AS s'
     source, = find_sources(url, ReadOptions(query=sql))
     value = [v for batch in read_source(source) for v in batch['watermark']]
     return '' if not value or value[0] is None else str(value[0])

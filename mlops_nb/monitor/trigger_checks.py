@@ -30,9 +30,10 @@ def check_trigger_errors(
     now: datetime, # With a time zone
 ) -> list[Finding]: # One for each such trigger
     "The triggers that could not be evaluated for ten minutes."
-    try: names, found = set(read_triggers(root)), []
+    rows, found = open_ledger(root).query(_ERRORS), []
+    try: names = read_triggers(root) if rows else ()
     except UserError: return [] # the controller says that at each look
-    for row in open_ledger(root).query(_ERRORS) if names else ():
+    for row in rows:
         at, tree = datetime.fromisoformat(row["at"]), msgspec.json.decode(row["data"])["tree"]
         if row["subject"] not in names or now - at < ERROR_LASTS: continue
         why = "; ".join(line.strip(" ?") for line in tree if line.startswith("  ?"))
