@@ -166,7 +166,7 @@ def export_onnx_command(
               f"scores up to {c.max_difference:.2g} apart")
     print(f"{output}/model.onnx answers as the bundle {parity.bundle_id[:12]} does.")
     if parity.not_included:
-        print("It holds the model alone; whoever calls it also runs what the features file of the bundle does: "
+        print("It holds the model alone; whoever calls it also does what the bundle does before and after: "
               f"{', '.join(parity.not_included)}.")
 
 # %% ../nbs/94_model_commands.ipynb #4d5551ef

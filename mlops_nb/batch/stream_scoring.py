@@ -166,7 +166,8 @@ def endpoint_handler(
         if named := endpoint.decode_entities(body):
             return encode_predict_response(await endpoint.predict_entities(named[0], request), decoder)
         inline = len(body) <= MAX_INLINE_BODY_BYTES
-        if seconds := decoder.preprocess_seconds: rows = await call_with_timeout(seconds, None, decoder.from_json, body)
+        if seconds := decoder.preprocess_seconds:
+            rows = await call_with_timeout(seconds, None, decoder.from_json, body, owner=name)
         else: rows = decoder.from_json(body) if inline else await asyncio.to_thread(decoder.from_json, body)
         return encode_predict_response(await endpoint.predict(rows, decoder, request), decoder)
     return answer

@@ -351,7 +351,7 @@ class ParityReport(Struct):
     checks: list[ParityCheck]
     sha256: str # of model.onnx
     onnxruntime_version: str # used for the comparison
-    not_included: list[str] = [] # functions of the project that a caller runs itself: preprocess, features, postprocess
+    not_included: list[str] = [] # what a caller does itself: preprocess, features, postprocess, encoding of texts, vectors
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #e67cbc6b
 def compare_predictions(
@@ -423,9 +423,11 @@ def parity_error(
             "so it was not written; use the bundle itself.")
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #b9080cfe
-def _project_functions(features):
+def _left_to_the_caller(predictor):
+    features = predictor.features
     kinds = dict(preprocess=features.preprocess, feature=features.functions, postprocess=features.postprocess)
-    return [f"{kind} {name}" for kind, functions in kinds.items() for name in functions]
+    encoded = [f"{c.kind} encoding of {c.name}" for c in predictor.encoder.columns if c.encoding]
+    return [f"{kind} {name}" for kind, functions in kinds.items() for name in functions] + encoded
 
 def export_onnx(
     bundle: str | Path, # A bundle folder
@@ -446,6 +448,6 @@ def export_onnx(
     parity = ParityReport(predictor.id, schema.task, predictor.encoder.matrix_names, codes, schema.classes,
                           predictor.policy,
                           tolerance, checked, sha256_file(output / 'model.onnx'), onnxruntime.__version__,
-                          _project_functions(predictor.features))
+                          _left_to_the_caller(predictor))
     write_json(output / 'parity.json', parity)
     return parity

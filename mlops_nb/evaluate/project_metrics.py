@@ -70,8 +70,10 @@ def project_metrics(
     "The metrics marked `@metric`; raises `UserError` for a column that is not there, or a name that is taken."
     return {name: _bound_metric(features.path, name, f, frame) for name, f in features.metrics.items()}
 
+_JUDGED_NAMES = {"loss", "auc", "failures", "decisions", "scores"} # what a release goes by besides
+
 def _bound_metric(where, name, f, frame):
-    taken = {m for task in (*METRICS.values(), COUNT_METRICS, INTERVAL_METRICS) for m in task}
+    taken = {m for task in (*METRICS.values(), COUNT_METRICS, INTERVAL_METRICS) for m in task} | _JUDGED_NAMES
     if name in taken: raise UserError(f"{where}: the metric '{name}' is built in; give yours another name.")
     reads = list(inspect.signature(f).parameters)[2:]
     for c in reads:

@@ -137,6 +137,15 @@ def _fit_column(name, kind, frame, schema, params, target):
         return EncodedColumn(name, kind, encoding=fitted)
     return EncodedColumn(name, kind)
 
+# %% ../../nbs/model/03_encoder.ipynb #904027ed
+@patch
+def _check_names(self:Encoder, columns):
+    for c in self.columns:
+        made = [f"{c.name}.{n}" for n in (*c.encoding.names, *c.encoding.watched_names())] if c.encoding else []
+        if taken := [n for n in made if n in columns]:
+            raise UserError(f"the column '{taken[0]}' has the name of what the {c.kind} '{c.name}' becomes; give one of "
+                            "the two another name.")
+
 # %% ../../nbs/model/03_encoder.ipynb #de4ad15b
 @patch(cls_method=True)
 def fit(cls:Encoder,
@@ -146,8 +155,11 @@ def fit(cls:Encoder,
     params: EncoderParams = EncoderParams(),
     target: np.ndarray | None = None, # Of the same rows, as a learner reads it; none: texts get no scores
 ) -> Encoder:
-    "Learn the codes of every input; raises `UserError` if there is no input at all or `frame` lacks one."
-    return cls([_fit_column(n, k, frame, schema, params, target) for n, k in feature_kinds(schema, features).items()])
+    """Learn the codes of every input; raises `UserError` if there is no input at all, `frame` lacks one, or two things
+    would have one name."""
+    fitted = cls([_fit_column(n, k, frame, schema, params, target) for n, k in feature_kinds(schema, features).items()])
+    fitted._check_names({*schema.columns, *fitted.feature_names})
+    return fitted
 
 # %% ../../nbs/model/03_encoder.ipynb #345dee34
 _TEXT_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Null)

@@ -30,8 +30,7 @@ def _delivered_columns(schema, given):
     return [n for n, c in schema.columns.items() if n in given or not c.computed]
 
 # %% ../../nbs/release/05_mlflow_model.ipynb #15788500
-_MLFLOW_TYPES = {'integer': 'long', 'number': 'double', 'category': 'string', 'text': 'string', 'vector': 'string',
-                 'boolean': 'boolean',
+_MLFLOW_TYPES = {'integer': 'long', 'number': 'double', 'category': 'string', 'text': 'string', 'boolean': 'boolean',
                  'timestamp': 'datetime'}
 _OUTPUT_TYPES = {pl.Float64(): 'double', pl.String(): 'string', pl.Boolean(): 'boolean'}
 
@@ -40,10 +39,12 @@ def model_signature(
 ): # An `mlflow.models.ModelSignature`
     "What goes in and what comes out, in MLflow's types."
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec
+    from mlflow.types import ColSpec, DataType
     from mlflow.types import Schema as Columns
+    from mlflow.types.schema import Array
     known = predictor.schema.columns
-    inputs = Columns([ColSpec(_MLFLOW_TYPES[known[c].type], c) for c in predictor.request_columns])
+    types = _MLFLOW_TYPES | dict(vector=Array(DataType.double))
+    inputs = Columns([ColSpec(types[known[c].type], c) for c in predictor.request_columns])
     outputs = Columns([ColSpec(_OUTPUT_TYPES[t], c) for c, t in predictor.output_schema().items()])
     signature = ModelSignature(inputs, outputs)
     signature._is_signature_from_type_hint = True # is in the MLmodel file: the model checks its rows
@@ -66,7 +67,9 @@ def _example_rows(predictor, bundle): # As pandas; None where a column is comput
     rows, known = pl.read_parquet(bundle.path / 'golden.parquet', glob=False), predictor.schema.columns
     if not {*predictor.request_columns} <= {*rows.columns}: return None
     holds_none = [n for n in predictor.request_columns if known[n].type in ('integer', 'boolean')] # in MLflow's types
-    return rows.select(predictor.request_columns).drop_nulls(holds_none).head(5).to_pandas()
+    few = rows.select(predictor.request_columns).drop_nulls(holds_none).head(5)
+    vectors = [n for n in few.columns if known[n].type == 'vector']
+    return few.with_columns(pl.col(vectors).str.json_decode(pl.List(pl.Float64))).to_pandas()
 
 def save_mlflow_model(
     bundle: str | Path, # A bundle folder

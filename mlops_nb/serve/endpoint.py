@@ -201,7 +201,7 @@ async def _score(self:Endpoint, v, X, deadline): # scores, and their source
 # %% ../../nbs/serve/08_endpoint.ipynb #e9cc54df
 @patch
 async def _call(self:Endpoint, seconds, deadline, n_rows, f, *args): # `seconds`: of the project's functions; 0: none
-    if seconds: return await call_with_timeout(seconds, deadline, f, *args)
+    if seconds: return await call_with_timeout(seconds, deadline, f, *args, owner=self.name)
     return await self.resources.run_in_thread(deadline, f, *args) if n_rows > MAX_INLINE_ROWS else f(*args)
 
 @patch

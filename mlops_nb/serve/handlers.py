@@ -202,7 +202,7 @@ async def prometheus_metrics(app, request):
 async def decode_in_thread(app, request: Request, decoder: RequestDecoder, f: Callable, *args):
     "`f(*args)`, which reads rows with `decoder`, beside the event loop. Raises what it raises, or `ProcessingTimeout`."
     seconds = decoder.preprocess_seconds
-    if seconds: return await call_with_timeout(seconds, request.deadline, f, *args)
+    if seconds: return await call_with_timeout(seconds, request.deadline, f, *args, owner=request.endpoint)
     return await app.run_in_thread(f, *args)
 
 # %% ../../nbs/serve/13_handlers.ipynb #0734cecd

@@ -30,8 +30,9 @@ class _Interrupted(BaseException):
 _overdue = set() # calls that nobody waits for and that have not ended
 
 class _Call(Thread):
-    def __init__(self, f, args):
+    def __init__(self, f, args, owner):
         super().__init__(name="processing", daemon=True) # a call that never ends does not keep the process
+        self.owner = owner
         self._f, self._args, self._lock, self._ended = f, args, Lock(), False
         self._loop = asyncio.get_running_loop()
         self.future = self._loop.create_future()
@@ -57,20 +58,21 @@ class _Call(Thread):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(_Interrupted))
 
 # %% ../../nbs/serve/07_time_limit.ipynb #2d3811ee
-MAX_OVERDUE_CALLS = 16 # in one process
+MAX_OVERDUE_CALLS = 16 # of one endpoint in one process
 
 async def call_with_timeout(
     seconds: float, # That the call may take
     deadline: float | None, # Of the request, by `time.monotonic()`
     f: Callable, *args,
+    owner: str = "", # The endpoint whose code it is: what others do not end is no concern of its requests
 ):
     "`f(*args)` in a thread of its own; raises `ProcessingTimeout`, or `DeadlineExceeded` where the request ends first."
-    if len(_overdue) >= MAX_OVERDUE_CALLS:
+    if sum(call.owner == owner for call in list(_overdue)) >= MAX_OVERDUE_CALLS:
         raise ProcessingTimeout(f"{MAX_OVERDUE_CALLS} earlier requests are still being prepared or finished by the "
                                 "model's own code, which has not ended in time; try again later.")
     left = float("inf") if deadline is None else deadline - time.monotonic()
     if left <= 0: raise DeadlineExceeded(DEADLINE_MESSAGE)
-    call = _Call(f, args)
+    call = _Call(f, args, owner)
     call.start()
     try:
         async with asyncio.timeout(min(seconds, left)): return await call.future

@@ -91,7 +91,7 @@ def test_a_function_that_does_what_it_should_not(tmp_path, body, said):
 
 
 def test_names_and_columns(tmp_path):
-    for taken in ("roc_auc", "poisson_deviance", "coverage"):
+    for taken in ("roc_auc", "poisson_deviance", "coverage", "loss", "auc", "scores"):
         with pytest.raises(UserError, match=f"'{taken}' is built in"):
             own(tmp_path, f'\n@fx.metric("{taken}", better="higher")\ndef f(y, p): return y\n')
     with pytest.raises(UserError, match="reads 'tenure', a column that these rows do not have; did you mean 'tenur'"):

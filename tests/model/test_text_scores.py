@@ -202,3 +202,11 @@ def test_an_encoding_of_an_older_bundle_has_no_scores():
     older = msgspec.to_builtins(fit_text(random_texts(50), TextParams(n_components=2)))
     for name in ("scores", "intercepts", "coefficients"): older.pop(name)
     assert msgspec.convert(older, TextEncoding, strict=False).encode(["w1 w2"]).shape == (1, 3)
+
+
+def test_a_column_with_the_name_of_what_a_text_becomes_is_refused():
+    frame = pl.DataFrame({"note": random_texts(60), "note.n_words": 1.0, "x": 2.0, "who": "a"})
+    clash = schema()
+    clash.columns["note.n_words"] = Column("number", feature=False)
+    with pytest.raises(UserError, match="the column 'note.n_words' has the name of what the text 'note' becomes; give"):
+        Encoder.fit(frame, clash)

@@ -68,6 +68,7 @@ def test_calls_that_cannot_be_ended_are_not_piled_up(monkeypatch):
         for _ in range(2):
             with pytest.raises(ProcessingTimeout, match="longer"): await call_with_timeout(.02, None, free.wait)
         with pytest.raises(ProcessingTimeout, match="2 earlier requests"): await call_with_timeout(.02, None, max, 1, 2)
+        assert await call_with_timeout(30, None, max, 1, 2, owner="another endpoint") == 2
         free.set()
         await asyncio.wait_for(all_ended(), 30)
         assert await call_with_timeout(30, None, max, 1, 2) == 2
