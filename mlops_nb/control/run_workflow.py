@@ -345,7 +345,8 @@ def _end_releases(root, ledger, run, attempt):
     bundle, deployed = _bundle_of(root, ledger, run)
     if not bundle: return ""
     said = end_run_releases(root, bundle, f"the run {run} did not end well")
-    return " ".join(["", *said] if said or not deployed else ["", f"Its model {bundle[:12]} answers since before."])
+    if deployed and not said: said = [f"Its model {bundle[:12]} had been released before, and answers."]
+    return "".join(f"\n{sentence}" for sentence in said)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #2ebaabdd
 def record_run_failure(

@@ -9,18 +9,18 @@ from mlops_nb.bundle.store import store_bundle
 from mlops_nb.config.api_keys import create_api_key
 from mlops_nb.config.params import Params, ReleaseParams, read_params, write_params
 from mlops_nb.config.settings import environment_settings, read_settings
+from mlops_nb.control import run_workflow
+from mlops_nb.control.controller import find_requests
+from mlops_nb.control.run_workflow import execute_run, look_at_waiting_runs, request_run
 from mlops_nb.core.errors import UserError
 from mlops_nb.examples.subscribers import pack_subscriber_bundle
 from mlops_nb.ledger.ledger import Ledger, open_ledger
 from mlops_nb.ledger.runs import cancel_run, read_run, requeue_run, run_status
 from mlops_nb.ledger.waiting_runs import waits_for
-from mlops_nb.control import run_release, run_workflow
-from mlops_nb.control.controller import find_requests
-from mlops_nb.control.run_workflow import execute_run, look_at_waiting_runs, request_run
 from mlops_nb.release.approvals import give_approval
 from mlops_nb.release.judge import Verdict
 from mlops_nb.release.release_plan import live_variant, plan_path, promote_bundle, read_plan, store_path
-from mlops_nb.release.releases import advance_release, list_releases, read_release, roll_back_release, start_release
+from mlops_nb.release.releases import list_releases, roll_back_release, start_release
 
 SETTINGS = """[release]
 endpoint = churn
@@ -148,7 +148,7 @@ def test_a_run_that_fails_after_its_release_began_rolls_it_back(root, made, comm
     run, _ = request_run(root)
     execute_run(root, run, "host-a")
     found = read_run(open_ledger(root), run)
-    assert found.status == "failed" and found.message.startswith("Step report failed: no space left Its release ")
+    assert found.status == "failed" and found.message.startswith("Step report failed: no space left\nIts release ")
     assert live(root, "development") == made[0].name and list_releases(root)[-1].status == "rolled_back"
 
 
@@ -161,7 +161,7 @@ def test_what_answers_already_is_said_when_a_run_fails(root, commands, monkeypat
     monkeypatch.setattr(run_workflow, "_run_command", fail)
     run, _ = request_run(root)
     execute_run(root, run, "host-a")
-    assert "answers since before." in read_run(open_ledger(root), run).message
+    assert "had been released before, and answers." in read_run(open_ledger(root), run).message
 
 
 def test_a_release_that_is_refused_fails_the_run(root, commands, monkeypatch):

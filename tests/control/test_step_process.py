@@ -103,7 +103,8 @@ def test_what_a_killed_controller_left_is_ended(tmp_path, keeper):
 import os, sys
 from pathlib import Path
 from mlops_nb.control.step_process import run_process
-run_process([sys.executable, '-c', {code!r}], Path('.'), dict(os.environ), Path('log'), Path('note'), 600, lambda: False)
+run_process([sys.executable, '-c', {code!r}], Path('.'), dict(os.environ), Path('log'), Path('note'), 600,
+            lambda: False)
 """], cwd=tmp_path)
     until(lambda: len(pids(tmp_path)) == 4 and (tmp_path / "note").exists())
     controller.kill()
