@@ -417,6 +417,9 @@ def metric_label(
     return text[0].lower() + text[1:] if in_sentence and text[1:2].islower() else text
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #304f77f0
+def _is_known(task, y): # Is there a target in each row? Of several labels one is enough
+    return (~np.isnan(y)).any(1).all() and not np.isinf(y).any() if task == 'multilabel' else np.isfinite(y).all()
+
 def weighted_metric(
     task: str, # a key of `METRICS`
     metric: str, # a key of `METRICS[task]`, or of `own`
@@ -426,7 +429,7 @@ def weighted_metric(
     own: dict[str, Metric] = {}, # metrics of the project, for these rows
 ) -> Callable[[np.ndarray], float]: # Takes (n,) weights
     "A metric of these rows as a function of weights; NaN if there is no row, or a score or target that is not finite."
-    known = len(y) and (np.isfinite(y).all() or task == 'multilabel') and np.isfinite(scores).all()
+    known = len(y) and np.isfinite(scores).all() and _is_known(task, y)
     if not known: return _undefined(y)
     return find_metric(task, metric, own).weighted(np.asarray(y, float), np.asarray(scores, float), decision_settings)
 

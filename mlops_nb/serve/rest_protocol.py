@@ -179,7 +179,7 @@ def _check_labels_of_row(value, schema, said): # -> `a, c` where all labels are 
 def _check_label(value, schema, said): # -> the label as the schema writes it; raises `ValueError`
     if value is None: return None
     if schema.targets: return _check_labels_of_row(value, schema, said)
-    if isinstance(value, (list, dict)): raise ValueError("several labels are given, and a row has one.")
+    if isinstance(value, (list, dict)): raise ValueError("Expected one label of the row, got several.")
     if schema.task == 'regression':
         if type(value) in (int, float) and abs(value) < 1e300: return float(value)
         raise ValueError(f"{str(value)[:60]!r} is given, and a number is expected.")

@@ -526,7 +526,7 @@ def test_numbers_with_the_name_of_a_code_are_codes_where_they_are_few_and_else_a
 
 @pytest.mark.parametrize("task, words", [("survival", "survival models are not supported"),
                                          ("ranking", "ranking models are not supported"),
-                                         ("multilabel", "make a project for each label"),
+                                         ("multilabel", "name their columns by --targets"),
                                          ("regresion", "there is no task 'regresion'; did you mean 'regression'?")])
 def test_a_task_that_is_not_here_is_answered_in_words(task, words):
     with pytest.raises(UserError, match=words): infer(x=[1.5, 2.5] * 200, task=task)

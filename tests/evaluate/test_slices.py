@@ -71,7 +71,7 @@ def test_many_categories_are_bounded():
     assert labels == ["c7", "c0", "c1", "c10", "c100", "(others)"]
 
 
-def data(task, n=1200, seed=0):
+def data(task, n=1200, seed=0, unknown=.3):
     rng = np.random.default_rng(seed)
     region = pl.Series("region", rng.choice(["n", "s", "e"], n, p=[0.2, 0.4, 0.4]))
     if task == "binary":
@@ -80,6 +80,11 @@ def data(task, n=1200, seed=0):
     if task == "multiclass":
         p = rng.dirichlet(np.ones(3), n)
         return region, np.array([rng.choice(3, p=q) for q in p], float), p
+    if task == "multilabel":
+        p = rng.random((n, 3))
+        y = (rng.random((n, 3)) < p).astype(float)
+        y[(rng.random((n, 3)) < unknown) & (np.arange(3) != rng.integers(0, 3, n)[:, None])] = np.nan
+        return region, y, p
     return region, (y := rng.normal(size=n)), y + rng.normal(size=n)
 
 
@@ -140,15 +145,17 @@ def test_no_segments():
 def test_residuals_add_up_to_the_whole(task):
     region, y, s = data(task)
     frame = pl.DataFrame({"region": region, "x": np.random.default_rng(1).normal(size=len(y))})
-    classes = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}[task]
+    several = dict.fromkeys(("multiclass", "multilabel"), ["a", "b", "c"])
+    classes = (several | {"binary": ["no", "yes"], "regression": None})[task]
     table = binned_residuals(frame, ["region", "x"], y, s, classes)
-    for k, c in enumerate(["a", "b", "c"] if task == "multiclass" else [classes and classes[1]]):
-        expected = ((y == k) - s[:, k]).mean() if task == "multiclass" else (y - s).mean()
+    for k, c in enumerate(several.get(task, [classes and classes[1]])):
+        residual = {"multiclass": lambda: (y == k) - s[:, k], "multilabel": lambda: y[:, k] - s[:, k]}
+        residual = residual.get(task, lambda: y - s)()
+        residual = residual[~np.isnan(residual)]
         for feature in ("region", "x"):
             part = table.filter(pl.col("feature") == feature, pl.col("class").eq_missing(pl.lit(c, pl.String)))
-            assert part["n_rows"].sum() == len(y) and (part["mean"] * part["n_rows"]).sum() / len(y) == pytest.approx(
-                expected, abs=1e-12
-            )
+            n, total = len(residual), (part["mean"] * part["n_rows"]).sum()
+            assert part["n_rows"].sum() == n and total / n == pytest.approx(residual.mean(), abs=1e-12)
 
 
 def test_residual_intervals_cover_where_entities_repeat():
@@ -171,7 +178,7 @@ def test_residuals_of_a_single_row_have_no_interval():
 
 def test_the_skill_score_is_the_share_of_the_constants_error_that_is_saved():
     for task in METRICS:
-        _, y, s = data(task, seed=3)
+        _, y, s = data(task, seed=3, unknown=0)
         w, target = np.random.default_rng(0).integers(0, 3, len(y)) * 1., y
         if task == "multiclass": target = (y[:, None] == np.arange(3)) * 1.
         target, scores = target.reshape(len(y), -1), s.reshape(len(y), -1)

@@ -17,7 +17,7 @@ def schema(task="binary", classes=("no", "yes")):
 
 def predictions(classes=("no", "yes"), **more):
     result = PredictionResult(id="r", endpoint="e", variant="v", bundle="b", **more)
-    decoder = SimpleNamespace(predictor=SimpleNamespace(schema=SimpleNamespace(score_names=classes)))
+    decoder = SimpleNamespace(predictor=SimpleNamespace(schema=SimpleNamespace(score_names=classes, targets=None)))
     return msgspec.json.decode(encode_predict_response(result, decoder))["predictions"]
 
 
