@@ -33,7 +33,7 @@ from ..report.html import PageHeader
 from ..report.notebook_parameters import check_parameters
 from ..report.runbooks import find_runbooks
 from ..report.runner import run_notebook, write_missing_report
-from ..report.schedule_pages import write_schedule_pages
+from ..report.schedule_pages import extract_page, write_schedule_pages
 from ..report.supervisor import last_line, run_supervised
 
 # %% ../../nbs/control/00_scheduler.ipynb #ecb543de
@@ -189,6 +189,7 @@ def run_scheduled_action(
     pages = {}
     if due.settings.notebook:
         page = _render(root, due, fire_time)
+        extract_page(_run_folder(root, due, fire_time))
         pages = {Path(page).stem: page}
         _log_page(root, due, fire_time)
     _record(root, due, fire_time, message or f"{due.schedule}: done.", pages, began)

@@ -127,6 +127,8 @@ figcaption small { display:block; font-weight:400; color:var(--soft) }
 .matrix th[scope=row] { font-weight:400; white-space:nowrap } .matrix th, .matrix td { padding:.3rem .45rem }
 .matrix td { min-width:0 !important; border-color:var(--paper) } .matrix th:first-child { padding-left:0 }
 .panels { display:flex; flex-wrap:wrap; gap:0 2rem } .panels figure { max-width:100% }
+.filter label { display:inline-block; margin:0 1.2rem .4rem 0 } .filter select, .filter input { font:inherit }
+.pair { display:grid; grid-template-columns:1fr 1fr; gap:0 1.5rem } .pair img { background:#fff }
 svg.spark { display:block } .spark rect { fill:var(--blue) }
 summary { cursor:pointer; color:var(--soft); font-size:.875rem; margin:.5rem 0 }
 h2 + .output > .caption:first-child { margin-top:.4rem }
@@ -137,7 +139,7 @@ _PHONE_CSS = """
 @media screen and (max-width:40rem) {
   h1 { font-size:1.5rem; margin:.3rem 0 } header { padding-top:.75rem } .facts { margin-bottom:.5rem }
   h3 { margin-top:1.1rem } ul, ol { padding-left:1.2rem } .verdict { font-size:1.05rem; margin:.8rem 0 .5rem }
-  th, td { padding-right:.6rem } figure > svg.wide { min-width:30rem }
+  .pair { grid-template-columns:1fr } th, td { padding-right:.6rem } figure > svg.wide { min-width:30rem }
   figcaption { position:sticky; left:0 }
   .scroll, figure { background:linear-gradient(90deg,var(--paper) 1rem,transparent) left/2rem 100% no-repeat local,
     linear-gradient(270deg,var(--paper) 1rem,transparent) right/2rem 100% no-repeat local,
@@ -153,6 +155,7 @@ _PHONE_CSS = """
 
 # %% ../../nbs/report/03_html.ipynb #3ea54e43
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_OWN_IMAGES = "img-src data: 'self' file:" # of a page that shows the figures of others beside each other
 _HEAD_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
@@ -228,11 +231,12 @@ def render_page(
     "Put `body` into the page's frame."
     from jinja2 import Environment
     script, allowed = page_script(body)
+    csp = _CSP.replace("img-src data:", _OWN_IMAGES) if 'data-figures' in body else _CSP
     body, contents = add_contents(body)
     body, terms = mark_terms(body)
     template = Environment(autoescape=True).from_string(_HEAD_TEMPLATE + _BODY_TEMPLATE)
     return template.render(title=title, body=body, header=header, facts=_page_facts(header), footer=footer,
-                           script=script, csp='; '.join(filter(None, [_CSP, allowed])), contents=contents,
+                           script=script, csp='; '.join(filter(None, [csp, allowed])), contents=contents,
                            glossary=glossary_html(terms),
                            css=_TEXT_CSS + _NAVIGATION_CSS + _COMPONENT_CSS + _PHONE_CSS + _PALETTE_CSS)
 
