@@ -99,7 +99,7 @@ _DIFFERENCE = """
   const figure = (run, name) => {
     const box = document.createElement('figure'), text = document.createElement('figcaption');
     text.textContent = run.when;
-    if (run.figures.includes(name)) {
+    if (name) {
       const image = document.createElement('img');
       image.src = encodeURIComponent(run.name) + '/figures/' + encodeURIComponent(name);
       image.alt = name.replace(/^[0-9]+-|[.]svg$/g, '').replaceAll('-', ' ') + ', ' + run.when;
@@ -128,10 +128,10 @@ _COMPARE = """
                    cell(b.when, (is ?? '\u2013') + difference(was, is)));
         return row;
       }));
-      const figures = [...new Set([...b.figures, ...a.figures])].map(name => {
+      const figures = Array.from({length: Math.max(a.figures.length, b.figures.length)}, (_, i) => {
         const pair = document.createElement('div');
         pair.className = 'pair';
-        pair.append(figure(a, name), figure(b, name));
+        pair.append(figure(a, a.figures[i]), figure(b, b.figures[i]));
         return pair;
       });
       part('figures').replaceChildren(...figures);
