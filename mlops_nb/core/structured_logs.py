@@ -156,7 +156,7 @@ def read_logs(
 ) -> list[dict]: # In the order of time
     "The lines of all processes."
     wanted, found = [a.encode() for a in about], []
-    for path in Path(folder).glob("*.jsonl"):
+    for path in sorted(Path(folder).glob("*.jsonl"), key=lambda p: p.stem.rpartition("-")[2]): # by when they began
         try: content = path.read_bytes()
         except OSError: continue # deleted meanwhile, since it was the oldest
         if wanted and not any(w in content for w in wanted): continue

@@ -140,7 +140,7 @@ class LineageSender(threading.Thread):
     def __init__(self, root: str | Path, settings: Settings, poll_interval_seconds: float = 5.0):
         super().__init__(daemon=True, name="lineage")
         self.root, self.settings, self.poll_interval_seconds = root, settings, poll_interval_seconds
-        self.stopped, self.said = threading.Event(), ""
+        self.stopped, self.said, self._sending = threading.Event(), "", threading.Lock()
 
     def run(self):
         while True:
@@ -148,8 +148,9 @@ class LineageSender(threading.Thread):
             if self.stopped.wait(self.poll_interval_seconds): return
 
     def send(self) -> None:
-        "Look once."
-        try: send_lineage(self.root, self.settings)
+        "Look once, after a look that is under way."
+        try:
+            with self._sending: send_lineage(self.root, self.settings)
         except Exception as e: # whatever it is, the controller goes on
             if str(e) != self.said: log_event("lineage", str(e) or type(e).__name__, logging.WARNING)
             self.said = str(e)

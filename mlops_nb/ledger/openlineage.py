@@ -89,7 +89,7 @@ def _run_events(names, entry, earlier):
         return [_event(entry, _ENDS[status], names.job(), names.run_id(entry.subject, attempt), **facets)]
     ended = {e.data["attempt"] for e in earlier if e.kind == "run.ended"}
     if attempt > 1 and attempt - 1 not in ended:
-        found += [_event(entry, "ABORT", names.job(e.data["step"].removeprefix("step ")),
+        found += [_event(entry, "ABORT", names.job(e.data["step"]),
                          names.run_id(entry.subject, e.seq)) for e in _cut_off(earlier, attempt - 1)]
         found.append(_event(entry, "ABORT", names.job(), names.run_id(entry.subject, attempt - 1)))
     return [*found, _event(entry, "START", names.job(), names.run_id(entry.subject, attempt))]
@@ -100,10 +100,9 @@ def _step_event(names, entry, begun):
     run, data = names.run_id(entry.subject, begun.data["attempt"]), entry.data
     parent = _facet("facets/1-2-0/ParentRunFacet", run=dict(runId=run),
                     job={k: v for k, v in names.job().items() if k != "facets"})
-    step = begun.data["step"].removeprefix("step ")
     type = "START" if entry.kind == "step.started" else _ENDS.get(data["status"], "FAIL")
     facets = dict(errorMessage=_error_facet(data["message"])) if type == "FAIL" else {}
-    event = _event(entry, type, names.job(step), names.run_id(entry.subject, begun.seq), parent=parent, **facets)
+    event = _event(entry, type, names.job(begun.data["step"]), names.run_id(entry.subject, begun.seq), parent=parent, **facets)
     for kind, key in (("inputFacets", "inputs"), ("outputFacets", "outputs")):
         event[key] = [_dataset(names, d, kind) for d in data.get("datasets", {}).get(key, ())]
     return event

@@ -270,13 +270,17 @@ def _step_line(s, run):
     why = (s.message or "").strip().replace("\n", "\n" + " " * 8) if s.status == "failed" else ""
     return f"  {s.name:<28} {s.status:<7} {took:>10} {memory:>10}  {again} {why}".rstrip()
 
+def _shown_fact(value):
+    if not isinstance(value, dict): return value
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+
 def format_run(run: PipelineRun) -> str: # Lines
     "One run: what it is made of, its steps, and how it ended."
     head = [f"{run.id}: {run.status}" + (f". {run.message}" if run.message else ""),
             f"  asked for {_time(run.queued_at)} by {run.queued_by} ({run.trigger_name or 'on_demand'})"
             + (f": {run.reason}" if run.reason else ""),
             f"  code {run.git_commit[:12]}, data {run.data_version[:12]}, params {run.params_version[:12]}"]
-    facts = [f"  {name}: {value}" for name, value in run.facts.items() if name != "metrics"]
+    facts = [f"  {name}: {_shown_fact(value)}" for name, value in run.facts.items() if name != "metrics"]
     metrics = [f"  {name} {value:.4g}" for name, value in (run.facts.get("metrics") or {}).items()]
     return "\n".join([*head, *facts, *metrics, *(_step_line(s, run) for s in run.steps)])
 
