@@ -125,29 +125,31 @@ class Unless(Struct, forbid_unknown_fields=True, kw_only=True):
                              "Europe/Vienna.") from None
 
 # %% ../../nbs/config/18_triggers.ipynb #34829537
-_Runs = Annotated[str, Meta(pattern=r"^[1-9]\d* per [1-9]\d{0,4}[mhd]$", description="such as 8 per 30d")]
-_Cost = Annotated[str, Meta(pattern=r"^(?!0+(\.0+)? )\d+(\.\d+)? [A-Z]{3} per [1-9]\d{0,4}[mhd]$",
-                            description="such as 40 EUR per 30d")]
+_RUNS = re.compile(r"([1-9]\d*) per ([1-9]\d{0,4}[mhd])")
+_COST = re.compile(r"(?!0+(?:\.0+)? )(\d+(?:\.\d+)?) ([A-Z]{3}) per ([1-9]\d{0,4}[mhd])")
 
 class Budget(Struct, forbid_unknown_fields=True, kw_only=True):
     "What the runs that a trigger asks for may amount to."
-    runs: _Runs | None = None
-    cost: _Cost | None = None
+    runs: str | None = None # such as 8 per 30d
+    cost: str | None = None # such as 40 EUR per 30d
 
     def __post_init__(self):
-        if self.runs is None and self.cost is None:
-            raise ValueError("a budget has runs, cost or both, such as {runs: 8 per 30d, cost: 40 EUR per 30d}.")
+        if self.runs is None and self.cost is None: raise ValueError("budget is empty; write runs: 8 per 30d.")
+        if self.runs is not None and not _RUNS.fullmatch(self.runs):
+            raise ValueError(f"budget is {self.runs!r}; write it like 8 per 30d.")
+        if self.cost is not None and not _COST.fullmatch(self.cost):
+            raise ValueError(f"budget.cost is {self.cost!r}; write it like 40 EUR per 30d.")
 
     @property
     def max_runs(self) -> tuple[int, str] | None: # A number and a period; None: no limit
         if self.runs is None: return None
-        count, _, period = self.runs.partition(" per ")
+        count, period = _RUNS.fullmatch(self.runs).groups()
         return int(count), period
 
     @property
     def max_cost(self) -> tuple[float, str, str] | None: # An amount, its currency and a period; None: no limit
         if self.cost is None: return None
-        amount, currency, _, period = self.cost.split()
+        amount, currency, period = _COST.fullmatch(self.cost).groups()
         return float(amount), currency, period
 
 # %% ../../nbs/config/18_triggers.ipynb #e3073819
@@ -156,7 +158,7 @@ class Trigger(Struct, forbid_unknown_fields=True, kw_only=True):
     when: Conditions
     unless: Unless = field(default_factory=Unless)
     cooldown: _Duration | None = None # after a run that this trigger asked for
-    budget: _Runs | Budget | None = None # a text, such as 8 per 30d, counts runs
+    budget: str | Budget | None = None # a text, such as 8 per 30d, counts runs
 
     def __post_init__(self):
         if isinstance(self.budget, str): self.budget = Budget(runs=self.budget)

@@ -11,7 +11,8 @@ import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -74,6 +75,8 @@ def convert_typed(
     shape = _strip_annotation(type)
     kind, item = get_origin(shape), get_args(shape)[-1:]
     if _is_struct(shape): return _convert_struct(value, shape, file, key_path, strict)
+    structs = [t for t in get_args(shape) if _is_struct(t)] if kind in (Union, UnionType) else []
+    if len(structs) == 1 and isinstance(value, dict): return _convert_struct(value, structs[0], file, key_path, strict)
     if kind is list and _is_struct(*item) and isinstance(value, list): return each(enumerate(value, 1), *item)
     if get_origin(type) is dict and _is_struct(*item) and isinstance(value, dict):
         return dict(zip(map(str, value), each(value.items(), *item)))

@@ -25,11 +25,31 @@ def test_no_file_is_no_trigger(tmp_path): assert read_triggers(tmp_path) == {}
     ("a: {when: {any: [{drfit: found}]}}", "did you mean 'drift'"),
     ("a b: {when: {any: [{drift: found}]}}", "no name of a trigger"),
     ("a: {}", "'when' is missing"),
+    ("a: {when: {any: [{drift: found}]}, budget: {}}", "budget is empty"),
+    ("a: {when: {any: [{drift: found}]}, budget: {runs: 0 per 30d}}", "write it like 8 per 30d"),
+    ("a: {when: {any: [{drift: found}]}, budget: {cost: 0 EUR per 30d}}", "write it like 40 EUR"),
+    ("a: {when: {any: [{drift: found}]}, budget: {cost: 40 per 30d}}", "write it like 40 EUR"),
+    ("a: {when: {any: [{age: shelf_live}]}}", "age is 'shelf_live'"),
+    ("a: {when: {any: [{upstream: broken}]}}", "upstream is 'broken'"),
+    ("a: {when: {any: [{code: new}]}}", "code is 'new'"),
+    ("a: {when: {any: [{notice: {source: a/b}}]}}", "section 'a.when.any.1.notice': source is 'a/b'"),
+    ("a: {when: {any: [{new_objects: {url: x, at_least: 0}}]}}", "at_least"),
+    ("a: {when: {any: [{watermark: {url: x, table: t}}]}}", "the key 'column' is missing"),
     ("[1, 2]", "triggers.yaml")])
 def test_a_mistake_is_one_sentence(tmp_path, text, sentence):
     (tmp_path / "triggers.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence) as error: read_triggers(tmp_path)
     assert "triggers.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_short_forms(tmp_path):
+    (tmp_path / "triggers.yaml").write_text("a: {when: {all: [{code: changed}, {age: shelf_life}]}, budget: 8 per 30d}")
+    found = read_triggers(tmp_path)["a"]
+    assert found.budget.max_runs == (8, "30d") and found.budget.max_cost is None
+    assert [c.code and c.code.branch for c in found.when] == ["main", None]
+    (tmp_path / "other.yaml").write_text("b: {when: {any: [{drift: found}]}, budget: {cost: 0.5 EUR per 7d}}")
+    assert read_triggers(tmp_path, tmp_path / "other.yaml")["b"].budget.max_cost == (.5, "EUR", "7d")
+    with pytest.raises(UserError, match="does not exist"): read_triggers(tmp_path, tmp_path / "gone.yaml")
 
 
 DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
