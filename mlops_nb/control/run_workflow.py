@@ -42,6 +42,8 @@ from mlops_nb.control.run_params import (
     set_train_params,
     start_cold,
 )
+from .run_results import gate_verdict, record_artifacts
+from .run_results import run_outcome as _outcome
 from .step_limits import gpu_turn, step_limits, uses_gpu
 from mlops_nb.control.step_process import (
     StepCancelled,
@@ -180,13 +182,9 @@ def _effect(ledger, run, name):
     return f"{name}/{number}" if number else name
 
 # %% ../../nbs/control/04_run_workflow.ipynb #1dd7ee6e
-def _gate(folder):
-    path = folder / "artifacts" / "gate.json"
-    return read_json(path, dict) if path.exists() else {}
-
 def _check(root, ledger, run, attempt):
     "Try a model that passed its gate with the real server, as often as its way asks for."
-    gate = _gate(run_folder(root, run))
+    gate = gate_verdict(run_folder(root, run))
     while gate.get("passed") and missing_staging_runs(root, gate["bundle"]):
         _run_command(root, ledger, run, attempt, "check")
 
@@ -196,26 +194,12 @@ def _deploy(root, ledger, run, attempt):
     path = run_folder(root, run) / "artifacts" / "deployment.json"
     return read_json(path, dict) if path.exists() else {}
 
-# %% ../../nbs/control/04_run_workflow.ipynb #259a2aea
-def _metrics(folder):
-    "The figures of each part that was measured."
-    parts = read_json(folder / "artifacts" / "metrics.json", dict)
-    return {part: {k: v for k, v in found.items() if isinstance(v, int | float)} for part, found in parts.items()}
-
-def _outcome(folder):
-    "How the pipeline ended: status, sentence, and what came of it."
-    gate, metrics = _gate(folder), _metrics(folder)
-    deployment = read_json(folder / "artifacts" / "deployment.json", dict)
-    facts = dict(bundle=gate["bundle"], previous_bundle=gate.get("champion", ""), release=deployment.get("release", ""),
-                 deployed=deployment["deployed"], version=deployment["model_version"], metrics=metrics.pop("test", {}),
-                 other_metrics=metrics)
-    return "succeeded" if gate["passed"] else "rejected", deployment["message"], facts
-
 # %% ../../nbs/control/04_run_workflow.ipynb #0957c9ac
 def _keep(root, ledger, run, attempt):
     "Commit the results, and write the outcome down."
     def keep():
         status, message, facts = _outcome(run_folder(root, run))
+        record_artifacts(ledger, run, attempt, run_folder(root, run))
         commit = commit_results(root, run, f"Run {run}: {message}")
         return dict(status=status, message=message, facts=facts, results=commit)
     return once(ledger, run, attempt, _effect(ledger, run, "results"), keep)
@@ -337,7 +321,7 @@ def _bundle_of(root, ledger, run):
     deployed = ledger.find(f"run/{run}/{_effect(ledger, run, 'deploy')}")
     if deployed: return deployed.data.get("bundle", ""), deployed.data.get("deployed", False)
     folder = run_folder(root, run)
-    return (_gate(folder).get("bundle", "") if folder.exists() else ""), False
+    return (gate_verdict(folder).get("bundle", "") if folder.exists() else ""), False
 
 def _end_releases(root, ledger, run, attempt):
     "Roll back what a run has begun to release; what came of it, in sentences."

@@ -105,7 +105,7 @@ def test_a_run_goes_all_the_way_and_waits_for_a_person(root, made, commands):
     assert (found.status, live(root, "production")) == ("succeeded", new)
     assert found.message == "Version 2 was released. It answers in development, staging, production."
     assert {*found.facts["releases"]} == {"staging", "production"} and found.facts["previous_bundle"] == ""
-    assert found.facts["metrics"] == {"roc_auc": .8} and found.facts["other_metrics"] == {"valid": {"roc_auc": .81}}
+    assert found.facts["metrics"] == {"roc_auc": .8} and found.facts["metrics_valid"] == {"roc_auc": .81}
     assert commands == ["checkout", "validate", "train", "check", "deploy", "report"], "each once"
 
 
