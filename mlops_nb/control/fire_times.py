@@ -8,6 +8,7 @@ __all__ = ['fire_times', 'fire_time_id']
 # %% ../../nbs/control/31_fire_times.ipynb #992461a8
 import re
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from zoneinfo import ZoneInfo
 
 from ..config.settings import ScheduleSettings
@@ -20,6 +21,7 @@ def _cron_times(cron, start, end):
     times = croniter(cron, start, second_at_beginning=True)
     while (time := times.get_next(datetime)) <= end: yield time
 
+@cache
 def _every_hour(cron):
     "Does the expression name every hour? Raises `UserError` if it is none, or never due."
     from croniter import CroniterBadDateError, croniter

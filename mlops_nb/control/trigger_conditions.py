@@ -135,9 +135,9 @@ def _age(age, facts):
     return old >= parse_duration(age), f"the model is {old / timedelta(days=1):.1f} days old; {age} are needed"
 
 def _schedule(times, facts):
-    for span in (timedelta(hours=1), timedelta(days=2), timedelta(days=60), facts.at - facts.since):
-        due = fire_times(times, max(facts.since, facts.at - span), facts.at, max_count=100_000)
-        if due: break
+    spans = timedelta(hours=1), timedelta(days=2), timedelta(days=60), facts.at - facts.since
+    for start in dict.fromkeys(max(facts.since, facts.at - span) for span in spans):
+        if due := fire_times(times, start, facts.at, max_count=100_000): break
     text = f"was due at {due[-1]:%Y-%m-%d %H:%M}" if due else f"was not due since {facts.since:%Y-%m-%d %H:%M} UTC"
     return bool(due), f"{times.cron} {text}"
 
