@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'OUTCOMES', 'RECORD_COUNTS', 'LABEL_SOURCES', 'BundleCells', 'open_bundle_cells', 'decision_histograms',
-           'RecordCounts', 'count_records', 'count_labels']
+           'decision_columns', 'RecordCounts', 'count_records', 'count_labels']
 
 # %% ../../nbs/monitor/03_record_counts.ipynb #a3834005
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -98,7 +99,11 @@ def decision_histograms(
     if schema.targets: return {n: named_histogram(["no", "yes"]) for n in schema.targets}
     return {"decision": named_histogram(schema.classes)} if schema.classes else {}
 
-def _decision_columns(decisions, schema):
+def decision_columns(
+    decisions: pl.Series, # (n,) texts; null where a person decides
+    schema: Schema,
+) -> Iterator[CellColumn]: # By name as `decision_histograms`
+    "Decisions as they are counted."
     for name, reference in decision_histograms(schema).items():
         values = decisions
         if schema.targets:
@@ -112,7 +117,7 @@ def _score_columns(rows, cells):
         if not several and i: return
         score = rows["score"].list.get(i, null_on_oob=True) if several else rows["score"]
         yield CellColumn("score", name, score, reference)
-    yield from _decision_columns(rows["decision"], cells.schema)
+    yield from decision_columns(rows["decision"], cells.schema)
 
 # %% ../../nbs/monitor/03_record_counts.ipynb #05e3e9b2
 def _outcome(cells): # an expression

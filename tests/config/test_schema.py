@@ -1,7 +1,9 @@
 "The contract: its file, how values are read, targets, differences, hash, pandera."
+import hashlib
 from datetime import datetime
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -250,3 +252,51 @@ def test_quantiles_are_part_of_the_schema(tmp_path):
     assert read_schema(write_schema(schema, tmp_path / "schema.yaml")) == schema
     assert schema.score_names == ["0.05", "0.5", "0.975"]
     assert schema_hash(schema) != schema_hash(Schema("d", "regression", "y", {"y": Column("number")}))
+
+
+LABELS = Schema("d", "multilabel", "", {n: Column(t, nullable=True) for n, t in
+                                        dict(x="number", a="integer", b="category", c="boolean").items()},
+                targets=["a", "b", "c"])
+
+
+def test_labels_are_yes_no_or_not_known():
+    frame = pl.DataFrame(dict(x=[1.] * 5, a=[1, 0, None, 2, None], b=["Yes", "no", None, "maybe", "n"],
+                              c=[True, None, None, None, False]))
+    found = frame.select(LABELS.encoded_target_expr()).to_series()
+    nan = float("nan")
+    assert np.array_equal(found.to_numpy(), [[1, 1, 1], [0, 0, nan], [nan] * 3, [nan] * 3, [nan, 0, 0]], equal_nan=True)
+    assert found.is_null().to_list() == [False, False, True, True, False]
+    assert frame.select(LABELS.target_expr()).to_series().is_null().to_list() == [False, False, True, False, False]
+    assert LABELS.feature_columns == ["x"] and LABELS.score_columns == ["score_a", "score_b", "score_c"]
+
+
+@pytest.mark.parametrize("text, found", [
+    ("a, c", [1, 0, 1]), ("none", [0, 0, 0]), ('{"b": 1, "a": 0}', [0, 1, None]), ("a, d", None), ('{"d": 1}', None),
+    ('{"a": 2}', None), ("{", None), ("", None), (None, None)])
+def test_labels_of_a_row_are_read_back(text, found):
+    said = LABELS.parse_labels(text)
+    assert (said and [None if x != x else x for x in said]) == found
+
+
+def test_a_schema_of_labels_comes_back(tmp_path):
+    path = write_schema(LABELS, tmp_path / "schema.yaml")
+    assert "target:" not in path.read_text() and "classes:" not in path.read_text()
+    assert read_schema(path) == LABELS and schema_hash(read_schema(path)) == schema_hash(LABELS)
+    one = LABELS.label_schema(1)
+    assert (one.task, one.target, one.targets) == ("binary", "b", None) and one.feature_columns == ["x"]
+    assert LABELS.columns["a"].feature # the other is a schema of its own
+
+
+@pytest.mark.parametrize("task, targets, words", [
+    ("multilabel", None, "needs 'targets'"), ("binary", ["a", "b"], "has no targets"),
+    ("multilabel", ["a"], "two or more"),
+    ("multilabel", ["a", "a"], "each once"), ("multilabel", ["a", "none"], "cannot be told apart"),
+    ("multilabel", ["a", "b, c"], "cannot be told apart")])
+def test_targets_that_are_none(task, targets, words):
+    with pytest.raises(ValueError, match=words): Schema("d", task, "", {"a": Column("integer")}, targets=targets)
+
+
+def test_the_hash_of_a_schema_without_labels_is_what_it_was():
+    s = Schema("d", "regression", "x", {"x": Column("number")})
+    assert schema_hash(s) == hashlib.sha256(msgspec.json.encode(
+        {k: v for k, v in msgspec.to_builtins(s).items() if k != "targets"})).hexdigest()

@@ -17,6 +17,7 @@ from mlops_nb.data.splits import (
     check_split_overlap,
     count_repeated_rows,
     is_in_last_share,
+    rarest_labels,
     row_positions,
     split_key_columns,
 )
@@ -248,3 +249,8 @@ def test_key_columns():
     assert split_key_columns(SplitParams(method="random"), TIMED) == ["at", "who"]
     assert split_key_columns(SplitParams(method="group"), TIMED) == ["at", "who"]
     assert split_key_columns(SplitParams(method="column", column="fold"), TIMED) == ["at", "fold"]
+
+
+def test_rows_of_the_rarest_label_are_dealt_out_together():
+    y = np.array([[1, 0, 0], [1, 1, np.nan], [0, 0, 0], [1, 0, 1], [1, 1, 1], [np.nan, np.nan, 0]])
+    assert rarest_labels(y).tolist() == [2, 0, 3, 1, 0, 3] # of four, two and two rows

@@ -1,12 +1,10 @@
-"""Several labels at once, from a file to answers: both learners, trials by a metric, folds, the gate, the bundle, the
-server's answers and feedback, monitoring's metrics of each label, ONNX and the page."""
-import asyncio
+"""Several labels at once, from a file to answers: both learners, trials by a metric, folds, the gate, the bundle,
+explanations, ONNX, the parts of the pages, and what monitoring makes of labels of which some are known."""
 import json
 
 import numpy as np
 import polars as pl
 import pytest
-from support.project_checks import stub_pages
 
 from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
 from mlops_nb.bundle.onnx_export import export_onnx
@@ -14,13 +12,32 @@ from mlops_nb.config.params import CostParams, NetParams, read_params, write_par
 from mlops_nb.config.schema import read_schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.prepare import read_dataset_info, read_split
+from mlops_nb.evaluate.metrics import metric_values
 from mlops_nb.evaluate.stage import read_evaluation
 from mlops_nb.explain.counterfactuals import read_reference_rows
+from mlops_nb.explain.stage import read_explanation
 from mlops_nb.explain.what_if import what_if
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
+from mlops_nb.monitor.cohort_metrics import (
+    bin_calibrations,
+    estimated_metrics,
+    judged_rows,
+    mean_loss,
+    read_quality_reference,
+)
+from mlops_nb.monitor.label_sampling import is_near_threshold
+from mlops_nb.monitor.loss_guard import guard_losses, guard_residuals
+from mlops_nb.monitor.quality import measured_metrics
+from mlops_nb.monitor.record_counts import decision_columns, decision_histograms, open_bundle_cells
 from mlops_nb.pipeline import run_stage
 from mlops_nb.release.compression import compress_bundle
+from mlops_nb.report.curve_figures import gains_html, ranking_html
+from mlops_nb.report.data_figures import target_html
+from mlops_nb.report.decision_figures import decision_figure
+from mlops_nb.report.evaluation_figures import calibration_figure, residuals_figure
+from mlops_nb.report.explanation_tables import worst_predicted_table
+from mlops_nb.report.stage import key_metrics
 from mlops_nb.scaffold import init_project
 from mlops_nb.train.model_import import import_model
 from mlops_nb.train.tuning import read_tuning_results
@@ -35,7 +52,8 @@ def subscribers(n=2600, seed=0):
     months, bill, plan = rng.integers(0, 72, n), rng.normal(60, 20, n), rng.choice(["fibre", "dsl"], n)
     z = np.c_[(bill - 60) / 12, (months - 30) / 12, (bill - 85) / 10 + 1.5 * (plan == "fibre")]
     y = (rng.random((n, 3)) < 1 / (1 + np.exp(-z))).astype(int)
-    return pl.DataFrame(dict(months=months, bill=bill.round(2), plan=plan, sex=rng.choice(["f", "m"], n), backup=y[:, 0],
+    return pl.DataFrame(dict(months=months, bill=bill.round(2), plan=plan, sex=rng.choice(["f", "m"], n),
+                             backup=y[:, 0],
                              security=np.where(rng.random(n) < .3, "", np.where(y[:, 1] == 1, "Yes", "No")),
                              tv=np.where(y[:, 2] == 1, "true", "false")))
 
@@ -52,15 +70,15 @@ def project(tmp_path_factory):
     write_schema(schema, root / "schema.yaml")
     p = read_params(root / "params.yaml")
     p.train.learners, p.train.gbdt.n_estimators, p.train.gbdt.learning_rate = ["gbdt", "net"], 60, .15
-    p.train.net = NetParams(ensemble_size=2, d_hidden=16, max_epochs=3, batch_size=512, learning_rate=.02, d_embedding=0,
-                            n_blocks=1)
+    p.train.net = NetParams(ensemble_size=2, d_hidden=16, max_epochs=3, batch_size=512, learning_rate=.02,
+                            d_embedding=0, n_blocks=1)
     p.train.model_selection, p.tune.n_trials, p.tune.metric = "gbdt", 2, "macro_roc_auc"
     p.cross_validation.n_folds, p.cross_validation.n_seeds = 2, 0
-    p.evaluate.n_resamples, p.explain.max_rows, p.evaluate.costs = 50, 200, CostParams(false_positive=1, false_negative=3)
+    p.evaluate.n_resamples, p.explain.max_rows = 50, 200
+    p.evaluate.costs = CostParams(false_positive=1, false_negative=3)
     p.gate.min_gain = -.5
     p.gate.thresholds = {"macro_roc_auc": .7, "worst_roc_auc": .6, "roc_auc.tv": .6}
     write_params(p, root / "params.yaml")
-    stub_pages(root, "data", "explanation", "monitoring")
     for stage in ("features", "validate", "prepare", "baseline", "tune"): run_stage(stage, root)
     for learner in p.train.learners: run_stage("train", root, learner)
     run_stage("evaluate", root)
@@ -114,7 +132,8 @@ def test_one_row_gets_the_same_bits_as_many(project, predictor):
     test = read_split(project, "test").select(predictor.required_columns)
     scores = predictor.predict(test)
     assert scores.shape[1] == 3 and scores.sum(1).max() > 1.2
-    assert all(np.array_equal(predictor.predict_one(row), s) for row, s in zip(test[:50].to_dicts(), scores, strict=False))
+    alone = [predictor.predict_one(row) for row in test[:50].to_dicts()]
+    assert np.array_equal(alone, scores[:50])
     scored = predictor.score_frame(test)
     assert scored.columns == ["score_backup", "score_security", "score_tv", "decision"]
     decided = [", ".join(n for n, yes in zip(LABELS, row) if yes) or "none"
@@ -145,8 +164,60 @@ def test_what_is_not_there_for_several_labels_says_so(project, tmp_path):
     with pytest.raises(UserError, match="only a binary task"): policy.bind(read_schema(project / "schema.yaml"))
 
 
-def test_the_page_shows_each_label(project):
-    run_stage("deploy", project)
-    run_stage("report", project)
-    page = next((project / "reports/pipeline").glob("*/evaluation.html")).read_text()
-    assert "is told apart worst" in page and all(label in page for label in LABELS)
+def test_the_parts_of_the_pages_show_each_label(project):
+    e, dataset, found = read_evaluation(project), read_dataset_info(project), read_explanation(project)
+    tables = {p.stem: pl.read_parquet(p, glob=False) for p in (project / "artifacts/evaluation").glob("*.parquet")}
+    files = {split: project / f"artifacts/prepared/{split}.parquet" for split in dataset.parts}
+    schema = read_schema(project / "schema.yaml")
+    parts = [decision_figure(e, tables), ranking_html(e, tables), residuals_figure(e, tables["residuals"]),
+             calibration_figure(e, tables["calibration_curve"], tables["calibration_curve_uncalibrated"]),
+             target_html(None, files, dataset, schema)]
+    assert "is told apart worst" in parts[0].text and gains_html(e, tables).text == ""
+    for part in parts: assert all(label in part.text for label in LABELS)
+    share = dataset.parts["test"].target["security"] / dataset.parts["test"].known_labels["security"]
+    assert dataset.parts["test"].share_of("security") == share
+    assert all(x.predicted_class != x.truth and x.prediction >= .5 for x in found.worst_predicted)
+    assert {x.predicted_class for x in found.worst_predicted} <= {*LABELS, *(f"no {n}" for n in LABELS)}
+    assert "Log loss" in worst_predicted_table(found).text
+    assert [m.name for m in key_metrics(e)] == ["log_loss", "macro_roc_auc", "worst_roc_auc"]
+    card = (project / "artifacts/bundle/card.md").read_text()
+    assert "each of 3 labels" in card and all(f"| {label} |" in card for label in LABELS)
+
+
+def logged_label(row): # as feedback is kept: all labels, or those known
+    if np.isnan(row).all(): return None
+    if np.isnan(row).any(): return json.dumps({n: int(v) for n, v in zip(LABELS, row, strict=True) if v == v})
+    return ", ".join(n for n, v in zip(LABELS, row, strict=True) if v == 1) or "none"
+
+
+def test_rows_in_production_are_judged_by_label(project, predictor):
+    test = read_split(project, "test")
+    scores, y = predictor.predict(test), test["_target"].to_numpy().copy()
+    y[::4] = np.nan # no label at all
+    frame = pl.DataFrame(dict(score=scores.tolist(), label=[*map(logged_label, y)],
+                              decision=predictor.decide(scores).tolist(), entity=pl.Series([None] * len(y), dtype=pl.String)))
+    reference = read_quality_reference(project / "artifacts/bundle")
+    rows = judged_rows(frame, reference.schema)
+    assert np.array_equal(rows.y, y, equal_nan=True) and rows.is_known.sum() == (~np.isnan(y).all(1)).sum()
+    found, *_ = measured_metrics(rows, reference, read_params(project / "params.yaml"))
+    some = rows.take(rows.is_known)
+    expected = metric_values("multilabel", some.y, some.scores, reference.settings)
+    assert {m: found[m].value for m in expected} == pytest.approx(expected)
+    tv = metric_values("binary", some.y[:, 2], some.scores[:, 2])
+    assert found["roc_auc.tv"].value == pytest.approx(tv["roc_auc"])
+    assert reference.metrics["roc_auc.tv"] == read_evaluation(project).labels[2].metrics["test"]["roc_auc"].value
+    losses, residuals = guard_losses(some, reference), guard_residuals(some, reference)
+    assert losses == pytest.approx(np.nanmean((some.y - some.scores)**2, 1))
+    assert residuals == pytest.approx(np.nanmean(some.y - some.scores, 1))
+    assert mean_loss(reference.baseline.calibration, "multilabel")[0] == pytest.approx(losses.mean(), rel=.1)
+    assert estimated_metrics(reference, rows, bin_calibrations(reference)) == {}
+    assert is_near_threshold(frame["score"], predictor.policy).any()
+
+
+def test_decisions_are_counted_by_label(project):
+    cells = open_bundle_cells(project / "artifacts/bundle")
+    rows = pl.Series(["backup, tv", "none", None, "tv"])
+    found = {c.name: c.values.to_list() for c in decision_columns(rows, cells.schema)}
+    assert found == {"backup": ["yes", "no", None, "no"], "security": ["no", "no", None, "no"],
+                     "tv": ["yes", "no", None, "yes"]}
+    assert {*decision_histograms(cells.schema)} == {*LABELS}

@@ -18,6 +18,7 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.core.typed_yaml import read_json, write_json
 from mlops_nb.data.prepare import read_split
 from mlops_nb.evaluate.evaluation import evaluate_predictor, score_splits, split_resamplings
+from mlops_nb.model.calibrators import IsotonicCalibrator, LabelCalibrators, PlattCalibrator
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.serve.request_validation import RequestDecoder
@@ -280,3 +281,23 @@ def test_what_is_written_is_read_again(tmp_path):
     odd = PolicyRule(when={"a: b": ["no", "null", "2026-01-01", "#"]}, review=True)
     params.evaluate.policy = PolicyParams(reject_region=(0, .5), rules=[*RULES, PolicyRule(when={}, min_score=0.), odd])
     assert read_params(write_params(params, tmp_path / "params.yaml")) == params
+
+
+def test_several_labels_are_decided_each_by_its_own_threshold():
+    policy = Policy("multilabel", ["a", "b", "c"], thresholds=[.5, .1, .9])
+    scores = np.array([[.5, .05, .95], [.4, .05, .8], [.6, .2, .1]])
+    assert policy.decide(scores).tolist() == ["a, c", "none", "a, b"]
+    assert policy.decide_labels(scores).sum() == 4
+    for row, decision in zip(scores, ["a, c", "none", "a, b"], strict=True):
+        assert policy.apply_row({}, row) == (pytest.approx(row), decision, None)
+    assert policy.decide(np.empty((0, 3))).tolist() == []
+    with pytest.raises(UserError, match="no thresholds yet"): Policy("multilabel", ["a", "b"]).decide(scores)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=20))
+def test_calibrated_labels_alone_and_together(p):
+    each = LabelCalibrators([PlattCalibrator(.7, .1), None, IsotonicCalibrator([0., .4, 1.], [.1, .2, .9])])
+    p = np.array(p)
+    found = each.apply(p)
+    assert np.array_equal(found[:, 1], p[:, 1]) and np.array_equal(found, np.stack([each.apply(row) for row in p]))

@@ -106,3 +106,43 @@ def test_labels_of_a_regression_are_numbers():
     for wrong in (b"true", b'"2"', b"1e301"):
         with pytest.raises(ValidationError, match="a number is expected"):
             decode_labels(b'{"labels": [{"id": "a", "label": %s}]}' % wrong, schema("regression", None), 9)
+
+
+def labels_schema():
+    return Schema("t", "multilabel", "", {n: Column("integer", nullable=True) for n in "abc"}, targets=["a", "b", "c"])
+
+
+def test_each_of_several_labels_has_its_answer():
+    result = PredictionResult(id="r", endpoint="e", variant="v", bundle="b",
+                              scores=[[.9, .2, .6], [.1, .1, .1], [.5] * 3],
+                              decisions=["a, c", "none", None], needs_review=[False, False, True])
+    decoder = SimpleNamespace(predictor=SimpleNamespace(schema=labels_schema()))
+    first, second, third = msgspec.json.decode(encode_predict_response(result, decoder))["predictions"]
+    assert first["labels"] == {"a": {"probability": .9, "decision": True}, "b": {"probability": .2, "decision": False},
+                               "c": {"probability": .6, "decision": True}}
+    assert first["decision"] == "a, c" and first["score"] == {"a": .9, "b": .2, "c": .6}
+    assert not any(x["decision"] for x in second["labels"].values())
+    assert third["needs_review"] and {x["decision"] for x in third["labels"].values()} == {None}
+
+
+@pytest.mark.parametrize("label, read", [
+    (["c", "a"], "a, c"), ([], "none"), ("a, b", "a, b"), ("none", "none"), (None, None),
+    ({"a": 1, "b": 0, "c": 0}, "a"), ({"b": True, "a": None}, '{"b":1}'), ({"c": False}, '{"c":0}')])
+def test_labels_of_a_row_that_may_have_several(label, read):
+    body = msgspec.json.encode({"labels": [{"id": "r", "label": label}]})
+    taken, _ = decode_labels(body, labels_schema(), 9)
+    assert taken[0].label == read and (read is None or labels_schema().parse_labels(read) is not None)
+
+
+@pytest.mark.parametrize("label, words", [
+    (["d"], "'d' is no label"), ({"d": 1}, "no label"), ({"a": 2}, "neither 0 nor 1"), (1, "list the labels"),
+    ({}, "anything said"), ("a,b", "no label"), ({"a": None}, "anything said"), (True, "list the labels"),
+    ([1], "Expected `str`")])
+def test_labels_of_a_row_that_are_none(label, words):
+    with pytest.raises(ValidationError, match=words):
+        decode_labels(msgspec.json.encode({"labels": [{"id": "r", "label": label}]}), labels_schema(), 9)
+
+
+def test_one_label_is_no_list():
+    with pytest.raises(ValidationError, match="Expected one label of the row"):
+        decode_labels(b'{"labels": [{"id": "r", "label": ["yes"]}]}', schema(), 9)
