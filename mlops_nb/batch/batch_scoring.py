@@ -22,6 +22,7 @@ from msgspec import Struct, structs
 
 from .. import __version__
 from ..config.schema import Schema, expression_columns
+from ..config.vectors import lists_as_text
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file, file_lock
 from ..core.progress import progress_reporter
@@ -47,7 +48,8 @@ def scoring_schema(
 def _set_refused_aside(predictor, schema, rows, accepted): # -> rows that are scored; quarantined ones
     refused = predictor.find_refused_rows(accepted)
     told = pl.DataFrame({'_row': accepted['_row'][[*refused]], '_reasons': [[said] for said in refused.values()]})
-    delivered = schema.with_computed(rows).select(pl.col([*schema.columns]).cast(pl.String), '_source', '_row')
+    delivered = lists_as_text(schema.with_computed(rows)).select(pl.col([*schema.columns]).cast(pl.String), '_source',
+                                                                 '_row')
     return accepted.join(told, on='_row', how='anti', maintain_order='left'), delivered.join(told, on='_row')
 
 # %% ../../nbs/batch/00_batch_scoring.ipynb #c4a8144d

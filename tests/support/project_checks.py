@@ -48,12 +48,12 @@ def stub_pages(root, *names):
     for name in names: write_nb(stub, root / f"nbs/reports/{name}.ipynb")
 
 
-def run_stages(root, last, first="features"):
+def run_stages(root, last, first="features", learner="gbdt"):
     """What `dvc repro` would run, in this process, which imports once what each stage would for itself. That both leave
     the same files is in end_to_end/test_shapes.py."""
     names = list(STAGES)
     for name in names[names.index(first):names.index(last) + 1]:
-        run_stage(name, root, "gbdt" if STAGES[name].matrix else None)
+        run_stage(name, root, learner if STAGES[name].matrix else None)
 
 
 def ran(output): return re.findall(r"Running stage '([^']+)'", output)
