@@ -106,7 +106,9 @@ class TriggerReplay(Struct, kw_only=True):
 class _Replayer:
     def __init__(self, ledger, replay):
         self.ledger, self.replay, self.history, self.queue, self.last = ledger, replay, TriggerHistory(), [], {}
-        self.ends, self.skipped, self.identities, self.code = [], set(), set(), ""
+        self.ends, self.skipped, self.identities = [], set(), set()
+        first = ledger.query("SELECT git_commit FROM runs ORDER BY seq LIMIT 1")
+        self.code = first[0]["git_commit"] if first else "" # of a run that was asked for before any happened
         self.paid = {name: [(datetime.fromisoformat(c.queued_at), c.cost) for c in run_costs(
             ledger, replay.since - timedelta(days=400), replay.since, name)] for name in replay.triggers
             if replay.triggers[name].budget and replay.triggers[name].budget.max_cost and ledger.prices.is_known}
