@@ -4085,6 +4085,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlops_nb.ledger.runs._Usage.so_far': ('ledger/runs.html#_usage.so_far', 'mlops_nb/ledger/runs.py'),
                                       'mlops_nb.ledger.runs._comparable': ('ledger/runs.html#_comparable', 'mlops_nb/ledger/runs.py'),
                                       'mlops_nb.ledger.runs._find_run': ('ledger/runs.html#_find_run', 'mlops_nb/ledger/runs.py'),
+                                      'mlops_nb.ledger.runs._metric_lines': ('ledger/runs.html#_metric_lines', 'mlops_nb/ledger/runs.py'),
+                                      'mlops_nb.ledger.runs._metrics': ('ledger/runs.html#_metrics', 'mlops_nb/ledger/runs.py'),
                                       'mlops_nb.ledger.runs._run': ('ledger/runs.html#_run', 'mlops_nb/ledger/runs.py'),
                                       'mlops_nb.ledger.runs._shown': ('ledger/runs.html#_shown', 'mlops_nb/ledger/runs.py'),
                                       'mlops_nb.ledger.runs._shown_fact': ('ledger/runs.html#_shown_fact', 'mlops_nb/ledger/runs.py'),

@@ -17,7 +17,7 @@ from .provenance import collect_provenance
 from ..core.errors import UserError
 from ..core.typed_yaml import read_json
 from ..data.prepare import read_content_keys, read_dataset_info, read_split
-from ..data.row_keys import sketch_keys
+from ..data.row_keys import mark_keys, sketch_keys
 from ..model.policy import Policy
 from ..model.predictor import Predictor, model_file
 from ..stats.drift_test import fit_baseline
@@ -79,7 +79,8 @@ def _monitoring_baseline(root, predictor):
         predictor.encoder.figure_names, 'number')
     data = fit_baseline(train, schema, computed)
     segments = fit_segment_baselines(train, schema, data, attribution)
-    baseline = MonitoringBaseline(data, {}, attribution, sketch_keys(*keys), segments=segments)
+    sketch = sketch_keys(*keys)
+    baseline = MonitoringBaseline(data, {}, attribution, sketch, mark_keys(sketch, keys[0]), segments=segments)
     return add_scores(baseline, *(_answered_split(root, predictor, split) for split in ('valid', 'test')))
 
 # %% ../../nbs/bundle/03_stage.ipynb #4c02783a

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_KNOWN_SHARE', 'mix64', 'hash_column', 'hash_rows', 'content_columns', 'content_keys', 'key_positions',
-           'sketch_keys', 'known_share', 'check_not_learned']
+           'sketch_keys', 'mark_keys', 'known_share', 'check_not_learned']
 
 # %% ../../nbs/data/13_row_keys.ipynb #14dc1078
 from base64 import b64decode
@@ -102,13 +102,22 @@ def sketch_keys(
     "The keys with the smallest hashes."
     return kmv_sketch(*map(np.unique, keys), size=_SKETCH_SIZE).astype('<u8').tobytes()
 
+def mark_keys(
+    sketch: bytes, # from `sketch_keys`
+    keys: np.ndarray, # (n,) uint64, some of those that it was made of
+) -> bytes: # a bit for each key of the sketch
+    "Which keys of a sketch are among these."
+    return np.packbits(np.isin(np.frombuffer(sketch, '<u8'), keys)).tobytes()
+
 def known_share(
     sketch: bytes, # from `sketch_keys`
     keys: np.ndarray, # (n,) uint64
+    marked: bytes | None = None, # from `mark_keys`: only these keys of the sketch count; None: all
 ) -> float | None: # None where none of them is in the range of the sketch
     "About which share of the rows is among those of the sketch."
     known = np.frombuffer(sketch, '<u8')
     if len(known) == _SKETCH_SIZE: keys = keys[keys <= known[-1]]
+    if marked is not None: known = known[np.unpackbits(np.frombuffer(marked, 'u1'), count=len(known)).astype(bool)]
     return float(np.isin(keys, known).mean()) if len(keys) else None
 
 # %% ../../nbs/data/13_row_keys.ipynb #6de93165
@@ -117,12 +126,13 @@ MAX_KNOWN_SHARE = 0.05 # of the rows of a split, that a model may have been trai
 def check_not_learned(
     folder: Path, # a bundle; a folder without `baseline.json` says nothing
     keys: np.ndarray, # (n,) uint64, from `content_keys`
-    split: str, # what the rows are: valid or test
+    split: str, # what the rows are: valid, where rows that only ended its training do not count, or test
 ):
     "Raise `UserError` where the model was trained on more than a few of these rows."
     path = Path(folder) / 'baseline.json'
-    sketch = read_json(path, dict).get('training_keys') if path.exists() else None
-    share = known_share(b64decode(sketch), keys) if sketch else None
+    said = read_json(path, dict) if path.exists() else {}
+    sketch, fitted = (b64decode(said.get(k) or '') for k in ('training_keys', 'fitted_keys'))
+    share = known_share(sketch, keys, fitted or None if split == 'valid' else None) if sketch else None
     if share is not None and share > MAX_KNOWN_SHARE:
         raise UserError(f"it was trained on about {share:.0%} of the {split} rows, so its figures on them say nothing; "
                         "set prepare.split in params.yaml to what it was at that training, or start without it")

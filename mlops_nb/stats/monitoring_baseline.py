@@ -138,6 +138,7 @@ class MonitoringBaseline(Struct):
     scores: dict[str, ReferenceHistogram] # By score column, on the validation rows
     attribution: dict # Contributions of the features, from `attribution_baseline.json'
     training_keys: bytes | None = None # `sketch_keys` of the training and validation rows: what the model has learned
+    fitted_keys: bytes | None = None # `mark_keys`: which of them are of training rows
     calibration: dict[str, CalibrationBins] = {} # By score column, on the test rows, in the bins of `scores`
     segments: list[SegmentBaseline] = [] # The largest first; a segment that is not here has no baseline
 

@@ -18,6 +18,7 @@ from mlops_nb.data.row_keys import (
     hash_rows,
     key_positions,
     known_share,
+    mark_keys,
     mix64,
     sketch_keys,
 )
@@ -87,3 +88,20 @@ def test_a_model_that_learned_the_rows_is_no_measure(tmp_path):
     check_not_learned(tmp_path, keys[290:], "test") # ten copies of 710 rows
     with pytest.raises(UserError, match="trained on about 30% of the test rows"):
         check_not_learned(tmp_path, keys, "test")
+
+
+@pytest.mark.parametrize("n", [100, 300_000])
+def test_rows_that_only_ended_a_training_may_end_the_next(tmp_path, n):
+    "As valid rows; as test rows they are known."
+    keys = mix64(np.arange(n, dtype=np.uint64))
+    train, valid, new = keys[:n // 2], keys[n // 2:n * 3 // 4], keys[n * 3 // 4:]
+    sketch = sketch_keys(train, valid)
+    fitted = mark_keys(sketch, train)
+    assert [known_share(sketch, k, fitted) for k in (train, valid, new)] == [1, 0, 0]
+    said = dict(training_keys=b64encode(sketch).decode(), fitted_keys=b64encode(fitted).decode())
+    write_json(tmp_path / "baseline.json", said)
+    check_not_learned(tmp_path, valid, "valid")
+    for split, rows in (("valid", train), ("test", valid)):
+        with pytest.raises(UserError, match=f"100% of the {split} rows"): check_not_learned(tmp_path, rows, split)
+    write_json(tmp_path / "baseline.json", dict(training_keys=said["training_keys"], fitted_keys=None)) # an older one
+    with pytest.raises(UserError, match="100% of the valid rows"): check_not_learned(tmp_path, valid, "valid")
