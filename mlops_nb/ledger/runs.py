@@ -274,21 +274,37 @@ def _shown_fact(value):
     if not isinstance(value, dict): return value
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
 
+_METRICS = {"metrics": "test", "metrics_valid": "valid", "metrics_train": "train"} # a fact of the end -> its rows
+
+def _metrics(run):
+    "Name of a metric -> test, valid, train -> value."
+    splits = {split: run.facts.get(fact) or {} for fact, split in _METRICS.items()}
+    names = dict.fromkeys(name for found in splits.values() for name in found)
+    return {n: {split: found[n] for split, found in splits.items() if n in found} for n in names}
+
+def _metric_lines(run):
+    return [f"  {name:<28} " + "  ".join(f"{split} {value:.4g}" for split, value in values.items())
+            for name, values in _metrics(run).items()]
+
+# %% ../../nbs/ledger/01_runs.ipynb #cb0e3fe1
 def format_run(run: PipelineRun) -> str: # Lines
     "One run: what it is made of, its steps, and how it ended."
     head = [f"{run.id}: {run.status}" + (f". {run.message}" if run.message else ""),
             f"  asked for {_time(run.queued_at)} by {run.queued_by} ({run.trigger_name or 'on_demand'})"
             + (f": {run.reason}" if run.reason else ""),
             f"  code {run.git_commit[:12]}, data {run.data_version[:12]}, params {run.params_version[:12]}"]
-    facts = [f"  {name}: {_shown_fact(value)}" for name, value in run.facts.items() if name != "metrics"]
-    metrics = [f"  {name} {value:.4g}" for name, value in (run.facts.get("metrics") or {}).items()]
-    return "\n".join([*head, *facts, *metrics, *(_step_line(s, run) for s in run.steps)])
+    if run.trace: head.append(f"  trace {run.trace}")
+    facts = [f"  {name}: {_shown_fact(value)}" for name, value in run.facts.items()
+             if name not in _METRICS and value not in ("", None, {}, [])]
+    return "\n".join([*head, *facts, *_metric_lines(run), *(_step_line(s, run) for s in run.steps)])
 
 # %% ../../nbs/ledger/01_runs.ipynb #f9e135d7
 def _comparable(run):
     last = {s.name: s.seconds for s in run.steps if s.seconds is not None}
     return (dict(status=run.status, commit=run.git_commit, data=run.data_version, params=run.params_version)
-            | {k: v for k, v in run.facts.items() if k != "metrics"} | (run.facts.get("metrics") or {})
+            | {k: v for k, v in run.facts.items() if k not in _METRICS}
+            | {name if split == "test" else f"{name} ({split})": value
+               for name, values in _metrics(run).items() for split, value in values.items()}
             | {f"{name} (s)": seconds for name, seconds in last.items()})
 
 def _shown(value): return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)[:16]
