@@ -49,7 +49,7 @@ def accepted_rows(n=600, seed=0):
 @pytest.fixture
 def project(tmp_path):
     "A project folder with accepted rows in three files."
-    def make(frame=None, schema=SCHEMA, features=FEATURES, files=3, **split):
+    def make(frame=None, schema=SCHEMA, features=FEATURES, files=3, window=None, **split):
         frame = accepted_rows() if frame is None else frame
         folder = tmp_path / "artifacts/accepted"
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def project(tmp_path):
         for i in range(files): frame[i * size:(i + 1) * size].write_parquet(folder / f"part-{i:03}.parquet")
         write_schema(schema, tmp_path / "schema.yaml")
         if features: (tmp_path / "f.py").write_text(features)
-        params = PrepareParams(features_file="f.py" if features else None, split=SplitParams(**split))
+        params = PrepareParams(features_file="f.py" if features else None, window=window, split=SplitParams(**split))
         write_params(Params(prepare=params), tmp_path / "params.yaml")
         return tmp_path
     return make
@@ -336,6 +336,26 @@ def test_all_rows_are_searched_and_what_the_split_keeps_together_gives_nothing_a
         found[method] = {f.column: f.kind for f in read_dataset_info(root).leaks}
     assert found == dict(time=dict(number="entity", reminded="after the outcome"),
                          group=dict(reminded="after the outcome"))
+
+
+@pytest.mark.parametrize("window, method", [("5d", "time"), ("5d", "random"), ("100h", "group"), ("99d", "time")])
+def test_a_window_slides_with_the_newest_row(project, window, method):
+    frame = accepted_rows()
+    root = project(frame, window=window, method=method, column="who" if method == "group" else None)
+    run_prepare(root)
+    rows, hours = pl.concat(parts(root).values()), int(window[:-1]) * (24 if window[-1] == "d" else 1)
+    first = frame["at"].max() - timedelta(hours=hours)
+    info = read_dataset_info(root)
+    wanted = frame.filter(pl.col("at") >= first, pl.col("y").is_not_null(), pl.col("x").fill_null(0) < 9)
+    assert rows["at"].min() >= first and sorted(rows["_row"]) == sorted(wanted["_row"])
+    assert info.used + sum(info.excluded_rows.values()) == len(frame)
+    assert ("older than prepare.window" in info.excluded_rows) == (window != "99d")
+
+
+def test_a_window_needs_times(project):
+    schema = msgspec.structs.replace(SCHEMA, event_time=None)
+    with pytest.raises(UserError, match="prepare.window in params.yaml needs event_time"):
+        run_prepare(project(schema=schema, window="5d", method="random"))
 
 
 @pytest.mark.realdata
