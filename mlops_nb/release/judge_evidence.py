@@ -319,18 +319,20 @@ def _label_guards(state, params, levels):
     if state.auc is not None and state.auc.test.n: yield _auc_guard(state, levels)
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #2f55277a
-def _own_guard(name, state, params, levels):
-    margin, test = params.margins.metrics.get(name), state.outcomes[f"metric {name}"]
+def _own_guard(name, state, params, levels, paired=False): # paired: on the rows that the shadow answered too
+    where, of = ("In shadow t", "shadow ") if paired else ("T", "")
+    margin, test = params.margins.metrics.get(name), state.outcomes[f"{of}metric {name}"]
     low, high = map(_finite, test.interval(2 * levels.alpha))
     sign = -1 if state.own[name].better == "higher" else 1
-    says = (f"The challenger's {name} is {sign * float(test.effect):+.3g} beside the champion's on {int(test.n):,} "
+    says = (f"{where}he challenger's {name} is {sign * float(test.effect):+.3g} beside the champion's on {int(test.n):,} "
             f"labelled units; " + ("it is only shown." if margin is None else f"{margin:.3g} worse is tolerated."))
     if margin is None:
-        return MetricEvidence(name, "guard", _finite(test.effect), low, high, None, 0.0, None, int(test.n), says, True)
+        return MetricEvidence(of + name, "guard", _finite(test.effect), low, high, None, 0.0, None, int(test.n), says,
+                              True)
     e_value, threshold = math.exp(min(float(test.log_evidence(margin)), 700)), levels.threshold("own")
-    waits = min(state.trials["labels"].values()) >= params.min_units
+    waits = not paired and min(state.trials["labels"].values()) >= params.min_units
     passes = e_value < threshold and (not waits or high is not None and high < margin)
-    return MetricEvidence(name, "guard", _finite(test.effect), low, high, margin, e_value, threshold, int(test.n), says,
+    return MetricEvidence(of + name, "guard", _finite(test.effect), low, high, margin, e_value, threshold, int(test.n), says,
                           passes)
 
 def _why_not(state, name): # why a metric of the project cannot be judged; "" where it can, or no label has come
@@ -344,6 +346,7 @@ def _own_guards(state, params, levels):
         if why := _why_not(state, name):
             if name in params.margins.metrics: yield _unmeasured(name, None, 0, why)
         elif f"metric {name}" in state.outcomes: yield _own_guard(name, state, params, levels)
+        if f"shadow metric {name}" in state.outcomes: yield _own_guard(name, state, params, levels, paired=True)
 
 # %% ../../nbs/release/16_judge_evidence.ipynb #7ed54b3c
 _GAINS = dict(loss="lower loss", cost="lower cost of a decision", auc="higher AUC")

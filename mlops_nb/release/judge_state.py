@@ -412,15 +412,25 @@ def _count_losses(self: JudgeState, new, rules, schema):
         margin = rules.margins.loss or 0.0
         self._update_effect("loss", lambda: [BettingEffect(margin)], new["loss"].to_numpy(), new)
 
+# %% ../../nbs/release/15_judge_state.ipynb #e5851ee9
+@patch
+def _update_paired_outcome(self: JudgeState, metric, differences): # of the shadow from what was sent
+    if not len(differences): return
+    test = self.outcomes.setdefault(f"shadow {metric}", AsymptoticEffect())
+    heads = np.random.default_rng(int(test.n)).random(len(differences)) < .5
+    test.update(differences * (heads - .5), heads, .5)
+    self.outcomes[f"shadow {metric}"] = plain(test)
+
 # %% ../../nbs/release/15_judge_state.ipynb #42cb2de6
 @patch
 def _count_shadow_labels(self: JudgeState, labelled, rules, schema):
-    if schema.task == "regression": return # its pairs have no bounds
     pairs = complete_pairs(with_units(labelled, rules.unit_column), rules.first_revision)
     own, shadow = (row_losses(pairs[c], pairs["label"], schema) for c in ("score", "score_shadow"))
     rows = pairs.with_columns(difference=shadow - own, is_challenger=True).drop_nulls("difference")
     new = self._first_time(rows, "paired labels", rules, by_request=True)
-    if not len(new): return
+    for metric in own_metric_columns(labelled):
+        self._update_paired_outcome(metric, (new[f"{metric}_shadow"] - new[metric]).drop_nulls().to_numpy())
+    if not len(new) or schema.task == "regression": return # pairs of values have no bounds
     margin = rules.margins.loss or 0.0
     self._update_pairs("loss", lambda: [BettingMean(min(margin, .99))], new["difference"].to_numpy())
     if schema.task == "binary" and rules.margins.auc is not None:

@@ -26,7 +26,8 @@ def pair_halves(
     undealt = pl.col("share") >= 1 - held_out - 1e-9 # nobody else took part
     sent = ours.filter(pl.col("mode") == "live", undealt, pl.col("variant") != CHALLENGER)
     shadow = ours.filter(pl.col("mode") == "shadow", pl.col("variant") == CHALLENGER)
-    return tuple(half.select(_COLUMNS).unique(["id", "row"], keep="first", maintain_order=True)
+    kept = [*_COLUMNS, *(c for c in ours.columns if c.startswith("metric "))] # the project's, where labels are known
+    return tuple(half.select(kept).unique(["id", "row"], keep="first", maintain_order=True)
                  for half in (sent, shadow))
 
 # %% ../../nbs/release/14_shadow_pairs.ipynb #6b30b9a8

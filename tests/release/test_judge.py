@@ -417,6 +417,20 @@ def test_a_metric_of_the_project_lets_an_equal_challenger_pass_and_can_be_what_m
     assert success.name == "profit" and success.estimate > 0 and "better profit" in success.says
 
 
+@pytest.mark.parametrize("noise, harmful", [((.02, .8), True), ((.05, .05), False)])
+def test_a_metric_of_the_project_is_judged_in_shadow(own_root, noise, harmful):
+    release, traffic = release_of(margins=replace(LABELS, auc=None, loss=None, metrics={"profit": 2.})), Traffic(own_root)
+    for i in range(6):
+        traffic.send_labelled(400, hour=i, noise=noise, shadow=True, columns=dict(charge=[60.]))
+        verdict = look(own_root, release, 30)
+        if verdict.action == "roll_back": break
+    traffic.close()
+    found = evidence(verdict, "shadow profit")
+    assert found.is_proven == harmful == (verdict.action == "roll_back") and found.passes != harmful
+    assert found.says.startswith("In shadow the challenger's profit is ") and found.n > 100
+    if harmful: assert found.estimate > 2
+
+
 def test_a_metric_that_is_not_named_is_shown_and_not_judged(own_root):
     traffic = Traffic(own_root, share=.5)
     found, _ = own_look(own_root, traffic, {}, batches=1)
