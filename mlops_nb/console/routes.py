@@ -18,6 +18,7 @@ from mlops_nb.console.handlers import (
     CloseBody,
     KeyInfo,
     LedgerPage,
+    NoticeBody,
     PauseBody,
     RunAnswer,
     RunBody,
@@ -29,6 +30,7 @@ from mlops_nb.console.handlers import (
 from mlops_nb.console.overview import (
     AlertStatus,
     ColumnDrift,
+    CostToDate,
     Overview,
     PendingApproval,
     RunDetail,
@@ -81,6 +83,9 @@ _TRIGGER_ROUTES = [
     ConsoleRoute("POST", f"{_TRIGGER}/pause", "operate", handlers.trigger_pause,
                  "Let a trigger ask for nothing until a moment; one that is over ends a pause.", answer=ActionAnswer,
                  body=PauseBody),
+    ConsoleRoute("POST", "/v1/notices", "operate", handlers.notice_receive,
+                 "Say that data have come; triggers go by it, and the same key again is the same notice.",
+                 answer=ActionAnswer, body=NoticeBody),
     ConsoleRoute("GET", "/v1/schedules", "read", handlers.schedules_index,
                  "The schedules and when each is due next.", answer=list[ScheduleStatus]),
 ]
@@ -115,11 +120,14 @@ API_ROUTES = [
                  answer=list[SloBudget]),
     ConsoleRoute("GET", "/v1/drift", "read", handlers.drift_index, "Drift by column, the furthest first.",
                  answer=list[ColumnDrift]),
+    ConsoleRoute("GET", "/v1/costs", "read", handlers.costs_index, "What the runs of this month used and cost.",
+                 answer=CostToDate),
     ConsoleRoute("GET", "/v1/runbooks/{runbook}", "read", handlers.runbook_detail, "A runbook of the project, as text.",
                  answer=Runbook),
     ConsoleRoute("GET", "/v1/key", "read", handlers.key_detail, "Whose the key of the request is.", answer=KeyInfo),
     ConsoleRoute("GET", "/v1/ledger", "read", handlers.ledger_index,
-                 "Entries of the ledger: of a trace, about a subject, or of a kind.", answer=LedgerPage, query=_ENTRIES),
+                 "Entries of the ledger: of a trace, about a subject, or of a kind.", answer=LedgerPage,
+                 query=_ENTRIES),
 ]
 
 # %% ../../nbs/console/04_routes.ipynb #70e8ab42

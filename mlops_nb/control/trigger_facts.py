@@ -180,8 +180,8 @@ def _own_facts(ledger, until, now):
             if sql is _LAST: own.answered = own.since
     for row in ledger.query(_ASKED, until=until):
         found[row["trigger_name"]].more.setdefault("asked_at", []).append(_time(row["queued_at"]))
-    for name, (_, pause) in last_entries(ledger, "trigger.paused", until).items():
-        own, end = found[name], _time(pause["until"])
+    for name, (at, pause) in last_entries(ledger, "trigger.paused", until).items():
+        own, end = found[name], max(_time(pause["until"]), _time(at)) # one that is over ends the pause before it
         own.more |= dict(paused_until=end, paused_why=pause["why"])
         if own.since and end <= now: own.since = max(own.since, end)
     return found

@@ -107,7 +107,7 @@ def _pause_facts(h, name, at):
     "Until when and why a trigger rests, and since when its fire times count."
     since, pause = h.since.get(name, at), h.pauses.get(name)
     if pause is None: return dict(since=since)
-    end = _time(pause.data["until"])
+    end = max(_time(pause.data["until"]), _time(pause.at)) # one that is over ends the pause before it
     if name in h.since and end <= at: since = max(since, end)
     return dict(since=since, paused_until=end, paused_why=pause.data["why"])
 

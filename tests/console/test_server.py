@@ -5,8 +5,9 @@ import socket
 
 import jsonschema
 import pytest
-from console.conftest import NASTY, Console, facts
+from console.conftest import NASTY, facts
 
+from mlops_nb.config.api_keys import create_api_key, revoke_api_key
 from mlops_nb.config.settings import ConsoleSettings
 from mlops_nb.console.routes import API_ROUTES
 from mlops_nb.console.server import CONSOLE_ROUTES, MAX_BODY_BYTES, start_console
@@ -112,10 +113,21 @@ def test_a_trigger_is_explained_and_paused(console):
     assert {t["name"]: t["paused_until"] for t in console.ask("GET", "/v1/triggers")[1]}["yearly"] == ""
 
 
+def test_a_notice_is_written_once(console):
+    body = dict(source="warehouse", key="2026-11-30", facts=dict(rows=41_000))
+    assert console.ask("POST", "/v1/notices", body)[0] == 401
+    one, other = (console.ask("POST", "/v1/notices", body, key="ana") for _ in range(2))
+    assert one[:2] == other[:2] and one[0] == 200 and console.by("warehouse", "notice.received") == ["ana"]
+    for wrong in (dict(source="a/b"), dict(key="x"), body | dict(run="rm"), body | dict(facts=[1])):
+        assert console.ask("POST", "/v1/notices", wrong, key="ana")[0] == 400
+    assert console.ask("POST", "/v1/notices", body | dict(facts=dict(x="y" * 20_000), key="2"), key="ana")[0] == 400
+
+
 def test_alerts_are_acknowledged_silenced_and_closed(console):
     assert console.ask("POST", "/v1/alerts/A99/acknowledge", {}, key="ana")[0] == 404
     assert console.ask("POST", "/v1/alerts/A1/acknowledge", {}, key="ana")[0] == 200
-    for body in (dict(duration="8 hours", reason="x"), dict(duration="31d", reason="x"), dict(duration="8h", reason="")):
+    for duration, reason in (("8 hours", "x"), ("31d", "x"), ("8h", "")):
+        body = dict(duration=duration, reason=reason)
         assert console.ask("POST", "/v1/alerts/A1/silence", body, key="ana")[0] == 400
     assert console.ask("POST", "/v1/alerts/A1/silence", dict(duration="8h", reason="known"), key="bo")[0] == 200
     assert console.ask("POST", "/v1/alerts/A1/close", dict(cause="a new tariff"), key="bo")[0] == 200
@@ -209,7 +221,17 @@ def test_a_port_that_is_taken_is_said(tmp_path):
 
 
 def test_without_a_key_nothing_is_read_where_keys_are_asked_for(tmp_path):
-    with Console(tmp_path / "closed", auth="api_key") as closed:
-        for path in ("/v1/overview", "/v1/runs", "/v1/events", "/openapi.json"):
-            assert closed.send("GET", path)[0] == 401
-        assert closed.send("GET", "/")[0] == closed.send("GET", "/v1/runs", key="eve")[0] == 200
+    (tmp_path / "settings.ini").write_text("[console]\nport = 0\nauth = api_key\n")
+    url = start_console(tmp_path)
+    def ask(path, key=""):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        connection.request("GET", path, headers=headers)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    assert "mlops-nb key add" in json.loads(ask("/v1/runs")[1])["error"] # there is no key at all yet
+    key = create_api_key(tmp_path / ".mlops/keys.json", "eve", ["read"])
+    assert {ask(path)[0] for path in ("/v1/overview", "/v1/runs", "/v1/events", "/openapi.json")} == {401}
+    assert ask("/")[0] == ask("/health")[0] == ask("/v1/runs", key)[0] == 200
+    revoke_api_key(tmp_path / ".mlops/keys.json", "eve")
+    assert ask("/v1/runs", key)[0] == 401 # with the next request

@@ -140,6 +140,17 @@ def test_a_pause_that_ended_is_never_made_up_for_and_what_came_in_it_is(tmp_path
     assert outcome(root, tomorrow) == ("fired", "schedule")
 
 
+def test_a_pause_that_is_ended_early_is_not_made_up_for_either(tmp_path):
+    root = project(tmp_path / "p", 'retrain: {when: {any: [{schedule: {cron: "* * * * *"}}]}}')
+    now = datetime.now(UTC)
+    evaluate_triggers(root, now - timedelta(days=2))
+    pause_trigger(root, "retrain", now + timedelta(days=9), "holidays")
+    pause_trigger(root, "retrain", now - timedelta(days=1), "they are over")
+    facts = read_facts(root, open_ledger(root), read_triggers(root), OutsideFacts(), datetime.now(UTC))["retrain"]
+    assert facts.since >= now - timedelta(seconds=1) and facts.paused_until <= facts.at
+    same_facts(root, datetime.now(UTC))
+
+
 def test_only_what_has_changed_outside_is_written(tmp_path):
     root = project(tmp_path / "p")
     ledger = open_ledger(root)
