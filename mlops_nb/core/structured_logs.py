@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from fastcore.basics import patch
 
 from .trace_context import current_trace
 
@@ -33,8 +34,8 @@ class JsonFormatter(logging.Formatter):
         trace, fields = current_trace(), getattr(record, "fields", None) or {}
         line = dict(time=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
                     level=record.levelname.lower(), process=self.process, host=self.host, pid=os.getpid(),
-                    logger=record.name, message=fields.get("message") or record.getMessage(), trace_id=trace.trace_id if trace else "",
-                    span_id=trace.span_id if trace else "", **{k: v for k, v in fields.items() if k not in _OWN})
+                    logger=record.name, message=fields.get("message") or record.getMessage(),
+                    trace_id=trace.trace_id if trace else "", span_id=trace.span_id if trace else "", **{k: v for k, v in fields.items() if k not in _OWN})
         line |= {k: fields[k] for k in ("trace_id", "span_id") if fields.get(k)}
         if record.exc_info and record.exc_info[1]: line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode({k: v for k, v in line.items() if v not in ("", None)}, enc_hook=str).decode()
@@ -58,48 +59,58 @@ def _prune(folder, max_bytes):
 # %% ../../nbs/core/07_structured_logs.ipynb #bdaabefd
 def _show(record):
     "Show a warning to people, as Python does where nothing takes it; not what is meant for this log alone."
-    taken = logging.getLogger().handlers or any(logging.getLogger(n).handlers for n in _parents(record.name))
-    if record.levelno >= logging.WARNING and not taken and not hasattr(record, "fields"): logging.lastResort.handle(record)
+    if record.levelno < logging.WARNING or hasattr(record, "fields") or logging.getLogger().handlers: return
+    if not any(logging.getLogger(n).handlers for n in _parents(record.name)): logging.lastResort.handle(record)
 
 def _parents(name): # the loggers below `mlops_nb` whose handlers a record meets
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
 
+# %% ../../nbs/core/07_structured_logs.ipynb #c9b6c5a8
 class JsonLogHandler(logging.Handler):
-    "Appends records to files of this process; a process that was forked begins its own."
+    "Appends records to a file that this process shares with those of its kind on this machine."
     def __init__(self,
         folder: str | Path,
         process: str, # What the process is, such as `serve`
         max_bytes: int, # Of all files in the folder
     ):
         super().__init__()
-        self.folder, self.process, self.max_bytes = Path(folder), process, max_bytes
+        self.path = Path(folder) / f"{process.replace('/', '-')}-{socket.gethostname()}.jsonl"
+        self.max_bytes, self._file, self._lost = max_bytes, None, 0
         self.setFormatter(JsonFormatter(process))
-        self._file, self._pid, self._lost = None, 0, 0
-
-    def _open(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _prune(self.folder, self.max_bytes)
-        name = f"{self.process.replace('/', '-')}-{socket.gethostname()}-{os.getpid()}-{time.time_ns():x}.jsonl"
-        self._file, self._pid = open(self.folder / name, "ab", buffering=0), os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
         "Write a line."
         _show(record)
         try:
             line = self.format(record).encode() + b"\n"
-            if self._file is None or self._pid != os.getpid() or self._file.tell() > _FILE_BYTES:
-                self.close()
-                self._open()
             if self._lost: line = b'{"level":"warning","message":"%d lines were lost"}\n' % self._lost + line
-            self._file.write(line)
+            self._open_file().write(line)
             self._lost = 0
         except Exception: self._lost += 1
 
     def close(self) -> None:
-        "Close the file; the next line opens another."
+        "Close the file; the next line opens it again."
         if self._file: self._file.close()
         self._file = None
+
+# %% ../../nbs/core/07_structured_logs.ipynb #1a50e9a0
+def _is_full(file, path):
+    "Is a file too large to go on with, or no longer the one at its path?"
+    at = os.fstat(file.fileno())
+    if at.st_size < _FILE_BYTES: return at.st_nlink == 0
+    with suppress(OSError):
+        if path.stat().st_ino == at.st_ino: path.rename(path.with_name(f"{path.stem}-{time.time_ns():x}.jsonl"))
+    return True
+
+@patch
+def _open_file(self:JsonLogHandler):
+    if self._file and _is_full(self._file, self.path): self.close()
+    if self._file is None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists(): _prune(self.path.parent, self.max_bytes)
+        self._file = open(self.path, "ab", buffering=0)
+    return self._file
 
 # %% ../../nbs/core/07_structured_logs.ipynb #78bedbb0
 def start_log(
@@ -156,7 +167,7 @@ def read_logs(
 ) -> list[dict]: # In the order of time
     "The lines of all processes."
     wanted, found = [a.encode() for a in about], []
-    for path in sorted(Path(folder).glob("*.jsonl"), key=lambda p: p.stem.rpartition("-")[2]): # by when they began
+    for path in sorted(Path(folder).glob("*.jsonl")): # what was renamed stands before what goes on
         try: content = path.read_bytes()
         except OSError: continue # deleted meanwhile, since it was the oldest
         if wanted and not any(w in content for w in wanted): continue

@@ -66,16 +66,27 @@ def test_the_folder_stays_within_its_size(tmp_path, monkeypatch):
     handler.close()
 
 
-def test_a_fork_writes_a_file_of_its_own(tmp_path):
-    code = ("import os, sys; from mlops_nb.core.structured_logs import start_log, log_event\n"
-            "start_log(sys.argv[1], 'serve', 1); log_event('x', 'parent')\n"
+def test_processes_share_a_file_and_no_line_is_cut(tmp_path):
+    "Forks and processes of their own write at once, while files are renamed; every line is there, and whole."
+    code = ("import os, sys; from mlops_nb.core import structured_logs as s\n"
+            "s._FILE_BYTES = 20_000; s.start_log(sys.argv[1], 'stage', 64); s.log_event('x', 'first')\n"
             "pid = os.fork()\n"
-            "log_event('x', 'child' if pid == 0 else 'parent again')\n"
+            "for n in range(200): s.log_event('x', f'{os.getpid()} {n}', text='x' * 300)\n"
             "pid == 0 and os._exit(0); os.waitpid(pid, 0)")
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
-    files = {p.name: [said["message"] for said in map(json.loads, p.read_text().splitlines())]
-             for p in tmp_path.glob("*.jsonl")}
-    assert sorted(files.values()) == [["child"], ["parent", "parent again"]]
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [p.wait(120) for p in running] == [0] * 3
+    found = [said["message"] for said in read_logs(tmp_path, set())]
+    assert len(found) == 3 + 6 * 200 and len(set(found)) == 1 + 6 * 200
+    assert len([*tmp_path.glob("*.jsonl")]) > 5
+
+
+def test_a_file_that_was_deleted_begins_anew(tmp_path):
+    handler = JsonLogHandler(tmp_path, "serve", 2**20)
+    handler.handle(record("one"))
+    for p in tmp_path.glob("*.jsonl"): p.unlink()
+    handler.handle(record("two"))
+    handler.close()
+    assert [said["message"] for said in read_logs(tmp_path, set())] == ["two"]
 
 
 def test_a_folder_that_cannot_be_written_loses_lines_and_says_so(tmp_path):
