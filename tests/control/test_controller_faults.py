@@ -45,18 +45,13 @@ def control_uri(): return os.environ["MLOPS_NB_CONTROL_DATABASE"]
 def test_killed_where_a_step_begins_and_ends(sqlite_root, controllers):
     "A share of the places; `benchmarks/control_kills.py` takes all of them."
     root = sqlite_root
-    assert kill_at_entries(root, (1, 9)) == 4 and len(set(lines(root / "kills"))) == 4
+    assert kill_at_entries(root, [9]) == 2 and len(set(lines(root / "kills"))) == 2
     controllers.append(start_controller(root))
     assert settled(root, control_uri()) == []
 
 
-def test_three_controllers_in_postgresql(postgres_root, controllers):
-    controllers += [start_controller(postgres_root) for _ in range(3)]
-    kill_at_random(postgres_root, controllers, 4, seed=3, longest=.5)
-    assert settled(postgres_root, control_uri()) == []
-
-
-def test_of_three_controllers_in_postgresql_one_sleeps(postgres_root, controllers, monkeypatch):
+def test_three_controllers_in_postgresql(postgres_root, controllers, monkeypatch):
+    "One sleeps for longer than its lease, and others are killed."
     root = postgres_root
     monkeypatch.setenv("MLOPS_NB_CONTROL_LEASE_SECONDS", "5")
     (root / "hold gate").touch() # it does not end before its controller is stopped
@@ -71,7 +66,10 @@ def test_of_three_controllers_in_postgresql_one_sleeps(postgres_root, controller
     until(lambda: ended(root, run))
     sleeper.send_signal(signal.SIGCONT)
     assert sleeper.wait(60) == LEASE_LOST
-    assert read_run(ledger, run).attempts == 2 and settled(root, control_uri()) == []
+    assert read_run(ledger, run).attempts == 2
+    controllers[controllers.index(sleeper)] = start_controller(root)
+    kill_at_random(root, controllers, 2, seed=3, longest=.5)
+    assert settled(root, control_uri()) == []
 
 
 def test_the_database_goes_away_and_comes_back(postgres_root, postgres, controllers):
@@ -94,6 +92,9 @@ def test_the_database_goes_away_and_comes_back(postgres_root, postgres, controll
     postgres.start()
     assert settled(root, control_uri()) == []
     assert read_run(open_ledger(root), run).status == "succeeded"
+    postgres.stop()
+    try: assert end(controllers[1], signal.SIGTERM) == 0, "it stops at once, though DBOS waits for its database"
+    finally: postgres.start()
 
 
 # ---------------------------------------------------------------- disk and clock
@@ -121,15 +122,15 @@ def test_a_full_disk_is_waited_for(small_disk, tmp_path, controllers, monkeypatc
     assert settled(root, control_uri()) == [] and read_run(open_ledger(root), run).status == "succeeded"
 
 
-@pytest.mark.parametrize("jump", [3600, -3600])
-def test_the_clock_of_the_database_jumps(sqlite_root, controllers, monkeypatch, jump):
-    "Leases may end early, which costs a restart; a process that was killed is found by its number in any case."
+def test_the_clock_of_the_database_jumps_forward(sqlite_root, controllers):
+    """All leases are over at once, which costs restarts. Backward they would end late; a process of the same machine
+    that was killed is found by its number."""
     root = sqlite_root
     (root / "hold gate").touch()
     controllers += [start_controller(root, CLOCK="clock") for _ in range(2)]
     new_run(root, "one")
     until(lambda: "gate 1" in lines(root / "begun"))
-    (root / "clock").write_text(str(jump))
+    (root / "clock").write_text("3600")
     (root / "hold gate").unlink()
     end(controllers[0])
     controllers[0] = start_controller(root, CLOCK="clock")
@@ -216,18 +217,6 @@ def test_a_control_database_that_is_lost(sqlite_root, controllers):
 
 
 # ---------------------------------------------------------------- the process
-
-
-def test_it_stops_at_once_while_the_database_is_away(postgres_root, postgres, controllers):
-    root = postgres_root
-    controllers.append(start_controller(root))
-    run = new_run(root, "one")
-    until(lambda: ended(root, run))
-    postgres.stop()
-    try:
-        until(lambda: "cannot be used" in (root / "log.txt").read_text())
-        assert end(controllers[0], signal.SIGTERM) == 0
-    finally: postgres.start()
 
 
 def test_what_it_imports():
