@@ -38,9 +38,10 @@ from mlops_nb.train.dataset import (
 )
 from .device import DeviceConfig
 from .gbdt import GbdtJob, fit_gbdt
-from .label_boosting import fit_labels
+from .label_boosting import fit_labels, label_part, merge_label_models
 from .launcher import fit_net_distributed
 from .net_trainer import TrainingJob, fit_net
+from .merged_quantiles import merge_quantile_models
 from .quantile_boosting import fit_quantiles, stopping_rows
 from .tensorboard import TensorBoardLogger
 
@@ -118,7 +119,18 @@ def _mean_loss(model, part, task, quantiles):
     p = np.where(y == 1, p, 1 - p) if task == 'binary' else p[np.arange(len(y)), y.astype(int)]
     return float(-np.log(np.maximum(p, 1e-6)).mean())
 
+def _fit_custom_labels(name, parts, schema, *more): # One fit a label, on the rows of which it is known
+    found = [_fit_custom(name, tuple(label_part(p, k) for p in parts), schema.label_schema(k), *more)
+             for k in range(len(schema.targets))]
+    if len(files := {f.file for f in found}) > 1:
+        raise UserError(f"the learner {name} leaves as {' and '.join(sorted(files))} for different labels; make its model "
+                        "smaller, so that each leaves in the same form.")
+    data = merge_quantile_models(*files, [f.model for f in found], parts[1].X, merge_label_models)
+    losses = [float(np.mean([getattr(f.loss_curve[0], of) for f in found])) for of in ('train', 'valid')]
+    return FitResult(data, 1, 1, losses[1], [LossCurvePoint(1, *losses)], file=found[0].file)
+
 def _fit_custom(name, parts, schema, encoder, params, init_model, options):
+    if schema.targets: return _fit_custom_labels(name, parts, schema, encoder, params, init_model, options)
     source = (options.root / LEARNERS_FILE).absolute()
     job = CustomFit(name, str(source), schema.task, len(schema.classes or []), encoder.matrix_names,
                     encoder.categorical, getattr(params, name), params.seed, options.n_threads, schema.quantiles)
@@ -155,9 +167,6 @@ def fit_learner(
     "Train until the validation split no longer improves."
     if schema.quantiles and init_model:
         raise UserError("quantiles cannot go on from a model; set train.init_model to null to train from nothing.")
-    if schema.targets and learner not in LEARNERS:
-        raise UserError(f"schema.yaml asks for several labels at once, and the own learner {learner} predicts one "
-                        f"target; let train.learners be of {', '.join(LEARNERS)}, or make a project for each label.")
     return find_learner(learner, params).fit(parts, schema, encoder, params, init_model, options)
 
 # %% ../../nbs/train/15_learners.ipynb #bb125996

@@ -6,6 +6,8 @@
 __all__ = ['least_parity', 'merge_graphs', 'merge_quantile_models']
 
 # %% ../../nbs/train/22_merged_quantiles.ipynb #044d3851
+from collections.abc import Callable
+
 import numpy as np
 from msgspec import json, structs
 
@@ -45,18 +47,19 @@ def merge_graphs(
     return out.SerializeToString()
 
 # %% ../../nbs/train/22_merged_quantiles.ipynb #7f9f6b17
-def _merge_texts(models):
+def _merge_texts(models, merge):
     texts = [m.decode().rpartition(PARITY_LINE)[0] or m.decode() for m in models]
     parity = least_parity([exported_parity('model.txt', m) for m in models])
-    return (merge_models(texts) + (PARITY_LINE + json.encode(parity).decode() + '\n' if parity else '')).encode()
+    return (merge(texts) + (PARITY_LINE + json.encode(parity).decode() + '\n' if parity else '')).encode()
 
 def merge_quantile_models(
     file: str, # model.txt or model.onnx
-    models: list[bytes], # One a quantile
+    models: list[bytes], # One a quantile, or a label
     X: np.ndarray, # (n, columns) rows to prove it with
+    merge: Callable[[list[str]], str] = merge_models, # Of LightGBM's texts
 ) -> bytes: # The content of the one file
     "One model of several; raises `UserError` where it would answer otherwise than its parts."
-    merged = merge_graphs(models) if file == 'model.onnx' else _merge_texts(models)
+    merged = merge_graphs(models) if file == 'model.onnx' else _merge_texts(models, merge)
     load = MODEL_LOADERS[file]
     said, alone = load(merged).predict(X), np.stack([load(m).predict(X) for m in models], 1)
     if np.allclose(said, alone, rtol=1e-9, atol=1e-12): return merged

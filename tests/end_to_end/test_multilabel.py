@@ -195,7 +195,8 @@ def test_rows_in_production_are_judged_by_label(project, predictor):
     scores, y = predictor.predict(test), test["_target"].to_numpy().copy()
     y[::4] = np.nan # no label at all
     frame = pl.DataFrame(dict(score=scores.tolist(), label=[*map(logged_label, y)],
-                              decision=predictor.decide(scores).tolist(), entity=pl.Series([None] * len(y), dtype=pl.String)))
+                              decision=predictor.decide(scores).tolist(),
+                              entity=pl.Series([None] * len(y), dtype=pl.String)))
     reference = read_quality_reference(project / "artifacts/bundle")
     rows = judged_rows(frame, reference.schema)
     assert np.array_equal(rows.y, y, equal_nan=True) and rows.is_known.sum() == (~np.isnan(y).all(1)).sum()
