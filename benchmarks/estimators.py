@@ -209,8 +209,9 @@ def main():
     report(rows, [
         "Learners: the test rows of each data set by the project's own split (Adult's official test file; bank, bike "
         "and taxi by time, of taxi March is learned from and April the test), the primary metric of the task with its "
-        "95 % interval. Training is the stage: reading, fitting, and for the others than LightGBM a process of its own, the export and the proof that the exported "
-        f"model answers alike. Boosting has {boosting} rounds at most and stops on the validation rows; nothing was "
+        "95 % interval. Training is the stage: reading, fitting, and for the others than LightGBM a process of its "
+        "own, the export and the proof that the exported model answers alike. Boosting has "
+        f"{boosting} rounds at most and stops on the validation rows; nothing was "
         "tuned. Categories are codes for all but the linear model.",
         "Parity: the largest difference of a score between the estimator and what is served, relative above 1, on "
         "validation rows and on rows at and beside the thresholds of the trees; trees of 64 bits differ in the last "
