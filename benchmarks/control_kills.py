@@ -24,7 +24,7 @@ def trial(root, databases, n_controllers, entries, at_random):
     controllers = [start_controller(root) for _ in range(n_controllers)]
     try:
         kills += kill_at_random(root, controllers, at_random)
-        wrong = settled(root, databases[1])
+        wrong = settled(root, databases[1], controllers)
     finally:
         for c in controllers: end(c)
     return dict(kills=kills, at=len(set(lines(root / "kills"))), wrong=wrong, seconds=time.perf_counter() - clock,

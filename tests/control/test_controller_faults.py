@@ -47,7 +47,7 @@ def test_killed_where_a_step_begins_and_ends(sqlite_root, controllers):
     root = sqlite_root
     assert kill_at_entries(root, [9]) == 2 and len(set(lines(root / "kills"))) == 2
     controllers.append(start_controller(root))
-    assert settled(root, control_uri()) == []
+    assert settled(root, control_uri(), controllers) == []
 
 
 def test_three_controllers_in_postgresql(postgres_root, controllers, monkeypatch):
@@ -69,7 +69,7 @@ def test_three_controllers_in_postgresql(postgres_root, controllers, monkeypatch
     assert read_run(ledger, run).attempts == 2
     controllers[controllers.index(sleeper)] = start_controller(root)
     kill_at_random(root, controllers, 2, seed=3, longest=.5)
-    assert settled(root, control_uri()) == []
+    assert settled(root, control_uri(), controllers) == []
 
 
 def test_the_database_goes_away_and_comes_back(postgres_root, postgres, controllers):
@@ -90,7 +90,7 @@ def test_the_database_goes_away_and_comes_back(postgres_root, postgres, controll
     until(lambda: len(open_ledger(root).entries(kinds=("run.attempt",))) > 1 or ended(root, run))
     postgres.stop()
     postgres.start()
-    assert settled(root, control_uri()) == []
+    assert settled(root, control_uri(), controllers) == []
     assert read_run(open_ledger(root), run).status == "succeeded"
     postgres.stop()
     try: assert end(controllers[1], signal.SIGTERM) == 0, "it stops at once, though DBOS waits for its database"
@@ -119,28 +119,24 @@ def test_a_full_disk_is_waited_for(small_disk, tmp_path, controllers, monkeypatc
     (root / "hold gate").unlink()
     until(lambda: "full" in (root / "log.txt").read_text())
     filler.unlink()
-    assert settled(root, control_uri()) == [] and read_run(open_ledger(root), run).status == "succeeded"
+    assert settled(root, control_uri(), controllers) == [] and read_run(open_ledger(root), run).status == "succeeded"
 
 
-def test_the_clock_of_the_database_jumps_forward(sqlite_root, controllers):
+def test_the_clock_of_the_database_jumps_forward(sqlite_root, controllers, monkeypatch):
     """All leases are over at once, which costs restarts. Backward they would end late; a process of the same machine
     that was killed is found by its number."""
     root = sqlite_root
+    monkeypatch.setenv("CLOCK", "clock")
     (root / "hold gate").touch()
-    controllers += [start_controller(root, CLOCK="clock") for _ in range(2)]
+    controllers += [start_controller(root) for _ in range(2)]
     new_run(root, "one")
     until(lambda: "gate 1" in lines(root / "begun"))
     (root / "clock").write_text("3600")
     (root / "hold gate").unlink()
     end(controllers[0])
-    controllers[0] = start_controller(root, CLOCK="clock")
+    controllers[0] = start_controller(root)
     new_run(root, "two")
-    def more(): # whoever lost its lease is started again, as a service manager does it
-        for i, c in enumerate(controllers):
-            if c.poll() is not None: controllers[i] = start_controller(root, CLOCK="clock")
-        return all(ended(root, r.id) for r in list_runs(open_ledger(root)))
-    until(more)
-    assert settled(root, control_uri()) == []
+    assert settled(root, control_uri(), controllers) == []
 
 
 # ---------------------------------------------------------------- a ledger or a control database of another day
@@ -167,12 +163,12 @@ def test_a_ledger_of_yesterday_is_said_and_written_down_again(sqlite_root, in_sq
     (root / "hold gate").unlink()
     until(lambda: ended(root, second))
     third = new_run(root, "three")
-    assert settled(root, control_uri()) == []
+    assert settled(root, control_uri(), controllers) == []
     end(controllers.pop())
     remove_sqlite(path)
     os.rename(f"{path}.yesterday", path)
     controllers.append(start_controller(root))
-    assert settled(root, control_uri()) == []
+    assert settled(root, control_uri(), controllers) == []
     ledger = open_ledger(root)
     assert {r.id: r.status for r in list_runs(ledger)} == dict.fromkeys((first, second, third), "succeeded")
     assert [e.subject for e in ledger.entries(kinds=("ledger.reconciled",))] == [f"run {third}"]
@@ -199,7 +195,7 @@ def test_a_run_that_only_dbos_knows_ends_there(sqlite_root, in_sqlite, controlle
           in (root / "log.txt").read_text())
     assert run_status(open_ledger(root), run) is None
     assert request_run(root) == (run, True)
-    assert settled(root, control_uri()) == [] and ended(root, run)
+    assert settled(root, control_uri(), controllers) == [] and ended(root, run)
 
 
 def test_a_control_database_that_is_lost(sqlite_root, controllers):
@@ -213,7 +209,7 @@ def test_a_control_database_that_is_lost(sqlite_root, controllers):
     remove_sqlite(path)
     (root / "hold gate").unlink()
     controllers.append(start_controller(root))
-    assert settled(root, control_uri()) == [] and read_run(open_ledger(root), run).attempts == 2
+    assert settled(root, control_uri(), controllers) == [] and read_run(open_ledger(root), run).attempts == 2
 
 
 # ---------------------------------------------------------------- the process

@@ -3,6 +3,7 @@ import random
 import time
 from collections import Counter
 
+from mlops_nb.control.controller import LEASE_LOST
 from mlops_nb.control.run_workflow import request_run
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.ledger.runs import RUN_ENDS, list_runs, read_run, run_status
@@ -33,6 +34,14 @@ def kill_at_entries(root, numbers):
     return len(whens)
 
 
+def keep_alive(root, controllers):
+    "Start those again that found their lease gone, as a service manager does it; on a busy machine it may be."
+    for i, c in enumerate(controllers):
+        if c.poll() is None: continue
+        assert c.returncode == LEASE_LOST, (root / "log.txt").read_text()[-3000:]
+        controllers[i] = start_controller(root)
+
+
 def kill_at_random(root, controllers, kills, seed=0, longest=1.0, work=2):
     "Kill one of several controllers at a random moment, so many times, with work for them at each."
     rng, runs = random.Random(seed), []
@@ -40,7 +49,10 @@ def kill_at_random(root, controllers, kills, seed=0, longest=1.0, work=2):
         open_runs = [r for r in runs if not ended(root, r)]
         if len(open_runs) < work: runs.append(new_run(root, f"random {seed} {i}"))
         begun = len(lines(root / "begun"))
-        until(lambda begun=begun: len(lines(root / "begun")) > begun)
+        def more(begun=begun):
+            keep_alive(root, controllers)
+            return len(lines(root / "begun")) > begun
+        until(more)
         time.sleep(rng.uniform(0, longest))
         victim = rng.randrange(len(controllers))
         end(controllers[victim])
@@ -48,8 +60,10 @@ def kill_at_random(root, controllers, kills, seed=0, longest=1.0, work=2):
     return kills
 
 
-def until_all_ended(root, seconds=180):
-    def over(): return all(r.status in RUN_ENDS for r in list_runs(open_ledger(root), 10_000))
+def until_all_ended(root, controllers, seconds=180):
+    def over():
+        keep_alive(root, controllers)
+        return all(r.status in RUN_ENDS for r in list_runs(open_ledger(root), 10_000))
     until(over, seconds)
 
 
@@ -83,9 +97,9 @@ def disagreements(root, control_uri):
     return found + [f"DBOS has {id} as unfinished" for id in unfinished_workflows(control_uri)]
 
 
-def settled(root, control_uri, seconds=180):
+def settled(root, control_uri, controllers, seconds=180):
     "Wait until all runs have ended and what is there is as the ledger says; what is not so in that time."
-    until_all_ended(root, seconds)
+    until_all_ended(root, controllers, seconds)
     limit = time.monotonic() + 30 # the last look at a run comes after its end
     while (found := disagreements(root, control_uri)) and time.monotonic() < limit: time.sleep(0.2)
     return found
