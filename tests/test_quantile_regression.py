@@ -89,9 +89,12 @@ def test_evaluation_judges_the_median_and_the_interval(project, predictor, test_
 
 def test_rows_for_the_correction_had_no_part_in_the_training(project, predictor):
     from mlops_nb.evaluate.prediction_intervals import fit_conformal
+    from mlops_nb.train.dataset import entity_groups
     from mlops_nb.train.quantile_boosting import calibration_rows
     valid = pl.read_parquet(project / "artifacts/prepared/valid.parquet")
-    kept, raw = calibration_rows(len(valid)), predictor.model.predict(predictor.encode_frame(valid))
+    groups = entity_groups(valid, predictor.schema)
+    kept, raw = calibration_rows(len(valid), groups), predictor.model.predict(predictor.encode_frame(valid))
+    assert predictor.schema.entity and not {*groups[kept]} & {*groups[~kept]}
     assert fit_conformal(valid["_target"].to_numpy()[kept], raw[kept], LEVELS) == predictor.policy.calibrator
 
 
@@ -205,7 +208,6 @@ def test_the_judge_takes_the_loss_of_the_median(predictor, test_rows):
     assert losses.to_list() == pytest.approx(((q[:, 1] - y.to_numpy())**2).tolist())
 
 
-def test_a_net_or_a_model_to_go_on_from_is_refused(project, tmp_path):
-    with pytest.raises(UserError, match="the learner net predicts one value"): run_train(project, "net")
+def test_a_project_asks_for_a_narrow_gap_and_a_calibrator(project):
     assert json.loads((project / "artifacts/evaluation/policy.json").read_text())["calibrator"]["method"] == "conformal"
     assert read_params(project / "params.yaml").gate.max_coverage_gap == 0.05

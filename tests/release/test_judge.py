@@ -419,7 +419,8 @@ def test_a_metric_of_the_project_lets_an_equal_challenger_pass_and_can_be_what_m
 
 @pytest.mark.parametrize("noise, harmful", [((.02, .8), True), ((.05, .05), False)])
 def test_a_metric_of_the_project_is_judged_in_shadow(own_root, noise, harmful):
-    release, traffic = release_of(margins=replace(LABELS, auc=None, loss=None, metrics={"profit": 2.})), Traffic(own_root)
+    margins, traffic = replace(LABELS, auc=None, loss=None, metrics={"profit": 2.}), Traffic(own_root)
+    release = release_of(margins=margins)
     for i in range(6):
         traffic.send_labelled(400, hour=i, noise=noise, shadow=True, columns=dict(charge=[60.]))
         verdict = look(own_root, release, 30)
