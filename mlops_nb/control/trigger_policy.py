@@ -15,11 +15,12 @@ from ..config.settings import read_settings
 from ..config.triggers import read_triggers
 from .fire_times import fire_times
 from .run_identity import _git
+from .trigger_facts import proposed_shelf_life
 from ..core.errors import UserError
 from ..data.databases import parse_database_url
 from ..data.incremental_ingest import is_object_url
 from ..evaluate.metrics import find_metric
-from ..evaluate.shelf_life import read_shelf_life
+from ..ledger.ledger import open_ledger
 from ..monitor.alerts import parse_duration
 
 # %% ../../nbs/control/15_trigger_policy.ipynb #d3677fcf
@@ -49,7 +50,7 @@ def _refuse_budget(budget, prices):
 # %% ../../nbs/control/15_trigger_policy.ipynb #d9f4e100
 def _never(root, c, task):
     "Why a condition cannot hold as things are; empty: it can."
-    if c.age == "shelf_life" and not read_shelf_life(root):
+    if c.age == "shelf_life" and not proposed_shelf_life(root, open_ledger(root)):
         return ("age: shelf_life never holds before a back-test has proposed one; set cross_validation.n_folds in "
                 "params.yaml to 4 or more")
     if c.degraded and task:

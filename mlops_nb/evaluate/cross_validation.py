@@ -10,6 +10,7 @@ __all__ = ['FOLD_KINDS', 'assign_blocks', 'Fold', 'is_time_ordered', 'split_fold
 
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #3f573c14
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +29,10 @@ from ..data.label_delay import has_late_label
 from ..data.prepare import read_split
 from ..data.splits import is_in_last_share, rarest_labels, row_positions
 from .evaluation import choose_decision_settings, score_splits, split_resamplings
-from .metrics import DecisionSettings, metric_values, primary_metric
+from .metrics import DecisionSettings, find_metric, metric_values, primary_metric
 from .prediction_intervals import interval_metrics_of, needed_calibration_rows
 from .project_metrics import project_metrics
+from .shelf_life import AgedScore, ShelfLife, propose_shelf_life
 from ..model.encoder import Encoder
 from ..model.features import load_features
 from ..model.predictor import MODEL_LOADERS, Predictor
@@ -152,6 +154,7 @@ class CrossValidationRun(Struct):
     time_range: dict[str, tuple[str, str]] | None # the first and the last event of each of them, ISO
     metrics: dict[str, float | None] # on the rows judged; `None` is undefined
     skip_reason: str | None = None # why it was not trained
+    aged: list[AgedScore] = [] # of windows: what the models of earlier ones give on the rows judged
 
 def _new_run(name, splits, schema):
     span = None
@@ -165,6 +168,18 @@ def _run_metrics(predictor, rows, scores, settings): # of the task, of the proje
     if settings.quantiles: own |= interval_metrics_of(predictor.predict(rows), settings)
     return metric_values(predictor.schema.task, rows['_target'].to_numpy(), scores, settings, own)
 
+# %% ../../nbs/evaluate/14_cross_validation.ipynb #6a2a8a73
+def _age_scores(run, rows, older, metric):
+    "What the models of earlier windows give on the rows of this one, beside its own model."
+    first, found = datetime.fromisoformat(run.time_range['held_out'][0]), []
+    for steps, (end, predictor, terms) in enumerate(reversed(older), 1):
+        value = _run_metrics(predictor, rows, predictor.predict_point(rows), terms).get(metric)
+        if None in (value, run.metrics.get(metric)): continue
+        days = (first - datetime.fromisoformat(end)).total_seconds() / 86400
+        found.append(AgedScore(steps, days, run.metrics[metric], value))
+    return found
+
+# %% ../../nbs/evaluate/14_cross_validation.ipynb #60403806
 def cross_validate(
     project: Project,
     learner: str,
@@ -173,6 +188,7 @@ def cross_validate(
     "Train and judge each fold; one that cannot be judged says why."
     schema, params, y = project.schema, project.params, frame['_target'].to_numpy()
     word = 'window' if is_time_ordered(params.prepare.split, schema) else 'fold'
+    older, metric = [], primary_metric(schema.task, schema.quantiles)
     for i, fold in enumerate(split_folds(frame, params.prepare.split, schema, params.cross_validation.n_folds), 1):
         parts = {name: frame.filter(m) for name, m in fold._asdict().items()}
         run = _new_run(f'{word} {i}', parts, schema)
@@ -181,6 +197,9 @@ def cross_validate(
             predictor, terms = fit_predictor(project, learner, parts['train'], parts['valid'], run.name)
             scores = predictor.predict_point(parts['held_out'])
             run.metrics = _run_metrics(predictor, parts['held_out'], scores, terms)
+            if word == 'window' and run.time_range:
+                run.aged = _age_scores(run, parts['held_out'], older, metric)
+                older.append((run.time_range['valid'][1], predictor, terms))
         yield run
 
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #b03ed5d4
@@ -260,6 +279,7 @@ class CrossValidationResult(Struct):
     seed_summary: dict[str, MetricSummary]
     seed_agreement: SeedAgreement | None # of the seeds' models on the test rows
     sentences: list[str]
+    shelf_life: ShelfLife | None = None # that windows of time propose
 
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #ba7d11eb
 def _format_mean_std(summary, metric):
@@ -331,6 +351,11 @@ def _repeat_trainings(project, learner, splits):
         if wanted.n_seeds: seeds, agreement = repeat_with_seeds(project, learner, splits)
     return folds, seeds, agreement
 
+# %% ../../nbs/evaluate/14_cross_validation.ipynb #c460a48c
+def _shelf_life(found, schema):
+    name = found.primary_metric
+    return propose_shelf_life([s for r in found.folds for s in r.aged], find_metric(schema.task, name).better, name)
+
 # %% ../../nbs/evaluate/14_cross_validation.ipynb #75298a45
 def run_cross_validation(
     root: Path = Path('.'), # The project's folder
@@ -347,10 +372,13 @@ def run_cross_validation(
     found = add_sentences(CrossValidationResult(
         learner, task, primary_metric(task, project.schema.quantiles), folds, seeds, summarize_metrics(folds),
         summarize_metrics(seeds), agreement, []), project)
+    found.shelf_life = _shelf_life(found, project.schema)
+    if found.shelf_life: found.sentences.append(found.shelf_life.sentence)
     with atomic_dir(root / 'artifacts/cross_validation' / learner) as out:
         _metric_table(found).write_parquet(out / 'metrics.parquet')
         write_json(out / 'cross_validation.json', found)
-    return {'rows': sum(map(len, splits.values())), 'trainings': sum(bool(r.metrics) for r in folds + seeds)}
+    done = {'rows': sum(map(len, splits.values())), 'trainings': sum(bool(r.metrics) for r in folds + seeds)}
+    return done | ({'shelf_life_days': found.shelf_life.days} if found.shelf_life else {})
 
 def _metric_table(found): # One row a metric of a run
     rows = [dict(kind=kind, run=r.name, metric=m, value=x)

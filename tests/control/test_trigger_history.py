@@ -212,3 +212,12 @@ def test_code_that_no_run_had(tmp_path, branch, sentence):
     finish(root)
     git(root, "reset", "-q", "--hard", "HEAD~2")  # a forced push: an earlier commit, which a run had
     assert outcome(root) == ("not_due", "when")
+
+
+def test_the_shelf_life_is_that_of_the_last_back_test_of_a_run(tmp_path, uri, monkeypatch):
+    monkeypatch.setenv("MLOPS_NB_LEDGER_URI", uri)
+    root = project(tmp_path / "p", "retrain: {when: {any: [{age: shelf_life}]}}")
+    ledger, triggers = open_ledger(root), read_triggers(root)
+    assert read_outside(root, ledger, triggers, OutsideFacts()).shelf_life == ""
+    for days in (60, 45): ledger.append("step.ended", "r1", dict(facts=dict(shelf_life_days=days), status="done"))
+    assert read_outside(root, ledger, triggers, OutsideFacts()).shelf_life == "45d"
