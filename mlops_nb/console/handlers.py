@@ -35,6 +35,8 @@ from mlops_nb.console.overview import (
     read_trigger_status,
 )
 from ..control.notices import record_notice
+
+# %% ../../nbs/console/03_handlers.ipynb #7b3e2fbd
 from ..control.run_workflow import request_run
 from ..control.trigger_evaluation import explain_trigger, pause_trigger
 from ..core.errors import UserError, did_you_mean
@@ -172,6 +174,7 @@ def run_resume(root, request) -> ActionAnswer:
 def triggers_index(root, request) -> list[TriggerStatus]:
     return refuse_as(503, read_trigger_status, root, open_ledger(root), datetime.now(UTC))
 
+# %% ../../nbs/console/03_handlers.ipynb #5517db36
 class TriggerExplanation(Struct):
     "Why a trigger asked for a run or did not."
     name: str
@@ -184,6 +187,7 @@ def trigger_explain(root, request) -> TriggerExplanation:
     name = request.path_params["trigger"]
     return TriggerExplanation(name, refuse_as(404, explain_trigger, root, name, at).splitlines())
 
+# %% ../../nbs/console/03_handlers.ipynb #3730d9a5
 class PauseBody(Struct, forbid_unknown_fields=True):
     "Until when a trigger asks for nothing."
     until: str # A time with its zone; one that is over ends a pause
@@ -218,6 +222,7 @@ def schedules_index(root, request) -> list[ScheduleStatus]:
 def alerts_index(root, request) -> list[AlertStatus]:
     return alert_statuses(refuse_as(503, read_alerts, open_ledger(root)), datetime.now(UTC))
 
+# %% ../../nbs/console/03_handlers.ipynb #26c1b058
 def _find_alert(root, request):
     return refuse_as(404, find_alert, refuse_as(503, read_alerts, open_ledger(root)), request.path_params["alert"])
 
@@ -226,6 +231,7 @@ def alert_acknowledge(root, request) -> ActionAnswer:
     alert = refuse_as(409, ack_alert, root, _find_alert(root, request).id, request.api_key_name)
     return ActionAnswer(alert.id, f"{request.api_key_name} has {alert.id}.")
 
+# %% ../../nbs/console/03_handlers.ipynb #8a6db276
 class SilenceBody(Struct, forbid_unknown_fields=True):
     "For how long an alert is not told, and why."
     duration: str # Such as 30m, 8h or 7d
@@ -237,6 +243,7 @@ def alert_silence(root, request) -> ActionAnswer:
     made = refuse_as(400, silence, root, alert.id, body.duration, body.reason, request.api_key_name)
     return ActionAnswer(alert.id, f"{alert.id} is silent until {made.until:%Y-%m-%d %H:%M} UTC.")
 
+# %% ../../nbs/console/03_handlers.ipynb #db623fc8
 class CloseBody(Struct, forbid_unknown_fields=True):
     "What it was."
     cause: Annotated[str, Meta(min_length=1, max_length=500)]
@@ -288,6 +295,7 @@ def read_runbook(root, name: str) -> Runbook:
 def runbook_detail(root, request) -> Runbook:
     return refuse_as(404, read_runbook, root, request.path_params["runbook"])
 
+# %% ../../nbs/console/03_handlers.ipynb #b3d87dc8
 class KeyInfo(Struct):
     "Whose a key is, and what it may do."
     name: str

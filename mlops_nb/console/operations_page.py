@@ -30,7 +30,7 @@ _SECTIONS = "".join((
     '<div class="column">', _section("alerts", "Alerts"), _section("approvals", "Approvals"),
     _section("live", "Live"), "</div>",
     '<div class="column">', _section("slos", "Error budgets"), _section("triggers", "Triggers"),
-    _section("schedules", "Schedules"), "</div>",
+    _section("schedules", "Schedules"), _section("costs", "Cost to date"), "</div>",
     _section("current", "Current run", _RUN_NOW, full=True), _section("runs", "Runs", _FILTER, full=True),
     _section("drift", "Drift by column", full=True)))
 
@@ -44,7 +44,8 @@ _HEADER = """<a class="skip" href="#main">Skip to the overview</a>
 <button type="button" id="unlock" class="main">Enter a key</button></p><div id="problems" role="status"></div>
 <nav class="jump" aria-label="Sections"><a href="#s-alerts">Alerts <b id="n-alerts"></b></a>
 <a href="#s-approvals">Approvals <b id="n-approvals"></b></a><a href="#s-live">Live</a><a href="#s-slos">Budgets</a>
-<a href="#s-triggers">Triggers</a><a href="#s-current">Current run</a><a href="#s-runs">Runs</a>
+<a href="#s-triggers">Triggers</a><a href="#s-costs">Cost</a>
+<a href="#s-current">Current run</a><a href="#s-runs">Runs</a>
 <a href="#s-drift">Drift</a></nav></header>"""
 _DIALOGS = ('<dialog id="ask" aria-labelledby="ask-title"></dialog><dialog id="detail" class="wide" '
             'aria-label="Details"></dialog><p id="said" role="status"></p>')

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['read_live', 'PendingApproval', 'read_pending_approvals', 'TriggerStatus', 'read_trigger_status', 'ScheduleStatus',
            'read_schedule_status', 'AlertStatus', 'alert_statuses', 'SloBudget', 'read_slo_budgets', 'ColumnDrift',
-           'read_column_drift', 'RunPage', 'read_run_page', 'RunDetail', 'read_run_detail', 'Overview',
-           'OverviewReader', 'newest_seq']
+           'read_column_drift', 'TriggerCost', 'CostToDate', 'read_cost_to_date', 'RunPage', 'read_run_page',
+           'RunDetail', 'read_run_detail', 'Overview', 'OverviewReader', 'newest_seq']
 
 # %% ../../nbs/console/01_overview.ipynb #29c752f2
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
-import polars as pl
 from fastcore.basics import patch
 from msgspec import Struct, field
 
@@ -23,9 +23,10 @@ from .run_graph import StageNode, run_graph
 from ..control.scheduler import fire_times
 from ..core.errors import UserError
 from ..core.files import file_signature
+from ..ledger.costs import run_costs
 from ..ledger.ledger import Ledger, open_ledger
 from ..ledger.runs import _SELECT, PipelineRun, _run, open_runs, read_run
-from ..monitor.alerts import Alert, AlertState, read_alerts
+from ..monitor.alerts import AlertState, read_alerts
 from ..monitor.results import budget_results, drift_results
 from ..monitor.slo_freeze import frozen_budgets
 from ..monitor.store import MonitorStore, open_monitor_store
@@ -110,6 +111,7 @@ class ScheduleStatus(Struct, kw_only=True):
     timezone: str
     next_at: str # ISO 8601; empty: not within a year
 
+# %% ../../nbs/console/01_overview.ipynb #4bcc736b
 _LOOK_AHEAD = (timedelta(hours=2), timedelta(days=2), timedelta(days=40), timedelta(days=366))
 
 def _next_time(schedule, now):
@@ -143,6 +145,7 @@ class AlertStatus(Struct, kw_only=True):
     runbook: str = "" # Its name; empty: none
     next_command: str = ""
 
+# %% ../../nbs/console/01_overview.ipynb #9c42e57e
 def _alert_status(state, alert, now, explained, severities):
     f, hushed = alert.finding, state.silence_of(alert, now)
     return AlertStatus(
@@ -174,6 +177,7 @@ class SloBudget(Struct, kw_only=True):
 
 def _utc_text(moment): return moment.replace(tzinfo=UTC).isoformat()
 
+# %% ../../nbs/console/01_overview.ipynb #77850bc5
 def read_slo_budgets(root: Path, store: MonitorStore, now: datetime) -> list[SloBudget]: # The least first
     "The error budgets. Raises `UserError` if the store cannot be used."
     if not (root / "slo.yaml").exists(): return []
@@ -198,6 +202,7 @@ _DRIFT_DAYS, _MAX_DRIFT = 7, 60
 
 def _beyond(row): return (row["jensen_shannon"] or 0) / (row["floor"] or 1)
 
+# %% ../../nbs/console/01_overview.ipynb #1ae1675f
 def read_column_drift(root: Path, store: MonitorStore, now: datetime) -> list[ColumnDrift]: # The furthest first
     "Drift by column. Raises `UserError` if the store cannot be used."
     endpoint = read_settings(root).release.endpoint
@@ -207,6 +212,38 @@ def read_column_drift(root: Path, store: MonitorStore, now: datetime) -> list[Co
     return [ColumnDrift(name=r["name"], kind=r["kind"], variant=r["variant"], distance=r["jensen_shannon"],
                         floor=r["floor"], alarm=bool(r["alarm"]), moved=r["moved"] or "", rows=r["rows"],
                         window_start=_utc_text(r["window_start"])) for r in rows]
+
+# %% ../../nbs/console/01_overview.ipynb #4d67aaa1
+class TriggerCost(Struct):
+    "What the runs of a trigger used and cost."
+    trigger_name: str
+    runs: int
+    cpu_hours: float
+    gpu_hours: float
+    cost: float | None # In the currency of the price table; None: there are no prices
+
+class CostToDate(Struct):
+    "What the runs of this month cost."
+    since: str = "" # ISO 8601, UTC: the first of the month
+    currency: str = ""
+    cost: float | None = None # None: there are no prices
+    triggers: list[TriggerCost] = field(default_factory=list) # The dearest first
+
+# %% ../../nbs/console/01_overview.ipynb #5356efe4
+def read_cost_to_date(
+    ledger: Ledger, # With the price table
+    now: datetime, # With a time zone
+) -> CostToDate:
+    "The cost of the runs that were asked for this month. Raises `UserError` if the ledger cannot be read."
+    since, groups = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0), {}
+    for run in run_costs(ledger, since, now): groups.setdefault(run.trigger_name or "on_demand", []).append(run)
+    costs = {name: None if any(r.cost is None for r in runs) else sum(r.cost for r in runs)
+             for name, runs in groups.items()}
+    found = [TriggerCost(name, len(runs), sum(r.use.cpu_seconds for r in runs) / 3600,
+                         sum(r.use.gpu_seconds for r in runs) / 3600, costs[name]) for name, runs in groups.items()]
+    total = None if not ledger.prices.is_known else sum(c or 0 for c in costs.values())
+    return CostToDate(since.isoformat(), ledger.prices.currency, total,
+                      sorted(found, key=lambda t: (-(t.cost or 0), -t.cpu_hours, t.trigger_name)))
 
 # %% ../../nbs/console/01_overview.ipynb #a41347ca
 class RunPage(Struct):
@@ -267,6 +304,7 @@ class Overview(Struct, kw_only=True):
     schedules: list[ScheduleStatus] = field(default_factory=list)
     slos: list[SloBudget] = field(default_factory=list)
     drift: list[ColumnDrift] = field(default_factory=list)
+    costs: CostToDate = field(default_factory=CostToDate)
     problems: dict[str, str] = field(default_factory=dict) # Part -> why it is not shown as it is now
 
 class OverviewReader:
@@ -274,9 +312,10 @@ class OverviewReader:
     def __init__(self,
         root: str | Path, # The project's folder
     ):
-        self.root, self._store, self._last, self._asked_at = Path(root).resolve(), None, None, None
+        self.root, self._store, self._last, self._asked_at, self._minute = Path(root).resolve(), *4 * [None]
 
 # %% ../../nbs/console/01_overview.ipynb #62bc4156
+_log = logging.getLogger("mlops_nb.console")
 _STORE_SECONDS = 2 # to wait for others that use the store of monitoring
 _MONITORING = ("slos", "drift")
 
@@ -295,9 +334,13 @@ def _parts(self:OverviewReader, ledger, now):
     "Part -> the function that reads it."
     root, store = self.root, lambda f: lambda: f(root, self._store, now)
     found = dict(live=lambda: read_live(root), approvals=lambda: read_pending_approvals(root),
-                 alerts=lambda: alert_statuses(read_alerts(ledger), now), runs=lambda: read_run_page(ledger, _SHOWN_RUNS),
+                 alerts=lambda: alert_statuses(read_alerts(ledger), now),
+                 runs=lambda: read_run_page(ledger, _SHOWN_RUNS),
                  triggers=lambda: read_trigger_status(root, ledger, now),
                  schedules=lambda: read_schedule_status(root, now))
+    if (minute := now.replace(second=0, microsecond=0)) != self._minute:
+        self._minute = minute
+        found["costs"] = lambda: read_cost_to_date(ledger, now)
     mark = self._open_store()
     if mark is not None and mark != self._asked_at: # else what was read last is what there is
         self._asked_at = mark
@@ -325,8 +368,12 @@ def read(self:OverviewReader,
         except (UserError, OSError) as e:
             new.problems[name] = str(e)
             if name in _MONITORING: self._asked_at = None
+        except Exception as e: # a fault of one part is no reason to show none
+            new.problems[name] = f"{name} cannot be shown ({type(e).__name__}); the controller's log says why."
+            _log.exception("%s cannot be read", name)
     return new
 
+# %% ../../nbs/console/01_overview.ipynb #31915273
 def newest_seq(ledger: Ledger) -> int: # 0: nothing was ever written
     "The number of the newest entry, by which one sees that something has changed."
     found = ledger.query("SELECT max(seq) AS seq FROM ledger")

@@ -300,8 +300,8 @@ const showPage = async () => {
   catch (e) { said(e.message); }
 };
 const turn = (by, next) => { by > 0 ? pages.push(next) : pages.pop(); return showPage(); };
-const askForRun = () => ask('Run the pipeline now', 'On the data, code and params that are here now. What ran already ' +
-  'is not run again.', [REASON], 'Run now', given => call('/v1/runs', given));
+const askForRun = () => ask('Run the pipeline now', 'On the data, code and params that are here now. What ran ' +
+  'already is not run again.', [REASON], 'Run now', given => call('/v1/runs', given));
 """
 
 # %% ../../nbs/console/06_page_script.ipynb #7e5a9e07
@@ -340,7 +340,19 @@ const sloRow = b => {
     facts(`${Math.round(b.bad).toLocaleString('en-US')} bad of ` +
       `${Math.round(b.good + b.bad).toLocaleString('en-US')} events`, ['measured ', when(b.measured_at)])));
 };
+"""
+
+# %% ../../nbs/console/06_page_script.ipynb #581bf9fb
+_COSTS = """
 const drawSlos = slos => slos.length ? slos.map(sloRow) : none('No budget was measured yet.');
+const money = (x, currency) => x === null ? 'no prices' : `${x.toLocaleString('en-US', {minimumFractionDigits: 2,
+  maximumFractionDigits: 2})} ${currency}`;
+const drawCosts = c => c.triggers.length ? [h('p', {}, h('b', {}, money(c.cost, c.currency)), ` for ${
+  plural(c.triggers.reduce((n, t) => n + t.runs, 0), 'run')} since the first of the month`),
+  c.cost === null && none('Prices stand in settings.ini under [prices].'), table(['Trigger', 'Runs ', 'CPU hours ',
+  'GPU hours ', 'Cost '], c.triggers.map(t => [t.trigger_name, t.runs.toLocaleString('en-US'), t.cpu_hours.toFixed(2),
+  t.gpu_hours.toFixed(2), t.cost === null ? '–' : t.cost.toFixed(2)]))] :
+  none('No run was asked for this month.');
 const number = x => x === null ? '–' : Number(x.toPrecision(2)).toString();
 const driftRow = d => [d.kind === 'column' ? d.name : `${d.name} (${d.kind})`,
   d.alarm ? state('failed', 'drifted') : (d.distance ?? 0) > (d.floor ?? Infinity) ? 'above its floor' :
@@ -369,7 +381,19 @@ const verdict = o => {
   const text = parts.length ? parts.join('; ') + '.' : 'Nothing needs anybody.';
   return [parts.length ? 'bad' : 'good', text[0].toUpperCase() + text.slice(1) + runs];
 };
+"""
+
+# %% ../../nbs/console/06_page_script.ipynb #4bbb6d24
+_HOLD = """
+let newest = null, held = false;
+addEventListener('pointerdown', () => { held = true; }, true);
+for (const end of ['pointerup', 'pointercancel']) addEventListener(end, () => setTimeout(() => {
+  held = false;
+  if (newest) show(newest);
+}), true);
 const show = o => {
+  newest = o;
+  if (held) return;
   const [kind, text] = verdict(o);
   document.title = `${o.alerts.filter(needs).length ? '! ' : ''}${o.project}: operations`;
   $('project').textContent = o.project;
@@ -378,7 +402,8 @@ const show = o => {
   if ($('verdict').textContent !== text) $('verdict').textContent = text;
   paint('problems', Object.values(o.problems), all => [...new Set(all)].map(p => h('p', {class: 'stale'}, p)));
   for (const [id, draw] of Object.entries({alerts: drawAlerts, approvals: drawApprovals, live: drawLive,
-    current: drawCurrent, triggers: drawTriggers, schedules: drawSchedules, slos: drawSlos, drift: drawDrift}))
+    current: drawCurrent, triggers: drawTriggers, schedules: drawSchedules, slos: drawSlos,
+    costs: drawCosts, drift: drawDrift}))
     paint(id, o[id], draw);
   $('n-alerts').textContent = o.alerts.filter(needs).length || '';
   $('n-approvals').textContent = o.approvals.length || '';
@@ -446,4 +471,4 @@ follow();
 
 PAGE_SCRIPT = "'use strict';\n(() => {" + "".join((
     _ELEMENTS, _STATES, _PAINT, _REQUESTS, _ASK, _ALERTS, _APPROVALS, _LIVE, _GRAPH, _RUN, _RUNS, _TRIGGERS, _BUDGETS,
-    _SHOW, _FOLLOW, _BEGIN)) + "})();\n"
+    _COSTS, _SHOW, _HOLD, _FOLLOW, _BEGIN)) + "})();\n"

@@ -34,7 +34,8 @@ _PARTS_CSS = """
 .row { display:flex; flex-wrap:wrap; gap:.5rem 1rem; justify-content:space-between; align-items:flex-start;
   padding:.7rem 0; border-top:1px solid var(--line) } .row:first-child { border-top:0; padding-top:.2rem }
 .row > :first-child { flex:1 1 16rem; min-width:0; overflow-wrap:anywhere } .row:last-child { padding-bottom:0 }
-.soft, .facts { color:var(--soft); font-size:.875rem } h3 .soft { font-weight:400 } .facts { display:flex; flex-wrap:wrap; gap:.1rem .9rem; align-items:baseline;
+.soft, .facts { color:var(--soft); font-size:.875rem } h3 .soft { font-weight:400 }
+.facts { display:flex; flex-wrap:wrap; gap:.1rem .9rem; align-items:baseline;
   margin:.15rem 0 0 } .mono { font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; font-size:.875em }
 .tag { border:1px solid var(--line); border-radius:1rem; padding:.05rem .6rem; font-size:.8125rem; white-space:nowrap }
 .tag.page { border-color:var(--alert); color:var(--alert); font-weight:600 }
@@ -56,10 +57,12 @@ button, select { min-height:2.1rem; border:1px solid var(--soft); border-radius:
 button.main { background:var(--blue); border-color:var(--blue); color:var(--paper); font-weight:600 }
 button.main:hover:enabled { filter:brightness(1.1); background:var(--blue) }
 button.danger { border-color:var(--alert); color:var(--alert) }
-button.link { border:0; padding:0; min-height:0; font-size:inherit; background:none; color:var(--blue); text-decoration:underline;
+button.link { border:0; padding:0; min-height:1.5rem; font-size:inherit; background:none; color:var(--blue);
+  text-decoration:underline;
   text-underline-offset:.15em; text-align:left } button:disabled { opacity:.5; cursor:default }
 .buttons { display:flex; flex-wrap:wrap; gap:.4rem; align-items:center }
-@media (pointer:coarse), (max-width:40rem) { button, select { min-height:2.75rem } button.link { min-height:2rem; padding:.3rem 0 } }
+@media (pointer:coarse), (max-width:40rem) { button, select { min-height:2.75rem }
+  button.link { min-height:2rem; padding:.3rem 0 } }
 dialog { border:1px solid var(--soft); border-radius:.6rem; background:var(--paper); color:var(--ink); padding:1.25rem;
   width:min(32rem,calc(100vw - 1.5rem)); max-height:calc(100dvh - 2rem) } dialog::backdrop { background:#0008 }
 dialog.wide { width:min(76rem,calc(100vw - 1.5rem)) } dialog h2 { margin:0 0 .5rem; font-size:1.2rem }
@@ -78,7 +81,8 @@ _TABLES_CSS = """
 table { border-collapse:collapse; width:100%; font-size:.875rem; line-height:1.4; font-variant-numeric:tabular-nums }
 th { text-align:left; font-weight:600; border-bottom:1.5px solid var(--ink); vertical-align:bottom }
 th, td { padding:.35rem .9rem .35rem 0 } td { border-bottom:1px solid var(--line); vertical-align:top;
-  overflow-wrap:anywhere } .n { text-align:right } td:last-child, th:last-child { padding-right:0 }
+  overflow-wrap:anywhere }
+td.n { white-space:nowrap } .n { text-align:right } td:last-child, th:last-child { padding-right:0 }
 tbody tr:last-child td { border-bottom:0 } .keep, td:not(:last-child) { white-space:nowrap }
 .scroll { overflow-x:auto }
 @media (max-width:40rem) { .bar { gap:.2rem .9rem } main { padding:.75rem } section { padding:.8rem }

@@ -110,6 +110,7 @@ def _with_types(route):
     answer, body = _RELEASE_TYPES[route.handler.__name__]
     return ConsoleRoute(route.method, route.path, route.scope, route.handler, route.summary, answer=answer, body=body)
 
+# %% ../../nbs/console/04_routes.ipynb #88cacf27
 API_ROUTES = [
     ConsoleRoute("GET", "/v1/overview", "read", handlers.overview_detail, "All that the operations page shows.",
                  answer=Overview),

@@ -31,7 +31,6 @@ from .live_overview import LiveOverview
 from .operations_page import OPERATIONS_PAGE, PAGE_CSP
 from .overview import OverviewReader
 from .routes import API_ROUTES, ConsoleRoute, console_document
-from ..core.errors import UserError
 from ..core.trace_context import parse_traceparent
 from ..serve.app import PathMatcher, check_origin, match_route
 from ..serve.auth import Authenticator, check_bind_address

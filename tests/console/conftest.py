@@ -1,6 +1,7 @@
-"What the tests of the operations page and its API share: a small project with runs, alerts and an open release, served."
+"What the tests of the operations page and its API share: a served project with runs, alerts and an open release."
 import http.client
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,7 +27,6 @@ approve = 25: 1 of owners
 owners = ana, bo
 [console]
 port = 0
-auth = {auth}
 [schedule.daily]
 action = compact
 cron = 30 6 * * *
@@ -78,11 +78,9 @@ def fill(root):
 
 class Console:
     "A served project: its folder, the keys of people by name, and a way to ask."
-    def __init__(self, root, auth="none"):
-        self.root, self.keys = root, {}
-        self.ids = project(root, settings=SETTINGS.format(auth=auth), strategy="canary", steps=[5, 25, 100],
-                           min_units=10**6)
-        fill(root)
+    def __init__(self, root, template):
+        self.root, self.keys, self.ids = root, {}, template.ids
+        shutil.copytree(template.root, root)
         self.ledger = open_ledger(root)
         self.release = start_release(root, self.ids["better"], by="carl")
         for name, scopes in (("ana", ["read", "operate"]), ("bo", ["read", "operate"]), ("eve", ["read"])):
@@ -121,9 +119,18 @@ class Console:
 
 
 @pytest.fixture(scope="session")
-def console(tmp_path_factory):
-    "A project whose page is open to this machine."
-    with Console(tmp_path_factory.mktemp("console") / "project") as served: yield served
+def template(tmp_path_factory):
+    "A project to copy: `.root`, and `.ids` of its bundles."
+    root = tmp_path_factory.mktemp("template") / "project"
+    ids = project(root, settings=SETTINGS, strategy="canary", steps=[5, 25, 100], min_units=10**6)
+    fill(root)
+    return SimpleNamespace(root=root, ids=ids)
+
+
+@pytest.fixture(scope="session")
+def console(tmp_path_factory, template):
+    "A served project that the tests of the API share."
+    with Console(tmp_path_factory.mktemp("console") / "project", template) as served: yield served
 
 
 @pytest.fixture

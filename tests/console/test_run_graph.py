@@ -19,7 +19,8 @@ def run(*steps, status="running", commit="HEAD"):
 @pytest.fixture
 def root(tmp_path):
     (tmp_path / "dvc.yaml").write_text("stages:\n  a: {outs: [x]}\n  b: {foreach: [1, 2], do: {outs: ['y/${item}']}}\n"
-                                       "  c: {deps: [x, y], metrics: [z.json: {cache: false}]}\n  d: {deps: [z.json]}\n")
+                                       "  c: {deps: [x, y], metrics: [z.json: {cache: false}]}\n"
+                                       "  d: {deps: [z.json]}\n")
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]): git(tmp_path, *args)
     return tmp_path
 
@@ -42,7 +43,8 @@ def test_states(root, steps, status, expected):
 
 def test_levels_and_seconds(root):
     found = run_graph(root, run(step("b 1", "done", 2.0), step("b 2", "done", 3.0)))
-    assert [(n.name, n.level, n.seconds) for n in found] == [("a", 0, None), ("b", 0, 5.0), ("c", 1, None), ("d", 2, None)]
+    assert [(n.name, n.level, n.seconds) for n in found] == [
+        ("a", 0, None), ("b", 0, 5.0), ("c", 1, None), ("d", 2, None)]
 
 
 @pytest.mark.parametrize("commit", ["", "f" * 40, "--help", "HEAD; rm -rf ."])

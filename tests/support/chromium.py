@@ -15,7 +15,8 @@ class Page:
     "One page of a running Chromium."
     def __init__(self, address):
         import websocket
-        self._socket, self._ids, self.problems = websocket.create_connection(address, timeout=60), itertools.count(1), []
+        self._socket = websocket.create_connection(address, timeout=60)
+        self._ids, self.problems = itertools.count(1), []
         for domain in ("Page", "Runtime", "Log", "Network"): self.send(f"{domain}.enable")
 
     def send(self, method, **params):
@@ -51,10 +52,14 @@ class Page:
     def until(self, script, seconds=120):
         "Wait until an expression holds; gives its value."
         limit = time.monotonic() + seconds
-        while not (found := self.look(script)):
+        while not (found := self._try(script)):
             assert time.monotonic() < limit, f"it did not come: {script}\n{self.look('document.body.innerText')[:3000]}"
             time.sleep(.05)
         return found
+
+    def _try(self, script): # a page that is not there yet has no elements
+        try: return self.look(script)
+        except AssertionError: return None
 
     def press(self, key, shift=False):
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
@@ -68,8 +73,9 @@ class Page:
     def click(self, selector):
         "Press the mouse in the middle of an element."
         self.until(f"!!document.querySelector({json.dumps(selector)})")
-        x, y = self.look("(e => { e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); return "
-                         f"[r.x + r.width / 2, r.y + r.height / 2]; }})(document.querySelector({json.dumps(selector)}))")
+        x, y = self.look("(e => { e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); "
+                         "return [r.x + r.width / 2, r.y + r.height / 2]; })"
+                         f"(document.querySelector({json.dumps(selector)}))")
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
