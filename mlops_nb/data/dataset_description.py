@@ -22,7 +22,7 @@ def _parquet_files(path): return [path] if path.suffix == ".parquet" else sorted
 
 def _columns(path):
     files = _parquet_files(path)
-    try: schema = pl.read_parquet_schema(files[0]) if files else {}
+    try: schema = pl.scan_parquet(files[0], glob=False).collect_schema() if files else {}
     except (pl.exceptions.PolarsError, OSError): schema = {} # it is just being written
     return [[name, str(type)] for name, type in list(schema.items())[:_MAX_COLUMNS] if not name.startswith("_")]
 

@@ -135,7 +135,8 @@ _FILL_RUN_STATES = """
 INSERT INTO run_states SELECT e.subject, max(CASE WHEN e.kind = 'run.queued' THEN e.seq END),
   max(CASE WHEN e.kind = 'run.queued' THEN e.at END),
   max(CASE WHEN e.kind = 'run.queued' THEN {e.trigger} END),
-  (SELECT {l.status} FROM ledger l WHERE l.subject = e.subject AND l.kind LIKE 'run.%%' ORDER BY l.seq DESC LIMIT 1),
+  (SELECT {l.status} FROM ledger l WHERE l.subject = e.subject AND l.kind LIKE 'run.%%' AND {l.status} IS NOT NULL
+   ORDER BY l.seq DESC LIMIT 1),
   sum(CASE WHEN e.kind = 'run.attempt' THEN 1 ELSE 0 END), max(CASE WHEN e.kind = 'run.ended' THEN e.seq END)
 FROM ledger e WHERE e.kind LIKE 'run.%%' GROUP BY e.subject
 """
@@ -194,7 +195,8 @@ CREATE VIEW people AS SELECT p.seq, p.at, p."by" AS name, p.kind AS action, p.su
   coalesce({p.reason}, {p.why}, {p.text}) AS reason FROM ledger p WHERE p.kind IN ('run.cancelling', 'run.resumed',
   'trigger.paused', 'approval.given', 'approval.withdrawn', 'alert.acked', 'alert.silenced', 'alert.closed',
   'incident.action', 'slo.overridden', 'label.given', 'bundle.pinned', 'bundle.unpinned', 'bundle.offered',
-  'release.started', 'release.promoted', 'release.rolled_back', 'release.withdrawn', 'run.queued', 'runbook.run')
+  'release.started', 'release.promoted', 'release.rolled_back', 'release.withdrawn', 'run.queued', 'runbook.run',
+  'schedule.paused', 'schedule.resumed')
   AND coalesce({p.trigger}, 'on_demand') = 'on_demand' AND p."by" NOT IN ('controller', 'monitor', 'judge')
 """
 
