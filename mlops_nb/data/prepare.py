@@ -54,7 +54,8 @@ IMMATURE_REASON, LATE_REASON = EXCLUSION_REASONS[_IMMATURE], EXCLUSION_REASONS[_
 def compute_target(
     frame: pl.DataFrame, # Rows with the columns that target, filter and event time need
     schema: Schema,
-) -> pl.DataFrame: # `_target`: Float64, class index or value, of labels an array of them; `_reason`: index into REASONS, null where the row is used
+# `_target`: Float64, class index or value, of labels an array; `_reason`: index into REASONS, null where the row is used
+) -> pl.DataFrame:
     "The target of each row, and why it cannot be used."
     try:
         frame = frame.with_columns(schema.target_expr(), schema.encoded_target_expr().alias("_target"))

@@ -191,8 +191,8 @@ def _check_labels_usable(y, params, schema):
     for name, label in zip(schema.targets, y.T):
         if (label == 1).any() and (label == 0).any(): continue
         lacks = "no" if (label == 1).any() else "yes"
-        raise UserError(f"the label '{name}' is never {lacks} in the {len(y)} training rows (method '{params.method}'); "
-                        "take it out of `targets` in schema.yaml, or split in another way.")
+        raise UserError(f"the label '{name}' is never {lacks} in the {len(y)} training rows (method "
+                        f"'{params.method}'); take it out of `targets` in schema.yaml, or split in another way.")
 
 def check_splits_usable(keys: pl.DataFrame, splits: np.ndarray, params: SplitParams, schema: Schema):
     "Raise `UserError` for an empty split, or a training split that lacks a class or has one value only."
