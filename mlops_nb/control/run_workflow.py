@@ -111,13 +111,14 @@ def _asks_whether_cancelled(ledger, run):
 
 def _run_command(root, ledger, run, attempt, name, may_pass=may_pass_next_time, args=(), folder=None):
     "Run the command of a step, within its limits; in the working tree of the run, where no folder is given."
+    note = folder / ".mlops" / f"{name}-{run}.json" if folder else run_folder(root, run) / ".mlops" / "process.json"
     (seconds, mib), folder = step_limits(read_settings(root).control, name), folder or run_folder(root, run)
     log = Path(root) / ".mlops" / "logs" / f"{run}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     cancelled = _asks_whether_cancelled(ledger, run)
     def once_more():
-        run_process([*_COMMANDS[name], *args], folder, run_environment(root, run, attempt), log,
-                    folder / ".mlops" / "process.json", seconds, cancelled, mib)
+        run_process([*_COMMANDS[name], *args], folder, run_environment(root, run, attempt), log, note,
+                    seconds, cancelled, mib)
     with_retries(once_more, cancelled, may_pass=may_pass)
 
 # %% ../../nbs/control/04_run_workflow.ipynb #74615d64
@@ -256,7 +257,7 @@ def _finish(root, ledger, run, attempt):
     released = ledger.find(f"run/{run}/{_effect(ledger, run, 'release')}").data
     status, message, facts = kept["status"], kept["message"], kept["facts"] | dict(results=kept["results"])
     if released["state"] == "rolled_back": status, message = "rejected", released["message"]
-    elif released["releases"]: message = f"Version {facts['version']} was released. {released['message']}"
+    elif released["releases"]: message = f"Version {facts.get('version')} was released. {released['message']}"
     remove_worktree(root, run)
     end_run(ledger, run, attempt, status, message, **facts, releases=released["releases"])
     print(f"run {run}: {message}", flush=True)

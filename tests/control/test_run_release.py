@@ -62,10 +62,10 @@ def commands(root, made, monkeypatch):
     "In place of the commands of a run what they come to, without training and registry; gives what was run."
     done = []
     monkeypatch.setattr("mlops_nb.release.releases.reconcile_registry", lambda *_: "")
-    def command(root, ledger, run, attempt, name, *_):
+    def command(root, ledger, run, attempt, name, *_, **how):
         done.append(name)
         artifacts = run_workflow.run_folder(root, run) / "artifacts"
-        artifacts.mkdir(exist_ok=True)
+        if artifacts.parent.exists(): artifacts.mkdir(exist_ok=True)
         bundle = made[1].name
         if name == "train": (artifacts / "gate.json").write_text(json.dumps(dict(bundle=bundle, passed=True)))
         if name == "check": open_ledger(root).append("staging.passed", bundle)
@@ -162,6 +162,22 @@ def test_what_answers_already_is_said_when_a_run_fails(root, commands, monkeypat
     run, _ = request_run(root)
     execute_run(root, run, "host-a")
     assert "had been released before, and answers." in read_run(open_ledger(root), run).message
+
+
+@pytest.mark.parametrize("rows, ends, made_again", [("", "succeeded", 0), ("rows.csv", "succeeded", 1),
+                                                    ("rows.csv", "rejected", 0)])
+def test_rows_that_are_looked_up_are_scored_with_the_new_model(root, commands, monkeypatch, rows, ends, made_again):
+    settle(root, "", strategy="canary", steps=[10, 100], min_step_hours=0)
+    text = (root / "settings.ini").read_text().replace("[control]\n", f"[control]\nlookup_rows = {rows}\n")
+    (root / "settings.ini").write_text(text)
+    action = "promote" if ends == "succeeded" else "roll_back"
+    monkeypatch.setattr("mlops_nb.release.judge.judge_release", lambda *_: Verdict(action, "It is known."))
+    run, _ = request_run(root)
+    execute_run(root, run, "host-a")
+    while run_status(open_ledger(root), run) == "waiting":
+        look_at_waiting_runs(root)
+        execute_run(root, run, "host-a")
+    assert (read_run(open_ledger(root), run).status, commands.count("tables")) == (ends, made_again)
 
 
 def test_a_release_that_is_refused_fails_the_run(root, commands, monkeypatch):
