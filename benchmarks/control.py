@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import statistics
@@ -16,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import psutil
 from common import HERE, ROOT, quick, report, row, workplace
-from serving import environment, version_of
+from serving import ended_with_us, environment, version_of
 
 sys.path.insert(0, str(ROOT / "tests"))
 from support.controlled_project import ENV, STAND_IN, end, repository, start_controller, until
@@ -32,7 +31,8 @@ QUIET = dict(DO_NOT_TRACK="1", PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT
 
 class Waiting:
     "Processes of an orchestrator that wait for a trigger."
-    def __init__(self, name, folder): self.name, self.folder, self.processes = name, folder, []
+    def __init__(self, name, folder):
+        self.name, self.folder, self.processes, self.guards = name, folder, [], ExitStack()
 
     def start(self, command, **env):
         notes = {"STARTED": str(self.folder / "started"), "ENDED": str(self.folder / "ended")}
@@ -40,6 +40,7 @@ class Waiting:
         with open(self.folder / "log", "ab") as log:
             self.processes.append(subprocess.Popen(list(map(str, command)), cwd=self.folder, env=env, stdout=log,
                                                    stderr=subprocess.STDOUT, start_new_session=True))
+        self.guards.enter_context(ended_with_us(self.processes[-1]))
 
     def all(self):
         found = []
@@ -62,9 +63,10 @@ class Waiting:
         return total / 2**20
 
     def stop(self):
-        for p in reversed(self.processes):
-            with suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
-            p.wait()
+        self.guards.close()
+        for p in self.all():
+            with suppress(psutil.NoSuchProcess): p.kill()
+        for p in self.processes: p.wait()
 
 
 def free_port():
@@ -118,7 +120,8 @@ def prefect(folder):
     found.start([bin / "python", "flow.py"], **env, PREFECT_API_URL=api)
     wait_for(lambda: answers(f"{api}/deployments/filter", {}) not in (None, True))
     ready, deployment = time.perf_counter() - clock, ask(f"{api}/deployments/filter", {})[0]["id"]
-    return found, ready, lambda i: ask(f"{api}/deployments/{deployment}/create_flow_run", {})
+    run = f"{api}/deployments/{deployment}/create_flow_run"
+    return found, ready, lambda i: wait_for(lambda: answers(run, {})) # it may be busy: 503
 
 
 LAUNCH = """mutation { launchRun(executionParams: {mode: "default", selector: {repositoryName: "__repository__",

@@ -6,8 +6,8 @@ import time
 from common import ROOT, quick, report, row, workplace
 
 sys.path.insert(0, str(ROOT / "tests"))
-from support.controlled_project import end, lines, repository, start_controller
-from support.controller_kills import kill_at_entries, kill_at_random, settled
+from support.controlled_project import end, lines, repository, start_controller, until
+from support.controller_kills import kill_at_entries, kill_at_random, new_run, settled
 from support.postgres_server import new_database, postgres_programs, postgres_server
 
 from mlops_nb.ledger.ledger import open_ledger
@@ -31,6 +31,28 @@ def trial(root, databases, n_controllers, entries, at_random):
                 runs=list_runs(open_ledger(root), 10_000))
 
 
+def away(root, server, control_uri, seconds):
+    "PostgreSQL stops in the middle of a step, and once more while what a killed controller had begun is taken over."
+    os.environ |= ENV | dict.fromkeys(("MLOPS_NB_LEDGER_URI", "MLOPS_NB_CONTROL_DATABASE"), control_uri)
+    controllers, clock = [start_controller(repository(root)) for _ in range(3)], time.perf_counter()
+    (root / "hold gate").touch()
+    try:
+        new_run(root, "one")
+        until(lambda: "gate 1" in lines(root / "begun"))
+        server.stop()
+        time.sleep(seconds)
+        (root / "hold gate").unlink()
+        server.start()
+        kill_at_random(root, controllers, 1)
+        server.stop()
+        server.start()
+        wrong = settled(root, control_uri, controllers)
+    finally:
+        for c in controllers: end(c)
+    return dict(kills=1, at=0, wrong=wrong, seconds=time.perf_counter() - clock,
+                runs=list_runs(open_ledger(root), 10_000))
+
+
 def line(what, found):
     ended = sum(r.status == "succeeded" for r in found["runs"])
     figure = f"{found['kills']} kills, {len(found['runs'])} runs, of which {ended} ended as they should"
@@ -41,19 +63,21 @@ def line(what, found):
 def main():
     entries, kills = (range(9, 11), 8) if quick() else (range(1, ENTRIES + 1), KILLS)
     rows, notes = [], []
-    def add(what, *args):
-        found = trial(*args)
+    def add(what, found):
         rows.append(line(what, found))
         notes.append(f"{what}: {found['seconds']:.0f} s; at {found['at']} places of a run, the rest at random.")
         for sentence in found["wrong"]: print(sentence, file=sys.stderr)
     with workplace() as tmp:
         places = [f"sqlite:///{tmp}/{name}.db" for name in ("ledger", "control")]
-        add("one controller at a time, then two; SQLite", tmp / "sqlite", places, 2, entries, kills - 2 * len(entries))
+        add("one controller at a time, then two; SQLite",
+            trial(tmp / "sqlite", places, 2, entries, kills - 2 * len(entries)))
     if programs := postgres_programs():
         with workplace() as tmp, postgres_server(programs) as server:
             os.environ["PGPASSWORD"] = server.password
             places = [new_database(server, "control")] * 2
-            add("three controllers; PostgreSQL", tmp / "postgres", places, 3, (), kills)
+            add("three controllers; PostgreSQL", trial(tmp / "postgres", places, 3, (), kills))
+            add("three controllers; PostgreSQL away for a minute, and again while work is taken over",
+                away(tmp / "away", server, new_database(server, "away"), 5 if quick() else 60))
     report(rows, [
         *notes,
         "A kill is SIGKILL of a controller; another, or the next, goes on. The steps are commands of a tenth of a "
