@@ -171,6 +171,6 @@ def run_game_day(
     for runbook in names:
         drill = _drill_apart(root, runbook)
         open_ledger(root).append("drill.ended", runbook, drill, by=f"schedule {name}")
-        record_runbook_run(root, runbook, "" if drill.passed else drill.message, by=f"schedule {name}")
+        record_runbook_run(root, runbook, "" if drill.passed else drill.message, by="controller")
         said.append(drill.message)
     return f"{name}: {'; '.join(said)}"

@@ -32,6 +32,7 @@ from mlops_nb.control.scheduler import (
     run_scheduled_action,
 )
 from mlops_nb.core.errors import UserError
+from mlops_nb.ledger.ledger import open_ledger
 
 
 def schedule(cron, **more): return ScheduleSettings(notebook="a.ipynb", cron=cron, **more)
@@ -182,6 +183,45 @@ def test_from_when_a_schedule_is_due():
     assert catch_up_start(schedule("0 6 * * *", missed="skip"), ScheduleState("a", daily, may), now) == now
 
 
+# ---------------------------------------------------------------- pauses, and what is wrong at the start
+
+
+SETTINGS = "[schedule.often]\nnotebook = page.ipynb\ncron = * * * * * *\n"
+
+
+def test_what_would_have_been_due_in_a_pause_is_not_made_up_for(tmp_path):
+    (tmp_path / "settings.ini").write_text(SETTINGS)
+    ledger, now = open_ledger(tmp_path), datetime.now(UTC)
+    pause_schedule(tmp_path, "often", now + timedelta(days=3), "holidays", by="ana")
+    pause, = read_pauses(ledger)["often"]
+    assert (pause.by, pause.why) == ("ana", "holidays") and is_paused([pause], now + timedelta(days=2))
+    pause_schedule(tmp_path, "often", now + timedelta(days=1), by="bo")  # the later word counts
+    assert not is_paused(read_pauses(ledger)["often"], now + timedelta(days=2))
+    resume_schedule(tmp_path, "often")
+    assert not is_paused(read_pauses(ledger)["often"], now + timedelta(hours=1))
+    with pytest.raises(UserError, match="is not paused"): resume_schedule(tmp_path, "often")
+    with pytest.raises(UserError, match="is over"): pause_schedule(tmp_path, "often", now - timedelta(days=1))
+    with pytest.raises(UserError, match="There is no schedule 'oftn' in settings.ini; did you mean"):
+        pause_schedule(tmp_path, "oftn", now + timedelta(days=1))
+
+
+@pytest.mark.parametrize("more, why", [
+    ("param.txt = x", "page.ipynb has no parameter 'txt'"), ("notebook = gone.ipynb", "There is no notebook"),
+    ("cron = 0 0 31 2 *", "is never due"), ("param.password = x", "looks like a secret")])
+def test_what_cannot_work_is_refused_at_the_start(tmp_path, more, why):
+    notebook(tmp_path / "page.ipynb", "text")
+    key, _, value = more.partition(" = ")
+    given = dict(notebook="page.ipynb", cron="@daily")
+    given |= dict(params={key.removeprefix("param."): value}) if key.startswith("param.") else {key: value}
+    with pytest.raises(UserError, match=f"section 'schedule.weekly'.*{why}" if "never" not in why else why):
+        check_schedule(tmp_path, "weekly", ScheduleSettings(**given))
+
+
+def test_an_unknown_runbook_is_refused_at_the_start(tmp_path):
+    drills = ScheduleSettings(cron="@monthly", action="game-day", runbooks="broken-log")
+    with pytest.raises(UserError, match="There is no runbook 'broken-log'"): check_schedule(tmp_path, "drills", drills)
+
+
 def test_the_records_hold_no_pickle():
     s = json_serializer()
     text = s.serialize({"args": (datetime(2026, 1, 1, tzinfo=UTC), {"a": 1}), "kwargs": {}})
@@ -289,10 +329,13 @@ def test_a_run_that_was_recorded_is_not_run_again(tmp_path):
 
 
 def test_a_failed_report_is_loud_tried_twice_and_never_shown_as_done(tmp_path):
-    root = project(tmp_path, "open('tries', 'a').write('x')\nraise ValueError('no rows today')")
+    # Fires once: with one each second, hundreds would wait, and the assertions would look at whichever came first.
+    at = datetime.now(UTC) + timedelta(seconds=15)
+    root = project(tmp_path, "open('tries', 'a').write('x')\nraise ValueError('no rows today')",
+                   f"{at.second} {at.minute} {at.hour} {at.day} {at.month} *")
     process = start(root)
     index = root / "reports" / "scheduled" / "index.html"
-    try: until(lambda: index.exists() and "ERROR" in statuses(root).values(), 120)
+    try: until(lambda: index.exists() and "ERROR" in statuses(root).values(), 400)
     finally: end(process, signal.SIGTERM)
     assert (root / "tries").read_text().startswith("xx")
     run = json.loads(finished(root)[0].read_text())
@@ -326,6 +369,41 @@ def test_catch_up_and_skip(tmp_path):
     try: until(lambda: max(done()) > max(skipped))
     finally: end(process, signal.SIGTERM)
     assert not skipped & done()
+
+
+def test_a_paused_schedule_does_nothing_and_catches_nothing_up(tmp_path):
+    root = project(tmp_path, "text")
+    def done(): return {p.parent.name for p in finished(root)}
+    process = start(root, STAND_IN)
+    until(done)
+    pause_schedule(root, "often", datetime.now(UTC) + timedelta(days=1), by="ana")
+    first = datetime.now(UTC)
+    wait_for_a_fire_time()
+    resume_schedule(root, "often", by="ana")
+    last = datetime.now(UTC)
+    try: until(lambda: max(done()) > fire_time_id(last))
+    finally: end(process, signal.SIGTERM)
+    paused = {fire_time_id(t) for t in fire_times(schedule(CRON), first, last)}
+    assert paused and not paused & done()
+    resumed = {e.kind for e in open_ledger(root).entries("often")}
+    assert {"schedule.paused", "schedule.resumed", "schedule.ended"} <= resumed
+
+
+def test_projects_that_share_a_database_keep_their_schedules_apart(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENV, "MLOPS_NB_CONTROL_DATABASE", f"sqlite:///{tmp_path}/control.db")
+    roots = [tmp_path / name for name in ("one", "two")]
+    for root in roots:
+        root.mkdir()
+        project(root, "text", more=f"[release]\nendpoint = {root.name}")
+    processes = [start(root, STAND_IN) for root in roots]
+    try: until(lambda: all(finished(root) for root in roots))
+    finally:
+        for process in processes: end(process, signal.SIGTERM)
+    with sqlite3.connect(tmp_path / "control.db") as c:
+        names = c.execute("select schedule_name from workflow_schedules order by 1").fetchall()
+        done = c.execute("select workflow_uuid from workflow_status where name = 'scheduled_action'").fetchall()
+    assert [n for n, in names] == ["mlops-nb-one/often", "mlops-nb-two/often"]
+    assert {i.partition("/")[0] for i, in done} == {"mlops-nb-one", "mlops-nb-two"}
 
 
 def test_stopping_leaves_no_process(tmp_path):

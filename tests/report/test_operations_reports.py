@@ -44,7 +44,8 @@ def eventful(root):
     attempt = ledger.begin_attempt("r1", "host")
     with record_step(ledger, "r1", attempt, "step train") as facts: facts["cpu_seconds"] = 3600.0
     end_run(ledger, "r1", attempt, "failed", "Step train failed: no column x")
-    ledger.append("schedule.paused", "weekly", dict(until=(NOW + timedelta(days=3)).isoformat(), why="stocktaking"), by="ana")
+    paused = dict(until=(NOW + timedelta(days=3)).isoformat(), why="stocktaking")
+    ledger.append("schedule.paused", "weekly", paused, by="ana")
     rows = pl.DataFrame(dict(slo=["latency"] * 3 + ["quality"], objective=[99.0] * 3 + [90.0],
                              measured_at=[(NOW - timedelta(days=d)).replace(tzinfo=None) for d in (5, 3, 1, 1)],
                              good=[100.0] * 4, bad=[0.0, 1.0, 2.0, 0.0], budget_left=[0.9, 0.4, -0.1, None]))
