@@ -42,8 +42,8 @@ def _open_store(url, timeout_seconds):
     except ImportError: raise UserError(f"{url} needs obstore; install mlops-nb[objects].") from None
     if urlsplit(url).password:
         raise UserError("the URL contains a password; take it out and set it in the environment.")
-    try:
-        yield from_url(url, client_options={'timeout': f'{timeout_seconds:g}s'}, retry_config={'max_retries': 1})
+    options = dict(timeout=f'{timeout_seconds:g}s', allow_http=True) # where the environment names such an endpoint
+    try: yield from_url(url, client_options=options, retry_config={'max_retries': 1})
     except (obstore.exceptions.BaseError, OSError, ValueError) as e:
         why = ' '.join(str(e).split())[:200]
         raise UserError(f"{url} cannot be read ({why}); check the address and the credentials.") from None
