@@ -21,6 +21,7 @@ from mlops_nb.config.settings import ScheduleSettings
 from mlops_nb.control.fire_times import fire_time_id, fire_times
 from mlops_nb.control.scheduler import (
     ScheduledAction,
+    Schedules,
     ScheduleState,
     catch_up_start,
     check_schedule,
@@ -389,21 +390,10 @@ def test_a_paused_schedule_does_nothing_and_catches_nothing_up(tmp_path):
     assert {"schedule.paused", "schedule.resumed", "schedule.ended"} <= resumed
 
 
-def test_projects_that_share_a_database_keep_their_schedules_apart(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENV, "MLOPS_NB_CONTROL_DATABASE", f"sqlite:///{tmp_path}/control.db")
-    roots = [tmp_path / name for name in ("one", "two")]
-    for root in roots:
-        root.mkdir()
-        project(root, "text", more=f"[release]\nendpoint = {root.name}")
-    processes = [start(root, STAND_IN) for root in roots]
-    try: until(lambda: all(finished(root) for root in roots))
-    finally:
-        for process in processes: end(process, signal.SIGTERM)
-    with sqlite3.connect(tmp_path / "control.db") as c:
-        names = c.execute("select schedule_name from workflow_schedules order by 1").fetchall()
-        done = c.execute("select workflow_uuid from workflow_status where name = 'scheduled_action'").fetchall()
-    assert [n for n, in names] == ["mlops-nb-one/often", "mlops-nb-two/often"]
-    assert {i.partition("/")[0] for i, in done} == {"mlops-nb-one", "mlops-nb-two"}
+def test_ids_and_names_of_schedules_are_those_of_a_project(tmp_path):
+    one, two = (Schedules(tmp_path, f"mlops-nb-{name}", None) for name in ("one", "two"))
+    assert one.key("often") == "mlops-nb-one/often" != two.key("often")
+    assert not two.key("often").startswith(one.key(""))
 
 
 def test_stopping_leaves_no_process(tmp_path):
