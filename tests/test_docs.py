@@ -60,7 +60,7 @@ MENTIONED = sorted({(p, c) for p in [*PAGES, INDEX] for c in commands(p)})
 def parse(command):
     "Follow a command through the tree of commands and let it read its arguments; raises where it does not exist."
     command, rest = typer.main.get_command(app), shlex.split(command)[1:]
-    while hasattr(command, "commands") and rest: command = command.commands[rest.pop(0)]
+    while hasattr(command, "commands") and rest and rest[0][0] != "-": command = command.commands[rest.pop(0)]
     if not rest: return  # named, not typed
     command.make_context(command.name, rest)
 

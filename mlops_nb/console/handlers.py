@@ -20,24 +20,23 @@ from msgspec import Meta, Struct
 
 from mlops_nb.console.overview import (
     AlertStatus,
-    ColumnDrift,
+    ColumnDriftStatus,
     CostToDate,
     PendingApproval,
     RunDetail,
     RunPage,
-    ScheduleStatus,
     SloBudget,
     TriggerStatus,
     alert_statuses,
     read_run_detail,
     read_run_page,
-    read_schedule_status,
     read_trigger_status,
 )
 from ..control.notices import record_notice
 
 # %% ../../nbs/console/03_handlers.ipynb #7b3e2fbd
 from ..control.run_workflow import request_run
+from ..control.schedule_status import ScheduleStatus, schedule_statuses
 from ..control.trigger_evaluation import explain_trigger, pause_trigger
 from ..core.errors import UserError, did_you_mean
 from ..core.trace_context import new_trace, use_trace
@@ -215,7 +214,7 @@ def notice_receive(root, request) -> ActionAnswer:
 
 @handler
 def schedules_index(root, request) -> list[ScheduleStatus]:
-    return refuse_as(503, read_schedule_status, root, datetime.now(UTC))
+    return refuse_as(503, schedule_statuses, root)
 
 # %% ../../nbs/console/03_handlers.ipynb #91dff0b3
 @handler
@@ -267,7 +266,7 @@ def part_of_overview(name: str, kind: type, about: str):
 
 costs_index = part_of_overview("costs", CostToDate, "What the runs of this month used and cost.")
 slos_index = part_of_overview("slos", list[SloBudget], "What is left of each error budget.")
-drift_index = part_of_overview("drift", list[ColumnDrift], "Drift by column, the furthest first.")
+drift_index = part_of_overview("drift", list[ColumnDriftStatus], "Drift by column, the furthest first.")
 approvals_index = part_of_overview("approvals", list[PendingApproval], "What waits for a person's approval.")
 
 async def overview_detail(app, request) -> Response: return Response(await app.live.newest())

@@ -324,8 +324,9 @@ const triggerRow = t => row([
     given => call(pausePath(t), {reason: given.reason, until: later(given.days)})), {'data-key': `pause ${t.name}`}));
 const drawTriggers = triggers => triggers.length ? triggers.map(triggerRow) :
   none('There is no triggers.yaml, so runs begin by hand or by schedule.');
-const drawSchedules = schedules => schedules.length ? table(['Schedule', 'Does', 'Next', 'Cron'], schedules.map(
-  x => [x.name, x.action, when(x.next_at), h('span', {class: 'mono'}, `${x.cron} ${x.timezone}`)])) :
+const drawSchedules = schedules => schedules.length ? table(['Schedule', 'Does', 'Next', 'Last'], schedules.map(
+  x => [x.name, x.action, x.paused_until ? state('paused') : when(x.next_at), x.last_at ? [state(x.last_status), ' ',
+    when(x.last_at), x.last_status === 'failed' && `: ${x.last_message}`] : 'never'])) :
   none('settings.ini has no schedule.');
 """
 

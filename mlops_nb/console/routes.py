@@ -29,16 +29,16 @@ from mlops_nb.console.handlers import (
 )
 from mlops_nb.console.overview import (
     AlertStatus,
-    ColumnDrift,
+    ColumnDriftStatus,
     CostToDate,
     Overview,
     PendingApproval,
     RunDetail,
     RunPage,
-    ScheduleStatus,
     SloBudget,
     TriggerStatus,
 )
+from ..control.schedule_status import ScheduleStatus
 from ..release.release_status import ReleaseReport
 from ..serve.app import RELEASE_ROUTES, Route
 from ..serve.release_handlers import ReleaseReasonBody, ReleaseStepBody
@@ -120,7 +120,7 @@ API_ROUTES = [
     ConsoleRoute("GET", "/v1/slos", "read", handlers.slos_index, "What is left of each error budget.",
                  answer=list[SloBudget]),
     ConsoleRoute("GET", "/v1/drift", "read", handlers.drift_index, "Drift by column, the furthest first.",
-                 answer=list[ColumnDrift]),
+                 answer=list[ColumnDriftStatus]),
     ConsoleRoute("GET", "/v1/costs", "read", handlers.costs_index, "What the runs of this month used and cost.",
                  answer=CostToDate),
     ConsoleRoute("GET", "/v1/runbooks/{runbook}", "read", handlers.runbook_detail, "A runbook of the project, as text.",
