@@ -19,7 +19,7 @@ def log_folder(
 ) -> Path | None: # None: there are no logs
     "The folder of a project's process logs."
     folder = (settings or read_settings(root)).logging.folder
-    return Path(checkout_root(root)) / folder if folder else None
+    return Path(checkout_root(root)) / folder if folder != "none" else None
 
 def start_process_log(
     root: str | Path, # The project's folder

@@ -143,7 +143,7 @@ class PriceSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 class LoggingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     "The logs of processes, as lines of JSON."
     folder: Annotated[str, Meta(
-        description="folder of the logs; machines whose logs are read together share one; empty = no logs"
+        description="folder of the logs; machines whose logs are read together share one; none = no logs"
     )] = ".mlops/logs"
     max_mib: Annotated[int, Meta(ge=1, description="MiB of all logs, at most; the oldest are deleted")] = 256
 
