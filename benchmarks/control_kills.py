@@ -34,14 +34,15 @@ def trial(root, databases, n_controllers, entries, at_random):
 def away(root, server, control_uri, seconds):
     "PostgreSQL stops in the middle of a step, and once more while what a killed controller had begun is taken over."
     os.environ |= ENV | dict.fromkeys(("MLOPS_NB_LEDGER_URI", "MLOPS_NB_CONTROL_DATABASE"), control_uri)
-    controllers, clock = [start_controller(repository(root)) for _ in range(3)], time.perf_counter()
-    (root / "hold gate").touch()
+    clock, gate = time.perf_counter(), repository(root) / "hold gate"
+    gate.touch()
+    controllers = [start_controller(root) for _ in range(3)]
     try:
         new_run(root, "one")
         until(lambda: "gate 1" in lines(root / "begun"))
         server.stop()
         time.sleep(seconds)
-        (root / "hold gate").unlink()
+        gate.unlink()
         server.start()
         kill_at_random(root, controllers, 1)
         server.stop()

@@ -97,7 +97,7 @@ def _lose_lease():
 # %% ../../nbs/control/06_controller.ipynb #2dc54da3
 _TRIGGER_SECONDS = 30.0 # between two evaluations of the triggers
 _PRUNE_SECONDS = 86400.0
-_LOOK_SECONDS = 1.0 # between two looks at what somebody asked for
+_LOOK_SECONDS = 2.0 # between two looks at what somebody asked for
 
 # %% ../../nbs/control/06_controller.ipynb #760f8dbc
 def _is_oldest(ledger, executor): # of those that live; the others leave it the looks at releases
