@@ -63,5 +63,5 @@ def merge_quantile_models(
     load = MODEL_LOADERS[file]
     said, alone = load(merged).predict(X), np.stack([load(m).predict(X) for m in models], 1)
     if np.allclose(said, alone, rtol=1e-9, atol=1e-12): return merged
-    raise UserError("the models of its quantiles answer otherwise in one file than alone; return estimators of one "
-                    "kind for all quantiles.")
+    raise UserError("the models of its quantiles or labels answer otherwise in one file than alone; return estimators "
+                    "of one kind for all of them.")

@@ -30,6 +30,12 @@ def data(task, n=600, seed=0):
     if task == "regression":
         y = rng.normal(size=n)
         return y, y + rng.normal(0, 0.5, n), y + rng.normal(0, 1, n)
+    if task == "multilabel": # of a fifth of the rows the second label is not known
+        z = rng.normal(0, 1.5, (n, 3))
+        p, good, bad = (1 / (1 + np.exp(-z - rng.normal(0, noise, z.shape))) for noise in (1e-9, .3, 3))
+        y = (rng.random((n, 3)) < p).astype(float)
+        y[::5, 1] = np.nan
+        return y, good, bad
     k = 2 if task == "binary" else 3
     z = rng.normal(0, 1.5, (n, k))
 

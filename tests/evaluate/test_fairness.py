@@ -184,7 +184,7 @@ def test_rows_of_entities_are_worth_less():
     assert worth((.16 / 60)**.5, 5) == worth(.1, 1) == 50 # one for each entity at least
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", sorted(METRICS.keys() - {"multilabel"})) # of which each label is a binary task
 def test_nothing_is_drawn(task):
     rng = np.random.default_rng(0)
     people, group = np.arange(1200) // 4, rng.choice(["a", "b"], 1200).astype(object)

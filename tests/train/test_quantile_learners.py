@@ -14,7 +14,7 @@ from mlops_nb.train.custom_learners import CustomFit, run_custom_learner
 from mlops_nb.train.dataset import TrainingPart, entity_groups
 from mlops_nb.train.learners import fit_learner
 from mlops_nb.train.merged_quantiles import merge_quantile_models
-from mlops_nb.train.quantile_boosting import calibration_rows, stopping_rows
+from mlops_nb.train.quantile_boosting import calibration_rows, merge_models, stopping_rows
 
 LEVELS = [0.1, 0.5, 0.9]
 SCHEMA = Schema("q", "regression", "y", {"a": Column("number"), "b": Column("number"), "y": Column("number")},
@@ -134,15 +134,14 @@ def test_models_of_other_sizes_answer_in_one_file_as_alone():
     assert np.allclose(merged, np.stack([Booster(m.decode()).predict(PARTS[1].X) for m in models], 1))
 
 
-def test_one_file_that_answers_otherwise_is_refused(monkeypatch):
-    from mlops_nb.train import merged_quantiles
+def test_one_file_that_answers_otherwise_is_refused():
     from mlops_nb.train.onnx_conversion import ModelInterface, export_model
     tree = pytest.importorskip("sklearn.tree").DecisionTreeRegressor(max_depth=2).fit(PARTS[0].X, PARTS[0].y)
-    text = export_model(tree, ModelInterface("regression", ["a", "b"], 0))[1]
-    merge = merged_quantiles.merge_models
-    monkeypatch.setattr(merged_quantiles, "merge_models", lambda ts: merge(ts).replace("leaf_value=", "leaf_value=7"))
+    stump, interface = type(tree)(max_depth=1).fit(PARTS[0].X, PARTS[0].y), ModelInterface("regression", ["a", "b"], 0)
+    text, other = (export_model(one, interface)[1] for one in (tree, stump))
+    def wrong(texts): return merge_models(texts[:1] * 2)
     with pytest.raises(UserError, match="answer otherwise in one file than alone"):
-        merge_quantile_models("model.txt", [text] * 2, PARTS[1].X)
+        merge_quantile_models("model.txt", [text, other], PARTS[1].X, wrong)
 
 
 @pytest.mark.parametrize("n_groups", [1, 2, 7, 300])
