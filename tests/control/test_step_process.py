@@ -29,12 +29,13 @@ def note(pid):
     with open('pids', 'a') as f: f.write(f'{pid}\\n')
 note(subprocess.Popen(['sleep', '600']).pid)
 note(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)
-for env in (dict(os.environ), {}):
+for count, env in ((3, dict(os.environ)), (4, {})):
     if not os.fork():
         os.setsid()
         if os.fork(): os._exit(0)
         note(os.getpid())
         os.execve('/bin/sleep', ['sleep', '600'], env)
+    while len(open('pids').readlines()) < count: time.sleep(.01)
 time.sleep({seconds})
 """
 
