@@ -218,9 +218,10 @@ def list_runs(
     trigger: str = "", # Those that this trigger asked for; empty: all
 ) -> list[PipelineRun]: # Without their steps
     "The runs, the newest first."
-    where = [clause for clause, given in (("r.seq < :before", before), ("r.status = :status", status),
-                                          ("r.trigger_name = :trigger", trigger)) if given]
-    sql = _SELECT + (f"WHERE {' AND '.join(where)} " if where else "") + "ORDER BY r.seq DESC LIMIT :n"
+    where = ["seq IS NOT NULL", *(clause for clause, given in (
+        ("seq < :before", before), ("status = :status", status), ("trigger_name = :trigger", trigger)) if given)]
+    page = f"SELECT seq FROM run_states WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT :n" # of small rows, first
+    sql = f"{_SELECT} WHERE r.seq IN ({page}) ORDER BY r.seq DESC"
     return [_run(row) for row in ledger.query(sql, n=limit, before=before, status=status, trigger=trigger)]
 
 # %% ../../nbs/ledger/01_runs.ipynb #fa8e8953
