@@ -22,7 +22,7 @@ from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
 from ..core.structured_logs import log_event
 from .executors import _run
-from .ledger import Ledger, open_ledger
+from .ledger import open_ledger
 from .openlineage import LINEAGE_KINDS, LineageNames, lineage_events
 
 # %% ../../nbs/ledger/14_lineage_outbox.ipynb #93ecae3d
