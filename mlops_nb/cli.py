@@ -160,7 +160,7 @@ def init_command(
     data: Annotated[str, typer.Option(help="A file, a folder, a glob or a database URL.")],
     target: Annotated[str | None, typer.Option(help="A column, or a SQL expression over columns.")] = None,
     targets: Annotated[str | None, typer.Option(
-        help="Instead: columns of 0 and 1, or yes and no, that are to be predicted together, with commas between.")] = None,
+        help="Instead: columns of 0 and 1, or yes and no, predicted together, with commas between.")] = None,
     time: _TimeOption = None,
     ordered: _OrderedOption = False,
     group: _GroupOption = None,
@@ -184,7 +184,8 @@ def init_command(
     if (target is None) == (targets is None):
         raise UserError("init needs one of --target, what to predict, and --targets, the columns of several labels.")
     split = choose_split(time, ordered, group, split_column, split_commas(test_files))
-    report = init_project(folder, data, target or [*split_commas(targets)], time=time, split=split, exclude=split_commas(exclude), entity=entity,
+    report = init_project(folder, data, target or [*split_commas(targets)], time=time, split=split,
+                          exclude=split_commas(exclude), entity=entity,
                           row_filter=filter, task=task, dry_run=dry_run, separator=separator, encoding=encoding,
                           skip=skip, comment=comment, table=table, query=query)
     not_committed = commit_project(folder, report) if commit and not dry_run else ""

@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from .command_line import operator, print_json
-from .model_commands import control_app
 from .core.errors import UserError
+from .model_commands import control_app
 
 # %% ../nbs/97_run_commands.ipynb #a047c684
 run_control_app = typer.Typer()
@@ -184,7 +184,9 @@ _MAX_RECORDS = 100 # rows of the prediction log that are shown
 def _record_lines(id, traces, days):
     "What the prediction log has of a request or a trace."
     from datetime import UTC, datetime, timedelta
+
     import polars as pl
+
     from mlops_nb.config.settings import read_settings
     from mlops_nb.ledger.trace_log import TraceLine
     from mlops_nb.prediction_log.reader import read_log
@@ -223,6 +225,7 @@ def costs_command(
 ):
     "What the runs of the last days cost by trigger, by the price table of settings.ini, and the size of the stores."
     from datetime import UTC, datetime, timedelta
+
     from mlops_nb.ledger.costs import format_costs, run_costs, storage_costs
     from mlops_nb.ledger.ledger import open_ledger
     runs = run_costs(open_ledger("."), datetime.now(UTC) - timedelta(days=days))

@@ -351,7 +351,7 @@ class ParityReport(Struct):
     checks: list[ParityCheck]
     sha256: str # of model.onnx
     onnxruntime_version: str # used for the comparison
-    not_included: list[str] = [] # what a caller does itself: preprocess, features, postprocess, encoding of texts, vectors
+    not_included: list[str] = [] # what callers do: preprocess, features, postprocess, encoding of texts, vectors
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #e67cbc6b
 def compare_predictions(

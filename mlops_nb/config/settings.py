@@ -168,7 +168,8 @@ class ReportSettings(Struct, forbid_unknown_fields=True, kw_only=True):
         ge=0, description="days until the pages of scheduled reports are deleted; 0 = never")] = 0
 
 # %% ../../nbs/config/13_settings.ipynb #2a211531
-RUN_COMMANDS = ("checkout", "validate", "train", "check", "deploy", "report", "tables") # steps with a process of their own
+# Steps with a process of their own.
+RUN_COMMANDS = ("checkout", "validate", "train", "check", "deploy", "report", "tables")
 _STEP_LIMIT = re.compile(r"(\w+)\s*:\s*(?:(\d+)\s*s)?\s*(?:(\d+)\s*MiB)?")
 
 def parse_step_limits(

@@ -50,7 +50,9 @@ def data_owners(
 # %% ../../nbs/control/23_data_deliveries.ipynb #c047032e
 _MAX_FILES = 5 # that are named
 
-def _named(files): return ", ".join(files[:_MAX_FILES]) + (f" and {n} more" if (n := len(files) - _MAX_FILES) > 0 else "")
+def _named(files):
+    more = len(files) - _MAX_FILES
+    return ", ".join(files[:_MAX_FILES]) + (f" and {more} more" if more > 0 else "")
 
 def describe_delivery(
     settings: Settings,

@@ -29,18 +29,18 @@ from mlops_nb.control.run_identity import (
     run_environment,
     run_folder,
 )
-from mlops_nb.control.run_release import (
-    ReleaseProgress,
-    advance_run_release,
-    end_run_releases,
-    missing_staging_runs,
-)
 from mlops_nb.control.run_params import (
     choose_init_model,
     halve_batch,
     refuses_init_model,
     set_train_params,
     start_cold,
+)
+from mlops_nb.control.run_release import (
+    ReleaseProgress,
+    advance_run_release,
+    end_run_releases,
+    missing_staging_runs,
 )
 from .run_results import gate_verdict, record_artifacts
 from .run_results import run_outcome as _outcome
@@ -367,7 +367,7 @@ def execute_run(
 ) -> None:
     "Take a run over and bring it to its end, or to where it waits."
     ledger = open_ledger(root)
-    if _with_ledger(lambda: run_status(ledger, run)) in (None, *RUN_ENDS): # killed after its end, or a ledger without it
+    if _with_ledger(lambda: run_status(ledger, run)) in (None, *RUN_ENDS): # killed after its end, or not in the ledger
         return remove_worktree(root, run)
     with use_trace(_with_ledger(lambda: ledger.resume_trace(run))):
         attempt = _with_ledger(lambda: ledger.begin_attempt(run, executor))

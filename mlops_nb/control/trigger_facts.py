@@ -20,12 +20,18 @@ from ..config.settings import read_settings
 from ..config.triggers import Trigger
 from .notices import newest_notices
 from .run_identity import _git, pin_run
-from .trigger_conditions import DATA_RULES, CodeFacts, MetricLoss, OpenFinding, SourceFacts, TriggerFacts
+from mlops_nb.control.trigger_conditions import (
+    DATA_RULES,
+    CodeFacts,
+    MetricLoss,
+    OpenFinding,
+    SourceFacts,
+    TriggerFacts,
+)
 from .trigger_sources import look_at_all, look_at_sources
 
 # %% ../../nbs/control/11_trigger_facts.ipynb #33f876a1
 from ..core.errors import UserError
-from ..core.manifest import combine_hashes
 from ..core.typed_yaml import read_json
 from ..evaluate.shelf_life import read_shelf_life
 from ..ledger.costs import cost_since
@@ -166,7 +172,8 @@ outcome IN ('fired', 'same_run') AND at <= :until GROUP BY name)"""
 _FIRST = """SELECT subject, seq, at, data FROM ledger WHERE seq IN (SELECT min(seq) FROM trigger_evaluations WHERE
 at <= :until GROUP BY name)"""
 _ASKED = """SELECT trigger_name, queued_at FROM (SELECT trigger_name, queued_at, row_number() OVER (PARTITION BY
-trigger_name ORDER BY seq DESC) AS place FROM runs WHERE queued_at <= :until) ranked WHERE place <= 200 ORDER BY place"""
+trigger_name ORDER BY seq DESC) AS place FROM runs WHERE queued_at <= :until) ranked
+WHERE place <= 200 ORDER BY place"""
 
 class _Own(Struct):
     "Since when a trigger goes by what is new."

@@ -14,11 +14,10 @@ from fastcore.basics import patch
 from msgspec import Struct, field
 
 from ..config.triggers import Trigger
-from .trigger_conditions import DATA_RULES, OpenFinding, TriggerFacts
+from .trigger_conditions import DATA_RULES, TriggerFacts
 from .trigger_facts import OUTSIDE_KINDS, OutsideFacts, fold_outside, in_short
-from ..ledger.costs import run_costs
 from ..ledger.ledger import Ledger, LedgerEntry
-from ..monitor.alerts import ALERT_KINDS, AlertState, _fold, parse_duration
+from ..monitor.alerts import ALERT_KINDS, AlertState, _fold
 
 # %% ../../nbs/control/14_trigger_history.ipynb #ff944f30
 class TriggerHistory(Struct, kw_only=True):

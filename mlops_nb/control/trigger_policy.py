@@ -56,7 +56,7 @@ def _never(root, c, task):
     if c.degraded and task:
         try: find_metric(task, c.degraded.metric)
         except KeyError:
-            return (f"degraded: {c.degraded.metric} is no metric of a {task} task; it holds only if the project defines "
+            return (f"degraded: {c.degraded.metric} is no metric of a {task} task; it holds only if the project "
                     "it")
     return ""
 

@@ -105,7 +105,8 @@ def _ingest(root, source):
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         end = run_supervised(command, Path(folder), cwd=root, timeout_seconds=INGEST_SECONDS)
         if end.stopped or end.exit_code:
-            raise UserError(end.stopped or last_line(Path(folder)).removeprefix("error: ") or "It failed without a word.")
+            said = last_line(Path(folder)).removeprefix("error: ")
+            raise UserError(end.stopped or said or "It failed without a word.")
 
 # %% ../../nbs/control/12_trigger_sources.ipynb #6ba4d019
 def ingest_sources(

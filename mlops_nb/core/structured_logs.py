@@ -35,7 +35,8 @@ class JsonFormatter(logging.Formatter):
         line = dict(time=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
                     level=record.levelname.lower(), process=self.process, host=self.host, pid=os.getpid(),
                     logger=record.name, message=fields.get("message") or record.getMessage(),
-                    trace_id=trace.trace_id if trace else "", span_id=trace.span_id if trace else "", **{k: v for k, v in fields.items() if k not in _OWN})
+                    trace_id=trace.trace_id if trace else "", span_id=trace.span_id if trace else "",
+                    **{k: v for k, v in fields.items() if k not in _OWN})
         line |= {k: fields[k] for k in ("trace_id", "span_id") if fields.get(k)}
         if record.exc_info and record.exc_info[1]: line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode({k: v for k, v in line.items() if v not in ("", None)}, enc_hook=str).decode()

@@ -9,7 +9,6 @@ __all__ = ['is_object_url', 'list_objects', 'SourceState', 'read_source_state', 
 # %% ../../nbs/data/18_incremental_ingest.ipynb #9b37b51f
 import hashlib
 import os
-import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path

@@ -54,7 +54,7 @@ IMMATURE_REASON, LATE_REASON = EXCLUSION_REASONS[_IMMATURE], EXCLUSION_REASONS[_
 def compute_target(
     frame: pl.DataFrame, # Rows with the columns that target, filter and event time need
     schema: Schema,
-# `_target`: Float64, class index or value, of labels an array; `_reason`: index into REASONS, null where the row is used
+# `_target`: Float64, class index or value, of labels an array; `_reason`: index into REASONS, null for rows in use
 ) -> pl.DataFrame:
     "The target of each row, and why it cannot be used."
     try:

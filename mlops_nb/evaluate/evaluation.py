@@ -385,7 +385,7 @@ def add_intervals(
     for split, frame in splits.items():
         found.metrics[split] |= interval_estimates(frame['_target'].to_numpy(), scored.answers[split], schema.quantiles,
                                                    scored.resamplings[split])
+    n_calibrated = int(calibration_rows(len(splits['valid']), entity_groups(splits['valid'], schema)).sum())
     found.intervals = measure_intervals(
         schema, splits['test'], scored.answers['test'], scored.uncalibrated['test'], predictor.policy.calibrator,
-        int(calibration_rows(len(splits['valid']), entity_groups(splits['valid'], schema)).sum()), train_target, params.min_segment_rows,
-        scored.resamplings['test'])
+        n_calibrated, train_target, params.min_segment_rows, scored.resamplings['test'])

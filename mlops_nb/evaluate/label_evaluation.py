@@ -49,7 +49,8 @@ def calibrate_labels(
                                         of.resampling.clusters))
     calibrators, why = [list(side) for side in zip(*found)]
     message = ' '.join(f"{label}: {r.message}" for label, r in zip(rows.classes, why))
-    means = {m: float(np.mean([r.log_loss[m] for r in why])) for m in why[0].log_loss if all(m in r.log_loss for r in why)}
+    known = [m for m in why[0].log_loss if all(m in r.log_loss for r in why)]
+    means = {m: float(np.mean([r.log_loss[m] for r in why])) for m in known}
     methods = sorted({r.method for r in why})
     return (LabelCalibrators(calibrators) if any(calibrators) else None,
             Recalibration(methods[0] if len(methods) == 1 else 'by label', message, means), why)

@@ -311,7 +311,7 @@ def _by_label(name, y, s, t): # The binary metric of each label
 
 def _decided(s, t): return (s >= (t.thresholds or 0.5)) * 1. # (n, k)
 
-def _counts(y, s, t): # Of each row: labels found, labels decided for, labels it has, labels known, of those decided wrongly
+def _counts(y, s, t): # Of each row the labels: found, decided for, that it has, known, of those decided wrongly
     known, act, has = ~np.isnan(y), _decided(s, t), np.nan_to_num(y)
     return [(x * known).sum(1) for x in (act * has, act, has, np.ones_like(has), act != has)]
 

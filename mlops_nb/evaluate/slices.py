@@ -267,7 +267,8 @@ def slice_table(
 # %% ../../nbs/evaluate/02_slices.ipynb #f354ac97
 def _known_residuals(codes, residual, clusters): # Those of rows of which a label is known
     known = ~np.isnan(residual)
-    return codes[known], residual[known], None if clusters is None else np.unique(clusters[known], return_inverse=True)[1]
+    who = None if clusters is None else np.unique(clusters[known], return_inverse=True)[1]
+    return codes[known], residual[known], who
 
 def binned_residuals(
     frame: pl.DataFrame, # holds `columns`
@@ -287,7 +288,8 @@ def binned_residuals(
     for column in columns:
         codes, labels = bin_column(frame[column], n_bins)
         for name, residual in sides:
-            of, residual, who = _known_residuals(codes, residual, clusters) if y.ndim == 2 else (codes, residual, clusters)
+            of, who = codes, clusters
+            if y.ndim == 2: of, residual, who = _known_residuals(codes, residual, clusters)
             there, at, n = np.unique(of, return_inverse=True, return_counts=True)
             mean, low, high = mean_interval_by_bin(at, residual, confidence_level, who)
             names += [(column, name, labels[i]) for i in there]

@@ -160,8 +160,8 @@ CREATE VIEW runs AS SELECT s.seq, s.id, s.queued_at, q."by" AS queued_by, {q.rea
 CREATE VIEW steps AS SELECT s.seq, s.subject AS run, {s.step} AS name, {s.attempt} AS attempt,
   {s.executor} AS executor, s.at AS started_at, e.at AS ended_at, coalesce({e.status}, 'begun') AS status,
   {e.seconds} AS seconds, {e.cpu_seconds} AS cpu_seconds, {e.peak_memory_mib} AS peak_memory_mib,
-  {e.message} AS message, {e.gpu_seconds} AS gpu_seconds, {e.read_bytes} AS read_bytes, {e.written_bytes} AS written_bytes,
-  {s.span} AS span, {s.parent} AS parent, s.trace
+  {e.message} AS message, {e.gpu_seconds} AS gpu_seconds, {e.read_bytes} AS read_bytes,
+  {e.written_bytes} AS written_bytes, {s.span} AS span, {s.parent} AS parent, s.trace
 FROM ledger s LEFT JOIN ledger e ON e.key = 'step/' || s.seq || '/ended' WHERE s.kind = 'step.started';
 CREATE VIEW resources AS SELECT seq, run, name, attempt, started_at, ended_at, seconds, cpu_seconds, gpu_seconds,
   peak_memory_mib, read_bytes, written_bytes, span, parent FROM steps WHERE ended_at IS NOT NULL;
@@ -206,7 +206,7 @@ _CURSORS = ("CREATE TABLE cursors (name TEXT PRIMARY KEY, seq BIGINT NOT NULL, "
 
 def _create_cursors(connection): connection.exec_driver_sql(_CURSORS)
 
-_MIGRATIONS = [_create_ledger, _create_run_views, _create_run_states, _create_cursors] # the schema's version is how many were made
+_MIGRATIONS = [_create_ledger, _create_run_views, _create_run_states, _create_cursors] # its version: how many were made
 
 # %% ../../nbs/ledger/00_ledger.ipynb #32c764f7
 def _schema_version(connection):

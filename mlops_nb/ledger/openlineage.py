@@ -102,7 +102,8 @@ def _step_event(names, entry, begun):
                     job={k: v for k, v in names.job().items() if k != "facets"})
     type = "START" if entry.kind == "step.started" else _ENDS.get(data["status"], "FAIL")
     facets = dict(errorMessage=_error_facet(data["message"])) if type == "FAIL" else {}
-    event = _event(entry, type, names.job(begun.data["step"]), names.run_id(entry.subject, begun.seq), parent=parent, **facets)
+    id = names.run_id(entry.subject, begun.seq)
+    event = _event(entry, type, names.job(begun.data["step"]), id, parent=parent, **facets)
     for kind, key in (("inputFacets", "inputs"), ("outputFacets", "outputs")):
         event[key] = [_dataset(names, d, kind) for d in data.get("datasets", {}).get(key, ())]
     return event

@@ -45,7 +45,8 @@ def _entry_line(row, steps):
     "An entry as a line; `steps`: the names of the steps that began."
     data = msgspec.json.decode(row["data"])
     about = steps.get(row["key"] or f"step/{row['seq']}/ended", row["subject"])
-    said = ", ".join(f"{k} {data[k]}" for k in _SAID if isinstance(data.get(k), str | int) and data[k] not in ("", about))
+    shown = [k for k in _SAID if isinstance(data.get(k), str | int) and data[k] not in ("", about)]
+    said = ", ".join(f"{k} {data[k]}" for k in shown)
     message = f"{row['kind']} {about}" + (f": {said}" if said else "")
     return TraceLine(row["at"], "ledger", message, "error" if data.get("status") == "failed" else "info",
                      dict(by=row["by"], seq=row["seq"], data=data))

@@ -143,8 +143,8 @@ def _check_names(self:Encoder, columns):
     for c in self.columns:
         made = [f"{c.name}.{n}" for n in (*c.encoding.names, *c.encoding.watched_names())] if c.encoding else []
         if taken := [n for n in made if n in columns]:
-            raise UserError(f"the column '{taken[0]}' has the name of what the {c.kind} '{c.name}' becomes; give one of "
-                            "the two another name.")
+            raise UserError(f"the column '{taken[0]}' has the name of what the {c.kind} '{c.name}' becomes; give one "
+                            "of the two another name.")
 
 # %% ../../nbs/model/03_encoder.ipynb #de4ad15b
 @patch(cls_method=True)

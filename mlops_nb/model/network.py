@@ -110,7 +110,8 @@ def fit_network_spec(
     background = [[None if np.isnan(x) else float(x) for x in row] for row in some]
     mean, std = (float(y.mean()), float(y.std() or 1)) if regression else (0.0, 1.0)
     n_outputs = n_classes if task in ("multiclass", "multilabel") else len(quantiles or [.5])
-    return NetworkSpec(task, X.shape[1], n_outputs, numbers, categories, edges, background, params, mean, std, quantiles)
+    return NetworkSpec(task, X.shape[1], n_outputs, numbers, categories, edges, background, params, mean,
+                       std, quantiles)
 
 # %% ../../nbs/model/07_network.ipynb #5aa67893
 def to_tensors(

@@ -23,9 +23,9 @@ from .drift import update_drift
 from .feedback_loop import check_feedback_loop
 from .findings import Finding
 from .freshness import check_freshness
+from .log_checks import check_log
 from .log_counts import LogCounts, count_log
 from .metrics_export import export_metrics
-from .log_checks import check_log
 from .quality import update_quality
 from .run_checks import check_runs
 from .schedule_checks import check_schedules

@@ -98,7 +98,8 @@ def check_thresholds(
 ) -> list[GateResult]:
     "A rule for each bound of `gate.thresholds`. Raises `UserError` for a metric the task does not have."
     rules, known = [], METRICS[task] | (COUNT_METRICS | INTERVAL_METRICS if task == 'regression' else {}) | own
-    known |= {name: METRICS['binary'][of] for name in metrics for of, dot, _ in [name.partition('.')] if dot} # of a label
+    # of a label
+    known |= {name: METRICS['binary'][of] for name in metrics for of, dot, _ in [name.partition('.')] if dot}
     for name, bound in thresholds.items():
         if name not in known:
             raise UserError(f"params.yaml, section 'gate.thresholds': a {task} task has no metric "

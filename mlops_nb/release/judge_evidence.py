@@ -324,16 +324,17 @@ def _own_guard(name, state, params, levels, paired=False): # paired: on the rows
     margin, test = params.margins.metrics.get(name), state.outcomes[f"{of}metric {name}"]
     low, high = map(_finite, test.interval(2 * levels.alpha))
     sign = -1 if state.own[name].better == "higher" else 1
-    says = (f"{where}he challenger's {name} is {sign * float(test.effect):+.3g} beside the champion's on {int(test.n):,} "
-            f"labelled units; " + ("it is only shown." if margin is None else f"{margin:.3g} worse is tolerated."))
+    says = (f"{where}he challenger's {name} is {sign * float(test.effect):+.3g} beside the champion's on "
+            f"{int(test.n):,} labelled units; "
+            + ("it is only shown." if margin is None else f"{margin:.3g} worse is tolerated."))
     if margin is None:
         return MetricEvidence(of + name, "guard", _finite(test.effect), low, high, None, 0.0, None, int(test.n), says,
                               True)
     e_value, threshold = math.exp(min(float(test.log_evidence(margin)), 700)), levels.threshold("own")
     waits = not paired and min(state.trials["labels"].values()) >= params.min_units
     passes = e_value < threshold and (not waits or high is not None and high < margin)
-    return MetricEvidence(of + name, "guard", _finite(test.effect), low, high, margin, e_value, threshold, int(test.n), says,
-                          passes)
+    return MetricEvidence(of + name, "guard", _finite(test.effect), low, high, margin, e_value, threshold, int(test.n),
+                          says, passes)
 
 def _why_not(state, name): # why a metric of the project cannot be judged; "" where it can, or no label has come
     if own := state.own.get(name): why = own.why_not.rstrip(".")

@@ -248,8 +248,8 @@ def label_decisions_html(e: Evaluation) -> Html: # of a multilabel task
     "The figures, the threshold and the decisions of each label."
     if not e.labels: return Html("<p>No label can be judged by scores that are not numbers.</p>")
     worst = min(e.labels, key=lambda x: x.metrics['test']['roc_auc'].value or 0)
-    note = (f"“{worst.label}” is told apart worst: AUC {format_estimate(worst.metrics['test']['roc_auc'])}. Each label is "
-            f"judged on the test rows of which it is known, with {e.confidence:.0%} intervals.")
+    note = (f"“{worst.label}” is told apart worst: AUC {format_estimate(worst.metrics['test']['roc_auc'])}. Each label "
+            f"is judged on the test rows of which it is known, with {e.confidence:.0%} intervals.")
     decided = "Each label is decided by its own threshold, chosen on the validation rows by the costs of params.yaml."
     return (table([_label_figures(x) for x in e.labels], note, stacked=True)
             + table([_label_decisions(x) for x in e.labels], decided, stacked=True))

@@ -34,8 +34,8 @@ def _events(dataset):
     rarest = min(dataset.classes, key=test.target.get)
     share = format_percent(test.share_of(rarest))
     if dataset.task == 'multilabel':
-        return EvidenceLimit("Events", f"{format_number(test.target[rarest])} of these rows ({share} of those of which it "
-                                       f"is known) have the rarest label, “{rarest}”.")
+        return EvidenceLimit("Events", f"{format_number(test.target[rarest])} of these rows ({share} of those of which "
+                                       f"it is known) have the rarest label, “{rarest}”.")
     found = f"{format_number(test.target[rarest])} of these rows ({share}) are of the rarest class, “{rarest}”."
     return EvidenceLimit("Events", found)
 

@@ -166,7 +166,7 @@ def _check_labels_of_row(value, schema, said): # -> `a, c` where all labels are 
     labels = schema.targets
     if isinstance(value, str): value = [] if value == 'none' else value.split(', ')
     if not isinstance(value, (list, dict)):
-        raise ValueError(f"{str(value)[:60]!r} is given; list the labels of the row, or say 1 or 0 of each label known.")
+        raise ValueError(f"{str(value)[:60]!r} is given; list the labels of the row, or say 1 or 0 of each known.")
     for name in value:
         if name not in labels: raise ValueError(_no_class(name, labels, said).replace('no class', 'no label'))
     if isinstance(value, list): value = {n: n in value for n in labels}

@@ -208,7 +208,7 @@ _LOG_CONFIG = {'version': 1, 'disable_existing_loggers': False,
                          'json': {'format': '%(message)s'}},
           'handlers': {n: {'class': 'logging.StreamHandler', 'formatter': n, 'stream': 'ext://sys.stderr'}
                        for n in ('line', 'json')},
-          'loggers': {n: {'handlers': [handler], 'level': 'INFO', 'propagate': n.startswith('mlops_nb')} # to the log file
+          'loggers': {n: {'handlers': [handler], 'level': 'INFO', 'propagate': n.startswith('mlops_nb')} # to the file
                       for n, handler in (('_granian', 'line'), ('mlops_nb.serve', 'line'), ('granian.access', 'line'),
                                          ('mlops_nb.access', 'json'))}}
 _IDLE_TIMEOUT_MS = 75_000 # milliseconds

@@ -147,7 +147,7 @@ class ScoredRows(NamedTuple):
     "Rows of which scores and outcomes are known."
     frame: pl.DataFrame # (n rows) with the segment columns
     scores: dict[str, np.ndarray] # By score column: (n,) as they are answered
-    observed: dict[str, np.ndarray] # By score column with an outcome: (n,) 1 for event, class or label, else 0; or the target
+    observed: dict[str, np.ndarray] # By score column with an outcome: (n,) target, or 1 for the event, class or label
 
 def score_histogram(
     scores: np.ndarray, # (n,)

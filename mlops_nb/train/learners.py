@@ -40,8 +40,8 @@ from .device import DeviceConfig
 from .gbdt import GbdtJob, fit_gbdt
 from .label_boosting import fit_labels, label_part, merge_label_models
 from .launcher import fit_net_distributed
-from .net_trainer import TrainingJob, fit_net
 from .merged_quantiles import merge_quantile_models
+from .net_trainer import TrainingJob, fit_net
 from .quantile_boosting import fit_quantiles, stopping_rows
 from .tensorboard import TensorBoardLogger
 
@@ -123,8 +123,8 @@ def _fit_custom_labels(name, parts, schema, *more): # One fit a label, on the ro
     found = [_fit_custom(name, tuple(label_part(p, k) for p in parts), schema.label_schema(k), *more)
              for k in range(len(schema.targets))]
     if len(files := {f.file for f in found}) > 1:
-        raise UserError(f"the learner {name} leaves as {' and '.join(sorted(files))} for different labels; make its model "
-                        "smaller, so that each leaves in the same form.")
+        raise UserError(f"the learner {name} leaves as {' and '.join(sorted(files))} for different labels; make its "
+                        "model smaller, so that each leaves in the same form.")
     data = merge_quantile_models(*files, [f.model for f in found], parts[1].X, merge_label_models)
     losses = [float(np.mean([getattr(f.loss_curve[0], of) for f in found])) for of in ('train', 'valid')]
     return FitResult(data, 1, 1, losses[1], [LossCurvePoint(1, *losses)], file=found[0].file)

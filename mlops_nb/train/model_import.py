@@ -141,8 +141,8 @@ def import_model(
     if not name.isidentifier(): raise UserError(f"{name!r} is no name of a learner; use letters, digits and _.")
     project = Project.open(root)
     if project.schema.targets:
-        raise UserError("an imported model predicts one target, and schema.yaml lists several (targets); import it into "
-                        "a project for one label.")
+        raise UserError("an imported model predicts one target, and schema.yaml lists several (targets); import it "
+                        "into a project for one label.")
     encoder = resolve_init_model(project, name).encoder
     _, valid = read_training_parts(project, encoder)
     schema = project.schema

@@ -149,8 +149,8 @@ def test_residuals_add_up_to_the_whole(task):
     classes = (several | {"binary": ["no", "yes"], "regression": None})[task]
     table = binned_residuals(frame, ["region", "x"], y, s, classes)
     for k, c in enumerate(several.get(task, [classes and classes[1]])):
-        residual = {"multiclass": lambda: (y == k) - s[:, k], "multilabel": lambda: y[:, k] - s[:, k]}
-        residual = residual.get(task, lambda: y - s)()
+        true = (y == k) if task == "multiclass" else y[:, k] if task == "multilabel" else y
+        residual = true - (s if s.ndim == 1 else s[:, k])
         residual = residual[~np.isnan(residual)]
         for feature in ("region", "x"):
             part = table.filter(pl.col("feature") == feature, pl.col("class").eq_missing(pl.lit(c, pl.String)))
