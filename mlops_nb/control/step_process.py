@@ -58,13 +58,17 @@ def _processes():
     found, page = {}, resource.getpagesize() / 2**20
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         with suppress(OSError, IndexError), open(f"/proc/{pid}/stat", "rb") as f:
-            state, parent, group, *rest = f.read().rpartition(b")")[2].split()
+            _, parent, group, *rest = f.read().rpartition(b")")[2].split()
             row = _Process(int(parent), int(group), rest[16].decode(), int(rest[18]) * page)
-            if state != b"Z": found[int(pid)] = row
+            if rest[17] != b"0": found[int(pid)] = row # one without memory is dead, or a part of the kernel
     return found
 
 def _has_mark(pid, mark):
-    with suppress(OSError): return f"{STEP_VARIABLE}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    for _ in range(50): # it is empty for the moment in which a process begins another program
+        try: environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError: return False # another user's, or over
+        if environment: return f"{STEP_VARIABLE}={mark}".encode() in environment
+        time.sleep(0.002)
     return False
 
 # %% ../../nbs/control/03_step_process.ipynb #57d21d39
@@ -147,6 +151,7 @@ def last_lines(
 
 # %% ../../nbs/control/03_step_process.ipynb #5bc1e884
 _LOOK_SECONDS = 0.5 # between two looks at a process
+_END_SECONDS = 30 # for a killed process that the kernel holds; it must not hold the run up
 
 _LIMIT = "{} was ended {}; raise {} in settings.ini under [control], or the limit of this step in step_limits."
 
@@ -188,7 +193,7 @@ def run_process(
         _wait(process, what, timeout_seconds, is_cancelled, family, max_memory_mib)
     finally:
         _end_family(family) # also what a command that ended has left behind
-        process.wait()
+        with suppress(subprocess.TimeoutExpired): process.wait(_END_SECONDS)
         note.unlink(missing_ok=True)
     if process.returncode:
         said = last_lines(log) if log.stat().st_size > since else "it said nothing"

@@ -68,6 +68,26 @@ def test_one_run_for_all_who_ask(root, controllers):
     assert git(root, "status", "--short") == "" and request_run(root) == (run, False)
 
 
+def test_no_more_runs_at_once_than_are_allowed(root, controllers, monkeypatch):
+    "By all controllers together."
+    monkeypatch.setenv("MLOPS_NB_CONTROL_MAX_RUNS", "2")
+    (root / "hold data.dvc").touch()
+    (root / "fail validate").write_text("column age is missing")  # a short run is enough
+    runs = []
+    for i in range(3):
+        (root / "data.dvc").write_text(f"version {i}\n")
+        runs.append(request_run(root)[0])
+    controllers += [start_controller(root, STEP_SECONDS="0") for _ in range(2)]
+    until(lambda: len(lines(root / "begun")) == 2)
+    (root / "hold data.dvc").unlink()
+    until(lambda: all(ended(root, r) for r in runs))
+    under_way, most = set(), 0
+    for e in open_ledger(root).entries(kinds=("step.started", "run.ended")):
+        (under_way.add if e.kind == "step.started" else under_way.discard)(e.subject)
+        most = max(most, len(under_way))
+    assert most == 2
+
+
 def test_killed_at_random_each_run_ends_once(root, controllers):
     rng, kills = random.Random(11), 4
     controllers += [start_controller(root), start_controller(root)]

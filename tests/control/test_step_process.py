@@ -9,6 +9,7 @@ import pytest
 from support.controlled_project import until
 
 from mlops_nb.control.step_process import (
+    STEP_VARIABLE,
     StepCancelled,
     StepFailed,
     end_leftover,
@@ -69,16 +70,16 @@ def test_what_hides_ends_with_its_step(tmp_path, how):
 
 
 @linux
-def test_a_step_that_forks_without_end_is_ended(tmp_path):
-    "What is stopped starts nothing, so the number of looks is bounded."
+def test_a_step_that_forks_on_and_on_is_ended(tmp_path):
+    "What is stopped starts nothing, so the number of looks is bounded. There are 60 at most: looks at more take ever longer."
     code = """
 import os, time
-def breed(depth):
+def breed():
     open(f'pid{os.getpid()}', 'w').close()
     while True:
-        if depth < 3 and not os.fork(): os.setsid(); breed(depth + 1)
+        if len(os.listdir()) < 60 and not os.fork(): os.setsid(); breed()
         time.sleep(.1)
-breed(0)
+breed()
 """
     def cancelled(): return len([*tmp_path.glob("pid*")]) > 20
     with pytest.raises(StepCancelled): run(tmp_path, code, is_cancelled=cancelled)
@@ -108,6 +109,8 @@ run_process([sys.executable, '-c', {code!r}], Path('.'), dict(os.environ), Path(
             lambda: False)
 """], cwd=tmp_path)
     until(lambda: len(pids(tmp_path)) == 4 and (tmp_path / "note").exists())
+    hidden = Path(f"/proc/{pids(tmp_path)[3]}/cmdline")
+    until(lambda: hidden.read_bytes().startswith(b"sleep")) # before, it still has the mark of its parent
     controller.kill()
     controller.wait()
     left = read_json(tmp_path / "note", dict)
@@ -119,6 +122,21 @@ run_process([sys.executable, '-c', {code!r}], Path('.'), dict(os.environ), Path(
     for pid in pids(tmp_path):
         if is_alive(pid): os.kill(pid, signal.SIGKILL)
     end_leftover(tmp_path / "note") # there is none any more
+
+
+@linux
+def test_a_process_that_begins_another_program_is_known_by_its_mark(tmp_path, monkeypatch):
+    "Its environment is empty for a moment; one look then would lose it for good."
+    empty, plain = iter([b"", b"", b""]), Path.read_bytes
+    other = subprocess.Popen(["sleep", "600"], env={STEP_VARIABLE: "0123456789abcdef"}, start_new_session=True)
+    try:
+        until(lambda: STEP_VARIABLE.encode() in Path(f"/proc/{other.pid}/environ").read_bytes())
+        monkeypatch.setattr(Path, "read_bytes", lambda path: next(empty, None) if path.name == "environ" and str(
+            other.pid) in path.parts and empty.__length_hint__() else plain(path))
+        (tmp_path / "note").write_text('{"pid": 1, "start": "0", "mark": "0123456789abcdef"}')
+        end_leftover(tmp_path / "note")
+        assert other.wait(60) == -signal.SIGKILL
+    finally: other.kill(); other.wait()
 
 
 def test_a_note_of_another_process_ends_nobody(tmp_path):
