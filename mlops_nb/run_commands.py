@@ -37,7 +37,7 @@ def up_command():
     import signal
     import threading
 
-    from mlops_nb.control.supervisor import SupervisedService, has_release, request_first_run, supervise
+    from mlops_nb.control.service_supervisor import SupervisedService, has_release, request_first_run, supervise
     first, stop = request_first_run("."), threading.Event()
     if first: print(f"No model was released yet, so the run {first} is asked for.")
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())

@@ -7,7 +7,7 @@ import threading
 
 from support.controlled_project import lines, repository, until
 
-from mlops_nb.control.supervisor import SupervisedService, request_first_run, supervise
+from mlops_nb.control.service_supervisor import SupervisedService, request_first_run, supervise
 from mlops_nb.ledger.executors import process_start
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.ledger.runs import read_run
@@ -79,7 +79,7 @@ def test_what_does_not_end_in_time_is_killed(tmp_path):
 
 def test_a_killed_supervisor_leaves_no_service(tmp_path):
     command = service("server", "time.sleep(600)").command
-    code = ("import threading; from mlops_nb.control.supervisor import SupervisedService, supervise; "
+    code = ("import threading; from mlops_nb.control.service_supervisor import SupervisedService, supervise; "
             f"supervise('.', [SupervisedService('server', {command!r})], threading.Event())")
     supervisor = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     try: until(lambda: lines(tmp_path / "server"))
@@ -96,5 +96,5 @@ def test_the_first_run_is_asked_for_once_and_only_where_no_model_answers(tmp_pat
     run = request_first_run(root)
     assert run and request_first_run(root) == run
     assert read_run(open_ledger(root), run).trigger_name == "first_model"
-    monkeypatch.setattr("mlops_nb.control.supervisor.read_history", lambda path: [ReleasePlan])
+    monkeypatch.setattr("mlops_nb.control.service_supervisor.read_history", lambda path: [ReleasePlan])
     assert request_first_run(root) == ""
