@@ -17,14 +17,14 @@ from types import SimpleNamespace
 
 from msgspec import Struct, field
 
-from .config.params import read_params
+from .config.params import own_learners, read_params
 from .config.settings import read_settings
 from .core.errors import UserError
 from .core.files import atomic_file
 from .core.progress import progress_reporter
 from .core.resource_usage import peak_memory_mib
 from .core.structured_logs import log_task
-from .core.typed_yaml import read_json, write_json
+from .core.typed_yaml import read_json, read_yaml, write_json
 from .ledger.ledger import RUN_VARIABLE
 from .ledger.runs import record_stage
 
@@ -48,7 +48,8 @@ _FEATURES_FILE, _LEARNERS_FILE = "${prepare.features_file}", "artifacts/learners
 
 _DATA_STAGES = [
     Stage("features", "Export the notebook that holds features and learners.", "mlops_nb.pipeline:run_features",
-          deps=["${prepare.features_notebook}"], outs=[_LEARNERS_FILE], git_outs=[_FEATURES_FILE]),
+          deps=["${prepare.features_notebook}"], params=["train.learners"], outs=[_LEARNERS_FILE],
+          git_outs=[_FEATURES_FILE]),
     Stage("validate", "Split the raw rows into accepted and quarantined by the schema.",
           "mlops_nb.data.validation:run_validate", needs_champion=True,
           deps=["data", "schema.yaml"], params=["validate"],
@@ -69,8 +70,8 @@ _TRAIN_STAGES = [
           outs=["artifacts/models/baseline"]),
     Stage("tune", "Search better parameters for each learner.", "mlops_nb.evaluate.tuning_target:run_tune_stage",
           deps=["artifacts/prepared", "schema.yaml", _FEATURES_FILE, _LEARNERS_FILE], outs=["artifacts/tuning"],
-          params=["tune", "train.learners", *_TRAIN_PARAMS[:-1], "train.gbdt", "train.net", "evaluate.calibration",
-                  "evaluate.costs"]), # by which a metric of `tune.metric` is computed
+          params=["tune", "train", # with the sections of own learners
+                  "evaluate.calibration", "evaluate.costs"]), # by which a metric of `tune.metric` is computed
     Stage("train", "Fit a model.", "mlops_nb.train.stage:run_train", matrix="train.learners", params=_TRAIN_PARAMS,
           deps=["artifacts/prepared", "artifacts/tuning", "schema.yaml", _LEARNERS_FILE],
           outs=["artifacts/models/${item.learner}"]),
@@ -239,6 +240,19 @@ def run_stage(
     _failure_path(record).unlink(missing_ok=True)
     return took
 
+# %% ../nbs/90_pipeline.ipynb #71bc56f7
+def _write_learner_sections(root):
+    "An empty section in `params.yaml` for each own learner of the list that has none."
+    path, written = root / "params.yaml", read_yaml(root / "params.yaml", dict).get("train", {})
+    for name in own_learners(read_params(path).train):
+        if name in written: continue
+        from mlops_nb.train.custom_learners import find_custom_learner
+        find_custom_learner(name, root / _LEARNERS_FILE)
+        text, n = re.subn(r"(?m)^train:[ \t]*(?:#.*)?\n( +)(?=\w)", rf"\g<0>{name}: {{}}\n\1",
+                          path.read_text(encoding="utf-8"), count=1)
+        if not n: raise UserError(f"{path} has no section for the learner {name!r}; write '{name}: {{}}' below train.")
+        with atomic_file(path) as tmp: tmp.write_text(text, encoding="utf-8")
+
 # %% ../nbs/90_pipeline.ipynb #a514579d
 def _learner_cells(notebook): # The source of its cells that begin with `#| export learners`
     from fastcore.nbio import read_nb
@@ -264,3 +278,4 @@ def run_features(root: Path) -> None:
                         "prepare.features_file in params.yaml must name the same module.")
     with atomic_file(root / _LEARNERS_FILE) as tmp:
         tmp.write_text(_learner_cells(root / p.features_notebook), encoding="utf-8")
+    _write_learner_sections(root)

@@ -220,3 +220,13 @@ def test_learners_of_the_features_notebook_lie_in_a_file_of_their_own(tmp_path):
     assert sorted(p.name for p in package.glob("*.py")) == ["__init__.py", "features.py"]
     written = (root / "artifacts/learners.py").read_text()
     assert written.index("import learner") < written.index("def mine") and "profit" not in written
+    params = root / "params.yaml"
+    plain = params.read_text()
+    params.write_text(plain.replace("  - gbdt\n", "  - gbdt\n  - mine\n"))
+    for _ in range(2): run_features(root)
+    assert params.read_text() == plain.replace("  - gbdt\n", "  - gbdt\n  - mine\n").replace(
+        "train:\n", "train:\n  mine: {}\n") # DVC tracks a section that is there
+    params.write_text(plain.replace("  - gbdt\n", "  - others\n"))
+    with pytest.raises(UserError, match="names 'others', and the features notebook exports no learner"):
+        run_features(root)
+    assert "others: {}" not in params.read_text()

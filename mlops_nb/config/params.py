@@ -92,7 +92,7 @@ class PrepareParams(Struct, forbid_unknown_fields=True, kw_only=True):
 # %% ../../nbs/config/11_params.ipynb #930da16d
 class TextParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How texts become numbers: TF-IDF of words and phrases, reduced by a truncated SVD, and a linear model of them."
-    n_components: Annotated[int, Meta(ge=0, le=256, description="directions that a text becomes, at most; 0: none")] = 32
+    n_components: Annotated[int, Meta(ge=0, le=256, description="directions of a text, at most; 0: none")] = 32
     scores: Annotated[bool, Meta(
         description="true: what a linear model of the words says about the target is a number of the text too")] = True
     max_terms: Annotated[int, Meta(ge=1, le=50_000, description="terms in the vocabulary, the most frequent ones")] = (
@@ -166,14 +166,12 @@ class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 # %% ../../nbs/config/11_params.ipynb #a801560d
 def _check_learner_names(train):
-    "Raise `ValueError` for a learner without a section of its name."
-    sections = {"gbdt", "net", *own_learners(train)}
+    "Raise `ValueError` for a learner that has no section and gets none."
     for name in train.learners:
-        if name in sections: continue
-        near = get_close_matches(name, sections, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else (
-            f". If it is one of your own, write its parameters below train, {name + ': {}'!r} if it has none; "
-            "else use gbdt or net.")
+        if name in ("gbdt", "net", *own_learners(train)): continue
+        near = get_close_matches(name, ("gbdt", "net"), n=1)
+        hint = (f"; did you mean {near[0]!r}? If it is one of your own, write '{name}: {{}}' below train." if near else
+                "; name your own with lower-case letters, digits and underscores, 40 at most.")
         raise ValueError(f"'learners' names {name!r}, and there is no section of that name{hint}")
 
 def own_learners(
@@ -541,8 +539,9 @@ def params_with_learners(
 def _params_type(content):
     train = content.get("train") if isinstance(content, dict) else None
     learners = train.get("learners") if isinstance(train, dict) else None
-    names = [n for n in learners if isinstance(n, str) and _LEARNER_NAME.fullmatch(n) and n in train
-             and n not in TrainParams.__struct_fields__] if isinstance(learners, list) else []
+    listed = [n for n in learners if isinstance(n, str)] if isinstance(learners, list) else []
+    names = [n for n in listed if n not in TrainParams.__struct_fields__ and _LEARNER_NAME.fullmatch(n)
+             and (n in train or not get_close_matches(n, ("gbdt", "net"), n=1))]
     return params_with_learners(*dict.fromkeys(names)) if names else Params
 
 _LEARNER_NAME = re.compile("[a-z][a-z0-9_]{0,39}")

@@ -14,6 +14,7 @@ from mlops_nb.config.params import (
     PrepareParams,
     SplitParams,
     TrainParams,
+    own_learners,
     read_params,
     split_strategy,
     write_params,
@@ -80,6 +81,8 @@ def test_the_library_behind_dvc_reads_the_same_file(tmp_path):
     ("train: {gbdt: [31]}", "section 'train.gbdt' is \\[31\\], but a section with keys is expected"),
     ("train: {learners: []}", "learners is \\[\\], but"),
     ("train: {learners: [nett]}", "'learners' names 'nett', and there is no section of that name; did you mean 'net'"),
+    ("train: {learners: [Forest]}", "'learners' names 'Forest', and there is no section of that name; name your own "),
+    ("train: {learners: [gbdt], forest: {}}", "section 'train': there is no key 'forest'"),
     ("train: {gbdt: {objective: poison}}",
      "objective is 'poison', but one of squared, absolute, huber, poisson, gamma, tweedie is expected"),
     ("tune: {gbdt: {objective: []}}", "section 'tune.gbdt': objective is \\[\\], but"),
@@ -128,6 +131,12 @@ def section(path, value=1):
     "The content of a file that holds `value` at a dotted path."
     for key in reversed(path.split(".")): value = {key: value}
     return value
+
+
+def test_an_own_learner_without_a_section_has_no_parameters(tmp_path):
+    (path := tmp_path / "params.yaml").write_text("train: {learners: [forest, nett], nett: {depth: 2}}")
+    train = read_params(path).train
+    assert own_learners(train) == ["forest", "nett"] and (train.forest, train.nett) == ({}, {"depth": 2})
 
 
 @pytest.mark.parametrize("old, new", RENAMED_PARAMS.items())
