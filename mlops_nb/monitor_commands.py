@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import KEY_VARIABLE, operator, print_json
+from .command_line import KEY_VARIABLE, JsonOption, operator, print_json
 from .core.errors import UserError
 
 # %% ../nbs/96_monitor_commands.ipynb #33b599c6
@@ -32,7 +32,6 @@ for _name, _group in (("monitor", monitor_app), ("alert", alert_app), ("label", 
     monitoring_app.add_typer(_group, name=_name)
 
 # %% ../nbs/96_monitor_commands.ipynb #965df791
-_JsonOption = Annotated[bool, typer.Option("--as-json", help="Print it as JSON, for a program.")]
 _WindowOption = Annotated[str, typer.Option(help="The period that is shown, such as 12h or 7d.")]
 
 def _render_monitoring(days):
@@ -50,7 +49,7 @@ def _render_monitoring(days):
 def monitor_run_command(
     window: _WindowOption = "7d",
     report: Annotated[bool, typer.Option(help="Render the page of the period.")] = True,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "Count what is new in the prediction log, check it, notify whom it concerns, and render the report."
     from mlops_nb.monitor.alerts import parse_duration
@@ -140,7 +139,7 @@ def monitor_show_command(
     by: Annotated[str, typer.Option(help="A segment column: one line for each of its segments.")] = "",
     window: _WindowOption = "7d",
     sql: Annotated[str, typer.Option(help="A query of the store instead, such as SELECT * FROM drift.")] = "",
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "Print what monitoring found: drift, quality, labels, slo, freshness, checks, traffic or steps."
     from datetime import UTC, datetime
@@ -217,7 +216,7 @@ def _reader():
     return operator() or user_name()
 
 @alert_app.command("list")
-def alert_list_command(as_json: _JsonOption = False):
+def alert_list_command(as_json: JsonOption = False):
     "What is wrong now, since when, who has it, the likely cause and the next command."
     from mlops_nb.monitor.alert_updates import format_alert_list
     from mlops_nb.monitor.alerts import list_alerts
@@ -330,7 +329,7 @@ def _slo_file():
 
 # %% ../nbs/96_monitor_commands.ipynb #c35b6e49
 @slo_app.command("status")
-def slo_status_command(as_json: _JsonOption = False):
+def slo_status_command(as_json: JsonOption = False):
     "Measure the SLOs now: what is left of each budget, and how fast it is used up."
     from mlops_nb.monitor.slo_evaluator import slo_report
     from mlops_nb.monitor.slo_freeze import frozen_budgets

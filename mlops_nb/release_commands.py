@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import KEY_VARIABLE, operator, print_json
+from .command_line import KEY_VARIABLE, JsonOption, WhyOption, operator, print_json
 from .core.errors import UserError
 from .model_commands import bundle_app
 
@@ -26,8 +26,6 @@ releases_app = typer.Typer()
 release_app = typer.Typer(no_args_is_help=True, help="Releases: how a new model takes over, and which one answers.")
 releases_app.add_typer(release_app, name="release")
 
-_JsonOption = Annotated[bool, typer.Option("--as-json", help="Print it as JSON, for a program.")]
-_ReasonOption = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
 _IdArgument = Annotated[str, typer.Argument(help="Of a release, or its first characters; else the open one.")]
 _EnvironmentOption = Annotated[str, typer.Option(
     help="staging or production; that of this checkout where it is not given.")]
@@ -53,7 +51,7 @@ def release_start_command(
         help="shadow, canary, ab, blue_green, flag or at_once, with commas between: one after the other; that of "
              "params.yaml where it is not given.")] = "",
     environment: _EnvironmentOption = "",
-    reason: _ReasonOption = "",
+    reason: WhyOption = "",
     again: Annotated[bool, typer.Option("--again", help="Also a bundle that was rolled back before.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stay, and drive the release to its end.")] = False,
 ):
@@ -66,19 +64,19 @@ def release_start_command(
 
 # %% ../nbs/95_release_commands.ipynb #61be5317
 @release_app.command("status")
-def release_status_command(environment: _EnvironmentOption = "", as_json: _JsonOption = False):
+def release_status_command(environment: _EnvironmentOption = "", as_json: JsonOption = False):
     "Who answers, at which weight; what the judge knows of the open release, and what the next step waits for."
     from mlops_nb.release.release_status import endpoint_report, format_endpoint_report
     _print(endpoint_report(".", environment), format_endpoint_report, as_json)
 
 @release_app.command("list")
-def release_list_command(as_json: _JsonOption = False):
+def release_list_command(as_json: JsonOption = False):
     "All releases, the newest first."
     from mlops_nb.release.release_status import format_release_list, list_release_reports
     _print(list_release_reports("."), format_release_list, as_json)
 
 @release_app.command("show")
-def release_show_command(id: _IdArgument = "", as_json: _JsonOption = False):
+def release_show_command(id: _IdArgument = "", as_json: JsonOption = False):
     "One release: its steps, the evidence of the judge, approvals, how it ended, and where its diagnosis is."
     from mlops_nb.release.release_status import format_release_report, release_report
     _print(release_report(".", id), format_release_report, as_json)
@@ -130,7 +128,7 @@ def release_withdraw_command(id: _IdArgument = "", step: _StepOption = "start"):
     print(f"{a.by} no longer approves the step {a.step} of {a.release}.")
 
 @release_app.command("promote")
-def release_promote_command(id: _IdArgument = "", reason: _ReasonOption = ""):
+def release_promote_command(id: _IdArgument = "", reason: WhyOption = ""):
     "Begin the next step before its time, where neither the judge nor a missing approval forbids it."
     from mlops_nb.release.operations import promote_step
     from mlops_nb.release.release_status import release_headline
@@ -158,7 +156,7 @@ def release_offer_command(
     environment: Annotated[str, typer.Option(help="staging or production.")] = "staging",
     branch: Annotated[str, typer.Option(
         help="A git branch: the environment that it maps to is meant; nothing is offered where it maps to none.")] = "",
-    reason: _ReasonOption = "",
+    reason: WhyOption = "",
 ):
     "Offer a released bundle to the next environment, and start its release there."
     from mlops_nb.release.environments import which_environment
@@ -220,7 +218,7 @@ def release_diff_command(
     a: Annotated[str, typer.Argument(
         help="A bundle: its id or first characters, its folder, or champion, challenger, previous.")],
     b: Annotated[str, typer.Argument(help="The other one, in the same way.")],
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "What differs between two bundles: params, data, schema, features, metrics, packages and size."
     from mlops_nb.release.bundle_diff import describe_bundle_diff, diff_bundles
@@ -230,7 +228,7 @@ def release_diff_command(
 def release_lineage_command(
     request: Annotated[str, typer.Argument(help="The id of a request, as its answer has it.")],
     environment: _EnvironmentOption = "",
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "Where an answer comes from: variant, plan, release and approvals, bundle, commit, data and params."
     from mlops_nb.release.lineage import describe_lineage, trace_request
@@ -259,7 +257,7 @@ def bundle_prune_command(
 @bundle_app.command("pin")
 def bundle_pin_command(
     bundle: Annotated[str, typer.Argument(help="The id of a stored bundle, or its first characters.")],
-    reason: _ReasonOption = "",
+    reason: WhyOption = "",
 ):
     "Keep a bundle, whatever prune finds, until it is unpinned."
     from mlops_nb.release.retention import pin_bundle

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import operator, print_json
+from .command_line import JsonOption, WhyOption, operator, print_json
 from .core.errors import UserError
 from .model_commands import control_app
 
@@ -26,8 +26,6 @@ triggers_app = typer.Typer(no_args_is_help=True, help="Triggers (triggers.yaml):
 for _name, _group in (("run", run_app), ("runs", runs_app), ("triggers", triggers_app)):
     run_control_app.add_typer(_group, name=_name)
 
-_JsonOption = Annotated[bool, typer.Option("--as-json", help="Print it as JSON, for a program.")]
-_WhyOption = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
 _RunArgument = Annotated[str, typer.Argument(help="Of a run, or its first characters.")]
 
 # %% ../nbs/97_run_commands.ipynb #117b8925
@@ -47,7 +45,7 @@ def up_command():
     raise typer.Exit(supervise(".", services, stop))
 
 @run_app.command("now")
-def run_now_command(why: _WhyOption = ""):
+def run_now_command(why: WhyOption = ""):
     "Run the pipeline on the data, code and params that are here now; what ran already is not run again."
     from mlops_nb.control.controller import has_controller, work_on_run
     from mlops_nb.control.run_workflow import request_run
@@ -67,7 +65,7 @@ def run_now_command(why: _WhyOption = ""):
 @runs_app.command("list")
 def runs_list_command(
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "The runs, the newest first: state, time, trigger and reason."
     from mlops_nb.ledger.ledger import open_ledger
@@ -76,7 +74,7 @@ def runs_list_command(
     print_json(found) if as_json else print(format_run_list(found))
 
 @runs_app.command("show")
-def runs_show_command(id: _RunArgument, as_json: _JsonOption = False):
+def runs_show_command(id: _RunArgument, as_json: JsonOption = False):
     "One run: what it is made of, its steps with time and memory, and how it ended."
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import format_run, read_run
@@ -95,7 +93,7 @@ def runs_compare_command(first: _RunArgument, second: _RunArgument):
 
 # %% ../nbs/97_run_commands.ipynb #705ac0a7
 @runs_app.command("cancel")
-def runs_cancel_command(id: _RunArgument, why: _WhyOption = ""):
+def runs_cancel_command(id: _RunArgument, why: WhyOption = ""):
     "End a run, wherever it is; what it has started is ended with it, and the model in use stays."
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import cancel_run, read_run
@@ -105,7 +103,7 @@ def runs_cancel_command(id: _RunArgument, why: _WhyOption = ""):
     print(f"The run {run.id} is to end; `mlops-nb runs show {run.id}` shows when it has.")
 
 @runs_app.command("resume")
-def runs_resume_command(id: _RunArgument, why: _WhyOption = ""):
+def runs_resume_command(id: _RunArgument, why: WhyOption = ""):
     "Go on with a run that failed, was rejected or was cancelled; what is done is not done again."
     from mlops_nb.control.controller import has_controller, work_on_run
     from mlops_nb.ledger.ledger import open_ledger
@@ -141,7 +139,7 @@ def triggers_explain_command(
 def triggers_pause_command(
     name: Annotated[str, typer.Argument(help="Of the trigger.")],
     until: Annotated[str, typer.Option(help="Until when, such as 2026-12-24T18:00.")],
-    why: _WhyOption = "",
+    why: WhyOption = "",
 ):
     "Let a trigger ask for nothing for a while; times of its schedule that pass meanwhile are not made up for."
     from mlops_nb.control.trigger_evaluation import pause_trigger
@@ -203,7 +201,7 @@ def _record_lines(id, traces, days):
 def logs_command(
     id: Annotated[str, typer.Argument(help="Of a trace, a run, a release, an alert or a request.")],
     days: Annotated[int, typer.Option(min=1, help="Days back in which requests are looked for.")] = 7,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "What all processes did for something, in order: the ledger, the logs and the prediction log together."
     from mlops_nb.config.process_log import log_folder
@@ -221,7 +219,7 @@ def logs_command(
 @run_control_app.command("costs")
 def costs_command(
     days: Annotated[int, typer.Option(min=1, help="Days back from now whose runs count.")] = 30,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ):
     "What the runs of the last days cost by trigger, by the price table of settings.ini, and the size of the stores."
     from datetime import UTC, datetime, timedelta

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import operator, print_json
+from .command_line import JsonOption, WhyOption, operator, print_json
 
 # %% ../nbs/99_schedule_commands.ipynb #b42ef4bf
 schedule_app = typer.Typer()
@@ -21,11 +21,10 @@ schedule_app.add_typer(schedules_app, name="schedules")
 
 _NameArgument = Annotated[str, typer.Argument(help="Of a schedule, as in [schedule.NAME].")]
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M"]
-_JsonOption = Annotated[bool, typer.Option("--as-json", help="Print it as JSON, for a program.")]
 
 # %% ../nbs/99_schedule_commands.ipynb #9df18475
 @schedules_app.command("list")
-def schedules_list_command(as_json: _JsonOption = False):
+def schedules_list_command(as_json: JsonOption = False):
     "The schedules: when each is due next, what came of it last, and whether it is paused."
     from mlops_nb.control.schedule_status import format_schedules, schedule_statuses
     found = schedule_statuses(".")
@@ -43,7 +42,7 @@ def schedules_run_command(name: _NameArgument):
 def schedules_pause_command(
     name: _NameArgument,
     until: Annotated[datetime, typer.Option(formats=_TIMES, help="Until when, by this machine's clock.")],
-    why: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "",
+    why: WhyOption = "",
 ):
     "Let a schedule do nothing for a while; times that pass meanwhile are not made up for."
     from mlops_nb.control.scheduler import pause_schedule
@@ -59,7 +58,7 @@ def schedules_resume_command(name: _NameArgument):
 
 # %% ../nbs/99_schedule_commands.ipynb #e7a4398d
 @schedule_app.command("quota")
-def quota_command(as_json: _JsonOption = False):
+def quota_command(as_json: JsonOption = False):
     "How large each store is, beside the limits of [quota], and what frees it."
     from mlops_nb.control.quota import measure_stores
     found = measure_stores(".")
