@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_WEIGHT', 'MIN_SEGMENT_LABELS', 'ASSUMPTION', 'MAX_ESTIMATED_ROWS', 'QualityReference', 'read_quality_reference',
-           'target_spread', 'mean_loss', 'JudgedRows', 'judged_rows', 'selection_weights', 'segment_names',
-           'labelled_metrics', 'own_metrics', 'bin_calibrations', 'estimated_metrics', 'bin_residuals', 'logged_inputs',
-           'shift_calibrations', 'shift_residuals', 'read_test_rows']
+           'target_spread', 'label_brier_scores', 'mean_loss', 'JudgedRows', 'judged_rows', 'selection_weights',
+           'segment_names', 'labelled_metrics', 'own_metrics', 'bin_calibrations', 'estimated_metrics', 'bin_residuals',
+           'logged_inputs', 'shift_calibrations', 'shift_residuals', 'read_test_rows']
 
 # %% ../../nbs/monitor/11_cohort_metrics.ipynb #c5d00fd2
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,14 @@ from ..core.errors import UserError
 from ..core.manifest import verify_manifest
 from ..core.typed_yaml import read_json
 from ..data.prepare import read_split
+from ..evaluate.label_evaluation import LABEL_METRICS
 from mlops_nb.evaluate.metrics import (
     METRICS,
     DecisionSettings,
     EvaluatedRows,
     Metric,
     estimate_metrics,
+    settings_of_label,
     weighted_metric,
 )
 from ..evaluate.prediction_intervals import interval_metrics_of
@@ -93,16 +96,23 @@ def target_spread(baseline: MonitoringBaseline) -> float: # of the test rows, fr
     within = mean * (1 - mean) if ((mean >= 0) & (mean <= 1)).all() else bins.residual_m2 / np.maximum(n, 1)
     return float(max(n @ ((mean - middle)**2 + within) / n.sum(), 0)**.5)
 
+def label_brier_scores(
+    calibration: dict[str, CalibrationBins], # of a baseline: that of each label
+) -> np.ndarray: # (k,) 0 of a label that no test row has known
+    "The Brier score of each label on the test rows, from their bins."
+    return np.nan_to_num([mean_loss({"score": b}, "binary")[0] for b in calibration.values()])
+
 def mean_loss(
     calibration: dict[str, CalibrationBins], # of a baseline, or of a segment of it
     task: str,
 ) -> tuple[float, int]: # and of how many rows
-    "Brier score or squared error of the test rows, from their bins."
+    "Brier score or squared error of the test rows, from their bins; of several labels that of the hardest one."
+    if task == "multilabel":
+        return float(label_brier_scores(calibration).max()), min(sum(b.rows) for b in calibration.values())
     bins = [*calibration.values()]
     n = np.array(bins[0].rows).sum()
     if not n: return np.nan, 0
     total = sum(float(np.nansum(np.array(b.rows) * b.mean_squared_error())) for b in bins)
-    if task == "multilabel": return total / sum(sum(b.rows) for b in bins), int(n) # mean of the labels that are known
     return total / n / (2 if task == "multiclass" else 1), int(n)
 
 # %% ../../nbs/monitor/11_cohort_metrics.ipynb #34e25312
@@ -265,6 +275,15 @@ def _estimated_classifier(reference, rows, calibrations):
     return estimate_performance(metrics, _probabilities(calibrations, rows.scores),
                                 lambda rng: _probabilities(calibrations, rows.scores, rng))
 
+def _estimated_labels(reference, rows, calibrations): # each as a binary task: labels of a row may come together
+    found = {}
+    for k, (label, of) in enumerate(zip(reference.schema.targets, calibrations)):
+        scores, settings = rows.scores[:, k], settings_of_label(reference.settings, k)
+        y, repeated = outcome_rows(scores)
+        metrics = {f"{m}.{label}": weighted_metric("binary", m, y, repeated, settings) for m in LABEL_METRICS}
+        found |= estimate_performance(metrics, of.apply(scores), partial(of.apply, scores))
+    return found
+
 def _estimated_regression(reference, rows, residuals):
     own, ones = own_metrics(reference, rows.frame, rows.scores, rows.scores)[0], np.ones(len(rows.y))
     if rows.quantiles is not None: own |= interval_metrics_of(rows.quantiles, reference.settings)
@@ -280,10 +299,11 @@ def estimated_metrics(
     outcomes: list[BetaCalibration] | ResidualDonors | BinnedResiduals | None, # What may come of such rows
 ) -> dict[str, Estimate]: # Empty where nothing is known of what may come
     "Every metric, as far as scores can tell it before labels."
-    if not outcomes or not len(rows.y) or reference.schema.targets: return {} # several labels are judged by labels alone
+    if not outcomes or not len(rows.y): return {}
     if len(rows.y) > MAX_ESTIMATED_ROWS:
         rows = rows.take(np.isin(np.arange(len(rows.y)), _even_choice(len(rows.y))))
-    estimate = _estimated_regression if reference.schema.task == "regression" else _estimated_classifier
+    estimate = {"regression": _estimated_regression, "multilabel": _estimated_labels}.get(
+        reference.schema.task, _estimated_classifier)
     return estimate(reference, rows, outcomes)
 
 # %% ../../nbs/monitor/11_cohort_metrics.ipynb #a8719a21
@@ -317,6 +337,8 @@ def shift_calibrations(
     "What the scores stand for among rows like those of production."
     scores, y, weights = _weighted_test(predictor, test, inputs)
     if scores.ndim == 1: return [fit_beta_calibration(scores, y, weights=weights)]
+    if predictor.schema.targets: return [fit_beta_calibration(s[m], of[m], weights=weights[m]) for s, of, m in zip(
+        scores.T, y.T, ~np.isnan(y.T))]
     return [fit_beta_calibration(scores[:, k], (y == k) * 1., weights=weights) for k in range(scores.shape[1])]
 
 def shift_residuals(

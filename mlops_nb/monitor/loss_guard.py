@@ -18,7 +18,14 @@ from msgspec import Struct, field
 from ..evaluate.metrics import mean_of_known
 from ..evaluate.row_losses import row_losses
 from .bin_counts import cell_numbers
-from .cohort_metrics import MAX_WEIGHT, JudgedRows, QualityReference, mean_loss, target_spread
+from mlops_nb.monitor.cohort_metrics import (
+    MAX_WEIGHT,
+    JudgedRows,
+    QualityReference,
+    label_brier_scores,
+    mean_loss,
+    target_spread,
+)
 from ..stats.drift_test import ReferenceHistogram
 from ..stats.e_process import log_average
 from ..stats.mean_change import MeanChangeTest, mean_upper_bound
@@ -28,12 +35,17 @@ FALSE_PAGE_ALPHA = 0.01 # of a false page in the whole life of a model, for each
 RECOVERY_ROWS = 400 # with a mean inside the margin: an alarm is over
 _LARGEST = 16. # of a regression: squared errors in those of the test rows, from where on one is as bad as another
 
+def _label_losses(rows, reference): # as if each label was as hard to tell as the hardest: which are known may change
+    usual = label_brier_scores(reference.baseline.calibration)
+    return np.clip(mean_of_known((rows.scores - rows.y)**2 + usual.max() - usual, rows.y), 0, 1)
+
 def guard_losses(
     rows: JudgedRows, # Those with a label
     reference: QualityReference,
 ) -> np.ndarray: # (n,) from 0 to 1
     "The bounded loss of each row."
     schema = reference.schema
+    if schema.targets: return _label_losses(rows, reference)
     if schema.task == "regression":
         scale = _LARGEST * max(mean_loss(reference.baseline.calibration, schema.task)[0], 1e-300)
         return np.minimum((rows.scores - rows.y)**2 / scale, 1.)

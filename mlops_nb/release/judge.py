@@ -23,7 +23,7 @@ from ..config.settings import environment_settings, read_settings
 from ..core.errors import UserError
 from ..data.label_delay import label_delay
 from ..evaluate.project_metrics import metric_row_losses
-from ..evaluate.row_losses import label_numbers
+from ..evaluate.row_losses import label_matrix, label_numbers
 from ..model.features import load_features
 from ..prediction_log.log_cursor import cursor_at, read_since
 from ..prediction_log.reader import read_log
@@ -124,12 +124,14 @@ def _find_records(folder, endpoint, began, ids): # lines of the log about these 
 
 # %% ../../nbs/release/17_judge.ipynb #37e7e241
 def _scores_and_truth(labelled, schema): # -> scores, numbers of the labels, and of which rows both are known
-    numbers, scores = label_numbers(labelled["label"], schema), labelled["score"]
-    known = (numbers.is_not_null() & scores.is_not_null()).to_numpy()
+    scores, labels = labelled["score"], labelled["label"].cast(pl.String)
+    if schema.targets: y = label_matrix(labels, schema)
+    else: y = label_numbers(labels, schema).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    known = np.isfinite(y.reshape(len(y), -1)).any(1) & scores.is_not_null().to_numpy()
     some = scores.filter(pl.Series(known))
     p = np.array(some.to_list(), float) if isinstance(scores.dtype, pl.List) else some.cast(pl.Float64).to_numpy()
     if schema.quantiles and p.ndim == 2: p = p[:, schema.quantiles.index(0.5)]
-    return p, numbers.filter(pl.Series(known)).to_numpy().astype(float), known
+    return p, y[known], known
 
 def with_own_metrics(
     state: JudgeState, # Is told of each metric

@@ -9,9 +9,10 @@ import pytest
 from mlops_nb.bundle.bundle import check_golden_examples, open_bundle
 from mlops_nb.bundle.onnx_export import export_onnx
 from mlops_nb.config.params import CostParams, NetParams, read_params, write_params
-from mlops_nb.config.schema import read_schema, write_schema
+from mlops_nb.config.schema import Schema, read_schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.data.prepare import read_dataset_info, read_split
+from mlops_nb.evaluate.label_evaluation import LABEL_METRICS
 from mlops_nb.evaluate.metrics import metric_values
 from mlops_nb.evaluate.stage import read_evaluation
 from mlops_nb.explain.counterfactuals import read_reference_rows
@@ -20,18 +21,23 @@ from mlops_nb.explain.what_if import what_if
 from mlops_nb.model.policy import Policy
 from mlops_nb.model.predictor import Predictor
 from mlops_nb.monitor.cohort_metrics import (
+    JudgedRows,
     bin_calibrations,
     estimated_metrics,
     judged_rows,
+    label_brier_scores,
     mean_loss,
     read_quality_reference,
+    shift_calibrations,
 )
 from mlops_nb.monitor.label_sampling import is_near_threshold
-from mlops_nb.monitor.loss_guard import guard_losses, guard_residuals
+from mlops_nb.monitor.loss_guard import guard_losses, guard_residuals, loss_margin
 from mlops_nb.monitor.quality import measured_metrics
 from mlops_nb.monitor.record_counts import decision_columns, decision_histograms, open_bundle_cells
 from mlops_nb.pipeline import run_stage
 from mlops_nb.release.compression import compress_bundle
+from mlops_nb.release.judge import with_own_metrics
+from mlops_nb.release.judge_state import JudgeState
 from mlops_nb.report.curve_figures import gains_html, ranking_html
 from mlops_nb.report.data_figures import target_html
 from mlops_nb.report.decision_figures import decision_figure
@@ -208,11 +214,49 @@ def test_rows_in_production_are_judged_by_label(project, predictor):
     assert found["roc_auc.tv"].value == pytest.approx(tv["roc_auc"])
     assert reference.metrics["roc_auc.tv"] == read_evaluation(project).labels[2].metrics["test"]["roc_auc"].value
     losses, residuals = guard_losses(some, reference), guard_residuals(some, reference)
-    assert losses == pytest.approx(np.nanmean((some.y - some.scores)**2, 1))
+    usual = label_brier_scores(reference.baseline.calibration)
+    assert losses == pytest.approx(np.nanmean((some.y - some.scores)**2 + usual.max() - usual, 1).clip(max=1))
     assert residuals == pytest.approx(np.nanmean(some.y - some.scores, 1))
-    assert mean_loss(reference.baseline.calibration, "multilabel")[0] == pytest.approx(losses.mean(), rel=.1)
-    assert estimated_metrics(reference, rows, bin_calibrations(reference)) == {}
+    assert loss_margin(reference, 0.) > usual.max() == mean_loss(reference.baseline.calibration, "multilabel")[0]
     assert is_near_threshold(frame["score"], predictor.policy).any()
+
+
+def labelled_rows(scores, y): # JudgedRows as if logged
+    return JudgedRows(pl.DataFrame(dict(score=scores.tolist(), label=[*map(logged_label, y)])), scores, y)
+
+
+@pytest.mark.parametrize("known", LABELS)
+def test_feedback_of_one_label_only_is_no_worse_than_the_test_rows(project, predictor, known):
+    test, k = read_split(project, "test"), LABELS.index(known)
+    y = test["_target"].to_numpy().copy()
+    y[:, np.arange(3) != k] = np.nan
+    rows = labelled_rows(predictor.predict(test), y)
+    reference = read_quality_reference(project / "artifacts/bundle")
+    losses = guard_losses(rows.take(rows.is_known), reference)
+    assert losses.mean() == pytest.approx(label_brier_scores(reference.baseline.calibration).max(), abs=.005)
+
+
+@pytest.mark.parametrize("where", ["bundle", "test rows"])
+def test_each_label_is_estimated_before_labels_come(project, predictor, where):
+    test, reference = read_split(project, "test"), read_quality_reference(project / "artifacts/bundle")
+    of = (bin_calibrations(reference) if where == "bundle" else
+          shift_calibrations(predictor, test, test.select(predictor.inputs)))
+    rows = labelled_rows(predictor.predict(test), np.full((len(test), 3), np.nan))
+    found = estimated_metrics(reference, rows, of)
+    assert {*found} == {f"{m}.{label}" for m in LABEL_METRICS for label in LABELS}
+    for label in LABELS:
+        e = found[f"roc_auc.{label}"]
+        assert e.low <= reference.metrics[f"roc_auc.{label}"] <= e.high
+
+
+def test_own_metrics_of_a_release_see_each_label():
+    def hits(y, p): return np.nanmean(np.where(np.isnan(y), np.nan, (p >= .5) == y), 1)
+    hits.metric_better = "higher"
+    labelled = pl.DataFrame(dict(score=[[.9, .1, .1], [.9, .9, .1], [.2, .2, .2], [.2, .2, .9]],
+                                 label=["backup", '{"security": 0}', None, "none"]))
+    schema = Schema("s", "multilabel", "", {}, targets=LABELS)
+    found = with_own_metrics(JudgeState("r1"), labelled, {"hits": hits}, schema)
+    assert found["metric hits"].to_list() == pytest.approx([-1., 0., None, -2 / 3])
 
 
 def test_decisions_are_counted_by_label(project):
