@@ -5,16 +5,15 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.controlled_project import git, repository
+from support.triggered_project import data, finish, outcome, project
 
 from mlops_nb.config.triggers import Trigger
 from mlops_nb.control.trigger_conditions import OpenFinding, TriggerFacts, evaluate_trigger
 from mlops_nb.control.trigger_evaluation import evaluate_triggers, explain_trigger, format_triggers, pause_trigger
 from mlops_nb.control.trigger_policy import check_triggers
 from mlops_nb.core.errors import UserError
-from mlops_nb.core.typed_yaml import write_json
 from mlops_nb.ledger.ledger import open_ledger
-from mlops_nb.ledger.runs import end_run, list_runs, queue_run
+from mlops_nb.ledger.runs import list_runs, queue_run
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)  # a Monday
 
@@ -97,32 +96,8 @@ def test_a_budget_is_never_exceeded(minutes, runs, days):
 # ---------------------------------------------------------------- in a project
 
 
-def data(root, **files):
-    "New content of data/, as ingest writes it down."
-    rows = [dict(name=name, sha256=f"{name:x<64}", rows=n) for name, n in files.items()]
-    (root / "data").mkdir(exist_ok=True)
-    write_json(root / "data" / "manifest.json", dict(files=rows))
-    (root / "data.dvc").write_text(f"outs: {files}\n")
-
-
 @pytest.fixture
-def root(tmp_path):
-    root = repository(tmp_path / "project")
-    with open(root / ".gitignore", "a") as f: f.write("/data/\n")
-    (root / "triggers.yaml").write_text("retrain: {when: {any: [{new_data: {min_rows: 100}}]}}")
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "triggers")
-    return root
-
-
-def outcome(root, at=None):
-    found = evaluate_triggers(root, at)["retrain"]
-    return found.outcome, found.clause
-
-
-def finish(root, status="succeeded"):
-    ledger, run = open_ledger(root), list_runs(open_ledger(root))[0].id
-    end_run(ledger, run, ledger.begin_attempt(run, "host-a"), status, "So.")
+def root(tmp_path): return project(tmp_path / "project")
 
 
 def test_new_data_fires_once_and_what_comes_meanwhile_is_gathered(root):
