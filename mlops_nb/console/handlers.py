@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['costs_index', 'slos_index', 'drift_index', 'approvals_index', 'ConsoleRequest', 'handler', 'refuse_as', 'runs_index',
-           'run_detail', 'RunComparison', 'run_compare', 'RunBody', 'RunAnswer', 'run_request', 'ActionAnswer',
-           'run_cancel', 'run_resume', 'triggers_index', 'TriggerExplanation', 'trigger_explain', 'PauseBody',
-           'trigger_pause', 'NoticeBody', 'notice_receive', 'schedules_index', 'alerts_index', 'alert_acknowledge',
-           'SilenceBody', 'alert_silence', 'CloseBody', 'alert_close', 'part_of_overview', 'overview_detail', 'Runbook',
-           'read_runbook', 'runbook_detail', 'KeyInfo', 'key_detail', 'LedgerPage', 'read_ledger_page', 'ledger_index']
+           'run_detail', 'RunComparison', 'run_compare', 'RunLog', 'run_log', 'RunBody', 'RunAnswer', 'run_request',
+           'ActionAnswer', 'run_cancel', 'run_resume', 'triggers_index', 'TriggerExplanation', 'trigger_explain',
+           'PauseBody', 'trigger_pause', 'schedules_index', 'schedule_pause', 'NoticeBody', 'notice_receive',
+           'alerts_index', 'alert_acknowledge', 'SilenceBody', 'alert_silence', 'CloseBody', 'alert_close',
+           'part_of_overview', 'overview_detail', 'Runbook', 'read_runbook', 'runbook_detail', 'KeyInfo', 'key_detail',
+           'LedgerPage', 'read_ledger_page', 'ledger_index']
 
 # %% ../../nbs/console/03_handlers.ipynb #8c18770d
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from ..config.process_log import log_folder
 from mlops_nb.console.overview import (
     AlertStatus,
     ColumnDriftStatus,
@@ -37,17 +39,20 @@ from ..control.notices import record_notice
 # %% ../../nbs/console/03_handlers.ipynb #7b3e2fbd
 from ..control.run_workflow import request_run
 from ..control.schedule_status import ScheduleStatus, schedule_statuses
+from ..control.scheduler import pause_schedule, require_schedule, resume_schedule
 from ..control.trigger_evaluation import explain_trigger, pause_trigger
 from ..core.errors import UserError, did_you_mean
 from ..core.trace_context import new_trace, use_trace
 from ..ledger.ledger import LedgerEntry, LedgerUnavailable, open_ledger
 from mlops_nb.ledger.runs import (
     RUN_ENDS,
+    RUN_STATES,
     cancel_run,
     compare_runs,
     read_run,
     requeue_run,
 )
+from ..ledger.trace_log import TraceLine, trace_lines
 from ..monitor.alerts import ack_alert, close_alert, find_alert, read_alerts, silence
 from ..report.runbooks import RUNBOOK_FOLDER
 from ..serve.http_messages import HTTPException, Request, Response
@@ -94,15 +99,13 @@ def _check_query(request, *names):
                             {})
 
 # %% ../../nbs/console/03_handlers.ipynb #7a7e37fe
-_STATUSES = ("queued", "running", "cancelling", *RUN_ENDS)
-
 @handler
 def runs_index(root, request) -> RunPage:
     _check_query(request, "limit", "before", "status", "trigger")
     status = request.query.get("status", "")
-    if status and status not in _STATUSES:
-        raise HTTPException(400, f"There is no status {status[:40]!r}; there are {', '.join(_STATUSES)}.", {})
-    limit, before = _number(request, "limit", 50, 1, 200), _number(request, "before", 2**62, 1, 2**62)
+    if status and status not in RUN_STATES:
+        raise HTTPException(400, f"There is no status {status[:40]!r}; there are {', '.join(RUN_STATES)}.", {})
+    limit, before = _number(request, "limit", 50, 1, 200), _number(request, "before", 0, 0, 2**62)
     return refuse_as(503, read_run_page, open_ledger(root), limit, before, status, request.query.get("trigger", ""))
 
 # %% ../../nbs/console/03_handlers.ipynb #8f7ab6df
@@ -122,6 +125,21 @@ class RunComparison(Struct):
 def run_compare(root, request) -> RunComparison:
     first, second = (_find_run(root, request, name) for name in ("run", "other"))
     return RunComparison(first.id, second.id, compare_runs(first, second).splitlines())
+
+# %% ../../nbs/console/03_handlers.ipynb #6380c453
+class RunLog(Struct):
+    "What all processes did for a run."
+    id: str
+    lines: list[TraceLine] # The oldest first
+    left_out: int # Lines before these
+
+_MAX_LINES = 1000
+
+@handler
+def run_log(root, request) -> RunLog:
+    run = _find_run(root, request)
+    lines = refuse_as(503, trace_lines, open_ledger(root), log_folder(root), run.id)
+    return RunLog(run.id, lines[-_MAX_LINES:], max(0, len(lines) - _MAX_LINES))
 
 # %% ../../nbs/console/03_handlers.ipynb #f56c2ec0
 _Reason = Annotated[str, Meta(max_length=500, description="Why; it stands in the ledger.")]
@@ -188,7 +206,7 @@ def trigger_explain(root, request) -> TriggerExplanation:
 
 # %% ../../nbs/console/03_handlers.ipynb #3730d9a5
 class PauseBody(Struct, forbid_unknown_fields=True):
-    "Until when a trigger asks for nothing."
+    "Until when a trigger or a schedule does nothing."
     until: str # A time with its zone; one that is over ends a pause
     reason: _Reason
 
@@ -200,6 +218,23 @@ def trigger_pause(root, request) -> ActionAnswer:
     over = until <= datetime.now(UTC)
     return ActionAnswer(name, f"The trigger {name} is {'no longer paused' if over else f'paused until {body.until}'}.")
 
+# %% ../../nbs/console/03_handlers.ipynb #631b461a
+@handler
+def schedules_index(root, request) -> list[ScheduleStatus]:
+    return refuse_as(503, schedule_statuses, root)
+
+@handler
+def schedule_pause(root, request) -> ActionAnswer:
+    body, name = decode_body(request.body, PauseBody), request.path_params["schedule"]
+    until = _moment(body.until, "until")
+    refuse_as(404, require_schedule, root, name)
+    if until > datetime.now(UTC):
+        refuse_as(409, pause_schedule, root, name, until, body.reason, request.api_key_name)
+        return ActionAnswer(name, f"The schedule {name} is paused until {body.until}.")
+    refuse_as(409, resume_schedule, root, name, request.api_key_name)
+    return ActionAnswer(name, f"The schedule {name} is no longer paused.")
+
+# %% ../../nbs/console/03_handlers.ipynb #54f03803
 class NoticeBody(Struct, forbid_unknown_fields=True):
     "What another system says has come."
     source: str # Who says so, as a trigger names it
@@ -211,10 +246,6 @@ def notice_receive(root, request) -> ActionAnswer:
     body = decode_body(request.body, NoticeBody)
     entry = refuse_as(400, record_notice, root, body.source, body.facts, request.api_key_name, body.key)
     return ActionAnswer(str(entry.seq), f"The notice of {body.source} is in the ledger since {entry.at}.")
-
-@handler
-def schedules_index(root, request) -> list[ScheduleStatus]:
-    return refuse_as(503, schedule_statuses, root)
 
 # %% ../../nbs/console/03_handlers.ipynb #91dff0b3
 @handler

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from .page_script import PAGE_SCRIPT
 from .page_style import PAGE_STYLE
-from ..ledger.runs import RUN_ENDS
+from ..ledger.runs import RUN_STATES
 from ..report.page_script import script_hash
 
 # %% ../../nbs/console/07_operations_page.ipynb #bb1e06a1
@@ -22,9 +22,8 @@ def _section(id, title, more="", full=False):
     place = ' class="full"' if full else ""
     return f'<section id="s-{id}"{place} aria-labelledby="h-{id}">{heading}<div id="{id}"></div></section>'
 
-_STATES = ("queued", "running", *RUN_ENDS)
 _FILTER = ('<select id="filter" aria-label="Which runs"><option value="">all runs</option>'
-           + "".join(f'<option value="{s}">{s}</option>' for s in _STATES) + "</select>")
+           + "".join(f'<option value="{s}">{s}</option>' for s in RUN_STATES) + "</select>")
 _RUN_NOW = '<button type="button" id="run-now" class="main">Run now</button>'
 _SECTIONS = "".join((
     '<div class="column">', _section("alerts", "Alerts"), _section("approvals", "Approvals"),

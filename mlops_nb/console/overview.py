@@ -25,7 +25,7 @@ from ..core.errors import UserError
 from ..core.files import file_signature
 from ..ledger.costs import run_costs
 from ..ledger.ledger import Ledger, open_ledger
-from ..ledger.runs import _SELECT, PipelineRun, _run, open_runs, read_run
+from ..ledger.runs import PipelineRun, list_runs, open_runs, read_run
 from ..monitor.alerts import AlertState, read_alerts
 from ..monitor.results import budget_results, drift_results
 from ..monitor.slo_freeze import frozen_budgets
@@ -230,17 +230,13 @@ class RunPage(Struct):
 def read_run_page(
     ledger: Ledger,
     limit: int, # Runs of the page, at most
-    before: int = 2**62, # Only runs whose first entry has a smaller number
+    before: int = 0, # Only runs whose first entry has a smaller number; 0: from the newest
     status: str = "", # Only runs with this status
     trigger: str = "", # Only runs that this trigger asked for
 ) -> RunPage:
     "The newest runs, some of them. Raises `UserError` if the ledger cannot be read."
-    wanted = {"status": status, "trigger_name": trigger}
-    where = "".join(f" AND r.{column} = :{column}" for column, value in wanted.items() if value)
-    values = {column: value for column, value in wanted.items() if value}
-    rows = ledger.query(f"{_SELECT}WHERE r.seq < :before{where} ORDER BY r.seq DESC LIMIT :n", before=before,
-                        n=limit + 1, **values)
-    return RunPage([_run(row) for row in rows[:limit]], rows[limit - 1]["seq"] if len(rows) > limit else None)
+    found = list_runs(ledger, limit + 1, before, status, trigger) # one more tells whether there are more
+    return RunPage(found[:limit], found[limit - 1].seq if len(found) > limit else None)
 
 # %% ../../nbs/console/01_overview.ipynb #9f68c184
 class RunDetail(Struct):

@@ -27,7 +27,8 @@ const ago = text => {
     n < 172800 ? [Math.round(n / 3600), 'h'] : [Math.round(n / 86400), 'days'];
   return seconds < 0 ? `in ${value} ${unit}` : n < 5 ? 'now' : `${value} ${unit} ago`;
 };
-const exact = text => new Date(text).toLocaleString([], {dateStyle: 'medium', timeStyle: 'short'});
+const exact = (text, precision = 'short') =>
+  new Date(text).toLocaleString([], {dateStyle: 'medium', timeStyle: precision});
 const when = text => text ? h('time', {datetime: text, title: exact(text), class: 'keep'}, ago(text)) : '–';
 const took = s => s === null || s === undefined ? '' : s < 60 ? `${s.toFixed(s < 10 ? 1 : 0)} s` :
   s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
@@ -265,7 +266,8 @@ const stepState = (x, run) => x.status === 'begun' && ENDS.includes(run.status) 
   x.status === 'begun' ? 'running' : x.status;
 const drawRun = ({run, graph}) => h('div', {class: 'row'}, h('div', {},
   h('div', {class: 'heading'}, h('h3', {}, h('span', {class: 'mono'}, run.id), ' ', state(run.status)),
-    h('div', {class: 'buttons'}, runButtons(run))),
+    h('div', {class: 'buttons'}, button('Log', () => showLog(run.id), {'data-key': `log ${run.id}`}),
+      runButtons(run))),
   facts(['asked for ', when(run.queued_at), ` by ${run.queued_by}`], `trigger ${run.trigger_name || 'on_demand'}`,
     run.reason, run.attempts > 1 && `attempt ${run.attempts}`, ['code ', h('span', {class: 'mono'},
     run.git_commit.slice(0, 12))]),
@@ -275,22 +277,37 @@ const drawRun = ({run, graph}) => h('div', {class: 'row'}, h('div', {},
   graph.length > 0 && drawGraph(graph), run.message && ENDS.includes(run.status) &&
     (run.status === 'succeeded' ? h('p', {}, run.message) : h('pre', {tabindex: 0}, run.message))));
 const drawCurrent = found => found.length ? found.map(drawRun) : none('There was no run yet.');
-const showRun = async id => {
+"""
+
+# %% ../../nbs/console/06_page_script.ipynb #33b7a118
+_DETAILS = """
+const showIn = async (path, draw) => {
   const box = $('detail');
-  try { box.replaceChildren(drawRun(await call(runPath(id))), closing(box)); box.showModal(); }
+  try { box.replaceChildren(...draw(await call(path)), closing(box)); if (!box.open) box.showModal(); }
   catch (e) { said(e.message); }
 };
+const showRun = id => showIn(runPath(id), found => [drawRun(found), comparison(found.run.id)]);
+const comparison = id => h('label', {}, 'Compare with', h('select', {'data-key': 'compare', onchange: event =>
+  event.target.value && showComparison(id, event.target.value)}, h('option', {value: ''}, 'another run'),
+  listed.filter(r => r.id !== id).map(r => h('option', {value: r.id}, `${r.id} ${r.status}`))));
+const showComparison = (id, other) => showIn(runPath(id, `compare/${encodeURIComponent(other)}`), found => [
+  h('h2', {}, 'What differs'), found.lines.length > 1 ? h('pre', {tabindex: 0}, found.lines.join('\\n')) :
+    none(`Nothing differs between ${found.first} and ${found.second}.`)]);
+const showLog = id => showIn(runPath(id, 'log'), found => [h('h2', {}, `Log of ${found.id}`),
+  found.left_out > 0 && none(`${found.left_out} earlier lines: mlops-nb logs ${found.id}`), found.lines.length ? table(
+    ['When', 'Who', 'What'], found.lines.map(l => [exact(l.time, 'medium'), l.source, l.level === 'error' ?
+      [state('failed', 'error'), ' ', l.message] : l.message])) : none('Nothing was written down.')].filter(Boolean));
 """
 
 # %% ../../nbs/console/06_page_script.ipynb #02135fca
 _RUNS = """
 const SHOWN = 20, pages = [];
-let filter = '';
+let filter = '', listed = [];
 const runRow = r => [button(r.id, () => showRun(r.id), {class: 'link mono', 'data-key': `run ${r.id}`}),
   state(r.status), when(r.queued_at), r.trigger_name || 'on_demand',
   (ENDS.includes(r.status) && r.status !== 'succeeded' && r.message || r.reason || r.message).split('\\n')[0]];
-const drawRuns = ({runs, next}) => [runs.length ? table(['Run', 'State', 'Asked for', 'Trigger', 'Reason or outcome'],
-  runs.map(runRow)) : none(filter ? 'No run has this state.' : 'There was no run yet.'),
+const drawRuns = ({runs, next}) => [(listed = runs).length ? table(['Run', 'State', 'Asked for', 'Trigger',
+  'Reason or outcome'], runs.map(runRow)) : none(filter ? 'No run has this state.' : 'There was no run yet.'),
   h('div', {class: 'buttons'}, button('Newer', () => turn(-1), {disabled: !pages.length}),
     button('Older', () => turn(1, next), {disabled: !next}),
     h('span', {class: 'soft'}, pages.length ? `Page ${pages.length + 1}` : ''))];
@@ -308,8 +325,15 @@ const askForRun = () => ask('Run the pipeline now', 'On the data, code and param
 _TRIGGERS = """
 const DAYS = {name: 'days', label: 'For how long', options: [['0.25', '6 hours'], ['1', '1 day'], ['3', '3 days'],
   ['7', '7 days'], ['30', '30 days']]};
-const pausePath = t => `/v1/triggers/${encodeURIComponent(t.name)}/pause`;
 const later = days => new Date(Date.now() + 864e5 * Number(days)).toISOString();
+const pauseButton = ({name, paused_until}, kind, does) => {
+  const send = (reason, until) => call(`/v1/${kind}s/${encodeURIComponent(name)}/pause`, {reason, until});
+  return paused_until ? button('End the pause', () => ask(`End the pause of ${name}`, `The ${kind} may ${does} again.`,
+    [], 'End the pause', () => send('', new Date(0).toISOString())), {'data-key': `resume ${kind} ${name}`}) :
+    button('Pause', () => ask(`Pause ${name}`, `The ${kind} does not ${does} until then.`, [DAYS, {...REASON,
+      required: true}], 'Pause', given => send(given.reason, later(given.days))),
+    {'data-key': `pause ${kind} ${name}`});
+};
 const triggerRow = t => row([
   h('div', {}, h('b', {}, t.name), ' ', t.paused_until ? state('paused') : state(t.outcome || 'waiting',
     t.outcome ? '' : 'not evaluated yet'), !t.paused_until && ['fired', 'suppressed'].includes(t.outcome) &&
@@ -317,16 +341,14 @@ const triggerRow = t => row([
   facts(t.since && ['since ', when(t.since)], t.run && `run ${t.run}`,
     t.paused_until && ['ends ', when(t.paused_until), `: ${t.paused_why}`]),
   t.tree.length > 0 && h('details', {'data-key': t.name}, h('summary', {}, 'Why'), h('pre', {}, t.tree.join('\\n')))],
-  t.paused_until ? button('End the pause', () => ask(`End the pause of ${t.name}`, 'It asks for runs again.', [REASON],
-    'End the pause', given => call(pausePath(t), {...given, until: new Date().toISOString()})),
-    {'data-key': `resume ${t.name}`}) : button('Pause', () => ask(`Pause ${t.name}`,
-    'It asks for no run until then.', [DAYS, {...REASON, required: true}], 'Pause',
-    given => call(pausePath(t), {reason: given.reason, until: later(given.days)})), {'data-key': `pause ${t.name}`}));
+  pauseButton(t, 'trigger', 'ask for runs'));
 const drawTriggers = triggers => triggers.length ? triggers.map(triggerRow) :
   none('There is no triggers.yaml, so runs begin by hand or by schedule.');
-const drawSchedules = schedules => schedules.length ? table(['Schedule', 'Does', 'Next', 'Last'], schedules.map(
-  x => [x.name, x.action, x.paused_until ? state('paused') : when(x.next_at), x.last_at ? [state(x.last_status), ' ',
-    when(x.last_at), x.last_status === 'failed' && `: ${x.last_message}`] : 'never'])) :
+const drawSchedules = schedules => schedules.length ? table(['Schedule', 'Does', 'Next', 'Last', 'Pause'],
+  schedules.map(x => [x.name, x.action, x.paused_until ? h('span', {title: x.paused_why},
+    state('paused', 'paused, ends'), ' ', when(x.paused_until)) : when(x.next_at), x.last_at ? [state(x.last_status),
+    ' ', when(x.last_at), x.last_status === 'failed' && `: ${x.last_message}`] : 'never',
+    pauseButton(x, 'schedule', 'run')])) :
   none('settings.ini has no schedule.');
 """
 
@@ -471,5 +493,5 @@ follow();
 """
 
 PAGE_SCRIPT = "'use strict';\n(() => {" + "".join((
-    _ELEMENTS, _STATES, _PAINT, _REQUESTS, _ASK, _ALERTS, _APPROVALS, _LIVE, _GRAPH, _RUN, _RUNS, _TRIGGERS, _BUDGETS,
-    _COSTS, _SHOW, _HOLD, _FOLLOW, _BEGIN)) + "})();\n"
+    _ELEMENTS, _STATES, _PAINT, _REQUESTS, _ASK, _ALERTS, _APPROVALS, _LIVE, _GRAPH, _RUN, _DETAILS, _RUNS, _TRIGGERS,
+    _BUDGETS, _COSTS, _SHOW, _HOLD, _FOLLOW, _BEGIN)) + "})();\n"

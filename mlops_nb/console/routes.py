@@ -24,6 +24,7 @@ from mlops_nb.console.handlers import (
     RunBody,
     Runbook,
     RunComparison,
+    RunLog,
     SilenceBody,
     TriggerExplanation,
 )
@@ -67,6 +68,8 @@ _RUN_ROUTES = [
                  answer=RunDetail),
     ConsoleRoute("GET", f"{_RUN}/compare/{{other}}", "read", handlers.run_compare, "What differs between two runs.",
                  answer=RunComparison),
+    ConsoleRoute("GET", f"{_RUN}/log", "read", handlers.run_log, "What all processes did for a run, in order.",
+                 answer=RunLog),
     ConsoleRoute("POST", f"{_RUN}/cancel", "operate", handlers.run_cancel,
                  "End a run, wherever it is; the model in use stays.", answer=ActionAnswer, body=RunBody),
     ConsoleRoute("POST", f"{_RUN}/resume", "operate", handlers.run_resume,
@@ -88,6 +91,9 @@ _TRIGGER_ROUTES = [
                  answer=ActionAnswer, body=NoticeBody),
     ConsoleRoute("GET", "/v1/schedules", "read", handlers.schedules_index,
                  "The schedules and when each is due next.", answer=list[ScheduleStatus]),
+    ConsoleRoute("POST", "/v1/schedules/{schedule}/pause", "operate", handlers.schedule_pause,
+                 "Let a schedule do nothing until a moment; one that is over ends a pause.", answer=ActionAnswer,
+                 body=PauseBody),
 ]
 _ALERT_ROUTES = [
     ConsoleRoute("GET", "/v1/alerts", "read", handlers.alerts_index, "The alerts that hold, the urgent first.",

@@ -76,7 +76,7 @@ def test_a_key_is_asked_for_once_and_what_is_done_has_a_name(page, served):
     until(lambda: served.by("A1", "alert.acked") == ["ana"])
     page.until("document.getElementById('alerts').textContent.includes('ana has it')")
     assert page.look("document.getElementById('who').textContent") == "ana"
-    page.click(button("pause retrain"))
+    page.click(button("pause trigger retrain"))
     page.until("document.getElementById('ask').open && !document.querySelector('#ask [name=key]')")
     confirm(page, reason="holidays")
     until(lambda: served.by("retrain", "trigger.paused") == ["ana"])
@@ -84,6 +84,26 @@ def test_a_key_is_asked_for_once_and_what_is_done_has_a_name(page, served):
     page.open(served.url) # the key is nowhere but in the page that is gone
     page.until("document.getElementById('key').textContent === 'Enter a key'")
     assert page.look("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+
+
+def test_two_runs_are_compared_and_a_log_is_read(page, served):
+    page.click(button("run r00failed"))
+    page.until("document.getElementById('detail').open")
+    page.look("(s => { s.value = 'r01running'; s.dispatchEvent(new Event('change')); })"
+              "(document.querySelector('#detail [data-key=compare]'))")
+    page.until("document.getElementById('detail').textContent.includes('What differs')")
+    page.press("Escape")
+    page.click(button("log r01running"))
+    page.until("document.getElementById('detail').textContent.includes('step.ended train gbdt')")
+    page.press("Escape")
+
+
+def test_a_schedule_is_paused_and_goes_on(page, served):
+    confirm(page, button("pause schedule daily"), reason="holidays", key=served.keys["ana"])
+    until(lambda: served.by("daily", "schedule.paused") == ["ana"])
+    page.until("document.getElementById('schedules').textContent.includes('paused')")
+    confirm(page, button("resume schedule daily"))
+    until(lambda: served.by("daily", "schedule.resumed") == ["ana"])
 
 
 def test_a_key_that_does_not_fit_is_refused_in_the_dialog(page, served):
@@ -115,13 +135,13 @@ def test_everything_is_done_by_keyboard_alone(page, served):
 
 
 def test_what_happens_appears_by_itself_and_leaves_the_focus(page, served):
-    page.look("document.querySelector('[data-key=\"pause yearly\"]').focus()")
+    page.look("document.querySelector('[data-key=\"pause trigger yearly\"]').focus()")
     queue_run(served.ledger, "rlive", facts(reason="it appears"), by="ana")
     write_changes(served.ledger, read_alerts(served.ledger), AlertChanges(opened=[alert("visits")]),
                   read_alerts(served.ledger).alerts["A1"].opened_at)
     page.until("document.getElementById('runs').textContent.includes('it appears')")
     page.until("document.getElementById('alerts').textContent.includes('visits')")
-    assert page.look("document.activeElement.dataset.key") == "pause yearly"
+    assert page.look("document.activeElement.dataset.key") == "pause trigger yearly"
 
 
 @pytest.mark.parametrize("width, dark", [(390, False), (390, True), (768, False), (1200, True)])

@@ -12,7 +12,7 @@ from mlops_nb.config.settings import ConsoleSettings
 from mlops_nb.console.routes import API_ROUTES
 from mlops_nb.console.server import CONSOLE_ROUTES, MAX_BODY_BYTES, start_console
 from mlops_nb.core.errors import UserError
-from mlops_nb.ledger.runs import queue_run, run_status
+from mlops_nb.ledger.runs import RUN_STATES, queue_run, run_status
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -25,7 +25,8 @@ def test_each_route_needs_the_scope_it_should():
 
 @pytest.mark.parametrize("route", [r for r in CONSOLE_ROUTES if r.method == "POST"], ids=lambda r: r.path)
 def test_to_act_needs_an_operators_key_also_where_reading_is_open(console, route):
-    path = route.path.format(run="r01running", trigger="retrain", alert="A1", release=console.release.id)
+    path = route.path.format(run="r01running", trigger="retrain", schedule="daily", alert="A1",
+                             release=console.release.id)
     assert console.ask("POST", path, {})[0] == 401
     assert console.ask("POST", path, {}, key="eve")[0] == 403
     assert console.ask("POST", path, {}, key="0123.none")[0] == 401
@@ -111,6 +112,32 @@ def test_a_trigger_is_explained_and_paused(console):
     assert (paused["paused_why"], console.by("yearly", "trigger.paused")) == ("holidays", ["ana"])
     console.ask("POST", "/v1/triggers/yearly/pause", body | dict(until="2026-01-01T00:00Z"), key="bo")
     assert {t["name"]: t["paused_until"] for t in console.ask("GET", "/v1/triggers")[1]}["yearly"] == ""
+
+
+def test_a_schedule_is_paused_and_goes_on(console):
+    def paused(): return console.ask("GET", "/v1/schedules")[1][0]["paused_why"]
+    body, over = dict(until="2036-12-24T18:00Z", reason="holidays"), dict(until="1970-01-01T00:00Z", reason="")
+    assert console.ask("POST", "/v1/schedules/dayly/pause", body, key="ana")[0] == 404
+    assert console.ask("POST", "/v1/schedules/daily/pause", over, key="ana")[0] == 409 # it is not paused
+    assert console.ask("POST", "/v1/schedules/daily/pause", body, key="ana")[0] == 200 and paused() == "holidays"
+    assert console.ask("POST", "/v1/schedules/daily/pause", over, key="bo")[0] == 200 and paused() == ""
+    assert (console.by("daily", "schedule.paused"), console.by("daily", "schedule.resumed")) == (["ana"], ["bo"])
+
+
+def test_the_log_of_a_run_is_what_all_processes_wrote_for_it(console):
+    queue_run(console.ledger, "rlog", facts(reason="for its log"), by="ana")
+    trace = console.ask("GET", "/v1/runs/rlog")[1]["run"]["trace"]
+    (console.root / ".mlops/logs").mkdir(exist_ok=True)
+    said = dict(time="2099-01-01T00:00:00.000+00:00", process="stage", pid=7, message="trained", trace_id=trace)
+    (console.root / ".mlops/logs/other-machine.jsonl").write_text(json.dumps(said) + "\n")
+    status, found = console.ask("GET", "/v1/runs/rlog/log")
+    assert (status, [line["source"] for line in found["lines"]], found["left_out"]) == (200, ["ledger", "stage 7"], 0)
+    assert console.ask("GET", "/v1/runs/none/log")[0] == 404
+
+
+@pytest.mark.parametrize("status", RUN_STATES)
+def test_runs_are_found_by_each_state_there_is(console, status):
+    assert console.ask("GET", f"/v1/runs?status={status}")[0] == 200
 
 
 def test_a_notice_is_written_once(console):
