@@ -70,7 +70,7 @@ def replay_days(world, n_days, usual, planned, pools):
     start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - n_days * DAY
     settings = read_settings(world.root)
     traffic = ReplayedTraffic(world.root, world.root / settings.release.store / world.champion, usual,
-                              settings.release.endpoint, rows_per_hour=120, label_delay=timedelta(days=30))
+                              settings.release.endpoint, rows_per_hour=120, label_delay=timedelta(days=30), lease=9)
     replay(world.root, traffic, start, n_days, planned, pools)
 
 

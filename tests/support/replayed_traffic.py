@@ -28,10 +28,11 @@ def season(at):
 class ReplayedTraffic:
     """`pool` has the rows that customers ask about, and `_chance`: the true probability of the second class. Labels
     come after a part of `label_delay`."""
-    def __init__(self, root, bundle, pool, endpoint="churn", rows_per_hour=40, label_delay=timedelta(days=5), seed=0):
+    def __init__(self, root, bundle, pool, endpoint="churn", rows_per_hour=40, label_delay=timedelta(days=5), seed=0,
+                 lease=0):
         self.predictor, self.bundle = Predictor.open(bundle), Path(bundle).name
         self.endpoint, self.pool = endpoint, pool
-        self.log = PredictionLogWriter(Path(root) / "predictions", 0, LogSettings(segment_mib=512))
+        self.log = PredictionLogWriter(Path(root) / "predictions", lease, LogSettings(segment_mib=512))
         self.rows_per_hour, self.label_delay = rows_per_hour, label_delay
         self.rng, self.labels, self.n = np.random.default_rng(seed), [], 0
 
