@@ -88,6 +88,23 @@ def test_no_more_runs_at_once_than_are_allowed(root, controllers, monkeypatch):
     assert most == 2
 
 
+def test_on_another_machine_a_run_has_all_that_was_done_on_the_lost_one(sqlite_root, controllers, monkeypatch):
+    "It has a clone of its own, and no working tree of the run."
+    monkeypatch.setenv("MLOPS_NB_CONTROL_LEASE_SECONDS", "5")
+    root, other = sqlite_root, sqlite_root.parent / "clone"
+    git(root, "clone", "-q", ".", str(other))
+    (root / "hold deploy").touch()
+    controllers.append(start_controller(root, HOST="a"))
+    run, _ = request_run(root)
+    until(lambda: "deploy 1" in lines(root / "begun"))
+    end(controllers[0])
+    controllers.append(start_controller(other, HOST="b"))
+    until(lambda: ended(root, run))
+    assert (read_run(open_ledger(root), run).status, lines(other / "ended")) == (
+        "succeeded", ["data.dvc 2", "validate 2", "gate 2", "deploy 2", "report 2"])
+    assert set(effects(root).values()) == {1}
+
+
 def test_killed_at_random_each_run_ends_once(root, controllers):
     rng, kills = random.Random(11), 4
     controllers += [start_controller(root), start_controller(root)]
