@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlops_nb.data.prepare import SplitSummary
 from mlops_nb.report.data_figures import (
     TimeCourse,
     choose_step,
@@ -33,7 +34,7 @@ def prepared(tmp_path, times, targets, task="regression", method="time", classes
         target = (dict(mean=y.mean(), std=y.std(), min=y.min(), max=y.max()) if task == "regression" else
                   {c: (y == i).sum() for i, c in enumerate(classes)})
         time = (known.min().isoformat(), known.max().isoformat()) if len(known) else None
-        parts[split] = Some(rows=len(part), time=time, target=target)
+        parts[split] = SplitSummary(len(part), "", target, time)
     dataset = Some(task=task, classes=classes, used=n, parts=parts, split=Some(method=method))
     return files, dataset, read_time_course(files, dataset, "at" if method != "order" else None)
 
