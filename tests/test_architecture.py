@@ -7,8 +7,8 @@ from support.imports import ROOT, edges, floor, imported, modules, public_names
 
 # From the top down: a folder imports only folders below it, or its own modules.
 FOLDERS = ["cli", "schedule_commands", "run_commands", "release_commands", "monitor_commands", "model_commands",
-           "command_line", "notebook", "scaffold", "ci", "pipeline", "examples", "console", "control", "report", "batch",
-           "serve", "release", "monitor", "explain", "evaluate", "bundle", "train", "data", "model", "stats",
+           "command_line", "notebook", "scaffold", "ci", "pipeline", "examples", "console", "control", "report",
+           "batch", "serve", "release", "monitor", "explain", "evaluate", "bundle", "train", "data", "model", "stats",
            "prediction_log", "ledger", "config", "core"]
 LEVEL = {name: len(FOLDERS) - i for i, name in enumerate(FOLDERS)}
 CORE = {"core.errors", "core.files", "core.typed_yaml", "core.manifest", "config.values", "config.schema",

@@ -71,7 +71,7 @@ def test_what_hides_ends_with_its_step(tmp_path, how):
 
 @linux
 def test_a_step_that_forks_on_and_on_is_ended(tmp_path):
-    "What is stopped starts nothing, so the number of looks is bounded. There are 60 at most: looks at more take ever longer."
+    "What is stopped starts nothing, so looks are bounded. There are 60 at most: looks at more take ever longer."
     code = """
 import os, time
 def breed():
