@@ -11,8 +11,11 @@ from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.ledger.runs import RUN_ENDS, cancel_run, read_run, run_status
 from mlops_nb.ledger.waiting_runs import waits_for
 
-# the release of a run is what a file says, where there is one
+# the release of a run is what a file says, where there is one; no command of a step is a process of its own here
 RELEASE = """
+def run_process(command, *_):
+    with open('ended', 'a') as f: f.write(command[-1] + chr(10))
+run_workflow.run_process = run_process
 from mlops_nb.control.run_release import ReleaseProgress
 def progress(root, ledger, run):
     said = Path(root, 'release ' + run)
@@ -61,8 +64,7 @@ def test_a_run_that_waits_lets_others_pass_and_outlives_its_controller(root, sta
     until(lambda: run_status(ledger, first) in RUN_ENDS)
     found = read_run(ledger, first)
     assert (found.status, found.attempts, found.facts["releases"]) == ("succeeded", 2, {"production": "1"})
-    assert sorted(line.split()[0] for line in lines(root / "ended")) == sorted(
-        2 * ["data.dvc", "validate", "gate", "deploy", "report"]), "what was done is not done again"
+    assert sorted(lines(root / "ended")) == sorted(2 * ["data.dvc", "validate", "gate", "deploy", "report"]), "what was done is not done again"
     third = new_run(root, "version 3\n")
     (root / f"release {third}").write_text("waiting")
     until(lambda: run_status(ledger, third) == "waiting")
