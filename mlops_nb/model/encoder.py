@@ -202,7 +202,7 @@ def transform_training(self:Encoder,
     X, groups = self.transform(frame), frame.get_column(schema.entity, default=None) if schema.entity else None
     for column, end in zip(self.columns, self.starts[1:]):
         if column.kind != 'text' or not (n := len(column.encoding.scores)): continue
-        texts, asked = _require_column(frame, column.name), score_target(target, schema)
+        texts, asked = _require_column(frame, column.name), score_target(target, schema, column.encoding.scores)
         X[:, end - n:end] = cross_fit_scores(column.encoding, texts, asked, groups)
     return X
 

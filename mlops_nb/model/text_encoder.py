@@ -9,6 +9,7 @@ __all__ = ['split_words', 'text_terms', 'TextEncoding', 'truncated_svd', 'fit_te
 import html
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from functools import cached_property
 
@@ -151,13 +152,14 @@ def truncated_svd(
 
 # %% ../../nbs/model/01_text_encoder.ipynb #ad827cfb
 @patch
-def _tfidf(self:TextEncoding, texts): # of lists of words; (n, terms) CSR, rows of length one
+def _tfidf(self:TextEncoding, texts): # an iterable of lists of words; (n, terms) CSR, rows of length one
     from scipy import sparse
-    known = [self._known_terms(words) for words in texts]
-    starts = np.cumsum([0, *map(len, known)])
-    at = np.fromiter((i for row in known for i in row), np.int64, starts[-1])
-    counts = np.fromiter((n for row in known for n in row.values()), float, starts[-1])
-    A = sparse.csr_array(((1 + np.log(counts)) * self._weights[at], at, starts), (len(texts), len(self.terms)))
+    starts, at, counts = array("q", [0]), array("i"), array("i") # numbers alone stay of a text
+    for words in texts:
+        known = self._known_terms(words)
+        at.extend(known), counts.extend(known.values()), starts.append(len(at))
+    starts, at, counts = map(np.array, (starts, at, counts))
+    A = sparse.csr_array(((1 + np.log(counts)) * self._weights[at], at, starts), (len(starts) - 1, len(self.terms)))
     length = np.sqrt(A.multiply(A).sum(1))
     return sparse.diags_array(1 / np.where(length > 0, length, 1)) @ A
 

@@ -27,12 +27,14 @@ class ScoreTarget(NamedTuple):
 def score_target(
     y: np.ndarray, # (n,) class index or value, or (n, labels) of 0 and 1; NaN is missing
     schema: Schema,
+    names: list[str] | None = None, # Of an encoding that was learned from other rows
 ) -> ScoreTarget:
     "The columns that the words of a text are asked for."
     if y.ndim == 1 and schema.task == 'regression': return ScoreTarget(['score'], y[:, None], False)
     if y.ndim == 1 and len(schema.classes) == 2: return ScoreTarget(['score'], y[:, None], True)
     Y = y if y.ndim == 2 else (y[:, None] == np.arange(len(schema.classes))).astype(float)
-    at = np.sort(np.argsort(-np.nansum(Y, 0), kind='stable')[:_MAX_SCORES])
+    at = [int(n.removeprefix('score.')) for n in names] if names else np.sort(
+        np.argsort(-np.nansum(Y, 0), kind='stable')[:_MAX_SCORES])
     return ScoreTarget([f"score.{i}" for i in at], Y[:, at], True)
 
 # %% ../../nbs/model/03_text_scores.ipynb #8faf88ad
@@ -84,7 +86,7 @@ def _fit_rows(A, target): # positions of the rows to learn from
 def _read_texts(encoding, texts, target): # matrix of the texts that are not missing, their target, where they are
     values = texts.cast(pl.String).to_list()
     at = np.flatnonzero([t is not None for t in values])
-    A = encoding._tfidf([split_words(values[i], encoding.max_chars) for i in at])
+    A = encoding._tfidf(split_words(values[i], encoding.max_chars) for i in at)
     return A, target._replace(values=target.values[at]), at
 
 # %% ../../nbs/model/03_text_scores.ipynb #bc2d82c0

@@ -80,7 +80,7 @@ def entity_groups(
     frame: pl.DataFrame, # Validation rows
     schema: Schema,
 ) -> np.ndarray | None: # (n,) int, one number an entity; None where rows are drawn one by one
-    "Which validation rows are drawn together when [half of them](14_quantile_boosting.ipynb) correct the quantiles."
+    "Which validation rows are drawn together when [half of them](13_quantile_boosting.ipynb) correct the quantiles."
     if not (schema.quantiles and schema.entity): return None
     return frame[schema.entity].cast(pl.String).fill_null('').rank('dense').to_numpy().astype(np.int64) - 1
 

@@ -46,11 +46,11 @@ def calibration_rows(
     groups: np.ndarray | None = None, # (n,) int: rows of one entity are on one side
 ) -> np.ndarray: # (n,) bool; the others stop the training
     "Which of the validation rows correct the quantiles: half of them, or with groups hardly fewer."
-    if groups is None: return np.random.default_rng(0).permutation(n) < n // 2
-    size = np.bincount(groups)
-    order = np.random.default_rng(0).permutation(len(size))
+    if groups is None or not groups.any(): return np.random.default_rng(0).permutation(n) < n // 2
+    size, left = np.bincount(groups), n // 2
     taken = np.zeros(len(size), bool)
-    taken[order[np.cumsum(size[order]) <= n // 2]] = True
+    for i in np.random.default_rng(0).permutation(len(size)): # an entity too large for what is left is passed over
+        if size[i] <= left: taken[i], left = True, left - size[i]
     return taken[groups]
 
 def stopping_rows(

@@ -170,6 +170,16 @@ def test_of_many_classes_the_frequent_ones_have_a_score(monkeypatch):
     assert target.names == ["score.1", "score.3"] and target.values.sum(0).tolist() == [3, 4]
 
 
+def test_rows_of_other_frequencies_are_asked_for_the_scores_of_the_encoding(monkeypatch):
+    "A training may go on with the encoder of an earlier model."
+    monkeypatch.setattr(module, "_MAX_SCORES", 2)
+    schema = Schema("r", "multiclass", "y", classes=[*"abcd"], columns={"y": Column("category")})
+    then, now = np.repeat([0., 1, 2, 3], [1, 5, 2, 9]), np.repeat([0., 1, 2, 3], [9, 1, 5, 2])
+    names = score_target(then, schema).names
+    assert names == ["score.1", "score.3"] and score_target(now, schema).names == ["score.0", "score.2"]
+    assert_array_equal(score_target(now, schema, names).values, np.stack([now == 1, now == 3], 1))
+
+
 def test_a_sample_of_many_words_is_learned_from(monkeypatch):
     monkeypatch.setattr(module, "_MAX_FIT_WORDS", 1000)
     texts, y = random_texts(400), np.arange(400) % 2.

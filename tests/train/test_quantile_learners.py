@@ -144,7 +144,7 @@ def test_one_file_that_answers_otherwise_is_refused():
         merge_quantile_models("model.txt", [text, other], PARTS[1].X, wrong)
 
 
-@pytest.mark.parametrize("n_groups", [1, 2, 7, 300])
+@pytest.mark.parametrize("n_groups", [2, 7, 300])
 def test_rows_of_one_entity_are_on_one_side(n_groups):
     groups = np.random.default_rng(0).integers(0, n_groups, 1000)
     kept = calibration_rows(1000, groups)
@@ -152,6 +152,13 @@ def test_rows_of_one_entity_are_on_one_side(n_groups):
     if n_groups == 300: assert kept.sum() > 480
     stopped = stopping_rows(TrainingPart(np.arange(1000.)[:, None], np.arange(1000.), groups=groups))
     assert np.array_equal(stopped.y, np.flatnonzero(~kept)) and np.array_equal(stopped.groups, groups[~kept])
+
+
+@pytest.mark.parametrize("largest, kept", [(300, 500), (510, 490), (900, 100), (1000, 500)])
+def test_one_large_entity_leaves_rows_to_correct_with(largest, kept):
+    "Such as all rows that name none; where there is no other, its rows are drawn one by one."
+    groups = np.maximum(np.arange(1000) - largest + 1, 0)
+    assert calibration_rows(1000, groups).sum() == kept
 
 
 def test_groups_are_the_entities_of_a_schema_with_quantiles():
