@@ -7125,6 +7125,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlops_nb/release/registry.py'),
                                            'mlops_nb.release.registry._reconcile': ( 'release/registry.html#_reconcile',
                                                                                      'mlops_nb/release/registry.py'),
+                                           'mlops_nb.release.registry._reconcile_apart': ( 'release/registry.html#_reconcile_apart',
+                                                                                           'mlops_nb/release/registry.py'),
                                            'mlops_nb.release.registry._reconciled_path': ( 'release/registry.html#_reconciled_path',
                                                                                            'mlops_nb/release/registry.py'),
                                            'mlops_nb.release.registry._restored_run': ( 'release/registry.html#_restored_run',

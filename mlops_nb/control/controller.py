@@ -145,7 +145,7 @@ def _begin(root, settings):
     check_triggers(root)
     ledger, control = open_ledger(root, settings), settings.control
     _require_own_ledger(ledger, project := _project_name(root, settings))
-    executor = register_executor(ledger, project, code_version(), control.lease_seconds)
+    executor = register_executor(ledger, project, f"{code_version()}-{project}", control.lease_seconds)
     Heartbeat(ledger, executor, control.lease_seconds, _lose_lease).start()
     workflows = launch_dbos(root, settings, executor)
     for sentence in reconcile(root, ledger, settings, executor.project): print(f"warning: {sentence}", file=sys.stderr)

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.controlled_project import ENV, end, lines, until
 
-from mlops_nb.config.settings import ScheduleSettings
+from mlops_nb.config.settings import ScheduleSettings, Settings
+from mlops_nb.control import scheduler
 from mlops_nb.control.fire_times import fire_time_id, fire_times
 from mlops_nb.control.scheduler import (
     ScheduledAction,
@@ -25,6 +26,7 @@ from mlops_nb.control.scheduler import (
     ScheduleState,
     catch_up_start,
     check_schedule,
+    enqueue_due_runs,
     is_paused,
     json_serializer,
     pause_schedule,
@@ -411,3 +413,17 @@ def test_stopping_leaves_no_process(tmp_path):
         kept = c.execute("select schedule_name, status from workflow_schedules").fetchall()
     kept = [(name.rpartition("/")[2], status) for name, status in kept]
     assert kept == [("often", "PAUSED")], "DBOS's own clock fires twice where clocks are put back"
+
+
+def test_a_schedule_that_missed_too_much_holds_no_other_up(tmp_path, monkeypatch, capsys):
+    root, now = project(tmp_path, "text"), datetime.now(UTC).replace(microsecond=0)
+    enqueued, noted = [], []
+    monkeypatch.setattr(scheduler, "_enqueue", lambda _, due, time: enqueued.append(due.schedule))
+    monkeypatch.setattr(scheduler, "_note_fire_time", lambda _, name, time: noted.append(name) or time)
+    kinds = dict(often=schedule(CRON), hourly=schedule("0 * * * *"))
+    due_since = dict.fromkeys(kinds, now - timedelta(hours=3))
+    enqueue_due_runs(Settings(schedule=kinds), due_since, Schedules(root, "mlops-nb-one", None))
+    assert enqueued == ["hourly"] * 3 and noted == ["often", "hourly"] and due_since["often"] >= now
+    said, = open_ledger(root).entries("often", ("schedule.ended",))
+    assert said.data["status"] == "failed" and "nothing of it is made up for" in said.data["message"]
+    assert "more than 1000 times" in capsys.readouterr().err
