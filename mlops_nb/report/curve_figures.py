@@ -146,7 +146,7 @@ def _class_table(found, one): # one: class or label
             for r in found.sort('recall', nulls_last=True).to_dicts()]
     return table(rows, f"{_each(one)}, the one that is found least first.", max_rows=50)
 
-def _each(one): return "Each class against the rest" if one == 'class' else "Each label, on the rows of which it is known"
+def _each(one): return "Each class against the rest" if one == 'class' else "Each label, on rows where it is known"
 
 def class_curves_figure(
     e: Evaluation, # of a multiclass or multilabel task
