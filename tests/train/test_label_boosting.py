@@ -77,7 +77,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(fitted, tmp_path)
 
 
 def test_a_net_learns_the_known_labels():
-    small = NetParams(ensemble_size=2, d_hidden=24, d_embedding=0, n_blocks=1, max_epochs=15, learning_rate=.01)
+    small = NetParams(ensemble_size=2, d_hidden=24, d_embedding=0, n_blocks=1, max_epochs=8, learning_rate=.02)
     model = Net(fit_learner("net", (TRAIN, VALID), SCHEMA, ENCODER, TrainParams(net=small)).model)
     p, whole = model.predict(VALID.X), part(500, 1, unknown=0).y
     assert p.shape == (500, 3) and p.sum(1).max() > 1.5
