@@ -7,6 +7,9 @@ __all__ = ['ALIASES', 'find_model_version', 'log_model', 'register_model_version
            'plan_aliases', 'registry_is_behind', 'reconcile_registry']
 
 # %% ../../nbs/release/08_registry.ipynb #a1f1d611
+import os
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,9 +21,10 @@ from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
 from ..core.files import file_lock
 from ..core.manifest import VerifiedFolder, sha256_file
+from ..core.trace_context import trace_environment
 from ..core.typed_yaml import read_json, write_json
 from ..data.ingest import read_data_manifest
-from ..ledger.ledger import open_ledger
+from ..ledger.ledger import open_ledger, user_name
 from .mlflow_model import save_mlflow_model
 from .mlflow_tracking import evaluation_metrics, find_run, log_metrics, mlflow_errors, tracking_client
 from mlops_nb.release.release_plan import (
@@ -260,12 +264,28 @@ def _try_reconcile(root, settings):
         write_json(done, told)
     return " ".join(left)
 
+# %% ../../nbs/release/08_registry.ipynb #7fcb86ab
+_APART = """
+import sys
+import mlflow
+from mlops_nb.ledger.ledger import act_as
+from mlops_nb.release.registry import reconcile_registry
+with act_as(sys.argv[2]): print(reconcile_registry(sys.argv[1]))
+"""
+
+def _reconcile_apart(root):
+    done = subprocess.run([sys.executable, "-c", _APART, str(root.resolve()), user_name()], cwd=root, text=True,
+                          env=os.environ | trace_environment(), capture_output=True)
+    said = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    if done.returncode: raise RuntimeError(said[-1] if said else f"it ended with {done.returncode}")
+    return said[-1] if said else ""
+
 def reconcile_registry(
     root: str | Path = ".", # The project's folder
 ) -> str: # A sentence that says what is left to do; empty where the registry says what the plan says
     "Let MLflow's aliases and tags follow the release plan; may be called at any time, and any number of times."
     root = Path(root)
-    try: return _try_reconcile(root, read_settings(root))
+    try: return _try_reconcile(root, read_settings(root)) if "mlflow" in sys.modules else _reconcile_apart(root)
     except Exception as e: # MLflow is not installed, its database is locked or gone: anything may be raised
         why = (str(e).splitlines() or [type(e).__name__])[0].partition("; start or free it")[0]
         return f"MLflow's aliases could not be changed ({why}); the next command that releases a model does it."
