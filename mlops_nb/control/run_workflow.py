@@ -100,7 +100,8 @@ _DVC, _MLOPS_NB = (sys.executable, "-m", "dvc"), (sys.executable, "-c", "from ml
 _COMMANDS = {"checkout": (*_DVC, "checkout", "--force", "data.dvc"), "pull": (*_DVC, "pull", "--force", "data.dvc"),
              "validate": (*_DVC, "repro", "validate"),
              "train": (*_DVC, "repro", "gate"), "check": (*_MLOPS_NB, "release", "check", "artifacts/bundle"),
-             "deploy": (*_DVC, "repro", "--single-item", "deploy"), "report": (*_DVC, "repro", "report"),
+             "deploy": (*_DVC, "repro", "--single-item", "deploy"),
+             "report": (*_DVC, "repro", "--single-item", "cross_validation", "report"),
              "tables": (*_MLOPS_NB, "score", "--lookup-table")}
 
 def _asks_whether_cancelled(ledger, run):
@@ -289,6 +290,7 @@ def _do_step(root, ledger, run, attempt, name):
     elif name == "release": return _release(*args)
     else: _STEPS[name](*args)
 
+# %% ../../nbs/control/08_run_workflow.ipynb #e5e5432c
 def _lacking_steps(root, run, name):
     "The steps before this one that the working tree of this machine has not seen."
     note = _done_path(root, run)
@@ -304,6 +306,7 @@ def _do_recorded(root, ledger, run, attempt, name, executor):
         with open(_done_path(root, run), "a") as f: f.write(f"{name}\n")
     return waits
 
+# %% ../../nbs/control/08_run_workflow.ipynb #691bf7bb
 def run_step(
     root: str | Path, # The project's folder
     run: str, # Its id

@@ -64,7 +64,8 @@ def test_a_run_that_waits_lets_others_pass_and_outlives_its_controller(root, sta
     until(lambda: run_status(ledger, first) in RUN_ENDS)
     found = read_run(ledger, first)
     assert (found.status, found.attempts, found.facts["releases"]) == ("succeeded", 2, {"production": "1"})
-    assert sorted(lines(root / "ended")) == sorted(2 * ["data.dvc", "validate", "gate", "deploy", "report"]), "what was done is not done again"
+    done = 2 * ["data.dvc", "validate", "gate", "deploy", "report"]
+    assert sorted(lines(root / "ended")) == sorted(done), "what was done is not done again"
     third = new_run(root, "version 3\n")
     (root / f"release {third}").write_text("waiting")
     until(lambda: run_status(ledger, third) == "waiting")
