@@ -98,7 +98,7 @@ _PRUNE_SECONDS = 86400.0
 _LOOK_SECONDS = 2.0 # between two looks at what somebody asked for
 
 # %% ../../nbs/control/26_controller.ipynb #760f8dbc
-def _is_oldest(ledger, executor): # of those that live; the others leave it the looks at releases
+def _is_oldest(ledger, executor): # of those that live; clones that differ would contradict each other
     return [e.id for e in list_executors(ledger, executor.project)][:1] == [executor.id]
 
 # %% ../../nbs/control/26_controller.ipynb #7c92d1ce
@@ -113,8 +113,9 @@ def _is_due(state, name, interval_seconds):
 def _look(root, ledger, executor, settings, workflows, state):
     "One look at all that may be due."
     take_over(ledger, executor.project, executor.version)
-    if _is_due(state, "triggers", _TRIGGER_SECONDS): evaluate_triggers(root)
-    if _is_oldest(ledger, executor): look_at_waiting_runs(root)
+    if _is_oldest(ledger, executor):
+        look_at_waiting_runs(root)
+        if _is_due(state, "triggers", _TRIGGER_SECONDS): evaluate_triggers(root)
     enqueue_due_runs(settings, state["due_since"], workflows[0])
     if _is_due(state, "prune", _PRUNE_SECONDS): prune(root, ledger, settings, executor.project)
 
