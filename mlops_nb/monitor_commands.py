@@ -18,7 +18,8 @@ from typing import Annotated
 
 import typer
 
-from .command_line import KEY_VARIABLE, JsonOption, operator, print_json
+from .command_line import JsonOption, operator, print_json
+from .config.api_keys import KEY_VARIABLE
 from .core.errors import UserError
 
 # %% ../nbs/96_monitor_commands.ipynb #33b599c6

@@ -17,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from .command_line import KEY_VARIABLE, JsonOption, WhyOption, operator, print_json
+from .command_line import JsonOption, WhyOption, operator, print_json
+from .config.api_keys import KEY_VARIABLE
 from .core.errors import UserError
 from .model_commands import bundle_app
 

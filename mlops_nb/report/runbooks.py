@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..config.api_keys import KEY_VARIABLE
 from ..config.settings import read_settings
 from ..core.errors import UserError, did_you_mean
 from ..ledger.ledger import open_ledger
@@ -58,8 +59,9 @@ def run_runbook(
         raise UserError(f"There is no runbook {name!r} in {RUNBOOK_FOLDER}{did_you_mean(name, known)}")
     page = root / 'reports' / 'runbooks' / name / f'{now:%Y%m%d-%H%M%S}.html'
     header = PageHeader(project=root.resolve().name, run_name=f'{now:%Y-%m-%d %H:%M}')
-    error = ''
-    try: run_notebook(known[name], page, parameters, limits=read_settings(root).report, cwd=root, header=header)
+    limits, error = read_settings(root).report, ''
+    limits.secrets = f'{limits.secrets}, {KEY_VARIABLE}' # it acts for whoever runs it
+    try: run_notebook(known[name], page, parameters, limits=limits, cwd=root, header=header)
     except UserError as e:
         error = str(e)
         raise
