@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from support.controlled_project import repository
+from support.controlled_project import git, repository
 
 from mlops_nb.config.params import NetParams, Params, TrainParams, read_params, write_params
 from mlops_nb.control import run_params, run_workflow
@@ -22,13 +22,20 @@ def root(tmp_path, monkeypatch):
     return repository(tmp_path / "project")
 
 
+def working_tree(root, *done):
+    "Of the commit that is asked for, in which some steps are done."
+    folder = make_worktree(root, pin_run(root))
+    (folder / ".mlops").mkdir(exist_ok=True)
+    (folder / ".mlops" / "steps").write_text("".join(f"{step}\n" for step in done))
+    return folder
+
+
 def train(root, monkeypatch, fails, **params):
     "Train a run whose command fails so; gives the params of each try."
     write_params(Params(train=TrainParams(**params)), root / "params.yaml")
-    from support.controlled_project import git
     git(root, "commit", "-qam", "params")
     run, _ = request_run(root)
-    make_worktree(root, pin_run(root))
+    working_tree(root, "checkout", "validate")
     ledger, tries, fails = open_ledger(root), [], [*fails]
     def process(command, cwd, *_):
         tries.append(read_params(cwd / "params.yaml").train)
@@ -119,7 +126,7 @@ def test_comments_and_order_of_the_params_stay(tmp_path):
 def test_a_refused_delivery_names_the_owner_and_keeps_the_rows(root, monkeypatch, files, seen, says):
     (root / "settings.ini").write_text("[source.billing]\nfiles = billing-*.csv\nowner = Ana\n")
     run, _ = request_run(root)
-    folder, ledger = make_worktree(root, pin_run(root)), open_ledger(root)
+    folder, ledger = working_tree(root, "checkout"), open_ledger(root)
     if seen:
         ledger.append("run.queued", "r0", dict(status="queued", data_files=["0" * 16]), key="run/r0/queued")
         ledger.append("run.ended", "r0", dict(status="succeeded", message="", attempt=1))
