@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind
 
 from mlops_nb.evaluate import slice_discovery as module
-from mlops_nb.evaluate.metrics import METRICS, EvaluatedRows, row_loss
+from mlops_nb.evaluate.metrics import EvaluatedRows, row_loss
 from mlops_nb.evaluate.slice_discovery import (
     bin_columns,
     count_comparisons,
@@ -80,7 +80,7 @@ def test_a_planted_fault_is_found_by_its_name(task, direction):
     )
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_the_figures_are_those_of_the_test_rows(task):
     found, (test, s) = look(task), world(task, seed=1)
     y = test["_target"].to_numpy()

@@ -4,6 +4,7 @@ from types import SimpleNamespace as Some
 import polars as pl
 
 from mlops_nb.data.leakage import LeakFinding
+from mlops_nb.data.prepare import SplitSummary
 from mlops_nb.data.validation import TypeConversion, ValidationReport
 from mlops_nb.report.data_tables import (
     data_conclusion,
@@ -44,7 +45,7 @@ def test_tables_of_thousands_of_columns_are_bounded():
 
 
 def test_a_split_without_time_has_no_empty_columns():
-    part = Some(rows=5, target={"no": 3, "yes": 2}, time=None)
+    part = SplitSummary(rows=5, sha256="", target={"no": 3, "yes": 2})
     check = Some(duplicate_rows=0, overlapping_groups=None, overlapping_times=None, overlapping_entities=0)
     dataset = Some(parts=dict(train=part), used=5, task="binary", classes=["no", "yes"], split_check=check,
                    split=Some(method="random", column=None))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlops_nb.config.params import CostParams, GbdtParams
-from mlops_nb.data.prepare import EXCLUSION_REASONS
+from mlops_nb.data.prepare import EXCLUSION_REASONS, SplitSummary
 from mlops_nb.data.splits import SplitCheck
 from mlops_nb.report.evidence_limits import evidence_limits, limits_table
 
@@ -13,7 +13,7 @@ def limits(task="binary", n_entities=None, power="A loss of 0.02 would be seen i
            training=None, **changed):
     classes = dict(binary=["no", "yes"], multiclass=["a", "b", "c"]).get(task)
     target = {c: 10 * (i + 1) for i, c in enumerate(classes)} if classes else dict(mean=1.0, std=1.0, min=0.0, max=2.0)
-    test = SimpleNamespace(rows=sum(target.values()) if classes else 50, target=target, time=None)
+    test = SplitSummary(rows=sum(target.values()) if classes else 50, sha256="", target=target)
     check = SplitCheck(0, repeated_rows=0, repeated_across_splits=0)
     facts = dict(classes=classes, used=200, as_of=None, excluded_rows={}, split_check=check, parts=dict(test=test),
                  leaks=[])
