@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlops_nb.config.params import CostParams, GbdtParams
-from mlops_nb.data.prepare import EXCLUSION_REASONS, SplitSummary
+from mlops_nb.data.prepare import EXCLUSION_REASONS, IMMATURE_REASON, LATE_REASON, SplitSummary
 from mlops_nb.data.splits import SplitCheck
 from mlops_nb.report.evidence_limits import evidence_limits, limits_table
 
@@ -15,8 +15,8 @@ def limits(task="binary", n_entities=None, power="A loss of 0.02 would be seen i
     target = {c: 10 * (i + 1) for i, c in enumerate(classes)} if classes else dict(mean=1.0, std=1.0, min=0.0, max=2.0)
     test = SplitSummary(rows=sum(target.values()) if classes else 50, sha256="", target=target)
     check = SplitCheck(0, repeated_rows=0, repeated_across_splits=0)
-    facts = dict(classes=classes, used=200, as_of=None, excluded_rows={}, split_check=check, parts=dict(test=test),
-                 leaks=[])
+    facts = dict(task=task, classes=classes, used=200, as_of=None, excluded_rows={}, split_check=check,
+                 parts=dict(test=test), leaks=[])
     evaluation = SimpleNamespace(n_entities=dict(test=n_entities) if n_entities else {}, task=task,
                                  decision_settings=SimpleNamespace(costs=costs))
     found = evidence_limits(evaluation, SimpleNamespace(**facts | changed), SimpleNamespace(power=power), training)
@@ -44,7 +44,7 @@ def test_entities_in_several_splits_weaken_the_evidence():
 
 
 def test_rows_with_late_labels_are_counted():
-    excluded = {EXCLUSION_REASONS[0]: 7, EXCLUSION_REASONS[-2]: 1200, EXCLUSION_REASONS[-1]: 1}
+    excluded = {EXCLUSION_REASONS[0]: 7, IMMATURE_REASON: 1200, LATE_REASON: 1}
     found = limits(as_of="2026-06-30T00:00:00", excluded_rows=excluded)["Late labels"].found
     assert found == ("1,200 rows left out: the label was not known on 30 June 2026. "
                      "1 row purged: the label came after the next split begins.")

@@ -111,7 +111,7 @@ class World:
 
 
 class Customers:
-    "Ask the server five times a second from when it first answers; `refused` counts what got no answer after that."
+    "Ask the server five times a second; `refused` has what got no answer after the first one, or is wrong."
     def __init__(self, port, endpoint, rows):
         self.port, self.path, self.rows = port, f"/v1/endpoints/{endpoint}:predict", rows
         self.answered, self.refused, self.bundles, self.stop = 0, [], [], threading.Event()
@@ -128,7 +128,8 @@ class Customers:
     def _once(self, row):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with contextlib.closing(connection):
-            connection.request("POST", self.path, json.dumps(dict(instances=[row])))
+            connection.request("POST", self.path, json.dumps(dict(instances=[row])),
+                               {"content-type": "application/json"})
             reply = connection.getresponse()
             body = reply.read()
         return reply.status, body
@@ -139,7 +140,8 @@ class Customers:
             try: status, body = self._once(self.rows[i % len(self.rows)])
             except OSError as e: status, body = 0, str(e)
             if status == 200: self.answered += 1
-            elif self.answered: self.refused.append((status, body))
+            elif self.answered or status == 400: self.refused.append((status, body))
+
 
 
 def instances(rows, n=50):
