@@ -48,6 +48,7 @@ from .step_limits import gpu_turn, step_limits, uses_gpu
 from mlops_nb.control.step_process import (
     StepCancelled,
     StepFailed,
+    end_leftover,
     is_out_of_memory,
     may_pass_next_time,
     run_process,
@@ -117,6 +118,8 @@ def _run_command(root, ledger, run, attempt, name, may_pass=may_pass_next_time, 
     log = Path(root) / ".mlops" / "logs" / f"{run}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     cancelled = _asks_whether_cancelled(ledger, run)
+    end_leftover(note)
+    (run_folder(root, run) / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True) # of what was ended; the tree is ours
     def once_more():
         run_process([*_COMMANDS[name], *args], folder, run_environment(root, run, attempt), log, note,
                     seconds, cancelled, mib)

@@ -97,7 +97,7 @@ def _signal_all(pids, what):
         with suppress(ProcessLookupError, PermissionError): os.kill(pid, what)
 
 @patch
-def end(self:_Family):
+def end(self:_Family) -> set[int]: # The ids of what was ended
     "End all; bounded, since what cannot be ended must not hold the run up."
     stopped = set()
     for _ in range(20):
@@ -108,6 +108,7 @@ def end(self:_Family):
     _signal_all(stopped, signal.SIGKILL)
     if self.pid and not os.path.isdir("/proc"):
         with suppress(ProcessLookupError): os.killpg(self.pid, signal.SIGKILL)
+    return stopped
 
 # %% ../../nbs/control/02_step_process.ipynb #125415f9
 _FAMILIES = {} # of this process, by the id of the keeper
@@ -120,6 +121,8 @@ def end_all_groups() -> None:
     "End everything that runs for this process, before it ends itself."
     for family in [*_FAMILIES.values()]: _end_family(family)
 
+_GONE_SECONDS = 5.0 # for the kernel to forget what was killed; until then its locks look held
+
 def end_leftover(
     note: str | Path, # The file in which the keeper was written down
 ) -> None:
@@ -128,7 +131,9 @@ def end_leftover(
     with suppress(UserError):
         left = read_json(note, dict)
         same = left["start"] and process_start(left["pid"]) == left["start"]
-        _Family(left["pid"] if same else None, left.get("mark", "none")).end()
+        ended = _Family(left["pid"] if same else None, left.get("mark", "none")).end()
+        limit = time.monotonic() + _GONE_SECONDS
+        while any(process_start(pid) for pid in ended) and time.monotonic() < limit: time.sleep(0.02)
     Path(note).unlink(missing_ok=True)
 
 # %% ../../nbs/control/02_step_process.ipynb #60dabd5e

@@ -143,3 +143,13 @@ def test_a_refused_delivery_names_the_owner_and_keeps_the_rows(root, monkeypatch
     assert says in str(e.value) and f"The refused rows are in .mlops/quarantine/{run}." in str(e.value)
     assert [p.name for p in (root / ".mlops" / "quarantine" / run).iterdir()] == ["part-00000.parquet"]
     assert run_folder(root, run) == folder
+
+
+def test_a_lock_that_a_killed_command_left_holds_nobody_up(root, monkeypatch):
+    run, _ = request_run(root)
+    lock, seen = working_tree(root, "checkout") / ".dvc" / "tmp" / "rwlock", []
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"artifacts/prepared": {"write": {"pid": 1, "cmd": "dvc repro gate"}}}')
+    monkeypatch.setattr(run_workflow, "run_process", lambda *_: seen.append(lock.exists()))
+    run_step(root, run, open_ledger(root).begin_attempt(run, "host-a"), "validate")
+    assert seen == [False]
