@@ -86,7 +86,7 @@ def test_the_database_goes_away_and_comes_back(postgres_root, postgres, controll
         until(lambda: "cannot be used" in (root / "log.txt").read_text())
     finally: postgres.start()
     end(controllers[0])
-    controllers.append(start_controller(root))
+    controllers[0] = start_controller(root)
     until(lambda: len(open_ledger(root).entries(kinds=("run.attempt",))) > 1 or ended(root, run))
     until(lambda: (root / "log.txt").read_text().count(" works: ") == 3) # one that starts meanwhile would end
     postgres.stop()
