@@ -152,8 +152,9 @@ def main():
     shared, notes = ["not tried"] * len(EXPECTED), [f"SQLite: {seconds:.0f} s, {answered:,} requests were answered."]
     if not quick() and (programs := postgres_programs()):
         with workplace() as tmp, postgres_server(programs) as server:
+            os.environ["PGPASSWORD"] = server.password
             url, names = new_database(server, "control"), ("MLOPS_NB_LEDGER_URI", "MLOPS_NB_CONTROL_DATABASE")
-            shared, seconds, answered = days(tmp / "p", dict.fromkeys(names, url) | dict(PGPASSWORD=server.password), 3)
+            shared, seconds, answered = days(tmp / "p", dict.fromkeys(names, url), 3)
         notes.append(f"PostgreSQL: {seconds:.0f} s, {answered:,} requests were answered.")
     rows = [dict(what=what, figure=expected, peer=one, peer_figure=three, ratio="", bound="",
                  met=one == expected and three in (expected, "not tried"))
