@@ -113,6 +113,17 @@ def test_contributions_of_xgboost_are_those_of_shap(task):
     np.testing.assert_allclose(np.moveaxis(ours, 1, 2) if task == "multiclass" else ours, theirs, atol=1e-5)
 
 
+def test_sums_of_32_bits_may_come_out_near_zero():
+    "As those of counts, of which most are large and some are nearly none."
+    xgb = pytest.importorskip("xgboost")
+    y = np.where(X[:, 0] > 0, 900., 1.) + np.random.default_rng(0).normal(size=len(X)) * .1
+    model = xgb.XGBRegressor(n_estimators=600, learning_rate=.05, n_jobs=1).fit(X, y)
+    text = export_model(model, interface("regression"))[1].decode()
+    theirs, ours = model_scores(model, X, interface("regression")), Booster(text).predict(X)
+    assert np.abs((ours - theirs) / np.maximum(1, theirs)).max() > 1e-5, "else this proves nothing"
+    compare_text_with_estimator(model, text, X, interface("regression"))
+
+
 def test_xgboost_that_was_stopped_early_answers_with_its_best_rounds():
     xgb = pytest.importorskip("xgboost")
     model = xgb.XGBClassifier(n_estimators=60, learning_rate=.9, early_stopping_rounds=3, n_jobs=1)
