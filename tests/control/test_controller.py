@@ -36,14 +36,6 @@ def root(tmp_path, uri, monkeypatch):
 def sqlite_root(tmp_path, in_sqlite, monkeypatch): return project(tmp_path, in_sqlite, monkeypatch)
 
 
-@pytest.fixture
-def controllers():
-    "Ended with the test, however it goes."
-    running = []
-    yield running
-    for process in running: end(process)
-
-
 def ended(root, run): return read_run(open_ledger(root), run).status in RUN_ENDS
 
 

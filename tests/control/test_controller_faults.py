@@ -31,14 +31,6 @@ def postgres_root(tmp_path, in_postgres, monkeypatch):
     return project(tmp_path / "project", in_postgres, in_postgres, monkeypatch)
 
 
-@pytest.fixture
-def controllers():
-    "Ended with the test, however it goes."
-    running = []
-    yield running
-    for process in running: end(process)
-
-
 def control_uri(): return os.environ["MLOPS_NB_CONTROL_DATABASE"]
 
 

@@ -138,8 +138,7 @@ def test_who_cancels_a_run_that_waits_takes_its_release_back(root, made, command
     assert look_at_waiting_runs(root) == []
 
 
-def test_a_run_that_fails_after_its_release_began_rolls_it_back(root, made, commands, monkeypatch):
-    settle(root, "", strategy="canary", steps=[10, 100])
+def run_whose_report_fails(root, monkeypatch):
     command = run_workflow._run_command
     def fail(*args):
         if args[4] == "report": raise run_workflow.StepFailed("no space left")
@@ -147,21 +146,19 @@ def test_a_run_that_fails_after_its_release_began_rolls_it_back(root, made, comm
     monkeypatch.setattr(run_workflow, "_run_command", fail)
     run, _ = request_run(root)
     execute_run(root, run, "host-a")
-    found = read_run(open_ledger(root), run)
+    return read_run(open_ledger(root), run)
+
+
+def test_a_run_that_fails_after_its_release_began_rolls_it_back(root, made, commands, monkeypatch):
+    settle(root, "", strategy="canary", steps=[10, 100])
+    found = run_whose_report_fails(root, monkeypatch)
     assert found.status == "failed" and found.message.startswith("Step report failed: no space left\nIts release ")
     assert live(root, "development") == made[0].name and list_releases(root)[-1].status == "rolled_back"
 
 
 def test_what_answers_already_is_said_when_a_run_fails(root, commands, monkeypatch):
     settle(root, "")
-    command = run_workflow._run_command
-    def fail(*args):
-        if args[4] == "report": raise run_workflow.StepFailed("no space left")
-        command(*args)
-    monkeypatch.setattr(run_workflow, "_run_command", fail)
-    run, _ = request_run(root)
-    execute_run(root, run, "host-a")
-    assert "had been released before, and answers." in read_run(open_ledger(root), run).message
+    assert "had been released before, and answers." in run_whose_report_fails(root, monkeypatch).message
 
 
 @pytest.mark.parametrize("rows, ends, made_again", [("", "succeeded", 0), ("rows.csv", "succeeded", 1),
