@@ -42,7 +42,7 @@ def test_it_runs_by_itself(root, monkeypatch):
             second = world.ended_run(2)
             assert second.status == "failed" and "tenure" in second.message, second.message
             assert second.trigger_name == "retrain" and world.champion == champion
-            assert "run_failed" in {a.finding.rule for a in read_alerts(world.ledger).held()}
+            world.until(lambda: "run_failed" in {a.finding.rule for a in read_alerts(world.ledger).held()}, "it pages")
             answered = customers.answered
             world.until(lambda: customers.answered > answered, "the server answers on")
         assert not customers.refused
