@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from .command_line import JsonOption, WhyOption, operator, print_json
+from .core.cli_process import CLI_CODE
 from .core.errors import UserError
 from .model_commands import control_app
 
@@ -39,7 +40,7 @@ def up_command():
     first, stop = request_first_run("."), threading.Event()
     if first: print(f"No model was released yet, so the run {first} is asked for.")
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: stop.set())
-    command = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
+    command = [sys.executable, "-c", CLI_CODE]
     services = [SupervisedService("server", [*command, "serve"], lambda: has_release(".")),
                 SupervisedService("controller", [*command, "control", "--ui"])]
     raise typer.Exit(supervise(".", services, stop))

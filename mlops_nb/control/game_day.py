@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from ..config.settings import ScheduleSettings, read_settings
+from ..core.cli_process import CLI_CODE
 from ..core.errors import UserError
 from ..ledger.ledger import open_ledger
 from ..monitor.run import run_monitor
@@ -62,7 +63,7 @@ def drill_environment() -> dict[str, str]:
     return kept | dict(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 # %% ../../nbs/control/13_game_day.ipynb #c8fc0370
-_COMMAND = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
+_COMMAND = [sys.executable, "-c", CLI_CODE]
 _READY_SECONDS = 120
 
 def _wait_until_ready(url, process):

@@ -54,6 +54,7 @@ from mlops_nb.control.step_process import (
     run_process,
     with_retries,
 )
+from ..core.cli_process import CLI_CODE
 from ..core.errors import UserError
 from ..core.trace_context import use_trace
 from ..core.typed_yaml import read_json, write_json
@@ -75,7 +76,7 @@ from ..ledger.waiting_runs import continue_run, suspend_run, waiting_runs
 from ..monitor.alert_updates import update_alerts
 from ..monitor.alerts import read_alerts
 from ..monitor.run_checks import check_runs
-from ..release.release_plan import store_path
+from ..release.release_plan import RELEASES_UNKNOWN, plan_path, releases_known, store_path
 
 # %% ../../nbs/control/08_run_workflow.ipynb #333114c8
 def request_run(
@@ -97,7 +98,7 @@ def _pin(ledger, run):
     return msgspec.convert(entry.data | dict(id=run), PinnedRun)
 
 # %% ../../nbs/control/08_run_workflow.ipynb #ab3af8ff
-_DVC, _MLOPS_NB = (sys.executable, "-m", "dvc"), (sys.executable, "-c", "from mlops_nb.cli import main; main()")
+_DVC, _MLOPS_NB = (sys.executable, "-m", "dvc"), (sys.executable, "-c", CLI_CODE)
 _COMMANDS = {"checkout": (*_DVC, "checkout", "--force", "data.dvc"), "pull": (*_DVC, "pull", "--force", "data.dvc"),
              "validate": (*_DVC, "repro", "validate"),
              "train": (*_DVC, "repro", "gate"), "check": (*_MLOPS_NB, "release", "check", "artifacts/bundle"),
@@ -140,7 +141,12 @@ def _get_data(*args):
             raise StepFailed(f"The data of this run are neither in the cache of this clone nor in a remote: `dvc push` "
                              f"them from where they were ingested, or let the clones share a cache.\n{e}") from None
 
+def _require_known_releases(root, run):
+    if not releases_known(plan_path(root, read_settings(root))): # nothing could be released
+        raise StepFailed(f"{RELEASES_UNKNOWN} Then `mlops-nb runs resume {run}`.")
+
 def _checkout(root, ledger, run, attempt):
+    _require_known_releases(root, run)
     _remove_old_worktrees(root, ledger, run)
     folder = make_worktree(root, _pin(ledger, run))
     (folder / ".mlops").mkdir(exist_ok=True)

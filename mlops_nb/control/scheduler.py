@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from ..config.settings import ScheduleSettings, Settings, read_settings
 from .fire_times import fire_time_id, fire_times
+from ..core.cli_process import CLI_CODE
 from ..core.errors import UserError, did_you_mean
 from ..core.typed_yaml import write_json
 from ..ledger.ledger import Ledger, LedgerUnavailable, open_ledger
@@ -135,7 +136,7 @@ def run_command(
     timeout_seconds: float,
 ) -> str: # The last line that it said
     "Run a command of this package in a process of its own. Raises `UserError` if it fails or takes too long."
-    try: return _run_apart(root, "from mlops_nb.cli import main; main()", arguments, timeout_seconds)
+    try: return _run_apart(root, CLI_CODE, arguments, timeout_seconds)
     except UserError as e: raise UserError(f"`mlops-nb {' '.join(arguments)}` failed: {e}") from None
 
 # %% ../../nbs/control/10_scheduler.ipynb #eb9bdfb9

@@ -28,10 +28,15 @@ from ..ledger.executors import process_start
 
 # %% ../../nbs/control/02_step_process.ipynb #ef9b4f4c
 _KEEPER = """
-import ctypes, os, subprocess, sys
+import ctypes, os, subprocess, sys, threading
 try: ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) # adopt orphans
 except AttributeError: pass # no Linux
-code = subprocess.call(sys.argv[1:])
+command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+def end_with_controller():
+    os.read(0, 1) # nothing comes; it is over when the controller is
+    command.kill()
+threading.Thread(target=end_with_controller, daemon=True).start()
+code = command.wait()
 def children():
     for pid in os.listdir("/proc") if os.path.isdir("/proc") else ():
         try: parent = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]
@@ -190,7 +195,7 @@ def run_process(
     end_leftover(note)
     with open(log, "ab") as out:
         process = subprocess.Popen([sys.executable, "-c", _KEEPER, *command], cwd=cwd, env=env | {STEP_VARIABLE: mark},
-                                   stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
                                    start_new_session=True)
     family = _FAMILIES[process.pid] = _Family(process.pid, mark)
     try:
@@ -198,6 +203,7 @@ def run_process(
         _wait(process, what, timeout_seconds, is_cancelled, family, max_memory_mib)
     finally:
         _end_family(family) # also what a command that ended has left behind
+        process.stdin.close()
         with suppress(subprocess.TimeoutExpired): process.wait(_END_SECONDS)
         note.unlink(missing_ok=True)
     if process.returncode:

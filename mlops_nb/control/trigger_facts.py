@@ -182,8 +182,6 @@ class _Own(Struct):
     answered: datetime | None = None
     more: dict = field(default_factory=dict) # the fields of `TriggerFacts` that are its own
 
-def _time(text): return datetime.fromisoformat(text)
-
 # %% ../../nbs/control/19_trigger_facts.ipynb #7095b808
 def _own_facts(ledger, until, now):
     "Trigger -> `_Own`."
@@ -191,12 +189,13 @@ def _own_facts(ledger, until, now):
     for sql in (_FIRST, _LAST):
         for row in ledger.query(sql, until=until):
             facts, own = msgspec.json.decode(row["data"]).get("facts") or {}, found[row["subject"]]
-            own.since, own.seen = _time(facts.get("at") or row["at"]), facts.get("seen") or row["seq"]
+            own.since, own.seen = datetime.fromisoformat(facts.get("at") or row["at"]), facts.get("seen") or row["seq"]
             if sql is _LAST: own.answered = own.since
     for row in ledger.query(_ASKED, until=until):
-        found[row["trigger_name"]].more.setdefault("asked_at", []).append(_time(row["queued_at"]))
+        found[row["trigger_name"]].more.setdefault("asked_at", []).append(datetime.fromisoformat(row["queued_at"]))
     for name, (at, pause) in last_entries(ledger, "trigger.paused", until).items():
-        own, end = found[name], max(_time(pause["until"]), _time(at)) # one that is over ends the pause before it
+        # a pause that is over ends the one before it
+        own, end = found[name], max(datetime.fromisoformat(pause["until"]), datetime.fromisoformat(at))
         own.more |= dict(paused_until=end, paused_why=pause["why"])
         if own.since and end <= now: own.since = max(own.since, end)
     return found

@@ -16,8 +16,8 @@ from msgspec import Struct, field
 from ..config.triggers import Trigger
 from .trigger_conditions import DATA_RULES, TriggerFacts
 from .trigger_facts import OUTSIDE_KINDS, OutsideFacts, fold_outside, in_short
-from ..ledger.ledger import Ledger, LedgerEntry
-from ..monitor.alerts import ALERT_KINDS, AlertState, _fold
+from ..ledger.ledger import Ledger, LedgerEntry, ledger_time
+from ..monitor.alerts import ALERT_KINDS, AlertState, add_alert_entry
 
 # %% ../../nbs/control/20_trigger_history.ipynb #ff944f30
 class TriggerHistory(Struct, kw_only=True):
@@ -41,18 +41,16 @@ class TriggerHistory(Struct, kw_only=True):
 HISTORY_KINDS = ("run.queued", "run.resumed", "run.ended", "notice.received", "slo.frozen", "slo.unfrozen",
                  "trigger.paused", "trigger.defined", "trigger.evaluated", *OUTSIDE_KINDS, *ALERT_KINDS)
 
-def _time(text): return datetime.fromisoformat(text)
-
 # %% ../../nbs/control/20_trigger_history.ipynb #6d016d94
 def _add_run(h, e):
     h.open_runs.pop(e.subject, None)
     if e.kind != "run.ended": h.open_runs[e.subject] = True
     if e.kind == "run.queued":
         h.known_files = set(e.data.get("data_files") or ())
-        h.asked_at[e.data.get("trigger") or ""].insert(0, _time(e.at))
+        h.asked_at[e.data.get("trigger") or ""].insert(0, datetime.fromisoformat(e.at))
 
 def _add_alert(h, e):
-    _fold(h.alerts, e)
+    add_alert_entry(h.alerts, e)
     alert = h.alerts.alerts.get(e.subject)
     if e.kind == "alert.resolved" and alert and alert.finding.rule in DATA_RULES:
         h.repairs.append((e.seq, alert.finding.subject))
@@ -61,7 +59,8 @@ def _add_evaluation(h, e):
     h.evaluations[e.subject] = e
     facts, answers = e.data.get("facts") or {}, e.data["outcome"] in ("fired", "same_run")
     if answers or e.subject not in h.seen:
-        h.since[e.subject], h.seen[e.subject] = _time(facts.get("at") or e.at), facts.get("seen") or e.seq
+        h.since[e.subject] = datetime.fromisoformat(facts.get("at") or e.at)
+        h.seen[e.subject] = facts.get("seen") or e.seq
     if answers: h.answered[e.subject] = h.since[e.subject]
 
 # %% ../../nbs/control/20_trigger_history.ipynb #c2c061e5
@@ -84,7 +83,7 @@ def history_entries(
     until: datetime, # With a time zone
 ):
     "Yield the entries that a history is made of, each with what was outside then, or None."
-    last = until.astimezone(UTC).isoformat(timespec="milliseconds")
+    last = ledger_time(until)
     entries = [e for e in ledger.entries(kinds=HISTORY_KINDS) if e.at <= last]
     outside = {e.seq: found for e, found in fold_outside(e for e in entries if e.kind in OUTSIDE_KINDS)}
     for e in entries: yield e, outside.get(e.seq)
@@ -106,7 +105,8 @@ def _pause_facts(h, name, at):
     "Until when and why a trigger rests, and since when its fire times count."
     since, pause = h.since.get(name, at), h.pauses.get(name)
     if pause is None: return dict(since=since)
-    end = max(_time(pause.data["until"]), _time(pause.at)) # one that is over ends the pause before it
+    # a pause that is over ends the one before it
+    end = max(datetime.fromisoformat(pause.data["until"]), datetime.fromisoformat(pause.at))
     if name in h.since and end <= at: since = max(since, end)
     return dict(since=since, paused_until=end, paused_why=pause.data["why"])
 

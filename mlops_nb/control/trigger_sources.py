@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..config.triggers import NewObjects, Trigger, Watermark
 from .trigger_conditions import SourceFacts, source_key
+from ..core.cli_process import CLI_CODE
 from ..core.errors import UserError
 from ..data.incremental_ingest import is_object_url, new_objects, read_source_state, read_watermark, set_waiting
 from ..report.supervisor import last_line, run_supervised
@@ -101,7 +102,7 @@ def _command(root, source):
 
 def _ingest(root, source):
     "Run `mlops-nb ingest` for a source; raises `UserError` with its last line if it fails."
-    command = [sys.executable, "-c", "from mlops_nb.cli import main; main()", *_command(root, source)]
+    command = [sys.executable, "-c", CLI_CODE, *_command(root, source)]
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         end = run_supervised(command, Path(folder), cwd=root, timeout_seconds=INGEST_SECONDS)
         if end.stopped or end.exit_code:

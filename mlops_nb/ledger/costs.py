@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from ..config.project import checkout_root
 from ..config.settings import PriceSettings, Settings, read_settings
-from .ledger import Ledger
+from .ledger import Ledger, ledger_time
 
 # %% ../../nbs/ledger/04_costs.ipynb #4b82e2f4
 class ResourceUse(Struct):
@@ -79,11 +79,10 @@ _RUNS = f"SELECT id, trigger_name, queued_at, status {_ASKED} ORDER BY seq"
 _STEPS = f"SELECT * FROM steps WHERE run IN (SELECT id {_ASKED})"
 _NUMBERS = ("seconds", "cpu_seconds", "peak_memory_mib", "gpu_seconds")
 
-def _text(moment): return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 def _read_period(ledger, since, until, trigger):
     "The runs of a time, and the steps of each."
-    values = dict(since=_text(since), until=_text(until or datetime.max.replace(tzinfo=UTC)), trigger=trigger)
+    values = dict(since=ledger_time(since), until=ledger_time(until), trigger=trigger)
     runs, steps = (ledger.query(sql.format(trigger="AND trigger_name = :trigger" if trigger else ""), **values)
                    for sql in (_RUNS, _STEPS))
     found = defaultdict(list)

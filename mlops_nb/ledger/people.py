@@ -13,7 +13,7 @@ from statistics import median
 import msgspec
 from msgspec import Struct
 
-from .ledger import Ledger
+from .ledger import Ledger, ledger_time
 
 # %% ../../nbs/ledger/05_people.ipynb #c18cdac7
 AUTOMATIONS = { # kind of an action -> what makes it unnecessary
@@ -40,9 +40,7 @@ class ActionCount(Struct):
     automate: str # what makes it unnecessary; empty where it is a person's to do
 
 # %% ../../nbs/ledger/05_people.ipynb #0eebfad5
-def _text(moment): return moment.astimezone(UTC).isoformat(timespec="milliseconds")
-
-def _period(since, until): return dict(since=_text(since), until=_text(until or datetime.max.replace(tzinfo=UTC)))
+def _period(since, until): return dict(since=ledger_time(since), until=ledger_time(until))
 
 def count_actions(
     ledger: Ledger,

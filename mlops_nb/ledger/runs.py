@@ -10,6 +10,7 @@ __all__ = ['ATTEMPT_VARIABLE', 'RUN_ENDS', 'RUN_STATES', 'queue_run', 'record_st
 # %% ../../nbs/ledger/01_runs.ipynb #d084f0f0
 import os
 import socket
+import sys
 import time
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,7 +22,16 @@ from msgspec import Struct, field
 from ..core.errors import UserError
 from ..core.resource_usage import gpus_in_use, io_bytes, peak_memory_mib, processor_seconds
 from ..core.trace_context import child_trace, use_trace
-from .ledger import RUN_VARIABLE, Ledger, LedgerEntry, Superseded, _append, _run_status, act_as
+from mlops_nb.ledger.ledger import (
+    RUN_VARIABLE,
+    Ledger,
+    LedgerEntry,
+    Superseded,
+    _append,
+    _run_status,
+    act_as,
+    open_ledger,
+)
 
 # %% ../../nbs/ledger/01_runs.ipynb #6fd15d00
 def queue_run(
@@ -78,17 +88,26 @@ def record_step(
 ATTEMPT_VARIABLE = "MLOPS_NB_ATTEMPT"
 
 @contextmanager
+def _record_alone(root, name):
+    facts, usage = {}, _Usage()
+    def end(status, message=""):
+        found = usage.so_far() | facts | dict(status=status, message=message[:2000])
+        try: open_ledger(root).append("stage.ended", name, found)
+        except UserError as e: print(f"warning: {e}", file=sys.stderr, flush=True)
+    try: yield facts
+    except BaseException as e:
+        end("failed", str(e) or type(e).__name__)
+        raise
+    end("done")
+
 def record_stage(
     root: str | Path, # The project's folder
     name: str, # Of the stage, with its item
-):
-    "Write a stage into the ledger where it belongs to a run; yields a dict for what it finds out."
+): # A context; gives a dict for what the stage finds out
+    "Write a stage into the ledger: as a step of its run, or by itself where a person runs it."
     run = os.environ.get(RUN_VARIABLE)
-    if not run:
-        yield {}
-        return
-    from mlops_nb.ledger.ledger import open_ledger
-    with record_step(open_ledger(root), run, int(os.environ[ATTEMPT_VARIABLE]), name) as facts: yield facts
+    if not run: return _record_alone(root, name)
+    return record_step(open_ledger(root), run, int(os.environ[ATTEMPT_VARIABLE]), name)
 
 # %% ../../nbs/ledger/01_runs.ipynb #a6cdf3ae
 def once(

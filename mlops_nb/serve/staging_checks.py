@@ -41,6 +41,7 @@ from mlops_nb.config.settings import (
     read_settings,
     write_settings,
 )
+from ..core.cli_process import CLI_CODE
 from ..core.errors import UserError
 from ..core.typed_yaml import write_json
 from ..ledger.ledger import open_ledger
@@ -127,7 +128,7 @@ def _running(folder, python):
     "`mlops-nb serve` as it is typed; raises `UserError` if it does not start."
     began, errors = time.monotonic(), folder / "server.txt"
     with errors.open("w") as sink:
-        process = subprocess.Popen([python, "-c", "from mlops_nb.cli import main; main()", "serve", "--port", "0"],
+        process = subprocess.Popen([python, "-c", CLI_CODE, "serve", "--port", "0"],
                                    cwd=folder, env=_own_environ(), stdout=subprocess.PIPE, stderr=sink, text=True,
                                    bufsize=1)
     try:

@@ -97,9 +97,9 @@ def test_the_memory_of_all_processes_counts(tmp_path):
 
 
 @linux
-@pytest.mark.parametrize("keeper", [signal.SIGKILL, None])
-def test_what_a_killed_controller_left_is_ended(tmp_path, keeper):
-    "Also where the kernel has ended the process between."
+@pytest.mark.parametrize("keeper_dies", [True, False])
+def test_what_a_killed_controller_left_is_ended(tmp_path, keeper_dies):
+    "At once, without anybody's doing; and by the next attempt where the kernel has ended the process between."
     code = HIDE.replace("{seconds}", "600")
     controller = subprocess.Popen([sys.executable, "-c", f"""
 import os, sys
@@ -111,13 +111,14 @@ run_process([sys.executable, '-c', {code!r}], Path('.'), dict(os.environ), Path(
     until(lambda: len(pids(tmp_path)) == 4 and (tmp_path / "note").exists())
     hidden = Path(f"/proc/{pids(tmp_path)[3]}/cmdline")
     until(lambda: hidden.read_bytes().startswith(b"sleep")) # before, it still has the mark of its parent
-    controller.kill()
-    controller.wait()
     left = read_json(tmp_path / "note", dict)
     assert process_start(left["pid"]) == left["start"] and all(map(is_alive, pids(tmp_path)))
-    if keeper: os.kill(left["pid"], keeper)
-    end_leftover(tmp_path / "note")
-    marked = pids(tmp_path)[:3] if keeper else pids(tmp_path) # without keeper and environment it is a stranger
+    controller.send_signal(signal.SIGSTOP) # it must not see what becomes of the keeper
+    if keeper_dies: os.kill(left["pid"], signal.SIGKILL)
+    controller.kill()
+    controller.wait()
+    if keeper_dies: end_leftover(tmp_path / "note")
+    marked = pids(tmp_path)[:3] if keeper_dies else pids(tmp_path) # without keeper and environment it is a stranger
     until(lambda: not any(map(is_alive, marked)))
     for pid in pids(tmp_path):
         if is_alive(pid): os.kill(pid, signal.SIGKILL)

@@ -111,8 +111,12 @@ def test_a_step_does_not_get_the_memory_of_what_ran_before_it(in_sqlite, monkeyp
 
 def test_a_stage_finds_its_run_in_the_environment(tmp_path, uri, monkeypatch):
     monkeypatch.setenv("MLOPS_NB_LEDGER_URI", uri)
-    with record_stage(tmp_path, "train gbdt"): pass
-    assert Ledger(uri).entries() == []
+    with record_stage(tmp_path, "train gbdt") as facts: facts["rows"] = 900
+    with pytest.raises(UserError), record_stage(tmp_path, "gate"): raise UserError("There is no bundle.")
+    one, other = Ledger(uri).entries()
+    assert (one.kind, one.subject, one.data["rows"]) == ("stage.ended", "train gbdt", 900)
+    assert one.data["seconds"] >= 0 and one.data["status"] == "done"
+    assert (other.data["status"], other.data["message"]) == ("failed", "There is no bundle.")
     attempt = Ledger(uri).begin_attempt("r1", "a")
     monkeypatch.setenv(RUN_VARIABLE, "r1")
     monkeypatch.setenv(ATTEMPT_VARIABLE, str(attempt))
@@ -120,6 +124,13 @@ def test_a_stage_finds_its_run_in_the_environment(tmp_path, uri, monkeypatch):
     assert [s["name"] for s in Ledger(uri).query("SELECT name FROM steps")] == ["train gbdt"]
     Ledger(uri).begin_attempt("r1", "b")
     with pytest.raises(Superseded), record_stage(tmp_path, "gate"): raise AssertionError("it must not begin")
+
+
+def test_a_stage_by_hand_goes_on_without_a_ledger(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLOPS_NB_LEDGER_URI", f"sqlite:///{tmp_path}/file/ledger.db")
+    with record_stage(tmp_path, "train gbdt"): pass
+    assert capsys.readouterr().err.startswith("warning: ")
 
 
 def test_cancel_and_resume(ledger):

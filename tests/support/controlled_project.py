@@ -6,6 +6,9 @@ import subprocess
 import sys
 import time
 
+from mlops_nb.config.settings import read_settings
+from mlops_nb.release.release_plan import plan_path, write_empty_record
+
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 STAND_IN = """
@@ -80,6 +83,7 @@ def repository(root):
     root.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "params.yaml", "data.dvc", "features.py"): (root / name).write_text(f"# {name}\n")
     (root / "settings.ini").write_text("[release]\nendpoint = churn\n")
+    write_empty_record(plan_path(root, read_settings(root)))
     (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/kills\n/clock\n/fail*\n/hold*\n")
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]): git(root, *args)
     return root
