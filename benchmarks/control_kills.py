@@ -13,7 +13,7 @@ from support.postgres_server import new_database, postgres_programs, postgres_se
 from mlops_nb.ledger.ledger import open_ledger
 from mlops_nb.ledger.runs import list_runs
 
-ENTRIES, KILLS = 21, 200 # what a run writes into the ledger, and one entry of the next; kills for each database
+ENTRIES, KILLS = 33, 200 # what a run writes into the ledger, and one entry of the next; kills for each database
 ENV = dict(STEP_SECONDS="0.1", MLOPS_NB_CONTROL_LEASE_SECONDS="5")
 
 

@@ -74,7 +74,8 @@ PAGE = """# {title}
 def listed(lines): return "\n".join(f"- {line}" for line in lines)
 
 
-def title(name): return ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())).rstrip(".").replace("`", "")
+def title(name):
+    return " ".join(ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())).split()).rstrip(".").replace("`", "")
 
 
 def write_page(name, found, load):
