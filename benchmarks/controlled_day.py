@@ -2,6 +2,7 @@
 on the embedded databases with one controller, and once on PostgreSQL with three."""
 import json
 import os
+import re
 import sys
 import time
 import urllib.request
@@ -37,7 +38,9 @@ EXPECTED = {"first model": "succeeded", "new data; the controller is killed whil
             "the batch, corrected and sent again": "succeeded", "other customers ask": "drift is found",
             "data of that time": "succeeded", "somebody commits params with which little is learned": "rejected",
             "answers in the end": "the model before", "requests without an answer": "0",
-            "effects done twice": "0", "runs in the ledger, by the API of the page and on disk": "6, 6, 6"}
+            "effects done twice": "0", "runs in the ledger, by the API of the page and on disk": "6, 6, 6",
+            "runs that the next duty report has, with how they ended": "6"}
+SCHEDULE = "\n[schedule.duty]\nnotebook = nbs/reports/duty.ipynb\ncron = * * * * *\nmissed = skip\n"
 
 
 def new_project(place):
@@ -48,6 +51,7 @@ def new_project(place):
     fewer_subscribers(place, N_SUBSCRIBERS)
     change_params(place, PARAMS)
     (place / "triggers.yaml").write_text(TRIGGERS)
+    with open(place / "settings.ini", "a") as f: f.write(SCHEDULE)
     run("mlops-nb", "simulate", cwd=place)
     commit(place, "the project")
 
@@ -75,6 +79,16 @@ def replay_days(world, n_days, usual, planned, pools):
 
 
 def open_rules(world): return {a.finding.rule for a in read_alerts(world.ledger).held()}
+
+
+def runs_of_report(world):
+    "How many runs a duty report has that was begun after now, with how they ended."
+    def reports(): return len(world.ledger.entries("duty", ("schedule.ended",)))
+    n = reports()
+    world.until(lambda: reports() > n + 1, "two duty reports")
+    page = max((world.root / "reports" / "scheduled" / "duty").glob("*/duty.html")).read_text()
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    return sum(bool(re.search(rf"run {r.id} \S+ {r.status}\b", text)) for r in world.runs)
 
 
 def runs_of_page(port):
@@ -134,6 +148,7 @@ def story(world, customers, console_port):
     done = effects(world.ledger)
     yield str(len(done) - len(set(done)))
     yield f"{len(world.runs)}, {runs_of_page(console_port)}, {len([*(world.root / '.mlops' / 'logs').glob('r*.log')])}"
+    yield str(runs_of_report(world))
 
 
 def days(place, env, n_controllers):

@@ -75,7 +75,8 @@ def listed(lines): return "\n".join(f"- {line}" for line in lines)
 
 
 def title(name):
-    return " ".join(ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())).split()).rstrip(".").replace("`", "")
+    said = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text()))
+    return " ".join(said.split()).rstrip(".").replace("`", "")
 
 
 def write_page(name, found, load):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Fraction', 'NonNegativeInt', 'PositiveInt', 'PositiveFloat', 'NonNegativeFloat', 'Percent', 'Duration', 'Objective',
-           'SearchRange', 'STRATEGIES', 'RENAMED_PARAMS', 'SimulateParams', 'ValidateParams', 'SplitParams',
-           'PrepareParams', 'TextParams', 'EncoderParams', 'GbdtParams', 'NetParams', 'own_learners', 'TrainParams',
-           'GbdtSearchSpace', 'NetSearchSpace', 'TuneParams', 'CostParams', 'PolicyRule', 'PolicyParams',
-           'EvaluateParams', 'ExplainParams', 'CrossValidationParams', 'GateParams', 'split_strategy', 'MarginParams',
-           'SuccessParams', 'ReleaseParams', 'Params', 'write_params', 'params_with_learners', 'read_params']
+           'BUILT_IN_LEARNERS', 'SearchRange', 'STRATEGIES', 'RENAMED_PARAMS', 'SimulateParams', 'ValidateParams',
+           'SplitParams', 'PrepareParams', 'TextParams', 'EncoderParams', 'GbdtParams', 'NetParams', 'own_learners',
+           'EnsembleParams', 'TrainParams', 'GbdtSearchSpace', 'NetSearchSpace', 'TuneParams', 'CostParams',
+           'PolicyRule', 'PolicyParams', 'EvaluateParams', 'ExplainParams', 'CrossValidationParams', 'GateParams',
+           'split_strategy', 'MarginParams', 'SuccessParams', 'ReleaseParams', 'Params', 'write_params',
+           'params_with_learners', 'read_params']
 
 # %% ../../nbs/config/11_params.ipynb #a0df887f
 import re
@@ -165,11 +166,13 @@ class NetParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="torch.compile: a wait at the start, then faster steps; needs a C++ compiler")] = False
 
 # %% ../../nbs/config/11_params.ipynb #a801560d
+BUILT_IN_LEARNERS = ("gbdt", "net", "ensemble")
+
 def _check_learner_names(train):
     "Raise `ValueError` for a learner that has no section and gets none."
     for name in train.learners:
-        if name in ("gbdt", "net", *own_learners(train)): continue
-        near = get_close_matches(name, ("gbdt", "net"), n=1)
+        if name in (*BUILT_IN_LEARNERS, *own_learners(train)): continue
+        near = get_close_matches(name, BUILT_IN_LEARNERS, n=1)
         hint = (f"; did you mean {near[0]!r}? If it is one of your own, write '{name}: {{}}' below train." if near else
                 "; name your own with lower-case letters, digits and underscores, 40 at most.")
         raise ValueError(f"'learners' names {name!r}, and there is no section of that name{hint}")
@@ -181,10 +184,15 @@ def own_learners(
     return [name for name in train.__struct_fields__ if name not in TrainParams.__struct_fields__]
 
 # %% ../../nbs/config/11_params.ipynb #ff3f42e5
+class EnsembleParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    "The best of the trials added up; they are chosen on rows that none of them has learned from."
+    max_members: Annotated[int, Meta(ge=1, le=32, description="different models in it, at most")] = 8
+
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
     learners: Annotated[list[str], Meta(
-        min_length=1, description="learners that are trained: gbdt | net | own ones, each with a section of its name"
+        min_length=1, description="learners that are trained: gbdt | net | own ones, each with a section of its name "
+                                  "| ensemble (of the trials of the others; needs tune.n_trials)"
     )] = field(default_factory=lambda: ["gbdt"])
     model_selection: Annotated[str, Meta(
         description="learner that is deployed: best (on the validation set) | one of the learners")] = "best"
@@ -192,6 +200,9 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="random seed; the same seed on the same data gives the same model")] = 0
     sample_weight_half_life: Annotated[Duration | None, Meta(
         description="such as 180d: a row that is older by this much weighs half; null = equal weights")] = None
+    refit: Annotated[bool, Meta(
+        description="true: the model is trained once more, on the train and valid rows together; what it says of valid "
+                    "rows is then taken from the training before")] = False
     init_model: Annotated[str | None, Meta(
         description="model folder or bundle to continue training from; null = from scratch")] = None
     warm_start: Annotated[bool, Meta(
@@ -201,9 +212,12 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     encoder: EncoderParams = field(default_factory=EncoderParams)
     gbdt: GbdtParams = field(default_factory=GbdtParams)
     net: NetParams = field(default_factory=NetParams)
+    ensemble: EnsembleParams = field(default_factory=EnsembleParams)
 
     def __post_init__(self):
         _check_learner_names(self)
+        if self.learners == ["ensemble"]:
+            raise ValueError("'learners' names the ensemble alone, which is one of other learners; add gbdt.")
         if self.model_selection not in ("best", *self.learners):
             raise ValueError(f"'model_selection' is {self.model_selection!r}, which is not among the learners "
                              f"({', '.join(self.learners)}); set it to best, or add it.")
@@ -481,6 +495,11 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     gate: GateParams = field(default_factory=GateParams)
     release: ReleaseParams = field(default_factory=ReleaseParams)
 
+    def __post_init__(self):
+        if "ensemble" in self.train.learners and not self.tune.n_trials:
+            raise ValueError("'train.learners' has the ensemble, which is made of trials, and 'tune.n_trials' is 0; "
+                             "set it to 30, or leave the ensemble out.")
+
 # %% ../../nbs/config/11_params.ipynb #b43fd145
 RENAMED_PARAMS = { # old key: new key; kept for one version
     "simulate.subscribers": "simulate.n_subscribers", "simulate.months": "simulate.n_months",
@@ -541,7 +560,7 @@ def _params_type(content):
     learners = train.get("learners") if isinstance(train, dict) else None
     listed = [n for n in learners if isinstance(n, str)] if isinstance(learners, list) else []
     names = [n for n in listed if n not in TrainParams.__struct_fields__ and _LEARNER_NAME.fullmatch(n)
-             and (n in train or not get_close_matches(n, ("gbdt", "net"), n=1))]
+             and (n in train or not get_close_matches(n, BUILT_IN_LEARNERS, n=1))]
     return params_with_learners(*dict.fromkeys(names)) if names else Params
 
 _LEARNER_NAME = re.compile("[a-z][a-z0-9_]{0,39}")

@@ -94,7 +94,7 @@ def run_evaluate(
 ) -> dict: # Facts for the stage's record
     "Choose a learner and measure its model; writes `artifacts/evaluation/`, its plots and `artifacts/metrics.json`."
     from mlops_nb.train.learners import check_init_model
-    from mlops_nb.train.stage import open_trained_predictor
+    from mlops_nb.train.stage import open_trained_predictor, read_valid_scores
     project, root = Project.open(root), Path(root)
     params = project.params
     predictors = {learner: open_trained_predictor(project, learner) for learner in params.train.learners}
@@ -102,7 +102,8 @@ def run_evaluate(
     splits = {split: read_split(root, split) for split in ('valid', 'test')}
     threads = next(iter(predictors.values())).threads
     resamplings = split_resamplings(params.evaluate, splits, project.schema.entity, threads)
-    scored = {learner: score_splits(p, splits, params.evaluate, resamplings) for learner, p in predictors.items()}
+    scored = {learner: score_splits(p, splits, params.evaluate, resamplings, read_valid_scores(root, learner))
+              for learner, p in predictors.items()}
     baselines, resampling = _read_baseline_scores(root), resamplings['test']
     found = _evaluate_selected(params, predictors, splits, scored, baselines)
     predictor, test, ours = predictors[found.learner], splits['test'], scored[found.learner]

@@ -26,6 +26,7 @@ from ..core.typed_yaml import read_json
 from .booster import Booster
 from .dataframes import cast_to_schema, dicts_to_polars, to_polars
 from .encoder import UNKNOWN_CODE, Encoder
+from .ensemble import MEMBER_LOADERS, Ensemble
 from .features import Features, load_features
 from .net import Net
 from .onnx_model import OnnxModel
@@ -42,10 +43,7 @@ from mlops_nb.model.processing import (
 )
 
 # %% ../../nbs/model/16_predictor.ipynb #f1c0a003
-MODEL_LOADERS = { # File -> how it is opened
-    'model.txt': lambda data: Booster(data.decode()),
-    'model.safetensors': lambda data: Net(data),
-    'model.onnx': lambda data: OnnxModel(data)}
+MODEL_LOADERS = MEMBER_LOADERS | {'model.ensemble': lambda data: Ensemble(data)} # File -> how it is opened
 
 def model_file(
     folder: Path, # Of a trained model, with the name of its learner, or a bundle
@@ -55,7 +53,7 @@ def model_file(
         if (folder / name).is_file(): return folder / name
     raise UserError(f"{folder} holds none of {', '.join(MODEL_LOADERS)}; run the stage train ({folder.name}) first.")
 
-def open_model(folder: Path) -> Booster | Net | OnnxModel:
+def open_model(folder: Path) -> Booster | Net | OnnxModel | Ensemble:
     "The model of a folder."
     file = model_file(folder)
     return MODEL_LOADERS[file.name](file.read_bytes())
@@ -67,7 +65,7 @@ class Predictor:
         schema: Schema,
         features: Features, # From `load_features`
         encoder: Encoder,
-        model: Booster | Net | OnnxModel,
+        model: Booster | Net | OnnxModel | Ensemble,
         policy: Policy | None = None, # None before the evaluation chose one
         id: str | None = None, # Of the bundle; None for a model that is in none
         threads: int = 1, # For many rows; one row is always one thread's work
@@ -124,6 +122,8 @@ def request_columns(self:Predictor) -> list[str]: # Each once
 def _model_in_words(model):
     if isinstance(model, Booster): return f"LightGBM, {model.n_iterations} iterations"
     if isinstance(model, Net): return f"net, {model.network.params.ensemble_size} members"
+    if isinstance(model, Ensemble):
+        return f"ensemble: {'; '.join(f'{w:.0%} {_model_in_words(m)}' for w, m in zip(model.weights, model.models))}"
     return f"ONNX, made from {model.spec.parity.made_from}"
 
 @patch

@@ -22,7 +22,7 @@ from ..config.project import checkout_root
 from ..config.settings import Settings, read_settings
 from ..core.errors import UserError
 from ..data.label_delay import label_delay
-from ..evaluate.evaluation import entity_clusters
+from ..stats.bootstrap import entity_clusters
 
 # %% ../../nbs/monitor/22_quality.ipynb #c30a013a
 from ..evaluate.label_evaluation import LABEL_METRICS

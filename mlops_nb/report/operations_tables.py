@@ -104,21 +104,22 @@ def count_incidents(ledger: Ledger, start: datetime, until: datetime) -> int:
     return sum(_within(i.opened_at, start, until) for i in read_incidents(ledger).values())
 
 # %% ../../nbs/report/36_operations_tables.ipynb #619cc9b0
-_EVENTS = {"run.ended": "run", "release.started": "release", "release.ended": "release", "schedule.ended": "schedule",
-           "drill.ended": "drill", "schedule.paused": "schedule", "trigger.paused": "trigger"}
+_RELEASE_ENDS = ("release.promoted", "release.rolled_back", "release.withdrawn", "release.void")
+_EVENTS = ("run.ended", "release.started", *_RELEASE_ENDS, "schedule.ended", "drill.ended", "schedule.paused",
+           "trigger.paused")
 
 def _event_text(entry):
-    data = entry.data
+    data, kind = entry.data, entry.kind.partition(".")[2].replace("_", " ")
     said = data.get("message") or data.get("why") or data.get("reason") or ""
-    return " ".join(str(p) for p in (data.get("status", ""), said) if p)[:300] or entry.kind.partition(".")[2]
+    return " ".join(str(p) for p in (data.get("status") or (kind if kind != "ended" else ""), said) if p)[:300]
 
 def events_table(ledger: Ledger, start: datetime, until: datetime) -> Html:
     "Runs, releases, drills, pauses and what failed in a period, the newest first."
-    found = [e for e in ledger.entries(kinds=tuple(_EVENTS))
+    found = [e for e in ledger.entries(kinds=_EVENTS)
              if _within(datetime.fromisoformat(e.at), start, until)
              and not (e.kind == "schedule.ended" and e.data["status"] == "done")]
     rows = [{"Time": nowrap(f"{datetime.fromisoformat(e.at):%d %b %H:%M} UTC"),
-             "What": f"{_EVENTS[e.kind]} {e.subject}", "By": e.by, "What came of it": _event_text(e)}
+             "What": f"{e.kind.partition('.')[0]} {e.subject}", "By": e.by, "What came of it": _event_text(e)}
             for e in reversed(found)]
     return table(rows, max_rows=100, stacked=True) if rows else Html("<p>Nothing happened.</p>")
 

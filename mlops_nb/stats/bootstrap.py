@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_UNITS', 'Scale', 'ratio_or_nan', 'finite_or_none', 'ratios_or_nan', 'Units', 'SumStatistic', 'weighted_mean',
-           'Resampling', 'bootstrap_weights', 'bootstrap_replicates', 'Estimate', 'percentile_interval',
-           'interval_on_scale', 'exact_at_bound', 'wilson_interval']
+           'entity_clusters', 'Resampling', 'bootstrap_weights', 'bootstrap_replicates', 'Estimate',
+           'percentile_interval', 'interval_on_scale', 'exact_at_bound', 'wilson_interval']
 
 # %% ../../nbs/stats/04_bootstrap.ipynb #9ba86546
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
+import polars as pl
 from msgspec import Struct
 
 # %% ../../nbs/stats/04_bootstrap.ipynb #20f73ee4
@@ -56,6 +57,17 @@ def weighted_mean(
     "The mean of a per-row figure, ready to be weighted."
     of = np.ones(len(x)) if of is None else np.asarray(of, float)
     return SumStatistic(ratios_or_nan, [x * of, of])
+
+# %% ../../nbs/stats/04_bootstrap.ipynb #befe9ae9
+def entity_clusters(
+    entities: pl.Series, # (n,) whom each row is about; null is nobody known
+) -> np.ndarray | None: # (n,) int from 0, the same number for the same entity; None where no entity has several rows
+    "Which rows are drawn together."
+    codes = entities.rank('dense').fill_null(0).to_numpy().astype(int)
+    nobody = codes == 0
+    codes[nobody] = codes.max(initial=0) + 1 + np.arange(nobody.sum())
+    clusters = np.unique(codes, return_inverse=True)[1]
+    return clusters if len(clusters) and clusters.max() + 1 < len(clusters) else None
 
 # %% ../../nbs/stats/04_bootstrap.ipynb #7757f584
 class Resampling(Struct, frozen=True):
