@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARITY_TOLERANCE', 'OnnxTree', 'to_onnx_tree', 'read_onnx_trees', 'trees_to_onnx', 'predict_onnx',
            'leaf_boundary_rows', 'net_to_onnx', 'append_calibrator', 'ParityCheck', 'ParityReport',
-           'compare_predictions', 'convert_and_compare', 'parity_error', 'export_onnx']
+           'compare_predictions', 'add_graphs', 'convert_and_compare', 'parity_error', 'export_onnx']
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #4e189cbd
 import warnings
@@ -32,6 +32,7 @@ from mlops_nb.model.calibrators import (
     PlattCalibrator,
     TemperatureCalibrator,
 )
+from ..model.ensemble import read_members
 from ..model.lightgbm_text import MISSING_NAN, MISSING_ZERO, Tree, parse_header, parse_trees
 from ..model.net import Net, first_layer_inputs, member_outputs
 from ..model.network import ensemble_predict
@@ -367,6 +368,49 @@ def compare_predictions(
     if predictor.schema.task != 'regression': changed = int((predictor.decide(ours) != predictor.decide(theirs)).sum())
     return ParityCheck(row_kind, len(X), changed, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #c2d1df63
+_BACK = dict(logit=[('Clip', ['{p}', 'low', 'high'], ['{c}']), ('Sub', ['one', '{c}'], ['{q}']),
+                    ('Div', ['{c}', '{q}'], ['{odds}']), ('Log', ['{odds}'], ['{raw}'])],
+             softmax=[('Clip', ['{p}', 'low', 'high'], ['{c}']), ('Log', ['{c}'], ['{raw}'])],
+             identity=[('Identity', ['{p}'], ['{raw}'])], log=[('Log', ['{p}'], ['{raw}'])])
+
+def _raw_nodes(link, i): # From the score of a member to its weighted raw score
+    own = lambda name: name.format(**{k: f'sum{i}:{k}' for k in ('p', 'c', 'q', 'odds', 'raw', 'weight', 'part')})
+    nodes = [('Cast', [f'm{i}:score'], ['{p}']), *_BACK[link], ('Mul', ['{raw}', '{weight}'], ['{part}'])]
+    return [(op, [*map(own, inputs)], [*map(own, outputs)]) for op, inputs, outputs in nodes]
+
+def _member_nodes(link, i, member): # All of a member, from `X` to its part of the sum
+    from onnx import TensorProto, helper
+    read = helper.make_node('Cast', ['X'], [f'm{i}:X'], to=member.graph.input[0].type.tensor_type.elem_type)
+    wide = dict(Cast=dict(to=TensorProto.DOUBLE))
+    return [read, *member.graph.node,
+            *(helper.make_node(op, *ends, **wide.get(op, {})) for op, *ends in _raw_nodes(link, i))]
+
+def add_graphs(
+    link: str, # of the raw scores: logit, softmax, identity or log
+    models: list[tuple[bytes, float]], # ONNX from `X` to `score`, and its weight
+) -> bytes: # ONNX from `X` to `score`, both of 64 bits
+    "The ensemble of several ONNX models."
+    from onnx import TensorProto, checker, compose, helper, load_from_string, numpy_helper, version_converter
+    loaded = [load_from_string(m) for m, _ in models]
+    opset = max(o.version for m in loaded for o in m.opset_import if o.domain in ('', 'ai.onnx'))
+    loaded, double = [version_converter.convert_version(m, opset) for m in loaded], TensorProto.DOUBLE
+    named = [compose.add_prefix(m, f'm{i}:') for i, m in enumerate(loaded)]
+    nodes = [node for i, m in enumerate(named) for node in _member_nodes(link, i, m)]
+    nodes += [helper.make_node('Sum', [f'sum{i}:part' for i in range(len(named))], ['raw']),
+              helper.make_node(_ONNX_OPS[link], ['raw'], ['score'])]
+    constants = dict(low=1e-15, high=1 - 1e-15, one=1.) | {f'sum{i}:weight': w for i, (_, w) in enumerate(models)}
+    shapes = [[d.dim_value for d in of[0].type.tensor_type.shape.dim] for of in (loaded[0].graph.input,
+                                                                                loaded[0].graph.output)]
+    describe = lambda name, shape: helper.make_tensor_value_info(name, double, ['rows', *shape[1:]])
+    graph = helper.make_graph(nodes, 'ensemble', [describe('X', shapes[0])], [describe('score', shapes[1])],
+                              [c for m in named for c in m.graph.initializer]
+                              + [numpy_helper.from_array(np.float64(v), k) for k, v in constants.items()])
+    domains = {o.domain: o for m in loaded for o in m.opset_import}
+    out = helper.make_model(graph, opset_imports=[*domains.values()], ir_version=max(m.ir_version for m in loaded))
+    checker.check_model(out)
+    return out.SerializeToString()
+
 # %% ../../nbs/bundle/05_onnx_export.ipynb #5826360f
 def _evenly_spaced(X, most): return X[np.unique(np.linspace(0, len(X) - 1, min(len(X), most)).astype(int))]
 
@@ -391,6 +435,14 @@ def _export_onnx(data, X): return data, {} # is in that form already; its rows d
 
 _EXPORTERS = {'model.txt': ('trees', _export_trees), 'model.safetensors': ('net', _export_net),
               'model.onnx': ('onnx', _export_onnx)}
+
+def _export_ensemble(data, X):
+    link, members = read_members(data)
+    found = [_EXPORTERS[file][1](d, X) for file, _, d in members]
+    made = {name: rows for _, constructed in found for name, rows in constructed.items()}
+    return add_graphs(link, [(model, w) for (model, _), (_, w, _) in zip(found, members)]), made
+
+_EXPORTERS['model.ensemble'] = ('net', _export_ensemble) # as near as its nets are
 
 # %% ../../nbs/bundle/05_onnx_export.ipynb #2cdccc99
 def convert_and_compare(

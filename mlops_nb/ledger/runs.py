@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -92,13 +92,13 @@ def _record_alone(root, name):
     facts, usage = {}, _Usage()
     def end(status, message=""):
         found = usage.so_far() | facts | dict(status=status, message=message[:2000])
-        try: open_ledger(root).append("stage.ended", name, found)
-        except UserError as e: print(f"warning: {e}", file=sys.stderr, flush=True)
+        open_ledger(root).append("stage.ended", name, found)
     try: yield facts
     except BaseException as e:
-        end("failed", str(e) or type(e).__name__)
+        with suppress(UserError): end("failed", str(e) or type(e).__name__) # what the stage says is what matters
         raise
-    end("done")
+    try: end("done")
+    except UserError as e: print(f"warning: {e}", file=sys.stderr, flush=True)
 
 def record_stage(
     root: str | Path, # The project's folder

@@ -123,7 +123,7 @@ def _model_in_words(model):
     if isinstance(model, Booster): return f"LightGBM, {model.n_iterations} iterations"
     if isinstance(model, Net): return f"net, {model.network.params.ensemble_size} members"
     if isinstance(model, Ensemble):
-        return f"ensemble: {'; '.join(f'{w:.0%} {_model_in_words(m)}' for w, m in zip(model.weights, model.models))}"
+        return f"ensemble of {' and '.join(map(_model_in_words, model.models))}"
     return f"ONNX, made from {model.spec.parity.made_from}"
 
 @patch

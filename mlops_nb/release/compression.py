@@ -68,7 +68,9 @@ def compress_model(
                                                "trees, which are made fewer with --n-trees."))
     if net: return quantize_net(file.read_bytes(), weight_type)
     parts = tuple(read_training_parts(project, teacher.encoder))
-    return distill_trees(teacher, file.read_text(), n_trees, parts, project.params.train, origin.training.get('params'))
+    text = file.read_text() if file.name == 'model.txt' else None
+    own = origin.training.get('params') if origin.training.get('learner') == 'gbdt' else None
+    return distill_trees(teacher, text, n_trees, parts, project.params.train, own)
 
 # %% ../../nbs/release/03_compression.ipynb #a851041c
 def read_original_splits(
@@ -198,6 +200,7 @@ def compress_bundle(
     dataset, splits = read_original_splits(root, origin)
     model, method = compress_model(project, bundle, teacher, origin, n_trees, weight_type)
     file, origin = model_file(bundle).name, student_provenance(root, teacher, origin, method)
+    if file == 'model.ensemble': file = 'model.txt' # its student is of trees
     student = Predictor(teacher.schema, teacher.features, teacher.encoder, MODEL_LOADERS[file](model),
                         threads=teacher.threads)
     found, scores, gains, teacher_metrics = _evaluate_student(student, teacher, splits, params)

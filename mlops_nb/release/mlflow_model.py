@@ -17,6 +17,7 @@ from ..config.schema import expression_columns
 from ..config.settings import available_cores
 from ..core.manifest import VerifiedFolder
 from ..model.dataframes import to_polars
+from ..model.ensemble import ensemble_files
 from ..model.predictor import Predictor
 
 # %% ../../nbs/release/05_mlflow_model.ipynb #66f45d94
@@ -59,7 +60,8 @@ def model_requirements(
     "What must be installed to open the model, in the versions that made it; a net needs torch, ONNX onnxruntime."
     from importlib.metadata import version
     pins = dict(bundle.manifest.packages)
-    pins |= {p: version(p) for file in bundle.manifest.files for p in _MODEL_PACKAGES.get(file, ())}
+    files = {*bundle.manifest.files, *ensemble_files(bundle.path)}
+    pins |= {p: version(p) for file in sorted(files) for p in _MODEL_PACKAGES.get(file, ())}
     return [f"{name}=={number.partition('+')[0]}" for name, number in pins.items()]
 
 # %% ../../nbs/release/05_mlflow_model.ipynb #fa18f9f3

@@ -12,6 +12,7 @@ from msgspec import convert, structs
 from ..config.params import GbdtParams, TrainParams
 from ..core.errors import UserError
 from ..model.booster import Booster
+from ..model.ensemble import Ensemble
 from ..model.lightgbm_text import parse_header
 from ..model.predictor import Predictor
 from .dataset import TrainingPart
@@ -49,7 +50,7 @@ def student_params(
 
 # %% ../../nbs/train/23_distillation.ipynb #8c251526
 def fit_student(
-    teacher: Booster,
+    teacher: Booster | Ensemble,
     teacher_iterations: int,
     n_trees: int, # iterations of the student at most
     splits: tuple[TrainingPart, TrainingPart], # train and valid
@@ -62,16 +63,18 @@ def fit_student(
     return fit_gbdt(part, validation, structs.replace(job, params=params)).model
 
 # %% ../../nbs/train/23_distillation.ipynb #670e08c0
+_ENSEMBLE_TREES = 300 # that an ensemble of other models is taught to
+
 def distill_trees(
     teacher: Predictor,
-    model_text: str, # The content of its `model.txt`
-    n_trees: int | None, # for each class; None for a quarter
+    model_text: str | None, # The content of its `model.txt`; None: it is an ensemble with others than trees
+    n_trees: int | None, # for each class; None for a quarter, and of such an ensemble for 300
     splits: tuple[TrainingPart, TrainingPart], # train and valid
     params: TrainParams, # Of the project
     teacher_params: dict | None, # The teacher's own section of them, which a tuning may have changed
 ) -> tuple[bytes, str]: # A `model.txt`, and what was done
     "A student of the teacher's trees."
-    had = parse_header(model_text).n_iterations
+    had = parse_header(model_text).n_iterations if model_text else 4 * _ENSEMBLE_TREES
     n_trees = max(1, had // 4) if n_trees is None else n_trees
     if not 0 < n_trees < had:
         raise UserError(f"{n_trees} trees are asked for and the model has {had}; ask for at least 1, and fewer than it "
@@ -79,4 +82,5 @@ def distill_trees(
     if teacher_params: params = structs.replace(params, gbdt=convert(teacher_params, GbdtParams))
     job = GbdtJob(teacher.schema.task, params, teacher.model.n_classes, teacher.encoder.categorical, teacher.threads)
     made = fit_student(teacher.model, had, n_trees, splits, job)
-    return made, f"{parse_header(made.decode()).n_iterations} trees in the place of {had}, taught by them"
+    replaced = f"{had}, taught by them" if model_text else "an ensemble, taught by it"
+    return made, f"{parse_header(made.decode()).n_iterations} trees in the place of {replaced}"

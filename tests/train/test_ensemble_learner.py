@@ -1,0 +1,187 @@
+"The learner ensemble, from trials to one model, and the training that is done once more on all rows."
+import shutil
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+from support import trained_project as modelling
+
+from mlops_nb.config.params import Params, read_params, write_params
+from mlops_nb.core.errors import UserError
+from mlops_nb.core.manifest import file_hashes
+from mlops_nb.core.typed_yaml import read_json
+from mlops_nb.data.prepare import read_split
+from mlops_nb.model.ensemble import Ensemble
+from mlops_nb.model.predictor import MODEL_LOADERS, model_file
+from mlops_nb.train.ensemble_selection import RECIPE_FILE, EnsembleRecipe, RecipeMember, read_recipe
+from mlops_nb.train.stage import TrainingReport, open_trained_predictor, read_valid_scores, run_train
+from mlops_nb.train.tuning import run_tune
+
+SMALL_NET = {"d_hidden": [16, 32], "d_embedding": [4, 8], "n_bins": [4, 8], "n_blocks": [1, 2]}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch): monkeypatch.setenv("MLOPS_NB_RUN_THREADS", "1")
+
+
+def change(root, **sections):
+    "Other values in some sections of the params."
+    p = msgspec.to_builtins(read_params(root / "params.yaml"))
+    for name, values in sections.items(): p[name] = p[name] | values
+    write_params(msgspec.convert(p, Params), root / "params.yaml")
+    return root
+
+
+def project(root, task="binary", learners=("gbdt", "ensemble"), n_trials=5, **how):
+    modelling.trained(root, task, **how)
+    return change(root, tune=dict(n_trials=n_trials, net=SMALL_NET), train=dict(learners=[*learners]))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    root = project(tmp_path_factory.mktemp("ensemble") / "p", learners=("gbdt", "net", "ensemble"))
+    run_tune(root)
+    return root
+
+
+def copy(root, to): return shutil.copytree(root, to / "p")
+
+
+def recipe(root, *members, link="logit"):
+    "A recipe as `tune` might have written it."
+    found = [RecipeMember(learner, i, params, weight) for i, (learner, params, weight) in enumerate(members)]
+    text = msgspec.json.encode(EnsembleRecipe(link, found, len(found), .5, .6, .1, .01))
+    (root / RECIPE_FILE).write_bytes(text)
+
+
+def report(root, learner): return read_json(root / f"artifacts/models/{learner}/training.json", TrainingReport)
+
+
+def test_the_recipe_names_trials_and_the_model_is_made_by_it(tuned, tmp_path):
+    root = copy(tuned, tmp_path)
+    found = read_recipe(root)
+    assert found.link == "logit" and 2 <= found.n_candidates <= 10
+    assert sum(m.weight for m in found.members) == pytest.approx(1)
+    assert found.loss <= found.single_loss + 1e-12
+    run_train(root, "ensemble")
+    file = model_file(root / "artifacts/models/ensemble")
+    members = report(root, "ensemble").iterations
+    assert members == len(found.members)
+    model = MODEL_LOADERS[file.name](file.read_bytes())
+    valid = read_split(root, "valid")
+    predictor = open_trained_predictor(root, "ensemble")
+    assert np.array_equal(predictor.predict(valid), model.predict(predictor.encode_frame(valid)))
+
+
+def test_the_same_rows_give_the_same_recipe_and_model(tuned, tmp_path):
+    root, before = copy(tuned, tmp_path), file_hashes(tuned / "artifacts/tuning")
+    shutil.rmtree(root / "artifacts/tuning")
+    run_tune(root) # the trials are there
+    assert file_hashes(root / "artifacts/tuning") == before
+    shutil.rmtree(root / ".mlops/scores") # of trials that ended before an ensemble was wanted
+    run_tune(root)
+    assert file_hashes(root / "artifacts/tuning") == before
+    run_train(root, "ensemble")
+    first = file_hashes(root / "artifacts/models/ensemble")
+    run_train(root, "ensemble")
+    assert file_hashes(root / "artifacts/models/ensemble") == first
+
+
+def test_trees_and_a_net_in_one_file(tuned, tmp_path):
+    root = copy(tuned, tmp_path)
+    recipe(root, ("gbdt", {}, .5), ("net", {}, .25), ("gbdt", {"num_leaves": 4}, .25))
+    run_train(root, "ensemble")
+    run_train(root, "gbdt") # tuned, so it is another one
+    model = open_trained_predictor(root, "ensemble").model
+    assert isinstance(model, Ensemble) and len(model.models) == 2, "the trees are one"
+    valid = read_split(root, "valid")
+    predictor = open_trained_predictor(root, "ensemble")
+    assert [predictor.predict_one(r) for r in valid.head(20).to_dicts()] == predictor.predict(valid)[:20].tolist()
+
+
+@pytest.mark.parametrize("task, link", [("multiclass", "softmax"), ("regression", "identity")])
+def test_other_tasks(tmp_path, task, link):
+    root = project(tmp_path / "p", task, n_trials=4)
+    change(root, tune=dict(gbdt=dict(objective=None)))
+    run_tune(root)
+    assert read_recipe(root).link == link
+    run_train(root, "ensemble")
+    assert np.isfinite(open_trained_predictor(root, "ensemble").predict(read_split(root, "test"))).all()
+
+
+def test_models_that_add_logarithms_are_added_with_each_other(tmp_path):
+    root = project(tmp_path / "p", "regression", n_trials=6, counts=True)
+    change(root, tune=dict(gbdt=dict(objective=["poisson", "tweedie"])))
+    run_tune(root)
+    assert read_recipe(root).link == "log"
+    run_train(root, "ensemble")
+    assert open_trained_predictor(root, "ensemble").model.log_link
+
+
+@pytest.mark.parametrize("learner", ["gbdt", "net", "ensemble"])
+def test_once_more_on_all_rows(tuned, tmp_path, learner):
+    root = copy(tuned, tmp_path)
+    if learner == "ensemble": recipe(root, ("gbdt", {}, .5), ("gbdt", {"num_leaves": 4}, .5))
+    run_train(root, learner)
+    before, valid = open_trained_predictor(root, learner), read_split(root, "valid")
+    assert read_valid_scores(root, learner) is None and report(root, learner).refit_rows is None
+    change(root, train=dict(refit=True))
+    run_train(root, learner)
+    after, rows = open_trained_predictor(root, learner), report(root, learner).rows
+    assert np.array_equal(read_valid_scores(root, learner), before.predict(valid)), "of the one that knew none"
+    assert report(root, learner).refit_rows == sum(rows.values())
+    y = valid["_target"].to_numpy()
+    loss = lambda p: -np.log(np.where(y == 1, p, 1 - p)).mean()
+    assert loss(after.predict(valid)) < loss(before.predict(valid)), "it has learned from them"
+
+
+def test_the_evaluation_measures_the_valid_rows_by_what_had_not_seen_them(tuned, tmp_path):
+    from mlops_nb.evaluate.stage import run_evaluate
+    from mlops_nb.train.baselines import run_baselines
+    root = change(copy(tuned, tmp_path), train=dict(learners=["gbdt"], refit=True), evaluate=dict(calibration=[]))
+    run_baselines(root)
+    run_train(root, "gbdt")
+    run_evaluate(root)
+    told = pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(split="valid")
+    predictor = open_trained_predictor(root, "gbdt")
+    names = predictor.score_columns
+    assert np.array_equal(told[names[0]].to_numpy(), read_valid_scores(root, "gbdt"))
+
+
+def test_rows_weigh_by_their_age_in_both(tmp_path, monkeypatch):
+    "With a half-life the newest of all rows weighs 1, and so the valid rows weigh most."
+    from mlops_nb.train import stage
+    root, seen = project(tmp_path / "p"), []
+    plain = stage.refit_learner
+    monkeypatch.setattr(stage, "refit_learner", lambda *args: seen.append(args[2]) or plain(*args))
+    schema = modelling.schema("binary")
+    schema.event_time = "when"
+    modelling.write_schema(schema, root / "schema.yaml")
+    frames = {split: pl.read_parquet(root / f"artifacts/prepared/{split}.parquet") for split in ("train", "valid")}
+    for split, frame in frames.items():
+        filled = frame.with_columns(pl.col("when").fill_null(frame["when"].min()))
+        filled.write_parquet(root / f"artifacts/prepared/{split}.parquet")
+    change(root, train=dict(learners=["gbdt"], refit=True, sample_weight_half_life="30d"), tune=dict(n_trials=0))
+    run_train(root, "gbdt")
+    [rows] = seen
+    assert len(rows.y) == sum(map(len, frames.values())) == len(rows.weights) and rows.weights.max() == 1
+
+
+@pytest.mark.parametrize("train, tune, says", [
+    (dict(learners=["ensemble"]), {}, "names the ensemble alone"),
+    (dict(learners=["gbdt", "ensemble"]), dict(n_trials=0), "'tune.n_trials' is 0"),
+    (dict(learners=["gbdt", "ensemble"], ensemble=dict(max_members=0)), {}, "max_members")])
+def test_params_that_cannot_be(tmp_path, train, tune, says):
+    root = project(tmp_path / "p")
+    with pytest.raises((UserError, msgspec.ValidationError), match=says): change(root, train=train, tune=tune)
+
+
+def test_an_ensemble_of_quantiles_is_refused(tmp_path):
+    root = project(tmp_path / "p", "regression")
+    schema = modelling.schema("regression")
+    schema.quantiles = [.1, .5, .9]
+    modelling.write_schema(schema, root / "schema.yaml")
+    with pytest.raises(UserError, match="ensemble of quantiles"): run_tune(root)
+    change(root, train=dict(learners=["gbdt"], refit=True), tune=dict(n_trials=0))
+    with pytest.raises(UserError, match="not there for quantiles"): run_train(root, "gbdt")
