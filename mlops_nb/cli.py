@@ -320,20 +320,25 @@ def tune_command(
         min=1, help="Processes; as in settings.ini where it is not given.")] = None,
     join: Annotated[bool, typer.Option(
         "--join", help="Only help with a study that was begun already, perhaps on another machine.")] = False,
+    budget: Annotated[str | None, typer.Option(
+        help="Time for all learners together, such as 5m; it is written into params.yaml as tune.budget.")] = None,
 ):
     "Tune the hyperparameters until the budget of params.yaml is used up; the stage tune then takes what was found."
+    from mlops_nb.config.params import set_param
     from mlops_nb.config.project import Project
     from mlops_nb.evaluate.tuning_target import tuning_target
-    from mlops_nb.train.tuning import counted_trials, run_study
+    from mlops_nb.train.tuning import counted_trials, run_search
+    if budget: set_param(Path("params.yaml"), "tune.budget", budget)
     params = (project := Project.open(Path("."))).params
-    if not params.tune.n_trials:
-        raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many.")
+    if not params.tune.max_trials:
+        raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many, or give a time: "
+                        "`mlops-nb tune --budget 5m`.")
     target = tuning_target(project)
-    for learner in params.train.learners:
-        study, _ = run_study(Path("."), learner, workers, join, target)
+    for study, search in run_search(Path("."), workers, join, target):
         best = study.best_value if target is None or target.better == "lower" else -study.best_value
-        print(f"{learner}: {len(counted_trials(study))} trials, the best {target.metric if target else 'loss'} on the "
-              f"validation rows is {best:.5g}.")
+        metric, n = target.metric if target else "loss", len(counted_trials(study))
+        print(f"{search.learner}: {n} trials, the best {metric} on the validation rows is {best:.5g}.")
+    print("`dvc repro` trains with what was found.")
 
 # %% ../nbs/99_cli.ipynb #9e05c6f2
 schema_app = typer.Typer(no_args_is_help=True, help="Data schema (schema.yaml).")

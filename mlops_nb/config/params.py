@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Fraction', 'NonNegativeInt', 'PositiveInt', 'PositiveFloat', 'NonNegativeFloat', 'Percent', 'Duration', 'Objective',
-           'BUILT_IN_LEARNERS', 'SearchRange', 'STRATEGIES', 'RENAMED_PARAMS', 'SimulateParams', 'ValidateParams',
-           'SplitParams', 'PrepareParams', 'TextParams', 'EncoderParams', 'GbdtParams', 'NetParams', 'own_learners',
-           'EnsembleParams', 'TrainParams', 'GbdtSearchSpace', 'NetSearchSpace', 'TuneParams', 'CostParams',
-           'PolicyRule', 'PolicyParams', 'EvaluateParams', 'ExplainParams', 'CrossValidationParams', 'GateParams',
-           'split_strategy', 'MarginParams', 'SuccessParams', 'ReleaseParams', 'Params', 'write_params',
-           'params_with_learners', 'read_params']
+           'BUILT_IN_LEARNERS', 'SearchRange', 'STRATEGIES', 'RENAMED_PARAMS', 'duration_seconds', 'SimulateParams',
+           'ValidateParams', 'SplitParams', 'PrepareParams', 'TextParams', 'EncoderParams', 'GbdtParams', 'NetParams',
+           'own_learners', 'EnsembleParams', 'TrainParams', 'GbdtSearchSpace', 'NetSearchSpace', 'TuneParams',
+           'CostParams', 'PolicyRule', 'PolicyParams', 'EvaluateParams', 'ExplainParams', 'CrossValidationParams',
+           'GateParams', 'split_strategy', 'MarginParams', 'SuccessParams', 'ReleaseParams', 'Params', 'write_params',
+           'params_with_learners', 'read_params', 'set_param']
 
 # %% ../../nbs/config/11_params.ipynb #a0df887f
 import re
@@ -34,6 +34,12 @@ PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Percent = Annotated[int, Meta(ge=1, le=100)] | Annotated[float, Meta(gt=0, le=100)]
 Duration = Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$")] # seconds, minutes, hours, days or weeks
+
+def duration_seconds(
+    text: str, # A `Duration`, such as 180d
+) -> int:
+    "How long a duration is."
+    return int(text[:-1]) * dict(s=1, m=60, h=3600, d=86400, w=7 * 86400)[text[-1]]
 
 # %% ../../nbs/config/11_params.ipynb #d43f6a72
 class SimulateParams(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -275,7 +281,9 @@ class NetSearchSpace(Struct, forbid_unknown_fields=True, kw_only=True):
 class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The search for better parameters."
     n_trials: Annotated[NonNegativeInt, Meta(
-        description="trials of each learner; 0 = no tuning, train is taken as it is")] = 0
+        description="trials of each learner, at most; 0 = no tuning, and with a budget as many as fit into it")] = 0
+    budget: Annotated[Duration | None, Meta(
+        description="time for the trials of all learners together, such as 5m; null = n_trials alone")] = None
     timeout_seconds: Annotated[PositiveFloat | None, Meta(
         description="no trial begins after this working time of a learner's trials together; null = no limit")] = None
     metric: Annotated[str | None, Meta(
@@ -283,6 +291,11 @@ class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
                     "null = log loss or RMSE")] = None
     gbdt: Annotated[GbdtSearchSpace, Meta(description="search space of trees")] = field(default_factory=GbdtSearchSpace)
     net: Annotated[NetSearchSpace, Meta(description="search space of nets")] = field(default_factory=NetSearchSpace)
+
+    @property
+    def max_trials(self) -> int:
+        "Trials of each learner at most; 0: nothing is tuned."
+        return self.n_trials or (10_000 if self.budget else 0)
 
 # %% ../../nbs/config/11_params.ipynb #273accbe
 class CostParams(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -496,9 +509,9 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     release: ReleaseParams = field(default_factory=ReleaseParams)
 
     def __post_init__(self):
-        if "ensemble" in self.train.learners and not self.tune.n_trials:
+        if "ensemble" in self.train.learners and not self.tune.max_trials:
             raise ValueError("'train.learners' has the ensemble, which is made of trials, and 'tune.n_trials' is 0; "
-                             "set it to 30, or leave the ensemble out.")
+                             "set it to 30, or 'tune.budget' to 5m, or leave the ensemble out.")
 
 # %% ../../nbs/config/11_params.ipynb #b43fd145
 RENAMED_PARAMS = { # old key: new key; kept for one version
@@ -571,3 +584,27 @@ def read_params(path: str | Path = "params.yaml") -> Params:
     content = read_yaml(path, Any)
     refuse_renamed(content, RENAMED_PARAMS, path)
     return convert_typed(content, _params_type(content), path)
+
+# %% ../../nbs/config/11_params.ipynb #f0bf0b76
+def set_param(
+    path: Path,
+    key: str, # Such as tune.budget
+    value, # Of YAML
+) -> None:
+    "Set one parameter in a file; raises `UserError`, and changes nothing, if it cannot be."
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+    read_params(path)
+    yaml, out = YAML(), StringIO()
+    yaml.width = 200
+    data = yaml.load(path.read_text(encoding="utf-8")) or {}
+    *levels, name = key.split(".")
+    place = data
+    for level in levels: place = place.setdefault(level, {})
+    place[name] = value
+    yaml.dump(data, out)
+    plain = YAML(typ="safe").load(out.getvalue())
+    refuse_renamed(plain, RENAMED_PARAMS, path)
+    convert_typed(plain, _params_type(plain), path)
+    with atomic_file(path) as tmp: tmp.write_text(out.getvalue(), encoding="utf-8")

@@ -8,9 +8,8 @@ __all__ = ['set_train_params', 'choose_init_model', 'refuses_init_model', 'start
 # %% ../../nbs/control/04_run_params.ipynb #15fdd5a8
 from pathlib import Path
 
-from ..config.params import Params, read_params
+from ..config.params import Params, read_params, set_param
 from ..config.settings import read_settings
-from ..core.files import atomic_file
 from ..ledger.ledger import Ledger
 from ..release.release_plan import find_champion
 
@@ -20,16 +19,8 @@ def set_train_params(
     **values, # Key below `train`, with two underscores for a level -> value
 ) -> None:
     "Set params of the training in `params.yaml`; comments and the rest stay."
-    from ruamel.yaml import YAML
-    yaml, path = YAML(), Path(folder) / "params.yaml"
-    yaml.width = 200
-    data = yaml.load(path.read_text(encoding="utf-8")) or {}
     for key, value in values.items():
-        *levels, name = ["train", *key.split("__")]
-        place = data
-        for level in levels: place = place.setdefault(level, {})
-        place[name] = value
-    with atomic_file(path) as tmp, open(tmp, "w", encoding="utf-8") as f: yaml.dump(data, f)
+        set_param(Path(folder) / "params.yaml", f"train.{key.replace('__', '.')}", value)
 
 # %% ../../nbs/control/04_run_params.ipynb #51e636dd
 _KIND = "training.init_model"

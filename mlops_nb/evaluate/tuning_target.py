@@ -56,4 +56,4 @@ def run_tune_stage(
 ) -> dict: # What was measured: `trials`
     "The stage `tune`: a study for each learner, by the metric of `tune.metric` or by the loss."
     project = Project.open(root)
-    return run_tune(root, tuning_target(project) if project.params.tune.n_trials else None)
+    return run_tune(root, tuning_target(project) if project.params.tune.max_trials else None)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
+from ..config.params import duration_seconds
 from ..config.project import Project
 from ..config.schema import Schema
 from ..core.errors import UserError
@@ -34,8 +35,6 @@ class TrainingPart(NamedTuple):
     groups: np.ndarray | None = None # (n,) int: the entity of each, of validation rows that correct quantiles
 
 # %% ../../nbs/train/00_dataset.ipynb #ed8416c5
-_SECONDS = dict(s=1, m=60, h=3600, d=86400, w=7 * 86400)
-
 def exponential_decay_weights(
     times: pl.Series, # Datetime
     half_life: str, # A duration such as `180d`
@@ -45,7 +44,7 @@ def exponential_decay_weights(
         raise UserError(f"train.sample_weight_half_life needs the time of every row, and '{times.name}' is missing in "
                         f"{n} training rows; set it to null, or make the column not nullable.")
     seconds = (times.max() - times).dt.total_microseconds().to_numpy() / 1e6
-    return np.maximum(2.0 ** (-seconds / (int(half_life[:-1]) * _SECONDS[half_life[-1]])), 1e-9)
+    return np.maximum(2.0 ** (-seconds / duration_seconds(half_life)), 1e-9)
 
 # %% ../../nbs/train/00_dataset.ipynb #61781fc5
 def target_array(

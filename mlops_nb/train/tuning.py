@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRIALS_SCHEMA', 'suggest_params', 'TuningTarget', 'SearchContext', 'open_search_context', 'run_trial', 'run_trials',
-           'run_study', 'TuningResult', 'summarise_study', 'choose_ensemble', 'run_tune', 'read_tuning_results',
-           'apply_tuned_params']
+           'run_study', 'TuningResult', 'summarise_study', 'run_search', 'choose_ensemble', 'run_tune',
+           'read_tuning_results', 'apply_tuned_params']
 
 # %% ../../nbs/train/21_tuning.ipynb #e3b437ca
 import math
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import polars as pl
 from msgspec import Struct, to_builtins
 
 # %% ../../nbs/train/21_tuning.ipynb #555bd595
-from ..config.params import TrainParams
+from ..config.params import TrainParams, duration_seconds
 from ..config.project import Project, checkout_root
 from ..core.errors import UserError
 from ..core.files import atomic_dir, atomic_file
@@ -49,11 +50,13 @@ from .model_combination import raw_link
 from .net_trainer import ARCHITECTURE_PARAMS
 from mlops_nb.train.study import (
     counted_trials,
+    enqueue_first_trial,
     fail_stale_trials,
     is_budget_spent,
     is_categorical,
     open_storage,
     open_study,
+    trial_seconds,
     worker_identity,
 )
 
@@ -127,12 +130,13 @@ _REPORT_STEP = dict(gbdt=lambda p, i: int(0.6 * i * p.gbdt.learning_rate), net=l
 
 class _Orphaned(BaseException): pass
 
-def _pruning_callback(study, trial, search, params, parent_pid):
+def _pruning_callback(study, trial, search, params, parent_pid, seconds):
     from optuna import TrialPruned
-    last = 0
+    last, spent, began = 0, sum(trial_seconds(study)), time.monotonic()
     def step(i, valid):
         nonlocal last
         if parent_pid and os.getppid() != parent_pid: raise _Orphaned
+        if seconds and spent and spent + time.monotonic() - began > seconds: raise TrialPruned
         if search.target: return # a worse loss may be a better model
         if (at := _REPORT_STEP.get(search.learner, lambda p, i: i)(params, i)) == last: return
         last = at
@@ -172,17 +176,22 @@ def run_trial(
     search: SearchContext,
     n_threads: int = 1,
     parent_pid: int | None = None, # The process to end with
+    seconds: float | None = None, # For all trials of the study: a trial that would go beyond them is broken off
 ) -> None:
     "Train with the values of a trial, and tell the study."
     from optuna import TrialPruned
     from optuna.trial import TrialState
-    tell = lambda **how: study.tell(trial, skip_if_finished=True, **how)
+    began = time.monotonic()
+    def tell(**how):
+        with suppress(RuntimeError): trial.set_user_attr('seconds', time.monotonic() - began) # it was given up
+        study.tell(trial, skip_if_finished=True, **how)
     train, space = search.project.params.train, search.search_space
     try:
         default, section = 'default_params' in trial.user_attrs, getattr(train, search.learner)
         values = {} if default else suggest_params(trial, space, section)
         params = replace_params(train, search.learner, values)
-        fitted = _fit_trial(search, values, n_threads, _pruning_callback(study, trial, search, params, parent_pid))
+        step = _pruning_callback(study, trial, search, params, parent_pid, seconds)
+        fitted = _fit_trial(search, values, n_threads, step)
         _keep_scores(search, trial.number, fitted)
     except TrialPruned: tell(state=TrialState.PRUNED)
     except BaseException:
@@ -199,21 +208,23 @@ def run_trials(
     n_threads: int = 1,
     parent_pid: int | None = None, # The process to end with
     on_trial=lambda trials, best: None, # Told after each trial
+    seconds: float | None = None, # For all trials of the study
 ) -> None:
     "Try until the budget is used up."
     from optuna import samplers
     from optuna.trial import TrialState
     tune, seed = search.project.params.tune, search.project.params.train.seed
-    while not is_budget_spent(study, tune):
+    while not is_budget_spent(study, tune, seconds):
         random = np.random.SeedSequence([seed, len(counted_trials(study)), worker_index]).generate_state(1)
         study.sampler = samplers.TPESampler(seed=int(random[0]))
+        enqueue_first_trial(study)
         trial = study.ask()
         trial.set_user_attr('worker', worker_identity())
         # another took the last one at the same moment
-        if sum(t.number <= trial.number for t in counted_trials(study)) > tune.n_trials:
+        if sum(t.number <= trial.number for t in counted_trials(study)) > tune.max_trials:
             study.tell(trial, state=TrialState.FAIL)
             return
-        run_trial(study, trial, search, n_threads, parent_pid)
+        run_trial(study, trial, search, n_threads, parent_pid, seconds)
         on_trial(len(counted_trials(study)), _best_value(study))
 
 def _best_value(study):
@@ -221,28 +232,28 @@ def _best_value(study):
                default=math.inf)
 
 # %% ../../nbs/train/21_tuning.ipynb #7f3eec0a
-def _worker_main(root, learner, target, storage, worker, n_threads, parent_pid):
+def _worker_main(root, learner, target, storage, worker, n_threads, parent_pid, seconds):
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         search = open_search_context(Project.open(root), learner, target)
         study = open_study(open_storage(storage), search.study_name, search.search_space, join=True)
-        run_trials(study, search, worker, n_threads, parent_pid)
+        run_trials(study, search, worker, n_threads, parent_pid, seconds=seconds)
     except UserError as e: sys.exit(str(e))
     except _Orphaned: sys.exit("the process that started this worker is gone.")
 
-def _run_workers(study, search, storage, n_workers, on_trial):
+def _run_workers(study, search, storage, n_workers, on_trial, seconds):
     project, first = search.project, os.getpid() % 2**20 # workers of another machine have other numbers
     n_threads = max(1, project.n_threads // n_workers)
     context = multiprocessing.get_context('spawn')
-    arguments = [(project.root, search.learner, search.target, storage, first + i, n_threads, os.getpid())
+    arguments = [(project.root, search.learner, search.target, storage, first + i, n_threads, os.getpid(), seconds)
                  for i in range(n_workers)]
     workers = [context.Process(target=_worker_main, args=args, daemon=True) for args in arguments]
     for p in workers: p.start()
     while any(p.is_alive() for p in workers):
         time.sleep(0.2)
         on_trial(len(counted_trials(study)), _best_value(study))
-    if any(p.exitcode for p in workers) and not is_budget_spent(study, project.params.tune):
+    if any(p.exitcode for p in workers) and not is_budget_spent(study, project.params.tune, seconds):
         raise UserError(f"a worker of the tuning of {search.learner} has failed; its message is above. "
                         "The trials that were finished are kept.")
 
@@ -253,8 +264,9 @@ def run_study(
     n_workers: int | None = None, # Processes; None: as in settings.ini
     join: bool = False, # Only work on a study that is there already
     target: TuningTarget | None = None, # Of `tune.metric`, which the project's metrics are needed for
+    seconds: float | None = None, # For its trials; None: as in params.yaml
 ): # `(optuna.Study, SearchContext)`
-    "Try parameters of one learner until the budget in params.yaml is used up."
+    "Try parameters of one learner until the budget is used up."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = open_search_context(Project.open(root), learner, target)
@@ -264,9 +276,10 @@ def run_study(
     storage, n_workers = checkout_root(project.root) / settings.storage, n_workers or settings.workers
     study = open_study(open_storage(storage), search.study_name, search.search_space, join)
     fail_stale_trials(study)
-    with progress_reporter(f"tune {learner}", project.params.tune.n_trials, unit='trials') as step:
-        if n_workers == 1: run_trials(study, search, n_threads=project.n_threads, on_trial=step)
-        else: _run_workers(study, search, storage, n_workers, step)
+    working = seconds and seconds * n_workers
+    with progress_reporter(f"tune {learner}", project.params.tune.n_trials or None, 'trials', seconds) as step:
+        if n_workers == 1: run_trials(study, search, n_threads=project.n_threads, on_trial=step, seconds=working)
+        else: _run_workers(study, search, storage, n_workers, step, working)
     return study, search
 
 # %% ../../nbs/train/21_tuning.ipynb #a0f19682
@@ -319,6 +332,47 @@ def summarise_study(
                           _importances(study, done, space), *(search.target[:2] if search.target else ()))
     return result, pl.DataFrame(rows, schema=TRIALS_SCHEMA)
 
+# %% ../../nbs/train/21_tuning.ipynb #2e2f1701
+def _learners_to_tune(project): # Without the ensemble, which is made of their trials
+    wanted, schema = project.params.train.learners, project.schema
+    if 'ensemble' in wanted and (schema.quantiles or schema.targets):
+        raise UserError("an ensemble of quantiles or of several targets is not there; leave ensemble out of "
+                        "train.learners.")
+    return [learner for learner in wanted if learner != 'ensemble']
+
+_MAY_WIN = 1.1 # times the least loss
+
+def _leading(searched): # Learners whose best trial is near the best of all
+    best = {search.learner: _best_value(study) for study, search in searched}
+    least = min(best.values())
+    return [learner for learner, loss in best.items() if loss <= least + (_MAY_WIN - 1) * abs(least)]
+
+def _try_within(root, learner, seconds, **how): # None where the learner fails
+    try: return run_study(root, learner, seconds=seconds, **how)
+    except UserError as e: print(f"warning: {learner} was left out: {e}", file=sys.stderr, flush=True)
+
+def run_search(
+    root: Path, # The project's folder
+    n_workers: int | None = None, # Processes; None: as in settings.ini
+    join: bool = False, # Only work on studies that are there already
+    target: TuningTarget | None = None, # Of `tune.metric`
+) -> list: # (study, `SearchContext`) of each learner
+    "Try parameters of all learners until the budget is used up; raises `UserError` if none can be trained."
+    project, how = Project.open(root), dict(n_workers=n_workers, join=join, target=target)
+    learners, budget = _learners_to_tune(project), project.params.tune.budget
+    if not budget: return [run_study(root, learner, **how) for learner in learners]
+    total = duration_seconds(budget)
+    found = {learner: _try_within(root, learner, total / 2 / len(learners), **how) for learner in learners}
+    searched = [one for one in found.values() if one]
+    if not searched: raise UserError("no learner could be trained; what each said is above.")
+    workers = n_workers or project.settings.tune.workers
+    spent = {search.learner: sum(trial_seconds(study)) / workers for study, search in searched}
+    leading = _leading(searched)
+    for learner in leading:
+        share = (total - sum(spent.values())) / len(leading)
+        if share > 0: found[learner] = _try_within(root, learner, spent[learner] + share, **how) or found[learner]
+    return [one for one in found.values() if one]
+
 # %% ../../nbs/train/21_tuning.ipynb #250bacb8
 _CANDIDATES, _COMPARED_ROWS = 12, 50_000
 
@@ -356,13 +410,6 @@ def choose_ensemble(
     return min((_choose_of_one_link(project, valid, link, found) for link, found in by_link.items()),
                key=lambda recipe: recipe.loss)
 
-def _learners_to_tune(project): # Without the ensemble, which is made of their trials
-    wanted, schema = project.params.train.learners, project.schema
-    if 'ensemble' in wanted and (schema.quantiles or schema.targets):
-        raise UserError("an ensemble of quantiles or of several targets is not there; leave ensemble out of "
-                        "train.learners.")
-    return [learner for learner in wanted if learner != 'ensemble']
-
 # %% ../../nbs/train/21_tuning.ipynb #2d0d1974
 def run_tune(
     root: Path = Path('.'), # The project's folder
@@ -371,11 +418,10 @@ def run_tune(
     "The stage `tune`: a study for each learner; writes `artifacts/tuning/`."
     project = Project.open(root)
     root, params = project.root, project.params
-    learners = _learners_to_tune(project)
-    searched = [run_study(root, learner, target=target) for learner in learners] if params.tune.n_trials else []
+    searched = run_search(root, target=target) if params.tune.max_trials else []
     found = [summarise_study(*one) for one in searched]
     with atomic_dir(root / 'artifacts' / 'tuning') as out:
-        write_json(out / 'tuning.json', dict(zip(learners, (t for t, _ in found))))
+        write_json(out / 'tuning.json', {s.learner: t for (_, s), (t, _) in zip(searched, found)})
         pl.concat([pl.DataFrame(schema=TRIALS_SCHEMA),
                    *(rows for _, rows in found)]).write_parquet(out / 'trials.parquet')
         if 'ensemble' in params.train.learners: write_json(out / 'ensemble.json', choose_ensemble(searched))

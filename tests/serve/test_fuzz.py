@@ -55,13 +55,13 @@ def honest(server):
     "Somebody who asks properly all the while; at the end the answers are what the predictor says, and no process died."
     columns = modelling.rows(3, seed=5).select("x", "count", "place", "known", "when").with_columns(x=SECRET)
     expected, workers, before = server.predictor.predict(columns).tolist(), server.workers, len(server.output)
-    stop, wrong, asked = threading.Event(), [], [0]
+    stop, wrong, answered = threading.Event(), [], [0]
 
-    def ask():
+    def ask(): # a busy machine may be too slow for the server's limits, and is told so
         while not stop.is_set():
             status, _, body = server.post("/v1/endpoints/rows:predict", {"instances": HONEST})
-            asked[0] += 1
-            if status != 503 and (status != 200 or [p["score"] for p in body["predictions"]] != expected):
+            answered[0] += status == 200
+            if status not in (503, 408) and (status != 200 or [p["score"] for p in body["predictions"]] != expected):
                 wrong.append((status, body))
             stop.wait(.02)
     thread = threading.Thread(target=ask)
@@ -69,7 +69,7 @@ def honest(server):
     yield
     stop.set()
     thread.join(30)
-    assert not wrong and asked[0] > 0, wrong[:3]
+    assert not wrong and answered[0] > 0, wrong[:3]
     assert server.workers == workers and server.process.poll() is None, server.output
     assert "Traceback" not in server.output[before:], server.output[before:][:3000]
 

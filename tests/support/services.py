@@ -132,11 +132,12 @@ class NatsService(Service):
             try: state = (await js.stream_info(stream)).state
             except NotFoundError: return []
             if not state.messages: return []
-            taker, found = await js.pull_subscribe(f"{stream}.>", stream=stream), []
-            while len(found) < state.messages:
-                found += await taker.fetch(min(500, state.messages - len(found)), timeout=10)
-            if take: await js.purge_stream(stream, seq=found[-1].metadata.sequence.stream + 1)  # what came later stays
-            return [m.data for m in found]
+            taker, found = await js.pull_subscribe(f"{stream}.>", stream=stream), {}
+            while len(found) < state.messages: # on a busy machine some are delivered again, since nobody acknowledges
+                some = await taker.fetch(min(500, state.messages - len(found)), timeout=10)
+                found |= {m.metadata.sequence.stream: m.data for m in some}
+            if take: await js.purge_stream(stream, seq=max(found) + 1)  # what came later stays
+            return [*found.values()]
         return self._do(read)
 
     def results(self, names): return self._all(names["target"])

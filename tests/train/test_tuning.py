@@ -241,13 +241,76 @@ def test_the_last_studys_best_is_tried_in_a_new_space(tmp_path):
     assert len(optuna.get_all_study_names(open_storage(root / JOURNAL))) == 2
 
 
+def test_known_settings_come_first(tmp_path):
+    from mlops_nb.train.study import PORTFOLIO
+    root = project(tmp_path, n_trials=5)
+    study, _ = run_study(root, "gbdt")
+    first, *others = [t.params for t in counted_trials(study)]
+    known = [v for v in PORTFOLIO["gbdt"] if "objective" not in v] # of a regression
+    assert first == {} and all(v.items() <= t.items() for v, t in zip(known, others, strict=True))
+
+
+@pytest.mark.parametrize("learners", [["gbdt"], ["gbdt", "net"]])
+def test_a_budget_is_one_time_for_all(tmp_path, learners):
+    root = project(tmp_path, n_trials=0, budget="2s", net={"d_hidden": [16, 32], "n_blocks": [1, 2]})
+    p = read_params(root / "params.yaml")
+    p.train.learners = learners
+    write_params(p, root / "params.yaml")
+    searched = tune.run_search(root)
+    spent = {s.learner: tune.trial_seconds(study) for study, s in searched}
+    assert {*spent} == {*learners} and min(map(len, spent.values())) >= 1
+    longest = max(t for took in spent.values() for t in took)
+    assert sum(map(sum, spent.values())) <= 2 + longest * len(learners)
+    before = {s.learner: len(counted_trials(study)) for study, s in searched}
+    again = tune.run_search(root) # it was spent
+    assert all(len(counted_trials(study)) <= before[s.learner] + 1 for study, s in again)
+    assert {*read_found(root)} == {*learners}
+
+
+def read_found(root):
+    tune.run_tune(root)
+    return read_tuning_results(root)
+
+
+def test_a_budget_shorter_than_one_training_has_that_one(tmp_path):
+    root = project(tmp_path, n_trials=0, budget="0s")
+    assert tune.run_tune(root)["trials"] == 1
+    assert read_tuning_results(root)["gbdt"].best_params == {}
+
+
+def test_a_learner_that_fails_is_said_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    root = project(tmp_path, n_trials=0, budget="1s")
+    p = read_params(root / "params.yaml")
+    p.train.learners = ["gbdt", "net"]
+    write_params(p, root / "params.yaml")
+    plain = tune.run_study
+    def failing(root, learner, **how):
+        if learner == "net": raise UserError("no memory is left.")
+        return plain(root, learner, **how)
+    monkeypatch.setattr(tune, "run_study", failing)
+    assert [s.learner for _, s in tune.run_search(root)] == ["gbdt"]
+    assert capsys.readouterr().err == "warning: net was left out: no memory is left.\n"
+    monkeypatch.setattr(tune, "run_study", lambda *args, **how: failing(root, "net"))
+    with pytest.raises(UserError, match="no learner could be trained"): tune.run_search(root)
+
+
+def test_what_a_machine_slept_is_not_counted(tmp_path, monkeypatch):
+    root = project(tmp_path, n_trials=2)
+    study, _ = run_study(root, "gbdt")
+    [one, other] = counted_trials(study)
+    awake = one.user_attrs["seconds"]
+    assert tune.trial_seconds(study) == [awake, other.user_attrs["seconds"]]
+    assert awake <= one.duration.total_seconds() + .1
+
+
 def test_a_working_time_ends_it_after_the_first_trial_at_least(tmp_path):
     root = project(tmp_path, n_trials=500, timeout_seconds=0.001)
     assert tune.run_tune(root)["trials"] == 1
     assert read_tuning_results(root)["gbdt"].best_params == {}
 
 
-def test_poor_trials_are_broken_off(tmp_path):
+def test_poor_trials_are_broken_off(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.train.study.PORTFOLIO", {}) # among random ones there are poor ones
     root = project(tmp_path, n_trials=25,
                    gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
     tune.run_tune(root)
