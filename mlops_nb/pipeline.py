@@ -242,12 +242,14 @@ def run_stage(
 
 # %% ../nbs/90_pipeline.ipynb #71bc56f7
 def _write_learner_sections(root):
-    "An empty section in `params.yaml` for each own learner of the list that has none."
+    "An empty section in `params.yaml` for each learner of the list that has none, since DVC tracks it."
     path, written = root / "params.yaml", read_yaml(root / "params.yaml", dict).get("train", {})
-    for name in own_learners(read_params(path).train):
+    params = read_params(path).train
+    for name in params.learners:
         if name in written: continue
-        from mlops_nb.train.custom_learners import find_custom_learner
-        find_custom_learner(name, root / _LEARNERS_FILE)
+        if name in own_learners(params):
+            from mlops_nb.train.custom_learners import find_custom_learner
+            find_custom_learner(name, root / _LEARNERS_FILE)
         text, n = re.subn(r"(?m)^train:[ \t]*(?:#.*)?\n( +)(?=\w)", rf"\g<0>{name}: {{}}\n\1",
                           path.read_text(encoding="utf-8"), count=1)
         if not n: raise UserError(f"{path} has no section for the learner {name!r}; write '{name}: {{}}' below train.")

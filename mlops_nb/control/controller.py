@@ -74,6 +74,7 @@ def launch_dbos(root: Path, settings: Settings, executor: Executor):
     "Start DBOS with this project's database; returns the workflows of reports and of runs."
     from dbos import DBOS
     url = resolve_local_uri(settings.control.database, root)
+    if url.startswith("sqlite:///"): Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     DBOS(config=dict(name=executor.project, system_database_url=url, application_version=executor.version,
                      executor_id=executor.id, serializer=json_serializer(), log_level="ERROR", run_admin_server=False))
     workflows = register_workflow(root, executor.project), register_run_workflow(root, executor.id, _lose_lease)

@@ -18,9 +18,7 @@ from mlops_nb.ledger.runs import list_runs, queue_run, run_status
 @pytest.fixture
 def projects(tmp_path):
     "Two that differ by the name of the endpoint alone."
-    found = [repository(tmp_path / name) for name in ("one", "two")]
-    (found[1] / "settings.ini").write_text("[release]\nendpoint = fraud\n")
-    return found
+    return [repository(tmp_path / name, endpoint) for name, endpoint in (("one", "churn"), ("two", "fraud"))]
 
 
 def test_two_projects_share_a_database_of_workflows(projects, in_postgres):

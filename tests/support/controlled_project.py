@@ -78,11 +78,11 @@ def git(root, *args):
     return subprocess.run(["git", *who, *args], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def repository(root):
+def repository(root, endpoint="churn"):
     "A project as far as a run's identity looks at it."
     root.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "params.yaml", "data.dvc", "features.py"): (root / name).write_text(f"# {name}\n")
-    (root / "settings.ini").write_text("[release]\nendpoint = churn\n")
+    (root / "settings.ini").write_text(f"[release]\nendpoint = {endpoint}\n")
     write_empty_record(plan_path(root, read_settings(root)))
     (root / ".gitignore").write_text("/.mlops/\n/reports/\n/begun\n/ended\n/log*\n/kills\n/clock\n/fail*\n/hold*\n")
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]): git(root, *args)

@@ -21,7 +21,7 @@ def curves(root, learner):
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-@pytest.fixture(scope="module", params=list(learners.LEARNERS))
+@pytest.fixture(scope="module", params=["gbdt", "net"])
 def project(request, tmp_path_factory):
     return modelling.trained(tmp_path_factory.mktemp(request.param), learner=request.param)
 
