@@ -8,7 +8,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
-from mlops_nb.train import learners
 from mlops_nb.train.stage import TrainingReport, run_train
 from mlops_nb.train.tensorboard import TensorBoardLogger
 
