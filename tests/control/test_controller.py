@@ -98,8 +98,9 @@ def test_on_another_machine_a_run_has_all_that_was_done_on_the_lost_one(sqlite_r
     assert set(effects(root).values()) == {1}
 
 
-def test_killed_at_random_each_run_ends_once(root, controllers):
-    rng, kills = random.Random(11), 4
+def test_killed_at_random_each_run_ends_once(sqlite_root, controllers):
+    "Three in PostgreSQL are killed in test_controller_faults.py, and hundreds in benchmarks/control_kills.py."
+    root, rng, kills = sqlite_root, random.Random(11), 4
     controllers += [start_controller(root), start_controller(root)]
     runs = []
     for i in range(kills):

@@ -156,7 +156,7 @@ def test_killed_again_and_again_it_ends_with_the_same_trials(tmp_path):
     calm, killed = project(tmp_path / "calm", n_trials=12), project(tmp_path / "killed", n_trials=12)
     tune.run_tune(calm)
     dice, kills, kept = random.Random(3), 0, 0
-    for _ in range(4):
+    for _ in range(3):
         run = subprocess.Popen([sys.executable, "-c", KILLED, str(killed), str(dice.randrange(5, 25))],
                                stdout=subprocess.PIPE, env=dict(os.environ))
         run.stdout.readline()
