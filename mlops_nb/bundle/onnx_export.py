@@ -386,6 +386,7 @@ def _member_nodes(link, i, member): # All of a member, from `X` to its part of t
     return [read, *member.graph.node,
             *(helper.make_node(op, *ends, **wide.get(op, {})) for op, *ends in _raw_nodes(link, i))]
 
+# %% ../../nbs/bundle/05_onnx_export.ipynb #bf6dfa2d
 def add_graphs(
     link: str, # of the raw scores: logit, softmax, identity or log
     models: list[tuple[bytes, float]], # ONNX from `X` to `score`, and its weight

@@ -93,6 +93,7 @@ def _mean_and_error(gain, groups):
         return float(mean), float(np.sqrt((rest**2).sum()) / counts.sum())
     return float(gain.mean()), float(gain.std() / max(1, len(gain) - 1)**.5)
 
+# %% ../../nbs/train/17_ensemble_selection.ipynb #d3c321a9
 _SURELY = 1.64
 
 def select_ensemble(

@@ -164,6 +164,7 @@ def _fit_member(member, i, parts, schema, encoder, params, options):
     options.on_iteration(i + 1, fitted.best_loss if fitted.rmse is None else fitted.rmse)
     return fitted._replace(file=fitted.file or find_learner(member.learner, params).file)
 
+# %% ../../nbs/train/19_learners.ipynb #9b2c3d8d
 def _combined(recipe, found, parts, schema): # The models of all members as one
     each = [(f.file, f.model, m.weight) for m, f in zip(recipe.members, found)]
     file, data = combine_models(recipe.link, each, parts[1].X[:_LOSS_ROWS]) if len(each) > 1 else each[0][:2]
@@ -218,6 +219,7 @@ def can_be_refitted(
     if learner in LEARNERS: return True
     return not {'X_valid', 'y_valid'} & {*signature(find_custom_learner(learner, root / LEARNERS_FILE)).parameters}
 
+# %% ../../nbs/train/19_learners.ipynb #652eae4b
 def refit_learner(
     learner: str, # One that `can_be_refitted`
     parts: TrainingParts, # Of the training before

@@ -340,6 +340,7 @@ def _learners_to_tune(project): # Without the ensemble, which is made of their t
                         "train.learners.")
     return [learner for learner in wanted if learner != 'ensemble']
 
+# %% ../../nbs/train/21_tuning.ipynb #19391fdb
 _MAY_WIN = 1.1 # times the least loss
 
 def _leading(searched): # Learners whose best trial is near the best of all
@@ -351,6 +352,7 @@ def _try_within(root, learner, seconds, **how): # None where the learner fails
     try: return run_study(root, learner, seconds=seconds, **how)
     except UserError as e: print(f"warning: {learner} was left out: {e}", file=sys.stderr, flush=True)
 
+# %% ../../nbs/train/21_tuning.ipynb #bd4ba1b7
 def run_search(
     root: Path, # The project's folder
     n_workers: int | None = None, # Processes; None: as in settings.ini
@@ -387,6 +389,7 @@ def _candidates(study, search): # Link, learner, trial and scores of each
             path = _kept_scores(search, trial.number)
         if (raw := np.load(path)).size: yield path.stem.partition('-')[2], search.learner, trial, raw
 
+# %% ../../nbs/train/21_tuning.ipynb #64a72679
 def _choose_of_one_link(project, valid, link, found): # The recipe of the candidates whose raw scores mean the same
     at = np.unique(np.linspace(0, len(valid.y) - 1, min(len(valid.y), _COMPARED_ROWS)).astype(int))
     entity = project.schema.entity

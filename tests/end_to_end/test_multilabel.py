@@ -176,7 +176,7 @@ def test_the_parts_of_the_pages_show_each_label(project):
     files = {split: project / f"artifacts/prepared/{split}.parquet" for split in dataset.parts}
     schema = read_schema(project / "schema.yaml")
     parts = [decision_figure(e, tables), ranking_html(e, tables), residuals_figure(e, tables["residuals"]),
-             calibration_figure(e, tables["calibration_curve"], tables["calibration_curve_uncalibrated"]),
+             calibration_figure(e, tables["calibration_curve"], tables.get("calibration_curve_uncalibrated")),
              target_html(None, files, dataset, schema)]
     assert "is told apart worst" in parts[0].text and gains_html(e, tables).text == ""
     for part in parts: assert all(label in part.text for label in LABELS)
