@@ -2468,6 +2468,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlops_nb/core/typed_yaml.py'),
                                           'mlops_nb.core.typed_yaml._escape': ( 'core/typed_yaml.html#_escape',
                                                                                 'mlops_nb/core/typed_yaml.py'),
+                                          'mlops_nb.core.typed_yaml._examples': ( 'core/typed_yaml.html#_examples',
+                                                                                  'mlops_nb/core/typed_yaml.py'),
                                           'mlops_nb.core.typed_yaml._fields': ( 'core/typed_yaml.html#_fields',
                                                                                 'mlops_nb/core/typed_yaml.py'),
                                           'mlops_nb.core.typed_yaml._flow': ('core/typed_yaml.html#_flow', 'mlops_nb/core/typed_yaml.py'),

@@ -337,7 +337,8 @@ def tune_command(
     for study, search in run_search(Path("."), workers, join, target):
         best = study.best_value if target is None or target.better == "lower" else -study.best_value
         metric, n = target.metric if target else "loss", len(counted_trials(study))
-        print(f"{search.learner}: {n} trials, the best {metric} on the validation rows is {best:.5g}.")
+        trials = f"{n} trial{'s' * (n != 1)}"
+        print(f"{search.learner}: {trials}, the best {metric} on the validation rows is {best:.5g}.")
     print("`dvc repro` trains with what was found.")
 
 # %% ../nbs/99_cli.ipynb #9e05c6f2
@@ -390,7 +391,7 @@ EXAMPLES = {
     "schema check": ["mlops-nb schema check"],
     "schema diff": ["git show HEAD:schema.yaml > old.yaml && mlops-nb schema diff old.yaml"],
     "stage": ["mlops-nb stage", "mlops-nb stage validate", "mlops-nb stage train gbdt"],
-    "tune": ["mlops-nb tune --workers 4", "mlops-nb tune --join"],
+    "tune": ["mlops-nb tune --budget 5m", "mlops-nb tune --workers 4", "mlops-nb tune --join"],
     "status": ["mlops-nb status"],
     "ui": ["mlops-nb ui", "mlops-nb ui --port 5001"],
     "gate check": ["mlops-nb gate check"],

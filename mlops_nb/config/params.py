@@ -33,7 +33,8 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Percent = Annotated[int, Meta(ge=1, le=100)] | Annotated[float, Meta(gt=0, le=100)]
-Duration = Annotated[str, Meta(pattern=r"^[0-9]+[smhdw]$")] # seconds, minutes, hours, days or weeks
+Duration = Annotated[str, Meta( # seconds, minutes, hours, days or weeks
+    pattern=r"^[0-9]+[smhdw]$", examples=["30s", "5m", "12h", "180d"])]
 
 def duration_seconds(
     text: str, # A `Duration`, such as 180d

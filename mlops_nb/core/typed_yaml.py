@@ -54,9 +54,15 @@ def _literal_choices(type):
     if get_origin(type) is Literal: return list(get_args(type))
     return [c for t in get_args(type) for c in _literal_choices(t)]
 
+def _examples(type): # Of its pattern
+    if isinstance(type, msgspec.Meta): return type.examples
+    return next(filter(None, map(_examples, get_args(type) + getattr(type, "__metadata__", ()))), None)
+
 def _describe_expected(error, type):
     "Turn a validation error of msgspec into what was expected, in words."
     text = str(error).split(" - at ")[0].split(", got ")[0]
+    if "matching regex" in text and (some := _examples(type)):
+        return f"text such as {', '.join(some[:-1])} or {some[-1]} is expected"
     if "enum value" in text:
         return f"one of {', '.join(map(str, _literal_choices(type)))} is expected"
     names = re.sub(r"`([^`]+)`", lambda m: " or ".join(_TYPE_WORDS.get(n, n) for n in m[1].split(" | ")), text)

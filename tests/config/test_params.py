@@ -14,8 +14,10 @@ from mlops_nb.config.params import (
     PrepareParams,
     SplitParams,
     TrainParams,
+    duration_seconds,
     own_learners,
     read_params,
+    set_param,
     split_strategy,
     write_params,
 )
@@ -175,3 +177,14 @@ def test_an_experiment_that_sets_a_key_changes_that_key_and_nothing_else(tmp_pat
     lines = path.read_text().splitlines(), before.decode().splitlines()
     assert len(lines[0]) == len(lines[1]) and sum(a != b for a, b in zip(*lines, strict=True)) == 1
     assert read_params(path).train.gbdt.learning_rate == 0.125
+
+
+def test_a_duration_that_is_none_is_told_with_examples(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("tune:\n  n_trials: 3 # ours\n", encoding="utf-8")
+    with pytest.raises(UserError, match="budget is '12x', but text such as 30s, 5m, 12h or 180d is expected"):
+        set_param(path, "tune.budget", "12x")
+    assert path.read_text(encoding="utf-8") == "tune:\n  n_trials: 3 # ours\n", "nothing is half-written"
+    set_param(path, "tune.budget", "5m")
+    assert path.read_text(encoding="utf-8") == "tune:\n  n_trials: 3 # ours\n  budget: 5m\n"
+    assert read_params(path).tune.budget == "5m" and duration_seconds("5m") == 300
