@@ -130,6 +130,7 @@ def story(world, customers, console_port):
     world.deliver(later[1][0], broken(later[1][1]))
     yield world.ended_run(3).status
     yield told_answers(world, before)
+    world.until(lambda: "run_failed" in open_rules(world), "it pages")
     yield ", ".join(sorted(open_rules(world)))
     world.deliver(*later[1], replace=True)
     yield world.ended_run(4).status

@@ -26,7 +26,7 @@ from ..core.files import atomic_file
 from ..core.typed_yaml import read_json, write_json
 from .html import PageHeader, render_notebook
 from .notebook_parameters import check_parameters, notebook_language, read_notebook
-from .secrets import mask_secrets, report_environment, secret_values
+from .secrets import database_variable, mask_secrets, report_environment, secret_values
 from .supervisor import last_line, run_supervised
 
 # %% ../../nbs/report/10_runner.ipynb #fe974c5c
@@ -150,7 +150,8 @@ def _execute(folder, cwd, limits, stop_event):
     "Run the job of a folder in a worker; gives why it failed, empty if it did not."
     code = ("import sys; from pathlib import Path; from mlops_nb.report.runner import execute_job; "
             "execute_job(Path(sys.argv[1]))")
-    env = report_environment(os.environ, limits.secrets) | dict(
+    own = database_variable(read_settings(cwd).ledger.uri)
+    env = report_environment(os.environ, f"{limits.secrets},{own}") | dict(
         JUPYTER_RUNTIME_DIR=str(folder), IPYTHONDIR=str(folder), JUPYTER_PREFER_ENV_PATH='1',
         PYDEVD_DISABLE_FILE_VALIDATION='1')
     ended = run_supervised([sys.executable, '-c', code, str(folder)], folder, cwd=cwd, env=env, stop_event=stop_event,

@@ -1,4 +1,5 @@
 "The reports slo, cost and duty: rendered for an empty project and for one where something happened."
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,3 +104,14 @@ def test_a_project_that_lacks_the_notebook_gets_it(tmp_path):
     run_notebook(root / "nbs/reports/duty.ipynb", root / "duty.html", cwd=root)
     assert (root / "nbs/reports/duty.ipynb").exists() and (root / "duty.html").exists()
     shutil.rmtree(root)
+
+
+def test_a_ledger_in_postgresql_is_read_and_its_password_stays_out_of_the_page(tmp_path, in_postgres, monkeypatch):
+    monkeypatch.setenv("MLOPS_NB_LEDGER_URI", in_postgres)
+    root = project(tmp_path / "p")
+    queue_run(ledger := open_ledger(root), "r1", dict(trigger="retrain", reason="new data"), by="controller")
+    end_run(ledger, "r1", ledger.begin_attempt("r1", "host"), "failed", "There is no column x.")
+    ledger.append("release.promoted", "r7", dict(reason="All rules held."), by="judge")
+    text = render(root, "duty")
+    assert "run r1" in text and "There is no column x." in text and "promoted All rules held." in text
+    assert os.environ["PGPASSWORD"] not in text
