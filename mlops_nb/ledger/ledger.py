@@ -237,6 +237,8 @@ def _prepare_sqlite(engine):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL") # an entry is on the disk before the next effect
 
+_IDLE_SECONDS = 30 # of a transaction in PostgreSQL in which nothing happens; a write takes milliseconds
+
 def _make_engine(uri, timeout):
     from sqlalchemy import create_engine, make_url
     from sqlalchemy.pool import NullPool
@@ -248,7 +250,8 @@ def _make_engine(uri, timeout):
         return engine
     if url.get_backend_name() != "postgresql":
         raise UserError(f"[ledger] uri is {url.render_as_string()}; a ledger is in sqlite:/// or postgresql://.")
-    limits = {"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={wait}"}
+    limits = {"connect_timeout": max(2, int(timeout)), # a process that sleeps while it writes must not hold others up
+              "options": f"-c lock_timeout={wait} -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s"}
     return create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool, connect_args=limits)
 
 # %% ../../nbs/ledger/00_ledger.ipynb #48f8750d

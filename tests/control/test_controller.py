@@ -8,7 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.controlled_project import ENV, end, git, lines, repository, start_controller, until
+from support.controlled_project import ENV, end, git, lines, repository, start_controller, suspend, until
 
 from mlops_nb.control.controller import LEASE_LOST, has_controller
 from mlops_nb.control.run_workflow import request_run
@@ -121,13 +121,13 @@ def test_killed_at_random_each_run_ends_once(sqlite_root, controllers):
     assert max(again.values()) <= len(runs) + kills, "a step runs again where it was killed, and else not"
 
 
-def test_a_controller_that_slept_does_nothing_more(root, controllers, monkeypatch):
+def test_a_controller_that_slept_does_nothing_more(root, uri, controllers, monkeypatch):
     monkeypatch.setenv("MLOPS_NB_CONTROL_LEASE_SECONDS", "5")
     (root / "hold gate").touch()  # it does not end before the controller is stopped
     controllers.append(start_controller(root))
     run, _ = request_run(root)
     until(lambda: "gate 1" in lines(root / "begun"))
-    controllers[0].send_signal(signal.SIGSTOP)
+    suspend(controllers[0], uri, uri.replace("ledger.db", "control.db"))
     (root / "hold gate").unlink()
     controllers.append(start_controller(root))
     until(lambda: ended(root, run))

@@ -10,7 +10,7 @@ from support.imports import ROOT
 
 from mlops_nb.core.errors import UserError
 from mlops_nb.ledger import ledger as module
-from mlops_nb.ledger.ledger import Ledger, open_ledger
+from mlops_nb.ledger.ledger import Ledger, LedgerUnavailable, open_ledger
 
 CHANGES = ["UPDATE ledger SET data = '{}'", "DELETE FROM ledger"]
 
@@ -142,3 +142,11 @@ def test_importing_it_loads_no_sqlalchemy():
     code = "import sys, mlops_nb.ledger.ledger; print('sqlalchemy' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "False", run.stderr
+
+
+def test_a_writer_that_sleeps_holds_nobody_up(in_postgres, monkeypatch):
+    monkeypatch.setattr("mlops_nb.ledger.ledger._IDLE_SECONDS", 1)
+    slow, other = Ledger(in_postgres), Ledger(in_postgres)
+    other.append("note", "before")
+    with pytest.raises(LedgerUnavailable), slow._write(): other.append("note", "meanwhile")
+    assert [e.subject for e in other.entries()] == ["before", "meanwhile"]

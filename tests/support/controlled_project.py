@@ -2,9 +2,11 @@
 one that notes when it begins and ends; everything else is as it is: git, worktrees, DBOS, the ledger."""
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 from mlops_nb.config.settings import read_settings
 from mlops_nb.release.release_plan import plan_path, write_empty_record
@@ -102,6 +104,24 @@ def end(process, how=signal.SIGKILL):
         process.send_signal(signal.SIGCONT)
         process.send_signal(how)
     return process.wait(60)
+
+
+def _is_free(uri):
+    "Could somebody write into this database now? PostgreSQL ends a session that holds others up by itself."
+    if not uri.startswith("sqlite:///"): return True
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=1, isolation_level=None)) as db:
+        try: db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError: return False
+        return True
+
+
+def suspend(process, *uris):
+    "SIGSTOP, but not in the middle of a write into a file of SQLite: nobody could go on beside it."
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        if all(map(_is_free, uris)): return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(.05)
 
 
 def until(condition, seconds=180):
