@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from support.lightgbm_models import KINDS, frame, train
 
 from mlops_nb.core.errors import UserError
-from mlops_nb.model.booster import _FLOAT_LINKS, _INVERSE_LINKS, Booster, _sigmoid, _softmax
+from mlops_nb.model.booster import _FLOAT_LINKS, INVERSE_LINKS, Booster, _sigmoid, _softmax
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -118,7 +118,7 @@ def test_a_sum_alone_is_turned_into_the_same_bits_as_among_others(link):
     z = np.array([0.0, -0.0, 709, -709, 710, -710, 5e-324, *np.random.default_rng(0).normal(0, 20, 5000), np.nan])
     z = np.concatenate([z, np.nextafter(z, -np.inf), np.nextafter(z, np.inf)])
     with np.errstate(over="ignore"):
-        same(np.array([_FLOAT_LINKS[link](x) for x in z.tolist()]), _INVERSE_LINKS[link](z))
+        same(np.array([_FLOAT_LINKS[link](x) for x in z.tolist()]), INVERSE_LINKS[link](z))
 
 
 # ---- rows alone, and odd input
@@ -189,7 +189,7 @@ def test_many_threads_and_boosters_at_once(binary):
 LOADS = """
 import gc, os, sys
 import numpy as np
-from mlops_nb.model.booster import Booster
+from mlops_nb.model.booster import _FLOAT_LINKS, INVERSE_LINKS, Booster, _sigmoid, _softmax
 text = open(sys.argv[1]).read()
 def load(): Booster(text).predict_one(np.zeros(6))
 def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
