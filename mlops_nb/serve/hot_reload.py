@@ -115,8 +115,9 @@ def _apply_plan(self:ModelManager, path, stamp):
         active = self._load_plan(path)
         self._plan_signatures[path] = stamp, {}
         endpoint = active and self.endpoints.get(active.plan.endpoint)
+        was_refused = self.rejected_plans.pop(str(path), None) # who sees the new plan must not see the refusal
         if active and not (endpoint and endpoint.active_plan.plan == active.plan): self._activate(active)
-        if self.rejected_plans.pop(str(path), None): _log.warning("%s is in force now.", path)
+        if was_refused: _log.warning("%s is in force now.", path)
         if active: self._keep_plan(path, active.plan)
     except Exception as e:
         sentence = str(e) if isinstance(e, UserError) else f"{path}: {type(e).__name__}: {e}"
