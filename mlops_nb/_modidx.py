@@ -10822,6 +10822,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                   'mlops_nb.train.quantile_boosting.stopping_rows': ( 'train/quantile_boosting.html#stopping_rows',
                                                                                                       'mlops_nb/train/quantile_boosting.py'),
                                                   'mlops_nb.train.quantile_boosting.tree_texts': ( 'train/quantile_boosting.html#tree_texts',
+                                                                                                   'mlops_nb/train/quantile_boosting.py'),
+                                                  'mlops_nb.train.quantile_boosting.with_trees': ( 'train/quantile_boosting.html#with_trees',
                                                                                                    'mlops_nb/train/quantile_boosting.py')},
             'mlops_nb.train.stage': { 'mlops_nb.train.stage.TrainingReport': ('train/stage.html#trainingreport', 'mlops_nb/train/stage.py'),
                                       'mlops_nb.train.stage._all_rows': ('train/stage.html#_all_rows', 'mlops_nb/train/stage.py'),

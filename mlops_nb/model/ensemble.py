@@ -31,12 +31,12 @@ class EnsembleMember(Struct, forbid_unknown_fields=True):
 
 class EnsembleHeader(Struct, forbid_unknown_fields=True):
     "What the first line says."
-    link: str # how the sum becomes a prediction: logit, softmax or identity
+    link: str # how the sum becomes a prediction: logit, softmax, identity or log
     members: list[EnsembleMember] # in the order in which they are added
 
 # %% ../../nbs/model/16_ensemble.ipynb #ffba98ad
 def pack_ensemble(
-    link: str, # logit, softmax or identity
+    link: str, # logit, softmax, identity or log
     members: list[tuple[str, float, bytes]], # file, weight, content
 ) -> bytes: # The content of a `model.ensemble`
     "Several models as one file."

@@ -18,7 +18,7 @@ from ..model.lightgbm_text import parse_header
 from ..model.onnx_model import OnnxModel
 from .merged_quantiles import least_parity
 from .onnx_conversion import PARITY_LINE, exported_parity
-from .quantile_boosting import tree_texts
+from .quantile_boosting import tree_texts, with_trees
 
 # %% ../../nbs/train/18_model_combination.ipynb #666156c4
 def _scaled(tree, weight): # The text of a tree whose leaves count by a weight
@@ -30,12 +30,7 @@ def add_weighted_trees(
     weights: list[float], # One each
 ) -> str: # One model
     "The model whose raw score is the weighted sum of the others'."
-    trees = [_scaled(tree, w) for text, w in zip(texts, weights) for tree in tree_texts(text)]
-    trees = [f"Tree={i}\n{tree}" for i, tree in enumerate(trees)]
-    head, _, rest = texts[0].partition('\n\n')
-    sizes = ' '.join(str(len(tree.encode())) for tree in trees)
-    head = re.sub('(?m)^tree_sizes=.*$', f'tree_sizes={sizes}', head)
-    return f"{head}\n\n{''.join(trees)}end of trees\n{rest.partition('end of trees' + chr(10))[2]}"
+    return with_trees(texts[0], [_scaled(tree, w) for text, w in zip(texts, weights) for tree in tree_texts(text)])
 
 # %% ../../nbs/train/18_model_combination.ipynb #9d9a3154
 _TASK_LINKS = dict(binary='logit', multiclass='softmax', regression='identity')
