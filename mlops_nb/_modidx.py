@@ -1797,8 +1797,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlops_nb/control/run_params.py'),
                                              'mlops_nb.control.run_params.refuses_init_model': ( 'control/run_params.html#refuses_init_model',
                                                                                                  'mlops_nb/control/run_params.py'),
-                                             'mlops_nb.control.run_params.set_train_params': ( 'control/run_params.html#set_train_params',
-                                                                                               'mlops_nb/control/run_params.py'),
                                              'mlops_nb.control.run_params.start_cold': ( 'control/run_params.html#start_cold',
                                                                                          'mlops_nb/control/run_params.py')},
             'mlops_nb.control.run_release': { 'mlops_nb.control.run_release.ReleaseProgress': ( 'control/run_release.html#releaseprogress',

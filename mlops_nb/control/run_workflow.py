@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..config.params import read_params
+from ..config.params import read_params, set_param
 from ..config.settings import read_settings
 from .data_deliveries import data_file_hashes, describe_delivery, keep_quarantine, new_data_files
 from mlops_nb.control.run_identity import (
@@ -33,7 +33,6 @@ from mlops_nb.control.run_params import (
     choose_init_model,
     halve_batch,
     refuses_init_model,
-    set_train_params,
     start_cold,
 )
 from mlops_nb.control.run_release import (
@@ -176,7 +175,8 @@ def _train(root, ledger, run, attempt):
     args, folder, settings = (root, ledger, run, attempt), run_folder(root, run), read_settings(root)
     params = read_params(folder / "params.yaml")
     cold = ledger.find(f"run/{run}/cold")
-    if not cold and (first := choose_init_model(*args, params)): set_train_params(folder, init_model=first)
+    if not cold and (first := choose_init_model(*args, params)):
+        set_param(folder / "params.yaml", "train.init_model", first)
     def may_pass(error):
         with_less = "net" in params.train.learners and is_out_of_memory(error)
         return may_pass_next_time(error) and not with_less

@@ -4,10 +4,10 @@ import json
 import pytest
 from support.controlled_project import git, repository
 
-from mlops_nb.config.params import NetParams, Params, TrainParams, read_params, write_params
+from mlops_nb.config.params import NetParams, Params, TrainParams, read_params, set_param, write_params
 from mlops_nb.control import run_params, run_workflow
 from mlops_nb.control.run_identity import make_worktree, pin_run, run_folder
-from mlops_nb.control.run_params import choose_init_model, set_train_params
+from mlops_nb.control.run_params import choose_init_model
 from mlops_nb.control.run_workflow import request_run, run_step
 from mlops_nb.control.step_process import StepFailed
 from mlops_nb.ledger.ledger import Superseded, open_ledger
@@ -111,11 +111,11 @@ def test_a_later_attempt_decides(root):
 def test_comments_and_order_of_the_params_stay(tmp_path):
     text = "# ours\nprepare:\n  split: {test: 0.3} # a third\ntrain:\n  seed: 7 # lucky\n"
     (tmp_path / "params.yaml").write_text(text)
-    set_train_params(tmp_path, init_model=None, net__batch_size=8)
+    set_param(tmp_path / "params.yaml", "train.net.batch_size", 8)
     found = (tmp_path / "params.yaml").read_text()
     assert found.startswith(text.rstrip("\n")) and read_params(tmp_path / "params.yaml").train.net.batch_size == 8
     (tmp_path / "params.yaml").write_text("")
-    set_train_params(tmp_path, seed=3)
+    set_param(tmp_path / "params.yaml", "train.seed", 3)
     assert read_params(tmp_path / "params.yaml").train.seed == 3
 
 
