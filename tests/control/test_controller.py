@@ -8,7 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.controlled_project import ENV, end, git, lines, repository, start_controller, suspend, until
+from support.controlled_project import ENV, SHORT_LEASE, end, git, lines, repository, start_controller, suspend, until
 
 from mlops_nb.control.controller import LEASE_LOST, has_controller
 from mlops_nb.control.run_workflow import request_run
@@ -80,13 +80,12 @@ def test_no_more_runs_at_once_than_are_allowed(root, controllers, monkeypatch):
     assert most == 2
 
 
-def test_on_another_machine_a_run_has_all_that_was_done_on_the_lost_one(sqlite_root, controllers, monkeypatch):
+def test_on_another_machine_a_run_has_all_that_was_done_on_the_lost_one(sqlite_root, controllers):
     "It has a clone of its own, and no working tree of the run."
-    monkeypatch.setenv("MLOPS_NB_CONTROL_LEASE_SECONDS", "5")
     root, other = sqlite_root, sqlite_root.parent / "clone"
     git(root, "clone", "-q", ".", str(other))
     (root / "hold deploy").touch()
-    controllers.append(start_controller(root, HOST="a"))
+    controllers.append(start_controller(root, HOST="a", **SHORT_LEASE))
     run, _ = request_run(root)
     until(lambda: "deploy 1" in lines(root / "begun"))
     end(controllers[0])
@@ -121,10 +120,9 @@ def test_killed_at_random_each_run_ends_once(sqlite_root, controllers):
     assert max(again.values()) <= len(runs) + kills, "a step runs again where it was killed, and else not"
 
 
-def test_a_controller_that_slept_does_nothing_more(root, uri, controllers, monkeypatch):
-    monkeypatch.setenv("MLOPS_NB_CONTROL_LEASE_SECONDS", "5")
+def test_a_controller_that_slept_does_nothing_more(root, uri, controllers):
     (root / "hold gate").touch()  # it does not end before the controller is stopped
-    controllers.append(start_controller(root))
+    controllers.append(start_controller(root, **SHORT_LEASE))
     run, _ = request_run(root)
     until(lambda: "gate 1" in lines(root / "begun"))
     suspend(controllers[0], uri, uri.replace("ledger.db", "control.db"))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from support.controlled_project import end, lines, repository, start_controller, until
+from support.controlled_project import SHORT_LEASE, end, lines, repository, start_controller, until
 from support.controller_kills import ended, kill_at_entries, kill_at_random, new_run, settled
 
 from mlops_nb.control.controller import LEASE_LOST
@@ -42,24 +42,21 @@ def test_killed_where_a_step_begins_and_ends(sqlite_root, controllers):
     assert settled(root, control_uri(), controllers) == []
 
 
-def test_three_controllers_in_postgresql(postgres_root, controllers, monkeypatch):
+def test_three_controllers_in_postgresql(postgres_root, controllers):
     "One sleeps for longer than its lease, and others are killed."
     root = postgres_root
-    monkeypatch.setenv("MLOPS_NB_CONTROL_LEASE_SECONDS", "5")
     (root / "hold gate").touch() # it does not end before its controller is stopped
-    controllers += [start_controller(root) for _ in range(3)]
+    controllers.append(start_controller(root, **SHORT_LEASE))
     run = new_run(root, "one")
     until(lambda: "gate 1" in lines(root / "begun"))
-    ledger = open_ledger(root)
-    worker = ledger.entries(run, ("run.attempt",))[0].data["executor"]
-    sleeper = next(c for c in controllers if f"-{c.pid}-" in worker)
-    sleeper.send_signal(signal.SIGSTOP)
+    controllers += [start_controller(root) for _ in range(2)]
+    controllers[0].send_signal(signal.SIGSTOP)
     (root / "hold gate").unlink()
     until(lambda: ended(root, run))
-    sleeper.send_signal(signal.SIGCONT)
-    assert sleeper.wait(60) == LEASE_LOST
-    assert read_run(ledger, run).attempts == 2
-    controllers[controllers.index(sleeper)] = start_controller(root)
+    controllers[0].send_signal(signal.SIGCONT)
+    assert controllers[0].wait(60) == LEASE_LOST
+    assert read_run(open_ledger(root), run).attempts == 2
+    controllers[0] = start_controller(root)
     kill_at_random(root, controllers, 2, seed=3, longest=.5)
     assert settled(root, control_uri(), controllers) == []
 

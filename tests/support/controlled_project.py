@@ -13,6 +13,9 @@ from mlops_nb.release.release_plan import plan_path, write_empty_record
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
+# Of the one controller that is to be lost; one that goes on has the usual lease, which a busy machine does not miss.
+SHORT_LEASE = {"MLOPS_NB_CONTROL_LEASE_SECONDS": "8"}
+
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -95,8 +98,10 @@ def start_controller(root, **env):
     """Begin a controller. `KILL_AT` (`before 3`, `after 3`) says at which of its entries in the ledger it is killed;
     `CLOCK` names a file with the seconds by which the clock of leases has jumped, and `HOST` another machine's name."""
     with open(root / "log.txt", "ab") as log:
-        return subprocess.Popen([sys.executable, "-c", STAND_IN], cwd=root, env=ENV | {**os.environ} | env, stdout=log,
-                                stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, "-c", STAND_IN], cwd=root, env=ENV | {**os.environ} | env,
+                                   stdout=log, stderr=subprocess.STDOUT)
+    process.log = root / "log.txt"
+    return process
 
 
 def end(process, how=signal.SIGKILL):
