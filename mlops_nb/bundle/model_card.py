@@ -154,6 +154,9 @@ def _metrics_section(evaluation):
     test, valid = evaluation['metrics']['test'], evaluation['metrics']['valid']
     rows = [(m, _format_estimate(e), _format_estimate(valid.get(m))) for m, e in test.items()]
     sentences = [*(c['message'] for c in evaluation.get('comparisons') or []), *_selection_sentences(evaluation)]
+    if n := evaluation.get('n_folds'):
+        sentences.append(f"The valid figures are out-of-fold: {n} folds of all rows that are not test rows, each row "
+                         "scored by a model that had not learned from it.")
     return [f"With {evaluation['confidence']:.0%} confidence intervals.",
             markdown_table(['metric', 'test', 'valid'], rows), *_labels_table(evaluation),
             _bullets(map(escape_markdown, sentences)) or "It was compared with no other model."]

@@ -141,6 +141,10 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
     colsample_bytree: Annotated[float, Meta(gt=0, le=1, description="share of the columns that a tree may use")] = 1.0
     subsample: Annotated[float, Meta(gt=0, le=1, description="share of the rows that a tree sees")] = 1.0
     reg_lambda: Annotated[float, Meta(ge=0, description="L2 penalty on the values of the leaves")] = 0.0
+    max_cat_to_onehot: Annotated[PositiveInt, Meta(
+        description="a category with so many values at most is split one value against the rest")] = 4
+    extra_trees: Annotated[bool, Meta(
+        description="true: of each column one random threshold is tried (extremely randomized trees)")] = False
     checkpoint_every: Annotated[PositiveInt, Meta(description="trees between two checkpoints")] = 200
 
     @property
@@ -210,6 +214,9 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     refit: Annotated[bool, Meta(
         description="true: the model is trained once more, on the train and valid rows together; what it says of valid "
                     "rows is then taken from the training before")] = False
+    n_folds: Annotated[NonNegativeInt | None, Meta(
+        description="folds of the train and valid rows, whose out-of-fold scores choose trials, weights, calibration "
+                    "and thresholds; 0 = the valid rows do; null = with refit and below 10000 rows 5, else 0")] = None
     init_model: Annotated[str | None, Meta(
         description="model folder or bundle to continue training from; null = from scratch")] = None
     warm_start: Annotated[bool, Meta(
@@ -236,7 +243,7 @@ SearchRange = Annotated[list[int | float | Literal["log"]] | None,
 def _check_ranges(space, params):
     "Raise `ValueError` for an invalid range, or one with ends that the parameter itself does not allow."
     for name, value in asdict(space).items():
-        if value is None or name == "objective": continue # a choice
+        if value is None or name in ("objective", "extra_trees"): continue # a choice
         ends, scale = value[:2], value[2:]
         if len(ends) < 2 or "log" in ends or scale not in ([], ["log"]):
             raise ValueError(f"'{name}' is {value}, which is no search range; write [low, high] or [low, high, log].")
@@ -262,6 +269,9 @@ class GbdtSearchSpace(Struct, forbid_unknown_fields=True, kw_only=True):
     colsample_bytree: SearchRange = field(default_factory=lambda: [0.3, 1.0])
     subsample: SearchRange = field(default_factory=lambda: [0.5, 1.0])
     reg_lambda: SearchRange = field(default_factory=lambda: [0.001, 100.0, "log"])
+    max_cat_to_onehot: SearchRange = field(default_factory=lambda: [4, 64, "log"])
+    extra_trees: Annotated[Annotated[list[bool], Meta(min_length=1)] | None, Meta(
+        description="those tried; null = as in train")] = field(default_factory=lambda: [False, True])
 
     def __post_init__(self): _check_ranges(self, GbdtParams)
 
@@ -285,6 +295,8 @@ class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="trials of each learner, at most; 0 = no tuning, and with a budget as many as fit into it")] = 0
     budget: Annotated[Duration | None, Meta(
         description="time for the trials of all learners together, such as 5m; null = n_trials alone")] = None
+    max_rows: Annotated[PositiveInt, Meta(
+        description="train rows that a trial learns from, at most; the chosen model is trained on all")] = 1_000_000
     timeout_seconds: Annotated[PositiveFloat | None, Meta(
         description="no trial begins after this working time of a learner's trials together; null = no limit")] = None
     metric: Annotated[str | None, Meta(

@@ -108,6 +108,7 @@ class Evaluation(Struct):
     own_metrics: dict[str, MetricNote] = field(default_factory=dict) # those of the project among `metrics`
     intervals: IntervalReport | None = None # on test; None without quantiles. All other figures are about the median
     labels: list[LabelEvaluation] = field(default_factory=list) # of a multilabel task; `metrics` are means over them
+    n_folds: int = 0 # that stand for the validation rows: out-of-fold scores of all labelled rows; 0: the valid rows
 
     @property
     def has_class_scores(self) -> bool:

@@ -87,6 +87,19 @@ def _find_champions(project, champion):
         if folder and Path(folder).is_dir(): require_trusted(folder, project.settings.release.trusted_keys)
     return {role: Path(folder) for role, folder in found.items() if folder is not None}
 
+# %% ../../nbs/evaluate/14_stage.ipynb #79981582
+def _read_judged_rows(root, held_out): # valid and test, and which of the former are valid rows
+    splits, held = {split: read_split(root, split) for split in ('valid', 'test')}, [*held_out.values()]
+    n_train = len(read_split(root, 'train', ['_row']))
+    usual = n_train + np.arange(len(splits['valid']))
+    each = [usual if h is None else h.rows for h in held]
+    if any(not np.array_equal(each[0], rows) for rows in each):
+        raise UserError("the models in artifacts/models were judged by different rows; run the stage train again, for "
+                        "all learners.")
+    if not np.array_equal(each[0], usual):
+        splits['valid'] = pl.concat([read_split(root, 'train'), splits['valid']])[each[0]]
+    return splits, each[0] >= n_train
+
 # %% ../../nbs/evaluate/14_stage.ipynb #bf620621
 def run_evaluate(
     root: Path = Path('.'), # The project's folder
@@ -94,15 +107,17 @@ def run_evaluate(
 ) -> dict: # Facts for the stage's record
     "Choose a learner and measure its model; writes `artifacts/evaluation/`, its plots and `artifacts/metrics.json`."
     from mlops_nb.train.learners import check_init_model
-    from mlops_nb.train.stage import open_trained_predictor, read_valid_scores
+    from mlops_nb.train.stage import open_trained_predictor, read_held_out_scores
     project, root = Project.open(root), Path(root)
     params = project.params
     predictors = {learner: open_trained_predictor(project, learner) for learner in params.train.learners}
     check_init_model(project, 'test')
-    splits = {split: read_split(root, split) for split in ('valid', 'test')}
+    held_out = {learner: read_held_out_scores(root, learner) for learner in predictors}
+    splits, is_valid = _read_judged_rows(root, held_out)
     threads = next(iter(predictors.values())).threads
     resamplings = split_resamplings(params.evaluate, splits, project.schema.entity, threads)
-    scored = {learner: score_splits(p, splits, params.evaluate, resamplings, read_valid_scores(root, learner))
+    known = {learner: h and h.scores for learner, h in held_out.items()}
+    scored = {learner: score_splits(p, splits, params.evaluate, resamplings, known[learner])
               for learner, p in predictors.items()}
     baselines, resampling = _read_baseline_scores(root), resamplings['test']
     found = _evaluate_selected(params, predictors, splits, scored, baselines)
@@ -110,12 +125,13 @@ def run_evaluate(
     rows = scored_rows(predictor.schema, params.evaluate, splits, ours.scores, resamplings, predictor.features)
     found.candidates = [_measure_candidate(root, found, learner, rows, s, params.evaluate)
                         for learner, s in scored.items()]
-    found.comparisons = _compare_with_others(rows, found.learner, splits, scored, baselines)
+    found.comparisons = _compare_with_others(rows, found.learner, splits, scored, baselines, is_valid)
     found.comparisons += [compare_with_champion(folder, predictor.schema, rows['test'], test, role)
                           for role, folder in _find_champions(project, champion).items()]
     if predictor.schema.quantiles:
         add_intervals(found, predictor, splits, ours, read_split(root, 'train', ['_target'])['_target'].to_numpy(),
                       params.evaluate)
+    if not is_valid.all(): found.n_folds = held_out[found.learner].n_folds
     if found.task == 'binary': found.excess_log_loss = simulated_excess_log_loss(root, test, ours.scores['test'])
     tables = _evaluation_tables(predictor, found, splits, ours, resampling)
     _write_evaluation(root, found, tables, predictor.policy)
@@ -156,8 +172,10 @@ def _measure_candidate(root, found, learner, rows, scored, params):
         for split, s in scored.scores.items()})
 
 # %% ../../nbs/evaluate/14_stage.ipynb #d13d22f3
-def _compare_with_others(rows, learner, splits, scored, baselines):
-    return compare_with_baselines(rows, splits, baselines) + [
+def _compare_with_others(rows, learner, splits, scored, baselines, is_valid):
+    known = splits if is_valid.all() else splits | dict(valid=splits['valid'].filter(is_valid))
+    theirs = rows if is_valid.all() else rows | dict(valid=rows['valid'].take(is_valid))
+    return compare_with_baselines(theirs, known, baselines) + [
         compare_with_model(rows, name, 'learner', other.scores) for name, other in scored.items() if name != learner]
 
 # %% ../../nbs/evaluate/14_stage.ipynb #3e9f3886

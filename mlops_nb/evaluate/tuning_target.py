@@ -9,6 +9,7 @@ __all__ = ['validation_metric', 'tuning_target', 'run_tune_stage']
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from ..config.project import Project
 from ..data.prepare import read_split
@@ -17,24 +18,29 @@ from .metrics import find_metric, weighted_metric
 from .model_selection import metric_to_choose_by
 from .project_metrics import project_metrics
 from ..model.features import load_features
-from ..model.predictor import MODEL_LOADERS, Predictor
+from ..model.predictor import Predictor
 from ..train.dataset import FitResult
-from ..train.learners import find_learner
-from ..train.tuning import SearchContext, TuningTarget, run_tune
+from ..train.learners import open_fitted
+from ..train.out_of_fold import out_of_fold_predictions
+from ..train.trials import SearchContext, TuningTarget
+from ..train.tuning import run_tune
 
 # %% ../../nbs/evaluate/18_tuning_target.ipynb #0c2b9d9a
 def validation_metric(
     search: SearchContext,
-    fitted: FitResult, # What the trial has trained
+    fitted: list[FitResult], # What the trial has trained: one a fold
     metric: str, # Of the task, or marked `@metric`
 ) -> float: # NaN where it is not defined
-    "The metric of a trial's model on the validation rows, as the evaluation computes it."
-    project, features = search.project, load_features(search.project.features_path)
-    schema, params, splits = project.schema, project.params.evaluate, dict(valid=read_split(project.root, 'valid'))
-    file = fitted.file or find_learner(search.learner, project.params.train).file
-    predictor = Predictor(schema, features, search.encoder, MODEL_LOADERS[file](fitted.model))
+    "The metric of a trial on the rows that judge it, as the evaluation computes it."
+    project, features, folds = search.project, load_features(search.project.features_path), search.folds
+    labelled = pl.concat([read_split(project.root, split) for split in ('train', 'valid')])
+    schema, params = project.schema, project.params.evaluate
+    splits = dict(valid=labelled[np.concatenate([f.rows for f in folds])])
+    model = open_fitted(search.learner, project.params.train, fitted[0])
+    predictor = Predictor(schema, features, folds[0].encoder, model)
+    said = out_of_fold_predictions(search.learner, folds, fitted, project.params.train)
     resamplings = split_resamplings(params, splits, schema.entity)
-    scores = score_splits(predictor, splits, params, resamplings).scores
+    scores = score_splits(predictor, splits, params, resamplings, said).scores
     rows = scored_rows(schema, params, splits, scores, resamplings, features)['valid']
     value = weighted_metric(rows.task, metric, rows.y, rows.scores, rows.decision_settings, rows.own)
     return float(value(np.ones(len(rows.y))))

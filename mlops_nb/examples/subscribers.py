@@ -117,7 +117,8 @@ def write_prepared_subscribers(
     params.prepare.features_file = None
     prepared = root / 'artifacts' / 'prepared'
     prepared.mkdir(parents=True, exist_ok=True)
-    rows = subscribers(n).with_columns(_target=pl.col('left').cast(pl.Float64))
+    rows = subscribers(n).with_columns(_target=pl.col('left').cast(pl.Float64), _source=pl.lit('rows.csv'),
+                                       _row=pl.int_range(pl.len()))
     rows[:4 * n // 5].write_parquet(prepared / 'train.parquet')
     rows[4 * n // 5:].write_parquet(prepared / 'valid.parquet')
     write_schema(schema, root / 'schema.yaml')

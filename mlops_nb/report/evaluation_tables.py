@@ -125,8 +125,9 @@ def metrics_table(e: Evaluation) -> Html:
              'Meaning': wide_cell(f"{describe_metric(e, m)[1]} ({best(m)})")}
             for m in test]
     n_test, n_valid = (format_number(e.score_summary[s].n_rows) for s in ('test', 'valid'))
-    caption = (f"All metrics. The figures of other models are of the same {n_test} test rows; the validation set has "
-               f"{n_valid} others.")
+    others = (f"the validation set has {n_valid} others" if not e.n_folds else f"the validation set is the {n_valid} "
+              f"others, each scored by a model that had not learned from it (out-of-fold, {e.n_folds} folds)")
+    caption = f"All metrics. The figures of other models are of the same {n_test} test rows; {others}."
     lost = (f"<p>The true probabilities of this simulated data are known: the model's log loss is "
             f"{format_number(e.excess_log_loss)} above the least that is possible.</p>"
             if e.excess_log_loss is not None else "")

@@ -112,7 +112,7 @@ def plot_parameters(
                 linewidth=1.2 if best else 0.8)
     for k, r in enumerate(ranges.values()):
         ax.axvline(k, color=LIGHT_PALETTE['band'], linewidth=0.8, zorder=0)
-        ends = dict.fromkeys((r[0], r[-1])) if is_categorical(r) else map(format_number, r[:2])
+        ends = map(_in_words, dict.fromkeys((r[0], r[-1])) if is_categorical(r) else r[:2])
         for y, end in zip((-0.08, 1.08), ends):
             ax.text(k, y, end, ha='center', va='center', fontsize=8, color=LIGHT_PALETTE['soft'])
     ax.set_xticks(range(len(ranges)), [shorten(n.replace('_', ' '), 16) for n in ranges], fontsize=8)
@@ -120,11 +120,15 @@ def plot_parameters(
     ax.grid(False)
 
 # %% ../../nbs/report/21_training_figures.ipynb #c797e7a8
+def _in_words(value): # of a parameter
+    if isinstance(value, bool): return 'yes' if value else 'no'
+    return value if isinstance(value, str) else format_number(value)
+
 def parameters_figure(tuned: TuningResult, trials: pl.DataFrame, search_space: Struct) -> Html:
     "The parameters of the trials, the best ones in words."
     fig, ax = subplots(7.5, 2.8)
     plot_parameters(ax, trials, search_space)
-    best = join_words([f"{k.replace('_', ' ')} {v if isinstance(v, str) else format_number(v)}"
+    best = join_words([f"{k.replace('_', ' ')} {_in_words(v)}"
                        for k, v in tuned.best_params.items()], max_items=9) or 'those of params.yaml'
     return figure_html(fig, f"The best parameters: {best}", "Each line is a finished trial, from its smallest to its "
                        "largest value searched; orange: the best tenth.")

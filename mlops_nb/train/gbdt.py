@@ -54,7 +54,7 @@ def lightgbm_params(
         metric=EVAL_METRICS[g.objective if task == 'regression' else task],
         learning_rate=g.learning_rate, num_leaves=g.num_leaves, min_data_in_leaf=g.min_child_samples,
         feature_fraction=g.colsample_bytree, bagging_fraction=g.subsample, bagging_freq=int(g.subsample < 1),
-        lambda_l2=g.reg_lambda,
+        lambda_l2=g.reg_lambda, max_cat_to_onehot=g.max_cat_to_onehot, extra_trees=g.extra_trees,
         data_random_seed=params.seed, deterministic=True, force_col_wise=True, num_threads=n_threads, verbosity=-1,
     ) | (dict(num_class=n_classes) if task == 'multiclass' else {})
 

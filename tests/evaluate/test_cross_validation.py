@@ -18,18 +18,15 @@ from mlops_nb.config.schema import Column, Schema, write_schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json, write_json
+from mlops_nb.data.folds import Fold, assign_blocks, is_time_ordered, split_folds
 from mlops_nb.data.prepare import read_dataset_info
 from mlops_nb.evaluate import cross_validation as repeating
 from mlops_nb.evaluate.cross_validation import (
-    Fold,
-    assign_blocks,
-    is_time_ordered,
     measure_agreement,
     read_cross_validation,
     repeat_with_seeds,
     run_cross_validation,
     skip_reason,
-    split_folds,
     summarize_metrics,
 )
 from mlops_nb.evaluate.metrics import METRICS

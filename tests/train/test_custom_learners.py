@@ -27,7 +27,7 @@ from mlops_nb.train.custom_learners import (
 )
 from mlops_nb.train.dataset import TrainingPart
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
-from mlops_nb.train.tuning import open_search_context, suggest_params
+from mlops_nb.train.trials import open_search_context, suggest_params
 
 LEARNERS = '''
 import sys

@@ -15,7 +15,7 @@ from mlops_nb.data.prepare import read_split
 from mlops_nb.model.ensemble import Ensemble
 from mlops_nb.model.predictor import MODEL_LOADERS, model_file
 from mlops_nb.train.ensemble_selection import RECIPE_FILE, EnsembleRecipe, RecipeMember, read_recipe
-from mlops_nb.train.stage import TrainingReport, open_trained_predictor, read_valid_scores, run_train
+from mlops_nb.train.stage import TrainingReport, open_trained_predictor, read_held_out_scores, run_train
 from mlops_nb.train.tuning import run_tune
 
 SMALL_NET = {"d_hidden": [16, 32], "d_embedding": [4, 8], "n_bins": [4, 8], "n_blocks": [1, 2]}
@@ -125,12 +125,14 @@ def test_once_more_on_all_rows(tuned, tmp_path, learner):
     if learner == "ensemble": recipe(root, ("gbdt", {}, .5), ("gbdt", {"num_leaves": 4}, .5))
     run_train(root, learner)
     before, valid = open_trained_predictor(root, learner), read_split(root, "valid")
-    assert read_valid_scores(root, learner) is None and report(root, learner).refit_rows is None
-    change(root, train=dict(refit=True))
+    assert read_held_out_scores(root, learner) is None and report(root, learner).refit_rows is None
+    change(root, train=dict(refit=True, n_folds=0))
     run_train(root, learner)
     after, rows = open_trained_predictor(root, learner), report(root, learner).rows
-    assert np.array_equal(read_valid_scores(root, learner), before.predict(valid)), "of the one that knew none"
-    assert report(root, learner).refit_rows == sum(rows.values())
+    held_out = read_held_out_scores(root, learner)
+    assert np.array_equal(held_out.scores, before.predict(valid)), "of the one that knew none"
+    assert np.array_equal(held_out.rows, rows["train"] + np.arange(rows["valid"]))
+    assert (report(root, learner).refit_rows, report(root, learner).n_folds) == (sum(rows.values()), 0)
     y = valid["_target"].to_numpy()
     loss = lambda p: -np.log(np.where(y == 1, p, 1 - p)).mean()
     assert loss(after.predict(valid)) < loss(before.predict(valid)), "it has learned from them"
@@ -139,14 +141,15 @@ def test_once_more_on_all_rows(tuned, tmp_path, learner):
 def test_the_evaluation_measures_the_valid_rows_by_what_had_not_seen_them(tuned, tmp_path):
     from mlops_nb.evaluate.stage import run_evaluate
     from mlops_nb.train.baselines import run_baselines
-    root = change(copy(tuned, tmp_path), train=dict(learners=["gbdt"], refit=True), evaluate=dict(calibration=[]))
+    root = change(copy(tuned, tmp_path), train=dict(learners=["gbdt"], refit=True, n_folds=0),
+                  evaluate=dict(calibration=[]))
     run_baselines(root)
     run_train(root, "gbdt")
     run_evaluate(root)
     told = pl.read_parquet(root / "artifacts/evaluation/predictions.parquet").filter(split="valid")
     predictor = open_trained_predictor(root, "gbdt")
     names = predictor.score_columns
-    assert np.array_equal(told[names[0]].to_numpy(), read_valid_scores(root, "gbdt"))
+    assert np.array_equal(told[names[0]].to_numpy(), read_held_out_scores(root, "gbdt").scores)
 
 
 def test_rows_weigh_by_their_age_in_both(tmp_path, monkeypatch):
@@ -162,7 +165,7 @@ def test_rows_weigh_by_their_age_in_both(tmp_path, monkeypatch):
     for split, frame in frames.items():
         filled = frame.with_columns(pl.col("when").fill_null(frame["when"].min()))
         filled.write_parquet(root / f"artifacts/prepared/{split}.parquet")
-    change(root, train=dict(learners=["gbdt"], refit=True, sample_weight_half_life="30d"), tune=dict(n_trials=0))
+    change(root, train=dict(learners=["gbdt"], refit=True, n_folds=0, sample_weight_half_life="30d"), tune=dict(n_trials=0))
     run_train(root, "gbdt")
     [rows] = seen
     assert len(rows.y) == sum(map(len, frames.values())) == len(rows.weights) and rows.weights.max() == 1

@@ -24,20 +24,13 @@ from mlops_nb.data.prepare import read_split
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
-from mlops_nb.train.study import worker_identity
-from mlops_nb.train.tuning import (
-    counted_trials,
-    fail_stale_trials,
-    open_search_context,
-    open_storage,
-    open_study,
-    read_tuning_results,
-    run_study,
-    run_trials,
-)
+from mlops_nb.train.study import counted_trials, fail_stale_trials, open_storage, open_study, worker_identity
+from mlops_nb.train.trials import open_search_context
+from mlops_nb.train.tuning import read_tuning_results, run_study, run_trials
 
 JOURNAL = ".mlops/tuning.journal"
-SEARCHED = {"learning_rate", "num_leaves", "min_child_samples", "colsample_bytree", "subsample", "reg_lambda"}
+SEARCHED = {"learning_rate", "num_leaves", "min_child_samples", "colsample_bytree", "subsample", "reg_lambda",
+            "max_cat_to_onehot", "extra_trees"}
 
 
 @pytest.fixture(autouse=True)
