@@ -61,8 +61,8 @@ _DATA_STAGES = [
 ]
 
 # %% ../nbs/90_pipeline.ipynb #d9e7bf71
-_TRAIN_PARAMS = ["train.encoder", "train.seed", "train.sample_weight_half_life", "train.init_model", "train.refit", "train.n_folds",
-                 "train.${item.learner}"]
+_TRAIN_PARAMS = ["train.encoder", "train.seed", "train.sample_weight_half_life", "train.init_model", "train.refit",
+                 "train.n_folds", "train.${item.learner}"]
 
 _TRAIN_STAGES = [
     Stage("baseline", "Fit the constant and the linear baseline.", "mlops_nb.train.baselines:run_baselines",

@@ -198,6 +198,9 @@ def own_learners(
 class EnsembleParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The best of the trials added up; they are chosen on rows that none of them has learned from."
     max_members: Annotated[int, Meta(ge=1, le=32, description="different models in it, at most")] = 8
+    max_latency_us: Annotated[PositiveFloat | None, Meta(
+        description="microseconds that the model may take for one row, without encoding; models of the least weight "
+                    "are left out until it does; null = no bound")] = None
 
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."

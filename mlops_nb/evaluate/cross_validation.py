@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -84,7 +83,8 @@ def fit_predictor(
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), on_iteration=step,
                              root=project.root)
         fitted = fit_learner(learner, parts, schema, encoder, params.train, options=options)
-    predictor = Predictor(schema, features, encoder, open_fitted(learner, params.train, fitted), threads=project.n_threads)
+    model = open_fitted(learner, params.train, fitted)
+    predictor = Predictor(schema, features, encoder, model, threads=project.n_threads)
     judged = dict(valid=validation)
     resamplings = split_resamplings(params.evaluate, judged, schema.entity)
     scores = score_splits(predictor, judged, params.evaluate, resamplings).scores

@@ -163,7 +163,6 @@ class FitResult(NamedTuple):
     loss_curve: list[LossCurvePoint]
     rmse: float | None = None # on the validation split, where the loss is another figure of a regression
     file: str | None = None # the model's name in a bundle, where the learner alone does not say
-    member_iterations: tuple[int, ...] = () # of an ensemble: kept by each member
 
 # %% ../../nbs/train/00_dataset.ipynb #f078eb3c
 def training_fingerprint(

@@ -8,6 +8,7 @@ __all__ = ['TrainingParts', 'LEARNERS', 'FitOptions', 'Learner', 'replace_params
 
 # %% ../../nbs/train/19_learners.ipynb #a9681da5
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -165,17 +166,36 @@ def _fit_member(member, i, parts, schema, encoder, params, options):
     return fitted._replace(file=fitted.file or find_learner(member.learner, params).file)
 
 # %% ../../nbs/train/19_learners.ipynb #9b2c3d8d
-def _combined(recipe, found, parts, schema): # The models of all members as one
-    each = [(f.file, f.model, m.weight) for m, f in zip(recipe.members, found)]
+def _combined(recipe, found, parts, schema): # The models of the first members as one
+    total = sum(m.weight for m in recipe.members[:len(found)])
+    each = [(f.file, f.model, m.weight / total) for m, f in zip(recipe.members, found)]
     file, data = combine_models(recipe.link, each, parts[1].X[:_LOSS_ROWS]) if len(each) > 1 else each[0][:2]
     losses = [_mean_loss(MODEL_LOADERS[file](data), part, schema.task, schema.quantiles) for part in parts]
-    return FitResult(data, len(each), len(each), losses[1], [LossCurvePoint(len(each), *losses)], file=file,
-                     member_iterations=tuple(f.best_iteration for f in found))
+    return FitResult(data, len(each), len(each), losses[1], [LossCurvePoint(len(each), *losses)], file=file)
 
+# %% ../../nbs/train/19_learners.ipynb #f2c3063c
+def _row_microseconds(fitted, X): # The best of five rounds over some rows
+    model, rows = MODEL_LOADERS[fitted.file](fitted.model), np.ascontiguousarray(X[:100])
+    def one_round():
+        began = time.perf_counter()
+        for x in rows: model.predict_one(x)
+        return (time.perf_counter() - began) / len(rows)
+    return 1e6 * min(one_round() for _ in range(5))
+
+def _within_latency(recipe, found, parts, schema, bound): # As many members as fit
+    whole = _combined(recipe, found, parts, schema)
+    while bound and len(found) > 1 and (took := _row_microseconds(whole, parts[1].X)) > bound:
+        found = found[:-1]
+        print(f"train ensemble: {took:.0f} µs for a row are beyond train.ensemble.max_latency_us, {bound:g}; it is "
+              f"made of {len(found)} of {len(recipe.members)} models.", file=sys.stderr, flush=True)
+        whole = _combined(recipe, found, parts, schema)
+    return whole
+
+# %% ../../nbs/train/19_learners.ipynb #f5b2954f
 def _fit_ensemble(parts, schema, encoder, params, init_model, options):
     recipe = read_recipe(options.root)
     found = [_fit_member(m, i, parts, schema, encoder, params, options) for i, m in enumerate(recipe.members)]
-    return _combined(recipe, found, parts, schema)
+    return _within_latency(recipe, found, parts, schema, params.ensemble.max_latency_us)
 
 # %% ../../nbs/train/19_learners.ipynb #e44a293c
 LEARNERS = dict(gbdt=Learner('model.txt', 'trees', lambda p: p.gbdt.max_iterations, _fit_gbdt),
@@ -235,21 +255,19 @@ def refit_learner(
     rows: TrainingPart, # All of them
     schema: Schema, encoder: Encoder,
     params: TrainParams, # Of the training before
-    fitted: FitResult, # What came of it
+    iterations: int | None = None, # To train for; an ensemble's recipe says it
     options: FitOptions = FitOptions(),
 ) -> FitResult:
     "Train on all rows for as long as the training before."
     if learner != 'ensemble':
-        params = _for_iterations(params, learner, fitted.best_iteration)
+        params = _for_iterations(params, learner, iterations)
         return fit_learner(learner, (rows, parts[1]), schema, encoder, params, None, options)
     recipe, found = read_recipe(options.root), []
-    for i, (m, n) in enumerate(zip(recipe.members, fitted.member_iterations)):
-        fits = can_be_refitted(m.learner, options.root)
-        mine = (rows, parts[1]) if fits else parts
-        tuned = replace_params(params, m.learner, m.params)
-        found.append(_fit_member(replace(m, params={}), i, mine, schema, encoder,
-                                 _for_iterations(tuned, m.learner, n) if fits else tuned, options))
-    return _combined(recipe, found, parts, schema)
+    for i, m in enumerate(recipe.members):
+        tuned, mine = replace_params(params, m.learner, m.params), parts
+        if m.iterations: tuned, mine = _for_iterations(tuned, m.learner, m.iterations), (rows, parts[1])
+        found.append(_fit_member(replace(m, params={}), i, mine, schema, encoder, tuned, options))
+    return _within_latency(recipe, found, parts, schema, params.ensemble.max_latency_us)
 
 # %% ../../nbs/train/19_learners.ipynb #bb125996
 class InitModel(NamedTuple):

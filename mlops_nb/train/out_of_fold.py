@@ -121,9 +121,8 @@ def out_of_fold_loss(
 def iterations_of_folds(
     project: Project,
     fitted: list[FitResult],
-) -> FitResult: # One of them, with the iterations to train for
+) -> int:
     "How long a training of all rows goes on."
-    if is_time_ordered(project.params.prepare.split, project.schema): return fitted[-1]
-    mean = lambda each: max(1, round(float(np.mean(each))))
-    return fitted[-1]._replace(best_iteration=mean([f.best_iteration for f in fitted]),
-                               member_iterations=tuple(map(mean, zip(*(f.member_iterations for f in fitted)))))
+    each = [f.best_iteration for f in fitted]
+    if is_time_ordered(project.params.prepare.split, project.schema): return each[-1]
+    return max(1, round(float(np.mean(each))))

@@ -35,6 +35,7 @@ from mlops_nb.train.dataset import (
     exponential_decay_weights,
 )
 from .device import DeviceConfig
+from .ensemble_selection import combined_prediction, read_member_scores, read_recipe
 from mlops_nb.train.learners import (
     FitOptions,
     can_be_refitted,
@@ -133,17 +134,37 @@ def _is_refitted(project, learner):
         raise UserError("train.refit is not there for quantiles or several targets; set it to false.")
     return True
 
-def _finish(project, learner, whole, fitted, params, options): # The model, and scores of rows that it has not seen
-    folds = training_folds(project, whole, repeated=False)
+def _train_once_more(project, learner, whole, params, options, iterations=None):
     quiet = options._replace(checkpoint_dir=None, on_iteration=lambda i, loss: None, logger=None)
-    refitted, n_folds = _is_refitted(project, learner), 0 if folds[0] is whole else len(folds)
-    if not refitted and not n_folds: return fitted, None
-    trained = fit_folds(learner, folds, project.schema, params, quiet) if n_folds else [fitted]
+    return refit_learner(learner, whole.parts, _all_rows(project, whole.parts), project.schema, whole.encoder, params,
+                         iterations, quiet)
+
+def _train_single(project, learner, whole, params, options): # The model, and scores of rows that it has not seen
+    fitted = fit_learner(learner, whole.parts, project.schema, whole.encoder, params, whole.init_model, options)
+    folds, refitted = training_folds(project, whole, repeated=False), _is_refitted(project, learner)
+    if folds[0] is whole and not refitted: return fitted, None
+    trained, n_folds = [fitted], 0
+    if folds[0] is not whole:
+        quiet = options._replace(checkpoint_dir=None, on_iteration=lambda i, loss: None, logger=None)
+        trained, n_folds = fit_folds(learner, folds, project.schema, params, quiet), len(folds)
     held_out = _held_out_scores(learner, folds, trained, params, n_folds)
     if not refitted: return fitted, held_out
-    again = refit_learner(learner, whole.parts, _all_rows(project, whole.parts), project.schema, whole.encoder, params,
-                          iterations_of_folds(project, trained), quiet)
+    again = _train_once_more(project, learner, whole, params, options, iterations_of_folds(project, trained))
     return fitted._replace(model=again.model, file=again.file), held_out
+
+# %% ../../nbs/train/25_stage.ipynb #2736acae
+def _train_ensemble(project, learner, whole, params, options):
+    recipe, known = read_recipe(project.root), read_member_scores(project.root)
+    if _is_refitted(project, learner):
+        fitted = _train_once_more(project, learner, whole, params, options)
+        loss = recipe.loss**.5 if project.schema.task == 'regression' else recipe.loss
+        point = LossCurvePoint(fitted.iterations, fitted.loss_curve[0].train, loss)
+        fitted = fitted._replace(best_loss=loss, loss_curve=[point])
+    else:
+        fitted = fit_learner(learner, whole.parts, project.schema, whole.encoder, params, None, options)
+        if not known.n_folds: return fitted, None
+    scores = combined_prediction(recipe, known.raw[:fitted.iterations])
+    return fitted, HeldOutScores(known.rows, scores, known.n_folds)
 
 # %% ../../nbs/train/25_stage.ipynb #c2e95970
 def run_train(
@@ -162,8 +183,8 @@ def run_train(
           TensorBoardLogger(root / '.mlops' / 'tensorboard' / learner) as logger):
         options = FitOptions(project.n_threads, DeviceConfig.from_settings(project.settings.run), checkpoints, step,
                              logger, root)
-        fitted = fit_learner(learner, whole.parts, schema, initial.encoder, params, initial.model, options)
-    fitted, held_out = _finish(project, learner, whole, fitted, params, options)
+        train = _train_ensemble if learner == 'ensemble' else _train_single
+        fitted, held_out = train(project, learner, whole, params, options)
     objective = 'quantile' if schema.quantiles else params.gbdt.objective if learner == 'gbdt' else 'squared'
     eval_metric = eval_metric_name(schema.task, objective)
     about = TrainingReport(learner, schema.task, schema.classes, eval_metric, rows, limit, *fitted[1:5],

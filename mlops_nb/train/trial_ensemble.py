@@ -6,26 +6,35 @@
 __all__ = ['choose_ensemble']
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #bedba5bd
+from typing import Any, NamedTuple
+
 import numpy as np
 import polars as pl
 
 from ..core.errors import UserError
 from ..data.prepare import read_split
 from ..stats.bootstrap import entity_clusters
-from .ensemble_selection import EnsembleRecipe, RecipeMember, select_ensemble
-from .trials import find_trial_scores, fit_trial, keep_trial_scores
+from .ensemble_selection import EnsembleRecipe, MemberScores, RecipeMember, select_ensemble
+from .learners import can_be_refitted
+from .trials import SearchContext, find_trial_scores, fit_trial, keep_trial_scores
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #250bacb8
 _CANDIDATES, _COMPARED_ROWS = 12, 50_000
 
-def _candidates(study, search): # Link, learner, trial and scores of each
+class _Candidate(NamedTuple):
+    link: str
+    search: SearchContext
+    trial: Any # `optuna.trial.FrozenTrial`
+    raw: np.ndarray # (n,) or (n, k)
+
+def _candidates(study, search):
     from optuna.trial import TrialState
     done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     for trial in sorted(done, key=lambda t: (t.value, t.number))[:_CANDIDATES]:
         if not (path := find_trial_scores(search, trial.number)):
             keep_trial_scores(search, trial.number, fit_trial(search, trial.params, search.project.n_threads))
             path = find_trial_scores(search, trial.number)
-        if (raw := np.load(path)).size: yield path.stem.partition('-')[2], search.learner, trial, raw
+        if (raw := np.load(path)).size: yield _Candidate(path.stem.partition('-')[2], search, trial, raw)
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #8a80d528
 def _row_clusters(project, folds): # (n,) int; None where each row stands for itself
@@ -36,24 +45,33 @@ def _row_clusters(project, folds): # (n,) int; None where each row stands for it
     return np.unique(rows, return_inverse=True)[1] if len(np.unique(rows)) < len(rows) else None
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #64a72679
-def _choose_of_one_link(search, link, found): # The recipe of the candidates whose raw scores mean the same
+def _member(search, trial, weight):
+    root, learner = search.project.root, search.learner
+    iterations = trial.user_attrs.get('iterations') if can_be_refitted(learner, root) else None
+    return RecipeMember(learner, trial.number, trial.params, weight, iterations)
+
+def _choose_of_one_link(search, link, found): # The recipe of candidates whose raw scores mean the same, and these
     y, groups = np.concatenate([f.parts[1].y for f in search.folds]), _row_clusters(search.project, search.folds)
     at = np.unique(np.linspace(0, len(y) - 1, min(len(y), _COMPARED_ROWS)).astype(int))
-    choice = select_ensemble(link, y[at], np.stack([raw[at] for *_, raw in found]),
+    choice = select_ensemble(link, y[at], np.stack([c.raw[at] for c in found]),
                              None if groups is None else np.unique(groups[at], return_inverse=True)[1],
                              search.project.params.train.ensemble.max_members)
-    members = [RecipeMember(found[i][1], found[i][2].number, found[i][2].params, w) for i, w in choice.weights.items()]
-    return EnsembleRecipe(link, members, len(found), choice.loss, choice.single_loss, choice.gain,
-                          choice.standard_error)
+    members = [_member(found[i].search, found[i].trial, w) for i, w in choice.weights.items()]
+    recipe = EnsembleRecipe(link, members, len(found), choice.loss, choice.single_loss, choice.gain,
+                            choice.standard_error)
+    return recipe, np.stack([found[i].raw for i in choice.weights])
 
 def choose_ensemble(
     searched: list, # (study, `SearchContext`) of each learner
-) -> EnsembleRecipe:
+) -> tuple[EnsembleRecipe, MemberScores]:
     "The trials that go best together, with their weights; raises `UserError` if none can be part of an ensemble."
-    search, by_link = searched[0][1], {}
-    for one in (c for pair in searched for c in _candidates(*pair)): by_link.setdefault(one[0], []).append(one)
+    folds, by_link = searched[0][1].folds, {}
+    for one in (c for pair in searched for c in _candidates(*pair)): by_link.setdefault(one.link, []).append(one)
     if not by_link:
         raise UserError("none of the trials can be part of an ensemble, since their models answer with probabilities; "
                         "leave ensemble out of train.learners.")
-    return min((_choose_of_one_link(search, link, found) for link, found in by_link.items()),
-               key=lambda recipe: recipe.loss)
+    recipe, raw = min((_choose_of_one_link(found[0].search, link, found) for link, found in by_link.items()),
+                      key=lambda found: found[0].loss)
+    rows, first = np.unique(np.concatenate([f.rows for f in folds]), return_index=True)
+    n_folds = len(folds) * len(rows) // sum(len(f.rows) for f in folds) if len(folds) > 1 else 0
+    return recipe, MemberScores(rows, raw[:, first], n_folds)

@@ -19,7 +19,6 @@ import numpy as np
 from msgspec import Struct, to_builtins
 
 # %% ../../nbs/train/22_trials.ipynb #af80bdfa
-from ..config.params import TrainParams
 from ..config.project import Project, checkout_root
 from ..core.files import atomic_file
 from .custom_learners import LEARNERS_FILE, find_custom_learner
@@ -28,7 +27,14 @@ from .device import DeviceConfig
 from .learners import LEARNERS, FitOptions, open_fitted, replace_params, resolve_init_model
 from .model_combination import raw_link
 from .net_trainer import ARCHITECTURE_PARAMS
-from .out_of_fold import TrainingFold, fit_folds, out_of_fold_loss, training_folds, validation_fold
+from mlops_nb.train.out_of_fold import (
+    TrainingFold,
+    fit_folds,
+    iterations_of_folds,
+    out_of_fold_loss,
+    training_folds,
+    validation_fold,
+)
 from .study import is_categorical, trial_seconds
 
 # %% ../../nbs/train/22_trials.ipynb #92f20378
@@ -230,6 +236,7 @@ def run_trial(
         _pass_steps(study, trial, search, values, n_threads, watch)
         fitted = fit_trial(search, values, n_threads, watch.iteration, watch.fold)
         keep_trial_scores(search, trial.number, fitted)
+        trial.set_user_attr('iterations', iterations_of_folds(search.project, fitted))
     except TrialPruned: tell(state=TrialState.PRUNED)
     except BaseException:
         tell(state=TrialState.FAIL)

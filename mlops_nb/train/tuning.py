@@ -25,6 +25,7 @@ from ..core.errors import UserError
 from ..core.files import atomic_dir
 from ..core.progress import progress_reporter
 from ..core.typed_yaml import read_json, write_json
+from .ensemble_selection import MEMBER_SCORES_FILE, RECIPE_FILE
 from .learners import replace_params
 from mlops_nb.train.study import (
     counted_trials,
@@ -231,7 +232,10 @@ def run_tune(
         write_json(out / 'tuning.json', {s.learner: t for (_, s), (t, _) in zip(searched, found)})
         pl.concat([pl.DataFrame(schema=TRIALS_SCHEMA),
                    *(rows for _, rows in found)]).write_parquet(out / 'trials.parquet')
-        if 'ensemble' in params.train.learners: write_json(out / 'ensemble.json', choose_ensemble(searched))
+        if 'ensemble' in params.train.learners:
+            recipe, scores = choose_ensemble(searched)
+            write_json(out / Path(RECIPE_FILE).name, recipe)
+            np.savez(out / Path(MEMBER_SCORES_FILE).name, **scores._asdict())
     return dict(trials=sum(t.complete + t.pruned for t, _ in found))
 
 # %% ../../nbs/train/24_tuning.ipynb #4ed60044

@@ -14,7 +14,14 @@ from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.prepare import read_split
 from mlops_nb.model.ensemble import Ensemble
 from mlops_nb.model.predictor import MODEL_LOADERS, model_file
-from mlops_nb.train.ensemble_selection import RECIPE_FILE, EnsembleRecipe, RecipeMember, read_recipe
+from mlops_nb.train.ensemble_selection import (
+    MEMBER_SCORES_FILE,
+    RECIPE_FILE,
+    EnsembleRecipe,
+    RecipeMember,
+    read_member_scores,
+    read_recipe,
+)
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, read_held_out_scores, run_train
 from mlops_nb.train.tuning import run_tune
 
@@ -50,9 +57,11 @@ def copy(root, to): return shutil.copytree(root, to / "p")
 
 def recipe(root, *members, link="logit"):
     "A recipe as `tune` might have written it."
-    found = [RecipeMember(learner, i, params, weight) for i, (learner, params, weight) in enumerate(members)]
+    found = [RecipeMember(learner, i, params, weight, 5) for i, (learner, params, weight) in enumerate(members)]
     text = msgspec.json.encode(EnsembleRecipe(link, found, len(found), .5, .6, .1, .01))
     (root / RECIPE_FILE).write_bytes(text)
+    n_train, n = (len(read_split(root, split)) for split in ("train", "valid"))
+    np.savez(root / MEMBER_SCORES_FILE, rows=n_train + np.arange(n), raw=np.zeros((len(found), n)), n_folds=0)
 
 
 def report(root, learner): return read_json(root / f"artifacts/models/{learner}/training.json", TrainingReport)
@@ -64,6 +73,8 @@ def test_the_recipe_names_trials_and_the_model_is_made_by_it(tuned, tmp_path):
     assert found.link == "logit" and 2 <= found.n_candidates <= 10
     assert sum(m.weight for m in found.members) == pytest.approx(1)
     assert found.loss <= found.single_loss + 1e-12
+    assert all(m.iterations >= 1 for m in found.members)
+    assert read_member_scores(root).raw.shape == (len(found.members), len(read_split(root, "valid")))
     run_train(root, "ensemble")
     file = model_file(root / "artifacts/models/ensemble")
     members = report(root, "ensemble").iterations
@@ -122,7 +133,6 @@ def test_models_that_add_logarithms_are_added_with_each_other(tmp_path):
 @pytest.mark.parametrize("learner", ["gbdt", "net", "ensemble"])
 def test_once_more_on_all_rows(tuned, tmp_path, learner):
     root = copy(tuned, tmp_path)
-    if learner == "ensemble": recipe(root, ("gbdt", {}, .5), ("gbdt", {"num_leaves": 4}, .5))
     run_train(root, learner)
     before, valid = open_trained_predictor(root, learner), read_split(root, "valid")
     assert read_held_out_scores(root, learner) is None and report(root, learner).refit_rows is None
@@ -130,7 +140,9 @@ def test_once_more_on_all_rows(tuned, tmp_path, learner):
     run_train(root, learner)
     after, rows = open_trained_predictor(root, learner), report(root, learner).rows
     held_out = read_held_out_scores(root, learner)
-    assert np.array_equal(held_out.scores, before.predict(valid)), "of the one that knew none"
+    # those of an ensemble are of the trials, before their trees became one model
+    assert np.allclose(held_out.scores, before.predict(valid), rtol=1e-9, atol=0), "of the one that knew none"
+    assert learner == "ensemble" or np.array_equal(held_out.scores, before.predict(valid))
     assert np.array_equal(held_out.rows, rows["train"] + np.arange(rows["valid"]))
     assert (report(root, learner).refit_rows, report(root, learner).n_folds) == (sum(rows.values()), 0)
     y = valid["_target"].to_numpy()
@@ -152,6 +164,24 @@ def test_the_evaluation_measures_the_valid_rows_by_what_had_not_seen_them(tuned,
     assert np.array_equal(told[names[0]].to_numpy(), read_held_out_scores(root, "gbdt").scores)
 
 
+def test_a_bound_on_the_latency_leaves_out_what_weighs_least(tuned, tmp_path, capfd):
+    root = copy(tuned, tmp_path)
+    recipe(root, ("gbdt", {"num_leaves": 4}, .5), ("gbdt", {}, .3), ("net", {}, .2))
+    change(root, train=dict(ensemble=dict(max_latency_us=1e9)))
+    run_train(root, "ensemble")
+    assert report(root, "ensemble").iterations == 3 and "max_latency_us" not in capfd.readouterr().err
+    change(root, train=dict(ensemble=dict(max_latency_us=.001), refit=True, n_folds=0))
+    run_train(root, "ensemble")
+    assert report(root, "ensemble").iterations == 1 and "it is made of 1 of 3 models" in capfd.readouterr().err
+    assert model_file(root / "artifacts/models/ensemble").name == "model.txt"
+    alone = open_trained_predictor(root, "ensemble").model
+    recipe(root, ("gbdt", {"num_leaves": 4}, 1.))
+    run_train(root, "ensemble")
+    valid = read_split(root, "valid")
+    predictor = open_trained_predictor(root, "ensemble")
+    assert np.array_equal(alone.predict(predictor.encode_frame(valid)), predictor.predict(valid))
+
+
 def test_rows_weigh_by_their_age_in_both(tmp_path, monkeypatch):
     "With a half-life the newest of all rows weighs 1, and so the valid rows weigh most."
     from mlops_nb.train import stage
@@ -165,7 +195,8 @@ def test_rows_weigh_by_their_age_in_both(tmp_path, monkeypatch):
     for split, frame in frames.items():
         filled = frame.with_columns(pl.col("when").fill_null(frame["when"].min()))
         filled.write_parquet(root / f"artifacts/prepared/{split}.parquet")
-    change(root, train=dict(learners=["gbdt"], refit=True, n_folds=0, sample_weight_half_life="30d"), tune=dict(n_trials=0))
+    change(root, tune=dict(n_trials=0),
+           train=dict(learners=["gbdt"], refit=True, n_folds=0, sample_weight_half_life="30d"))
     run_train(root, "gbdt")
     [rows] = seen
     assert len(rows.y) == sum(map(len, frames.values())) == len(rows.weights) and rows.weights.max() == 1

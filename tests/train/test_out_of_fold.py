@@ -1,4 +1,4 @@
-"Folds in the place of the valid rows: in trials, in the training and in what the evaluation calibrates and measures by."
+"Folds in the place of the valid rows: in trials, in the training and in what the evaluation calibrates by."
 import msgspec
 import numpy as np
 import polars as pl
