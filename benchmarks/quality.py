@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import polars as pl
-from common import ENV, HERE, memory_of_children, quick, report, row, run, workplace
+from common import ENV, HERE, THREADS, memory_of_children, quick, report, row, run, workplace
 from estimators import SETS
 from learning import project
 from serving import environment, version_of
@@ -47,10 +47,10 @@ def by_us(root, seed):
     clock = time.perf_counter()
     scores = predictor.predict(test)
     rate = len(test) / (time.perf_counter() - clock)
+    rows = test.select(predictor.request_columns).head(300).to_dicts()
     clock = time.perf_counter()
-    encoded = predictor.encode_frame(test.head(200))
-    for x in encoded: predictor.model.predict_one(x)
-    return scores, took, rate, 1e6 * (time.perf_counter() - clock) / 200
+    for one in rows: predictor.predict_one(one)
+    return scores, took, rate, 1e6 * (time.perf_counter() - clock) / len(rows)
 
 
 def by_peer(system, root, folder, task, seed):
@@ -71,6 +71,26 @@ def by_peer(system, root, folder, task, seed):
     return np.load(folder / "scores.npy"), told["seconds"], told["rows_per_second"], told["models"]
 
 
+def own_row(name, own, peak):
+    "What the search cost, and a prediction of one row."
+    took, one = max(o[1][0] for o in own), max(o[3] for o in own)
+    return row(f"{name}: time of the search, memory, one row with encoding",
+               f"{took:.0f} s, then {sum(own[0][1][1:3]):.0f} s of training; {peak:,.0f} MiB; {one:.0f} µs",
+               bound=f"≤ {1.05 * SECONDS:.0f} s, ≤ 3,072 MiB, ≤ 100 µs",
+               met=took <= 1.05 * SECONDS and peak <= 3072 and one <= 100)
+
+
+def peer_row(name, system, metric, figures, gain, own, theirs):
+    "The metric of both, the paired interval of the gain, and how fast both predict."
+    faster = own[0][2] / theirs[0][2]
+    is_bound, needed = system != "AutoGluon best", 10 if system.startswith("AutoGluon") else 0
+    bound = ", ".join([*["not surely worse"] * is_bound, *[f"≥ {needed} × rows/s"] * bool(needed)])
+    return row(f"{name}: {metric}", f"{figures[0]:.4f}, {own[0][2]:,.0f} rows/s", system,
+               f"{figures[1]:.4f}, {theirs[0][1]:.0f} s, {theirs[0][2]:,.0f} rows/s",
+               f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]; {faster:.1f} × the rows/s", bound,
+               bool((gain.high >= 0 or not is_bound) and faster >= needed))
+
+
 def table_rows(tmp, name, systems, n_seeds):
     "Rows of one table: ours beside each peer, by paired intervals of the first seed and the means over all."
     from mlops_nb.config.schema import read_schema
@@ -80,19 +100,21 @@ def table_rows(tmp, name, systems, n_seeds):
     root = own_project(tmp / name, name)
     task = read_schema(root / "schema.yaml").task
     y, metric = read_split(root, "test", ["_target"])["_target"].to_numpy().astype(float), PRIMARY_METRIC[task]
-    figure = lambda scores: float(weighted_metric(task, metric, y, scores)(np.ones(len(y))))
+    figure = lambda found: np.mean([weighted_metric(task, metric, y, f[0])(np.ones(len(y))) for f in found])
     with memory_of_children() as peak: own = [by_us(root, seed) for seed in range(n_seeds)]
-    mine = np.mean([figure(o[0]) for o in own])
+    yield own_row(name, own, peak[0]), None
     for system in systems:
         theirs = [by_peer(system, root, tmp / f"{name} {system} {seed}", task, seed) for seed in range(n_seeds)]
         gain = paired_differences(task, y, own[0][0], theirs[0][0])[metric].gain
-        other, faster = np.mean([figure(t[0]) for t in theirs]), own[0][2] / theirs[0][2]
-        yield row(f"{name}: {metric}, {own[0][1][0]:.0f} s of search, {sum(own[0][1][1:3]):.0f} s of training, "
-                  f"{peak[0]:,.0f} MiB", f"{mine:.4f}, {own[0][2]:,.0f} rows/s, a row {own[0][3]:.0f} µs", system,
-                  f"{other:.4f}, {theirs[0][1]:.0f} s, {theirs[0][2]:,.0f} rows/s",
-                  f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]; {faster:.1f}× the rows/s",
-                  "not surely worse" if system != "AutoGluon best" else "",
-                  bool(gain.high >= 0) if system != "AutoGluon best" else None)
+        yield peer_row(name, system, metric, (figure(own), figure(theirs)), gain, own, theirs), gain.high >= 0
+
+
+def count_row(found):
+    "On how many tables ours was not surely worse than AutoGluon's best preset; none where that did not run."
+    held = [is_held for r, is_held in found if r["peer"] == "AutoGluon best"]
+    if held:
+        yield row("tables on which ours is not surely worse", f"{sum(held)} of {len(held)}", "AutoGluon best",
+                  bound="≥ 3", met=sum(held) >= 3)
 
 
 def versions(systems):
@@ -106,17 +128,22 @@ def versions(systems):
 def main():
     tables = ["telco"] if quick() else os.environ.get("QUALITY_TABLES", ",".join(SETS)).split(",")
     systems = ["plain LightGBM"] if quick() else os.environ.get("QUALITY_SYSTEMS", ",".join(SYSTEMS)).split(",")
-    rows = []
+    found = []
     for name in tables:
-        with workplace() as tmp: rows += table_rows(tmp, name, systems, SEEDS)
-        for r in rows[-len(systems):]: print(*r.values(), sep=" | ", file=sys.stderr, flush=True)
+        with workplace() as tmp:
+            for one in table_rows(tmp, name, systems, SEEDS):
+                print(*one[0].values(), sep=" | ", file=sys.stderr, flush=True)
+                found.append(one)
+    rows = [*(r for r, _ in found), *count_row(found)]
     report(rows, [
-        f"{SECONDS:.0f} seconds for each search, on the same two cores; seeds: {SEEDS}. All get the train and valid "
-        "rows of the project's own split, and nothing else. Ours: trees alone, the best trials added up where that is "
-        "surely better, trained once more on all these rows (`train.refit`). The gain is ours over the peer's on the "
-        "test rows, positive where ours is better, with its paired 95 % interval, of the first seed.",
+        f"{SECONDS:.0f} seconds for each search, on the same {THREADS} cores; seeds: {SEEDS}. All get the train and "
+        "valid rows of the project's own split, and nothing else. Ours: trees alone, the best trials added up where "
+        "that is surely better, trained once more on all these rows (`train.refit`). Its training comes after the "
+        "search. The gain is ours over the peer's on the test rows, positive where ours is better, with its paired "
+        "95 % interval, of the first seed.",
         f"Peers: {', '.join(versions(systems))}; AutoGluon with its presets medium_quality and best_quality.",
-        "Rows a second: `predict` of each on all test rows; ours with encoding. A row: the model alone."],
+        "Rows a second: `predict` of each on all test rows, with encoding. The test rows of bike, bank and taxi come "
+        "after the others in time, those of Adult are its official test file, those of telco a random part."],
         ["what", "ours", "peer, same run", "its figure", "gain", "bound", "met"])
 
 

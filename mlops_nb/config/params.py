@@ -219,7 +219,8 @@ class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
                     "rows is then taken from the training before")] = False
     n_folds: Annotated[NonNegativeInt | None, Meta(
         description="folds of the train and valid rows, whose out-of-fold scores choose trials, weights, calibration "
-                    "and thresholds; 0 = the valid rows do; null = with refit and below 10000 rows 5, else 0")] = None
+                    "and thresholds; 0 = the valid rows do; null = 5 with refit and below 10000 rows (by time: "
+                    "50000), else 0")] = None
     init_model: Annotated[str | None, Meta(
         description="model folder or bundle to continue training from; null = from scratch")] = None
     warm_start: Annotated[bool, Meta(

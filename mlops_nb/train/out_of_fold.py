@@ -42,15 +42,17 @@ def validation_fold(
 
 # %% ../../nbs/train/20_out_of_fold.ipynb #0554f28d
 _FOLDS, _SMALL_ROWS, _TINY_ROWS, _REPEATS = 5, 10_000, 2_000, 3
+_ROWS_IN_TIME = 50_000
 
 def fold_counts(
     params: TrainParams,
     n_rows: int, # train and valid rows
+    in_time: bool = False, # Is a later part of the rows later in time?
 ) -> tuple[int, int]: # folds (0: the valid rows judge), and how often they are dealt
     "How the rows are divided."
-    wanted = params.n_folds
-    if wanted is None: wanted = _FOLDS if params.refit and n_rows < _SMALL_ROWS else 0
-    return (wanted, _REPEATS if n_rows < _TINY_ROWS else 1) if wanted > 1 else (0, 1)
+    wanted, enough = params.n_folds, _ROWS_IN_TIME if in_time else _SMALL_ROWS
+    if wanted is None: wanted = _FOLDS if params.refit and n_rows < enough else 0
+    return (wanted, _REPEATS if n_rows < _TINY_ROWS and not in_time else 1) if wanted > 1 else (0, 1)
 
 # %% ../../nbs/train/20_out_of_fold.ipynb #bd2ef675
 def _fold_of(project, features, frame, rows, learns, judges):
@@ -68,13 +70,13 @@ def training_folds(
 ) -> list[TrainingFold]: # `whole` alone, where the valid rows judge
     "What trials are compared by, and what calibrates."
     schema, params = project.schema, project.params
-    n_folds, n_times = fold_counts(params.train, sum(len(p.y) for p in whole.parts))
+    in_time = is_time_ordered(params.prepare.split, schema)
+    n_folds, n_times = fold_counts(params.train, sum(len(p.y) for p in whole.parts), in_time)
     if not n_folds or whole.init_model or schema.quantiles or schema.targets: return [whole]
     frame, features = (pl.concat([read_split(project.root, split) for split in ('train', 'valid')]),
                        load_features(project.features_path))
     rows, split = prepared_inputs(frame, features, schema), params.prepare.split
-    if not repeated or is_time_ordered(split, schema): n_times = 1
-    cuts = (fold for i in range(n_times) for fold in split_folds(frame, split, schema, n_folds, i))
+    cuts = (fold for i in range(n_times if repeated else 1) for fold in split_folds(frame, split, schema, n_folds, i))
     found = [_fold_of(project, features, frame, rows, c.train | c.valid, c.held_out) for c in cuts]
     return [fold for fold in found if fold] or [whole]
 

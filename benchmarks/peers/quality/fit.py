@@ -11,7 +11,8 @@ rows, test = (pd.read_parquet(f"{name}.parquet") for name in ("rows", "test"))
 for frame in (rows, test):
     for c in frame.columns:
         kind = str(frame[c].dtype)
-        if kind.startswith("datetime"): frame[c] = frame[c].astype("int64")
+        if kind.startswith("datetime") and system == "plain LightGBM":
+            frame[c] = frame[c].astype("int64") # the others read dates
         elif kind in ("object", "str", "string"): frame[c] = frame[c].astype("category")
 for c in rows.columns:
     if str(rows[c].dtype) == "category": test[c] = test[c].astype(pd.CategoricalDtype(rows[c].cat.categories))
