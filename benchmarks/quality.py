@@ -2,6 +2,7 @@
 # The whole takes six hours. QUALITY_SECONDS, QUALITY_TABLES, QUALITY_SYSTEMS and QUALITY_SEEDS make it a part of that.
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,29 +21,17 @@ SYSTEMS = {"AutoGluon medium": ("autogluon", ["autogluon.tabular[catboost,fastai
 OURS = "ours"
 
 
-def own_project(to, name):
-    "A project whose trees are searched within the time, added up, and trained on all rows before the test part."
-    from mlops_nb.config.params import read_params, write_params
-    root = project(to, *SETS[name])
-    params = read_params(root / "params.yaml")
-    params.train.learners, params.train.refit = ["gbdt", "ensemble"], True
-    params.tune.budget = f"{SECONDS:.0f}s"
-    write_params(params, root / "params.yaml")
-    run("mlops-nb", "stage", "features", cwd=root)
-    return root
-
-
 def by_us(root, seed):
-    "Scores of the test rows, seconds of search and training, rows a second, and what was chosen."
-    from mlops_nb.config.params import read_params, write_params
+    "Scores of the test rows, seconds of search and of the rest, rows a second, and microseconds of one row."
+    from mlops_nb.config.params import set_param
     from mlops_nb.data.prepare import read_split
     from mlops_nb.evaluate.stage import read_evaluation
     from mlops_nb.train.stage import open_trained_predictor
-    params = read_params(root / "params.yaml")
-    params.train.seed = seed
-    write_params(params, root / "params.yaml")
-    took = [run("mlops-nb", "stage", *stage.split(), cwd=root)
-            for stage in ("tune", "train gbdt", "train ensemble", "baseline", "evaluate")]
+    shutil.rmtree(root / ".mlops", ignore_errors=True) # the best of another seed would be tried first
+    set_param(root / "params.yaml", "train.seed", seed)
+    took = run("mlops-nb", "tune", "--budget", f"{SECONDS:.0f}s", cwd=root)
+    rest = sum(run("mlops-nb", "stage", *stage.split(), cwd=root)
+               for stage in ("tune", "train gbdt", "train ensemble", "baseline", "evaluate"))
     predictor, test = open_trained_predictor(root, read_evaluation(root).learner), read_split(root, "test")
     clock = time.perf_counter()
     scores = predictor.predict(test)
@@ -50,7 +39,7 @@ def by_us(root, seed):
     rows = test.select(predictor.request_columns).head(300).to_dicts()
     clock = time.perf_counter()
     for one in rows: predictor.predict_one(one)
-    return scores, took, rate, 1e6 * (time.perf_counter() - clock) / len(rows)
+    return scores, (took, rest), rate, 1e6 * (time.perf_counter() - clock) / len(rows)
 
 
 def by_peer(system, root, folder, task, seed):
@@ -73,9 +62,9 @@ def by_peer(system, root, folder, task, seed):
 
 def own_row(name, own, peak):
     "What the search cost, and a prediction of one row."
-    took, one = max(o[1][0] for o in own), max(o[3] for o in own)
+    (took, rest), one = max(o[1] for o in own), max(o[3] for o in own)
     return row(f"{name}: time of the search, memory, one row with encoding",
-               f"{took:.0f} s, then {sum(own[0][1][1:3]):.0f} s of training; {peak:,.0f} MiB; {one:.0f} µs",
+               f"{took:.0f} s, then {rest:.0f} s of training and evaluation; {peak:,.0f} MiB; {one:.0f} µs",
                bound=f"≤ {1.05 * SECONDS:.0f} s, ≤ 3,072 MiB, ≤ 100 µs",
                met=took <= 1.05 * SECONDS and peak <= 3072 and one <= 100)
 
@@ -97,7 +86,8 @@ def table_rows(tmp, name, systems, n_seeds):
     from mlops_nb.data.prepare import read_split
     from mlops_nb.evaluate.comparison import paired_differences
     from mlops_nb.evaluate.metrics import PRIMARY_METRIC, weighted_metric
-    root = own_project(tmp / name, name)
+    root = project(tmp / name, *SETS[name])
+    run("mlops-nb", "stage", "features", cwd=root)
     task = read_schema(root / "schema.yaml").task
     y, metric = read_split(root, "test", ["_target"])["_target"].to_numpy().astype(float), PRIMARY_METRIC[task]
     figure = lambda found: np.mean([weighted_metric(task, metric, y, f[0])(np.ones(len(y))) for f in found])
@@ -137,10 +127,10 @@ def main():
     rows = [*(r for r, _ in found), *count_row(found)]
     report(rows, [
         f"{SECONDS:.0f} seconds for each search, on the same {THREADS} cores; seeds: {SEEDS}. All get the train and "
-        "valid rows of the project's own split, and nothing else. Ours: trees alone, the best trials added up where "
-        "that is surely better, trained once more on all these rows (`train.refit`). Its training comes after the "
-        "search. The gain is ours over the peer's on the test rows, positive where ours is better, with its paired "
-        "95 % interval, of the first seed.",
+        "valid rows of the project's own split, and nothing else. Ours: `mlops-nb tune --budget` in a new project: "
+        "trees, added up where that is surely better, trained once more on all these rows after the search. The gain "
+        "is ours over the peer's on the test rows, positive where ours is better, with its paired 95 % interval, of "
+        "the first seed.",
         f"Peers: {', '.join(versions(systems))}; AutoGluon with its presets medium_quality and best_quality.",
         "Rows a second: `predict` of each on all test rows, with encoding. The test rows of bike, bank and taxi come "
         "after the others in time, those of Adult are its official test file, those of telco a random part."],

@@ -11007,5 +11007,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlops_nb.train.tuning.run_study': ('train/tuning.html#run_study', 'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning.run_trials': ('train/tuning.html#run_trials', 'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning.run_tune': ('train/tuning.html#run_tune', 'mlops_nb/train/tuning.py'),
+                                       'mlops_nb.train.tuning.set_time_budget': ( 'train/tuning.html#set_time_budget',
+                                                                                  'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning.summarise_study': ( 'train/tuning.html#summarise_study',
                                                                                   'mlops_nb/train/tuning.py')}}}

@@ -324,11 +324,10 @@ def tune_command(
         help="Time for all learners together, such as 5m; it is written into params.yaml as tune.budget.")] = None,
 ):
     "Tune the hyperparameters until the budget of params.yaml is used up; the stage tune then takes what was found."
-    from mlops_nb.config.params import set_param
     from mlops_nb.config.project import Project
     from mlops_nb.evaluate.tuning_target import tuning_target
-    from mlops_nb.train.tuning import counted_trials, run_search
-    if budget: set_param(Path("params.yaml"), "tune.budget", budget)
+    from mlops_nb.train.tuning import counted_trials, run_search, set_time_budget
+    if budget and (changed := set_time_budget(Path("."), budget)): print(f"params.yaml: {', '.join(changed)}.")
     params = (project := Project.open(Path("."))).params
     if not params.tune.max_trials:
         raise UserError("tune.n_trials in params.yaml is 0, so there is nothing to try; set how many, or give a time: "

@@ -72,11 +72,12 @@ PORTFOLIO = dict(
           dict(num_leaves=128, learning_rate=.03, colsample_bytree=.9, min_child_samples=5)],
     net=[dict(n_blocks=3, d_hidden=256, dropout=.2), dict(learning_rate=.001, weight_decay=.01)])
 
-def _portfolio(study_name, search_space): # Of dataset/learner/key
+def _portfolio(study_name, search_space, usual): # Of dataset/learner/key
     for values in PORTFOLIO.get(study_name.split('/')[-2], ()):
-        known = {n: clip_to_range(v, search_space[n]) for n, v in values.items() if n in search_space}
+        known = {n: clip_to_range(v, search_space[n]) for n, v in (usual | values).items() if n in search_space}
         words = [n for n, v in values.items() if is_categorical([v])]
-        if known and all(known.get(n) is not None for n in words): yield known
+        if values.keys() & known and all(known.get(n) is not None for n in words):
+            yield {n: v for n, v in known.items() if v is not None}
 
 # %% ../../nbs/train/21_study.ipynb #43b821f9
 def _previous_best(storage, study_name, search_space):
@@ -94,6 +95,7 @@ def open_study(storage,
     study_name: str, # dataset/learner/key
     search_space: dict[str, list], # parameter -> range or choice
     join: bool = False, # Only one that is there already
+    usual: dict = {}, # parameter -> value of params.yaml, for what a known setting does not say
 ): # `optuna.Study`
     "The study of this name; raises `UserError` if it is to be joined and is not there."
     import optuna
@@ -106,7 +108,7 @@ def open_study(storage,
                         "or leave --join out.")
     study = optuna.create_study(storage=storage, study_name=study_name, direction='minimize', pruner=pruner)
     last = _previous_best(storage, study_name, search_space)
-    study.set_user_attr('first_trials', [{}, *filter(None, [last]), *_portfolio(study_name, search_space)])
+    study.set_user_attr('first_trials', [{}, *filter(None, [last]), *_portfolio(study_name, search_space, usual)])
     return study
 
 # %% ../../nbs/train/21_study.ipynb #b110f7fb

@@ -262,6 +262,19 @@ def read_found(root):
     return read_tuning_results(root)
 
 
+def test_the_first_budget_brings_what_a_search_is_worth_most_with(tmp_path):
+    root = project(tmp_path, n_trials=0)
+    assert tune.set_time_budget(root, "5m") == ["train.learners is gbdt, ensemble", "train.refit is true"]
+    params = read_params(root / "params.yaml")
+    assert (params.tune.budget, params.train.learners, params.train.refit) == ("5m", ["gbdt", "ensemble"], True)
+    params.train.learners, params.train.refit = ["gbdt"], False
+    write_params(params, root / "params.yaml")
+    assert tune.set_time_budget(root, "10m") == [], "what somebody has changed stays"
+    later = read_params(root / "params.yaml")
+    assert (later.tune.budget, later.train.learners, later.train.refit) == ("10m", ["gbdt"], False)
+    with pytest.raises(UserError): tune.set_time_budget(root, "soon")
+
+
 def test_a_budget_shorter_than_one_training_has_that_one(tmp_path):
     root = project(tmp_path, n_trials=0, budget="0s")
     assert tune.run_tune(root)["trials"] == 1
