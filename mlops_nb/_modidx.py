@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlops_nb/bundle/stage.py'),
                                        'mlops_nb.bundle.stage._require_file': ( 'bundle/stage.html#_require_file',
                                                                                 'mlops_nb/bundle/stage.py'),
+                                       'mlops_nb.bundle.stage._rows_of': ('bundle/stage.html#_rows_of', 'mlops_nb/bundle/stage.py'),
                                        'mlops_nb.bundle.stage.answered_rows': ( 'bundle/stage.html#answered_rows',
                                                                                 'mlops_nb/bundle/stage.py'),
                                        'mlops_nb.bundle.stage.choose_anchor': ( 'bundle/stage.html#choose_anchor',

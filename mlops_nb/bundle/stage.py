@@ -64,11 +64,18 @@ def training_rows(
     return rows.with_columns(target.alias(schema.target)), computed
 
 # %% ../../nbs/bundle/03_stage.ipynb #f8e14797
+def _rows_of(root, keys, split, columns): # With out-of-fold scores train rows stand among those called valid
+    rows = read_split(root, split, [*columns, '_source', '_row'])
+    if len(rows) == len(keys): return rows
+    rows = pl.concat([read_split(root, 'train', rows.columns), rows])
+    return keys.join(rows, on=['_source', '_row'], how='left', maintain_order='left')
+
 def _answered_split(root, predictor, split):
     path = _require_file(root / 'artifacts/evaluation/predictions.parquet', 'evaluate')
     names = predictor.score_columns
-    scores = pl.read_parquet(path, columns=['split', *names], glob=False).filter(split=split)[names].to_numpy()
-    rows = read_split(root, split, [*predictor.schema.columns, '_target'])
+    told = pl.read_parquet(path, columns=['split', '_source', '_row', *names], glob=False).filter(split=split)
+    rows = _rows_of(root, told.select('_source', '_row'), split, [*predictor.schema.columns, '_target'])
+    scores = told[names].to_numpy()
     return answered_rows(predictor, rows, scores if len(names) > 1 else scores[:, 0])
 
 def _monitoring_baseline(root, predictor):

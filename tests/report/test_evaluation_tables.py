@@ -83,6 +83,9 @@ def test_all_metrics_stand_beside_those_of_the_others(e):
     e.excess_log_loss = 0.0123 if e.task == "binary" else None
     e.metrics["valid"][e.primary_metric].value = None
     text = metrics_table(e).text
+    assert "out-of-fold" not in text
+    e.n_folds = 5
+    assert "each scored by a model that had not learned from it (out-of-fold, 5 folds)" in metrics_table(e).text
     for heading in ("constant", "linear", "in use"): assert f"scope=col>{heading}</th>" in text
     assert text.count("<tr>") == 1 + len(METRICS[e.task]) and ">–<" in text and "None" not in text
     assert "of the same 400 test rows; the validation set has 300 others" in text

@@ -97,8 +97,8 @@ def judged(root, task="binary"):
     names, scored = predictor.score_columns, []
     for split in ("valid", "test"):
         frame = pl.read_parquet(art / f"prepared/{split}.parquet")
-        scored.append(pl.DataFrame(predictor.predict(frame).reshape(len(frame), -1), names).with_columns(
-            split=pl.lit(split)))
+        scored.append(frame.select("_source", "_row").hstack(pl.DataFrame(
+            predictor.predict(frame).reshape(len(frame), -1), names)).with_columns(split=pl.lit(split)))
     pl.concat(scored).write_parquet(art / "evaluation/predictions.parquet")
     write_json(art / "metrics.json", {"test": {"m": .8}, "valid": {"m": .8}})
     write_json(art / "explanation/attribution_baseline.json", {"n_rows": 10, "features": []})
