@@ -1,4 +1,4 @@
-"The settings that a search of trees begins with: each on the rows that judge trials, on five real tables."
+"The settings that a search of trees begins with: each on the rows that judge trials, on four real tables."
 import sys
 
 import numpy as np
@@ -51,7 +51,7 @@ def order(tables):
 
 def main():
     tables = {}
-    for name in ["telco"] if quick() else SETS:
+    for name in ["telco"] if quick() else ["Adult", "bank", "bike", "telco"]:
         with workplace() as tmp:
             root = project(tmp / name, *SETS[name])
             run("mlops-nb", "stage", "features", cwd=root)
@@ -64,7 +64,8 @@ def main():
                                                               for s in best)))
     report(rows, ["Losses are log loss or RMSE over those of params.yaml as it is. First the settings in the order in "
                   "which each brings the mean over the tables of the best so far down most, with that mean; where none "
-                  "brings a ten-thousandth, the list ends. Then the best settings of each table. No test row is read."],
+                  "brings a ten-thousandth, the list ends. Then the best settings of each table. No test row is read; "
+                  "of the tables of the benchmark of quality, taxi had no part."],
            ["what", "loss", "", "", "", "", ""])
 
 

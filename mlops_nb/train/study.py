@@ -67,8 +67,8 @@ def clip_to_range(
 
 # %% ../../nbs/train/21_study.ipynb #80d73b9d
 PORTFOLIO = dict(
-    gbdt=[dict(objective='poisson'), dict(colsample_bytree=.5, subsample=.8), dict(objective='tweedie', num_leaves=15),
-          dict(num_leaves=15), dict(num_leaves=63, reg_lambda=10., colsample_bytree=.7),
+    gbdt=[dict(num_leaves=8), dict(colsample_bytree=.5, subsample=.8), dict(objective='tweedie', num_leaves=15),
+          dict(objective='poisson'), dict(max_cat_to_onehot=64),
           dict(num_leaves=128, learning_rate=.03, colsample_bytree=.9, min_child_samples=5)],
     net=[dict(n_blocks=3, d_hidden=256, dropout=.2), dict(learning_rate=.001, weight_decay=.01)])
 
