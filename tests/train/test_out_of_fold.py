@@ -226,9 +226,9 @@ def test_a_large_table_is_searched_in_steps(tmp_path, monkeypatch):
 
 def test_a_sample_keeps_the_shares_of_the_classes():
     part = trials.TrainingPart(np.arange(3_000.)[:, None], (np.arange(3_000) % 300 == 0) * 1., np.arange(3_000.))
-    some = trials.sample_rows(part, 300)
+    some = trials.stratified_sample(part, 300)
     assert (len(some.y), some.y.sum()) == (300, 1) and np.array_equal(some.X[:, 0], some.weights)
-    assert trials.sample_rows(part, 3_000) is part
+    assert trials.stratified_sample(part, 3_000) is part
 
 
 def test_open_search_context_names_another_study_with_folds(tmp_path):
