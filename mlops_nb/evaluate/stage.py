@@ -94,8 +94,8 @@ def _read_judged_rows(root, held_out): # valid and test, and which of the former
     usual = n_train + np.arange(len(splits['valid']))
     each = [usual if h is None else h.rows for h in held]
     if any(not np.array_equal(each[0], rows) for rows in each):
-        raise UserError("the models in artifacts/models were judged by different rows; run the stage train again, for "
-                        "all learners.")
+        raise UserError("the models in artifacts/models were judged by different rows; run the stages tune and train "
+                        "again, for all learners.")
     if not np.array_equal(each[0], usual):
         splits['valid'] = pl.concat([read_split(root, 'train'), splits['valid']])[each[0]]
     return splits, each[0] >= n_train
