@@ -174,7 +174,7 @@ def test_models_that_different_rows_have_judged_are_not_compared(tmp_path):
     run_baselines(root)
     change(root, train=dict(n_folds=0))
     run_train(root, "gbdt")
-    with pytest.raises(UserError, match="judged by different rows; run the stages tune and train again"): run_evaluate(root)
+    with pytest.raises(UserError, match="judged by different rows; run the stages tune and train"): run_evaluate(root)
 
 
 def test_trials_are_compared_and_added_up_by_all_rows(tmp_path):
