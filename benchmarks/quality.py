@@ -127,7 +127,7 @@ def main():
     rows = [*(r for r, _ in found), *count_row(found)]
     report(rows, [
         f"{SECONDS:.0f} seconds for each search, on the same {THREADS} cores; seeds: {SEEDS}. All get the train and "
-        "valid rows of the project's own split, and nothing else. Ours: `mlops-nb tune --budget` in a new project: "
+        "valid rows of the project's split, and nothing else. Ours: `mlops-nb tune` with a budget in a new project: "
         "trees, added up where that is surely better, trained once more on all these rows after the search. The gain "
         "is ours over the peer's on the test rows, positive where ours is better, with its paired 95 % interval, of "
         "the first seed.",
