@@ -10862,6 +10862,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlops_nb.train.stage._held_out_scores': ( 'train/stage.html#_held_out_scores',
                                                                                  'mlops_nb/train/stage.py'),
                                       'mlops_nb.train.stage._is_refitted': ('train/stage.html#_is_refitted', 'mlops_nb/train/stage.py'),
+                                      'mlops_nb.train.stage._quiet': ('train/stage.html#_quiet', 'mlops_nb/train/stage.py'),
                                       'mlops_nb.train.stage._train_ensemble': ( 'train/stage.html#_train_ensemble',
                                                                                 'mlops_nb/train/stage.py'),
                                       'mlops_nb.train.stage._train_once_more': ( 'train/stage.html#_train_once_more',

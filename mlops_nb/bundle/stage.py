@@ -66,7 +66,7 @@ def training_rows(
 # %% ../../nbs/bundle/03_stage.ipynb #f8e14797
 def _rows_of(root, keys, split, columns): # With out-of-fold scores train rows stand among those called valid
     rows = read_split(root, split, [*columns, '_source', '_row'])
-    if len(rows) == len(keys): return rows
+    if rows.select(keys.columns).equals(keys): return rows
     rows = pl.concat([read_split(root, 'train', rows.columns), rows])
     return keys.join(rows, on=['_source', '_row'], how='left', maintain_order='left')
 

@@ -134,10 +134,12 @@ def _is_refitted(project, learner):
         raise UserError("train.refit is not there for quantiles or several targets; set it to false.")
     return True
 
+def _quiet(options): # For trainings beside the one that is shown
+    return options._replace(checkpoint_dir=None, on_iteration=lambda i, loss: None, logger=None)
+
 def _train_once_more(project, learner, whole, params, options, iterations=None):
-    quiet = options._replace(checkpoint_dir=None, on_iteration=lambda i, loss: None, logger=None)
     return refit_learner(learner, whole.parts, _all_rows(project, whole.parts), project.schema, whole.encoder, params,
-                         iterations, quiet)
+                         iterations, _quiet(options))
 
 def _train_single(project, learner, whole, params, options): # The model, and scores of rows that it has not seen
     fitted = fit_learner(learner, whole.parts, project.schema, whole.encoder, params, whole.init_model, options)
@@ -145,8 +147,7 @@ def _train_single(project, learner, whole, params, options): # The model, and sc
     if folds[0] is whole and not refitted: return fitted, None
     trained, n_folds = [fitted], 0
     if folds[0] is not whole:
-        quiet = options._replace(checkpoint_dir=None, on_iteration=lambda i, loss: None, logger=None)
-        trained, n_folds = fit_folds(learner, folds, project.schema, params, quiet), len(folds)
+        trained, n_folds = fit_folds(learner, folds, project.schema, params, _quiet(options)), len(folds)
     held_out = _held_out_scores(learner, folds, trained, params, n_folds)
     if not refitted: return fitted, held_out
     again = _train_once_more(project, learner, whole, params, options, iterations_of_folds(project, trained))
