@@ -1,4 +1,4 @@
-"The best model within a time: ours beside AutoML systems and plain LightGBM, on the same rows of five real tables."
+"The best model within a time: ours beside AutoML systems and plain LightGBM, on the rows of five real tables."
 # The whole takes six hours. QUALITY_SECONDS, QUALITY_TABLES, QUALITY_SYSTEMS and QUALITY_SEEDS make it a part of that.
 import json
 import os
@@ -131,8 +131,8 @@ def main():
         "trees, added up where that is surely better, trained once more on all these rows after the search. The gain "
         "is ours over the peer's on the test rows, positive where ours is better, with its paired 95 % interval, of "
         "the first seed.",
-        f"Peers that ran: {', '.join(systems)} (environments of {', '.join(versions(systems))}); AutoGluon's medium and "
-        "best are its presets medium_quality and best_quality.",
+        f"Peers that ran: {', '.join(systems)} (environments of {', '.join(versions(systems))}); AutoGluon's medium "
+        "and best are its presets medium_quality and best_quality.",
         "Rows a second: `predict` of each on all test rows, with encoding. The test rows of bike, bank and taxi come "
         "after the others in time, those of Adult are its official test file, those of telco a random part."],
         ["what", "ours", "peer, same run", "its figure", "gain", "bound", "met"])
