@@ -1,5 +1,6 @@
 "What every test shares."
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.postgres_server import new_database, postgres_programs, postgres_server
+
+from mlops_nb.core.structured_logs import JsonLogHandler
 
 sys.dont_write_bytecode = False # where the shell asks for none, each of some hundred processes compiles all it imports
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -98,3 +101,13 @@ def in_postgres(postgres, monkeypatch):
 def uri(request):
     "A database of its own, once in SQLite and once in PostgreSQL."
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(autouse=True)
+def log_ends_with_its_test():
+    "A log that a command began in this process would go on in the next test, and make its folder again."
+    yield
+    logger = logging.getLogger("mlops_nb")
+    for handler in [h for h in logger.handlers if isinstance(h, JsonLogHandler)]:
+        logger.removeHandler(handler)
+        handler.close()

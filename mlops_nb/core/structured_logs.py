@@ -76,7 +76,7 @@ class JsonLogHandler(logging.Handler):
         max_bytes: int, # Of all files in the folder
     ):
         super().__init__()
-        self.path = Path(folder) / f"{process.replace('/', '-')}-{socket.gethostname()}.jsonl"
+        self.path = Path(folder).absolute() / f"{process.replace('/', '-')}-{socket.gethostname()}.jsonl"
         self.max_bytes, self._file, self._lost = max_bytes, None, 0
         self.setFormatter(JsonFormatter(process))
 

@@ -15,12 +15,7 @@ from mlops_nb.core.trace_context import new_trace, use_trace
 
 
 @pytest.fixture
-def folder(tmp_path):
-    yield tmp_path / "logs"
-    logger = logging.getLogger("mlops_nb")
-    for h in [h for h in logger.handlers if isinstance(h, JsonLogHandler)]:
-        logger.removeHandler(h)
-        h.close()
+def folder(tmp_path): return tmp_path / "logs"
 
 
 def record(message, **fields):
@@ -78,6 +73,16 @@ def test_processes_share_a_file_and_no_line_is_cut(tmp_path):
     found = [said["message"] for said in read_logs(tmp_path, set())]
     assert len(found) == 3 + 6 * 200 and len(set(found)) == 1 + 6 * 200
     assert len([*tmp_path.glob("*.jsonl")]) > 5
+
+
+def test_a_process_that_goes_to_another_folder_writes_on_where_it_began(tmp_path, monkeypatch):
+    for name in ("begun", "other"): (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "begun")
+    start_log("logs", "serve", 1)
+    monkeypatch.chdir(tmp_path / "other")
+    log_event("serve", "one")
+    assert [said["message"] for said in read_logs(tmp_path / "begun/logs", set())] == ["one"]
+    assert [*(tmp_path / "other").iterdir()] == []
 
 
 def test_a_file_that_was_deleted_begins_anew(tmp_path):
