@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVAL_METRICS', 'OBJECTIVES', 'lightgbm_params', 'deviance_offset', 'huber_delta', 'check_objective', 'BoostingState',
-           'lightgbm_datasets', 'start_booster', 'record_losses', 'boost_to_checkpoint', 'load_gbdt_checkpoint',
-           'iteration_callback', 'GbdtJob', 'fit_gbdt']
+           'lightgbm_datasets', 'start_booster', 'reseed_booster', 'record_losses', 'boost_to_checkpoint',
+           'load_gbdt_checkpoint', 'iteration_callback', 'GbdtJob', 'fit_gbdt']
 
 # %% ../../nbs/train/03_gbdt.ipynb #6f70c657
 import sys
@@ -129,12 +129,14 @@ def lightgbm_datasets(
     return first, lgb.Dataset(validation.X, validation.y, reference=first, **common).construct()
 
 # %% ../../nbs/train/03_gbdt.ipynb #7733eb2f
+def _seeds(seed): return dict(bagging_seed=seed, feature_fraction_seed=seed, extra_seed=seed)
+
 def start_booster(
     state: BoostingState,
     parts: tuple[TrainingPart, TrainingPart], # train, valid
     sets, # From `lightgbm_datasets`
     params: dict, # From `lightgbm_params`
-    seed: int, # Of the row and column sampling until the next checkpoint
+    seed: int, # Of the sampling until the next checkpoint
 ):
     "A LightGBM booster that goes on from `state`."
     import lightgbm as lgb
@@ -143,10 +145,19 @@ def start_booster(
     if before:
         for part, data in zip(parts, sets):
             data.set_init_score(before.predict(part.X, raw_score=True, num_threads=params['num_threads']))
-    booster = lgb.Booster(params | dict(bagging_seed=seed, feature_fraction_seed=seed), sets[0])
+    booster = lgb.Booster(params | _seeds(seed), sets[0])
     booster.add_valid(sets[1], 'valid')
     if before: _safe_call(_LIB.LGBM_BoosterMerge(booster._handle, before._handle))
     return booster
+
+def reseed_booster(
+    booster, # After a checkpoint
+    params: dict, # From `lightgbm_params`
+    seed: int, # Of the sampling until the next checkpoint
+) -> None:
+    "Let a booster sample rows, columns and thresholds as one that is started now."
+    booster.reset_parameter(dict(bagging_freq=2 * params['bagging_freq']))
+    booster.reset_parameter(_seeds(seed) | dict(bagging_freq=params['bagging_freq']))
 
 # %% ../../nbs/train/03_gbdt.ipynb #64e4d52a
 def record_losses(
@@ -258,7 +269,7 @@ def fit_gbdt(
 ) -> FitResult: # Its model is LightGBM's text
     "Train until the validation split no longer improves; the same inputs give the same text."
     g, parts, before = job.params.gbdt, (train, validation), (job.init_model or b'').decode()
-    random, fixed = g.subsample < 1 or g.colsample_bytree < 1, _job_params(job, parts, before)
+    random, fixed = g.subsample < 1 or g.colsample_bytree < 1 or g.extra_trees, _job_params(job, parts, before)
     state = load_gbdt_checkpoint(job.checkpoint)
     on_start(state is not None)
     state = state or _initial_state(before)
@@ -267,10 +278,11 @@ def fit_gbdt(
     offsets = tuple(deviance_offset(p, job.objective) if job.task == 'regression' else 0.0 for p in parts)
     report = iteration_callback(on_iteration, log_metrics, state, len(train.y), metric)
     while not state.finished:
-        if booster is None or random:
-            chunk = (state.iteration - state.init_iterations) // g.checkpoint_every if random else 0
-            booster = start_booster(state, parts, sets, fixed, job.params.seed + chunk)
+        chunk = (state.iteration - state.init_iterations) // g.checkpoint_every if random else 0
+        if booster is None: booster = start_booster(state, parts, sets, fixed, job.params.seed + chunk)
+        elif random: reseed_booster(booster, fixed, job.params.seed + chunk)
         boost_to_checkpoint(booster, state, job.params, report, offsets)
-        if not state.finished: state.model = booster.model_to_string()
-        if job.checkpoint and not state.finished: write_json(job.checkpoint, state)
+        if job.checkpoint and not state.finished:
+            state.model = booster.model_to_string()
+            write_json(job.checkpoint, state)
     return _fit_result(booster, state, metric)
