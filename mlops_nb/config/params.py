@@ -199,8 +199,8 @@ class EnsembleParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The best of the trials added up; they are chosen on rows that none of them has learned from."
     max_members: Annotated[int, Meta(ge=1, le=32, description="different models in it, at most")] = 8
     max_latency_us: Annotated[PositiveFloat | None, Meta(
-        description="microseconds that the model may take for one row, without encoding; models of the least weight "
-                    "are left out until it does; null = no bound")] = None
+        description="microseconds that its trees may take for one row, at 15 ns for each split on the way; models that "
+                    "would go beyond it are left out; null = no bound")] = 100
 
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
@@ -267,7 +267,7 @@ class GbdtSearchSpace(Struct, forbid_unknown_fields=True, kw_only=True):
     objective: Annotated[Annotated[list[Objective], Meta(min_length=1)] | None, Meta(
         description="regression only: those tried, where the target allows them; null = as in train")] = field(
         default_factory=lambda: ["squared", "poisson"])
-    learning_rate: SearchRange = field(default_factory=lambda: [0.01, 0.3, "log"])
+    learning_rate: SearchRange = field(default_factory=lambda: [0.03, 0.3, "log"])
     num_leaves: SearchRange = field(default_factory=lambda: [4, 255, "log"])
     min_child_samples: SearchRange = field(default_factory=lambda: [5, 300, "log"])
     colsample_bytree: SearchRange = field(default_factory=lambda: [0.3, 1.0])

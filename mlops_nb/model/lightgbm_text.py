@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING_NONE', 'MISSING_ZERO', 'MISSING_NAN', 'ModelHeader', 'parse_header', 'Tree', 'parse_trees', 'gain_importance',
-           'split_into_blocks', 'with_num_threads']
+           'splits_on_the_way', 'split_into_blocks', 'with_num_threads']
 
 # %% ../../nbs/model/05_lightgbm_text.ipynb #4f914dd5
 import re
@@ -155,6 +155,14 @@ def gain_importance(
         elif name == 'split_gain': np.add.at(gains, split, np.array(values.split(), float))
         elif name == 'end of trees': break
     return gains
+
+# %% ../../nbs/model/05_lightgbm_text.ipynb #b45a47ae
+def splits_on_the_way(
+    text: str, # The content of a `model.txt`
+) -> float: # 0 where no tree has a split
+    "How many splits a row passes in all trees, if they are balanced."
+    leaves = np.array(re.findall(r'(?m)^num_leaves=(\d+)', text), float)
+    return float(np.log2(leaves).sum())
 
 # %% ../../nbs/model/05_lightgbm_text.ipynb #32f07d3b
 def split_into_blocks(

@@ -40,11 +40,15 @@ def add_greedily(
     raw: np.ndarray, # (m, n) or (m, n, k) raw scores of m models
     n_turns: int,
     max_members: int = 8, # different models
+    costs: np.ndarray | None = None, # (m,) shares of what all members together may cost
 ) -> list[int]: # The model of each turn; the first one is the best alone
     "Choose a model at each turn, so that the loss of their mean is least."
-    turns, total = [], np.zeros(raw.shape[1:])
+    turns, total, costs = [], np.zeros(raw.shape[1:]), np.zeros(len(raw)) if costs is None else costs
+    def price(i):
+        if not turns or i in turns: return 0
+        members = [*{*turns}]
+        return np.inf if len(members) == max_members or costs[members].sum() + costs[i] > 1 else _PRICE
     for turn in range(1, n_turns + 1):
-        price = lambda i: 0 if not turns or i in turns else np.inf if len({*turns}) == max_members else _PRICE
         found = [raw_loss(link, y, (total + r) / turn).mean() * (1 + price(i)) if np.isfinite(price(i)) else np.inf
                  for i, r in enumerate(raw)]
         turns.append(int(np.argmin(found)))
@@ -69,13 +73,14 @@ def cross_fitted_losses(
     raw: np.ndarray, # (m, n) or (m, n, k) raw scores
     groups: np.ndarray | None = None, # (n,) int: rows of one entity are in one part
     max_members: int = 8,
+    costs: np.ndarray | None = None, # (m,) as in `add_greedily`
 ) -> np.ndarray: # (turns, n) loss of each row after so many turns that were chosen without it; the first: one model
     "What rows lose by an ensemble that was chosen on other rows."
     part, out = _part_of_rows(len(y), groups), np.empty((_TURNS, len(y)))
     for p in range(_PARTS):
         held = part == p
         if not held.any(): continue
-        turns = add_greedily(link, y[~held], raw[:, ~held], _TURNS, max_members)
+        turns = add_greedily(link, y[~held], raw[:, ~held], _TURNS, max_members, costs)
         out[:, held] = _losses_by_turn(link, y[held], raw[:, held], turns)
     return out
 
@@ -112,13 +117,14 @@ def select_ensemble(
     raw: np.ndarray, # (m, n) or (m, n, k) raw scores of m models
     groups: np.ndarray | None = None, # (n,) int, whom a row is about
     max_members: int = 8,
+    costs: np.ndarray | None = None, # (m,) shares of what all members together may cost
 ) -> EnsembleChoice:
     "Choose models and weights."
-    losses = cross_fitted_losses(link, y, raw, groups, max_members)
+    losses = cross_fitted_losses(link, y, raw, groups, max_members, costs)
     n_turns = int(losses.mean(1).argmin()) + 1
     gain, error = _mean_and_error(_gain_of_rows(losses, _part_of_rows(len(y), groups)), groups)
     if gain <= _SURELY * error: n_turns = 1
-    counts = Counter(add_greedily(link, y, raw, n_turns, max_members))
+    counts = Counter(add_greedily(link, y, raw, n_turns, max_members, costs))
     weights = {i: c / n_turns for i, c in counts.most_common()}
     return EnsembleChoice(weights, float(losses[n_turns - 1].mean()), float(losses[0].mean()), gain, error)
 
@@ -169,8 +175,7 @@ def read_member_scores(
 
 def combined_prediction(
     recipe: EnsembleRecipe,
-    raw: np.ndarray, # (m, n) or (m, n, k) raw scores of its first m members
+    raw: np.ndarray, # (m, n) or (m, n, k) raw scores of its m members
 ) -> np.ndarray: # (n,) or (n, k)
-    "What an ensemble of these members says."
-    weights = np.array([m.weight for m in recipe.members[:len(raw)]])
-    return INVERSE_LINKS[recipe.link](np.tensordot(weights / weights.sum(), raw, 1))
+    "What an ensemble says."
+    return INVERSE_LINKS[recipe.link](np.tensordot([m.weight for m in recipe.members], raw, 1))

@@ -252,8 +252,15 @@ def _initial_state(model): # LightGBM's text of a model to go on from, or ""
     n = parse_header(model).n_iterations if model else 0
     return BoostingState(model=model, init_iterations=n, iteration=n)
 
+def _model_text(booster, n_iterations):
+    import lightgbm as lgb
+    text = booster.model_to_string(num_iteration=n_iterations)
+    # a tree without a split is written otherwise once it was read, and a resumed training has read those before it
+    if '\nnum_leaves=1\n' in text: text = lgb.Booster(model_str=text).model_to_string()
+    return with_num_threads(text)
+
 def _fit_result(booster, state, eval_metric):
-    text = with_num_threads(booster.model_to_string(num_iteration=state.best_iteration))
+    text = _model_text(booster, state.best_iteration)
     rmse = None if eval_metric in _COMPARED_BY else state.compared_by
     return FitResult(text.encode(), state.iteration, state.best_iteration, state.best_loss, state.loss_curve, rmse)
 

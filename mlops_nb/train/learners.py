@@ -8,7 +8,6 @@ __all__ = ['TrainingParts', 'LEARNERS', 'FitOptions', 'Learner', 'replace_params
 
 # %% ../../nbs/train/19_learners.ipynb #a9681da5
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -166,36 +165,17 @@ def _fit_member(member, i, parts, schema, encoder, params, options):
     return fitted._replace(file=fitted.file or find_learner(member.learner, params).file)
 
 # %% ../../nbs/train/19_learners.ipynb #9b2c3d8d
-def _combined(recipe, found, parts, schema): # The models of the first members as one
-    total = sum(m.weight for m in recipe.members[:len(found)])
-    each = [(f.file, f.model, m.weight / total) for m, f in zip(recipe.members, found)]
+def _combined(recipe, found, parts, schema): # The models of the members as one
+    each = [(f.file, f.model, m.weight) for m, f in zip(recipe.members, found)]
     file, data = combine_models(recipe.link, each, parts[1].X[:_LOSS_ROWS]) if len(each) > 1 else each[0][:2]
     losses = [_mean_loss(MODEL_LOADERS[file](data), part, schema.task, schema.quantiles) for part in parts]
     return FitResult(data, len(each), len(each), losses[1], [LossCurvePoint(len(each), *losses)], file=file)
-
-# %% ../../nbs/train/19_learners.ipynb #f2c3063c
-def _row_microseconds(fitted, X): # The best of five rounds over some rows
-    model, rows = MODEL_LOADERS[fitted.file](fitted.model), np.ascontiguousarray(X[:100])
-    def one_round():
-        began = time.perf_counter()
-        for x in rows: model.predict_one(x)
-        return (time.perf_counter() - began) / len(rows)
-    return 1e6 * min(one_round() for _ in range(5))
-
-def _within_latency(recipe, found, parts, schema, bound): # As many members as fit
-    whole = _combined(recipe, found, parts, schema)
-    while bound and len(found) > 1 and (took := _row_microseconds(whole, parts[1].X)) > bound:
-        found = found[:-1]
-        print(f"train ensemble: {took:.0f} µs for a row are beyond train.ensemble.max_latency_us, {bound:g}; it is "
-              f"made of {len(found)} of {len(recipe.members)} models.", file=sys.stderr, flush=True)
-        whole = _combined(recipe, found, parts, schema)
-    return whole
 
 # %% ../../nbs/train/19_learners.ipynb #f5b2954f
 def _fit_ensemble(parts, schema, encoder, params, init_model, options):
     recipe = read_recipe(options.root)
     found = [_fit_member(m, i, parts, schema, encoder, params, options) for i, m in enumerate(recipe.members)]
-    return _within_latency(recipe, found, parts, schema, params.ensemble.max_latency_us)
+    return _combined(recipe, found, parts, schema)
 
 # %% ../../nbs/train/19_learners.ipynb #e44a293c
 LEARNERS = dict(gbdt=Learner('model.txt', 'trees', lambda p: p.gbdt.max_iterations, _fit_gbdt),
@@ -267,7 +247,7 @@ def refit_learner(
         tuned, mine = replace_params(params, m.learner, m.params), parts
         if m.iterations: tuned, mine = _for_iterations(tuned, m.learner, m.iterations), (rows, parts[1])
         found.append(_fit_member(replace(m, params={}), i, mine, schema, encoder, tuned, options))
-    return _within_latency(recipe, found, parts, schema, params.ensemble.max_latency_us)
+    return _combined(recipe, found, parts, schema)
 
 # %% ../../nbs/train/19_learners.ipynb #bb125996
 class InitModel(NamedTuple):

@@ -164,7 +164,7 @@ def _train_ensemble(project, learner, whole, params, options):
     else:
         fitted = fit_learner(learner, whole.parts, project.schema, whole.encoder, params, None, options)
         if not known.n_folds: return fitted, None
-    scores = combined_prediction(recipe, known.raw[:fitted.iterations])
+    scores = combined_prediction(recipe, known.raw)
     return fitted, HeldOutScores(known.rows, scores, known.n_folds)
 
 # %% ../../nbs/train/25_stage.ipynb #c2e95970

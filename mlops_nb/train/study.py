@@ -99,14 +99,13 @@ def open_study(storage,
 ): # `optuna.Study`
     "The study of this name; raises `UserError` if it is to be joined and is not there."
     import optuna
-    pruner = optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=3, n_min_trials=3)
     names = optuna.get_all_study_names(storage)
-    if study_name in names: return optuna.load_study(study_name=study_name, storage=storage, pruner=pruner)
+    if study_name in names: return optuna.load_study(study_name=study_name, storage=storage)
     if join:
         raise UserError(f"the journal holds no study of {study_name}, but {len(names)} of other data, params or search "
                         "spaces; bring params.yaml and artifacts/prepared to the state of the machine that began it, "
                         "or leave --join out.")
-    study = optuna.create_study(storage=storage, study_name=study_name, direction='minimize', pruner=pruner)
+    study = optuna.create_study(storage=storage, study_name=study_name, direction='minimize')
     last = _previous_best(storage, study_name, search_space)
     study.set_user_attr('first_trials', [{}, *filter(None, [last]), *_portfolio(study_name, search_space, usual)])
     return study

@@ -19,22 +19,25 @@ from .learners import can_be_refitted
 from .trials import SearchContext, find_trial_scores, fit_trial, keep_trial_scores
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #250bacb8
-_CANDIDATES, _COMPARED_ROWS = 12, 50_000
+_CANDIDATES, _TRAINED_AGAIN = 100, 12
 
 class _Candidate(NamedTuple):
     link: str
     search: SearchContext
     trial: Any # `optuna.trial.FrozenTrial`
     raw: np.ndarray # (n,) or (n, k)
+    row_splits: float
 
 def _candidates(study, search):
     from optuna.trial import TrialState
     done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    for trial in sorted(done, key=lambda t: (t.value, t.number))[:_CANDIDATES]:
-        if not (path := find_trial_scores(search, trial.number)):
+    for i, trial in enumerate(sorted(done, key=lambda t: (t.value, t.number))[:_CANDIDATES]):
+        path = find_trial_scores(search, trial.number)
+        if not path and i < _TRAINED_AGAIN:
             keep_trial_scores(search, trial.number, fit_trial(search, trial.params, search.project.n_threads))
             path = find_trial_scores(search, trial.number)
-        if (raw := np.load(path)).size: yield _Candidate(path.stem.partition('-')[2], search, trial, raw)
+        if path and (raw := np.load(path)).size:
+            yield _Candidate(path.stem.partition('-')[2], search, trial, raw, trial.user_attrs.get('row_splits', 0))
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #8a80d528
 def _row_clusters(project, folds): # (n,) int; None where each row stands for itself
@@ -44,18 +47,35 @@ def _row_clusters(project, folds): # (n,) int; None where each row stands for it
         return entity_clusters(pl.concat(frames)[entity][rows])
     return np.unique(rows, return_inverse=True)[1] if len(np.unique(rows)) < len(rows) else None
 
+# %% ../../nbs/train/23_trial_ensemble.ipynb #e5161564
+_US_OF_SPLIT = 0.015
+
+def _within_bound(found, bound): # The candidates, and the share of the bound that each costs
+    costs = np.array([c.row_splits * _US_OF_SPLIT / bound for c in found]) if bound else np.zeros(len(found))
+    if not (costs <= 1).any(): return found[:1], np.zeros(1)
+    return [c for c, cost in zip(found, costs) if cost <= 1], costs[costs <= 1]
+
 # %% ../../nbs/train/23_trial_ensemble.ipynb #64a72679
 def _member(search, trial, weight):
     root, learner = search.project.root, search.learner
     iterations = trial.user_attrs.get('iterations') if can_be_refitted(learner, root) else None
     return RecipeMember(learner, trial.number, trial.params, weight, iterations)
 
+_COMPARED_ROWS, _COMPARED_SCORES = 50_000, 2_000_000
+
+def _compared_rows(found): # Places of the rows that decide
+    n = len(found[0].raw)
+    wanted = min(n, _COMPARED_ROWS, max(1, n * _COMPARED_SCORES // sum(c.raw.size for c in found)))
+    return np.unique(np.linspace(0, n - 1, wanted).astype(int))
+
 def _choose_of_one_link(search, link, found): # The recipe of candidates whose raw scores mean the same, and these
+    how = search.project.params.train.ensemble
+    found, costs = _within_bound(found, how.max_latency_us)
     y, groups = np.concatenate([f.parts[1].y for f in search.folds]), _row_clusters(search.project, search.folds)
-    at = np.unique(np.linspace(0, len(y) - 1, min(len(y), _COMPARED_ROWS)).astype(int))
+    at = _compared_rows(found)
     choice = select_ensemble(link, y[at], np.stack([c.raw[at] for c in found]),
                              None if groups is None else np.unique(groups[at], return_inverse=True)[1],
-                             search.project.params.train.ensemble.max_members)
+                             how.max_members, costs)
     members = [_member(found[i].search, found[i].trial, w) for i, w in choice.weights.items()]
     recipe = EnsembleRecipe(link, members, len(found), choice.loss, choice.single_loss, choice.gain,
                             choice.standard_error)

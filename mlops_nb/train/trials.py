@@ -21,6 +21,7 @@ from msgspec import Struct, to_builtins
 # %% ../../nbs/train/22_trials.ipynb #af80bdfa
 from ..config.project import Project, checkout_root
 from ..core.files import atomic_file
+from ..model.lightgbm_text import splits_on_the_way
 from .custom_learners import LEARNERS_FILE, find_custom_learner
 from .dataset import FitResult, TrainingPart, training_fingerprint
 from .device import DeviceConfig
@@ -115,12 +116,14 @@ def open_search_context(
     return SearchContext(learner, project, folds, space, name, device, target)
 
 # %% ../../nbs/train/22_trials.ipynb #f17eafb1
-# where trials are compared
-_REPORT_STEP = dict(gbdt=lambda p, i: int(0.6 * i * p.gbdt.learning_rate), net=lambda p, i: i)
+_FIRST_MILESTONE = 10
 
-def _is_among_best(study, trial, key, loss, share): # of all trials that came so far, in a loss that is kept with them
-    trial.set_user_attr(key, loss)
-    losses = [t.user_attrs[key] for t in study.get_trials(deepcopy=False) if key in t.user_attrs]
+def _progress(learner, params, iteration): # That of a net is its epoch
+    return iteration * params.gbdt.learning_rate if learner == 'gbdt' else iteration
+
+def _is_among_best(study, trial, step, loss, share): # of all trials that came to this step
+    trial.report(loss, step)
+    losses = [t.intermediate_values[step] for t in study.get_trials(deepcopy=False) if step in t.intermediate_values]
     return len(losses) < 3 or loss <= np.quantile(losses, share) or 'default_params' in trial.user_attrs
 
 class ParentGone(BaseException): "The process that a worker works for has ended."
@@ -129,7 +132,8 @@ class _Watch:
     "Breaks a trial off that is beyond its time, or behind others at the same point."
     def __init__(self, study, trial, search, params, parent_pid, seconds):
         self.study, self.trial, self.search, self.params = study, trial, search, params
-        self.parent_pid, self.seconds, self.last = parent_pid, seconds, 0
+        self.parent_pid, self.seconds = parent_pid, seconds
+        self.least, self.milestone = math.inf, _FIRST_MILESTONE
         self.spent, self.began = sum(trial_seconds(study)), time.monotonic()
 
     def time(self, *_):
@@ -141,17 +145,17 @@ class _Watch:
         from optuna import TrialPruned
         self.time()
         if self.search.target or len(self.search.folds) > 1: return # a worse loss may be a better model
-        if (at := _REPORT_STEP.get(self.search.learner, lambda p, i: i)(self.params, i)) == self.last: return
-        self.last = at
-        self.trial.report(loss, at)
-        if self.trial.should_prune(): raise TrialPruned
+        self.least = min(self.least, loss)
+        if _progress(self.search.learner, self.params, i) < self.milestone: return
+        step, self.milestone = self.milestone, 2 * self.milestone
+        if not _is_among_best(self.study, self.trial, step, self.least, 1 / 2): raise TrialPruned
 
     def fold(self, fitted):
         from optuna import TrialPruned
         n = len(self.search.folds)
         if self.search.target or n == 1 or len(fitted) != (n + 1) // 2: return
         loss = out_of_fold_loss(self.search.project.schema, self.search.folds, fitted)
-        if not _is_among_best(self.study, self.trial, f'loss of {len(fitted)} folds', loss, 1 / 2): raise TrialPruned
+        if not _is_among_best(self.study, self.trial, len(fitted), loss, 1 / 2): raise TrialPruned
 
 # %% ../../nbs/train/22_trials.ipynb #3b6b5ad8
 _SHARES, _STEP_ROWS = (9, 3), 50_000 # a step has at least so many rows
@@ -162,11 +166,11 @@ def _rows_of_steps(search):
 
 def _pass_steps(study, trial, search, values, n_threads, watch):
     from optuna import TrialPruned
-    for n in _rows_of_steps(search):
+    for step, n in enumerate(_rows_of_steps(search)):
         folds = [f._replace(parts=(stratified_sample(f.parts[0], n), f.parts[1])) for f in search.folds]
         fitted = fit_trial(search._replace(folds=folds), values, n_threads, watch.time)
         loss = out_of_fold_loss(search.project.schema, folds, fitted)
-        if not _is_among_best(study, trial, f'loss of {n} rows', loss, 1 / 3): raise TrialPruned
+        if not _is_among_best(study, trial, step, loss, 1 / 3): raise TrialPruned
 
 # %% ../../nbs/train/22_trials.ipynb #9a22d6a5
 def _trial_loss(search, fitted): # what the study makes least
@@ -215,6 +219,11 @@ def keep_trial_scores(
     with atomic_file(folder / f'{number}-{link}.npy') as tmp, open(tmp, 'wb') as f: np.save(f, np.concatenate(raw))
 
 # %% ../../nbs/train/22_trials.ipynb #2bb2d16c
+def _row_splits(search, fitted): # Of the mean model
+    if search.learner != 'gbdt': return 0.0
+    return float(np.mean([splits_on_the_way(f.model.decode()) for f in fitted]))
+
+# %% ../../nbs/train/22_trials.ipynb #cbec5545
 def run_trial(
     study, trial, # From `study.ask()`
     search: SearchContext,
@@ -237,6 +246,7 @@ def run_trial(
         fitted = fit_trial(search, values, n_threads, watch.iteration, watch.fold)
         keep_trial_scores(search, trial.number, fitted)
         trial.set_user_attr('iterations', iterations_of_folds(search.project, fitted))
+        trial.set_user_attr('row_splits', _row_splits(search, fitted))
     except TrialPruned: tell(state=TrialState.PRUNED)
     except BaseException:
         tell(state=TrialState.FAIL)

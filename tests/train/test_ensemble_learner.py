@@ -23,7 +23,8 @@ from mlops_nb.train.ensemble_selection import (
     read_recipe,
 )
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, read_held_out_scores, run_train
-from mlops_nb.train.tuning import run_tune
+from mlops_nb.train.trial_ensemble import choose_ensemble
+from mlops_nb.train.tuning import run_study, run_tune
 
 SMALL_NET = {"d_hidden": [16, 32], "d_embedding": [4, 8], "n_bins": [4, 8], "n_blocks": [1, 2]}
 
@@ -164,22 +165,23 @@ def test_the_evaluation_measures_the_valid_rows_by_what_had_not_seen_them(tuned,
     assert np.array_equal(told[names[0]].to_numpy(), read_held_out_scores(root, "gbdt").scores)
 
 
-def test_a_bound_on_the_latency_leaves_out_what_weighs_least(tuned, tmp_path, capfd):
-    root = copy(tuned, tmp_path)
-    recipe(root, ("gbdt", {"num_leaves": 4}, .5), ("gbdt", {}, .3), ("net", {}, .2))
-    change(root, train=dict(ensemble=dict(max_latency_us=1e9)))
-    run_train(root, "ensemble")
-    assert report(root, "ensemble").iterations == 3 and "max_latency_us" not in capfd.readouterr().err
-    change(root, train=dict(ensemble=dict(max_latency_us=.001), refit=True, n_folds=0))
-    run_train(root, "ensemble")
-    assert report(root, "ensemble").iterations == 1 and "it is made of 1 of 3 models" in capfd.readouterr().err
-    assert model_file(root / "artifacts/models/ensemble").name == "model.txt"
-    alone = open_trained_predictor(root, "ensemble").model
-    recipe(root, ("gbdt", {"num_leaves": 4}, 1.))
-    run_train(root, "ensemble")
-    valid = read_split(root, "valid")
-    predictor = open_trained_predictor(root, "ensemble")
-    assert np.array_equal(alone.predict(predictor.encode_frame(valid)), predictor.predict(valid))
+def test_a_bound_on_the_latency_counts_the_splits_on_the_way(tuned, tmp_path):
+    "Members of trees stay within it together; a model that is beyond it alone is taken where all are."
+    def splits(members):
+        found = {t.number: t.user_attrs["row_splits"] for t in study.get_trials() if "row_splits" in t.user_attrs}
+        return sum(found[m.trial] for m in members if m.learner == "gbdt")
+    root = change(copy(tuned, tmp_path), train=dict(learners=["gbdt", "ensemble"]))
+    study, search = run_study(root, "gbdt")
+    whole, _ = choose_ensemble([(study, search)])
+    least = min(t.user_attrs["row_splits"] for t in study.get_trials() if t.state.name == "COMPLETE")
+    for bound in (.015 * least, .015 * (splits(whole.members) + least) / 2, 1e9):
+        search.project.params.train.ensemble.max_latency_us = bound
+        found, scores = choose_ensemble([(study, search)])
+        assert .015 * splits(found.members) <= bound * (1 + 1e-12) and len(scores.raw) == len(found.members)
+    assert found == whole, "nothing is beyond a large one"
+    search.project.params.train.ensemble.max_latency_us = .001
+    found, _ = choose_ensemble([(study, search)])
+    assert [m.trial for m in found.members] == [study.best_trial.number] and found.n_candidates == 1
 
 
 def test_rows_weigh_by_their_age_in_both(tmp_path, monkeypatch):

@@ -53,6 +53,15 @@ def test_no_more_members_than_are_allowed():
     assert add_greedily("identity", y, raw, 20, max_members=1) == [int(((raw - y)**2).mean(1).argmin())] * 20
 
 
+@given(st.lists(st.floats(.05, 1), min_size=6, max_size=6))
+def test_what_the_members_cost_together_is_bounded(costs):
+    y, raw = problem("identity", n=300, m=6)
+    costs = np.array(costs)
+    turns = [*{*add_greedily("identity", y, raw, 10, costs=costs)}]
+    assert costs[turns].sum() <= 1
+    assert 0 in turns, "the best alone"
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200))
 def test_rows_of_one_entity_are_in_one_part(entities):
     groups = np.unique(entities, return_inverse=True)[1]

@@ -87,7 +87,8 @@ def write(root, **sections):
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("sampling",
-                         [{}, {"subsample": 0.7}, {"colsample_bytree": 0.6, "subsample": 0.8, "reg_lambda": 1.0}])
+                         [{}, {"subsample": 0.7}, {"extra_trees": True},
+                          {"colsample_bytree": 0.6, "subsample": 0.4, "reg_lambda": 1.0, "extra_trees": True}])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_broken_off_anywhere_the_model_is_the_same(tmp_path, task, sampling, weighted):
     a, b = problem(task)

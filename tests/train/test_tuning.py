@@ -8,6 +8,7 @@ import sys
 import time
 
 import msgspec
+import numpy as np
 import optuna
 import polars as pl
 import psutil
@@ -314,12 +315,28 @@ def test_a_working_time_ends_it_after_the_first_trial_at_least(tmp_path):
 
 def test_poor_trials_are_broken_off(tmp_path, monkeypatch):
     monkeypatch.setattr("mlops_nb.train.study.PORTFOLIO", {}) # among random ones there are poor ones
+    monkeypatch.setattr("mlops_nb.train.trials._FIRST_MILESTONE", 2)
     root = project(tmp_path, n_trials=25,
                    gbdt={"reg_lambda": [0.001, 100000.0, "log"], "learning_rate": [0.001, 0.3, "log"]})
     tune.run_tune(root)
     found = read_tuning_results(root)["gbdt"]
     assert found.pruned > 0 and set(found.param_importances) == SEARCHED
     assert sum(found.param_importances.values()) == pytest.approx(1)
+
+
+def test_the_better_half_goes_on_at_each_milestone(tmp_path, monkeypatch):
+    "Trees are compared where their number times the learning rate is 2, 4, 8 …; who ends before is not compared."
+    monkeypatch.setattr("mlops_nb.train.study.PORTFOLIO", {})
+    monkeypatch.setattr("mlops_nb.train.trials._FIRST_MILESTONE", 2) # these rows are few
+    study, _ = run_study(project(tmp_path, n_trials=20, gbdt={"learning_rate": [0.05, 0.3, "log"]}), "gbdt")
+    trials = sorted(counted_trials(study), key=lambda t: t.number)
+    broken_off = [t for t in trials if t.state.name == "PRUNED"]
+    assert broken_off and {step for t in trials for step in t.intermediate_values} <= {2, 4, 8, 16, 32}
+    for t in trials:
+        for step, loss in t.intermediate_values.items():
+            at = [o.intermediate_values[step] for o in trials[:t.number + 1] if step in o.intermediate_values]
+            ended = t in broken_off and step == t.last_step
+            assert ended == (len(at) >= 3 and loss > np.quantile(at, .5) and t.number > 0), (t.number, step)
 
 
 def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
