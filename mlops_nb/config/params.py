@@ -134,7 +134,7 @@ class GbdtParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="shrinkage: how far each tree moves the prediction")] = 0.05
     num_leaves: Annotated[int, Meta(ge=2, description="leaves of a tree, at most")] = 31
     n_estimators: Annotated[PositiveInt | None, Meta(
-        description="trees, at most; null = until early stopping ends the training, 50000 at most")] = 2000
+        description="trees, at most; null = until early stopping ends the training, 50000 at most")] = 1000
     early_stopping_rounds: Annotated[PositiveInt, Meta(
         description="stop after this many trees without a better validation score")] = 50
     min_child_samples: Annotated[PositiveInt, Meta(description="rows that a leaf must hold")] = 20
@@ -198,9 +198,6 @@ def own_learners(
 class EnsembleParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "The best of the trials added up; they are chosen on rows that none of them has learned from."
     max_members: Annotated[int, Meta(ge=1, le=32, description="different models in it, at most")] = 8
-    max_latency_us: Annotated[PositiveFloat | None, Meta(
-        description="microseconds that its trees may take for one row, at 15 ns for each split on the way; models that "
-                    "would go beyond it are left out; null = no bound")] = 100
 
 class TrainParams(Struct, forbid_unknown_fields=True, kw_only=True):
     "How the model is fitted."
@@ -301,6 +298,9 @@ class TuneParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="time for the trials of all learners together, such as 5m; null = n_trials alone")] = None
     max_rows: Annotated[PositiveInt, Meta(
         description="train rows that a trial learns from, at most; the chosen model is trained on all")] = 1_000_000
+    max_latency_us: Annotated[PositiveFloat | None, Meta(
+        description="microseconds that the trees of a model, or of an ensemble, may take for one row, at 15 ns for "
+                    "each split on the way; a trial beyond it is not chosen; null = no bound")] = 60
     timeout_seconds: Annotated[PositiveFloat | None, Meta(
         description="no trial begins after this working time of a learner's trials together; null = no limit")] = None
     metric: Annotated[str | None, Meta(

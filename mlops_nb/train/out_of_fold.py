@@ -76,8 +76,9 @@ def training_folds(
     frame, features = (pl.concat([read_split(project.root, split) for split in ('train', 'valid')]),
                        load_features(project.features_path))
     rows, split = prepared_inputs(frame, features, schema), params.prepare.split
-    cuts = (fold for i in range(n_times if repeated else 1) for fold in split_folds(frame, split, schema, n_folds, i))
-    found = [_fold_of(project, features, frame, rows, c.train | c.valid, c.held_out) for c in cuts]
+    cuts = [fold for i in range(n_times if repeated else 1) for fold in split_folds(frame, split, schema, n_folds, i)]
+    found = [_fold_of(project, features, frame, rows, c.train | c.valid, c.held_out)
+             for c in (cuts[::-1] if in_time else cuts)]
     return [fold for fold in found if fold] or [whole]
 
 # %% ../../nbs/train/20_out_of_fold.ipynb #07e478e7
@@ -126,5 +127,5 @@ def iterations_of_folds(
 ) -> int:
     "How long a training of all rows goes on."
     each = [f.best_iteration for f in fitted]
-    if is_time_ordered(project.params.prepare.split, project.schema): return each[-1]
+    if is_time_ordered(project.params.prepare.split, project.schema): return each[0]
     return max(1, round(float(np.mean(each))))

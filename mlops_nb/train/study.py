@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORTFOLIO', 'open_storage', 'is_categorical', 'clip_to_range', 'open_study', 'counted_trials', 'enqueue_first_trial',
-           'trial_seconds', 'is_budget_spent', 'worker_identity', 'fail_stale_trials']
+           'trial_seconds', 'is_budget_spent', 'row_latency_us', 'worker_identity', 'fail_stale_trials']
 
 # %% ../../nbs/train/21_study.ipynb #a1d48c54
 import os
@@ -136,6 +136,15 @@ def is_budget_spent(study,
     if len(counted_trials(study)) >= tune.max_trials: return True
     if tune.timeout_seconds is not None and sum(took) >= tune.timeout_seconds: return True
     return seconds is not None and bool(took) and sum(took) + median(took) > seconds
+
+# %% ../../nbs/train/21_study.ipynb #26137aa3
+_US_OF_SPLIT = 0.015
+
+def row_latency_us(
+    trial, # `optuna.trial.FrozenTrial`
+) -> float: # microseconds; 0 for a net or a model of the project's own
+    "What the trees of a trial take for one row."
+    return trial.user_attrs.get('row_splits', 0.0) * _US_OF_SPLIT
 
 # %% ../../nbs/train/21_study.ipynb #25c5f0ea
 def worker_identity() -> list: # Machine, process, and when that began: a number may be given to another process later

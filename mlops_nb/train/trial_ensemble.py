@@ -16,6 +16,7 @@ from ..data.prepare import read_split
 from ..stats.bootstrap import entity_clusters
 from .ensemble_selection import EnsembleRecipe, MemberScores, RecipeMember, select_ensemble
 from .learners import can_be_refitted
+from .study import row_latency_us
 from .trials import SearchContext, find_trial_scores, fit_trial, keep_trial_scores
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #250bacb8
@@ -26,7 +27,6 @@ class _Candidate(NamedTuple):
     search: SearchContext
     trial: Any # `optuna.trial.FrozenTrial`
     raw: np.ndarray # (n,) or (n, k)
-    row_splits: float
 
 def _candidates(study, search):
     from optuna.trial import TrialState
@@ -37,7 +37,7 @@ def _candidates(study, search):
             keep_trial_scores(search, trial.number, fit_trial(search, trial.params, search.project.n_threads))
             path = find_trial_scores(search, trial.number)
         if path and (raw := np.load(path)).size:
-            yield _Candidate(path.stem.partition('-')[2], search, trial, raw, trial.user_attrs.get('row_splits', 0))
+            yield _Candidate(path.stem.partition('-')[2], search, trial, raw)
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #8a80d528
 def _row_clusters(project, folds): # (n,) int; None where each row stands for itself
@@ -48,10 +48,8 @@ def _row_clusters(project, folds): # (n,) int; None where each row stands for it
     return np.unique(rows, return_inverse=True)[1] if len(np.unique(rows)) < len(rows) else None
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #e5161564
-_US_OF_SPLIT = 0.015
-
 def _within_bound(found, bound): # The candidates, and the share of the bound that each costs
-    costs = np.array([c.row_splits * _US_OF_SPLIT / bound for c in found]) if bound else np.zeros(len(found))
+    costs = np.array([row_latency_us(c.trial) / bound for c in found]) if bound else np.zeros(len(found))
     if not (costs <= 1).any(): return found[:1], np.zeros(1)
     return [c for c, cost in zip(found, costs) if cost <= 1], costs[costs <= 1]
 
@@ -69,13 +67,13 @@ def _compared_rows(found): # Places of the rows that decide
     return np.unique(np.linspace(0, n - 1, wanted).astype(int))
 
 def _choose_of_one_link(search, link, found): # The recipe of candidates whose raw scores mean the same, and these
-    how = search.project.params.train.ensemble
-    found, costs = _within_bound(found, how.max_latency_us)
+    params = search.project.params
+    found, costs = _within_bound(found, params.tune.max_latency_us)
     y, groups = np.concatenate([f.parts[1].y for f in search.folds]), _row_clusters(search.project, search.folds)
     at = _compared_rows(found)
     choice = select_ensemble(link, y[at], np.stack([c.raw[at] for c in found]),
                              None if groups is None else np.unique(groups[at], return_inverse=True)[1],
-                             how.max_members, costs)
+                             params.train.ensemble.max_members, costs)
     members = [_member(found[i].search, found[i].trial, w) for i, w in choice.weights.items()]
     recipe = EnsembleRecipe(link, members, len(found), choice.loss, choice.single_loss, choice.gain,
                             choice.standard_error)

@@ -21,6 +21,7 @@ from msgspec import Struct, to_builtins
 # %% ../../nbs/train/22_trials.ipynb #af80bdfa
 from ..config.project import Project, checkout_root
 from ..core.files import atomic_file
+from ..data.folds import is_time_ordered
 from ..model.lightgbm_text import splits_on_the_way
 from .custom_learners import LEARNERS_FILE, find_custom_learner
 from .dataset import FitResult, TrainingPart, training_fingerprint
@@ -152,9 +153,10 @@ class _Watch:
 
     def fold(self, fitted):
         from optuna import TrialPruned
-        n = len(self.search.folds)
-        if self.search.target or n == 1 or len(fitted) != (n + 1) // 2: return
-        loss = out_of_fold_loss(self.search.project.schema, self.search.folds, fitted)
+        n, project = len(self.search.folds), self.search.project
+        compared_after = 1 if is_time_ordered(project.params.prepare.split, project.schema) else (n + 1) // 2
+        if self.search.target or n == 1 or len(fitted) != compared_after: return
+        loss = out_of_fold_loss(project.schema, self.search.folds, fitted)
         if not _is_among_best(self.study, self.trial, len(fitted), loss, 1 / 2): raise TrialPruned
 
 # %% ../../nbs/train/22_trials.ipynb #3b6b5ad8

@@ -35,6 +35,7 @@ from mlops_nb.train.study import (
     is_categorical,
     open_storage,
     open_study,
+    row_latency_us,
     trial_seconds,
     worker_identity,
 )
@@ -155,6 +156,15 @@ def _as_number(value, r): # Of a choice: its place in the list; None for a word 
     return float(value)
 
 # %% ../../nbs/train/24_tuning.ipynb #405432b4
+def _best_of(done, learner, bound):
+    place = lambda t: (t.value, t.number)
+    may = lambda t: not bound or 'default_params' in t.user_attrs or row_latency_us(t) <= bound
+    best, quick = min(done, key=place), min(filter(may, done), key=place)
+    if quick is not best:
+        print(f"tune {learner}: the trees of trial {best.number} take {row_latency_us(best):.0f} µs for a row, beyond "
+              f"tune.max_latency_us ({bound:g}); trial {quick.number}, the best within it, is taken.", file=sys.stderr)
+    return quick
+
 def summarise_study(
     study, search: SearchContext,
 ) -> tuple[TuningResult, pl.DataFrame]: # And a row for each trial and parameter
@@ -167,7 +177,7 @@ def summarise_study(
         raise UserError(f"{what} of {search.learner} is not a number on the validation rows with the parameters of "
                         "params.yaml, so no trial can be compared with them; look at the metric, the rows and "
                         f"train.{search.learner}.")
-    best = min(done, key=lambda t: (t.value, t.number))
+    best = _best_of(done, search.learner, search.project.params.tune.max_latency_us)
     present = to_builtins(getattr(search.project.params.train, search.learner))
     rows = [dict(learner=search.learner, trial=i, complete=t.state.name == 'COMPLETE', loss=t.value, parameter=name,
                  value=_as_number((present | t.params).get(name), r))

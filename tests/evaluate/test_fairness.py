@@ -385,7 +385,7 @@ def test_adult_by_sex_and_race(tmp_path, real_data):
     schema.columns["race"].feature = False
     write_schema(schema, root / "schema.yaml")
     (root / "params.yaml").write_text(
-        (root / "params.yaml").read_text().replace("n_estimators: 2000", "n_estimators: 60")
+        (root / "params.yaml").read_text().replace("n_estimators: 1000", "n_estimators: 60")
     )
     for stage in ("features", "validate", "prepare", "baseline"): run_stage(stage, root)
     run_stage("train", root, "gbdt")

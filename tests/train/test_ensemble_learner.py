@@ -175,11 +175,11 @@ def test_a_bound_on_the_latency_counts_the_splits_on_the_way(tuned, tmp_path):
     whole, _ = choose_ensemble([(study, search)])
     least = min(t.user_attrs["row_splits"] for t in study.get_trials() if t.state.name == "COMPLETE")
     for bound in (.015 * least, .015 * (splits(whole.members) + least) / 2, 1e9):
-        search.project.params.train.ensemble.max_latency_us = bound
+        search.project.params.tune.max_latency_us = bound
         found, scores = choose_ensemble([(study, search)])
         assert .015 * splits(found.members) <= bound * (1 + 1e-12) and len(scores.raw) == len(found.members)
     assert found == whole, "nothing is beyond a large one"
-    search.project.params.train.ensemble.max_latency_us = .001
+    search.project.params.tune.max_latency_us = .001
     found, _ = choose_ensemble([(study, search)])
     assert [m.trial for m in found.members] == [study.best_trial.number] and found.n_candidates == 1
 

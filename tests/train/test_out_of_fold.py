@@ -104,12 +104,12 @@ def test_windows_of_time_judge_what_comes_later(tmp_path):
     since, folds = labelled(root)["since"].to_numpy(), folds_of(root)
     assert len(folds) == 5, "there is one way to lay them out"
     seen = 0
-    for f in folds:
+    for f in folds[::-1]: # the newest comes first
         assert f.rows.min() >= len(f.parts[0].y) > seen
         assert since[:len(f.parts[0].y)].max() < since[f.rows].min()
         seen = len(f.parts[0].y)
     run_train(root)
-    assert read_held_out_scores(root, "gbdt").rows.tolist() == [*range(len(folds[0].parts[0].y), 450)]
+    assert read_held_out_scores(root, "gbdt").rows.tolist() == [*range(len(folds[-1].parts[0].y), 450)]
 
 
 def test_groups_are_whole(tmp_path):

@@ -339,6 +339,20 @@ def test_the_better_half_goes_on_at_each_milestone(tmp_path, monkeypatch):
             assert ended == (len(at) >= 3 and loss > np.quantile(at, .5) and t.number > 0), (t.number, step)
 
 
+def test_a_trial_that_is_too_slow_to_serve_is_not_taken_and_that_is_said(tmp_path, capsys):
+    root = project(tmp_path, n_trials=6, max_latency_us=None)
+    study, _ = run_study(root, "gbdt")
+    tune.run_tune(root)
+    best = read_tuning_results(root)["gbdt"]
+    assert best.best_params == study.best_params != {} and "max_latency_us" not in capsys.readouterr().err
+    tune.run_tune(change(root, max_latency_us=.015 * study.best_trial.user_attrs["row_splits"] * .999))
+    quick = read_tuning_results(root)["gbdt"]
+    assert best.best_loss < quick.best_loss <= quick.untuned_loss
+    assert f"the trees of trial {study.best_trial.number} take" in capsys.readouterr().err
+    tune.run_tune(change(root, max_latency_us=1e-9))
+    assert read_tuning_results(root)["gbdt"].best_params == {}, "what params.yaml says may always be taken"
+
+
 def test_a_net_that_goes_on_from_another_keeps_its_shape(tmp_path):
     root = project(tmp_path, learner="net", n_trials=3)
     (root / "artifacts/models/net").rename(root / "earlier")
