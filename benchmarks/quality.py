@@ -1,5 +1,5 @@
 "The best model within a time: ours beside AutoML systems and plain LightGBM, on the rows of five real tables."
-# The whole takes six hours. QUALITY_SECONDS, QUALITY_TABLES, QUALITY_SYSTEMS and QUALITY_SEEDS make it a part of that, and
+# The whole takes six hours. QUALITY_SECONDS, QUALITY_TABLES, QUALITY_SYSTEMS and QUALITY_SEEDS make it a part of that;
 # what a peer said of the same rows in the same time is kept beside its environment for the next run.
 import hashlib
 import json

@@ -196,9 +196,10 @@ def set_time_budget(
     before, schema = project.params, project.schema
     set_param(path, 'tune.budget', budget)
     if before.tune.max_trials or schema.quantiles or schema.targets: return []
-    learners = [*dict.fromkeys([*before.train.learners, 'ensemble'])]
-    set_param(path, 'train.learners', learners)
     set_param(path, 'train.refit', True)
+    learners = [*dict.fromkeys([*before.train.learners, 'ensemble'])]
+    if not {'gbdt', 'net'} & {*learners}: return ['train.refit is true']
+    set_param(path, 'train.learners', learners)
     return [f"train.learners is {', '.join(learners)}", 'train.refit is true']
 
 # %% ../../nbs/train/24_tuning.ipynb #2e2f1701

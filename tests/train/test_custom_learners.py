@@ -1,6 +1,7 @@
 """Learners of the project itself: one project with a forest and a gradient-boosted model in it, from the params to the
 bundle, and whatever such a function may do wrong."""
 import re
+import shutil
 
 import numpy as np
 import polars as pl
@@ -28,6 +29,7 @@ from mlops_nb.train.custom_learners import (
 from mlops_nb.train.dataset import TrainingPart
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
 from mlops_nb.train.trials import open_search_context, suggest_params
+from mlops_nb.train.tuning import set_time_budget
 
 LEARNERS = '''
 import sys
@@ -142,6 +144,12 @@ def test_its_section_is_read_and_its_file_trained(project):
     assert own_learners(params) == ["forest"] and params.forest == {"max_depth": 5}
     assert [p.name for p in sorted((project / "artifacts/models/forest").iterdir())] == [
         "encoder.json", "model.onnx", "training.json"]
+
+
+def test_the_first_budget_adds_no_ensemble_where_all_learners_are_own_ones(project, tmp_path):
+    root = shutil.copytree(project, tmp_path / "p")
+    assert set_time_budget(root, "5m") == ["train.refit is true"]
+    assert read_params(root / "params.yaml").train.learners == ["forest"]
 
 
 def test_a_row_and_a_batch_give_the_same_bits(project):
