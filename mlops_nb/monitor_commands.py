@@ -251,11 +251,11 @@ def alert_close_command(
 def alert_silence_command(
     subject: Annotated[str, typer.Argument(help="A column, a metric, the key of a finding, or the id of an alert.")],
     duration: Annotated[str, typer.Option("--for", help="Such as 30m, 8h or 7d, at most 30d.")] = "8h",
-    why: Annotated[str, typer.Option(help="The reason; others see it.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason; others see it.")] = "",
 ):
     "Tell nobody of a subject for a while; it stays in the list."
     from mlops_nb.monitor.alerts import silence
-    s = silence(".", subject, duration, why, operator())
+    s = silence(".", subject, duration, reason, operator())
     print(f"{s.subject} is silent until {s.until:%Y-%m-%d %H:%M} UTC.")
 
 @alert_app.command("deliver")
@@ -380,8 +380,8 @@ MONITOR_EXAMPLES |= {
     "alert show": ["mlops-nb alert show A12"],
     "alert ack": ["mlops-nb alert ack A12", "mlops-nb alert ack A12 A13"],
     "alert close": ["mlops-nb alert close A12 --cause 'firmware update of the meters'"],
-    "alert silence": ["mlops-nb alert silence plan --for 7d --why 'new tariffs'",
-                      "mlops-nb alert silence A12 --for 8h --why 'known'"],
+    "alert silence": ["mlops-nb alert silence plan --for 7d --reason 'new tariffs'",
+                      "mlops-nb alert silence A12 --for 8h --reason 'known'"],
     "alert deliver": ["mlops-nb alert deliver"],
     "incident list": ["mlops-nb incident list"],
     "incident show": ["mlops-nb incident show", "mlops-nb incident show I3"],

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import JsonOption, WhyOption, operator, print_json
+from .command_line import JsonOption, ReasonOption, operator, print_json
 from .config.api_keys import KEY_VARIABLE
 from .core.errors import UserError
 from .model_commands import bundle_app
@@ -52,7 +52,7 @@ def release_start_command(
         help="shadow, canary, ab, blue_green, flag or at_once, with commas between: one after the other; that of "
              "params.yaml where it is not given.")] = "",
     environment: _EnvironmentOption = "",
-    reason: WhyOption = "",
+    reason: ReasonOption = "",
     again: Annotated[bool, typer.Option("--again", help="Also a bundle that was rolled back before.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stay, and drive the release to its end.")] = False,
 ):
@@ -129,7 +129,7 @@ def release_withdraw_command(id: _IdArgument = "", step: _StepOption = "start"):
     print(f"{a.by} no longer approves the step {a.step} of {a.release}.")
 
 @release_app.command("promote")
-def release_promote_command(id: _IdArgument = "", reason: WhyOption = ""):
+def release_promote_command(id: _IdArgument = "", reason: ReasonOption = ""):
     "Begin the next step before its time, where neither the judge nor a missing approval forbids it."
     from mlops_nb.release.operations import promote_step
     from mlops_nb.release.release_status import release_headline
@@ -157,7 +157,7 @@ def release_offer_command(
     environment: Annotated[str, typer.Option(help="staging or production.")] = "staging",
     branch: Annotated[str, typer.Option(
         help="A git branch: the environment that it maps to is meant; nothing is offered where it maps to none.")] = "",
-    reason: WhyOption = "",
+    reason: ReasonOption = "",
 ):
     "Offer a released bundle to the next environment, and start its release there."
     from mlops_nb.release.environments import which_environment
@@ -258,7 +258,7 @@ def bundle_prune_command(
 @bundle_app.command("pin")
 def bundle_pin_command(
     bundle: Annotated[str, typer.Argument(help="The id of a stored bundle, or its first characters.")],
-    reason: WhyOption = "",
+    reason: ReasonOption = "",
 ):
     "Keep a bundle, whatever prune finds, until it is unpinned."
     from mlops_nb.release.retention import pin_bundle

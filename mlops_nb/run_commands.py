@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import JsonOption, WhyOption, operator, print_json
+from .command_line import JsonOption, ReasonOption, operator, print_json
 from .core.cli_process import CLI_CODE
 from .core.errors import UserError
 from .model_commands import control_app
@@ -46,14 +46,14 @@ def up_command():
     raise typer.Exit(supervise(".", services, stop))
 
 @run_app.command("now")
-def run_now_command(why: WhyOption = ""):
+def run_now_command(reason: ReasonOption = ""):
     "Run the pipeline on the data, code and params that are here now; what ran already is not run again."
     from mlops_nb.control.controller import has_controller, work_on_run
     from mlops_nb.control.run_workflow import request_run
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import RUN_ENDS, format_run, read_run
     from mlops_nb.ledger.waiting_runs import waits_for
-    id, new = request_run(".", "on_demand", why, operator())
+    id, new = request_run(".", "on_demand", reason, operator())
     run = read_run(open_ledger("."), id)
     if run.status in RUN_ENDS:
         print(f"The same data, code and params ran already:\n{format_run(run)}")
@@ -94,24 +94,24 @@ def runs_compare_command(first: _RunArgument, second: _RunArgument):
 
 # %% ../nbs/97_run_commands.ipynb #705ac0a7
 @runs_app.command("cancel")
-def runs_cancel_command(id: _RunArgument, why: WhyOption = ""):
+def runs_cancel_command(id: _RunArgument, reason: ReasonOption = ""):
     "End a run, wherever it is; what it has started is ended with it, and the model in use stays."
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import cancel_run, read_run
     ledger = open_ledger(".")
     run = read_run(ledger, id)
-    cancel_run(ledger, run.id, operator(), why)
+    cancel_run(ledger, run.id, operator(), reason)
     print(f"The run {run.id} is to end; `mlops-nb runs show {run.id}` shows when it has.")
 
 @runs_app.command("resume")
-def runs_resume_command(id: _RunArgument, why: WhyOption = ""):
+def runs_resume_command(id: _RunArgument, reason: ReasonOption = ""):
     "Go on with a run that failed, was rejected or was cancelled; what is done is not done again."
     from mlops_nb.control.controller import has_controller, work_on_run
     from mlops_nb.ledger.ledger import open_ledger
     from mlops_nb.ledger.runs import read_run, requeue_run
     ledger = open_ledger(".")
     run = read_run(ledger, id)
-    requeue_run(ledger, run.id, operator(), why)
+    requeue_run(ledger, run.id, operator(), reason)
     if has_controller("."): print(f"The run {run.id} is asked for again: a controller does it.")
     else: work_on_run(".", run.id)
 
@@ -140,11 +140,11 @@ def triggers_explain_command(
 def triggers_pause_command(
     name: Annotated[str, typer.Argument(help="Of the trigger.")],
     until: Annotated[str, typer.Option(help="Until when, such as 2026-12-24T18:00.")],
-    why: WhyOption = "",
+    reason: ReasonOption = "",
 ):
     "Let a trigger ask for nothing for a while; times of its schedule that pass meanwhile are not made up for."
     from mlops_nb.control.trigger_evaluation import pause_trigger
-    pause_trigger(".", name, _moment(until), why, operator())
+    pause_trigger(".", name, _moment(until), reason, operator())
     print(f"The trigger {name} is paused until {_moment(until):%Y-%m-%d %H:%M}.")
 
 # %% ../nbs/97_run_commands.ipynb #1a4f7b8d
@@ -240,13 +240,13 @@ RUN_EXAMPLES = {
     "control replay": ["mlops-nb control replay --from 2026-11-01 --triggers other.yaml",
                        "mlops-nb control replay --from 2026-11-01 --to 2026-12-01"],
     "triggers notify": ["mlops-nb triggers notify warehouse --key 2026-11-30 --facts '{\"rows\": 41000}'"],
-    "triggers pause": ["mlops-nb triggers pause retrain --until 2026-12-27 --why holidays"],
+    "triggers pause": ["mlops-nb triggers pause retrain --until 2026-12-27 --reason holidays"],
     "logs": ["mlops-nb logs r3f9a", "mlops-nb logs 4bf92f3577b34da6a3ce929d0e0e4736 --as-json"],
     "costs": ["mlops-nb costs", "mlops-nb costs --days 7 --as-json"],
-    "run now": ["mlops-nb run now --why 'new tariffs'"],
+    "run now": ["mlops-nb run now --reason 'new tariffs'"],
     "runs list": ["mlops-nb runs list", "mlops-nb runs list --as-json"],
     "runs show": ["mlops-nb runs show r3f9a"],
     "runs compare": ["mlops-nb runs compare r3f9a r81c0"],
-    "runs resume": ["mlops-nb runs resume r3f9a --why 'the disk has room again'"],
-    "runs cancel": ["mlops-nb runs cancel r3f9a --why 'wrong data'"],
+    "runs resume": ["mlops-nb runs resume r3f9a --reason 'the disk has room again'"],
+    "runs cancel": ["mlops-nb runs cancel r3f9a --reason 'wrong data'"],
 }

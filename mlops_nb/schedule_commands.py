@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import JsonOption, WhyOption, operator, print_json
+from .command_line import JsonOption, ReasonOption, operator, print_json
 
 # %% ../nbs/98_schedule_commands.ipynb #b42ef4bf
 schedule_app = typer.Typer()
@@ -42,11 +42,11 @@ def schedules_run_command(name: _NameArgument):
 def schedules_pause_command(
     name: _NameArgument,
     until: Annotated[datetime, typer.Option(formats=_TIMES, help="Until when, by this machine's clock.")],
-    why: WhyOption = "",
+    reason: ReasonOption = "",
 ):
     "Let a schedule do nothing for a while; times that pass meanwhile are not made up for."
     from mlops_nb.control.scheduler import pause_schedule
-    pause_schedule(".", name, until.astimezone(), why, operator())
+    pause_schedule(".", name, until.astimezone(), reason, operator())
     print(f"The schedule {name} is paused until {until:%Y-%m-%d %H:%M}.")
 
 @schedules_app.command("resume")
@@ -68,7 +68,7 @@ def quota_command(as_json: JsonOption = False):
 SCHEDULE_EXAMPLES = {
     "schedules list": ["mlops-nb schedules list", "mlops-nb schedules list --as-json"],
     "schedules run": ["mlops-nb schedules run weekly-data"],
-    "schedules pause": ["mlops-nb schedules pause nightly-scores --until 2026-12-27 --why holidays"],
+    "schedules pause": ["mlops-nb schedules pause nightly-scores --until 2026-12-27 --reason holidays"],
     "schedules resume": ["mlops-nb schedules resume nightly-scores"],
     "quota": ["mlops-nb quota", "mlops-nb quota --as-json"],
 }

@@ -265,7 +265,7 @@ def silence(
 ) -> Silence:
     "Tell nobody of a subject for a while. Raises `UserError`."
     now, length = now or datetime.now(UTC), parse_duration(duration)
-    if not why.strip(): raise UserError("Say why: --why \"…\"; others must know what they do not hear.")
+    if not why.strip(): raise UserError("Say why: --reason \"…\"; others must know what they do not hear.")
     if length > MAX_SILENCE: raise UserError(f"{duration} is too long for a silence; the longest is 30d.")
     data = dict(at=now.isoformat(), until=(now + length).isoformat(), why=why.strip())
     ledger = open_ledger(root)
