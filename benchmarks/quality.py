@@ -1,6 +1,6 @@
 "The best model within a time: ours beside AutoML systems and plain LightGBM, on the rows of five real tables."
 # The whole takes six hours. QUALITY_SECONDS, QUALITY_TABLES, QUALITY_SYSTEMS and QUALITY_SEEDS make it a part of that;
-# what a peer said of the same rows in the same time is kept beside its environment for the next run.
+# what was measured is kept beside the environments of the peers: theirs for the same rows, ours for the same package.
 import hashlib
 import json
 import os
@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
-from common import ENV, HERE, THREADS, memory_of_children, quick, report, row, run, workplace
+from common import ENV, HERE, ROOT, THREADS, memory_of_children, quick, report, row, run, workplace
 from estimators import SETS
 from learning import project
 from serving import ENVIRONMENTS, environment, version_of
@@ -20,76 +22,84 @@ SECONDS, SEEDS = float(os.environ.get("QUALITY_SECONDS", 300)), int(os.environ.g
 SYSTEMS = {"AutoGluon medium": ("autogluon", ["autogluon.tabular[catboost,fastai,lightgbm,xgboost]", "pyarrow"]),
            "AutoGluon best": ("autogluon", []), "FLAML": ("flaml", ["flaml[automl]", "pyarrow"]),
            "plain LightGBM": ("flaml", [])}
-OURS = "ours"
+KEPT = ENVIRONMENTS / "quality_scores"
+
+
+def kept(name, measure):
+    "What was measured under this name before, or is now: scores of the test rows, and figures."
+    path = KEPT / f"{name}.npz"
+    if not path.exists():
+        found = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, day=time.strftime("%Y-%m-%d"), **found)
+    with np.load(path) as found: return SimpleNamespace(**{k: v if v.ndim else v.item() for k, v in found.items()})
+
+
+def digest(*paths): return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()[:16]
 
 
 def by_us(root, seed):
-    "Scores of the test rows, seconds of search and of the rest, rows a second, and microseconds of one row."
+    "Scores of the test rows, seconds of search and of the rest, MiB, rows a second, and microseconds of one row."
     from mlops_nb.config.params import set_param
     from mlops_nb.data.prepare import read_split
     from mlops_nb.evaluate.stage import read_evaluation
     from mlops_nb.train.stage import open_trained_predictor
     shutil.rmtree(root / ".mlops", ignore_errors=True) # the best of another seed would be tried first
     set_param(root / "params.yaml", "train.seed", seed)
-    took = run("mlops-nb", "tune", "--budget", f"{SECONDS:.0f}s", cwd=root)
-    rest = sum(run("mlops-nb", "stage", *stage.split(), cwd=root)
-               for stage in ("tune", "train gbdt", "train ensemble", "baseline", "evaluate"))
+    with memory_of_children() as peak:
+        took = run("mlops-nb", "tune", "--budget", f"{SECONDS:.0f}s", cwd=root)
+        rest = sum(run("mlops-nb", "stage", *stage.split(), cwd=root)
+                   for stage in ("tune", "train gbdt", "train ensemble", "baseline", "evaluate"))
     predictor, test = open_trained_predictor(root, read_evaluation(root).learner), read_split(root, "test")
     clock = time.perf_counter()
     scores = predictor.predict(test)
     rate = len(test) / (time.perf_counter() - clock)
     rows = test.select(predictor.request_columns).head(300).to_dicts()
+    for one in rows: predictor.predict_one(one) # as in a server that has answered before
     clock = time.perf_counter()
     for one in rows: predictor.predict_one(one)
-    return scores, (took, rest), rate, 1e6 * (time.perf_counter() - clock) / len(rows)
+    return dict(scores=scores, took=took, rest=rest, peak=peak[0], rate=rate, inputs=predictor.inputs,
+                one=1e6 * (time.perf_counter() - clock) / len(rows))
 
 
-def fit_peer(system, bin, folder, task, seed):
-    "Let a peer fit the rows in a folder; scores, seconds, rows a second, and the day."
-    command = [bin / "python", HERE / "peers" / "quality" / "fit.py", system, task, str(SECONDS), str(seed)]
+def fit_peer(system, folder, task, seed):
+    "The same for a peer, from the rows in a folder."
+    home, packages = SYSTEMS[system]
+    command = [environment(f"quality_{home}", *packages) / "python", HERE / "peers" / "quality" / "fit.py", system,
+               task, str(SECONDS), str(seed)]
     done = subprocess.run(command, env=ENV, cwd=folder, capture_output=True, text=True)
     if done.returncode: raise SystemExit(f"{system}: {done.stderr[-2000:]}")
     told = json.loads(done.stdout.splitlines()[-1])
-    return dict(scores=np.load(folder / "scores.npy"), took=told["seconds"], rate=told["rows_per_second"],
-                day=time.strftime("%Y-%m-%d"))
+    return dict(scores=np.load(folder / "scores.npy"), took=told["seconds"], rate=told["rows_per_second"])
 
 
-def by_peer(system, root, folder, task, seed):
-    "The same for a peer, from the same rows; the last is the day on which it was measured."
+def by_peer(system, root, folder, task, seed, inputs):
+    "What a peer made of the same rows."
     from mlops_nb.data.prepare import read_split
-    from mlops_nb.train.stage import open_trained_predictor
-    home, packages = SYSTEMS[system]
-    bin = environment(f"quality_{home}", *packages)
-    columns = [*open_trained_predictor(root, "gbdt").inputs, "_target"]
     folder.mkdir()
-    frames = {split: read_split(root, split, columns) for split in ("train", "valid", "test")}
+    frames = {split: read_split(root, split, [*inputs, "_target"]) for split in ("train", "valid", "test")}
     pl.concat([frames["train"], frames["valid"]]).write_parquet(folder / "rows.parquet")
     frames["test"].write_parquet(folder / "test.parquet")
-    rows = hashlib.sha256(b"".join((folder / f"{name}.parquet").read_bytes() for name in ("rows", "test"))).hexdigest()
-    kept = ENVIRONMENTS / "quality_scores" / f"{folder.name} {SECONDS:.0f} s {rows[:16]}.npz"
-    if not kept.exists():
-        found = fit_peer(system, bin, folder, task, seed)
-        kept.parent.mkdir(exist_ok=True)
-        np.savez(kept, **found)
-    with np.load(kept) as found: return [found["scores"], *(found[k].item() for k in ("took", "rate", "day"))]
+    rows = digest(folder / "rows.parquet", folder / "test.parquet")
+    return kept(f"{folder.name} {SECONDS:.0f} s {rows}", partial(fit_peer, system, folder, task, seed))
 
 
-def own_row(name, own, peak):
+def own_row(name, own):
     "What the search cost, and a prediction of one row."
-    (took, rest), one = max(o[1] for o in own), max(o[3] for o in own)
+    took, rest, peak, one = (max(getattr(o, of) for o in own) for of in ("took", "rest", "peak", "one"))
     return row(f"{name}: time of the search, memory, one row with encoding",
-               f"{took:.0f} s, then {rest:.0f} s of training and evaluation; {peak:,.0f} MiB; {one:.0f} µs",
-               bound=f"≤ {1.05 * SECONDS:.0f} s, ≤ 3,072 MiB, ≤ 100 µs",
+               f"{took:.0f} s, then {rest:.0f} s of training and evaluation; {peak:,.0f} MiB; {one:.0f} µs "
+               f"({own[0].day})", bound=f"≤ {1.05 * SECONDS:.0f} s, ≤ 3,072 MiB, ≤ 100 µs",
                met=took <= 1.05 * SECONDS and peak <= 3072 and one <= 100)
 
 
 def peer_row(name, system, metric, figures, gain, own, theirs):
     "The metric of both, the paired interval of the gain, and how fast both predict."
-    faster = own[0][2] / theirs[0][2]
+    faster = own[0].rate / theirs[0].rate
     is_bound, needed = system != "AutoGluon best", 10 if system.startswith("AutoGluon") else 0
     bound = ", ".join([*["not surely worse"] * is_bound, *[f"≥ {needed} × rows/s"] * bool(needed)])
-    return row(f"{name}: {metric}", f"{figures[0]:.4f}, {own[0][2]:,.0f} rows/s", system,
-               f"{figures[1]:.4f}, {theirs[0][1]:.0f} s, {theirs[0][2]:,.0f} rows/s ({theirs[0][3]})",
+    return row(f"{name}: {metric}", f"{figures[0]:.4f}, {own[0].rate:,.0f} rows/s", system,
+               f"{figures[1]:.4f}, {theirs[0].took:.0f} s, {theirs[0].rate:,.0f} rows/s ({theirs[0].day})",
                f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]; {faster:.1f} × the rows/s", bound,
                bool((gain.high >= 0 or not is_bound) and faster >= needed))
 
@@ -102,14 +112,15 @@ def table_rows(tmp, name, systems, n_seeds):
     from mlops_nb.evaluate.metrics import PRIMARY_METRIC, weighted_metric
     root = project(tmp / name, *SETS[name])
     run("mlops-nb", "stage", "features", cwd=root)
-    task = read_schema(root / "schema.yaml").task
+    task, package = read_schema(root / "schema.yaml").task, digest(*sorted((ROOT / "mlops_nb").rglob("*.py")))
     y, metric = read_split(root, "test", ["_target"])["_target"].to_numpy().astype(float), PRIMARY_METRIC[task]
-    figure = lambda found: np.mean([weighted_metric(task, metric, y, f[0])(np.ones(len(y))) for f in found])
-    with memory_of_children() as peak: own = [by_us(root, seed) for seed in range(n_seeds)]
-    yield own_row(name, own, peak[0]), None
+    figure = lambda found: np.mean([weighted_metric(task, metric, y, f.scores)(np.ones(len(y))) for f in found])
+    own = [kept(f"{name} ours {seed} {SECONDS:.0f} s {package}", partial(by_us, root, seed)) for seed in range(n_seeds)]
+    yield own_row(name, own), None
     for system in systems:
-        theirs = [by_peer(system, root, tmp / f"{name} {system} {seed}", task, seed) for seed in range(n_seeds)]
-        gain = paired_differences(task, y, own[0][0], theirs[0][0])[metric].gain
+        theirs = [by_peer(system, root, tmp / f"{name} {system} {seed}", task, seed, own[0].inputs.tolist())
+                  for seed in range(n_seeds)]
+        gain = paired_differences(task, y, own[0].scores, theirs[0].scores)[metric].gain
         yield peer_row(name, system, metric, (figure(own), figure(theirs)), gain, own, theirs), gain.high >= 0
 
 
@@ -142,8 +153,8 @@ def main():
     report(rows, [
         f"{SECONDS:.0f} seconds for each search, on the same {THREADS} cores; seeds: {SEEDS}. All get the train and "
         "valid rows of the project's split, and nothing else. Ours: `mlops-nb tune` with a budget in a new project: "
-        "trees, added up where that is surely better, trained once more on all these rows after the search. Peers were "
-        "measured on this machine on the day that stands beside their figure. The gain "
+        "trees, added up where that is surely better, trained once more on all these rows after the search. Each was "
+        "measured on this machine on the day that stands beside its figure. The gain "
         "is ours over the peer's on the test rows, positive where ours is better, with its paired 95 % interval, of "
         "the first seed.",
         f"Peers that ran: {', '.join(systems)} (environments of {', '.join(versions(systems))}); AutoGluon's medium "
