@@ -29,7 +29,7 @@ lessons: $(READY)          ## run every notebook that exports, each in a process
 	@python tests/support/run_notebooks.py
 
 pytest: $(READY)
-	@python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-remotes: $(VENV)/remotes/.ready ## DVC remotes: push, clone and pull over S3 and SSH, from an environment with their extras
 	@TEST_REMOTES=1 python -m pytest -n 0 tests/end_to_end/test_remotes.py

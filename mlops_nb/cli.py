@@ -110,7 +110,7 @@ def main() -> None:
     except SystemExit as e:
         if e.code == 130: print(f"error: {INTERRUPTED}", file=sys.stderr) # typer exits silently on Ctrl-C
         raise
-    except (Exception, KeyboardInterrupt) as e:
+    except BaseException as e: # a panic of Polars is no `Exception`
         code, sentence = exit_code_and_message(e)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(code)

@@ -37,7 +37,8 @@ def exit_code_and_message(
 ) -> tuple[int, str]: # Exit code, and the sentence for standard error
     "The exit code and the message for an exception."
     if isinstance(error, UserError): return 1, str(error)
-    if isinstance(error, KeyboardInterrupt): return 130, INTERRUPTED
+    # Polars panics where Ctrl-C comes while it asks Python for something
+    if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in repr(error): return 130, INTERRUPTED
     if isinstance(error, OSError): return 1, describe_os_error(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "mlops_nb":
         return 1, (f"the package {error.name} is not installed; what each part needs are extras: "

@@ -364,6 +364,11 @@ def disturb(command, cwd, sign, how, attempts=5):
     pytest.fail(f"{command} was over {attempts} times before it could be interrupted")
 
 
+def was_interrupted(done):
+    "Did it end in a sentence? Where Ctrl-C comes within Polars, that says so first, in words of its own."
+    return done.returncode == 130 and done.stderr.splitlines()[-1].startswith("error: interrupted; ")
+
+
 STAGES = {"validate": "artifacts/.accepted.*.tmp", "train gbdt": ".mlops/checkpoints/*/*/state.json",
           "report": "reports/pipeline/.*.tmp"}
 
@@ -371,7 +376,7 @@ STAGES = {"validate": "artifacts/.accepted.*.tmp", "train gbdt": ".mlops/checkpo
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_ends_a_stage_in_a_sentence_and_the_next_run_gives_the_same(project, good, stage):
     done = disturb(["stage", *stage.split()], project, lambda: any(project.glob(STAGES[stage])), signal.SIGINT)
-    assert sentence(done, 130).startswith("interrupted; ")
+    assert was_interrupted(done), done.stderr
     assert results(project) == results(good) and leftovers(project) == []
     stub_pages(project, "data", "evaluation", "explanation") # of the second run
     again(project, good, *stage.split())
@@ -382,7 +387,7 @@ def test_ctrl_c_and_sigkill_in_init_leave_nothing_that_the_next_init_believes(tm
     command = ["init", "new", "--data", "in.csv", *TARGET, *DAY]
     taken_in = lambda: any(tmp_path.glob(".new.*.tmp/data/manifest.json")) # long before the folder gets its name
     done = disturb(command, tmp_path, taken_in, signal.SIGINT)
-    assert sentence(done, 130).startswith("interrupted; ")
+    assert was_interrupted(done), done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["in.csv"]
     disturb(command, tmp_path, taken_in, signal.SIGKILL)
     assert len(leftovers(tmp_path)) == 1 and not (tmp_path / "new").exists()
