@@ -10888,6 +10888,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlops_nb/train/study.py'),
                                       'mlops_nb.train.study.fail_stale_trials': ( 'train/study.html#fail_stale_trials',
                                                                                   'mlops_nb/train/study.py'),
+                                      'mlops_nb.train.study.is_being_tried': ('train/study.html#is_being_tried', 'mlops_nb/train/study.py'),
                                       'mlops_nb.train.study.is_budget_spent': ( 'train/study.html#is_budget_spent',
                                                                                 'mlops_nb/train/study.py'),
                                       'mlops_nb.train.study.is_categorical': ('train/study.html#is_categorical', 'mlops_nb/train/study.py'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PORTFOLIO', 'open_storage', 'is_categorical', 'clip_to_range', 'open_study', 'counted_trials', 'enqueue_first_trial',
-           'trial_seconds', 'is_budget_spent', 'row_latency_us', 'worker_identity', 'fail_stale_trials']
+           'is_being_tried', 'trial_seconds', 'is_budget_spent', 'row_latency_us', 'worker_identity',
+           'fail_stale_trials']
 
 # %% ../../nbs/train/21_study.ipynb #a1d48c54
 import os
@@ -107,7 +108,8 @@ def open_study(storage,
                         "or leave --join out.")
     study = optuna.create_study(storage=storage, study_name=study_name, direction='minimize')
     last = _previous_best(storage, study_name, search_space)
-    study.set_user_attr('first_trials', [{}, *filter(None, [last]), *_portfolio(study_name, search_space, usual)])
+    first = [{}, *filter(None, [last]), *_portfolio(study_name, search_space, usual)]
+    study.set_user_attr('first_trials', [values for i, values in enumerate(first) if values not in first[:i]])
     return study
 
 # %% ../../nbs/train/21_study.ipynb #b110f7fb
@@ -122,6 +124,14 @@ def enqueue_first_trial(study) -> None:
     first, n = study.user_attrs.get('first_trials', []), len(counted_trials(study))
     if n >= len(first) or study.get_trials(deepcopy=False, states=[TrialState.WAITING]): return
     study.enqueue_trial(first[n], user_attrs={} if n else dict(default_params=True))
+
+def is_being_tried(study, trial) -> bool: # `trial` is from `study.ask()`
+    "Was a known setting put in front by another worker at the same moment? The later of the two gives way."
+    from optuna.trial import TrialState
+    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    fixed = {t.number: t.system_attrs.get('fixed_params') for t in running}
+    mine = fixed.get(trial.number)
+    return mine is not None and any(values == mine for number, values in fixed.items() if number < trial.number)
 
 def trial_seconds(study) -> list[float]: # Seconds
     "The working time of each trial that has ended; what a machine slept meanwhile is not counted."

@@ -31,6 +31,7 @@ from mlops_nb.train.study import (
     counted_trials,
     enqueue_first_trial,
     fail_stale_trials,
+    is_being_tried,
     is_budget_spent,
     is_categorical,
     open_storage,
@@ -61,6 +62,9 @@ def run_trials(
         enqueue_first_trial(study)
         trial = study.ask()
         trial.set_user_attr('worker', worker_identity())
+        if is_being_tried(study, trial):
+            study.tell(trial, state=TrialState.FAIL)
+            continue
         # another took the last one at the same moment
         if sum(t.number <= trial.number for t in counted_trials(study)) > tune.max_trials:
             study.tell(trial, state=TrialState.FAIL)

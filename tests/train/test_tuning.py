@@ -25,7 +25,14 @@ from mlops_nb.data.prepare import read_split
 from mlops_nb.train import learners
 from mlops_nb.train import tuning as tune
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
-from mlops_nb.train.study import counted_trials, fail_stale_trials, open_storage, open_study, worker_identity
+from mlops_nb.train.study import (
+    counted_trials,
+    fail_stale_trials,
+    is_being_tried,
+    open_storage,
+    open_study,
+    worker_identity,
+)
 from mlops_nb.train.trials import open_search_context
 from mlops_nb.train.tuning import read_tuning_results, run_study, run_trials
 
@@ -180,6 +187,16 @@ def test_workers_share_one_budget_and_try_different_things(tmp_path):
     assert len(set(tried)) == 9
     assert run_study(root, "gbdt",
                      n_workers=2)[0].get_trials() == study.get_trials(), "the budget is used up: nothing happens"
+
+
+def test_the_same_known_setting_put_in_front_twice_is_tried_once(tmp_path):
+    "Two workers that look at the same moment both put the next one in front."
+    study, search = run_study(project(tmp_path, n_trials=2), "gbdt")
+    for _ in range(2): study.enqueue_trial({"num_leaves": 9})
+    first, second = study.ask(), study.ask()
+    assert not is_being_tried(study, first) and is_being_tried(study, second)
+    study.tell(first, 1.0)
+    assert not is_being_tried(study, second), "what has ended stands in nobody's way"
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
