@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING_NONE', 'MISSING_ZERO', 'MISSING_NAN', 'ModelHeader', 'parse_header', 'Tree', 'parse_trees', 'gain_importance',
-           'splits_on_the_way', 'split_into_blocks', 'with_num_threads']
+           'decision_path_length', 'split_into_blocks', 'with_num_threads']
 
 # %% ../../nbs/model/05_lightgbm_text.ipynb #4f914dd5
 import re
@@ -157,7 +157,7 @@ def gain_importance(
     return gains
 
 # %% ../../nbs/model/05_lightgbm_text.ipynb #b45a47ae
-def splits_on_the_way(
+def decision_path_length(
     text: str, # The content of a `model.txt`
 ) -> float: # 0 where no tree has a split
     "How many splits a row passes in all trees, if they are balanced."

@@ -22,7 +22,7 @@ from msgspec import Struct, to_builtins
 from ..config.project import Project, checkout_root
 from ..core.files import atomic_file
 from ..data.folds import is_time_ordered
-from ..model.lightgbm_text import splits_on_the_way
+from ..model.lightgbm_text import decision_path_length
 from .custom_learners import LEARNERS_FILE, find_custom_learner
 from .dataset import FitResult, TrainingPart, training_fingerprint
 from .device import DeviceConfig
@@ -223,7 +223,7 @@ def keep_trial_scores(
 # %% ../../nbs/train/22_trials.ipynb #2bb2d16c
 def _row_splits(search, fitted): # Of the mean model
     if search.learner != 'gbdt': return 0.0
-    return float(np.mean([splits_on_the_way(f.model.decode()) for f in fitted]))
+    return float(np.mean([decision_path_length(f.model.decode()) for f in fitted]))
 
 # %% ../../nbs/train/22_trials.ipynb #cbec5545
 def run_trial(
