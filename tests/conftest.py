@@ -8,9 +8,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from support.postgres_server import new_database, postgres_programs, postgres_server
 
-from mlops_nb.core.structured_logs import JsonLogHandler
+pytest.register_assert_rewrite("support") # so that what fails there says what it found, too
+from support.postgres_server import new_database, postgres_programs, postgres_server  # noqa: E402
+
+from mlops_nb.core.structured_logs import JsonLogHandler  # noqa: E402
 
 sys.dont_write_bytecode = False # where the shell asks for none, each of some hundred processes compiles all it imports
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -82,7 +82,8 @@ class Group:
 def once(group, rows):
     "Every id has one result, and it is that of its row."
     found = group.results
-    assert {r["id"]: r["twice"] for r in found} == {id: 2 * row for id, row in rows} and len(found) == len(dict(rows))
+    assert {r["id"]: r["twice"] for r in found} == {id: 2 * row for id, row in rows}
+    assert len(found) == len(dict(rows))
 
 
 def run_until(g, answer, done):
