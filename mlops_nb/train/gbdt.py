@@ -179,8 +179,8 @@ def record_losses(
 def boost_to_checkpoint(
     booster, state: BoostingState, # The booster goes on from the state; both change
     params: TrainParams,
-    # Called after each iteration with its number and what trainings are compared by, on the validation split
-    on_iteration: Callable[[int, float], None],
+    # Called after each iteration with its number and what trainings are compared by; `True` ends the training
+    on_iteration: Callable[[int, float], bool | None],
     offsets: tuple[float, float] = (0.0, 0.0), # of train and valid, from `deviance_offset`
 ):
     "Run iterations until the next checkpoint is due, or until `state.finished`."
@@ -189,9 +189,9 @@ def boost_to_checkpoint(
     for _ in range(g.checkpoint_every):
         stuck = booster.update()
         if booster.current_iteration() > state.iteration:
-            on_iteration(state.iteration + 1, record_losses(booster, state, offsets))
+            stuck = on_iteration(state.iteration + 1, record_losses(booster, state, offsets)) or stuck
         patience = state.iteration - max(state.best_iteration, state.init_iterations)
-        state.finished = (stuck or patience >= g.early_stopping_rounds
+        state.finished = (bool(stuck) or patience >= g.early_stopping_rounds
                           or state.iteration - state.init_iterations >= g.max_iterations)
         if state.finished: break
 
@@ -220,7 +220,7 @@ def iteration_callback(on_iteration, log_metrics, state: BoostingState, n_rows: 
             if eval_metric not in _COMPARED_BY: losses['rmse/valid'] = compared_by
             log_metrics(iteration, losses | meter.read(n_rows * (iteration - last)))
             last = iteration
-        on_iteration(iteration, compared_by)
+        return on_iteration(iteration, compared_by)
     return told
 
 # %% ../../nbs/train/03_gbdt.ipynb #4aa5310e
@@ -268,8 +268,8 @@ def _fit_result(booster, state, eval_metric):
 def fit_gbdt(
     train: TrainingPart, validation: TrainingPart,
     job: GbdtJob,
-    # Told of each iteration, and its log loss or RMSE on the validation split
-    *, on_iteration: Callable[[int, float], None] = lambda iteration, loss: None,
+    # Told of each iteration, and its log loss or RMSE on the validation split; `True` ends the training there
+    *, on_iteration: Callable[[int, float], bool | None] = lambda iteration, loss: None,
     # Told what was measured, where the curve has a point
     log_metrics: Callable[[int, dict], None] = lambda iteration, metrics: None,
     on_start: Callable[[bool], None] = lambda resumed: None, # Told whether a checkpoint was loaded

@@ -57,8 +57,9 @@ class FitOptions(NamedTuple):
     n_threads: int = 1
     device: DeviceConfig = DeviceConfig('cpu') # trees ignore it
     checkpoint_dir: Path | None = None # a folder to write checkpoints to, and to resume from; None for none
-    # told of each iteration, and its log loss or RMSE on the validation split
-    on_iteration: Callable[[int, float], None] = lambda iteration, loss: None
+    # told of each iteration, and its log loss or RMSE on the validation split; `True` ends a training of one model in
+    # one process
+    on_iteration: Callable[[int, float], bool | None] = lambda iteration, loss: None
     logger: TensorBoardLogger | None = None # told what was measured
     root: Path = Path('.') # the project's folder, where own learners are
 

@@ -198,7 +198,8 @@ def load_to_device(
 def train_epochs(
     training: NetTrainer, loader: DeviceDataLoader, validation: NetRows,
     saver: CheckpointSaver,
-    on_iteration: Callable[[int, float], None], log_metrics: Callable[[int, dict], None],
+    on_iteration: Callable[[int, float], bool | None], # `True` ends the training
+    log_metrics: Callable[[int, dict], None],
 ) -> None:
     "Epoch after epoch, until it is time to stop."
     meter, network = ThroughputMeter(training.device), training.network
@@ -210,7 +211,7 @@ def train_epochs(
         point = training.state.loss_curve[-1]
         log_metrics(point.iteration,
                     {f"{metric}/train": point.train, f"{metric}/valid": point.valid} | meter.read(len(loader.rows.y)))
-        on_iteration(point.iteration, point.valid)
+        if on_iteration(point.iteration, point.valid): return
 
 # %% ../../nbs/train/08_net_trainer.ipynb #e2fdf3cf
 _OUT_OF_MEMORY = ("the memory of {} is not enough for this net and one batch of rows; lower batch_size, ensemble_size "
@@ -338,7 +339,8 @@ def run(self:_NetFit) -> NetTrainer:
 def fit_net(
     train: TrainingPart, validation: TrainingPart,
     job: TrainingJob,
-    *, on_iteration: Callable[[int, float], None] = lambda epoch, loss: None, # Told of each epoch
+    # Told of each epoch; `True` ends the training there
+    *, on_iteration: Callable[[int, float], bool | None] = lambda epoch, loss: None,
     log_metrics: Callable[[int, dict], None] = lambda epoch, metrics: None, # Told what was measured
     on_start: Callable[[bool], None] = lambda resumed: None, # Told whether a checkpoint was loaded
 ) -> FitResult: # Its model is a safetensors file

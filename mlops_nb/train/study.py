@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PORTFOLIO', 'open_storage', 'is_categorical', 'clip_to_range', 'open_study', 'counted_trials', 'enqueue_first_trial',
-           'is_being_tried', 'trial_seconds', 'is_budget_spent', 'row_latency_us', 'worker_identity',
-           'fail_stale_trials']
+           'is_being_tried', 'trial_seconds', 'is_budget_spent', 'expected_improvement', 'row_latency_us',
+           'worker_identity', 'fail_stale_trials']
 
 # %% ../../nbs/train/21_study.ipynb #a1d48c54
 import os
 import socket
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist, mean, median, stdev
 
 from ..config.params import TuneParams
 from ..core.errors import UserError
@@ -135,7 +135,8 @@ def is_being_tried(study, trial) -> bool: # `trial` is from `study.ask()`
 
 def trial_seconds(study) -> list[float]: # Seconds
     "The working time of each trial that has ended; what a machine slept meanwhile is not counted."
-    return [t.user_attrs.get('seconds', t.duration.total_seconds()) for t in counted_trials(study) if t.duration]
+    ended = [t for t in counted_trials(study) if t.duration is not None]
+    return [t.user_attrs.get('seconds', t.duration.total_seconds()) for t in ended]
 
 def is_budget_spent(study,
     tune: TuneParams,
@@ -146,6 +147,17 @@ def is_budget_spent(study,
     if len(counted_trials(study)) >= tune.max_trials: return True
     if tune.timeout_seconds is not None and sum(took) >= tune.timeout_seconds: return True
     return seconds is not None and bool(took) and sum(took) + median(took) > seconds
+
+# %% ../../nbs/train/21_study.ipynb #8ad2c014
+def expected_improvement(
+    losses: list[float], # of the finished trials of a learner
+    least: float, # the least loss of all learners
+) -> float: # in units of the loss, 0 or more; 0 where fewer than two trials or no spread say anything
+    "By how much the next trial of a learner will be below the least loss, in the mean."
+    normal, better = NormalDist(), sorted(losses)[:max(2, (len(losses) + 1) // 2)]
+    if len(better) < 2 or not (spread := stdev(better)): return 0.0
+    z = (least - mean(better)) / spread
+    return spread * (z * normal.cdf(z) + normal.pdf(z))
 
 # %% ../../nbs/train/21_study.ipynb #26137aa3
 _US_OF_SPLIT = 0.015

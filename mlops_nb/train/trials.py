@@ -127,24 +127,32 @@ def _is_among_best(study, trial, step, loss, share): # of all trials that came t
     losses = [t.intermediate_values[step] for t in study.get_trials(deepcopy=False) if step in t.intermediate_values]
     return len(losses) < 3 or loss <= np.quantile(losses, share) or 'default_params' in trial.user_attrs
 
+def _is_one_training(search): # of one model, which has judged all rows whenever it ends
+    return len(search.folds) == 1 and not search.project.schema.quantiles and not search.project.schema.targets
+
 class ParentGone(BaseException): "The process that a worker works for has ended."
 
 class _Watch:
-    "Breaks a trial off that is beyond its time, or behind others at the same point."
+    "Ends a trial that is beyond its time, and breaks one off that is behind others at the same point."
     def __init__(self, study, trial, search, params, parent_pid, seconds):
         self.study, self.trial, self.search, self.params = study, trial, search, params
         self.parent_pid, self.seconds = parent_pid, seconds
         self.least, self.milestone = math.inf, _FIRST_MILESTONE
         self.spent, self.began = sum(trial_seconds(study)), time.monotonic()
 
+    def is_over(self):
+        if self.parent_pid and os.getppid() != self.parent_pid: raise ParentGone
+        return bool(self.seconds and self.spent and self.spent + time.monotonic() - self.began > self.seconds)
+
     def time(self, *_):
         from optuna import TrialPruned
-        if self.parent_pid and os.getppid() != self.parent_pid: raise ParentGone
-        if self.seconds and self.spent and self.spent + time.monotonic() - self.began > self.seconds: raise TrialPruned
+        if self.is_over(): raise TrialPruned
 
-    def iteration(self, i, loss):
+    def iteration(self, i, loss): # True: take the model as it is
         from optuna import TrialPruned
-        self.time()
+        if self.is_over():
+            if _is_one_training(self.search): return True
+            raise TrialPruned
         if self.search.target or len(self.search.folds) > 1: return # a worse loss may be a better model
         self.least = min(self.least, loss)
         if _progress(self.search.learner, self.params, i) < self.milestone: return

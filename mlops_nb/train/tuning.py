@@ -30,6 +30,7 @@ from .learners import replace_params
 from mlops_nb.train.study import (
     counted_trials,
     enqueue_first_trial,
+    expected_improvement,
     fail_stale_trials,
     is_being_tried,
     is_budget_spent,
@@ -215,18 +216,22 @@ def _learners_to_tune(project): # Without the ensemble, which is made of their t
     return [learner for learner in wanted if learner != 'ensemble']
 
 # %% ../../nbs/train/24_tuning.ipynb #19391fdb
-_MAY_WIN = 1.1 # times the least loss
-
-def _leading(searched): # Learners whose best trial is near the best of all
-    best = {search.learner: _best_value(study) for study, search in searched}
-    least = min(best.values())
-    return [learner for learner, loss in best.items() if loss <= least + (_MAY_WIN - 1) * abs(least)]
+def _most_promising(searched): # Where none promises anything, the one with the best trial
+    least = min(_best_value(study) for study, _ in searched)
+    def promise(one):
+        study = one[0]
+        losses = [t.value for t in counted_trials(study) if t.state.name == 'COMPLETE']
+        in_a_second = len(losses) / max(sum(trial_seconds(study)), 1e-9)
+        return expected_improvement(losses, least) * in_a_second, -_best_value(study)
+    return max(searched, key=promise)[1].learner
 
 def _try_within(root, learner, seconds, **how): # None where the learner fails
     try: return run_study(root, learner, seconds=seconds, **how)
     except UserError as e: print(f"warning: {learner} was left out: {e}", file=sys.stderr, flush=True)
 
 # %% ../../nbs/train/24_tuning.ipynb #bd4ba1b7
+_EVEN_SHARE, _ROUNDS = 1 / 4, 3
+
 def run_search(
     root: Path, # The project's folder
     n_workers: int | None = None, # Processes; None: as in settings.ini
@@ -237,15 +242,13 @@ def run_search(
     project, how = Project.open(root), dict(n_workers=n_workers, join=join, target=target)
     learners, budget = _learners_to_tune(project), project.params.tune.budget
     if not budget: return [run_study(root, learner, **how) for learner in learners]
-    total = duration_seconds(budget)
-    found = {learner: _try_within(root, learner, total / 2 / len(learners), **how) for learner in learners}
-    searched = [one for one in found.values() if one]
-    if not searched: raise UserError("no learner could be trained; what each said is above.")
-    workers = n_workers or project.settings.tune.workers
-    spent = {search.learner: sum(trial_seconds(study)) / workers for study, search in searched}
-    leading = _leading(searched)
-    for learner in leading:
-        share = (total - sum(spent.values())) / len(leading)
+    total, workers = duration_seconds(budget), n_workers or project.settings.tune.workers
+    first = _EVEN_SHARE * total / len(learners) if len(learners) > 1 else total
+    found = {learner: _try_within(root, learner, first, **how) for learner in learners}
+    if not any(found.values()): raise UserError("no learner could be trained; what each said is above.")
+    for rounds in range(_ROUNDS if len(learners) > 1 else 0, 0, -1):
+        spent = {learner: sum(trial_seconds(one[0])) / workers for learner, one in found.items() if one}
+        learner, share = _most_promising([*filter(None, found.values())]), (total - sum(spent.values())) / rounds
         if share > 0: found[learner] = _try_within(root, learner, spent[learner] + share, **how) or found[learner]
     return [one for one in found.values() if one]
 

@@ -22,11 +22,12 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.core.manifest import file_hashes
 from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.prepare import read_split
-from mlops_nb.train import learners
+from mlops_nb.train import learners, trials
 from mlops_nb.train import tuning as tune
 from mlops_nb.train.stage import TrainingReport, open_trained_predictor, run_train
 from mlops_nb.train.study import (
     counted_trials,
+    expected_improvement,
     fail_stale_trials,
     is_being_tried,
     open_storage,
@@ -297,6 +298,78 @@ def test_a_budget_shorter_than_one_training_has_that_one(tmp_path):
     root = project(tmp_path, n_trials=0, budget="0s")
     assert tune.run_tune(root)["trials"] == 1
     assert read_tuning_results(root)["gbdt"].best_params == {}
+
+
+def stop_second_trial(monkeypatch, iterations):
+    "The time is over at an iteration of the second trial."
+    told = iter(range(10**6))
+    def is_over(watch): return watch.trial.number == 1 and next(told) >= iterations - 1
+    monkeypatch.setattr(trials._Watch, "is_over", is_over)
+
+
+@pytest.mark.parametrize("learner", ["gbdt", "net"])
+def test_a_trial_that_the_time_ends_has_the_model_so_far(tmp_path, monkeypatch, learner):
+    root = project(tmp_path, learner=learner, n_trials=2)
+    p = read_params(root / "params.yaml")
+    p.train.learners = [learner, "ensemble"]
+    write_params(p, root / "params.yaml")
+    stop_second_trial(monkeypatch, 3)
+    study, search = run_study(root, learner)
+    done = counted_trials(study)[1]
+    assert done.state.name == "COMPLETE" and done.user_attrs["iterations"] <= 3
+    fitted, = trials.fit_trial(search, done.params, 1, lambda i, loss: i == 3)
+    assert fitted.iterations == 3 and (fitted.best_iteration, fitted.best_loss) == (done.user_attrs["iterations"],
+                                                                                    done.value)
+    model, valid = learners.open_fitted(learner, p.train, fitted), search.folds[0].parts[1]
+    assert np.array_equal(np.load(trials.find_trial_scores(search, 1)), model.predict_raw(valid.X))
+
+
+def test_a_trial_that_the_time_ends_among_its_folds_is_broken_off(tmp_path, monkeypatch):
+    root = project(tmp_path, n_trials=2)
+    p = read_params(root / "params.yaml")
+    p.train.n_folds = 2
+    write_params(p, root / "params.yaml")
+    stop_second_trial(monkeypatch, 3)
+    assert [t.state.name for t in counted_trials(run_study(root, "gbdt")[0])] == ["COMPLETE", "PRUNED"]
+
+
+def test_expected_improvement_is_that_of_drawn_losses():
+    losses, least = [.30, .31, .33, .36, .9, .8, .7, .6], .305
+    better = losses[:4]
+    drawn = np.random.default_rng(0).normal(np.mean(better), np.std(better, ddof=1), 10**6)
+    assert expected_improvement(losses, least) == pytest.approx(np.maximum(least - drawn, 0).mean(), rel=.01)
+    assert expected_improvement([.3], .4) == expected_improvement([.3, .3], .4) == expected_improvement([], 1) == 0
+
+
+def studied(learner, losses, seconds):
+    "A study with these losses, of trials that took so long, and the search that it belongs to."
+    study = optuna.create_study()
+    for loss in losses:
+        t = optuna.trial.create_trial(value=loss, user_attrs={"seconds": seconds})
+        study.add_trial(t)
+    return study, trials.SearchContext(learner, None, [], {}, "", None)
+
+
+def test_the_time_goes_where_it_promises_most():
+    lead = studied("lead", [.30, .31, .32], 10)
+    assert tune._most_promising([lead, studied("near", [.31, .33, .36], 1)]) == "near", "it may win, and is quick"
+    assert tune._most_promising([lead, studied("near", [.31, .33, .36], 100)]) == "lead"
+    assert tune._most_promising([lead, studied("hopeless", [.5, .51, .52], .01)]) == "lead"
+    assert tune._most_promising([studied("one", [.4], 1), studied("other", [.3], 1)]) == "other", "nothing to go by"
+
+
+def test_a_learner_that_cannot_win_gets_its_part_of_a_quarter(tmp_path, monkeypatch):
+    root = project(tmp_path, n_trials=0, budget="80s")
+    p = read_params(root / "params.yaml")
+    p.train.learners = ["gbdt", "net"]
+    write_params(p, root / "params.yaml")
+    told, losses = [], {"gbdt": [.30, .31, .32], "net": [.5, .51, .52]}
+    def run_study(root, learner, seconds, **how):
+        told.append((learner, round(seconds, 6)))
+        return studied(learner, losses[learner], seconds / 3)
+    monkeypatch.setattr(tune, "run_study", run_study)
+    tune.run_search(root)
+    assert told == [("gbdt", 10), ("net", 10), ("gbdt", 30), ("gbdt", 50), ("gbdt", 70)]
 
 
 def test_a_learner_that_fails_is_said_and_the_others_go_on(tmp_path, monkeypatch, capsys):
