@@ -20,6 +20,7 @@ from msgspec import Struct, to_builtins
 
 # %% ../../nbs/train/22_trials.ipynb #af80bdfa
 from ..config.project import Project, checkout_root
+from ..core.errors import UserError
 from ..core.files import atomic_file
 from ..data.folds import is_time_ordered
 from ..model.lightgbm_text import decision_path_length
@@ -127,8 +128,14 @@ def _is_among_best(study, trial, step, loss, share): # of all trials that came t
     losses = [t.intermediate_values[step] for t in study.get_trials(deepcopy=False) if step in t.intermediate_values]
     return len(losses) < 3 or loss <= np.quantile(losses, share) or 'default_params' in trial.user_attrs
 
-def _is_one_training(search): # of one model, which has judged all rows whenever it ends
-    return len(search.folds) == 1 and not search.project.schema.quantiles and not search.project.schema.targets
+_TOO_LONG = "one training of it takes longer than its part of the time; a longer --budget tunes it."
+
+def _is_first_learner(search): return search.learner == search.project.params.train.learners[0]
+
+def _may_be_short(search, is_default): # One model, which has judged all rows whenever it ends
+    is_whole = search.learner not in LEARNERS # its only iteration is the whole training
+    one = len(search.folds) == 1 and not search.project.schema.quantiles and not search.project.schema.targets
+    return one and (is_whole or not is_default)
 
 class ParentGone(BaseException): "The process that a worker works for has ended."
 
@@ -139,20 +146,23 @@ class _Watch:
         self.parent_pid, self.seconds = parent_pid, seconds
         self.least, self.milestone = math.inf, _FIRST_MILESTONE
         self.spent, self.began = sum(trial_seconds(study)), time.monotonic()
+        self.is_default = 'default_params' in trial.user_attrs
 
     def is_over(self):
         if self.parent_pid and os.getppid() != self.parent_pid: raise ParentGone
-        return bool(self.seconds and self.spent and self.spent + time.monotonic() - self.began > self.seconds)
+        if self.seconds is None or self.is_default and _is_first_learner(self.search): return False
+        return self.spent + time.monotonic() - self.began > self.seconds
+
+    def break_off(self):
+        from optuna import TrialPruned
+        raise UserError(_TOO_LONG) if self.is_default else TrialPruned
 
     def time(self, *_):
-        from optuna import TrialPruned
-        if self.is_over(): raise TrialPruned
+        if self.is_over(): self.break_off()
 
     def iteration(self, i, loss): # True: take the model as it is
         from optuna import TrialPruned
-        if self.is_over():
-            if _is_one_training(self.search): return True
-            raise TrialPruned
+        if self.is_over(): return _may_be_short(self.search, self.is_default) or self.break_off()
         if self.search.target or len(self.search.folds) > 1: return # a worse loss may be a better model
         self.least = min(self.least, loss)
         if _progress(self.search.learner, self.params, i) < self.milestone: return

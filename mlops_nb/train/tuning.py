@@ -23,7 +23,7 @@ from ..config.params import TrainParams, duration_seconds, set_param
 from ..config.project import Project, checkout_root
 from ..core.errors import UserError
 from ..core.files import atomic_dir
-from ..core.progress import progress_reporter
+from ..core.progress import format_seconds, progress_reporter
 from ..core.typed_yaml import read_json, write_json
 from .ensemble_selection import MEMBER_SCORES_FILE, RECIPE_FILE
 from .learners import replace_params
@@ -231,6 +231,12 @@ def _try_within(root, learner, seconds, **how): # None where the learner fails
 
 # %% ../../nbs/train/24_tuning.ipynb #bd4ba1b7
 _EVEN_SHARE, _ROUNDS = 1 / 4, 3
+_SHORT = ("tune: one training of {} took {}, longer than tune.budget ({}); its parameters of params.yaml are "
+          "taken, and nothing was searched.")
+
+def _only_trial(found): # Learner and seconds, where nothing but its first training was made
+    made = [(learner, seconds) for learner, one in found.items() if one for seconds in trial_seconds(one[0])]
+    return made[0] if len(made) == 1 else None
 
 def run_search(
     root: Path, # The project's folder
@@ -246,6 +252,8 @@ def run_search(
     first = _EVEN_SHARE * total / len(learners) if len(learners) > 1 else total
     found = {learner: _try_within(root, learner, first, **how) for learner in learners}
     if not any(found.values()): raise UserError("no learner could be trained; what each said is above.")
+    if (only := _only_trial(found)) and only[1] > total:
+        print(_SHORT.format(only[0], format_seconds(only[1]), budget), file=sys.stderr, flush=True)
     for rounds in range(_ROUNDS if len(learners) > 1 else 0, 0, -1):
         spent = {learner: sum(trial_seconds(one[0])) / workers for learner, one in found.items() if one}
         learner, share = _most_promising([*filter(None, found.values())]), (total - sum(spent.values())) / rounds
