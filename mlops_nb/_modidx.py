@@ -11022,6 +11022,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning._only_trial': ('train/tuning.html#_only_trial', 'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning._run_workers': ('train/tuning.html#_run_workers', 'mlops_nb/train/tuning.py'),
+                                       'mlops_nb.train.tuning._try_each': ('train/tuning.html#_try_each', 'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning._try_within': ('train/tuning.html#_try_within', 'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning._worker_main': ('train/tuning.html#_worker_main', 'mlops_nb/train/tuning.py'),
                                        'mlops_nb.train.tuning.apply_tuned_params': ( 'train/tuning.html#apply_tuned_params',

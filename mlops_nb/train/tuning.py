@@ -229,8 +229,15 @@ def _try_within(root, learner, seconds, **how): # None where the learner fails
     try: return run_study(root, learner, seconds=seconds, **how)
     except UserError as e: print(f"warning: {learner} was left out: {e}", file=sys.stderr, flush=True)
 
-# %% ../../nbs/train/24_tuning.ipynb #bd4ba1b7
-_EVEN_SHARE, _ROUNDS = 1 / 4, 3
+# %% ../../nbs/train/24_tuning.ipynb #effe1faf
+def _try_each(root, learners, seconds, **how): # What each found, and the seconds of those that failed
+    found, lost = {}, 0.0
+    for learner in learners:
+        began = time.monotonic()
+        found[learner] = _try_within(root, learner, seconds, **how)
+        if not found[learner]: lost += time.monotonic() - began
+    return found, lost
+
 _SHORT = ("tune: one training of {} took {}, longer than tune.budget ({}); its parameters of params.yaml are "
           "taken, and nothing was searched.")
 
@@ -238,6 +245,8 @@ def _only_trial(found): # Learner and seconds, where nothing but its first train
     made = [(learner, seconds) for learner, one in found.items() if one for seconds in trial_seconds(one[0])]
     return made[0] if len(made) == 1 else None
 
+# %% ../../nbs/train/24_tuning.ipynb #bd4ba1b7
+_EVEN_SHARE, _ROUNDS = 1 / 4, 3
 def run_search(
     root: Path, # The project's folder
     n_workers: int | None = None, # Processes; None: as in settings.ini
@@ -250,14 +259,15 @@ def run_search(
     if not budget: return [run_study(root, learner, **how) for learner in learners]
     total, workers = duration_seconds(budget), n_workers or project.settings.tune.workers
     first = _EVEN_SHARE * total / len(learners) if len(learners) > 1 else total
-    found = {learner: _try_within(root, learner, first, **how) for learner in learners}
+    found, lost = _try_each(root, learners, first, **how)
     if not any(found.values()): raise UserError("no learner could be trained; what each said is above.")
     if (only := _only_trial(found)) and only[1] > total:
         print(_SHORT.format(only[0], format_seconds(only[1]), budget), file=sys.stderr, flush=True)
     for rounds in range(_ROUNDS if len(learners) > 1 else 0, 0, -1):
         spent = {learner: sum(trial_seconds(one[0])) / workers for learner, one in found.items() if one}
-        learner, share = _most_promising([*filter(None, found.values())]), (total - sum(spent.values())) / rounds
-        if share > 0: found[learner] = _try_within(root, learner, spent[learner] + share, **how) or found[learner]
+        learner, left = _most_promising([*filter(None, found.values())]), total - lost - sum(spent.values())
+        if left <= 0: break
+        found[learner] = _try_within(root, learner, spent[learner] + left / rounds, **how) or found[learner]
     return [one for one in found.values() if one]
 
 # %% ../../nbs/train/24_tuning.ipynb #2d0d1974
