@@ -7,6 +7,7 @@ __all__ = ['Verdict', 'elapsed_hours', 'decide', 'judge_rules', 'with_own_metric
 
 # %% ../../nbs/release/17_judge.ipynb #bc2e841f
 import inspect
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -66,7 +67,7 @@ def _missing(step, metrics, units, hours):
     "What a promotion waits for, a clause each."
     for name in (CHALLENGER,) if step.kind == "flag" else (CHAMPION, CHALLENGER):
         if units[name] < step.min_units: yield f"{units[name]:,} of {step.min_units:,} units of the {name}"
-    if hours < step.min_hours: yield f"{hours:.3g} of {step.min_hours:g} hours"
+    if hours < step.min_hours: yield f"{math.floor(10 * hours) / 10:g} of {step.min_hours:g} hours"
     for m in metrics:
         if not m.passes: yield m.says.rstrip(".")
 

@@ -69,7 +69,7 @@ def _next_step_at(release):
 def _waits_for(root, release, verdict):
     "What keeps the next step from beginning, a sentence each."
     missing = (verdict or {}).get("missing", []) if release.status == "open" else []
-    return [*what_holds_back(root, release), *(f"{m[:1].upper()}{m[1:]}." for m in missing)]
+    return [*what_holds_back(root, release), *(f"{m}." for m in missing)]
 
 # %% ../../nbs/release/23_release_status.ipynb #781aed94
 def _report(root, release, judged=True):
