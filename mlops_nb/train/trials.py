@@ -130,7 +130,8 @@ def _is_among_best(study, trial, step, loss, share): # of all trials that came t
 
 _TOO_LONG = "one training of it takes longer than its part of the time; a longer --budget tunes it."
 
-def _is_first_learner(search): return search.learner == search.project.params.train.learners[0]
+def _is_first_learner(search): # of those that have trials
+    return search.learner == next(name for name in search.project.params.train.learners if name != 'ensemble')
 
 def _may_be_short(search, is_default): # One model, which has judged all rows whenever it ends
     is_whole = search.learner not in LEARNERS # its only iteration is the whole training

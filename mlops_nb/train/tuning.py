@@ -247,6 +247,7 @@ def _only_trial(found): # Learner and seconds, where nothing but its first train
 
 # %% ../../nbs/train/24_tuning.ipynb #bd4ba1b7
 _EVEN_SHARE, _ROUNDS = 1 / 4, 3
+
 def run_search(
     root: Path, # The project's folder
     n_workers: int | None = None, # Processes; None: as in settings.ini

@@ -344,8 +344,16 @@ def test_only_the_first_learner_may_take_longer_than_its_time(tmp_path, capsys):
         told = capsys.readouterr().err
         assert "net was left out: one training of it takes longer than its part of the time; a longer --budget" in told
         assert "tune: one training of gbdt took " in told and "longer than tune.budget (0s)" in told
-    change(root, budget="8s", net={"d_hidden": [16, 32], "n_blocks": [1, 2]})
-    assert tune.run_tune(root)["trials"] >= 2 and {*read_tuning_results(root)} == {"gbdt", "net"}
+    change(root, budget="1h", n_trials=2, net={"d_hidden": [16, 32], "n_blocks": [1, 2]})
+    assert tune.run_tune(root)["trials"] == 4 and {*read_tuning_results(root)} == {"gbdt", "net"}
+
+
+def test_an_ensemble_is_not_the_first_learner(tmp_path):
+    root = project(tmp_path, n_trials=0, budget="0s")
+    p = read_params(root / "params.yaml")
+    p.train.learners = ["ensemble", "gbdt"]
+    write_params(p, root / "params.yaml")
+    assert tune.run_tune(root)["trials"] == 1 and {*read_tuning_results(root)} == {"gbdt"}
 
 
 def test_expected_improvement_is_that_of_drawn_losses():
@@ -360,8 +368,7 @@ def studied(learner, losses, seconds):
     "A study with these losses, of trials that took so long, and the search that it belongs to."
     study = optuna.create_study()
     for loss in losses:
-        t = optuna.trial.create_trial(value=loss, user_attrs={"seconds": seconds})
-        study.add_trial(t)
+        study.add_trial(optuna.trial.create_trial(value=loss, user_attrs={"seconds": seconds}))
     return study, trials.SearchContext(learner, None, [], {}, "", None)
 
 
