@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPE_FILE', 'MEMBER_SCORES_FILE', 'raw_loss', 'add_greedily', 'cross_fitted_losses', 'EnsembleChoice',
-           'select_ensemble', 'RecipeMember', 'EnsembleRecipe', 'read_recipe', 'MemberScores', 'read_member_scores',
-           'combined_prediction']
+           'is_surely_lower', 'select_ensemble', 'RecipeMember', 'EnsembleRecipe', 'read_recipe', 'MemberScores',
+           'read_member_scores', 'combined_prediction']
 
 # %% ../../nbs/train/17_ensemble_selection.ipynb #1fc20753
 from collections import Counter
@@ -101,9 +101,18 @@ def _mean_and_error(gain, groups):
         return float(mean), float(np.sqrt((rest**2).sum()) / counts.sum())
     return float(gain.mean()), float(gain.std() / max(1, len(gain) - 1)**.5)
 
-# %% ../../nbs/train/17_ensemble_selection.ipynb #d3c321a9
 _SURELY = 1.64
 
+def is_surely_lower(
+    losses: np.ndarray, # (n,) of each row
+    than: np.ndarray, # (n,) of the same rows
+    groups: np.ndarray | None = None, # (n,) int, whom a row is about
+) -> bool:
+    "Whether the mean loss is lower beyond noise: by 1.64 standard errors, one in twenty by chance."
+    gain, error = _mean_and_error(than - losses, groups)
+    return gain > _SURELY * error
+
+# %% ../../nbs/train/17_ensemble_selection.ipynb #d3c321a9
 def _gain_of_rows(losses, part):
     out = np.empty(losses.shape[1])
     for p in range(part.max() + 1):

@@ -14,7 +14,14 @@ import polars as pl
 from ..core.errors import UserError
 from ..data.prepare import read_split
 from ..stats.bootstrap import entity_clusters
-from .ensemble_selection import EnsembleRecipe, MemberScores, RecipeMember, select_ensemble
+from mlops_nb.train.ensemble_selection import (
+    EnsembleRecipe,
+    MemberScores,
+    RecipeMember,
+    is_surely_lower,
+    raw_loss,
+    select_ensemble,
+)
 from .learners import can_be_refitted
 from .study import row_latency_us
 from .trials import SearchContext, find_trial_scores, fit_trial, keep_trial_scores
@@ -53,6 +60,11 @@ def _within_bound(found, bound): # The candidates, and the share of the bound th
     if not (costs <= 1).any(): return found[:1], np.zeros(1)
     return [c for c, cost in zip(found, costs) if cost <= 1], costs[costs <= 1]
 
+def _links_within_bound(by_link, bound): # Those that have a candidate within it; all, if none has
+    within = {link: found for link, found in by_link.items()
+              if not bound or min(row_latency_us(c.trial) for c in found) <= bound}
+    return within or by_link
+
 # %% ../../nbs/train/23_trial_ensemble.ipynb #64a72679
 def _member(search, trial, weight):
     root, learner = search.project.root, search.learner
@@ -66,10 +78,14 @@ def _compared_rows(found): # Places of the rows that decide
     wanted = min(n, _COMPARED_ROWS, max(1, n * _COMPARED_SCORES // sum(c.raw.size for c in found)))
     return np.unique(np.linspace(0, n - 1, wanted).astype(int))
 
-def _choose_of_one_link(search, link, found): # The recipe of candidates whose raw scores mean the same, and these
-    params = search.project.params
+class _Choice(NamedTuple):
+    recipe: EnsembleRecipe
+    raw: np.ndarray # (m, n) or (m, n, k) of the members
+    losses: np.ndarray # (n,) of what they say together
+
+def _choose_of_one_link(link, found, y, groups): # Of candidates whose raw scores mean the same
+    params = found[0].search.project.params
     found, costs = _within_bound(found, params.tune.max_latency_us)
-    y, groups = np.concatenate([f.parts[1].y for f in search.folds]), _row_clusters(search.project, search.folds)
     at = _compared_rows(found)
     choice = select_ensemble(link, y[at], np.stack([c.raw[at] for c in found]),
                              None if groups is None else np.unique(groups[at], return_inverse=True)[1],
@@ -77,19 +93,24 @@ def _choose_of_one_link(search, link, found): # The recipe of candidates whose r
     members = [_member(found[i].search, found[i].trial, w) for i, w in choice.weights.items()]
     recipe = EnsembleRecipe(link, members, len(found), choice.loss, choice.single_loss, choice.gain,
                             choice.standard_error)
-    return recipe, np.stack([found[i].raw for i in choice.weights])
+    raw = np.stack([found[i].raw for i in choice.weights])
+    return _Choice(recipe, raw, raw_loss(link, y, np.tensordot([m.weight for m in members], raw, 1)))
 
+# %% ../../nbs/train/23_trial_ensemble.ipynb #d5a407f1
 def choose_ensemble(
     searched: list, # (study, `SearchContext`) of each learner
 ) -> tuple[EnsembleRecipe, MemberScores]:
     "The trials that go best together, with their weights; raises `UserError` if none can be part of an ensemble."
-    folds, by_link = searched[0][1].folds, {}
-    for one in (c for pair in searched for c in _candidates(*pair)): by_link.setdefault(one.link, []).append(one)
-    if not by_link:
+    search, candidates, by_link = searched[0][1], [c for pair in searched for c in _candidates(*pair)], {}
+    if not candidates:
         raise UserError("none of the trials can be part of an ensemble, since their models answer with probabilities; "
                         "leave ensemble out of train.learners.")
-    recipe, raw = min((_choose_of_one_link(found[0].search, link, found) for link, found in by_link.items()),
-                      key=lambda found: found[0].loss)
-    rows, first = np.unique(np.concatenate([f.rows for f in folds]), return_index=True)
-    n_folds = len(folds) * len(rows) // sum(len(f.rows) for f in folds) if len(folds) > 1 else 0
-    return recipe, MemberScores(rows, raw[:, first], n_folds)
+    for one in sorted(candidates, key=lambda c: c.trial.number): by_link.setdefault(one.link, []).append(one)
+    y, groups = np.concatenate([f.parts[1].y for f in search.folds]), _row_clusters(search.project, search.folds)
+    usual, *others = (_choose_of_one_link(link, sorted(found, key=lambda c: c.trial.value), y, groups) for link, found
+                      in _links_within_bound(by_link, search.project.params.tune.max_latency_us).items())
+    best = min((c for c in others if is_surely_lower(c.losses, usual.losses, groups)),
+               key=lambda c: c.losses.mean(), default=usual)
+    rows, first = np.unique(np.concatenate([f.rows for f in search.folds]), return_index=True)
+    n_folds = len(search.folds) * len(rows) // sum(len(f.rows) for f in search.folds) if len(search.folds) > 1 else 0
+    return best.recipe, MemberScores(rows, best.raw[:, first], n_folds)

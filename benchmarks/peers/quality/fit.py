@@ -22,7 +22,7 @@ X, y = rows.drop(columns="_target"), rows["_target"]
 def autogluon(preset):
     from autogluon.tabular import TabularPredictor
     model = TabularPredictor("_target", problem_type=task, eval_metric="roc_auc" if task == "binary" else "rmse",
-                             path="autogluon", verbosity=0)
+                             path="autogluon", verbosity=0, learner_kwargs={"random_state": seed}) # 0 by itself
     model.fit(rows, presets=preset, time_limit=seconds, num_cpus=2)
     return (lambda: model.predict_proba(test)[1] if task == "binary" else model.predict(test)), len(model.model_names())
 
