@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['monitoring_app', 'monitor_app', 'alert_app', 'label_app', 'slo_app', 'incident_app', 'MONITOR_EXAMPLES',
-           'monitor_run_command', 'monitor_show_command', 'label_next_command', 'label_give_command',
-           'label_stats_command', 'alert_list_command', 'alert_show_command', 'alert_ack_command',
-           'alert_close_command', 'alert_silence_command', 'alert_deliver_command', 'incident_list_command',
-           'incident_show_command', 'incident_note_command', 'incident_review_command', 'slo_init_command',
-           'slo_rules_command', 'slo_status_command', 'slo_probe_command']
+           'monitor_run_command', 'monitor_show_command', 'alert_list_command', 'alert_show_command',
+           'alert_ack_command', 'alert_close_command', 'alert_silence_command', 'alert_deliver_command',
+           'incident_list_command', 'incident_show_command', 'incident_note_command', 'incident_review_command',
+           'label_next_command', 'label_give_command', 'label_stats_command', 'slo_init_command', 'slo_rules_command',
+           'slo_status_command', 'slo_probe_command']
 
 # %% ../nbs/96_monitor_commands.ipynb #acd41e5d
 import os
@@ -159,56 +159,6 @@ def monitor_show_command(
     endpoint = read_settings(".").release.endpoint
     _print_frame(_TOPICS[topic](store, endpoint, end - parse_duration(window), end, by), as_json)
 
-# %% ../nbs/96_monitor_commands.ipynb #26a5275c
-def _ask_label(row, person): # -> whether to go on
-    from mlops_nb.monitor.label_queue import give_label
-    while True:
-        text = typer.prompt("Label (? cannot be decided, q to stop)").strip()
-        if text == "q": return False
-        try: told = give_label(".", row.id, None if text == "?" else text, row.row, person, row.endpoint)
-        except UserError as e: print(e)
-        else: break
-    print(f"\n{told}\n")
-    return True
-
-# %% ../nbs/96_monitor_commands.ipynb #ea94331c
-@label_app.command("next")
-def label_next_command(
-    queue: Annotated[str, typer.Option(help="random, uncertain, referred or drifted; else as the mix says.")] = "",
-    count: Annotated[int, typer.Option("-n", min=1, help="Rows to label, one after the other.")] = 1,
-    ask: Annotated[bool, typer.Option(help="Ask for the label here; without it, give it with `label give`.")] = True,
-):
-    "Show the next row that waits for a label, and the model's answer once the label is given."
-    from mlops_nb.monitor.label_queue import next_row
-    person = operator()
-    for _ in range(count):
-        row = next_row(".", person, queue)
-        if row is None: print("No row waits here."); return
-        print(row)
-        if not ask: print(f"\nYours until {row.until:%H:%M} UTC: mlops-nb label give {row.id} --row {row.row} LABEL")
-        if not ask or not _ask_label(row, person): return
-
-# %% ../nbs/96_monitor_commands.ipynb #d101d8b5
-@label_app.command("give")
-def label_give_command(
-    id: Annotated[str, typer.Argument(help="Of the request, as `label next` shows it.")],
-    label: Annotated[str, typer.Argument(help="A class, or a number; ? where it cannot be decided.")],
-    row: Annotated[int, typer.Option(min=0, help="Of the request.")] = 0,
-):
-    "Give the label of a row that `label next` showed; then the model's answer is shown."
-    from mlops_nb.monitor.label_queue import give_label
-    print(give_label(".", id, None if label == "?" else label, row, operator()))
-
-@label_app.command("stats")
-def label_stats_command():
-    "How many rows wait in each queue, who is at them, and how often people and the model agree."
-    from mlops_nb.monitor.label_queue import label_stats
-    print(f"{'queue':<10} {'rows':>8} {'waiting':>8} {'out':>5} {'labelled':>9} {'undecided':>10} {'agreed':>7}")
-    for s in label_stats(".").iter_rows(named=True):
-        agreed = "" if s["agreed"] is None else f"{s['agreed']:.0%}"
-        print(f"{s['queue']:<10} {s['rows']:>8,} {s['waiting']:>8,} {s['out']:>5} {s['labelled']:>9,} "
-              f"{s['undecided']:>10,} {agreed:>7}")
-
 # %% ../nbs/96_monitor_commands.ipynb #17479206
 _AlertsArgument = Annotated[list[str], typer.Argument(help="Of alerts, such as A12.")]
 
@@ -304,6 +254,56 @@ def incident_review_command(id: _IncidentArgument = ""):
     page = Path("reports/incidents") / f"{name}.md"
     with atomic_file(page) as tmp: tmp.write_text(text, encoding="utf-8")
     print(page, write_markdown_page(title.lstrip("# "), body, page.with_suffix(".html")), sep="\n")
+
+# %% ../nbs/96_monitor_commands.ipynb #26a5275c
+def _ask_label(row, person): # -> whether to go on
+    from mlops_nb.monitor.label_queue import give_label
+    while True:
+        text = typer.prompt("Label (? cannot be decided, q to stop)").strip()
+        if text == "q": return False
+        try: told = give_label(".", row.id, None if text == "?" else text, row.row, person, row.endpoint)
+        except UserError as e: print(e)
+        else: break
+    print(f"\n{told}\n")
+    return True
+
+# %% ../nbs/96_monitor_commands.ipynb #ea94331c
+@label_app.command("next")
+def label_next_command(
+    queue: Annotated[str, typer.Option(help="random, uncertain, referred or drifted; else as the mix says.")] = "",
+    count: Annotated[int, typer.Option("-n", min=1, help="Rows to label, one after the other.")] = 1,
+    ask: Annotated[bool, typer.Option(help="Ask for the label here; without it, give it with `label give`.")] = True,
+):
+    "Show the next row that waits for a label, and the model's answer once the label is given."
+    from mlops_nb.monitor.label_queue import next_row
+    person = operator()
+    for _ in range(count):
+        row = next_row(".", person, queue)
+        if row is None: print("No row waits here."); return
+        print(row)
+        if not ask: print(f"\nYours until {row.until:%H:%M} UTC: mlops-nb label give {row.id} --row {row.row} LABEL")
+        if not ask or not _ask_label(row, person): return
+
+# %% ../nbs/96_monitor_commands.ipynb #d101d8b5
+@label_app.command("give")
+def label_give_command(
+    id: Annotated[str, typer.Argument(help="Of the request, as `label next` shows it.")],
+    label: Annotated[str, typer.Argument(help="A class, or a number; ? where it cannot be decided.")],
+    row: Annotated[int, typer.Option(min=0, help="Of the request.")] = 0,
+):
+    "Give the label of a row that `label next` showed; then the model's answer is shown."
+    from mlops_nb.monitor.label_queue import give_label
+    print(give_label(".", id, None if label == "?" else label, row, operator()))
+
+@label_app.command("stats")
+def label_stats_command():
+    "How many rows wait in each queue, who is at them, and how often people and the model agree."
+    from mlops_nb.monitor.label_queue import label_stats
+    print(f"{'queue':<10} {'rows':>8} {'waiting':>8} {'out':>5} {'labelled':>9} {'undecided':>10} {'agreed':>7}")
+    for s in label_stats(".").iter_rows(named=True):
+        agreed = "" if s["agreed"] is None else f"{s['agreed']:.0%}"
+        print(f"{s['queue']:<10} {s['rows']:>8,} {s['waiting']:>8,} {s['out']:>5} {s['labelled']:>9,} "
+              f"{s['undecided']:>10,} {agreed:>7}")
 
 # %% ../nbs/96_monitor_commands.ipynb #a630688f
 @slo_app.command("init")

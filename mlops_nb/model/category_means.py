@@ -27,8 +27,8 @@ def shrunk_means(
     count = np.bincount(group, minlength=n_groups)
     mean = np.bincount(group, y, n_groups) / np.maximum(count, 1)
     n, m = count.sum(), (count > 0).sum()
-    within = np.square(y - mean[group]).sum() / max(1, n - m)
-    spread = n - np.square(count).sum() / max(1, n)
+    if n == m: return np.full(n_groups, overall), overall # nobody repeats: what differs may be noise
+    within, spread = np.square(y - mean[group]).sum() / (n - m), n - np.square(count).sum() / n
     between = max(0., (count @ np.square(mean) - (m - 1) * within) / spread) if spread > 0 else 0.
     weight = np.divide(count * between, count * between + within, np.zeros(n_groups), where=count * between > 0)
     return overall + weight * mean, overall

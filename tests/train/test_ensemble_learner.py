@@ -1,5 +1,6 @@
 "The learner ensemble, from trials to one model, and the training that is done once more on all rows."
 import shutil
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from mlops_nb.core.typed_yaml import read_json
 from mlops_nb.data.prepare import read_split
 from mlops_nb.model.ensemble import Ensemble
 from mlops_nb.model.predictor import MODEL_LOADERS, model_file
+from mlops_nb.train import trial_ensemble
 from mlops_nb.train.ensemble_selection import (
     MEMBER_SCORES_FILE,
     RECIPE_FILE,
@@ -129,6 +131,38 @@ def test_models_that_add_logarithms_are_added_with_each_other(tmp_path):
     assert read_recipe(root).link == "log"
     run_train(root, "ensemble")
     assert open_trained_predictor(root, "ensemble").model.log_link
+
+
+def of_two_links(monkeypatch, tmp_path, gain, splits=(10., 10.)):
+    "The link that is chosen where predictions of logarithms are better by so many standard errors; each has one trial."
+    rng = np.random.default_rng(0)
+    y = np.exp(rng.normal(size=4000))
+    error = rng.normal(size=4000)
+    d = rng.normal(size=4000) # what the squared error of the second is lower by
+    d = d - d.mean() + gain * d.std() / 4000**.5
+    other = np.sqrt(np.maximum((error * 3)**2 + 100 - d, 0)) # its errors: all positive
+    usual = np.sqrt((error * 3)**2 + 100)
+    p = Params()
+    p.tune.max_latency_us = 1.
+    fold = SimpleNamespace(rows=np.arange(4000), parts=(None, SimpleNamespace(y=y)))
+    project = SimpleNamespace(params=p, schema=SimpleNamespace(entity=None), root=tmp_path)
+    search = SimpleNamespace(folds=[fold], project=project, learner="gbdt")
+    trial = lambda i, value: SimpleNamespace(number=i, value=value, params={}, user_attrs=dict(row_splits=splits[i]))
+    found = [trial_ensemble._Candidate("log", search, trial(1, 1.), np.log(y + other)),
+             trial_ensemble._Candidate("identity", search, trial(0, 2.), y + usual)]
+    monkeypatch.setattr(trial_ensemble, "_candidates", lambda *_: found)
+    return choose_ensemble([(None, search)])[0].link
+
+
+@pytest.mark.parametrize("gain, link", [(-5, "identity"), (1, "identity"), (1.6, "identity"), (1.7, "log"), (9, "log")])
+def test_another_link_is_taken_where_it_is_surely_better(monkeypatch, tmp_path, gain, link):
+    assert of_two_links(monkeypatch, tmp_path, gain) == link
+
+
+@pytest.mark.parametrize("splits, link", [((10, 10), "log"), ((10, 1e6), "identity"), ((1e6, 10), "log"),
+                                          ((1e6, 1e6), "log")])
+def test_a_link_whose_trials_are_all_beyond_the_bound_stands_back(monkeypatch, tmp_path, splits, link):
+    assert of_two_links(monkeypatch, tmp_path, 9, splits) == link
 
 
 @pytest.mark.parametrize("learner", ["gbdt", "net", "ensemble"])

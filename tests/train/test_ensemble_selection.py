@@ -11,6 +11,7 @@ from mlops_nb.core.errors import UserError
 from mlops_nb.train.ensemble_selection import (
     _part_of_rows,
     add_greedily,
+    is_surely_lower,
     raw_loss,
     read_recipe,
     select_ensemble,
@@ -88,6 +89,12 @@ def test_no_ensemble_where_no_mean_can_be_better():
         raw = y + error * rng.uniform(1, 1.2, size=(5, 1))
         found = select_ensemble("identity", y, raw)
         assert [*found.weights.values()] == [1.0] and found.loss == pytest.approx(found.single_loss)
+
+
+def test_equal_models_are_surely_better_once_in_twenty():
+    rng = np.random.default_rng(2)
+    false = [is_surely_lower(*rng.exponential(size=(2, 500))) for _ in range(2000)]
+    assert .035 < np.mean(false) < .065
 
 
 def test_the_error_of_a_gain_counts_entities_and_not_rows():
