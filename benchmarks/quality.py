@@ -93,10 +93,10 @@ def own_row(name, own):
                met=took <= 1.05 * SECONDS and peak <= 3072 and one <= 100)
 
 
-def peer_row(name, system, metric, figures, gain, own, theirs):
+def peer_row(name, system, metric, figures, gain, own, theirs, needed):
     "The metric of both, the paired interval of the gain, and how fast both predict."
     faster = own[0].rate / theirs[0].rate
-    is_bound, needed = system != "AutoGluon best", 10 if system.startswith("AutoGluon") else 0
+    is_bound, needed = system != "AutoGluon best", needed if system.startswith("AutoGluon") else 0
     bound = ", ".join([*["not surely worse"] * is_bound, *[f"≥ {needed} × rows/s"] * bool(needed)])
     return row(f"{name}: {metric}", f"{figures[0]:.4f}, {own[0].rate:,.0f} rows/s", system,
                f"{figures[1]:.4f}, {theirs[0].took:.0f} s, {theirs[0].rate:,.0f} rows/s ({theirs[0].day})",
@@ -108,15 +108,16 @@ def mean_gain(task, metric, y, own, theirs):
     "Value and 95 % interval of the gain, each the mean over the seeds: their rows are the same, so it is no narrower."
     from mlops_nb.evaluate.comparison import paired_differences
     gains = [paired_differences(task, y, o.scores, t.scores)[metric].gain for o, t in zip(own, theirs)]
-    return SimpleNamespace(**{of: np.mean([getattr(g, of) for g in gains]) for of in ("value", "low", "high")})
+    mean = lambda of: float(np.mean([getattr(g, of) for g in gains]))
+    return SimpleNamespace(value=mean("value"), low=mean("low"), high=mean("high"))
 
 
-def table_rows(tmp, name, systems, n_seeds):
+def table_rows(tmp, name, options, systems, n_seeds, needed):
     "Rows of one table: ours beside each peer, by paired intervals and the means over the seeds."
     from mlops_nb.config.schema import read_schema
     from mlops_nb.data.prepare import read_split
     from mlops_nb.evaluate.metrics import PRIMARY_METRIC, weighted_metric
-    root = project(tmp / name, *SETS[name])
+    root = project(tmp / name, *options)
     run("mlops-nb", "stage", "features", cwd=root)
     task, package = read_schema(root / "schema.yaml").task, digest(*sorted((ROOT / "mlops_nb").rglob("*.py")))
     y, metric = read_split(root, "test", ["_target"])["_target"].to_numpy().astype(float), PRIMARY_METRIC[task]
@@ -127,7 +128,7 @@ def table_rows(tmp, name, systems, n_seeds):
         theirs = [by_peer(system, root, tmp / f"{name} {system} {seed}", task, seed, own[0].inputs.tolist())
                   for seed in range(n_seeds)]
         gain = mean_gain(task, metric, y, own, theirs)
-        yield peer_row(name, system, metric, (figure(own), figure(theirs)), gain, own, theirs), gain.high >= 0
+        yield peer_row(name, system, metric, (figure(own), figure(theirs)), gain, own, theirs, needed), gain.high >= 0
 
 
 def count_row(found):
@@ -146,17 +147,20 @@ def versions(systems):
             yield f"{home} {version_of(environment(f'quality_{home}', *packages), package)}"
 
 
-def main():
-    tables = ["telco"] if quick() else os.environ.get("QUALITY_TABLES", ",".join(SETS)).split(",")
-    systems = ["plain LightGBM"] if quick() else os.environ.get("QUALITY_SYSTEMS", ",".join(SYSTEMS)).split(",")
+def compare(sets, systems, needed):
+    "Rows of all tables, each with whether ours is not surely worse; so often AutoGluon's rows a second are asked for."
     found = []
-    for name in tables:
+    for name, options in sets.items():
         with workplace() as tmp:
-            for one in table_rows(tmp, name, systems, SEEDS):
+            for one in table_rows(tmp, name, options, systems, SEEDS, needed):
                 print(*one[0].values(), sep=" | ", file=sys.stderr, flush=True)
                 found.append(one)
-    rows = [*(r for r, _ in found), *count_row(found)]
-    report(rows, [
+    return found
+
+
+def notes(systems):
+    "How all were compared, and what with."
+    return [
         f"{SECONDS:.0f} seconds for each search, on the same {THREADS} cores; seeds: {SEEDS}. All get the train and "
         "valid rows of the project's split, and nothing else. Ours: `mlops-nb tune` with a budget in a new project: "
         "trees, added up where that is surely better, trained once more on all these rows after the search. Each was "
@@ -165,9 +169,19 @@ def main():
         "are means over the seeds.",
         f"Peers that ran: {', '.join(systems)} (environments of {', '.join(versions(systems))}); AutoGluon's medium "
         "and best are its presets medium_quality and best_quality.",
-        "Rows a second: `predict` of each on all test rows, with encoding. The test rows of bike, bank and taxi come "
-        "after the others in time, those of Adult are its official test file, those of telco a random part."],
-        ["what", "ours", "peer, same rows", "its figure", "gain", "bound", "met"])
+        "Rows a second: `predict` of each on all test rows, with encoding."]
+
+
+HEAD = ["what", "ours", "peer, same rows", "its figure", "gain", "bound", "met"]
+
+
+def main():
+    tables = ["telco"] if quick() else os.environ.get("QUALITY_TABLES", ",".join(SETS)).split(",")
+    systems = ["plain LightGBM"] if quick() else os.environ.get("QUALITY_SYSTEMS", ",".join(SYSTEMS)).split(",")
+    found = compare({t: SETS[t] for t in tables}, systems, needed=10)
+    report([*(r for r, _ in found), *count_row(found)], [
+        *notes(systems), "The test rows of bike, bank and taxi come after the others in time, those of Adult are its "
+        "official test file, those of telco a random part."], HEAD)
 
 
 if __name__ == "__main__": main()

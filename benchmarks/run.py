@@ -21,7 +21,7 @@ SUBJECTS = {"default_pipeline": 1200, "taxi_ingest": 600, "overhead": 2400, "sco
             "evidence": 1800, "wide": 1200, "csv_ingest": 1200, "attacks": 900, "judge": 1200, "monitoring": 3600,
             "monitoring_speed": 1800, "performance_estimates": 1800, "monitored_year": 5400,
             "control": 900, "control_kills": 3600, "controlled_day": 3600,
-            "portfolio": 3600, "quality": 36000}
+            "portfolio": 3600, "quality": 36000, "public_tables": 7200}
 PACKAGES = ["polars", "lightgbm", "numpy", "pyarrow", "pandera", "dvc", "mlflow", "scikit-learn", "shap", "papermill"]
 HEAD = ("what", "figure", "peer, same run", "its figure", "ratio", "bound", "met")
 

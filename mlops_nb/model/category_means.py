@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from msgspec import Struct
 
-from .text_scores import ScoreTarget, assign_folds
+from .text_scores import ScoreTarget, stratified_folds
 
 # %% ../../nbs/model/04_category_means.ipynb #c91aee49
 def shrunk_means(
@@ -90,7 +90,7 @@ def cross_fit_means(
     groups: pl.Series | None = None, # Entity of each row: rows of one are never in two folds
 ) -> np.ndarray: # (n, k) float64; NaN where the name is missing
     "What replaces the means of the rows that they were learned from."
-    number, fold = _numbers(values, fitted.means), assign_folds(target.values, groups)
+    number, fold = _numbers(values, fitted.means), stratified_folds(target.values, groups)
     out = fitted.encode(values.cast(pl.String).to_list())
     for i in range(fold.max(initial=-1) + 1):
         rows, held = fold != i, (fold == i) & (number >= 0)

@@ -84,10 +84,10 @@ def test_folds_are_whole_groups_of_about_one_size(seed, n_groups, continuous):
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, n_groups, 200)
     y = rng.normal(size=(200, 1)) if continuous else (rng.random((200, 1)) < .2).astype(float)
-    fold = module.assign_folds(y, pl.Series(groups))
+    fold = module.stratified_folds(y, pl.Series(groups))
     assert all(len({*fold[groups == g]}) == 1 for g in set(groups.tolist()))
     assert len({*fold}) == min(5, len(set(groups.tolist())))
-    single = module.assign_folds(y, None)
+    single = module.stratified_folds(y, None)
     assert np.ptp(np.bincount(single)) <= 1
     if not continuous: assert np.ptp([y[single == i].sum() for i in range(5)]) <= 1
 
