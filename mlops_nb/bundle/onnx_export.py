@@ -479,8 +479,8 @@ def parity_error(
 def _left_to_the_caller(predictor):
     features = predictor.features
     kinds = dict(preprocess=features.preprocess, feature=features.functions, postprocess=features.postprocess)
-    encoded = [f"{'means' if c.means else f'{c.kind} encoding'} of {c.name}" for c in predictor.encoder.columns
-               if c.means or c.encoding]
+    encoded = [f"{'target' if c.target_encoding else c.kind} encoding of {c.name}" for c in predictor.encoder.columns
+               if c.target_encoding or c.encoding]
     return [f"{kind} {name}" for kind, functions in kinds.items() for name in functions] + encoded
 
 def export_onnx(

@@ -118,9 +118,9 @@ class EncoderParams(Struct, forbid_unknown_fields=True, kw_only=True):
         description="categories with fewer training rows share one code")] = 10
     max_categories: Annotated[PositiveInt, Meta(
         description="categories with a code of their own, at most; the most frequent ones")] = 254
-    category_means: Annotated[bool, Meta(
-        description="true: where frequent names have no code of their own, the mean target of each name, "
-        "cross-fitted, is a number of the category too")] = True
+    target_encoding: Annotated[bool, Meta(
+        description="true: where frequent categories have no code of their own, the mean target of each, "
+        "cross-fitted, is a number too")] = True
     max_vector_components: Annotated[PositiveInt, Meta(
         description="a vector column that is wider is reduced to so many principal components")] = 64
     text: TextParams = field(default_factory=TextParams)

@@ -20,8 +20,8 @@ from msgspec import Struct, field
 from ..config.params import EncoderParams
 from ..config.schema import Schema
 from ..core.errors import UserError
-from .category_means import CategoryMeans, cross_fit_means, fit_category_means, frequent_names
 from .features import Features
+from .target_encoding import TargetEncoding, cross_fit_encoding, fit_target_encoding, frequent_names
 from .text_encoder import TextEncoding, fit_text
 from .text_scores import cross_fit_scores, fit_text_scores, score_target
 from .vector_encoder import VectorEncoding, fit_vectors
@@ -34,13 +34,14 @@ class EncodedColumn(Struct, omit_defaults=True):
     name: str
     kind: Literal["number", "category", "boolean", "text", "vector"]
     codes: dict[str, int] = field(default_factory=dict) # of a category: name -> code
-    means: CategoryMeans | None = None # of a category with more frequent names than codes
+    target_encoding: TargetEncoding | None = None # of a category with more frequent names than codes
     encoding: TextEncoding | VectorEncoding | None = None # of what is no single number
 
     @property
     def made_names(self) -> list[str]: # Such as note.n_words, postcode.mean
         "The columns of the matrix that are more than the input itself."
-        return [f"{self.name}.{suffix}" for made in (self.means, self.encoding) if made for suffix in made.names]
+        made = self.encoding or self.target_encoding
+        return [f"{self.name}.{suffix}" for suffix in made.names] if made else []
 
     @property
     def matrix_names(self) -> list[str]:
@@ -52,7 +53,7 @@ class EncodedColumn(Struct, omit_defaults=True):
     ) -> np.ndarray: # (n, columns of the matrix)
         "The rows of a category: the code, and what else its name says."
         codes = np.array([math.nan if v is None else self.codes.get(v, UNKNOWN_CODE) for v in names], float)[:, None]
-        return np.hstack([codes, self.means.encode(names)]) if self.means else codes
+        return np.hstack([codes, self.target_encoding.encode(names)]) if self.target_encoding else codes
 
 # %% ../../nbs/model/05_encoder.ipynb #9fd185b8
 class Encoder(Struct, dict=True):
@@ -108,10 +109,10 @@ def category_codes(
 # %% ../../nbs/model/05_encoder.ipynb #9251b392
 _MIN_UNCODED = .01 # share of the rows
 
-def _fit_means(values, codes, target): # None where the codes say all that there is to learn
+def _fit_target_encoding(values, codes, target): # None where the codes say all that there is to learn
     counts = frequent_names(values, len(target.names))
     uncoded = sum(n for name, n in counts.items() if codes.get(name, UNKNOWN_CODE) < FIRST_KEPT_CODE)
-    return fit_category_means(values, target) if uncoded >= _MIN_UNCODED * max(1, len(values)) else None
+    return fit_target_encoding(values, target) if uncoded >= _MIN_UNCODED * max(1, len(values)) else None
 
 # %% ../../nbs/model/05_encoder.ipynb #db1902c8
 _KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean', text='text',
@@ -153,9 +154,9 @@ def _fit_text(name, values, schema, params, target):
 def _fit_column(name, kind, frame, schema, params, target):
     values = _require_column(frame, name)
     if kind == 'category':
-        codes, with_means = category_codes(values, params), params.category_means and target is not None
-        return EncodedColumn(name, kind, codes, _fit_means(values, codes, score_target(target, schema))
-                             if with_means else None)
+        codes = category_codes(values, params)
+        if target is None or not params.target_encoding: return EncodedColumn(name, kind, codes)
+        return EncodedColumn(name, kind, codes, _fit_target_encoding(values, codes, score_target(target, schema)))
     if kind == 'text': return EncodedColumn(name, kind, encoding=_fit_text(name, values, schema, params.text, target))
     if kind == 'vector':
         fitted = fit_vectors(values, schema.columns[name].form, params.max_vector_components)
@@ -197,7 +198,7 @@ def _encode_column(values, column, table): # (n,), or (n, columns of the matrix)
     if not _dtype_fits(values.dtype, column.kind):
         raise UserError(f"column '{column.name}' holds {values.dtype} values where the model expects a {column.kind}; "
                         "convert it, or correct its type in schema.yaml and train again.")
-    if column.means: return column.encode_names(values.cast(pl.String).to_list())
+    if column.target_encoding: return column.encode_names(values.cast(pl.String).to_list())
     if column.kind == 'category':
         codes = values.cast(pl.String).replace_strict(*table, default=float(UNKNOWN_CODE), return_dtype=pl.Float64)
         return codes.to_numpy()
@@ -227,10 +228,10 @@ def transform_training(self:Encoder,
     "The rows that the encoder learned from, as the matrix that a model is trained on."
     X, groups = self.transform(frame), frame.get_column(schema.entity, default=None) if schema.entity else None
     for column, end in zip(self.columns, self.starts[1:]):
-        fitted = column.means or (column.encoding if column.kind == 'text' else None)
+        fitted = column.target_encoding or (column.encoding if column.kind == 'text' else None)
         if not fitted or not fitted.scores: continue
         values, asked = _require_column(frame, column.name), score_target(target, schema, fitted.scores)
-        cross_fit = cross_fit_means if column.means else cross_fit_scores
+        cross_fit = cross_fit_encoding if column.target_encoding else cross_fit_scores
         X[:, end - len(fitted.scores):end] = cross_fit(fitted, values, asked, groups)
     return X
 
@@ -238,7 +239,7 @@ def transform_training(self:Encoder,
 @patch
 def matrix_columns(self:Encoder,
     name: str, # Of an input
-) -> list[int]: # Positions in the matrix, one but for texts, vectors and names with means
+) -> list[int]: # Positions in the matrix, one but for texts, vectors and target-encoded names
     "Where an input is in the matrix."
     i = self.feature_names.index(name)
     return [*range(self.starts[i], self.starts[i + 1])]

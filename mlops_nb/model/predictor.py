@@ -183,7 +183,7 @@ def encode_columns(self:Predictor,
 
 # %% ../../nbs/model/18_predictor.ipynb #570d000f
 @patch
-def _encode_wide(self:Predictor, columns): # With texts, vectors or the means of names
+def _encode_wide(self:Predictor, columns): # With texts, vectors or target-encoded names
     starts = self.encoder.starts
     X = np.empty((len(columns[self._category_codes[0][0]]), starts[-1]))
     for column, start, end in zip(self.encoder.columns, starts, starts[1:]):

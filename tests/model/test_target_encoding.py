@@ -11,10 +11,10 @@ from mlops_nb.config.params import EncoderParams, GbdtParams, NetParams, TrainPa
 from mlops_nb.config.schema import Column, Schema
 from mlops_nb.core.errors import UserError
 from mlops_nb.model.booster import Booster
-from mlops_nb.model.category_means import cross_fit_means, fit_category_means, shrunk_means
 from mlops_nb.model.encoder import Encoder
 from mlops_nb.model.features import load_features
 from mlops_nb.model.predictor import MODEL_LOADERS, Predictor
+from mlops_nb.model.target_encoding import cross_fit_encoding, fit_target_encoding, shrunk_means
 from mlops_nb.model.text_scores import score_target
 from mlops_nb.serve.request_validation import RequestDecoder
 from mlops_nb.train.dataset import to_training_part
@@ -94,9 +94,9 @@ def test_random_targets_leave_nothing_in_cross_fitted_means():
         frame = rows("binary", 3000, 400, seed, known=False)
         y = frame["_target"].to_numpy()
         target = score_target(y, schema("binary"))
-        means = fit_category_means(frame["who"], target)
+        means = fit_target_encoding(frame["who"], target)
         known = frame["who"].is_not_null().to_numpy()
-        honest.append(auc(y[known], cross_fit_means(means, frame["who"], target)[known, 0]))
+        honest.append(auc(y[known], cross_fit_encoding(means, frame["who"], target)[known, 0]))
     assert abs(np.mean(honest) - .5) < .03
 
 
@@ -130,11 +130,11 @@ def test_rows_of_one_entity_say_nothing_of_each_other():
 def test_who_has_means():
     frame = rows()
     y = frame["_target"].to_numpy()
-    of = lambda params, frame=frame: Encoder.fit(frame, schema(), params=params, target=y).columns[0].means
+    of = lambda params, frame=frame: Encoder.fit(frame, schema(), params=params, target=y).columns[0].target_encoding
     assert of(EncoderParams()) is None # each has a code
     assert of(FEW) and of(EncoderParams(max_categories=50))
-    assert of(EncoderParams(max_categories=50, category_means=False)) is None
-    assert Encoder.fit(frame, schema(), params=FEW).columns[0].means is None # without a target
+    assert of(EncoderParams(max_categories=50, target_encoding=False)) is None
+    assert Encoder.fit(frame, schema(), params=FEW).columns[0].target_encoding is None # without a target
     alone = frame.with_columns(who=pl.Series([f"person {i}" for i in range(len(frame))]))
     assert of(FEW, alone) is None # nobody is seen twice
     rare = frame.with_columns(who=pl.Series(["often"] * (len(frame) - 11) + ["seldom"] * 11))
