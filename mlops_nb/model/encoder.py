@@ -107,12 +107,13 @@ def category_codes(
     return codes | {name: RARE_CODE for name in counts['name'][len(kept):len(kept) + _MAX_RARE_NAMES].to_list()}
 
 # %% ../../nbs/model/05_encoder.ipynb #9251b392
-_MIN_UNCODED = .01 # share of the rows
+_MIN_UNCODED_NAMES, _MIN_UNCODED = 10, .01 # names, and their share of the rows
 
 def _fit_target_encoding(values, codes, target): # None where the codes say all that there is to learn
     counts = frequent_names(values, len(target.names))
-    uncoded = sum(n for name, n in counts.items() if codes.get(name, UNKNOWN_CODE) < FIRST_KEPT_CODE)
-    return fit_target_encoding(values, target) if uncoded >= _MIN_UNCODED * max(1, len(values)) else None
+    uncoded = [n for name, n in counts.items() if codes.get(name, UNKNOWN_CODE) < FIRST_KEPT_CODE]
+    is_needed = len(uncoded) >= _MIN_UNCODED_NAMES and sum(uncoded) >= _MIN_UNCODED * len(values)
+    return fit_target_encoding(values, target) if is_needed else None
 
 # %% ../../nbs/model/05_encoder.ipynb #db1902c8
 _KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean', text='text',

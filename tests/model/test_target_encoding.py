@@ -137,10 +137,14 @@ def test_who_has_means():
     assert Encoder.fit(frame, schema(), params=FEW).columns[0].target_encoding is None # without a target
     alone = frame.with_columns(who=pl.Series([f"person {i}" for i in range(len(frame))]))
     assert of(FEW, alone) is None # nobody is seen twice
-    rare = frame.with_columns(who=pl.Series(["often"] * (len(frame) - 11) + ["seldom"] * 11))
-    assert of(EncoderParams(min_category_count=12), rare) is None # below one row in a hundred
-    assert of(EncoderParams(min_category_count=13), rare.with_columns(
-        who=pl.Series(["often"] * (len(frame) - 12) + ["seldom"] * 12)))
+    def with_seldom(n_names, n): # so many names of so many rows each beside one of all others
+        return frame.with_columns(who=pl.Series(["often"] * (len(frame) - n_names * n)
+                                                + [f"s{i // n}" for i in range(n_names * n)]))
+    assert of(EncoderParams(), with_seldom(9, 9)) is None # few names
+    assert of(EncoderParams(), with_seldom(10, 9))
+    long = pl.concat([with_seldom(10, 5), *[frame.with_columns(who=pl.lit("often"))] * 4])
+    of_long = Encoder.fit(long, schema(), target=long["_target"].to_numpy()).columns[0].target_encoding
+    assert of_long is None # 50 of 6,000 rows
     seldom = pl.Series(["often"] * 400 + [f"n{i // 4}" for i in range(400)] + [f"m{i // 5}" for i in range(400)])
     assert {*of(FEW, frame.with_columns(who=seldom)).means} == {"often", *(f"m{i}" for i in range(80))} # five rows
 
