@@ -21,7 +21,7 @@ from ..config.params import EncoderParams
 from ..config.schema import Schema
 from ..core.errors import UserError
 from .features import Features
-from .target_encoding import TargetEncoding, cross_fit_encoding, fit_target_encoding, frequent_names
+from .target_encoding import TargetEncoding, count_names, cross_fit_encoding, fit_target_encoding
 from .text_encoder import TextEncoding, fit_text
 from .text_scores import cross_fit_scores, fit_text_scores, score_target
 from .vector_encoder import VectorEncoding, fit_vectors
@@ -100,20 +100,10 @@ def category_codes(
     params: EncoderParams, # `min_category_count`, `max_categories`
 ) -> dict[str, int]: # Name -> code
     "The codes of a category, from its training values."
-    counts = (values.cast(pl.String).alias('name').drop_nulls().value_counts(name='n')
-              .sort(['n', 'name'], descending=[True, False]).head(params.max_categories + _MAX_RARE_NAMES))
+    counts = count_names(values).head(params.max_categories + _MAX_RARE_NAMES)
     kept = counts.filter(pl.col('n') >= params.min_category_count).head(params.max_categories)['name'].to_list()
     codes = {name: FIRST_KEPT_CODE + i for i, name in enumerate(kept)}
     return codes | {name: RARE_CODE for name in counts['name'][len(kept):len(kept) + _MAX_RARE_NAMES].to_list()}
-
-# %% ../../nbs/model/05_encoder.ipynb #9251b392
-_MIN_UNCODED_NAMES, _MIN_UNCODED = 10, .01 # names, and their share of the rows
-
-def _fit_target_encoding(values, codes, target): # None where the codes say all that there is to learn
-    counts = frequent_names(values, len(target.names))
-    uncoded = [n for name, n in counts.items() if codes.get(name, UNKNOWN_CODE) < FIRST_KEPT_CODE]
-    is_needed = len(uncoded) >= _MIN_UNCODED_NAMES and sum(uncoded) >= _MIN_UNCODED * len(values)
-    return fit_target_encoding(values, target) if is_needed else None
 
 # %% ../../nbs/model/05_encoder.ipynb #db1902c8
 _KIND_OF_TYPE = dict(integer='number', number='number', category='category', boolean='boolean', text='text',
@@ -157,7 +147,8 @@ def _fit_column(name, kind, frame, schema, params, target):
     if kind == 'category':
         codes = category_codes(values, params)
         if target is None or not params.target_encoding: return EncodedColumn(name, kind, codes)
-        return EncodedColumn(name, kind, codes, _fit_target_encoding(values, codes, score_target(target, schema)))
+        coded = {name for name, code in codes.items() if code >= FIRST_KEPT_CODE}
+        return EncodedColumn(name, kind, codes, fit_target_encoding(values, score_target(target, schema), coded))
     if kind == 'text': return EncodedColumn(name, kind, encoding=_fit_text(name, values, schema, params.text, target))
     if kind == 'vector':
         fitted = fit_vectors(values, schema.columns[name].form, params.max_vector_components)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORTFOLIO', 'open_storage', 'is_categorical', 'clip_to_range', 'open_study', 'counted_trials', 'enqueue_first_trial',
-           'is_being_tried', 'trial_seconds', 'is_budget_spent', 'expected_improvement', 'row_latency_us',
+           'is_repeated', 'trial_seconds', 'is_budget_spent', 'expected_improvement', 'row_latency_us',
            'worker_identity', 'fail_stale_trials']
 
 # %% ../../nbs/train/21_study.ipynb #a1d48c54
@@ -121,17 +121,19 @@ def counted_trials(study) -> list: # of `optuna.trial.FrozenTrial`
 def enqueue_first_trial(study) -> None:
     "Put the next of the trials that a study begins with in front, if there is one left and none waits."
     from optuna.trial import TrialState
-    first, n = study.user_attrs.get('first_trials', []), len(counted_trials(study))
-    if n >= len(first) or study.get_trials(deepcopy=False, states=[TrialState.WAITING]): return
-    study.enqueue_trial(first[n], user_attrs={} if n else dict(default_params=True))
+    if study.get_trials(deepcopy=False, states=[TrialState.WAITING]): return
+    tried = _known_settings(study).values()
+    left = next((values for values in study.user_attrs.get('first_trials', []) if values not in tried), None)
+    if left is not None: study.enqueue_trial(left, user_attrs={} if left else dict(default_params=True))
 
-def is_being_tried(study, trial) -> bool: # `trial` is from `study.ask()`
+def is_repeated(study, trial) -> bool: # `trial` is from `study.ask()`
     "Was a known setting put in front by another worker at the same moment? The later of the two gives way."
-    from optuna.trial import TrialState
-    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-    fixed = {t.number: t.system_attrs.get('fixed_params') for t in running}
-    mine = fixed.get(trial.number)
-    return mine is not None and any(values == mine for number, values in fixed.items() if number < trial.number)
+    known = _known_settings(study)
+    mine = known.get(trial.number)
+    return mine is not None and any(values == mine for number, values in known.items() if number < trial.number)
+
+def _known_settings(study): # number of a trial that counts -> what was put in front for it
+    return {t.number: t.system_attrs['fixed_params'] for t in counted_trials(study) if 'fixed_params' in t.system_attrs}
 
 def trial_seconds(study) -> list[float]: # Seconds
     "The working time of each trial that has ended; what a machine slept meanwhile is not counted."

@@ -55,15 +55,9 @@ def _row_clusters(project, folds): # (n,) int; None where each row stands for it
     return np.unique(rows, return_inverse=True)[1] if len(np.unique(rows)) < len(rows) else None
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #e5161564
-def _within_bound(found, bound): # The candidates, and the share of the bound that each costs
-    costs = np.array([row_latency_us(c.trial) / bound for c in found]) if bound else np.zeros(len(found))
-    if not (costs <= 1).any(): return found[:1], np.zeros(1)
-    return [c for c, cost in zip(found, costs) if cost <= 1], costs[costs <= 1]
-
-def _links_within_bound(by_link, bound): # Those that have a candidate within it; all, if none has
-    within = {link: found for link, found in by_link.items()
-              if not bound or min(row_latency_us(c.trial) for c in found) <= bound}
-    return within or by_link
+def _within_bound(candidates, bound): # Those whose trees are; the best alone, if none is
+    within = [c for c in candidates if not bound or row_latency_us(c.trial) <= bound]
+    return within or [min(candidates, key=lambda c: c.trial.value)]
 
 # %% ../../nbs/train/23_trial_ensemble.ipynb #64a72679
 def _member(search, trial, weight):
@@ -84,9 +78,9 @@ class _Choice(NamedTuple):
     losses: np.ndarray # (n,) of what they say together
 
 def _choose_of_one_link(link, found, y, groups): # Of candidates whose raw scores mean the same
-    params = found[0].search.project.params
-    found, costs = _within_bound(found, params.tune.max_latency_us)
-    at = _compared_rows(found)
+    params, at = found[0].search.project.params, _compared_rows(found)
+    bound = params.tune.max_latency_us
+    costs = np.array([row_latency_us(c.trial) / bound if bound else 0 for c in found])
     choice = select_ensemble(link, y[at], np.stack([c.raw[at] for c in found]),
                              None if groups is None else np.unique(groups[at], return_inverse=True)[1],
                              params.train.ensemble.max_members, costs)
@@ -105,10 +99,10 @@ def choose_ensemble(
     if not candidates:
         raise UserError("none of the trials can be part of an ensemble, since their models answer with probabilities; "
                         "leave ensemble out of train.learners.")
-    for one in sorted(candidates, key=lambda c: c.trial.number): by_link.setdefault(one.link, []).append(one)
+    within = _within_bound(candidates, search.project.params.tune.max_latency_us)
+    for one in sorted(within, key=lambda c: c.trial.number): by_link.setdefault(one.link, []).append(one)
     y, groups = np.concatenate([f.parts[1].y for f in search.folds]), _row_clusters(search.project, search.folds)
-    usual, *others = (_choose_of_one_link(link, sorted(found, key=lambda c: c.trial.value), y, groups) for link, found
-                      in _links_within_bound(by_link, search.project.params.tune.max_latency_us).items())
+    usual, *others = (_choose_of_one_link(link, found, y, groups) for link, found in by_link.items())
     best = min((c for c in others if is_surely_lower(c.losses, usual.losses, groups)),
                key=lambda c: c.losses.mean(), default=usual)
     rows, first = np.unique(np.concatenate([f.rows for f in search.folds]), return_index=True)

@@ -32,9 +32,9 @@ from mlops_nb.train.study import (
     enqueue_first_trial,
     expected_improvement,
     fail_stale_trials,
-    is_being_tried,
     is_budget_spent,
     is_categorical,
+    is_repeated,
     open_storage,
     open_study,
     row_latency_us,
@@ -63,7 +63,7 @@ def run_trials(
         enqueue_first_trial(study)
         trial = study.ask()
         trial.set_user_attr('worker', worker_identity())
-        if is_being_tried(study, trial):
+        if is_repeated(study, trial):
             study.tell(trial, state=TrialState.FAIL)
             continue
         # another took the last one at the same moment
